@@ -1,0 +1,78 @@
+//! A broker is a struct of capabilities. What an adapter lacks is missing in its type, not refused at run time;
+//! differences within a capability are data.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::dead_letters::DeadLetters;
+use crate::job_queue::JobQueue;
+use crate::leasing::Leasing;
+use crate::policy::PolicyStore;
+use crate::provision::Provision;
+use crate::result_log::ResultLog;
+
+/// Everything that ingress and operators need. A worker needs [`Leasing`] alone, which also `remote` gives.
+#[derive(Clone)]
+pub struct Broker {
+    /// What it can do, as data.
+    pub capabilities: Capabilities,
+    /// For submitters.
+    pub jobs: Arc<dyn JobQueue>,
+    /// For workers.
+    pub leasing: Arc<dyn Leasing>,
+    /// For readers.
+    pub results: Arc<dyn ResultLog>,
+    /// For operators: what ended badly.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// For all: what holds for a queue.
+    pub policies: Arc<dyn PolicyStore>,
+    /// For operators: creating what the broker needs.
+    pub provision: Arc<dyn Provision>,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("capabilities", &self.capabilities).finish_non_exhaustive()
+    }
+}
+
+/// How adapters differ where the contract lets them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The adapter: `embedded`, `nats`, `sqs`.
+    pub adapter: &'static str,
+    /// The largest payload or result in bytes, whatever a queue's policy says.
+    pub payload_max: u64,
+    /// What an accepted job survives.
+    pub durability: Durability,
+    /// Whether a lost lease is noticed by the broker (`true`), or judged by the holder's own clock (`false`).
+    pub lease_lost_certain: bool,
+    /// Whether clients share a queue's workers by weight.
+    pub fair: bool,
+}
+
+/// What an accepted job survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Loss of power: it was flushed to stable storage before the answer.
+    PowerLoss,
+    /// Loss of a machine: a majority of replicas has it.
+    Replicated,
+    /// A crash of the broker's process: the operating system has it.
+    ProcessCrash,
+    /// Nothing: it lives in this process's memory, for tests and trials.
+    None,
+}
+
+impl Durability {
+    /// The word that whoami, logs and docs use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PowerLoss => "power-loss",
+            Self::Replicated => "replicated",
+            Self::ProcessCrash => "process-crash",
+            Self::None => "none",
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Jobs, results and dead letters as MessagePack maps with named fields.
+//!
+//! `v` comes first. This build reads versions [`OLDEST`] to [`NEWEST`]; fields it does not know are kept and written
+//! back; a newer version is an error of its own, so that the reader hands the message back instead of dropping it.
+//! Version 1 writes ids as text, version 2 as 16 bytes. Golden files: `bridge/tests/golden/`.
+
+mod msgpack;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use msgpack::{Reader, Writer};
+
+use super::{
+    ClientId, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, Outcome, QueueName, RunId, Timestamp,
+};
+use crate::dead_letters::DeadLetter;
+
+/// The oldest version this build reads: n-1.
+pub const OLDEST: u16 = 1;
+/// The newest version this build reads: n.
+pub const NEWEST: u16 = 2;
+/// The most fields a map may have, known and unknown.
+const FIELDS_MAX: u32 = 128;
+
+/// A version this build writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WireVersion {
+    /// Ids as text.
+    V1,
+    /// Ids as 16 bytes.
+    #[default]
+    V2,
+}
+
+impl WireVersion {
+    /// The number that stands in `v`.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        match self {
+            Self::V1 => 1,
+            Self::V2 => 2,
+        }
+    }
+}
+
+/// Fields that a newer writer added and this build does not know: name and value as MessagePack, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra(Vec<(String, Bytes)>);
+
+impl Extra {
+    /// The names of the fields, in the order they came.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+}
+
+/// The bytes are not an envelope that this build can read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// A newer relay wrote it. Hand it back; never dead-letter it.
+    #[error("envelope version {found} is newer than {NEWEST}, the newest this build reads")]
+    Newer {
+        /// The version found.
+        found: u16,
+    },
+    /// No relay wrote it, or it was damaged.
+    #[error("damaged envelope: {0}")]
+    Malformed(&'static str),
+}
+
+/// Writes a job.
+#[must_use]
+pub fn encode_job(job: &Job, version: WireVersion) -> Vec<u8> {
+    let capacity = 400 + job.payload.len() + job.headers.iter().map(|(k, v)| k.len() + v.len() + 8).sum::<usize>();
+    let mut to = Writer::map(JOB_FIELDS + job.extra.0.len(), capacity);
+    to.unsigned("v", u64::from(version.number()));
+    id(&mut to, version, "id", job.id.as_bytes(), &job.id);
+    id(&mut to, version, "run", job.run_id.as_bytes(), &job.run_id);
+    to.unsigned("generation", u64::from(job.generation));
+    to.text("client", job.client.as_str());
+    to.text("queue", job.queue.as_str());
+    to.optional_text("key", job.key.as_ref().map(IdempotencyKey::as_str));
+    to.binary("fingerprint", job.fingerprint.as_bytes());
+    to.text("content_type", &job.content_type);
+    to.optional_text("content_encoding", job.content_encoding.as_deref());
+    to.text_map("headers", job.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    to.signed("accepted_at", job.accepted_at.as_millis());
+    to.signed("due_at", job.due_at.as_millis());
+    to.signed("expires_at", job.expires_at.as_millis());
+    to.unsigned("ttl_ms", job.ttl_ms);
+    to.unsigned("keep_ms", job.keep_ms);
+    to.boolean("keep_record", job.keep_record);
+    to.binary("payload", &job.payload);
+    extra(&mut to, &job.extra);
+    to.finish()
+}
+
+const JOB_FIELDS: usize = 18;
+
+/// Reads a job of any version this build knows. The payload is a slice of `bytes`.
+///
+/// # Errors
+/// [`EnvelopeError`].
+pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
+    let mut fields = Fields::open(bytes)?;
+    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, None, None, None);
+    let (mut key, mut fingerprint, mut content_type, mut content_encoding) = (None, None, None, None);
+    let (mut headers, mut accepted_at, mut due_at, mut expires_at) = (BTreeMap::new(), None, None, None);
+    let (mut ttl_ms, mut keep_ms, mut keep_record, mut payload) = (None, None, None, None);
+    while let Some(name) = fields.next_name()? {
+        let from = &mut fields.from;
+        match name {
+            "id" => job_id = Some(JobId::from_bytes(read_id(from)?)),
+            "run" => run_id = Some(RunId::from_bytes(read_id(from)?)),
+            "generation" => generation = Some(narrow(from.unsigned()?)?),
+            "client" => client = Some(parse::<ClientId>(from.text()?)?),
+            "queue" => queue = Some(parse::<QueueName>(from.text()?)?),
+            "key" => key = from.optional(|from| parse::<IdempotencyKey>(from.text()?))?,
+            "fingerprint" => fingerprint = Some(Fingerprint::from_bytes(fixed(from.binary()?)?)),
+            "content_type" => content_type = Some(from.text()?.to_owned()),
+            "content_encoding" => content_encoding = from.optional(|from| from.text().map(str::to_owned))?,
+            "headers" => headers = read_headers(from)?,
+            "accepted_at" => accepted_at = Some(Timestamp::from_millis(from.signed()?)),
+            "due_at" => due_at = Some(Timestamp::from_millis(from.signed()?)),
+            "expires_at" => expires_at = Some(Timestamp::from_millis(from.signed()?)),
+            "ttl_ms" => ttl_ms = Some(from.unsigned()?),
+            "keep_ms" => keep_ms = Some(from.unsigned()?),
+            "keep_record" => keep_record = Some(from.boolean()?),
+            "payload" => payload = Some(from.shared_binary()?),
+            other => fields.keep(other)?,
+        }
+    }
+    Ok(Job {
+        id: need(job_id)?,
+        run_id: need(run_id)?,
+        generation: need(generation)?,
+        client: need(client)?,
+        queue: need(queue)?,
+        key,
+        fingerprint: need(fingerprint)?,
+        content_type: need(content_type)?,
+        content_encoding,
+        headers,
+        payload: need(payload)?,
+        accepted_at: need(accepted_at)?,
+        due_at: need(due_at)?,
+        expires_at: need(expires_at)?,
+        ttl_ms: need(ttl_ms)?,
+        keep_ms: need(keep_ms)?,
+        keep_record: need(keep_record)?,
+        extra: fields.extra,
+    })
+}
+
+/// Writes a result.
+#[must_use]
+pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
+    let failure_bytes = result.failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
+    let mut to = Writer::map(RESULT_FIELDS + result.extra.0.len(), 340 + result.payload.len() + failure_bytes);
+    to.unsigned("v", u64::from(version.number()));
+    id(&mut to, version, "id", result.job_id.as_bytes(), &result.job_id);
+    id(&mut to, version, "run", result.run_id.as_bytes(), &result.run_id);
+    to.unsigned("generation", u64::from(result.generation));
+    to.text("client", result.client.as_str());
+    to.text("queue", result.queue.as_str());
+    to.text("outcome", result.outcome.as_str());
+    to.unsigned("attempt", u64::from(result.attempt));
+    to.text("content_type", &result.content_type);
+    to.optional_text("reason", result.failure.as_ref().map(|failure| failure.reason.as_str()));
+    to.optional_text("detail", result.failure.as_ref().map(|failure| failure.detail.as_str()));
+    to.signed("accepted_at", result.accepted_at.as_millis());
+    match result.started_at {
+        Some(at) => to.signed("started_at", at.as_millis()),
+        None => to.nil("started_at"),
+    }
+    to.signed("finished_at", result.finished_at.as_millis());
+    to.unsigned("keep_ms", result.keep_ms);
+    to.binary("payload", &result.payload);
+    extra(&mut to, &result.extra);
+    to.finish()
+}
+
+const RESULT_FIELDS: usize = 16;
+
+/// Reads a result of any version this build knows. The payload is a slice of `bytes`.
+///
+/// # Errors
+/// [`EnvelopeError`].
+pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
+    let mut fields = Fields::open(bytes)?;
+    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, None, None, None);
+    let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
+    let (mut reason, mut detail) = (None, None);
+    let (mut accepted_at, mut started_at, mut finished_at, mut keep_ms) = (None, None, None, None);
+    while let Some(name) = fields.next_name()? {
+        let from = &mut fields.from;
+        match name {
+            "id" => job_id = Some(JobId::from_bytes(read_id(from)?)),
+            "run" => run_id = Some(RunId::from_bytes(read_id(from)?)),
+            "generation" => generation = Some(narrow(from.unsigned()?)?),
+            "client" => client = Some(parse::<ClientId>(from.text()?)?),
+            "queue" => queue = Some(parse::<QueueName>(from.text()?)?),
+            "outcome" => outcome = Some(parse::<Outcome>(from.text()?)?),
+            "attempt" => attempt = Some(narrow(from.unsigned()?)?),
+            "content_type" => content_type = Some(from.text()?.to_owned()),
+            "reason" => reason = from.optional(|from| from.text().map(str::to_owned))?,
+            "detail" => detail = from.optional(|from| from.text().map(str::to_owned))?,
+            "accepted_at" => accepted_at = Some(Timestamp::from_millis(from.signed()?)),
+            "started_at" => started_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
+            "finished_at" => finished_at = Some(Timestamp::from_millis(from.signed()?)),
+            "keep_ms" => keep_ms = Some(from.unsigned()?),
+            "payload" => payload = Some(from.shared_binary()?),
+            other => fields.keep(other)?,
+        }
+    }
+    Ok(JobResult {
+        job_id: need(job_id)?,
+        run_id: need(run_id)?,
+        generation: need(generation)?,
+        client: need(client)?,
+        queue: need(queue)?,
+        outcome: need(outcome)?,
+        attempt: need(attempt)?,
+        content_type: need(content_type)?,
+        payload: need(payload)?,
+        failure: reason.map(|reason| Failure { reason, detail: detail.unwrap_or_default() }),
+        accepted_at: need(accepted_at)?,
+        started_at,
+        finished_at: need(finished_at)?,
+        keep_ms: need(keep_ms)?,
+        extra: fields.extra,
+    })
+}
+
+/// Writes a dead letter; the job stands in it as an envelope of its own.
+#[must_use]
+pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> {
+    let job = encode_job(&letter.job, version);
+    let mut to = Writer::map(7, 200 + job.len() + letter.failure.detail.len());
+    to.unsigned("v", u64::from(version.number()));
+    to.text("outcome", letter.outcome.as_str());
+    to.unsigned("attempt", u64::from(letter.attempt));
+    to.text("reason", &letter.failure.reason);
+    to.text("detail", &letter.failure.detail);
+    to.signed("at", letter.at.as_millis());
+    to.binary("job", &job);
+    to.finish()
+}
+
+/// Reads a dead letter of any version this build knows.
+///
+/// # Errors
+/// [`EnvelopeError`].
+pub fn decode_dead_letter(bytes: &Bytes) -> Result<DeadLetter, EnvelopeError> {
+    let mut fields = Fields::open(bytes)?;
+    let (mut job, mut outcome, mut attempt, mut reason, mut detail, mut at) = (None, None, None, None, None, None);
+    while let Some(name) = fields.next_name()? {
+        let from = &mut fields.from;
+        match name {
+            "outcome" => outcome = Some(parse::<Outcome>(from.text()?)?),
+            "attempt" => attempt = Some(narrow(from.unsigned()?)?),
+            "reason" => reason = Some(from.text()?.to_owned()),
+            "detail" => detail = Some(from.text()?.to_owned()),
+            "at" => at = Some(Timestamp::from_millis(from.signed()?)),
+            "job" => job = Some(decode_job(&from.shared_binary()?)?),
+            other => fields.keep(other)?,
+        }
+    }
+    Ok(DeadLetter {
+        job: need(job)?,
+        outcome: need(outcome)?,
+        attempt: need(attempt)?,
+        failure: Failure { reason: need(reason)?, detail: need(detail)? },
+        at: need(at)?,
+    })
+}
+
+/// Walks the fields of one map, after its version was checked.
+struct Fields<'a> {
+    from: Reader<'a>,
+    left: u32,
+    extra: Extra,
+}
+
+impl<'a> Fields<'a> {
+    fn open(bytes: &'a Bytes) -> Result<Self, EnvelopeError> {
+        let mut from = Reader::new(bytes);
+        let fields = from.map_len()?;
+        if fields == 0 || fields > FIELDS_MAX {
+            return Err(EnvelopeError::Malformed("has no fields or too many"));
+        }
+        if from.text()? != "v" {
+            return Err(EnvelopeError::Malformed("does not begin with its version"));
+        }
+        let found = u16::try_from(from.unsigned()?).unwrap_or(u16::MAX);
+        if found > NEWEST {
+            return Err(EnvelopeError::Newer { found });
+        }
+        if found < OLDEST {
+            return Err(EnvelopeError::Malformed("has a version that no release wrote"));
+        }
+        Ok(Self { from, left: fields - 1, extra: Extra::default() })
+    }
+
+    fn next_name(&mut self) -> Result<Option<&'a str>, EnvelopeError> {
+        if self.left == 0 {
+            return if self.from.is_at_end() {
+                Ok(None)
+            } else {
+                Err(EnvelopeError::Malformed("has bytes after its end"))
+            };
+        }
+        self.left -= 1;
+        self.from.text().map(Some)
+    }
+
+    fn keep(&mut self, name: &str) -> Result<(), EnvelopeError> {
+        self.extra.0.push((name.to_owned(), self.from.raw()?));
+        Ok(())
+    }
+}
+
+fn id(to: &mut Writer, version: WireVersion, name: &str, bytes: &[u8; 16], text: &dyn std::fmt::Display) {
+    match version {
+        WireVersion::V1 => to.text(name, &text.to_string()),
+        WireVersion::V2 => to.binary(name, bytes),
+    }
+}
+
+fn read_id(from: &mut Reader<'_>) -> Result<[u8; 16], EnvelopeError> {
+    if from.next_is_text() {
+        return Ok(*parse::<JobId>(from.text()?)?.as_bytes());
+    }
+    fixed(from.binary()?)
+}
+
+fn read_headers(from: &mut Reader<'_>) -> Result<BTreeMap<String, String>, EnvelopeError> {
+    let entries = from.map_len()?;
+    (0..entries).map(|_| Ok((from.text()?.to_owned(), from.text()?.to_owned()))).collect()
+}
+
+fn extra(to: &mut Writer, extra: &Extra) {
+    extra.0.iter().for_each(|(name, value)| to.raw(name, value));
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], EnvelopeError> {
+    bytes.try_into().map_err(|_| EnvelopeError::Malformed("has an id of the wrong length"))
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, EnvelopeError> {
+    text.parse().map_err(|_| EnvelopeError::Malformed("has a name or id that is not one"))
+}
+
+fn narrow(number: u64) -> Result<u32, EnvelopeError> {
+    u32::try_from(number).map_err(|_| EnvelopeError::Malformed("has a number that is too large"))
+}
+
+fn need<T>(field: Option<T>) -> Result<T, EnvelopeError> {
+    field.ok_or(EnvelopeError::Malformed("lacks a field that every version has"))
+}

@@ -1,0 +1,201 @@
+//! Reading and writing one MessagePack map with named fields, on top of the `rmp` crate.
+//!
+//! The reader borrows: payloads come out as slices of the buffer they arrived in. It never recurses deeper than
+//! [`DEPTH_MAX`] and never reserves memory for a length it only read.
+
+use bytes::Bytes;
+use rmp::Marker;
+use rmp::decode::{self, RmpRead as _};
+use rmp::encode;
+
+use super::EnvelopeError;
+
+/// How deep a value that this build does not know may nest.
+pub(super) const DEPTH_MAX: u32 = 32;
+
+/// Writes the fields of a map whose number was given first.
+pub(super) struct Writer(Vec<u8>);
+
+// Writing to a `Vec` can't fail, so the results of `rmp::encode` say nothing here.
+#[expect(clippy::let_underscore_must_use, reason = "writing to a Vec is infallible")]
+impl Writer {
+    pub(super) fn map(fields: usize, capacity: usize) -> Self {
+        let mut buffer = Vec::with_capacity(capacity);
+        let _ = encode::write_map_len(&mut buffer, u32::try_from(fields).unwrap_or(u32::MAX));
+        Self(buffer)
+    }
+
+    pub(super) fn text(&mut self, key: &str, value: &str) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_str(&mut self.0, value);
+    }
+
+    pub(super) fn optional_text(&mut self, key: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.text(key, value),
+            None => self.nil(key),
+        }
+    }
+
+    pub(super) fn binary(&mut self, key: &str, value: &[u8]) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_bin(&mut self.0, value);
+    }
+
+    pub(super) fn unsigned(&mut self, key: &str, value: u64) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_uint(&mut self.0, value);
+    }
+
+    pub(super) fn signed(&mut self, key: &str, value: i64) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_sint(&mut self.0, value);
+    }
+
+    pub(super) fn boolean(&mut self, key: &str, value: bool) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_bool(&mut self.0, value);
+    }
+
+    pub(super) fn nil(&mut self, key: &str) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_nil(&mut self.0);
+    }
+
+    pub(super) fn text_map<'a>(&mut self, key: &str, entries: impl ExactSizeIterator<Item = (&'a str, &'a str)>) {
+        let _ = encode::write_str(&mut self.0, key);
+        let _ = encode::write_map_len(&mut self.0, u32::try_from(entries.len()).unwrap_or(u32::MAX));
+        for (name, value) in entries {
+            self.text(name, value);
+        }
+    }
+
+    /// A value that is MessagePack already.
+    pub(super) fn raw(&mut self, key: &str, value: &[u8]) {
+        let _ = encode::write_str(&mut self.0, key);
+        self.0.extend_from_slice(value);
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Reads one value after the other out of a shared buffer.
+pub(super) struct Reader<'a> {
+    whole: &'a Bytes,
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(whole: &'a Bytes) -> Self {
+        Self { whole, rest: whole }
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub(super) fn map_len(&mut self) -> Result<u32, EnvelopeError> {
+        decode::read_map_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected a map"))
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a str, EnvelopeError> {
+        let length = decode::read_str_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected text"))?;
+        std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::Malformed("text is not UTF-8"))
+    }
+
+    pub(super) fn optional<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, EnvelopeError>,
+    ) -> Result<Option<T>, EnvelopeError> {
+        if self.rest.first() == Some(&Marker::Null.to_u8()) {
+            self.take(1)?;
+            return Ok(None);
+        }
+        read(self).map(Some)
+    }
+
+    pub(super) fn binary(&mut self) -> Result<&'a [u8], EnvelopeError> {
+        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected bytes"))?;
+        self.take(length)
+    }
+
+    /// Bytes as a slice of the whole buffer: nothing is copied, and the slice keeps the buffer alive.
+    pub(super) fn shared_binary(&mut self) -> Result<Bytes, EnvelopeError> {
+        let bytes = self.binary()?;
+        Ok(self.whole.slice_ref(bytes))
+    }
+
+    pub(super) fn unsigned(&mut self) -> Result<u64, EnvelopeError> {
+        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an unsigned integer"))
+    }
+
+    pub(super) fn signed(&mut self) -> Result<i64, EnvelopeError> {
+        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an integer"))
+    }
+
+    pub(super) fn boolean(&mut self) -> Result<bool, EnvelopeError> {
+        decode::read_bool(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected true or false"))
+    }
+
+    /// Whether the next value is text rather than bytes.
+    pub(super) fn next_is_text(&self) -> bool {
+        self.rest.first().is_some_and(|byte| {
+            matches!(Marker::from_u8(*byte), Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
+        })
+    }
+
+    /// One value of any kind, as the bytes it is written in.
+    pub(super) fn raw(&mut self) -> Result<Bytes, EnvelopeError> {
+        let start = self.rest;
+        self.skip(DEPTH_MAX)?;
+        let raw = &start[..start.len() - self.rest.len()];
+        Ok(self.whole.slice_ref(raw))
+    }
+
+    fn take(&mut self, length: u32) -> Result<&'a [u8], EnvelopeError> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(EnvelopeError::Malformed("ends too early"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn length(&mut self, bytes: u32) -> Result<u32, EnvelopeError> {
+        Ok(self.take(bytes)?.iter().fold(0, |length, byte| length << 8 | u32::from(*byte)))
+    }
+
+    fn skip(&mut self, depth: u32) -> Result<(), EnvelopeError> {
+        let depth = depth.checked_sub(1).ok_or(EnvelopeError::Malformed("nests too deep"))?;
+        let marker = Marker::from_u8(self.rest.read_u8().map_err(|_| EnvelopeError::Malformed("ends too early"))?);
+        let (data, items) = match marker {
+            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => (0, 0),
+            Marker::U8 | Marker::I8 => (1, 0),
+            Marker::U16 | Marker::I16 => (2, 0),
+            Marker::U32 | Marker::I32 | Marker::F32 => (4, 0),
+            Marker::U64 | Marker::I64 | Marker::F64 => (8, 0),
+            Marker::FixStr(length) => (u32::from(length), 0),
+            Marker::Str8 | Marker::Bin8 => (self.length(1)?, 0),
+            Marker::Str16 | Marker::Bin16 => (self.length(2)?, 0),
+            Marker::Str32 | Marker::Bin32 => (self.length(4)?, 0),
+            Marker::FixExt1 => (2, 0),
+            Marker::FixExt2 => (3, 0),
+            Marker::FixExt4 => (5, 0),
+            Marker::FixExt8 => (9, 0),
+            Marker::FixExt16 => (17, 0),
+            Marker::Ext8 => (self.length(1)?.saturating_add(1), 0),
+            Marker::Ext16 => (self.length(2)?.saturating_add(1), 0),
+            Marker::Ext32 => (self.length(4)?.saturating_add(1), 0),
+            Marker::FixArray(items) => (0, u64::from(items)),
+            Marker::Array16 => (0, u64::from(self.length(2)?)),
+            Marker::Array32 => (0, u64::from(self.length(4)?)),
+            Marker::FixMap(pairs) => (0, 2 * u64::from(pairs)),
+            Marker::Map16 => (0, 2 * u64::from(self.length(2)?)),
+            Marker::Map32 => (0, 2 * u64::from(self.length(4)?)),
+            Marker::Reserved => return Err(EnvelopeError::Malformed("has a reserved marker")),
+        };
+        self.take(data)?;
+        // Each item takes a byte at least, so a false count ends with the buffer.
+        (0..items).try_for_each(|_| self.skip(depth))
+    }
+}

@@ -1,0 +1,51 @@
+//! What makes two submissions under one key the same: content type, content encoding and payload.
+//!
+//! Delay, expiry, meta and trace context are not in it: on a replay the first ones stand.
+
+use std::fmt;
+
+/// BLAKE3 over a version, the content type's lower-case essence, the content encoding and the payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of a payload. `content_type` counts without parameters and in lower case.
+    ///
+    /// BLAKE3 in derive-key mode, context `relay fingerprint v1`, over the three parts, each preceded by its length
+    /// as an unsigned 32-bit big-endian integer; no encoding is the empty one.
+    #[must_use]
+    pub fn of(content_type: &str, content_encoding: Option<&str>, payload: &[u8]) -> Self {
+        let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        let encoding = content_encoding.unwrap_or("").trim().to_ascii_lowercase();
+        let mut hasher = blake3::Hasher::new_derive_key("relay fingerprint v1");
+        for part in [essence.as_bytes(), encoding.as_bytes(), payload] {
+            update_length_prefixed(&mut hasher, part);
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The fingerprint from its 32 bytes, as stored by relay itself.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Feeds `part` after its length, so that no two lists of parts hash alike. Parts are below 4 GiB.
+pub(super) fn update_length_prefixed(hasher: &mut blake3::Hasher, part: &[u8]) {
+    let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
+    hasher.update(&length.to_be_bytes());
+    hasher.update(part);
+}

@@ -1,0 +1,217 @@
+//! A submission, the job it becomes when relay accepts it, and what a client sees of it.
+//!
+//! Deadline and retention are fixed here, at acceptance; every other part of a queue's policy applies live.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::envelope::Extra;
+use super::{ClientId, Fingerprint, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::policy::QueuePolicy;
+
+/// The longest delay a client may ask for: 7 days.
+pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The content type of a payload that came without one.
+pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
+
+/// What a client asks for, after every name in it was parsed and its size was admitted.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Who submits.
+    pub client: ClientId,
+    /// To which queue.
+    pub queue: QueueName,
+    /// The idempotency key; without one every submission is a job of its own.
+    pub key: Option<IdempotencyKey>,
+    /// The content type as given; it reaches the handler unchanged.
+    pub content_type: String,
+    /// The content encoding as given; relay does not decode it.
+    pub content_encoding: Option<String>,
+    /// Allow-listed headers in lower case: `traceparent`, `tracestate`, `relay-meta-*`.
+    pub headers: BTreeMap<String, String>,
+    /// Opaque bytes.
+    pub payload: Bytes,
+    /// Not before this long after acceptance; at most [`DELAY_MAX`].
+    pub delay: Duration,
+    /// Expires this long after `delay`; the queue's `job_ttl` caps it.
+    pub expires_in: Option<Duration>,
+}
+
+impl Submission {
+    /// The job this becomes at `now` under `policy`: ids are minted or derived, deadline and retention are fixed.
+    #[must_use]
+    pub fn accept(self, policy: &QueuePolicy, now: Timestamp) -> Job {
+        let id = match &self.key {
+            Some(key) => JobId::derive(&self.client, &self.queue, key),
+            None => JobId::mint(),
+        };
+        let due_at = now + self.delay.min(DELAY_MAX);
+        let ttl = policy.job_ttl.min(self.expires_in.unwrap_or(policy.job_ttl));
+        let keep = policy.job_ttl.saturating_add(policy.retention);
+        Job {
+            id,
+            run_id: RunId::mint(now, None),
+            generation: 1,
+            keep_record: self.key.is_some() || policy.keep_keyless,
+            fingerprint: Fingerprint::of(&self.content_type, self.content_encoding.as_deref(), &self.payload),
+            client: self.client,
+            queue: self.queue,
+            key: self.key,
+            content_type: self.content_type,
+            content_encoding: self.content_encoding,
+            headers: self.headers,
+            payload: self.payload,
+            accepted_at: now,
+            due_at,
+            expires_at: due_at + ttl,
+            ttl_ms: millis(ttl),
+            keep_ms: millis(keep),
+            extra: Extra::default(),
+        }
+    }
+}
+
+/// One unit of work in its current run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// UUIDv7 without a key, else derived from (client, queue, key).
+    pub id: JobId,
+    /// The current run.
+    pub run_id: RunId,
+    /// The current run's number, from 1.
+    pub generation: u32,
+    /// Who owns it.
+    pub client: ClientId,
+    /// Where it waits.
+    pub queue: QueueName,
+    /// The idempotency key, if the client gave one.
+    pub key: Option<IdempotencyKey>,
+    /// What a second submission under the key must match.
+    pub fingerprint: Fingerprint,
+    /// The content type as given.
+    pub content_type: String,
+    /// The content encoding as given.
+    pub content_encoding: Option<String>,
+    /// Allow-listed headers in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// Opaque bytes.
+    pub payload: Bytes,
+    /// When relay accepted the first run.
+    pub accepted_at: Timestamp,
+    /// When the current run starts: acceptance plus delay, or the rerun. No attempt starts before it.
+    pub due_at: Timestamp,
+    /// The current run's deadline.
+    pub expires_at: Timestamp,
+    /// The span from `due_at` to `expires_at` in milliseconds, kept for a rerun.
+    pub ttl_ms: u64,
+    /// The queue's `job_ttl + retention` at acceptance, in milliseconds: the record is kept until `due_at` plus this.
+    pub keep_ms: u64,
+    /// Whether payload and record stay after the result, so that the job can be rerun.
+    pub keep_record: bool,
+    /// Fields of a newer writer, kept as they came.
+    pub extra: Extra,
+}
+
+impl Job {
+    /// Until when the record of the current run is kept.
+    #[must_use]
+    pub fn keep_until(&self) -> Timestamp {
+        self.due_at + Duration::from_millis(self.keep_ms)
+    }
+
+    /// The next run of this job, starting at `now` with its whole span before it.
+    #[must_use]
+    pub fn next_run(&self, now: Timestamp) -> Self {
+        Self {
+            run_id: RunId::mint(now, Some(self.run_id)),
+            generation: self.generation.saturating_add(1),
+            due_at: now,
+            expires_at: now + Duration::from_millis(self.ttl_ms),
+            ..self.clone()
+        }
+    }
+}
+
+/// Where a job is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobState {
+    /// It waits: in line, for its delay, or for the end of a backoff.
+    Queued,
+    /// A worker holds it under a lease.
+    Leased,
+    /// Its run ended.
+    Finished(Outcome),
+}
+
+impl JobState {
+    /// `queued`, `leased`, or the outcome's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Leased => "leased",
+            Self::Finished(outcome) => outcome.as_str(),
+        }
+    }
+
+    /// The outcome, if the run ended.
+    #[must_use]
+    pub fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::Finished(outcome) => Some(outcome),
+            Self::Queued | Self::Leased => None,
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a submitter may know of its job. It holds no payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobStatus {
+    /// The job.
+    pub job_id: JobId,
+    /// The current run.
+    pub run_id: RunId,
+    /// The current run's number, from 1.
+    pub generation: u32,
+    /// Who owns it.
+    pub client: ClientId,
+    /// Where it is.
+    pub queue: QueueName,
+    /// The idempotency key, if there is one.
+    pub key: Option<IdempotencyKey>,
+    /// What a second submission under the key must match.
+    pub fingerprint: Fingerprint,
+    /// Where it is in its life.
+    pub state: JobState,
+    /// Attempts started in this run.
+    pub attempt: u32,
+    /// The payload's content type.
+    pub content_type: String,
+    /// The payload's size in bytes.
+    pub size: u64,
+    /// The allow-listed headers it came with.
+    pub headers: BTreeMap<String, String>,
+    /// When relay accepted the first run.
+    pub accepted_at: Timestamp,
+    /// The current run's deadline.
+    pub expires_at: Timestamp,
+    /// When the current or last attempt started.
+    pub started_at: Option<Timestamp>,
+    /// When the run ended.
+    pub finished_at: Option<Timestamp>,
+    /// When a waiting job may next be leased, if that is in the future.
+    pub next_attempt_at: Option<Timestamp>,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

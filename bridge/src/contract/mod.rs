@@ -1,0 +1,28 @@
+//! The nouns of relay and how they are written down. Nothing here does I/O or knows a broker.
+//!
+//! # Layout
+//!
+//! - [`time`]: [`Timestamp`], milliseconds on the wall clock.
+//! - [`ids`]: [`ClientId`], [`QueueName`], [`IdempotencyKey`], [`JobId`], [`RunId`].
+//! - [`fingerprint`]: what makes two submissions under one key the same.
+//! - [`job`]: a submission, the [`Job`] it becomes, and the [`JobStatus`] a client sees.
+//! - [`result`]: [`Outcome`], [`Failure`], [`JobResult`].
+//! - [`cursor`]: a position in one client's results.
+//! - [`envelope`]: jobs and results in MessagePack, version n and n-1.
+//! - [`wire`]: the frames of the TCP protocol.
+
+pub mod cursor;
+pub mod envelope;
+pub mod fingerprint;
+pub mod ids;
+pub mod job;
+pub mod result;
+pub mod time;
+pub mod wire;
+
+pub use cursor::{Cursor, LogId};
+pub use fingerprint::Fingerprint;
+pub use ids::{ClientId, IdempotencyKey, JobId, QueueName, RunId, WorkerId};
+pub use job::{Job, JobState, JobStatus, Submission};
+pub use result::{Failure, JobResult, Outcome};
+pub use time::Timestamp;

@@ -1,0 +1,1 @@
+//! The frames of relay's TCP protocol.

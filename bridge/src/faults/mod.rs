@@ -1,0 +1,1 @@
+//! A broker that fails from a seed.

@@ -1,0 +1,110 @@
+//! The submitter's half of the line: enqueue, look up, cancel, rerun, list, erase.
+//!
+//! Every call is made for one client and sees that client's jobs only: another client's are `NotFound`, or absent.
+
+use async_trait::async_trait;
+
+use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, QueueName};
+use crate::error::BrokerError;
+
+/// Takes jobs and answers for them.
+#[async_trait]
+pub trait JobQueue: Send + Sync {
+    /// Makes `job` durable and puts it in line, or finds the one that has its id already.
+    ///
+    /// The answer comes after the broker confirmed the record, also for a job that was there: a replay is never
+    /// answered before the first write is confirmed. A known job is found before any quota refuses. A record past its
+    /// keeping counts as absent: the job starts anew under a greater run, and its old result is not its result.
+    ///
+    /// # Errors
+    /// `TooLarge`, `QuotaExceeded`, `Overloaded`, `Unavailable`, `NotFound` (no such queue): no effect. `Ambiguous`:
+    /// enqueue again with the same key.
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError>;
+
+    /// The client's job, or `None`.
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError>;
+
+    /// Ends the job's run as `cancelled`, unless it ended before. A queued job never starts; the holder of a leased
+    /// one is told at its next heartbeat. Idempotent: the status says which outcome stands.
+    ///
+    /// # Errors
+    /// `NotFound` if the client has no such job.
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError>;
+
+    /// Starts the run after generation `from` of a finished job. If that run was started already, nothing happens and
+    /// its status is the answer: repeating a rerun is harmless.
+    ///
+    /// # Errors
+    /// `NotFound`; `StateConflict` if the job is not at `from` or `from + 1`, is not finished, or kept no payload.
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError>;
+
+    /// Removes payload and result of a finished job for good; outcome, key and times stay. Idempotent.
+    ///
+    /// # Errors
+    /// `NotFound`; `StateConflict` while the run is open.
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError>;
+
+    /// The client's jobs, newest first, at most `filter.limit` (1 to 1,000).
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError>;
+
+    /// How much waits and runs in `queue`, over all clients. `NotFound` if there is no such queue.
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError>;
+
+    /// One bounded step of what time demands: ends runs past their deadline, removes what is past its keeping. At most
+    /// `limit` records. Any number of replicas may run it at once. It never touches a finished run's outcome.
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError>;
+}
+
+/// What became of an [`enqueue`](JobQueue::enqueue) or a [`rerun`](JobQueue::rerun).
+#[derive(Clone, Debug)]
+pub enum Enqueued {
+    /// This call put it in line.
+    Created(JobStatus),
+    /// It was there. The caller compares fingerprints: the same is a replay, another one is a conflict.
+    Known(JobStatus),
+}
+
+impl Enqueued {
+    /// The job, whichever call put it there.
+    #[must_use]
+    pub fn status(&self) -> &JobStatus {
+        match self {
+            Self::Created(status) | Self::Known(status) => status,
+        }
+    }
+}
+
+/// Which jobs to list.
+#[derive(Clone, Debug)]
+pub struct JobFilter {
+    /// Only of this queue.
+    pub queue: Option<QueueName>,
+    /// Only in this state.
+    pub state: Option<JobState>,
+    /// Only older than this job; the last one of the page before.
+    pub after: Option<JobId>,
+    /// At most this many, 1 to 1,000.
+    pub limit: u32,
+}
+
+/// What waits and runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// In line now.
+    pub waiting: u64,
+    /// Waiting for a delay or a backoff to end.
+    pub parked: u64,
+    /// Held by workers.
+    pub leased: u64,
+}
+
+/// What one step of a sweep did.
+#[derive(Clone, Debug, Default)]
+pub struct Swept {
+    /// Runs ended as `expired` in this step.
+    pub expired: Vec<JobResult>,
+    /// Records, results and dead letters removed.
+    pub removed: u64,
+    /// Whether more is due now.
+    pub more: bool,
+}

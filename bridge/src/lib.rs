@@ -1,0 +1,37 @@
+//! The message contract of relay, the seams a broker fills, and the brokers themselves.
+//!
+//! Ingress accepts a job, a broker keeps it until a worker settles it, and the result log keeps the one outcome
+//! until the client has read it. This crate knows neither HTTP nor handlers.
+//!
+//! # Layout
+//!
+//! - [`contract`]: ids, jobs, results, fingerprints, cursors and their MessagePack envelope. No runtime, no broker.
+//! - [`broker`]: [`Broker`](broker::Broker), a struct of the capabilities that an adapter fills.
+//! - [`job_queue`]: what a submitter does: enqueue, look up, cancel, rerun, list, erase.
+//! - [`leasing`]: what a worker does: lease, extend, report progress, dead-letter, record, settle.
+//! - [`result_log`]: what a reader does: get, wait, page through a client's results after a cursor.
+//! - [`dead_letters`], [`policy`], [`provision`]: what an operator does.
+//! - [`settlement`]: the pure decision that ends a delivery.
+//! - [`error`]: what went wrong, whether it took effect, and what the caller can do.
+//! - [`clock`]: wall and monotonic time, real or moved by a test.
+
+pub mod broker;
+pub mod clock;
+pub mod contract;
+pub mod dead_letters;
+pub mod error;
+pub mod job_queue;
+pub mod leasing;
+pub mod policy;
+pub mod provision;
+pub mod result_log;
+pub mod settlement;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+#[cfg(feature = "embedded")]
+pub mod embedded;
+#[cfg(feature = "faults")]
+pub mod faults;
+#[cfg(feature = "remote")]
+pub mod remote;

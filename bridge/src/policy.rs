@@ -1,0 +1,161 @@
+//! A queue's policy. It lives in the broker, so that two configurations can't disagree: `provision` or `serve` write
+//! it, workers read it there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{ClientId, QueueName};
+use crate::error::BrokerError;
+
+/// What holds for one queue. Deadline and retention are fixed when a job is accepted; the rest applies live.
+///
+/// Stored as JSON with durations in milliseconds; a field that is missing has its default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueuePolicy {
+    /// Handler starts per run before the job is dead-lettered as `exhausted`. At least 1; default 10.
+    pub max_attempts: u32,
+    /// How long to wait between attempts.
+    pub retry: RetryPolicy,
+    /// How long a worker holds a job without a heartbeat. Default 30 s.
+    #[serde(rename = "lease_ms", with = "millis")]
+    pub lease: Duration,
+    /// How long a worker holds a job in all, heartbeats or not. Default 1 h.
+    #[serde(rename = "lease_max_ms", with = "millis")]
+    pub lease_max: Duration,
+    /// The longest a run may take from its start to its outcome. Default 6 h.
+    #[serde(rename = "job_ttl_ms", with = "millis")]
+    pub job_ttl: Duration,
+    /// How long after completion a client may rely on the result and on the replay of its key. Default 24 h.
+    #[serde(rename = "retention_ms", with = "millis")]
+    pub retention: Duration,
+    /// How long a dead letter is kept. Default 14 days.
+    #[serde(rename = "dead_retention_ms", with = "millis")]
+    pub dead_retention: Duration,
+    /// Whether jobs without a key keep payload and record after their result, so that they can be rerun.
+    pub keep_keyless: bool,
+    /// The largest payload in bytes. Default 256 KiB; at most what the broker takes.
+    pub payload_max: u64,
+    /// The largest result in bytes; a larger one ends the run as `failed`, reason `result-too-large`. Default 256 KiB.
+    pub result_max: u64,
+    /// Whether taking jobs is stopped. Submitting goes on. It stands until it is resumed.
+    pub paused: bool,
+    /// What holds for a client that has no entry in `clients`.
+    pub client_defaults: ClientPolicy,
+    /// What holds for single clients.
+    pub clients: BTreeMap<ClientId, ClientPolicy>,
+}
+
+impl Default for QueuePolicy {
+    fn default() -> Self {
+        const HOUR: u64 = 3600;
+        Self {
+            max_attempts: 10,
+            retry: RetryPolicy::default(),
+            lease: Duration::from_secs(30),
+            lease_max: Duration::from_secs(HOUR),
+            job_ttl: Duration::from_secs(6 * HOUR),
+            retention: Duration::from_secs(24 * HOUR),
+            dead_retention: Duration::from_secs(14 * 24 * HOUR),
+            keep_keyless: false,
+            payload_max: 256 * 1024,
+            result_max: 256 * 1024,
+            paused: false,
+            client_defaults: ClientPolicy::default(),
+            clients: BTreeMap::new(),
+        }
+    }
+}
+
+impl QueuePolicy {
+    /// What holds for `client` in this queue.
+    #[must_use]
+    pub fn client(&self, client: &ClientId) -> &ClientPolicy {
+        self.clients.get(client).unwrap_or(&self.client_defaults)
+    }
+}
+
+/// What holds for one client in one queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientPolicy {
+    /// Its share of the slots among the clients that have work: 1 to 1,000; default 1.
+    pub weight: u32,
+    /// Its jobs that may wait at once; more are answered `quota-exceeded`. Default 1,000,000.
+    pub max_queued: u64,
+    /// Its jobs that may be leased at once. Default: no limit of its own (`u32::MAX`).
+    pub max_running: u32,
+}
+
+impl Default for ClientPolicy {
+    fn default() -> Self {
+        Self { weight: 1, max_queued: 1_000_000, max_running: u32::MAX }
+    }
+}
+
+/// How long to wait after attempt n: a random part of `min(cap, base * factor^(n-1))` (full jitter), never zero.
+///
+/// Full jitter: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetryPolicy {
+    /// The longest wait after the first attempt. Default 1 s.
+    #[serde(rename = "base_ms", with = "millis")]
+    pub base: Duration,
+    /// By how much it grows with each attempt: 1 to 10; default 2.
+    pub factor: f64,
+    /// The longest wait. Default 5 min.
+    #[serde(rename = "cap_ms", with = "millis")]
+    pub cap: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { base: Duration::from_secs(1), factor: 2.0, cap: Duration::from_secs(300) }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after attempt `attempt` (from 1). `jitter` is a random number from 0 to 1. At least 1 ms, so that a
+    /// retry always has a delay.
+    #[must_use]
+    pub fn backoff(&self, attempt: u32, jitter: f64) -> Duration {
+        let exponent = i32::try_from(attempt.saturating_sub(1).min(64)).unwrap_or(64);
+        let ceiling = (self.base.as_secs_f64() * self.factor.powi(exponent)).min(self.cap.as_secs_f64());
+        let wait = Duration::try_from_secs_f64(ceiling * jitter.clamp(0.0, 1.0)).unwrap_or(self.cap);
+        wait.max(Duration::from_millis(1))
+    }
+}
+
+/// Reads and writes policies where every process sees the same ones.
+#[async_trait]
+pub trait PolicyStore: Send + Sync {
+    /// The policy of `queue`, or `None` if there is no such queue.
+    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError>;
+
+    /// Every queue with its policy, in the order of names.
+    async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError>;
+
+    /// Creates the queue or replaces its policy. A pause stands: `policy.paused` is ignored for a queue that exists.
+    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError>;
+
+    /// Stops or resumes taking jobs. `NotFound` if there is no such queue.
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError>;
+}
+
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}

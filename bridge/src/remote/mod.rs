@@ -1,0 +1,1 @@
+//! Any broker through the TCP protocol.
