@@ -6,19 +6,24 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::Request;
 use http::request::Parts;
-use hyper::body::Incoming;
+use http_body::Body as HttpBody;
 use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
+use super::linger::Lingering;
 use super::{Limits, Served};
 use crate::api::{Problem, Slug};
 
 /// Answers one request. Never fails and never panics.
-pub(super) async fn handle(served: Served, router: Router, request: Request<Incoming>) -> Response {
+pub(super) async fn handle<B>(served: Served, router: Router, request: Request<B>) -> Response
+where
+    B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
     let request_id = served.ingress.mint_request_id();
     let span = info_span!("request", request_id, method = %request.method(), path = request.uri().path());
     async {
@@ -41,7 +46,12 @@ pub(super) async fn handle(served: Served, router: Router, request: Request<Inco
     .await
 }
 
-async fn admit(served: &Served, mut router: Router, request: Request<Incoming>) -> Response {
+async fn admit<B>(served: &Served, mut router: Router, request: Request<B>) -> Response
+where
+    B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
+    let (parts, body) = request.into_parts();
+    let body = Lingering::new(&parts, body, served.tasks.clone());
     if served.shutdown.is_cancelled() {
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
@@ -51,7 +61,6 @@ async fn admit(served: &Served, mut router: Router, request: Request<Incoming>) 
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
         return Refusal::new(Slug::Overloaded, detail).into_response();
     };
-    let (parts, body) = request.into_parts();
     if let Err(refusal) = check_head(&parts, &served.ingress.limits) {
         return refusal.into_response();
     }
@@ -73,4 +82,40 @@ fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use relay_bridge::clock::Clock;
+    use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::auth::Authenticator;
+    use crate::ingress::http::{Ingress, routes};
+
+    #[tokio::test]
+    async fn a_request_that_comes_in_a_drain_is_sent_elsewhere() {
+        let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+        let authenticator = Authenticator::development();
+        let ingress = Ingress::new(store.broker(), authenticator, Limits::default(), Clock::system());
+        let shutdown = CancellationToken::new();
+        let served = Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() };
+        let router = routes::router(served.clone());
+        let whoami = || {
+            let request = Request::get("/v1/whoami").body(Body::empty()).unwrap();
+            handle(served.clone(), router.clone(), request)
+        };
+        assert_eq!(whoami().await.status(), 200);
+        shutdown.cancel();
+        let refused = whoami().await;
+        assert_eq!((refused.status().as_u16(), &refused.headers()["connection"]), (503, &"close".parse().unwrap()));
+        assert!(refused.headers().contains_key("retry-after"));
+        let body = axum::body::to_bytes(refused.into_body(), 10_000).await.unwrap();
+        let problem: Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!((problem.slug, problem.retry.as_str()), (Slug::Draining, "safe"));
+    }
 }

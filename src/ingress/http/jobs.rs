@@ -18,7 +18,7 @@ use crate::auth::Caller;
 /// Jobs on a page if the request does not say.
 const PAGE_DEFAULT: u32 = 100;
 /// Jobs on a page at most.
-const PAGE_MAX: u32 = 1_000;
+const PAGE_MAX: u32 = 500;
 
 /// `GET /v1/jobs/{id}`
 pub(super) async fn status(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
@@ -57,11 +57,20 @@ pub(super) async fn list(State(served): State<Served>, caller: Caller, uri: Uri)
         queue: parameters.get("queue").map(str::parse).transpose()?,
         state: state.transpose()?,
         after: parameters.get("after").map(str::parse).transpose()?,
-        limit,
+        // One more than is shown tells whether there is a next page.
+        limit: limit + 1,
     };
-    let found = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
-    let full = found.len() as u64 >= u64::from(limit);
-    let next = found.last().map(|last| last.job_id).filter(|_| full);
+    if let Some(after) = filter.after
+        && served.ingress.broker.jobs.status(&caller.client, after).await?.is_none()
+    {
+        // Also for another client's job: what follows it would tell that it is there.
+        let detail = "parameter `after` is no job of this client, or past its retention: begin at the first page again";
+        return Err(Refusal::malformed(detail));
+    }
+    let mut found = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let next = found.last().map(|last| last.job_id).filter(|_| more);
     let mut jobs = Vec::with_capacity(found.len());
     for status in &found {
         jobs.push(JobView::of_status(status, max_attempts(&served, &status.queue).await));

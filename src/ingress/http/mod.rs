@@ -6,7 +6,7 @@
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
 //! - `submit`, `jobs`, `results`, `whoami`: the handlers.
-//! - `request`, `prefer`, `body`: reading a request, within bounds.
+//! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
 //! - `answer`: writing an answer.
 //! - `policies`: what holds for a queue, remembered for a second.
 
@@ -19,6 +19,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
 
@@ -26,6 +27,7 @@ mod answer;
 mod body;
 mod gate;
 mod jobs;
+mod linger;
 mod policies;
 mod prefer;
 mod request;
@@ -140,4 +142,6 @@ struct Served {
     ingress: Arc<Ingress>,
     /// Cancelled when the drain begins.
     shutdown: CancellationToken,
+    /// What the drain waits for.
+    tasks: TaskTracker,
 }

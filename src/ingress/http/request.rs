@@ -220,7 +220,7 @@ mod tests {
             &good.replacen("00-", "ff-", 1),
             &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", "00000000000000000000000000000000"),
             &good.replace('-', "_"),
-            &"é".repeat(28)[..55.min(56) - 1],
+            &format!("{}x", "é".repeat(27)),
         ] {
             assert!(!is_traceparent(bad), "{bad}");
         }

@@ -44,20 +44,21 @@ pub async fn serve(
     drain: Duration,
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
-    let connections = Connections::new(Served { ingress, shutdown: shutdown.clone() });
+    let tasks = TaskTracker::new();
+    let connections = Connections::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() });
     shutdown.run_until_cancelled(connections.accept(&listener, &graceful)).await;
     drop(listener);
 
     info!(connections = graceful.count(), "the HTTP ingress drains");
-    connections.tasks.close();
+    tasks.close();
     let drained = async {
         graceful.shutdown().await;
-        connections.tasks.wait().await;
+        tasks.wait().await;
     };
     if tokio::time::timeout(drain, drained).await.is_err() {
-        warn!(tasks = connections.tasks.len(), "the drain took too long; what is left is cut off");
+        warn!(tasks = tasks.len(), "the drain took too long; what is left is cut off");
         connections.kill.cancel();
-        connections.tasks.wait().await;
+        tasks.wait().await;
     }
     Ok(())
 }
@@ -67,21 +68,19 @@ struct Connections {
     router: Router,
     builder: Builder<Tracked>,
     slots: Arc<Semaphore>,
-    tasks: TaskTracker,
     /// Cancelled when the drain's time is over.
     kill: CancellationToken,
 }
 
 impl Connections {
     fn new(served: Served) -> Self {
-        let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, kill) = (served.tasks.clone(), CancellationToken::new());
         let limits = &served.ingress.limits;
         Self {
             router: routes::router(served.clone()),
-            builder: builder(limits, Tracked { tasks: tasks.clone(), kill: kill.clone() }),
+            builder: builder(limits, Tracked { tasks, kill: kill.clone() }),
             slots: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
             served,
-            tasks,
             kill,
         }
     }
@@ -104,7 +103,7 @@ impl Connections {
             };
             pause = PAUSE_MIN;
             let connection = self.connection(stream, graceful.watcher());
-            self.tasks.spawn(async move {
+            self.served.tasks.spawn(async move {
                 connection.await;
                 drop(slot);
             });

@@ -1,0 +1,9 @@
+//! The HTTP ingress over real sockets, against the real embedded store in memory.
+#![cfg(all(feature = "client", feature = "server"))]
+
+mod connections;
+mod failing;
+mod jobs;
+mod refusals;
+mod submit;
+mod support;
