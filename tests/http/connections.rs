@@ -40,6 +40,24 @@ async fn a_later_head_that_does_not_end_is_dropped_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_its_answer_is_dropped() {
+    let mut setup = Setup::default();
+    setup.limits.idle = Duration::from_millis(50);
+    setup.limits.first_request = Duration::from_millis(50);
+    setup.limits.connections = 1;
+    let relay = setup.start().await;
+    relay.submit(&[("Idempotency-Key", "k")], "x").await;
+    // More than the sockets hold between them.
+    let id = relay.work("text/plain", vec![b'x'; 12_000_000]).await.job.id;
+    let mut peer = relay.connect().await;
+    peer.send(&format!("GET /v1/jobs/{id}/result"), &[], "").await;
+    let mut next = relay.connect().await;
+    next.send("GET /v1/whoami", &[], "").await;
+    assert_eq!(next.reply().await.status, 200, "its place is free");
+    assert!(peer.closed().await.len() < 12_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_arrive_ends_in_a_timeout() {
     let mut setup = Setup::default();
     setup.limits.body_timeout = Duration::from_millis(50);
@@ -157,6 +175,22 @@ async fn a_drain_answers_waits_early_and_closes_idle_connections() {
     }
     relay.drained().await;
     assert!(tokio::net::TcpStream::connect(relay.address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_http_2_connections_too() {
+    let mut relay = Relay::start().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let url = format!("http://{}/v1/queues/mail/jobs", relay.address);
+    let shutdown = relay.shutdown.clone();
+    let submit = client.post(url).header("prefer", "wait=50").body("x").send();
+    let drain = async {
+        relay.lease().await;
+        shutdown.cancel();
+    };
+    let (reply, ()) = tokio::join!(submit, drain);
+    assert_eq!(reply.unwrap().status().as_u16(), 202);
+    relay.drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

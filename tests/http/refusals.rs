@@ -176,6 +176,78 @@ async fn bytes_that_are_no_http_end_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unusual_requests_have_usual_answers() {
+    let relay = Relay::start().await;
+    for (call, status) in [
+        ("OPTIONS *", 404),
+        ("OPTIONS /v1/whoami", 405),
+        ("CONNECT relay:80", 404),
+        ("TRACE /v1/whoami", 405),
+        ("BREW /v1/whoami", 405),
+        ("GET http://relay/v1/whoami", 200),
+        ("GET /v1/queues/mail/jobs?key=%ff", 400),
+        ("GET /v1/whoami?", 200),
+        ("GET /v1/whoami?x", 400),
+        ("GET //v1/whoami", 404),
+    ] {
+        let reply = relay.ask(call, &[], "").await;
+        assert_eq!(reply.status, status, "{call}: {}", reply.text());
+    }
+}
+
+/// Valid requests with a few bytes changed, from a fixed seed. Whatever comes of them, it is no bug of relay's.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_requests_never_end_in_an_internal_error() {
+    let mut setup = Setup::default();
+    // So that whatever is not a whole request ends soon.
+    let short = std::time::Duration::from_millis(50);
+    (setup.limits.first_request, setup.limits.idle) = (short, short);
+    (setup.limits.body_timeout, setup.limits.wait_max) = (short, short);
+    let relay = setup.start().await;
+    let requests = [
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\nidempotency-key: \"k\"\r\nprefer: wait=0\r\nrelay-delay: 5m\r\n\
+         relay-meta-a: b\r\ncontent-length: 5\r\n\r\nhello",
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "GET /v1/jobs?queue=mail&state=queued&limit=2 HTTP/1.1\r\nhost: r\r\nrelay-client: dev\r\n\r\n",
+        "GET /v1/results?after=AZr0Pw&limit=5&queue=mail HTTP/1.1\r\nhost: r\r\n\r\n",
+        "POST /v1/jobs/019ab0d2-7c3e-7000-8000-000000000000/rerun?from=1 HTTP/1.1\r\nhost: r\r\n\r\n",
+    ];
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed % below as u64).unwrap()
+    };
+    let mut answered = 0;
+    for _ in 0..20 {
+        let damaged = requests.iter().cycle().take(50).map(|request| {
+            let mut bytes = request.as_bytes().to_vec();
+            for _ in 0..=random(4) {
+                let at = random(bytes.len());
+                match random(3) {
+                    0 => bytes[at] = u8::try_from(random(256)).unwrap(),
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, b"\r\n:;,=%\"\0-9"[random(11)]),
+                }
+            }
+            bytes
+        });
+        let asked = damaged.map(|bytes| async {
+            let mut peer = relay.connect().await;
+            peer.write(&bytes).await;
+            (bytes, peer.closed().await)
+        });
+        for (bytes, answer) in futures_util::future::join_all(asked).await {
+            assert!(!answer.starts_with("HTTP/1.1 5"), "{:?} -> {answer}", String::from_utf8_lossy(&bytes));
+            answered += u32::from(answer.starts_with("HTTP/1.1 "));
+        }
+    }
+    assert!(answered > 500, "{answered} of 1000 were requests at all");
+    assert_eq!(relay.get("/v1/whoami").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_above_its_quota_is_told_so_but_not_for_a_retry() {
     let mut setup = Setup::default();
     setup.policy.client_defaults.max_queued = 1;

@@ -56,7 +56,8 @@ pub struct Limits {
     pub connections: usize,
     /// The time from a connection's start to the end of its first request's head. Default 10 s.
     pub first_request: Duration,
-    /// The time an HTTP/1.1 connection may be idle, or take for the head of a later request. Default 120 s.
+    /// The time a connection may be idle, or take for the head of a later HTTP/1.1 request, or for reading an answer that
+    /// is ready; up to twice of it with HTTP/2 and for answers. Default 120 s.
     pub idle: Duration,
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB, at most 32 KiB.
     pub header_bytes: usize,

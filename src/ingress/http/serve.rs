@@ -2,10 +2,9 @@
 //! deadline. TLS and the PROXY header will stand between accept and HTTP.
 
 use std::convert::Infallible;
-use std::future::pending;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -31,6 +30,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// What hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 256;
+/// What an HTTP/2 peer may send ahead of the handlers, per connection and per stream: memory outside the byte budget.
+const CONNECTION_WINDOW: u32 = 512 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// Serves `listener` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
 /// are refused, idle connections are closed. What is left after `drain` is cut off.
@@ -118,14 +120,18 @@ impl Connections {
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "can't set TCP_NODELAY");
             }
-            let patience = served.ingress.limits.first_request;
-            let asked = Arc::new(AtomicBool::new(false));
+            let Limits { first_request, idle, .. } = served.ingress.limits;
+            let activity = Arc::new(Activity::default());
             let service = {
-                let asked = Arc::clone(&asked);
+                let activity = Arc::clone(&activity);
                 service_fn(move |request| {
-                    asked.store(true, Ordering::Relaxed);
+                    let running = activity.begin();
                     let (served, router) = (served.clone(), router.clone());
-                    async move { Ok::<_, Infallible>(gate::handle(served, router, request).await) }
+                    async move {
+                        let response = gate::handle(served, router, request).await;
+                        drop(running);
+                        Ok::<_, Infallible>(response)
+                    }
                 })
             };
             let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
@@ -135,19 +141,52 @@ impl Connections {
                         debug!(error, "a connection ended with an error");
                     }
                 }
-                () = silence(&asked, patience) => debug!("a peer sent no request in time; its connection is dropped"),
+                () = activity.silence(first_request, idle) => debug!("a silent peer's connection is dropped"),
                 () = kill.cancelled() => {}
             }
         }
     }
 }
 
-/// Ends if no request came within `patience`, else never. Hyper has no timeout while it finds out which HTTP version a
-/// peer speaks: <https://github.com/hyperium/hyper/issues/3756>.
-async fn silence(asked: &AtomicBool, patience: Duration) {
-    tokio::time::sleep(patience).await;
-    if asked.load(Ordering::Relaxed) {
-        pending().await
+/// What happens on a connection, so that one on which nothing happens can be dropped.
+#[derive(Default)]
+struct Activity {
+    begun: AtomicU64,
+    running: AtomicU64,
+}
+
+impl Activity {
+    /// Counts a request as running until the guard is dropped.
+    fn begin(self: &Arc<Self>) -> Running {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(Arc::clone(self))
+    }
+
+    /// Ends if no request came within `first`, or later none within one to two times `idle` while none ran.
+    ///
+    /// Hyper has no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings
+    /// and ask nothing, and none for peers that do not read their answers:
+    /// <https://github.com/hyperium/hyper/issues/3756>.
+    async fn silence(&self, first: Duration, idle: Duration) {
+        tokio::time::sleep(first).await;
+        let mut begun = 0;
+        loop {
+            let now = self.begun.load(Ordering::Relaxed);
+            if now == begun && self.running.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            begun = now;
+            tokio::time::sleep(idle).await;
+        }
+    }
+}
+
+struct Running(Arc<Activity>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -174,6 +213,8 @@ fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);
