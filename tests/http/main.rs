@@ -1,5 +1,6 @@
 //! The HTTP ingress over real sockets, against the real embedded store in memory.
 #![cfg(all(feature = "client", feature = "server"))]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod connections;
 mod failing;

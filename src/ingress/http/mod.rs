@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`serve`]: the accept loop, the guards of a connection, and the drain.
+//! - `serve`: the accept loop, the guards of a connection, and the drain.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
 //! - `submit`, `jobs`, `results`, `whoami`: the handlers.
@@ -33,7 +33,7 @@ mod prefer;
 mod request;
 mod results;
 mod routes;
-pub mod serve;
+mod serve;
 mod submit;
 mod whoami;
 
