@@ -16,7 +16,6 @@ const NIL: u8 = 0xc0;
 /// Writes one map of at most 15 fields at the end of a buffer.
 pub(super) struct MapWriter<'a> {
     to: Writer<&'a mut BytesMut>,
-    start: usize,
     fields: u8,
 }
 
@@ -26,7 +25,7 @@ impl<'a> MapWriter<'a> {
     pub(super) fn write(to: &'a mut BytesMut, fields: impl FnOnce(&mut MapWriter<'_>)) {
         let start = to.len();
         to.put_u8(0x80);
-        let mut map = MapWriter { to: to.writer(), start, fields: 0 };
+        let mut map = MapWriter { to: to.writer(), fields: 0 };
         fields(&mut map);
         debug_assert!(map.fields < 16, "a longer map needs a longer head");
         map.to.get_mut()[start] = 0x80 | map.fields;
