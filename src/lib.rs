@@ -1,1 +1,4 @@
 //! x
+
+#[cfg(feature = "server")]
+pub mod ingress;

@@ -37,6 +37,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.frame_max = frame_max;
     }
 
+    /// The stream itself, without what is buffered here.
+    pub fn inner_mut(&mut self) -> &mut R {
+        &mut self.from
+    }
+
     /// The next frame, without its length; `None` after the peer closed the stream between two frames.
     ///
     /// Dropping the future loses nothing: what was read stays in the buffer.

@@ -215,8 +215,8 @@ fn read_error(fields: &Fields<'_>) -> Result<WireError, Problem> {
     let mut detail = fields.text("detail")?;
     detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
     Ok(WireError {
-        kind: fields.text("kind")?,
-        slug: fields.text("slug")?,
+        kind: fields.text("kind")?.into(),
+        slug: fields.text("slug")?.into(),
         retry: Retry::from_word(&fields.text("retry")?),
         detail,
         actual: fields.maybe("actual", |from| from.unsigned())?,

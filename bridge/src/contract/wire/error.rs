@@ -10,9 +10,9 @@ use crate::error::{BrokerError, BrokerErrorKind as Kind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError {
     /// What the caller can do, as a word; see `docs/protocol.md`. Unknown words are judged by `retry`.
-    pub kind: String,
+    pub kind: Box<str>,
     /// The slug that the HTTP API uses for it.
-    pub slug: String,
+    pub slug: Box<str>,
     /// Whether the same request may be sent again.
     pub retry: Retry,
     /// What happened and what to do, for people; at most 1 KiB.
@@ -73,13 +73,13 @@ impl WireError {
         };
         let mut detail = detail.into();
         detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
-        Self { kind: word.to_owned(), slug: slug.to_owned(), retry, detail, actual, limit, retry_after }
+        Self { kind: word.into(), slug: slug.into(), retry, detail, actual, limit, retry_after }
     }
 
     /// The same under another slug of the HTTP API, where that one says more.
     #[must_use]
     pub fn with_slug(mut self, slug: &str) -> Self {
-        slug.clone_into(&mut self.slug);
+        self.slug = slug.into();
         self
     }
 
@@ -94,7 +94,7 @@ impl WireError {
     pub fn broker_kind(&self) -> Kind {
         let (actual, limit) = (self.actual.unwrap_or(0), self.limit.unwrap_or(0));
         let version = |number| u16::try_from(number).unwrap_or(u16::MAX);
-        match self.kind.as_str() {
+        match &*self.kind {
             "unavailable" => Kind::Unavailable,
             "ambiguous" => Kind::Ambiguous,
             "too-large" => Kind::TooLarge { actual, limit },
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_kind_of_a_newer_server_is_judged_by_its_retry_word() {
-        let unknown = |retry| WireError { kind: "novel".to_owned(), retry, ..WireError::new(Kind::Invalid, "") };
+        let unknown = |retry| WireError { kind: "novel".into(), retry, ..WireError::new(Kind::Invalid, "") };
         assert_eq!(unknown(Retry::Safe).broker_kind(), Kind::Unavailable);
         assert_eq!(unknown(Retry::WithIdempotencyKey).broker_kind(), Kind::Ambiguous);
         assert_eq!(unknown(Retry::No).broker_kind(), Kind::Invalid);

@@ -1,0 +1,3 @@
+//! The doors of relay: each protocol that clients and workers speak has a folder of its own.
+
+pub mod tcp;
