@@ -1,6 +1,8 @@
 //! The codec of the TCP protocol: any split of the stream gives the same frames, no bytes make it panic, and the golden
 //! vectors of `docs/vectors/protocol.json` hold byte for byte in both directions.
 
+#![allow(clippy::unwrap_used, reason = "a test may end at once")]
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
