@@ -32,6 +32,7 @@ pub(super) struct Connection {
     pub(super) ended: CancellationToken,
     /// The envelope version that the server reads.
     pub(super) envelope: WireVersion,
+    requests: u32,
     frame_max: u32,
     ping: Duration,
 }
@@ -76,12 +77,13 @@ pub(super) type Ended = String;
 
 impl Connection {
     pub(super) fn new(welcome: &Welcome, requests_max: u32, frame_max: u32, envelope: WireVersion) -> Self {
-        let requests = usize::try_from(welcome.requests_max.clamp(1, requests_max.max(1))).unwrap_or(1);
+        let requests = welcome.requests_max.clamp(1, requests_max.clamp(1, REQUESTS_MAX));
         Self {
             state: Mutex::default(),
             wake: Notify::new(),
             next_id: AtomicU64::new(1),
-            permits: Arc::new(Semaphore::new(requests)),
+            permits: Arc::new(Semaphore::new(usize::try_from(requests).unwrap_or(1))),
+            requests,
             ended: CancellationToken::new(),
             envelope,
             frame_max: welcome.frame_max.min(frame_max),
@@ -98,6 +100,12 @@ impl Connection {
         let state = self.state();
         let refused = state.ended || (lease && state.going_away);
         !refused
+    }
+
+    /// Waits until no request is unanswered, or the connection ended.
+    pub(super) async fn idle(&self) {
+        // All permits at once, which are then given back; an error means that the connection ended.
+        drop(self.permits.acquire_many(self.requests).await);
     }
 
     /// Begins a request other than a lease. `None`: the connection ended before.
@@ -388,6 +396,8 @@ fn encode(message: &FromWorker) -> Bytes {
 
 /// An NLB forgets a silent connection after 350 s; a server that asks for fewer pings is not followed.
 const PING_MAX: Duration = Duration::from_secs(60);
+/// The most unanswered requests, whatever the server grants and the configuration asks for.
+const REQUESTS_MAX: u32 = 4_096;
 /// How long the server may take no bytes before the connection counts as lost.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Frames are collected into one write until they have this many bytes.

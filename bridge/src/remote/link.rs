@@ -66,6 +66,14 @@ impl Link {
         }
     }
 
+    /// The connection that is up now.
+    pub(super) fn up(&self) -> Option<Arc<Connection>> {
+        match &*self.state.borrow() {
+            LinkState::Up(connection) => Some(Arc::clone(connection)),
+            LinkState::Down(_) | LinkState::Closed => None,
+        }
+    }
+
     /// A connection that is up, and the right to begin one request on it, by `deadline`.
     pub(super) async fn ready(
         &self,
@@ -149,10 +157,7 @@ impl Link {
 
     /// Under the permit that the caller holds where it can be, since all others may be taken by waiting leases.
     async fn give_back(&self, request: impl Fn(WireVersion) -> Request + Send) -> Result<Response, BrokerError> {
-        let up = match &*self.state.borrow() {
-            LinkState::Up(connection) => Some(Arc::clone(connection)),
-            LinkState::Down(_) | LinkState::Closed => None,
-        };
+        let up = self.up();
         let deadline = Instant::now() + self.config.request_timeout;
         if let Some(connection) = up
             && let Some(call) = connection.begin(request(connection.envelope), None)?
