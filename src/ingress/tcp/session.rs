@@ -137,11 +137,11 @@ impl Reading<'_> {
         let ping = self.session.server.limits.ping.max(Duration::from_millis(1));
         let mut pings = time::interval_at(Instant::now() + ping, ping);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut number, mut heard, mut going_away) = (0, Instant::now(), false);
+        let (mut number, mut unheard, mut going_away) = (0, 0, false);
         loop {
             tokio::select! {
                 frame = from.next() => {
-                    heard = Instant::now();
+                    unheard = 0;
                     let end = match frame {
                         Ok(Some(frame)) => self.message(&frame).await,
                         Ok(None) => Some(End::gone("the worker closed it")),
@@ -155,9 +155,10 @@ impl Reading<'_> {
                     }
                 }
                 _ = pings.tick() => {
-                    if heard.elapsed() > ping.saturating_mul(3) {
+                    if unheard == PINGS_UNHEARD_MAX {
                         return End::gone("nothing came for three pings");
                     }
+                    unheard += 1;
                     number += 1;
                     // A full queue means that the worker does not read: the writer's timeout decides.
                     drop(self.queue.try_send(Outgoing::notice(FromServer::Ping(number))));
@@ -281,6 +282,8 @@ fn draining() -> WireError {
 const QUEUE_MAX: usize = 1_024;
 /// Room for pings, pongs and refusals beside the answers.
 const QUEUE_NOTICES: usize = 16;
+/// After so many pings without any message the peer counts as gone.
+const PINGS_UNHEARD_MAX: u32 = 3;
 /// How long a peer that is told why has to read it.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS: u32 = 256;
