@@ -308,6 +308,8 @@ async fn a_worker_does_everything_over_the_wire_that_it_may_do_at_the_broker() {
     assert_eq!(remote.extend(&lost).await.unwrap_err().kind(), Kind::LeaseLost);
     let progress = Progress { percent: Some(50.0), message: "half".to_owned() };
     remote.progress(&delivery.receipt, &progress).await.unwrap();
+    let vague = Progress { percent: Some(f32::NAN), message: "x".repeat(100_000) };
+    remote.progress(&delivery.receipt, &vague).await.unwrap();
     let failure = Failure::new("exit-code", "2");
     let letter = DeadLetter { job: sent.clone(), outcome: Outcome::Failed, attempt: 1, failure, at: now() };
     remote.dead_letter(&letter).await.unwrap();
@@ -323,7 +325,7 @@ async fn a_worker_does_everything_over_the_wire_that_it_may_do_at_the_broker() {
     assert!(remote.lease(&request("work", 1, Duration::ZERO)).await.unwrap().is_empty());
 
     let seen = line.seen.borrow().clone();
-    assert_eq!(seen.progress, [Some(50.0)]);
+    assert_eq!(seen.progress, [Some(50.0), None]);
     assert_eq!((seen.letters, seen.retracted), (vec![letter], vec![sent.run_id]));
     assert_eq!(seen.recorded[0], result_of(&sent));
     assert_eq!(

@@ -51,7 +51,7 @@ pub struct RemoteConfig {
     pub request_timeout: Duration,
     /// The most unanswered requests at a time; the server may grant fewer. Default 64.
     pub requests_max: u32,
-    /// The longest frame taken and sent, in bytes: 64 KiB to 16 MiB. Default 16 MiB.
+    /// The longest frame taken and sent, in bytes: 64 KiB to 17 MiB. Default 17 MiB.
     pub frame_max: u32,
     /// The longest wait between two attempts to connect. Default 5 s.
     pub backoff_max: Duration,

@@ -60,7 +60,7 @@ pub struct WorkerLimits {
     pub connections_max: u32,
     /// Unanswered requests of one connection; more are answered `overloaded`. Default 256.
     pub requests_max: u32,
-    /// The longest frame after the hello, in bytes: 64 KiB to 16 MiB. Default 16 MiB.
+    /// The longest frame after the hello, in bytes: 64 KiB to 17 MiB. Default 17 MiB.
     pub frame_max: u32,
     /// How long a new connection may take for its hello. Default 10 s.
     pub hello_timeout: Duration,

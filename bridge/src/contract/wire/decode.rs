@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::error::Retry;
 use super::fields::{Fields, parse};
 use super::message::{FromServer, FromWorker, Hello, Request, Response, Role, Welcome, WireDelivery};
-use super::{DETAIL_BYTES_MAX, LEASE_QUEUES_MAX, TOKEN_BYTES_MAX, WireError};
+use super::{DETAIL_BYTES_MAX, LEASE_QUEUES_MAX, PROGRESS_BYTES_MAX, TOKEN_BYTES_MAX, WireError};
 use crate::contract::envelope::EnvelopeError;
 use crate::contract::{JobId, RunId, Timestamp, WorkerId};
 use crate::leasing::{Held, LEASE_BATCH_MAX, LeaseRequest, Progress, Receipt, Recorded};
@@ -114,11 +114,12 @@ fn read_from_worker(kind: &str, id: Option<u64>, fields: &Fields<'_>) -> Result<
         }),
         "extend" => Request::Extend(read_receipt(fields)?),
         "progress" => {
-            let percent = fields.float("percent")?;
-            if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-                return Err(Problem::of("percent", "is not 0 to 100"));
-            }
-            Request::Progress(read_receipt(fields)?, Progress { percent, message: fields.text("message")? })
+            // Best effort: a number that is none means that the handler does not know.
+            let percent = fields.float("percent")?.filter(|percent| !percent.is_nan());
+            let percent = percent.map(|percent| percent.clamp(0.0, 100.0));
+            let mut message = fields.text("message")?;
+            message.truncate(message.floor_char_boundary(PROGRESS_BYTES_MAX));
+            Request::Progress(read_receipt(fields)?, Progress { percent, message })
         }
         "dead_letter" => Request::DeadLetter(fields.binary("letter")?),
         "retract_dead_letter" => {

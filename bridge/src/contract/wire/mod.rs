@@ -29,14 +29,17 @@ pub const VERSION_MIN: u16 = 1;
 pub const VERSION_MAX: u16 = 1;
 /// The longest frame, without its length, before the hello was accepted: 4 KiB.
 pub const HELLO_FRAME_MAX: u32 = 4 * 1024;
-/// The longest frame, without its length, that this build ever takes or sends: 16 MiB.
-pub const FRAME_MAX: u32 = 16 * 1024 * 1024;
+/// The longest frame, without its length, that this build ever takes or sends: 17 MiB. The largest payload of any broker
+/// has 16 MiB; the rest is for headers, ids and a failure's detail.
+pub const FRAME_MAX: u32 = 17 * 1024 * 1024;
 /// The smallest limit a peer may state for the frames after the hello: 64 KiB.
 pub const FRAME_MAX_LEAST: u32 = 64 * 1024;
 /// The most queues that one lease request names.
 pub const LEASE_QUEUES_MAX: usize = 64;
 /// The longest token of a receipt, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 1024;
+/// The longest message of a progress, in bytes; longer text is cut.
+pub const PROGRESS_BYTES_MAX: usize = 1024;
 /// The longest detail of an error on the wire, in bytes; longer text is cut.
 pub const DETAIL_BYTES_MAX: usize = 1024;
 
