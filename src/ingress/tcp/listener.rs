@@ -26,7 +26,7 @@ pub(super) struct Stop {
 impl WorkerListener {
     /// Accepts workers until `shutdown`. Then it stops accepting, tells the connected workers, answers waiting leases,
     /// and keeps each connection until its requests are answered and the jobs it holds are settled, at most for
-    /// `drain`.
+    /// `drain` and the few seconds that handing back and farewells may take.
     ///
     /// Dropping the future closes every connection.
     ///
