@@ -1,3 +1,4 @@
-//! The doors of relay: each protocol that clients and workers speak has a folder of its own.
+//! How jobs come in and results go out. Each protocol is a module of its own over the same broker.
 
+pub mod http;
 pub mod tcp;
