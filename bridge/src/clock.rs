@@ -1,6 +1,8 @@
 //! Wall and monotonic time behind one handle, so that a test can move both past every edge of a retention.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::contract::Timestamp;
@@ -15,11 +17,16 @@ enum Kind {
     Manual(Arc<Manual>),
 }
 
-#[derive(Debug)]
 struct Manual {
     wall_start: Timestamp,
-    elapsed: Mutex<Duration>,
-    moved: Condvar,
+    moving: Mutex<Moving>,
+}
+
+#[derive(Default)]
+struct Moving {
+    elapsed: Duration,
+    sleepers: Vec<Waker>,
+    listeners: Vec<Box<dyn Fn() + Send>>,
 }
 
 impl Default for Clock {
@@ -38,11 +45,7 @@ impl Clock {
     /// A clock that stands at `wall` until it is advanced; wall and monotonic time move together.
     #[must_use]
     pub fn manual(wall: Timestamp) -> Self {
-        Self(Kind::Manual(Arc::new(Manual {
-            wall_start: wall,
-            elapsed: Mutex::new(Duration::ZERO),
-            moved: Condvar::new(),
-        })))
+        Self(Kind::Manual(Arc::new(Manual { wall_start: wall, moving: Mutex::default() })))
     }
 
     /// Wall-clock time, for what is stored.
@@ -63,21 +66,57 @@ impl Clock {
     pub fn monotonic(&self) -> Duration {
         match &self.0 {
             Kind::System { start } => start.elapsed(),
-            Kind::Manual(manual) => *manual.elapsed.lock().unwrap_or_else(PoisonError::into_inner),
+            Kind::Manual(manual) => manual.moving().elapsed,
         }
     }
 
-    /// Whether a test moves this clock. Whoever sleeps until a moment of a manual clock must also wake when it moves.
-    #[must_use]
-    pub fn is_manual(&self) -> bool {
-        matches!(self.0, Kind::Manual(_))
-    }
-
-    /// Moves a manual clock forward. Without effect on the system clock.
+    /// Moves a manual clock forward and wakes whoever waits on it. Without effect on the system clock.
     pub fn advance(&self, by: Duration) {
         if let Kind::Manual(manual) = &self.0 {
-            *manual.elapsed.lock().unwrap_or_else(PoisonError::into_inner) += by;
-            manual.moved.notify_all();
+            let mut moving = manual.moving();
+            moving.elapsed += by;
+            moving.listeners.iter().for_each(|listener| listener());
+            std::mem::take(&mut moving.sleepers).into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// Calls `listener` at each [`Clock::advance`]; never on the system clock. It must not call the clock.
+    pub fn on_advance(&self, listener: impl Fn() + Send + 'static) {
+        if let Kind::Manual(manual) = &self.0 {
+            manual.moving().listeners.push(Box::new(listener));
+        }
+    }
+
+    /// Waits until [`Clock::monotonic`] has reached `moment`.
+    #[cfg(feature = "embedded")]
+    pub async fn sleep_until(&self, moment: Duration) {
+        match &self.0 {
+            Kind::System { start } => tokio::time::sleep_until((*start + moment).into()).await,
+            Kind::Manual(manual) => {
+                std::future::poll_fn(|context| {
+                    let mut moving = manual.moving();
+                    if moving.elapsed >= moment {
+                        return std::task::Poll::Ready(());
+                    }
+                    if !moving.sleepers.iter().any(|waker| waker.will_wake(context.waker())) {
+                        moving.sleepers.push(context.waker().clone());
+                    }
+                    std::task::Poll::Pending
+                })
+                .await;
+            }
+        }
+    }
+}
+
+impl Manual {
+    fn moving(&self) -> MutexGuard<'_, Moving> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Manual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manual").field("elapsed", &self.moving().elapsed).finish_non_exhaustive()
     }
 }

@@ -1,1 +1,274 @@
-//! The embedded broker.
+//! The embedded broker: one SQLite file, one writer thread with group commit, readers beside it. Nothing to install.
+//!
+//! Accepted means flushed: WAL with `synchronous = FULL`, and an answer only after the commit. One process per file.
+//!
+//! # Layout
+//!
+//! - `schema`: the file, its lock, its versions, its tables.
+//! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
+//! - `jobs`, `work`, `results`, `operator`: the capabilities, by who uses them.
+//! - `dispatch`: who gets the next job; `row`: a job's row.
+//! - [`store`]: check, statistics and backup of a file.
+//!
+//! # What repairs a crash
+//!
+//! | crash point | what repairs it | test |
+//! | --- | --- | --- |
+//! | before the commit | nothing took effect; the client was not answered and retries | `kill -9` rounds |
+//! | after the commit, before the answer | the retry finds the id and is a replay | `kill -9` rounds |
+//! | while a worker holds a job | opening the store puts it in line again; its attempt stays spent | `reopen` cases |
+//! | dead letter, then crash | the lease ends, the next worker repeats it: idempotent by run | `crash_after_...` cases |
+//! | result, then crash | the run is finished with the result; opening the store finds nothing to lease | `crash_after_...` cases |
+
+mod dispatch;
+mod jobs;
+mod operator;
+mod results;
+mod row;
+mod schema;
+mod shared;
+mod state;
+pub mod store;
+mod work;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use shared::Shared;
+use tokio::sync::{Semaphore, mpsc, watch};
+use writer::{Work, Writer, call, closed};
+
+use crate::broker::{Broker, Capabilities, Durability};
+use crate::clock::Clock;
+use crate::contract::LogId;
+use crate::contract::envelope::WireVersion;
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// The largest payload or result, in bytes: 16 MiB. SQLite would take more; memory for bodies in flight would not.
+pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
+/// How many connections read at once.
+const READERS_MAX: usize = 4;
+/// How often the write-ahead log is looked at while nothing asks for it.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Above this many pages (64 MiB) the writer itself waits for a checkpoint.
+const LOG_PAGES_MAX: i64 = 16 * 1024;
+
+/// Where the store is and how it tells time.
+#[derive(Clone, Debug, Default)]
+pub struct EmbeddedConfig {
+    /// The database file, made with its folder if it is not there. `None`: in memory, gone with the process.
+    pub path: Option<PathBuf>,
+    /// The clock of leases, deadlines and retention.
+    pub clock: Clock,
+    /// The envelope version that is written.
+    pub wire_version: WireVersion,
+}
+
+/// An open store. Clones share it.
+#[derive(Clone)]
+pub struct Embedded(Arc<Inner>);
+
+struct Inner {
+    inbox: Mutex<Option<mpsc::Sender<Work>>>,
+    shared: Arc<Shared>,
+    clock: Clock,
+    log: LogId,
+    path: Option<PathBuf>,
+    readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
+    closing: watch::Sender<bool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    lock: Mutex<Option<File>>,
+}
+
+impl Embedded {
+    /// Opens or creates a store.
+    ///
+    /// # Errors
+    /// `Unavailable` if the file can't be opened, or another process has it; `Corrupt` if it is damaged or not
+    /// relay's; `NewerVersion` if a newer relay wrote it. The text names the file and what to do.
+    pub async fn open(config: EmbeddedConfig) -> Result<Self, BrokerError> {
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(config));
+        opened
+            .await
+            .map_err(|e| BrokerError::new(BrokerErrorKind::Unavailable, "open store", "interrupted").with_source(e))?
+    }
+
+    fn open_blocking(config: EmbeddedConfig) -> Result<Self, BrokerError> {
+        let EmbeddedConfig { path, clock, wire_version } = config;
+        let opened = schema::open(path.as_deref())?;
+        let shared = Arc::new(Shared::default());
+        let log = opened.log;
+        let writer =
+            Writer::new((opened.connection, log), path.clone(), clock.clone(), wire_version, Arc::clone(&shared))?;
+        let (inbox, work) = mpsc::channel::<Work>(writer::INBOX_MAX);
+        let nudge = inbox.downgrade();
+        clock.on_advance(move || {
+            if let Some(inbox) = nudge.upgrade() {
+                // A full inbox needs no nudge: the writer is about to look at the clock.
+                drop(inbox.try_send(Box::new(|_| None)));
+            }
+        });
+        let mut threads = vec![thread("relay-store", writer.run(work))?];
+        let (closing, closed) = watch::channel(false);
+        if let Some(path) = path.clone() {
+            threads
+                .push(thread("relay-checkpoint", checkpoints(path, Arc::clone(&shared), inbox.downgrade(), closed))?);
+        }
+        Ok(Self(Arc::new(Inner {
+            inbox: Mutex::new(Some(inbox)),
+            shared,
+            clock,
+            log,
+            path,
+            readers: Mutex::default(),
+            reading: Semaphore::new(READERS_MAX),
+            closing,
+            threads: Mutex::new(threads),
+            lock: Mutex::new(opened.lock),
+        })))
+    }
+
+    /// The capabilities, all of them backed by this store.
+    #[must_use]
+    pub fn broker(&self) -> Broker {
+        let this = Arc::new(self.clone());
+        Broker {
+            capabilities: Capabilities {
+                adapter: "embedded",
+                payload_max: PAYLOAD_MAX,
+                durability: if self.0.path.is_some() { Durability::PowerLoss } else { Durability::None },
+                lease_lost_certain: true,
+                fair: true,
+            },
+            jobs: this.clone(),
+            leasing: this.clone(),
+            results: this.clone(),
+            dead_letters: this.clone(),
+            policies: this.clone(),
+            provision: this,
+        }
+    }
+
+    /// Ends all waits, commits what was taken in, and lets go of the file. Calls after it are `Unavailable`.
+    pub async fn close(&self) {
+        self.0.closing.send_replace(true);
+        drop(lock(&self.0.inbox).take());
+        let threads = std::mem::take(&mut *lock(&self.0.threads));
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
+        if !matches!(joined.await, Ok(Ok(()))) {
+            tracing::error!("a thread of the store panicked");
+        }
+        lock(&self.0.readers).clear();
+        drop(lock(&self.0.lock).take());
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn log(&self) -> LogId {
+        self.0.log
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.0.shared)
+    }
+
+    fn inbox(&self) -> Result<mpsc::Sender<Work>, BrokerError> {
+        lock(&self.0.inbox).clone().ok_or_else(closed)
+    }
+
+    /// Ready once the store is being closed.
+    async fn closing(&self) {
+        // An error means that the sender is gone, which is closed as well.
+        drop(self.0.closing.subscribe().wait_for(|closing| *closing).await);
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        call(&self.inbox()?, op).await
+    }
+
+    /// Reads what was committed. In memory there is one connection: the writer's.
+    async fn read<T: Send + 'static>(
+        &self,
+        op: impl FnOnce(&Connection) -> Result<T, BrokerError> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let Some(path) = self.0.path.clone() else { return self.call(|writer| op(&writer.conn)).await };
+        let _permit = self.0.reading.acquire().await.map_err(|_| closed())?;
+        if *self.0.closing.borrow() {
+            return Err(closed());
+        }
+        let idle = lock(&self.0.readers).pop();
+        let this = Arc::clone(&self.0);
+        let read = tokio::task::spawn_blocking(move || {
+            let reader = match idle {
+                Some(reader) => reader,
+                None => schema::open_reader(&path)?,
+            };
+            let result = op(&reader);
+            lock(&this.readers).push(reader);
+            result
+        });
+        read.await.map_err(|e| BrokerError::new(BrokerErrorKind::Unavailable, "read", "interrupted").with_source(e))?
+    }
+}
+
+/// Runs `work` on a thread of its own, with timers but without I/O.
+fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> Result<JoinHandle<()>, BrokerError> {
+    let failed = |e: std::io::Error| {
+        BrokerError::new(BrokerErrorKind::Unavailable, "open store", "can't start a thread").with_source(e)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work)).map_err(failed)
+}
+
+/// Copies the write-ahead log into the file beside the writer, so that commits don't wait for it.
+async fn checkpoints(
+    path: PathBuf,
+    shared: Arc<Shared>,
+    inbox: mpsc::WeakSender<Work>,
+    mut closing: watch::Receiver<bool>,
+) {
+    let Ok(connection) = checkpoint_connection(&path) else { return };
+    loop {
+        tokio::select! {
+            () = shared.checkpoint.notified() => {}
+            () = tokio::time::sleep(CHECKPOINT_EVERY) => {}
+            closed = closing.wait_for(|closing| *closing) => { drop(closed); return }
+        }
+        let pages = connection
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)));
+        // Readers and a busy writer can keep the log from starting over; then the writer has to wait for it.
+        if let (Ok((pages, copied)), Some(inbox)) = (pages, inbox.upgrade())
+            && pages > LOG_PAGES_MAX
+            && copied < pages
+        {
+            let start_over: Work = Box::new(|writer| {
+                writer.start_log_over();
+                None
+            });
+            drop(inbox.send(start_over).await);
+        }
+    }
+}
+
+fn checkpoint_connection(path: &Path) -> Result<Connection, BrokerError> {
+    let connection = Connection::open(path).map_err(|e| schema::unavailable(e, "checkpoint"))?;
+    connection
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -512;")
+        .map_err(|e| schema::unavailable(e, "checkpoint"))?;
+    Ok(connection)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,493 @@
+//! The submitter's half: enqueue, status, cancel, rerun, erase, list, depth, sweep.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::row::{COLUMNS, FINISHED, JobRow, LEASED, PARKED, WAITING};
+use super::schema::unavailable;
+use super::writer::Writer;
+use super::{Embedded, PAYLOAD_MAX};
+use crate::contract::envelope::{Extra, decode_result, encode_job, encode_result};
+use crate::contract::result::End;
+use crate::contract::{
+    ClientId, Failure, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp,
+};
+use crate::dead_letters::DeadLetter;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+
+/// The most jobs of one list.
+const LIST_MAX: u32 = 1_000;
+/// The most rows a list looks at to find those that match its filter.
+const LIST_ROWS_MAX: u32 = 20_000;
+
+#[async_trait]
+impl JobQueue for Embedded {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        let actual = job.payload.len() as u64;
+        if actual > PAYLOAD_MAX {
+            return Err(too_large("enqueue", actual));
+        }
+        self.call(move |writer| writer.enqueue(job)).await
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        let (client, now) = (client.clone(), self.clock().now());
+        self.read(move |conn| {
+            let Some(row) = JobRow::find(conn, job)?.filter(|row| !row.is_past_keeping(now)) else { return Ok(None) };
+            Ok(Some(row.status(conn, now)?).filter(|status| status.client == client))
+        })
+        .await
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| writer.cancel(&client, job)).await
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| {
+            let (row, job) = writer.owned(&client, job, "rerun")?;
+            writer.rerun(row, &job, from)
+        })
+        .await
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| writer.erase(&client, job)).await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+        let (client, filter, now) = (client.clone(), filter.clone(), self.clock().now());
+        self.read(move |conn| list(conn, &client, &filter, now)).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        let queue = queue.clone();
+        self.call(move |writer| {
+            let (row, _) = writer.state.queue(&queue)?;
+            let lines = writer.state.lines.iter().filter(|((queue, _), _)| *queue == row);
+            Ok(lines.fold(Depth::default(), |depth, (_, line)| Depth {
+                waiting: depth.waiting + line.waiting,
+                parked: depth.parked + line.parked,
+                leased: depth.leased + u64::from(line.running),
+            }))
+        })
+        .await
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.call(move |writer| writer.sweep(limit)).await
+    }
+}
+
+impl Writer {
+    pub(super) fn enqueue(&mut self, mut job: Job) -> Result<Enqueued, BrokerError> {
+        let sql = |e| unavailable(e, "enqueue");
+        let now = self.clock.now();
+        let (queue, found) = self.state.queue(&job.queue)?;
+        let max_queued = found.policy.client(&job.client).max_queued;
+        if let Some(row) = JobRow::find(&self.conn, job.id)? {
+            if !row.is_past_keeping(now) {
+                return Ok(Enqueued::Known(row.status(&self.conn, now)?));
+            }
+            job.run_id = RunId::mint(now, Some(row.run));
+            self.begin()?;
+            self.remove(&row)?;
+        }
+        let line = self.state.client_rows.get(&job.client).and_then(|client| self.state.lines.get(&(queue, *client)));
+        let actual = line.map_or(0, |line| line.waiting + line.parked);
+        if actual >= max_queued {
+            return Err(BrokerError::new(
+                BrokerErrorKind::QuotaExceeded { actual, limit: max_queued },
+                "enqueue",
+                format!(
+                    "client `{}` has {actual} jobs waiting in `{}`, {max_queued} are allowed",
+                    job.client, job.queue
+                ),
+            ));
+        }
+        self.begin()?;
+        let client = self.state.client_row(&self.conn, &job.client)?;
+        let seq = self.state.take_seq();
+        let state = if job.due_at > now { PARKED } else { WAITING };
+        let envelope = encode_job(&job, self.wire);
+        let conn = &self.conn;
+        conn.prepare_cached("INSERT INTO ids(id, seq) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![job.id.as_bytes(), seq]))
+            .map_err(sql)?;
+        conn.prepare_cached(
+            "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at, size,
+             has_payload) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, 1)",
+        )
+        .and_then(|mut insert| {
+            insert.execute(params![
+                seq,
+                queue,
+                client,
+                job.id.as_bytes(),
+                job.run_id.as_bytes(),
+                job.generation,
+                state,
+                job.due_at.as_millis(),
+                job.expires_at.as_millis(),
+                job.payload.len() as u64,
+            ])
+        })
+        .map_err(sql)?;
+        conn.prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![seq, envelope]))
+            .map_err(sql)?;
+        self.join_line((queue, client), state, job.due_at);
+        Ok(Enqueued::Created(status_of_new(job, now)))
+    }
+
+    fn join_line(&mut self, key: (i64, i64), state: i64, due_at: Timestamp) {
+        let line = self.state.line(key);
+        if state == PARKED {
+            line.parked += 1;
+            self.state.note_due(due_at);
+        } else {
+            line.waiting += 1;
+        }
+        self.state.line_changed(key);
+    }
+
+    /// The client's job, or `NotFound`: another client's job is answered like one that is not there.
+    fn owned(&self, client: &ClientId, job: JobId, operation: &'static str) -> Result<(JobRow, Job), BrokerError> {
+        let not_found = || BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"));
+        let row = JobRow::find(&self.conn, job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let row = row.ok_or_else(not_found)?;
+        let job = row.job(&self.conn)?;
+        if job.client == *client { Ok((row, job)) } else { Err(not_found()) }
+    }
+
+    fn cancel(&mut self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let (row, job) = self.owned(client, job, "cancel")?;
+        let now = self.clock.now();
+        if !row.is_finished() {
+            self.end(&row, &job, Outcome::Cancelled, Failure::new("cancelled", "the client cancelled the job"))?;
+        }
+        JobRow::find(&self.conn, job.id)?
+            .ok_or_else(|| BrokerError::new(BrokerErrorKind::NotFound, "cancel", "the job is gone"))?
+            .status(&self.conn, now)
+    }
+
+    /// Ends an open run without a handler's word.
+    fn end(&mut self, row: &JobRow, job: &Job, outcome: Outcome, failure: Failure) -> Result<JobResult, BrokerError> {
+        let started_at = row.started_at.filter(|_| row.attempt > 0);
+        let end = End { attempt: row.attempt, started_at, finished_at: self.clock.now() };
+        let result = JobResult::unsuccessful(job, outcome, end, failure);
+        self.finish(row, &result)?;
+        Ok(result)
+    }
+
+    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction.
+    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "record");
+        self.begin()?;
+        let now = self.clock.now();
+        let n = self.state.take_n();
+        let keep = now.max(row.due_at) + std::time::Duration::from_millis(result.keep_ms);
+        self.conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    row.seq,
+                    n,
+                    row.client,
+                    result.run_id.as_bytes(),
+                    result.outcome.as_str(),
+                    now.as_millis(),
+                    encode_result(result, self.wire),
+                ])
+            })
+            .map_err(sql)?;
+        let kept = self.drop_payload_unless_kept(row)?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, has_payload = ?6,
+                 started_at = coalesce(?7, started_at) WHERE seq = ?1",
+            )
+            .and_then(|mut update| {
+                update.execute(params![
+                    row.seq,
+                    FINISHED,
+                    keep.as_millis(),
+                    result.finished_at.as_millis(),
+                    result.outcome.as_str(),
+                    kept,
+                    result.started_at.map(Timestamp::as_millis),
+                ])
+            })
+            .map_err(sql)?;
+        self.leave_line(row, result.outcome);
+        self.finished.push((row.id, result.client.clone()));
+        Ok(())
+    }
+
+    fn leave_line(&mut self, row: &JobRow, outcome: Outcome) {
+        let key = (row.queue, row.client);
+        if row.state == LEASED {
+            // The holder keeps its place among the running until it learns of the end.
+            if let Some(lease) = self.state.leases.get_mut(&row.seq) {
+                lease.ended = Some(outcome);
+            }
+            return;
+        }
+        let line = self.state.line(key);
+        match row.state {
+            PARKED => line.parked = line.parked.saturating_sub(1),
+            _ => line.waiting = line.waiting.saturating_sub(1),
+        }
+        self.state.line_changed(key);
+    }
+
+    /// A job without a key keeps no payload after its result, unless its queue says so.
+    fn drop_payload_unless_kept(&mut self, row: &JobRow) -> Result<bool, BrokerError> {
+        let job = row.job(&self.conn)?;
+        if !job.keep_record && row.has_payload {
+            self.replace_payload(row.seq, &Job { payload: bytes::Bytes::new(), ..job })?;
+            return Ok(false);
+        }
+        Ok(row.has_payload)
+    }
+
+    /// Puts a dead letter's payload back into its record, which may have dropped it.
+    pub(super) fn restore_payload(&mut self, row: &JobRow, letter: &DeadLetter) -> Result<(), BrokerError> {
+        if row.has_payload {
+            return Ok(());
+        }
+        self.begin()?;
+        self.replace_payload(row.seq, &letter.job)?;
+        self.conn
+            .execute("UPDATE jobs SET has_payload = 1 WHERE seq = ?1", [row.seq])
+            .map_err(|e| unavailable(e, "redrive"))?;
+        Ok(())
+    }
+
+    fn replace_payload(&self, seq: i64, job: &Job) -> Result<(), BrokerError> {
+        self.conn
+            .prepare_cached("UPDATE payloads SET envelope = ?2 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![seq, encode_job(job, self.wire)]))
+            .map_err(|e| unavailable(e, "remove payload"))?;
+        Ok(())
+    }
+
+    /// Starts the run after generation `from`, or finds that it was started.
+    pub(super) fn rerun(&mut self, row: JobRow, job: &Job, from: u32) -> Result<Enqueued, BrokerError> {
+        let now = self.clock.now();
+        let refuse = |why: String| Err(BrokerError::new(BrokerErrorKind::StateConflict, "rerun", why));
+        if row.generation == from.saturating_add(1) {
+            return Ok(Enqueued::Known(row.status_of(job.clone(), now)));
+        }
+        if row.generation != from {
+            return refuse(format!("the job is in generation {}, not {from}", row.generation));
+        }
+        if !row.is_finished() {
+            return refuse(format!("generation {from} has not ended: wait for it, or cancel it"));
+        }
+        if !row.has_payload {
+            return refuse("the payload was not kept: submit it again, or set `keep_keyless` for the queue".to_owned());
+        }
+        let next = job.next_run(now);
+        self.begin()?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobs SET run = ?2, generation = ?3, state = 0, attempt = 0, timer_at = ?5, due_at = ?4,
+                 expires_at = ?5, started_at = NULL, finished_at = NULL, outcome = NULL WHERE seq = ?1",
+            )
+            .and_then(|mut update| {
+                update.execute(params![
+                    row.seq,
+                    next.run_id.as_bytes(),
+                    next.generation,
+                    now.as_millis(),
+                    next.expires_at.as_millis(),
+                ])
+            })
+            .map_err(|e| unavailable(e, "rerun"))?;
+        // A holder of the run before may still be there: its lease must not count for the new run.
+        self.state.end_lease(row.seq);
+        self.join_line((row.queue, row.client), WAITING, now);
+        Ok(Enqueued::Created(status_of_new(next, now)))
+    }
+
+    fn erase(&mut self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "erase");
+        let (row, job) = self.owned(client, job, "erase")?;
+        if !row.is_finished() {
+            let why = "the run has not ended: cancel it first";
+            return Err(BrokerError::new(BrokerErrorKind::StateConflict, "erase", why));
+        }
+        self.begin()?;
+        let result: Option<Vec<u8>> = self
+            .conn
+            .query_row("SELECT envelope FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
+            .optional()
+            .map_err(sql)?;
+        // Freed bytes are overwritten with zeros for as long as this operation lasts.
+        self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
+        let id = job.id;
+        let stripped =
+            Job { payload: bytes::Bytes::new(), headers: Default::default(), extra: Extra::default(), ..job };
+        self.replace_payload(row.seq, &stripped)?;
+        if let Some(result) = result {
+            let result = decode_result(&result.into()).map_err(super::state::damaged)?;
+            let failure = result.failure.map(|failure| Failure { detail: String::new(), ..failure });
+            let result = JobResult { payload: bytes::Bytes::new(), failure, extra: Extra::default(), ..result };
+            self.conn
+                .execute(
+                    "UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1",
+                    params![row.seq, encode_result(&result, self.wire)],
+                )
+                .map_err(sql)?;
+        }
+        self.conn.execute("UPDATE jobs SET has_payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
+        self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [id.as_bytes()]).map_err(sql)?;
+        self.conn.pragma_update(None, "secure_delete", false).map_err(sql)
+    }
+
+    /// Ends what is past its deadline and removes what is past its keeping, oldest first.
+    fn sweep(&mut self, limit: u32) -> Result<Swept, BrokerError> {
+        let sql = |e| unavailable(e, "sweep");
+        let now = self.clock.now();
+        let limit = limit.clamp(1, LIST_MAX);
+        let rows: Vec<JobRow> = {
+            let mut query = self
+                .conn
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM jobs AS j WHERE j.timer_at <= ?1 ORDER BY j.timer_at LIMIT ?2"
+                ))
+                .map_err(sql)?;
+            let rows = query.query_map(params![now.as_millis(), limit], JobRow::read);
+            rows.and_then(Iterator::collect).map_err(sql)?
+        };
+        let mut swept = Swept { more: rows.len() >= limit as usize, ..Swept::default() };
+        for row in rows {
+            self.begin()?;
+            if row.is_finished() {
+                self.remove(&row)?;
+                swept.removed += 1;
+            } else {
+                let job = row.job(&self.conn)?;
+                let failure = Failure::new("expired", format!("not finished by its deadline {}", row.expires_at));
+                swept.expired.push(self.end(&row, &job, Outcome::Expired, failure)?);
+            }
+        }
+        let letters: i64 = self
+            .conn
+            .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE remove_at <= ?1 LIMIT 1)")
+            .and_then(|mut query| query.query_row([now.as_millis()], |row| row.get(0)))
+            .map_err(sql)?;
+        if letters > 0 {
+            self.begin()?;
+            let removed = self
+                .conn
+                .execute(
+                    "DELETE FROM dead_letters WHERE rowid IN
+                     (SELECT rowid FROM dead_letters WHERE remove_at <= ?1 ORDER BY remove_at LIMIT ?2)",
+                    params![now.as_millis(), limit],
+                )
+                .map_err(sql)?;
+            swept.removed += removed as u64;
+            swept.more |= removed >= limit as usize;
+        }
+        Ok(swept)
+    }
+
+    /// Removes a finished job with its payload and result, and remembers how far the client's log is gone.
+    fn remove(&mut self, row: &JobRow) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "remove job");
+        let conn = &self.conn;
+        conn.prepare_cached(
+            "UPDATE clients SET removed_n = max(removed_n, coalesce((SELECT n FROM results WHERE seq = ?2), 0))
+             WHERE id = ?1",
+        )
+        .and_then(|mut update| update.execute([row.client, row.seq]))
+        .map_err(sql)?;
+        for table in ["payloads", "results", "jobs"] {
+            conn.prepare_cached(&format!("DELETE FROM {table} WHERE seq = ?1"))
+                .and_then(|mut delete| delete.execute([row.seq]))
+                .map_err(sql)?;
+        }
+        conn.prepare_cached("DELETE FROM ids WHERE id = ?1")
+            .and_then(|mut delete| delete.execute([row.id.as_bytes()]))
+            .map_err(sql)?;
+        self.state.end_lease(row.seq);
+        Ok(())
+    }
+}
+
+fn list(
+    conn: &Connection,
+    client: &ClientId,
+    filter: &JobFilter,
+    now: Timestamp,
+) -> Result<Vec<JobStatus>, BrokerError> {
+    let sql = |e| unavailable(e, "list");
+    let after = match filter.after {
+        Some(after) => JobRow::find(conn, after)?.map_or(0, |row| row.seq),
+        None => i64::MAX,
+    };
+    let mut query = conn
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM jobs AS j JOIN clients AS c ON c.id = j.client
+             WHERE c.name = ?1 AND j.seq < ?2 ORDER BY j.seq DESC LIMIT ?3"
+        ))
+        .map_err(sql)?;
+    let mut rows = query.query(params![client.as_str(), after, LIST_ROWS_MAX]).map_err(sql)?;
+    let limit = filter.limit.clamp(1, LIST_MAX) as usize;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(sql)? {
+        let row = JobRow::read(row).map_err(sql)?;
+        if row.is_past_keeping(now) {
+            continue;
+        }
+        let status = row.status(conn, now)?;
+        let wanted = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue)
+            && filter.state.is_none_or(|state| state == status.state);
+        if wanted {
+            found.push(status);
+            if found.len() >= limit {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
+    JobStatus {
+        job_id: job.id,
+        run_id: job.run_id,
+        generation: job.generation,
+        client: job.client,
+        queue: job.queue,
+        key: job.key,
+        fingerprint: job.fingerprint,
+        state: JobState::Queued,
+        attempt: 0,
+        content_type: job.content_type,
+        size: job.payload.len() as u64,
+        headers: job.headers,
+        accepted_at: job.accepted_at,
+        expires_at: job.expires_at,
+        started_at: None,
+        finished_at: None,
+        next_attempt_at: Some(job.due_at).filter(|due| *due > now),
+    }
+}
+
+pub(super) fn too_large(operation: &'static str, actual: u64) -> BrokerError {
+    BrokerError::new(
+        BrokerErrorKind::TooLarge { actual, limit: PAYLOAD_MAX },
+        operation,
+        format!("{actual} bytes are more than the {PAYLOAD_MAX} this broker takes"),
+    )
+}

@@ -1,0 +1,219 @@
+//! What an operator does: dead letters, policies, provisioning.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rusqlite::{OptionalExtension as _, params};
+
+use super::Embedded;
+use super::row::JobRow;
+use super::schema::unavailable;
+use super::state::{Queue, damaged};
+use super::writer::Writer;
+use crate::contract::envelope::decode_dead_letter;
+use crate::contract::{JobId, Outcome, QueueName, RunId};
+use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::Enqueued;
+use crate::policy::{PolicyStore, QueuePolicy};
+use crate::provision::{Change, Provision};
+
+/// The most dead letters of one list.
+const LIST_MAX: u32 = 1_000;
+
+#[async_trait]
+impl DeadLetters for Embedded {
+    async fn list(
+        &self,
+        queue: Option<&QueueName>,
+        before: Option<RunId>,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter>, BrokerError> {
+        let (queue, limit) = (queue.cloned(), limit.clamp(1, LIST_MAX));
+        let before = before.map_or([0xff; 16], |run| *run.as_bytes());
+        self.read(move |conn| {
+            let sql = |e| unavailable(e, "list dead letters");
+            let mut query = conn
+                .prepare_cached(
+                    "SELECT d.envelope FROM dead_letters AS d JOIN queues AS q ON q.id = d.queue
+                     WHERE d.run < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.run DESC LIMIT ?3",
+                )
+                .map_err(sql)?;
+            let rows = query.query_map(params![before, queue.as_ref().map(QueueName::as_str), limit], |row| row.get(0));
+            let envelopes: Vec<Vec<u8>> = rows.and_then(Iterator::collect).map_err(sql)?;
+            envelopes.into_iter().map(read).collect()
+        })
+        .await
+    }
+
+    async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
+        self.read(move |conn| {
+            let envelope: Option<Vec<u8>> = conn
+                .prepare_cached("SELECT envelope FROM dead_letters WHERE job = ?1 ORDER BY run DESC LIMIT 1")
+                .and_then(|mut query| query.query_row([job.as_bytes()], |row| row.get(0)).optional())
+                .map_err(|e| unavailable(e, "get dead letter"))?;
+            envelope.map(read).transpose()
+        })
+        .await
+    }
+
+    async fn redrive(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
+        self.call(move |writer| writer.redrive(job, run)).await
+    }
+
+    async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
+        self.call(move |writer| writer.remove_dead_letter(job, run)).await
+    }
+}
+
+fn read(envelope: Vec<u8>) -> Result<DeadLetter, BrokerError> {
+    decode_dead_letter(&Bytes::from(envelope)).map_err(damaged)
+}
+
+impl Writer {
+    fn redrive(&mut self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
+        let not_found =
+            || BrokerError::new(BrokerErrorKind::NotFound, "redrive", format!("there is no dead letter of job {job}"));
+        let envelope: Option<Vec<u8>> = self
+            .conn
+            .query_row(
+                "SELECT envelope FROM dead_letters WHERE job = ?1 AND run = ?2",
+                params![job.as_bytes(), run.as_bytes()],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(|e| unavailable(e, "redrive"))?;
+        let row = JobRow::find(&self.conn, job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let Some(letter) = envelope.map(read).transpose()? else {
+            // A second call: the first one took the letter away and started the next run.
+            let row = row.filter(|row| row.run > run).ok_or_else(not_found)?;
+            return Ok(Enqueued::Known(row.status(&self.conn, self.clock.now())?));
+        };
+        let enqueued = match row {
+            Some(row) if row.outcome == Some(Outcome::Succeeded) => {
+                let why = "the run succeeded after all: purge the dead letter instead";
+                return Err(BrokerError::new(BrokerErrorKind::StateConflict, "redrive", why));
+            }
+            Some(row) if row.run == run => {
+                self.restore_payload(&row, &letter)?;
+                let row = JobRow { has_payload: true, ..row };
+                self.rerun(row, &letter.job, letter.job.generation)?
+            }
+            Some(row) => Enqueued::Known(row.status(&self.conn, self.clock.now())?),
+            None => self.enqueue(letter.job.next_run(self.clock.now()))?,
+        };
+        self.remove_dead_letter(job, run)?;
+        Ok(enqueued)
+    }
+}
+
+#[async_trait]
+impl PolicyStore for Embedded {
+    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
+        let queue = queue.clone();
+        self.call(move |writer| Ok(writer.state.queue(&queue).ok().map(|(_, queue)| queue.policy.clone()))).await
+    }
+
+    async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
+        self.call(|writer| {
+            let queues = writer.state.queues.values();
+            let mut all: Vec<_> = queues.map(|queue| (queue.name.clone(), queue.policy.clone())).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(all)
+        })
+        .await
+    }
+
+    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
+        let (queue, policy) = (queue.clone(), policy.clone());
+        self.call(move |writer| writer.put_policy(&queue, policy)).await
+    }
+
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
+        let queue = queue.clone();
+        self.call(move |writer| {
+            let policy = QueuePolicy { paused, ..writer.state.queue(&queue)?.1.policy.clone() };
+            writer.write_policy(&queue, policy)
+        })
+        .await
+    }
+}
+
+impl Writer {
+    fn put_policy(&mut self, name: &QueueName, policy: QueuePolicy) -> Result<(), BrokerError> {
+        let paused = self.state.queue(name).map_or(policy.paused, |(_, queue)| queue.policy.paused);
+        self.write_policy(name, QueuePolicy { paused, ..policy })
+    }
+
+    fn write_policy(&mut self, name: &QueueName, policy: QueuePolicy) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "write policy");
+        let text = serde_json::to_string(&policy).map_err(damaged)?;
+        self.begin()?;
+        self.conn
+            .execute(
+                "INSERT INTO queues(name, policy) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET policy = ?2",
+                params![name.as_str(), text],
+            )
+            .map_err(sql)?;
+        let row: i64 = self
+            .conn
+            .query_row("SELECT id FROM queues WHERE name = ?1", [name.as_str()], |row| row.get(0))
+            .map_err(sql)?;
+        self.state.queue_rows.insert(name.clone(), row);
+        match self.state.queues.get_mut(&row) {
+            Some(queue) => queue.policy = policy,
+            None => {
+                self.state.queues.insert(row, Queue { name: name.clone(), policy, turns: Default::default() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Provision for Embedded {
+    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+        let queues = queues.to_vec();
+        self.call(move |writer| Ok(queues.iter().flat_map(|(name, wanted)| changes(writer, name, wanted)).collect()))
+            .await
+    }
+
+    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
+        let queues = queues.to_vec();
+        self.call(move |writer| {
+            let planned: Vec<Change> = queues.iter().flat_map(|(name, wanted)| changes(writer, name, wanted)).collect();
+            if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
+                let why =
+                    format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
+                return Err(BrokerError::new(BrokerErrorKind::StateConflict, "provision", why));
+            }
+            for (name, wanted) in queues {
+                if planned.iter().any(|change| change.queue == name) {
+                    writer.put_policy(&name, wanted)?;
+                }
+            }
+            Ok(planned)
+        })
+        .await
+    }
+}
+
+/// What differs between the policy that is wanted and the one there is, field by field.
+fn changes(writer: &Writer, name: &QueueName, wanted: &QueuePolicy) -> Vec<Change> {
+    let change = |what: String, destructive| Change { queue: name.clone(), what, destructive };
+    let Ok((_, found)) = writer.state.queue(name) else { return vec![change("create the queue".to_owned(), false)] };
+    let fields = |policy: &QueuePolicy| match serde_json::to_value(policy) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (old, new) = (fields(&found.policy), fields(wanted));
+    let mut changed = Vec::new();
+    for (field, value) in new.iter().filter(|(field, _)| *field != "paused") {
+        let before = old.get(field).unwrap_or(&serde_json::Value::Null);
+        if before != value {
+            let kept = ["retention_ms", "dead_retention_ms", "job_ttl_ms"].contains(&field.as_str());
+            let shorter = kept && value.as_u64() < before.as_u64();
+            changed.push(change(format!("{field}: {before} -> {value}"), shorter));
+        }
+    }
+    changed
+}

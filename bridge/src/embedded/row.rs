@@ -1,0 +1,131 @@
+//! A row of `jobs` with its payload's envelope, and what it means to a submitter.
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension as _, Row};
+
+use super::schema::unavailable;
+use super::state::damaged;
+use crate::contract::envelope::decode_job;
+use crate::contract::{Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};
+use crate::error::BrokerError;
+
+/// States as they are stored.
+pub(super) const WAITING: i64 = 0;
+pub(super) const LEASED: i64 = 1;
+pub(super) const PARKED: i64 = 2;
+pub(super) const FINISHED: i64 = 3;
+
+/// The columns that [`JobRow::read`] expects, of `jobs AS j`.
+pub(super) const COLUMNS: &str = "j.seq, j.queue, j.client, j.id, j.run, j.generation, j.state, j.attempt, j.timer_at, \
+     j.due_at, j.expires_at, j.size, j.has_payload, j.started_at, j.finished_at, j.outcome";
+
+/// The narrow row of a job.
+pub(super) struct JobRow {
+    pub(super) seq: i64,
+    pub(super) queue: i64,
+    pub(super) client: i64,
+    pub(super) id: JobId,
+    pub(super) run: RunId,
+    pub(super) generation: u32,
+    pub(super) state: i64,
+    pub(super) attempt: u32,
+    pub(super) timer_at: Timestamp,
+    pub(super) due_at: Timestamp,
+    pub(super) expires_at: Timestamp,
+    pub(super) size: u64,
+    pub(super) has_payload: bool,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) finished_at: Option<Timestamp>,
+    pub(super) outcome: Option<Outcome>,
+}
+
+impl JobRow {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let time = |index| row.get(index).map(Timestamp::from_millis);
+        let outcome: Option<String> = row.get(15)?;
+        Ok(Self {
+            seq: row.get(0)?,
+            queue: row.get(1)?,
+            client: row.get(2)?,
+            id: JobId::from_bytes(row.get(3)?),
+            run: RunId::from_bytes(row.get(4)?),
+            generation: row.get(5)?,
+            state: row.get(6)?,
+            attempt: row.get(7)?,
+            timer_at: time(8)?,
+            due_at: time(9)?,
+            expires_at: time(10)?,
+            size: row.get(11)?,
+            has_payload: row.get(12)?,
+            started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp::from_millis),
+            finished_at: row.get::<_, Option<i64>>(14)?.map(Timestamp::from_millis),
+            outcome: outcome.and_then(|outcome| outcome.parse().ok()),
+        })
+    }
+
+    /// The job with this id, whosever it is.
+    pub(super) fn find(conn: &Connection, id: JobId) -> Result<Option<Self>, BrokerError> {
+        conn.prepare_cached(&format!("SELECT {COLUMNS} FROM ids JOIN jobs AS j ON j.seq = ids.seq WHERE ids.id = ?1"))
+            .and_then(|mut query| query.query_row([id.as_bytes()], Self::read).optional())
+            .map_err(|e| unavailable(e, "find job"))
+    }
+
+    /// Whether the run ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.state == FINISHED
+    }
+
+    /// Whether a sweep may remove it: everything of it counts as absent.
+    pub(super) fn is_past_keeping(&self, now: Timestamp) -> bool {
+        self.is_finished() && self.timer_at <= now
+    }
+
+    /// The job as it is in its current run.
+    pub(super) fn job(&self, conn: &Connection) -> Result<Job, BrokerError> {
+        let envelope: Vec<u8> = conn
+            .prepare_cached("SELECT envelope FROM payloads WHERE seq = ?1")
+            .and_then(|mut query| query.query_row([self.seq], |row| row.get(0)))
+            .map_err(|e| unavailable(e, "read payload"))?;
+        self.job_from(envelope)
+    }
+
+    /// The same from an envelope that was read already. The row is newer than the envelope: it decides.
+    pub(super) fn job_from(&self, envelope: Vec<u8>) -> Result<Job, BrokerError> {
+        let job = decode_job(&Bytes::from(envelope)).map_err(damaged)?;
+        Ok(Job { run_id: self.run, generation: self.generation, expires_at: self.expires_at, ..job })
+    }
+
+    /// What the submitter may know.
+    pub(super) fn status(&self, conn: &Connection, now: Timestamp) -> Result<JobStatus, BrokerError> {
+        let job = self.job(conn)?;
+        Ok(self.status_of(job, now))
+    }
+
+    /// The same from a job that was read already.
+    pub(super) fn status_of(&self, job: Job, now: Timestamp) -> JobStatus {
+        let state = match (self.state, self.outcome) {
+            (FINISHED, Some(outcome)) => JobState::Finished(outcome),
+            (LEASED, _) => JobState::Leased,
+            _ => JobState::Queued,
+        };
+        JobStatus {
+            job_id: self.id,
+            run_id: self.run,
+            generation: self.generation,
+            client: job.client,
+            queue: job.queue,
+            key: job.key,
+            fingerprint: job.fingerprint,
+            state,
+            attempt: self.attempt,
+            content_type: job.content_type,
+            size: self.size,
+            headers: job.headers,
+            accepted_at: job.accepted_at,
+            expires_at: self.expires_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            next_attempt_at: Some(self.due_at).filter(|due| self.state == PARKED && *due > now),
+        }
+    }
+}

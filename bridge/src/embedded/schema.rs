@@ -1,0 +1,219 @@
+//! The store's file: opening, locking, versions and tables.
+//!
+//! `user_version` is `major * 1000 + minor`. A minor version is additive and the release before opens it; a newer
+//! major version is refused.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+use uuid::Uuid;
+
+use crate::contract::LogId;
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// `rely` in ASCII: tells a relay store from any other SQLite file.
+pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
+/// The schema this build writes.
+pub(super) const MAJOR: i32 = 1;
+pub(super) const MINOR: i32 = 0;
+
+/// Page cache of the writer, in KiB: what keeps memory flat with the backlog.
+const WRITER_CACHE_KIB: i32 = 16 * 1024;
+const READER_CACHE_KIB: i32 = 1024;
+
+// jobs: narrow rows that change; payloads: wide rows that are written once. `seq` is the order of acceptance.
+// state: 0 waiting, 1 leased, 2 parked, 3 finished. timer_at: when a sweep must look at it: the deadline of an open
+// run, the end of keeping of a finished one.
+const TABLES: &str = "
+CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
+CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL) STRICT;
+CREATE TABLE queues(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, policy TEXT NOT NULL) STRICT;
+CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE lines(queue INTEGER NOT NULL, client INTEGER NOT NULL, waiting INTEGER NOT NULL, parked INTEGER NOT NULL,
+  PRIMARY KEY(queue, client)) WITHOUT ROWID, STRICT;
+CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGER NOT NULL, id BLOB NOT NULL,
+  run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  timer_at INTEGER NOT NULL, due_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, size INTEGER NOT NULL,
+  has_payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT) STRICT;
+CREATE INDEX jobs_line ON jobs(queue, client, state, seq) WHERE state < 2;
+CREATE INDEX jobs_due ON jobs(due_at) WHERE state = 2;
+CREATE INDEX jobs_timer ON jobs(timer_at);
+CREATE INDEX jobs_client ON jobs(client, seq);
+CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB NOT NULL) STRICT;
+CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER NOT NULL, client INTEGER NOT NULL, run BLOB NOT NULL,
+  outcome TEXT NOT NULL, at INTEGER NOT NULL, erased INTEGER NOT NULL, envelope BLOB NOT NULL) STRICT;
+CREATE UNIQUE INDEX results_log ON results(client, n);
+CREATE TABLE dead_letters(job BLOB NOT NULL, run BLOB NOT NULL, queue INTEGER NOT NULL, remove_at INTEGER NOT NULL,
+  envelope BLOB NOT NULL, PRIMARY KEY(job, run)) STRICT;
+CREATE INDEX dead_letters_run ON dead_letters(run);
+CREATE INDEX dead_letters_remove ON dead_letters(remove_at);
+";
+
+/// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) log: LogId,
+    pub(super) lock: Option<File>,
+}
+
+/// Opens or creates the store at `path`, or a new one in memory.
+pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
+    let Some(path) = path else {
+        let connection = Connection::open_in_memory().map_err(|e| unavailable(e, "open store"))?;
+        let log = initialise(&connection, "memory")?;
+        return Ok(Opened { connection, log, lock: None });
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| {
+            BrokerError::new(
+                BrokerErrorKind::Unavailable,
+                "open store",
+                format!("can't create the folder {}: {e}", folder.display()),
+            )
+            .with_source(e)
+        })?;
+    }
+    let lock = lock(path)?;
+    let (connection, log) = connect(path)?;
+    Ok(Opened { connection, log, lock: Some(lock) })
+}
+
+/// The writer's connection to a store whose lock is held already.
+pub(super) fn connect(path: &Path) -> Result<(Connection, LogId), BrokerError> {
+    let shown = path.display().to_string();
+    let connection = Connection::open(path).map_err(|e| explain(e, &shown))?;
+    let log = initialise(&connection, &shown)?;
+    Ok((connection, log))
+}
+
+/// A connection that only reads, for queries beside the writer.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, BrokerError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let shown = path.display().to_string();
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| explain(e, &shown))?;
+    check_version(&connection, &shown)?;
+    connection.pragma_update(None, "cache_size", -READER_CACHE_KIB).map_err(|e| explain(e, &shown))?;
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| explain(e, &shown))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// A log id of its own: after a restore, cursors into the old log must be noticed.
+pub(super) fn new_log_id() -> LogId {
+    LogId(*Uuid::now_v7().as_bytes())
+}
+
+fn lock(path: &Path) -> Result<File, BrokerError> {
+    let lock_path = PathBuf::from(format!("{}.lock", path.display()));
+    let failed = |detail: String| BrokerError::new(BrokerErrorKind::Unavailable, "open store", detail);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|e| failed(format!("can't open the lock file {}: {e}", lock_path.display())).with_source(e))?;
+    file.try_lock().map_err(|e| {
+        failed(format!(
+            "the store {} is in use by another relay process: stop it, or use another --data",
+            path.display()
+        ))
+        .with_source(e)
+    })?;
+    Ok(file)
+}
+
+fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError> {
+    let sql = |e| explain(e, shown);
+    connection.set_prepared_statement_cache_capacity(128);
+    let version = check_version(connection, shown)?;
+    connection
+        .execute_batch(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
+             PRAGMA cache_size = -{WRITER_CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;
+             PRAGMA busy_timeout = 5000;"
+        ))
+        .map_err(sql)?;
+    if version.is_none() {
+        let log = new_log_id();
+        let transaction = connection.unchecked_transaction().map_err(sql)?;
+        transaction.execute_batch(TABLES).map_err(sql)?;
+        transaction.execute("INSERT INTO meta(key, value) VALUES('log_id', ?1)", [&log.0[..]]).map_err(sql)?;
+        transaction.execute("INSERT INTO counters(id, next_seq, next_n) VALUES(1, 1, 1)", []).map_err(sql)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+        transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
+        transaction.commit().map_err(sql)?;
+    }
+    let log: Vec<u8> =
+        connection.query_row("SELECT value FROM meta WHERE key = 'log_id'", [], |row| row.get(0)).map_err(sql)?;
+    let log = log.try_into().map_err(|_| {
+        BrokerError::new(BrokerErrorKind::Corrupt, "open store", format!("{shown}: the log id is damaged"))
+    })?;
+    Ok(LogId(log))
+}
+
+/// The file's version, `None` for a file that is empty; refuses what this build must not touch.
+fn check_version(connection: &Connection, shown: &str) -> Result<Option<i32>, BrokerError> {
+    let number = |pragma: &str| {
+        connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(|e| explain(e, shown))
+    };
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(|e| explain(e, shown))?;
+    if tables == 0 && application == 0 && version == 0 {
+        return Ok(None);
+    }
+    if application != APPLICATION_ID {
+        return Err(BrokerError::new(
+            BrokerErrorKind::Corrupt,
+            "open store",
+            format!("{shown} is an SQLite file of another program: choose another --data"),
+        ));
+    }
+    let (major, minor) = (version / 1000, version % 1000);
+    if major > MAJOR {
+        return Err(BrokerError::new(
+            BrokerErrorKind::NewerVersion {
+                found: u16::try_from(major).unwrap_or(u16::MAX),
+                newest: u16::try_from(MAJOR).unwrap_or(u16::MAX),
+            },
+            "open store",
+            format!("{shown} has version {major}.{minor}, this relay reads up to {MAJOR}: start the newer relay"),
+        ));
+    }
+    Ok(Some(version))
+}
+
+/// What an SQLite error means for whoever opens a store.
+fn explain(error: rusqlite::Error, shown: &str) -> BrokerError {
+    use rusqlite::ErrorCode as Code;
+    let (kind, detail) = match error.sqlite_error_code() {
+        Some(Code::NotADatabase | Code::DatabaseCorrupt) => (
+            BrokerErrorKind::Corrupt,
+            format!(
+                "{shown} is damaged or not a relay store: run `relay store check`, restore a backup, or move it away"
+            ),
+        ),
+        Some(Code::CannotOpen | Code::PermissionDenied | Code::ReadOnly) => (
+            BrokerErrorKind::Unavailable,
+            format!("can't open {shown} for writing: check that the folder exists and is yours"),
+        ),
+        Some(Code::DiskFull) => (BrokerErrorKind::Unavailable, format!("no space left for {shown}")),
+        _ => (BrokerErrorKind::Unavailable, format!("can't open {shown}: {error}")),
+    };
+    BrokerError::new(kind, "open store", detail).with_source(error)
+}
+
+/// An SQLite error of a running store: nothing of the transaction took effect.
+pub(super) fn unavailable(error: rusqlite::Error, operation: &'static str) -> BrokerError {
+    use rusqlite::ErrorCode as Code;
+    let (kind, detail) = match error.sqlite_error_code() {
+        Some(Code::NotADatabase | Code::DatabaseCorrupt) => (BrokerErrorKind::Corrupt, "the store is damaged"),
+        Some(Code::DiskFull) => (BrokerErrorKind::Unavailable, "the store has no space left"),
+        Some(Code::ReadOnly | Code::PermissionDenied) => (BrokerErrorKind::Unavailable, "the store can't be written"),
+        _ => (BrokerErrorKind::Unavailable, "the store did not do it"),
+    };
+    BrokerError::new(kind, operation, detail).with_source(error)
+}

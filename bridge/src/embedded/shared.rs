@@ -1,0 +1,91 @@
+//! What the writer thread and its callers share: who waits for which result, leases nobody took, and the checkpointer.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::contract::{ClientId, JobId};
+
+/// A checkpoint is asked for after this many commits.
+const COMMITS_PER_CHECKPOINT: u32 = 64;
+
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) jobs: Wakers<JobId>,
+    pub(super) clients: Wakers<ClientId>,
+    /// Lease tokens whose `lease` future was dropped after the writer had answered.
+    abandoned: Mutex<Vec<Vec<u8>>>,
+    commits: AtomicU32,
+    pub(super) checkpoint: Notify,
+}
+
+impl Shared {
+    /// Wakes whoever waits for these results.
+    pub(super) fn wake(&self, finished: impl Iterator<Item = (JobId, ClientId)>) {
+        for (job, client) in finished {
+            self.jobs.wake(&job);
+            self.clients.wake(&client);
+        }
+    }
+
+    pub(super) fn note_commit(&self) {
+        if self.commits.fetch_add(1, Ordering::Relaxed).is_multiple_of(COMMITS_PER_CHECKPOINT) {
+            self.checkpoint.notify_one();
+        }
+    }
+
+    /// Bounded by the leases there are: each token gets here at most once.
+    pub(super) fn abandon(&self, tokens: impl Iterator<Item = Vec<u8>>) {
+        lock(&self.abandoned).extend(tokens);
+    }
+
+    pub(super) fn take_abandoned(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *lock(&self.abandoned))
+    }
+}
+
+/// Wakes tasks by key. An entry lives as long as somebody waits on it.
+pub(super) struct Wakers<K: Eq + Hash + Clone>(Mutex<HashMap<K, Arc<Notify>>>);
+
+impl<K: Eq + Hash + Clone> Default for Wakers<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash + Clone> Wakers<K> {
+    pub(super) fn register(&self, key: K) -> Registration<'_, K> {
+        let notify = lock(&self.0).entry(key.clone()).or_default().clone();
+        Registration { wakers: self, key, notify }
+    }
+
+    fn wake(&self, key: &K) {
+        if let Some(notify) = lock(&self.0).get(key) {
+            notify.notify_waiters();
+        }
+    }
+}
+
+/// A place among those who wait; gone when dropped.
+pub(super) struct Registration<'a, K: Eq + Hash + Clone> {
+    wakers: &'a Wakers<K>,
+    key: K,
+    pub(super) notify: Arc<Notify>,
+}
+
+impl<K: Eq + Hash + Clone> Drop for Registration<'_, K> {
+    fn drop(&mut self) {
+        let mut entries = lock(&self.wakers.0);
+        // Two references: the map's and ours. Nobody can take another one while the map is locked.
+        if Arc::strong_count(&self.notify) == 2 {
+            entries.remove(&self.key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

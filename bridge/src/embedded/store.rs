@@ -1,0 +1,197 @@
+//! `relay store`: looks at a store's file from outside, also while relay has it open.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, params};
+use serde::Serialize;
+
+use super::schema::{self, new_log_id, open_reader, unavailable};
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// What a check found.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// Jobs looked at.
+    pub jobs: u64,
+    /// What is wrong, one line each; empty if nothing is. At most 100.
+    pub problems: Vec<String>,
+}
+
+/// What is in a store.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// The schema's version, `major.minor`.
+    pub version: String,
+    /// The file's size in bytes, without the write-ahead log.
+    pub file_bytes: u64,
+    /// The write-ahead log's size in bytes.
+    pub log_bytes: u64,
+    /// Jobs in the store, finished ones included.
+    pub jobs: u64,
+    /// Results in the store.
+    pub results: u64,
+    /// Results ever recorded, removed and replaced ones included.
+    pub results_recorded: u64,
+    /// Dead letters in the store.
+    pub dead_letters: u64,
+    /// By queue, in the order of names.
+    pub queues: Vec<QueueStats>,
+}
+
+/// What is in one queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueStats {
+    /// The queue.
+    pub queue: String,
+    /// In line now.
+    pub waiting: u64,
+    /// Held by workers.
+    pub leased: u64,
+    /// Waiting for a delay or a backoff to end.
+    pub parked: u64,
+    /// Finished and still kept.
+    pub finished: u64,
+    /// Handler starts of the runs that are kept.
+    pub attempts: u64,
+}
+
+/// What must hold in every store, and how to say it when it does not.
+const RULES: [(&str, &str); 7] = [
+    ("jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
+    ("payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
+    (
+        "jobs whose id does not lead to them",
+        "SELECT count(*) FROM jobs AS j WHERE NOT EXISTS (SELECT 1 FROM ids WHERE id = j.id AND seq = j.seq)",
+    ),
+    ("ids without a job", "SELECT count(*) FROM ids WHERE seq NOT IN (SELECT seq FROM jobs)"),
+    (
+        "finished jobs without the result of their run",
+        "SELECT count(*) FROM jobs AS j WHERE j.state = 3
+         AND NOT EXISTS (SELECT 1 FROM results AS r WHERE r.seq = j.seq AND r.run = j.run)",
+    ),
+    (
+        "open jobs with a result of their run",
+        "SELECT count(*) FROM jobs AS j JOIN results AS r ON r.seq = j.seq AND r.run = j.run WHERE j.state <> 3",
+    ),
+    (
+        "lines whose counts are wrong",
+        "SELECT count(*) FROM lines AS l WHERE
+         (l.waiting + l.parked) <> (SELECT count(*) FROM jobs AS j WHERE j.queue = l.queue AND j.client = l.client AND j.state IN (0, 2))",
+    ),
+];
+
+/// Checks the file's pages and the rules that hold between its rows. Reads everything: minutes on a large store.
+///
+/// # Errors
+/// As for opening the store.
+pub fn check(path: &Path) -> Result<CheckReport, BrokerError> {
+    let sql = |e| unavailable(e, "check");
+    let conn = existing(path)?;
+    let mut problems: Vec<String> = {
+        let mut pages = conn.prepare("PRAGMA integrity_check(50)").map_err(sql)?;
+        let rows = pages.query_map([], |row| row.get::<_, String>(0));
+        rows.and_then(Iterator::collect).map_err(sql)?
+    };
+    problems.retain(|line| line != "ok");
+    // One snapshot for all rules: relay may be writing.
+    conn.execute_batch("BEGIN").map_err(sql)?;
+    for (what, rule) in RULES {
+        let broken: u64 = conn.query_row(rule, [], |row| row.get(0)).map_err(sql)?;
+        if broken > 0 {
+            problems.push(format!("{broken} {what}"));
+        }
+    }
+    let jobs = conn.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).map_err(sql)?;
+    problems.truncate(100);
+    Ok(CheckReport { jobs, problems })
+}
+
+/// Counts what is in the store. Reads every job's row.
+///
+/// # Errors
+/// As for opening the store.
+pub fn stats(path: &Path) -> Result<Stats, BrokerError> {
+    let sql = |e| unavailable(e, "stats");
+    let conn = existing(path)?;
+    conn.execute_batch("BEGIN").map_err(sql)?;
+    let number = |query: &str| conn.query_row(query, [], |row| row.get::<_, u64>(0)).map_err(sql);
+    let version = number("SELECT user_version FROM pragma_user_version")?;
+    let queues = {
+        let mut query = conn
+            .prepare(
+                "SELECT q.name, coalesce(sum(j.state = 0), 0), coalesce(sum(j.state = 1), 0), coalesce(sum(j.state = 2), 0),
+                 coalesce(sum(j.state = 3), 0), coalesce(sum(j.attempt), 0)
+                 FROM queues AS q LEFT JOIN jobs AS j ON j.queue = q.id GROUP BY q.id ORDER BY q.name",
+            )
+            .map_err(sql)?;
+        let rows = query.query_map([], |row| {
+            Ok(QueueStats {
+                queue: row.get(0)?,
+                waiting: row.get(1)?,
+                leased: row.get(2)?,
+                parked: row.get(3)?,
+                finished: row.get(4)?,
+                attempts: row.get(5)?,
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(sql)?
+    };
+    let size =
+        |suffix: &str| std::fs::metadata(format!("{}{suffix}", path.display())).map_or(0, |metadata| metadata.len());
+    Ok(Stats {
+        version: format!("{}.{}", version / 1000, version % 1000),
+        file_bytes: size(""),
+        log_bytes: size("-wal"),
+        jobs: number("SELECT count(*) FROM jobs")?,
+        results: number("SELECT count(*) FROM results")?,
+        results_recorded: number("SELECT next_n - 1 FROM counters")?,
+        dead_letters: number("SELECT count(*) FROM dead_letters")?,
+        queues,
+    })
+}
+
+/// Copies a consistent state of the store to a new file, while relay goes on. The copy has a log id of its own, so that
+/// clients whose cursors are newer than the backup are told to start over (`reset`).
+///
+/// # Errors
+/// As for opening the store; `StateConflict` if `to` exists.
+pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
+    let sql = |e| unavailable(e, "backup");
+    if to.exists() {
+        let why = format!("{} exists: choose another name, a backup overwrites nothing", to.display());
+        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "backup", why));
+    }
+    let conn = existing(path)?;
+    let partial = to.with_extension("partial");
+    if partial.exists() {
+        let why = format!("{} is left over from a backup that was interrupted: remove it", partial.display());
+        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "backup", why));
+    }
+    conn.execute("VACUUM INTO ?1", [partial.to_string_lossy()]).map_err(sql)?;
+    let copy = Connection::open_with_flags(&partial, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sql)?;
+    copy.execute("UPDATE meta SET value = ?1 WHERE key = 'log_id'", params![new_log_id().0.as_slice()]).map_err(sql)?;
+    copy.close().map_err(|(_, e)| sql(e))?;
+    let renamed =
+        std::fs::File::open(&partial).and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&partial, to));
+    renamed.map_err(|e| {
+        BrokerError::new(BrokerErrorKind::Unavailable, "backup", format!("can't write {}", to.display())).with_source(e)
+    })?;
+    Ok(std::fs::metadata(to).map_or(0, |metadata| metadata.len()))
+}
+
+fn existing(path: &Path) -> Result<Connection, BrokerError> {
+    if !path.is_file() {
+        let why =
+            format!("there is no store at {}: name the folder that `relay serve --data` was given", path.display());
+        return Err(BrokerError::new(BrokerErrorKind::NotFound, "open store", why));
+    }
+    let conn = open_reader(path)?;
+    let tables: i64 = conn
+        .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'", [], |row| row.get(0))
+        .map_err(|e| schema::unavailable(e, "open store"))?;
+    if tables == 0 {
+        let why = format!("{} is empty: it is not a relay store", path.display());
+        return Err(BrokerError::new(BrokerErrorKind::Corrupt, "open store", why));
+    }
+    Ok(conn)
+}

@@ -1,0 +1,271 @@
+//! The one thread that writes. It drains a bounded channel into one transaction, commits once, and answers then: a
+//! commit costs the same for one operation and for five hundred.
+//!
+//! What is only in memory (leases, who has work) is rebuilt from the file whenever a transaction fails.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::dispatch::Pending;
+use super::schema;
+use super::shared::Shared;
+use super::state::State;
+use crate::clock::Clock;
+use crate::contract::envelope::WireVersion;
+use crate::contract::{ClientId, JobId, LogId};
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// The most operations in one commit.
+const BATCH_MAX: usize = 512;
+/// The most operations that wait for the writer; a caller beyond that waits in its own task.
+pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
+/// How long to wait before trying to open a broken store again.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+
+/// One operation: runs inside the transaction, and may leave something to do after the commit.
+pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
+/// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
+pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
+
+/// What an operation works on.
+pub(super) struct Writer {
+    pub(super) conn: Connection,
+    pub(super) state: State,
+    pub(super) clock: Clock,
+    pub(super) wire: WireVersion,
+    pub(super) log: LogId,
+    pub(super) pending: VecDeque<Pending>,
+    /// Readers to wake after the commit.
+    pub(super) finished: Vec<(JobId, ClientId)>,
+    shared: Arc<Shared>,
+    path: Option<PathBuf>,
+    in_transaction: bool,
+    /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
+    failed: bool,
+    /// Set while the file can't be opened.
+    broken: bool,
+    /// Set when the write-ahead log has grown too long beside the checkpointer.
+    start_log_over: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        opened: (Connection, LogId),
+        path: Option<PathBuf>,
+        clock: Clock,
+        wire: WireVersion,
+        shared: Arc<Shared>,
+    ) -> Result<Self, BrokerError> {
+        let (conn, log) = opened;
+        let state = State::load(&conn)?;
+        Ok(Self {
+            conn,
+            state,
+            clock,
+            wire,
+            log,
+            pending: VecDeque::new(),
+            finished: Vec::new(),
+            shared,
+            path,
+            in_transaction: false,
+            failed: false,
+            broken: false,
+            start_log_over: false,
+        })
+    }
+
+    /// Runs until every sender is gone, then closes the store.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            let wake = self.next_wake();
+            let clock = self.clock.clone();
+            tokio::select! {
+                biased;
+                taken = inbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
+                () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
+            }
+            self.step(&mut batch);
+        }
+        self.checkpoint("TRUNCATE");
+    }
+
+    /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
+    pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
+        if !self.in_transaction {
+            self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|e| schema::unavailable(e, "begin"))?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// One commit: what time demands, the batch, and the leases that became possible.
+    fn step(&mut self, batch: &mut Vec<Work>) {
+        if self.broken && !self.reopen() {
+            let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
+            batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
+            self.pending.drain(..).for_each(|pending| pending.refuse(&away));
+            return;
+        }
+        let mut after: Vec<After> = Vec::with_capacity(batch.len());
+        // A failure is noted in `failed`, and every operation of the batch is then answered with it.
+        drop(self.guarded(Self::what_time_demands));
+        after.extend(batch.drain(..).filter_map(|work| work(self)));
+        if !self.failed {
+            let mut granted = Vec::new();
+            drop(self.guarded(|writer| writer.serve_pending(&mut granted)));
+            after.extend(granted);
+        }
+        let decided = self.commit();
+        after.into_iter().for_each(|after| after(decided.as_ref().copied()));
+        if decided.is_ok() {
+            self.shared.wake(self.finished.drain(..));
+            if self.path.is_some() {
+                self.shared.note_commit();
+            }
+        }
+        self.finished.clear();
+        if std::mem::take(&mut self.start_log_over) {
+            self.checkpoint("RESTART");
+        }
+    }
+
+    /// Asks for a checkpoint in this thread after the commit.
+    pub(super) fn start_log_over(&mut self) {
+        self.start_log_over = true;
+    }
+
+    pub(super) fn take_abandoned(&self) -> Vec<Vec<u8>> {
+        self.shared.take_abandoned()
+    }
+
+    /// Runs `op`, and notes when it may have left half of its writes.
+    pub(super) fn guarded<T>(
+        &mut self,
+        op: impl FnOnce(&mut Self) -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        if self.failed || self.broken {
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
+        }
+        let result = op(self);
+        if let Err(failure) = &result
+            && matches!(failure.kind(), BrokerErrorKind::Unavailable | BrokerErrorKind::Corrupt)
+        {
+            error!(error = %failure, source = ?std::error::Error::source(failure).map(ToString::to_string), "store operation failed");
+            self.failed = true;
+        }
+        result
+    }
+
+    fn commit(&mut self) -> Result<(), BrokerError> {
+        if !self.in_transaction && !self.failed {
+            return Ok(());
+        }
+        if !self.failed {
+            let saved = self.state.save(&self.conn);
+            self.failed = saved.is_err();
+        }
+        if self.failed {
+            self.roll_back();
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
+        }
+        self.in_transaction = false;
+        let Err(failure) = self.conn.execute_batch("COMMIT") else { return Ok(()) };
+        // Whether the commit reached the disk is unknown: say so, and trust nothing that is in memory.
+        error!(error = %failure, "commit failed: the store is closed and opened again");
+        self.broken = true;
+        Err(BrokerError::new(BrokerErrorKind::Ambiguous, "commit", "the store did not confirm the write")
+            .with_source(failure))
+    }
+
+    fn roll_back(&mut self) {
+        self.failed = false;
+        let rolled_back = !self.in_transaction || self.conn.execute_batch("ROLLBACK").is_ok();
+        self.in_transaction = false;
+        match State::load(&self.conn) {
+            Ok(state) if rolled_back => self.state = state,
+            _ => self.broken = true,
+        }
+    }
+
+    fn reopen(&mut self) -> bool {
+        let Some(path) = self.path.clone() else {
+            // Memory can't be opened again without losing what it holds: the connection stays.
+            let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
+            let loaded = if idle { State::load(&self.conn).ok() } else { None };
+            self.broken = loaded.is_none();
+            self.state = loaded.unwrap_or_else(State::default);
+            return !self.broken;
+        };
+        let opened = schema::connect(&path).and_then(|(conn, log)| Ok((State::load(&conn)?, conn, log)));
+        match opened {
+            Ok((state, conn, log)) => {
+                warn!(path = %path.display(), "store opened again");
+                (self.state, self.conn, self.log, self.broken) = (state, conn, log, false);
+                true
+            }
+            Err(failure) => {
+                error!(error = %failure, path = %path.display(), "store can't be opened");
+                false
+            }
+        }
+    }
+
+    /// Copies the log into the file in this thread: when it has grown too long, and at the end.
+    fn checkpoint(&self, mode: &str) {
+        if self.path.is_some() && !self.in_transaction {
+            let done = self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(0));
+            if let Err(failure) = done {
+                warn!(error = %failure, "checkpoint failed: it is tried again");
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let now = self.clock.monotonic();
+        if self.broken {
+            return Some(now + REOPEN_AFTER);
+        }
+        let due = self.state.next_due.map(|due| now + due.since(self.clock.now()));
+        let lease = self.state.lease_ends.first().map(|(at, _)| *at);
+        let pending = self.pending.iter().map(|pending| pending.deadline).min();
+        [due, lease, pending].into_iter().flatten().min()
+    }
+}
+
+/// Sends `op` to the writer and answers after its commit.
+pub(super) async fn call<T: Send + 'static>(
+    inbox: &mpsc::Sender<Work>,
+    op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
+) -> Result<T, BrokerError> {
+    let (reply, answer) = oneshot::channel();
+    let work: Work = Box::new(move |writer| {
+        let result = writer.guarded(op);
+        Some(Box::new(move |decided| {
+            let result = match (result, decided) {
+                (Ok(_), Err(failure)) => Err(copy(failure)),
+                (result, _) => result,
+            };
+            // Nobody waits for the answer any more: that is the caller's choice.
+            drop(reply.send(result));
+        }))
+    });
+    inbox.send(work).await.map_err(|_| closed())?;
+    answer.await.map_err(|_| closed())?
+}
+
+/// The same failure for each of the operations that shared a commit.
+pub(super) fn copy(failure: &BrokerError) -> BrokerError {
+    BrokerError::new(failure.kind(), failure.operation(), failure.detail())
+}
+
+pub(super) fn closed() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store is closed")
+}

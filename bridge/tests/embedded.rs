@@ -1,0 +1,189 @@
+//! What only the embedded broker can show: its file, its lock, its versions, its writer.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{JobResult, JobState, Outcome, Submission, Timestamp};
+use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
+use relay_bridge::error::BrokerErrorKind;
+use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::{Lookup, Reset, Start};
+use relay_bridge::settlement::Settlement;
+use tempfile::TempDir;
+
+async fn open(path: &Path) -> Embedded {
+    let config = EmbeddedConfig { path: Some(path.to_owned()), ..EmbeddedConfig::default() };
+    let store = Embedded::open(config).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    store
+}
+
+fn submission(key: Option<&str>, payload: &[u8]) -> Submission {
+    Submission {
+        client: "alice".parse().unwrap(),
+        queue: "work".parse().unwrap(),
+        key: key.map(|key| key.parse().unwrap()),
+        content_type: "text/plain".to_owned(),
+        content_encoding: None,
+        headers: Default::default(),
+        payload: Bytes::copy_from_slice(payload),
+        delay: Duration::ZERO,
+        expires_in: None,
+    }
+}
+
+async fn submit(store: &Embedded, key: &str) -> relay_bridge::contract::JobStatus {
+    let job = submission(Some(key), key.as_bytes()).accept(&QueuePolicy::default(), Clock::system().now());
+    store.broker().jobs.enqueue(job).await.unwrap().status().clone()
+}
+
+async fn lease(store: &Embedded, max: u32) -> Vec<Delivery> {
+    let request = LeaseRequest {
+        worker: "w1".parse().unwrap(),
+        queues: vec!["work".parse().unwrap()],
+        max: NonZeroU32::new(max).unwrap(),
+        wait: Duration::ZERO,
+    };
+    store.broker().leasing.lease(&request).await.unwrap()
+}
+
+async fn finish(store: &Embedded, delivery: &Delivery) -> Recorded {
+    let now = Clock::system().now();
+    let end = End { attempt: delivery.attempt, started_at: Some(now), finished_at: now };
+    let result = JobResult::succeeded(&delivery.job, end, "text/plain", Bytes::from_static(b"done"));
+    let recorded = store.broker().leasing.record(&result).await.unwrap();
+    store.broker().leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    recorded
+}
+
+#[tokio::test]
+async fn jobs_leases_attempts_and_results_survive_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let (done, open_job) = (submit(&store, "done").await, submit(&store, "open").await);
+    let deliveries = lease(&store, 2).await;
+    assert_eq!(finish(&store, &deliveries[0]).await, Recorded::First);
+    store.close().await;
+
+    let store = open(&path).await;
+    let broker = store.broker();
+    let finished = broker.results.lookup(&done.client, done.job_id).await.unwrap();
+    assert!(matches!(finished, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
+    let status = broker.jobs.status(&open_job.client, open_job.job_id).await.unwrap().unwrap();
+    assert_eq!((status.state, status.attempt), (JobState::Queued, 1));
+    let again = lease(&store, 2).await;
+    assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(open_job.job_id, 2)]);
+    assert_eq!(
+        broker.leasing.settle(&deliveries[1].receipt, &Settlement::Complete).await.unwrap_err().kind(),
+        BrokerErrorKind::LeaseLost,
+        "a receipt of the store's life before is dead"
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_by_name_of_the_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let config = EmbeddedConfig { path: Some(path.clone()), ..EmbeddedConfig::default() };
+    let refused = Embedded::open(config).await.err().unwrap();
+    assert!(refused.detail().contains("relay.db is in use by another relay process"), "{refused}");
+    store.close().await;
+    open(&path).await.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_a_foreign_and_a_newer_file_are_told_apart_and_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("damaged.db"), vec![0xa5; 8192]).unwrap();
+    rusqlite::Connection::open(at("foreign.db")).unwrap().execute_batch("CREATE TABLE t(x)").unwrap();
+    open(&at("newer.db")).await.close().await;
+    rusqlite::Connection::open(at("newer.db")).unwrap().execute_batch("PRAGMA user_version = 2000").unwrap();
+    for (name, kind, says) in [
+        ("damaged.db", BrokerErrorKind::Corrupt, "damaged or not a relay store"),
+        ("foreign.db", BrokerErrorKind::Corrupt, "of another program"),
+        ("newer.db", BrokerErrorKind::NewerVersion { found: 2, newest: 1 }, "has version 2.0"),
+    ] {
+        let before = std::fs::read(at(name)).unwrap();
+        let config = EmbeddedConfig { path: Some(at(name)), ..EmbeddedConfig::default() };
+        let refused = Embedded::open(config).await.err().unwrap();
+        assert_eq!(refused.kind(), kind, "{name}");
+        assert!(refused.detail().contains(says) && refused.detail().contains(name), "{refused}");
+        assert_eq!(std::fs::read(at(name)).unwrap(), before, "{name} was touched");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_minor_version_is_opened() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    open(&path).await.close().await;
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 1007").unwrap();
+    open(&path).await.close().await;
+}
+
+#[tokio::test]
+async fn a_backup_is_whole_and_resets_old_cursors() {
+    let folder = TempDir::new().unwrap();
+    let (path, copy) = (folder.path().join("relay.db"), folder.path().join("copy.db"));
+    let store = open(&path).await;
+    let job = submit(&store, "one").await;
+    let delivery = lease(&store, 1).await.remove(0);
+    finish(&store, &delivery).await;
+    let page = store.broker().results.page(&job.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap();
+    store::backup(&path, &copy).unwrap();
+    assert!(store::backup(&path, &copy).unwrap_err().detail().contains("overwrites nothing"));
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+    store.close().await;
+
+    let restored = open(&copy).await;
+    let after = Start::After(page.next);
+    let again = restored.broker().results.page(&job.client, &after, 10, Duration::ZERO).await.unwrap();
+    assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), 1));
+    restored.close().await;
+    assert_eq!(store::check(&copy).unwrap().problems, Vec::<String>::new());
+    assert_eq!(store::stats(&copy).unwrap().results, 1);
+}
+
+#[tokio::test]
+async fn a_check_finds_what_does_not_fit_together() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    submit(&store, "one").await;
+    store.close().await;
+    rusqlite::Connection::open(&path).unwrap().execute_batch("DELETE FROM ids").unwrap();
+    assert_eq!(store::check(&path).unwrap().problems, ["1 jobs whose id does not lead to them"]);
+}
+
+#[tokio::test]
+async fn a_manual_clock_wakes_a_waiting_lease_when_a_delay_ends() {
+    let clock = Clock::manual(Timestamp::from_millis(1_700_000_000_000));
+    let config = EmbeddedConfig { clock: clock.clone(), ..EmbeddedConfig::default() };
+    let store = Embedded::open(config).await.unwrap();
+    let broker = store.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let delayed = Submission { delay: Duration::from_secs(60), ..submission(None, b"later") };
+    broker.jobs.enqueue(delayed.accept(&QueuePolicy::default(), clock.now())).await.unwrap();
+    let request = LeaseRequest {
+        worker: "w1".parse().unwrap(),
+        queues: vec!["work".parse().unwrap()],
+        max: NonZeroU32::MIN,
+        wait: Duration::from_secs(60),
+    };
+    assert!(lease(&store, 1).await.is_empty());
+    let (leased, ()) = tokio::join!(broker.leasing.lease(&request), async {
+        // Both orders are right: the delay may end before or after the call has arrived.
+        clock.advance(Duration::from_secs(60));
+    });
+    assert_eq!(leased.unwrap().len(), 1);
+    store.close().await;
+}
