@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::Embedded;
 use super::row::JobRow;
 use super::schema::unavailable;
-use super::state::damaged;
+use super::state::unreadable;
 use crate::contract::envelope::decode_result;
 use crate::contract::{ClientId, Cursor, JobId, LogId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -166,7 +166,7 @@ fn entry_columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<Columns> {
 }
 
 fn entry((n, at, erased, envelope): Columns, client: &ClientId, log: LogId) -> Result<Finished, BrokerError> {
-    let result = decode_result(&envelope.into()).map_err(damaged)?;
+    let result = decode_result(&envelope.into()).map_err(unreadable)?;
     let cursor = Cursor { client: client.clone(), log, sequence: n, at: Timestamp::from_millis(at) };
     Ok(Finished { result, cursor, erased })
 }

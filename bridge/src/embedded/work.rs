@@ -75,7 +75,7 @@ impl Leasing for Embedded {
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
         let actual = result.payload.len() as u64;
         if actual > PAYLOAD_MAX {
-            return Err(too_large("record", actual));
+            return Err(too_large("record", actual, PAYLOAD_MAX));
         }
         let result = result.clone();
         self.call(move |writer| writer.record(&result)).await
