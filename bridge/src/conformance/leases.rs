@@ -188,7 +188,7 @@ pub async fn a_retry_spends_an_attempt_and_a_hand_back_does_not(fixture: &dyn Fi
     stage.pass(stage.slack * 2).await;
     for _ in 0..2 {
         let delivery = stage.lease_one().await;
-        assert_eq!(delivery.attempt, 2);
+        assert_eq!((delivery.attempt, &delivery.job), (2, &job), "a retry is of the job as it was accepted");
         stage.settle(&delivery, Settlement::HandBack(Duration::ZERO)).await;
     }
 }

@@ -42,11 +42,25 @@ pub async fn an_envelope_of_a_newer_version_is_handed_back_and_not_dead_lettered
         stage.pass_lease().await;
     }
     assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
-    // It does not hold up what this build can read.
+    // It spent no attempt, as far as this build can tell.
+    match stage.broker.jobs.status(&job.client, job.id).await {
+        Ok(status) => assert_eq!(status.map(|status| (status.state, status.attempt)), Some((JobState::Queued, 0))),
+        Err(error) => assert!(matches!(error.kind(), BrokerErrorKind::NewerVersion { .. }), "{error}"),
+    }
+    // And it holds up nothing that this build can read: not the line, not the listing, not the sweep.
+    let mut expiring = stage.keyed(&stage.client("a"), "expiring");
+    expiring.expires_in = Some(stage.policy.job_ttl - stage.lease * 10);
     let other = stage.submit(stage.keyed(&stage.client("a"), "other")).await;
     assert_eq!(stage.lease_one().await.job.id, other.id);
-    let status = stage.status(&job).await;
-    assert_eq!((status.state, status.attempt), (JobState::Queued, 0), "it spent no attempt");
+    assert!(stage.list(&job.client, |_| {}).await.contains(&other.id));
+    let expiring = stage.submit(expiring).await;
+    stage.pass(stage.policy.job_ttl + stage.slack).await;
+    for _ in 0..10 {
+        // One record a step: the first in line is the one that can't be read.
+        stage.broker.jobs.sweep(1).await.unwrap();
+    }
+    assert_eq!(stage.finished(&expiring).await.result.outcome, Outcome::Expired);
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
 }
 
 pub async fn jobs_are_listed_newest_first_page_by_page(fixture: &dyn Fixture) {
