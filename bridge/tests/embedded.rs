@@ -1,5 +1,7 @@
 //! What only the embedded broker can show: its file, its lock, its versions, its writer.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
