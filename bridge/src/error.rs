@@ -15,9 +15,9 @@ pub struct BrokerError {
     source: Option<Source>,
 }
 
-/// What the caller can do about a [`BrokerError`].
+/// What the caller can do about a [`BrokerError`]. Exhaustive on purpose: whoever turns errors into answers must decide
+/// about a new kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum BrokerErrorKind {
     /// The broker is away or can't write. No effect; retry with backoff.
     Unavailable,

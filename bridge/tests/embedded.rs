@@ -1,6 +1,6 @@
 //! What only the embedded broker can show: its file, its lock, its versions, its writer.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::num::NonZeroU32;
 use std::path::Path;

@@ -1,0 +1,60 @@
+//! The HTTP contract as types, for server and client alike. No server crate and no broker is needed to use them.
+//!
+//! # Layout
+//!
+//! - [`slug`]: the names of everything that can be refused, each with its status, title and whether a retry is safe.
+//! - [`problem`]: the answer to whatever was refused (RFC 9457).
+//! - [`receipt`]: what a submission is answered with, and a job as its client sees it.
+//! - [`result`]: results as list entries, and a page of them.
+//! - [`whoami`]: who relay thinks the caller is.
+//! - [`duration`]: durations as text, `20s`.
+
+pub mod duration;
+pub mod problem;
+pub mod receipt;
+pub mod result;
+pub mod slug;
+pub mod whoami;
+
+pub use duration::DurationText;
+pub use problem::Problem;
+pub use receipt::{JobView, JobsPage, Links, Receipt};
+pub use result::{ResultView, ResultsPage};
+pub use slug::{Retry, Slug};
+pub use whoami::{LimitsView, Whoami};
+
+/// The names of relay's own headers, in lower case as HTTP/2 wants them.
+pub mod header {
+    /// Request: the client's key for one logical submission.
+    pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+    /// Response: `true` if an earlier request did the work.
+    pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
+    /// Request: `wait=SECONDS` or `respond-async` (RFC 7240).
+    pub const PREFER: &str = "prefer";
+    /// Response: what of `Prefer` was honoured.
+    pub const PREFERENCE_APPLIED: &str = "preference-applied";
+    /// Request: no attempt before this duration has passed, `10s`; at most 7 days.
+    pub const DELAY: &str = "relay-delay";
+    /// Request: the job expires this long after its delay.
+    pub const EXPIRES_IN: &str = "relay-expires-in";
+    /// Request: every header that begins so reaches the handler; 2 KiB together.
+    pub const META_PREFIX: &str = "relay-meta-";
+    /// Request, without authentication only: which client this is.
+    pub const CLIENT: &str = "relay-client";
+    /// Response: how the run ended.
+    pub const OUTCOME: &str = "relay-outcome";
+    /// Response: the attempt that ended the run.
+    pub const ATTEMPT: &str = "relay-attempt";
+    /// Response: the run that ended; clients deduplicate results on it.
+    pub const RUN_ID: &str = "relay-run-id";
+    /// Response: the job.
+    pub const JOB_ID: &str = "relay-job-id";
+    /// Response: where the result is in the client's results.
+    pub const CURSOR: &str = "relay-cursor";
+    /// Response: names the request in relay's log. `x-request-id` has the same value.
+    pub const REQUEST_ID: &str = "relay-request-id";
+    /// W3C trace context; reaches the handler.
+    pub const TRACEPARENT: &str = "traceparent";
+    /// W3C trace context; reaches the handler.
+    pub const TRACESTATE: &str = "tracestate";
+}

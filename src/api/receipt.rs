@@ -1,0 +1,211 @@
+//! What a submission is answered with, and a job as its client sees it. Neither holds the payload.
+
+use std::collections::BTreeMap;
+
+use relay_bridge::contract::{ClientId, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::header::META_PREFIX;
+
+/// What relay promises when it accepts a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The job; under a key it is the same for every retry.
+    pub job_id: JobId,
+    /// The current run.
+    pub run_id: RunId,
+    /// The current run's number, from 1.
+    pub generation: u32,
+    /// Whose job it is.
+    pub client: ClientId,
+    /// Where it waits.
+    pub queue: QueueName,
+    /// `queued`, `leased`, or the outcome.
+    #[serde(with = "state_text")]
+    pub state: JobState,
+    /// Whether an earlier request did the work.
+    pub replayed: bool,
+    /// When relay accepted the job's first run.
+    pub accepted_at: Timestamp,
+    /// The run's deadline; `null` only for a finished job of which nothing but its result is kept.
+    pub expires_at: Option<Timestamp>,
+    /// Where to look next.
+    pub links: Links,
+}
+
+/// Paths of one job, relative to the address that the request went to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Links {
+    /// The job.
+    #[serde(rename = "self")]
+    pub job: String,
+    /// Its result; `?wait=20s` waits for it.
+    pub result: String,
+    /// Its events.
+    pub events: String,
+}
+
+impl Links {
+    /// The paths of `job`.
+    #[must_use]
+    pub fn of(job: JobId) -> Self {
+        Self {
+            job: format!("/v1/jobs/{job}"),
+            result: format!("/v1/jobs/{job}/result"),
+            events: format!("/v1/jobs/{job}/events"),
+        }
+    }
+}
+
+impl Receipt {
+    /// The receipt of a job as it stands.
+    #[must_use]
+    pub fn new(status: &JobStatus, replayed: bool) -> Self {
+        Self {
+            job_id: status.job_id,
+            run_id: status.run_id,
+            generation: status.generation,
+            client: status.client.clone(),
+            queue: status.queue.clone(),
+            state: status.state,
+            replayed,
+            accepted_at: status.accepted_at,
+            expires_at: Some(status.expires_at),
+            links: Links::of(status.job_id),
+        }
+    }
+}
+
+/// A job as its client sees it: the receipt and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Everything the receipt says; `replayed` is `false`.
+    #[serde(flatten)]
+    pub receipt: Receipt,
+    /// Attempts started in this run.
+    pub attempt: u32,
+    /// Attempts the queue allows now; `null` if the queue is gone.
+    pub max_attempts: Option<u32>,
+    /// When the current or last attempt started.
+    pub started_at: Option<Timestamp>,
+    /// When the run ended.
+    pub finished_at: Option<Timestamp>,
+    /// How the run ended.
+    pub outcome: Option<Outcome>,
+    /// When a waiting job may next be taken, if that is in the future.
+    pub next_attempt_at: Option<Timestamp>,
+    /// The payload's content type; `null` if nothing but the result is kept.
+    pub content_type: Option<String>,
+    /// The payload's size in bytes; `null` if nothing but the result is kept.
+    pub size: Option<u64>,
+    /// The `Relay-Meta-*` headers, without the prefix, in lower case.
+    pub meta: BTreeMap<String, String>,
+}
+
+impl JobView {
+    /// The job as its record says.
+    #[must_use]
+    pub fn of_status(status: &JobStatus, max_attempts: Option<u32>) -> Self {
+        let meta = status.headers.iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix(META_PREFIX)?;
+            Some((name.to_owned(), value.clone()))
+        });
+        Self {
+            receipt: Receipt::new(status, false),
+            attempt: status.attempt,
+            max_attempts,
+            started_at: status.started_at,
+            finished_at: status.finished_at,
+            outcome: status.state.outcome(),
+            next_attempt_at: status.next_attempt_at,
+            content_type: Some(status.content_type.clone()),
+            size: Some(status.size),
+            meta: meta.collect(),
+        }
+    }
+
+    /// A finished job. The result says how the run ended; `status` is its record, where one is kept: for the same run
+    /// it adds the rest, and for a greater one it is the job as it stands now.
+    #[must_use]
+    pub fn of_result(result: &JobResult, status: Option<&JobStatus>, max_attempts: Option<u32>) -> Self {
+        match status {
+            Some(status) if status.run_id > result.run_id => Self::of_status(status, max_attempts),
+            Some(status) => {
+                let mut view = Self::of_status(status, max_attempts);
+                view.finish(result);
+                view
+            }
+            None => {
+                let receipt = Receipt {
+                    job_id: result.job_id,
+                    run_id: result.run_id,
+                    generation: result.generation,
+                    client: result.client.clone(),
+                    queue: result.queue.clone(),
+                    state: JobState::Finished(result.outcome),
+                    replayed: false,
+                    accepted_at: result.accepted_at,
+                    expires_at: None,
+                    links: Links::of(result.job_id),
+                };
+                let mut view = Self {
+                    receipt,
+                    attempt: result.attempt,
+                    max_attempts,
+                    started_at: None,
+                    finished_at: None,
+                    outcome: None,
+                    next_attempt_at: None,
+                    content_type: None,
+                    size: None,
+                    meta: BTreeMap::new(),
+                };
+                view.finish(result);
+                view
+            }
+        }
+    }
+
+    fn finish(&mut self, result: &JobResult) {
+        self.receipt.state = JobState::Finished(result.outcome);
+        self.attempt = result.attempt;
+        self.started_at = result.started_at;
+        self.finished_at = Some(result.finished_at);
+        self.outcome = Some(result.outcome);
+        self.next_attempt_at = None;
+    }
+}
+
+/// A page of the caller's jobs, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobsPage {
+    /// The jobs.
+    pub jobs: Vec<JobView>,
+    /// Pass it as `after` for the next page; `null` on the last one.
+    pub next: Option<JobId>,
+}
+
+/// [`JobState`] as the word that the API uses.
+pub mod state_text {
+    use relay_bridge::contract::{JobState, Outcome};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// The state that `text` names, or `None`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<JobState> {
+        match text {
+            "queued" => Some(JobState::Queued),
+            "leased" => Some(JobState::Leased),
+            _ => text.parse::<Outcome>().ok().map(JobState::Finished),
+        }
+    }
+
+    pub(super) fn serialize<S: Serializer>(state: &JobState, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(state.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobState, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).ok_or_else(|| serde::de::Error::custom("not a job state that this version of relay knows"))
+    }
+}

@@ -1,0 +1,87 @@
+//! Results as list entries. A single result is not wrapped: its body is the handler's output, its headers the rest.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use relay_bridge::contract::{Failure, JobId, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::result_log::{Finished, Reset};
+use serde::{Deserialize, Serialize};
+
+use super::Links;
+
+/// The largest payload that an entry holds itself, in bytes; a larger one is linked.
+pub const INLINE_BYTES_MAX: usize = 16 * 1024;
+
+/// One result among a client's results.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultView {
+    /// The job.
+    pub job_id: JobId,
+    /// The run that ended; deduplicate on it.
+    pub run_id: RunId,
+    /// The run's number, from 1.
+    pub generation: u32,
+    /// Where the job was.
+    pub queue: QueueName,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The attempt that ended it; 0 if no handler ever started.
+    pub attempt: u32,
+    /// The payload's content type.
+    pub content_type: String,
+    /// The payload's size in bytes; 0 if it was erased.
+    pub size: u64,
+    /// When relay accepted the job.
+    pub accepted_at: Timestamp,
+    /// When the attempt that ended it started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// Why it did not succeed; `null` exactly if it did.
+    pub failure: Option<Failure>,
+    /// The payload in base64 (RFC 4648, padded), up to [`INLINE_BYTES_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+    /// Where a larger payload is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Where it is in the client's results: read on from here.
+    pub cursor: String,
+}
+
+impl ResultView {
+    /// The entry of a finished run. Without `payload_base64` and `link` the payload was erased.
+    #[must_use]
+    pub fn new(finished: &Finished) -> Self {
+        let result = &finished.result;
+        let inline = !finished.erased && result.payload.len() <= INLINE_BYTES_MAX;
+        let linked = !finished.erased && !inline;
+        Self {
+            job_id: result.job_id,
+            run_id: result.run_id,
+            generation: result.generation,
+            queue: result.queue.clone(),
+            outcome: result.outcome,
+            attempt: result.attempt,
+            content_type: result.content_type.clone(),
+            size: result.payload.len() as u64,
+            accepted_at: result.accepted_at,
+            started_at: result.started_at,
+            finished_at: result.finished_at,
+            failure: result.failure.clone(),
+            payload_base64: inline.then(|| STANDARD.encode(&result.payload)),
+            link: linked.then(|| Links::of(result.job_id).result),
+            cursor: finished.cursor.to_string(),
+        }
+    }
+}
+
+/// A page of the caller's results, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultsPage {
+    /// Set if the cursor could not be continued and reading restarted at the oldest result that is kept.
+    pub reset: Option<Reset>,
+    /// The results.
+    pub entries: Vec<ResultView>,
+    /// Pass it as `after` to read on; also set if there are no entries.
+    pub next: String,
+}

@@ -1,0 +1,315 @@
+//! API keys, hashed at rest. A key is `<key id>.<secret>`; the file `keys.toml` holds the id and the SHA-256 of the
+//! secret. The secret is 32 random bytes, so one hash is enough: there is nothing to guess.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use relay_bridge::contract::{ClientId, QueueName, Timestamp};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// The largest `keys.toml`, in bytes; some 4,000 keys.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// The longest id or secret of a key, in bytes.
+const PART_BYTES_MAX: usize = 128;
+const SECRET_BYTES: usize = 32;
+const ID_BYTES: usize = 6;
+
+/// What a key is for. No key is for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Submits jobs and reads their results.
+    Client,
+    /// Leases jobs and settles them.
+    Worker,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Client => "client",
+            Self::Worker => "worker",
+        })
+    }
+}
+
+/// A key as its owner has it: `<key id>.<secret>`. Printing it shows the secret; `Debug` does not.
+#[derive(Clone)]
+pub struct Key {
+    id: String,
+    secret: String,
+}
+
+/// The text is not `<key id>.<secret>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a key: it has the form `<key id>.<secret>`")]
+pub struct InvalidKey;
+
+impl Key {
+    /// The public part, which names the key in lists and logs.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The hash that is stored.
+    #[must_use]
+    pub fn digest(&self) -> SecretDigest {
+        SecretDigest(Sha256::digest(self.secret.as_bytes()).into())
+    }
+
+    fn random() -> Result<Self, KeysError> {
+        let mut id = [0; ID_BYTES];
+        let mut secret = [0; SECRET_BYTES];
+        for bytes in [&mut id[..], &mut secret[..]] {
+            getrandom::fill(bytes).map_err(|error| KeysError(format!("the system gives no random bytes: {error}")))?;
+        }
+        Ok(Self { id: hex(&id), secret: URL_SAFE_NO_PAD.encode(secret) })
+    }
+}
+
+impl FromStr for Key {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let part =
+            |text: &str| (1..=PART_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        let (id, secret) = text.split_once('.').filter(|(id, secret)| part(id) && part(secret)).ok_or(InvalidKey)?;
+        Ok(Self { id: id.to_owned(), secret: secret.to_owned() })
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.id, self.secret)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.…", self.id)
+    }
+}
+
+/// The SHA-256 of a secret's text, 64 hexadecimal digits in the file: `printf %s SECRET | sha256sum`.
+#[derive(Clone)]
+pub struct SecretDigest([u8; 32]);
+
+impl SecretDigest {
+    /// The digest that no secret has, as far as anybody can tell.
+    #[must_use]
+    pub fn of_nobody() -> Self {
+        Self([0; 32])
+    }
+
+    /// Whether both are the same, in a time that does not depend on where they differ.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for SecretDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Serialize for SecretDigest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretDigest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut bytes = [0; 32];
+        let digits = text.as_bytes().chunks(2).zip(&mut bytes);
+        let read = text.len() == 64
+            && digits.fold(true, |good, (pair, byte)| {
+                let value = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+                *byte = value.unwrap_or(0);
+                good && value.is_some() && !pair.contains(&b'+')
+            });
+        read.then_some(Self(bytes)).ok_or_else(|| serde::de::Error::custom("must be 64 hexadecimal digits"))
+    }
+}
+
+/// One key in the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyEntry {
+    /// Names the key.
+    pub id: String,
+    /// The hash of its secret.
+    pub sha256: SecretDigest,
+    /// What it is for.
+    pub role: Role,
+    /// The client that it authenticates, or the worker's name; both have the form of a client's name. Several keys may
+    /// have one name, so that a key can be replaced without a gap.
+    pub name: ClientId,
+    /// The queues that it may use; `None` means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Vec<QueueName>>,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// What went wrong with the file: which one, the line where there is one, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct KeysError(String);
+
+/// The file `keys.toml`. Every change replaces it as a whole, under a lock, with mode 0600.
+#[derive(Clone, Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    key: Vec<KeyEntry>,
+}
+
+impl KeyFile {
+    /// The file at `path`, which need not be there yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every key, in the order of the file.
+    ///
+    /// # Errors
+    /// If the file is not there, too large, or not what relay wrote; the error names file and line.
+    pub fn list(&self) -> Result<Vec<KeyEntry>, KeysError> {
+        let mut text = String::new();
+        let mut file = File::open(&self.path).map_err(|error| self.failed("read", &error))?.take(FILE_BYTES_MAX + 1);
+        file.read_to_string(&mut text).map_err(|error| self.failed("read", &error))?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(KeysError(format!("{}: larger than {FILE_BYTES_MAX} bytes", self.path.display())));
+        }
+        self.parse(&text)
+    }
+
+    /// Adds a key and returns it: the only time that its secret is known. The file is created if there is none.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list), and if the file can't be written.
+    pub fn create(
+        &self,
+        role: Role,
+        name: ClientId,
+        queues: Option<Vec<QueueName>>,
+        now: Timestamp,
+    ) -> Result<Key, KeysError> {
+        let key = Key::random()?;
+        self.change(|entries| {
+            let (id, sha256) = (key.id.clone(), key.digest());
+            entries.push(KeyEntry { id, sha256, role, name, queues, created: now });
+        })?;
+        Ok(key)
+    }
+
+    /// Removes the key with this id; a running relay notices within a second. `false` if there is none.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn revoke(&self, id: &str) -> Result<bool, KeysError> {
+        self.change(|entries| {
+            let before = entries.len();
+            entries.retain(|entry| entry.id != id);
+            entries.len() < before
+        })
+    }
+
+    fn change<T>(&self, edit: impl FnOnce(&mut Vec<KeyEntry>) -> T) -> Result<T, KeysError> {
+        let directory = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // The directory is the lock: the file itself is replaced, and a lock file would be left behind.
+        let directory = File::open(directory).map_err(|error| self.failed("open the directory of", &error))?;
+        directory.lock().map_err(|error| self.failed("lock", &error))?;
+        let mut entries = if self.path.exists() { self.list()? } else { Vec::new() };
+        let made = edit(&mut entries);
+        let text = self.print(entries)?;
+        self.replace(&text, &directory).map_err(|error| self.failed("write", &error))?;
+        Ok(made)
+    }
+
+    fn print(&self, entries: Vec<KeyEntry>) -> Result<String, KeysError> {
+        let body = toml::to_string(&Document { key: entries })
+            .map_err(|error| KeysError(format!("{}: can't be written: {error}", self.path.display())))?;
+        let text = format!(
+            "# API keys of relay, written by `relay keys`. Secrets are not here, only their SHA-256.\n\n{body}"
+        );
+        if text.len() as u64 > FILE_BYTES_MAX {
+            let path = self.path.display();
+            return Err(KeysError(format!("{path}: would be larger than {FILE_BYTES_MAX} bytes: revoke keys first")));
+        }
+        Ok(text)
+    }
+
+    fn replace(&self, text: &str, directory: &File) -> std::io::Result<()> {
+        let mut draft = self.path.clone().into_os_string();
+        draft.push(".new");
+        // What a crash left behind; the lock says that nobody else is writing it.
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, &self.path)?;
+        directory.sync_all()
+    }
+
+    fn parse(&self, text: &str) -> Result<Vec<KeyEntry>, KeysError> {
+        let path = self.path.display();
+        let document: Document = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_of(text, span.start));
+            KeysError(format!("{path}:{line}: {}: correct it, or create the key anew", error.message()))
+        })?;
+        let mut seen = HashSet::new();
+        for entry in &document.key {
+            if !seen.insert(&entry.id) {
+                let needle = format!("\"{}\"", entry.id);
+                let line = text.rfind(&needle).map_or(1, |start| line_of(text, start));
+                return Err(KeysError(format!("{path}:{line}: key id {needle} is there twice: remove one of them")));
+            }
+        }
+        Ok(document.key)
+    }
+
+    fn failed(&self, what: &str, error: &std::io::Error) -> KeysError {
+        KeysError(format!("{}: can't {what} the key file: {error}", self.path.display()))
+    }
+}
+
+fn line_of(text: &str, byte: usize) -> usize {
+    1 + text.as_bytes().iter().take(byte).filter(|byte| **byte == b'\n').count()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

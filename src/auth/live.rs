@@ -1,0 +1,95 @@
+//! The keys of a running process. The file is looked at once a second at most, and read only when it changed; a file
+//! that can't be read leaves the keys as they were, so that a slip of an editor locks nobody out.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use relay_bridge::clock::Clock;
+use tracing::{info, warn};
+
+use super::keys::{Key, KeyEntry, KeyFile, KeysError, SecretDigest};
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The keys as the file had them when it was last looked at.
+#[derive(Debug)]
+pub struct LiveKeys {
+    file: KeyFile,
+    clock: Clock,
+    state: Mutex<State>,
+    /// What a secret of an unknown id is compared with, so that the answer takes the same time.
+    nobody: SecretDigest,
+}
+
+#[derive(Debug)]
+struct State {
+    keys: Arc<HashMap<String, KeyEntry>>,
+    stamp: Option<Stamp>,
+    looked_at: Duration,
+}
+
+/// Changes whenever the file is replaced or edited.
+type Stamp = (u64, u64, i64, i64);
+
+impl LiveKeys {
+    /// Reads the keys of the file at `path`.
+    ///
+    /// # Errors
+    /// If the file is not there or can't be read: a relay without keys would let nobody in.
+    pub fn open(path: impl AsRef<Path>, clock: Clock) -> Result<Self, KeysError> {
+        let file = KeyFile::new(path.as_ref());
+        // The stamp first: a change in between is then seen at the next look.
+        let stamp = stamp(file.path());
+        let keys = Arc::new(by_id(file.list()?));
+        let state = Mutex::new(State { keys, stamp, looked_at: clock.monotonic() });
+        Ok(Self { file, clock, state, nobody: SecretDigest::of_nobody() })
+    }
+
+    /// The entry of `key`, if there is one and the secret is right. An unknown id is looked for in the file at once, so
+    /// that a key works from the moment it was created.
+    pub fn find(&self, key: &Key) -> Option<KeyEntry> {
+        let mut keys = self.current(LOOK_EVERY);
+        if !keys.contains_key(key.id()) {
+            keys = self.current(Duration::ZERO);
+        }
+        let entry = keys.get(key.id());
+        let stored = entry.map_or(&self.nobody, |entry| &entry.sha256);
+        let right = key.digest().matches(stored);
+        entry.filter(|_| right).cloned()
+    }
+
+    /// The keys, no older than `age`, as far as the file can be read.
+    fn current(&self, age: Duration) -> Arc<HashMap<String, KeyEntry>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.monotonic();
+        if now.saturating_sub(state.looked_at) >= age {
+            state.looked_at = now;
+            let found = stamp(self.file.path());
+            if found != state.stamp {
+                state.stamp = found;
+                match self.file.list() {
+                    Ok(entries) => {
+                        info!(keys = entries.len(), "API keys read again");
+                        state.keys = Arc::new(by_id(entries));
+                    }
+                    Err(error) => warn!(%error, "API keys can't be read again; those read before stand"),
+                }
+            }
+        }
+        Arc::clone(&state.keys)
+    }
+}
+
+fn by_id(entries: Vec<KeyEntry>) -> HashMap<String, KeyEntry> {
+    entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+}

@@ -1,0 +1,150 @@
+//! Who is calling, and what they may do. No broker and no HTTP crate: what a transport saw comes in as text.
+//!
+//! # Layout
+//!
+//! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke.
+//! - [`live`]: the keys of a running process, read again when the file changes.
+
+use std::path::PathBuf;
+
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{ClientId, QueueName, WorkerId};
+
+pub mod keys;
+pub mod live;
+
+#[cfg(test)]
+mod tests;
+
+use keys::{Key, KeyEntry, KeysError, Role};
+use live::LiveKeys;
+
+/// The client of a development relay that names none.
+const DEVELOPMENT_CLIENT: &str = "dev";
+
+/// Decides who a caller is.
+#[derive(Debug)]
+pub struct Authenticator(Mode);
+
+#[derive(Debug)]
+enum Mode {
+    Keys(LiveKeys),
+    Development,
+}
+
+/// A client that was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Who it is.
+    pub client: ClientId,
+    /// How relay knows.
+    pub authenticated: Authenticated,
+    /// The queues it may use; `None` means all.
+    pub queues: Option<Vec<QueueName>>,
+}
+
+impl Caller {
+    /// Whether the caller may use `queue`.
+    #[must_use]
+    pub fn may_use(&self, queue: &QueueName) -> bool {
+        self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
+    }
+}
+
+/// How relay knows who the caller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Authenticated {
+    /// By an API key with this id.
+    ApiKey(String),
+    /// Not at all: a development relay takes the caller's word.
+    Development,
+}
+
+/// Why a caller was not let in. The text says what to do and holds nothing of the credentials.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Relay does not know the caller.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// Relay knows the caller and does not let it in here.
+    #[error("{0}")]
+    Forbidden(String),
+    /// What the caller says about itself can't be read.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+impl Authenticator {
+    /// Lets in whoever has a key of `file`. The file is read again when it changes.
+    ///
+    /// # Errors
+    /// If the file is not there or can't be read.
+    pub fn keys(file: PathBuf, clock: Clock) -> Result<Self, KeysError> {
+        LiveKeys::open(file, clock).map(Mode::Keys).map(Self)
+    }
+
+    /// Lets in everybody: the client is `dev`, or what it says it is. Only for a listener on loopback.
+    #[must_use]
+    pub fn development() -> Self {
+        Self(Mode::Development)
+    }
+
+    /// Whether nobody is asked for credentials.
+    #[must_use]
+    pub fn is_development(&self) -> bool {
+        matches!(self.0, Mode::Development)
+    }
+
+    /// The client behind a request. `authorization` is the header of that name; `named` is `Relay-Client`, which only
+    /// a development relay looks at.
+    ///
+    /// # Errors
+    /// [`Refused`]: a worker's key is `Forbidden` here.
+    pub fn authenticate(&self, authorization: Option<&str>, named: Option<&str>) -> Result<Caller, Refused> {
+        let keys = match &self.0 {
+            Mode::Keys(keys) => keys,
+            Mode::Development => {
+                let client = named.unwrap_or(DEVELOPMENT_CLIENT).parse();
+                let client = client.map_err(|error| Refused::Malformed(format!("header Relay-Client: {error}")))?;
+                return Ok(Caller { client, authenticated: Authenticated::Development, queues: None });
+            }
+        };
+        let header = authorization.ok_or_else(|| {
+            Refused::Unauthenticated("no credentials: send `Authorization: Bearer <key id>.<secret>`".to_owned())
+        })?;
+        let bearer = header.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let (_, text) = bearer.ok_or_else(|| {
+            Refused::Unauthenticated("other credentials than `Authorization: Bearer <key id>.<secret>`".to_owned())
+        })?;
+        let entry = Self::entry(keys, text.trim()).map_err(Refused::Unauthenticated)?;
+        if entry.role != Role::Client {
+            return Err(Refused::Forbidden(format!(
+                "key {} is a worker's: it may lease jobs, and neither submit nor read; use a client's key",
+                entry.id
+            )));
+        }
+        Ok(Caller { client: entry.name, authenticated: Authenticated::ApiKey(entry.id), queues: entry.queues })
+    }
+
+    /// The queues that a worker with `key` may lease from; `None` means all. A development relay lets every worker in.
+    ///
+    /// # Errors
+    /// What to tell the worker: no key, an unknown one, or a client's.
+    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<Option<Vec<QueueName>>, String> {
+        let Mode::Keys(keys) = &self.0 else {
+            return Ok(None);
+        };
+        let text = key.ok_or_else(|| format!("worker {worker} has no key: give it one of role worker"))?;
+        let entry = Self::entry(keys, text)?;
+        if entry.role != Role::Worker {
+            return Err(format!("key {} is a client's: a worker needs one of role worker", entry.id));
+        }
+        Ok(entry.queues)
+    }
+
+    fn entry(keys: &LiveKeys, text: &str) -> Result<KeyEntry, String> {
+        let key: Key = text.parse().map_err(|_| "the key has not the form `<key id>.<secret>`".to_owned())?;
+        keys.find(&key).ok_or_else(|| "relay does not know this key, or it was revoked".to_owned())
+    }
+}

@@ -1,0 +1,147 @@
+//! Keys are made, found, refused and revoked; all on a real file, with time moved by hand.
+
+use std::os::unix::fs::PermissionsExt;
+
+use relay_bridge::contract::Timestamp;
+
+use super::keys::KeyFile;
+use super::*;
+
+fn bearer(key: &Key) -> String {
+    format!("Bearer {key}")
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    file: KeyFile,
+    clock: Clock,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(directory.path().join("keys.toml"));
+        Self { directory, file, clock: Clock::manual(Timestamp::from_millis(1_763_865_086_007)) }
+    }
+
+    fn create(&self, role: Role, name: &str, queues: Option<Vec<QueueName>>) -> Key {
+        self.file.create(role, name.parse().unwrap(), queues, self.clock.now()).unwrap()
+    }
+
+    fn authenticator(&self) -> Authenticator {
+        Authenticator::keys(self.file.path().to_owned(), self.clock.clone()).unwrap()
+    }
+}
+
+#[test]
+fn a_client_is_known_by_its_key_and_only_by_the_whole_of_it() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", Some(vec!["mail".parse().unwrap()]));
+    let authenticator = bench.authenticator();
+    let caller = authenticator.authenticate(Some(&bearer(&key)), Some("other")).unwrap();
+    assert_eq!(caller.client.as_str(), "acme");
+    assert_eq!(caller.authenticated, Authenticated::ApiKey(key.id().to_owned()));
+    assert!(caller.may_use(&"mail".parse().unwrap()) && !caller.may_use(&"thumbs".parse().unwrap()));
+    let other = bench.create(Role::Client, "acme", None);
+    let mixed = format!("{}.{}", key.id(), other.to_string().split_once('.').unwrap().1);
+    for header in [
+        None,
+        Some(""),
+        Some("Bearer"),
+        Some("Bearer x"),
+        Some("Basic eDp5"),
+        Some(&*format!("Bearer {mixed}")),
+        Some(&*format!("Bearer {key}x")),
+        Some("Bearer nobody.nothing"),
+    ] {
+        let refused = authenticator.authenticate(header, None).unwrap_err();
+        assert!(matches!(refused, Refused::Unauthenticated(_)), "{header:?}");
+    }
+}
+
+#[test]
+fn a_worker_key_and_a_client_key_are_not_good_for_each_other() {
+    let bench = Bench::new();
+    let client = bench.create(Role::Client, "acme", None);
+    let worker = bench.create(Role::Worker, "gpu", Some(vec!["mail".parse().unwrap()]));
+    let authenticator = bench.authenticator();
+    let refused = authenticator.authenticate(Some(&bearer(&worker)), None).unwrap_err();
+    assert!(matches!(refused, Refused::Forbidden(_)));
+    let id: WorkerId = "gpu-1".parse().unwrap();
+    let queues = authenticator.authorize_worker(&id, Some(&worker.to_string())).unwrap();
+    assert_eq!(queues, Some(vec!["mail".parse().unwrap()]));
+    assert!(authenticator.authorize_worker(&id, Some(&client.to_string())).unwrap_err().contains("client's"));
+    assert!(authenticator.authorize_worker(&id, None).unwrap_err().contains("no key"));
+}
+
+#[test]
+fn a_new_key_works_at_once_and_a_revoked_one_ends_within_a_second() {
+    let bench = Bench::new();
+    let first = bench.create(Role::Client, "acme", None);
+    let authenticator = bench.authenticator();
+    let second = bench.create(Role::Client, "acme", None);
+    authenticator.authenticate(Some(&bearer(&second)), None).unwrap();
+    assert!(bench.file.revoke(first.id()).unwrap());
+    assert!(!bench.file.revoke(first.id()).unwrap());
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    authenticator.authenticate(Some(&bearer(&first)), None).unwrap_err();
+    authenticator.authenticate(Some(&bearer(&second)), None).unwrap();
+}
+
+#[test]
+fn the_file_holds_no_secret_and_nobody_else_reads_it() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None);
+    let secret = key.to_string().split_once('.').unwrap().1.to_owned();
+    let text = std::fs::read_to_string(bench.file.path()).unwrap();
+    assert!(text.contains(key.id()) && !text.contains(&secret));
+    let mode = std::fs::metadata(bench.file.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let files = std::fs::read_dir(bench.directory.path()).unwrap().count();
+    assert_eq!(files, 1, "nothing is left beside it");
+    assert!(!format!("{key:?} {:?}", bench.file.list().unwrap()).contains(&secret));
+}
+
+#[test]
+fn a_damaged_file_is_named_with_its_line_and_leaves_the_keys_as_they_were() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None);
+    let authenticator = bench.authenticator();
+    let good = std::fs::read_to_string(bench.file.path()).unwrap();
+    for (damage, line) in [
+        (good.replace("role = \"client\"", "role = \"admin\""), 6),
+        (good.replace("name = \"acme\"", "name = \"ACME\""), 7),
+        (good.replace("sha256 = \"", "sha256 = \"zz"), 5),
+        (good.replace("created", "creatd"), 3),
+    ] {
+        std::fs::write(bench.file.path(), &damage).unwrap();
+        let error = bench.file.list().unwrap_err().to_string();
+        assert!(error.contains("keys.toml:"), "{error}");
+        // An error about an entry as a whole points at its head, one about a value at the value.
+        let found: usize = error.split(':').nth(1).unwrap().parse().unwrap();
+        assert!(found.abs_diff(line) <= 5 && found >= 3, "{error}");
+        bench.clock.advance(std::time::Duration::from_secs(2));
+        authenticator.authenticate(Some(&bearer(&key)), None).unwrap();
+        assert!(bench.file.revoke(key.id()).is_err(), "a damaged file is not overwritten");
+    }
+    let twice = format!("{good}\n{}", good.split_once("\n\n").unwrap().1);
+    std::fs::write(bench.file.path(), twice).unwrap();
+    assert!(bench.file.list().unwrap_err().to_string().contains("twice"));
+    std::fs::write(bench.file.path(), vec![b'#'; 1024 * 1024 + 1]).unwrap();
+    assert!(bench.file.list().unwrap_err().to_string().contains("larger"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let error = Authenticator::keys(bench.file.path().to_owned(), bench.clock.clone()).unwrap_err();
+    assert!(error.to_string().contains("keys.toml"), "{error}");
+}
+
+#[test]
+fn development_takes_the_callers_word() {
+    let authenticator = Authenticator::development();
+    assert_eq!(authenticator.authenticate(None, None).unwrap().client.as_str(), "dev");
+    assert_eq!(authenticator.authenticate(None, Some("acme")).unwrap().client.as_str(), "acme");
+    assert!(matches!(authenticator.authenticate(None, Some("A B")).unwrap_err(), Refused::Malformed(_)));
+}

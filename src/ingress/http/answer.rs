@@ -1,0 +1,190 @@
+//! Writing an answer. A refusal travels as a [`Problem`] beside an empty response until the gate, which knows the
+//! request's id, writes it out: so there is one place that does, also for what the router refuses by itself.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::Finished;
+use serde::Serialize;
+use tracing::{error, warn};
+
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
+use crate::api::{Links, Problem, Receipt, Slug, header};
+
+/// What a handler gives back.
+pub(super) type Answer = Result<Response, Refusal>;
+
+/// A problem on its way to the gate.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal(pub(super) Box<Problem>);
+
+impl Refusal {
+    pub(super) fn new(slug: Slug, detail: impl Into<String>) -> Self {
+        Problem::new(slug, detail).into()
+    }
+
+    pub(super) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(Slug::MalformedRequest, detail)
+    }
+
+    pub(super) fn no_job() -> Self {
+        Self::new(Slug::NotFound, "this client has no such job, or it is past its retention: check the id and the key")
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(Box::new(problem))
+    }
+}
+
+impl From<relay_bridge::contract::ids::InvalidId> for Refusal {
+    fn from(error: relay_bridge::contract::ids::InvalidId) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+impl From<BrokerError> for Refusal {
+    fn from(broker_error: BrokerError) -> Self {
+        let problem = Problem::from(&broker_error);
+        let source = std::error::Error::source(&broker_error).map(ToString::to_string);
+        match problem.status {
+            500 => error!(error = %broker_error, source, "the broker failed"),
+            502..=504 => warn!(error = %broker_error, source, "the broker refused"),
+            _ => {}
+        }
+        problem.into()
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Writes the problem out that `response` carries; one that the router made gets the problem of its status.
+pub(super) fn finish(mut response: Response, request_id: &str) -> Response {
+    let status = response.status();
+    let refusal = response.extensions_mut().remove::<Refusal>();
+    let problem = match refusal {
+        Some(Refusal(problem)) => Some(*problem),
+        None if status == StatusCode::METHOD_NOT_ALLOWED => {
+            Some(Problem::new(Slug::MethodNotAllowed, "this path has other methods: the header Allow names them"))
+        }
+        None if status == StatusCode::NOT_FOUND => {
+            Some(Problem::new(Slug::NotFound, "relay has no such path: check its spelling and the version in it"))
+        }
+        None if status.is_client_error() => {
+            Some(Problem::new(Slug::MalformedRequest, "the request's path or query can't be read: correct it"))
+        }
+        None if status.is_server_error() => {
+            Some(Problem::new(Slug::Internal, "relay failed; the request id finds why"))
+        }
+        None => None,
+    };
+    if let Some(problem) = problem {
+        write_problem(&mut response, problem, request_id);
+    }
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), value.clone());
+        response.headers_mut().insert(HeaderName::from_static(header::REQUEST_ID), value);
+    }
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn write_problem(response: &mut Response, mut problem: Problem, request_id: &str) {
+    problem.instance = format!("urn:relay:request:{request_id}");
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let headers = response.headers_mut();
+    headers.remove(http::header::CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
+    if let Some(seconds) = problem.retry_after_seconds() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    match problem.slug {
+        Slug::Unauthenticated => {
+            headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        // What is left of the body is not read, and a drained connection is not used again.
+        Slug::Draining | Slug::RequestTimeout => {
+            headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.body_mut() = Body::from(body);
+}
+
+/// `body` as JSON.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    let bytes = serde_json::to_vec(body)
+        .map_err(|error| Refusal::new(Slug::Internal, format!("the answer can't be written: {error}")))?;
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// 202 with a receipt, where the job is, and whether an earlier request did the work.
+pub(super) fn accepted(receipt: &Receipt) -> Answer {
+    let mut response = json(StatusCode::ACCEPTED, receipt)?;
+    point_to(response.headers_mut(), &receipt.links);
+    mark_replayed(response.headers_mut(), receipt.replayed);
+    Ok(response)
+}
+
+/// `Location` of a job.
+pub(super) fn point_to(headers: &mut HeaderMap, links: &Links) {
+    if let Ok(value) = HeaderValue::from_str(&links.job) {
+        headers.insert(LOCATION, value);
+    }
+}
+
+/// `Idempotency-Replayed: true`, if so.
+pub(super) fn mark_replayed(headers: &mut HeaderMap, replayed: bool) {
+    if replayed {
+        headers.insert(HeaderName::from_static(header::IDEMPOTENCY_REPLAYED), HeaderValue::from_static("true"));
+    }
+}
+
+/// A finished run as its raw result: 200, whatever the outcome.
+///
+/// # Errors
+/// `result-expired` if the payload was erased.
+pub(super) fn result(finished: Finished) -> Answer {
+    let Finished { result, cursor, erased } = finished;
+    if erased {
+        let detail = "the job is finished and its result's payload is gone: outcome and times are here";
+        let mut problem = Problem::new(Slug::ResultExpired, detail).with_job(result.job_id);
+        problem.outcome = Some(result.outcome);
+        problem.finished_at = Some(result.finished_at);
+        return Err(problem.into());
+    }
+    let mut response = Response::new(Body::from(result.payload));
+    let content_type = HeaderValue::from_str(&result.content_type);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static(DEFAULT_CONTENT_TYPE)));
+    // The bytes are a handler's: a browser must not guess what they are.
+    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let facts = [
+        (header::OUTCOME, result.outcome.to_string()),
+        (header::ATTEMPT, result.attempt.to_string()),
+        (header::RUN_ID, result.run_id.to_string()),
+        (header::JOB_ID, result.job_id.to_string()),
+        (header::CURSOR, cursor.to_string()),
+    ];
+    for (name, value) in facts {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    Ok(response)
+}

@@ -1,0 +1,93 @@
+//! Reading a body under the queue's limit and under one budget over all bodies in flight. Whether it fits is decided
+//! before it is read where its length is known; a body of unknown length reserves as it grows.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Ingress;
+use super::answer::Refusal;
+use crate::api::{Problem, Slug};
+
+/// A body, and its share of the budget until it is dropped.
+pub(super) struct HeldBody {
+    pub(super) bytes: Bytes,
+    budget: Budget,
+}
+
+impl HeldBody {
+    /// The bytes, and what holds their share of the budget: drop it when they are on their way.
+    pub(super) fn into_parts(self) -> (Bytes, impl Send + 'static) {
+        (self.bytes, self.budget)
+    }
+}
+
+/// Reads `body`, at most `max` bytes of it.
+///
+/// # Errors
+/// `payload-too-large`, `overloaded`, `request-timeout`; `malformed-request` if the peer breaks off.
+pub(super) async fn read(ingress: &Ingress, body: Body, max: u64) -> Result<HeldBody, Refusal> {
+    let declared = body.size_hint().exact();
+    if let Some(actual) = declared.filter(|actual| *actual > max) {
+        return Err(too_large(max, actual));
+    }
+    let mut budget = Budget { pool: Arc::clone(&ingress.body_bytes), held: None };
+    budget.reserve(declared.unwrap_or(0))?;
+    let timeout = ingress.limits.body_timeout;
+    let bytes = tokio::time::timeout(timeout, collect(body, declared, max, &mut budget)).await.map_err(|_| {
+        let detail = format!("the body did not arrive within {} s; nothing was done: send it again", timeout.as_secs());
+        Refusal::new(Slug::RequestTimeout, detail)
+    })??;
+    Ok(HeldBody { bytes, budget })
+}
+
+async fn collect(mut body: Body, declared: Option<u64>, max: u64, budget: &mut Budget) -> Result<Bytes, Refusal> {
+    let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
+        // Trailers mean nothing to relay.
+        let Ok(data) = frame.into_data() else { continue };
+        let total = bytes.len() as u64 + data.len() as u64;
+        if total > max {
+            return Err(too_large(max, total));
+        }
+        if declared.is_none() {
+            budget.reserve(data.len() as u64)?;
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes.freeze())
+}
+
+fn too_large(max: u64, actual: u64) -> Refusal {
+    let detail =
+        format!("the body has {actual} bytes or more, this queue takes {max}: send less, or a link to the data");
+    Problem::new(Slug::PayloadTooLarge, detail).with_limit(max, actual).into()
+}
+
+struct Budget {
+    pool: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Budget {
+    /// Takes `bytes` more, or refuses: waiting for others would only keep more in flight.
+    fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let permit =
+            u32::try_from(bytes).ok().and_then(|bytes| Arc::clone(&self.pool).try_acquire_many_owned(bytes).ok());
+        let permit = permit.ok_or_else(|| {
+            let detail =
+                "relay has as many bytes in flight as it takes; nothing was done: send it again after Retry-After";
+            Refusal::new(Slug::Overloaded, detail)
+        })?;
+        match &mut self.held {
+            Some(held) => held.merge(permit),
+            None => self.held = Some(permit),
+        }
+        Ok(())
+    }
+}

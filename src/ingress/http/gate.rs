@@ -1,0 +1,121 @@
+//! What every request passes first, and every answer last: a request id, the drain, the limits, and a net under panics.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::Request;
+use http::request::Parts;
+use http_body::Body as HttpBody;
+use tower::Service;
+use tracing::{Instrument, debug, error, info_span};
+
+use super::answer::{self, Refusal};
+use super::linger::Lingering;
+use super::{Limits, Served};
+use crate::api::{Problem, Slug};
+
+/// Answers one request. Never fails and never panics.
+pub(super) async fn handle<B>(served: Served, router: Router, request: Request<B>) -> Response
+where
+    B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
+    let request_id = served.ingress.mint_request_id();
+    let span = info_span!("request", request_id, method = %request.method(), path = request.uri().path());
+    async {
+        let response = match AssertUnwindSafe(admit(&served, router, request)).catch_unwind().await {
+            Ok(response) => response,
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                error!(panic = text.unwrap_or("no text"), "a handler panicked");
+                let detail = "relay failed, and this may or may not have been done: send it again with the same \
+                              Idempotency-Key, and tell the operator of relay the request id";
+                Refusal::new(Slug::Internal, detail).into_response()
+            }
+        };
+        let response = answer::finish(response, &request_id);
+        debug!(status = response.status().as_u16(), "request answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+async fn admit<B>(served: &Served, mut router: Router, request: Request<B>) -> Response
+where
+    B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
+    let (parts, body) = request.into_parts();
+    let body = Lingering::new(&parts, body, served.tasks.clone());
+    if served.shutdown.is_cancelled() {
+        let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
+        return Refusal::new(Slug::Draining, detail).into_response();
+    }
+    let Ok(_place) = Arc::clone(&served.ingress.requests).try_acquire_owned() else {
+        let detail =
+            "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
+        return Refusal::new(Slug::Overloaded, detail).into_response();
+    };
+    if let Err(refusal) = check_head(&parts, &served.ingress.limits) {
+        return refusal.into_response();
+    }
+    match router.call(Request::from_parts(parts, Body::new(body))).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {
+    let lines = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    let bytes = lines.sum::<usize>() + parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    for (limit, actual, unit) in
+        [(limits.headers, parts.headers.len(), "headers"), (limits.header_bytes, bytes, "bytes of headers")]
+    {
+        if actual > limit {
+            let detail = format!("the request has {actual} {unit}, {limit} are taken: send fewer");
+            return Err(Problem::new(Slug::HeadersTooLarge, detail).with_limit(limit as u64, actual as u64).into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use relay_bridge::clock::Clock;
+    use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::auth::Authenticator;
+    use crate::ingress::http::{Ingress, routes};
+
+    #[tokio::test]
+    async fn a_request_that_comes_in_a_drain_is_sent_elsewhere() {
+        let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+        let authenticator = Authenticator::development();
+        let ingress = Ingress::new(store.broker(), authenticator, Limits::default(), Clock::system());
+        let shutdown = CancellationToken::new();
+        let served = Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() };
+        let router = routes::router(served.clone());
+        let whoami = || {
+            let request = Request::get("/v1/whoami").body(Body::empty()).unwrap();
+            handle(served.clone(), router.clone(), request)
+        };
+        assert_eq!(whoami().await.status(), 200);
+        shutdown.cancel();
+        let refused = whoami().await;
+        assert_eq!((refused.status().as_u16(), &refused.headers()["connection"]), (503, &"close".parse().unwrap()));
+        assert!(refused.headers().contains_key("retry-after"));
+        let body = axum::body::to_bytes(refused.into_body(), 10_000).await.unwrap();
+        let problem: Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!((problem.slug, problem.retry.as_str()), (Slug::Draining, "safe"));
+    }
+}

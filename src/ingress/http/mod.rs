@@ -1,0 +1,148 @@
+//! HTTP/1.1 and HTTP/2 on one port: submit, wait, result, status, cancel. Everything refused is a problem document.
+//!
+//! # Layout
+//!
+//! - `serve`: the accept loop, the guards of a connection, and the drain.
+//! - `gate`: what every request passes first: request id, drain, limits, panics.
+//! - `routes`: which path goes where.
+//! - `submit`, `jobs`, `results`, `whoami`: the handlers.
+//! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
+//! - `answer`: writing an answer.
+//! - `policies`: what holds for a queue, remembered for a second.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Authenticator;
+
+mod answer;
+mod body;
+mod gate;
+mod jobs;
+mod linger;
+mod policies;
+mod prefer;
+mod request;
+mod results;
+mod routes;
+mod serve;
+mod submit;
+mod whoami;
+
+pub use serve::serve;
+
+use policies::Policies;
+
+/// What one process takes from all clients together.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of all bodies in flight; beyond it 503 `overloaded`. Default 64 MiB.
+    pub body_bytes: usize,
+    /// The time from a request's head to the end of its body; beyond it 408. Default 30 s.
+    pub body_timeout: Duration,
+    /// The longest wait for a result that is honoured. Default 55 s, below the idle timeout of common proxies.
+    pub wait_max: Duration,
+    /// Requests in flight, waiting ones included; beyond it 503 `overloaded`. Default 10,000.
+    pub requests: usize,
+    /// Connections; beyond it new ones wait in the listen queue. Default 10,000.
+    pub connections: usize,
+    /// The time from a connection's start to the end of its first request's head. Default 10 s.
+    pub first_request: Duration,
+    /// The time a connection may be idle, or take for the head of a later HTTP/1.1 request, or for reading an answer that
+    /// is ready; up to twice of it with HTTP/2 and for answers. Default 120 s.
+    pub idle: Duration,
+    /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB, at most 32 KiB.
+    pub header_bytes: usize,
+    /// Headers of a request; beyond it 431. Default 100, at most 200.
+    pub headers: usize,
+    /// Streams of one HTTP/2 connection at a time. Default 256.
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 64 * 1024 * 1024,
+            body_timeout: Duration::from_secs(30),
+            wait_max: Duration::from_secs(55),
+            requests: 10_000,
+            connections: 10_000,
+            first_request: Duration::from_secs(10),
+            idle: Duration::from_secs(120),
+            header_bytes: 16 * 1024,
+            headers: 100,
+            streams: 256,
+        }
+    }
+}
+
+/// What the handlers of all connections share.
+pub struct Ingress {
+    broker: Broker,
+    authenticator: Authenticator,
+    limits: Limits,
+    clock: Clock,
+    policies: Policies,
+    body_bytes: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    request_prefix: u64,
+    request_count: AtomicU64,
+}
+
+impl fmt::Debug for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ingress").field("broker", &self.broker).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Ingress {
+    /// An ingress over `broker`, for any number of listeners.
+    #[must_use]
+    pub fn new(broker: Broker, authenticator: Authenticator, limits: Limits, clock: Clock) -> Arc<Self> {
+        let mut prefix = [0; 8];
+        if getrandom::fill(&mut prefix).is_err() {
+            // Request ids need to differ between processes only as far as a reader of logs cares.
+            prefix = clock.now().as_millis().to_be_bytes();
+        }
+        Arc::new(Self {
+            policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
+            body_bytes: Arc::new(Semaphore::new(limits.body_bytes.min(Semaphore::MAX_PERMITS))),
+            requests: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            request_prefix: u64::from_be_bytes(prefix),
+            request_count: AtomicU64::new(0),
+            broker,
+            authenticator,
+            limits,
+            clock,
+        })
+    }
+
+    /// A name for a request that no other request of any relay has.
+    fn mint_request_id(&self) -> String {
+        let count = self.request_count.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}-{count:08x}", self.request_prefix)
+    }
+
+    /// The largest payload that the broker takes, whatever a queue's policy says.
+    fn payload_max(&self) -> u64 {
+        self.broker.capabilities.payload_max.min(self.limits.body_bytes as u64)
+    }
+}
+
+/// The ingress as one listener serves it.
+#[derive(Clone)]
+struct Served {
+    ingress: Arc<Ingress>,
+    /// Cancelled when the drain begins.
+    shutdown: CancellationToken,
+    /// What the drain waits for.
+    tasks: TaskTracker,
+}

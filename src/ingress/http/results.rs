@@ -1,0 +1,109 @@
+//! Results: of one job, or all of a client's after a cursor. A wait costs no polling, and ends early in a drain.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use http::{StatusCode, Uri};
+use relay_bridge::contract::{ClientId, Cursor, JobId, QueueName};
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Start};
+use tokio::time::Instant;
+
+use super::answer::{self, Answer, Refusal};
+use super::request::{self, Parameters};
+use super::{Served, jobs};
+use crate::api::{ResultView, ResultsPage};
+use crate::auth::Caller;
+
+/// Pages read for one request when a queue is asked for: results of other queues are skipped.
+const PAGES_MAX: u32 = 20;
+
+/// `GET /v1/jobs/{id}/result?wait=20s`
+pub(super) async fn of_job(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+    let wait_for = Parameters::read(&uri, &["wait"])?.wait(served.ingress.limits.wait_max)?;
+    let id = request::job_id(&id)?;
+    match wait(&served, &caller.client, id, wait_for).await? {
+        Lookup::Finished(finished) => answer::result(*finished),
+        Lookup::Open(status) => answer::json(StatusCode::ACCEPTED, &jobs::view(&served, &status).await),
+        Lookup::Absent => Err(Refusal::no_job()),
+    }
+}
+
+/// Where the job stands after at most `wait`, or at the beginning of a drain.
+pub(super) async fn wait(
+    served: &Served,
+    client: &ClientId,
+    job: JobId,
+    wait: Duration,
+) -> Result<Lookup, BrokerError> {
+    let results = &served.ingress.broker.results;
+    if !wait.is_zero() {
+        tokio::select! {
+            found = results.wait(client, job, wait) => return found,
+            () = served.shutdown.cancelled() => {}
+        }
+    }
+    results.lookup(client, job).await
+}
+
+/// `GET /v1/results?after=&queue=&wait=&limit=`
+pub(super) async fn page(State(served): State<Served>, caller: Caller, uri: Uri) -> Answer {
+    let parameters = Parameters::read(&uri, &["after", "queue", "wait", "limit"])?;
+    let start = start(&caller.client, parameters.get("after"))?;
+    let queue = parameters.get("queue").map(str::parse).transpose()?;
+    let wait = parameters.wait(served.ingress.limits.wait_max)?;
+    let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
+    let page = read(&served, &caller.client, start, queue.as_ref(), limit, wait).await?;
+    let body = ResultsPage {
+        reset: page.reset,
+        entries: page.entries.iter().map(ResultView::new).collect(),
+        next: page.next.to_string(),
+    };
+    answer::json(StatusCode::OK, &body)
+}
+
+fn start(client: &ClientId, after: Option<&str>) -> Result<Start, Refusal> {
+    match after {
+        None => Ok(Start::Oldest),
+        Some("now") => Ok(Start::Now),
+        Some(text) => {
+            let cursor = text.parse::<Cursor>().ok().filter(|cursor| cursor.client == *client);
+            // Another client's cursor is told apart from garbage by nothing.
+            let detail = "parameter `after` is not a cursor of this client's results: pass `next` or Relay-Cursor \
+                          unchanged, `now`, or leave it out";
+            cursor.map(Start::After).ok_or_else(|| Refusal::malformed(detail))
+        }
+    }
+}
+
+/// One page of the results of `queue`, or of all queues. It may be short, or empty with a `next` that has moved on.
+async fn read(
+    served: &Served,
+    client: &ClientId,
+    mut start: Start,
+    queue: Option<&QueueName>,
+    limit: u32,
+    wait: Duration,
+) -> Result<Page, BrokerError> {
+    let results = &served.ingress.broker.results;
+    let until = Instant::now() + wait;
+    let mut reset = None;
+    for round in 1.. {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut page = tokio::select! {
+            page = results.page(client, &start, limit, left) => page?,
+            () = served.shutdown.cancelled() => results.page(client, &start, limit, Duration::ZERO).await?,
+        };
+        reset = page.reset.or(reset);
+        page.reset = reset;
+        let found = page.entries.len();
+        if let Some(queue) = queue {
+            page.entries.retain(|entry| entry.result.queue == *queue);
+        }
+        if !page.entries.is_empty() || found == 0 || round >= PAGES_MAX {
+            return Ok(page);
+        }
+        start = Start::After(page.next);
+    }
+    unreachable!("the loop ends by its own count")
+}

@@ -1,0 +1,19 @@
+//! Which path goes where. What is not here is answered 404 or 405 by the gate.
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use super::{Served, jobs, results, submit, whoami};
+
+pub(super) fn router(served: Served) -> Router {
+    Router::new()
+        .route("/v1/queues/{queue}/jobs", post(submit::submit).get(jobs::by_key))
+        .route("/v1/jobs", get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::erase))
+        .route("/v1/jobs/{id}/result", get(results::of_job))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/jobs/{id}/rerun", post(jobs::rerun))
+        .route("/v1/results", get(results::page))
+        .route("/v1/whoami", get(whoami::whoami))
+        .with_state(served)
+}

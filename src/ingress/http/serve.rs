@@ -1,0 +1,242 @@
+//! The accept loop: connections within a cap, each with a guard against peers that send nothing, and a drain with a
+//! deadline. TLS and the PROXY header will stand between accept and HTTP.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::{Ingress, Limits, Served, gate, routes};
+
+/// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// What hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+const HEADERS_MAX: usize = 256;
+/// What an HTTP/2 peer may send ahead of the handlers, per connection and per stream: memory outside the byte budget.
+const CONNECTION_WINDOW: u32 = 512 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Serves `listener` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
+/// are refused, idle connections are closed. What is left after `drain` is cut off.
+///
+/// # Errors
+/// None at present: failures to accept are logged and tried again.
+pub async fn serve(
+    listener: TcpListener,
+    ingress: Arc<Ingress>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> io::Result<()> {
+    let graceful = GracefulShutdown::new();
+    let tasks = TaskTracker::new();
+    let connections = Connections::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() });
+    shutdown.run_until_cancelled(connections.accept(&listener, &graceful)).await;
+    drop(listener);
+
+    info!(connections = graceful.count(), "the HTTP ingress drains");
+    tasks.close();
+    let drained = async {
+        graceful.shutdown().await;
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(drain, drained).await.is_err() {
+        warn!(tasks = tasks.len(), "the drain took too long; what is left is cut off");
+        connections.kill.cancel();
+        tasks.wait().await;
+    }
+    Ok(())
+}
+
+struct Connections {
+    served: Served,
+    router: Router,
+    builder: Builder<Tracked>,
+    slots: Arc<Semaphore>,
+    /// Cancelled when the drain's time is over.
+    kill: CancellationToken,
+}
+
+impl Connections {
+    fn new(served: Served) -> Self {
+        let (tasks, kill) = (served.tasks.clone(), CancellationToken::new());
+        let limits = &served.ingress.limits;
+        Self {
+            router: routes::router(served.clone()),
+            builder: builder(limits, Tracked { tasks, kill: kill.clone() }),
+            slots: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
+            served,
+            kill,
+        }
+    }
+
+    /// Never ends by itself.
+    async fn accept(&self, listener: &TcpListener, graceful: &GracefulShutdown) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            // Before the accept: beyond the cap, peers wait in the listen queue and cost nothing here.
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) if is_of_the_peer(&error) => continue,
+                Err(error) => {
+                    warn!(%error, pause_ms = pause.as_millis(), "can't accept a connection; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    continue;
+                }
+            };
+            pause = PAUSE_MIN;
+            let connection = self.connection(stream, graceful.watcher());
+            self.served.tasks.spawn(async move {
+                connection.await;
+                drop(slot);
+            });
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, watcher: Watcher) -> impl Future<Output = ()> + Send + 'static {
+        let (served, router, builder) = (self.served.clone(), self.router.clone(), self.builder.clone());
+        let kill = self.kill.clone();
+        async move {
+            // Small answers must not wait for a delayed acknowledgement of the ones before.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "can't set TCP_NODELAY");
+            }
+            let Limits { first_request, idle, .. } = served.ingress.limits;
+            let activity = Arc::new(Activity::default());
+            let service = {
+                let activity = Arc::clone(&activity);
+                service_fn(move |request| {
+                    let running = activity.begin();
+                    let (served, router) = (served.clone(), router.clone());
+                    async move {
+                        let response = gate::handle(served, router, request).await;
+                        drop(running);
+                        Ok::<_, Infallible>(response)
+                    }
+                })
+            };
+            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        debug!(error, "a connection ended with an error");
+                    }
+                }
+                () = activity.silence(first_request, idle) => debug!("a silent peer's connection is dropped"),
+                () = kill.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// What happens on a connection, so that one on which nothing happens can be dropped.
+#[derive(Default)]
+struct Activity {
+    begun: AtomicU64,
+    running: AtomicU64,
+}
+
+impl Activity {
+    /// Counts a request as running until the guard is dropped.
+    fn begin(self: &Arc<Self>) -> Running {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(Arc::clone(self))
+    }
+
+    /// Ends if no request came within `first`, or later none within one to two times `idle` while none ran.
+    ///
+    /// Hyper has no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings
+    /// and ask nothing, and none for peers that do not read their answers:
+    /// <https://github.com/hyperium/hyper/issues/3756>.
+    async fn silence(&self, first: Duration, idle: Duration) {
+        tokio::time::sleep(first).await;
+        let mut begun = 0;
+        loop {
+            let now = self.begun.load(Ordering::Relaxed);
+            if now == begun && self.running.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            begun = now;
+            tokio::time::sleep(idle).await;
+        }
+    }
+}
+
+struct Running(Arc<Activity>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether only the one connection failed, not the accepting.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::ConnectionRefused | Kind::Interrupted
+    )
+}
+
+fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
+    let mut builder = Builder::new(executor);
+    // Half-closed connections are dropped: a client that is gone must not hold a wait until its end.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// Runs the streams of HTTP/2 connections as tasks that the drain waits for.
+#[derive(Clone)]
+struct Tracked {
+    tasks: TaskTracker,
+    kill: CancellationToken,
+}
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        let kill = self.kill.clone();
+        self.tasks.spawn(async move {
+            kill.run_until_cancelled(task).await;
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! `POST /v1/queues/{queue}/jobs`: a job comes in. Accepted means that the broker has confirmed it.
+
+use axum::extract::{Path, Request, State};
+use http::HeaderValue;
+use relay_bridge::contract::{JobStatus, Submission};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::result_log::Lookup;
+
+use super::answer::{self, Answer, Refusal};
+use super::prefer::Preference;
+use super::request::{self, JobHeaders, Parameters};
+use super::{Served, body, results};
+use crate::api::{Problem, Receipt, Slug, header};
+use crate::auth::Caller;
+
+pub(super) async fn submit(
+    State(served): State<Served>,
+    caller: Caller,
+    Path(queue): Path<String>,
+    request: Request,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    Parameters::read(&parts.uri, &[])?;
+    let queue = request::queue(&caller, &queue)?;
+    let headers = JobHeaders::read(&parts.headers)?;
+    let preference = Preference::read(&parts.headers, served.ingress.limits.wait_max)?;
+    let policy = served.ingress.policies.get(&queue).await?.ok_or_else(|| {
+        Refusal::new(
+            Slug::NotFound,
+            format!("there is no queue {queue}: check its name, or ask the operator to create it"),
+        )
+    })?;
+
+    let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
+    let (payload, budget) = body.into_parts();
+    let submission = Submission {
+        client: caller.client,
+        queue,
+        key: headers.key,
+        content_type: headers.content_type,
+        content_encoding: headers.content_encoding,
+        headers: headers.passed,
+        payload,
+        delay: headers.delay,
+        expires_in: headers.expires_in,
+    };
+    let job = submission.accept(&policy, served.ingress.clock.now());
+    let (id, fingerprint) = (job.id, job.fingerprint);
+    let enqueued = served.ingress.broker.jobs.enqueue(job).await.map_err(|error| unconfirmed(error, id))?;
+    // The broker has the bytes; a wait that follows must not hold their share of the budget.
+    drop(budget);
+
+    let (status, replayed) = match enqueued {
+        Enqueued::Created(status) => (status, false),
+        Enqueued::Known(status) if status.fingerprint == fingerprint => (status, true),
+        Enqueued::Known(status) => return Err(conflict(&status)),
+    };
+    let mut response = answer(&served, &status, replayed, preference).await?;
+    if let Some(applied) = preference.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
+        response.headers_mut().insert(header::PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
+}
+
+/// The result, if it is asked for and comes in time, else the receipt. From here on the job is accepted: nothing that
+/// goes wrong may look as if it were not.
+async fn answer(served: &Served, status: &JobStatus, replayed: bool, preference: Preference) -> Answer {
+    let receipt = Receipt::new(status, replayed);
+    let Some(wait) = preference.wait else {
+        return answer::accepted(&receipt);
+    };
+    match results::wait(served, &status.client, status.job_id, wait).await {
+        Ok(Lookup::Finished(finished)) if !finished.erased => {
+            let mut response = answer::result(*finished)?;
+            answer::point_to(response.headers_mut(), &receipt.links);
+            answer::mark_replayed(response.headers_mut(), replayed);
+            Ok(response)
+        }
+        Ok(Lookup::Open(now)) => answer::accepted(&Receipt::new(&now, replayed)),
+        Ok(_) => answer::accepted(&receipt),
+        Err(error) => {
+            tracing::warn!(%error, job_id = %status.job_id, "waiting for a result failed; answered with the receipt");
+            answer::accepted(&receipt)
+        }
+    }
+}
+
+fn unconfirmed(error: BrokerError, job: relay_bridge::contract::JobId) -> Refusal {
+    let ambiguous = error.kind() == BrokerErrorKind::Ambiguous;
+    let mut refusal = Refusal::from(error);
+    if ambiguous {
+        refusal.0.job_id = Some(job);
+    }
+    refusal
+}
+
+fn conflict(first: &JobStatus) -> Refusal {
+    let detail = format!(
+        "this key was used at {} for another body (job {}), which is untouched: use a new key for new work, or send \
+         the first body again",
+        first.accepted_at, first.job_id
+    );
+    let mut problem = Problem::new(Slug::IdempotencyConflict, detail).with_job(first.job_id);
+    problem.first_at = Some(first.accepted_at);
+    problem.into()
+}

@@ -1,0 +1,84 @@
+//! What a client is told when the broker behind relay fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
+use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+
+use crate::support::{Relay, Reply, Setup};
+
+/// Fails every call with one error, or panics.
+struct Failing(Option<Kind>);
+
+impl Failing {
+    fn fail<T>(&self) -> Result<T, BrokerError> {
+        Err(BrokerError::new(self.0.expect("a bug in an adapter"), "test", "as told"))
+    }
+}
+
+#[async_trait]
+impl JobQueue for Failing {
+    async fn enqueue(&self, _: Job) -> Result<Enqueued, BrokerError> {
+        self.fail()
+    }
+    async fn status(&self, _: &ClientId, _: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        self.fail()
+    }
+    async fn cancel(&self, _: &ClientId, _: JobId) -> Result<JobStatus, BrokerError> {
+        self.fail()
+    }
+    async fn rerun(&self, _: &ClientId, _: JobId, _: u32) -> Result<Enqueued, BrokerError> {
+        self.fail()
+    }
+    async fn erase(&self, _: &ClientId, _: JobId) -> Result<(), BrokerError> {
+        self.fail()
+    }
+    async fn list(&self, _: &ClientId, _: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+        self.fail()
+    }
+    async fn depth(&self, _: &QueueName) -> Result<Depth, BrokerError> {
+        self.fail()
+    }
+    async fn sweep(&self, _: u32) -> Result<Swept, BrokerError> {
+        self.fail()
+    }
+}
+
+async fn submit_to(break_broker: fn(&mut relay_bridge::broker::Broker)) -> (Relay, Reply) {
+    let relay = Setup { break_broker, ..Setup::default() }.start().await;
+    let reply = relay.submit(&[("Idempotency-Key", "k")], "x").await;
+    (relay, reply)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unavailable_broker_is_a_503_that_may_be_repeated() {
+    let (_relay, reply) = submit_to(|broker| broker.jobs = Arc::new(Failing(Some(Kind::Unavailable)))).await;
+    assert_eq!(reply.is_problem(503, "broker-unavailable").field("retry"), "safe");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unconfirmed_write_names_the_job_and_asks_for_the_key() {
+    let (_relay, reply) = submit_to(|broker| broker.jobs = Arc::new(Failing(Some(Kind::Ambiguous)))).await;
+    assert_eq!(reply.is_problem(504, "unconfirmed").field("retry"), "with-idempotency-key");
+    let id = JobId::derive(&"dev".parse().unwrap(), &"mail".parse().unwrap(), &"k".parse().unwrap());
+    assert_eq!(reply.field("job_id"), id.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overloaded_broker_says_when_to_come_back() {
+    let (_relay, reply) = submit_to(|broker| {
+        broker.jobs = Arc::new(Failing(Some(Kind::Overloaded { retry_after: Duration::from_millis(6_500) })));
+    })
+    .await;
+    assert_eq!(reply.is_problem(503, "overloaded").header("retry-after"), "7");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_a_500_and_relay_goes_on() {
+    let (relay, reply) = submit_to(|broker| broker.jobs = Arc::new(Failing(None))).await;
+    reply.is_problem(500, "internal");
+    assert_eq!(relay.get("/v1/whoami").await.status, 200);
+}

@@ -1,0 +1,10 @@
+//! The HTTP ingress over real sockets, against the real embedded store in memory.
+#![cfg(all(feature = "client", feature = "server"))]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod connections;
+mod failing;
+mod jobs;
+mod refusals;
+mod submit;
+mod support;

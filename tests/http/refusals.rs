@@ -1,0 +1,262 @@
+//! Whatever is refused is a problem document that says what to do; and nothing was done.
+
+use relay_bridge::contract::JobId;
+
+use crate::support::{Relay, Setup};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_that_can_not_be_read_is_refused_by_name() {
+    let relay = Relay::start().await;
+    let long_key = "k".repeat(256);
+    let long_meta = "m".repeat(2_048);
+    let long_type = format!("text/{}", "x".repeat(255));
+    for (header, value) in [
+        ("Idempotency-Key", ""),
+        ("Idempotency-Key", "\"\""),
+        ("Idempotency-Key", "\"open"),
+        ("Idempotency-Key", "a b"),
+        ("Idempotency-Key", long_key.as_str()),
+        ("Idempotency-Key", "schlüssel"),
+        ("Prefer", "wait"),
+        ("Prefer", "wait=20s"),
+        ("Prefer", "wait=-1"),
+        ("Prefer", "wait=ever"),
+        ("Relay-Delay", "10"),
+        ("Relay-Delay", "8d"),
+        ("Relay-Delay", "soon"),
+        ("Relay-Expires-In", "0s"),
+        ("Relay-Expires-In", "1.5h"),
+        ("Relay-Dealy", "10s"),
+        ("Relay-Meta-", "x"),
+        ("Relay-Meta-A", long_meta.as_str()),
+        ("Relay-Meta-A", "\u{fc}"),
+        ("Relay-Client", "No Client"),
+        ("Content-Type", long_type.as_str()),
+    ] {
+        let reply = relay.submit(&[(header, value)], "x").await;
+        reply.is_problem(400, "malformed-request");
+        let named = reply.field("detail").to_lowercase().replace(' ', "-");
+        let meta = header.to_lowercase().starts_with("relay-meta");
+        assert!(named.contains(&header.to_lowercase()) || meta && named.contains("relay-meta"), "{header}: {named}");
+    }
+    let twice = relay.submit(&[("Idempotency-Key", "a"), ("Idempotency-Key", "b")], "x").await;
+    twice.is_problem(400, "malformed-request");
+    assert_eq!(relay.get("/v1/jobs").await.json()["jobs"].as_array().unwrap().len(), 0, "nothing was done");
+    let longest = relay.submit(&[("Idempotency-Key", &long_key[1..]), ("Relay-Meta-A", &long_meta[1..])], "x").await;
+    assert_eq!(longest.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_or_query_that_can_not_be_read_is_refused_by_name() {
+    let relay = Relay::start().await;
+    let id = JobId::mint().to_string();
+    let upper = id.to_uppercase();
+    let bare = id.replace('-', "");
+    for call in [
+        "POST /v1/queues/UPPER/jobs",
+        "POST /v1/queues/-x/jobs",
+        "POST /v1/queues/%00/jobs",
+        "POST /v1/queues/%ff/jobs",
+        "POST /v1/queues/a%2Fb/jobs",
+        &format!("POST /v1/queues/{}/jobs", "q".repeat(64)),
+        "POST /v1/queues/mail/jobs?wait=20s",
+        "GET /v1/jobs/x",
+        &format!("GET /v1/jobs/{upper}"),
+        &format!("GET /v1/jobs/{bare}"),
+        &format!("GET /v1/jobs/{id}/result?wait=20"),
+        &format!("GET /v1/jobs/{id}/result?wiat=20s"),
+        &format!("GET /v1/jobs/{id}/result?wait=1s&wait=2s"),
+        &format!("POST /v1/jobs/{id}/rerun"),
+        "GET /v1/queues/mail/jobs",
+        "GET /v1/queues/mail/jobs?key=",
+        "GET /v1/jobs?limit=0",
+        "GET /v1/jobs?limit=501",
+        "GET /v1/jobs?state=running",
+        "GET /v1/jobs?after=x",
+        "GET /v1/results?after=x",
+        "GET /v1/results?limit=101",
+        "GET /v1/results?queue=UPPER",
+    ] {
+        let reply = relay.ask(call, &[], "").await;
+        assert_eq!(reply.status, 400, "{call}: {}", reply.text());
+        reply.is_problem(400, "malformed-request");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_said_so() {
+    let relay = Relay::start().await;
+    for call in [
+        "GET /",
+        "GET /v1/jobs/",
+        "GET /v2/jobs",
+        "GET /healthz",
+        "GET /livez",
+        "GET /metrics",
+        "POST /v1/queues/nowhere/jobs",
+        "GET /v1/queues/mail/jobs?key=none",
+        &format!("GET /v1/jobs/{}", JobId::mint()),
+        &format!("GET /v1/jobs/{}/result?wait=50s", JobId::mint()),
+        &format!("DELETE /v1/jobs/{}", JobId::mint()),
+    ] {
+        relay.ask(call, &[], "").await.is_problem(404, "not-found");
+    }
+    for (call, allow) in [("PUT /v1/queues/mail/jobs", "GET,HEAD,POST"), ("POST /v1/whoami", "GET,HEAD")] {
+        let reply = relay.ask(call, &[], "").await;
+        reply.is_problem(405, "method-not-allowed");
+        let mut methods: Vec<_> = reply.header("allow").split(',').collect();
+        methods.sort_unstable();
+        assert_eq!(methods.join(","), allow);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_above_the_limit_is_refused_before_it_is_read() {
+    let relay = Relay::start().await;
+    // Nothing of the body is sent: an answer that waited for it would not come.
+    let reply = relay.submit(&[("content-length", "1001")], "").await;
+    reply.is_problem(413, "payload-too-large");
+    assert_eq!((reply.field("limit"), reply.field("actual")), ("1000".into(), "1001".into()));
+    let reply = relay.submit(&[("content-length", "9223372036854775807")], "").await;
+    reply.is_problem(413, "payload-too-large");
+    assert_eq!(relay.submit(&[], [0; 1000]).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_its_whole_body_first_still_gets_the_answer() {
+    let relay = Relay::start().await;
+    let mut peer = relay.connect().await;
+    // More than the sockets hold between them, so that closing without reading would lose the answer in a reset.
+    for _ in 0..3 {
+        peer.send("POST /v1/queues/mail/jobs", &[], vec![0; 900_000]).await;
+        peer.reply().await.is_problem(413, "payload-too-large");
+    }
+    peer.send("POST /v1/queues/nowhere/jobs", &[], vec![0; 900_000]).await;
+    peer.reply().await.is_problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_unknown_length_is_cut_off_at_the_limit() {
+    let relay = Relay::start().await;
+    let chunk = format!("320\r\n{}\r\n", "x".repeat(800));
+    // It never ends by itself.
+    let reply = relay.submit(&[("transfer-encoding", "chunked")], chunk.repeat(2)).await;
+    reply.is_problem(413, "payload-too-large");
+    assert_eq!(reply.field("limit"), "1000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_and_too_large_headers_are_refused() {
+    let relay = Relay::start().await;
+    let large = "x".repeat(17_000);
+    let reply = relay.ask("GET /v1/whoami", &[("x-large", &large)], "").await;
+    reply.is_problem(431, "headers-too-large");
+    assert_eq!(reply.field("limit"), "16384");
+    let many = vec![("x-many", "1"); 101];
+    relay.ask("GET /v1/whoami", &many, "").await.is_problem(431, "headers-too-large");
+    relay.get(&format!("/v1/jobs?queue={large}")).await.is_problem(431, "headers-too-large");
+    // Beyond this nothing is read any more, so that nothing is known to write a document about.
+    let beyond = vec![("x-many", "1"); 300];
+    assert_eq!(relay.ask("GET /v1/whoami", &beyond, "").await.status, 431);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_http_end_the_connection() {
+    let relay = Relay::start().await;
+    for garbage in
+        ["\0\0\0\0\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\0", "{\"json\": 1}\r\n\r\n"]
+    {
+        let mut peer = relay.connect().await;
+        peer.write(garbage.as_bytes()).await;
+        peer.half_close().await;
+        let answer = peer.closed().await;
+        assert!(!answer.contains(" 200 ") && !answer.contains(" 202 "), "{answer}");
+    }
+    assert_eq!(relay.get("/v1/whoami").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unusual_requests_have_usual_answers() {
+    let relay = Relay::start().await;
+    for (call, status) in [
+        ("OPTIONS *", 404),
+        ("OPTIONS /v1/whoami", 405),
+        ("CONNECT relay:80", 404),
+        ("TRACE /v1/whoami", 405),
+        ("BREW /v1/whoami", 405),
+        ("GET http://relay/v1/whoami", 200),
+        ("GET /v1/queues/mail/jobs?key=%ff", 400),
+        ("GET /v1/whoami?", 200),
+        ("GET /v1/whoami?x", 400),
+        ("GET //v1/whoami", 404),
+    ] {
+        let reply = relay.ask(call, &[], "").await;
+        assert_eq!(reply.status, status, "{call}: {}", reply.text());
+    }
+}
+
+/// Valid requests with a few bytes changed, from a fixed seed. Whatever comes of them, it is no bug of relay's.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_requests_never_end_in_an_internal_error() {
+    let mut setup = Setup::default();
+    // So that whatever is not a whole request ends soon.
+    let short = std::time::Duration::from_millis(50);
+    (setup.limits.first_request, setup.limits.idle) = (short, short);
+    (setup.limits.body_timeout, setup.limits.wait_max) = (short, short);
+    let relay = setup.start().await;
+    let requests = [
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\nidempotency-key: \"k\"\r\nprefer: wait=0\r\nrelay-delay: 5m\r\n\
+         relay-meta-a: b\r\ncontent-length: 5\r\n\r\nhello",
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "GET /v1/jobs?queue=mail&state=queued&limit=2 HTTP/1.1\r\nhost: r\r\nrelay-client: dev\r\n\r\n",
+        "GET /v1/results?after=AZr0Pw&limit=5&queue=mail HTTP/1.1\r\nhost: r\r\n\r\n",
+        "POST /v1/jobs/019ab0d2-7c3e-7000-8000-000000000000/rerun?from=1 HTTP/1.1\r\nhost: r\r\n\r\n",
+    ];
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed % below as u64).unwrap()
+    };
+    let mut answered = 0;
+    for _ in 0..20 {
+        let damaged = requests.iter().cycle().take(50).map(|request| {
+            let mut bytes = request.as_bytes().to_vec();
+            for _ in 0..=random(4) {
+                let at = random(bytes.len());
+                match random(3) {
+                    0 => bytes[at] = u8::try_from(random(256)).unwrap(),
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, b"\r\n:;,=%\"\0-9"[random(11)]),
+                }
+            }
+            bytes
+        });
+        let asked = damaged.map(|bytes| async {
+            let mut peer = relay.connect().await;
+            peer.write(&bytes).await;
+            (bytes, peer.closed().await)
+        });
+        for (bytes, answer) in futures_util::future::join_all(asked).await {
+            assert!(!answer.starts_with("HTTP/1.1 5"), "{:?} -> {answer}", String::from_utf8_lossy(&bytes));
+            answered += u32::from(answer.starts_with("HTTP/1.1 "));
+        }
+    }
+    assert!(answered > 500, "{answered} of 1000 were requests at all");
+    assert_eq!(relay.get("/v1/whoami").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_above_its_quota_is_told_so_but_not_for_a_retry() {
+    let mut setup = Setup::default();
+    setup.policy.client_defaults.max_queued = 1;
+    let relay = setup.start().await;
+    let key = [("Idempotency-Key", "k")];
+    assert_eq!(relay.submit(&key, "x").await.status, 202);
+    let reply = relay.submit(&[], "y").await;
+    reply.is_problem(429, "quota-exceeded");
+    assert_eq!((reply.field("limit"), reply.field("retry")), ("1".into(), "safe".into()));
+    let retry = relay.submit(&key, "x").await;
+    assert_eq!((retry.status, retry.field("replayed")), (202, "true".into()));
+}
