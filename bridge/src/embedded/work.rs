@@ -146,7 +146,10 @@ impl Writer {
             || BrokerError::new(BrokerErrorKind::NotFound, "record", format!("there is no job {}", result.job_id));
         let row = JobRow::find(&self.conn, result.job_id)?.ok_or_else(not_found)?;
         let now = self.clock.now();
-        if row.is_past_keeping(now) || self.state.clients.get(&row.client) != Some(&result.client) {
+        // A worker of one queue ends no job of another.
+        let owner = self.state.clients.get(&row.client) == Some(&result.client)
+            && self.state.queues.get(&row.queue).is_some_and(|queue| queue.name == result.queue);
+        if row.is_past_keeping(now) || !owner {
             return Err(not_found());
         }
         if row.run < result.run_id {
