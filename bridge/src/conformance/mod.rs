@@ -128,6 +128,7 @@ macro_rules! conformance_tests {
                 a_run_that_was_recorded_but_not_settled_keeps_its_result
                 a_result_of_a_smaller_run_never_replaces_a_greater_one
                 a_result_without_a_job_is_not_found
+                a_result_that_names_another_client_queue_or_run_ends_nothing
                 a_result_recorded_without_a_lease_ends_the_run
                 a_cancelled_queued_job_never_starts
                 a_holder_learns_of_a_cancel_at_its_next_heartbeat
@@ -156,6 +157,7 @@ macro_rules! conformance_tests {
                 reading_from_now_skips_what_was_there
                 a_cursor_of_another_log_starts_over_and_says_so
                 a_cursor_older_than_retention_starts_over_and_says_so
+                a_reader_goes_on_past_results_that_were_removed_before_older_ones
                 another_clients_cursor_is_invalid
                 a_result_that_a_later_run_replaced_is_no_longer_among_the_results
                 a_page_is_bounded_in_entries_and_bytes
@@ -164,6 +166,7 @@ macro_rules! conformance_tests {
                 everyone_who_waits_for_a_job_is_woken_by_its_outcome
                 an_expiry_wakes_who_waits
                 a_wait_ends_with_the_open_job_after_its_time
+                a_wait_of_any_length_is_taken
                 a_waiting_page_is_woken_by_a_result
                 a_waiting_page_ends_empty_after_its_time
                 a_dropped_wait_costs_nothing

@@ -93,6 +93,24 @@ pub async fn a_result_without_a_job_is_not_found(fixture: &dyn Fixture) {
     stage.assert_absent(&unknown).await;
 }
 
+pub async fn a_result_that_names_another_client_queue_or_run_ends_nothing(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let job = stage.submit_plain(&stage.client("a")).await;
+    let delivery = stage.lease_one().await;
+    let result = stage.success(&delivery, "done");
+    let next_run = job.next_run(fixture.now()).run_id;
+    for wrong in [
+        JobResult { client: stage.client("b"), ..result.clone() },
+        JobResult { queue: stage.another_queue().await, ..result.clone() },
+        JobResult { run_id: next_run, generation: 2, ..result.clone() },
+    ] {
+        let kind = refused(stage.leasing.record(&wrong).await);
+        assert!(matches!(kind, BrokerErrorKind::NotFound | BrokerErrorKind::Invalid), "{kind:?}");
+        stage.open(&job).await;
+    }
+    stage.record_first(&result).await;
+}
+
 pub async fn a_result_recorded_without_a_lease_ends_the_run(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;

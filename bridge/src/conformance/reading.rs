@@ -136,6 +136,36 @@ pub async fn a_cursor_older_than_retention_starts_over_and_says_so(fixture: &dyn
     assert_eq!(page.entries.iter().map(|entry| entry.result.job_id).collect::<Vec<_>>(), new);
 }
 
+pub async fn a_reader_goes_on_past_results_that_were_removed_before_older_ones(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let mut kept = finish(&stage, "a", 4).await;
+    // A result of a queue that keeps for a shorter time, recorded after those.
+    let short = Stage::with(fixture, |policy| {
+        (policy.job_ttl, policy.retention) = (policy.lease * 5, policy.lease * 5);
+    })
+    .await;
+    short.run(short.submission(&client)).await;
+    stage.pass(stage.lease * 10 + stage.slack * 2).await;
+    short.sweep().await;
+    kept.extend(finish(&stage, "a", 1).await);
+    let (mut seen, mut from, mut resets) = (Vec::new(), Start::Oldest, 0);
+    for _ in 0..20 {
+        let page = stage.page(&client, &from, 2).await;
+        if page.reset.is_some() {
+            resets += 1;
+            seen.clear();
+        }
+        if page.entries.is_empty() {
+            break;
+        }
+        seen.extend(page.entries.into_iter().map(|entry| entry.result.job_id));
+        from = Start::After(page.next);
+    }
+    assert_eq!(seen, kept, "after {resets} resets");
+    assert!(resets <= 1, "it started over {resets} times");
+}
+
 pub async fn another_clients_cursor_is_invalid(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     finish(&stage, "a", 2).await;
@@ -293,6 +323,25 @@ pub async fn a_wait_ends_with_the_open_job_after_its_time(fixture: &dyn Fixture)
     assert!(matches!(lookup, Lookup::Open(status) if status.job_id == job.id));
     let lookup = soon(stage.broker.results.wait(&job.client, job.id, Duration::ZERO)).await.unwrap();
     assert!(matches!(lookup, Lookup::Open(_)));
+}
+
+pub async fn a_wait_of_any_length_is_taken(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let job = stage.submit_plain(&stage.client("a")).await;
+    // So that the sum of both is beyond any clock.
+    stage.pass(stage.slack).await;
+    let (results, client) = (&stage.broker.results, &job.client);
+    let (lookup, page, ()) = soon(async {
+        let (lookup, page) = (results.wait(client, job.id, Duration::MAX), Duration::MAX);
+        tokio::join!(lookup, results.page(client, &Start::Oldest, 10, page), async {
+            tokio::task::yield_now().await;
+            let delivery = stage.lease_one().await;
+            stage.succeed(&delivery).await;
+        })
+    })
+    .await;
+    assert!(matches!(lookup.unwrap(), Lookup::Finished(_)));
+    assert_eq!(page.unwrap().entries.len(), 1);
 }
 
 pub async fn a_waiting_page_is_woken_by_a_result(fixture: &dyn Fixture) {

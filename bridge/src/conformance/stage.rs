@@ -203,13 +203,14 @@ impl<'a> Stage<'a> {
     /// Everything that is in line, which takes several calls where a broker gives less than was asked for.
     pub(super) async fn lease_all(&self) -> Vec<Delivery> {
         let mut all = Vec::new();
-        loop {
+        for _ in 0..STEPS_MAX {
             let more = self.lease_up_to(100).await;
             if more.is_empty() {
                 return all;
             }
             all.extend(more);
         }
+        panic!("the line does not end");
     }
 
     pub(super) async fn assert_nothing_in_line(&self) {
@@ -310,7 +311,7 @@ impl<'a> Stage<'a> {
     /// All results of `client` after `from`, page by page; there must be no reset.
     pub(super) async fn read_all(&self, client: &ClientId, from: Start) -> (Vec<Finished>, Cursor) {
         let (mut entries, mut from) = (Vec::new(), from);
-        loop {
+        for _ in 0..STEPS_MAX {
             let page = self.page(client, &from, 100).await;
             assert_eq!(page.reset, None);
             if page.entries.is_empty() {
@@ -319,6 +320,7 @@ impl<'a> Stage<'a> {
             entries.extend(page.entries);
             from = Start::After(page.next);
         }
+        panic!("the results do not end");
     }
 
     pub(super) async fn list(&self, client: &ClientId, change: impl FnOnce(&mut JobFilter)) -> Vec<JobId> {
