@@ -37,7 +37,7 @@ CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRIC
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGER NOT NULL, id BLOB NOT NULL,
   run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
   timer_at INTEGER NOT NULL, due_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, size INTEGER NOT NULL,
-  has_payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT) STRICT;
+  payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT) STRICT;
 CREATE INDEX jobs_line ON jobs(queue, client, state, seq) WHERE state < 2;
 CREATE INDEX jobs_due ON jobs(due_at) WHERE state = 2;
 CREATE INDEX jobs_timer ON jobs(timer_at);
