@@ -381,7 +381,7 @@ impl Writer {
         }
         self.conn.execute("UPDATE jobs SET payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
         self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [id.as_bytes()]).map_err(sql)?;
-        self.conn.pragma_update(None, "secure_delete", false).map_err(sql)
+        self.conn.pragma_update(None, "secure_delete", "FAST").map_err(sql)
     }
 
     /// Ends what is past its deadline and removes what is past its keeping, oldest first.
