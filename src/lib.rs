@@ -7,11 +7,17 @@
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
+//! - [`app`]: opens the broker, serves what it is given, drains in order.
+//! - [`cli`]: the commands, one file each.
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub mod api;
 #[cfg(feature = "server")]
+pub mod app;
+#[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]
