@@ -26,6 +26,9 @@ use crate::leasing::Receipt;
 const BATCH_MAX: usize = 512;
 /// The most operations that wait for the writer; a caller beyond that waits in its own task.
 pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
+/// From how many operations in the last commit on the next one waits for more, and for how long.
+const GATHER_FROM: usize = 8;
+const GATHER_FOR: Duration = Duration::from_micros(200);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 
@@ -51,6 +54,8 @@ pub(super) struct Writer {
     failed: bool,
     /// Set while the file can't be opened.
     broken: bool,
+    /// Operations of the last commit.
+    last_batch: usize,
     /// Set when the write-ahead log has grown too long beside the checkpointer.
     start_log_over: bool,
 }
@@ -78,6 +83,7 @@ impl Writer {
             in_transaction: false,
             failed: false,
             broken: false,
+            last_batch: 0,
             start_log_over: false,
         })
     }
@@ -93,9 +99,28 @@ impl Writer {
                 taken = inbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
                 () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
             }
+            self.gather(&mut inbox, &mut batch);
             self.step(&mut batch);
         }
         self.checkpoint("TRUNCATE");
+    }
+
+    /// Under load, lets a little time pass so that more operations share the commit: its cost is per commit, not per
+    /// operation. Who was answered by the last commit is probably about to come back. A lone caller never waits.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this thread runs nothing else, and a timer wheel's tick is too coarse"
+    )]
+    fn gather(&mut self, inbox: &mut mpsc::Receiver<Work>, batch: &mut Vec<Work>) {
+        if self.last_batch >= GATHER_FROM && batch.len() < self.last_batch {
+            std::thread::sleep(GATHER_FOR);
+            while batch.len() < BATCH_MAX
+                && let Ok(work) = inbox.try_recv()
+            {
+                batch.push(work);
+            }
+        }
+        self.last_batch = batch.len();
     }
 
     /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
