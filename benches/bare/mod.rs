@@ -35,7 +35,7 @@ enum Operation {
 }
 
 /// Enqueues, leases and finishes `jobs` jobs.
-pub async fn cycle(jobs: u64, producers: u64, workers: u64, leased_at_once: u32) -> Sample {
+pub(super) async fn cycle(jobs: u64, producers: u64, workers: u64, leased_at_once: u32) -> Sample {
     let folder = TempDir::new().unwrap();
     let conn = Connection::open(folder.path().join("bare.db")).unwrap();
     conn.execute_batch(TABLES).unwrap();
@@ -98,7 +98,7 @@ fn write(conn: &Connection, mut work: mpsc::Receiver<Operation>) {
                 Operation::Enqueue { id, envelope, done } => {
                     enqueue(conn, next_seq, &id, &envelope);
                     next_seq += 1;
-                    answers.push(Box::new(move || drop(done.send(()))));
+                    answers.push(Box::new(move || assert_eq!(done.send(()), Ok(()))));
                 }
                 Operation::Lease { max, done } => {
                     let taken = lease(conn, max);
@@ -107,7 +107,7 @@ fn write(conn: &Connection, mut work: mpsc::Receiver<Operation>) {
                 Operation::Finish { seq, envelope, done } => {
                     finish(conn, seq, next_n, &envelope);
                     next_n += 1;
-                    answers.push(Box::new(move || drop(done.send(()))));
+                    answers.push(Box::new(move || assert_eq!(done.send(()), Ok(()))));
                 }
             }
         }

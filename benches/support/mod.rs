@@ -1,5 +1,5 @@
 //! What every benchmark shares: CPU time of this process, medians of interleaved pairs, and a table.
-#![allow(dead_code, reason = "each benchmark uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part, and includes this file as its own")]
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,19 @@ pub fn cpu() -> Duration {
     time(usage.user_time()) + time(usage.system_time())
 }
 
+/// CPU time of another process until now, user and system, all threads.
+pub fn cpu_of(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Fields 14 and 15 (proc_pid_stat(5)), counted after the command in parentheses; in ticks of 1/100 s.
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .map(|rest| rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
+        .unwrap_or_default();
+    let ticks = fields.get(11).unwrap_or(&0) + fields.get(12).unwrap_or(&0);
+    Duration::from_millis(ticks * 10)
+}
+
 /// Measures `work`, which says how many operations it did.
 pub async fn measure<F: Future<Output = u64>>(work: F) -> Sample {
     let (start, before) = (Instant::now(), cpu());
@@ -67,7 +80,6 @@ pub fn report(what: &str, goal: f64, pairs: &[(Sample, Sample)]) {
 }
 
 /// How many pairs to run: `RELAY_BENCH_PAIRS`, 7 if it is not set.
-#[expect(clippy::disallowed_methods, reason = "a benchmark has no command line of its own")]
 pub fn pairs() -> usize {
     std::env::var("RELAY_BENCH_PAIRS").ok().and_then(|pairs| pairs.parse().ok()).unwrap_or(7)
 }

@@ -4,7 +4,7 @@
 //! back; a newer version is an error of its own, so that the reader hands the message back instead of dropping it.
 //! Version 1 writes ids as text, version 2 as 16 bytes. Golden files: `bridge/tests/golden/`.
 
-mod msgpack;
+pub(in crate::contract) mod msgpack;
 
 use std::collections::BTreeMap;
 

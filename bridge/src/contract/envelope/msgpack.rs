@@ -11,58 +11,62 @@ use rmp::encode;
 use super::EnvelopeError;
 
 /// How deep a value that this build does not know may nest.
-pub(super) const DEPTH_MAX: u32 = 32;
+pub(in crate::contract) const DEPTH_MAX: u32 = 32;
 
 /// Writes the fields of a map whose number was given first.
-pub(super) struct Writer(Vec<u8>);
+pub(in crate::contract) struct Writer(Vec<u8>);
 
 // Writing to a `Vec` can't fail, so the results of `rmp::encode` say nothing here.
 #[expect(clippy::let_underscore_must_use, reason = "writing to a Vec is infallible")]
 impl Writer {
-    pub(super) fn map(fields: usize, capacity: usize) -> Self {
+    pub(in crate::contract) fn map(fields: usize, capacity: usize) -> Self {
         let mut buffer = Vec::with_capacity(capacity);
         let _ = encode::write_map_len(&mut buffer, u32::try_from(fields).unwrap_or(u32::MAX));
         Self(buffer)
     }
 
-    pub(super) fn text(&mut self, key: &str, value: &str) {
+    pub(in crate::contract) fn text(&mut self, key: &str, value: &str) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_str(&mut self.0, value);
     }
 
-    pub(super) fn optional_text(&mut self, key: &str, value: Option<&str>) {
+    pub(in crate::contract) fn optional_text(&mut self, key: &str, value: Option<&str>) {
         match value {
             Some(value) => self.text(key, value),
             None => self.nil(key),
         }
     }
 
-    pub(super) fn binary(&mut self, key: &str, value: &[u8]) {
+    pub(in crate::contract) fn binary(&mut self, key: &str, value: &[u8]) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_bin(&mut self.0, value);
     }
 
-    pub(super) fn unsigned(&mut self, key: &str, value: u64) {
+    pub(in crate::contract) fn unsigned(&mut self, key: &str, value: u64) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_uint(&mut self.0, value);
     }
 
-    pub(super) fn signed(&mut self, key: &str, value: i64) {
+    pub(in crate::contract) fn signed(&mut self, key: &str, value: i64) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_sint(&mut self.0, value);
     }
 
-    pub(super) fn boolean(&mut self, key: &str, value: bool) {
+    pub(in crate::contract) fn boolean(&mut self, key: &str, value: bool) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_bool(&mut self.0, value);
     }
 
-    pub(super) fn nil(&mut self, key: &str) {
+    pub(in crate::contract) fn nil(&mut self, key: &str) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_nil(&mut self.0);
     }
 
-    pub(super) fn text_map<'a>(&mut self, key: &str, entries: impl ExactSizeIterator<Item = (&'a str, &'a str)>) {
+    pub(in crate::contract) fn text_map<'a>(
+        &mut self,
+        key: &str,
+        entries: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+    ) {
         let _ = encode::write_str(&mut self.0, key);
         let _ = encode::write_map_len(&mut self.0, u32::try_from(entries.len()).unwrap_or(u32::MAX));
         for (name, value) in entries {
@@ -71,41 +75,45 @@ impl Writer {
     }
 
     /// A value that is MessagePack already.
-    pub(super) fn raw(&mut self, key: &str, value: &[u8]) {
+    pub(in crate::contract) fn raw(&mut self, key: &str, value: &[u8]) {
         let _ = encode::write_str(&mut self.0, key);
         self.0.extend_from_slice(value);
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(in crate::contract) fn finish(self) -> Vec<u8> {
         self.0
     }
 }
 
 /// Reads one value after the other out of a shared buffer.
-pub(super) struct Reader<'a> {
+pub(in crate::contract) struct Reader<'a> {
     whole: &'a Bytes,
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(whole: &'a Bytes) -> Self {
+    pub(in crate::contract) fn new(whole: &'a Bytes) -> Self {
         Self { whole, rest: whole }
     }
 
-    pub(super) fn is_at_end(&self) -> bool {
+    pub(in crate::contract) fn is_at_end(&self) -> bool {
         self.rest.is_empty()
     }
 
-    pub(super) fn map_len(&mut self) -> Result<u32, EnvelopeError> {
+    pub(in crate::contract) fn map_len(&mut self) -> Result<u32, EnvelopeError> {
         decode::read_map_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected a map"))
     }
 
-    pub(super) fn text(&mut self) -> Result<&'a str, EnvelopeError> {
+    pub(in crate::contract) fn array_len(&mut self) -> Result<u32, EnvelopeError> {
+        decode::read_array_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an array"))
+    }
+
+    pub(in crate::contract) fn text(&mut self) -> Result<&'a str, EnvelopeError> {
         let length = decode::read_str_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected text"))?;
         std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::Malformed("text is not UTF-8"))
     }
 
-    pub(super) fn optional<T>(
+    pub(in crate::contract) fn optional<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, EnvelopeError>,
     ) -> Result<Option<T>, EnvelopeError> {
@@ -116,38 +124,38 @@ impl<'a> Reader<'a> {
         read(self).map(Some)
     }
 
-    pub(super) fn binary(&mut self) -> Result<&'a [u8], EnvelopeError> {
+    pub(in crate::contract) fn binary(&mut self) -> Result<&'a [u8], EnvelopeError> {
         let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected bytes"))?;
         self.take(length)
     }
 
     /// Bytes as a slice of the whole buffer: nothing is copied, and the slice keeps the buffer alive.
-    pub(super) fn shared_binary(&mut self) -> Result<Bytes, EnvelopeError> {
+    pub(in crate::contract) fn shared_binary(&mut self) -> Result<Bytes, EnvelopeError> {
         let bytes = self.binary()?;
         Ok(self.whole.slice_ref(bytes))
     }
 
-    pub(super) fn unsigned(&mut self) -> Result<u64, EnvelopeError> {
+    pub(in crate::contract) fn unsigned(&mut self) -> Result<u64, EnvelopeError> {
         decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an unsigned integer"))
     }
 
-    pub(super) fn signed(&mut self) -> Result<i64, EnvelopeError> {
+    pub(in crate::contract) fn signed(&mut self) -> Result<i64, EnvelopeError> {
         decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an integer"))
     }
 
-    pub(super) fn boolean(&mut self) -> Result<bool, EnvelopeError> {
+    pub(in crate::contract) fn boolean(&mut self) -> Result<bool, EnvelopeError> {
         decode::read_bool(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected true or false"))
     }
 
     /// Whether the next value is text rather than bytes.
-    pub(super) fn next_is_text(&self) -> bool {
+    pub(in crate::contract) fn next_is_text(&self) -> bool {
         self.rest.first().is_some_and(|byte| {
             matches!(Marker::from_u8(*byte), Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
         })
     }
 
     /// One value of any kind, as the bytes it is written in.
-    pub(super) fn raw(&mut self) -> Result<Bytes, EnvelopeError> {
+    pub(in crate::contract) fn raw(&mut self) -> Result<Bytes, EnvelopeError> {
         let start = self.rest;
         self.skip(DEPTH_MAX)?;
         let raw = &start[..start.len() - self.rest.len()];

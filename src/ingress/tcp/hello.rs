@@ -1,0 +1,93 @@
+//! The first message: who comes, which version both speak, and what the worker may touch. Everything is refused with a
+//! typed error and a close.
+
+use relay_bridge::contract::envelope::{self, WireVersion};
+use relay_bridge::contract::wire::{
+    self, FRAME_MAX, FRAME_MAX_LEAST, FromWorker, Hello, VERSION_MAX, VERSION_MIN, Welcome, WireError,
+};
+use relay_bridge::error::BrokerErrorKind as Kind;
+use relay_bridge::remote::stream::{FrameReader, ReadError};
+use tokio::io::AsyncRead;
+use tokio::time;
+
+use super::{WorkerGrant, WorkerListener};
+
+/// What a connection was admitted with.
+pub(super) struct Admitted {
+    pub(super) hello: Hello,
+    pub(super) welcome: Welcome,
+    pub(super) grant: WorkerGrant,
+    pub(super) envelope: WireVersion,
+}
+
+/// Why a connection goes no further.
+pub(super) enum Refused {
+    /// The peer is told.
+    Told(WireError),
+    /// There is nobody to tell.
+    Silent(&'static str),
+}
+
+/// Reads the hello and judges it.
+pub(super) async fn admit<R: AsyncRead + Unpin>(
+    server: &WorkerListener,
+    from: &mut FrameReader<R>,
+) -> Result<Admitted, Refused> {
+    let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
+    let frame = match time::timeout(server.limits.hello_timeout, from.next()).await {
+        Err(_) => {
+            let detail = format!("no hello came in {:?}; the worker speaks first", server.limits.hello_timeout);
+            return Err(Refused::Told(WireError::new(Kind::Invalid, detail).with_slug("request-timeout")));
+        }
+        Ok(Err(ReadError::Frame(error))) => {
+            return Err(invalid(format!("{error} before the hello: is the peer a relay worker?")));
+        }
+        Ok(Err(ReadError::Broken(_)) | Ok(None)) => return Err(Refused::Silent("it left before its hello")),
+        Ok(Ok(Some(frame))) => frame,
+    };
+    let hello = match FromWorker::decode(&frame) {
+        Ok(FromWorker::Hello(hello)) => hello,
+        Ok(_) => return Err(invalid("the first message has to be a hello".to_owned())),
+        Err(error) => return Err(invalid(format!("not a hello: {error}"))),
+    };
+    judge(server, hello).map_err(Refused::Told)
+}
+
+fn judge(server: &WorkerListener, hello: Hello) -> Result<Admitted, WireError> {
+    let Some(version) = wire::negotiate(hello.version_min, hello.version_max) else {
+        let (min, max) = (hello.version_min, hello.version_max);
+        let kind = if min > VERSION_MAX {
+            Kind::NewerVersion { found: min, newest: VERSION_MAX }
+        } else {
+            Kind::NewerVersion { found: VERSION_MIN, newest: max }
+        };
+        let detail = format!(
+            "the worker speaks protocol versions {min} to {max}, this server {VERSION_MIN} to {VERSION_MAX}: upgrade the older one"
+        );
+        return Err(WireError::new(kind, detail).with_slug("malformed-request"));
+    };
+    let envelope = match hello.envelope_max {
+        0 => {
+            let kind = Kind::NewerVersion { found: envelope::OLDEST, newest: 0 };
+            return Err(WireError::new(kind, "the worker reads no envelope version").with_slug("malformed-request"));
+        }
+        1 => WireVersion::V1,
+        _ => WireVersion::V2,
+    };
+    let grant = server.auth.authorize(&hello.worker, hello.key.as_deref());
+    let grant = grant.map_err(|why| WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated"))?;
+    if hello.frame_max < FRAME_MAX_LEAST {
+        let detail = format!("`frame_max` is {}, it has to be {FRAME_MAX_LEAST} at least", hello.frame_max);
+        return Err(WireError::new(Kind::Invalid, detail));
+    }
+    let welcome = Welcome {
+        version,
+        envelope_max: envelope::NEWEST,
+        frame_max: server.limits.frame_max.clamp(FRAME_MAX_LEAST, FRAME_MAX).min(hello.frame_max),
+        requests_max: server.limits.requests_max.max(1),
+        ping: server.limits.ping,
+        server_time: server.clock.now(),
+        build: concat!("relay/", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    Ok(Admitted { hello, welcome, grant, envelope })
+}

@@ -1,0 +1,135 @@
+//! The worker role of relay's TCP protocol: separate worker processes reach the broker through it and need no access to
+//! the broker itself. `docs/protocol.md` is the specification.
+//!
+//! The worker speaks first; a connection that says no hello in time is closed. Every request is checked against the
+//! queues that the worker's key grants. Nothing a worker sends grows the process: connections, requests, frames and
+//! what waits to be written are bounded, and a reader that is too slow loses its connection and keeps its jobs in line.
+//!
+//! # Layout
+//!
+//! - `listener`: accepts, and drains.
+//! - `hello`: the first message, and who may come.
+//! - `session`: one connection after its hello.
+//! - `requests`: what each request does.
+//! - `writer`: what goes back, and what becomes of it when nobody reads.
+
+mod hello;
+mod listener;
+mod requests;
+mod session;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::wire::FRAME_MAX;
+use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::leasing::Leasing;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Decides which workers may come, and what they may touch.
+pub trait WorkerAuth: Send + Sync {
+    /// What `worker` may do with `key` (`<key_id>.<secret>`).
+    ///
+    /// # Errors
+    /// What is wrong, in words that the worker is told: no secrets.
+    fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<WorkerGrant, String>;
+}
+
+/// What a worker may do on its connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerGrant {
+    /// The queues it may touch; `None` for all.
+    pub queues: Option<Vec<QueueName>>,
+}
+
+impl WorkerGrant {
+    /// Whether the worker may touch `queue`.
+    #[must_use]
+    pub fn allows(&self, queue: &QueueName) -> bool {
+        self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
+    }
+}
+
+/// What one listener takes. The numbers for a connection are told to the worker in the welcome.
+#[derive(Clone, Debug)]
+pub struct WorkerLimits {
+    /// Connections at a time; more wait in the system's queue. Default 1,024.
+    pub connections_max: u32,
+    /// Unanswered requests of one connection; more are answered `overloaded`. Default 256.
+    pub requests_max: u32,
+    /// The longest frame after the hello, in bytes: 64 KiB to 17 MiB. Default 17 MiB.
+    pub frame_max: u32,
+    /// How long a new connection may take for its hello. Default 10 s.
+    pub hello_timeout: Duration,
+    /// How often each side sends a ping; three without any message end the connection. Default 20 s, well under the
+    /// 350 s after which a network load balancer forgets a silent connection.
+    pub ping: Duration,
+    /// How long a worker may take no bytes before its connection is closed. Default 30 s.
+    pub write_timeout: Duration,
+}
+
+impl Default for WorkerLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_024,
+            requests_max: 256,
+            frame_max: FRAME_MAX,
+            hello_timeout: Duration::from_secs(10),
+            ping: Duration::from_secs(20),
+            write_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Serves the worker role on a listener.
+#[derive(Clone)]
+pub struct WorkerListener {
+    leasing: Arc<dyn Leasing>,
+    auth: Arc<dyn WorkerAuth>,
+    limits: WorkerLimits,
+    clock: Clock,
+}
+
+impl WorkerListener {
+    /// Serves `leasing` to the workers that `auth` lets in, with the default limits.
+    #[must_use]
+    pub fn new(leasing: Arc<dyn Leasing>, auth: Arc<dyn WorkerAuth>) -> Self {
+        Self { leasing, auth, limits: WorkerLimits::default(), clock: Clock::system() }
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: WorkerLimits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The same with another clock for the server time in the welcome.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+}
+
+impl std::fmt::Debug for WorkerListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerListener").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Serves the worker role on `listener` with the default limits until `shutdown`, then drains: see
+/// [`WorkerListener::serve`].
+///
+/// # Errors
+/// None so far: errors of accepting are waited out.
+pub async fn serve_workers(
+    listener: TcpListener,
+    leasing: Arc<dyn Leasing>,
+    auth: Arc<dyn WorkerAuth>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> std::io::Result<()> {
+    WorkerListener::new(leasing, auth).serve(listener, shutdown, drain).await
+}

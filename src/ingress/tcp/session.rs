@@ -1,0 +1,289 @@
+//! One connection after its hello: reads requests, starts a bounded number of them at a time, keeps the connection
+//! alive, and drains.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use relay_bridge::contract::envelope::WireVersion;
+use relay_bridge::contract::wire::{FromServer, FromWorker, HELLO_FRAME_MAX, Request, WireError};
+use relay_bridge::contract::{RunId, WorkerId};
+use relay_bridge::error::BrokerErrorKind as Kind;
+use relay_bridge::remote::stream::{FrameReader, ReadError};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{self, Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::hello::{self, Admitted, Refused};
+use super::listener::Stop;
+use super::writer::{self, Outgoing};
+use super::{WorkerGrant, WorkerListener};
+
+/// What the tasks of one connection share.
+pub(super) struct Session {
+    pub(super) server: Arc<WorkerListener>,
+    pub(super) stop: Stop,
+    pub(super) worker: WorkerId,
+    pub(super) grant: WorkerGrant,
+    pub(super) envelope: WireVersion,
+    pub(super) frame_max: u32,
+    /// Unanswered lease requests by id, to be cancelled.
+    pub(super) leases: Mutex<HashMap<u64, CancellationToken>>,
+    /// Runs that were delivered here and not settled yet, with the end of their lease. A drain waits for them.
+    pub(super) held: Mutex<HashMap<RunId, Instant>>,
+    /// Answers were written.
+    pub(super) changed: Notify,
+    /// The connection is over: waiting leases are dropped, nothing is written any more.
+    pub(super) ended: CancellationToken,
+}
+
+/// Serves one connection from its hello to its end.
+pub(super) async fn serve<S>(server: Arc<WorkerListener>, stream: S, peer: SocketAddr, stop: Stop)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (from, mut to) = tokio::io::split(stream);
+    let mut from = FrameReader::new(from, HELLO_FRAME_MAX);
+    let admitted = tokio::select! {
+        admitted = hello::admit(&server, &mut from) => admitted,
+        // Nothing is sent before the worker spoke.
+        () = stop.drain.cancelled() => Err(Refused::Silent("the server is stopping")),
+    };
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(Refused::Silent(why)) => return tracing::debug!(%peer, why, "a connection came to nothing"),
+        Err(Refused::Told(error)) => {
+            tracing::info!(%peer, slug = &*error.slug, detail = error.detail, "a worker was refused");
+            return close(from, to, Some(error)).await;
+        }
+    };
+    let Admitted { hello, welcome, grant, envelope } = admitted;
+    tracing::info!(%peer, worker = %hello.worker, build = hello.build, "a worker connected");
+    from.set_frame_max(welcome.frame_max);
+    let requests = usize::try_from(welcome.requests_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+    let session = Arc::new(Session {
+        ended: stop.now.child_token(),
+        server,
+        stop,
+        worker: hello.worker,
+        grant,
+        envelope,
+        frame_max: welcome.frame_max,
+        leases: Mutex::default(),
+        held: Mutex::default(),
+        changed: Notify::new(),
+    });
+    let mut greeting = BytesMut::new();
+    FromServer::Welcome(welcome).encode(&mut greeting);
+    let write_timeout = session.server.limits.write_timeout;
+    if !matches!(time::timeout(write_timeout, to.write_all(&greeting)).await, Ok(Ok(()))) {
+        return tracing::debug!(%peer, "a worker left during its hello");
+    }
+
+    let tasks = TaskTracker::new();
+    let (queue, outgoing) = mpsc::channel(requests.min(QUEUE_MAX) + QUEUE_NOTICES);
+    let writer = tasks.spawn(writer::write(Arc::clone(&session), outgoing, to));
+    let permits = Arc::new(Semaphore::new(requests));
+    let end =
+        Reading { session: &session, tasks: &tasks, queue: &queue, permits: &permits, requests }.run(&mut from).await;
+    tracing::info!(%peer, worker = %session.worker, why = end.why, "a worker's connection ends");
+    if end.abrupt {
+        session.ended.cancel();
+    }
+    // Waiting leases are dropped; what is being written down at the broker is finished.
+    session.leases.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(CancellationToken::cancel);
+    drop(queue);
+    tasks.close();
+    tasks.wait().await;
+    session.ended.cancel();
+    if let Ok(to) = writer.await {
+        close(from, to, end.error).await;
+    }
+}
+
+/// Why reading stopped.
+struct End {
+    why: String,
+    /// What the worker is told.
+    error: Option<WireError>,
+    /// Nobody reads any more.
+    abrupt: bool,
+}
+
+impl End {
+    fn gone(why: impl Into<String>) -> Self {
+        Self { why: why.into(), error: None, abrupt: true }
+    }
+
+    fn refused(error: WireError) -> Self {
+        Self { why: error.detail.clone(), error: Some(error), abrupt: false }
+    }
+}
+
+struct Reading<'a> {
+    session: &'a Arc<Session>,
+    tasks: &'a TaskTracker,
+    queue: &'a mpsc::Sender<Outgoing>,
+    permits: &'a Arc<Semaphore>,
+    requests: usize,
+}
+
+impl Reading<'_> {
+    async fn run<R: AsyncRead + Unpin>(&self, from: &mut FrameReader<R>) -> End {
+        let ping = self.session.server.limits.ping.max(Duration::from_millis(1));
+        let mut pings = time::interval_at(Instant::now() + ping, ping);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut number, mut unheard, mut going_away) = (0, 0, false);
+        loop {
+            tokio::select! {
+                frame = from.next() => {
+                    unheard = 0;
+                    let end = match frame {
+                        Ok(Some(frame)) => self.message(&frame).await,
+                        Ok(None) => Some(End::gone("the worker closed it")),
+                        Err(ReadError::Broken(error)) => Some(End::gone(error.to_string())),
+                        Err(ReadError::Frame(error)) => {
+                            Some(End::refused(WireError::new(Kind::Invalid, error.to_string())))
+                        }
+                    };
+                    if let Some(end) = end {
+                        return end;
+                    }
+                }
+                _ = pings.tick() => {
+                    if unheard == PINGS_UNHEARD_MAX {
+                        return End::gone("nothing came for three pings");
+                    }
+                    unheard += 1;
+                    number += 1;
+                    // A full queue means that the worker does not read: the writer's timeout decides.
+                    drop(self.queue.try_send(Outgoing::notice(FromServer::Ping(number))));
+                }
+                () = self.session.stop.drain.cancelled(), if !going_away => {
+                    going_away = true;
+                    let notice = FromServer::GoAway {
+                        reason: "draining".to_owned(),
+                        within: self.session.stop.within,
+                    };
+                    if self.queue.send(Outgoing::notice(notice)).await.is_err() {
+                        return End::gone("nothing can be written");
+                    }
+                }
+                () = self.session.changed.notified(), if going_away => {}
+                () = time::sleep_until(self.session.held_until()), if going_away && self.session.holds() => {}
+                () = self.session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),
+            }
+            if going_away && self.permits.available_permits() == self.requests && !self.session.holds() {
+                return End { why: "drained".to_owned(), error: None, abrupt: false };
+            }
+        }
+    }
+
+    /// Acts on one message. `Some` ends the connection.
+    async fn message(&self, frame: &Bytes) -> Option<End> {
+        let answer = match FromWorker::decode(frame) {
+            Ok(FromWorker::Request { id, request }) => return self.request(id, request).await,
+            Ok(FromWorker::CancelLease { id }) => {
+                let leases = self.session.leases.lock().unwrap_or_else(PoisonError::into_inner);
+                leases.get(&id).into_iter().for_each(CancellationToken::cancel);
+                return None;
+            }
+            Ok(FromWorker::Ping(number)) => FromServer::Pong(number),
+            Ok(FromWorker::Pong(_)) => return None,
+            Ok(FromWorker::Hello(_)) => {
+                return Some(End::refused(WireError::new(Kind::Invalid, "a second hello")));
+            }
+            Err(error) => {
+                let refusal = WireError::new(Kind::Invalid, error.to_string());
+                if error.id.is_none() {
+                    return Some(End::refused(refusal));
+                }
+                FromServer::Error { id: error.id, error: refusal }
+            }
+        };
+        self.tell(answer).await
+    }
+
+    async fn request(&self, id: u64, request: Request) -> Option<End> {
+        let Ok(permit) = Arc::clone(self.permits).try_acquire_owned() else {
+            let detail = format!("{} requests are unanswered, the most that this connection may have", self.requests);
+            let kind = Kind::Overloaded { retry_after: Duration::from_secs(1) };
+            return self.tell(FromServer::Error { id: Some(id), error: WireError::new(kind, detail) }).await;
+        };
+        let (session, queue) = (Arc::clone(self.session), self.queue.clone());
+        match request {
+            Request::Lease(lease) => {
+                if session.stop.drain.is_cancelled() {
+                    return self.tell(FromServer::Error { id: Some(id), error: draining() }).await;
+                }
+                // Entered here and not in the task, so that a cancellation that follows at once finds it.
+                let cancel = CancellationToken::new();
+                let mut leases = session.leases.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = leases.insert(id, cancel.clone());
+                if let Some(before) = before {
+                    leases.insert(id, before);
+                    drop(leases);
+                    let error = WireError::new(Kind::Invalid, "an unanswered request has the same id");
+                    return Some(End::refused(error));
+                }
+                drop(leases);
+                self.tasks.spawn(async move { session.lease(id, lease, cancel, queue, permit).await });
+            }
+            other => {
+                self.tasks.spawn(async move { session.perform(id, other, queue, permit).await });
+            }
+        }
+        None
+    }
+
+    /// Queues an answer. While the queue is full nothing more is read from the worker.
+    async fn tell(&self, message: FromServer) -> Option<End> {
+        let sent = self.queue.send(Outgoing::notice(message)).await;
+        sent.is_err().then(|| End::gone("nothing can be written"))
+    }
+}
+
+/// Tells the peer why, if there is something to tell, and closes so that it can be read: what the peer had sent is read
+/// and dropped first, or the system would answer it with a reset that overtakes the words.
+async fn close<R, W>(mut from: FrameReader<R>, mut to: W, error: Option<WireError>)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let farewell = async {
+        if let Some(error) = error {
+            let mut last = BytesMut::new();
+            FromServer::Error { id: None, error }.encode(&mut last);
+            to.write_all(&last).await?;
+        }
+        to.shutdown().await?;
+        let mut rest = [0; 4096];
+        for _ in 0..LINGER_READS {
+            if from.inner_mut().read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    if !matches!(time::timeout(LINGER, farewell).await, Ok(Ok(()))) {
+        tracing::debug!("a peer left before it was told why");
+    }
+}
+
+fn draining() -> WireError {
+    WireError::new(Kind::Unavailable, "the server is stopping; connect again").with_slug("draining")
+}
+
+/// The most answers that wait to be written; with fewer requests granted, as many as those.
+const QUEUE_MAX: usize = 1_024;
+/// Room for pings, pongs and refusals beside the answers.
+const QUEUE_NOTICES: usize = 16;
+/// After so many pings without any message the peer counts as gone.
+const PINGS_UNHEARD_MAX: u32 = 3;
+/// How long a peer that is told why has to read it.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS: u32 = 256;

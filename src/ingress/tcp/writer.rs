@@ -1,0 +1,94 @@
+//! What goes back to a worker: a bounded queue of messages, encoded when their turn comes, many in one write. When the
+//! worker reads too slowly or is gone, every delivery that was not written goes back in line without spending an attempt.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use relay_bridge::contract::wire::{FromServer, Response};
+use relay_bridge::leasing::Receipt;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time;
+
+use super::session::Session;
+
+/// A message with the permit of the request that it ends.
+pub(super) struct Outgoing {
+    pub(super) message: FromServer,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Outgoing {
+    /// A message that ends no request.
+    pub(super) fn notice(message: FromServer) -> Self {
+        Self { message, permit: None }
+    }
+
+    /// The receipts of the deliveries in it.
+    pub(super) fn receipts(&self) -> impl Iterator<Item = Receipt> {
+        let deliveries = match &self.message {
+            FromServer::Response { response: Response::Deliveries { deliveries, .. }, .. } => &deliveries[..],
+            _ => &[],
+        };
+        deliveries.iter().map(|delivery| delivery.receipt.clone())
+    }
+}
+
+/// Writes until every sender is gone or the worker takes no more.
+pub(super) async fn write<W: AsyncWrite + Unpin>(
+    session: Arc<Session>,
+    mut queue: mpsc::Receiver<Outgoing>,
+    mut to: W,
+) -> W {
+    let mut messages = Vec::with_capacity(MESSAGES_PER_WRITE);
+    let mut batch = BytesMut::new();
+    let mut unwritten = Vec::new();
+    while queue.recv_many(&mut messages, MESSAGES_PER_WRITE).await > 0 {
+        let mut pending = messages.drain(..).peekable();
+        while let Some(outgoing) = pending.next() {
+            unwritten.extend(outgoing.receipts());
+            outgoing.message.encode(&mut batch);
+            // Before the write: the worker may send its next request as soon as it has read the answer.
+            drop(outgoing.permit);
+            if batch.len() < BATCH_BYTES && pending.peek().is_some() {
+                continue;
+            }
+            let written = tokio::select! {
+                biased;
+                () = session.ended.cancelled() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
+                written = time::timeout(session.server.limits.write_timeout, to.write_all(&batch)) => written,
+            };
+            match written {
+                Ok(Ok(())) => unwritten.clear(),
+                Ok(Err(_)) | Err(_) => {
+                    if written.is_err() {
+                        tracing::warn!(worker = %session.worker, "the worker takes no more bytes");
+                    }
+                    unwritten.extend(pending.flat_map(|outgoing| outgoing.receipts().collect::<Vec<_>>()));
+                    session.ended.cancel();
+                    give_back(&session, queue, unwritten).await;
+                    return to;
+                }
+            }
+            batch.clear();
+            if batch.capacity() > BATCH_KEPT_BYTES {
+                batch = BytesMut::new();
+            }
+        }
+        session.changed.notify_one();
+    }
+    to
+}
+
+async fn give_back(session: &Session, mut queue: mpsc::Receiver<Outgoing>, mut unwritten: Vec<Receipt>) {
+    queue.close();
+    while let Some(outgoing) = queue.recv().await {
+        unwritten.extend(outgoing.receipts());
+    }
+    session.hand_back(unwritten, std::time::Duration::ZERO).await;
+}
+
+const MESSAGES_PER_WRITE: usize = 64;
+const BATCH_BYTES: usize = 64 * 1024;
+/// A buffer that a large payload made larger than this is not kept.
+const BATCH_KEPT_BYTES: usize = 1024 * 1024;
