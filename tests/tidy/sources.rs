@@ -107,6 +107,7 @@ fn what_is_left_behind_is_found_in_code_only() {
 
 #[test]
 fn a_note_to_self_is_found_as_a_whole_word() {
-    let text = "// FIXME: later\nlet x = 1; // XXX\n// FIXMEUP\nconst FIXME: u8 = 1;\n";
-    assert_eq!(places(&notes_to_self(&[TextFile::new("a.rs", text)])), [("a.rs", 1), ("a.rs", 2)]);
+    let [fix, mark, _] = NOTES;
+    let text = format!("// {fix}: later\nlet x = 1; // {mark}\n// {fix}UP\nconst {fix}: u8 = 1;\n");
+    assert_eq!(places(&notes_to_self(&[TextFile::new("a.rs", &text)])), [("a.rs", 1), ("a.rs", 2)]);
 }
