@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 
+use crate::contract::envelope::Extra;
 use crate::contract::{Failure, Job, JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
@@ -19,6 +20,8 @@ pub struct DeadLetter {
     pub failure: Failure,
     /// When.
     pub at: Timestamp,
+    /// Fields of a newer writer, kept as they came.
+    pub extra: Extra,
 }
 
 /// Lists, redrives and removes dead letters, over all clients.

@@ -1,1 +1,36 @@
-//! x
+//! The worker runtime of relay: takes jobs under leases, runs a handler on each, and ends every delivery well.
+//!
+//! A worker needs a [`Leasing`](relay_bridge::leasing::Leasing), which a broker in the same process or a connection to
+//! relay gives, and a [`Handler`]. Write the handler as an `async fn` with [`handler::function`], or use the ones that
+//! are here: [`handler::exec`] runs a command, [`handler::http`] calls a service. `examples/` shows whole programs.
+//!
+//! # Layout
+//!
+//! - [`handler`]: what runs a job: the trait, what it returns, what it is given, and the three handlers.
+//! - [`worker`]: the lease loop, bounded by free slots, and the drain.
+//! - [`config`], [`stats`]: what a worker is told and what it counts.
+//! - `delivery`: one delivery's life, from the lease to the settlement.
+//! - `admission`, `decide`, `order`: the decisions, as pure functions.
+//! - `lease`: the heartbeat, and whether the lease still stands.
+//! - `settle`: the one place that applies a decision.
+//! - `policies`, `progress`, `retry`: a cache of queue policies, coalesced progress, repeated broker calls.
+
+pub mod config;
+pub mod handler;
+pub mod stats;
+pub mod worker;
+
+mod admission;
+mod decide;
+mod delivery;
+mod lease;
+mod order;
+mod policies;
+mod progress;
+mod retry;
+mod settle;
+
+pub use config::{QueueOrder, WorkerConfig};
+pub use handler::{Attempt, Context, Handler, Output};
+pub use stats::{WorkerReport, WorkerStats};
+pub use worker::Worker;

@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The last moment that can be printed in every time zone (the `jiff` crate's maximum): 9999-12-30T22:00:00.999Z.
-    pub const MAX: Self = Self(253_402_207_200_999);
+    /// The last moment that can be printed in every time zone (the `jiff` crate's maximum in milliseconds): 9999-12-30T22:00:00Z.
+    pub const MAX: Self = Self(253_402_207_200_000);
 
     /// The moment `millis` milliseconds after the epoch; moments outside years 1 to 9999 are moved to the nearest.
     #[must_use]
@@ -95,6 +95,6 @@ mod tests {
     #[test]
     fn adding_never_leaves_the_calendar() {
         assert_eq!(Timestamp::from_millis(0) + Duration::MAX, Timestamp::MAX);
-        assert_eq!(Timestamp::MAX.to_string(), "9999-12-30T22:00:00.999Z");
+        assert_eq!(Timestamp::MAX.to_string(), "9999-12-30T22:00:00.000Z");
     }
 }

@@ -23,7 +23,7 @@ use crate::leasing::{Delivery, Receipt};
 /// The most `lease` calls that wait at once.
 pub(super) const PENDING_MAX: usize = 16 * 1024;
 /// How long a job whose envelope this build can't read is set aside before it is offered again.
-const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
 /// The most leases and due jobs looked at in one commit.
 const STEP_MAX: usize = 512;
 
@@ -282,13 +282,7 @@ impl Writer {
                     continue;
                 }
             };
-            let job = crate::contract::Job {
-                run_id: row.run,
-                generation: row.generation,
-                expires_at: row.expires_at,
-                due_at: row.due_at,
-                ..job
-            };
+            let job = row.in_current_run(job);
             self.conn
                 .prepare_cached("UPDATE jobs SET state = ?2, attempt = ?3, started_at = ?4 WHERE seq = ?1")
                 .and_then(|mut update| update.execute(params![row.seq, LEASED, attempt, now.as_millis()]))

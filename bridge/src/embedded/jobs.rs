@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::dispatch::UNREADABLE_FOR;
 use super::row::{COLUMNS, FINISHED, JobRow, LEASED, PARKED, WAITING};
 use super::schema::unavailable;
-use super::writer::Writer;
+use super::writer::{Writer, copy};
 use super::{Embedded, PAYLOAD_MAX};
 use crate::contract::envelope::{Extra, decode_result, encode_job, encode_result};
 use crate::contract::result::End;
@@ -26,7 +27,7 @@ impl JobQueue for Embedded {
     async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
         let actual = job.payload.len() as u64;
         if actual > PAYLOAD_MAX {
-            return Err(too_large("enqueue", actual));
+            return Err(too_large("enqueue", actual, PAYLOAD_MAX));
         }
         self.call(move |writer| writer.enqueue(job)).await
     }
@@ -88,7 +89,7 @@ impl Writer {
         let sql = |e| unavailable(e, "enqueue");
         let now = self.clock.now();
         let (queue, found) = self.state.queue(&job.queue)?;
-        let max_queued = found.policy.client(&job.client).max_queued;
+        let (max_queued, payload_max) = (found.policy.client(&job.client).max_queued, found.policy.payload_max);
         if let Some(row) = JobRow::find(&self.conn, job.id)? {
             if !row.is_past_keeping(now) {
                 return Ok(Enqueued::Known(row.status(&self.conn, now)?));
@@ -96,6 +97,9 @@ impl Writer {
             job.run_id = RunId::mint(now, Some(row.run));
             self.begin()?;
             self.remove(&row)?;
+        }
+        if job.payload.len() as u64 > payload_max {
+            return Err(too_large("enqueue", job.payload.len() as u64, payload_max));
         }
         let line = self.state.client_rows.get(&job.client).and_then(|client| self.state.lines.get(&(queue, *client)));
         let actual = line.map_or(0, |line| line.waiting + line.parked);
@@ -338,7 +342,7 @@ impl Writer {
             Job { payload: bytes::Bytes::new(), headers: Default::default(), extra: Extra::default(), ..job };
         self.replace_payload(row.seq, &stripped)?;
         if let Some(result) = result {
-            let result = decode_result(&result.into()).map_err(super::state::damaged)?;
+            let result = decode_result(&result.into()).map_err(super::state::unreadable)?;
             let failure = result.failure.map(|failure| Failure { detail: String::new(), ..failure });
             let result = JobResult { payload: bytes::Bytes::new(), failure, extra: Extra::default(), ..result };
             self.conn
@@ -375,7 +379,13 @@ impl Writer {
                 self.remove(&row)?;
                 swept.removed += 1;
             } else {
-                let job = row.job(&self.conn)?;
+                let job = match row.job(&self.conn) {
+                    Ok(job) => job,
+                    Err(failure) => {
+                        self.sweep_later(&row, &failure)?;
+                        continue;
+                    }
+                };
                 let failure = Failure::new("expired", format!("not finished by its deadline {}", row.expires_at));
                 swept.expired.push(self.end(&row, &job, Outcome::Expired, failure)?);
             }
@@ -399,6 +409,20 @@ impl Writer {
             swept.more |= removed >= limit as usize;
         }
         Ok(swept)
+    }
+
+    /// A job that this build can't read must not hold up the sweep: others wait behind it.
+    fn sweep_later(&mut self, row: &JobRow, failure: &BrokerError) -> Result<(), BrokerError> {
+        if !matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. } | BrokerErrorKind::Corrupt) {
+            return Err(copy(failure));
+        }
+        tracing::error!(job_id = %row.id, error = %failure, "expired job can't be read: left for later");
+        let later = self.clock.now() + UNREADABLE_FOR;
+        self.conn
+            .prepare_cached("UPDATE jobs SET timer_at = ?2 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![row.seq, later.as_millis()]))
+            .map_err(|e| unavailable(e, "sweep"))?;
+        Ok(())
     }
 
     /// Removes a finished job with its payload and result, and remembers how far the client's log is gone.
@@ -449,7 +473,14 @@ fn list(
         if row.is_past_keeping(now) {
             continue;
         }
-        let status = row.status(conn, now)?;
+        let status = match row.status(conn, now) {
+            Ok(status) => status,
+            Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
+                tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
         let wanted = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue)
             && filter.state.is_none_or(|state| state == status.state);
         if wanted {
@@ -484,10 +515,7 @@ fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
     }
 }
 
-pub(super) fn too_large(operation: &'static str, actual: u64) -> BrokerError {
-    BrokerError::new(
-        BrokerErrorKind::TooLarge { actual, limit: PAYLOAD_MAX },
-        operation,
-        format!("{actual} bytes are more than the {PAYLOAD_MAX} this broker takes"),
-    )
+pub(super) fn too_large(operation: &'static str, actual: u64, limit: u64) -> BrokerError {
+    let why = format!("{actual} bytes are more than the {limit} that are taken");
+    BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, operation, why)
 }

@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension as _, params};
 use super::Embedded;
 use super::row::JobRow;
 use super::schema::unavailable;
-use super::state::{Queue, damaged};
+use super::state::{Queue, damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
 use crate::contract::{JobId, Outcome, QueueName, RunId};
@@ -66,7 +66,7 @@ impl DeadLetters for Embedded {
 }
 
 fn read(envelope: Vec<u8>) -> Result<DeadLetter, BrokerError> {
-    decode_dead_letter(&Bytes::from(envelope)).map_err(damaged)
+    decode_dead_letter(&Bytes::from(envelope)).map_err(unreadable)
 }
 
 impl Writer {

@@ -10,11 +10,14 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::Embedded;
 use super::row::JobRow;
 use super::schema::unavailable;
-use super::state::damaged;
+use super::state::unreadable;
 use crate::contract::envelope::decode_result;
 use crate::contract::{ClientId, Cursor, JobId, LogId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset, ResultLog, Start};
+
+/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 #[async_trait]
 impl ResultLog for Embedded {
@@ -24,7 +27,7 @@ impl ResultLog for Embedded {
     }
 
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
-        let deadline = self.clock().monotonic() + wait;
+        let deadline = self.clock().monotonic() + wait.min(WAIT_MAX);
         let shared = self.shared();
         let place = shared.jobs.register(job);
         loop {
@@ -45,7 +48,7 @@ impl ResultLog for Embedded {
     }
 
     async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
-        let deadline = self.clock().monotonic() + wait;
+        let deadline = self.clock().monotonic() + wait.min(WAIT_MAX);
         let shared = self.shared();
         let place = shared.clients.register(client.clone());
         let mut from = from.clone();
@@ -136,13 +139,13 @@ fn start(
     if cursor.log != log || cursor.sequence > end {
         return Ok((0, Some(Reset::LogReplaced)));
     }
-    if at(conn, row, cursor.sequence)?.is_some_and(|at| at != cursor.at) {
-        return Ok((0, Some(Reset::LogReplaced)));
+    match at(conn, row, cursor.sequence)? {
+        Some(at) if at != cursor.at => Ok((0, Some(Reset::LogReplaced))),
+        // While the cursor's own entry is there, reading goes on. Queues keep for different times, so something behind
+        // it may be gone: to start over for that would never get past the first page.
+        None if cursor.sequence > 0 && cursor.sequence < removed => Ok((0, Some(Reset::OlderThanRetention))),
+        _ => Ok((cursor.sequence, None)),
     }
-    if cursor.sequence < removed && cursor.sequence > 0 {
-        return Ok((0, Some(Reset::OlderThanRetention)));
-    }
-    Ok((cursor.sequence, None))
 }
 
 /// When the client's entry `n` was recorded, if it is still there.
@@ -166,7 +169,7 @@ fn entry_columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<Columns> {
 }
 
 fn entry((n, at, erased, envelope): Columns, client: &ClientId, log: LogId) -> Result<Finished, BrokerError> {
-    let result = decode_result(&envelope.into()).map_err(damaged)?;
+    let result = decode_result(&envelope.into()).map_err(unreadable)?;
     let cursor = Cursor { client: client.clone(), log, sequence: n, at: Timestamp::from_millis(at) };
     Ok(Finished { result, cursor, erased })
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::schema::unavailable;
-use super::state::damaged;
+use super::state::unreadable;
 use crate::contract::envelope::decode_job;
 use crate::contract::{Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};
 use crate::error::BrokerError;
@@ -91,8 +91,15 @@ impl JobRow {
 
     /// The same from an envelope that was read already. The row is newer than the envelope: it decides.
     pub(super) fn job_from(&self, envelope: Vec<u8>) -> Result<Job, BrokerError> {
-        let job = decode_job(&Bytes::from(envelope)).map_err(damaged)?;
-        Ok(Job { run_id: self.run, generation: self.generation, expires_at: self.expires_at, ..job })
+        decode_job(&Bytes::from(envelope)).map(|job| self.in_current_run(job)).map_err(unreadable)
+    }
+
+    /// A job from its envelope, which is of its first run. The row's `due_at` moves with every retry, so the start of
+    /// the run is told from its end.
+    pub(super) fn in_current_run(&self, job: Job) -> Job {
+        let ttl = i64::try_from(job.ttl_ms).unwrap_or(i64::MAX);
+        let due_at = Timestamp::from_millis(self.expires_at.as_millis().saturating_sub(ttl));
+        Job { run_id: self.run, generation: self.generation, due_at, expires_at: self.expires_at, ..job }
     }
 
     /// What the submitter may know.

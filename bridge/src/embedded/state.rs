@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use uuid::Uuid;
 
 use super::schema::unavailable;
+use crate::contract::envelope::{EnvelopeError, NEWEST};
 use crate::contract::{ClientId, Outcome, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
@@ -253,6 +254,17 @@ pub(super) fn next_due(conn: &Connection) -> Result<Option<Timestamp>, BrokerErr
         .and_then(|mut query| query.query_row([], |row| row.get(0)).optional())
         .map(|due: Option<i64>| due.map(Timestamp::from_millis))
         .map_err(|e| unavailable(e, "find due jobs"))
+}
+
+/// An envelope in the store that this build can't read. A newer relay's is no damage: an upgrade reads it.
+pub(super) fn unreadable(source: EnvelopeError) -> BrokerError {
+    match source {
+        EnvelopeError::Newer { found } => {
+            let why = format!("a newer relay wrote it (version {found}, this one reads up to {NEWEST}): upgrade");
+            BrokerError::new(BrokerErrorKind::NewerVersion { found, newest: NEWEST }, "read store", why)
+        }
+        EnvelopeError::Malformed(_) => damaged(source),
+    }
 }
 
 /// A value in the store that no relay wrote.

@@ -75,7 +75,7 @@ impl Leasing for Embedded {
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
         let actual = result.payload.len() as u64;
         if actual > PAYLOAD_MAX {
-            return Err(too_large("record", actual));
+            return Err(too_large("record", actual, PAYLOAD_MAX));
         }
         let result = result.clone();
         self.call(move |writer| writer.record(&result)).await
@@ -146,7 +146,10 @@ impl Writer {
             || BrokerError::new(BrokerErrorKind::NotFound, "record", format!("there is no job {}", result.job_id));
         let row = JobRow::find(&self.conn, result.job_id)?.ok_or_else(not_found)?;
         let now = self.clock.now();
-        if row.is_past_keeping(now) || self.state.clients.get(&row.client) != Some(&result.client) {
+        // A worker of one queue ends no job of another.
+        let owner = self.state.clients.get(&row.client) == Some(&result.client)
+            && self.state.queues.get(&row.queue).is_some_and(|queue| queue.name == result.queue);
+        if row.is_past_keeping(now) || !owner {
             return Err(not_found());
         }
         if row.run < result.run_id {

@@ -22,6 +22,8 @@ pub const OLDEST: u16 = 1;
 pub const NEWEST: u16 = 2;
 /// The most fields a map may have, known and unknown.
 const FIELDS_MAX: u32 = 128;
+/// The most unknown ones, so that a rewrite, which adds every field that was left out, stays below [`FIELDS_MAX`].
+const EXTRA_MAX: usize = 96;
 
 /// A version this build writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -237,7 +239,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
 #[must_use]
 pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> {
     let job = encode_job(&letter.job, version);
-    let mut to = Writer::map(7, 200 + job.len() + letter.failure.detail.len());
+    let mut to = Writer::map(LETTER_FIELDS + letter.extra.0.len(), 200 + job.len() + letter.failure.detail.len());
     to.unsigned("v", u64::from(version.number()));
     to.text("outcome", letter.outcome.as_str());
     to.unsigned("attempt", u64::from(letter.attempt));
@@ -245,8 +247,11 @@ pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> 
     to.text("detail", &letter.failure.detail);
     to.signed("at", letter.at.as_millis());
     to.binary("job", &job);
+    extra(&mut to, &letter.extra);
     to.finish()
 }
+
+const LETTER_FIELDS: usize = 7;
 
 /// Reads a dead letter of any version this build knows.
 ///
@@ -273,6 +278,7 @@ pub fn decode_dead_letter(bytes: &Bytes) -> Result<DeadLetter, EnvelopeError> {
         attempt: need(attempt)?,
         failure: Failure { reason: need(reason)?, detail: need(detail)? },
         at: need(at)?,
+        extra: fields.extra,
     })
 }
 
@@ -287,10 +293,7 @@ impl<'a> Fields<'a> {
     fn open(bytes: &'a Bytes) -> Result<Self, EnvelopeError> {
         let mut from = Reader::new(bytes);
         let fields = from.map_len()?;
-        if fields == 0 || fields > FIELDS_MAX {
-            return Err(EnvelopeError::Malformed("has no fields or too many"));
-        }
-        if from.text()? != "v" {
+        if fields == 0 || from.text()? != "v" {
             return Err(EnvelopeError::Malformed("does not begin with its version"));
         }
         let found = u16::try_from(from.unsigned()?).unwrap_or(u16::MAX);
@@ -299,6 +302,10 @@ impl<'a> Fields<'a> {
         }
         if found < OLDEST {
             return Err(EnvelopeError::Malformed("has a version that no release wrote"));
+        }
+        // After the version: a newer one may have as many fields as it likes.
+        if fields > FIELDS_MAX {
+            return Err(EnvelopeError::Malformed("has too many fields"));
         }
         Ok(Self { from, left: fields - 1, extra: Extra::default() })
     }
@@ -316,6 +323,9 @@ impl<'a> Fields<'a> {
     }
 
     fn keep(&mut self, name: &str) -> Result<(), EnvelopeError> {
+        if self.extra.0.len() == EXTRA_MAX {
+            return Err(EnvelopeError::Malformed("has too many unknown fields"));
+        }
         self.extra.0.push((name.to_owned(), self.from.raw()?));
         Ok(())
     }

@@ -1,0 +1,346 @@
+//! What operators and listings see, and what a crash of the broker leaves.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Fixture;
+use super::stage::{Stage, refused};
+use crate::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
+use crate::contract::{Job, JobState, Outcome};
+use crate::error::BrokerErrorKind;
+use crate::job_queue::Depth;
+use crate::policy::QueuePolicy;
+use crate::result_log::Start;
+use crate::settlement::Settlement;
+
+/// `job` as a relay of the next version would write it: the same fields behind a version that this build does not
+/// read.
+#[must_use]
+pub fn newer_envelope(job: &Job) -> Bytes {
+    let mut bytes = encode_job(job, WireVersion::V2);
+    let at = bytes.windows(2).position(|pair| pair == [0xa1, b'v']).map(|at| at + 2);
+    if let Some(version) = at.and_then(|at| bytes.get_mut(at)) {
+        *version = u8::try_from(NEWEST + 1).unwrap_or(u8::MAX);
+    }
+    bytes.into()
+}
+
+pub async fn an_envelope_of_a_newer_version_is_handed_back_and_not_dead_lettered(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let job = stage.submit(stage.keyed(&stage.client("a"), "key")).await;
+    assert_eq!(decode_job(&newer_envelope(&job)).unwrap_err(), EnvelopeError::Newer { found: NEWEST + 1 });
+    if !fixture.make_newer(&job).await {
+        // Nothing to hand back: this adapter stores no envelope of its own. The error above is what keeps the promise.
+        return;
+    }
+    for _ in 0..3 {
+        match stage.leasing.lease(&stage.request(10, Duration::ZERO)).await {
+            Ok(deliveries) => assert!(deliveries.is_empty(), "{deliveries:?}"),
+            Err(error) => assert!(matches!(error.kind(), BrokerErrorKind::NewerVersion { .. }), "{error}"),
+        }
+        stage.pass_lease().await;
+    }
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
+    // It spent no attempt, as far as this build can tell.
+    match stage.broker.jobs.status(&job.client, job.id).await {
+        Ok(status) => assert_eq!(status.map(|status| (status.state, status.attempt)), Some((JobState::Queued, 0))),
+        Err(error) => assert!(matches!(error.kind(), BrokerErrorKind::NewerVersion { .. }), "{error}"),
+    }
+    // And it holds up nothing that this build can read: not the line, not the listing, not the sweep.
+    let mut expiring = stage.keyed(&stage.client("a"), "expiring");
+    expiring.expires_in = Some(stage.policy.job_ttl - stage.lease * 10);
+    let other = stage.submit(stage.keyed(&stage.client("a"), "other")).await;
+    assert_eq!(stage.lease_one().await.job.id, other.id);
+    assert!(stage.list(&job.client, |_| {}).await.contains(&other.id));
+    let expiring = stage.submit(expiring).await;
+    stage.pass(stage.policy.job_ttl + stage.slack).await;
+    for _ in 0..10 {
+        // One record a step: the first in line is the one that can't be read.
+        stage.broker.jobs.sweep(1).await.unwrap();
+    }
+    assert_eq!(stage.finished(&expiring).await.result.outcome, Outcome::Expired);
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
+}
+
+pub async fn jobs_are_listed_newest_first_page_by_page(fixture: &dyn Fixture) {
+    let stage = Stage::with(fixture, |policy| policy.keep_keyless = true).await;
+    let client = stage.client("a");
+    let mut jobs = Vec::new();
+    for number in 0..10 {
+        let submission = match number % 2 {
+            0 => stage.keyed(&client, &format!("key-{number}")),
+            _ => stage.submission(&client),
+        };
+        jobs.push(stage.submit(submission).await.id);
+        stage.submit_plain(&stage.client("b")).await;
+        stage.pass(stage.slack).await;
+    }
+    jobs.reverse();
+    assert_eq!(stage.list(&client, |_| {}).await, jobs);
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = stage.list(&client, |filter| (filter.after, filter.limit) = (after, 3)).await;
+        assert!(page.len() <= 3);
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        seen.extend(page);
+    }
+    assert_eq!(seen, jobs);
+}
+
+pub async fn jobs_of_one_moment_are_listed_once_each(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    stage.backlog(&client, 25).await;
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = stage.list(&client, |filter| (filter.after, filter.limit) = (after, 4)).await;
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        seen.extend(page);
+    }
+    let listed = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!((listed, seen.len()), (25, 25));
+}
+
+pub async fn jobs_are_listed_by_queue_and_state(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let done = stage.run(stage.keyed(&client, "done")).await.id;
+    let leased = stage.submit(stage.keyed(&client, "leased")).await.id;
+    stage.lease_one().await;
+    let queued = stage.submit(stage.keyed(&client, "queued")).await.id;
+    let mut elsewhere = stage.keyed(&client, "elsewhere");
+    elsewhere.queue = stage.another_queue().await;
+    let (queue, elsewhere) = (elsewhere.queue.clone(), stage.submit(elsewhere).await.id);
+    for (state, expected) in [
+        (JobState::Finished(Outcome::Succeeded), vec![done]),
+        (JobState::Leased, vec![leased]),
+        (JobState::Finished(Outcome::Failed), vec![]),
+    ] {
+        assert_eq!(stage.list(&client, |filter| filter.state = Some(state)).await, expected, "{state}");
+    }
+    assert_eq!(stage.list(&client, |filter| filter.queue = Some(queue.clone())).await, [elsewhere]);
+    let both = |filter: &mut crate::job_queue::JobFilter| {
+        (filter.queue, filter.state) = (Some(stage.queue.clone()), Some(JobState::Queued));
+    };
+    assert_eq!(stage.list(&client, both).await, [queued]);
+}
+
+pub async fn depth_counts_what_waits_what_is_parked_and_what_runs(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    assert_eq!(stage.depth().await, Depth::default());
+    stage.backlog(&client, 3).await;
+    stage.backlog(&stage.client("b"), 2).await;
+    let mut delayed = stage.submission(&client);
+    delayed.delay = stage.lease * 2;
+    stage.submit(delayed).await;
+    assert_eq!(stage.depth().await, Depth { waiting: 5, parked: 1, leased: 0 });
+    let held = stage.lease_up_to(2).await;
+    let leased = u64::try_from(held.len()).unwrap();
+    assert_eq!(stage.depth().await, Depth { waiting: 5 - leased, parked: 1, leased });
+    stage.settle(&held[0], Settlement::RetryAfter(stage.lease * 2)).await;
+    assert_eq!(stage.depth().await, Depth { waiting: 5 - leased, parked: 2, leased: leased - 1 });
+    stage.pass(stage.lease * 2 + stage.slack).await;
+    let held = stage.lease_all().await;
+    assert_eq!(held.len(), 6);
+    assert_eq!(stage.depth().await, Depth { waiting: 0, parked: 0, leased: 6 });
+    for delivery in &held {
+        stage.succeed(delivery).await;
+    }
+    assert_eq!(stage.depth().await, Depth::default());
+}
+
+pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let policies = stage.broker.policies.clone();
+    stage.policy.clients.insert(stage.client("a"), crate::policy::ClientPolicy { weight: 7, ..Default::default() });
+    stage.policy.max_attempts = 4;
+    stage.policy.lease = stage.lease * 2;
+    policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    assert_eq!(policies.policy(&stage.queue).await.unwrap().as_ref(), Some(&stage.policy));
+    assert_eq!(stage.leasing.queue_policy(&stage.queue).await.unwrap(), stage.policy);
+    stage.submit_plain(&stage.client("a")).await;
+    stage.lease_one().await;
+    stage.pass(stage.lease + stage.slack).await;
+    stage.assert_nothing_in_line().await;
+    stage.pass(stage.lease).await;
+    assert_eq!(stage.lease_one().await.attempt, 2);
+
+    let other = stage.another_queue().await;
+    let names: Vec<_> = policies.policies().await.unwrap().into_iter().map(|(name, _)| name).collect();
+    assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "in the order of names");
+    assert!(names.contains(&stage.queue) && names.contains(&other));
+}
+
+pub async fn provisioning_plans_what_it_does_and_does_it_once(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let provision = &stage.broker.provision;
+    let new = format!("queue-{}", super::stage::unique()).parse().unwrap();
+    let wanted = [(stage.queue.clone(), stage.policy.clone()), (new, stage.policy.clone())];
+    let plan = provision.plan(&wanted).await.unwrap();
+    assert!(!plan.is_empty() && plan.iter().all(|change| change.queue == wanted[1].0 && !change.destructive));
+    assert_eq!(stage.broker.policies.policy(&wanted[1].0).await.unwrap(), None, "a plan changes nothing");
+    assert_eq!(provision.apply(&wanted, false).await.unwrap(), plan);
+    assert_eq!(stage.broker.policies.policy(&wanted[1].0).await.unwrap().as_ref(), Some(&stage.policy));
+    assert!(provision.apply(&wanted, false).await.unwrap().is_empty());
+    assert!(provision.plan(&wanted).await.unwrap().is_empty());
+}
+
+pub async fn a_destructive_change_needs_force(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let provision = &stage.broker.provision;
+    let shorter = QueuePolicy { retention: stage.policy.retention / 2, ..stage.policy.clone() };
+    let other = format!("queue-{}", super::stage::unique()).parse().unwrap();
+    let wanted = [(other, stage.policy.clone()), (stage.queue.clone(), shorter.clone())];
+    assert!(provision.plan(&wanted).await.unwrap().iter().any(|change| change.destructive));
+    assert_eq!(refused(provision.apply(&wanted, false).await), BrokerErrorKind::StateConflict);
+    let policies = &stage.broker.policies;
+    assert_eq!(policies.policy(&stage.queue).await.unwrap().as_ref(), Some(&stage.policy));
+    assert_eq!(policies.policy(&wanted[0].0).await.unwrap(), None, "nothing was changed");
+    provision.apply(&wanted, true).await.unwrap();
+    assert_eq!(policies.policy(&stage.queue).await.unwrap(), Some(shorter));
+}
+
+pub async fn accepted_jobs_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let mut submission = stage.keyed(&client, "key");
+    submission.payload = (0..=255_u8).collect();
+    submission.headers.insert("relay-meta-n".to_owned(), "1".to_owned());
+    let keyed = stage.submit(submission.clone()).await;
+    let plain = stage.submit_plain(&client).await;
+    let mut delayed = stage.submission(&client);
+    delayed.delay = stage.lease * 3;
+    let delayed = stage.submit(delayed).await;
+    if !stage.crash().await {
+        return;
+    }
+    assert_eq!(stage.replay(submission).await.run_id, keyed.run_id);
+    let mut held = stage.lease_all().await;
+    held.sort_by_key(|delivery| delivery.job.id != keyed.id);
+    assert_eq!(
+        held.iter().map(|delivery| (&delivery.job, delivery.attempt)).collect::<Vec<_>>(),
+        [(&keyed, 1), (&plain, 1)]
+    );
+    for delivery in &held {
+        stage.succeed(delivery).await;
+    }
+    stage.pass(stage.lease * 3 + stage.slack).await;
+    assert_eq!(stage.lease_one().await.job, delayed);
+}
+
+pub async fn results_and_cursors_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let done = stage.run(stage.keyed(&client, "done")).await;
+    let (_, cursor) = stage.read_all(&client, Start::Oldest).await;
+    let recorded = stage.submit(stage.keyed(&client, "recorded")).await;
+    let unsettled = stage.lease_one().await;
+    stage.record_first(&stage.success(&unsettled, "recorded")).await;
+    let cancelled = stage.submit(stage.keyed(&client, "cancelled")).await;
+    stage.broker.jobs.cancel(&client, cancelled.id).await.unwrap();
+    let failed = stage.submit(stage.keyed(&client, "failed")).await;
+    let delivery = stage.lease_one().await;
+    stage.end_badly(&delivery, Outcome::Failed).await;
+    let before = stage.read_all(&client, Start::Oldest).await;
+    if !stage.crash().await {
+        return;
+    }
+    let after = stage.read_all(&client, Start::Oldest).await;
+    let entries = |(entries, _): &(Vec<crate::result_log::Finished>, _)| {
+        entries.iter().map(|entry| (entry.result.clone(), entry.cursor.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(entries(&after), entries(&before));
+    let (rest, _) = stage.read_all(&client, Start::After(cursor)).await;
+    let rest: Vec<_> = rest.into_iter().map(|entry| entry.result.job_id).collect();
+    assert_eq!(rest, [recorded.id, cancelled.id, failed.id]);
+    assert_eq!(stage.replay(stage.keyed(&client, "done")).await.state, JobState::Finished(Outcome::Succeeded));
+    assert_eq!(stage.finished(&done).await.result.payload, "done");
+    assert!(stage.broker.dead_letters.get(failed.id).await.unwrap().is_some());
+    stage.pass_lease().await;
+    for again in stage.lease_all().await {
+        assert_eq!(again.job.id, recorded.id, "only what was not settled may come once more");
+        stage.settle_late(&again, Settlement::Complete).await;
+    }
+    stage.pass_lease().await;
+    stage.assert_nothing_in_line().await;
+}
+
+pub async fn leases_and_attempts_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let job = stage.submit(stage.keyed(&client, "key")).await;
+    let delivery = stage.lease_one().await;
+    stage.settle(&delivery, Settlement::RetryAfter(stage.slack)).await;
+    stage.pass(stage.slack * 2).await;
+    let held = stage.lease_one().await;
+    assert_eq!(held.attempt, 2);
+    if !stage.crash().await {
+        return;
+    }
+    // The holder may still end it, or the job comes back; it is never lost, and the crash gave no attempt back.
+    stage.pass_lease().await;
+    let again = stage.lease_one().await;
+    assert_eq!((again.job.id, again.attempt), (job.id, 3));
+    stage.settle_late(&held, Settlement::Complete).await;
+    stage.record_first(&stage.success(&held, "by the first holder")).await;
+    stage.settle_late(&again, Settlement::Complete).await;
+    assert_eq!(stage.finished(&job).await.result.payload, "by the first holder");
+    stage.pass_lease().await;
+    stage.assert_nothing_in_line().await;
+}
+
+pub async fn policies_and_pauses_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::with(fixture, |policy| policy.client_defaults.max_running = 1).await;
+    stage.backlog(&stage.client("a"), 2).await;
+    stage.broker.policies.set_paused(&stage.queue, true).await.unwrap();
+    if !stage.crash().await {
+        return;
+    }
+    let paused = QueuePolicy { paused: true, ..stage.policy.clone() };
+    assert_eq!(stage.broker.policies.policy(&stage.queue).await.unwrap(), Some(paused));
+    stage.assert_nothing_in_line().await;
+    stage.broker.policies.set_paused(&stage.queue, false).await.unwrap();
+    assert_eq!(stage.lease_all().await.len(), 1, "max_running holds as before");
+}
+
+pub async fn fairness_and_quotas_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::with(fixture, |policy| policy.client_defaults.max_queued = 50).await;
+    let (busy, lone) = (stage.client("busy"), stage.client("lone"));
+    stage.backlog(&busy, 50).await;
+    let job = stage.submit_plain(&lone).await;
+    if !stage.crash().await {
+        return;
+    }
+    let refusal = stage.broker.jobs.enqueue(stage.accept(stage.submission(&busy))).await;
+    assert_eq!(refused(refusal), BrokerErrorKind::QuotaExceeded { actual: 50, limit: 50 });
+    assert_eq!(stage.depth().await, Depth { waiting: 51, parked: 0, leased: 0 });
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(stage.lease_one().await.job.id);
+    }
+    assert!(!stage.broker.capabilities.fair || held.contains(&job.id));
+}
+
+pub async fn a_rerun_and_an_erasure_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let rerun = stage.run(stage.keyed(&client, "rerun")).await;
+    let erased = stage.run(stage.keyed(&client, "erased")).await;
+    stage.broker.jobs.rerun(&client, rerun.id, 1).await.unwrap();
+    stage.broker.jobs.erase(&client, erased.id).await.unwrap();
+    if !stage.crash().await {
+        return;
+    }
+    assert_eq!(stage.open(&rerun).await.generation, 2);
+    assert!(stage.finished(&erased).await.erased);
+    let delivery = stage.lease_one().await;
+    assert_eq!((delivery.job.id, delivery.job.generation, delivery.attempt), (rerun.id, 2, 1));
+    stage.succeed(&delivery).await;
+    assert_eq!(stage.finished(&rerun).await.result.generation, 2);
+}

@@ -1,0 +1,379 @@
+//! What every promise needs: a queue of its own, jobs, workers, and time that passes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Fixture;
+use crate::broker::Broker;
+use crate::contract::result::End;
+use crate::contract::{ClientId, Cursor, Failure, Job, JobId, JobResult, JobStatus, Outcome, QueueName, Submission};
+use crate::dead_letters::DeadLetter;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::{Depth, Enqueued, JobFilter};
+use crate::leasing::{Delivery, LeaseRequest, Leasing, Recorded};
+use crate::policy::{QueuePolicy, RetryPolicy};
+use crate::result_log::{Finished, Lookup, Page, Start};
+use crate::settlement::Settlement;
+
+/// How long a call that must not wait may take before the test is given up as hanging.
+const HANGING: Duration = Duration::from_secs(30);
+/// Steps of time after which a call that must end has hung.
+const STEPS_MAX: u32 = 1_000;
+
+/// A broker with one queue that no other test sees.
+pub(super) struct Stage<'a> {
+    pub(super) fixture: &'a dyn Fixture,
+    pub(super) broker: Broker,
+    pub(super) leasing: Arc<dyn Leasing>,
+    pub(super) queue: QueueName,
+    pub(super) policy: QueuePolicy,
+    /// The unit of time.
+    pub(super) lease: Duration,
+    pub(super) slack: Duration,
+    suffix: String,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) async fn new(fixture: &'a dyn Fixture) -> Self {
+        Self::with(fixture, |_| {}).await
+    }
+
+    /// A queue with the suite's policy after `change`.
+    pub(super) async fn with(fixture: &'a dyn Fixture, change: impl FnOnce(&mut QueuePolicy)) -> Self {
+        let lease = fixture.lease();
+        let mut policy = QueuePolicy {
+            lease,
+            lease_max: lease * 4,
+            job_ttl: lease * 40,
+            retention: lease * 40,
+            dead_retention: lease * 200,
+            retry: RetryPolicy { base: lease / 4, factor: 2.0, cap: lease * 2 },
+            ..QueuePolicy::default()
+        };
+        change(&mut policy);
+        let broker = fixture.broker();
+        let suffix = unique();
+        let queue: QueueName = format!("queue-{suffix}").parse().unwrap();
+        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        let leasing = fixture.worker(&"worker-1".parse().unwrap()).await;
+        Self { fixture, broker, leasing, queue, policy, lease, slack: fixture.slack(), suffix }
+    }
+
+    /// A second queue with the same policy.
+    pub(super) async fn another_queue(&self) -> QueueName {
+        let queue: QueueName = format!("queue-{}", unique()).parse().unwrap();
+        self.broker.policies.put_policy(&queue, &self.policy).await.unwrap();
+        queue
+    }
+
+    pub(super) fn client(&self, name: &str) -> ClientId {
+        format!("{name}-{}", self.suffix).parse().unwrap()
+    }
+
+    pub(super) async fn worker(&self, name: &str) -> Arc<dyn Leasing> {
+        self.fixture.worker(&name.parse().unwrap()).await
+    }
+
+    /// Crashes the broker. `false` if it forgot everything, which its durability must then say.
+    pub(super) async fn crash(&mut self) -> bool {
+        let kept = self.fixture.reopen().await;
+        self.broker = self.fixture.broker();
+        let durability = self.broker.capabilities.durability;
+        assert_eq!(kept, durability != crate::broker::Durability::None, "reopened: {kept}; claimed: {durability:?}");
+        self.leasing = self.worker("worker-1").await;
+        kept
+    }
+
+    pub(super) async fn pass(&self, time: Duration) {
+        self.fixture.pass(time).await;
+    }
+
+    /// Until the lease of what was leased just now has surely ended.
+    pub(super) async fn pass_lease(&self) {
+        self.pass(self.lease + self.slack).await;
+    }
+
+    /// Lets time pass in steps until `call` is done.
+    pub(super) async fn drive<T>(&self, step: Duration, call: impl Future<Output = T>) -> T {
+        let mut call = pin!(call);
+        for _ in 0..STEPS_MAX {
+            // Real time for the broker's threads to act on the step before; nothing is asserted on it.
+            let next = async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.pass(step).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut call => return done,
+                () = next => {}
+            }
+        }
+        panic!("not done after {STEPS_MAX} steps of {step:?}");
+    }
+
+    // Submitting.
+
+    pub(super) fn submission(&self, client: &ClientId) -> Submission {
+        Submission {
+            client: client.clone(),
+            queue: self.queue.clone(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: BTreeMap::new(),
+            payload: format!("payload {}", unique()).into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        }
+    }
+
+    pub(super) fn keyed(&self, client: &ClientId, key: &str) -> Submission {
+        Submission { key: Some(key.parse().unwrap()), payload: "payload".into(), ..self.submission(client) }
+    }
+
+    pub(super) fn accept(&self, submission: Submission) -> Job {
+        submission.accept(&self.policy, self.fixture.now())
+    }
+
+    /// Enqueues what must be new.
+    pub(super) async fn submit(&self, submission: Submission) -> Job {
+        let job = self.accept(submission);
+        match self.broker.jobs.enqueue(job.clone()).await.unwrap() {
+            Enqueued::Created(status) => {
+                assert_eq!((status.job_id, status.run_id), (job.id, job.run_id));
+                job
+            }
+            Enqueued::Known(status) => panic!("was there already: {status:?}"),
+        }
+    }
+
+    /// Enqueues a job of `client` without a key.
+    pub(super) async fn submit_plain(&self, client: &ClientId) -> Job {
+        self.submit(self.submission(client)).await
+    }
+
+    /// Enqueues what must be there already.
+    pub(super) async fn replay(&self, submission: Submission) -> JobStatus {
+        match self.broker.jobs.enqueue(self.accept(submission)).await.unwrap() {
+            Enqueued::Known(status) => status,
+            Enqueued::Created(status) => panic!("was not there any more: {status:?}"),
+        }
+    }
+
+    /// Enqueues `count` jobs of `client`, many at a time.
+    pub(super) async fn backlog(&self, client: &ClientId, count: usize) {
+        for chunk in (0..count).collect::<Vec<_>>().chunks(250) {
+            let calls = chunk.iter().map(|_| self.broker.jobs.enqueue(self.accept(self.submission(client))));
+            for enqueued in futures_util::future::join_all(calls).await {
+                assert!(matches!(enqueued.unwrap(), Enqueued::Created(_)));
+            }
+        }
+    }
+
+    // Working.
+
+    pub(super) fn request(&self, max: u32, wait: Duration) -> LeaseRequest {
+        LeaseRequest {
+            worker: "worker-1".parse().unwrap(),
+            queues: vec![self.queue.clone()],
+            max: NonZeroU32::new(max).unwrap(),
+            wait,
+        }
+    }
+
+    /// What is in line, up to `max`.
+    pub(super) async fn lease_up_to(&self, max: u32) -> Vec<Delivery> {
+        let request = self.request(max, self.fixture.patience());
+        let deliveries = soon(self.leasing.lease(&request)).await.unwrap();
+        assert!(deliveries.len() <= usize::try_from(max).unwrap(), "{} of {max} asked for", deliveries.len());
+        deliveries
+    }
+
+    /// The one delivery that must be there.
+    pub(super) async fn lease_one(&self) -> Delivery {
+        self.lease_up_to(1).await.pop().expect("a job is in line")
+    }
+
+    /// Everything that is in line, which takes several calls where a broker gives less than was asked for.
+    pub(super) async fn lease_all(&self) -> Vec<Delivery> {
+        let mut all = Vec::new();
+        for _ in 0..STEPS_MAX {
+            let more = self.lease_up_to(100).await;
+            if more.is_empty() {
+                return all;
+            }
+            all.extend(more);
+        }
+        panic!("the line does not end");
+    }
+
+    pub(super) async fn assert_nothing_in_line(&self) {
+        let deliveries = soon(self.leasing.lease(&self.request(10, Duration::ZERO))).await.unwrap();
+        assert!(deliveries.is_empty(), "leased {deliveries:?}");
+    }
+
+    /// A success of `delivery` with `payload`.
+    pub(super) fn success(&self, delivery: &Delivery, payload: impl Into<Bytes>) -> JobResult {
+        JobResult::succeeded(&delivery.job, self.end(delivery), "text/plain", payload.into())
+    }
+
+    pub(super) fn failure(&self, delivery: &Delivery, outcome: Outcome, reason: &str) -> JobResult {
+        JobResult::unsuccessful(&delivery.job, outcome, self.end(delivery), Failure::new(reason, "as the test wants"))
+    }
+
+    pub(super) fn end(&self, delivery: &Delivery) -> End {
+        End { attempt: delivery.attempt, started_at: Some(delivery.leased_at), finished_at: self.fixture.now() }
+    }
+
+    pub(super) fn letter(&self, delivery: &Delivery, outcome: Outcome) -> DeadLetter {
+        DeadLetter {
+            job: delivery.job.clone(),
+            outcome,
+            attempt: delivery.attempt,
+            failure: Failure::new("exit-code", "exit status: 2"),
+            at: self.fixture.now(),
+            extra: Default::default(),
+        }
+    }
+
+    /// Records what must become the run's result.
+    pub(super) async fn record_first(&self, result: &JobResult) {
+        assert_eq!(self.leasing.record(result).await.unwrap(), Recorded::First, "{result:?}");
+    }
+
+    pub(super) async fn settle(&self, delivery: &Delivery, settlement: Settlement) {
+        self.leasing.settle(&delivery.receipt, &settlement).await.unwrap();
+    }
+
+    /// Settles where the lease may have ended: `Ok` and `LeaseLost` are the only answers.
+    pub(super) async fn settle_late(&self, delivery: &Delivery, settlement: Settlement) {
+        ok_or_lost(self.leasing.settle(&delivery.receipt, &settlement).await);
+    }
+
+    /// Records a success and settles.
+    pub(super) async fn succeed(&self, delivery: &Delivery) {
+        self.record_first(&self.success(delivery, "done")).await;
+        self.settle(delivery, Settlement::Complete).await;
+    }
+
+    /// Dead letter, result, settle.
+    pub(super) async fn end_badly(&self, delivery: &Delivery, outcome: Outcome) {
+        self.leasing.dead_letter(&self.letter(delivery, outcome)).await.unwrap();
+        self.record_first(&self.failure(delivery, outcome, "exit-code")).await;
+        self.settle(delivery, Settlement::DeadLetter).await;
+    }
+
+    /// Submits, leases and succeeds one job.
+    pub(super) async fn run(&self, submission: Submission) -> Job {
+        let job = self.submit(submission).await;
+        let delivery = self.lease_one().await;
+        assert_eq!(delivery.job.id, job.id);
+        self.succeed(&delivery).await;
+        job
+    }
+
+    // Looking.
+
+    pub(super) async fn status(&self, job: &Job) -> JobStatus {
+        self.broker.jobs.status(&job.client, job.id).await.unwrap().expect("the job is known")
+    }
+
+    pub(super) async fn lookup(&self, job: &Job) -> Lookup {
+        self.broker.results.lookup(&job.client, job.id).await.unwrap()
+    }
+
+    pub(super) async fn finished(&self, job: &Job) -> Finished {
+        finished(self.lookup(job).await)
+    }
+
+    pub(super) async fn open(&self, job: &Job) -> JobStatus {
+        match self.lookup(job).await {
+            Lookup::Open(status) => *status,
+            other => panic!("expected an open run: {other:?}"),
+        }
+    }
+
+    pub(super) async fn assert_absent(&self, job: &Job) {
+        let lookup = self.lookup(job).await;
+        assert!(matches!(lookup, Lookup::Absent), "{lookup:?}");
+    }
+
+    pub(super) async fn page(&self, client: &ClientId, from: &Start, limit: u32) -> Page {
+        self.broker.results.page(client, from, limit, Duration::ZERO).await.unwrap()
+    }
+
+    /// All results of `client` after `from`, page by page; there must be no reset.
+    pub(super) async fn read_all(&self, client: &ClientId, from: Start) -> (Vec<Finished>, Cursor) {
+        let (mut entries, mut from) = (Vec::new(), from);
+        for _ in 0..STEPS_MAX {
+            let page = self.page(client, &from, 100).await;
+            assert_eq!(page.reset, None);
+            if page.entries.is_empty() {
+                return (entries, page.next);
+            }
+            entries.extend(page.entries);
+            from = Start::After(page.next);
+        }
+        panic!("the results do not end");
+    }
+
+    pub(super) async fn list(&self, client: &ClientId, change: impl FnOnce(&mut JobFilter)) -> Vec<JobId> {
+        let mut filter = JobFilter { queue: None, state: None, after: None, limit: 1_000 };
+        change(&mut filter);
+        let jobs = self.broker.jobs.list(client, &filter).await.unwrap();
+        jobs.into_iter().map(|status| status.job_id).collect()
+    }
+
+    pub(super) async fn depth(&self) -> Depth {
+        self.broker.jobs.depth(&self.queue).await.unwrap()
+    }
+
+    /// Sweeps until nothing is due, in steps of `limit`; the results of runs that ended as expired.
+    pub(super) async fn sweep(&self) -> Vec<JobResult> {
+        let mut expired = Vec::new();
+        for _ in 0..STEPS_MAX {
+            let swept = self.broker.jobs.sweep(100).await.unwrap();
+            expired.extend(swept.expired);
+            if !swept.more {
+                return expired;
+            }
+        }
+        panic!("the sweep does not end");
+    }
+}
+
+/// 16 hexadecimal digits that no other test has.
+pub(super) fn unique() -> String {
+    JobId::mint().as_bytes()[8..].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn finished(lookup: Lookup) -> Finished {
+    match lookup {
+        Lookup::Finished(finished) => *finished,
+        other => panic!("expected a finished run: {other:?}"),
+    }
+}
+
+/// A call that must not wait; the guard only turns a hang into a failure.
+pub(super) async fn soon<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGING, call).await.expect("the call answers without time passing for the broker")
+}
+
+#[track_caller]
+pub(super) fn ok_or_lost<T>(answer: Result<T, BrokerError>) {
+    if let Err(error) = answer {
+        assert_eq!(error.kind(), BrokerErrorKind::LeaseLost, "{error}");
+    }
+}
+
+/// The kind of the error that `answer` must be.
+#[track_caller]
+pub(super) fn refused<T: std::fmt::Debug>(answer: Result<T, BrokerError>) -> BrokerErrorKind {
+    answer.expect_err("the call must be refused").kind()
+}

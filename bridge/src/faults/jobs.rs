@@ -1,0 +1,50 @@
+//! A submitter's handle that fails.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::Faults;
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use crate::error::BrokerError;
+use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+
+pub(super) struct Faulty {
+    pub(super) inner: Arc<dyn JobQueue>,
+    pub(super) faults: Faults,
+}
+
+#[async_trait]
+impl JobQueue for Faulty {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        self.faults.make("enqueue", self.inner.enqueue(job)).await
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        self.faults.make("status", self.inner.status(client, job)).await
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        self.faults.make("cancel", self.inner.cancel(client, job)).await
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        self.faults.make("rerun", self.inner.rerun(client, job, from)).await
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        self.faults.make("erase", self.inner.erase(client, job)).await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+        self.faults.make("list", self.inner.list(client, filter)).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        self.faults.make("depth", self.inner.depth(queue)).await
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.faults.make("sweep", self.inner.sweep(limit)).await
+    }
+}

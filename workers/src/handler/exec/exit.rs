@@ -1,0 +1,51 @@
+//! What a command's end means for the attempt: the table in [`exec`](super).
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use relay_bridge::contract::result::DETAIL_BYTES_MAX;
+
+use super::ExecConfig;
+use super::process::{End, Ran};
+use crate::handler::{Attempt, Output};
+
+/// `EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT` of sysexits.h: the input is wrong, and will be wrong again.
+const REJECTED: [i32; 3] = [64, 65, 66];
+/// What shells exit with when a command can't be run or is not found (POSIX, 2.8.2).
+const NOT_RUN: [i32; 2] = [126, 127];
+
+/// The attempt that a command's end makes.
+pub(super) fn attempt(ran: Ran, config: &ExecConfig, stdout_max: usize) -> Attempt {
+    let Ran { end, stdout, stderr } = ran;
+    let detail = |what: String| {
+        let tail = stderr.text(DETAIL_BYTES_MAX.saturating_sub(what.len() + 2));
+        if tail.is_empty() { what } else { format!("{what}: {tail}") }
+    };
+    match end {
+        End::Exited(status) => match (status.code(), status.signal()) {
+            (Some(0), _) => Attempt::Done(Output::new(config.content_type.clone(), stdout)),
+            (Some(code), _) if REJECTED.contains(&code) => Attempt::reject("exit-code", detail(exited(status))),
+            (Some(code), _) if NOT_RUN.contains(&code) => Attempt::retry("spawn-failed", detail(exited(status))),
+            (Some(_), _) => Attempt::retry("exit-code", detail(exited(status))),
+            (None, Some(signal)) => {
+                Attempt::retry("signal", detail(format!("the command was killed by signal {signal}")))
+            }
+            (None, None) => Attempt::retry("exit-code", detail(exited(status))),
+        },
+        End::NotStarted(error) => Attempt::retry("spawn-failed", format!("the command did not start: {error}")),
+        End::Unknown(error) => Attempt::retry("exit-code", detail(format!("the command was lost: {error}"))),
+        End::TooMuchOutput => Attempt::reject(
+            "result-too-large",
+            detail(format!("the command wrote more than {stdout_max} bytes to stdout and was killed")),
+        ),
+        End::TimedOut => Attempt::retry(
+            "timeout",
+            detail(format!("the command ran longer than {:?} and was stopped", config.timeout.unwrap_or_default())),
+        ),
+        End::Cancelled => Attempt::retry("cancelled", detail("the command was stopped".to_owned())),
+    }
+}
+
+fn exited(status: ExitStatus) -> String {
+    format!("the command exited with {}", status.code().unwrap_or(-1))
+}

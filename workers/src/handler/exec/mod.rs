@@ -1,0 +1,115 @@
+//! Runs a command on each job: the payload on stdin, metadata in the environment, the result from stdout.
+//!
+//! # Environment
+//!
+//! The command has the worker's environment without its `RELAY_*` variables, and: `RELAY_JOB_ID`, `RELAY_RUN_ID`,
+//! `RELAY_GENERATION`, `RELAY_CLIENT`, `RELAY_QUEUE`, `RELAY_ATTEMPT`, `RELAY_MAX_ATTEMPTS`, `RELAY_CONTENT_TYPE`,
+//! `RELAY_ACCEPTED_AT`, `RELAY_EXPIRES_AT`, `RELAY_DEADLINE` (times in RFC 3339); where the job has them also
+//! `RELAY_CONTENT_ENCODING`, `RELAY_IDEMPOTENCY_KEY`, `RELAY_META_<NAME>`, `TRACEPARENT` and `TRACESTATE`.
+//!
+//! # How it ends
+//!
+//! | the command | attempt | reason |
+//! | --- | --- | --- |
+//! | exits with 0 | done, stdout is the result | |
+//! | exits with 64, 65 or 66 (`EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT`) | rejected for good | `exit-code` |
+//! | exits with 75 (`EX_TEMPFAIL`) or any other code | retry | `exit-code` |
+//! | exits with 126 or 127 (a shell's "cannot run", "not found"), or can't be started | retry | `spawn-failed` |
+//! | is killed by a signal | retry | `signal` |
+//! | runs longer than `timeout` | stopped, retry | `timeout` |
+//! | writes more than `stdout_max` or the queue's `result_max` | killed, rejected for good | `result-too-large` |
+//! | is still running when the attempt is cancelled | stopped, retry | `cancelled` |
+//!
+//! The failure's detail ends with the end of stderr. To stop is SIGTERM to the whole process group, `grace`, SIGKILL.
+//! When the command itself has exited, what it left behind in its group is killed. A command that ignores its stdin is
+//! fine.
+
+mod environment;
+mod exit;
+mod process;
+mod streams;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use relay_bridge::contract::Job;
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+
+use super::{Attempt, Context, Handler};
+
+/// What the command handler is told.
+#[derive(Clone, Debug)]
+pub struct ExecConfig {
+    /// The program and its arguments; no shell reads them. The program is looked for in `PATH`.
+    pub command: Vec<OsString>,
+    /// Where it runs; `None` is the worker's own directory.
+    pub directory: Option<PathBuf>,
+    /// More environment, after all others.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The longest one attempt may take; `None` leaves it to the queue's `lease_max`.
+    pub timeout: Option<Duration>,
+    /// How long the command may take to end after SIGTERM, before SIGKILL. Default 5 s.
+    pub grace: Duration,
+    /// The most bytes of stdout kept in memory, beside the queue's `result_max`. Default 8 MiB.
+    pub stdout_max: usize,
+    /// How many bytes of the end of stderr are kept for the failure. Default 4 KiB.
+    pub stderr_max: usize,
+    /// The content type of results. Default `application/octet-stream`.
+    pub content_type: String,
+}
+
+impl Default for ExecConfig {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            directory: None,
+            environment: Vec::new(),
+            timeout: None,
+            grace: Duration::from_secs(5),
+            stdout_max: 8 * 1024 * 1024,
+            stderr_max: 4 * 1024,
+            content_type: DEFAULT_CONTENT_TYPE.to_owned(),
+        }
+    }
+}
+
+/// The configuration names no program.
+#[derive(Debug, thiserror::Error)]
+#[error("the command is empty: name a program and its arguments")]
+pub struct EmptyCommand;
+
+/// The command handler.
+#[derive(Debug)]
+pub struct Exec {
+    config: ExecConfig,
+}
+
+impl Exec {
+    /// A handler that runs `config.command`. Whether the program exists shows at the first job.
+    ///
+    /// # Errors
+    /// [`EmptyCommand`].
+    pub fn new(config: ExecConfig) -> Result<Self, EmptyCommand> {
+        if config.command.is_empty() {
+            return Err(EmptyCommand);
+        }
+        Ok(Self { config })
+    }
+}
+
+#[async_trait]
+impl Handler for Exec {
+    async fn handle(&self, job: &Job, context: &Context) -> Attempt {
+        let environment = environment::of(job, context, &self.config.environment);
+        let stdout_max = usize::try_from(context.result_max).unwrap_or(usize::MAX).min(self.config.stdout_max);
+        let ran = process::run(&self.config, environment, &job.payload, stdout_max, &context.cancelled()).await;
+        exit::attempt(ran, &self.config, stdout_max)
+    }
+
+    fn grace(&self) -> Duration {
+        // SIGTERM, the grace, SIGKILL, and a moment to collect what is left.
+        self.config.grace.saturating_add(process::COLLECT_MAX * 2)
+    }
+}

@@ -1,0 +1,226 @@
+//! Calls a service for each job: the payload in a POST, the result from the response.
+//!
+//! # Request
+//!
+//! The body is the payload, `Content-Type` and `Content-Encoding` are the job's, and `Idempotency-Key` is the run id, so
+//! that a service that keeps it does a run's work once. `Relay-Job-Id`, `Relay-Run-Id`, `Relay-Generation`,
+//! `Relay-Client`, `Relay-Queue`, `Relay-Attempt`, `Relay-Max-Attempts`, `Relay-Accepted-At`, `Relay-Expires-At`,
+//! `Relay-Deadline`, and where the job has them `Relay-Idempotency-Key` (the client's own), `Relay-Meta-*`,
+//! `traceparent` and `tracestate` tell about the job.
+//!
+//! # How it ends
+//!
+//! | the service | attempt | reason |
+//! | --- | --- | --- |
+//! | answers 2xx | done: the body with its content type is the result | |
+//! | answers 2xx with more than `response_max` or the queue's `result_max` | rejected for good | `result-too-large` |
+//! | answers 408, 409, 425, 429 or 5xx | retry, not before `Retry-After` (seconds, at most `retry_after_max`) | `http-status` |
+//! | answers any other 4xx | rejected for good | `http-status` |
+//! | answers 3xx: no redirect is followed | rejected for good | `http-redirect` |
+//! | can't be reached, or breaks off | retry | `http-failed` |
+//! | takes longer than `timeout` | retry | `timeout` |
+//! | resolves to refused addresses only | retry | `address-refused` |
+//! | is still at it when the attempt is cancelled | retry | `cancelled` |
+//!
+//! 409 is a retry, because services that keep idempotency keys answer it while the first request is being processed.
+//!
+//! # Where it connects
+//!
+//! To the configured host only: no redirects and no proxy from the environment. Link-local and metadata addresses are
+//! refused, whether the URL names them or a name resolves to them, so that a job can't be turned into the credentials of
+//! the machine it runs on.
+
+mod address;
+mod status;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use relay_bridge::contract::Job;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Response, Url};
+
+use self::address::{Guarded, REFUSED, refused_host};
+use self::status::Verdict;
+use super::{Attempt, Context, Handler, Output, metadata};
+
+/// How much of an unsuccessful response is kept for the failure, in bytes.
+const EXCERPT_BYTES_MAX: usize = 2 * 1024;
+/// The longest content type of a response that is taken over, in bytes.
+const CONTENT_TYPE_BYTES_MAX: usize = 256;
+/// What a response without a content type is.
+const NO_CONTENT_TYPE: &str = "application/octet-stream";
+
+/// What the service handler is told.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Where to post: `http://` or `https://`.
+    pub url: String,
+    /// The longest one attempt may take, connecting included. Default 5 min; the queue's `lease_max` also holds.
+    pub timeout: Duration,
+    /// The longest to wait for a connection. Default 5 s.
+    pub connect_timeout: Duration,
+    /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 8 MiB.
+    pub response_max: usize,
+    /// The longest `Retry-After` that is honoured; a longer one is cut. Default 1 h.
+    pub retry_after_max: Duration,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            timeout: Duration::from_secs(300),
+            connect_timeout: Duration::from_secs(5),
+            response_max: 8 * 1024 * 1024,
+            retry_after_max: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// The configuration is not one to call a service with.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidHttp {
+    /// The text is not a URL, or not of a web server.
+    #[error("`{0}` is not a URL that starts with http:// or https:// and names a host")]
+    Url(String),
+    /// The URL names a link-local or metadata address.
+    #[error("`{0}` is a link-local or metadata address, which jobs may not reach")]
+    Refused(String),
+    /// The client could not be made, for instance because the machine has no TLS roots.
+    #[error("the HTTP client could not be made")]
+    Client(#[source] reqwest::Error),
+}
+
+/// The service handler. Connections are kept and shared by all attempts.
+#[derive(Debug)]
+pub struct Http {
+    client: Client,
+    url: Url,
+    config: HttpConfig,
+}
+
+impl Http {
+    /// A handler that posts to `config.url`. Whether the service is there shows at the first job.
+    ///
+    /// # Errors
+    /// [`InvalidHttp`].
+    pub fn new(config: HttpConfig) -> Result<Self, InvalidHttp> {
+        let invalid = || InvalidHttp::Url(config.url.clone());
+        let url: Url = config.url.parse().map_err(|_| invalid())?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(invalid());
+        }
+        let host = url.host_str().ok_or_else(invalid)?;
+        // A literal address is never resolved, so the resolver would not see it.
+        if refused_host(host) {
+            return Err(InvalidHttp::Refused(host.to_owned()));
+        }
+        let client = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(config.connect_timeout)
+            .timeout(config.timeout)
+            .dns_resolver(Guarded)
+            .build()
+            .map_err(InvalidHttp::Client)?;
+        Ok(Self { client, url, config })
+    }
+
+    async fn call(&self, job: &Job, context: &Context) -> Attempt {
+        let request = self.client.post(self.url.clone()).headers(headers(job, context)).body(job.payload.clone());
+        match request.send().await {
+            Ok(response) => self.read(response, context).await.unwrap_or_else(|error| failed(&error)),
+            Err(error) => failed(&error),
+        }
+    }
+
+    async fn read(&self, mut response: Response, context: &Context) -> Result<Attempt, reqwest::Error> {
+        let status = response.status();
+        let verdict = status::verdict(status, response.headers(), self.config.retry_after_max);
+        if verdict != Verdict::Done {
+            let (excerpt, _) = body(&mut response, EXCERPT_BYTES_MAX).await.unwrap_or_default();
+            return Ok(status::refused(status, verdict, &excerpt));
+        }
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.filter(|text| text.len() <= CONTENT_TYPE_BYTES_MAX).unwrap_or(NO_CONTENT_TYPE);
+        let content_type = content_type.to_owned();
+        let max = usize::try_from(context.result_max).unwrap_or(usize::MAX).min(self.config.response_max);
+        let (payload, whole) = body(&mut response, max).await?;
+        if whole {
+            Ok(Attempt::Done(Output::new(content_type, payload)))
+        } else {
+            Ok(Attempt::reject("result-too-large", format!("the service answered more than {max} bytes")))
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for Http {
+    async fn handle(&self, job: &Job, context: &Context) -> Attempt {
+        let cancelled = context.cancelled();
+        tokio::select! {
+            biased;
+            attempt = self.call(job, context) => attempt,
+            () = cancelled.cancelled() => Attempt::retry("cancelled", "the request was dropped"),
+        }
+    }
+}
+
+/// The body up to `max` bytes, and whether that was all of it. No more than that and one chunk is held.
+async fn body(response: &mut Response, max: usize) -> Result<(Vec<u8>, bool), reqwest::Error> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = max - bytes.len();
+        if chunk.len() > room {
+            bytes.extend_from_slice(&chunk[..room]);
+            return Ok((bytes, false));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((bytes, true))
+}
+
+/// The request's headers. A value that no header can hold is left out: clients choose some of them.
+fn headers(job: &Job, context: &Context) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut put = |name: String, value: &str| {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            headers.insert(name, value);
+        }
+    };
+    for (name, value) in metadata::meta(job) {
+        put(format!("relay-meta-{name}"), value);
+    }
+    for (name, value) in metadata::trace(job) {
+        put(name.to_owned(), value);
+    }
+    for (name, value) in metadata::fields(job, context) {
+        let whole = [CONTENT_TYPE.as_str(), CONTENT_ENCODING.as_str()].contains(&name);
+        put(if whole { name.to_owned() } else { format!("relay-{name}") }, &value);
+    }
+    put("idempotency-key".to_owned(), &job.run_id.to_string());
+    // A result has a content type and no encoding.
+    put("accept-encoding".to_owned(), "identity");
+    headers
+}
+
+/// The attempt that an error makes. Its text does not name the URL, which is none of the client's business.
+fn failed(error: &reqwest::Error) -> Attempt {
+    let mut below: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    let mut cause = String::new();
+    for _ in 0..8 {
+        let Some(source) = below else { break };
+        cause = source.to_string();
+        if cause == REFUSED {
+            return Attempt::retry("address-refused", REFUSED);
+        }
+        below = source.source();
+    }
+    if error.is_timeout() {
+        return Attempt::retry("timeout", "the service did not answer in time");
+    }
+    let what = if error.is_connect() { "the service can't be reached" } else { "the request broke off" };
+    Attempt::retry("http-failed", format!("{what}: {cause}"))
+}

@@ -1,0 +1,221 @@
+//! The one place that ends a delivery: dead letter (if any), result, settlement, in this order.
+//!
+//! A crash between any two repeats the step before, harmlessly. Nothing here returns early with a delivery in hand by
+//! accident: every error is looked at where it happens.
+
+use std::sync::Arc;
+
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{Job, JobResult, Outcome, Timestamp};
+use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::{Leasing, Recorded};
+use relay_bridge::settlement::Settlement;
+
+use crate::decide::{Decision, RunEnd, too_large};
+use crate::lease::{Lease, Standing};
+use crate::retry::{Jitter, Refused, persist};
+use crate::stats::{WorkerStats, count};
+
+/// What applying a decision needs beside the decision.
+pub(crate) struct Settler<'a> {
+    pub(crate) leasing: &'a Arc<dyn Leasing>,
+    pub(crate) stats: &'a WorkerStats,
+    pub(crate) jitter: &'a Jitter,
+    pub(crate) lease: &'a Lease,
+    pub(crate) job: &'a Job,
+    /// Attempts started in this run, this one included if it was.
+    pub(crate) attempt: u32,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) finished_at: Timestamp,
+}
+
+impl Settler<'_> {
+    /// Applies the decision as far as the broker lets it, and counts what came of it.
+    pub(crate) async fn apply(&self, decision: Decision) {
+        match decision {
+            Decision::Nothing => self.lost(),
+            Decision::Settle(settlement) => {
+                let standing = self.lease.standing();
+                if self.settle(&settlement).await {
+                    match (settlement, standing) {
+                        (_, Standing::Ended(_)) => count(&self.stats.ended_elsewhere),
+                        (Settlement::RetryAfter(_), _) => count(&self.stats.retried),
+                        (Settlement::HandBack(_), _) => count(&self.stats.handed_back),
+                        _ => {}
+                    }
+                }
+            }
+            Decision::Finish { end, settlement } => self.finish(end, settlement).await,
+        }
+    }
+
+    async fn finish(&self, end: RunEnd, settlement: Option<Settlement>) {
+        let (end, recorded) = match self.record(&end).await {
+            Err(error) => match error.kind() {
+                // The broker's own limit is below the queue's.
+                BrokerErrorKind::TooLarge { actual, limit } if end.outcome() == Outcome::Succeeded => {
+                    if settlement.is_none() {
+                        return self.lost();
+                    }
+                    let end = too_large(actual, limit);
+                    let recorded = self.record(&end).await;
+                    (end, recorded)
+                }
+                _ => (end, Err(error)),
+            },
+            recorded => (end, recorded),
+        };
+        let outcome = end.outcome();
+        match recorded {
+            Ok(Recorded::First) => {
+                self.count_outcome(outcome);
+                tracing::info!(
+                    job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, %outcome, "run ended"
+                );
+                // An attempt before this one may have crashed between its dead letter and its result.
+                if outcome == Outcome::Succeeded && self.attempt > 1 {
+                    self.retract().await;
+                }
+            }
+            Ok(Recorded::Superseded(winner)) => {
+                count(&self.stats.superseded);
+                tracing::info!(
+                    job_id = %self.job.id, run_id = %self.job.run_id, %outcome, %winner, "result superseded"
+                );
+                if dead_lettered(outcome) && !dead_lettered(winner) {
+                    self.retract().await;
+                }
+            }
+            Err(error) => return self.unrecorded(&error, outcome, settlement).await,
+        }
+        let Some(settlement) = settlement else { return self.lost() };
+        // A result too large for the broker changed the end, and with it the settlement.
+        let settlement = if dead_lettered(outcome) { Settlement::DeadLetter } else { settlement };
+        self.settle(&settlement).await;
+    }
+
+    /// Dead letter if there is one, then the result.
+    async fn record(&self, end: &RunEnd) -> Result<Recorded, BrokerError> {
+        let at = End { attempt: self.attempt, started_at: self.started_at, finished_at: self.finished_at };
+        let outcome = end.outcome();
+        let result = match end {
+            RunEnd::Succeeded(output) => {
+                JobResult::succeeded(self.job, at, output.content_type.clone(), output.payload.clone())
+            }
+            RunEnd::Failed(failure) | RunEnd::Exhausted(failure) | RunEnd::Expired(failure) => {
+                JobResult::unsuccessful(self.job, outcome, at, failure.clone())
+            }
+        };
+        // After a lost lease nothing but a success may be recorded, also if it is lost between two tries.
+        let allowed = || outcome == Outcome::Succeeded || self.lease.standing() == Standing::Held;
+        if let RunEnd::Failed(failure) | RunEnd::Exhausted(failure) = end {
+            let letter = DeadLetter {
+                job: self.job.clone(),
+                outcome,
+                attempt: self.attempt,
+                failure: failure.clone(),
+                at: self.finished_at,
+            };
+            self.guard(allowed())?;
+            persist(self.jitter, "dead letter", allowed, || self.leasing.dead_letter(&letter))
+                .await
+                .map_err(|refused| refused.error)?;
+        }
+        self.guard(allowed())?;
+        persist(self.jitter, "record", allowed, || self.leasing.record(&result)).await.map_err(|refused| refused.error)
+    }
+
+    fn guard(&self, allowed: bool) -> Result<(), BrokerError> {
+        if allowed {
+            return Ok(());
+        }
+        Err(BrokerError::new(BrokerErrorKind::LeaseLost, "record", "the lease ended before the outcome was recorded"))
+    }
+
+    /// The outcome could not be recorded: without it the delivery must not leave the line, unless it is gone anyway.
+    async fn unrecorded(&self, error: &BrokerError, outcome: Outcome, settlement: Option<Settlement>) {
+        match (error.kind(), self.lease.standing()) {
+            (_, Standing::Ended(winner)) => {
+                if dead_lettered(outcome) && !dead_lettered(winner) {
+                    self.retract().await;
+                }
+                if self.settle(&Settlement::Complete).await {
+                    count(&self.stats.ended_elsewhere);
+                }
+            }
+            (BrokerErrorKind::NotFound, Standing::Held) if settlement.is_some() => {
+                tracing::warn!(job_id = %self.job.id, %error, "relay keeps no such job, its delivery is dropped");
+                self.settle(&Settlement::Complete).await;
+            }
+            (BrokerErrorKind::LeaseLost, _) | (_, Standing::Lost) => self.lost(),
+            (_, Standing::Held) => self.unconfirmed(error),
+        }
+    }
+
+    async fn retract(&self) {
+        let retracted = persist(
+            self.jitter,
+            "retract dead letter",
+            || true,
+            || self.leasing.retract_dead_letter(self.job.id, self.job.run_id),
+        );
+        if let Err(Refused { error, .. }) = retracted.await {
+            tracing::warn!(
+                job_id = %self.job.id, run_id = %self.job.run_id, %error, "dead letter of a finished run not removed"
+            );
+        }
+    }
+
+    /// Whether the settlement is certain.
+    async fn settle(&self, settlement: &Settlement) -> bool {
+        let ended = |standing| matches!(standing, Standing::Ended(_));
+        let live = || self.lease.standing() == Standing::Held || ended(self.lease.standing());
+        if !live() {
+            self.lost();
+            return false;
+        }
+        let receipt = self.lease.receipt();
+        let settled = persist(self.jitter, "settle", live, || self.leasing.settle(receipt, settlement));
+        match settled.await {
+            Ok(()) => true,
+            // Its answer was lost, and it took effect.
+            Err(Refused { error, unsure: true }) if error.kind() == BrokerErrorKind::LeaseLost => true,
+            // The outcome is recorded, or the broker gives the job to someone else.
+            Err(Refused { error, .. }) if error.kind() == BrokerErrorKind::LeaseLost => {
+                if !ended(self.lease.standing()) {
+                    self.lost();
+                }
+                false
+            }
+            Err(Refused { error, .. }) => {
+                self.unconfirmed(&error);
+                false
+            }
+        }
+    }
+
+    fn lost(&self) {
+        count(&self.stats.leases_lost);
+        tracing::warn!(job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, "lease lost");
+    }
+
+    fn unconfirmed(&self, error: &BrokerError) {
+        count(&self.stats.unconfirmed);
+        tracing::warn!(job_id = %self.job.id, %error, "delivery not settled, the job comes again when its lease ends");
+    }
+
+    fn count_outcome(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Succeeded => count(&self.stats.succeeded),
+            Outcome::Failed => count(&self.stats.failed),
+            Outcome::Exhausted => count(&self.stats.exhausted),
+            Outcome::Expired => count(&self.stats.expired),
+            Outcome::Cancelled => {}
+        }
+    }
+}
+
+fn dead_lettered(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Failed | Outcome::Exhausted)
+}

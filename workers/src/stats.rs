@@ -1,0 +1,70 @@
+//! What a worker counts. Every number only grows; `running` is the difference between what came in and what ended.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// The counters of a running worker; read them with [`WorkerStats::report`].
+        #[derive(Debug, Default)]
+        pub struct WorkerStats {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// The counters at one moment, and at the end of [`Worker::run`](crate::Worker::run).
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct WorkerReport {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl WorkerStats {
+            /// The counters now.
+            #[must_use]
+            pub fn report(&self) -> WorkerReport {
+                WorkerReport { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Deliveries that came in.
+    leased,
+    /// Handlers started.
+    started,
+    /// Runs whose success this worker recorded first.
+    succeeded,
+    /// Attempts that ended with a retry to come.
+    retried,
+    /// Runs that a handler rejected for good, or whose result was too large.
+    failed,
+    /// Runs ended because their attempts were spent.
+    exhausted,
+    /// Runs whose deadline passed while this worker held them.
+    expired,
+    /// Deliveries handed back without spending an attempt.
+    handed_back,
+    /// Deliveries whose lease ended before the worker was done.
+    leases_lost,
+    /// Deliveries whose run had ended elsewhere: cancelled, expired, or finished by another attempt.
+    ended_elsewhere,
+    /// Results that came second and were dropped.
+    superseded,
+    /// Deliveries whose end the broker never confirmed: the job comes again when its lease ends.
+    unconfirmed,
+    /// Deliveries that ended, in whichever way.
+    finished,
+}
+
+impl WorkerReport {
+    /// Deliveries in hand.
+    #[must_use]
+    pub fn running(&self) -> u64 {
+        self.leased.saturating_sub(self.finished)
+    }
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

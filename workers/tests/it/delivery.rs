@@ -1,0 +1,452 @@
+//! One delivery's life: what is recorded and settled, in which order, whatever happens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::contract::Outcome;
+use relay_bridge::error::BrokerErrorKind;
+use relay_bridge::leasing::{Held, Progress};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
+use relay_workers::handler::function::{HandlerError, function};
+use relay_workers::{Attempt, Handler, Output};
+use tokio::sync::Semaphore;
+
+use crate::support::{Call, LEASE, Reply, Scripted, ago, busy_for, done, handler, job, job_at, start_one};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn rejecting() -> Arc<dyn Handler> {
+    handler(|_, _| async { Attempt::reject("bad-data", "no such thing") })
+}
+
+fn failing() -> Arc<dyn Handler> {
+    handler(|_, _| async { Attempt::retry("flaky", "not today") })
+}
+
+/// Runs one delivery to its settlement.
+async fn run(broker: &Arc<Scripted>, handler: Arc<dyn Handler>, attempt: u32) -> relay_workers::WorkerReport {
+    broker.put(job("payload"), attempt);
+    let worker = start_one(broker, handler);
+    broker.settled(1).await;
+    worker.stop().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_is_recorded_and_then_settled() {
+    let broker = Scripted::new();
+    let report = run(&broker, busy_for(Duration::from_secs(1)), 1).await;
+    assert_eq!(broker.endings(), [Call::Record(Outcome::Succeeded), Call::Settle(Settlement::Complete)]);
+    assert_eq!((report.started, report.succeeded, report.finished), (1, 1, 1));
+    let results = broker.results.lock().unwrap();
+    assert_eq!((results[0].content_type.as_str(), &results[0].payload[..]), ("text/plain", &b"ok"[..]));
+    assert_eq!(results[0].attempt, 1);
+    assert!(results[0].started_at.is_some() && results[0].failure.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_is_dead_lettered_recorded_and_settled_in_this_order() {
+    let broker = Scripted::new();
+    let report = run(&broker, rejecting(), 1).await;
+    let expected =
+        [Call::DeadLetter(Outcome::Failed), Call::Record(Outcome::Failed), Call::Settle(Settlement::DeadLetter)];
+    assert_eq!(broker.endings(), expected);
+    assert_eq!(report.failed, 1);
+    let letters = broker.letters.lock().unwrap();
+    assert_eq!(letters[0].failure.reason, "bad-data");
+    assert_eq!(letters[0].job.payload, "payload");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_attempt_with_attempts_left_goes_back_with_a_delay() {
+    let broker = Scripted::new();
+    let report = run(&broker, failing(), 9).await;
+    let [Call::Settle(Settlement::RetryAfter(wait))] = broker.endings()[..] else {
+        panic!("{:?}", broker.endings());
+    };
+    assert!(wait >= Duration::from_millis(1) && wait <= Duration::from_secs(256));
+    assert_eq!(report.retried, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_failed_attempt_exhausts_the_run() {
+    let broker = Scripted::new();
+    let report = run(&broker, failing(), 10).await;
+    let expected =
+        [Call::DeadLetter(Outcome::Exhausted), Call::Record(Outcome::Exhausted), Call::Settle(Settlement::DeadLetter)];
+    assert_eq!(broker.endings(), expected);
+    assert_eq!(report.exhausted, 1);
+    let failure = broker.results.lock().unwrap()[0].failure.clone().unwrap();
+    assert_eq!((failure.reason.as_str(), failure.detail.contains("attempt 10 of 10")), ("flaky", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_whose_attempts_were_spent_is_ended_without_a_start() {
+    let broker = Scripted::new();
+    let report = run(&broker, busy_for(HOUR), 11).await;
+    assert_eq!((report.started, report.exhausted), (0, 1));
+    let results = broker.results.lock().unwrap();
+    assert_eq!((results[0].attempt, results[0].started_at), (10, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lower_max_attempts_applies_to_the_job_in_hand() {
+    let broker = Scripted::new();
+    broker.put(job("x"), 2);
+    let worker = start_one(
+        &broker,
+        handler(|_, _| async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Attempt::retry("flaky", "not today")
+        }),
+    );
+    broker.until(|calls| calls.contains(&Call::Extend)).await;
+    broker.policy.lock().unwrap().max_attempts = 2;
+    broker.settled(1).await;
+    assert_eq!(worker.stop().await.exhausted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_job_is_not_started() {
+    let broker = Scripted::new();
+    let mut late = job("x");
+    late.expires_at = ago(Duration::from_secs(1));
+    broker.put(late, 1);
+    let worker = start_one(&broker, busy_for(HOUR));
+    broker.settled(1).await;
+    let report = worker.stop().await;
+    assert_eq!((report.started, report.expired), (0, 1));
+    assert_eq!(broker.endings(), [Call::Record(Outcome::Expired), Call::Settle(Settlement::Complete)]);
+    assert_eq!(broker.results.lock().unwrap()[0].attempt, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_runs_past_the_deadline_is_stopped_and_the_run_expires() {
+    let broker = Scripted::new();
+    broker.put(job_at("x", Duration::ZERO, Duration::from_secs(100)), 1);
+    let worker = start_one(&broker, busy_for(HOUR));
+    broker.settled(1).await;
+    assert_eq!(worker.stop().await.expired, 1);
+    assert_eq!(broker.endings(), [Call::Record(Outcome::Expired), Call::Settle(Settlement::Complete)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_came_too_early_is_handed_back_until_it_is_due() {
+    let broker = Scripted::new();
+    broker.put(job_at("x", Duration::from_secs(50), HOUR), 1);
+    let worker = start_one(&broker, busy_for(HOUR));
+    broker.settled(1).await;
+    let report = worker.stop().await;
+    assert_eq!((report.started, report.handed_back), (0, 1));
+    let [Call::Settle(Settlement::HandBack(wait))] = broker.endings()[..] else {
+        panic!("{:?}", broker.endings());
+    };
+    assert!(wait > Duration::from_secs(40) && wait <= Duration::from_secs(50), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_a_failed_attempt_that_says_what_happened() {
+    let broker = Scripted::new();
+    let report = run(&broker, handler(|_, _| async { panic!("boom {}", 7) }), 10).await;
+    assert_eq!(report.exhausted, 1);
+    let failure = broker.results.lock().unwrap()[0].failure.clone().unwrap();
+    assert_eq!(failure.reason, "panic");
+    assert!(failure.detail.contains("boom 7"), "{}", failure.detail);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_larger_than_the_queue_allows_ends_the_run_without_a_retry() {
+    let broker = Scripted::new();
+    *broker.policy.lock().unwrap() = QueuePolicy { result_max: 1, ..QueuePolicy::default() };
+    let report = run(&broker, busy_for(Duration::ZERO), 1).await;
+    assert_eq!(report.failed, 1);
+    assert_eq!(broker.results.lock().unwrap()[0].failure.as_ref().unwrap().reason, "result-too-large");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_larger_than_the_broker_takes_ends_the_run_without_a_retry() {
+    let broker = Scripted::new();
+    broker.reply("record", [Reply::Error(BrokerErrorKind::TooLarge { actual: 2, limit: 1 })]);
+    let report = run(&broker, busy_for(Duration::ZERO), 1).await;
+    let expected = [
+        Call::Record(Outcome::Succeeded),
+        Call::DeadLetter(Outcome::Failed),
+        Call::Record(Outcome::Failed),
+        Call::Settle(Settlement::DeadLetter),
+    ];
+    assert_eq!(broker.endings(), expected);
+    assert_eq!((report.failed, report.succeeded), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_step_is_repeated_while_the_broker_stumbles() {
+    let broker = Scripted::new();
+    for call in ["dead_letter", "record", "settle"] {
+        let stumble = [BrokerErrorKind::Unavailable, BrokerErrorKind::Ambiguous];
+        broker.reply(call, stumble.map(Reply::Error));
+    }
+    broker.put(job("x"), 1);
+    let worker = start_one(&broker, rejecting());
+    broker.settled(3).await;
+    let report = worker.stop().await;
+    let (letter, record) = (Call::DeadLetter(Outcome::Failed), Call::Record(Outcome::Failed));
+    let expected = [vec![letter; 3], vec![record; 3], vec![Call::Settle(Settlement::DeadLetter); 3]].concat();
+    assert_eq!(broker.endings(), expected);
+    assert_eq!((report.failed, report.unconfirmed), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_whose_answer_was_lost_counts_when_the_lease_is_gone_after_it() {
+    let broker = Scripted::new();
+    broker.reply("settle", [BrokerErrorKind::Ambiguous, BrokerErrorKind::LeaseLost].map(Reply::Error));
+    broker.put(job("x"), 1);
+    let worker = start_one(&broker, failing());
+    broker.settled(2).await;
+    let report = worker.stop().await;
+    assert_eq!((report.retried, report.leases_lost), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_recorded_result_nothing_is_settled() {
+    let broker = Scripted::new();
+    broker.always("record", Reply::Error(BrokerErrorKind::Unavailable));
+    broker.put(job("x"), 1);
+    let worker = start_one(&broker, busy_for(Duration::ZERO));
+    let records = |calls: &Vec<Call>| calls.iter().filter(|call| matches!(call, Call::Record(_))).count();
+    broker.until(|calls| records(calls) == 10).await;
+    let report = worker.stop().await;
+    assert_eq!((report.unconfirmed, report.succeeded, report.finished), (1, 0, 1));
+    assert!(broker.endings().iter().all(|call| matches!(call, Call::Record(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_dead_letter_no_failure_is_recorded() {
+    let broker = Scripted::new();
+    broker.always("dead_letter", Reply::Error(BrokerErrorKind::Unauthorized));
+    broker.put(job("x"), 1);
+    let worker = start_one(&broker, rejecting());
+    broker.until(|calls| calls.contains(&Call::DeadLetter(Outcome::Failed))).await;
+    assert_eq!(worker.stop().await.unconfirmed, 1);
+    assert_eq!(broker.endings(), [Call::DeadLetter(Outcome::Failed)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_of_a_run_that_succeeded_elsewhere_is_taken_back() {
+    for (winner, retracted) in
+        [(Outcome::Succeeded, true), (Outcome::Cancelled, true), (Outcome::Failed, false), (Outcome::Exhausted, false)]
+    {
+        let broker = Scripted::new();
+        broker.reply("record", [Reply::Superseded(winner)]);
+        let report = run(&broker, rejecting(), 1).await;
+        assert_eq!(broker.endings().contains(&Call::Retract), retracted, "{winner}");
+        assert_eq!(broker.endings().last(), Some(&Call::Settle(Settlement::DeadLetter)));
+        assert_eq!((report.superseded, report.failed), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_takes_back_the_dead_letter_that_a_crashed_attempt_may_have_left() {
+    for (attempt, retracted) in [(1, false), (2, true)] {
+        let broker = Scripted::new();
+        run(&broker, busy_for(Duration::ZERO), attempt).await;
+        assert_eq!(broker.endings().contains(&Call::Retract), retracted);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_heartbeat_goes_on_at_a_third_of_the_lease_while_the_handler_is_busy() {
+    let broker = Scripted::new();
+    let report = run(&broker, busy_for(Duration::from_secs(95)), 1).await;
+    let beats = broker.calls().iter().filter(|call| **call == Call::Extend).count();
+    assert_eq!(beats, 9, "every 10 s of a lease of 30 s");
+    assert_eq!((report.succeeded, report.leases_lost), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_heartbeat_goes_on_while_the_handler_blocks_its_thread() {
+    let broker = Scripted::new();
+    broker.policy.lock().unwrap().lease = Duration::from_secs(3);
+    broker.put(job("x"), 1);
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(gate);
+    let blocking = function(move |_, _| {
+        gate.lock().unwrap().recv().unwrap();
+        async { Ok::<_, HandlerError>(()) }
+    });
+    let worker = start_one(&broker, Arc::new(blocking));
+    let beats = |calls: &Vec<Call>| calls.iter().filter(|call| **call == Call::Extend).count();
+    broker.until(|calls| beats(calls) == 2).await;
+    go.send(()).unwrap();
+    broker.settled(1).await;
+    assert_eq!(worker.stop().await.succeeded, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_is_answered_late_does_not_hold_up_the_handler() {
+    let broker = Scripted::new();
+    broker.always("extend", Reply::Hang);
+    // The handler ends at 15 s, while the beat of 10 s waits for its answer.
+    let report = run(&broker, busy_for(Duration::from_secs(15)), 1).await;
+    assert_eq!((report.succeeded, report.leases_lost), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn missed_beats_are_survived_while_the_lease_may_live() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::Unavailable), Reply::Hang]);
+    let report = run(&broker, busy_for(Duration::from_secs(60)), 1).await;
+    assert_eq!((report.succeeded, report.leases_lost), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_dead_when_no_beat_was_confirmed_for_its_length() {
+    let broker = Scripted::new();
+    broker.always("extend", Reply::Error(BrokerErrorKind::Unavailable));
+    broker.put(job("x"), 1);
+    let stopped_at = Arc::new(Semaphore::new(0));
+    let begin = tokio::time::Instant::now();
+    let mut worker = start_one(
+        &broker,
+        handler({
+            let stopped_at = stopped_at.clone();
+            move |_, context| {
+                let stopped_at = stopped_at.clone();
+                async move {
+                    context.cancelled().cancelled().await;
+                    stopped_at.add_permits(1);
+                    Attempt::retry("cancelled", "stopped")
+                }
+            }
+        }),
+    );
+    stopped_at.acquire().await.unwrap().forget();
+    assert_eq!(begin.elapsed().as_secs(), LEASE.as_secs());
+    worker.shutdown.cancel();
+    let report = worker.task.join_next().await.unwrap().unwrap();
+    assert_eq!((report.leases_lost, report.retried), (1, 0));
+    assert!(broker.endings().is_empty(), "{:?}", broker.endings());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_cancels_the_handler_and_records_nothing() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);
+    broker.put(job("x"), 10);
+    let stopped = Arc::new(Semaphore::new(0));
+    let worker = start_one(
+        &broker,
+        handler({
+            let stopped = stopped.clone();
+            move |_, context| {
+                let stopped = stopped.clone();
+                async move {
+                    context.cancelled().cancelled().await;
+                    stopped.add_permits(1);
+                    Attempt::reject("bad-data", "too late")
+                }
+            }
+        }),
+    );
+    stopped.acquire().await.unwrap().forget();
+    assert_eq!(worker.stop().await.leases_lost, 1);
+    assert!(broker.endings().is_empty(), "{:?}", broker.endings());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_after_a_lost_lease_is_recorded_and_not_settled() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);
+    broker.put(job("x"), 1);
+    let worker = start_one(
+        &broker,
+        handler(|_, context| async move {
+            context.cancelled().cancelled().await;
+            done()
+        }),
+    );
+    broker.until(|calls| calls.contains(&Call::Record(Outcome::Succeeded))).await;
+    let report = worker.stop().await;
+    assert_eq!(broker.endings(), [Call::Record(Outcome::Succeeded)]);
+    assert_eq!((report.succeeded, report.leases_lost), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_ignores_the_cancellation_is_dropped_after_its_grace() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);
+    broker.put(job("x"), 1);
+    let dropped = Arc::new(Semaphore::new(0));
+    struct Guard(Arc<Semaphore>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.add_permits(1);
+        }
+    }
+    let worker = start_one(
+        &broker,
+        handler({
+            let dropped = dropped.clone();
+            move |_, _| {
+                let guard = Guard(dropped.clone());
+                async move {
+                    let _guard = guard;
+                    std::future::pending().await
+                }
+            }
+        }),
+    );
+    dropped.acquire().await.unwrap().forget();
+    assert_eq!(worker.stop().await.leases_lost, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_ended_elsewhere_stops_the_handler_and_is_only_settled() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Held(Held::Ended(Outcome::Cancelled))]);
+    broker.put(job("x"), 1);
+    // Even a success is not recorded: the run has its outcome.
+    let worker = start_one(
+        &broker,
+        handler(|_, context| async move {
+            context.cancelled().cancelled().await;
+            done()
+        }),
+    );
+    broker.settled(1).await;
+    let report = worker.stop().await;
+    assert_eq!(broker.endings(), [Call::Settle(Settlement::Complete)]);
+    assert_eq!((report.ended_elsewhere, report.succeeded, report.leases_lost), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_is_stopped_before_the_longest_lease_ends() {
+    let broker = Scripted::new();
+    broker.policy.lock().unwrap().lease_max = Duration::from_secs(200);
+    let begin = tokio::time::Instant::now();
+    let report = run(&broker, busy_for(HOUR), 10).await;
+    assert!(begin.elapsed() < Duration::from_secs(200));
+    assert_eq!(report.exhausted, 1);
+    assert_eq!(broker.results.lock().unwrap()[0].failure.as_ref().unwrap().reason, "timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_is_coalesced_and_the_latest_wins() {
+    let broker = Scripted::new();
+    let report = run(
+        &broker,
+        handler(|_, context| async move {
+            for n in 0..1_000 {
+                context.progress(Progress { percent: None, message: n.to_string() });
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Attempt::Done(Output::from(()))
+        }),
+        1,
+    )
+    .await;
+    assert_eq!(report.succeeded, 1);
+    let sent: Vec<Call> = broker.calls().into_iter().filter(|call| matches!(call, Call::Progress(_))).collect();
+    assert!(sent.len() <= 22, "10 s at two a second, not {}", sent.len());
+    assert_eq!(sent.last(), Some(&Call::Progress("999".to_owned())));
+}
