@@ -311,7 +311,14 @@ async fn a_worker_does_everything_over_the_wire_that_it_may_do_at_the_broker() {
     let vague = Progress { percent: Some(f32::NAN), message: "x".repeat(100_000) };
     remote.progress(&delivery.receipt, &vague).await.unwrap();
     let failure = Failure::new("exit-code", "2");
-    let letter = DeadLetter { job: sent.clone(), outcome: Outcome::Failed, attempt: 1, failure, at: now() };
+    let letter = DeadLetter {
+        job: sent.clone(),
+        outcome: Outcome::Failed,
+        attempt: 1,
+        failure,
+        at: now(),
+        extra: Default::default(),
+    };
     remote.dead_letter(&letter).await.unwrap();
     remote.retract_dead_letter(sent.id, sent.run_id).await.unwrap();
     assert_eq!(remote.record(&result_of(&sent)).await.unwrap(), Recorded::First);
@@ -350,6 +357,7 @@ async fn a_queue_that_the_key_does_not_grant_is_refused_in_every_request() {
         attempt: 1,
         failure: Failure::new("x", "y"),
         at: now(),
+        extra: Default::default(),
     };
     let progress = Progress { percent: None, message: String::new() };
     let two =

@@ -58,6 +58,7 @@ fn from_worker() -> Vec<(&'static str, FromWorker)> {
         attempt: 2,
         failure: Failure::new("exit-code", "the command ended with 2"),
         at: at(),
+        extra: Default::default(),
     };
     let hello = Hello {
         version_min: 1,

@@ -6,7 +6,8 @@
 //! relay_bridge::conformance_tests!(embedded_memory, MemoryFixture::open().await);
 //! ```
 //!
-//! which expands to one `#[tokio::test]` per promise, with a fixture each: `embedded_memory::an_extended_lease_keeps_the_job_hidden`.
+//! which expands to one `#[tokio::test]` per promise, with a fixture each:
+//! `embedded_memory::an_extended_lease_keeps_the_job_hidden`.
 //! What adapters may do differently is read from [`Capabilities`](crate::broker::Capabilities) and tested for what is
 //! claimed; no promise is skipped.
 //!
@@ -15,7 +16,8 @@
 //! - [`payloads`]: bytes, headers, limits. [`identity`]: a retry is one job.
 //! - [`leases`]: one holder at a time, attempts, settling. [`taking`]: waiting, workers, queues, dropped futures.
 //! - [`outcomes`]: one outcome per run, whoever races. [`expiry`]: deadlines, sweeps, retention.
-//! - [`reading`]: cursors, order, isolation, waits. [`endings`]: dead letters, redrive, rerun, erasure.
+//! - [`reading`]: cursors, order, isolation. [`waiting`]: waits that wake and end.
+//! - [`endings`]: dead letters, redrive, rerun, erasure.
 //! - [`sharing`]: fairness, quotas, pauses. [`operating`]: listings, policies, and what a crash leaves.
 
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
@@ -33,6 +35,7 @@ pub mod reading;
 pub mod sharing;
 mod stage;
 pub mod taking;
+pub mod waiting;
 
 pub use fixture::Fixture;
 pub use operating::newer_envelope;
@@ -163,6 +166,9 @@ macro_rules! conformance_tests {
                 a_page_is_bounded_in_entries_and_bytes
                 a_result_larger_than_a_page_comes_alone
                 a_client_sees_nothing_of_another
+                a_follower_sees_each_result_once_while_many_record
+            }
+            waiting {
                 everyone_who_waits_for_a_job_is_woken_by_its_outcome
                 an_expiry_wakes_who_waits
                 a_wait_ends_with_the_open_job_after_its_time
@@ -170,7 +176,6 @@ macro_rules! conformance_tests {
                 a_waiting_page_is_woken_by_a_result
                 a_waiting_page_ends_empty_after_its_time
                 a_dropped_wait_costs_nothing
-                a_follower_sees_each_result_once_while_many_record
             }
             endings {
                 a_crash_between_dead_letter_result_and_settle_is_repeated_harmlessly

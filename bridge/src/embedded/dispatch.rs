@@ -10,7 +10,7 @@ use rusqlite::params;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::row::{COLUMNS, JobRow, LEASED, PARKED, WAITING};
+use super::row::{JobRow, LEASED, PARKED, WAITING, job_columns};
 use super::schema::unavailable;
 use super::shared::Shared;
 use super::state::{ClientRow, Lease, QueueRow};
@@ -66,7 +66,7 @@ impl Drop for Grant {
         if self.deliveries.is_empty() {
             return;
         }
-        self.give_back.shared.abandon(self.deliveries.drain(..).map(|delivery| delivery.receipt.token));
+        self.give_back.shared.abandon(self.deliveries.drain(..).map(|delivery| delivery.receipt));
         // A full inbox needs no nudge: the writer is about to look.
         if let Some(inbox) = self.give_back.inbox.upgrade() {
             drop(inbox.try_send(Box::new(|_| None)));
@@ -77,8 +77,8 @@ impl Drop for Grant {
 impl Writer {
     /// Ends leases whose time is over, takes back leases nobody took, and puts due jobs in line.
     pub(super) fn what_time_demands(&mut self) -> Result<(), BrokerError> {
-        for token in self.take_abandoned() {
-            if let Ok(seq) = self.state.leased_seq(&token) {
+        for receipt in self.take_abandoned() {
+            if let Ok(seq) = self.state.leased_seq(&receipt) {
                 self.put_back(seq, Duration::ZERO, true)?;
             }
         }
@@ -262,8 +262,10 @@ impl Writer {
             // `state < 2` repeats the index's own condition: without it SQLite does not use the index.
             let mut query = self
                 .conn
-                .prepare_cached(&format!(
-                    "SELECT {COLUMNS}, p.envelope FROM jobs AS j INDEXED BY jobs_line JOIN payloads AS p ON p.seq = j.seq
+                .prepare_cached(concat!(
+                    "SELECT ",
+                    job_columns!(),
+                    ", p.envelope FROM jobs AS j INDEXED BY jobs_line JOIN payloads AS p ON p.seq = j.seq
                      WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 AND j.state < 2 ORDER BY j.seq LIMIT ?3"
                 ))
                 .map_err(sql)?;
@@ -272,7 +274,7 @@ impl Writer {
         };
         let taken = rows.len() as u64;
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
-        let lease = self.state.queues.get(&queue).map_or(Duration::from_secs(30), |queue| queue.policy.lease);
+        let held = self.state.queues.get(&queue).map_or(Duration::from_secs(30), |queue| queue.policy.lease);
         for (row, envelope) in rows {
             let attempt = row.attempt + 1;
             let job = match decode_job(&envelope.into()) {
@@ -288,11 +290,11 @@ impl Writer {
                 .and_then(|mut update| update.execute(params![row.seq, LEASED, attempt, now.as_millis()]))
                 .map_err(sql)?;
             let number = self.state.take_lease();
-            let until = monotonic + lease;
+            let until = monotonic + held;
             self.state.lease_ends.insert((until, row.seq));
-            self.state
-                .leases
-                .insert(row.seq, Lease { number, line: (queue, client), until, started: monotonic, ended: None });
+            let (line, started) = ((queue, client), monotonic);
+            let lease = Lease { number, job: row.id, run: row.run, line, until, started, ended: None };
+            self.state.leases.insert(row.seq, lease);
             self.state.line((queue, client)).running += 1;
             let receipt = Receipt {
                 job_id: row.id,
@@ -301,7 +303,7 @@ impl Writer {
                 queue: job.queue.clone(),
                 token: self.state.token(number, row.seq),
             };
-            deliveries.push(Delivery { job, receipt, attempt, leased_at: now, lease });
+            deliveries.push(Delivery { job, receipt, attempt, leased_at: now, lease: held });
         }
         Ok(taken)
     }

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::dispatch::UNREADABLE_FOR;
-use super::row::{COLUMNS, FINISHED, JobRow, LEASED, PARKED, WAITING};
+use super::row::{
+    FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING, job_columns,
+};
 use super::schema::unavailable;
 use super::writer::{Writer, copy};
 use super::{Embedded, PAYLOAD_MAX};
@@ -86,63 +88,89 @@ impl JobQueue for Embedded {
 
 impl Writer {
     pub(super) fn enqueue(&mut self, mut job: Job) -> Result<Enqueued, BrokerError> {
-        let sql = |e| unavailable(e, "enqueue");
         let now = self.clock.now();
         let (queue, found) = self.state.queue(&job.queue)?;
         let (max_queued, payload_max) = (found.policy.client(&job.client).max_queued, found.policy.payload_max);
-        if let Some(row) = JobRow::find(&self.conn, job.id)? {
-            if !row.is_past_keeping(now) {
-                return Ok(Enqueued::Known(row.status(&self.conn, now)?));
-            }
+        let refusal = self.refusal(&job, queue, max_queued, payload_max);
+        self.begin()?;
+        if refusal.is_none() && self.claim_id(job.id)? {
+            return self.insert(queue, job, now);
+        }
+        // Known, or refused; a known job is answered in both cases.
+        let row = JobRow::find(&self.conn, job.id)?;
+        if let Some(row) = row.as_ref().filter(|row| !row.is_past_keeping(now)) {
+            return Ok(Enqueued::Known(row.status(&self.conn, now)?));
+        }
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        if let Some(row) = row {
             job.run_id = RunId::mint(now, Some(row.run));
-            self.begin()?;
             self.remove(&row)?;
         }
+        self.claim_id(job.id)?;
+        self.insert(queue, job, now)
+    }
+
+    /// Why a job that is not known yet is not taken.
+    fn refusal(&self, job: &Job, queue: i64, max_queued: u64, payload_max: u64) -> Option<BrokerError> {
         if job.payload.len() as u64 > payload_max {
-            return Err(too_large("enqueue", job.payload.len() as u64, payload_max));
+            return Some(too_large("enqueue", job.payload.len() as u64, payload_max));
         }
         let line = self.state.client_rows.get(&job.client).and_then(|client| self.state.lines.get(&(queue, *client)));
         let actual = line.map_or(0, |line| line.waiting + line.parked);
-        if actual >= max_queued {
-            return Err(BrokerError::new(
+        (actual >= max_queued).then(|| {
+            BrokerError::new(
                 BrokerErrorKind::QuotaExceeded { actual, limit: max_queued },
                 "enqueue",
                 format!(
                     "client `{}` has {actual} jobs waiting in `{}`, {max_queued} are allowed",
                     job.client, job.queue
                 ),
-            ));
-        }
-        self.begin()?;
+            )
+        })
+    }
+
+    /// Takes the id for the next `seq`, unless it is taken.
+    fn claim_id(&mut self, id: JobId) -> Result<bool, BrokerError> {
+        let seq = self.state.next_seq();
+        self.conn
+            .prepare_cached("INSERT INTO ids(id, seq) VALUES(?1, ?2) ON CONFLICT DO NOTHING")
+            .and_then(|mut insert| insert.execute(params![id.as_bytes(), seq]))
+            .map(|inserted| inserted == 1)
+            .map_err(|e| unavailable(e, "enqueue"))
+    }
+
+    /// Writes a job whose id is claimed.
+    fn insert(&mut self, queue: i64, job: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
+        let sql = |e| unavailable(e, "enqueue");
         let client = self.state.client_row(&self.conn, &job.client)?;
         let seq = self.state.take_seq();
         let state = if job.due_at > now { PARKED } else { WAITING };
-        let envelope = encode_job(&job, self.wire);
-        let conn = &self.conn;
-        conn.prepare_cached("INSERT INTO ids(id, seq) VALUES(?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![job.id.as_bytes(), seq]))
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at,
+                 size, payload) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, ?11)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    seq,
+                    queue,
+                    client,
+                    job.id.as_bytes(),
+                    job.run_id.as_bytes(),
+                    job.generation,
+                    state,
+                    job.due_at.as_millis(),
+                    job.expires_at.as_millis(),
+                    job.payload.len() as u64,
+                    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END },
+                ])
+            })
             .map_err(sql)?;
-        conn.prepare_cached(
-            "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at, size,
-             has_payload) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, 1)",
-        )
-        .and_then(|mut insert| {
-            insert.execute(params![
-                seq,
-                queue,
-                client,
-                job.id.as_bytes(),
-                job.run_id.as_bytes(),
-                job.generation,
-                state,
-                job.due_at.as_millis(),
-                job.expires_at.as_millis(),
-                job.payload.len() as u64,
-            ])
-        })
-        .map_err(sql)?;
-        conn.prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![seq, envelope]))
+        self.conn
+            .prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
             .map_err(sql)?;
         self.join_line((queue, client), state, job.due_at);
         Ok(Enqueued::Created(status_of_new(job, now)))
@@ -215,7 +243,7 @@ impl Writer {
         let kept = self.drop_payload_unless_kept(row)?;
         self.conn
             .prepare_cached(
-                "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, has_payload = ?6,
+                "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, payload = ?6,
                  started_at = coalesce(?7, started_at) WHERE seq = ?1",
             )
             .and_then(|mut update| {
@@ -253,24 +281,23 @@ impl Writer {
     }
 
     /// A job without a key keeps no payload after its result, unless its queue says so.
-    fn drop_payload_unless_kept(&mut self, row: &JobRow) -> Result<bool, BrokerError> {
-        let job = row.job(&self.conn)?;
-        if !job.keep_record && row.has_payload {
-            self.replace_payload(row.seq, &Job { payload: bytes::Bytes::new(), ..job })?;
-            return Ok(false);
+    fn drop_payload_unless_kept(&mut self, row: &JobRow) -> Result<i64, BrokerError> {
+        if row.payload == PAYLOAD_UNTIL_END {
+            self.replace_payload(row.seq, &Job { payload: bytes::Bytes::new(), ..row.job(&self.conn)? })?;
+            return Ok(PAYLOAD_GONE);
         }
-        Ok(row.has_payload)
+        Ok(row.payload)
     }
 
     /// Puts a dead letter's payload back into its record, which may have dropped it.
     pub(super) fn restore_payload(&mut self, row: &JobRow, letter: &DeadLetter) -> Result<(), BrokerError> {
-        if row.has_payload {
+        if row.payload != PAYLOAD_GONE {
             return Ok(());
         }
         self.begin()?;
         self.replace_payload(row.seq, &letter.job)?;
         self.conn
-            .execute("UPDATE jobs SET has_payload = 1 WHERE seq = ?1", [row.seq])
+            .execute("UPDATE jobs SET payload = 1 WHERE seq = ?1", [row.seq])
             .map_err(|e| unavailable(e, "redrive"))?;
         Ok(())
     }
@@ -296,7 +323,7 @@ impl Writer {
         if !row.is_finished() {
             return refuse(format!("generation {from} has not ended: wait for it, or cancel it"));
         }
-        if !row.has_payload {
+        if row.payload == PAYLOAD_GONE {
             return refuse("the payload was not kept: submit it again, or set `keep_keyless` for the queue".to_owned());
         }
         let next = job.next_run(now);
@@ -352,9 +379,9 @@ impl Writer {
                 )
                 .map_err(sql)?;
         }
-        self.conn.execute("UPDATE jobs SET has_payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
+        self.conn.execute("UPDATE jobs SET payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
         self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [id.as_bytes()]).map_err(sql)?;
-        self.conn.pragma_update(None, "secure_delete", false).map_err(sql)
+        self.conn.pragma_update(None, "secure_delete", "FAST").map_err(sql)
     }
 
     /// Ends what is past its deadline and removes what is past its keeping, oldest first.
@@ -365,8 +392,10 @@ impl Writer {
         let rows: Vec<JobRow> = {
             let mut query = self
                 .conn
-                .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM jobs AS j WHERE j.timer_at <= ?1 ORDER BY j.timer_at LIMIT ?2"
+                .prepare_cached(concat!(
+                    "SELECT ",
+                    job_columns!(),
+                    " FROM jobs AS j WHERE j.timer_at <= ?1 ORDER BY j.timer_at LIMIT ?2"
                 ))
                 .map_err(sql)?;
             let rows = query.query_map(params![now.as_millis(), limit], JobRow::read);
@@ -460,8 +489,10 @@ fn list(
         None => i64::MAX,
     };
     let mut query = conn
-        .prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM jobs AS j JOIN clients AS c ON c.id = j.client
+        .prepare_cached(concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM jobs AS j JOIN clients AS c ON c.id = j.client
              WHERE c.name = ?1 AND j.seq < ?2 ORDER BY j.seq DESC LIMIT ?3"
         ))
         .map_err(sql)?;

@@ -214,12 +214,18 @@ impl Embedded {
                 Some(reader) => reader,
                 None => schema::open_reader(&path)?,
             };
-            let result = op(&reader);
+            let result = snapshot(&reader, op);
             lock(&this.readers).push(reader);
             result
         });
         read.await.map_err(|e| BrokerError::new(BrokerErrorKind::Unavailable, "read", "interrupted").with_source(e))?
     }
+}
+
+/// Runs `op` on one state of the store, whatever is committed meanwhile.
+fn snapshot<T>(reader: &Connection, op: impl FnOnce(&Connection) -> Result<T, BrokerError>) -> Result<T, BrokerError> {
+    let transaction = reader.unchecked_transaction().map_err(|e| schema::unavailable(e, "read"))?;
+    op(&transaction)
 }
 
 /// Runs `work` on a thread of its own, with timers but without I/O.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::Embedded;
-use super::row::JobRow;
+use super::row::{JobRow, PAYLOAD_KEPT};
 use super::schema::unavailable;
 use super::state::{Queue, damaged, unreadable};
 use super::writer::Writer;
@@ -95,7 +95,7 @@ impl Writer {
             }
             Some(row) if row.run == run => {
                 self.restore_payload(&row, &letter)?;
-                let row = JobRow { has_payload: true, ..row };
+                let row = JobRow { payload: PAYLOAD_KEPT, ..row };
                 self.rerun(row, &letter.job, letter.job.generation)?
             }
             Some(row) => Enqueued::Known(row.status(&self.conn, self.clock.now())?),

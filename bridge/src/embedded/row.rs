@@ -15,9 +15,19 @@ pub(super) const LEASED: i64 = 1;
 pub(super) const PARKED: i64 = 2;
 pub(super) const FINISHED: i64 = 3;
 
-/// The columns that [`JobRow::read`] expects, of `jobs AS j`.
-pub(super) const COLUMNS: &str = "j.seq, j.queue, j.client, j.id, j.run, j.generation, j.state, j.attempt, j.timer_at, \
-     j.due_at, j.expires_at, j.size, j.has_payload, j.started_at, j.finished_at, j.outcome";
+/// What becomes of the payload as it is stored: gone, kept with the record, or kept until the run ends.
+pub(super) const PAYLOAD_GONE: i64 = 0;
+pub(super) const PAYLOAD_KEPT: i64 = 1;
+pub(super) const PAYLOAD_UNTIL_END: i64 = 2;
+
+/// The columns that [`JobRow::read`] expects, of `jobs AS j`. A macro, so that statements are literals.
+macro_rules! job_columns {
+    () => {
+        "j.seq, j.queue, j.client, j.id, j.run, j.generation, j.state, j.attempt, j.timer_at, j.due_at, j.expires_at, \
+         j.size, j.payload, j.started_at, j.finished_at, j.outcome"
+    };
+}
+pub(super) use job_columns;
 
 /// The narrow row of a job.
 pub(super) struct JobRow {
@@ -33,7 +43,7 @@ pub(super) struct JobRow {
     pub(super) due_at: Timestamp,
     pub(super) expires_at: Timestamp,
     pub(super) size: u64,
-    pub(super) has_payload: bool,
+    pub(super) payload: i64,
     pub(super) started_at: Option<Timestamp>,
     pub(super) finished_at: Option<Timestamp>,
     pub(super) outcome: Option<Outcome>,
@@ -56,7 +66,7 @@ impl JobRow {
             due_at: time(9)?,
             expires_at: time(10)?,
             size: row.get(11)?,
-            has_payload: row.get(12)?,
+            payload: row.get(12)?,
             started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp::from_millis),
             finished_at: row.get::<_, Option<i64>>(14)?.map(Timestamp::from_millis),
             outcome: outcome.and_then(|outcome| outcome.parse().ok()),
@@ -65,9 +75,13 @@ impl JobRow {
 
     /// The job with this id, whosever it is.
     pub(super) fn find(conn: &Connection, id: JobId) -> Result<Option<Self>, BrokerError> {
-        conn.prepare_cached(&format!("SELECT {COLUMNS} FROM ids JOIN jobs AS j ON j.seq = ids.seq WHERE ids.id = ?1"))
-            .and_then(|mut query| query.query_row([id.as_bytes()], Self::read).optional())
-            .map_err(|e| unavailable(e, "find job"))
+        conn.prepare_cached(concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM ids JOIN jobs AS j ON j.seq = ids.seq WHERE ids.id = ?1"
+        ))
+        .and_then(|mut query| query.query_row([id.as_bytes()], Self::read).optional())
+        .map_err(|e| unavailable(e, "find job"))
     }
 
     /// Whether the run ended.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::contract::{ClientId, JobId};
+use crate::leasing::Receipt;
 
 /// A checkpoint is asked for after this many commits.
 const COMMITS_PER_CHECKPOINT: u32 = 64;
@@ -16,8 +17,8 @@ const COMMITS_PER_CHECKPOINT: u32 = 64;
 pub(super) struct Shared {
     pub(super) jobs: Wakers<JobId>,
     pub(super) clients: Wakers<ClientId>,
-    /// Lease tokens whose `lease` future was dropped after the writer had answered.
-    abandoned: Mutex<Vec<Vec<u8>>>,
+    /// Receipts whose `lease` future was dropped after the writer had answered.
+    abandoned: Mutex<Vec<Receipt>>,
     commits: AtomicU32,
     pub(super) checkpoint: Notify,
 }
@@ -37,12 +38,12 @@ impl Shared {
         }
     }
 
-    /// Bounded by the leases there are: each token gets here at most once.
-    pub(super) fn abandon(&self, tokens: impl Iterator<Item = Vec<u8>>) {
-        lock(&self.abandoned).extend(tokens);
+    /// Bounded by the leases there are: each receipt gets here at most once.
+    pub(super) fn abandon(&self, receipts: impl Iterator<Item = Receipt>) {
+        lock(&self.abandoned).extend(receipts);
     }
 
-    pub(super) fn take_abandoned(&self) -> Vec<Vec<u8>> {
+    pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
         std::mem::take(&mut *lock(&self.abandoned))
     }
 }

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::schema::unavailable;
 use crate::contract::envelope::{EnvelopeError, NEWEST};
-use crate::contract::{ClientId, Outcome, QueueName, Timestamp};
+use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::Receipt;
 use crate::policy::QueuePolicy;
 
 /// A row of `queues` or `clients`.
@@ -60,6 +61,8 @@ pub(super) struct Line {
 /// A job in a worker's hands.
 pub(super) struct Lease {
     pub(super) number: u64,
+    pub(super) job: JobId,
+    pub(super) run: RunId,
     pub(super) line: (QueueRow, ClientRow),
     pub(super) until: Duration,
     pub(super) started: Duration,
@@ -191,6 +194,11 @@ impl State {
         self.lines.entry(key).or_default()
     }
 
+    /// The `seq` that [`State::take_seq`] will give.
+    pub(super) fn next_seq(&self) -> i64 {
+        self.next_seq
+    }
+
     pub(super) fn take_seq(&mut self) -> i64 {
         self.next_seq += 1;
         self.next_seq - 1
@@ -212,14 +220,20 @@ impl State {
         [self.epoch.to_be_bytes(), number.to_be_bytes(), seq.to_be_bytes()].concat()
     }
 
-    /// The `seq` of the lease a token names, if that lease still stands.
-    pub(super) fn leased_seq(&self, token: &[u8]) -> Result<i64, BrokerError> {
+    /// The `seq` of the lease a receipt names, if that lease still stands. Job, run and queue must be the lease's own:
+    /// a worker is granted queues by name, so a token alone must not open another queue's lease.
+    pub(super) fn leased_seq(&self, receipt: &Receipt) -> Result<i64, BrokerError> {
         let lost = || BrokerError::new(BrokerErrorKind::LeaseLost, "find lease", "the lease ended before");
-        let (epoch, rest) = token.split_first_chunk::<8>().ok_or_else(lost)?;
+        let (epoch, rest) = receipt.token.split_first_chunk::<8>().ok_or_else(lost)?;
         let (number, rest) = rest.split_first_chunk::<8>().ok_or_else(lost)?;
         let seq = i64::from_be_bytes(rest.try_into().map_err(|_| lost())?);
         let stands = u64::from_be_bytes(*epoch) == self.epoch
-            && self.leases.get(&seq).is_some_and(|lease| lease.number == u64::from_be_bytes(*number));
+            && self.leases.get(&seq).is_some_and(|lease| {
+                let queue = self.queues.get(&lease.line.0);
+                lease.number == u64::from_be_bytes(*number)
+                    && (lease.job, lease.run) == (receipt.job_id, receipt.run_id)
+                    && queue.is_some_and(|queue| queue.name == receipt.queue)
+            });
         stands.then_some(seq).ok_or_else(lost)
     }
 

@@ -49,15 +49,15 @@ impl Leasing for Embedded {
     }
 
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
-        let token = receipt.token.clone();
-        self.call(move |writer| writer.extend(&token)).await
+        let receipt = receipt.clone();
+        self.call(move |writer| writer.extend(&receipt)).await
     }
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
-        let (token, job, progress) = (receipt.token.clone(), receipt.job_id, progress.clone());
+        let (receipt, progress) = (receipt.clone(), progress.clone());
         self.call(move |writer| {
-            writer.state.leased_seq(&token)?;
-            tracing::debug!(job_id = %job, percent = progress.percent, "progress");
+            writer.state.leased_seq(&receipt)?;
+            tracing::debug!(job_id = %receipt.job_id, percent = progress.percent, "progress");
             Ok(())
         })
         .await
@@ -69,7 +69,7 @@ impl Leasing for Embedded {
     }
 
     async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.call(move |writer| writer.remove_dead_letter(job, run).map(|_| ())).await
+        self.call(move |writer| writer.retract_dead_letter(job, run)).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
@@ -82,8 +82,8 @@ impl Leasing for Embedded {
     }
 
     async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
-        let (token, settlement) = (receipt.token.clone(), settlement.clone());
-        self.call(move |writer| writer.settle(&token, &settlement)).await
+        let (receipt, settlement) = (receipt.clone(), settlement.clone());
+        self.call(move |writer| writer.settle(&receipt, &settlement)).await
     }
 
     async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
@@ -93,9 +93,9 @@ impl Leasing for Embedded {
 }
 
 impl Writer {
-    fn extend(&mut self, token: &[u8]) -> Result<Held, BrokerError> {
+    fn extend(&mut self, receipt: &Receipt) -> Result<Held, BrokerError> {
         let lost = || BrokerError::new(BrokerErrorKind::LeaseLost, "extend", "the lease ended before");
-        let seq = self.state.leased_seq(token)?;
+        let seq = self.state.leased_seq(receipt)?;
         let lease = self.state.leases.get(&seq).ok_or_else(lost)?;
         if let Some(outcome) = lease.ended {
             return Ok(Held::Ended(outcome));
@@ -130,6 +130,17 @@ impl Writer {
             })
             .map_err(|e| unavailable(e, "dead-letter"))?;
         Ok(())
+    }
+
+    /// Only a run that ended well, or by the client's or the clock's hand, needs no dead letter.
+    fn retract_dead_letter(&mut self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+        let row = JobRow::find(&self.conn, job)?.filter(|row| row.run == run);
+        match row.and_then(|row| row.outcome) {
+            Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Expired) => {
+                self.remove_dead_letter(job, run).map(|_| ())
+            }
+            Some(Outcome::Failed | Outcome::Exhausted) | None => Ok(()),
+        }
     }
 
     pub(super) fn remove_dead_letter(&mut self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
@@ -178,8 +189,8 @@ impl Writer {
         Ok(outcome.and_then(|outcome| outcome.parse().ok()))
     }
 
-    fn settle(&mut self, token: &[u8], settlement: &Settlement) -> Result<(), BrokerError> {
-        let seq = self.state.leased_seq(token)?;
+    fn settle(&mut self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        let seq = self.state.leased_seq(receipt)?;
         match settlement {
             Settlement::Complete | Settlement::DeadLetter => {
                 if self.state.leases.get(&seq).is_some_and(|lease| lease.ended.is_none()) {

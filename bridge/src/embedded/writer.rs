@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::contract::envelope::WireVersion;
 use crate::contract::{ClientId, JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::Receipt;
 
 /// The most operations in one commit.
 const BATCH_MAX: usize = 512;
@@ -142,7 +143,7 @@ impl Writer {
         self.start_log_over = true;
     }
 
-    pub(super) fn take_abandoned(&self) -> Vec<Vec<u8>> {
+    pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
         self.shared.take_abandoned()
     }
 
@@ -154,9 +155,12 @@ impl Writer {
         if self.failed || self.broken {
             return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
         }
+        let before = self.conn.total_changes();
         let result = op(self);
+        // A refusal that wrote nothing concerns its caller alone. A failure, or a refusal with half of its writes done,
+        // takes the whole transaction with it.
         if let Err(failure) = &result
-            && matches!(failure.kind(), BrokerErrorKind::Unavailable | BrokerErrorKind::Corrupt)
+            && (failure.kind() == BrokerErrorKind::Unavailable || self.conn.total_changes() != before)
         {
             error!(error = %failure, source = ?std::error::Error::source(failure).map(ToString::to_string), "store operation failed");
             self.failed = true;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod embedded;
+mod erasure;
 mod whole;
 
 relay_bridge::conformance_tests!(embedded_memory, crate::embedded::Fixture::memory().await);
