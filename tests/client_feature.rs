@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// What a client must not get, as the start of a crate's name or of cargo's `crate feature "name"` lines. reqwest brings
 /// hyper as a client, which is fine; its server half is not.
-const NEVER: [&str; 14] = [
+const NEVER: [&str; 13] = [
     "axum",
     "async-nats",
     "aws-config",
@@ -17,7 +17,6 @@ const NEVER: [&str; 14] = [
     "hyper feature \"server\"",
     "hyper-util feature \"server",
     "libsqlite3-sys",
-    "process-wrap",
     "relay-workers",
     "rusqlite",
     "toml ",
