@@ -18,6 +18,8 @@ use crate::settlement::Settlement;
 
 /// The most jobs one [`lease`](Leasing::lease) asks for.
 pub const LEASE_BATCH_MAX: u32 = 1_024;
+/// The most queues one [`lease`](Leasing::lease) names.
+pub const LEASE_QUEUES_MAX: usize = 64;
 /// The longest one [`lease`](Leasing::lease) waits.
 pub const LEASE_WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -47,10 +49,15 @@ pub trait Leasing: Send + Sync {
     /// `LeaseLost`.
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError>;
 
-    /// Keeps the job and why it ended among the dead letters. Idempotent by run.
+    /// Keeps the job and why it ended among the dead letters. Idempotent by run; without effect if the job is in a later
+    /// run already.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such job of this client in this queue.
     async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError>;
 
-    /// Takes back the dead letter of a run that turned out to have succeeded. Idempotent.
+    /// Takes back the dead letter of a run that did not fail after all. Without effect on a run that is open, `failed`
+    /// or `exhausted`, whoever asks. Idempotent.
     async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError>;
 
     /// Records the run's one result. The first one wins, whichever attempt it came from, with or without a lease.
@@ -63,7 +70,8 @@ pub trait Leasing: Send + Sync {
     /// Ends the delivery. It may be repeated: the second call is `Ok` or `LeaseLost`, never a second effect.
     ///
     /// # Errors
-    /// `LeaseLost`: nothing was done.
+    /// `LeaseLost`: nothing was done. `Invalid` for `Complete` and `DeadLetter` while the run has no result: every run
+    /// ends in an outcome, so the lease stands.
     async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError>;
 
     /// The policy of a queue, as it is now. `NotFound` if there is no such queue.

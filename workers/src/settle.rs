@@ -116,6 +116,7 @@ impl Settler<'_> {
                 attempt: self.attempt,
                 failure: failure.clone(),
                 at: self.finished_at,
+                extra: Default::default(),
             };
             self.guard(allowed())?;
             persist(self.jitter, "dead letter", allowed, || self.leasing.dead_letter(&letter))

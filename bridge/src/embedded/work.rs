@@ -15,11 +15,12 @@ use super::schema::unavailable;
 use super::writer::{Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
 use crate::contract::envelope::encode_dead_letter;
-use crate::contract::{JobId, JobResult, Outcome, QueueName, RunId};
+use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{
-    Delivery, Held, LEASE_BATCH_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt, Recorded,
+    Delivery, Held, LEASE_BATCH_MAX, LEASE_QUEUES_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt,
+    Recorded,
 };
 use crate::policy::QueuePolicy;
 use crate::settlement::Settlement;
@@ -27,6 +28,10 @@ use crate::settlement::Settlement;
 #[async_trait]
 impl Leasing for Embedded {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
+        if request.queues.is_empty() || request.queues.len() > LEASE_QUEUES_MAX {
+            let why = format!("{} queues were named, allowed are 1 to {LEASE_QUEUES_MAX}", request.queues.len());
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, "lease", why));
+        }
         let (reply, answer) = oneshot::channel();
         let pending = Pending {
             queues: request.queues.clone(),
@@ -113,6 +118,15 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
         let (queue, found) = self.state.queue(&letter.job.queue)?;
         let remove_at = self.clock.now() + found.policy.dead_retention;
+        let row = JobRow::find(&self.conn, letter.job.id)?
+            .filter(|row| self.belongs(row, &letter.job.client, &letter.job.queue));
+        let row = row.ok_or_else(|| {
+            BrokerError::new(BrokerErrorKind::NotFound, "dead-letter", format!("there is no job {}", letter.job.id))
+        })?;
+        if row.run > letter.job.run_id {
+            // The job is in a later run: this one needs no letter any more.
+            return Ok(());
+        }
         self.begin()?;
         self.conn
             .prepare_cached(
@@ -157,9 +171,7 @@ impl Writer {
             || BrokerError::new(BrokerErrorKind::NotFound, "record", format!("there is no job {}", result.job_id));
         let row = JobRow::find(&self.conn, result.job_id)?.ok_or_else(not_found)?;
         let now = self.clock.now();
-        // A worker of one queue ends no job of another.
-        let owner = self.state.clients.get(&row.client) == Some(&result.client)
-            && self.state.queues.get(&row.queue).is_some_and(|queue| queue.name == result.queue);
+        let owner = self.belongs(&row, &result.client, &result.queue);
         if row.is_past_keeping(now) || !owner {
             return Err(not_found());
         }
@@ -177,6 +189,12 @@ impl Writer {
         };
         tracing::info!(job_id = %row.id, run_id = %result.run_id, attempt = result.attempt, %outcome, "result superseded");
         Ok(Recorded::Superseded(outcome))
+    }
+
+    /// Whether the job is this client's and in this queue: a worker of one queue ends no job of another.
+    fn belongs(&self, row: &JobRow, client: &ClientId, queue: &QueueName) -> bool {
+        self.state.clients.get(&row.client) == Some(client)
+            && self.state.queues.get(&row.queue).is_some_and(|found| found.name == *queue)
     }
 
     /// The outcome of the run before an open one.
@@ -204,6 +222,3 @@ impl Writer {
         }
     }
 }
-
-/// The largest payload there is a test for; a queue's own limit is usually far below.
-const _: () = assert!(PAYLOAD_MAX <= i32::MAX as u64);
