@@ -44,8 +44,9 @@ pub trait JobQueue: Send + Sync {
     /// `NotFound`; `StateConflict` while the run is open.
     async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError>;
 
-    /// The client's jobs, newest first, at most `filter.limit` (1 to 1,000).
-    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError>;
+    /// The client's jobs, newest first, at most `filter.limit` (1 to 1,000). A broker may look at a bounded number of
+    /// records, so a page can be short, or empty, and still have a next one.
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError>;
 
     /// How much waits and runs in `queue`, over all clients. `NotFound` if there is no such queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError>;
@@ -81,10 +82,19 @@ pub struct JobFilter {
     pub queue: Option<QueueName>,
     /// Only in this state.
     pub state: Option<JobState>,
-    /// Only older than this job; the last one of the page before.
+    /// Only older than this job of the client: `next` of the page before. Another client's job finds nothing.
     pub after: Option<JobId>,
     /// At most this many, 1 to 1,000.
     pub limit: u32,
+}
+
+/// A page of a client's jobs.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// The jobs, newest first.
+    pub jobs: Vec<JobStatus>,
+    /// Where to go on: `None` if there is no older job.
+    pub next: Option<JobId>,
 }
 
 /// What waits and runs.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
-use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
 use crate::support::{Relay, Reply, Setup};
 
@@ -36,7 +36,7 @@ impl JobQueue for Failing {
     async fn erase(&self, _: &ClientId, _: JobId) -> Result<(), BrokerError> {
         self.fail()
     }
-    async fn list(&self, _: &ClientId, _: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+    async fn list(&self, _: &ClientId, _: &JobFilter) -> Result<Listed, BrokerError> {
         self.fail()
     }
     async fn depth(&self, _: &QueueName) -> Result<Depth, BrokerError> {

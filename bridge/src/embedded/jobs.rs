@@ -17,7 +17,7 @@ use crate::contract::{
 };
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
 /// The most jobs of one list.
 const LIST_MAX: u32 = 1_000;
@@ -62,7 +62,7 @@ impl JobQueue for Embedded {
         self.call(move |writer| writer.erase(&client, job)).await
     }
 
-    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         let (client, filter, now) = (client.clone(), filter.clone(), self.clock().now());
         self.read(move |conn| list(conn, &client, &filter, now)).await
     }
@@ -477,51 +477,64 @@ impl Writer {
     }
 }
 
-fn list(
-    conn: &Connection,
-    client: &ClientId,
-    filter: &JobFilter,
-    now: Timestamp,
-) -> Result<Vec<JobStatus>, BrokerError> {
+fn list(conn: &Connection, client: &ClientId, filter: &JobFilter, now: Timestamp) -> Result<Listed, BrokerError> {
     let sql = |e| unavailable(e, "list");
+    let owner: Option<i64> = conn
+        .prepare_cached("SELECT id FROM clients WHERE name = ?1")
+        .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
+        .map_err(sql)?;
     let after = match filter.after {
-        Some(after) => JobRow::find(conn, after)?.map_or(0, |row| row.seq),
+        // Another client's job finds nothing, as one that is not there.
+        Some(after) => JobRow::find(conn, after)?.filter(|row| Some(row.client) == owner).map_or(0, |row| row.seq),
         None => i64::MAX,
     };
     let mut query = conn
         .prepare_cached(concat!(
             "SELECT ",
             job_columns!(),
-            " FROM jobs AS j JOIN clients AS c ON c.id = j.client
-             WHERE c.name = ?1 AND j.seq < ?2 ORDER BY j.seq DESC LIMIT ?3"
+            " FROM jobs AS j WHERE j.client = ?1 AND j.seq < ?2 ORDER BY j.seq DESC LIMIT ?3"
         ))
         .map_err(sql)?;
-    let mut rows = query.query(params![client.as_str(), after, LIST_ROWS_MAX]).map_err(sql)?;
+    let mut rows = query.query(params![owner, after, LIST_ROWS_MAX]).map_err(sql)?;
     let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-    let mut found = Vec::new();
+    let (mut listed, mut looked_at, mut last) = (Listed::default(), 0, None);
     while let Some(row) = rows.next().map_err(sql)? {
         let row = JobRow::read(row).map_err(sql)?;
-        if row.is_past_keeping(now) {
-            continue;
-        }
-        let status = match row.status(conn, now) {
-            Ok(status) => status,
-            Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
-                tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
-                continue;
+        looked_at += 1;
+        if let Some(status) = wanted(conn, &row, filter, now)? {
+            if listed.jobs.len() == limit {
+                listed.next = listed.jobs.last().map(|last| last.job_id);
+                return Ok(listed);
             }
-            Err(failure) => return Err(failure),
-        };
-        let wanted = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue)
-            && filter.state.is_none_or(|state| state == status.state);
-        if wanted {
-            found.push(status);
-            if found.len() >= limit {
-                break;
-            }
+            listed.jobs.push(status);
         }
+        last = Some(row.id);
     }
-    Ok(found)
+    listed.next = last.filter(|_| looked_at == LIST_ROWS_MAX);
+    Ok(listed)
+}
+
+/// The job as a list shows it, if its filter wants it.
+fn wanted(
+    conn: &Connection,
+    row: &JobRow,
+    filter: &JobFilter,
+    now: Timestamp,
+) -> Result<Option<JobStatus>, BrokerError> {
+    if row.is_past_keeping(now) {
+        return Ok(None);
+    }
+    let status = match row.status(conn, now) {
+        Ok(status) => status,
+        Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
+            tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
+            return Ok(None);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let in_queue = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue);
+    let in_state = filter.state.is_none_or(|state| state == status.state);
+    Ok(Some(status).filter(|_| in_queue && in_state))
 }
 
 fn status_of_new(job: Job, now: Timestamp) -> JobStatus {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::Faults;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName};
 use crate::error::BrokerError;
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Swept};
+use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
 pub(super) struct Faulty {
     pub(super) inner: Arc<dyn JobQueue>,
@@ -36,7 +36,7 @@ impl JobQueue for Faulty {
         self.faults.make("erase", self.inner.erase(client, job)).await
     }
 
-    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Vec<JobStatus>, BrokerError> {
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         self.faults.make("list", self.inner.list(client, filter)).await
     }
 

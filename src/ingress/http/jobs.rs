@@ -57,8 +57,7 @@ pub(super) async fn list(State(served): State<Served>, caller: Caller, uri: Uri)
         queue: parameters.get("queue").map(str::parse).transpose()?,
         state: state.transpose()?,
         after: parameters.get("after").map(str::parse).transpose()?,
-        // One more than is shown tells whether there is a next page.
-        limit: limit + 1,
+        limit,
     };
     if let Some(after) = filter.after
         && served.ingress.broker.jobs.status(&caller.client, after).await?.is_none()
@@ -67,15 +66,12 @@ pub(super) async fn list(State(served): State<Served>, caller: Caller, uri: Uri)
         let detail = "parameter `after` is no job of this client, or past its retention: begin at the first page again";
         return Err(Refusal::malformed(detail));
     }
-    let mut found = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
-    let more = found.len() > limit as usize;
-    found.truncate(limit as usize);
-    let next = found.last().map(|last| last.job_id).filter(|_| more);
-    let mut jobs = Vec::with_capacity(found.len());
-    for status in &found {
+    let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
+    let mut jobs = Vec::with_capacity(listed.jobs.len());
+    for status in &listed.jobs {
         jobs.push(JobView::of_status(status, max_attempts(&served, &status.queue).await));
     }
-    answer::json(StatusCode::OK, &JobsPage { jobs, next })
+    answer::json(StatusCode::OK, &JobsPage { jobs, next: listed.next })
 }
 
 /// `POST /v1/jobs/{id}/cancel`
