@@ -32,6 +32,18 @@ const LAYERS: &[Layer] = &[
         why: "the bridge knows neither HTTP nor handlers",
     },
     Layer {
+        under: "bridge/src/conformance/",
+        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
+        except: &[],
+        why: "the suite holds every adapter to the same promises, and knows none of them",
+    },
+    Layer {
+        under: "bridge/src/faults/",
+        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
+        except: &[],
+        why: "it wraps any broker",
+    },
+    Layer {
         under: "workers/src/handler/",
         never: &[
             "relay_bridge::broker",
@@ -163,6 +175,8 @@ fn a_crossing_is_found_in_every_spelling() {
         ("bridge/src/remote/link.rs", "use crate::{error, embedded::Embedded};"),
         ("bridge/src/sqs/mod.rs", "use super::nats;"),
         ("bridge/src/nats/ack/mod.rs", "use super::super::embedded::store;"),
+        ("bridge/src/conformance/stage.rs", "use crate::embedded::Embedded;"),
+        ("bridge/src/faults/jobs.rs", "use crate::remote::{Remote};"),
         ("workers/src/handler/exec/mod.rs", "use relay_bridge::leasing::{Progress, Receipt};"),
         ("workers/src/handler/mod.rs", "use crate::settle::Settler;"),
         ("workers/examples/function.rs", "fn main() { relay::cli::run([]) }"),
