@@ -1,14 +1,24 @@
-//! Jobs into a private cluster and results back, over connections that the client opened.
+//! The one binary of relay and the library behind it: jobs into a private cluster and results back, over connections
+//! that the client opens.
 //!
 //! # Layout
 //!
 //! - [`api`]: the HTTP contract as types: receipts, jobs, results, problems. A client needs this and nothing of the server.
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`ingress`]: how jobs come in and results go out.
+//! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
+//! - [`app`]: opens the broker, serves what it is given, drains in order.
+//! - [`cli`]: the commands, one file each.
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub mod api;
 #[cfg(feature = "server")]
+pub mod app;
+#[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod ingress;

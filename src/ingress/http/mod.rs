@@ -87,7 +87,7 @@ impl Default for Limits {
 /// What the handlers of all connections share.
 pub struct Ingress {
     broker: Broker,
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     limits: Limits,
     clock: Clock,
     policies: Policies,
@@ -106,7 +106,12 @@ impl fmt::Debug for Ingress {
 impl Ingress {
     /// An ingress over `broker`, for any number of listeners.
     #[must_use]
-    pub fn new(broker: Broker, authenticator: Authenticator, limits: Limits, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        broker: Broker,
+        authenticator: impl Into<Arc<Authenticator>>,
+        limits: Limits,
+        clock: Clock,
+    ) -> Arc<Self> {
         let mut prefix = [0; 8];
         if getrandom::fill(&mut prefix).is_err() {
             // Request ids need to differ between processes only as far as a reader of logs cares.
@@ -119,7 +124,7 @@ impl Ingress {
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
             broker,
-            authenticator,
+            authenticator: authenticator.into(),
             limits,
             clock,
         })

@@ -1,0 +1,415 @@
+//! The process that serves: `Config -> App::build(config, listeners) -> App::run(stop) -> drained | forced`.
+//!
+//! Sockets and the stop signal are arguments, so that tests bring port 0 and their own signal. Every task is joined in
+//! the drain, in this order: HTTP stops accepting and finishes what is in flight, the worker in this process finishes or
+//! hands back, the worker listener lets its workers hand back, the store is closed last.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::broker::{Broker, Durability};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::policy::QueuePolicy;
+use relay_workers::{Handler, Worker, WorkerConfig};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::auth::Authenticator;
+use crate::ingress::{http, tcp};
+
+/// How often deadlines and retention are looked after.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Records of one step of a sweep: some milliseconds of the store's writer.
+const SWEEP_STEP: u32 = 500;
+
+/// How long closing the store may take: a last commit and a checkpoint.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+
+/// Everything an [`App`] needs to know. It holds only valid values.
+pub struct Config {
+    /// The database file, or `None` for a store in memory that ends with the process.
+    pub store: Option<PathBuf>,
+    /// Queues to create or update before anything is served.
+    pub queues: QueueSetup,
+    /// Who may call.
+    pub authenticator: Arc<Authenticator>,
+    /// What a caller may ask for.
+    pub limits: http::Limits,
+    /// A worker in this process, for development.
+    pub worker: Option<LocalWorker>,
+    /// How long requests and handlers in flight may take once the process is asked to stop.
+    pub drain: Duration,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// Which queues there shall be, and what holds for them.
+pub struct QueueSetup {
+    /// The queues.
+    pub queues: Vec<QueueName>,
+    /// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
+    pub policy: Box<dyn Fn(QueuePolicy) -> QueuePolicy + Send + Sync>,
+    /// Whether changes that shorten what a client relies on are applied.
+    pub force: bool,
+}
+
+/// A worker in this process.
+pub struct LocalWorker {
+    /// What it does with each job.
+    pub handler: Arc<dyn Handler>,
+    /// Its name, queues and slots.
+    pub config: WorkerConfig,
+}
+
+/// The sockets, bound by the caller.
+pub struct Listeners {
+    /// For clients.
+    pub http: TcpListener,
+    /// For workers of other processes, if they are wanted.
+    pub workers: Option<TcpListener>,
+}
+
+/// How to stop an [`App`]: first drain, then force.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Stop accepting, finish or hand back what is in flight, end.
+    pub drain: CancellationToken,
+    /// Don't wait any longer. What is in flight is left to its lease; what was accepted is in the store.
+    pub force: CancellationToken,
+}
+
+/// How an [`App`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing was left in flight.
+    Drained,
+    /// It was told not to wait.
+    Forced,
+}
+
+/// Why an [`App`] could not start or go on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AppError {
+    /// The store can't be opened or provisioned.
+    Store(BrokerError),
+    /// A queue's policy would shorten what clients rely on, and `force` is not set: the changes.
+    Destructive(String),
+    /// A listener failed while serving.
+    Listener(&'static str, io::Error),
+    /// A task of the process panicked: a bug.
+    Panicked(String),
+}
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => write!(f, "{error}"),
+            Self::Destructive(changes) => write!(f, "the queue's policy would shorten what clients rely on: {changes}"),
+            Self::Listener(which, error) => write!(f, "the {which} listener failed: {error}"),
+            Self::Panicked(what) => write!(f, "a task of relay panicked: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for AppError {}
+
+impl From<BrokerError> for AppError {
+    fn from(error: BrokerError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// A process that is ready to serve.
+pub struct App {
+    store: Embedded,
+    broker: Broker,
+    ingress: Arc<http::Ingress>,
+    authenticator: Arc<Authenticator>,
+    worker: Option<LocalWorker>,
+    listeners: Listeners,
+    drain: Duration,
+    clock: Clock,
+}
+
+impl App {
+    /// Opens the store and provisions the queues. Connections wait in the listeners' backlog meanwhile.
+    ///
+    /// # Errors
+    /// [`AppError::Store`] if the store is damaged, newer than this build, or held by another process;
+    /// [`AppError::Destructive`].
+    pub async fn build(config: Config, listeners: Listeners) -> Result<Self, AppError> {
+        let clock = config.clock;
+        let store =
+            Embedded::open(EmbeddedConfig { path: config.store, clock: clock.clone(), ..EmbeddedConfig::default() })
+                .await?;
+        let broker = store.broker();
+        let capabilities = &broker.capabilities;
+        info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "store opened");
+        if capabilities.durability == Durability::None {
+            warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
+        }
+        if let Err(error) = provision(&broker, &config.queues).await {
+            store.close().await;
+            return Err(error);
+        }
+        let ingress =
+            http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
+        Ok(Self {
+            store,
+            broker,
+            ingress,
+            authenticator: config.authenticator,
+            worker: config.worker,
+            listeners,
+            drain: config.drain,
+            clock,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.listeners.http.local_addr().ok()
+    }
+
+    /// Where workers of other processes connect, if they may.
+    #[must_use]
+    pub fn workers_address(&self) -> Option<SocketAddr> {
+        self.listeners.workers.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop` says otherwise, then drains in order.
+    ///
+    /// # Errors
+    /// If a listener or a task fails; the store is closed before the error is returned.
+    pub async fn run(self, stop: Stop) -> Result<Ended, AppError> {
+        let store = self.store.clone();
+        let force = stop.force.clone();
+        let ended = tokio::select! {
+            biased;
+            () = force.cancelled() => Ok(Ended::Forced),
+            ended = self.serve(stop) => ended.map(|()| Ended::Drained),
+        };
+        // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
+        if tokio::time::timeout(CLOSE_MAX, store.close()).await.is_err() {
+            warn!("the store was still busy at the end: it is recovered at the next start");
+        }
+        ended
+    }
+
+    async fn serve(self, stop: Stop) -> Result<(), AppError> {
+        // One stage after the other is told to stop and joined: see the module's first lines.
+        let mut stages = ["HTTP", "local worker", "worker listener", "sweep"].map(Stage::new);
+        let [http, local, remote, sweeper] = &mut stages;
+        let (listeners, drain) = (self.listeners, self.drain);
+        let (ingress, stopped) = (self.ingress, http.stop.clone());
+        http.tasks.spawn(async move {
+            let served = http::serve(listeners.http, ingress, stopped, drain).await;
+            served.map_err(|error| AppError::Listener("HTTP", error))
+        });
+        if let Some(LocalWorker { handler, config }) = self.worker {
+            let worker = Worker::new(Arc::clone(&self.broker.leasing), handler, self.clock, config);
+            let stopped = local.stop.clone();
+            local.tasks.spawn(async move {
+                let report = worker.run(stopped).await;
+                debug!(?report, "local worker ended");
+                Ok(())
+            });
+        }
+        if let Some(listener) = listeners.workers {
+            let (leasing, auth, stopped) = (Arc::clone(&self.broker.leasing), self.authenticator, remote.stop.clone());
+            remote.tasks.spawn(async move {
+                let served = tcp::serve_workers(listener, leasing, auth, stopped, drain).await;
+                served.map_err(|error| AppError::Listener("worker", error))
+            });
+        }
+        let (broker, stopped) = (self.broker, sweeper.stop.clone());
+        sweeper.tasks.spawn(async move {
+            sweep(&broker, &stopped).await;
+            Ok(())
+        });
+
+        // A stage that ends before it was asked to is a failure of the whole.
+        let mut failed = tokio::select! {
+            () = stop.drain.cancelled() => None,
+            Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
+            Some(ended) = local.tasks.join_next() => Some(early(local.name, ended)),
+            Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
+            Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
+        };
+        for stage in &mut stages {
+            stage.stop.cancel();
+            while let Some(ended) = stage.tasks.join_next().await {
+                if let Err(error) = flatten(ended) {
+                    error!(stage = stage.name, %error, "a part of relay failed while stopping");
+                    failed.get_or_insert(error);
+                }
+            }
+            debug!(stage = stage.name, "drained");
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// A part of the process that is stopped and joined as one.
+struct Stage {
+    name: &'static str,
+    tasks: JoinSet<Result<(), AppError>>,
+    stop: CancellationToken,
+}
+
+impl Stage {
+    fn new(name: &'static str) -> Self {
+        Self { name, tasks: JoinSet::new(), stop: CancellationToken::new() }
+    }
+}
+
+/// The same keys let workers in that let clients in; each key has one role.
+impl tcp::WorkerAuth for Authenticator {
+    fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
+        self.authorize_worker(worker, key).map(|queues| tcp::WorkerGrant { queues })
+    }
+}
+
+async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
+    let mut wanted = Vec::with_capacity(setup.queues.len());
+    for queue in &setup.queues {
+        let stored = broker.policies.policy(queue).await?;
+        wanted.push((queue.clone(), (setup.policy)(stored.unwrap_or_default())));
+    }
+    match broker.provision.apply(&wanted, setup.force).await {
+        Ok(changes) => {
+            for change in changes {
+                info!(queue = %change.queue, change = %change.what, "queue provisioned");
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == BrokerErrorKind::StateConflict => {
+            let changes = broker.provision.plan(&wanted).await?;
+            let destructive = changes.into_iter().filter(|change| change.destructive);
+            let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
+            Err(AppError::Destructive(texts.join("; ")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends what is past its deadline and removes what is past its keeping, in bounded steps, until `stop`.
+async fn sweep(broker: &Broker, stop: &CancellationToken) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        loop {
+            match broker.jobs.sweep(SWEEP_STEP).await {
+                Ok(swept) => {
+                    if !swept.expired.is_empty() || swept.removed > 0 {
+                        debug!(expired = swept.expired.len(), removed = swept.removed, "swept");
+                    }
+                    if !swept.more || stop.is_cancelled() {
+                        break;
+                    }
+                    // Jobs first: the sweep takes its turn behind what is already waiting for the writer.
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => {
+                    warn!(%error, "the sweep failed and is tried again");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn early(which: &'static str, ended: Result<Result<(), AppError>, tokio::task::JoinError>) -> AppError {
+    match flatten(ended) {
+        Ok(()) => AppError::Listener(which, io::Error::other("it ended without being asked to")),
+        Err(error) => error,
+    }
+}
+
+fn flatten(ended: Result<Result<(), AppError>, tokio::task::JoinError>) -> Result<(), AppError> {
+    match ended {
+        Ok(ended) => ended,
+        Err(join) => Err(AppError::Panicked(join.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(store: Option<PathBuf>) -> Config {
+        Config {
+            store,
+            queues: QueueSetup {
+                queues: vec!["orders".parse().unwrap()],
+                policy: Box::new(|stored| QueuePolicy { max_attempts: 4, ..stored }),
+                force: false,
+            },
+            authenticator: Arc::new(Authenticator::development()),
+            limits: http::Limits::default(),
+            worker: None,
+            drain: Duration::from_secs(5),
+            clock: Clock::system(),
+        }
+    }
+
+    async fn listeners() -> Listeners {
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()) }
+    }
+
+    #[tokio::test]
+    async fn an_app_that_is_asked_to_stop_drains_and_lets_go_of_its_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("relay.db");
+        // The second round opens the same file: the first one has let go of it.
+        for _ in 0..2 {
+            let app = App::build(config(Some(file.clone())), listeners().await).await.unwrap();
+            assert_ne!(app.http_address().unwrap().port(), 0);
+            assert_ne!(app.workers_address(), app.http_address());
+            let stop = Stop::default();
+            stop.drain.cancel();
+            assert_eq!(app.run(stop).await.unwrap(), Ended::Drained);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_that_is_forced_does_not_wait() {
+        let app = App::build(config(None), listeners().await).await.unwrap();
+        let stop = Stop::default();
+        stop.force.cancel();
+        assert_eq!(app.run(stop).await.unwrap(), Ended::Forced);
+    }
+
+    #[tokio::test]
+    async fn queues_are_there_before_anything_is_served() {
+        let app = App::build(config(None), listeners().await).await.unwrap();
+        let policy = app.broker.policies.policy(&"orders".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(policy, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
+    }
+
+    #[tokio::test]
+    async fn a_store_that_another_app_has_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("relay.db");
+        let _holder = App::build(config(Some(file.clone())), listeners().await).await.unwrap();
+        let refused = App::build(config(Some(file)), listeners().await).await;
+        assert!(matches!(refused, Err(AppError::Store(error)) if error.kind() == BrokerErrorKind::Unavailable));
+    }
+}

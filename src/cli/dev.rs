@@ -1,0 +1,65 @@
+//! `relay dev`: server and worker in one process, without authentication, on loopback.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::Args;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::ids::InvalidId;
+
+use super::exit::{CliError, Exit};
+use super::handler::HandlerArgs;
+use super::policy::PolicyArgs;
+use super::serve::{ListenArgs, Serving, no_auth_only_on_loopback, prepare_store};
+use super::worker::{OrderArg, default_slots, worker_config};
+use crate::app::LocalWorker;
+use crate::auth::Authenticator;
+
+/// Where to listen and what to run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  relay dev -- sha256sum
+  relay dev --data ./data --queue orders -- python3 handle.py
+  relay dev --http http://127.0.0.1:3000/jobs
+
+Then, in another terminal:
+  curl -H 'Prefer: wait=10' --data-binary @FILE http://127.0.0.1:7410/v1/queues/default/jobs")]
+pub(crate) struct DevArgs {
+    /// Keep jobs and results in this directory; without it they are in memory and end with this process
+    #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
+    data: Option<PathBuf>,
+    /// Handlers at work at once [default: the number of processors]
+    #[arg(long, value_name = "N")]
+    slots: Option<NonZeroU32>,
+    #[command(flatten)]
+    handler: HandlerArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+/// `relay dev`
+pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
+    no_auth_only_on_loopback("--listen", args.listen.address())?;
+    tracing::warn!("no authentication: for development on this machine only");
+    let store = args.data.map(prepare_store).transpose()?;
+    let queues = args.policy.queues().iter().map(|queue| (queue.clone(), NonZeroU32::MIN)).collect();
+    let first_try = args.policy.queues().first().cloned();
+    let slots = args.slots.unwrap_or_else(default_slots);
+    let id = "dev".parse().map_err(|error: InvalidId| CliError::failed(error.to_string()))?;
+    let config = worker_config(id, queues, OrderArg::Weighted, slots, args.listen.drain());
+    let handler = args.handler.resolve()?;
+    let serving = Serving {
+        store,
+        authenticator: Authenticator::development(),
+        worker_listen: None,
+        listen: args.listen,
+        policy: args.policy,
+        worker: Some(LocalWorker { handler, config }),
+        first_try,
+        clock: Clock::system(),
+    };
+    serving.run().await
+}

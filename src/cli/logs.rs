@@ -1,0 +1,36 @@
+//! Logs go to stderr: text on a terminal, JSON lines for a log collector.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use super::exit::CliError;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging for this process. `filter` is what `RELAY_LOG` says (`info`, `relay=debug,warn`); without it
+/// `default` holds.
+///
+/// # Errors
+/// A usage error if the filter can't be read.
+pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(filter.unwrap_or(default)).map_err(|error| {
+        CliError::usage(format!("the log filter can't be read: {error}"))
+            .hint("use a level (error, warn, info, debug, trace) or TARGET=LEVEL, with commas in between")
+    })?;
+    let colour = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
+    // Fails only if this process logs already: then it stays as it is.
+    match format {
+        LogFormat::Text => logs.with_target(false).try_init().ok(),
+        LogFormat::Json => logs.json().flatten_event(true).try_init().ok(),
+    };
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! The command line: one file a command. stdout is data, everything else goes to stderr.
+//!
+//! # Layout
+//!
+//! - [`exit`]: exit codes and the error that ends a command.
+//! - `values`, `output`, `logs`, `signals`, `remote`: what commands share.
+//! - `serve`, `worker`, `dev`: processes that serve until they are stopped.
+//! - `submit`, `result`, `job`: what a client does.
+//! - `keys`, `store`, `completions`: what an operator does.
+//! - `demo`: all of it, on real files, with a kill in the middle.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+mod completions;
+mod demo;
+mod dev;
+pub mod exit;
+mod handler;
+mod job;
+mod keys;
+mod logs;
+mod output;
+mod policy;
+mod remote;
+mod result;
+mod serve;
+mod signals;
+mod store;
+mod submit;
+mod values;
+mod worker;
+
+use exit::CliError;
+pub use exit::Exit;
+use logs::LogFormat;
+
+/// What is said about exit codes at the end of the help.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the job or the query failed (an outcome other than `succeeded`, a refused submission)
+  2    wrong usage or configuration: the same command will fail again
+  69   the server or the broker is not there: the same command may succeed later
+  130  stopped by a signal before it was done
+
+Start here:
+  relay demo                       everything at work on real files, in under a minute
+  relay dev -- sha256sum           a server and a worker in one process
+  relay submit --wait FILE         a job, in another terminal
+
+stdout is data, everything else goes to stderr. Colour only on a terminal; NO_COLOR turns it off.";
+
+/// Jobs into a private cluster and results back, over connections that the client opens.
+#[derive(Debug, Parser)]
+#[command(name = "relay", version, after_help = EXIT_CODES, max_term_width = 110, infer_subcommands = false)]
+struct Cli {
+    /// Which log lines go to stderr: `warn`, `relay=debug,info`. Default: `info` for serve, worker and dev, else `warn`
+    #[arg(long, global = true, value_name = "FILTER", env = "RELAY_LOG", help_heading = "Logging")]
+    log: Option<String>,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, help_heading = "Logging")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take jobs over HTTP, keep them in a store, hand them to workers
+    Serve(Box<serve::ServeArgs>),
+    /// Run a command, or call a local service, for each job of a server
+    Worker(worker::WorkerArgs),
+    /// Server and worker in one process, without authentication, for trying things out
+    Dev(Box<dev::DevArgs>),
+    /// Show the main path on real files: submit, run, kill a worker, lose nothing, run nothing twice
+    Demo(demo::DemoArgs),
+    /// Submit files or stdin as jobs
+    Submit(submit::SubmitArgs),
+    /// Fetch the result of a job
+    Result(result::ResultArgs),
+    /// Show where a job stands
+    Status(job::JobArgs),
+    /// Cancel a job that has not finished
+    Cancel(job::JobArgs),
+    /// Create, list and revoke API keys in a key file
+    Keys(keys::KeysArgs),
+    /// Check, measure and back up a store
+    Store(store::StoreArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Command {
+    /// What is logged unless the user says otherwise.
+    fn default_log(&self) -> &'static str {
+        match self {
+            Self::Serve(_) | Self::Worker(_) | Self::Dev(_) => "info",
+            _ => "warn",
+        }
+    }
+}
+
+/// Parses `args` (the program's name first), runs the command, and says how it ended.
+#[must_use]
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Help and version are asked for, and go to stdout. A reader that went away is no reason to fail.
+            message.print().ok();
+            return if message.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    let exit = match run_to_end(cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            error.report();
+            error.exit()
+        }
+    };
+    exit.into()
+}
+
+fn run_to_end(cli: Cli) -> Result<Exit, CliError> {
+    logs::start(cli.log.as_deref(), cli.command.default_log(), cli.log_format)?;
+    // Fails only if there is a provider already, which is then the same one.
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
+    let ended = runtime.block_on(Box::pin(command(cli.command)));
+    // What still runs was asked to stop and did not: it must not keep the process alive.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+async fn command(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Serve(args) => serve::run(*args).await,
+        Command::Worker(args) => worker::run(args).await,
+        Command::Dev(args) => dev::run(*args).await,
+        Command::Keys(args) => keys::run(args),
+        Command::Store(args) => store::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Demo(args) => or_interrupted(demo::run(args)).await,
+        Command::Submit(args) => or_interrupted(submit::run(args)).await,
+        Command::Result(args) => or_interrupted(result::run(args)).await,
+        Command::Status(args) => or_interrupted(job::status(args)).await,
+        Command::Cancel(args) => or_interrupted(job::cancel(args)).await,
+    }
+}
+
+/// For commands that have nothing to drain: a signal ends them where they are, and what they own is dropped.
+async fn or_interrupted(run: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
+    tokio::select! {
+        ended = run => ended,
+        () = signals::interrupted() => Err(CliError::interrupted()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_of_every_command_is_explained() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,95 @@
+//! What people and programs read: data on stdout, everything else on stderr. Colour only on a terminal (`NO_COLOR` is
+//! honoured by `anstream`).
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{CellAlignment, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::exit::CliError;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+const HINT: Style = AnsiColor::Cyan.on_default().bold();
+
+/// Writes a line of data.
+pub(crate) fn line(text: impl Display) -> Result<(), CliError> {
+    let mut out = anstream::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// Writes raw bytes of data: a result as the handler left it.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
+    // Not through anstream, which would strip escape sequences out of the data.
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    Ok(out.flush()?)
+}
+
+/// Writes one JSON value as one line of data.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_vec(value).map_err(|error| CliError::failed(format!("cannot encode: {error}")))?;
+    text.push(b'\n');
+    bytes(&text)
+}
+
+/// A table of data with a header; columns in `numbers` are right-aligned.
+pub(crate) fn table<R>(header: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = R>) -> String
+where
+    R: IntoIterator<Item = String>,
+{
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row.into_iter().collect::<Vec<_>>());
+    }
+    for &at in numbers {
+        if let Some(column) = table.column_mut(at) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let table = table.to_string();
+    table.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// Tells people how it goes, on stderr.
+pub(crate) fn note(text: impl Display) {
+    to_stderr(format_args!("{text}"));
+}
+
+/// Tells people what they should know before it goes on, on stderr.
+pub(crate) fn warning(text: impl Display) {
+    to_stderr(format_args!("{WARNING}warning:{WARNING:#} {text}"));
+}
+
+/// Tells people what went wrong, on stderr.
+pub(crate) fn error(text: impl Display) {
+    to_stderr(format_args!("{ERROR}error:{ERROR:#} {text}"));
+}
+
+/// Tells people what to do about it, on a line of its own, on stderr.
+pub(crate) fn hint(text: impl Display) {
+    to_stderr(format_args!("{HINT}hint:{HINT:#} {text}"));
+}
+
+/// A bar that moves on stderr where a person watches, and nothing where nobody does.
+pub(crate) fn progress(what: &'static str, length: usize) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length as u64).with_prefix(what);
+    match ProgressStyle::with_template("{prefix:>12} [{bar:40}] {pos}/{len}") {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
+    }
+}
+
+/// A reader of stderr that went away is no reason to stop.
+fn to_stderr(text: std::fmt::Arguments<'_>) {
+    writeln!(anstream::stderr().lock(), "{text}").ok();
+}

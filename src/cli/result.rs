@@ -1,0 +1,123 @@
+//! `relay result`: the result of a job, as the handler left it.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use relay_bridge::contract::{JobId, Outcome};
+use serde_json::json;
+
+use super::exit::{CliError, Exit};
+use super::remote::ServerArgs;
+use super::{output, values};
+use crate::client::http::WAIT_MAX;
+use crate::client::retry::Patience;
+use crate::client::{Client, RunResult};
+
+/// A job whose result is wanted.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The result goes to stdout byte by byte. The exit code is 0 only if the job succeeded.
+
+Examples:
+  relay result $ID --wait > out.bin       wait for it as long as it takes
+  relay result $ID --wait=30s             wait for half a minute at most
+  relay result $ID --json                 outcome and attempt instead of the bytes")]
+pub(crate) struct ResultArgs {
+    /// The job's id, as `relay submit` printed it
+    #[arg(value_name = "JOB_ID")]
+    id: JobId,
+    /// Wait while the job is not finished: for this long, or without a limit
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = values::duration)]
+    wait: Option<Option<Duration>>,
+    /// Print outcome, attempt, type and size as one line of JSON instead of the result itself
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// `relay result`
+pub(crate) async fn run(args: ResultArgs) -> Result<Exit, CliError> {
+    let client = args.server.client()?;
+    let wait = Wait::from_flag(args.wait);
+    let Some(result) = fetch(&client, args.id, wait, Patience::default()).await? else {
+        return Err(CliError::failed(format!("job {} is not finished yet", args.id))
+            .hint("add --wait to wait for it; `relay status` shows where it stands"));
+    };
+    show(&result, args.json)
+}
+
+/// How long to wait for a result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// Not longer than this.
+    AtMost(Duration),
+    /// As long as it takes.
+    Forever,
+}
+
+impl Wait {
+    /// From `--wait[=DURATION]`.
+    pub(crate) fn from_flag(flag: Option<Option<Duration>>) -> Self {
+        match flag {
+            None => Self::AtMost(Duration::ZERO),
+            Some(None) => Self::Forever,
+            Some(Some(wait)) => Self::AtMost(wait),
+        }
+    }
+}
+
+/// The job's result, or `None` if it did not come in time. Asks again as often as the server's longest wait demands,
+/// and rides out a server that goes away for as long as `patience` lasts.
+pub(crate) async fn fetch(
+    client: &Client,
+    job: JobId,
+    wait: Wait,
+    patience: Patience,
+) -> Result<Option<RunResult>, CliError> {
+    let started = Instant::now();
+    loop {
+        let left = match wait {
+            Wait::AtMost(wait) => wait.saturating_sub(started.elapsed()),
+            Wait::Forever => WAIT_MAX,
+        };
+        let found = patience.repeat(true, || client.result(job, left), |_| {}).await?;
+        if found.is_some() || left.is_zero() || (matches!(wait, Wait::AtMost(_)) && left <= WAIT_MAX) {
+            return Ok(found);
+        }
+    }
+}
+
+/// Prints a result; the exit code says whether the job succeeded.
+pub(crate) fn show(result: &RunResult, json: bool) -> Result<Exit, CliError> {
+    if json {
+        output::json(&describe(result))?;
+    } else if result.outcome == Outcome::Succeeded {
+        output::bytes(&result.payload)?;
+    } else {
+        let failure = serde_json::from_slice::<serde_json::Value>(&result.payload).unwrap_or_default();
+        let reason = failure["reason"].as_str().unwrap_or_default();
+        let detail = failure["detail"].as_str().unwrap_or_default().trim_end();
+        output::error(format_args!("job {} {} at attempt {}: {reason}", result.job_id, result.outcome, result.attempt));
+        if !detail.is_empty() {
+            output::note(detail);
+        }
+    }
+    Ok(if result.outcome == Outcome::Succeeded { Exit::Done } else { Exit::Failed })
+}
+
+/// A result without its payload, as JSON.
+pub(crate) fn describe(result: &RunResult) -> serde_json::Value {
+    json!({
+        "job_id": result.job_id,
+        "run_id": result.run_id,
+        "outcome": result.outcome,
+        "attempt": result.attempt,
+        "content_type": result.content_type,
+        "size": result.payload.len(),
+        "failure": if result.outcome == Outcome::Succeeded { None } else {
+            serde_json::from_slice::<serde_json::Value>(&result.payload).ok()
+        },
+        "cursor": result.cursor,
+    })
+}

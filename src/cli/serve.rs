@@ -1,0 +1,241 @@
+//! `relay serve`: takes jobs over HTTP, keeps them in a store, hands them to workers.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::QueueName;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use super::exit::{CliError, Exit};
+use super::policy::PolicyArgs;
+use super::signals::Signals;
+use super::values;
+use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker};
+use crate::auth::Authenticator;
+use crate::ingress::http::Limits;
+
+/// The database file's name in `--data DIR`.
+pub(crate) const STORE_FILE: &str = "relay.db";
+
+/// Where to listen, where to keep jobs, who may call.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  relay keys new orders > orders.key
+  relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
+  relay serve --memory --no-auth                  for trying things out on this machine
+
+SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
+closed. A second signal forces. With --json the addresses are one line of JSON on stdout, as soon
+as the server is ready:
+  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null}}")]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
+    #[arg(long, value_name = "ADDR", help_heading = "Listening")]
+    worker_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Store")]
+#[group(required = true, multiple = false)]
+struct StoreArgs {
+    /// Keep jobs and results in this directory; it is created if it is not there
+    #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
+    data: Option<PathBuf>,
+    /// Keep jobs and results in memory: they end with this process
+    #[arg(long)]
+    memory: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access")]
+#[group(required = true, multiple = false)]
+struct AccessArgs {
+    /// Let in whoever has a key of this file; `relay keys new` makes one
+    #[arg(long, value_name = "FILE", env = "RELAY_KEYS")]
+    keys: Option<PathBuf>,
+    /// Let in everybody, for development: only on this machine's loopback addresses
+    #[arg(long)]
+    no_auth: bool,
+}
+
+/// Where clients connect, and how the server ends.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Listening")]
+pub(crate) struct ListenArgs {
+    /// Where clients connect; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7410")]
+    listen: SocketAddr,
+    /// How long requests and handlers in flight may take once the server is asked to stop
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    drain: Duration,
+    /// Print the addresses as one line of JSON on stdout as soon as the server is ready
+    #[arg(long)]
+    json: bool,
+}
+
+impl ListenArgs {
+    /// Where clients shall connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// How long the drain may take.
+    pub(crate) fn drain(&self) -> Duration {
+        self.drain
+    }
+}
+
+/// `relay serve`
+pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
+    let clock = Clock::system();
+    let authenticator = match args.access.keys {
+        Some(file) => Authenticator::keys(file, clock.clone())
+            .map_err(|error| CliError::from(error).hint("`relay keys new NAME` makes the first key and the file"))?,
+        None => {
+            no_auth_only_on_loopback("--listen", args.listen.listen)?;
+            warn!("no authentication: whoever can reach this machine's loopback addresses may do everything");
+            Authenticator::development()
+        }
+    };
+    if let Some(address) = args.worker_listen
+        && !address.ip().is_loopback()
+    {
+        return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
+            .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
+    }
+    let store = args.store.data.map(prepare_store).transpose()?;
+    let serving = Serving {
+        store,
+        authenticator,
+        worker_listen: args.worker_listen,
+        listen: args.listen,
+        policy: args.policy,
+        worker: None,
+        first_try: None,
+        clock,
+    };
+    serving.run().await
+}
+
+/// What `serve` and `dev` have in common.
+pub(crate) struct Serving {
+    pub(crate) store: Option<PathBuf>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) worker_listen: Option<SocketAddr>,
+    pub(crate) listen: ListenArgs,
+    pub(crate) policy: PolicyArgs,
+    pub(crate) worker: Option<LocalWorker>,
+    /// A queue to suggest a first job for.
+    pub(crate) first_try: Option<QueueName>,
+    pub(crate) clock: Clock,
+}
+
+impl Serving {
+    /// Binds, opens, says where it listens, serves until a signal.
+    pub(crate) async fn run(self) -> Result<Exit, CliError> {
+        let queues = self.policy.resolve()?;
+        // Before anything else: a signal during the start must drain as well.
+        let signals =
+            Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
+        let http = bind("--listen", self.listen.listen).await?;
+        let workers = match self.worker_listen {
+            Some(address) => Some(bind("--worker-listen", address).await?),
+            None => None,
+        };
+        let config = Config {
+            store: self.store,
+            queues,
+            authenticator: Arc::new(self.authenticator),
+            limits: Limits::default(),
+            worker: self.worker,
+            drain: self.listen.drain,
+            clock: self.clock,
+        };
+        let app = App::build(config, Listeners { http, workers }).await?;
+        announce(&app, self.listen.json);
+        if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
+            info!("try: echo hello | relay submit --wait --server http://{address} --queue {queue}");
+        }
+        match app.run(signals.stop.clone()).await? {
+            Ended::Drained => Ok(Exit::Done),
+            Ended::Forced => Ok(Exit::Interrupted),
+        }
+    }
+}
+
+/// The first thing that is said: where clients and workers connect, which only the system knows for port 0.
+fn announce(app: &App, json: bool) {
+    let (http, workers) = (app.http_address(), app.workers_address());
+    if let Some(http) = http {
+        info!("relay listens on http://{http}");
+    }
+    if let Some(workers) = workers {
+        info!("workers connect to {workers}");
+    }
+    if json {
+        // A reader that went away does not stop a server.
+        let line = json!({ "listening": { "http": http, "workers": workers } });
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+    }
+}
+
+/// Refuses `--no-auth` where somebody else could connect.
+pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Result<(), CliError> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(CliError::usage(format!("{flag} {address}: without authentication only loopback addresses are possible"))
+        .hint("listen on 127.0.0.1, or make keys with `relay keys new` and start `relay serve` with --keys"))
+}
+
+/// The database file in `data`, which is created with access for this user only.
+pub(crate) fn prepare_store(data: PathBuf) -> Result<PathBuf, CliError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&data)
+        .map_err(|error| CliError::usage(format!("cannot create {}: {error}", data.display())))?;
+    Ok(data.join(STORE_FILE))
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let told = CliError::usage(format!("{flag} {address}: {error}"));
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            told.hint("something listens there already: stop it, or choose another port")
+        } else {
+            told
+        }
+    })
+}
+
+impl From<AppError> for CliError {
+    fn from(error: AppError) -> Self {
+        match &error {
+            AppError::Store(broker) if broker.is_transient() => Self::unavailable(error.to_string()),
+            AppError::Store(_) => Self::usage(error.to_string()),
+            AppError::Destructive(_) => {
+                Self::usage(error.to_string()).hint("add --force if that is meant, or leave the flag out")
+            }
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}

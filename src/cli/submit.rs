@@ -1,0 +1,278 @@
+//! `relay submit`: files or stdin become jobs. With a key a submission is repeated until it is confirmed and still is one
+//! job; without one it is repeated only where relay certainly did not take it.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::{IdempotencyKey, Outcome, QueueName};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinSet;
+
+use super::exit::{CliError, Exit};
+use super::remote::ServerArgs;
+use super::result::{self, Wait};
+use super::{output, values};
+use crate::client::http::WAIT_MAX;
+use crate::client::retry::Patience;
+use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
+
+/// The most that is read of one file or of stdin, in bytes: far more than a queue takes by default.
+const PAYLOAD_READ_MAX: u64 = 64 * 1024 * 1024;
+
+/// What to submit and how.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each job's id is printed on a line of its own, in the order of the files. With --wait the results
+are printed instead.
+
+Examples:
+  echo hello | relay submit --wait                      a job, and its result
+  relay submit *.csv --key-from content                 repeat it: the same bytes are one job
+  relay submit order.json --key order-4711 --json       the receipt as JSON")]
+pub(crate) struct SubmitArgs {
+    /// Files, each one a job; `-` or none at all reads one job from stdin
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The queue
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    queue: QueueName,
+    /// The idempotency key: submitting again under it gives the same job. For a single job
+    #[arg(long, value_name = "KEY", conflicts_with = "key_from")]
+    key: Option<String>,
+    /// Make each job's key out of its file's path, or out of its content
+    #[arg(long, value_enum, value_name = "WHAT")]
+    key_from: Option<KeyFrom>,
+    /// Wait for the results and print them: for this long, or without a limit
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = values::duration)]
+    wait: Option<Option<Duration>>,
+    /// The payload's content type, as the handler shall see it
+    #[arg(long, value_name = "TYPE", default_value = DEFAULT_CONTENT_TYPE)]
+    content_type: String,
+    /// No attempt before this has passed; at most 7d
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    delay: Option<Duration>,
+    /// The job expires this long after its delay; the queue's limit caps it
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    expires_in: Option<Duration>,
+    /// A note for the handler, which finds it beside the payload; repeat it for more
+    #[arg(long = "meta", value_name = "NAME=VALUE", value_parser = meta)]
+    meta: Vec<(String, String)>,
+    /// How many submissions are under way at once
+    #[arg(long, value_name = "N", default_value = "16")]
+    concurrency: NonZeroUsize,
+    /// How long to keep trying while the server is away or overloaded; `0s` tries once
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
+    retry_for: Duration,
+    /// Print one line of JSON per job
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What a key is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KeyFrom {
+    /// The path as given.
+    Name,
+    /// SHA-256 of the content.
+    Content,
+}
+
+/// `relay submit`
+pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
+    let mut files = args.files.clone();
+    if files.is_empty() {
+        files.push("-".into());
+    }
+    if args.key.is_some() && files.len() > 1 {
+        return Err(CliError::usage("--key names one job, but there are several files")
+            .hint("use --key-from name or --key-from content"));
+    }
+    let client = args.server.clone().client()?;
+    let mut exit = Exit::Done;
+    // Printed in the order of the files: what finished out of turn waits in `done`, bounded by the concurrency.
+    let (mut running, mut done, mut next) = (JoinSet::new(), BTreeMap::new(), 0);
+    let mut waiting = files.iter().enumerate();
+    let bar = if files.len() > 1 { output::progress("jobs", files.len()) } else { ProgressBar::hidden() };
+    loop {
+        while running.len() + done.len() < args.concurrency.get() {
+            let Some((at, file)) = waiting.next() else { break };
+            match new_job(&args, file).await {
+                Ok(job) => {
+                    let (client, wait, retry_for) = (client.clone(), args.wait, args.retry_for);
+                    running.spawn(async move { (at, submit(&client, &job, wait, retry_for).await) });
+                }
+                Err(error) => {
+                    done.insert(at, Err(error));
+                }
+            }
+        }
+        if let Some(joined) = running.join_next().await {
+            let (at, ended) = joined.map_err(|error| CliError::failed(format!("a submission panicked: {error}")))?;
+            done.insert(at, ended);
+        } else if done.is_empty() {
+            break;
+        }
+        while let Some(ended) = done.remove(&next) {
+            bar.inc(1);
+            exit = worse(exit, bar.suspend(|| show(&files[next], ended, args.json))?);
+            next += 1;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(exit)
+}
+
+/// What became of one submission.
+enum Sent {
+    /// It is in line; waiting for its result was not asked for, or took too long.
+    Accepted(Submitted),
+    /// The result was waited for.
+    Finished(Box<RunResult>),
+}
+
+async fn submit(
+    client: &Client,
+    job: &NewJob,
+    wait: Option<Option<Duration>>,
+    retry_for: Duration,
+) -> Result<Sent, CliError> {
+    let patience = Patience { give_up_after: retry_for, ..Patience::default() };
+    let keyed = job.key.is_some();
+    // Without a key a wait that breaks off could not be repeated: it would be another job. It is waited for by its id.
+    let first_wait = wait.filter(|_| keyed).map(|wait| wait.unwrap_or(WAIT_MAX).min(WAIT_MAX));
+    let submitted = patience.repeat(keyed, || client.submit(job, first_wait), |_| {}).await.map_err(unsubmitted)?;
+    if wait.is_none() {
+        return Ok(Sent::Accepted(submitted));
+    }
+    if let Submitted::Finished(result) = submitted {
+        return Ok(Sent::Finished(result));
+    }
+    let left = match wait.flatten() {
+        Some(wait) => Wait::AtMost(wait.saturating_sub(first_wait.unwrap_or_default())),
+        None => Wait::Forever,
+    };
+    Ok(match result::fetch(client, submitted.job_id(), left, patience).await? {
+        Some(result) => Sent::Finished(Box::new(result)),
+        None => Sent::Accepted(submitted),
+    })
+}
+
+fn show(file: &Path, ended: Result<Sent, CliError>, json: bool) -> Result<Exit, CliError> {
+    let name = file.display().to_string();
+    match ended {
+        Ok(Sent::Finished(result)) if json => {
+            let mut line = result::describe(&result);
+            line["file"] = json!(name);
+            line["replayed"] = json!(result.replayed);
+            output::json(&line)?;
+            Ok(if result.outcome == Outcome::Succeeded { Exit::Done } else { Exit::Failed })
+        }
+        Ok(Sent::Finished(result)) => result::show(&result, false),
+        Ok(Sent::Accepted(submitted)) => {
+            match (&submitted, json) {
+                (Submitted::Accepted(receipt), true) => {
+                    let mut line = json!(receipt);
+                    line["file"] = json!(name);
+                    output::json(&line)?;
+                }
+                _ => output::line(submitted.job_id())?,
+            }
+            Ok(Exit::Done)
+        }
+        Err(error) => {
+            error.report();
+            if json {
+                output::json(&json!({ "file": name, "error": error.to_string() }))?;
+            } else {
+                output::note(format_args!("  while submitting {name}"));
+            }
+            Ok(error.exit())
+        }
+    }
+}
+
+fn unsubmitted(error: ClientError) -> CliError {
+    let unknown = matches!(error, ClientError::Interrupted(_));
+    let told = CliError::from(error);
+    if unknown {
+        return told.hint("the job may have been taken: with --key, submitting again is the same job");
+    }
+    told
+}
+
+/// What one of several jobs makes of the exit code: the server being away says more than a failed job.
+fn worse(one: Exit, other: Exit) -> Exit {
+    if (other as u8) > (one as u8) { other } else { one }
+}
+
+async fn new_job(args: &SubmitArgs, file: &Path) -> Result<NewJob, CliError> {
+    let payload = read(file).await?;
+    let key = match (&args.key, args.key_from) {
+        (Some(key), _) => Some(key.clone()),
+        (None, Some(KeyFrom::Name)) => Some(file.display().to_string()),
+        (None, Some(KeyFrom::Content)) => Some(hex(&Sha256::digest(&payload))),
+        (None, None) => None,
+    };
+    let key = key.map(|key| key.parse::<IdempotencyKey>()).transpose().map_err(|error| {
+        CliError::usage(format!("{}: {error}", file.display())).hint("--key-from content works for every file")
+    })?;
+    Ok(NewJob {
+        queue: args.queue.clone(),
+        key,
+        content_type: args.content_type.clone(),
+        payload,
+        delay: args.delay,
+        expires_in: args.expires_in,
+        meta: args.meta.iter().cloned().collect(),
+    })
+}
+
+async fn read(file: &Path) -> Result<Bytes, CliError> {
+    let unreadable = |error| CliError::usage(format!("cannot read {}: {error}", file.display()));
+    let path = file.to_owned();
+    // On a thread of its own: a terminal or a pipe may take its time.
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        if path == Path::new("-") {
+            std::io::stdin().lock().take(PAYLOAD_READ_MAX + 1).read_to_end(&mut bytes)?;
+        } else {
+            std::fs::File::open(path)?.take(PAYLOAD_READ_MAX + 1).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    });
+    let bytes = reading.await.map_err(std::io::Error::from).flatten().map_err(unreadable)?;
+    if bytes.len() as u64 > PAYLOAD_READ_MAX {
+        let max = values::show_size(PAYLOAD_READ_MAX);
+        return Err(CliError::usage(format!("{} is larger than {max}", file.display()))
+            .hint("put it where the handler can fetch it and submit a link to it"));
+    }
+    Ok(bytes.into())
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
+fn meta(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=VALUE"))?;
+    let valid = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !valid {
+        return Err(format!("the name in `{text}` may have letters, digits and hyphens only"));
+    }
+    Ok((name.to_ascii_lowercase(), value.to_owned()))
+}

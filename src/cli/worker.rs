@@ -1,0 +1,145 @@
+//! `relay worker`: takes jobs of a server and runs a command, or calls a local service, for each of them.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::Leasing;
+use relay_bridge::remote::{Remote, RemoteConfig};
+use relay_workers::{QueueOrder, Worker, WorkerConfig};
+use serde_json::json;
+
+use super::exit::{CliError, Exit};
+use super::handler::HandlerArgs;
+use super::output;
+use super::signals::Signals;
+use super::values::{self, WeightedQueue};
+
+/// Which server, which queues, and what to run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  relay worker -- sha256sum
+  relay worker --queue urgent=5 --queue bulk --slots 8 -- ./resize --width 640
+  relay worker --http http://127.0.0.1:3000/jobs --timeout 20s
+
+A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
+and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
+SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
+pub(crate) struct WorkerArgs {
+    /// The server's worker address: what `relay serve --worker-listen` was given
+    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411")]
+    connect: String,
+    /// A queue to take jobs from, with its share among several; repeat it for more
+    #[arg(long = "queue", value_name = "NAME[=WEIGHT]", default_value = "default")]
+    queues: Vec<WeightedQueue>,
+    /// Which queue is asked first when several have jobs
+    #[arg(long, value_enum, default_value = "weighted")]
+    order: OrderArg,
+    /// Handlers at work at once [default: the number of processors]
+    #[arg(long, value_name = "N")]
+    slots: Option<NonZeroU32>,
+    /// What this worker is called in logs [default: worker- and the process id]
+    #[arg(long, value_name = "NAME")]
+    id: Option<WorkerId>,
+    /// The worker's key; a server without authentication needs none
+    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    drain: Duration,
+    /// Print one line of JSON on stdout when the worker is connected
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    handler: HandlerArgs,
+}
+
+/// Which queue is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OrderArg {
+    /// The first one that was named, as long as it has jobs
+    Strict,
+    /// By turns, each as often as its weight says
+    Weighted,
+}
+
+/// `relay worker`
+pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
+    let id = match args.id {
+        Some(id) => id,
+        None => format!("worker-{}", std::process::id())
+            .parse()
+            .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
+    };
+    let handler = args.handler.resolve()?;
+    let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
+    let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
+    let signals =
+        Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
+    let remote = RemoteConfig { key: args.key, ..RemoteConfig::new(&args.connect, id.clone()) };
+    let leasing = tokio::select! {
+        connected = Remote::connect(remote) => {
+            Arc::new(connected.map_err(|error| unconnected(&args.connect, &error))?)
+        }
+        () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
+    };
+    tracing::info!("worker {id} takes jobs from {}", args.connect);
+    if args.json {
+        output::json(&json!({ "worker": { "id": id, "connected": args.connect } }))?;
+    }
+    let worker = Worker::new(Arc::clone(&leasing) as Arc<dyn Leasing>, handler, Clock::system(), config);
+    let drained = async {
+        let report = worker.run(signals.stop.drain.clone()).await;
+        // Nobody else holds the connection any more; what nobody waited for is handed back before it closes.
+        if let Some(leasing) = Arc::into_inner(leasing) {
+            leasing.close().await;
+        }
+        tracing::info!(
+            worker = %id, started = report.started, succeeded = report.succeeded, retried = report.retried,
+            failed = report.failed, handed_back = report.handed_back, leases_lost = report.leases_lost, "worker ended"
+        );
+        Exit::Done
+    };
+    tokio::select! {
+        exit = drained => Ok(exit),
+        () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
+    }
+}
+
+/// A worker's configuration from what was typed.
+pub(crate) fn worker_config(
+    id: WorkerId,
+    queues: Vec<(QueueName, NonZeroU32)>,
+    order: OrderArg,
+    slots: NonZeroU32,
+    drain: Duration,
+) -> WorkerConfig {
+    let order = match order {
+        OrderArg::Strict => QueueOrder::Strict,
+        OrderArg::Weighted => QueueOrder::Weighted,
+    };
+    let queues = queues.into_iter().map(|(name, weight)| (name, weight.get())).collect();
+    WorkerConfig { id, queues, order, slots, drain }
+}
+
+/// One handler per processor.
+pub(crate) fn default_slots() -> NonZeroU32 {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    u32::try_from(processors).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
+}
+
+fn unconnected(address: &str, error: &BrokerError) -> CliError {
+    let text = format!("{address}: {error}");
+    match error.kind() {
+        BrokerErrorKind::Unauthorized => CliError::usage(text)
+            .hint("give a worker's key with --key or RELAY_WORKER_KEY; `relay keys new NAME --role worker` makes one"),
+        BrokerErrorKind::Invalid | BrokerErrorKind::NotFound => CliError::usage(text),
+        _ => CliError::unavailable(text)
+            .hint("is `relay serve` running with --worker-listen, and is this the address it printed?"),
+    }
+}

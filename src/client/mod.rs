@@ -1,0 +1,14 @@
+//! The Rust client: submits jobs and fetches results. It needs the API types and nothing of the server.
+//!
+//! # Layout
+//!
+//! - [`http`]: the client over HTTP, one method per call.
+//! - [`retry`]: the same calls, repeated where repeating is harmless.
+//! - [`error`]: what went wrong, and whether the call may be repeated.
+
+pub mod error;
+pub mod http;
+pub mod retry;
+
+pub use error::ClientError;
+pub use http::{Client, NewJob, RunResult, Submitted};

@@ -1,0 +1,114 @@
+//! Calls repeated where repeating is harmless: exponential backoff with full jitter, and never before relay's own
+//! `Retry-After`.
+//!
+//! Full jitter: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use super::error::ClientError;
+
+/// How long to keep trying, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The longest wait before the second try.
+    pub base: Duration,
+    /// The longest wait between two tries.
+    pub cap: Duration,
+    /// No further try starts this long after the first one; zero tries once.
+    pub give_up_after: Duration,
+}
+
+impl Default for Patience {
+    /// From 100 ms to 5 s, for a minute.
+    fn default() -> Self {
+        let [base, cap] = [Duration::from_millis(100), Duration::from_secs(5)];
+        Self { base, cap, give_up_after: Duration::from_secs(60) }
+    }
+}
+
+impl Patience {
+    /// Tries once.
+    pub const NONE: Self = Self { base: Duration::ZERO, cap: Duration::ZERO, give_up_after: Duration::ZERO };
+
+    /// Calls `call` until it succeeds, fails for good, or patience runs out. Tells `retried` about each error that is
+    /// followed by another try. `keyed` as in [`ClientError::may_repeat`].
+    ///
+    /// # Errors
+    /// The last call's error.
+    pub async fn repeat<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        keyed: bool,
+        mut call: impl FnMut() -> F,
+        mut retried: impl FnMut(&ClientError),
+    ) -> Result<T, ClientError> {
+        let started = Instant::now();
+        let mut ceiling = self.base;
+        loop {
+            let error = match call().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let wait = ceiling.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
+            let patient = started.elapsed() + wait < self.give_up_after;
+            if !patient || !error.may_repeat(keyed) {
+                return Err(error);
+            }
+            retried(&error);
+            tokio::time::sleep(wait).await;
+            ceiling = (ceiling * 2).min(self.cap);
+        }
+    }
+}
+
+/// A random number from 0 to 1, good enough to spread retries: the standard library's hash keys differ per call.
+fn jitter() -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "53 bits are plenty")]
+    let random = (RandomState::new().hash_one(0_u8) >> 11) as f64;
+    random / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn interrupted() -> ClientError {
+        ClientError::Interrupted("reset".to_owned())
+    }
+
+    async fn tries(keyed: bool, patience: Patience, error: impl Fn() -> ClientError) -> u32 {
+        let count = Cell::new(0);
+        let call = || {
+            count.set(count.get() + 1);
+            let answer = if count.get() < 4 { Err(error()) } else { Ok(()) };
+            async move { answer }
+        };
+        patience.repeat(keyed, call, |_| {}).await.ok();
+        count.get()
+    }
+
+    #[tokio::test]
+    async fn a_submission_is_repeated_after_an_unknown_effect_only_with_a_key() {
+        let patience =
+            Patience { base: Duration::from_millis(1), cap: Duration::from_millis(1), ..Patience::default() };
+        assert_eq!(tries(true, patience, interrupted).await, 4);
+        assert_eq!(tries(false, patience, interrupted).await, 1);
+        let unreachable = || ClientError::Unreachable { server: String::new(), detail: String::new() };
+        assert_eq!(tries(false, patience, unreachable).await, 4);
+        assert_eq!(tries(true, patience, || ClientError::Invalid(String::new())).await, 1);
+    }
+
+    #[tokio::test]
+    async fn without_patience_there_is_one_try() {
+        assert_eq!(tries(true, Patience::NONE, interrupted).await, 1);
+    }
+
+    #[test]
+    fn jitter_stays_between_zero_and_one_and_varies() {
+        let draws: Vec<f64> = (0..100).map(|_| jitter()).collect();
+        assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
+        assert!(draws.windows(2).any(|pair| pair[0] != pair[1]));
+    }
+}

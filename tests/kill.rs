@@ -1,0 +1,222 @@
+//! `kill -9` of the server while clients submit, and of workers at random: every acknowledged job has exactly one result.
+//!
+//! `RELAY_KILL_JOBS` sets the number of jobs (2,000 here, 20,000 where there is time); `RELAY_KILL_SEED` replays a run.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
+
+mod cli_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cli_support::Running;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use relay::api::ResultView;
+use relay::client::retry::Patience;
+use relay::client::{Client, ClientError, NewJob, Submitted};
+use relay_bridge::contract::{JobId, Outcome, RunId};
+use relay_bridge::embedded::store;
+use rusqlite::Connection;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Jobs in the suite; enough that every kill hits submissions and handlers in flight.
+const JOBS: usize = 2_000;
+/// Kills of the server, spread over the submissions.
+const ROUNDS: usize = 5;
+const WORKERS: usize = 3;
+const CLIENTS: usize = 32;
+/// Tries again soon, and for longer than any restart takes.
+const PATIENCE: Patience = Patience {
+    base: Duration::from_millis(20),
+    cap: Duration::from_millis(500),
+    give_up_after: Duration::from_secs(120),
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
+    let jobs = from_environment("RELAY_KILL_JOBS").map_or(JOBS, |jobs| usize::try_from(jobs).unwrap());
+    let seed = from_environment("RELAY_KILL_SEED").unwrap_or_else(|| std::process::id().into());
+    println!("replay with RELAY_KILL_SEED={seed} RELAY_KILL_JOBS={jobs}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), seed);
+    let client = Client::new(&cluster.url, None).unwrap();
+
+    let (progress, accepted) = watch::channel(0_usize);
+    // On a task of its own: clients must not wait while the test starts processes.
+    let mut submissions = JoinSet::new();
+    submissions.spawn(submit_all(client.clone(), jobs, progress));
+    cluster.kill_while(accepted, jobs).await;
+    let acknowledged = submissions.join_next().await.unwrap().unwrap().unwrap();
+    let acknowledged: BTreeSet<JobId> = acknowledged.iter().map(Submitted::job_id).collect();
+    assert_eq!(acknowledged.len(), jobs, "one job per key");
+
+    // Over HTTP, job by job: the result is there, and it is the handler's.
+    let runs: BTreeMap<JobId, RunId> = stream::iter(acknowledged.iter().copied())
+        .map(|job| finished(&client, job))
+        .buffer_unordered(CLIENTS)
+        .try_collect()
+        .await
+        .unwrap();
+    // Over HTTP, the client's log: one entry per job, of that run.
+    let log = whole_log(&client).await.unwrap();
+    assert_eq!(log.len(), jobs, "one result per job in the client's log");
+    assert!(log.iter().all(|entry| runs.get(&entry.job_id) == Some(&entry.run_id)));
+
+    let (starts, workers_killed) = (cluster.starts.clone(), cluster.workers_killed);
+    cluster.stop();
+
+    // In the file: as many results as jobs, and none was ever written over.
+    let file = dir.path().join("data").join("relay.db");
+    let stats = store::stats(&file).unwrap();
+    let all = jobs as u64;
+    assert_eq!((stats.jobs, stats.results, stats.results_recorded, stats.dead_letters), (all, all, all, 0));
+    let rows = Connection::open(&file).unwrap();
+    let count = |query: &str| rows.query_row(query, [], |row| row.get::<_, usize>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM results"), jobs);
+    assert_eq!(count("SELECT count(DISTINCT seq) FROM results"), jobs);
+    assert_eq!(store::check(&file).unwrap().problems, Vec::<String>::new());
+
+    // On the handlers' side: every job was started, some more than once.
+    let text = fs::read_to_string(starts).unwrap();
+    let started: BTreeSet<JobId> = text.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(started, acknowledged);
+    let lines = text.lines().count();
+    println!("{jobs} jobs, {ROUNDS} kills of the server, {workers_killed} of workers, {lines} handler starts");
+}
+
+async fn submit_all(
+    client: Client,
+    jobs: usize,
+    progress: watch::Sender<usize>,
+) -> Result<Vec<Submitted>, ClientError> {
+    let (client, progress) = (&client, &progress);
+    stream::iter(0..jobs)
+        .map(|at| async move {
+            let job = NewJob {
+                queue: "default".parse().unwrap(),
+                key: Some(format!("job-{at}").parse().unwrap()),
+                content_type: "text/plain".to_owned(),
+                payload: Bytes::from(format!("payload of job {at}")),
+                delay: None,
+                expires_in: None,
+                meta: BTreeMap::new(),
+            };
+            let submitted = PATIENCE.repeat(true, || client.submit(&job, None), |_| {}).await?;
+            progress.send_modify(|count| *count += 1);
+            Ok(submitted)
+        })
+        .buffer_unordered(CLIENTS)
+        .try_collect()
+        .await
+}
+
+async fn finished(client: &Client, job: JobId) -> Result<(JobId, RunId), ClientError> {
+    loop {
+        let wait = Duration::from_secs(50);
+        if let Some(result) = PATIENCE.repeat(true, || client.result(job, wait), |_| {}).await? {
+            assert_eq!(result.outcome, Outcome::Succeeded, "{job}: {:?}", result.payload);
+            assert!(result.payload.starts_with(b"payload of job "), "{job}: {:?}", result.payload);
+            return Ok((job, result.run_id));
+        }
+    }
+}
+
+async fn whole_log(client: &Client) -> Result<Vec<ResultView>, ClientError> {
+    let (mut entries, mut after) = (Vec::new(), None);
+    loop {
+        let page = client.results(after.as_deref(), 100, Duration::ZERO).await?;
+        if page.entries.is_empty() {
+            return Ok(entries);
+        }
+        entries.extend(page.entries);
+        after = Some(page.next);
+    }
+}
+
+/// A server on disk and its workers, all of them processes that are killed.
+struct Cluster {
+    dir: PathBuf,
+    url: String,
+    connect: String,
+    /// A line per handler start, written by the handlers.
+    starts: PathBuf,
+    server: Option<Running>,
+    workers: Vec<Running>,
+    workers_killed: u32,
+    random: u64,
+}
+
+impl Cluster {
+    fn start(dir: &Path, seed: u64) -> Self {
+        let mut cluster = Self {
+            dir: dir.to_owned(),
+            url: "http://127.0.0.1:0".to_owned(),
+            connect: "127.0.0.1:0".to_owned(),
+            starts: dir.join("starts"),
+            server: None,
+            workers: Vec::new(),
+            workers_killed: 0,
+            random: seed | 1,
+        };
+        cluster.start_server();
+        cluster.workers = (0..WORKERS).map(|_| cluster.worker()).collect();
+        cluster
+    }
+
+    /// From the second time on, on the same store and the same ports.
+    fn start_server(&mut self) {
+        let data = self.dir.join("data");
+        let args = ["serve", "--no-auth", "--json", "--lease", "2s", "--retry-base", "50ms", "--log", "error"];
+        let places = ["--listen", &self.url["http://".len()..], "--worker-listen", &self.connect, "--data"];
+        let server = Running::start(args.iter().chain(&places).copied().chain([data.to_str().unwrap()]));
+        (self.url, self.connect) = (server.url(), server.workers());
+        self.server = Some(server);
+    }
+
+    fn worker(&self) -> Running {
+        let args = ["worker", "--json", "--connect", &self.connect, "--slots", "8", "--log", "error", "--", "sh", "-c"];
+        let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
+        Running::start(args.iter().copied().chain([script, "handler", self.starts.to_str().unwrap()]))
+    }
+
+    /// Kills the server at equal distances while submissions go on, and a worker or two at random moments in between.
+    async fn kill_while(&mut self, mut accepted: watch::Receiver<usize>, jobs: usize) {
+        for round in 0..ROUNDS {
+            let between = jobs / (ROUNDS + 1);
+            for _ in 0..=self.draw(1) {
+                let moment = between * round + usize::try_from(self.draw(between as u64)).unwrap();
+                accepted.wait_for(|count| *count >= moment).await.unwrap();
+                let victim = usize::try_from(self.draw(WORKERS as u64 - 1)).unwrap();
+                self.workers.swap_remove(victim).kill();
+                self.workers_killed += 1;
+                let replacement = self.worker();
+                self.workers.push(replacement);
+            }
+            accepted.wait_for(|count| *count >= between * (round + 1)).await.unwrap();
+            self.server.take().unwrap().kill();
+            self.start_server();
+        }
+    }
+
+    fn stop(self) {
+        self.workers.into_iter().for_each(Running::stop);
+        self.server.unwrap().stop();
+    }
+
+    /// A number from 0 to `max` (xorshift64).
+    fn draw(&mut self, max: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % (max + 1)
+    }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
