@@ -12,13 +12,7 @@
 //!
 //! # What repairs a crash
 //!
-//! | crash point | what repairs it | test |
-//! | --- | --- | --- |
-//! | before the commit | nothing took effect; the client was not answered and retries | `kill -9` rounds |
-//! | after the commit, before the answer | the retry finds the id and is a replay | `kill -9` rounds |
-//! | while a worker holds a job | opening the store puts it in line again; its attempt stays spent | `reopen` cases |
-//! | dead letter, then crash | the lease ends, the next worker repeats it: idempotent by run | `crash_after_...` cases |
-//! | result, then crash | the run is finished with the result; opening the store finds nothing to lease | `crash_after_...` cases |
+//! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
 mod dispatch;
 mod jobs;

@@ -1,0 +1,210 @@
+//! Who may use whom. Packages keep the coarse order; within a package nothing but this test does.
+
+use crate::code::{paths, without_comments_and_strings};
+use crate::files::{Finding, TextFile, all, assert_none, places};
+
+/// Files under `under` name nothing of `never`, except what is in `except`.
+struct Layer {
+    under: &'static str,
+    never: &'static [&'static str],
+    except: &'static [&'static str],
+    why: &'static str,
+}
+
+const LAYERS: &[Layer] = &[
+    Layer {
+        under: "bridge/src/contract/",
+        never: &[
+            "tokio",
+            "tokio_util",
+            "rusqlite",
+            "relay_bridge::broker",
+            "relay_bridge::embedded",
+            "relay_bridge::remote",
+        ],
+        except: &[],
+        why: "the contract does no I/O and knows no broker",
+    },
+    Layer {
+        under: "bridge/",
+        never: &["axum", "hyper", "hyper_util", "reqwest", "tower", "relay", "relay_workers"],
+        except: &[],
+        why: "the bridge knows neither HTTP nor handlers",
+    },
+    Layer {
+        under: "bridge/src/conformance/",
+        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
+        except: &[],
+        why: "the suite holds every adapter to the same promises, and knows none of them",
+    },
+    Layer {
+        under: "bridge/src/faults/",
+        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
+        except: &[],
+        why: "it wraps any broker",
+    },
+    Layer {
+        under: "workers/src/handler/",
+        never: &[
+            "relay_bridge::broker",
+            "relay_bridge::dead_letters",
+            "relay_bridge::embedded",
+            "relay_bridge::job_queue",
+            "relay_bridge::leasing",
+            "relay_bridge::provision",
+            "relay_bridge::remote",
+            "relay_bridge::result_log",
+            "relay_bridge::settlement",
+            "relay_workers::settle",
+            "relay_workers::lease",
+        ],
+        except: &["relay_bridge::leasing::Progress"],
+        why: "a handler can't settle: it returns how the attempt went",
+    },
+    Layer { under: "workers/", never: &["relay"], except: &[], why: "workers need no server" },
+    Layer {
+        under: "src/api/",
+        never: &[
+            "axum",
+            "hyper",
+            "relay::app",
+            "relay::auth",
+            "relay::cli",
+            "relay::client",
+            "relay::ingress",
+            "relay_workers",
+            "relay_bridge::embedded",
+        ],
+        except: &[],
+        why: "a client needs the HTTP contract and nothing of the server",
+    },
+    Layer {
+        under: "src/auth/",
+        never: &[
+            "axum",
+            "http",
+            "hyper",
+            "relay::app",
+            "relay::cli",
+            "relay::client",
+            "relay::ingress",
+            "relay_bridge::broker",
+        ],
+        except: &[],
+        why: "what a transport saw comes in as text",
+    },
+    Layer {
+        under: "src/client/",
+        never: &[
+            "axum",
+            "hyper",
+            "relay::app",
+            "relay::auth",
+            "relay::cli",
+            "relay::ingress",
+            "relay_workers",
+            "relay_bridge::embedded",
+            "relay_bridge::broker",
+        ],
+        except: &[],
+        why: "the client pulls in nothing of the server",
+    },
+    Layer {
+        under: "src/ingress/",
+        never: &["relay::app", "relay::cli", "relay::client", "relay_bridge::embedded", "relay_workers"],
+        except: &[],
+        why: "ingress knows seams, and neither its caller nor an adapter",
+    },
+];
+
+/// The folders of `bridge/src` that are adapters, those to come included.
+const ADAPTERS: [&str; 4] = ["embedded", "nats", "remote", "sqs"];
+
+fn crossings(files: &[TextFile]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for file in files {
+        for named in paths(&file.path, without_tests(&without_comments_and_strings(&file.text))) {
+            let path = named.path.join("::");
+            for layer in LAYERS.iter().filter(|layer| file.path.starts_with(layer.under)) {
+                let hits = layer.never.iter().any(|never| is_within(&path, never));
+                if hits && !layer.except.contains(&path.as_str()) {
+                    findings.push(file.finding(named.line, format!("`{path}`: {}", layer.why)));
+                }
+            }
+            let other_adapter = ADAPTERS.iter().any(|own| {
+                let others = ADAPTERS.iter().filter(|other| *other != own);
+                file.path.starts_with(&format!("bridge/src/{own}/"))
+                    && others.clone().any(|other| is_within(&path, &format!("relay_bridge::{other}")))
+            });
+            if other_adapter {
+                findings.push(file.finding(named.line, format!("`{path}`: adapters don't know each other")));
+            }
+        }
+    }
+    findings
+}
+
+/// Unit tests, which stand last in a file, may stage what they like.
+fn without_tests(code: &str) -> &str {
+    code.split("#[cfg(test)]\nmod tests {").next().unwrap_or(code)
+}
+
+fn is_within(path: &str, module: &str) -> bool {
+    path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+#[test]
+fn nobody_reaches_across_a_layer() {
+    assert_none(&crossings(&all(&[".rs"])));
+}
+
+#[test]
+fn every_layer_is_of_files_that_are_there() {
+    let files = all(&[".rs"]);
+    for layer in LAYERS {
+        assert!(files.iter().any(|file| file.path.starts_with(layer.under)), "nothing is under {}", layer.under);
+    }
+}
+
+#[test]
+fn a_crossing_is_found_in_every_spelling() {
+    for (path, code) in [
+        ("bridge/src/contract/job.rs", "use tokio::sync::mpsc;"),
+        ("bridge/src/contract/wire/mod.rs", "fn x() { crate::embedded::open() }"),
+        ("bridge/src/broker.rs", "use {std::fmt, axum::Router};"),
+        ("bridge/src/remote/link.rs", "use crate::{error, embedded::Embedded};"),
+        ("bridge/src/sqs/mod.rs", "use super::nats;"),
+        ("bridge/src/nats/ack/mod.rs", "use super::super::embedded::store;"),
+        ("bridge/src/conformance/stage.rs", "use crate::embedded::Embedded;"),
+        ("bridge/src/faults/jobs.rs", "use crate::remote::{Remote};"),
+        ("workers/src/handler/exec/mod.rs", "use relay_bridge::leasing::{Progress, Receipt};"),
+        ("workers/src/handler/mod.rs", "use crate::settle::Settler;"),
+        ("workers/examples/function.rs", "fn main() { relay::cli::run([]) }"),
+        ("src/ingress/http/jobs.rs", "use crate::client::Client;"),
+        ("src/client/http.rs", "use axum::http::StatusCode;"),
+        ("src/auth/live.rs", "use crate::ingress::tcp;"),
+        ("src/api/receipt.rs", "use relay_workers::Attempt;"),
+    ] {
+        let text = format!("//! Doc.\n{code}\n");
+        assert_eq!(places(&crossings(&[TextFile::new(path, &text)])), [(path, 2)], "{path}: {code}");
+    }
+}
+
+#[test]
+fn what_looks_like_a_crossing_and_is_none_is_not_found() {
+    for (path, code) in [
+        ("bridge/src/contract/job.rs", "// use tokio::sync;"),
+        ("bridge/src/contract/job.rs", "const X: &str = \"tokio::sync\";"),
+        ("bridge/src/broker.rs", "use axum_like::Router;"),
+        ("bridge/src/remote/link.rs", "use super::connection; use crate::remote::stream;"),
+        ("workers/src/handler/mod.rs", "use relay_bridge::leasing::Progress;"),
+        ("workers/src/worker.rs", "use relay_bridge::leasing::Leasing;"),
+        ("src/cli/submit.rs", "use crate::client::Client;"),
+        (
+            "src/ingress/http/gate.rs",
+            "fn x() {}\n#[cfg(test)]\nmod tests {\n    use relay_bridge::embedded::Embedded;\n}",
+        ),
+    ] {
+        assert_none(&crossings(&[TextFile::new(path, code)]));
+    }
+}

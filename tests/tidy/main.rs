@@ -1,0 +1,18 @@
+//! The rules of this repository that a machine can check. Each rule is a function from files to findings, and each has
+//! a test with a bad input: a rule that can't fail guards nothing. Slugs have a test of their own in `tests/slugs.rs`.
+//!
+//! # Layout
+//!
+//! - `files`: the repository's files, and a finding in one of them.
+//! - `code`: Rust source without comments and strings, and the paths that it names.
+//! - `sources`: what holds for every source file. `layers`: who may use whom.
+//! - `documents`: links and decision records. `dependencies`: manifests, the lockfile and the bans.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+mod code;
+mod dependencies;
+mod documents;
+mod files;
+mod layers;
+mod sources;
