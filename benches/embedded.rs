@@ -188,6 +188,7 @@ async fn backlog() {
     let mut last = shallow;
     while filled < DEEP {
         last = fill(filled, STRETCH).await;
+        eprintln!("{filled} {:.0}/s {:.1} us", last.rate(), last.cpu_us());
         filled += STRETCH;
     }
     let deep_lease = drain(2_000).await;

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::dispatch::UNREADABLE_FOR;
+use super::ids::{Recent, find_seq};
 use super::row::{
     FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING, job_columns,
 };
@@ -35,9 +36,11 @@ impl JobQueue for Embedded {
     }
 
     async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
-        let (client, now) = (client.clone(), self.clock().now());
+        let (client, now, shared) = (client.clone(), self.clock().now(), self.shared());
         self.read(move |conn| {
-            let Some(row) = JobRow::find(conn, job)?.filter(|row| !row.is_past_keeping(now)) else { return Ok(None) };
+            let Some(row) = JobRow::find(conn, &shared.recent, job)?.filter(|row| !row.is_past_keeping(now)) else {
+                return Ok(None);
+            };
             Ok(Some(row.status(conn, now)?).filter(|status| status.client == client))
         })
         .await
@@ -63,8 +66,8 @@ impl JobQueue for Embedded {
     }
 
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
-        let (client, filter, now) = (client.clone(), filter.clone(), self.clock().now());
-        self.read(move |conn| list(conn, &client, &filter, now)).await
+        let (client, filter, now, shared) = (client.clone(), filter.clone(), self.clock().now(), self.shared());
+        self.read(move |conn| list(conn, &shared.recent, &client, &filter, now)).await
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
@@ -93,11 +96,12 @@ impl Writer {
         let (max_queued, payload_max) = (found.policy.client(&job.client).max_queued, found.policy.payload_max);
         let refusal = self.refusal(&job, queue, max_queued, payload_max);
         self.begin()?;
-        if refusal.is_none() && self.claim_id(job.id)? {
+        let known = find_seq(&self.conn, self.state.ids.recent(), job.id)?.is_some();
+        if refusal.is_none() && !known {
             return self.insert(queue, job, now);
         }
         // Known, or refused; a known job is answered in both cases.
-        let row = JobRow::find(&self.conn, job.id)?;
+        let row = self.find(job.id)?;
         if let Some(row) = row.as_ref().filter(|row| !row.is_past_keeping(now)) {
             return Ok(Enqueued::Known(row.status(&self.conn, now)?));
         }
@@ -108,7 +112,6 @@ impl Writer {
             job.run_id = RunId::mint(now, Some(row.run));
             self.remove(&row)?;
         }
-        self.claim_id(job.id)?;
         self.insert(queue, job, now)
     }
 
@@ -131,17 +134,7 @@ impl Writer {
         })
     }
 
-    /// Takes the id for the next `seq`, unless it is taken.
-    fn claim_id(&mut self, id: JobId) -> Result<bool, BrokerError> {
-        let seq = self.state.next_seq();
-        self.conn
-            .prepare_cached("INSERT INTO ids(id, seq) VALUES(?1, ?2) ON CONFLICT DO NOTHING")
-            .and_then(|mut insert| insert.execute(params![id.as_bytes(), seq]))
-            .map(|inserted| inserted == 1)
-            .map_err(|e| unavailable(e, "enqueue"))
-    }
-
-    /// Writes a job whose id is claimed.
+    /// Writes a job whose id is not known.
     fn insert(&mut self, queue: i64, job: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
         let sql = |e| unavailable(e, "enqueue");
         let client = self.state.client_row(&self.conn, &job.client)?;
@@ -172,6 +165,7 @@ impl Writer {
             .prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
             .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
             .map_err(sql)?;
+        self.state.ids.add(job.id, seq);
         self.join_line((queue, client), state, job.due_at);
         Ok(Enqueued::Created(status_of_new(job, now)))
     }
@@ -190,7 +184,7 @@ impl Writer {
     /// The client's job, or `NotFound`: another client's job is answered like one that is not there.
     fn owned(&self, client: &ClientId, job: JobId, operation: &'static str) -> Result<(JobRow, Job), BrokerError> {
         let not_found = || BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"));
-        let row = JobRow::find(&self.conn, job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let row = row.ok_or_else(not_found)?;
         let job = row.job(&self.conn)?;
         if job.client == *client { Ok((row, job)) } else { Err(not_found()) }
@@ -202,7 +196,7 @@ impl Writer {
         if !row.is_finished() {
             self.end(&row, &job, Outcome::Cancelled, Failure::new("cancelled", "the client cancelled the job"))?;
         }
-        JobRow::find(&self.conn, job.id)?
+        self.find(job.id)?
             .ok_or_else(|| BrokerError::new(BrokerErrorKind::NotFound, "cancel", "the job is gone"))?
             .status(&self.conn, now)
     }
@@ -469,23 +463,29 @@ impl Writer {
                 .and_then(|mut delete| delete.execute([row.seq]))
                 .map_err(sql)?;
         }
-        conn.prepare_cached("DELETE FROM ids WHERE id = ?1")
-            .and_then(|mut delete| delete.execute([row.id.as_bytes()]))
-            .map_err(sql)?;
+        self.state.ids.remove(conn, row.id, row.seq)?;
         self.state.end_lease(row.seq);
         Ok(())
     }
 }
 
-fn list(conn: &Connection, client: &ClientId, filter: &JobFilter, now: Timestamp) -> Result<Listed, BrokerError> {
+fn list(
+    conn: &Connection,
+    recent: &Recent,
+    client: &ClientId,
+    filter: &JobFilter,
+    now: Timestamp,
+) -> Result<Listed, BrokerError> {
     let sql = |e| unavailable(e, "list");
+    // Before anything else: recent ids are asked before the snapshot begins.
+    let after = filter.after.map(|after| JobRow::find(conn, recent, after)).transpose()?;
     let owner: Option<i64> = conn
         .prepare_cached("SELECT id FROM clients WHERE name = ?1")
         .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
         .map_err(sql)?;
-    let after = match filter.after {
+    let after = match after {
         // Another client's job finds nothing, as one that is not there.
-        Some(after) => JobRow::find(conn, after)?.filter(|row| Some(row.client) == owner).map_or(0, |row| row.seq),
+        Some(row) => row.filter(|row| Some(row.client) == owner).map_or(0, |row| row.seq),
         None => i64::MAX,
     };
     let mut query = conn

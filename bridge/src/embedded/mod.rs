@@ -7,7 +7,7 @@
 //! - `schema`: the file, its lock, its versions, its tables.
 //! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
 //! - `jobs`, `work`, `results`, `operator`: the capabilities, by who uses them.
-//! - `dispatch`: who gets the next job; `row`: a job's row.
+//! - `dispatch`: who gets the next job; `row`: a job's row; `ids`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file.
 //!
 //! # What repairs a crash
@@ -15,6 +15,7 @@
 //! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
 mod dispatch;
+mod ids;
 mod jobs;
 mod operator;
 mod results;
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use shared::Shared;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use writer::{Work, Writer, call, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
@@ -253,11 +254,14 @@ async fn checkpoints(
             && pages > LOG_PAGES_MAX
             && copied < pages
         {
-            let start_over: Work = Box::new(|writer| {
-                writer.start_log_over();
+            let (done, over) = oneshot::channel();
+            let start_over: Work = Box::new(move |writer| {
+                writer.start_log_over(done);
                 None
             });
             drop(inbox.send(start_over).await);
+            // Only one checkpoint runs at a time: the next one here would make the writer's fail.
+            drop(over.await);
         }
     }
 }

@@ -82,7 +82,7 @@ impl Writer {
             )
             .optional()
             .map_err(|e| unavailable(e, "redrive"))?;
-        let row = JobRow::find(&self.conn, job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let Some(letter) = envelope.map(read).transpose()? else {
             // A second call: the first one took the letter away and started the next run.
             let row = row.filter(|row| row.run > run).ok_or_else(not_found)?;

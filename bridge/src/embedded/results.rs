@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Embedded;
+use super::ids::Recent;
 use super::row::JobRow;
 use super::schema::unavailable;
 use super::state::unreadable;
@@ -22,8 +23,8 @@ const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 #[async_trait]
 impl ResultLog for Embedded {
     async fn lookup(&self, client: &ClientId, job: JobId) -> Result<Lookup, BrokerError> {
-        let (client, now, log) = (client.clone(), self.clock().now(), self.log());
-        self.read(move |conn| lookup(conn, &client, job, now, log)).await
+        let (client, now, log, shared) = (client.clone(), self.clock().now(), self.log(), self.shared());
+        self.read(move |conn| lookup(conn, &shared.recent, &client, job, now, log)).await
     }
 
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
@@ -71,8 +72,17 @@ impl ResultLog for Embedded {
     }
 }
 
-fn lookup(conn: &Connection, client: &ClientId, job: JobId, now: Timestamp, log: LogId) -> Result<Lookup, BrokerError> {
-    let Some(row) = JobRow::find(conn, job)?.filter(|row| !row.is_past_keeping(now)) else { return Ok(Lookup::Absent) };
+fn lookup(
+    conn: &Connection,
+    recent: &Recent,
+    client: &ClientId,
+    job: JobId,
+    now: Timestamp,
+    log: LogId,
+) -> Result<Lookup, BrokerError> {
+    let Some(row) = JobRow::find(conn, recent, job)?.filter(|row| !row.is_past_keeping(now)) else {
+        return Ok(Lookup::Absent);
+    };
     let status = row.status(conn, now)?;
     if status.client != *client {
         return Ok(Lookup::Absent);

@@ -1,8 +1,9 @@
 //! A row of `jobs` with its payload's envelope, and what it means to a submitter.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, Row};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::ids::{Recent, find_seq};
 use super::schema::unavailable;
 use super::state::unreadable;
 use crate::contract::envelope::decode_job;
@@ -74,14 +75,11 @@ impl JobRow {
     }
 
     /// The job with this id, whosever it is.
-    pub(super) fn find(conn: &Connection, id: JobId) -> Result<Option<Self>, BrokerError> {
-        conn.prepare_cached(concat!(
-            "SELECT ",
-            job_columns!(),
-            " FROM ids JOIN jobs AS j ON j.seq = ids.seq WHERE ids.id = ?1"
-        ))
-        .and_then(|mut query| query.query_row([id.as_bytes()], Self::read).optional())
-        .map_err(|e| unavailable(e, "find job"))
+    pub(super) fn find(conn: &Connection, recent: &Recent, id: JobId) -> Result<Option<Self>, BrokerError> {
+        let Some(seq) = find_seq(conn, recent, id)? else { return Ok(None) };
+        conn.prepare_cached(concat!("SELECT ", job_columns!(), " FROM jobs AS j WHERE j.seq = ?1 AND j.id = ?2"))
+            .and_then(|mut query| query.query_row(params![seq, id.as_bytes()], Self::read).optional())
+            .map_err(|e| unavailable(e, "find job"))
     }
 
     /// Whether the run ended.

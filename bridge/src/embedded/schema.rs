@@ -23,12 +23,14 @@ pub(super) const MINOR: i32 = 0;
 const WRITER_CACHE_KIB: i32 = 16 * 1024;
 const READER_CACHE_KIB: i32 = 1024;
 
+// ids: where a job's row is, for rows up to counters.ids_upto (see `ids.rs` for the others).
 // jobs: narrow rows that change; payloads: wide rows that are written once. `seq` is the order of acceptance.
 // state: 0 waiting, 1 leased, 2 parked, 3 finished. timer_at: when a sweep must look at it: the deadline of an open
 // run, the end of keeping of a finished one.
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
-CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL) STRICT;
+CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL,
+  ids_upto INTEGER NOT NULL) STRICT;
 CREATE TABLE queues(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, policy TEXT NOT NULL) STRICT;
 CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE lines(queue INTEGER NOT NULL, client INTEGER NOT NULL, waiting INTEGER NOT NULL, parked INTEGER NOT NULL,
@@ -150,7 +152,9 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
         let transaction = connection.unchecked_transaction().map_err(sql)?;
         transaction.execute_batch(TABLES).map_err(sql)?;
         transaction.execute("INSERT INTO meta(key, value) VALUES('log_id', ?1)", [&log.0[..]]).map_err(sql)?;
-        transaction.execute("INSERT INTO counters(id, next_seq, next_n) VALUES(1, 1, 1)", []).map_err(sql)?;
+        transaction
+            .execute("INSERT INTO counters(id, next_seq, next_n, ids_upto) VALUES(1, 1, 1, 0)", [])
+            .map_err(sql)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::ids::Recent;
 use crate::contract::{ClientId, JobId};
 use crate::leasing::Receipt;
 
@@ -17,6 +18,7 @@ const COMMITS_PER_CHECKPOINT: u32 = 64;
 pub(super) struct Shared {
     pub(super) jobs: Wakers<JobId>,
     pub(super) clients: Wakers<ClientId>,
+    pub(super) recent: Arc<Recent>,
     /// Receipts whose `lease` future was dropped after the writer had answered.
     abandoned: Mutex<Vec<Receipt>>,
     commits: AtomicU32,

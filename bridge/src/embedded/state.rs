@@ -2,11 +2,13 @@
 //! number of clients, never with what waits, and can be rebuilt from the file in one pass over queues x clients.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use uuid::Uuid;
 
+use super::ids::{Ids, Recent};
 use super::schema::unavailable;
 use crate::contract::envelope::{EnvelopeError, NEWEST};
 use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
@@ -34,6 +36,7 @@ pub(super) struct State {
     next_seq: i64,
     next_n: i64,
     saved_counters: (i64, i64),
+    pub(super) ids: Ids,
     /// Tells receipts of this opening of the store from those of any other.
     epoch: u64,
     next_lease: u64,
@@ -72,7 +75,7 @@ pub(super) struct Lease {
 
 impl State {
     /// Rebuilds everything from the file. Leases start afresh: jobs that were leased wait again, with their attempts.
-    pub(super) fn load(conn: &Connection) -> Result<Self, BrokerError> {
+    pub(super) fn load(conn: &Connection, recent: Arc<Recent>) -> Result<Self, BrokerError> {
         let sql = |e| unavailable(e, "load store");
         let (next_seq, next_n) = conn
             .query_row("SELECT next_seq, next_n FROM counters WHERE id = 1", [], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -82,6 +85,7 @@ impl State {
             next_seq,
             next_n,
             saved_counters: (next_seq, next_n),
+            ids: Ids::load(conn, recent)?,
             epoch: u64::try_from(epoch & u128::from(u64::MAX)).unwrap_or(0),
             ..Self::default()
         };
@@ -194,9 +198,9 @@ impl State {
         self.lines.entry(key).or_default()
     }
 
-    /// The `seq` that [`State::take_seq`] will give.
-    pub(super) fn next_seq(&self) -> i64 {
-        self.next_seq
+    /// The newest `seq` that was given.
+    pub(super) fn last_seq(&self) -> i64 {
+        self.next_seq - 1
     }
 
     pub(super) fn take_seq(&mut self) -> i64 {

@@ -61,7 +61,8 @@ const RULES: [(&str, &str); 7] = [
     ("payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (
         "jobs whose id does not lead to them",
-        "SELECT count(*) FROM jobs AS j WHERE NOT EXISTS (SELECT 1 FROM ids WHERE id = j.id AND seq = j.seq)",
+        "SELECT count(*) FROM jobs AS j WHERE seq <= (SELECT ids_upto FROM counters)
+         AND NOT EXISTS (SELECT 1 FROM ids WHERE id = j.id AND seq = j.seq)",
     ),
     ("ids without a job", "SELECT count(*) FROM ids WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (

@@ -118,8 +118,7 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
         let (queue, found) = self.state.queue(&letter.job.queue)?;
         let remove_at = self.clock.now() + found.policy.dead_retention;
-        let row = JobRow::find(&self.conn, letter.job.id)?
-            .filter(|row| self.belongs(row, &letter.job.client, &letter.job.queue));
+        let row = self.find(letter.job.id)?.filter(|row| self.belongs(row, &letter.job.client, &letter.job.queue));
         let row = row.ok_or_else(|| {
             BrokerError::new(BrokerErrorKind::NotFound, "dead-letter", format!("there is no job {}", letter.job.id))
         })?;
@@ -148,7 +147,7 @@ impl Writer {
 
     /// Only a run that ended well, or by the client's or the clock's hand, needs no dead letter.
     fn retract_dead_letter(&mut self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        let row = JobRow::find(&self.conn, job)?.filter(|row| row.run == run);
+        let row = self.find(job)?.filter(|row| row.run == run);
         match row.and_then(|row| row.outcome) {
             Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Expired) => {
                 self.remove_dead_letter(job, run).map(|_| ())
@@ -169,7 +168,7 @@ impl Writer {
     fn record(&mut self, result: &JobResult) -> Result<Recorded, BrokerError> {
         let not_found =
             || BrokerError::new(BrokerErrorKind::NotFound, "record", format!("there is no job {}", result.job_id));
-        let row = JobRow::find(&self.conn, result.job_id)?.ok_or_else(not_found)?;
+        let row = self.find(result.job_id)?.ok_or_else(not_found)?;
         let now = self.clock.now();
         let owner = self.belongs(&row, &result.client, &result.queue);
         if row.is_past_keeping(now) || !owner {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::dispatch::Pending;
+use super::row::JobRow;
 use super::schema;
 use super::shared::Shared;
 use super::state::State;
@@ -57,7 +58,7 @@ pub(super) struct Writer {
     /// Operations of the last commit.
     last_batch: usize,
     /// Set when the write-ahead log has grown too long beside the checkpointer.
-    start_log_over: bool,
+    start_log_over: Option<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -69,7 +70,7 @@ impl Writer {
         shared: Arc<Shared>,
     ) -> Result<Self, BrokerError> {
         let (conn, log) = opened;
-        let state = State::load(&conn)?;
+        let state = State::load(&conn, Arc::clone(&shared.recent))?;
         Ok(Self {
             conn,
             state,
@@ -84,7 +85,7 @@ impl Writer {
             failed: false,
             broken: false,
             last_batch: 0,
-            start_log_over: false,
+            start_log_over: None,
         })
     }
 
@@ -149,7 +150,7 @@ impl Writer {
             drop(self.guarded(|writer| writer.serve_pending(&mut granted)));
             after.extend(granted);
         }
-        let decided = self.commit();
+        let decided = self.commit(after.len());
         after.into_iter().for_each(|after| after(decided.as_ref().copied()));
         if decided.is_ok() {
             self.shared.wake(self.finished.drain(..));
@@ -158,14 +159,20 @@ impl Writer {
             }
         }
         self.finished.clear();
-        if std::mem::take(&mut self.start_log_over) {
+        if let Some(done) = self.start_log_over.take() {
             self.checkpoint("RESTART");
+            drop(done);
         }
     }
 
-    /// Asks for a checkpoint in this thread after the commit.
-    pub(super) fn start_log_over(&mut self) {
-        self.start_log_over = true;
+    /// Asks for a checkpoint in this thread after the commit; `done` is dropped when it is over.
+    pub(super) fn start_log_over(&mut self, done: oneshot::Sender<()>) {
+        self.start_log_over = Some(done);
+    }
+
+    /// The job with this id, whosever it is.
+    pub(super) fn find(&self, id: JobId) -> Result<Option<JobRow>, BrokerError> {
+        JobRow::find(&self.conn, self.state.ids.recent(), id)
     }
 
     pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
@@ -193,20 +200,24 @@ impl Writer {
         result
     }
 
-    fn commit(&mut self) -> Result<(), BrokerError> {
+    fn commit(&mut self, operations: usize) -> Result<(), BrokerError> {
         if !self.in_transaction && !self.failed {
             return Ok(());
         }
         if !self.failed {
-            let saved = self.state.save(&self.conn);
-            self.failed = saved.is_err();
+            let last = self.state.last_seq();
+            let indexed = self.state.ids.write_some(&self.conn, operations, last);
+            self.failed = indexed.and_then(|()| self.state.save(&self.conn)).is_err();
         }
         if self.failed {
             self.roll_back();
             return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
         }
         self.in_transaction = false;
-        let Err(failure) = self.conn.execute_batch("COMMIT") else { return Ok(()) };
+        let Err(failure) = self.conn.execute_batch("COMMIT") else {
+            self.state.ids.committed();
+            return Ok(());
+        };
         // Whether the commit reached the disk is unknown: say so, and trust nothing that is in memory.
         error!(error = %failure, "commit failed: the store is closed and opened again");
         self.broken = true;
@@ -218,7 +229,7 @@ impl Writer {
         self.failed = false;
         let rolled_back = !self.in_transaction || self.conn.execute_batch("ROLLBACK").is_ok();
         self.in_transaction = false;
-        match State::load(&self.conn) {
+        match State::load(&self.conn, Arc::clone(&self.shared.recent)) {
             Ok(state) if rolled_back => self.state = state,
             _ => self.broken = true,
         }
@@ -228,12 +239,13 @@ impl Writer {
         let Some(path) = self.path.clone() else {
             // Memory can't be opened again without losing what it holds: the connection stays.
             let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
-            let loaded = if idle { State::load(&self.conn).ok() } else { None };
+            let loaded = if idle { State::load(&self.conn, Arc::clone(&self.shared.recent)).ok() } else { None };
             self.broken = loaded.is_none();
             self.state = loaded.unwrap_or_else(State::default);
             return !self.broken;
         };
-        let opened = schema::connect(&path).and_then(|(conn, log)| Ok((State::load(&conn)?, conn, log)));
+        let opened = schema::connect(&path)
+            .and_then(|(conn, log)| Ok((State::load(&conn, Arc::clone(&self.shared.recent))?, conn, log)));
         match opened {
             Ok((state, conn, log)) => {
                 warn!(path = %path.display(), "store opened again");
