@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::filter::Filter;
 use super::schema::unavailable;
 use crate::contract::JobId;
 use crate::error::BrokerError;
@@ -22,15 +23,19 @@ const STRETCH_MIN: usize = 256;
 /// Ids that are not in the index, or only in a part of it that is not committed: read by every reader, written by the
 /// writer. A reader asks here before its snapshot begins, and ids leave only after the commit that indexed them.
 #[derive(Default)]
-pub(super) struct Recent(RwLock<HashMap<JobId, i64>>);
+pub(super) struct Recent {
+    seqs: RwLock<HashMap<JobId, i64>>,
+    /// Spares the index look-ups for ids that are new.
+    pub(super) indexed: Filter,
+}
 
 impl Recent {
     fn seq(&self, id: JobId) -> Option<i64> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+        self.seqs.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut HashMap<JobId, i64>) -> T) -> T {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.seqs.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -38,6 +43,9 @@ impl Recent {
 pub(super) fn find_seq(conn: &Connection, recent: &Recent, id: JobId) -> Result<Option<i64>, BrokerError> {
     if let Some(seq) = recent.seq(id) {
         return Ok(Some(seq));
+    }
+    if !recent.indexed.may_contain(id) {
+        return Ok(None);
     }
     conn.prepare_cached("SELECT seq FROM ids WHERE id = ?1")
         .and_then(|mut query| query.query_row([id.as_bytes()], |row| row.get(0)).optional())
@@ -115,6 +123,7 @@ impl Ids {
         for (id, seq) in &run.sorted[run.next..end] {
             // It may have been removed since the run was sorted.
             if self.recent.seq(*id) == Some(*seq) {
+                self.recent.indexed.add(*id);
                 insert.execute(params![id.as_bytes(), seq]).map_err(sql)?;
             }
         }
@@ -180,6 +189,11 @@ mod tests {
             if seq % 50 == 0 {
                 ids.write_some(&conn, 50, seq).unwrap();
                 ids.committed();
+            }
+            if seq == 3_100 {
+                // Anywhere: from here on the filter counts.
+                recent.indexed.scan(&conn).unwrap();
+                assert!(!recent.indexed.may_contain(id(-1)));
             }
             if seq % 1_450 == 0 {
                 ids = Ids { merge_from: 1_000, ..Ids::load(&conn, Arc::clone(&recent)).unwrap() };

@@ -7,7 +7,7 @@
 //! - `schema`: the file, its lock, its versions, its tables.
 //! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
 //! - `jobs`, `work`, `results`, `operator`: the capabilities, by who uses them.
-//! - `dispatch`: who gets the next job; `row`: a job's row; `ids`: from an id to its row.
+//! - `dispatch`: who gets the next job; `row`: a job's row; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file.
 //!
 //! # What repairs a crash
@@ -15,6 +15,7 @@
 //! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
 mod dispatch;
+mod filter;
 mod ids;
 mod jobs;
 mod operator;
@@ -241,6 +242,10 @@ async fn checkpoints(
     mut closing: watch::Receiver<bool>,
 ) {
     let Ok(connection) = checkpoint_connection(&path) else { return };
+    // Nothing is wrong without it, only slower.
+    if let Err(failure) = shared.recent.indexed.scan(&connection) {
+        tracing::warn!(error = %failure, "ids could not be scanned: every new id is looked up");
+    }
     loop {
         tokio::select! {
             () = shared.checkpoint.notified() => {}

@@ -20,7 +20,7 @@ pub(super) const MAJOR: i32 = 1;
 pub(super) const MINOR: i32 = 0;
 
 /// Page cache of the writer, in KiB: what keeps memory flat with the backlog.
-const WRITER_CACHE_KIB: i32 = 16 * 1024;
+const WRITER_CACHE_KIB: i32 = 12 * 1024;
 const READER_CACHE_KIB: i32 = 1024;
 
 // ids: where a job's row is, for rows up to counters.ids_upto (see `ids.rs` for the others).
