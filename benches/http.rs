@@ -87,7 +87,7 @@ async fn exchange(address: SocketAddr, keyed: bool, requests: u64, first: u64) {
                 request.clear();
                 write!(
                     request,
-                    "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n"
+                    "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                 )
                 .unwrap();
                 if keyed {

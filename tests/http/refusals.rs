@@ -181,10 +181,10 @@ async fn unusual_requests_have_usual_answers() {
     for (call, status) in [
         ("OPTIONS *", 404),
         ("OPTIONS /v1/whoami", 405),
-        ("CONNECT relay:80", 404),
+        ("CONNECT localhost:80", 404),
         ("TRACE /v1/whoami", 405),
         ("BREW /v1/whoami", 405),
-        ("GET http://relay/v1/whoami", 200),
+        ("GET http://localhost/v1/whoami", 200),
         ("GET /v1/queues/mail/jobs?key=%ff", 400),
         ("GET /v1/whoami?", 200),
         ("GET /v1/whoami?x", 400),
@@ -205,12 +205,12 @@ async fn damaged_requests_never_end_in_an_internal_error() {
     (setup.limits.body_timeout, setup.limits.wait_max) = (short, short);
     let relay = setup.start().await;
     let requests = [
-        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\nidempotency-key: \"k\"\r\nprefer: wait=0\r\nrelay-delay: 5m\r\n\
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: localhost\r\nidempotency-key: \"k\"\r\nprefer: wait=0\r\nrelay-delay: 5m\r\n\
          relay-meta-a: b\r\ncontent-length: 5\r\n\r\nhello",
-        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        "GET /v1/jobs?queue=mail&state=queued&limit=2 HTTP/1.1\r\nhost: r\r\nrelay-client: dev\r\n\r\n",
-        "GET /v1/results?after=AZr0Pw&limit=5&queue=mail HTTP/1.1\r\nhost: r\r\n\r\n",
-        "POST /v1/jobs/019ab0d2-7c3e-7000-8000-000000000000/rerun?from=1 HTTP/1.1\r\nhost: r\r\n\r\n",
+        "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "GET /v1/jobs?queue=mail&state=queued&limit=2 HTTP/1.1\r\nhost: localhost\r\nrelay-client: dev\r\n\r\n",
+        "GET /v1/results?after=AZr0Pw&limit=5&queue=mail HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "POST /v1/jobs/019ab0d2-7c3e-7000-8000-000000000000/rerun?from=1 HTTP/1.1\r\nhost: localhost\r\n\r\n",
     ];
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move |below: usize| {

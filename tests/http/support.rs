@@ -144,14 +144,17 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Sends a whole request; the body has a length unless `headers` say otherwise.
+    /// Sends a whole request; it has a length and the host `localhost` unless `headers` say otherwise.
     pub(crate) async fn send(&mut self, line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) {
         let body = body.as_ref();
-        let mut head = format!("{line} HTTP/1.1\r\nhost: relay\r\n");
+        let mut head = format!("{line} HTTP/1.1\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
         let named = |wanted: &str| headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        if !named("host") {
+            head += "host: localhost\r\n";
+        }
         if !named("content-length") && !named("transfer-encoding") && (!body.is_empty() || line.starts_with("POST")) {
             head += &format!("content-length: {}\r\n", body.len());
         }

@@ -1,5 +1,6 @@
 //! What every request passes first, and every answer last: a request id, the drain, the limits, and a net under panics.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -8,8 +9,10 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::Request;
+use http::header::{HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
+use http::uri::Authority;
+use http::{Request, Version};
 use http_body::Body as HttpBody;
 use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
@@ -64,6 +67,11 @@ where
     if let Err(refusal) = check_head(&parts, &served.ingress.limits) {
         return refusal.into_response();
     }
+    if served.ingress.authenticator.is_development()
+        && let Err(refusal) = refuse_web_pages(&parts)
+    {
+        return refusal.into_response();
+    }
     match router.call(Request::from_parts(parts, Body::new(body))).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -80,6 +88,40 @@ fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {
             let detail = format!("the request has {actual} {unit}, {limit} are taken: send fewer");
             return Err(Problem::new(Slug::HeadersTooLarge, detail).with_limit(limit as u64, actual as u64).into());
         }
+    }
+    Ok(())
+}
+
+/// Where nobody is authenticated, a web page in a browser of this machine would be: browsers send some requests across
+/// sites without asking first, and a name of the attacker's that leads to a loopback address lets the page read answers.
+fn refuse_web_pages(parts: &Parts) -> Result<(), Refusal> {
+    let refused = |why: &str| {
+        let detail = format!(
+            "{why}, and this relay runs without authentication, so web pages may not use it; nothing was done: call it \
+             from a program at http://localhost or http://127.0.0.1, or start relay with --keys"
+        );
+        Err(Refusal::new(Slug::Forbidden, detail))
+    };
+    if parts.headers.contains_key(ORIGIN) {
+        return refused("the request has an Origin header, as those of web pages have");
+    }
+    let fetched = parts.headers.get_all("sec-fetch-site").iter();
+    if fetched.map(HeaderValue::as_bytes).any(|site| site != b"none" && site != b"same-origin") {
+        return refused("the request comes from another site's web page (Sec-Fetch-Site)");
+    }
+    let is_local = |authority: &Authority| {
+        let host = authority.host();
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    let hosts = parts.headers.get_all(HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut named = parts.uri.authority().cloned().map(Some).into_iter().chain(hosts).peekable();
+    // Every browser names the host, and HTTP/1.1 demands it of all.
+    if named.peek().is_none() && parts.version == Version::HTTP_11 {
+        return refused("the request has no Host header");
+    }
+    if named.any(|host| !host.is_some_and(|host| is_local(&host))) {
+        return refused("the request's host is neither localhost nor a loopback address");
     }
     Ok(())
 }
@@ -106,7 +148,7 @@ mod tests {
         let served = Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() };
         let router = routes::router(served.clone());
         let whoami = || {
-            let request = Request::get("/v1/whoami").body(Body::empty()).unwrap();
+            let request = Request::get("/v1/whoami").header("host", "localhost").body(Body::empty()).unwrap();
             handle(served.clone(), router.clone(), request)
         };
         assert_eq!(whoami().await.status(), 200);
