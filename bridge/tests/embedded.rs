@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{JobResult, JobState, Outcome, Submission, Timestamp};
+use relay_bridge::contract::{Failure, JobResult, JobState, Outcome, Submission, Timestamp};
+use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
 use relay_bridge::error::BrokerErrorKind;
-use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
+use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Lookup, Reset, Start};
 use relay_bridge::settlement::Settlement;
@@ -187,5 +188,62 @@ async fn a_manual_clock_wakes_a_waiting_lease_when_a_delay_ends() {
         clock.advance(Duration::from_secs(60));
     });
     assert_eq!(leased.unwrap().len(), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_names_a_missing_queue_takes_nothing_from_the_others() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder.path().join("relay.db")).await;
+    let job = submit(&store, "one").await;
+    let request = LeaseRequest {
+        worker: "w1".parse().unwrap(),
+        queues: vec!["work".parse().unwrap(), "missing".parse().unwrap()],
+        max: NonZeroU32::new(4).unwrap(),
+        wait: Duration::ZERO,
+    };
+    let refused = store.broker().leasing.lease(&request).await.unwrap_err();
+    assert_eq!(refused.kind(), BrokerErrorKind::NotFound);
+    let status = store.broker().jobs.status(&job.client, job.job_id).await.unwrap().unwrap();
+    assert_eq!((status.state, status.attempt), (JobState::Queued, 0));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_of_a_run_that_nobody_gave_out_is_refused_and_ends_no_lease() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder.path().join("relay.db")).await;
+    submit(&store, "one").await;
+    submit(&store, "two").await;
+    let deliveries = lease(&store, 2).await;
+    let mut job = deliveries[0].job.clone();
+    job.generation += 1;
+    let letter = DeadLetter {
+        job,
+        outcome: Outcome::Failed,
+        attempt: 1,
+        failure: Failure::new("bad", "bad"),
+        at: Clock::system().now(),
+        extra: Default::default(),
+    };
+    let leasing = store.broker().leasing;
+    assert_eq!(leasing.dead_letter(&letter).await.unwrap_err().kind(), BrokerErrorKind::Invalid);
+    for delivery in &deliveries {
+        assert!(matches!(leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_hand_back_parks_a_job_for_seven_days_at_most() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder.path().join("relay.db")).await;
+    let job = submit(&store, "one").await;
+    let delivery = lease(&store, 1).await.remove(0);
+    let before = Clock::system().now();
+    store.broker().leasing.settle(&delivery.receipt, &Settlement::HandBack(Duration::MAX)).await.unwrap();
+    let status = store.broker().jobs.status(&job.client, job.job_id).await.unwrap().unwrap();
+    let week = Duration::from_secs(7 * 24 * 3600);
+    assert!(status.next_attempt_at.unwrap() <= before + week + Duration::from_secs(60), "{status:?}");
     store.close().await;
 }

@@ -187,11 +187,13 @@ impl Writer {
 
     fn take(&mut self, pending: &Pending, deliveries: &mut Vec<Delivery>) -> Result<(), BrokerError> {
         let max = pending.max.get() as usize;
-        for name in &pending.queues {
-            let (queue, found) = self.state.queue(name)?;
-            if found.policy.paused {
-                continue;
-            }
+        // All names first: nothing may be leased for a call that is then refused.
+        let queues: Vec<(QueueRow, bool)> = pending
+            .queues
+            .iter()
+            .map(|name| self.state.queue(name).map(|(queue, found)| (queue, found.policy.paused)))
+            .collect::<Result<_, _>>()?;
+        for queue in queues.into_iter().filter_map(|(queue, paused)| (!paused).then_some(queue)) {
             self.take_from(queue, max, deliveries)?;
             if deliveries.len() >= max {
                 break;

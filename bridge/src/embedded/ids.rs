@@ -60,6 +60,8 @@ pub(super) struct Ids {
     /// Every row up to here is in the index.
     upto: i64,
     run: Option<Run>,
+    /// Whether the index may hold ids beyond `upto`: a run may have been broken off before the store was opened.
+    maybe_ahead: bool,
     /// The index got complete up to here in the transaction that is open.
     completed: Option<i64>,
 }
@@ -79,7 +81,7 @@ impl Ids {
         let rows = query.query_map([upto], |row| Ok((JobId::from_bytes(row.get(0)?), row.get(1)?)));
         let found: HashMap<JobId, i64> = rows.and_then(Iterator::collect).map_err(sql)?;
         recent.change(|ids| *ids = found);
-        Ok(Self { recent, merge_from: MERGE_FROM, upto, run: None, completed: None })
+        Ok(Self { recent, merge_from: MERGE_FROM, upto, run: None, maybe_ahead: true, completed: None })
     }
 
     pub(super) fn recent(&self) -> &Arc<Recent> {
@@ -93,7 +95,7 @@ impl Ids {
     /// Forgets a job whose row is being removed.
     pub(super) fn remove(&self, conn: &Connection, id: JobId, seq: i64) -> Result<(), BrokerError> {
         self.recent.change(|ids| ids.remove(&id));
-        if seq > self.upto && self.run.is_none() {
+        if seq > self.upto && self.run.is_none() && !self.maybe_ahead {
             return Ok(());
         }
         conn.prepare_cached("DELETE FROM ids WHERE id = ?1")
@@ -143,6 +145,7 @@ impl Ids {
         if let Some(upto) = self.completed.take() {
             self.upto = upto;
             self.run = None;
+            self.maybe_ahead = false;
             self.recent.change(|ids| {
                 ids.retain(|_, seq| *seq > upto);
                 ids.shrink_to(MERGE_FROM);
@@ -195,7 +198,7 @@ mod tests {
                 recent.indexed.scan(&conn).unwrap();
                 assert!(!recent.indexed.may_contain(id(-1)));
             }
-            if seq % 1_450 == 0 {
+            if seq == 1_150 || seq == 2_900 {
                 ids = Ids { merge_from: 1_000, ..Ids::load(&conn, Arc::clone(&recent)).unwrap() };
             }
             if seq % 125 == 0 {
@@ -205,6 +208,8 @@ mod tests {
                 }
             }
         }
+        let orphans = "SELECT count(*) FROM ids WHERE seq NOT IN (SELECT seq FROM jobs)";
+        assert_eq!(conn.query_row(orphans, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
         let indexed: i64 = conn.query_row("SELECT count(*) FROM ids", [], |row| row.get(0)).unwrap();
         assert!(indexed > 2_000 && recent.change(|ids| ids.len()) < 2_000, "{indexed} indexed");
     }

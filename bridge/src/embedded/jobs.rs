@@ -214,6 +214,8 @@ impl Writer {
     pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "record");
         self.begin()?;
+        // First, because it can refuse: it reads an envelope.
+        let kept = self.drop_payload_unless_kept(row)?;
         let now = self.clock.now();
         let n = self.state.take_n();
         let keep = now.max(row.due_at) + std::time::Duration::from_millis(result.keep_ms);
@@ -234,7 +236,6 @@ impl Writer {
                 ])
             })
             .map_err(sql)?;
-        let kept = self.drop_payload_unless_kept(row)?;
         self.conn
             .prepare_cached(
                 "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, payload = ?6,
@@ -288,8 +289,10 @@ impl Writer {
         if row.payload != PAYLOAD_GONE {
             return Ok(());
         }
+        // The payload alone: all else of a letter is a worker's word.
+        let job = Job { payload: letter.job.payload.clone(), ..row.job(&self.conn)? };
         self.begin()?;
-        self.replace_payload(row.seq, &letter.job)?;
+        self.replace_payload(row.seq, &job)?;
         self.conn
             .execute("UPDATE jobs SET payload = 1 WHERE seq = ?1", [row.seq])
             .map_err(|e| unavailable(e, "redrive"))?;
@@ -356,6 +359,9 @@ impl Writer {
             .query_row("SELECT envelope FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
             .optional()
             .map_err(sql)?;
+        // Before the first write, because it can refuse.
+        let result = result.map(|result| decode_result(&result.into())).transpose();
+        let result = result.map_err(super::state::unreadable)?;
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
         let id = job.id;
@@ -363,7 +369,6 @@ impl Writer {
             Job { payload: bytes::Bytes::new(), headers: Default::default(), extra: Extra::default(), ..job };
         self.replace_payload(row.seq, &stripped)?;
         if let Some(result) = result {
-            let result = decode_result(&result.into()).map_err(super::state::unreadable)?;
             let failure = result.failure.map(|failure| Failure { detail: String::new(), ..failure });
             let result = JobResult { payload: bytes::Bytes::new(), failure, extra: Extra::default(), ..result };
             self.conn

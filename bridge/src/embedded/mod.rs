@@ -77,7 +77,7 @@ struct Inner {
     log: LogId,
     path: Option<PathBuf>,
     readers: Mutex<Vec<Connection>>,
-    reading: Semaphore,
+    reading: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<File>>,
@@ -124,7 +124,7 @@ impl Embedded {
             log,
             path,
             readers: Mutex::default(),
-            reading: Semaphore::new(READERS_MAX),
+            reading: Arc::new(Semaphore::new(READERS_MAX)),
             closing,
             threads: Mutex::new(threads),
             lock: Mutex::new(opened.lock),
@@ -200,7 +200,7 @@ impl Embedded {
         op: impl FnOnce(&Connection) -> Result<T, BrokerError> + Send + 'static,
     ) -> Result<T, BrokerError> {
         let Some(path) = self.0.path.clone() else { return self.call(|writer| op(&writer.conn)).await };
-        let _permit = self.0.reading.acquire().await.map_err(|_| closed())?;
+        let permit = Arc::clone(&self.0.reading).acquire_owned().await.map_err(|_| closed())?;
         if *self.0.closing.borrow() {
             return Err(closed());
         }
@@ -213,6 +213,8 @@ impl Embedded {
             };
             let result = snapshot(&reader, op);
             lock(&this.readers).push(reader);
+            // Held to here, also when the caller is gone: it bounds the readers there are.
+            drop(permit);
             result
         });
         read.await.map_err(|e| BrokerError::new(BrokerErrorKind::Unavailable, "read", "interrupted").with_source(e))?
@@ -246,6 +248,7 @@ async fn checkpoints(
     if let Err(failure) = shared.recent.indexed.scan(&connection) {
         tracing::warn!(error = %failure, "ids could not be scanned: every new id is looked up");
     }
+    let mut ask_at = LOG_PAGES_MAX;
     loop {
         tokio::select! {
             () = shared.checkpoint.notified() => {}
@@ -254,11 +257,16 @@ async fn checkpoints(
         }
         let pages = connection
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)));
+        if matches!(pages, Ok((pages, _)) if pages <= LOG_PAGES_MAX) {
+            ask_at = LOG_PAGES_MAX;
+        }
         // Readers and a busy writer can keep the log from starting over; then the writer has to wait for it.
         if let (Ok((pages, copied)), Some(inbox)) = (pages, inbox.upgrade())
-            && pages > LOG_PAGES_MAX
+            && pages > ask_at
             && copied < pages
         {
+            // Again only when the log has grown by as much: a long reader may be in the way.
+            ask_at = pages + LOG_PAGES_MAX;
             let (done, over) = oneshot::channel();
             let start_over: Work = Box::new(move |writer| {
                 writer.start_log_over(done);

@@ -94,9 +94,13 @@ impl Writer {
                 return Err(BrokerError::new(BrokerErrorKind::StateConflict, "redrive", why));
             }
             Some(row) if row.run == run => {
+                if !row.is_finished() {
+                    let why = "the run has not ended: its worker has not recorded the outcome yet";
+                    return Err(BrokerError::new(BrokerErrorKind::StateConflict, "redrive", why));
+                }
                 self.restore_payload(&row, &letter)?;
-                let row = JobRow { payload: PAYLOAD_KEPT, ..row };
-                self.rerun(row, &letter.job, letter.job.generation)?
+                let (job, generation) = (row.job(&self.conn)?, row.generation);
+                self.rerun(JobRow { payload: PAYLOAD_KEPT, ..row }, &job, generation)?
             }
             Some(row) => Enqueued::Known(row.status(&self.conn, self.clock.now())?),
             None => self.enqueue(letter.job.next_run(self.clock.now()))?,

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -19,6 +20,8 @@ pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 pub(super) const MAJOR: i32 = 1;
 pub(super) const MINOR: i32 = 0;
 
+/// How long a connection waits for another one's lock.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of the writer, in KiB: what keeps memory flat with the backlog.
 const WRITER_CACHE_KIB: i32 = 12 * 1024;
 const READER_CACHE_KIB: i32 = 1024;
@@ -91,6 +94,19 @@ pub(super) fn connect(path: &Path) -> Result<(Connection, LogId), BrokerError> {
     Ok((connection, log))
 }
 
+/// The writer's connection to the store with this log, after it was lost. Makes nothing: a file that is gone stays gone,
+/// and another store in its place is refused.
+pub(super) fn reconnect(path: &Path, log: LogId) -> Result<Connection, BrokerError> {
+    let shown = path.display().to_string();
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| explain(e, &shown))?;
+    let same = check_version(&connection, &shown)?.is_some() && initialise(&connection, &shown)? == log;
+    same.then_some(connection).ok_or_else(|| {
+        let why = format!("{shown} is another store than the one that was open: restart relay to use it");
+        BrokerError::new(BrokerErrorKind::Unavailable, "open store", why)
+    })
+}
+
 /// A connection that only reads, for queries beside the writer.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, BrokerError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -98,7 +114,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, BrokerError> {
     let connection = Connection::open_with_flags(path, flags).map_err(|e| explain(e, &shown))?;
     check_version(&connection, &shown)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB).map_err(|e| explain(e, &shown))?;
-    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| explain(e, &shown))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| explain(e, &shown))?;
     prepare_once(&connection, 64).map_err(|e| explain(e, &shown))?;
     Ok(connection)
 }
@@ -144,9 +160,10 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
         .execute_batch(&format!(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
              PRAGMA cache_size = -{WRITER_CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;
-             PRAGMA busy_timeout = 5000; PRAGMA secure_delete = FAST;"
+             PRAGMA secure_delete = FAST;"
         ))
         .map_err(sql)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
     if version.is_none() {
         let log = new_log_id();
         let transaction = connection.unchecked_transaction().map_err(sql)?;

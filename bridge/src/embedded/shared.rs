@@ -51,7 +51,14 @@ impl Shared {
 }
 
 /// Wakes tasks by key. An entry lives as long as somebody waits on it.
-pub(super) struct Wakers<K: Eq + Hash + Clone>(Mutex<HashMap<K, Arc<Notify>>>);
+pub(super) struct Wakers<K: Eq + Hash + Clone>(Mutex<HashMap<K, Waiting>>);
+
+/// Who waits on one key, and how many they are.
+#[derive(Default)]
+struct Waiting {
+    notify: Arc<Notify>,
+    places: usize,
+}
 
 impl<K: Eq + Hash + Clone> Default for Wakers<K> {
     fn default() -> Self {
@@ -61,13 +68,17 @@ impl<K: Eq + Hash + Clone> Default for Wakers<K> {
 
 impl<K: Eq + Hash + Clone> Wakers<K> {
     pub(super) fn register(&self, key: K) -> Registration<'_, K> {
-        let notify = lock(&self.0).entry(key.clone()).or_default().clone();
+        let mut entries = lock(&self.0);
+        let waiting = entries.entry(key.clone()).or_default();
+        waiting.places += 1;
+        let notify = Arc::clone(&waiting.notify);
+        drop(entries);
         Registration { wakers: self, key, notify }
     }
 
     fn wake(&self, key: &K) {
-        if let Some(notify) = lock(&self.0).get(key) {
-            notify.notify_waiters();
+        if let Some(waiting) = lock(&self.0).get(key) {
+            waiting.notify.notify_waiters();
         }
     }
 }
@@ -82,9 +93,11 @@ pub(super) struct Registration<'a, K: Eq + Hash + Clone> {
 impl<K: Eq + Hash + Clone> Drop for Registration<'_, K> {
     fn drop(&mut self) {
         let mut entries = lock(&self.wakers.0);
-        // Two references: the map's and ours. Nobody can take another one while the map is locked.
-        if Arc::strong_count(&self.notify) == 2 {
-            entries.remove(&self.key);
+        if let Some(waiting) = entries.get_mut(&self.key) {
+            waiting.places -= 1;
+            if waiting.places == 0 {
+                entries.remove(&self.key);
+            }
         }
     }
 }

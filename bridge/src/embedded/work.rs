@@ -15,6 +15,7 @@ use super::schema::unavailable;
 use super::writer::{Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
 use crate::contract::envelope::encode_dead_letter;
+use crate::contract::job::DELAY_MAX;
 use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -126,6 +127,10 @@ impl Writer {
             // The job is in a later run: this one needs no letter any more.
             return Ok(());
         }
+        if (row.run, row.generation) != (letter.job.run_id, letter.job.generation) {
+            let why = "the letter names a run that no relay gave out";
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, "dead-letter", why));
+        }
         self.begin()?;
         self.conn
             .prepare_cached(
@@ -216,8 +221,10 @@ impl Writer {
                 }
                 self.put_back(seq, Duration::ZERO, false)
             }
-            Settlement::RetryAfter(after) => self.put_back(seq, (*after).max(Duration::from_millis(1)), false),
-            Settlement::HandBack(after) => self.put_back(seq, *after, true),
+            Settlement::RetryAfter(after) => {
+                self.put_back(seq, (*after).clamp(Duration::from_millis(1), DELAY_MAX), false)
+            }
+            Settlement::HandBack(after) => self.put_back(seq, (*after).min(DELAY_MAX), true),
         }
     }
 }

@@ -30,6 +30,8 @@ pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
 /// From how many operations in the last commit on the next one waits for more, and for how long.
 const GATHER_FROM: usize = 8;
 const GATHER_FOR: Duration = Duration::from_micros(200);
+/// How long a checkpoint in this thread waits for readers.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,8 @@ pub(super) struct Writer {
     failed: bool,
     /// Set while the file can't be opened.
     broken: bool,
+    /// Set when jobs came back in line by a roll-back: whoever waits is served at once.
+    again: bool,
     /// Operations of the last commit.
     last_batch: usize,
     /// Set when the write-ahead log has grown too long beside the checkpointer.
@@ -84,6 +88,7 @@ impl Writer {
             in_transaction: false,
             failed: false,
             broken: false,
+            again: false,
             last_batch: 0,
             start_log_over: None,
         })
@@ -141,6 +146,7 @@ impl Writer {
             self.pending.drain(..).for_each(|pending| pending.refuse(&away));
             return;
         }
+        self.again = false;
         let mut after: Vec<After> = Vec::with_capacity(batch.len());
         // A failure is noted in `failed`, and every operation of the batch is then answered with it.
         drop(self.guarded(Self::what_time_demands));
@@ -207,7 +213,10 @@ impl Writer {
         if !self.failed {
             let last = self.state.last_seq();
             let indexed = self.state.ids.write_some(&self.conn, operations, last);
-            self.failed = indexed.and_then(|()| self.state.save(&self.conn)).is_err();
+            if let Err(failure) = indexed.and_then(|()| self.state.save(&self.conn)) {
+                error!(error = %failure, source = ?std::error::Error::source(&failure).map(ToString::to_string), "counters could not be saved");
+                self.failed = true;
+            }
         }
         if self.failed {
             self.roll_back();
@@ -227,11 +236,17 @@ impl Writer {
 
     fn roll_back(&mut self) {
         self.failed = false;
+        self.again = true;
         let rolled_back = !self.in_transaction || self.conn.execute_batch("ROLLBACK").is_ok();
         self.in_transaction = false;
+        if !rolled_back {
+            // What this connection sees was never committed: nothing may be loaded from it.
+            self.broken = true;
+            return;
+        }
         match State::load(&self.conn, Arc::clone(&self.shared.recent)) {
-            Ok(state) if rolled_back => self.state = state,
-            _ => self.broken = true,
+            Ok(state) => self.state = state,
+            Err(_) => self.broken = true,
         }
     }
 
@@ -244,12 +259,15 @@ impl Writer {
             self.state = loaded.unwrap_or_else(State::default);
             return !self.broken;
         };
-        let opened = schema::connect(&path)
-            .and_then(|(conn, log)| Ok((State::load(&conn, Arc::clone(&self.shared.recent))?, conn, log)));
+        if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
+            warn!("the old connection holds a transaction that can't be rolled back");
+        }
+        let opened = schema::reconnect(&path, self.log)
+            .and_then(|conn| Ok((State::load(&conn, Arc::clone(&self.shared.recent))?, conn)));
         match opened {
-            Ok((state, conn, log)) => {
+            Ok((state, conn)) => {
                 warn!(path = %path.display(), "store opened again");
-                (self.state, self.conn, self.log, self.broken) = (state, conn, log, false);
+                (self.state, self.conn, self.broken, self.again) = (state, conn, false, true);
                 true
             }
             Err(failure) => {
@@ -262,7 +280,11 @@ impl Writer {
     /// Copies the log into the file in this thread: when it has grown too long, and at the end.
     fn checkpoint(&self, mode: &str) {
         if self.path.is_some() && !self.in_transaction {
-            let done = self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(0));
+            // A long reader, such as a backup, must not hold up commits: the log then grows until it is done.
+            let done = self.conn.busy_timeout(CHECKPOINT_WAIT).and_then(|()| {
+                self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(0))
+            });
+            let done = done.and_then(|_| self.conn.busy_timeout(schema::BUSY_TIMEOUT));
             if let Err(failure) = done {
                 warn!(error = %failure, "checkpoint failed: it is tried again");
             }
@@ -273,6 +295,9 @@ impl Writer {
         let now = self.clock.monotonic();
         if self.broken {
             return Some(now + REOPEN_AFTER);
+        }
+        if self.again {
+            return Some(now);
         }
         let due = self.state.next_due.map(|due| now + due.since(self.clock.now()));
         let lease = self.state.lease_ends.first().map(|(at, _)| *at);
