@@ -5,16 +5,16 @@
 mod cli_support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::{Pid, mkfifo};
 use tempfile::tempdir;
 
 /// An address of this machine where nothing listens.
@@ -83,16 +83,43 @@ fn without_authentication_only_loopback_is_possible() {
 #[test]
 fn a_server_that_is_not_there_is_exit_code_69() {
     let server = nobody();
-    let address = &server["http://".len()..];
     for args in [
         &["submit", "--retry-for", "0s", "--server", &server][..],
         &["submit", "--retry-for", "200ms", "--key", "k", "--server", &server],
-        &["worker", "--connect", address, "--", "cat"],
     ] {
         let output = run(args);
         assert_eq!(code(&output), 69, "{args:?}: {output:?}");
         assert!(stderr(&output).contains("\nhint: "), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn a_worker_waits_for_a_server_that_is_not_up_yet() {
+    let server = nobody();
+    let address = &server["http://".len()..];
+    let mut worker = relay(["worker", "--json", "--connect", address, "--", "cat"]).spawn().unwrap();
+    let mut said = BufReader::new(worker.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for it") && line.contains(address), "{line}");
+
+    let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--worker-listen", address];
+    let server = Running::start(args);
+    line.clear();
+    BufReader::new(worker.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("connected"), "{line}");
+    kill(Pid::from_raw(worker.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!((worker.wait().unwrap().code(), rest.matches("waiting for it").count()), (Some(0), 0), "{rest}");
+    server.stop();
+}
+
+#[test]
+fn a_worker_address_that_is_none_is_wrong_usage_at_once() {
+    let refused = run(["worker", "--connect", "no-port", "--", "cat"]);
+    assert_eq!(code(&refused), 2, "{refused:?}");
+    assert!(stderr(&refused).contains("HOST:PORT"), "{}", stderr(&refused));
 }
 
 #[test]
@@ -254,6 +281,7 @@ fn a_store_is_counted_checked_and_backed_up_while_it_is_open() {
     }
     let stats = &json_lines(&run(["store", "stats", "--json", "--data", path(&data)]))[0];
     assert_eq!((&stats["jobs"], &stats["results"]), (&3.into(), &3.into()), "{stats}");
+    assert_eq!(stats["queues"][0]["attempts"], 3, "{stats}");
     assert_eq!(code(&run(["store", "check", "--data", path(&data)])), 0);
 
     let second = run(["serve", "--no-auth", "--listen", "127.0.0.1:0", "--data", path(&data)]);

@@ -1,5 +1,12 @@
 //! What every benchmark shares: CPU time of this process, medians of interleaved pairs, and a table.
-#![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part, and includes this file as its own")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each benchmark uses a part, includes this file as its own, and fails by panicking"
+)]
+
+pub mod store;
 
 use std::time::{Duration, Instant};
 

@@ -101,7 +101,7 @@ fn stats(place: &Place) -> Result<Exit, CliError> {
         output::json(&stats)?;
         return Ok(Exit::Done);
     }
-    let header = ["queue", "waiting", "parked", "leased", "finished", "handler starts"];
+    let header = ["queue", "waiting", "parked", "leased", "finished", "attempts"];
     let rows = stats.queues.iter().map(|queue| {
         let numbers = [queue.waiting, queue.parked, queue.leased, queue.finished, queue.attempts];
         std::iter::once(queue.queue.clone()).chain(numbers.map(|number| number.to_string()))

@@ -18,6 +18,7 @@ use super::handler::HandlerArgs;
 use super::output;
 use super::signals::Signals;
 use super::values::{self, WeightedQueue};
+use crate::client::retry::jitter;
 
 /// Which server, which queues, and what to run.
 #[derive(Debug, Args)]
@@ -29,7 +30,7 @@ Examples:
 
 A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
 and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
-SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
+A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
     /// The server's worker address: what `relay serve --worker-listen` was given
     #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411")]
@@ -83,9 +84,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let remote = RemoteConfig { key: args.key, ..RemoteConfig::new(&args.connect, id.clone()) };
     let leasing = tokio::select! {
-        connected = Remote::connect(remote) => {
-            Arc::new(connected.map_err(|error| unconnected(&args.connect, &error))?)
-        }
+        connected = connect(remote) => Arc::new(connected.map_err(|error| unconnected(&args.connect, &error))?),
         () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
     };
     tracing::info!("worker {id} takes jobs from {}", args.connect);
@@ -110,6 +109,37 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
     }
 }
+
+/// Connects, waiting for a server that is not up yet: what starts both need not know which is first. Everything that a
+/// wait does not mend is an error at once.
+async fn connect(config: RemoteConfig) -> Result<Remote, BrokerError> {
+    let mut ceiling = BACKOFF_BASE;
+    let mut told = false;
+    loop {
+        let error = match Remote::connect(config.clone()).await {
+            Err(error) if may_pass(&error) => error,
+            ended => return ended,
+        };
+        if !told {
+            tracing::warn!(
+                "{}: {error}; waiting for it: is `relay serve` running with --worker-listen, and is this the address it printed?",
+                config.address
+            );
+            told = true;
+        }
+        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        ceiling = (ceiling * 2).min(config.backoff_max);
+    }
+}
+
+/// An address that is none, such as one without a port, never answers.
+fn may_pass(error: &BrokerError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    error.is_transient() && source.is_none_or(|error| error.kind() != std::io::ErrorKind::InvalidInput)
+}
+
+/// The longest wait before the second attempt to connect.
+const BACKOFF_BASE: Duration = Duration::from_millis(100);
 
 /// A worker's configuration from what was typed.
 pub(crate) fn worker_config(
@@ -139,7 +169,8 @@ fn unconnected(address: &str, error: &BrokerError) -> CliError {
         BrokerErrorKind::Unauthorized => CliError::usage(text)
             .hint("give a worker's key with --key or RELAY_WORKER_KEY; `relay keys new NAME --role worker` makes one"),
         BrokerErrorKind::Invalid | BrokerErrorKind::NotFound => CliError::usage(text),
-        _ => CliError::unavailable(text)
-            .hint("is `relay serve` running with --worker-listen, and is this the address it printed?"),
+        _ => {
+            CliError::usage(text).hint("write it as HOST:PORT: the address that `relay serve --worker-listen` printed")
+        }
     }
 }

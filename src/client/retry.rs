@@ -62,7 +62,7 @@ impl Patience {
 }
 
 /// A random number from 0 to 1, good enough to spread retries: the standard library's hash keys differ per call.
-fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "53 bits are plenty")]
     let random = (RandomState::new().hash_one(0_u8) >> 11) as f64;
     random / (1_u64 << 53) as f64

@@ -29,14 +29,13 @@ mod work;
 mod writer;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rusqlite::Connection;
 use shared::Shared;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use writer::{Work, Writer, call, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
@@ -49,12 +48,6 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
 /// How many connections read at once.
 const READERS_MAX: usize = 4;
-/// How often the write-ahead log is looked at while nothing asks for it.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// Above this many pages (8 MiB) the writer itself copies the rest and starts the log over: a log that grows is zeroed page
-/// by page by the kernel, which took a sixth of the time of a commit.
-const LOG_PAGES_MAX: i64 = 2 * 1024;
-
 /// Where the store is and how it tells time.
 #[derive(Clone, Debug, Default)]
 pub struct EmbeddedConfig {
@@ -112,10 +105,9 @@ impl Embedded {
             }
         });
         let mut threads = vec![thread("relay-store", writer.run(work))?];
-        let (closing, closed) = watch::channel(false);
+        let (closing, _) = watch::channel(false);
         if let Some(path) = path.clone() {
-            threads
-                .push(thread("relay-checkpoint", checkpoints(path, Arc::clone(&shared), inbox.downgrade(), closed))?);
+            threads.push(thread("relay-ids", scan_ids(path, Arc::clone(&shared)))?);
         }
         Ok(Self(Arc::new(Inner {
             inbox: Mutex::new(Some(inbox)),
@@ -236,55 +228,12 @@ fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> Result
     std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work)).map_err(failed)
 }
 
-/// Copies the write-ahead log into the file beside the writer, so that commits don't wait for it.
-async fn checkpoints(
-    path: PathBuf,
-    shared: Arc<Shared>,
-    inbox: mpsc::WeakSender<Work>,
-    mut closing: watch::Receiver<bool>,
-) {
-    let Ok(connection) = checkpoint_connection(&path) else { return };
-    // Nothing is wrong without it, only slower.
-    if let Err(failure) = shared.recent.indexed.scan(&connection) {
+/// Fills the filter of ids beside the writer. Nothing is wrong without it, only slower.
+async fn scan_ids(path: PathBuf, shared: Arc<Shared>) {
+    let scanned = schema::open_reader(&path).and_then(|reader| shared.recent.indexed.scan(&reader));
+    if let Err(failure) = scanned {
         tracing::warn!(error = %failure, "ids could not be scanned: every new id is looked up");
     }
-    let mut ask_at = LOG_PAGES_MAX;
-    loop {
-        tokio::select! {
-            () = shared.checkpoint.notified() => {}
-            () = tokio::time::sleep(CHECKPOINT_EVERY) => {}
-            closed = closing.wait_for(|closing| *closing) => { drop(closed); return }
-        }
-        let pages = connection
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)));
-        if matches!(pages, Ok((pages, _)) if pages <= LOG_PAGES_MAX) {
-            ask_at = LOG_PAGES_MAX;
-        }
-        // Readers and a busy writer can keep the log from starting over; then the writer has to wait for it.
-        if let (Ok((pages, copied)), Some(inbox)) = (pages, inbox.upgrade())
-            && pages > ask_at
-            && copied < pages
-        {
-            // Again only when the log has grown by as much: a long reader may be in the way.
-            ask_at = pages + LOG_PAGES_MAX;
-            let (done, over) = oneshot::channel();
-            let start_over: Work = Box::new(move |writer| {
-                writer.start_log_over(done);
-                None
-            });
-            drop(inbox.send(start_over).await);
-            // Only one checkpoint runs at a time: the next one here would make the writer's fail.
-            drop(over.await);
-        }
-    }
-}
-
-fn checkpoint_connection(path: &Path) -> Result<Connection, BrokerError> {
-    let connection = Connection::open(path).map_err(|e| schema::unavailable(e, "checkpoint"))?;
-    connection
-        .execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -512;")
-        .map_err(|e| schema::unavailable(e, "checkpoint"))?;
-    Ok(connection)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -20,6 +20,9 @@ pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 pub(super) const MAJOR: i32 = 1;
 pub(super) const MINOR: i32 = 0;
 
+/// After a commit that leaves this many pages (8 MiB) in the write-ahead log, SQLite copies them into the file and starts
+/// the log over. It never waits for a reader.
+const LOG_PAGES: i32 = 2 * 1024;
 /// How long a connection waits for another one's lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of the writer, in KiB: what keeps memory flat with the backlog.
@@ -158,7 +161,7 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
     // that space whenever it costs no page write of its own.
     connection
         .execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = {LOG_PAGES};
              PRAGMA cache_size = -{WRITER_CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;
              PRAGMA secure_delete = FAST;"
         ))

@@ -1,8 +1,7 @@
-//! What the writer thread and its callers share: who waits for which result, leases nobody took, and the checkpointer.
+//! What the writer thread and its callers share: who waits for which result, leases nobody took, and the ids that are recent.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -11,9 +10,6 @@ use super::ids::Recent;
 use crate::contract::{ClientId, JobId};
 use crate::leasing::Receipt;
 
-/// A checkpoint is asked for after this many commits.
-const COMMITS_PER_CHECKPOINT: u32 = 64;
-
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) jobs: Wakers<JobId>,
@@ -21,8 +17,6 @@ pub(super) struct Shared {
     pub(super) recent: Arc<Recent>,
     /// Receipts whose `lease` future was dropped after the writer had answered.
     abandoned: Mutex<Vec<Receipt>>,
-    commits: AtomicU32,
-    pub(super) checkpoint: Notify,
 }
 
 impl Shared {
@@ -31,12 +25,6 @@ impl Shared {
         for (job, client) in finished {
             self.jobs.wake(&job);
             self.clients.wake(&client);
-        }
-    }
-
-    pub(super) fn note_commit(&self) {
-        if self.commits.fetch_add(1, Ordering::Relaxed).is_multiple_of(COMMITS_PER_CHECKPOINT) {
-            self.checkpoint.notify_one();
         }
     }
 

@@ -51,7 +51,8 @@ pub struct QueueStats {
     pub parked: u64,
     /// Finished and still kept.
     pub finished: u64,
-    /// Handler starts of the runs that are kept.
+    /// Attempts charged to the runs that are kept: one for each time that a job was handed out, whether a handler
+    /// started or not, less those that were handed back.
     pub attempts: u64,
 }
 

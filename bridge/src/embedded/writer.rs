@@ -30,7 +30,7 @@ pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
 /// From how many operations in the last commit on the next one waits for more, and for how long.
 const GATHER_FROM: usize = 8;
 const GATHER_FOR: Duration = Duration::from_micros(200);
-/// How long a checkpoint in this thread waits for readers.
+/// How long the last checkpoint waits for readers.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
@@ -61,8 +61,6 @@ pub(super) struct Writer {
     again: bool,
     /// Operations of the last commit.
     last_batch: usize,
-    /// Set when the write-ahead log has grown too long beside the checkpointer.
-    start_log_over: Option<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -90,7 +88,6 @@ impl Writer {
             broken: false,
             again: false,
             last_batch: 0,
-            start_log_over: None,
         })
     }
 
@@ -108,7 +105,7 @@ impl Writer {
             self.gather(&mut inbox, &mut batch);
             self.step(&mut batch);
         }
-        self.checkpoint("TRUNCATE");
+        self.empty_log();
     }
 
     /// Under load, lets a little time pass so that more operations share the commit: its cost is per commit, not per
@@ -160,20 +157,8 @@ impl Writer {
         after.into_iter().for_each(|after| after(decided.as_ref().copied()));
         if decided.is_ok() {
             self.shared.wake(self.finished.drain(..));
-            if self.path.is_some() {
-                self.shared.note_commit();
-            }
         }
         self.finished.clear();
-        if let Some(done) = self.start_log_over.take() {
-            self.checkpoint("RESTART");
-            drop(done);
-        }
-    }
-
-    /// Asks for a checkpoint in this thread after the commit; `done` is dropped when it is over.
-    pub(super) fn start_log_over(&mut self, done: oneshot::Sender<()>) {
-        self.start_log_over = Some(done);
     }
 
     /// The job with this id, whosever it is.
@@ -277,16 +262,16 @@ impl Writer {
         }
     }
 
-    /// Copies the log into the file in this thread: when it has grown too long, and at the end.
-    fn checkpoint(&self, mode: &str) {
+    /// Copies what is left of the log into the file, at the end.
+    fn empty_log(&self) {
         if self.path.is_some() && !self.in_transaction {
-            // A long reader, such as a backup, must not hold up commits: the log then grows until it is done.
-            let done = self.conn.busy_timeout(CHECKPOINT_WAIT).and_then(|()| {
-                self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(0))
-            });
-            let done = done.and_then(|_| self.conn.busy_timeout(schema::BUSY_TIMEOUT));
+            // A long reader, such as a backup, must not hold up the end: the log then stays, and is read at the next start.
+            let done = self
+                .conn
+                .busy_timeout(CHECKPOINT_WAIT)
+                .and_then(|()| self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
             if let Err(failure) = done {
-                warn!(error = %failure, "checkpoint failed: it is tried again");
+                warn!(error = %failure, "the write-ahead log was not emptied: it is read at the next start");
             }
         }
     }

@@ -74,7 +74,7 @@ struct Stored {
     results: u64,
     results_recorded: u64,
     dead_letters: u64,
-    handler_starts: u64,
+    attempts: u64,
 }
 
 impl Report {
@@ -112,7 +112,7 @@ impl Report {
                 results: stats.results,
                 results_recorded: stats.results_recorded,
                 dead_letters: stats.dead_letters,
-                handler_starts: stats.queues.iter().map(|queue| queue.attempts).sum(),
+                attempts: stats.queues.iter().map(|queue| queue.attempts).sum(),
             },
             elapsed_ms,
             disagreements: Vec::new(),
@@ -143,11 +143,11 @@ impl Report {
         if let Some(verified) = self.verified.filter(|verified| *verified != files) {
             self.disagreements.push(format!("results that are the file's SHA-256: {verified} instead of {files}"));
         }
-        // The store counts a start when it hands the job out, the handler when it runs: a worker that is killed in
+        // The store charges an attempt when it hands the job out, the handler logs a start when it runs: a worker that is killed in
         // between leaves the store ahead, and nothing ever leaves it behind.
-        if stored(self.store.handler_starts) < self.handler_starts {
-            let (store, handlers) = (self.store.handler_starts, self.handler_starts);
-            self.disagreements.push(format!("handler starts: the store knows {store}, the handlers {handlers}"));
+        if stored(self.store.attempts) < self.handler_starts {
+            let (store, handlers) = (self.store.attempts, self.handler_starts);
+            self.disagreements.push(format!("handler starts: {handlers} on {store} attempts in the store"));
         }
     }
 
