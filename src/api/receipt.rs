@@ -49,11 +49,9 @@ impl Links {
     /// The paths of `job`.
     #[must_use]
     pub fn of(job: JobId) -> Self {
-        Self {
-            job: format!("/v1/jobs/{job}"),
-            result: format!("/v1/jobs/{job}/result"),
-            events: format!("/v1/jobs/{job}/events"),
-        }
+        let id = job.to_string();
+        let path = |end| ["/v1/jobs/", &id, end].concat();
+        Self { job: path(""), result: path("/result"), events: path("/events") }
     }
 }
 

@@ -14,6 +14,9 @@ use tracing::{error, warn};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Links, Problem, Receipt, Slug, header};
 
+/// What most answers fit in, in bytes: longer ones grow.
+const JSON_BYTES: usize = 768;
+
 /// What a handler gives back.
 pub(super) type Answer = Result<Response, Refusal>;
 
@@ -70,7 +73,7 @@ impl IntoResponse for Refusal {
 }
 
 /// Writes the problem out that `response` carries; one that the router made gets the problem of its status.
-pub(super) fn finish(mut response: Response, request_id: &str) -> Response {
+pub(super) fn finish(mut response: Response, request_id: String) -> Response {
     let status = response.status();
     let refusal = response.extensions_mut().remove::<Refusal>();
     let problem = match refusal {
@@ -90,9 +93,9 @@ pub(super) fn finish(mut response: Response, request_id: &str) -> Response {
         None => None,
     };
     if let Some(problem) = problem {
-        write_problem(&mut response, problem, request_id);
+        write_problem(&mut response, problem, &request_id);
     }
-    if let Ok(value) = HeaderValue::from_str(request_id) {
+    if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), value.clone());
         response.headers_mut().insert(HeaderName::from_static(header::REQUEST_ID), value);
     }
@@ -125,7 +128,8 @@ fn write_problem(response: &mut Response, mut problem: Problem, request_id: &str
 
 /// `body` as JSON.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-    let bytes = serde_json::to_vec(body)
+    let mut bytes = Vec::with_capacity(JSON_BYTES);
+    serde_json::to_writer(&mut bytes, body)
         .map_err(|error| Refusal::new(Slug::Internal, format!("the answer can't be written: {error}")))?;
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;

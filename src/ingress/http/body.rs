@@ -1,7 +1,9 @@
 //! Reading a body under the queue's limit and under one budget over all bodies in flight. Whether it fits is decided
 //! before it is read where its length is known; a body of unknown length reserves as it grows.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -38,14 +40,34 @@ pub(super) async fn read(ingress: &Ingress, body: Body, max: u64) -> Result<Held
     let mut budget = Budget { pool: Arc::clone(&ingress.body_bytes), held: None };
     budget.reserve(declared.unwrap_or(0))?;
     let timeout = ingress.limits.body_timeout;
-    let bytes = tokio::time::timeout(timeout, collect(body, declared, max, &mut budget)).await.map_err(|_| {
-        let detail = format!("the body did not arrive within {} s; nothing was done: send it again", timeout.as_secs());
-        Refusal::new(Slug::RequestTimeout, detail)
-    })??;
-    Ok(HeldBody { bytes, budget })
+    let mut collect = pin!(collect(body, declared, max, budget));
+    // What came together with the head is there at the second look, and needs no timer.
+    match look_twice(collect.as_mut()).await {
+        Some(held) => held,
+        None => tokio::time::timeout(timeout, collect).await.map_err(|_| {
+            let detail =
+                format!("the body did not arrive within {} s; nothing was done: send it again", timeout.as_secs());
+            Refusal::new(Slug::RequestTimeout, detail)
+        })?,
+    }
 }
 
-async fn collect(mut body: Body, declared: Option<u64>, max: u64, budget: &mut Budget) -> Result<Bytes, Refusal> {
+/// The output of `future` if it is ready now, or after the task had one more turn; else `None`.
+async fn look_twice<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    let mut looked = false;
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if looked => Poll::Ready(None),
+        Poll::Pending => {
+            looked = true;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+async fn collect(mut body: Body, declared: Option<u64>, max: u64, mut budget: Budget) -> Result<HeldBody, Refusal> {
     let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
@@ -60,7 +82,7 @@ async fn collect(mut body: Body, declared: Option<u64>, max: u64, budget: &mut B
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes.freeze())
+    Ok(HeldBody { bytes: bytes.freeze(), budget })
 }
 
 fn too_large(max: u64, actual: u64) -> Refusal {

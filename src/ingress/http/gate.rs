@@ -23,7 +23,7 @@ use super::{Limits, Served};
 use crate::api::{Problem, Slug};
 
 /// Answers one request. Never fails and never panics.
-pub(super) async fn handle<B>(served: Served, router: Router, request: Request<B>) -> Response
+pub(super) async fn handle<B>(served: Arc<Served>, router: Router, request: Request<B>) -> Response
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
@@ -41,7 +41,7 @@ where
                 Refusal::new(Slug::Internal, detail).into_response()
             }
         };
-        let response = answer::finish(response, &request_id);
+        let response = answer::finish(response, request_id);
         debug!(status = response.status().as_u16(), "request answered");
         response
     }
@@ -59,7 +59,7 @@ where
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
     }
-    let Ok(_place) = Arc::clone(&served.ingress.requests).try_acquire_owned() else {
+    let Ok(_place) = served.ingress.requests.try_acquire() else {
         let detail =
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
         return Refusal::new(Slug::Overloaded, detail).into_response();
@@ -145,11 +145,12 @@ mod tests {
         let authenticator = Authenticator::development();
         let ingress = Ingress::new(store.broker(), authenticator, Limits::default(), Clock::system());
         let shutdown = CancellationToken::new();
-        let served = Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() };
-        let router = routes::router(served.clone());
+        let served =
+            Arc::new(Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() });
+        let router = routes::router(Arc::clone(&served));
         let whoami = || {
             let request = Request::get("/v1/whoami").header("host", "localhost").body(Body::empty()).unwrap();
-            handle(served.clone(), router.clone(), request)
+            handle(Arc::clone(&served), router.clone(), request)
         };
         assert_eq!(whoami().await.status(), 200);
         shutdown.cancel();

@@ -1,5 +1,7 @@
 //! A client's jobs: look up, list, cancel, rerun, erase.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
@@ -21,7 +23,12 @@ const PAGE_DEFAULT: u32 = 100;
 const PAGE_MAX: u32 = 500;
 
 /// `GET /v1/jobs/{id}`
-pub(super) async fn status(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+pub(super) async fn status(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
     answer::json(StatusCode::OK, &find(&served, &caller.client, id).await?)
@@ -29,7 +36,7 @@ pub(super) async fn status(State(served): State<Served>, caller: Caller, Path(id
 
 /// `GET /v1/queues/{queue}/jobs?key=`
 pub(super) async fn by_key(
-    State(served): State<Served>,
+    State(served): State<Arc<Served>>,
     caller: Caller,
     Path(queue): Path<String>,
     uri: Uri,
@@ -44,7 +51,7 @@ pub(super) async fn by_key(
 }
 
 /// `GET /v1/jobs?queue=&state=&after=&limit=`
-pub(super) async fn list(State(served): State<Served>, caller: Caller, uri: Uri) -> Answer {
+pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["queue", "state", "after", "limit"])?;
     let state = parameters.get("state").map(|text| {
         state_text::parse(text).ok_or_else(|| {
@@ -75,7 +82,12 @@ pub(super) async fn list(State(served): State<Served>, caller: Caller, uri: Uri)
 }
 
 /// `POST /v1/jobs/{id}/cancel`
-pub(super) async fn cancel(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+pub(super) async fn cancel(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
     let view = match served.ingress.broker.jobs.cancel(&caller.client, id).await {
@@ -88,7 +100,12 @@ pub(super) async fn cancel(State(served): State<Served>, caller: Caller, Path(id
 }
 
 /// `POST /v1/jobs/{id}/rerun?from=<generation>`
-pub(super) async fn rerun(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+pub(super) async fn rerun(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Answer {
     let parameters = Parameters::read(&uri, &["from"])?;
     let id = request::job_id(&id)?;
     let from = parameters.get("from").and_then(|text| text.parse().ok()).filter(|from| *from >= 1);
@@ -101,7 +118,12 @@ pub(super) async fn rerun(State(served): State<Served>, caller: Caller, Path(id)
 }
 
 /// `DELETE /v1/jobs/{id}`
-pub(super) async fn erase(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+pub(super) async fn erase(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
     served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(no_job_if_not_found)?;

@@ -56,12 +56,13 @@ pub struct Limits {
     pub connections: usize,
     /// The time from a connection's start to the end of its first request's head. Default 10 s.
     pub first_request: Duration,
-    /// The time a connection may be idle, or take for the head of a later HTTP/1.1 request, or for reading an answer that
-    /// is ready; up to twice of it with HTTP/2 and for answers. Default 120 s.
+    /// The time after an answer is ready until the end of the next request's head: for reading the answer, for being idle,
+    /// and for sending that head. Default 120 s.
     pub idle: Duration,
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB, at most 32 KiB.
     pub header_bytes: usize,
-    /// Headers of a request; beyond it 431. Default 100, at most 200.
+    /// Headers of a request; beyond it 431. Default 64, at most 200. HTTP/1.1 requests beyond 100 (with a limit above
+    /// 100: beyond 256) are refused before they are read, with a bare 431.
     pub headers: usize,
     /// Streams of one HTTP/2 connection at a time. Default 256.
     pub streams: u32,
@@ -78,7 +79,7 @@ impl Default for Limits {
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             header_bytes: 16 * 1024,
-            headers: 100,
+            headers: 64,
             streams: 256,
         }
     }
@@ -92,7 +93,7 @@ pub struct Ingress {
     clock: Clock,
     policies: Policies,
     body_bytes: Arc<Semaphore>,
-    requests: Arc<Semaphore>,
+    requests: Semaphore,
     request_prefix: u64,
     request_count: AtomicU64,
 }
@@ -120,7 +121,7 @@ impl Ingress {
         Arc::new(Self {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
             body_bytes: Arc::new(Semaphore::new(limits.body_bytes.min(Semaphore::MAX_PERMITS))),
-            requests: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            requests: Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)),
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
             broker,
@@ -143,7 +144,6 @@ impl Ingress {
 }
 
 /// The ingress as one listener serves it.
-#[derive(Clone)]
 struct Served {
     ingress: Arc<Ingress>,
     /// Cancelled when the drain begins.

@@ -1,6 +1,7 @@
 //! Reading what a request says, apart from its body. What can't be read is refused by name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Query};
@@ -23,10 +24,10 @@ const TRACESTATE_BYTES_MAX: usize = 512;
 /// Relay's own request headers; any other `Relay-*` is a slip that would go unnoticed.
 const RELAY_HEADERS: [&str; 4] = [header::DELAY, header::EXPIRES_IN, header::CLIENT, header::REQUEST_ID];
 
-impl FromRequestParts<Served> for Caller {
+impl FromRequestParts<Arc<Served>> for Caller {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, served: &Served) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, served: &Arc<Served>) -> Result<Self, Refusal> {
         let authorization = single(&parts.headers, "authorization")?;
         let named = single(&parts.headers, header::CLIENT)?;
         served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {
@@ -168,6 +169,9 @@ pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     pub(super) fn read(uri: &Uri, allowed: &[&str]) -> Result<Self, Refusal> {
+        if uri.query().is_none() {
+            return Ok(Self(Vec::new()));
+        }
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
             .map_err(|_| Refusal::malformed("the query can't be read: write name=value&name=value, percent-encoded"))?;
         for (at, (name, _)) in pairs.iter().enumerate() {

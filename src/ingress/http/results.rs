@@ -1,5 +1,6 @@
 //! Results: of one job, or all of a client's after a cursor. A wait costs no polling, and ends early in a drain.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -19,7 +20,12 @@ use crate::auth::Caller;
 const PAGES_MAX: u32 = 20;
 
 /// `GET /v1/jobs/{id}/result?wait=20s`
-pub(super) async fn of_job(State(served): State<Served>, caller: Caller, Path(id): Path<String>, uri: Uri) -> Answer {
+pub(super) async fn of_job(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Answer {
     let wait_for = Parameters::read(&uri, &["wait"])?.wait(served.ingress.limits.wait_max)?;
     let id = request::job_id(&id)?;
     match wait(&served, &caller.client, id, wait_for).await? {
@@ -47,7 +53,7 @@ pub(super) async fn wait(
 }
 
 /// `GET /v1/results?after=&queue=&wait=&limit=`
-pub(super) async fn page(State(served): State<Served>, caller: Caller, uri: Uri) -> Answer {
+pub(super) async fn page(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["after", "queue", "wait", "limit"])?;
     let start = start(&caller.client, parameters.get("after"))?;
     let queue = parameters.get("queue").map(str::parse).transpose()?;

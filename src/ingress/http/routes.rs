@@ -1,11 +1,13 @@
 //! Which path goes where. What is not here is answered 404 or 405 by the gate.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::routing::{get, post};
 
 use super::{Served, jobs, results, submit, whoami};
 
-pub(super) fn router(served: Served) -> Router {
+pub(super) fn router(served: Arc<Served>) -> Router {
     Router::new()
         .route("/v1/queues/{queue}/jobs", post(submit::submit).get(jobs::by_key))
         .route("/v1/jobs", get(jobs::list))

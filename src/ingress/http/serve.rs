@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -29,6 +30,9 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// What hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The headers that hyper takes if it is not asked for more. Asked for any other number, it fills two tables of that size
+/// on the heap for every request.
+const HEADERS_DEFAULT: usize = 100;
 const HEADERS_MAX: usize = 256;
 /// What an HTTP/2 peer may send ahead of the handlers, per connection and per stream: memory outside the byte budget.
 const CONNECTION_WINDOW: u32 = 512 * 1024;
@@ -47,7 +51,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
-    let connections = Connections::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() });
+    let connections = Connections::new(Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() }));
     shutdown.run_until_cancelled(connections.accept(&listener, &graceful)).await;
     drop(listener);
 
@@ -66,7 +70,7 @@ pub async fn serve(
 }
 
 struct Connections {
-    served: Served,
+    served: Arc<Served>,
     router: Router,
     builder: Builder<Tracked>,
     slots: Arc<Semaphore>,
@@ -75,11 +79,11 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(served: Served) -> Self {
+    fn new(served: Arc<Served>) -> Self {
         let (tasks, kill) = (served.tasks.clone(), CancellationToken::new());
         let limits = &served.ingress.limits;
         Self {
-            router: routes::router(served.clone()),
+            router: routes::router(Arc::clone(&served)),
             builder: builder(limits, Tracked { tasks, kill: kill.clone() }),
             slots: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
             served,
@@ -113,7 +117,7 @@ impl Connections {
     }
 
     fn connection(&self, stream: TcpStream, watcher: Watcher) -> impl Future<Output = ()> + Send + 'static {
-        let (served, router, builder) = (self.served.clone(), self.router.clone(), self.builder.clone());
+        let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let kill = self.kill.clone();
         async move {
             // Small answers must not wait for a delayed acknowledgement of the ones before.
@@ -121,12 +125,12 @@ impl Connections {
                 debug!(%error, "can't set TCP_NODELAY");
             }
             let Limits { first_request, idle, .. } = served.ingress.limits;
-            let activity = Arc::new(Activity::default());
+            let activity = Arc::new(Activity::new());
             let service = {
                 let activity = Arc::clone(&activity);
                 service_fn(move |request| {
                     let running = activity.begin();
-                    let (served, router) = (served.clone(), router.clone());
+                    let (served, router) = (Arc::clone(&served), router.clone());
                     async move {
                         let response = gate::handle(served, router, request).await;
                         drop(running);
@@ -149,13 +153,24 @@ impl Connections {
 }
 
 /// What happens on a connection, so that one on which nothing happens can be dropped.
-#[derive(Default)]
 struct Activity {
+    start: Instant,
     begun: AtomicU64,
     running: AtomicU64,
+    /// When the last answer was ready, in milliseconds after `start`.
+    answered_at: AtomicU64,
 }
 
 impl Activity {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            begun: AtomicU64::new(0),
+            running: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
+        }
+    }
+
     /// Counts a request as running until the guard is dropped.
     fn begin(self: &Arc<Self>) -> Running {
         self.begun.fetch_add(1, Ordering::Relaxed);
@@ -163,21 +178,27 @@ impl Activity {
         Running(Arc::clone(self))
     }
 
-    /// Ends if no request came within `first`, or later none within one to two times `idle` while none ran.
+    /// Ends if no request came within `first`, or later none within `idle` after the last answer.
     ///
-    /// Hyper has no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings
-    /// and ask nothing, and none for peers that do not read their answers:
-    /// <https://github.com/hyperium/hyper/issues/3756>.
+    /// One timer for the connection, which looks again when it fires, instead of one that every request resets. Hyper has
+    /// no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings and ask
+    /// nothing, and none for peers that do not read their answers: <https://github.com/hyperium/hyper/issues/3756>.
     async fn silence(&self, first: Duration, idle: Duration) {
         tokio::time::sleep(first).await;
-        let mut begun = 0;
+        if self.begun.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         loop {
-            let now = self.begun.load(Ordering::Relaxed);
-            if now == begun && self.running.load(Ordering::Relaxed) == 0 {
+            let now = Instant::now();
+            let quiet_since = match self.running.load(Ordering::Acquire) {
+                0 => self.start + Duration::from_millis(self.answered_at.load(Ordering::Relaxed)),
+                _ => now,
+            };
+            let until = quiet_since + idle;
+            if until <= now {
                 return;
             }
-            begun = now;
-            tokio::time::sleep(idle).await;
+            tokio::time::sleep_until(until).await;
         }
     }
 }
@@ -186,7 +207,9 @@ struct Running(Arc<Activity>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        let since_start = self.0.start.elapsed().as_millis();
+        self.0.answered_at.store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.running.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -205,10 +228,13 @@ fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle)
-        .max_headers(HEADERS_MAX)
+        // `Activity` bounds the time for a head, without a timer for each request.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(false);
+    if limits.headers > HEADERS_DEFAULT {
+        builder.http1().max_headers(HEADERS_MAX);
+    }
     builder
         .http2()
         .timer(TokioTimer::new())

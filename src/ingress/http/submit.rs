@@ -1,5 +1,7 @@
 //! `POST /v1/queues/{queue}/jobs`: a job comes in. Accepted means that the broker has confirmed it.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Request, State};
 use http::HeaderValue;
 use relay_bridge::contract::{JobStatus, Submission};
@@ -15,7 +17,7 @@ use crate::api::{Problem, Receipt, Slug, header};
 use crate::auth::Caller;
 
 pub(super) async fn submit(
-    State(served): State<Served>,
+    State(served): State<Arc<Served>>,
     caller: Caller,
     Path(queue): Path<String>,
     request: Request,
@@ -31,6 +33,9 @@ pub(super) async fn submit(
             format!("there is no queue {queue}: check its name, or ask the operator to create it"),
         )
     })?;
+
+    // The head's texts are slices of the connection's buffer, which can be used again only without them.
+    drop(parts);
 
     let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
     let (payload, budget) = body.into_parts();

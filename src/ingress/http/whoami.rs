@@ -1,5 +1,7 @@
 //! `GET /v1/whoami`: who relay thinks the caller is, and what holds for it.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use http::{StatusCode, Uri};
 use relay_bridge::contract::ids::KEY_BYTES_MAX;
@@ -11,7 +13,7 @@ use super::request::{META_BYTES_MAX, Parameters};
 use crate::api::{DurationText, LimitsView, Whoami};
 use crate::auth::{Authenticated, Caller};
 
-pub(super) async fn whoami(State(served): State<Served>, caller: Caller, uri: Uri) -> Answer {
+pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
     let (authenticated_by, key_id) = match caller.authenticated {
