@@ -146,7 +146,7 @@ fn submit(address: SocketAddr) {
                 let mut connection = TcpStream::connect(address).unwrap();
                 connection.set_nodelay(true).unwrap();
                 let mut request =
-                    b"POST /v1/queues/work/jobs HTTP/1.1\r\nhost: relay\r\ncontent-length: 256\r\n\r\n".to_vec();
+                    b"POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 256\r\n\r\n".to_vec();
                 request.extend_from_slice(&[b'x'; 256]);
                 for _ in 0..TRAFFIC / CONNECTIONS {
                     exchange(&mut connection, &request);
