@@ -98,7 +98,7 @@ fn start_and_stop(data: &Path) -> f64 {
             break connection;
         }
     };
-    exchange(&mut connection, b"GET /v1/whoami HTTP/1.1\r\nhost: relay\r\n\r\n");
+    exchange(&mut connection, b"GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n");
     let took = start.elapsed();
     drop(connection);
     kill(Pid::from_raw(server.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
