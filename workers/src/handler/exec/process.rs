@@ -145,6 +145,11 @@ async fn follow(
             if timeout(config.grace, goodbye).await.is_err() {
                 tracing::debug!(grace = ?config.grace, "command did not end in its grace");
             }
+            // Its last words may still be in the pipe; whoever else holds the pipe open ends first.
+            group.kill();
+            if !all_read && timeout(COLLECT_MAX, &mut read).await.is_err() {
+                tracing::debug!("output was still open after SIGKILL");
+            }
             stopped
         }
         _ => stopped,
