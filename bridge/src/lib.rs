@@ -35,3 +35,5 @@ pub mod embedded;
 pub mod faults;
 #[cfg(feature = "remote")]
 pub mod remote;
+#[cfg(feature = "testing")]
+pub mod testing;

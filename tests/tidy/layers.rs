@@ -44,6 +44,12 @@ const LAYERS: &[Layer] = &[
         why: "it wraps any broker",
     },
     Layer {
+        under: "bridge/src/testing/",
+        never: &["relay_bridge::embedded", "relay_bridge::nats", "relay_bridge::remote"],
+        except: &[],
+        why: "it starts servers, and knows none of the adapters that talk to them",
+    },
+    Layer {
         under: "workers/src/handler/",
         never: &[
             "relay_bridge::broker",

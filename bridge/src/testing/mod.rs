@@ -1,0 +1,30 @@
+//! Real NATS servers for tests: one node or a cluster on loopback, with its store in a directory of its own.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use relay_bridge::testing::NatsServer;
+//!
+//! let mut server = NatsServer::start().await;
+//! server.kill(); // SIGKILL
+//! server.restart().await; // on the same port, with the same store
+//! # }
+//! ```
+//!
+//! A server is ready when its JetStream is, never after a pause. It ends when it is dropped, and also when the process of
+//! the test is killed. What can't be done panics, with what the server said last.
+//!
+//! # Layout
+//!
+//! - [`server`]: one node. [`cluster`]: several that are routed together.
+//! - [`binary`]: where `nats-server` is found, and how it gets there.
+//! - [`process`]: a child that never outlives its test, and its ports.
+
+#![allow(clippy::unwrap_used, reason = "a test whose server can't be started fails by panicking")]
+
+mod binary;
+mod cluster;
+mod process;
+mod server;
+
+pub use cluster::NatsCluster;
+pub use server::{NatsServer, NatsServerBuilder};
