@@ -33,6 +33,8 @@ pub mod conformance;
 pub mod embedded;
 #[cfg(feature = "faults")]
 pub mod faults;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "remote")]
 pub mod remote;
 #[cfg(feature = "testing")]
