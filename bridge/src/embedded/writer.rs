@@ -301,11 +301,10 @@ impl Writer {
     }
 }
 
-/// Sends `op` to the writer and answers after its commit.
-pub(super) async fn call<T: Send + 'static>(
-    inbox: &mpsc::Sender<Work>,
+/// `op` as work for the writer, and where its answer comes after the commit.
+pub(super) fn work<T: Send + 'static>(
     op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
-) -> Result<T, BrokerError> {
+) -> (Work, oneshot::Receiver<Result<T, BrokerError>>) {
     let (reply, answer) = oneshot::channel();
     let work: Work = Box::new(move |writer| {
         let result = writer.guarded(op);
@@ -318,8 +317,7 @@ pub(super) async fn call<T: Send + 'static>(
             drop(reply.send(result));
         }))
     });
-    inbox.send(work).await.map_err(|_| closed())?;
-    answer.await.map_err(|_| closed())?
+    (work, answer)
 }
 
 /// The same failure for each of the operations that shared a commit.
