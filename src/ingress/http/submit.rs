@@ -16,7 +16,7 @@ use super::answer::{self, Answer, Refusal};
 use super::prefer::Preference;
 use super::request::{self, JobHeaders, Parameters};
 use super::{Served, body, results};
-use crate::api::{Problem, Receipt, Slug, header};
+use crate::api::{Problem, Slug, header};
 use crate::auth::Caller;
 
 /// Where a submission goes: `/v1/queues/{queue}/jobs`.
@@ -122,22 +122,21 @@ where
 /// The result, if it is asked for and comes in time, else the receipt. From here on the job is accepted: nothing that
 /// goes wrong may look as if it were not.
 async fn answer(served: &Served, status: &JobStatus, replayed: bool, preference: Preference) -> Answer {
-    let receipt = Receipt::new(status, replayed);
     let Some(wait) = preference.wait else {
-        return answer::accepted(&receipt);
+        return Ok(answer::accepted(status, replayed));
     };
     match results::wait(served, &status.client, status.job_id, wait).await {
         Ok(Lookup::Finished(finished)) if !finished.erased => {
             let mut response = answer::result(*finished)?;
-            answer::point_to(response.headers_mut(), &receipt.links);
+            answer::point_to(response.headers_mut(), status.job_id);
             answer::mark_replayed(response.headers_mut(), replayed);
             Ok(response)
         }
-        Ok(Lookup::Open(now)) => answer::accepted(&Receipt::new(&now, replayed)),
-        Ok(_) => answer::accepted(&receipt),
+        Ok(Lookup::Open(now)) => Ok(answer::accepted(&now, replayed)),
+        Ok(_) => Ok(answer::accepted(status, replayed)),
         Err(error) => {
             tracing::warn!(%error, job_id = %status.job_id, "waiting for a result failed; answered with the receipt");
-            answer::accepted(&receipt)
+            Ok(answer::accepted(status, replayed))
         }
     }
 }
