@@ -9,6 +9,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,6 @@ use relay_bridge::clock::Clock;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::policy::QueuePolicy;
 use support::{Sample, cpu_of, pairs, report};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -122,8 +122,11 @@ async fn read_answer(stream: &mut TcpStream, buffer: &mut [u8]) {
 }
 
 async fn serve_relay() {
-    let folder = TempDir::new().unwrap();
-    let config = EmbeddedConfig { path: Some(folder.path().join("relay.db")), ..EmbeddedConfig::default() };
+    // The process is killed, so nothing is tidied up at its end: the next one begins by that. Not in the folder for
+    // temporary files, which may be in memory, where a flush costs nothing.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-http");
+    std::fs::remove_dir_all(&folder).ok();
+    let config = EmbeddedConfig { path: Some(folder.join("relay.db")), ..EmbeddedConfig::default() };
     let store = Embedded::open(config).await.unwrap();
     store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
     let listener = listen().await;

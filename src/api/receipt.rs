@@ -1,6 +1,8 @@
 //! What a submission is answered with, and a job as its client sees it. Neither holds the payload.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "server")]
+use std::fmt::Write as _;
 
 use relay_bridge::contract::{ClientId, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -46,12 +48,17 @@ pub struct Links {
 }
 
 impl Links {
+    /// The path of `job` itself.
+    #[must_use]
+    pub fn path(job: JobId) -> String {
+        format!("/v1/jobs/{job}")
+    }
+
     /// The paths of `job`.
     #[must_use]
     pub fn of(job: JobId) -> Self {
-        let id = job.to_string();
-        let path = |end| ["/v1/jobs/", &id, end].concat();
-        Self { job: path(""), result: path("/result"), events: path("/events") }
+        let job = Self::path(job);
+        Self { result: format!("{job}/result"), events: format!("{job}/events"), job }
     }
 }
 
@@ -72,6 +79,34 @@ impl Receipt {
             links: Links::of(status.job_id),
         }
     }
+}
+
+/// The receipt of a job as it stands, as JSON: byte for byte what [`Receipt::new`] is with `serde_json`. It answers most
+/// requests, and nothing in it needs an escape: names, ids, times and paths of an id are plain ASCII.
+#[cfg(feature = "server")]
+pub(crate) fn to_json(status: &JobStatus, replayed: bool) -> Vec<u8> {
+    // Room for names of the greatest length: it never grows.
+    let mut json = String::with_capacity(640);
+    let id = status.job_id.to_string();
+    json.push_str(r#"{"job_id":""#);
+    json.push_str(&id);
+    // Writing to a `String` can't fail.
+    write!(json, r#"","run_id":"{}","generation":{},"client":""#, status.run_id, status.generation).ok();
+    json.push_str(status.client.as_str());
+    json.push_str(r#"","queue":""#);
+    json.push_str(status.queue.as_str());
+    json.push_str(r#"","state":""#);
+    json.push_str(status.state.as_str());
+    json.push_str(if replayed { r#"","replayed":true"# } else { r#"","replayed":false"# });
+    write!(json, r#","accepted_at":"{}","expires_at":"{}""#, status.accepted_at, status.expires_at).ok();
+    json.push_str(r#","links":{"self":"/v1/jobs/"#);
+    json.push_str(&id);
+    json.push_str(r#"","result":"/v1/jobs/"#);
+    json.push_str(&id);
+    json.push_str(r#"/result","events":"/v1/jobs/"#);
+    json.push_str(&id);
+    json.push_str(r#"/events"}}"#);
+    json.into_bytes()
 }
 
 /// A job as its client sees it: the receipt and how far it is.
@@ -205,5 +240,43 @@ pub mod state_text {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobState, D::Error> {
         let text = String::deserialize(deserializer)?;
         parse(&text).ok_or_else(|| serde::de::Error::custom("not a job state that this version of relay knows"))
+    }
+}
+
+#[cfg(all(test, feature = "server"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_receipt_is_written_by_hand_as_serde_would_write_it() {
+        let now = Timestamp::from_millis(1_763_865_086_007);
+        for (name, state, replayed) in
+            [("c", JobState::Queued, false), (&"n-9".repeat(21)[..], JobState::Finished(Outcome::Succeeded), true)]
+        {
+            let status = JobStatus {
+                job_id: JobId::mint(),
+                run_id: RunId::mint(now, None),
+                generation: u32::MAX,
+                client: name.parse().unwrap(),
+                queue: name.replace('-', "_").parse().unwrap(),
+                key: None,
+                fingerprint: relay_bridge::contract::Fingerprint::of("", None, b""),
+                state,
+                attempt: 1,
+                content_type: String::new(),
+                size: 0,
+                headers: BTreeMap::new(),
+                accepted_at: now,
+                expires_at: now + Duration::MAX,
+                started_at: None,
+                finished_at: None,
+                next_attempt_at: None,
+            };
+            let json = String::from_utf8(to_json(&status, replayed)).unwrap();
+            assert_eq!(json, serde_json::to_string(&Receipt::new(&status, replayed)).unwrap());
+            assert!(json.len() <= 640, "{}", json.len());
+        }
     }
 }

@@ -47,10 +47,47 @@ impl std::ops::Add<Duration> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::Timestamp::from_millisecond(self.0) {
-            Ok(at) => write!(f, "{at:.3}"),
-            Err(_) => write!(f, "{} ms", self.0),
+        f.write_str(self.text(&mut [0; TEXT_BYTES]))
+    }
+}
+
+/// The length of `2026-11-23T02:31:26.000Z`.
+const TEXT_BYTES: usize = 24;
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+impl Timestamp {
+    /// As it is printed. Every answer holds several times, and a formatter for all calendars costs ten times as much.
+    fn text(self, to: &mut [u8; TEXT_BYTES]) -> &str {
+        let (days, rest) = (self.0.div_euclid(DAY_MS), self.0.rem_euclid(DAY_MS));
+        // Days to a date of the Gregorian calendar, by eras of 400 years that begin on 1 March:
+        // <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>
+        let days = days + 719_468;
+        let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let shifted = (5 * day + 2) / 153;
+        let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+        let year = year + era * 400 + i64::from(month <= 2);
+        let day = day - (153 * shifted + 2) / 5 + 1;
+        *to = *b"0000-00-00T00:00:00.000Z";
+        let (seconds, millis) = (rest / 1_000, rest % 1_000);
+        for (from, digits, number) in [
+            (0, 4, year),
+            (5, 2, month),
+            (8, 2, day),
+            (11, 2, seconds / 3_600),
+            (14, 2, seconds / 60 % 60),
+            (17, 2, seconds % 60),
+            (20, 3, millis),
+        ] {
+            let mut number = number.unsigned_abs();
+            for digit in to[from..from + digits].iter_mut().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
         }
+        // ASCII, and so UTF-8: nothing but digits was written.
+        std::str::from_utf8(to).unwrap_or_default()
     }
 }
 
@@ -70,7 +107,7 @@ impl FromStr for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.text(&mut [0; TEXT_BYTES]))
     }
 }
 
@@ -90,6 +127,18 @@ mod tests {
         let at = Timestamp::from_millis(1_763_865_086_007);
         assert_eq!(at.to_string(), "2025-11-23T02:31:26.007Z");
         assert_eq!(at.to_string().parse::<Timestamp>().unwrap(), at);
+    }
+
+    #[test]
+    fn every_kind_of_day_is_printed_as_the_calendar_has_it() {
+        let years = [1, 4, 100, 399, 400, 1582, 1600, 1900, 1969, 1970, 2000, 2024, 2026, 2100, 9999];
+        let days = [(1, 1), (2, 28), (2, 29), (3, 1), (10, 31), (12, 30)];
+        for (year, (month, day)) in years.into_iter().flat_map(|year| days.map(|day| (year, day))) {
+            let Ok(date) = jiff::civil::Date::new(year, month, day) else { continue };
+            let at = date.at(21, 59, 8, 7_000_000).to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp();
+            assert_eq!(Timestamp::from_millis(at.as_millisecond()).to_string(), format!("{at:.3}"));
+        }
+        assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "0001-01-01T00:00:00.000Z");
     }
 
     #[test]

@@ -5,12 +5,12 @@
 //! stretch with each commit: neighbours share pages. The rows of `jobs` after `counters.ids_upto` are what is not in the
 //! index yet; opening the store reads them back.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::filter::Filter;
+use super::map::Map;
 use super::schema::unavailable;
 use crate::contract::JobId;
 use crate::error::BrokerError;
@@ -24,7 +24,7 @@ const STRETCH_MIN: usize = 256;
 /// writer. A reader asks here before its snapshot begins, and ids leave only after the commit that indexed them.
 #[derive(Default)]
 pub(super) struct Recent {
-    seqs: RwLock<HashMap<JobId, i64>>,
+    seqs: RwLock<Map<JobId, i64>>,
     /// Spares the index look-ups for ids that are new.
     pub(super) indexed: Filter,
 }
@@ -34,7 +34,7 @@ impl Recent {
         self.seqs.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<JobId, i64>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Map<JobId, i64>) -> T) -> T {
         change(&mut self.seqs.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -79,7 +79,7 @@ impl Ids {
         let upto = conn.query_row("SELECT ids_upto FROM counters", [], |row| row.get(0)).map_err(sql)?;
         let mut query = conn.prepare_cached("SELECT id, seq FROM jobs WHERE seq > ?1").map_err(sql)?;
         let rows = query.query_map([upto], |row| Ok((JobId::from_bytes(row.get(0)?), row.get(1)?)));
-        let found: HashMap<JobId, i64> = rows.and_then(Iterator::collect).map_err(sql)?;
+        let found: Map<JobId, i64> = rows.and_then(Iterator::collect).map_err(sql)?;
         recent.change(|ids| *ids = found);
         Ok(Self { recent, merge_from: MERGE_FROM, upto, run: None, maybe_ahead: true, completed: None })
     }

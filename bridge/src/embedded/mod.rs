@@ -7,7 +7,7 @@
 //! - `schema`: the file, its lock, its versions, its tables.
 //! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
 //! - `jobs`, `work`, `results`, `operator`: the capabilities, by who uses them.
-//! - `dispatch`: who gets the next job; `row`: a job's row; `ids` and `filter`: from an id to its row.
+//! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file.
 //!
 //! # What repairs a crash
@@ -18,6 +18,7 @@ mod dispatch;
 mod filter;
 mod ids;
 mod jobs;
+mod map;
 mod operator;
 mod results;
 mod row;
@@ -35,8 +36,9 @@ use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use shared::Shared;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
-use writer::{Work, Writer, call, closed};
+use writer::{Work, Writer, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
 use crate::clock::Clock;
@@ -183,7 +185,14 @@ impl Embedded {
         &self,
         op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        call(&self.inbox()?, op).await
+        let (work, answer) = writer::work(op);
+        let sent = lock(&self.0.inbox).as_ref().ok_or_else(closed)?.try_send(work);
+        match sent {
+            Ok(()) => {}
+            Err(TrySendError::Full(work)) => self.inbox()?.send(work).await.map_err(|_| closed())?,
+            Err(TrySendError::Closed(_)) => return Err(closed()),
+        }
+        answer.await.map_err(|_| closed())?
     }
 
     /// Reads what was committed. In memory there is one connection: the writer's.

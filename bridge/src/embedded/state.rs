@@ -1,7 +1,7 @@
 //! What the writer keeps in memory: queues, clients, who has work, and leases. It grows with what runs and with the
 //! number of clients, never with what waits, and can be rebuilt from the file in one pass over queues x clients.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use uuid::Uuid;
 
 use super::ids::{Ids, Recent};
+use super::map::{Map, Set};
 use super::schema::unavailable;
 use crate::contract::envelope::{EnvelopeError, NEWEST};
 use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
@@ -22,13 +23,13 @@ pub(super) type ClientRow = i64;
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) queue_rows: HashMap<QueueName, QueueRow>,
-    pub(super) queues: HashMap<QueueRow, Queue>,
-    pub(super) client_rows: HashMap<ClientId, ClientRow>,
-    pub(super) clients: HashMap<ClientRow, ClientId>,
-    pub(super) lines: HashMap<(QueueRow, ClientRow), Line>,
-    changed_lines: HashSet<(QueueRow, ClientRow)>,
-    pub(super) leases: HashMap<i64, Lease>,
+    pub(super) queue_rows: Map<QueueName, QueueRow>,
+    pub(super) queues: Map<QueueRow, Queue>,
+    pub(super) client_rows: Map<ClientId, ClientRow>,
+    pub(super) clients: Map<ClientRow, ClientId>,
+    pub(super) lines: Map<(QueueRow, ClientRow), Line>,
+    changed_lines: Set<(QueueRow, ClientRow)>,
+    pub(super) leases: Map<i64, Lease>,
     /// Ends of leases in their order, with the job's `seq`.
     pub(super) lease_ends: BTreeSet<(Duration, i64)>,
     /// When the next parked job is due.

@@ -27,9 +27,12 @@ use crate::leasing::Receipt;
 const BATCH_MAX: usize = 512;
 /// The most operations that wait for the writer; a caller beyond that waits in its own task.
 pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
-/// From how many operations in the last commit on the next one waits for more, and for how long.
-const GATHER_FROM: usize = 8;
-const GATHER_FOR: Duration = Duration::from_micros(200);
+/// Operations that pay for a commit of their own. With fewer, after a commit of [`SHARED_FROM`] or more, the writer waits
+/// once for others to join.
+const ENOUGH: usize = 16;
+const SHARED_FROM: usize = 8;
+/// How long it waits for them: what the kernel makes of the shortest sleep, some 50 us.
+const NAP: Duration = Duration::from_micros(1);
 /// How long the last checkpoint waits for readers.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait before trying to open a broken store again.
@@ -102,28 +105,35 @@ impl Writer {
                 taken = inbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
                 () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
             }
-            self.gather(&mut inbox, &mut batch);
-            self.step(&mut batch);
+            self.step(&mut batch, &mut inbox);
         }
         self.empty_log();
     }
 
-    /// Under load, lets a little time pass so that more operations share the commit: its cost is per commit, not per
-    /// operation. Who was answered by the last commit is probably about to come back. A lone caller never waits.
+    /// Runs the batch, and what joins it. A commit costs much more than an operation, and who was answered by the last one
+    /// is probably about to come back; but while the writer waits the callers may have nothing to do, so it waits for a
+    /// small batch only, and after it ran. A lone caller never waits.
     #[expect(
         clippy::disallowed_methods,
         reason = "this thread runs nothing else, and a timer wheel's tick is too coarse"
     )]
-    fn gather(&mut self, inbox: &mut mpsc::Receiver<Work>, batch: &mut Vec<Work>) {
-        if self.last_batch >= GATHER_FROM && batch.len() < self.last_batch {
-            std::thread::sleep(GATHER_FOR);
-            while batch.len() < BATCH_MAX
+    fn run_batch(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>, after: &mut Vec<After>) {
+        let (mut ran, mut napped) = (0, false);
+        loop {
+            ran += batch.len();
+            after.extend(batch.drain(..).filter_map(|work| work(self)));
+            if napped || ran >= ENOUGH || self.last_batch < SHARED_FROM {
+                break;
+            }
+            std::thread::sleep(NAP);
+            napped = true;
+            while ran + batch.len() < BATCH_MAX
                 && let Ok(work) = inbox.try_recv()
             {
                 batch.push(work);
             }
         }
-        self.last_batch = batch.len();
+        self.last_batch = ran;
     }
 
     /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
@@ -136,7 +146,7 @@ impl Writer {
     }
 
     /// One commit: what time demands, the batch, and the leases that became possible.
-    fn step(&mut self, batch: &mut Vec<Work>) {
+    fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
         if self.broken && !self.reopen() {
             let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
             batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
@@ -147,7 +157,7 @@ impl Writer {
         let mut after: Vec<After> = Vec::with_capacity(batch.len());
         // A failure is noted in `failed`, and every operation of the batch is then answered with it.
         drop(self.guarded(Self::what_time_demands));
-        after.extend(batch.drain(..).filter_map(|work| work(self)));
+        self.run_batch(batch, inbox, &mut after);
         if !self.failed {
             let mut granted = Vec::new();
             drop(self.guarded(|writer| writer.serve_pending(&mut granted)));
@@ -291,11 +301,10 @@ impl Writer {
     }
 }
 
-/// Sends `op` to the writer and answers after its commit.
-pub(super) async fn call<T: Send + 'static>(
-    inbox: &mpsc::Sender<Work>,
+/// `op` as work for the writer, and where its answer comes after the commit.
+pub(super) fn work<T: Send + 'static>(
     op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
-) -> Result<T, BrokerError> {
+) -> (Work, oneshot::Receiver<Result<T, BrokerError>>) {
     let (reply, answer) = oneshot::channel();
     let work: Work = Box::new(move |writer| {
         let result = writer.guarded(op);
@@ -308,8 +317,7 @@ pub(super) async fn call<T: Send + 'static>(
             drop(reply.send(result));
         }))
     });
-    inbox.send(work).await.map_err(|_| closed())?;
-    answer.await.map_err(|_| closed())?
+    (work, answer)
 }
 
 /// The same failure for each of the operations that shared a commit.

@@ -6,13 +6,14 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::{JobId, JobStatus};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
 use serde::Serialize;
 use tracing::{error, warn};
 
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
-use crate::api::{Links, Problem, Receipt, Slug, header};
+use crate::api::{Links, Problem, Slug, header, receipt};
 
 /// What most answers fit in, in bytes: longer ones grow.
 const JSON_BYTES: usize = 768;
@@ -138,16 +139,18 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 }
 
 /// 202 with a receipt, where the job is, and whether an earlier request did the work.
-pub(super) fn accepted(receipt: &Receipt) -> Answer {
-    let mut response = json(StatusCode::ACCEPTED, receipt)?;
-    point_to(response.headers_mut(), &receipt.links);
-    mark_replayed(response.headers_mut(), receipt.replayed);
-    Ok(response)
+pub(super) fn accepted(status: &JobStatus, replayed: bool) -> Response {
+    let mut response = Response::new(Body::from(receipt::to_json(status, replayed)));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    point_to(response.headers_mut(), status.job_id);
+    mark_replayed(response.headers_mut(), replayed);
+    response
 }
 
 /// `Location` of a job.
-pub(super) fn point_to(headers: &mut HeaderMap, links: &Links) {
-    if let Ok(value) = HeaderValue::from_str(&links.job) {
+pub(super) fn point_to(headers: &mut HeaderMap, job: JobId) {
+    if let Ok(value) = HeaderValue::from_str(&Links::path(job)) {
         headers.insert(LOCATION, value);
     }
 }

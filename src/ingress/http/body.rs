@@ -2,29 +2,27 @@
 //! before it is read where its length is known; a body of unknown length reserves as it grows.
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::Poll;
 
-use axum::body::Body;
-use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use bytes::Bytes;
+use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Ingress;
 use super::answer::Refusal;
+use super::budget::Share;
 use crate::api::{Problem, Slug};
 
 /// A body, and its share of the budget until it is dropped.
 pub(super) struct HeldBody {
     pub(super) bytes: Bytes,
-    budget: Budget,
+    share: Share,
 }
 
 impl HeldBody {
     /// The bytes, and what holds their share of the budget: drop it when they are on their way.
     pub(super) fn into_parts(self) -> (Bytes, impl Send + 'static) {
-        (self.bytes, self.budget)
+        (self.bytes, self.share)
     }
 }
 
@@ -32,15 +30,17 @@ impl HeldBody {
 ///
 /// # Errors
 /// `payload-too-large`, `overloaded`, `request-timeout`; `malformed-request` if the peer breaks off.
-pub(super) async fn read(ingress: &Ingress, body: Body, max: u64) -> Result<HeldBody, Refusal> {
+pub(super) async fn read<B>(ingress: &Ingress, body: B, max: u64) -> Result<HeldBody, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
     let declared = body.size_hint().exact();
     if let Some(actual) = declared.filter(|actual| *actual > max) {
         return Err(too_large(max, actual));
     }
-    let mut budget = Budget { pool: Arc::clone(&ingress.body_bytes), held: None };
-    budget.reserve(declared.unwrap_or(0))?;
+    let share = ingress.body_bytes.take(declared.unwrap_or(0)).ok_or_else(overloaded)?;
     let timeout = ingress.limits.body_timeout;
-    let mut collect = pin!(collect(body, declared, max, budget));
+    let mut collect = pin!(collect(body, declared, max, share));
     // What came together with the head is there at the second look, and needs no timer.
     match look_twice(collect.as_mut()).await {
         Some(held) => held,
@@ -67,8 +67,11 @@ async fn look_twice<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-async fn collect(mut body: Body, declared: Option<u64>, max: u64, mut budget: Budget) -> Result<HeldBody, Refusal> {
-    let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
+async fn collect<B>(mut body: B, declared: Option<u64>, max: u64, mut share: Share) -> Result<HeldBody, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut bytes = Vec::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
         // Trailers mean nothing to relay.
@@ -77,12 +80,12 @@ async fn collect(mut body: Body, declared: Option<u64>, max: u64, mut budget: Bu
         if total > max {
             return Err(too_large(max, total));
         }
-        if declared.is_none() {
-            budget.reserve(data.len() as u64)?;
+        if declared.is_none() && !share.grow(data.len() as u64) {
+            return Err(overloaded());
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(HeldBody { bytes: bytes.freeze(), budget })
+    Ok(HeldBody { bytes: Bytes::from(bytes), share })
 }
 
 fn too_large(max: u64, actual: u64) -> Refusal {
@@ -91,25 +94,8 @@ fn too_large(max: u64, actual: u64) -> Refusal {
     Problem::new(Slug::PayloadTooLarge, detail).with_limit(max, actual).into()
 }
 
-struct Budget {
-    pool: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
-}
-
-impl Budget {
-    /// Takes `bytes` more, or refuses: waiting for others would only keep more in flight.
-    fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
-        let permit =
-            u32::try_from(bytes).ok().and_then(|bytes| Arc::clone(&self.pool).try_acquire_many_owned(bytes).ok());
-        let permit = permit.ok_or_else(|| {
-            let detail =
-                "relay has as many bytes in flight as it takes; nothing was done: send it again after Retry-After";
-            Refusal::new(Slug::Overloaded, detail)
-        })?;
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            None => self.held = Some(permit),
-        }
-        Ok(())
-    }
+/// Refused rather than made to wait: that would only keep more in flight.
+fn overloaded() -> Refusal {
+    let detail = "relay has as many bytes in flight as it takes; nothing was done: send it again after Retry-After";
+    Refusal::new(Slug::Overloaded, detail)
 }

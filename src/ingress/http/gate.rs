@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
 use super::linger::Lingering;
-use super::{Limits, Served};
+use super::{Limits, Served, submit};
 use crate::api::{Problem, Slug};
 
 /// Answers one request. Never fails and never panics.
@@ -49,7 +49,7 @@ where
     .await
 }
 
-async fn admit<B>(served: &Served, mut router: Router, request: Request<B>) -> Response
+async fn admit<B>(served: &Arc<Served>, mut router: Router, request: Request<B>) -> Response
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
@@ -59,7 +59,7 @@ where
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
     }
-    let Ok(_place) = served.ingress.requests.try_acquire() else {
+    let Some(_place) = served.ingress.requests.take(1) else {
         let detail =
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
         return Refusal::new(Slug::Overloaded, detail).into_response();
@@ -71,6 +71,9 @@ where
         && let Err(refusal) = refuse_web_pages(&parts)
     {
         return refusal.into_response();
+    }
+    if submit::is_plain(&parts) {
+        return submit::submit(served, parts, body).await.into_response();
     }
     match router.call(Request::from_parts(parts, Body::new(body))).await {
         Ok(response) => response,

@@ -14,7 +14,7 @@ use super::Served;
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
 use crate::api::receipt::state_text;
-use crate::api::{JobView, JobsPage, Receipt};
+use crate::api::{JobView, JobsPage};
 use crate::auth::Caller;
 
 /// Jobs on a page if the request does not say.
@@ -114,7 +114,7 @@ pub(super) async fn rerun(
     })?;
     let enqueued = served.ingress.broker.jobs.rerun(&caller.client, id, from).await.map_err(no_job_if_not_found)?;
     let replayed = matches!(enqueued, Enqueued::Known(_));
-    answer::accepted(&Receipt::new(enqueued.status(), replayed))
+    Ok(answer::accepted(enqueued.status(), replayed))
 }
 
 /// `DELETE /v1/jobs/{id}`

@@ -2,11 +2,11 @@
 //!
 //! # Layout
 //!
-//! - `serve`: the accept loop, the guards of a connection, and the drain.
+//! - `serve`: the accept loop, the guards of a connection, and the drain; `aside`: how the guards wait.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
 //! - `submit`, `jobs`, `results`, `whoami`: the handlers.
-//! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
+//! - `request`, `prefer`, `body`, `budget`, `linger`: reading a request, within bounds.
 //! - `answer`: writing an answer.
 //! - `policies`: what holds for a queue, remembered for a second.
 
@@ -17,14 +17,15 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
 
 mod answer;
+mod aside;
 mod body;
+mod budget;
 mod gate;
 mod jobs;
 mod linger;
@@ -39,6 +40,7 @@ mod whoami;
 
 pub use serve::serve;
 
+use budget::Budget;
 use policies::Policies;
 
 /// What one process takes from all clients together.
@@ -92,8 +94,8 @@ pub struct Ingress {
     limits: Limits,
     clock: Clock,
     policies: Policies,
-    body_bytes: Arc<Semaphore>,
-    requests: Semaphore,
+    body_bytes: Arc<Budget>,
+    requests: Arc<Budget>,
     request_prefix: u64,
     request_count: AtomicU64,
 }
@@ -120,8 +122,8 @@ impl Ingress {
         }
         Arc::new(Self {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
-            body_bytes: Arc::new(Semaphore::new(limits.body_bytes.min(Semaphore::MAX_PERMITS))),
-            requests: Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)),
+            body_bytes: Budget::new(limits.body_bytes),
+            requests: Budget::new(limits.requests),
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
             broker,
@@ -134,13 +136,24 @@ impl Ingress {
     /// A name for a request that no other request of any relay has.
     fn mint_request_id(&self) -> String {
         let count = self.request_count.fetch_add(1, Ordering::Relaxed);
-        format!("{:016x}-{count:08x}", self.request_prefix)
+        let mut id = String::with_capacity(2 * 16 + 1);
+        push_hex(&mut id, self.request_prefix, 16);
+        id.push('-');
+        // Eight digits, and as many as it takes after 2^32 requests.
+        push_hex(&mut id, count, 8.max(16 - count.leading_zeros() / 4));
+        id
     }
 
     /// The largest payload that the broker takes, whatever a queue's policy says.
     fn payload_max(&self) -> u64 {
         self.broker.capabilities.payload_max.min(self.limits.body_bytes as u64)
     }
+}
+
+/// Appends the last `digits` hexadecimal digits of `number`.
+fn push_hex(to: &mut String, number: u64, digits: u32) {
+    let nibbles = (0..digits).rev().map(|at| (number >> (4 * at)) as u32 & 0xf);
+    to.extend(nibbles.filter_map(|nibble| char::from_digit(nibble, 16)));
 }
 
 /// The ingress as one listener serves it.

@@ -28,14 +28,19 @@ impl FromRequestParts<Arc<Served>> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, served: &Arc<Served>) -> Result<Self, Refusal> {
-        let authorization = single(&parts.headers, "authorization")?;
-        let named = single(&parts.headers, header::CLIENT)?;
-        served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {
-            Refused::Unauthenticated(detail) => Refusal::new(Slug::Unauthenticated, detail),
-            Refused::Forbidden(detail) => Refusal::new(Slug::Forbidden, detail),
-            Refused::Malformed(detail) => Refusal::malformed(detail),
-        })
+        caller(served, &parts.headers)
     }
+}
+
+/// Who calls.
+pub(super) fn caller(served: &Served, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    let authorization = single(headers, "authorization")?;
+    let named = single(headers, header::CLIENT)?;
+    served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {
+        Refused::Unauthenticated(detail) => Refusal::new(Slug::Unauthenticated, detail),
+        Refused::Forbidden(detail) => Refusal::new(Slug::Forbidden, detail),
+        Refused::Malformed(detail) => Refusal::malformed(detail),
+    })
 }
 
 /// The queue of a path, if the caller may use it.
@@ -54,9 +59,10 @@ pub(super) fn job_id(text: &str) -> Result<JobId, Refusal> {
     Ok(text.parse()?)
 }
 
-/// The one value of a header, or `None`.
+/// The one value of a header, named in lower case, or `None`.
 pub(super) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
-    let mut values = headers.get_all(name).iter();
+    // Requests have few headers: comparing is cheaper than hashing the name.
+    let mut values = headers.iter().filter(|(found, _)| found.as_str() == name).map(|(_, value)| value);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(Refusal::malformed(format!("header {name} is there more than once: send one")));

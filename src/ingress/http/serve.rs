@@ -3,8 +3,10 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +14,6 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::aside::Aside;
 use super::{Ingress, Limits, Served, gate, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
@@ -49,19 +51,14 @@ pub async fn serve(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
-    let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
     let connections = Connections::new(Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() }));
-    shutdown.run_until_cancelled(connections.accept(&listener, &graceful)).await;
+    shutdown.run_until_cancelled(connections.accept(&listener)).await;
     drop(listener);
 
-    info!(connections = graceful.count(), "the HTTP ingress drains");
+    info!(tasks = tasks.len(), "the HTTP ingress drains");
     tasks.close();
-    let drained = async {
-        graceful.shutdown().await;
-        tasks.wait().await;
-    };
-    if tokio::time::timeout(drain, drained).await.is_err() {
+    if tokio::time::timeout(drain, tasks.wait()).await.is_err() {
         warn!(tasks = tasks.len(), "the drain took too long; what is left is cut off");
         connections.kill.cancel();
         tasks.wait().await;
@@ -92,7 +89,7 @@ impl Connections {
     }
 
     /// Never ends by itself.
-    async fn accept(&self, listener: &TcpListener, graceful: &GracefulShutdown) {
+    async fn accept(&self, listener: &TcpListener) {
         let mut pause = PAUSE_MIN;
         loop {
             // Before the accept: beyond the cap, peers wait in the listen queue and cost nothing here.
@@ -108,7 +105,7 @@ impl Connections {
                 }
             };
             pause = PAUSE_MIN;
-            let connection = self.connection(stream, graceful.watcher());
+            let connection = self.connection(stream);
             self.served.tasks.spawn(async move {
                 connection.await;
                 drop(slot);
@@ -116,9 +113,9 @@ impl Connections {
         }
     }
 
-    fn connection(&self, stream: TcpStream, watcher: Watcher) -> impl Future<Output = ()> + Send + 'static {
+    fn connection(&self, stream: TcpStream) -> impl Future<Output = ()> + Send + 'static {
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
-        let kill = self.kill.clone();
+        let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
         async move {
             // Small answers must not wait for a delayed acknowledgement of the ones before.
             if let Err(error) = stream.set_nodelay(true) {
@@ -138,16 +135,29 @@ impl Connections {
                     }
                 })
             };
-            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-            tokio::select! {
-                ended = connection => {
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            let mut drains = Aside::new(shutdown.cancelled());
+            let mut ends = Aside::new(async {
+                let silent = kill.run_until_cancelled(activity.silence(first_request, idle)).await;
+                if silent.is_some() {
+                    debug!("a silent peer's connection is dropped");
+                }
+            });
+            let mut draining = false;
+            std::future::poll_fn(|context| {
+                if !draining && Pin::new(&mut drains).poll(context).is_ready() {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                     if let Err(error) = ended {
                         debug!(error, "a connection ended with an error");
                     }
+                    return Poll::Ready(());
                 }
-                () = activity.silence(first_request, idle) => debug!("a silent peer's connection is dropped"),
-                () = kill.cancelled() => {}
-            }
+                Pin::new(&mut ends).poll(context)
+            })
+            .await;
         }
     }
 }

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use http::HeaderValue;
-use relay_bridge::contract::{JobStatus, Submission};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method};
+use http_body::Body;
+use relay_bridge::contract::{ClientId, JobStatus, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::result_log::Lookup;
@@ -13,20 +16,71 @@ use super::answer::{self, Answer, Refusal};
 use super::prefer::Preference;
 use super::request::{self, JobHeaders, Parameters};
 use super::{Served, body, results};
-use crate::api::{Problem, Receipt, Slug, header};
+use crate::api::{Problem, Slug, header};
 use crate::auth::Caller;
 
-pub(super) async fn submit(
+/// Where a submission goes: `/v1/queues/{queue}/jobs`.
+const PATH: (&str, &str) = ("/v1/queues/", "/jobs");
+
+/// Whether a request is a submission whose path is spelled as clients spell it. Those are most of all requests, and skip
+/// the router.
+pub(super) fn is_plain(head: &Parts) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    head.method == Method::POST && plain_queue(head).is_some_and(|queue| !queue.is_empty() && queue.bytes().all(plain))
+}
+
+fn plain_queue(head: &Parts) -> Option<&str> {
+    head.uri.path().strip_prefix(PATH.0)?.strip_suffix(PATH.1)
+}
+
+/// Takes a submission for which [`is_plain`] holds.
+pub(super) async fn submit<B>(served: &Arc<Served>, head: Parts, body: B) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let caller = request::caller(served, &head.headers)?;
+    let asked = Asked::read(served, caller, plain_queue(&head).unwrap_or_default(), &head)?;
+    // The head's texts are slices of the connection's buffer, which can be used again only without them.
+    drop(head);
+    accept(served, asked, body).await
+}
+
+/// Takes a submission in any other spelling.
+pub(super) async fn routed(
     State(served): State<Arc<Served>>,
     caller: Caller,
     Path(queue): Path<String>,
     request: Request,
 ) -> Answer {
-    let (parts, body) = request.into_parts();
-    Parameters::read(&parts.uri, &[])?;
-    let queue = request::queue(&caller, &queue)?;
-    let headers = JobHeaders::read(&parts.headers)?;
-    let preference = Preference::read(&parts.headers, served.ingress.limits.wait_max)?;
+    let (head, body) = request.into_parts();
+    let asked = Asked::read(&served, caller, &queue, &head)?;
+    drop(head);
+    accept(&served, asked, body).await
+}
+
+/// What a submission's head asks for.
+struct Asked {
+    client: ClientId,
+    queue: QueueName,
+    headers: JobHeaders,
+    preference: Preference,
+}
+
+impl Asked {
+    fn read(served: &Served, caller: Caller, queue: &str, head: &Parts) -> Result<Self, Refusal> {
+        Parameters::read(&head.uri, &[])?;
+        let queue = request::queue(&caller, queue)?;
+        let headers = JobHeaders::read(&head.headers)?;
+        let preference = Preference::read(&head.headers, served.ingress.limits.wait_max)?;
+        Ok(Self { client: caller.client, queue, headers, preference })
+    }
+}
+
+async fn accept<B>(served: &Served, asked: Asked, body: B) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let Asked { client, queue, headers, preference } = asked;
     let policy = served.ingress.policies.get(&queue).await?.ok_or_else(|| {
         Refusal::new(
             Slug::NotFound,
@@ -34,13 +88,10 @@ pub(super) async fn submit(
         )
     })?;
 
-    // The head's texts are slices of the connection's buffer, which can be used again only without them.
-    drop(parts);
-
     let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
     let (payload, budget) = body.into_parts();
     let submission = Submission {
-        client: caller.client,
+        client,
         queue,
         key: headers.key,
         content_type: headers.content_type,
@@ -61,7 +112,7 @@ pub(super) async fn submit(
         Enqueued::Known(status) if status.fingerprint == fingerprint => (status, true),
         Enqueued::Known(status) => return Err(conflict(&status)),
     };
-    let mut response = answer(&served, &status, replayed, preference).await?;
+    let mut response = answer(served, &status, replayed, preference).await?;
     if let Some(applied) = preference.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
         response.headers_mut().insert(header::PREFERENCE_APPLIED, applied);
     }
@@ -71,22 +122,21 @@ pub(super) async fn submit(
 /// The result, if it is asked for and comes in time, else the receipt. From here on the job is accepted: nothing that
 /// goes wrong may look as if it were not.
 async fn answer(served: &Served, status: &JobStatus, replayed: bool, preference: Preference) -> Answer {
-    let receipt = Receipt::new(status, replayed);
     let Some(wait) = preference.wait else {
-        return answer::accepted(&receipt);
+        return Ok(answer::accepted(status, replayed));
     };
     match results::wait(served, &status.client, status.job_id, wait).await {
         Ok(Lookup::Finished(finished)) if !finished.erased => {
             let mut response = answer::result(*finished)?;
-            answer::point_to(response.headers_mut(), &receipt.links);
+            answer::point_to(response.headers_mut(), status.job_id);
             answer::mark_replayed(response.headers_mut(), replayed);
             Ok(response)
         }
-        Ok(Lookup::Open(now)) => answer::accepted(&Receipt::new(&now, replayed)),
-        Ok(_) => answer::accepted(&receipt),
+        Ok(Lookup::Open(now)) => Ok(answer::accepted(&now, replayed)),
+        Ok(_) => Ok(answer::accepted(status, replayed)),
         Err(error) => {
             tracing::warn!(%error, job_id = %status.job_id, "waiting for a result failed; answered with the receipt");
-            answer::accepted(&receipt)
+            Ok(answer::accepted(status, replayed))
         }
     }
 }
