@@ -29,3 +29,26 @@ pub struct Change {
     /// Whether it can shorten what a client relies on; then it needs `force`.
     pub destructive: bool,
 }
+
+/// What differs between the policy that is wanted for `queue` and the one there is (`None`: no such queue), field by field.
+/// Whether the queue is paused is no difference: a pause stands until it is resumed.
+#[must_use]
+pub fn policy_changes(queue: &QueueName, found: Option<&QueuePolicy>, wanted: &QueuePolicy) -> Vec<Change> {
+    let change = |what: String, destructive| Change { queue: queue.clone(), what, destructive };
+    let Some(found) = found else { return vec![change("create the queue".to_owned(), false)] };
+    let fields = |policy: &QueuePolicy| match serde_json::to_value(policy) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (old, new) = (fields(found), fields(wanted));
+    let mut changed = Vec::new();
+    for (field, value) in new.iter().filter(|(field, _)| *field != "paused") {
+        let before = old.get(field).unwrap_or(&serde_json::Value::Null);
+        if before != value {
+            let kept = ["retention_ms", "dead_retention_ms", "job_ttl_ms"].contains(&field.as_str());
+            let shorter = kept && value.as_u64() < before.as_u64();
+            changed.push(change(format!("{field}: {before} -> {value}"), shorter));
+        }
+    }
+    changed
+}

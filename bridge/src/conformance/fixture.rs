@@ -39,6 +39,17 @@ pub trait Fixture: Send + Sync {
         self.lease() / 30
     }
 
+    /// For how many leases the tests' queues let a job live, and keep what is left of it afterwards. At least 10. Default
+    /// 40; a broker in real time wants the fewest, because tests wait until all of it is past.
+    fn span(&self) -> u32 {
+        40
+    }
+
+    /// How near to the edge of a time a test looks, on both sides. Default: the 1 ms of a clock that is moved.
+    fn edge(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
     /// How long a lease may take to find what is in line. Default zero: at once.
     fn patience(&self) -> Duration {
         Duration::ZERO

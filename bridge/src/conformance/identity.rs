@@ -167,42 +167,48 @@ pub async fn the_same_job_enqueued_twice_is_known(fixture: &dyn Fixture) {
 }
 
 pub async fn a_key_whose_record_expired_starts_anew_without_the_old_result(fixture: &dyn Fixture) {
-    for swept in [true, false] {
-        let stage = Stage::new(fixture).await;
-        let submission = stage.keyed(&stage.client("a"), "key");
-        let old = stage.submit(submission.clone()).await;
-        // A result recorded late may outlive the record.
-        stage.pass(stage.lease * 20).await;
-        let delivery = stage.lease_one().await;
-        stage.succeed(&delivery).await;
-        let result_until = fixture.now() + Duration::from_millis(old.keep_ms);
-        stage.pass(old.keep_until().since(fixture.now()) - stage.slack).await;
-        assert_eq!(stage.replay(submission.clone()).await.run_id, old.run_id);
-        stage.pass(stage.slack * 2).await;
-        assert_eq!(stage.finished(&old).await.result.run_id, old.run_id, "the result is kept longer than the record");
+    starts_anew(fixture, true).await;
+}
 
-        // From here on the key may be free; when the result has gone too it must be.
-        let mut answer = stage.broker.jobs.enqueue(stage.accept(submission.clone())).await.unwrap();
-        if let Enqueued::Known(status) = &answer {
-            assert_eq!((status.run_id, status.state), (old.run_id, JobState::Finished(Outcome::Succeeded)));
-            stage.pass(result_until.since(fixture.now()) + stage.slack).await;
-            if swept {
-                stage.sweep().await;
-            }
-            answer = stage.broker.jobs.enqueue(stage.accept(submission.clone())).await.unwrap();
+pub async fn a_key_whose_record_expired_starts_anew_before_any_sweep(fixture: &dyn Fixture) {
+    starts_anew(fixture, false).await;
+}
+
+async fn starts_anew(fixture: &dyn Fixture, swept: bool) {
+    let stage = Stage::new(fixture).await;
+    let submission = stage.keyed(&stage.client("a"), "key");
+    let old = stage.submit(submission.clone()).await;
+    // A result recorded late may outlive the record.
+    stage.pass(stage.policy.job_ttl / 2).await;
+    let delivery = stage.lease_one().await;
+    stage.succeed(&delivery).await;
+    let result_until = fixture.now() + Duration::from_millis(old.keep_ms);
+    stage.pass(old.keep_until().since(fixture.now()) - stage.slack).await;
+    assert_eq!(stage.replay(submission.clone()).await.run_id, old.run_id);
+    stage.pass(stage.slack * 2).await;
+    assert_eq!(stage.finished(&old).await.result.run_id, old.run_id, "the result is kept longer than the record");
+
+    // From here on the key may be free; when the result has gone too it must be.
+    let mut answer = stage.broker.jobs.enqueue(stage.accept(submission.clone())).await.unwrap();
+    if let Enqueued::Known(status) = &answer {
+        assert_eq!((status.run_id, status.state), (old.run_id, JobState::Finished(Outcome::Succeeded)));
+        stage.pass(result_until.since(fixture.now()) + stage.slack).await;
+        if swept {
+            stage.sweep().await;
         }
-        assert!(matches!(answer, Enqueued::Created(_)), "{answer:?}");
-        let run = answer.status().run_id;
-        assert!(run > old.run_id && answer.status().job_id == old.id, "swept: {swept}");
-        assert_eq!(stage.open(&old).await.run_id, run, "the old result is not the new run's");
-        assert_eq!(stage.replay(submission).await.run_id, run);
-        let delivery = stage.lease_one().await;
-        assert_eq!((delivery.job.run_id, delivery.attempt), (run, 1));
-        stage.record_first(&stage.success(&delivery, "new")).await;
-        assert_eq!(stage.finished(&old).await.result.payload, "new");
-        let (entries, _) = stage.read_all(&old.client, Start::Oldest).await;
-        assert_eq!(entries.iter().map(|entry| entry.result.run_id).collect::<Vec<_>>(), [run]);
+        answer = stage.broker.jobs.enqueue(stage.accept(submission.clone())).await.unwrap();
     }
+    assert!(matches!(answer, Enqueued::Created(_)), "{answer:?}");
+    let run = answer.status().run_id;
+    assert!(run > old.run_id && answer.status().job_id == old.id, "swept: {swept}");
+    assert_eq!(stage.open(&old).await.run_id, run, "the old result is not the new run's");
+    assert_eq!(stage.replay(submission).await.run_id, run);
+    let delivery = stage.lease_one().await;
+    assert_eq!((delivery.job.run_id, delivery.attempt), (run, 1));
+    stage.record_first(&stage.success(&delivery, "new")).await;
+    assert_eq!(stage.finished(&old).await.result.payload, "new");
+    let (entries, _) = stage.read_all(&old.client, Start::Oldest).await;
+    assert_eq!(entries.iter().map(|entry| entry.result.run_id).collect::<Vec<_>>(), [run]);
 }
 
 pub async fn a_late_result_of_an_older_run_does_not_finish_a_new_one(fixture: &dyn Fixture) {

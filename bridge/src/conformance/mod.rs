@@ -37,11 +37,21 @@ mod stage;
 pub mod taking;
 pub mod waiting;
 
+use std::future::Future;
+use std::pin::Pin;
+
 pub use fixture::Fixture;
 pub use operating::newer_envelope;
 
 /// Every promise of the suite as (module, name), in the order of the modules.
 pub const PROMISES: &[(&str, &str)] = crate::conformance_tests!(@each names());
+
+/// What tests one promise.
+pub type Run = for<'a> fn(&'a dyn Fixture) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// Every promise as (name, what tests it), for a harness of one's own: a broker in real time wants more tests at once
+/// than there are cores, because most of them wait.
+pub const RUNS: &[(&str, Run)] = crate::conformance_tests!(@each runs());
 
 /// Expands to a module of one `#[tokio::test]` per promise. The second argument is an expression that opens a
 /// [`Fixture`]; it may `.await` and is evaluated once per test. The crate needs `tokio` with `macros` and
@@ -58,6 +68,9 @@ macro_rules! conformance_tests {
     };
     (@names() $($group:ident { $($promise:ident)* })*) => {
         &[$($((stringify!($group), stringify!($promise)),)*)*]
+    };
+    (@runs() $($group:ident { $($promise:ident)* })*) => {
+        &[$($((stringify!($promise), |fixture| ::std::boxed::Box::pin($group::$promise(fixture))),)*)*]
     };
     (@tests($fixture:expr) $($group:ident { $($promise:ident)* })*) => {
         $crate::conformance_tests!(@flat ($fixture) $($($group $promise)*)*);
@@ -94,6 +107,7 @@ macro_rules! conformance_tests {
                 submissions_without_a_key_are_jobs_of_their_own
                 the_same_job_enqueued_twice_is_known
                 a_key_whose_record_expired_starts_anew_without_the_old_result
+                a_key_whose_record_expired_starts_anew_before_any_sweep
                 a_late_result_of_an_older_run_does_not_finish_a_new_one
                 a_known_key_is_answered_where_the_quota_is_full
             }

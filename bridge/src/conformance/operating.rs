@@ -49,7 +49,7 @@ pub async fn an_envelope_of_a_newer_version_is_handed_back_and_not_dead_lettered
     }
     // And it holds up nothing that this build can read: not the line, not the listing, not the sweep.
     let mut expiring = stage.keyed(&stage.client("a"), "expiring");
-    expiring.expires_in = Some(stage.policy.job_ttl - stage.lease * 10);
+    expiring.expires_in = Some(stage.policy.job_ttl * 3 / 4);
     let other = stage.submit(stage.keyed(&stage.client("a"), "other")).await;
     assert_eq!(stage.lease_one().await.job.id, other.id);
     assert!(stage.list(&job.client, |_| {}).await.contains(&other.id));
@@ -215,7 +215,8 @@ pub async fn accepted_jobs_survive_a_crash_of_the_broker(fixture: &dyn Fixture) 
     let keyed = stage.submit(submission.clone()).await;
     let plain = stage.submit_plain(&client).await;
     let mut delayed = stage.submission(&client);
-    delayed.delay = stage.lease * 3;
+    // Longer than a crash takes in real time.
+    delayed.delay = stage.policy.job_ttl;
     let delayed = stage.submit(delayed).await;
     if !stage.crash().await {
         return;
@@ -230,7 +231,7 @@ pub async fn accepted_jobs_survive_a_crash_of_the_broker(fixture: &dyn Fixture) 
     for delivery in &held {
         stage.succeed(delivery).await;
     }
-    stage.pass(stage.lease * 3 + stage.slack).await;
+    stage.pass_until(delayed.due_at, 1).await;
     assert_eq!(stage.lease_one().await.job, delayed);
 }
 

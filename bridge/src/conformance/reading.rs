@@ -239,7 +239,7 @@ pub async fn a_result_larger_than_a_page_comes_alone(fixture: &dyn Fixture) {
 }
 
 pub async fn a_client_sees_nothing_of_another(fixture: &dyn Fixture) {
-    let stage = Stage::with(fixture, |policy| policy.keep_keyless = true).await;
+    let stage = Stage::with(fixture, |policy| (policy.keep_keyless, policy.lease) = (true, policy.lease * 5)).await;
     let (owner, other) = (stage.client("a"), stage.client("b"));
     let done = stage.run(stage.keyed(&owner, "done")).await;
     let leased = stage.submit(stage.keyed(&owner, "leased")).await;

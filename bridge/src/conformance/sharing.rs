@@ -39,10 +39,13 @@ pub async fn a_lone_job_is_not_held_up_by_another_clients_backlog(fixture: &dyn 
         // What was served before gives nobody a claim.
         take(&stage, 20, 8).await;
         let job = stage.submit_plain(&lone).await;
+        // A worker may be told of it a moment later.
+        stage.pass(stage.slack).await;
         let held = take(&stage, bound, 1).await;
         assert!(held.iter().any(|delivery| delivery.job.id == job.id), "not among the next {bound}");
     }
     let job = stage.submit_plain(&lone).await;
+    stage.pass(stage.slack).await;
     let held = take(&stage, bound.max(16), 16).await;
     assert!(held.iter().any(|delivery| delivery.job.id == job.id), "not in the next batch of 16");
 }
@@ -99,7 +102,8 @@ pub async fn jobs_of_one_client_that_were_not_retried_come_oldest_first_within_r
 
 pub async fn failing_jobs_in_backoff_do_not_hold_up_a_healthy_one(fixture: &dyn Fixture) {
     for backoff in [fixture.lease() / 2, fixture.lease() * 2] {
-        let stage = Stage::new(fixture).await;
+        // Longer than 300 settlements take in real time.
+        let stage = Stage::with(fixture, |policy| policy.lease *= 10).await;
         let client = stage.client("a");
         stage.backlog(&client, 300).await;
         for delivery in stage.lease_all().await {
@@ -115,7 +119,13 @@ pub async fn failing_jobs_in_backoff_do_not_hold_up_a_healthy_one(fixture: &dyn 
 }
 
 pub async fn a_clients_running_jobs_are_bounded(fixture: &dyn Fixture) {
-    let stage = Stage::with(fixture, |policy| policy.client_defaults.max_running = 2).await;
+    let mut stage = Stage::with(fixture, |policy| {
+        // Longer than all of this takes in real time.
+        policy.lease *= 3;
+        policy.client_defaults.max_running = 2;
+    })
+    .await;
+    stage.lease = stage.policy.lease;
     let (bounded, other) = (stage.client("a"), stage.client("b"));
     stage.backlog(&bounded, 10).await;
     let held = stage.lease_all().await;

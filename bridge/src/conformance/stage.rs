@@ -12,7 +12,9 @@ use bytes::Bytes;
 use super::Fixture;
 use crate::broker::Broker;
 use crate::contract::result::End;
-use crate::contract::{ClientId, Cursor, Failure, Job, JobId, JobResult, JobStatus, Outcome, QueueName, Submission};
+use crate::contract::{
+    ClientId, Cursor, Failure, Job, JobId, JobResult, JobStatus, Outcome, QueueName, Submission, Timestamp,
+};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter};
@@ -46,13 +48,13 @@ impl<'a> Stage<'a> {
 
     /// A queue with the suite's policy after `change`.
     pub(super) async fn with(fixture: &'a dyn Fixture, change: impl FnOnce(&mut QueuePolicy)) -> Self {
-        let lease = fixture.lease();
+        let (lease, span) = (fixture.lease(), fixture.span());
         let mut policy = QueuePolicy {
             lease,
             lease_max: lease * 4,
-            job_ttl: lease * 40,
-            retention: lease * 40,
-            dead_retention: lease * 200,
+            job_ttl: lease * span,
+            retention: lease * span,
+            dead_retention: lease * span * 5,
             retry: RetryPolicy { base: lease / 4, factor: 2.0, cap: lease * 2 },
             ..QueuePolicy::default()
         };
@@ -92,6 +94,13 @@ impl<'a> Stage<'a> {
 
     pub(super) async fn pass(&self, time: Duration) {
         self.fixture.pass(time).await;
+    }
+
+    /// Until `slacks` times the slack after `moment`, or before it.
+    pub(super) async fn pass_until(&self, moment: Timestamp, slacks: i32) {
+        let slack = self.slack * slacks.unsigned_abs();
+        let left = (moment + slack).since(self.fixture.now());
+        self.pass(if slacks < 0 { left.saturating_sub(slack * 2) } else { left }).await;
     }
 
     /// Until the lease of what was leased just now has surely ended.

@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// 1970-01-01T00:00:00Z.
+    pub const EPOCH: Self = Self(0);
     /// The last moment that can be printed in every time zone (the `jiff` crate's maximum in milliseconds): 9999-12-30T22:00:00Z.
     pub const MAX: Self = Self(253_402_207_200_000);
 

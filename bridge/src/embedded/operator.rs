@@ -15,7 +15,7 @@ use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::{PolicyStore, QueuePolicy};
-use crate::provision::{Change, Provision};
+use crate::provision::{Change, Provision, policy_changes};
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
@@ -201,23 +201,6 @@ impl Provision for Embedded {
     }
 }
 
-/// What differs between the policy that is wanted and the one there is, field by field.
 fn changes(writer: &Writer, name: &QueueName, wanted: &QueuePolicy) -> Vec<Change> {
-    let change = |what: String, destructive| Change { queue: name.clone(), what, destructive };
-    let Ok((_, found)) = writer.state.queue(name) else { return vec![change("create the queue".to_owned(), false)] };
-    let fields = |policy: &QueuePolicy| match serde_json::to_value(policy) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let (old, new) = (fields(&found.policy), fields(wanted));
-    let mut changed = Vec::new();
-    for (field, value) in new.iter().filter(|(field, _)| *field != "paused") {
-        let before = old.get(field).unwrap_or(&serde_json::Value::Null);
-        if before != value {
-            let kept = ["retention_ms", "dead_retention_ms", "job_ttl_ms"].contains(&field.as_str());
-            let shorter = kept && value.as_u64() < before.as_u64();
-            changed.push(change(format!("{field}: {before} -> {value}"), shorter));
-        }
-    }
-    changed
+    policy_changes(name, writer.state.queue(name).ok().map(|(_, queue)| &queue.policy), wanted)
 }

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::connection::Connection;
 use super::record::{Outgoing, Stored};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -70,16 +71,23 @@ pub(super) enum Written {
 /// The connection and what bounds its use. Clones share both.
 #[derive(Clone)]
 pub(super) struct Api {
+    connection: Connection,
     client: Client,
     context: Context,
     in_flight: std::sync::Arc<Semaphore>,
 }
 
 impl Api {
-    /// `context` carries domain and prefix; its timeout is for calls that async-nats makes.
-    pub(super) fn new(client: Client, mut context: Context) -> Self {
+    /// The connection's JetStream carries the domain.
+    pub(super) fn new(connection: Connection) -> Self {
+        let (client, mut context) = (connection.client().clone(), connection.jetstream().clone());
         context.set_timeout(ANSWER_WITHIN);
-        Self { client, context, in_flight: std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX)) }
+        Self { connection, client, context, in_flight: std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX)) }
+    }
+
+    /// How the connection stands, and when announcements may have been missed.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// For subscriptions and core messages.
@@ -128,9 +136,11 @@ impl Api {
     ) -> Result<Response<PublishAck>, BrokerError> {
         let closed = |_| BrokerError::new(BrokerErrorKind::Unavailable, operation, "the adapter is closed");
         let _permit = self.in_flight.acquire().await.map_err(closed)?;
+        // Looked at last: a message that the client queues while NATS is away would be sent when it is back.
+        self.connection.up(operation)?;
         let Outgoing { subject, headers, payload } = message;
         let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_WITHIN));
-        let answer = self.client.send_request(subject, request).await.map_err(|e| unanswered(e, operation))?;
+        let answer = self.client.send_request(subject, request).await.map_err(|e| self.unanswered(e, operation))?;
         read_json(&answer.payload, operation)
     }
 
@@ -144,6 +154,7 @@ impl Api {
         body: &impl Serialize,
         operation: &'static str,
     ) -> Result<T, BrokerError> {
+        self.connection.up(operation)?;
         let answer: Response<T> = self.context.request(subject, body).await.map_err(|e| unheard(e, operation))?;
         match answer {
             Response::Ok(answer) => Ok(answer),
@@ -158,6 +169,7 @@ impl Api {
         subject: String,
         operation: &'static str,
     ) -> Result<Option<Stored>, BrokerError> {
+        self.connection.up(operation)?;
         let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
         match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(found) => Ok(Some(stored(found))),
@@ -180,6 +192,7 @@ impl Api {
         subject: String,
         operation: &'static str,
     ) -> Result<Option<Stored>, BrokerError> {
+        self.connection.up(operation)?;
         let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
         let answer = stream.raw_message_builder().sequence(from).next_by_subject(subject).send().await;
         found_or_none(answer, operation)
@@ -187,11 +200,27 @@ impl Api {
 
     /// Removes one message for good. `false` if it was gone, or had been replaced.
     pub(super) async fn delete(&self, stream: &str, seq: u64, operation: &'static str) -> Result<bool, BrokerError> {
+        self.remove(stream, seq, false, operation).await
+    }
+
+    /// The same, and its bytes are overwritten on every replica.
+    pub(super) async fn overwrite(&self, stream: &str, seq: u64, operation: &'static str) -> Result<bool, BrokerError> {
+        self.remove(stream, seq, true, operation).await
+    }
+
+    async fn remove(
+        &self,
+        stream: &str,
+        seq: u64,
+        overwrite: bool,
+        operation: &'static str,
+    ) -> Result<bool, BrokerError> {
         #[derive(serde::Deserialize)]
         struct Deleted {
             success: bool,
         }
-        let body = serde_json::json!({ "seq": seq, "no_erase": true });
+        self.connection.up(operation)?;
+        let body = serde_json::json!({ "seq": seq, "no_erase": !overwrite });
         let answer: Response<Deleted> = self
             .context
             .request(format!("STREAM.MSG.DELETE.{stream}"), &body)
@@ -217,13 +246,25 @@ impl Api {
         answer: impl Into<Bytes>,
         operation: &'static str,
     ) -> Result<(), BrokerError> {
+        self.connection.up(operation)?;
         let request = Request::new().payload(answer.into()).timeout(Some(ANSWER_WITHIN));
         let confirmed = self.client.send_request(reply.to_owned(), request).await;
-        confirmed.map(drop).map_err(|e| unanswered(e, operation))
+        confirmed.map(drop).map_err(|e| self.unanswered(e, operation))
+    }
+
+    /// [`unanswered`], with a permission that is missing named where that is the likely reason.
+    fn unanswered(&self, error: RequestError, operation: &'static str) -> BrokerError {
+        match error.kind() {
+            RequestErrorKind::TimedOut => self.connection.unanswered(operation).with_source(error),
+            _ => unanswered(error, operation),
+        }
     }
 
     /// Publishes without a confirmation: best effort.
     pub(super) async fn tell(&self, subject: String, headers: HeaderMap, payload: Bytes) {
+        if self.connection.up("tell").is_err() {
+            return;
+        }
         if let Err(failure) = self.client.publish_with_headers(subject, headers, payload).await {
             tracing::debug!(error = %failure, "a message that may be lost was not sent");
         }

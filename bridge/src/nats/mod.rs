@@ -3,28 +3,85 @@
 //!
 //! # Layout
 //!
-//! - [`names`]: streams, consumers, subjects. `record`: a record as a message. `api`: JetStream calls as relay needs them.
+//! - [`names`]: streams, consumers, subjects. `record`: a record as a message. `api` and `batch`: JetStream calls as relay
+//!   needs them.
+//! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
+//!   `version`: which servers are too old.
+//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
+//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints` and `consumers`: who gets the next job; `deliver`:
+//!   from a message to a delivery; `receipt`; `settle` and `park`: how it ends; `state`: what is held.
+//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`.
+//! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
+//!   `version`, which servers are too old.
+//! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
+//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs).
 //!
 //! # What repairs a crash
 //!
 //! `docs/decisions/0010-nats-layout.md` has the table: crash point, what repairs it, which test shows it.
 
-// Until every part of the adapter is there, some of what they share is not used yet.
-#![allow(dead_code)]
-
+mod admission;
 mod api;
+mod batch;
+mod cancel;
+pub mod config;
+pub mod connection;
+mod consumers;
+mod dead_letters;
+mod deliver;
+mod dispatch;
+mod enqueue;
+mod entry;
+mod estimate;
+mod find;
+mod follow;
+mod hints;
+mod jobs;
+mod leasing;
+mod link;
+mod list;
 pub mod names;
+mod park;
+mod policy;
+mod provision;
+mod receipt;
 mod record;
+mod results;
+mod settle;
+mod state;
+mod stream_api;
+mod streams;
+mod sweep;
+mod turns;
+mod version;
+mod waiting;
 
+pub use estimate::{Estimate, ExpectedLoad, estimate};
+pub use streams::StreamSettings;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use admission::Admission;
 use api::Api;
-use async_nats::Client;
-use async_nats::jetstream::Context;
+use config::NatsConfig;
+use connection::{Connection, Wait};
+use consumers::Consumers;
+use dispatch::Line;
+use find::Queues;
+use follow::Positions;
+use policy::Policies;
+use state::Holding;
+use sweep::Sweeping;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use waiting::Waits;
+
+use crate::broker::{Broker, Capabilities, Durability};
 use crate::clock::Clock;
+use crate::contract::QueueName;
 use crate::contract::envelope::WireVersion;
 use crate::error::BrokerError;
 
@@ -35,6 +92,8 @@ pub struct Settings {
     pub wire_version: WireVersion,
     /// The clock of deadlines and retention. Leases and waits run on the machine's monotonic clock.
     pub clock: Clock,
+    /// How streams are kept.
+    pub streams: StreamSettings,
 }
 
 /// A connected adapter. Clones share it.
@@ -45,20 +104,104 @@ pub struct Nats(Arc<Inner>);
 struct Inner {
     api: Api,
     settings: Settings,
+    policies: Arc<Policies>,
+    admission: Admission,
+    positions: Positions,
+    waits: Waits,
+    /// Grows whenever announcements may have been missed.
+    missed: watch::Receiver<u64>,
+    payload_max: u64,
+    line: LineState,
     /// Every task that the adapter spawned, for [`Nats::close`].
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
 }
 
+/// What the line's side keeps in this process.
+struct LineState {
+    holding: Holding,
+    consumers: Consumers,
+    queues: Queues,
+    waiting: enqueue::Waiting,
+    sweeping: Sweeping,
+    /// The queues of which this process leases.
+    lines: tokio::sync::Mutex<HashMap<QueueName, Arc<Line>>>,
+    /// Where leases that nobody took are handed back, whoever drops them.
+    runtime: tokio::runtime::Handle,
+}
+
 impl Nats {
-    /// An adapter on a connection. `context` carries the JetStream domain and prefix.
+    /// Connects, waiting as `wait` says, and opens the adapter.
+    ///
+    /// # Errors
+    /// As [`Connection::open`] and [`Self::open`].
+    pub async fn connect(config: NatsConfig, wait: Wait, settings: Settings) -> Result<Self, BrokerError> {
+        Self::open(Connection::open(config, wait).await?, settings).await
+    }
+
+    /// An adapter on a connection.
     ///
     /// # Errors
     /// None yet; `Unavailable` once it looks at the server.
-    pub async fn open(client: Client, context: Context, settings: Settings) -> Result<Self, BrokerError> {
-        let api = Api::new(client, context);
-        Ok(Self(Arc::new(Inner { api, settings, tasks: TaskTracker::new(), closing: CancellationToken::new() })))
+    pub async fn open(connection: Connection, settings: Settings) -> Result<Self, BrokerError> {
+        let payload_max = payload_max(connection.client().server_info().max_payload);
+        let api = Api::new(connection);
+        let policies = Arc::new(Policies::new(api.clone(), settings.streams.clone(), payload_max));
+        let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
+        let missed = api.connection().missed();
+        let line = LineState {
+            holding: Holding::default(),
+            consumers: Consumers::default(),
+            queues: Queues::default(),
+            waiting: enqueue::Waiting::default(),
+            sweeping: Sweeping::default(),
+            lines: tokio::sync::Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let inner = Arc::new(Inner {
+            api,
+            settings,
+            policies,
+            admission: Admission::default(),
+            positions: Positions::default(),
+            waits: Waits::default(),
+            missed,
+            payload_max,
+            line,
+            tasks,
+            closing,
+        });
+        inner.tasks.spawn(state::keep_telling(Arc::downgrade(&inner)));
+        Ok(Self(inner))
+    }
+
+    /// The capabilities, all of them backed by this connection.
+    #[must_use]
+    pub fn broker(&self) -> Broker {
+        let this = Arc::new(self.clone());
+        Broker {
+            capabilities: Capabilities {
+                adapter: "nats",
+                payload_max: self.payload_max(),
+                durability: self.durability(),
+                lease_lost_certain: false,
+                fair: true,
+            },
+            jobs: this.clone(),
+            leasing: this.clone(),
+            results: this.clone(),
+            dead_letters: this.clone(),
+            policies: self.0.policies.clone(),
+            provision: this,
+        }
+    }
+
+    /// What an accepted job survives, as far as the adapter is told how streams are kept: whether servers flush before
+    /// they confirm can't be asked of them.
+    fn durability(&self) -> Durability {
+        let streams = &self.0.settings.streams;
+        self.connection().config().durability(usize::from(streams.replicas.get()), streams.memory)
     }
 
     /// Ends all waits and joins every task. Leases that nobody took are handed back first.
@@ -66,10 +209,58 @@ impl Nats {
         self.0.closing.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        self.0.api.connection().close().await;
+    }
+
+    /// The connection: how it stands, and what went wrong.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        self.0.api.connection()
     }
 
     fn api(&self) -> &Api {
         &self.0.api
+    }
+
+    fn holding(&self) -> &Holding {
+        &self.0.line.holding
+    }
+
+    fn consumers(&self) -> &Consumers {
+        &self.0.line.consumers
+    }
+
+    fn policies(&self) -> &Policies {
+        &self.0.policies
+    }
+
+    fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    fn positions(&self) -> &Positions {
+        &self.0.positions
+    }
+
+    fn waits(&self) -> &Waits {
+        &self.0.waits
+    }
+
+    fn missed(&self) -> watch::Receiver<u64> {
+        self.0.missed.clone()
+    }
+
+    fn closing(&self) -> &CancellationToken {
+        &self.0.closing
+    }
+
+    fn payload_max(&self) -> u64 {
+        self.0.payload_max
+    }
+
+    /// Whether reads at other replicas than the leader may lag behind.
+    fn is_replicated(&self) -> bool {
+        self.0.settings.streams.replicas.get() > 1
     }
 
     fn clock(&self) -> &Clock {
@@ -79,4 +270,11 @@ impl Nats {
     fn wire(&self) -> WireVersion {
         self.0.settings.wire_version
     }
+}
+
+/// What is left of the server's `max_payload` for a payload or a result: the rest is for headers and envelopes, a dead
+/// letter's two included.
+fn payload_max(server: usize) -> u64 {
+    const RESERVED: usize = 64 * 1024;
+    u64::try_from(server.saturating_sub(RESERVED)).unwrap_or(u64::MAX)
 }

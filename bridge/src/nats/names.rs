@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::contract::{ClientId, JobId, QueueName};
+use crate::contract::{ClientId, JobId, QueueName, RunId};
 
 /// Before a queue's name in the name of its stream.
 pub const JOBS_STREAM_PREFIX: &str = "relay-jobs-";
@@ -13,7 +13,7 @@ pub const JOBS_STREAM_PREFIX: &str = "relay-jobs-";
 pub const RESULTS_STREAM: &str = "relay-results";
 /// The stream of dead letters, over all queues.
 pub const DEAD_STREAM: &str = "relay-dead";
-/// The memory stream of what runs, over all queues.
+/// The stream of what runs, over all queues.
 pub const STATE_STREAM: &str = "relay-state";
 
 /// All jobs in line, over all queues: a filter for listing the streams of jobs.
@@ -79,6 +79,12 @@ pub fn client_timers(queue: &QueueName, client: &ClientId) -> String {
     format!("relay.timer.{queue}.{client}.*")
 }
 
+/// All jobs of a queue on timers.
+#[must_use]
+pub fn timers(queue: &QueueName) -> String {
+    format!("relay.timer.{queue}.*.*")
+}
+
 /// A client's records in any place.
 #[must_use]
 pub fn client_records(queue: &QueueName, client: &ClientId) -> String {
@@ -109,10 +115,22 @@ pub fn result(client: &ClientId, job: JobId) -> String {
     format!("relay.results-log.{client}.{job}")
 }
 
-/// All results of a client.
+/// What is left of a job's erased result, in [`RESULTS_STREAM`] too, but announced to nobody.
+#[must_use]
+pub fn erased(client: &ClientId, job: JobId) -> String {
+    format!("relay.erased.{client}.{job}")
+}
+
+/// A job's result, erased or not: what each condition on a result names.
+#[must_use]
+pub fn result_anywhere(client: &ClientId, job: JobId) -> String {
+    format!("relay.*.{client}.{job}")
+}
+
+/// All results of a client, erased or not.
 #[must_use]
 pub fn client_results(client: &ClientId) -> String {
-    format!("relay.results-log.{client}.>")
+    format!("relay.*.{client}.*")
 }
 
 /// Where each result of a job is announced.
@@ -139,10 +157,59 @@ pub fn state(client: &ClientId, job: JobId) -> String {
     format!("relay.state.{client}.{job}")
 }
 
-/// The subject of a job's dead letter in [`DEAD_STREAM`].
+/// A dead letter: which job's, of which run, whose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// The job and where it was.
+    pub address: Address,
+    /// The run that ended badly.
+    pub run: RunId,
+}
+
+impl Letter {
+    /// All dead letters in [`DEAD_STREAM`].
+    pub const ALL: &str = "relay.dead.>";
+
+    /// The subject of the letter. The job comes first: that is what operators ask by.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        let Address { queue, client, job } = &self.address;
+        format!("relay.dead.{job}.{}.{queue}.{client}", self.run)
+    }
+
+    /// Reads the subject of a letter.
+    #[must_use]
+    pub fn parse(subject: &str) -> Option<Self> {
+        let mut tokens = subject.strip_prefix("relay.dead.")?.split('.');
+        let (job, run) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+        let (queue, client) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+        tokens.next().is_none().then_some(Self { address: Address { queue, client, job }, run })
+    }
+
+    /// All letters of a job.
+    #[must_use]
+    pub fn of_job(job: JobId) -> String {
+        format!("relay.dead.{job}.>")
+    }
+
+    /// The letter of a run, whoever's it is.
+    #[must_use]
+    pub fn of_run(job: JobId, run: RunId) -> String {
+        format!("relay.dead.{job}.{run}.>")
+    }
+
+    /// All letters of a queue.
+    #[must_use]
+    pub fn in_queue(queue: &QueueName) -> String {
+        format!("relay.dead.*.*.{queue}.*")
+    }
+}
+
+/// A job's record in a queue's stream, whoever's it is: for operators, who know the job alone. It costs the server a look
+/// at every subject.
 #[must_use]
-pub fn dead(queue: &QueueName, client: &ClientId, job: JobId) -> String {
-    format!("relay.dead.{queue}.{client}.{job}")
+pub fn record_of_anybody(job: JobId) -> String {
+    format!("relay.*.*.*.{job}")
 }
 
 /// Where a record is.

@@ -19,8 +19,10 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const CHARGED: &str = "Relay-Charged";
 /// When the client cancelled the run, in milliseconds since the epoch. The run ends as `cancelled` unless it has ended.
 pub(super) const CANCELLED: &str = "Relay-Cancelled";
+/// Whether the payload was erased: the job can't run again.
+pub(super) const ERASED: &str = "Relay-Erased";
 /// The other half of a condition: the subject, with wildcards, whose last sequence is expected.
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(super) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// The value of `Nats-Schedule-Next` that removes what `Nats-Scheduler` names.
 const PURGE: &str = "purge";
 
@@ -81,6 +83,11 @@ impl Record {
         self.headers.get(CANCELLED).is_some()
     }
 
+    /// Whether the payload was erased.
+    pub(super) fn is_erased(&self) -> bool {
+        self.headers.get(ERASED).is_some()
+    }
+
     /// When a record on a timer is put in line.
     pub(super) fn fires_at(&self) -> Option<Timestamp> {
         self.headers.get(NATS_SCHEDULE)?.as_str().strip_prefix("@at ")?.parse().ok()
@@ -122,6 +129,11 @@ impl Draft {
         }
     }
 
+    /// Another job's, or another run's, instead of `record`: none of its headers stay.
+    pub(super) fn instead_of(record: &Record, job: &Job, version: WireVersion) -> Self {
+        Self { expected: record.seq, from: Some(record.place), ..Self::new(job, version) }
+    }
+
     /// With another job in it: the next run, or the same one without its payload.
     pub(super) fn with_job(self, job: &Job, version: WireVersion) -> Self {
         Self { envelope: encode_job(job, version).into(), ..self }
@@ -143,10 +155,17 @@ impl Draft {
         self
     }
 
-    /// Subject and headers for writing it to `place`; what it replaces in another place goes in the same write.
+    pub(super) fn erased(mut self) -> Self {
+        self.headers.insert(ERASED, "1");
+        self
+    }
+
+    /// Subject and headers for writing it to `place`. What it replaces on a timer goes in the same write; what it
+    /// replaces in another place is for the caller to delete afterwards, because the server does that for schedules only
+    /// (error 10212).
     pub(super) fn to(mut self, place: Place) -> Outgoing {
-        if let Some(from) = self.from.filter(|from| *from != place) {
-            self.headers.insert(NATS_SCHEDULER, self.address.at(from));
+        if self.from == Some(Place::Timer) && place != Place::Timer {
+            self.headers.insert(NATS_SCHEDULER, self.address.at(Place::Timer));
             self.headers.insert(NATS_SCHEDULE_NEXT, PURGE);
         }
         self.outgoing(place)
@@ -205,4 +224,28 @@ fn kept(headers: &HeaderMap, keep: impl Fn(&str) -> bool) -> HeaderMap {
         values.iter().for_each(|value| copy.append(name.clone(), value.clone()));
     }
     copy
+}
+
+impl Outgoing {
+    /// A schedule that leaves an entry for the sweep when the deadline of `job` passes. It replaces the one of an earlier
+    /// run; an entry that is not true any more is harmless.
+    pub(super) fn deadline(address: &Address, job: &Job, keep_secs: u64) -> Self {
+        Self::deadline_at(address, job.expires_at, &Bytes::from(job.run_id.to_string()), keep_secs)
+    }
+
+    /// The same for another time.
+    pub(super) fn deadline_at(address: &Address, at: Timestamp, payload: &Bytes, keep_secs: u64) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_SCHEDULE, format!("@at {at}"));
+        headers.insert(NATS_SCHEDULE_TARGET, address.overdue());
+        headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
+        Self { subject: address.deadline(), headers, payload: payload.clone() }
+    }
+
+    /// An entry for the sweep now: a cancel begins, and may be broken off.
+    pub(super) fn begun(address: &Address, keep_secs: u64) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
+        Self { subject: address.overdue(), headers, payload: Bytes::new() }
+    }
 }

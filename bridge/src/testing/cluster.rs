@@ -34,15 +34,8 @@ impl NatsCluster {
     /// If they don't agree within a minute, with the end of a log.
     pub async fn start_with(size: usize, builder: NatsServerBuilder) -> Self {
         let routes: Vec<_> = (0..size).map(|_| Port::reserve()).collect();
-        let list: Vec<_> = routes.iter().map(|port| format!("\"nats://{}\"", port.address())).collect();
-        let node = |port: &Port| {
-            let config = format!(
-                "cluster {{\nname: relay-test\nlisten: \"{}\"\nroutes: [{}]\n}}",
-                port.address(),
-                list.join(", ")
-            );
-            NatsServer::prepare(builder.clone().config(&config))
-        };
+        let all: Vec<_> = routes.iter().map(Port::address).collect();
+        let node = |port: &Port| NatsServer::prepare(builder.clone().routed(port.address(), &all));
         let mut cluster = Self { nodes: routes.iter().map(node).collect(), _routes: routes };
         cluster.nodes.iter_mut().for_each(NatsServer::launch);
         for node in &mut cluster.nodes {
@@ -110,6 +103,19 @@ impl NatsCluster {
     /// SIGKILL for one node.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
+    }
+
+    /// SIGKILL for all nodes at once, and all of them again, until they agree.
+    ///
+    /// # Panics
+    /// If they don't agree within a minute, with the end of a log.
+    pub async fn crash(&mut self) {
+        self.nodes.iter_mut().for_each(NatsServer::kill);
+        self.nodes.iter_mut().for_each(NatsServer::launch);
+        for node in &mut self.nodes {
+            node.ready().await;
+        }
+        self.agreed().await;
     }
 
     /// Starts one node again and waits until it is current; it is killed first if it runs.

@@ -25,6 +25,7 @@ pub struct NatsServer {
     name: String,
     dir: TempDir,
     args: Vec<OsString>,
+    tls_first: bool,
     client: Port,
     monitor: Port,
     process: Option<Process>,
@@ -33,12 +34,22 @@ pub struct NatsServer {
 /// What is not usual about a [`NatsServer`].
 #[derive(Clone, Debug, Default)]
 pub struct NatsServerBuilder {
+    file: Option<String>,
     config: String,
     jetstream: String,
+    routes: Option<(SocketAddr, Vec<SocketAddr>)>,
     args: Vec<OsString>,
 }
 
 impl NatsServerBuilder {
+    /// A whole configuration file instead of the usual one, in which `{name}`, `{client}`, `{monitor}` and `{store}` stand
+    /// for the node's own, and in a cluster `{route}` and `{routes}` for where nodes talk to each other.
+    #[must_use]
+    pub fn file(mut self, text: &str) -> Self {
+        self.file = Some(text.to_owned());
+        self
+    }
+
     /// Lines of the configuration file's top level: `authorization { … }`, `tls { … }`, `max_payload: 64KB`.
     #[must_use]
     pub fn config(mut self, text: &str) -> Self {
@@ -52,6 +63,12 @@ impl NatsServerBuilder {
     pub fn jetstream(mut self, text: &str) -> Self {
         self.jetstream.push_str(text);
         self.jetstream.push('\n');
+        self
+    }
+
+    /// In a cluster: where this node listens to the others, and where all of them do.
+    pub(super) fn routed(mut self, own: SocketAddr, all: &[SocketAddr]) -> Self {
+        self.routes = Some((own, all.to_vec()));
         self
     }
 
@@ -94,17 +111,38 @@ impl NatsServer {
         let dir = tempfile::Builder::new().prefix("relay-nats-").tempdir().unwrap();
         let (client, monitor) = (Port::reserve(), Port::reserve());
         let name = format!("relay-test-{}", client.address().port());
-        let config = format!(
-            "server_name: {name}\nlisten: \"{}\"\nhttp: \"{}\"\n\
-             jetstream {{\nstore_dir: \"{}\"\nmax_file_store: 8GB\nmax_memory_store: 512MB\n{}}}\n{}",
-            client.address(),
-            monitor.address(),
-            dir.path().join("store").display(),
-            builder.jetstream,
-            builder.config,
-        );
-        std::fs::write(dir.path().join("server.conf"), config).unwrap();
-        Self { name, dir, args: builder.args, client, monitor, process: None }
+        let mut server = Self { name, dir, args: Vec::new(), tls_first: false, client, monitor, process: None };
+        server.configure(builder);
+        server
+    }
+
+    /// Sets what holds from its next start on. Ports and store stay.
+    pub fn configure(&mut self, builder: NatsServerBuilder) {
+        let config = builder.file.unwrap_or_else(|| {
+            let cluster = "cluster {\nname: relay-test\nlisten: \"{route}\"\nroutes: [{routes}]\n}";
+            format!(
+                "server_name: {{name}}\nlisten: \"{{client}}\"\nhttp: \"{{monitor}}\"\n\
+                 jetstream {{\nstore_dir: \"{{store}}\"\nmax_file_store: 8GB\nmax_memory_store: 512MB\n{}}}\n{}{}",
+                builder.jetstream,
+                builder.config,
+                if builder.routes.is_some() { cluster } else { "" },
+            )
+        });
+        let mut places = vec![
+            ("{name}", self.name.clone()),
+            ("{client}", self.client.address().to_string()),
+            ("{monitor}", self.monitor.address().to_string()),
+            ("{store}", self.store().display().to_string()),
+        ];
+        if let Some((own, all)) = builder.routes {
+            let all: Vec<_> = all.iter().map(|address| format!("\"nats://{address}\"")).collect();
+            places.extend([("{route}", own.to_string()), ("{routes}", all.join(", "))]);
+        }
+        let config = places.iter().fold(config, |text, (place, value)| text.replace(place, value));
+        // Such a server says nothing in the clear that it could be known by.
+        self.tls_first = config.contains("handshake_first");
+        std::fs::write(self.dir.path().join("server.conf"), config).unwrap();
+        self.args = builder.args;
     }
 
     /// Starts the process and does not wait for it.
@@ -134,6 +172,9 @@ impl NatsServer {
 
     /// Whether the server that answers on the port for clients is this one.
     async fn lets_clients_in(&self) -> bool {
+        if self.tls_first {
+            return TcpStream::connect(self.address()).await.is_ok();
+        }
         let mut first = String::new();
         let info = async {
             let stream = TcpStream::connect(self.address()).await.ok()?;
@@ -173,6 +214,12 @@ impl NatsServer {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The number of its process, for a look at its CPU time and memory; `None` while it is down.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// The directory of its store, for a look or a copy while it is down.

@@ -1,0 +1,113 @@
+//! Reading stretches of a stream without a consumer: one request, many messages, from any replica.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Request, StatusCode};
+use futures_util::StreamExt as _;
+use tokio::time::timeout;
+
+use super::api::Api;
+use super::record::{Stored, number};
+use crate::contract::Timestamp;
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// The most messages of one request: a read holds up the stream's writers. Measured on nats-server 2.15.1: publishes wait
+/// up to 260 ms behind large ones.
+pub(super) const BATCH_MAX: usize = 50;
+/// How long the server may take for the next message.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub(super) struct Stretch {
+    /// The first sequence that may come.
+    pub(super) from: u64,
+    /// Only what this subject covers.
+    pub(super) subject: String,
+    /// At most this many, up to [`BATCH_MAX`].
+    pub(super) messages: usize,
+    /// About this many bytes, and one message more.
+    pub(super) bytes: usize,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// In the order of sequences.
+    pub(super) messages: Vec<Stored>,
+    /// Whether the replica had no more of it.
+    pub(super) is_end: bool,
+    /// How much more of it the replica had.
+    pub(super) left: u64,
+}
+
+impl Api {
+    /// Reads a stretch of `stream` at any replica, which may lag behind: what comes is there, and nothing in between is
+    /// left out, but there may be more.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Corrupt`.
+    pub(super) async fn batch(
+        &self,
+        stream: &str,
+        stretch: &Stretch,
+        operation: &'static str,
+    ) -> Result<Batch, BrokerError> {
+        let away = |what: String| BrokerError::new(BrokerErrorKind::Unavailable, operation, what);
+        let inbox = self.client().new_inbox();
+        let answers = self.client().subscribe(inbox.clone()).await;
+        let mut answers = answers.map_err(|error| away("the connection is closed".to_owned()).with_source(error))?;
+        let body = serde_json::json!({
+            "seq": stretch.from.max(1),
+            "next_by_subj": stretch.subject,
+            "batch": stretch.messages.clamp(1, BATCH_MAX),
+            "max_bytes": stretch.bytes.max(1),
+        });
+        let request = Request::new().payload(body.to_string().into()).inbox(inbox);
+        let sent = self.context().send_request(format!("DIRECT.GET.{stream}"), request).await;
+        sent.map_err(|error| away("the connection is closed".to_owned()).with_source(error))?;
+        let mut batch = Batch::default();
+        while let Some(answer) = timeout(ANSWER_WITHIN, answers.next())
+            .await
+            .map_err(|_| away("NATS did not answer a read in time".to_owned()))?
+        {
+            match answer.status {
+                None => batch.messages.push(read(answer, operation)?),
+                // The end of the batch.
+                Some(status) if status.as_u16() == 204 => {
+                    let left = answer.headers.as_ref().and_then(|headers| number::<u64>(headers, NUM_PENDING));
+                    (batch.is_end, batch.left) = (left == Some(0), left.unwrap_or(0));
+                    return Ok(batch);
+                }
+                Some(StatusCode::NOT_FOUND) => {
+                    batch.is_end = true;
+                    return Ok(batch);
+                }
+                Some(StatusCode::NO_RESPONDERS) => {
+                    return Err(away(format!("nothing serves stream `{stream}`: is it provisioned?")));
+                }
+                Some(status) => {
+                    let why = answer.description.unwrap_or_default();
+                    return Err(away(format!("NATS refused a read of stream `{stream}`: {status} {why}")));
+                }
+            }
+        }
+        Err(away("the connection was lost while reading".to_owned()))
+    }
+}
+
+const NUM_PENDING: &str = "Nats-Num-Pending";
+
+fn read(message: Message, operation: &'static str) -> Result<Stored, BrokerError> {
+    let headers = message.headers.unwrap_or_default();
+    let (subject, seq, at) = place(&headers).ok_or_else(|| {
+        BrokerError::new(BrokerErrorKind::Corrupt, operation, "NATS sent a stored message without saying which it is")
+    })?;
+    Ok(Stored { subject, seq, headers, payload: message.payload, at })
+}
+
+fn place(headers: &HeaderMap) -> Option<(String, u64, Timestamp)> {
+    let subject = headers.get("Nats-Subject")?.as_str().to_owned();
+    let at: jiff::Timestamp = headers.get("Nats-Time-Stamp")?.as_str().parse().ok()?;
+    Some((subject, number(headers, "Nats-Sequence")?, Timestamp::from_millis(at.as_millisecond())))
+}

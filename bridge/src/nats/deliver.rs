@@ -1,0 +1,262 @@
+//! From a message that was pulled to a delivery: its attempt is counted, and what must not run is settled here: a run
+//! that ended, a cancelled one, a record that is out of date, an envelope of a newer relay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Message;
+use async_nats::jetstream;
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::dispatch::Line;
+use super::receipt::Token;
+use super::record::{Record, Stored};
+use super::state::Held;
+use super::{Nats, api};
+use crate::contract::Job;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::{Delivery, LeaseRequest, Receipt};
+use crate::policy::QueuePolicy;
+use crate::settlement::Settlement;
+
+/// How long a job whose envelope this build can't read is set aside before it is offered again.
+pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+/// How many messages are looked up at once.
+const AT_ONCE: usize = 64;
+
+/// A queue and what holds for it while a lease call is served.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) line: Arc<Line>,
+    pub(super) policy: Arc<QueuePolicy>,
+}
+
+/// A message that was pulled, with what its subject for answers says.
+struct Pulled {
+    record: Record,
+    reply: String,
+    /// How often the server delivered this message, this time included.
+    delivered: u64,
+}
+
+/// Deliveries on their way to the caller. If the caller is gone, they go back without spending an attempt.
+pub(super) struct Grant {
+    nats: Nats,
+    deliveries: Vec<Delivery>,
+}
+
+impl Grant {
+    pub(super) fn take(mut self) -> Vec<Delivery> {
+        std::mem::take(&mut self.deliveries)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if self.deliveries.is_empty() {
+            return;
+        }
+        let (nats, deliveries) = (self.nats.clone(), std::mem::take(&mut self.deliveries));
+        let runtime = self.nats.0.line.runtime.clone();
+        self.nats.0.tasks.spawn_on(
+            async move {
+                for delivery in deliveries {
+                    let back = nats.settle_delivery(&delivery.receipt, &Settlement::HandBack(Duration::ZERO)).await;
+                    if let Err(failure) = back {
+                        let job_id = delivery.job.id;
+                        tracing::warn!(%job_id, error = %failure, "a lease nobody took was not handed back: it ends by itself");
+                    }
+                }
+            },
+            &runtime,
+        );
+    }
+}
+
+impl Nats {
+    /// Takes what there is, up to `max` jobs, the queues in the order given.
+    pub(super) async fn take(&self, asked: &[Asked], max: u32, since: Option<Instant>) -> Result<Grant, BrokerError> {
+        // Hints that have come already are heard first.
+        tokio::task::yield_now().await;
+        let mut grant = Grant { nats: self.clone(), deliveries: Vec::new() };
+        for Asked { line, policy } in asked {
+            if policy.paused {
+                continue;
+            }
+            self.full_round(line, policy, since).await?;
+            self.clear_doubts(line).await?;
+            // What is pulled and then not given out leaves room for more.
+            loop {
+                let left = max.saturating_sub(u32::try_from(grant.deliveries.len()).unwrap_or(u32::MAX));
+                let asked_at = Instant::now();
+                let messages = match self.fetch(line, policy, left).await {
+                    Ok(messages) => messages,
+                    Err(failure) if grant.is_empty() => return Err(failure),
+                    Err(_) => return Ok(grant),
+                };
+                if messages.is_empty() {
+                    break;
+                }
+                let deliveries = futures_util::stream::iter(messages)
+                    .map(|message| self.deliver(line, policy, message, asked_at))
+                    .buffered(AT_ONCE)
+                    .filter_map(std::future::ready)
+                    .collect::<Vec<_>>();
+                grant.deliveries.extend(deliveries.await);
+            }
+            if grant.deliveries.len() >= max as usize {
+                break;
+            }
+        }
+        Ok(grant)
+    }
+
+    /// The delivery, or `None` if the message was nothing to run.
+    async fn deliver(
+        &self,
+        line: &Line,
+        policy: &QueuePolicy,
+        message: Message,
+        asked_at: Instant,
+    ) -> Option<Delivery> {
+        let pulled = match read(message, self.api().context().clone()) {
+            Ok(pulled) => pulled,
+            Err(failure) => {
+                tracing::error!(queue = %line.queue, error = %failure, "a message that is no job's record is left alone");
+                return None;
+            }
+        };
+        match self.examine(line, &pulled).await {
+            Ok(Some(job)) => Some(self.give_out(policy, pulled, job, asked_at)),
+            Ok(None) => None,
+            Err(failure) => {
+                // It stays leased until its time is over; then it comes again.
+                tracing::warn!(job_id = %pulled.record.address.job, error = %failure, "a job was taken and could not be looked up");
+                None
+            }
+        }
+    }
+
+    /// The job, if it is to be given out; else its delivery is settled here.
+    async fn examine(&self, line: &Line, pulled: &Pulled) -> Result<Option<Job>, BrokerError> {
+        let record = &pulled.record;
+        let doubtful = pulled.delivered > 1 || record.charged() > 0 || line.is_below_mark(record.at);
+        if pulled.delivered > 1 && self.is_replaced(record).await? {
+            // A timer or a later record stands for the job: this one is what a crash left of a step before.
+            self.api().delete(&record.address.stream(), record.seq, "lease").await?;
+            return Ok(None);
+        }
+        let job = match record.job() {
+            Ok(job) => job,
+            Err(unreadable) => {
+                self.set_aside(pulled, &unreadable).await?;
+                return Ok(None);
+            }
+        };
+        if record.is_cancelled() {
+            self.finish_cancel(record, &job).await?;
+            return Ok(None);
+        }
+        if doubtful {
+            let kept = self.kept_result(&job.client, job.id).await.unwrap_or_else(|failure| {
+                // Running it once more is allowed, holding it back for a lease is not needed: its result is refused.
+                tracing::warn!(job_id = %job.id, error = %failure, "a job was not looked up before it is given out");
+                None
+            });
+            if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
+                self.let_go(&pulled.reply, &record.address, record.seq, job.keep_record).await?;
+                return Ok(None);
+            }
+        }
+        if job.keep_until() <= self.clock().now() {
+            self.api().delete(&record.address.stream(), record.seq, "lease").await?;
+            return Ok(None);
+        }
+        Ok(Some(job))
+    }
+
+    async fn is_replaced(&self, record: &Record) -> Result<bool, BrokerError> {
+        let last = self.record_at(&record.address, "lease").await?;
+        Ok(last.is_some_and(|last| last.seq > record.seq))
+    }
+
+    /// A job that this build can't read spends no attempt and is never dead-lettered: a newer relay may read it.
+    async fn set_aside(&self, pulled: &Pulled, unreadable: &BrokerError) -> Result<(), BrokerError> {
+        let job_id = pulled.record.address.job;
+        if matches!(unreadable.kind(), BrokerErrorKind::NewerVersion { .. }) {
+            tracing::warn!(%job_id, error = %unreadable, "job of a newer relay set aside");
+        } else {
+            tracing::error!(%job_id, error = %unreadable, "damaged job set aside: look at it with `nats stream get`");
+        }
+        let spent = attempt(pulled).saturating_sub(1);
+        self.park(&pulled.record, spent, self.clock().now() + UNREADABLE_FOR, None).await.map(drop)
+    }
+
+    fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
+        let Pulled { record, reply, delivered } = &pulled;
+        let (attempt, leased_at, lease) = (attempt(&pulled), self.clock().now(), policy.lease);
+        let token = Token {
+            seq: record.seq,
+            delivered: *delivered,
+            attempt,
+            leased_at,
+            lease,
+            keep_record: job.keep_record,
+            reply: reply.clone(),
+        };
+        let receipt = Receipt {
+            job_id: job.id,
+            run_id: job.run_id,
+            client: job.client.clone(),
+            queue: job.queue.clone(),
+            token: token.write(),
+        };
+        let held = Held {
+            client: job.client.clone(),
+            queue: job.queue.clone(),
+            run: job.run_id,
+            attempt,
+            until: asked_at + lease,
+            started: asked_at,
+            leased_at,
+            due_at: job.due_at,
+            ended: None,
+            told: false,
+        };
+        self.holding().insert(token.key(&receipt), held);
+        Delivery { job, receipt, attempt, leased_at, lease }
+    }
+}
+
+/// Attempts spent before the message, and one for each of its deliveries.
+fn attempt(pulled: &Pulled) -> u32 {
+    pulled.record.charged().saturating_add(u32::try_from(pulled.delivered).unwrap_or(u32::MAX))
+}
+
+fn read(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerError> {
+    let corrupt = |what: &str| BrokerError::new(BrokerErrorKind::Corrupt, "lease", what);
+    let reply = message.reply.clone().ok_or_else(|| corrupt("a message without a subject for answers"))?;
+    let message = jetstream::Message { message, context };
+    let info = message.info().map_err(|e| corrupt("a subject for answers that no server wrote").with_source(e))?;
+    let (seq, at) = (info.stream_sequence, api::millis(info.published.unix_timestamp_nanos()));
+    let delivered = u64::try_from(info.delivered).unwrap_or(1);
+    let Message { subject, headers, payload, .. } = message.message;
+    let subject = subject.into_string();
+    let record = Record::read(Stored { subject, seq, headers: headers.unwrap_or_default(), payload, at })?;
+    Ok(Pulled { record, reply: reply.into_string(), delivered })
+}
+
+/// Whether a request asks for what a lease can give.
+pub(super) fn check(request: &LeaseRequest) -> Result<(), BrokerError> {
+    use crate::leasing::LEASE_QUEUES_MAX;
+    if request.queues.is_empty() || request.queues.len() > LEASE_QUEUES_MAX {
+        let why = format!("{} queues were named, allowed are 1 to {LEASE_QUEUES_MAX}", request.queues.len());
+        return Err(BrokerError::new(BrokerErrorKind::Invalid, "lease", why));
+    }
+    Ok(())
+}

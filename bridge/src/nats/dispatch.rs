@@ -1,0 +1,329 @@
+//! A queue's lines as one worker process sees them: hints say which clients have work, pulls that hardly wait fetch it in
+//! turns, and a full round over all consumers finds what no hint told of: leases that ended, hints that were lost.
+//!
+//! A pull asks for no more than there are free slots, so nothing is leased that nobody runs.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Message, Request, StatusCode};
+use futures_util::StreamExt as _;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::hints::Listening;
+use super::turns::{Turns, Wanted};
+use super::{Nats, names};
+use crate::contract::{ClientId, QueueName, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::policy::QueuePolicy;
+
+/// How often a full round is made while workers wait and nobody holds a job.
+const ROUND_IDLE: Duration = Duration::from_secs(5);
+/// The same while somebody holds one: its lease may end.
+const ROUND_BUSY: Duration = Duration::from_millis(400);
+/// When the second round is made: a consumer may not know yet of what was stored just before the first one.
+const ROUND_SECOND: Duration = Duration::from_millis(100);
+/// How long a pull waits for what a hint told of: a consumer learns of a message a little later than the subscribers of
+/// the hint.
+const HINTED_WAIT: Duration = Duration::from_millis(60);
+/// How long any other pull waits. Not zero: where a client has as many jobs leased as it may, the server answers a pull
+/// that does not wait never, and keeps it (measured on 2.15.1).
+const PULL_WAIT: Duration = Duration::from_millis(5);
+/// How long after a pull that ran out of its time its client is asked about: a busy server may have left a pull alone
+/// although there was something.
+const DOUBT_AFTER: Duration = Duration::from_millis(50);
+/// The most clients that are in doubt at once; a full round finds the others.
+const DOUBTS_MAX: usize = 1_024;
+/// How long the server may take to answer a pull.
+const PULL_WITHIN: Duration = Duration::from_secs(5);
+/// How far the clocks of the server and of this host may be apart.
+const MARK_ALLOWANCE: Duration = Duration::from_secs(2);
+
+/// One queue of which this process leases.
+pub(super) struct Line {
+    pub(super) queue: QueueName,
+    turns: Mutex<Turns>,
+    /// Clients whose last pull ran out of its time, and when to ask about them.
+    doubts: Mutex<HashMap<ClientId, Instant>>,
+    /// Woken once for each thing that may be there to take.
+    pub(super) woken: Notify,
+    /// Jobs stored up to here may have been settled although their consumer says otherwise.
+    mark: AtomicI64,
+    /// How often the connection had been made when the mark was set.
+    connections: AtomicU64,
+    round: tokio::sync::Mutex<Round>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    at: Option<Instant>,
+    made: u64,
+    somebody_holds: bool,
+}
+
+/// What a pull brought.
+struct Pulled {
+    messages: Vec<Message>,
+    end: End,
+}
+
+/// How a pull ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With everything that was asked for, or everything there was.
+    Answered,
+    /// When its time was over.
+    OutOfTime,
+    /// The consumer is gone.
+    Gone,
+}
+
+impl Line {
+    fn new(queue: QueueName) -> Self {
+        Self {
+            queue,
+            turns: Mutex::default(),
+            doubts: Mutex::default(),
+            woken: Notify::new(),
+            mark: AtomicI64::new(i64::MAX),
+            connections: AtomicU64::new(0),
+            round: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Whether the result is to be looked for before a job stored at `at` is given out.
+    pub(super) fn is_below_mark(&self, at: Timestamp) -> bool {
+        at.as_millis() <= self.mark.load(Ordering::Acquire)
+    }
+
+    /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
+    /// leader, or the connection was lost meanwhile.
+    pub(super) fn raise_mark(&self, now: Timestamp) {
+        self.mark.store((now + MARK_ALLOWANCE).as_millis(), Ordering::Release);
+    }
+
+    /// The client may run one more, or has more in line than was hinted.
+    pub(super) fn more(&self, client: &ClientId) {
+        self.turns().more(client);
+        self.woken.notify_one();
+    }
+
+    pub(super) fn hint(&self, client: &ClientId) {
+        self.turns().hint(client);
+        self.woken.notify_one();
+    }
+
+    fn doubt(&self, client: &ClientId) {
+        let mut doubts = self.doubts();
+        if doubts.len() < DOUBTS_MAX {
+            doubts.entry(client.clone()).or_insert_with(|| Instant::now() + DOUBT_AFTER);
+        }
+    }
+
+    /// The clients that are to be asked about now.
+    fn doubtful(&self) -> Vec<ClientId> {
+        let now = Instant::now();
+        let mut doubts = self.doubts();
+        let due: Vec<_> = doubts.iter().filter(|(_, at)| **at <= now).map(|(client, _)| client.clone()).collect();
+        doubts.retain(|_, at| *at > now);
+        due
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashMap<ClientId, Instant>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nats {
+    /// The queue's line; begins to listen for hints when it is asked for first.
+    pub(super) async fn line(&self, queue: &QueueName) -> Result<Arc<Line>, BrokerError> {
+        let mut lines = self.0.line.lines.lock().await;
+        if let Some(line) = lines.get(queue) {
+            return Ok(line.clone());
+        }
+        let line = Arc::new(Line::new(queue.clone()));
+        let listening = Listening::begin(self, queue).await?;
+        self.0.tasks.spawn(listening.run(Arc::downgrade(&self.0), Arc::downgrade(&line)));
+        lines.insert(queue.clone(), line.clone());
+        Ok(line)
+    }
+
+    /// The queue's line, if this process leases from it.
+    pub(super) async fn known_line(&self, queue: &QueueName) -> Option<Arc<Line>> {
+        self.0.line.lines.lock().await.get(queue).cloned()
+    }
+
+    /// Looks over all consumers of the queue: whoever has something in line, or leased, may have something to take. Made
+    /// when it is due, or if the last one was before `since`.
+    pub(super) async fn full_round(
+        &self,
+        line: &Line,
+        policy: &QueuePolicy,
+        since: Option<Instant>,
+    ) -> Result<(), BrokerError> {
+        let connections = self.api().client().statistics().connects.load(Ordering::Relaxed);
+        let reconnected = line.connections.swap(connections, Ordering::AcqRel) != connections;
+        if reconnected {
+            line.raise_mark(self.clock().now());
+        }
+        let mut round = line.round.lock().await;
+        let due = match (round.at, since) {
+            (None, _) => true,
+            (Some(at), Some(since)) => at < since,
+            (Some(at), None) => at.elapsed() >= round.every(),
+        };
+        if !due && !reconnected {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        let listed = self.list_consumers(&line.queue, policy).await?;
+        round.somebody_holds = listed.iter().any(|info| info.num_ack_pending > 0);
+        round.at = Some(asked);
+        round.made += 1;
+        let mut turns = line.turns();
+        for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
+            if let Some(client) = info.client() {
+                turns.more(&client);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks about the clients that are in doubt.
+    pub(super) async fn clear_doubts(&self, line: &Line) -> Result<(), BrokerError> {
+        for client in line.doubtful() {
+            let info = self.consumer_info(&line.queue, &client).await?;
+            if info.is_none_or(|info| info.num_pending > 0 && info.has_room()) {
+                line.turns().more(&client);
+            }
+        }
+        Ok(())
+    }
+
+    /// When there is something to look at without having been woken: a full round, or a doubt.
+    pub(super) async fn next_look(&self, line: &Line) -> Instant {
+        let round = line.round.lock().await;
+        let round = round.at.map_or_else(Instant::now, |at| at + round.every());
+        line.doubts().values().min().map_or(round, |doubt| round.min(*doubt))
+    }
+
+    /// Fetches up to `max` messages of the queue, the clients that have work in turns.
+    pub(super) async fn fetch(&self, line: &Line, policy: &QueuePolicy, max: u32) -> Result<Vec<Message>, BrokerError> {
+        let mut fetched = Vec::new();
+        // Each pass either fills what is asked for or finds a client that has nothing left.
+        loop {
+            let left = max.saturating_sub(u32::try_from(fetched.len()).unwrap_or(u32::MAX));
+            let plan = line.turns().plan(left, |client| policy.client(client).weight);
+            if plan.is_empty() {
+                break;
+            }
+            let pulls = plan.iter().map(|wanted| self.pull(line, wanted));
+            let pulled = futures_util::future::join_all(pulls).await;
+            let mut failed = None;
+            for (wanted, pulled) in plan.iter().zip(pulled) {
+                let pulled = match pulled {
+                    Ok(pulled) => pulled,
+                    Err(failure) => {
+                        line.turns().pulled(wanted, 0);
+                        failed = Some(failure);
+                        continue;
+                    }
+                };
+                let got = u32::try_from(pulled.messages.len()).unwrap_or(u32::MAX);
+                line.turns().pulled(wanted, got);
+                fetched.extend(pulled.messages);
+                match pulled.end {
+                    // Part of what was hinted: the consumer may not have known of the rest.
+                    End::Answered if wanted.hinted && got < wanted.count => line.doubt(&wanted.client),
+                    End::Answered => {}
+                    End::OutOfTime => line.doubt(&wanted.client),
+                    // What others brought is given out all the same.
+                    End::Gone => failed = self.restore_consumer(line, policy, &wanted.client).await.err().or(failed),
+                }
+            }
+            match failed {
+                Some(failure) if fetched.is_empty() => return Err(failure),
+                Some(_) => break,
+                None => {}
+            }
+        }
+        if line.turns().any() {
+            line.woken.notify_one();
+        }
+        Ok(fetched)
+    }
+
+    /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
+    async fn restore_consumer(&self, line: &Line, policy: &QueuePolicy, client: &ClientId) -> Result<(), BrokerError> {
+        tracing::warn!(queue = %line.queue, client_id = %client, "the client's consumer was gone: made again");
+        line.raise_mark(self.clock().now());
+        self.consumers().forget(&line.queue, client);
+        self.make_consumer(&line.queue, client, policy).await?;
+        line.turns().more(client);
+        Ok(())
+    }
+
+    /// One pull, which waits hardly at all.
+    async fn pull(&self, line: &Line, wanted: &Wanted) -> Result<Pulled, BrokerError> {
+        let failed = |what: &str| BrokerError::new(BrokerErrorKind::Unavailable, "lease", what);
+        let (client, context) = (self.api().client(), self.api().context());
+        let inbox = client.new_inbox();
+        let mut answers = client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|e| failed("can't subscribe: the connection to NATS is closed").with_source(e))?;
+        let wait = if wanted.hinted { HINTED_WAIT } else { PULL_WAIT };
+        let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
+        // What there is, at once; if there is nothing, what comes within `expires`.
+        let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
+        let subject =
+            format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), names::consumer(&wanted.client));
+        let request = Request::new().inbox(inbox).payload(body.into());
+        context.send_request(subject, request).await.map_err(|e| failed("can't ask for jobs").with_source(e))?;
+        let mut pulled = Pulled { messages: Vec::new(), end: End::Answered };
+        let ends = Instant::now() + PULL_WITHIN;
+        while pulled.messages.len() < wanted.count as usize {
+            let message = match tokio::time::timeout_at(ends, answers.next()).await {
+                Ok(Some(message)) => message,
+                Ok(None) | Err(_) if pulled.messages.is_empty() => return Err(failed("NATS did not answer a pull")),
+                Ok(None) | Err(_) => {
+                    pulled.end = End::OutOfTime;
+                    break;
+                }
+            };
+            match message.status {
+                None => pulled.messages.push(message),
+                Some(status) => {
+                    let deleted = message.description.as_deref().is_some_and(|text| text.contains("Deleted"));
+                    pulled.end = match status {
+                        StatusCode::NO_RESPONDERS => End::Gone,
+                        _ if deleted => End::Gone,
+                        StatusCode::NOT_FOUND => End::Answered,
+                        _ => End::OutOfTime,
+                    };
+                    break;
+                }
+            }
+        }
+        drop(answers.unsubscribe().await);
+        Ok(pulled)
+    }
+}
+
+impl Round {
+    fn every(&self) -> Duration {
+        match self.somebody_holds {
+            _ if self.made == 1 => ROUND_SECOND,
+            true => ROUND_BUSY,
+            false => ROUND_IDLE,
+        }
+    }
+}

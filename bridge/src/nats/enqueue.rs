@@ -1,0 +1,171 @@
+//! Submitting: one conditional write makes the record and its place in line. A key that is known is answered from its
+//! record, before any quota refuses it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Nats;
+use super::api::Written;
+use super::batch::Stretch;
+use super::find::{Found, status_of_new};
+use super::names::{self, Address, Place};
+use super::record::Draft;
+use crate::contract::{ClientId, Job, JobStatus, QueueName, RunId};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::Enqueued;
+use crate::policy::QueuePolicy;
+
+const OPERATION: &str = "enqueue";
+/// How often a condition that fails because others write is tried again.
+const TRIES: usize = 8;
+/// How old a count of what waits may be while it is far below the limit.
+const COUNT_AGE: Duration = Duration::from_secs(1);
+/// The most lines whose counts are remembered.
+const COUNTS_MAX: usize = 65_536;
+
+/// How much waits in each client's line, as far as this process knows.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Counted>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    at: Instant,
+    /// What the server said then, and what this process added since.
+    waiting: u64,
+}
+
+impl Waiting {
+    /// Whether one more is surely below `limit`, without asking the server; counts it if so.
+    fn is_far_below(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) else { return false };
+        let below = counted.at.elapsed() < COUNT_AGE && counted.waiting < limit / 10 * 9;
+        counted.waiting += u64::from(below);
+        below
+    }
+
+    fn note(&self, queue: &QueueName, client: &ClientId, waiting: u64) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= COUNTS_MAX {
+            counts.clear();
+        }
+        counts.insert((queue.clone(), client.clone()), Counted { at: Instant::now(), waiting });
+    }
+}
+
+impl Nats {
+    pub(super) async fn accept(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
+        let (actual, limit) = (job.payload.len() as u64, self.payload_max());
+        if actual > limit {
+            return Err(too_large(actual, limit));
+        }
+        let policy = self.policies().require(&job.queue, OPERATION).await?;
+        let address = Address::new(&job.queue, &job.client, job.id);
+        if let Some(refusal) = self.refusal(&job, &policy).await? {
+            return self.known(&address).await?.map_or(Err(refusal), |status| Ok(Enqueued::Known(status)));
+        }
+        self.ensure_consumer(&job.queue, &job.client, &policy).await?;
+        self.note_deadline(&job, Some(policy.job_ttl)).await?;
+        let mut old = None;
+        for _ in 0..TRIES {
+            let draft = match &old {
+                None => Draft::new(&job, self.wire()),
+                Some(old) => Draft::instead_of(old, &job, self.wire()),
+            };
+            let message = if job.due_at > self.clock().now() {
+                let keep = self.keep_on_timer(job.due_at, Some(&job));
+                draft.on_timer(job.due_at, keep)
+            } else {
+                draft.to(Place::Line)
+            };
+            if let Written::At(_) = self.api().publish(message, OPERATION).await? {
+                let now = self.clock().now();
+                let next_attempt_at = Some(job.due_at).filter(|due| *due > now);
+                return Ok(Enqueued::Created(JobStatus { next_attempt_at, ..status_of_new(&job) }));
+            }
+            let Some(record) = self.record_at(&address, OPERATION).await? else {
+                old = None;
+                continue;
+            };
+            let found = record.job()?;
+            let now = self.clock().now();
+            if found.keep_until() > now {
+                return Ok(Enqueued::Known(
+                    self.status_known(Found { kept: None, record: Some((record, found)) }).await?,
+                ));
+            }
+            // Past its keeping it counts as absent: the key starts anew, in a greater run.
+            if job.run_id <= found.run_id {
+                job.run_id = RunId::mint(now, Some(found.run_id));
+            }
+            old = Some(record);
+        }
+        let why = "others keep writing this job: enqueue it again with the same key";
+        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+    }
+
+    /// The job, if it is known.
+    async fn known(&self, address: &Address) -> Result<Option<JobStatus>, BrokerError> {
+        let Some(record) = self.record_at(address, OPERATION).await? else { return Ok(None) };
+        let job = record.job()?;
+        if job.keep_until() <= self.clock().now() {
+            return Ok(None);
+        }
+        self.status_known(Found { kept: None, record: Some((record, job)) }).await.map(Some)
+    }
+
+    async fn status_known(&self, mut found: Found) -> Result<JobStatus, BrokerError> {
+        if let Some((record, job)) = &found.record {
+            found.kept = self.kept_result(&record.address.client, job.id).await?;
+        }
+        let gone = || BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, "the job went away meanwhile: try again");
+        self.status_of(&found).await?.ok_or_else(gone)
+    }
+
+    /// Why a job that is not known yet is not taken.
+    async fn refusal(&self, job: &Job, policy: &QueuePolicy) -> Result<Option<BrokerError>, BrokerError> {
+        let actual = job.payload.len() as u64;
+        if actual > policy.payload_max {
+            return Ok(Some(too_large(actual, policy.payload_max)));
+        }
+        if let Err(refusal) = self.admit().await {
+            return Ok(Some(refusal));
+        }
+        let limit = policy.client(&job.client).max_queued;
+        if self.0.line.waiting.is_far_below(&job.queue, &job.client, limit) {
+            return Ok(None);
+        }
+        let waiting = self.count_waiting(&job.queue, &job.client).await?;
+        self.0.line.waiting.note(&job.queue, &job.client, waiting.saturating_add(1));
+        Ok((waiting >= limit).then(|| {
+            BrokerError::new(
+                BrokerErrorKind::QuotaExceeded { actual: waiting, limit },
+                OPERATION,
+                format!("client `{}` has {waiting} jobs waiting in `{}`, {limit} are allowed", job.client, job.queue),
+            )
+        }))
+    }
+
+    /// The client's jobs in line or on timers.
+    async fn count_waiting(&self, queue: &QueueName, client: &ClientId) -> Result<u64, BrokerError> {
+        let (info, timers) =
+            (self.consumer_info(queue, client), self.count(queue, names::client_timers(queue, client)));
+        let (info, timers) = tokio::try_join!(info, timers)?;
+        Ok(info.map_or(0, |info| info.num_pending) + timers)
+    }
+
+    /// How many messages there are on a subject with wildcards in the queue's stream. Costs the first one's bytes.
+    pub(super) async fn count(&self, queue: &QueueName, subject: String) -> Result<u64, BrokerError> {
+        let stretch = Stretch { from: 1, subject, messages: 1, bytes: 1 };
+        let batch = self.api().batch(&names::jobs_stream(queue), &stretch, "count").await?;
+        Ok(batch.messages.len() as u64 + batch.left)
+    }
+}
+
+pub(super) fn too_large(actual: u64, limit: u64) -> BrokerError {
+    let why = format!("{actual} bytes are more than the {limit} that are taken");
+    BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, OPERATION, why)
+}

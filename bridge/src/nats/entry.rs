@@ -1,0 +1,237 @@
+//! A result as a message: its body is the handler's output as it was given, so that whoever subscribes with any NATS client
+//! reads it; headers say the rest.
+//!
+//! One header has the result's envelope without the payload, and is what relay reads: versions and unknown fields keep
+//! their meaning. The others are the same in words, for people. An erased result is a message of its own without a body,
+//! which still has the erased one's place.
+
+use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bytes::Bytes;
+
+use super::names;
+use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
+use crate::contract::envelope::{Extra, WireVersion, decode_result, encode_result};
+use crate::contract::{ClientId, Cursor, Failure, JobResult, LogId, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::result_log::Finished;
+
+/// The result's envelope with an empty payload, in base64.
+const ENVELOPE: &str = "Relay-Envelope";
+/// Until when the result is kept, in milliseconds since the epoch.
+const KEEP_UNTIL: &str = "Relay-Keep-Until";
+/// The sequence that an erased result had.
+const ERASED_SEQUENCE: &str = "Relay-Erased-Sequence";
+/// When an erased result was recorded, in milliseconds since the epoch.
+const ERASED_AT: &str = "Relay-Erased-At";
+
+/// How much longer than needed the server keeps a message: readers decide by their own clock, which may be late.
+const KEEP_ALLOWANCE_MS: i64 = 5_000;
+/// The longest time to live that is asked of the server, in seconds: a century, which its clock can count.
+const TTL_SECS_MAX: i64 = 100 * 366 * 24 * 3_600;
+
+/// A result as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) result: JobResult,
+    /// The sequence of the message that was read.
+    pub(super) seq: u64,
+    /// When that message was stored.
+    pub(super) stored_at: Timestamp,
+    /// Where the result is in the log: an erased one stays where it was.
+    pub(super) place: Place,
+    pub(super) keep_until: Timestamp,
+    pub(super) erased: bool,
+}
+
+/// A place in the log: a sequence and the time of the message there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) seq: u64,
+    pub(super) at: Timestamp,
+}
+
+impl Place {
+    /// Before the first message.
+    pub(super) const START: Self = Self { seq: 0, at: Timestamp::EPOCH };
+
+    pub(super) fn cursor(self, client: &ClientId, log: LogId) -> Cursor {
+        Cursor { client: client.clone(), log, sequence: self.seq, at: self.at }
+    }
+}
+
+impl Entry {
+    /// # Errors
+    /// `NewerVersion`; `Corrupt` if no relay wrote it.
+    pub(super) fn read(stored: Stored) -> Result<Self, BrokerError> {
+        const OPERATION: &str = "read result";
+        let corrupt = |what: &str| {
+            let why = format!("message {} on `{}`: {what}", stored.seq, stored.subject);
+            BrokerError::new(BrokerErrorKind::Corrupt, OPERATION, why)
+        };
+        let envelope = stored.headers.get(ENVELOPE).ok_or_else(|| corrupt("it has no `Relay-Envelope`"))?;
+        let envelope = STANDARD_NO_PAD.decode(envelope.as_str()).map_err(|_| corrupt("its envelope is no base64"))?;
+        let mut result = decode_result(&envelope.into())
+            .map_err(|unreadable| envelope_error(&unreadable, OPERATION, &format!("result on `{}`", stored.subject)))?;
+        let millis = |name| number::<i64>(&stored.headers, name).map(Timestamp::from_millis);
+        let keep_until = millis(KEEP_UNTIL).ok_or_else(|| corrupt("it has no `Relay-Keep-Until`"))?;
+        let here = Place { seq: stored.seq, at: stored.at };
+        let erased = number(&stored.headers, ERASED_SEQUENCE)
+            .map(|seq| Place { seq, at: millis(ERASED_AT).unwrap_or(stored.at) });
+        result.payload = stored.payload;
+        Ok(Self {
+            result,
+            seq: here.seq,
+            stored_at: here.at,
+            place: erased.unwrap_or(here),
+            keep_until,
+            erased: erased.is_some(),
+        })
+    }
+
+    pub(super) fn is_past_keeping(&self, now: Timestamp) -> bool {
+        self.keep_until <= now
+    }
+
+    /// As a reader sees it.
+    pub(super) fn finished(self, log: LogId) -> Finished {
+        let cursor = self.place.cursor(&self.result.client, log);
+        Finished { result: self.result, cursor, erased: self.erased }
+    }
+
+    /// What remains when the payload is erased: outcome, key and times, in the same place.
+    pub(super) fn erase(self, version: WireVersion, now: Timestamp) -> Outgoing {
+        let failure = self.result.failure.map(|failure| Failure { detail: String::new(), ..failure });
+        let result = JobResult { payload: Bytes::new(), failure, extra: Extra::default(), ..self.result };
+        let subject = names::erased(&result.client, result.job_id);
+        let mut message = outgoing(subject, &result, self.keep_until, now, version);
+        message.headers.insert(ERASED_SEQUENCE, self.place.seq.to_string());
+        message.headers.insert(ERASED_AT, self.place.at.as_millis().to_string());
+        expect(message, &result, self.seq)
+    }
+}
+
+/// The message that records `result` if the last one of the job, erased or not, has sequence `expected` (0: none).
+pub(super) fn record(
+    result: &JobResult,
+    keep_until: Timestamp,
+    now: Timestamp,
+    version: WireVersion,
+    expected: u64,
+) -> Outgoing {
+    let subject = names::result(&result.client, result.job_id);
+    expect(outgoing(subject, result, keep_until, now, version), result, expected)
+}
+
+fn expect(mut message: Outgoing, result: &JobResult, expected: u64) -> Outgoing {
+    message.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
+    message.headers.insert(EXPECTED_SUBJECT, names::result_anywhere(&result.client, result.job_id));
+    message
+}
+
+fn outgoing(
+    subject: String,
+    result: &JobResult,
+    keep_until: Timestamp,
+    now: Timestamp,
+    version: WireVersion,
+) -> Outgoing {
+    let envelope = encode_result(&JobResult { payload: Bytes::new(), ..result.clone() }, version);
+    let mut headers = HeaderMap::new();
+    let mut words = |name: &str, text: &str| {
+        // Content types and reasons are a client's or a handler's text; a header line holds no control characters.
+        if !text.is_empty() && !text.chars().any(char::is_control) && text.trim() == text {
+            headers.insert(name, text);
+        }
+    };
+    words("Content-Type", &result.content_type);
+    words("Relay-Job-Id", &result.job_id.to_string());
+    words("Relay-Run-Id", &result.run_id.to_string());
+    words("Relay-Generation", &result.generation.to_string());
+    words("Relay-Queue", result.queue.as_str());
+    words("Relay-Outcome", result.outcome.as_str());
+    words("Relay-Attempt", &result.attempt.to_string());
+    words("Relay-Finished-At", &result.finished_at.to_string());
+    if let Some(failure) = &result.failure {
+        words("Relay-Reason", &failure.reason);
+    }
+    words(ENVELOPE, &STANDARD_NO_PAD.encode(envelope));
+    words(KEEP_UNTIL, &keep_until.as_millis().to_string());
+    words(NATS_MESSAGE_TTL.as_ref(), &format!("{}s", ttl_secs(keep_until, now)));
+    Outgoing { subject, headers, payload: result.payload.clone() }
+}
+
+/// For how many seconds the server keeps what is kept until `until`.
+pub(super) fn ttl_secs(until: Timestamp, now: Timestamp) -> i64 {
+    let left = until.as_millis().saturating_sub(now.as_millis()).max(0).saturating_add(KEEP_ALLOWANCE_MS);
+    (left / 1_000 + 1).min(TTL_SECS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contract::result::End;
+    use crate::contract::{Outcome, Submission};
+    use crate::policy::QueuePolicy;
+
+    const NOW: Timestamp = Timestamp::EPOCH;
+
+    fn result() -> JobResult {
+        let submission = Submission {
+            client: "acme".parse().unwrap(),
+            queue: "work".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: "in".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let job = submission.accept(&QueuePolicy::default(), NOW);
+        let end = End { attempt: 2, started_at: Some(NOW), finished_at: NOW };
+        JobResult::succeeded(&job, end, " text/x; \u{e9}\r\nNats-Rollup: all", "out\r\n\0".into())
+    }
+
+    fn store(message: Outgoing, seq: u64) -> Stored {
+        let Outgoing { subject, headers, payload } = message;
+        Stored { subject, seq, headers, payload, at: Timestamp::from_millis(7) }
+    }
+
+    #[test]
+    fn a_result_is_read_as_it_was_recorded_whatever_is_in_its_content_type() {
+        let (recorded, until) = (result(), Timestamp::from_millis(90_000));
+        let message = record(&recorded, until, NOW, WireVersion::V2, 0);
+        assert_eq!(message.payload, "out\r\n\0", "the body is the handler's output and nothing else");
+        assert!(message.headers.get("Nats-Rollup").is_none() && message.headers.get("Content-Type").is_none());
+        let entry = Entry::read(store(message, 42)).unwrap();
+        assert_eq!((entry.result, entry.keep_until, entry.erased), (recorded, until, false));
+        assert_eq!(entry.place, Place { seq: 42, at: Timestamp::from_millis(7) });
+    }
+
+    #[test]
+    fn an_erased_result_has_its_place_and_its_outcome_and_nothing_that_a_handler_wrote() {
+        let mut failed = result();
+        failed.outcome = Outcome::Failed;
+        failed.failure = Some(Failure::new("exit-code", "SECRET"));
+        let entry = Entry::read(store(record(&failed, NOW, NOW, WireVersion::V2, 0), 42)).unwrap();
+        let stub = entry.clone().erase(WireVersion::V2, NOW);
+        assert_ne!(stub.subject, names::result(&failed.client, failed.job_id), "it is not announced");
+        let erased = Entry::read(store(stub, 99)).unwrap();
+        assert_eq!((erased.seq, erased.place, erased.erased), (99, entry.place, true));
+        assert!(erased.result.payload.is_empty() && erased.result.outcome == Outcome::Failed);
+        assert_eq!(erased.result.failure, Some(Failure::new("exit-code", "")));
+    }
+
+    #[test]
+    fn the_server_keeps_a_message_longer_than_readers_do() {
+        let after = |millis| ttl_secs(NOW + Duration::from_millis(millis), NOW);
+        assert_eq!((after(0), after(999), after(1_000), after(86_400_000)), (6, 6, 7, 86_406));
+        assert_eq!(ttl_secs(NOW, Timestamp::MAX), 6, "the server takes no less than a second");
+        assert!(ttl_secs(Timestamp::MAX, NOW) < i64::MAX / 1_000_000_000, "Go counts nanoseconds");
+    }
+}

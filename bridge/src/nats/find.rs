@@ -1,0 +1,213 @@
+//! A job's record, wherever it is, and what its owner may know of it. Everything here is read at the leaders: an answer
+//! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::Nats;
+use super::names::{Address, Place};
+use super::record::Record;
+use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName};
+use crate::error::BrokerError;
+use crate::result_log::Finished;
+
+/// How long the names of the queues are believed.
+const QUEUES_AGE: Duration = Duration::from_secs(5);
+/// How many queues are asked at once for a job of which only the id is known.
+const AT_ONCE: usize = 32;
+
+/// The queues there are, asked for again after a while, or when something was not found in them.
+#[derive(Debug, Default)]
+pub(super) struct Queues(Mutex<Option<(Instant, Vec<QueueName>)>>);
+
+/// What there is of a job.
+pub(super) struct Found {
+    /// Its record and what is in it, unless it is past its keeping.
+    pub(super) record: Option<(Record, Job)>,
+    /// Its result, of whatever run.
+    pub(super) kept: Option<Finished>,
+}
+
+impl Found {
+    /// The result of the record's run.
+    pub(super) fn ended(&self) -> Option<&JobResult> {
+        let result = self.kept.as_ref().map(|kept| &kept.result)?;
+        let open = self.record.as_ref().is_some_and(|(_, job)| job.run_id > result.run_id);
+        (!open).then_some(result)
+    }
+}
+
+impl Nats {
+    /// The record at an address, at its leader.
+    pub(super) async fn record_at(
+        &self,
+        address: &Address,
+        operation: &'static str,
+    ) -> Result<Option<Record>, BrokerError> {
+        let found = self.api().last_at_leader(&address.stream(), address.anywhere(), operation).await?;
+        found.map(Record::read).transpose()
+    }
+
+    /// The record of the client's job, in whichever queue it is.
+    pub(super) async fn find(&self, client: &ClientId, job: JobId) -> Result<Option<Record>, BrokerError> {
+        let known = self.queues(false).await?;
+        if let Some(record) = self.find_in(&known, client, job).await? {
+            return Ok(Some(record));
+        }
+        let mut fresh = self.queues(true).await?;
+        fresh.retain(|queue| !known.contains(queue));
+        self.find_in(&fresh, client, job).await
+    }
+
+    async fn find_in(
+        &self,
+        queues: &[QueueName],
+        client: &ClientId,
+        job: JobId,
+    ) -> Result<Option<Record>, BrokerError> {
+        let addresses: Vec<_> = queues.iter().map(|queue| Address::new(queue, client, job)).collect();
+        let mut answers = futures_util::stream::iter(addresses)
+            .map(|address| async move { self.record_at(&address, "find job").await })
+            .buffer_unordered(AT_ONCE);
+        let mut failed = None;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(Some(record)) => return Ok(Some(record)),
+                Ok(None) => {}
+                // A queue that was removed just now has no such job.
+                Err(error) if error.kind() == crate::error::BrokerErrorKind::NotFound => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// The names of all queues, at most 5 s old.
+    pub(super) async fn queues(&self, now: bool) -> Result<Vec<QueueName>, BrokerError> {
+        let cell = &self.0.line.queues.0;
+        let known = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, names)) = known.filter(|(at, _)| !now && at.elapsed() < QUEUES_AGE) {
+            return Ok(names);
+        }
+        let asked = Instant::now();
+        let mut names: Vec<_> = self.policies().queues().await?.into_iter().map(|(queue, _)| queue).collect();
+        // The server's pages overlap if a stream is made while they are read.
+        names.dedup();
+        *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, names.clone()));
+        Ok(names)
+    }
+
+    /// What there is of the client's job: the result is asked first, because it names the queue.
+    pub(super) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
+        let mut kept = self.kept_result(client, job).await?;
+        let record = match &kept {
+            Some(kept) => self.record_at(&Address::new(&kept.result.queue, client, job), "find job").await?,
+            None => self.find(client, job).await?,
+        };
+        let Some(record) = record else {
+            // Its result may have been recorded, and its record removed, between the two questions.
+            if kept.is_none() {
+                kept = self.kept_result(client, job).await?;
+            }
+            return Ok(Found { record: None, kept });
+        };
+        let job = record.job()?;
+        if job.keep_until() <= self.clock().now() {
+            return Ok(Found { record: None, kept });
+        }
+        if kept.is_none() {
+            // A result recorded after the first question counts: the answer must not be older than the record.
+            kept = self.kept_result(client, job.id).await?;
+        }
+        Ok(Found { record: Some((record, job)), kept })
+    }
+
+    /// What the client may know of its job, or `None` if there is nothing.
+    pub(super) async fn status_of(&self, found: &Found) -> Result<Option<JobStatus>, BrokerError> {
+        let ended = found.ended();
+        match (&found.record, ended) {
+            (Some((record, job)), _) => self.status_of_record(record, job, ended).await.map(Some),
+            (None, Some(result)) => Ok(Some(status_of_result(result))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What the client may know of the job in `record`; `ended` is the result of its run.
+    pub(super) async fn status_of_record(
+        &self,
+        record: &Record,
+        job: &Job,
+        ended: Option<&JobResult>,
+    ) -> Result<JobStatus, BrokerError> {
+        let now = self.clock().now();
+        let mut status = status_of_new(job);
+        if let Some(result) = ended {
+            status.state = JobState::Finished(result.outcome);
+            status.attempt = result.attempt;
+            (status.started_at, status.finished_at) = (result.started_at, Some(result.finished_at));
+            return Ok(status);
+        }
+        status.attempt = record.charged();
+        if record.place == Place::Timer {
+            status.next_attempt_at = record.fires_at().filter(|at| *at > now);
+            return Ok(status);
+        }
+        status.next_attempt_at = Some(job.due_at).filter(|due| *due > now);
+        if let Some(running) = self.running(&job.client, job.id, job.run_id).await? {
+            status.started_at = Some(running.started_at);
+            if running.is_held(now) {
+                (status.state, status.attempt) = (JobState::Leased, running.attempt);
+            }
+        }
+        Ok(status)
+    }
+}
+
+/// What is known of a job that nobody has touched yet.
+pub(super) fn status_of_new(job: &Job) -> JobStatus {
+    JobStatus {
+        job_id: job.id,
+        run_id: job.run_id,
+        generation: job.generation,
+        client: job.client.clone(),
+        queue: job.queue.clone(),
+        key: job.key.clone(),
+        fingerprint: job.fingerprint,
+        state: JobState::Queued,
+        attempt: 0,
+        content_type: job.content_type.clone(),
+        size: job.payload.len() as u64,
+        headers: job.headers.clone(),
+        accepted_at: job.accepted_at,
+        expires_at: job.expires_at,
+        started_at: None,
+        finished_at: None,
+        next_attempt_at: None,
+    }
+}
+
+/// All that is left of a job without a key: its result.
+fn status_of_result(result: &JobResult) -> JobStatus {
+    JobStatus {
+        job_id: result.job_id,
+        run_id: result.run_id,
+        generation: result.generation,
+        client: result.client.clone(),
+        queue: result.queue.clone(),
+        key: None,
+        fingerprint: Fingerprint::of("", None, b""),
+        state: JobState::Finished(result.outcome),
+        attempt: result.attempt,
+        content_type: String::new(),
+        size: 0,
+        headers: Default::default(),
+        accepted_at: result.accepted_at,
+        expires_at: result.finished_at,
+        started_at: result.started_at,
+        finished_at: Some(result.finished_at),
+        next_attempt_at: None,
+    }
+}

@@ -1,0 +1,182 @@
+//! The worker's half: lease, extend, progress, dead letters on their way in, record, settle.
+
+use std::num::NonZeroU32;
+use std::pin::Pin;
+
+use async_nats::HeaderMap;
+use async_trait::async_trait;
+use futures_util::future::select_all;
+use serde_json::json;
+use tokio::sync::futures::Notified;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Nats;
+use super::deliver::{Asked, Grant, check};
+use super::names::{self, Address};
+use super::receipt::Token;
+use crate::contract::{JobId, JobResult, QueueName, RunId};
+use crate::dead_letters::DeadLetter;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::{
+    Delivery, Held, LEASE_BATCH_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt, Recorded,
+};
+use crate::policy::QueuePolicy;
+use crate::settlement::Settlement;
+
+/// The longest message of a progress, in bytes.
+const MESSAGE_MAX: usize = 1_024;
+
+#[async_trait]
+impl Leasing for Nats {
+    async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
+        check(request)?;
+        let max = request.max.min(NonZeroU32::new(LEASE_BATCH_MAX).unwrap_or(request.max)).get();
+        let called = Instant::now();
+        let deadline = called + request.wait.min(LEASE_WAIT_MAX);
+        // Who does not wait gets the truth now; who waits is woken by hints and by rounds that are due.
+        let mut since = request.wait.is_zero().then_some(called);
+        let mut asked = self.asked(&request.queues).await?;
+        loop {
+            let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
+            // Before looking: what comes while this looks wakes it.
+            let mut woken: Vec<Pin<Box<Notified<'_>>>> =
+                lines.iter().map(|line| Box::pin(line.woken.notified())).collect();
+            woken.iter_mut().for_each(|woken| {
+                woken.as_mut().enable();
+            });
+            let grant = self.take_apart(asked, max, since).await?;
+            let now = Instant::now();
+            if !grant.is_empty() || now >= deadline {
+                return Ok(grant.take());
+            }
+            let mut again = deadline;
+            for line in &lines {
+                again = again.min(self.next_look(line).await);
+            }
+            tokio::select! {
+                _ = select_all(woken) => {}
+                () = tokio::time::sleep_until(again) => {}
+                () = self.0.closing.cancelled() => return Err(closed("lease")),
+            }
+            since = None;
+            asked = self.asked(&request.queues).await?;
+        }
+    }
+
+    async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
+        self.extend_lease(receipt).await
+    }
+
+    async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
+        let token = Token::read(receipt, "progress")?;
+        self.live(receipt, &token, "progress")?;
+        let mut end = MESSAGE_MAX.min(progress.message.len());
+        while !progress.message.is_char_boundary(end) {
+            end -= 1;
+        }
+        let percent = progress.percent.filter(|percent| percent.is_finite()).map(|percent| percent.clamp(0.0, 100.0));
+        let event = json!({
+            "job_id": receipt.job_id,
+            "run_id": receipt.run_id,
+            "type": "progress",
+            "at": self.clock().now(),
+            "attempt": token.attempt,
+            "progress": { "percent": percent, "message": &progress.message[..end] },
+        });
+        let subject = names::events(&receipt.client, receipt.job_id);
+        self.api().tell(subject, HeaderMap::new(), event.to_string().into()).await;
+        Ok(())
+    }
+
+    async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+        self.keep_letter(letter).await
+    }
+
+    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+        self.retract_letter(job, run).await
+    }
+
+    async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
+        let due_at = match self
+            .holds(result.job_id)
+            .filter(|held| held.run == result.run_id && held.client == result.client && held.queue == result.queue)
+        {
+            Some(held) => held.due_at,
+            None => match self.due_at(result).await? {
+                Ok(due_at) => due_at,
+                Err(recorded) => return Ok(recorded),
+            },
+        };
+        let recorded = self.record_result(result, due_at).await?;
+        let outcome = match recorded {
+            Recorded::First => result.outcome,
+            Recorded::Superseded(outcome) => outcome,
+        };
+        self.holding().ended(result.job_id, result.run_id, outcome);
+        Ok(recorded)
+    }
+
+    async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        self.settle_delivery(receipt, settlement).await
+    }
+
+    async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
+        Ok(self.policies().require(queue, "read policy").await?.as_ref().clone())
+    }
+}
+
+impl Nats {
+    /// The lines and policies of the queues that a call names; all of them must be there.
+    async fn asked(&self, queues: &[QueueName]) -> Result<Vec<Asked>, BrokerError> {
+        let mut asked = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let policy = self.policies().require(queue, "lease").await?;
+            asked.push(Asked { line: self.line(queue).await?, policy });
+        }
+        Ok(asked)
+    }
+
+    /// Takes in a task of its own: a caller that goes away while a pull is answered leaves a grant, which goes back.
+    async fn take_apart(&self, asked: Vec<Asked>, max: u32, since: Option<Instant>) -> Result<Grant, BrokerError> {
+        let (give, given) = oneshot::channel();
+        let nats = self.clone();
+        self.0.tasks.spawn(async move {
+            // If the caller is gone the grant is dropped here, and goes back.
+            drop(give.send(nats.take(&asked, max, since).await));
+        });
+        given.await.map_err(|_| closed("lease"))?
+    }
+
+    /// When the run of a result was due, for a worker that does not hold the job; or what became of the run.
+    async fn due_at(&self, result: &JobResult) -> Result<Result<crate::contract::Timestamp, Recorded>, BrokerError> {
+        const OPERATION: &str = "record";
+        let not_found =
+            || BrokerError::new(BrokerErrorKind::NotFound, OPERATION, format!("there is no job {}", result.job_id));
+        let address = Address::new(&result.queue, &result.client, result.job_id);
+        let kept = self.kept_result(&result.client, result.job_id).await?;
+        let kept = kept.filter(|kept| kept.result.queue == result.queue);
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.result.run_id >= result.run_id) {
+            return Ok(Err(Recorded::Superseded(kept.result.outcome)));
+        }
+        let record = self.record_at(&address, OPERATION).await?.ok_or_else(not_found)?;
+        let job = record.job()?;
+        if job.keep_until() <= self.clock().now() {
+            return Err(not_found());
+        }
+        match job.run_id.cmp(&result.run_id) {
+            std::cmp::Ordering::Equal => Ok(Ok(job.due_at)),
+            std::cmp::Ordering::Greater => {
+                Ok(Err(Recorded::Superseded(kept.map_or(result.outcome, |kept| kept.result.outcome))))
+            }
+            std::cmp::Ordering::Less => {
+                let why = "the run is greater than the job's: no relay gave it out";
+                Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why))
+            }
+        }
+    }
+}
+
+fn closed(operation: &'static str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, operation, "the adapter is being closed")
+}

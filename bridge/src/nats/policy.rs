@@ -1,0 +1,325 @@
+//! Policies, kept as JSON in the metadata of each queue's stream, and a copy in this process.
+//!
+//! A copy is at most [`AGE_MAX`] old, and a change made through relay is told on the queue's control subject, so that
+//! others forget theirs at once. The pause has a field of its own: writing a configuration again does not end it. Two
+//! writers at once are not told apart by the server, so each looks again after it wrote.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::Config;
+use async_trait::async_trait;
+
+use super::api::Api;
+use super::names;
+use super::stream_api::{self, Created};
+use super::streams::{self, Difference, Mend, StreamSettings, reconcile};
+use crate::contract::QueueName;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::policy::{PolicyStore, QueuePolicy};
+
+/// How old a copy may be before the broker is asked again: what a worker misses of a change that nobody told it.
+pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
+/// The largest policy in bytes of JSON: the server takes 128 KiB of metadata a stream.
+const BYTES_MAX: usize = 120 * 1024;
+/// What says on a control subject that the queue's policy is another one.
+pub(super) const CHANGED: &str = "policy";
+
+const POLICY: &str = "relay.policy";
+const PAUSED: &str = "relay.paused";
+const OPERATION: &str = "read policy";
+
+/// Reads and writes policies.
+pub(super) struct Policies {
+    api: Api,
+    settings: StreamSettings,
+    payload_max: u64,
+    copies: Mutex<HashMap<QueueName, Copied>>,
+    /// One question at a time: what many ask for at once is asked for once.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Copied {
+    policy: Arc<QueuePolicy>,
+    at: Instant,
+}
+
+impl Policies {
+    pub(super) fn new(api: Api, settings: StreamSettings, payload_max: u64) -> Self {
+        Self { api, settings, payload_max, copies: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    }
+
+    pub(super) fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// How streams are kept.
+    pub(super) fn settings(&self) -> &StreamSettings {
+        &self.settings
+    }
+
+    /// The policy of `queue`, at most [`AGE_MAX`] old, or `None` if there is no such queue.
+    pub(super) async fn current(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        if let Some(policy) = self.copy(queue) {
+            return Ok(Some(policy));
+        }
+        let _alone = self.asking.lock().await;
+        match self.copy(queue) {
+            Some(policy) => Ok(Some(policy)),
+            None => self.fresh(queue).await,
+        }
+    }
+
+    /// The same, asked of the stream's leader now.
+    async fn fresh(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        let asked = Instant::now();
+        let found = stream_api::find(&self.api, &names::jobs_stream(queue), OPERATION).await?;
+        let Some(found) = found else {
+            self.forget(queue);
+            return Ok(None);
+        };
+        Ok(Some(self.keep(queue, read(&found.info.config)?, asked)))
+    }
+
+    /// The policy of `queue`, which must be there.
+    pub(super) async fn require(
+        &self,
+        queue: &QueueName,
+        operation: &'static str,
+    ) -> Result<Arc<QueuePolicy>, BrokerError> {
+        self.current(queue).await?.ok_or_else(|| no_queue(queue, operation))
+    }
+
+    /// The names of all queues, in their order; their policies are kept on the way.
+    pub(super) async fn queues(&self) -> Result<Vec<(QueueName, Arc<QueuePolicy>)>, BrokerError> {
+        let asked = Instant::now();
+        let mut queues = Vec::new();
+        for stream in stream_api::list(&self.api, streams::ALL_JOBS, OPERATION).await? {
+            if let Some(queue) = names::queue_of_stream(&stream.info.config.name) {
+                let policy = self.keep(&queue, read(&stream.info.config)?, asked);
+                queues.push((queue, policy));
+            }
+        }
+        // The order of stream names is not that of queues where one name begins with another.
+        queues.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(queues)
+    }
+
+    /// What somebody said on the control subject of `queue`: the next one who asks gets the policy as it is now.
+    pub(super) fn forget(&self, queue: &QueueName) {
+        self.copies().remove(queue);
+    }
+
+    fn copy(&self, queue: &QueueName) -> Option<Arc<QueuePolicy>> {
+        self.copies().get(queue).filter(|copied| copied.at.elapsed() < AGE_MAX).map(|copied| copied.policy.clone())
+    }
+
+    fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
+        let policy = Arc::new(policy);
+        self.copies().insert(queue.clone(), Copied { policy: policy.clone(), at });
+        policy
+    }
+
+    fn copies(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Copied>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Creates the stream of `queue` and what all queues share, or changes it to what `policy` needs.
+    pub(super) async fn put(&self, queue: &QueueName, policy: &QueuePolicy, mend: Mend) -> Result<(), BrokerError> {
+        const OPERATION: &str = "write policy";
+        self.check(policy)?;
+        let mut wanted = self.settings.jobs(queue, policy);
+        let found = match stream_api::find(&self.api, &wanted.name, OPERATION).await? {
+            Some(found) => found,
+            None => {
+                for shared in self.settings.shared() {
+                    self.ensure(&shared, mend).await?;
+                }
+                write(&mut wanted, policy)?;
+                match stream_api::create(&self.api, &wanted, OPERATION).await? {
+                    Created::New => {
+                        self.told(queue).await;
+                        return Ok(());
+                    }
+                    Created::Known(found) => *found,
+                }
+            }
+        };
+        if self.change(&found, &wanted, policy, mend).await? {
+            self.told(queue).await;
+        }
+        Ok(())
+    }
+
+    /// Whether there was anything to change. A pause stands.
+    async fn change(
+        &self,
+        found: &stream_api::Stream,
+        wanted: &Config,
+        policy: &QueuePolicy,
+        mend: Mend,
+    ) -> Result<bool, BrokerError> {
+        let before = &found.info.config;
+        let (mut next, differences) = reconcile(before, wanted, mend);
+        if let Some(difference) = differences.iter().find(|difference| difference.impossible) {
+            return Err(impossible(&wanted.name, difference, "write policy"));
+        }
+        let paused = read(before).map_or(policy.paused, |policy| policy.paused);
+        write(&mut next, &QueuePolicy { paused, ..policy.clone() })?;
+        let changes = next != *before;
+        if changes {
+            stream_api::update(&self.api, found, &next, "write policy").await?;
+        }
+        Ok(changes)
+    }
+
+    /// Creates a stream that all queues share, unless it is there.
+    pub(super) async fn ensure(&self, wanted: &Config, mend: Mend) -> Result<(), BrokerError> {
+        const OPERATION: &str = "provision";
+        let found = match stream_api::find(&self.api, &wanted.name, OPERATION).await? {
+            Some(found) => found,
+            None => match stream_api::create(&self.api, wanted, OPERATION).await? {
+                Created::New => return Ok(()),
+                Created::Known(found) => *found,
+            },
+        };
+        let (next, differences) = reconcile(&found.info.config, wanted, mend);
+        if let Some(difference) = differences.iter().find(|difference| difference.impossible) {
+            return Err(impossible(&wanted.name, difference, OPERATION));
+        }
+        if next != found.info.config {
+            stream_api::update(&self.api, &found, &next, OPERATION).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn check(&self, policy: &QueuePolicy) -> Result<(), BrokerError> {
+        let invalid = |why| Err(BrokerError::new(BrokerErrorKind::Invalid, "write policy", why));
+        for (name, wanted) in [("payload_max", policy.payload_max), ("result_max", policy.result_max)] {
+            if wanted > self.payload_max {
+                return invalid(format!(
+                    "{name} is {wanted} bytes, the server takes {}: lower it, or raise the server's `max_payload`",
+                    self.payload_max
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets this process's copy and tells the others. Who is not told asks again by itself.
+    async fn told(&self, queue: &QueueName) {
+        self.forget(queue);
+        self.api.tell(names::control(queue), HeaderMap::new(), CHANGED.into()).await;
+    }
+}
+
+#[async_trait]
+impl PolicyStore for Policies {
+    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
+        Ok(self.fresh(queue).await?.map(|policy| (*policy).clone()))
+    }
+
+    async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
+        Ok(self.queues().await?.into_iter().map(|(queue, policy)| (queue, (*policy).clone())).collect())
+    }
+
+    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
+        self.put(queue, policy, Mend::Needed).await
+    }
+
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
+        const OPERATION: &str = "pause";
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let found = stream_api::find(&self.api, &names::jobs_stream(queue), OPERATION).await?;
+            let found = found.ok_or_else(|| no_queue(queue, OPERATION))?;
+            // Looked at again after each write: somebody who wrote at the same time did not know of it.
+            if read(&found.info.config)?.paused == paused {
+                self.told(queue).await;
+                return Ok(());
+            }
+            let mut next = found.info.config.clone();
+            next.metadata.insert(PAUSED.to_owned(), paused.to_string());
+            stream_api::update(&self.api, &found, &next, OPERATION).await?;
+        }
+        let why = format!("somebody else keeps changing queue `{queue}`: try again");
+        Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why))
+    }
+}
+
+/// The server can't make this change to a stream that exists.
+fn impossible(stream: &str, difference: &Difference, operation: &'static str) -> BrokerError {
+    let why = format!(
+        "stream `{stream}`: {}: the server can't change that: keep it as it is, or delete the stream with all that is in it",
+        difference.what
+    );
+    BrokerError::new(BrokerErrorKind::StateConflict, operation, why)
+}
+
+/// The policy in a stream's metadata. A stream without one has the default policy.
+pub(super) fn read(config: &Config) -> Result<QueuePolicy, BrokerError> {
+    let policy = config.metadata.get(POLICY).map_or(Ok(QueuePolicy::default()), |text| serde_json::from_str(text));
+    let policy: QueuePolicy = policy.map_err(|error| {
+        let why = format!("`{POLICY}` in the metadata of stream `{}` is no policy", config.name);
+        BrokerError::new(BrokerErrorKind::Corrupt, OPERATION, why).with_source(error)
+    })?;
+    let paused = config.metadata.get(PAUSED).map_or(policy.paused, |paused| paused == "true");
+    Ok(QueuePolicy { paused, ..policy })
+}
+
+/// Writes `policy` into the metadata of `config`. A policy that is there already is not touched, so that JSON which
+/// another release wrote in another order is no change.
+pub(super) fn write(config: &mut Config, policy: &QueuePolicy) -> Result<(), BrokerError> {
+    if config.metadata.contains_key(POLICY) && read(config).is_ok_and(|found| found == *policy) {
+        return Ok(());
+    }
+    let text = serde_json::to_string(&QueuePolicy { paused: false, ..policy.clone() }).unwrap_or_default();
+    if text.len() > BYTES_MAX {
+        let why = format!("the policy has {} bytes as JSON, allowed are {BYTES_MAX}: name fewer clients", text.len());
+        return Err(BrokerError::new(BrokerErrorKind::Invalid, "write policy", why));
+    }
+    config.metadata.insert(POLICY.to_owned(), text);
+    config.metadata.insert(PAUSED.to_owned(), policy.paused.to_string());
+    Ok(())
+}
+
+pub(super) fn no_queue(queue: &QueueName, operation: &'static str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no queue `{queue}`: provision it first"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_read_as_it_was_written_and_a_stream_without_one_has_the_default() {
+        let mut config = Config::default();
+        assert_eq!(read(&config).unwrap(), QueuePolicy::default());
+        let mut policy = QueuePolicy { max_attempts: 3, paused: true, ..QueuePolicy::default() };
+        policy.clients.insert("acme".parse().unwrap(), Default::default());
+        write(&mut config, &policy).unwrap();
+        assert_eq!(read(&config).unwrap(), policy);
+        let written = config.clone();
+        write(&mut config, &policy).unwrap();
+        assert_eq!(config, written);
+    }
+
+    #[test]
+    fn metadata_that_is_no_policy_is_told_and_not_taken_for_the_default() {
+        let mut config = Config { name: "relay-jobs-work".to_owned(), ..Config::default() };
+        config.metadata.insert(POLICY.to_owned(), "{".to_owned());
+        assert_eq!(read(&config).unwrap_err().kind(), BrokerErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_policy_that_no_stream_can_hold_is_refused() {
+        let mut policy = QueuePolicy::default();
+        for number in 0..4_000 {
+            policy.clients.insert(format!("client-{number}").parse().unwrap(), Default::default());
+        }
+        assert_eq!(write(&mut Config::default(), &policy).unwrap_err().kind(), BrokerErrorKind::Invalid);
+    }
+}

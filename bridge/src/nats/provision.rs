@@ -1,0 +1,111 @@
+//! Creating and changing streams as a deployment wants them, and finding at start that what is needed is there.
+//!
+//! A plan is what would be done, line by line; nothing that can shorten what a client relies on is done without `force`.
+
+use async_trait::async_trait;
+
+use super::policy::{self, Policies};
+use super::stream_api::{self, Stream};
+use super::streams::{Mend, reconcile};
+use super::{Nats, names};
+use crate::contract::QueueName;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::policy::QueuePolicy;
+use crate::provision::{Change, Provision, policy_changes};
+
+const OPERATION: &str = "provision";
+
+#[async_trait]
+impl Provision for Nats {
+    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+        plan(self.policies(), queues).await
+    }
+
+    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
+        let planned = plan(self.policies(), queues).await?;
+        if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
+            let why = format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
+            return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
+        }
+        if !planned.is_empty() {
+            for shared in self.policies().settings().shared() {
+                self.policies().ensure(&shared, Mend::All).await?;
+            }
+        }
+        for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
+            self.policies().put(queue, wanted, Mend::All).await?;
+        }
+        Ok(planned)
+    }
+}
+
+impl Nats {
+    /// Finds that the streams of `queues` and those that all queues share are there and as relay needs them; that they
+    /// can do more is fine. For a process that may not create them.
+    ///
+    /// # Errors
+    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
+    pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        let policies = self.policies();
+        let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+        let mut wanted: Vec<_> = policies.settings().shared().into_iter().map(|config| (config, false)).collect();
+        wanted.extend(queues.iter().map(|queue| (policies.settings().jobs(queue, &QueuePolicy::default()), true)));
+        for (mut wanted, is_queue) in wanted {
+            let Some(found) = stream_api::find(policies.api(), &wanted.name, OPERATION).await? else {
+                missing.push(wanted.name);
+                continue;
+            };
+            if let (true, Some(queue)) = (is_queue, names::queue_of_stream(&wanted.name)) {
+                wanted = policies.settings().jobs(&queue, &policy::read(&found.info.config)?);
+            }
+            let (_, differences) = reconcile(&found.info.config, &wanted, Mend::Needed);
+            wrong.extend(differences.into_iter().map(|difference| format!("`{}`: {}", wanted.name, difference.what)));
+        }
+        let refuse = |kind, what: &str, which: &[String]| {
+            let why = format!("{what} {}: run `relay provision` with the rights to change streams", which.join(", "));
+            Err(BrokerError::new(kind, OPERATION, why))
+        };
+        match (missing.is_empty(), wrong.is_empty()) {
+            (true, true) => Ok(()),
+            (false, _) => refuse(BrokerErrorKind::NotFound, "streams are missing:", &missing),
+            (true, false) => refuse(BrokerErrorKind::StateConflict, "streams are not as relay needs them:", &wrong),
+        }
+    }
+}
+
+async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+    let mut planned = Vec::new();
+    // What all queues share is told with the first of them.
+    if let Some((first, _)) = queues.first() {
+        for wanted in policies.settings().shared() {
+            let found = stream_api::find(policies.api(), &wanted.name, OPERATION).await?;
+            let note = |what: String, destructive| Change {
+                queue: first.clone(),
+                what: format!("stream `{}`, for all queues: {what}", wanted.name),
+                destructive,
+            };
+            match found {
+                None => planned.push(note("create it".to_owned(), false)),
+                Some(Stream { info, .. }) => {
+                    let (_, differences) = reconcile(&info.config, &wanted, Mend::All);
+                    planned.extend(differences.into_iter().map(|differs| note(differs.what, differs.destructive)));
+                }
+            }
+        }
+    }
+    for (queue, wanted) in queues {
+        policies.check(wanted)?;
+        let found = stream_api::find(policies.api(), &names::jobs_stream(queue), OPERATION).await?;
+        let before = found.as_ref().map(|found| policy::read(&found.info.config)).transpose()?;
+        planned.extend(policy_changes(queue, before.as_ref(), wanted));
+        if let Some(found) = found {
+            let (_, differences) = reconcile(&found.info.config, &policies.settings().jobs(queue, wanted), Mend::All);
+            planned.extend(differences.into_iter().map(|differs| Change {
+                queue: queue.clone(),
+                what: differs.what,
+                destructive: differs.destructive,
+            }));
+        }
+    }
+    Ok(planned)
+}

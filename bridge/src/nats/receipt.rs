@@ -1,0 +1,130 @@
+//! What a receipt of this adapter holds: enough for any process on the same streams to settle the delivery, and nothing
+//! that lets its bearer answer for another client's or queue's.
+
+use std::time::Duration;
+
+use super::names;
+use super::state::Key;
+use crate::contract::Timestamp;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::Receipt;
+
+const VERSION: u8 = 1;
+const FIXED: usize = 1 + 8 + 8 + 4 + 8 + 8 + 1;
+
+/// A receipt's token, read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Token {
+    /// The sequence of the record.
+    pub(super) seq: u64,
+    /// Which delivery of that record.
+    pub(super) delivered: u64,
+    pub(super) attempt: u32,
+    pub(super) leased_at: Timestamp,
+    pub(super) lease: Duration,
+    /// Whether the record stays after the result.
+    pub(super) keep_record: bool,
+    /// The subject on which the server takes answers to this delivery.
+    pub(super) reply: String,
+}
+
+impl Token {
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(FIXED + self.reply.len());
+        bytes.push(VERSION);
+        bytes.extend(self.seq.to_be_bytes());
+        bytes.extend(self.delivered.to_be_bytes());
+        bytes.extend(self.attempt.to_be_bytes());
+        bytes.extend(self.leased_at.as_millis().to_be_bytes());
+        bytes.extend(u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
+        bytes.push(u8::from(self.keep_record));
+        bytes.extend(self.reply.as_bytes());
+        bytes
+    }
+
+    /// # Errors
+    /// `Invalid` if this adapter gave no such receipt for this client and queue.
+    pub(super) fn read(receipt: &Receipt, operation: &'static str) -> Result<Self, BrokerError> {
+        Self::parse(receipt)
+            .ok_or_else(|| BrokerError::new(BrokerErrorKind::Invalid, operation, "the receipt is not of this broker"))
+    }
+
+    fn parse(receipt: &Receipt) -> Option<Self> {
+        let mut rest = receipt.token.as_slice();
+        let [version] = take(&mut rest)?;
+        if version != VERSION {
+            return None;
+        }
+        let token = Self {
+            seq: u64::from_be_bytes(take(&mut rest)?),
+            delivered: u64::from_be_bytes(take(&mut rest)?),
+            attempt: u32::from_be_bytes(take(&mut rest)?),
+            leased_at: Timestamp::from_millis(i64::from_be_bytes(take(&mut rest)?)),
+            lease: Duration::from_millis(u64::from_be_bytes(take(&mut rest)?)),
+            keep_record: take::<1>(&mut rest)? == [1],
+            reply: std::str::from_utf8(rest).ok()?.to_owned(),
+        };
+        // Never by the position of tokens: there are two forms of these subjects.
+        let whose = format!(".{}.{}.", names::jobs_stream(&receipt.queue), names::consumer(&receipt.client));
+        let which = format!(".{}.{}.", token.delivered, token.seq);
+        let plain = token.reply.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
+        let ours = token.reply.starts_with("$JS.ACK.") && token.reply.contains(&(whose + &which[1..]));
+        (plain && ours).then_some(token)
+    }
+
+    pub(super) fn key(&self, receipt: &Receipt) -> Key {
+        (receipt.job_id, self.seq, self.delivered)
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{JobId, RunId};
+
+    fn receipt(reply: &str) -> Receipt {
+        let token = Token {
+            seq: 7,
+            delivered: 2,
+            attempt: 3,
+            leased_at: Timestamp::from_millis(1_763_865_086_007),
+            lease: Duration::from_secs(30),
+            keep_record: true,
+            reply: reply.to_owned(),
+        };
+        Receipt {
+            job_id: JobId::mint(),
+            run_id: RunId::mint(token.leased_at, None),
+            client: "acme".parse().unwrap(),
+            queue: "work".parse().unwrap(),
+            token: token.write(),
+        }
+    }
+
+    #[test]
+    fn both_forms_of_a_servers_reply_subject_are_taken_and_no_other_delivery() {
+        for reply in [
+            "$JS.ACK.relay-jobs-work.acme.2.7.9.1795563068201590761.4",
+            "$JS.ACK._.hash.relay-jobs-work.acme.2.7.9.1795563068201590761.4.x",
+        ] {
+            let receipt = receipt(reply);
+            assert_eq!(Token::read(&receipt, "test").unwrap().reply, reply);
+        }
+        for reply in [
+            "",
+            "relay.jobs.work.acme.x",
+            "$JS.ACK.relay-jobs-work.other.2.7.9.1.4",
+            "$JS.ACK.relay-jobs-other.acme.2.7.9.1.4",
+            "$JS.ACK.relay-jobs-work.acme.2.8.9.1.4",
+            "$JS.ACK.relay-jobs-work.acme.2.7.>",
+        ] {
+            assert_eq!(Token::read(&receipt(reply), "test").unwrap_err().kind(), BrokerErrorKind::Invalid, "{reply}");
+        }
+    }
+}

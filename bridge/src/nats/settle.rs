@@ -1,0 +1,177 @@
+//! How a delivery ends. A lease that is over by the holder's own clock is not touched again: the server would let its
+//! answers act on whoever holds the job now.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Nats;
+use super::names::{Address, Place};
+use super::receipt::Token;
+use super::record::Record;
+use super::state::Held;
+use crate::contract::JobId;
+use crate::contract::job::DELAY_MAX;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::{Held as StillHeld, Receipt};
+use crate::settlement::Settlement;
+
+/// The shortest delay there is before a retry.
+const RETRY_MIN: Duration = Duration::from_millis(1);
+
+impl Nats {
+    /// What this process knows of a lease, if it is not over.
+    pub(super) fn live(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        operation: &'static str,
+    ) -> Result<Option<Held>, BrokerError> {
+        let held = self.holding().get(&token.key(receipt));
+        let over = match &held {
+            Some(held) => held.until <= Instant::now(),
+            // Given out by another process, or settled before: its first lease, by the wall clock.
+            None => token.leased_at + token.lease <= self.clock().now(),
+        };
+        if over {
+            return Err(lost(operation, "its time is over"));
+        }
+        Ok(held.filter(|held| held.run == receipt.run_id))
+    }
+
+    pub(super) async fn extend_lease(&self, receipt: &Receipt) -> Result<StillHeld, BrokerError> {
+        const OPERATION: &str = "extend";
+        let token = Token::read(receipt, OPERATION)?;
+        let held = self.live(receipt, &token, OPERATION)?;
+        if let Some(outcome) = held.as_ref().and_then(|held| held.ended) {
+            return Ok(StillHeld::Ended(outcome));
+        }
+        let policy = self.policies().require(&receipt.queue, OPERATION).await?;
+        let (asked_at, now) = (Instant::now(), self.clock().now());
+        let held_for = match &held {
+            Some(held) => asked_at - held.started,
+            None => now.since(token.leased_at),
+        };
+        let left = policy.lease_max.saturating_sub(held_for);
+        if left.is_zero() {
+            return Err(lost(OPERATION, "the job was held for `lease_max`"));
+        }
+        let lease = left.min(policy.lease);
+        // The server extends by a whole lease or, told that the job may be had again after a while, by that.
+        let answer = match lease == policy.lease {
+            true => "+WPI".to_owned(),
+            false => format!("-NAK {{\"delay\":{}}}", lease.as_nanos()),
+        };
+        let (confirmed, kept) = tokio::join!(
+            self.api().answer(&token.reply, answer, OPERATION),
+            self.kept_result(&receipt.client, receipt.job_id)
+        );
+        if let Some(kept) = kept?.filter(|kept| kept.result.run_id >= receipt.run_id) {
+            self.holding().ended(receipt.job_id, receipt.run_id, kept.result.outcome);
+            return Ok(StillHeld::Ended(kept.result.outcome));
+        }
+        confirmed?;
+        let key = token.key(receipt);
+        self.holding().change(&key, |held| held.until = asked_at + lease);
+        if let Some(held) = self.holding().get(&key).filter(|held| held.told) {
+            self.tell_state(receipt.job_id, &held, true).await;
+        }
+        Ok(StillHeld::Until(lease))
+    }
+
+    pub(super) async fn settle_delivery(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        const OPERATION: &str = "settle";
+        let token = Token::read(receipt, OPERATION)?;
+        let held = self.live(receipt, &token, OPERATION)?;
+        let settled = self.apply(receipt, &token, held.as_ref(), settlement).await;
+        if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
+            self.holding().remove(&token.key(receipt));
+            self.made_room(receipt).await;
+            let runs_no_more = held.filter(|held| held.told && held.ended.is_none());
+            if let Some(held) = runs_no_more {
+                self.tell_state(receipt.job_id, &held, false).await;
+            }
+        }
+        settled
+    }
+
+    async fn apply(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        held: Option<&Held>,
+        settlement: &Settlement,
+    ) -> Result<(), BrokerError> {
+        const OPERATION: &str = "settle";
+        let address = Address::new(&receipt.queue, &receipt.client, receipt.job_id);
+        let completes = matches!(settlement, Settlement::Complete | Settlement::DeadLetter);
+        let ended = match held.map(|held| held.ended) {
+            Some(Some(_)) => true,
+            // What this process gave out and nobody ended may go back without asking.
+            Some(None) if !completes => false,
+            Some(None) | None => {
+                let kept = self.kept_result(&receipt.client, receipt.job_id).await?;
+                kept.is_some_and(|kept| kept.result.run_id >= receipt.run_id)
+            }
+        };
+        if ended {
+            return self.let_go(&token.reply, &address, token.seq, token.keep_record).await;
+        }
+        let found = self.record_at(&address, OPERATION).await?;
+        let Some(record) = found.filter(|record| record.seq == token.seq && record.place == Place::Line) else {
+            return Err(lost(OPERATION, "its record was replaced"));
+        };
+        let (delay, spent) = match settlement {
+            Settlement::Complete | Settlement::DeadLetter => {
+                let why = "the run has no result yet: record it first";
+                return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+            }
+            Settlement::RetryAfter(delay) => ((*delay).clamp(RETRY_MIN, DELAY_MAX), token.attempt),
+            Settlement::HandBack(delay) => ((*delay).min(DELAY_MAX), token.attempt.saturating_sub(1)),
+        };
+        let back = self.back(&record, spent, delay).await?;
+        if back { Ok(()) } else { Err(lost(OPERATION, "its record was replaced")) }
+    }
+
+    async fn back(&self, record: &Record, spent: u32, delay: Duration) -> Result<bool, BrokerError> {
+        let job = record.job().ok();
+        match delay.is_zero() {
+            true => self.put_back(record, spent, job.as_ref()).await,
+            false => self.park(record, spent, self.clock().now() + delay, job.as_ref()).await,
+        }
+    }
+
+    /// Ends the delivery of a run that has its result. A record that nobody needs any more goes with it.
+    pub(super) async fn let_go(
+        &self,
+        reply: &str,
+        address: &Address,
+        seq: u64,
+        keep_record: bool,
+    ) -> Result<(), BrokerError> {
+        if keep_record {
+            return self.api().answer(reply, "+ACK", "settle").await;
+        }
+        // Without its message there is no delivery: one step for both.
+        self.api().delete(&address.stream(), seq, "settle").await.map(drop)
+    }
+
+    /// A delivery ended: the client may run one more.
+    async fn made_room(&self, receipt: &Receipt) {
+        if let Some(line) = self.known_line(&receipt.queue).await {
+            let policy = self.policies().require(&receipt.queue, "settle").await;
+            if policy.is_ok_and(|policy| policy.client(&receipt.client).max_running < u32::MAX) {
+                line.more(&receipt.client);
+            }
+        }
+    }
+
+    /// Whether this process holds the job in that run: it knows that there is such a job.
+    pub(super) fn holds(&self, job: JobId) -> Option<Held> {
+        self.holding().of(job)
+    }
+}
+
+pub(super) fn lost(operation: &'static str, why: &str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::LeaseLost, operation, format!("the lease is lost: {why}"))
+}

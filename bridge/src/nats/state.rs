@@ -1,0 +1,200 @@
+//! What this process holds, and what it tells others of it. JetStream can't be asked for the lease and the attempt of a
+//! message, so workers say it themselves in a stream of its own: once a run has lasted a second, and at each heartbeat.
+//!
+//! A lease is judged by the holder's monotonic clock: it ends one lease after the pull, or the heartbeat, was sent.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{Inner, Nats, names};
+use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// How often what is held is looked over.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a run lasts before others are told of it.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+/// How much longer than a lease others believe in it: clocks of two hosts differ.
+const ALLOWANCE: Duration = Duration::from_secs(5);
+
+/// Names one delivery in this process: the job, its record's sequence, which delivery of that.
+pub(super) type Key = (JobId, u64, u64);
+
+/// A delivery that this process gave out.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) client: ClientId,
+    pub(super) queue: QueueName,
+    pub(super) run: RunId,
+    pub(super) attempt: u32,
+    /// When the lease ends, unless it is extended.
+    pub(super) until: Instant,
+    /// When it was taken.
+    pub(super) started: Instant,
+    pub(super) leased_at: Timestamp,
+    /// When the run was due.
+    pub(super) due_at: Timestamp,
+    /// How the run ended, if this process knows that it did.
+    pub(super) ended: Option<Outcome>,
+    /// Whether others were told.
+    pub(super) told: bool,
+}
+
+/// Everything this process holds. Bounded by what its workers asked for: an entry goes when it is settled, or a while
+/// after its lease ended.
+#[derive(Debug, Default)]
+pub(super) struct Holding(Mutex<BTreeMap<Key, Held>>);
+
+/// What a worker says of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Running {
+    pub(super) run: RunId,
+    pub(super) attempt: u32,
+    /// When this attempt started.
+    pub(super) started_at: Timestamp,
+    /// Until when it is held, unless it says so again; the past if it is not held any more.
+    pub(super) until: Timestamp,
+}
+
+impl Holding {
+    pub(super) fn insert(&self, key: Key, held: Held) {
+        self.all().insert(key, held);
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<Held> {
+        self.all().get(key).cloned()
+    }
+
+    pub(super) fn remove(&self, key: &Key) -> Option<Held> {
+        self.all().remove(key)
+    }
+
+    pub(super) fn change(&self, key: &Key, change: impl FnOnce(&mut Held)) {
+        if let Some(held) = self.all().get_mut(key) {
+            change(held);
+        }
+    }
+
+    /// The run ended: whoever in this process holds the job is told at its next heartbeat, without asking the broker.
+    pub(super) fn ended(&self, job: JobId, run: RunId, outcome: Outcome) {
+        let mut all = self.all();
+        for (_, held) in all.range_mut((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
+            if held.run == run {
+                held.ended = Some(outcome);
+            }
+        }
+    }
+
+    /// The newest delivery of `job` whose lease has not ended.
+    pub(super) fn of(&self, job: JobId) -> Option<Held> {
+        let now = Instant::now();
+        let all = self.all();
+        let mut held = all.range((job, 0, 0)..=(job, u64::MAX, u64::MAX)).rev().map(|(_, held)| held);
+        held.find(|held| held.until > now).cloned()
+    }
+
+    /// Forgets what ended long ago; answers what others are to be told of.
+    fn look_over(&self) -> Vec<(Key, Held)> {
+        let now = Instant::now();
+        let mut all = self.all();
+        all.retain(|_, held| held.until + ALLOWANCE > now);
+        let due = |held: &Held| !held.told && held.ended.is_none() && held.until > now;
+        let untold = all.iter_mut().filter(|(_, held)| due(held) && now - held.started >= TELL_AFTER);
+        untold
+            .map(|(key, held)| {
+                held.told = true;
+                (*key, held.clone())
+            })
+            .collect()
+    }
+
+    /// What was told is forgotten.
+    fn tell_again(&self) {
+        self.all().values_mut().for_each(|held| held.told = false);
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Key, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nats {
+    /// Says, without waiting, that the job runs, or that it does not any more.
+    pub(super) async fn tell_state(&self, job: JobId, held: &Held, runs: bool) {
+        let now = self.clock().now();
+        let until =
+            if runs { now + held.until.saturating_duration_since(Instant::now()) } else { Timestamp::from_millis(0) };
+        let running = Running { run: held.run, attempt: held.attempt, started_at: held.leased_at, until };
+        let body = serde_json::to_vec(&running).unwrap_or_default();
+        self.api().tell(names::state(&held.client, job), HeaderMap::new(), body.into()).await;
+    }
+
+    /// Makes the stream of states, if it is not there.
+    async fn ensure_states(&self) -> Result<(), BrokerError> {
+        let wanted = self.policies().settings().states();
+        self.policies().ensure(&wanted, super::streams::Mend::Needed).await
+    }
+
+    /// What is known of a run that has not ended: from this process, else from what workers said.
+    pub(super) async fn running(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+    ) -> Result<Option<Running>, BrokerError> {
+        let now = self.clock().now();
+        if let Some(held) = self.holding().of(job).filter(|held| held.run == run && held.ended.is_none()) {
+            let until = now + held.until.saturating_duration_since(Instant::now());
+            return Ok(Some(Running { run, attempt: held.attempt, started_at: held.leased_at, until }));
+        }
+        let said = self.api().last_at_leader(names::STATE_STREAM, names::state(client, job), "read state").await;
+        let said = match said {
+            // Without the stream nothing is known of what runs; everything else holds.
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => None,
+            said => said?,
+        };
+        let said: Option<Running> = said.and_then(|said| serde_json::from_slice(&said.payload).ok());
+        Ok(said.filter(|said| said.run == run))
+    }
+}
+
+impl Running {
+    /// Whether a worker holds the job, as far as is known.
+    pub(super) fn is_held(&self, now: Timestamp) -> bool {
+        self.until > now
+    }
+}
+
+/// Looks over what is held until the adapter is closed or gone.
+pub(super) async fn keep_telling(inner: Weak<Inner>) {
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut connections =
+        inner.upgrade().map_or(0, |inner| inner.api.client().statistics().connects.load(Ordering::Relaxed));
+    loop {
+        let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
+        tokio::select! {
+            _ = every.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        let Some(nats) = inner.upgrade().map(|inner: Arc<Inner>| Nats(inner)) else { return };
+        let connections_now = nats.api().client().statistics().connects.load(Ordering::Relaxed);
+        if connections_now != connections {
+            // A server that was started again has forgotten the stream, which is in memory, and what was told.
+            if let Err(failure) = nats.ensure_states().await {
+                tracing::debug!(error = %failure, "nobody can be told what runs");
+            }
+            nats.holding().tell_again();
+            connections = connections_now;
+        }
+        for ((job, ..), held) in nats.holding().look_over() {
+            nats.tell_state(job, &held, true).await;
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What time demands, in bounded steps that any replica may run: runs past their deadline end, cancels that a crash broke
+//! off are finished.
+//!
+//! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a client's line is looked at from its lowest
+//! unsettled record to the first one that is not due. Deadlines out of that order left an entry of their own.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Nats;
+use super::batch::{BATCH_MAX, Stretch};
+use super::deliver::UNREADABLE_FOR;
+use super::names::{self, Address};
+use super::record::{Outgoing, Record, Stored};
+use crate::contract::{ClientId, Failure, Job, Outcome, QueueName, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::Swept;
+use crate::leasing::Recorded;
+use crate::policy::QueuePolicy;
+
+const OPERATION: &str = "sweep";
+/// The most records of one step.
+const STEP_MAX: u32 = 1_000;
+/// The most places that are remembered.
+const PLACES_MAX: usize = 65_536;
+/// How many bytes of records come in one read, about.
+const BYTES_MAX: usize = 1024 * 1024;
+/// How long the entry of a cancel that was just begun is left alone.
+const BEGUN_JUST_NOW: Duration = Duration::from_secs(10);
+
+/// How far each client's line was looked at, and which queue comes first in the next step.
+#[derive(Debug, Default)]
+pub(super) struct Sweeping {
+    places: Mutex<HashMap<(QueueName, ClientId), u64>>,
+    first: AtomicUsize,
+}
+
+impl Sweeping {
+    fn place(&self, queue: &QueueName, client: &ClientId) -> u64 {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(&(queue.clone(), client.clone())).copied().unwrap_or(0)
+    }
+
+    fn looked_to(&self, queue: &QueueName, client: &ClientId, next: u64) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() >= PLACES_MAX {
+            places.clear();
+        }
+        places.insert((queue.clone(), client.clone()), next);
+    }
+}
+
+/// One step as it goes.
+struct Step {
+    swept: Swept,
+    left: u32,
+    now: Timestamp,
+}
+
+impl Step {
+    fn looked_at(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        self.swept.more |= self.left == 0;
+    }
+
+    fn page(&self) -> usize {
+        BATCH_MAX.min(self.left as usize)
+    }
+}
+
+impl Nats {
+    pub(super) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
+        let mut queues = self.queues(true).await?;
+        let first = self.0.line.sweeping.first.fetch_add(1, Ordering::Relaxed) % queues.len().max(1);
+        queues.rotate_left(first);
+        let left = limit.clamp(1, STEP_MAX);
+        let mut step = Step { swept: Swept::default(), left, now: self.clock().now() };
+        let mut failed = Vec::new();
+        for queue in &queues {
+            if step.left == 0 {
+                break;
+            }
+            match self.sweep_queue(queue, &mut step).await {
+                // Removed just now.
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
+                Err(error) => {
+                    // One queue whose stream has no leader holds up no other.
+                    tracing::debug!(%queue, %error, "a queue was not swept: it is tried again in the next step");
+                    failed.push(error);
+                }
+                Ok(()) => {}
+            }
+        }
+        if failed.len() == queues.len()
+            && let Some(error) = failed.pop()
+        {
+            return Err(error);
+        }
+        Ok(step.swept)
+    }
+
+    async fn sweep_queue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
+        let policy = self.policies().require(queue, OPERATION).await?;
+        self.sweep_overdue(queue, step).await?;
+        for info in self.consumer_infos(queue).await? {
+            if step.left == 0 {
+                return Ok(());
+            }
+            let open = info.num_pending + info.num_ack_pending > 0;
+            if let Some(client) = info.client().filter(|_| open) {
+                self.sweep_line(queue, &client, info.ack_floor.stream_seq + 1, &policy, step).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deadlines that have an entry, and cancels that were begun.
+    async fn sweep_overdue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
+        let (stream, mut from) = (names::jobs_stream(queue), 1);
+        while step.left > 0 {
+            let subject = names::overdue(queue);
+            let stretch = Stretch { from, subject, messages: step.page(), bytes: BYTES_MAX };
+            let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
+            for entry in &batch.messages {
+                from = entry.seq + 1;
+                step.looked_at();
+                if self.end_overdue(entry, step).await? {
+                    self.api().delete(&stream, entry.seq, OPERATION).await?;
+                }
+            }
+            if batch.is_end || batch.messages.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the entry is done with.
+    async fn end_overdue(&self, entry: &Stored, step: &mut Step) -> Result<bool, BrokerError> {
+        let Some(address) = Address::parse_overdue(&entry.subject) else { return Ok(true) };
+        let Some(record) = self.record_at(&address, OPERATION).await? else {
+            return Ok(entry.at + BEGUN_JUST_NOW <= step.now);
+        };
+        match record.job() {
+            Ok(job) if job.expires_at <= step.now || record.is_cancelled() => {
+                self.end_by_time(&record, &job, step).await?;
+                Ok(true)
+            }
+            Ok(_) => Ok(entry.at + BEGUN_JUST_NOW <= step.now),
+            Err(unreadable) => {
+                // It must not hold up the others, nor be forgotten.
+                tracing::error!(job_id = %address.job, error = %unreadable, "expired job can't be read: left for later");
+                let again = Outgoing::deadline_at(&address, step.now + UNREADABLE_FOR, &entry.payload, KEEP_SECS);
+                self.api().publish(again, OPERATION).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// A client's line, from its lowest unsettled record on.
+    async fn sweep_line(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        floor: u64,
+        policy: &QueuePolicy,
+        step: &mut Step,
+    ) -> Result<(), BrokerError> {
+        let remembered = self.0.line.sweeping.place(queue, client);
+        let mut from = floor.max(remembered);
+        while step.left > 0 {
+            let subject = names::client_line(queue, client);
+            let stretch = Stretch { from, subject, messages: step.page(), bytes: BYTES_MAX };
+            let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
+            let (is_end, read) = (batch.is_end, batch.messages.len());
+            if read == 0 && from == remembered {
+                // Another stream than the one that was looked at, or all of it is done: from the floor next time.
+                self.0.line.sweeping.looked_to(queue, client, 0);
+            }
+            for stored in batch.messages {
+                let seq = stored.seq;
+                if !self.end_in_order(Record::read(stored)?, policy, step).await? {
+                    self.0.line.sweeping.looked_to(queue, client, seq);
+                    return Ok(());
+                }
+                from = seq + 1;
+            }
+            self.0.line.sweeping.looked_to(queue, client, from);
+            if is_end || read == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what comes after the record may be due as well.
+    async fn end_in_order(&self, record: Record, policy: &QueuePolicy, step: &mut Step) -> Result<bool, BrokerError> {
+        let job = match record.job() {
+            Ok(job) => job,
+            Err(unreadable) => {
+                tracing::error!(job_id = %record.address.job, error = %unreadable, "a job in line can't be read: passed over");
+                return Ok(true);
+            }
+        };
+        if job.expires_at > step.now && !record.is_cancelled() {
+            // A job that was given longer than the queue gives now, or that came back, says nothing of those behind it.
+            let in_order = job.expires_at <= record.at + policy.job_ttl + BEGUN_JUST_NOW;
+            return Ok(!in_order);
+        }
+        step.looked_at();
+        self.end_by_time(&record, &job, step).await?;
+        Ok(true)
+    }
+
+    /// Ends the run unless it has ended.
+    async fn end_by_time(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
+        let kept = self.kept_result(&job.client, job.id).await?;
+        if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
+            return Ok(());
+        }
+        if record.is_cancelled() {
+            return self.finish_cancel(record, job).await.map(drop);
+        }
+        let failure = Failure::new("expired", format!("not finished by its deadline {}", job.expires_at));
+        let (result, recorded) = self.end_run(record, job, Outcome::Expired, failure).await?;
+        if recorded == Recorded::First {
+            step.swept.expired.push(result);
+        }
+        Ok(())
+    }
+}
+
+/// How long an entry that is left for later is kept, in seconds.
+const KEEP_SECS: u64 = 24 * 3_600;

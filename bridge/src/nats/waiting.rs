@@ -1,0 +1,142 @@
+//! Waiting for one result: an announcement only says *look again*; what is answered is looked up.
+//!
+//! A wait is one subscription on the shared connection and no task; dropping it ends both. The subscription is sent before
+//! the first look-up, on the same connection, so the look-up's answer proves that the server knows of it. In a cluster
+//! others may learn of it later: hence the second look-up.
+
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures_util::StreamExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
+
+use super::Nats;
+use super::names;
+use crate::contract::{ClientId, JobId};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::result_log::Lookup;
+
+/// The most calls of one process that wait at once. A wait takes some KiB and a subscription in the server.
+const WAITS_MAX: usize = 20_000;
+/// When a wait looks again by itself: by then every server of a cluster knows of its subscription.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// What bounds the waits of one process.
+#[derive(Debug)]
+pub(super) struct Waits(Semaphore);
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self(Semaphore::new(WAITS_MAX))
+    }
+}
+
+impl Waits {
+    fn begin(&self, operation: &'static str) -> Result<SemaphorePermit<'_>, BrokerError> {
+        self.0.try_acquire().map_err(|_| {
+            let full = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) };
+            BrokerError::new(full, operation, format!("{WAITS_MAX} calls wait already"))
+        })
+    }
+}
+
+/// A call that waits for announcements.
+pub(super) struct Waiting<'a> {
+    nats: &'a Nats,
+    announced: Subscriber,
+    deadline: Instant,
+    /// When it looks by itself, whatever was announced.
+    look_again: Option<Instant>,
+    missed: watch::Receiver<u64>,
+    _place: SemaphorePermit<'a>,
+}
+
+/// Why a wait goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// A result was announced that has this sequence in the log; 0 if it did not say.
+    Announced(u64),
+    /// Something may have been missed, or it is time to look again.
+    Look,
+    /// Its time is over, or the adapter is being closed.
+    Over,
+}
+
+impl<'a> Waiting<'a> {
+    /// Listens on `subject` for at most `wait`. Whatever is announced after the next answer of the server is heard.
+    pub(super) async fn begin(
+        nats: &'a Nats,
+        subject: String,
+        wait: Duration,
+        operation: &'static str,
+    ) -> Result<Self, BrokerError> {
+        let place = nats.waits().begin(operation)?;
+        let missed = nats.missed();
+        let announced = nats.api().client().subscribe(subject).await.map_err(|error| {
+            BrokerError::new(BrokerErrorKind::Unavailable, operation, "the connection to NATS is closed")
+                .with_source(error)
+        })?;
+        let now = Instant::now();
+        let look_again = Some(now + LOOK_AGAIN);
+        Ok(Self { nats, announced, deadline: now + wait.min(WAIT_MAX), look_again, missed, _place: place })
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline || self.nats.closing().is_cancelled()
+    }
+
+    /// Waits for a reason to look.
+    pub(super) async fn woken(&mut self) -> Woken {
+        let alarm = self.look_again.map_or(self.deadline, |again| again.min(self.deadline));
+        tokio::select! {
+            biased;
+            () = self.nats.closing().cancelled() => Woken::Over,
+            announced = self.announced.next() => match announced {
+                Some(message) => {
+                    let headers = message.headers.as_ref();
+                    Woken::Announced(headers.and_then(|headers| super::record::number(headers, SEQUENCE)).unwrap_or(0))
+                }
+                None => Woken::Over,
+            },
+            changed = self.missed.changed() => match changed {
+                Ok(()) => Woken::Look,
+                // Nobody tells any more: time alone is left.
+                Err(_) => {
+                    tokio::time::sleep_until(alarm).await;
+                    self.alarm()
+                }
+            },
+            () = tokio::time::sleep_until(alarm) => self.alarm(),
+        }
+    }
+
+    fn alarm(&mut self) -> Woken {
+        self.look_again = None;
+        if self.is_over() { Woken::Over } else { Woken::Look }
+    }
+}
+
+/// What a republished message says of the one that was stored.
+const SEQUENCE: &str = "Nats-Sequence";
+
+impl Nats {
+    pub(super) async fn wait_for(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
+        if wait.is_zero() {
+            return self.look_up(client, job).await;
+        }
+        let mut waiting = Waiting::begin(self, names::reply(client, job), wait, "wait").await?;
+        loop {
+            let found = self.look_up(client, job).await?;
+            if !matches!(found, Lookup::Open(_)) || waiting.is_over() {
+                return Ok(found);
+            }
+            if waiting.woken().await == Woken::Over {
+                // A last look: what was announced in vain is found here.
+                return self.look_up(client, job).await;
+            }
+        }
+    }
+}

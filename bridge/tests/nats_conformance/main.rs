@@ -1,0 +1,73 @@
+//! NATS keeps every promise of the suite, on one node and on three.
+//!
+//! Time is real here, so most tests wait most of the time: they run in a harness of their own, many at once, whatever the
+//! number of cores. `--test-threads`, a filter and the other options are those of every test binary.
+//!
+//! A test looks shortly before a time and shortly after it, and a machine that stood still in between shows it the wrong
+//! side. A promise that does not hold is therefore judged once more with twice the time, and the output says so; a
+//! broken one fails both times.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that panics is a test that fails")]
+
+mod fixture;
+
+use std::process::ExitCode;
+
+use fixture::{Fixture, Nodes};
+use libtest_mimic::{Arguments, Trial};
+use relay_bridge::conformance::{RUNS, Run};
+
+/// How many tests run at once. Each has a server of its own, or shares the cluster.
+const AT_ONCE: usize = 20;
+/// By how much times are longer when a promise is judged once more.
+const STRETCH: u32 = 2;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    // Those that wait longest begin first, or the last of them would run alone.
+    let mut runs = RUNS.to_vec();
+    runs.sort_by_key(|(name, _)| !LONG.contains(name));
+    let trials = runs.iter().flat_map(|(name, run)| {
+        [("nats_1", Nodes::One), ("nats_3", Nodes::Three)].map(|(module, nodes)| {
+            let (name, run) = (*name, *run);
+            Trial::test(format!("{module}::{name}"), move || {
+                judge(nodes, name, run);
+                Ok(())
+            })
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    fixture::stop_shared();
+    conclusion.exit_code()
+}
+
+fn judge(nodes: Nodes, promise: &str, run: Run) {
+    if std::panic::catch_unwind(|| keep(nodes, promise, run, 1)).is_err() {
+        eprintln!("{promise} on {nodes:?}: judged once more, with {STRETCH} times the time");
+        keep(nodes, promise, run, STRETCH);
+    }
+}
+
+/// Tests one promise, on a runtime of its own.
+fn keep(nodes: Nodes, promise: &str, run: Run, stretch: u32) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let fixture = Fixture::open(nodes, promise, stretch).await;
+        run(&fixture).await;
+        fixture.close().await;
+    });
+}
+
+/// The tests that wait until everything is past its keeping.
+const LONG: &[&str] = &[
+    "a_cursor_older_than_retention_starts_over_and_says_so",
+    "a_dead_letter_is_kept_for_its_retention_and_no_longer",
+    "a_key_whose_record_expired_starts_anew_before_any_sweep",
+    "a_key_whose_record_expired_starts_anew_without_the_old_result",
+    "a_late_result_of_an_older_run_does_not_finish_a_new_one",
+    "a_redrive_works_long_after_the_record_is_gone",
+    "a_result_is_readable_for_its_retention_after_completion",
+    "a_result_past_its_keeping_is_absent_before_any_sweep",
+    "a_sweep_writes_nothing_for_finished_runs_at_any_edge",
+];

@@ -1,0 +1,207 @@
+//! What a crash between two writes of the NATS adapter leaves, and what repairs it. The state between the writes is made
+//! by hand, as a process that was killed there would have left it.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, Context};
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{ClientId, Job, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::names::{self, Address, Place};
+use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::NatsServer;
+
+/// The shortest that a busy machine keeps.
+const LEASE: Duration = Duration::from_secs(2);
+const CONNECT: Duration = Duration::from_secs(30);
+
+async fn open(server: &NatsServer) -> Nats {
+    Nats::connect(NatsConfig::new([server.url()]), Wait::AtMost(CONNECT), Settings::default()).await.unwrap()
+}
+
+struct Stage {
+    _server: NatsServer,
+    jetstream: Context,
+    broker: Broker,
+    nats: Nats,
+    queue: QueueName,
+    client: ClientId,
+    policy: QueuePolicy,
+    clock: Clock,
+}
+
+impl Stage {
+    async fn open() -> Self {
+        let server = NatsServer::start().await;
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let jetstream = jetstream::new(client.clone());
+        let nats = open(&server).await;
+        let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
+        let policy = QueuePolicy { lease: LEASE, ..QueuePolicy::default() };
+        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        let (client, clock) = ("acme".parse().unwrap(), Clock::system());
+        Self { _server: server, jetstream, broker, nats, queue, client, policy, clock }
+    }
+
+    async fn submit(&self, key: &str, delay: Duration) -> Job {
+        let submission = Submission {
+            client: self.client.clone(),
+            queue: self.queue.clone(),
+            key: Some(key.parse().unwrap()),
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: "payload".into(),
+            delay,
+            expires_in: None,
+        };
+        let job = submission.accept(&self.policy, self.clock.now());
+        assert!(matches!(self.broker.jobs.enqueue(job.clone()).await.unwrap(), Enqueued::Created(_)));
+        job
+    }
+
+    async fn lease(&self, max: u32, wait: Duration) -> Vec<Delivery> {
+        let request = LeaseRequest {
+            worker: "worker-1".parse().unwrap(),
+            queues: vec![self.queue.clone()],
+            max: NonZeroU32::new(max).unwrap(),
+            wait,
+        };
+        self.broker.leasing.lease(&request).await.unwrap()
+    }
+
+    fn success(&self, delivery: &Delivery) -> JobResult {
+        let end = End { attempt: delivery.attempt, started_at: None, finished_at: self.clock.now() };
+        JobResult::succeeded(&delivery.job, end, "text/plain", "done".into())
+    }
+
+    async fn succeed(&self, delivery: &Delivery) {
+        assert_eq!(self.broker.leasing.record(&self.success(delivery)).await.unwrap(), Recorded::First);
+        self.broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    }
+
+    fn address(&self, job: &Job) -> Address {
+        Address::new(&self.queue, &self.client, job.id)
+    }
+
+    /// Writes the job's record again as another process would, and ends there.
+    async fn rewrite(&self, job: &Job, place: Place, more: &[(&str, String)]) {
+        let (address, stream) = (self.address(job), self.jetstream.get_stream(names::jobs_stream(&self.queue)));
+        let stream = stream.await.unwrap();
+        let found = stream.get_last_raw_message_by_subject(&address.anywhere()).await.unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", found.sequence.to_string());
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", address.anywhere());
+        more.iter().for_each(|(name, value)| headers.insert(*name, value.as_str()));
+        let stored = self.jetstream.publish_with_headers(address.at(place), headers, found.payload).await.unwrap();
+        stored.await.unwrap();
+    }
+
+    async fn state(&self, job: &Job) -> JobState {
+        self.broker.jobs.status(&self.client, job.id).await.unwrap().unwrap().state
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_broke_off_after_its_mark_is_finished_by_whoever_leases() {
+    let stage = Stage::open().await;
+    let job = stage.submit("key", Duration::ZERO).await;
+    stage.rewrite(&job, Place::Line, &[("Relay-Cancelled", "1".to_owned())]).await;
+    assert_eq!(stage.state(&job).await, JobState::Queued);
+    assert!(stage.lease(10, Duration::ZERO).await.is_empty(), "a cancelled job started");
+    assert_eq!(stage.state(&job).await, JobState::Finished(Outcome::Cancelled));
+    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap().waiting, 0, "it left the line");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_broke_off_after_its_mark_is_finished_by_a_sweep() {
+    let stage = Stage::open().await;
+    let waiting = stage.submit("waiting", Duration::ZERO).await;
+    let marked = stage.submit("marked", Duration::ZERO).await;
+    // The two writes of a cancel before the process ended: the entry for the sweep, then the mark.
+    stage.jetstream.publish(stage.address(&marked).overdue(), "".into()).await.unwrap().await.unwrap();
+    stage.rewrite(&marked, Place::Line, &[("Relay-Cancelled", "1".to_owned())]).await;
+    stage.broker.jobs.sweep(100).await.unwrap();
+    assert_eq!(stage.state(&marked).await, JobState::Finished(Outcome::Cancelled));
+    assert_eq!(stage.state(&waiting).await, JobState::Queued);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_broke_off_after_its_timer_runs_once_and_in_its_time() {
+    let stage = Stage::open().await;
+    let job = stage.submit("key", Duration::ZERO).await;
+    let held = stage.lease(1, LEASE).await.pop().unwrap();
+    // The timer was written, the delivery was not ended: it comes again when its lease is over.
+    let at = stage.clock.now() + LEASE * 3;
+    let timer = [
+        ("Relay-Charged", "1".to_owned()),
+        ("Nats-Schedule", format!("@at {at}")),
+        ("Nats-Schedule-Target", stage.address(&job).at(Place::Line)),
+    ];
+    stage.rewrite(&job, Place::Timer, &timer).await;
+    drop(held);
+    let again = stage.lease(1, LEASE * 5).await.pop().unwrap();
+    assert!(stage.clock.now() >= at, "it came before its time");
+    assert_eq!((again.job.id, again.attempt), (job.id, 2));
+    assert!(stage.lease(1, Duration::ZERO).await.is_empty(), "it came twice");
+    stage.succeed(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_between_recording_and_settling_leaves_nothing_that_runs_again() {
+    let stage = Stage::open().await;
+    let job = stage.submit("key", Duration::ZERO).await;
+    let held = stage.lease(1, LEASE).await.pop().unwrap();
+    stage.broker.leasing.record(&stage.success(&held)).await.unwrap();
+    stage.nats.close().await;
+    let other = open(&stage._server).await;
+    let stage = Stage { broker: other.broker(), nats: other, ..stage };
+    assert!(stage.lease(1, LEASE * 2).await.is_empty(), "a finished run came again");
+    assert_eq!(stage.state(&job).await, JobState::Finished(Outcome::Succeeded));
+    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap().leased, 0, "its delivery was ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
+    const FINISHED: usize = 400;
+    const WAITING: usize = 30;
+    let stage = Stage::open().await;
+    for number in 0..FINISHED {
+        stage.submit(&format!("finished-{number}"), Duration::ZERO).await;
+    }
+    let mut finished = 0;
+    while finished < FINISHED {
+        for delivery in stage.lease(64, LEASE).await {
+            stage.succeed(&delivery).await;
+            finished += 1;
+        }
+    }
+    let mut waiting = BTreeSet::new();
+    for number in 0..WAITING {
+        waiting.insert(stage.submit(&format!("waiting-{number}"), Duration::ZERO).await.id);
+    }
+    let stream = stage.jetstream.get_stream(names::jobs_stream(&stage.queue)).await.unwrap();
+    stream.delete_consumer(&names::consumer(&stage.client)).await.unwrap();
+    let mut ran = Vec::new();
+    while ran.len() < WAITING {
+        for delivery in stage.lease(64, LEASE * 5).await {
+            ran.push(delivery.job.id);
+            stage.succeed(&delivery).await;
+        }
+    }
+    assert!(stage.lease(64, Duration::ZERO).await.is_empty());
+    assert_eq!(ran.len(), WAITING);
+    assert_eq!(ran.into_iter().collect::<BTreeSet<_>>(), waiting);
+}

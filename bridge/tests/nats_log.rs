@@ -1,0 +1,167 @@
+//! What only NATS can lose: announcements, a whole stream, room. On a real server.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{Job, JobResult, Submission};
+use relay_bridge::error::BrokerErrorKind;
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::leasing::{LeaseRequest, Recorded};
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::{Nats, Settings, StreamSettings};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::{Lookup, Reset, Start};
+use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::NatsServer;
+
+/// Far longer than a test runs.
+const WAIT: Duration = Duration::from_secs(20);
+
+async fn open(server: &NatsServer, streams: StreamSettings) -> Nats {
+    let config = NatsConfig::new([server.url()]);
+    Nats::connect(config, Wait::AtMost(WAIT), Settings { streams, ..Settings::default() }).await.unwrap()
+}
+
+async fn jetstream(server: &NatsServer) -> async_nats::jetstream::Context {
+    async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap())
+}
+
+fn job(key: &str, payload: Vec<u8>) -> Job {
+    let submission = Submission {
+        client: "acme".parse().unwrap(),
+        queue: "work".parse().unwrap(),
+        key: Some(key.parse().unwrap()),
+        content_type: "text/plain".to_owned(),
+        content_encoding: None,
+        headers: Default::default(),
+        payload: payload.into(),
+        delay: Duration::ZERO,
+        expires_in: None,
+    };
+    submission.accept(&QueuePolicy::default(), Clock::system().now())
+}
+
+/// Leases one job and records its success.
+async fn succeed(broker: &Broker) -> Job {
+    let request = LeaseRequest {
+        worker: "worker-1".parse().unwrap(),
+        queues: vec!["work".parse().unwrap()],
+        max: 1.try_into().unwrap(),
+        wait: WAIT,
+    };
+    let delivery = broker.leasing.lease(&request).await.unwrap().remove(0);
+    let end = End { attempt: 1, started_at: Some(delivery.leased_at), finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&delivery.job, end, "text/plain", "done".into());
+    assert_eq!(broker.leasing.record(&result).await.unwrap(), Recorded::First);
+    broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    delivery.job
+}
+
+#[tokio::test]
+async fn storage_that_is_nearly_full_refuses_new_jobs_and_takes_outcomes() {
+    let server = NatsServer::start().await;
+    let streams = StreamSettings { jobs_bytes_max: Some(1_000_000), ..StreamSettings::default() };
+    let broker = open(&server, streams).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let first = job("key-0", vec![1; 1_000]);
+    broker.jobs.enqueue(first.clone()).await.unwrap();
+    let mut refused = None;
+    for number in 1..100_000 {
+        if let Err(error) = broker.jobs.enqueue(job(&format!("key-{number}"), vec![1; 10_000])).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    let refused = refused.expect("a job is refused");
+    assert!(matches!(refused.kind(), BrokerErrorKind::Overloaded { .. }), "{refused}");
+    assert!(refused.detail().contains("of 1000000 bytes"), "{refused}");
+    let again = broker.jobs.enqueue(first.clone()).await.unwrap();
+    assert!(matches!(again, Enqueued::Known(_)), "a known key is answered");
+    let done = succeed(&broker).await;
+    let found = broker.results.lookup(&done.client, done.id).await.unwrap();
+    assert!(matches!(found, Lookup::Finished(_)), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_result_that_nobody_announced_is_found_by_who_waits() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let jetstream = jetstream(&server).await;
+    let mut config = jetstream.get_stream("relay-results").await.unwrap().cached_info().config.clone();
+    assert!(config.republish.take().is_some());
+    jetstream.update_stream(config).await.unwrap();
+
+    let job = job("key", vec![]);
+    broker.jobs.enqueue(job.clone()).await.unwrap();
+    // Both end with a last look of their own.
+    let wait = Duration::from_secs(2);
+    let (lookup, page, _) = tokio::join!(
+        broker.results.wait(&job.client, job.id, wait),
+        broker.results.page(&job.client, &Start::Oldest, 10, wait),
+        succeed(&broker),
+    );
+    assert!(matches!(lookup.unwrap(), Lookup::Finished(_)));
+    assert_eq!(page.unwrap().entries.len(), 1);
+}
+
+#[tokio::test]
+async fn a_log_that_was_made_anew_starts_readers_over() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.jobs.enqueue(job("old", vec![])).await.unwrap();
+    let old = succeed(&broker).await;
+    let cursor = broker.results.page(&old.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap().next;
+
+    jetstream(&server).await.delete_stream("relay-results").await.unwrap();
+    // Any process that provisions makes it again.
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.jobs.enqueue(job("new", vec![])).await.unwrap();
+    let new = succeed(&broker).await;
+    let page = broker.results.page(&old.client, &Start::After(cursor), 10, Duration::ZERO).await.unwrap();
+    assert_eq!(page.reset, Some(Reset::LogReplaced));
+    assert_eq!(page.entries.iter().map(|entry| entry.result.job_id).collect::<Vec<_>>(), [new.id]);
+}
+
+#[tokio::test]
+async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() {
+    let server = NatsServer::start().await;
+    let nats = open(&server, StreamSettings::default()).await;
+    let queue = "work".parse().unwrap();
+    let missing = nats.check_provisioned(std::slice::from_ref(&queue)).await.unwrap_err();
+    assert_eq!(missing.kind(), BrokerErrorKind::NotFound);
+    for name in ["relay-jobs-work", "relay-results", "relay-dead", "relay-state", "relay provision"] {
+        assert!(missing.detail().contains(name), "{missing}");
+    }
+    nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    nats.check_provisioned(std::slice::from_ref(&queue)).await.unwrap();
+
+    let jetstream = jetstream(&server).await;
+    let mut config = jetstream.get_stream("relay-jobs-work").await.unwrap().cached_info().config.clone();
+    config.subjects.push("audit.>".to_owned());
+    config.metadata.insert("team".to_owned(), "payments".to_owned());
+    config.max_age = Duration::ZERO;
+    jetstream.update_stream(config.clone()).await.unwrap();
+    nats.check_provisioned(std::slice::from_ref(&queue)).await.unwrap();
+    let wanted = [(queue.clone(), QueuePolicy::default())];
+    assert_eq!(nats.broker().provision.plan(&wanted).await.unwrap(), []);
+    // A change of policy leaves it alone, too.
+    let policy = QueuePolicy { max_attempts: 3, ..QueuePolicy::default() };
+    nats.broker().provision.apply(&[(queue.clone(), policy)], false).await.unwrap();
+    let after = jetstream.get_stream("relay-jobs-work").await.unwrap().cached_info().config.clone();
+    assert_eq!((after.subjects, after.max_age), (config.subjects.clone(), config.max_age));
+    assert_eq!(after.metadata.get("team").map(String::as_str), Some("payments"));
+
+    config.max_messages = 10;
+    jetstream.update_stream(config).await.unwrap();
+    let wrong = nats.check_provisioned(&[queue]).await.unwrap_err();
+    assert_eq!(wrong.kind(), BrokerErrorKind::StateConflict);
+    assert!(wrong.detail().contains("max_msgs"), "{wrong}");
+}
