@@ -1,31 +1,31 @@
 //! The process that serves: `Config -> App::build(config, listeners) -> App::run(stop) -> drained | forced`.
 //!
 //! Sockets and the stop signal are arguments, so that tests bring port 0 and their own signal. Every task is joined in
-//! the drain, in this order: HTTP stops accepting and finishes what is in flight, the worker in this process finishes or
-//! hands back, the worker listener lets its workers hand back, the store is closed last.
+//! the drain, in this order: HTTP and NATS stop accepting and finish what is in flight, the worker in this process
+//! finishes or hands back, the worker listener lets its workers hand back, the store is closed last.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_bridge::broker::{Broker, Durability};
+use async_nats::{Client, ConnectOptions, ServerAddr};
+use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
-use relay_bridge::embedded::{Embedded, EmbeddedConfig};
-use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
 use relay_workers::{Handler, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::auth::Authenticator;
-use crate::ingress::{http, tcp};
+use crate::broker::{BrokerConfig, Opened};
+use crate::ingress::{http, nats, tcp};
 
 /// How often deadlines and retention are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -37,14 +37,16 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// Everything an [`App`] needs to know. It holds only valid values.
 pub struct Config {
-    /// The database file, or `None` for a store in memory that ends with the process.
-    pub store: Option<PathBuf>,
-    /// Queues to create or update before anything is served.
+    /// Where jobs and results are kept.
+    pub broker: BrokerConfig,
+    /// Queues that must be there before anything is served.
     pub queues: QueueSetup,
     /// Who may call.
     pub authenticator: Arc<Authenticator>,
     /// What a caller may ask for.
     pub limits: http::Limits,
+    /// Where clients are served over NATS, if they are.
+    pub nats: Option<NatsDoor>,
     /// A worker in this process, for development.
     pub worker: Option<LocalWorker>,
     /// How long requests and handlers in flight may take once the process is asked to stop.
@@ -61,6 +63,16 @@ pub struct QueueSetup {
     pub policy: Box<dyn Fn(QueuePolicy) -> QueuePolicy + Send + Sync>,
     /// Whether changes that shorten what a client relies on are applied.
     pub force: bool,
+}
+
+/// The NATS server on which clients find relay as a micro service.
+pub struct NatsDoor {
+    /// Any of these.
+    pub servers: Vec<ServerAddr>,
+    /// Credentials and TLS.
+    pub options: ConnectOptions,
+    /// What clients may ask for.
+    pub limits: nats::Limits,
 }
 
 /// A worker in this process.
@@ -101,10 +113,14 @@ pub enum Ended {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AppError {
-    /// The store can't be opened or provisioned.
+    /// The broker can't be opened or provisioned.
     Store(BrokerError),
+    /// The broker lacks what an operator has to create first: what.
+    Unprovisioned(String),
     /// A queue's policy would shorten what clients rely on, and `force` is not set: the changes.
     Destructive(String),
+    /// The connection to NATS can't be configured so.
+    Nats(async_nats::ConnectError),
     /// A listener failed while serving.
     Listener(&'static str, io::Error),
     /// A task of the process panicked: a bug.
@@ -115,7 +131,9 @@ impl fmt::Display for AppError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => write!(f, "{error}"),
+            Self::Unprovisioned(what) => write!(f, "the broker is not ready: {what}"),
             Self::Destructive(changes) => write!(f, "the queue's policy would shorten what clients rely on: {changes}"),
+            Self::Nats(error) => write!(f, "the NATS front door: {error}"),
             Self::Listener(which, error) => write!(f, "the {which} listener failed: {error}"),
             Self::Panicked(what) => write!(f, "a task of relay panicked: {what}"),
         }
@@ -132,9 +150,10 @@ impl From<BrokerError> for AppError {
 
 /// A process that is ready to serve.
 pub struct App {
-    store: Embedded,
+    opened: Opened,
     broker: Broker,
     ingress: Arc<http::Ingress>,
+    nats: Option<(Client, Arc<nats::Door>)>,
     authenticator: Arc<Authenticator>,
     worker: Option<LocalWorker>,
     listeners: Listeners,
@@ -143,32 +162,40 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store and provisions the queues. Connections wait in the listeners' backlog meanwhile.
+    /// Opens the broker and sees to the queues. Connections wait in the listeners' backlog meanwhile, for as long as a
+    /// broker on other machines is not there: drop the future to stop waiting.
     ///
     /// # Errors
     /// [`AppError::Store`] if the store is damaged, newer than this build, or held by another process;
-    /// [`AppError::Destructive`].
+    /// [`AppError::Destructive`]; [`AppError::Unprovisioned`].
     pub async fn build(config: Config, listeners: Listeners) -> Result<Self, AppError> {
         let clock = config.clock;
-        let store =
-            Embedded::open(EmbeddedConfig { path: config.store, clock: clock.clone(), ..EmbeddedConfig::default() })
-                .await?;
-        let broker = store.broker();
-        let capabilities = &broker.capabilities;
-        info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "store opened");
-        if capabilities.durability == Durability::None {
-            warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
-        }
-        if let Err(error) = provision(&broker, &config.queues).await {
-            store.close().await;
+        let opened = Opened::open(config.broker, &clock).await?;
+        if let Err(error) = opened.prepare(&config.queues).await {
+            opened.close().await;
             return Err(error);
         }
+        let broker = opened.broker();
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
+        let nats = match config.nats {
+            None => None,
+            Some(NatsDoor { servers, options, limits }) => {
+                let door = nats::Door::new(broker.clone(), limits, ingress.byte_budget(), clock.clone());
+                match nats::connect(&servers, options, &door).await {
+                    Ok(client) => Some((client, door)),
+                    Err(error) => {
+                        opened.close().await;
+                        return Err(AppError::Nats(error));
+                    }
+                }
+            }
+        };
         Ok(Self {
-            store,
+            opened,
             broker,
             ingress,
+            nats,
             authenticator: config.authenticator,
             worker: config.worker,
             listeners,
@@ -194,7 +221,7 @@ impl App {
     /// # Errors
     /// If a listener or a task fails; the store is closed before the error is returned.
     pub async fn run(self, stop: Stop) -> Result<Ended, AppError> {
-        let store = self.store.clone();
+        let opened = self.opened.clone();
         let force = stop.force.clone();
         let ended = tokio::select! {
             biased;
@@ -202,22 +229,29 @@ impl App {
             ended = self.serve(stop) => ended.map(|()| Ended::Drained),
         };
         // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
-        if tokio::time::timeout(CLOSE_MAX, store.close()).await.is_err() {
-            warn!("the store was still busy at the end: it is recovered at the next start");
+        if tokio::time::timeout(CLOSE_MAX, opened.close()).await.is_err() {
+            warn!("the broker was still busy at the end; what was accepted is safe");
         }
         ended
     }
 
     async fn serve(self, stop: Stop) -> Result<(), AppError> {
         // One stage after the other is told to stop and joined: see the module's first lines.
-        let mut stages = ["HTTP", "local worker", "worker listener", "sweep"].map(Stage::new);
-        let [http, local, remote, sweeper] = &mut stages;
+        let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "sweep"].map(Stage::new);
+        let [http, nats, local, remote, sweeper] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
             served.map_err(|error| AppError::Listener("HTTP", error))
         });
+        if let Some((client, door)) = self.nats {
+            let stopped = nats.stop.clone();
+            nats.tasks.spawn(async move {
+                let served = nats::serve(client, door, stopped, drain).await;
+                served.map_err(|error| AppError::Listener("NATS", error))
+            });
+        }
         if let Some(LocalWorker { handler, config }) = self.worker {
             let worker = Worker::new(Arc::clone(&self.broker.leasing), handler, self.clock, config);
             let stopped = local.stop.clone();
@@ -244,6 +278,7 @@ impl App {
         let mut failed = tokio::select! {
             () = stop.drain.cancelled() => None,
             Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
+            Some(ended) = nats.tasks.join_next() => Some(early(nats.name, ended)),
             Some(ended) = local.tasks.join_next() => Some(early(local.name, ended)),
             Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
@@ -279,29 +314,6 @@ impl Stage {
 impl tcp::WorkerAuth for Authenticator {
     fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
         self.authorize_worker(worker, key).map(|queues| tcp::WorkerGrant { queues })
-    }
-}
-
-async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
-    let mut wanted = Vec::with_capacity(setup.queues.len());
-    for queue in &setup.queues {
-        let stored = broker.policies.policy(queue).await?;
-        wanted.push((queue.clone(), (setup.policy)(stored.unwrap_or_default())));
-    }
-    match broker.provision.apply(&wanted, setup.force).await {
-        Ok(changes) => {
-            for change in changes {
-                info!(queue = %change.queue, change = %change.what, "queue provisioned");
-            }
-            Ok(())
-        }
-        Err(error) if error.kind() == BrokerErrorKind::StateConflict => {
-            let changes = broker.provision.plan(&wanted).await?;
-            let destructive = changes.into_iter().filter(|change| change.destructive);
-            let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
-            Err(AppError::Destructive(texts.join("; ")))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -351,11 +363,15 @@ fn flatten(ended: Result<Result<(), AppError>, tokio::task::JoinError>) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use relay_bridge::error::BrokerErrorKind;
+
     use super::*;
 
     fn config(store: Option<PathBuf>) -> Config {
         Config {
-            store,
+            broker: BrokerConfig::Embedded(store),
             queues: QueueSetup {
                 queues: vec!["orders".parse().unwrap()],
                 policy: Box::new(|stored| QueuePolicy { max_attempts: 4, ..stored }),
@@ -363,6 +379,7 @@ mod tests {
             },
             authenticator: Arc::new(Authenticator::development()),
             limits: http::Limits::default(),
+            nats: None,
             worker: None,
             drain: Duration::from_secs(5),
             clock: Clock::system(),

@@ -8,6 +8,7 @@
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
+//! - [`broker`]: which broker that is, and what must be there before anything is served.
 //! - [`cli`]: the commands, one file each.
 
 #[cfg(any(feature = "client", feature = "server"))]
@@ -16,6 +17,8 @@ pub mod api;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "server")]
+pub mod broker;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "client")]

@@ -32,7 +32,8 @@ fn help_names_every_command_and_every_exit_code() {
     let help = run(["--help"]);
     assert_eq!(code(&help), 0);
     assert_eq!(stderr(&help), "");
-    for word in ["serve", "worker", "dev", "demo", "submit", "result", "status", "cancel", "keys", "store"] {
+    for word in ["serve", "worker", "dev", "demo", "submit", "result", "status", "cancel", "keys", "store", "provision"]
+    {
         assert!(stdout(&help).contains(&format!("\n  {word} ")), "{word}");
         let of_command = run([word, "--help"]);
         assert_eq!(code(&of_command), 0);
@@ -51,6 +52,9 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["serve", "--memory", "--no-auth", "--payload-max", "5"], "write `5B`"),
         (&["serve", "--memory", "--no-auth", "--queue", "No"], "[a-z0-9]"),
         (&["serve", "--memory", "--no-auth", "--max-attempts", "0"], "at least 1"),
+        (&["serve", "--memory", "--no-auth", "--nats", "nats://127.0.0.1:4222"], "--nats"),
+        (&["serve", "--no-auth", "--nats", "http://x", "--nats-ping", "1ms"], "--nats-ping"),
+        (&["serve", "--memory", "--no-auth", "--nats-user", "relay"], "--nats"),
         (&["worker"], "COMMAND"),
         (&["result", "not-an-id"], "UUID"),
         (&["submit", "a", "b", "--key", "k"], "--key-from"),

@@ -5,19 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
 
 mod cli_support;
+mod kill_support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bytes::Bytes;
 use cli_support::Running;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use relay::api::ResultView;
-use relay::client::retry::Patience;
-use relay::client::{Client, ClientError, NewJob, Submitted};
-use relay_bridge::contract::{JobId, Outcome, RunId};
+use kill_support::{Random, all_finished, from_environment, submit_all, whole_log};
+use relay::client::{Client, Submitted};
+use relay_bridge::contract::JobId;
 use relay_bridge::embedded::store;
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -28,13 +25,6 @@ const JOBS: usize = 2_000;
 /// Kills of the server, spread over the submissions.
 const ROUNDS: usize = 5;
 const WORKERS: usize = 3;
-const CLIENTS: usize = 32;
-/// Tries again soon, and for longer than any restart takes.
-const PATIENCE: Patience = Patience {
-    base: Duration::from_millis(20),
-    cap: Duration::from_millis(500),
-    give_up_after: Duration::from_secs(120),
-};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
@@ -56,12 +46,7 @@ async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
     assert_eq!(acknowledged.len(), jobs, "one job per key");
 
     // Over HTTP, job by job: the result is there, and it is the handler's.
-    let runs: BTreeMap<JobId, RunId> = stream::iter(acknowledged.iter().copied())
-        .map(|job| finished(&client, job))
-        .buffer_unordered(CLIENTS)
-        .try_collect()
-        .await
-        .unwrap();
+    let runs = all_finished(&client, &acknowledged).await;
     // Over HTTP, the client's log: one entry per job, of that run.
     let log = whole_log(&client).await.unwrap();
     assert_eq!(log.len(), jobs, "one result per job in the client's log");
@@ -89,55 +74,6 @@ async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
     println!("{jobs} jobs, {ROUNDS} kills of the server, {workers_killed} of workers, {lines} handler starts");
 }
 
-async fn submit_all(
-    client: Client,
-    jobs: usize,
-    progress: watch::Sender<usize>,
-) -> Result<Vec<Submitted>, ClientError> {
-    let (client, progress) = (&client, &progress);
-    stream::iter(0..jobs)
-        .map(|at| async move {
-            let job = NewJob {
-                queue: "default".parse().unwrap(),
-                key: Some(format!("job-{at}").parse().unwrap()),
-                content_type: "text/plain".to_owned(),
-                payload: Bytes::from(format!("payload of job {at}")),
-                delay: None,
-                expires_in: None,
-                meta: BTreeMap::new(),
-            };
-            let submitted = PATIENCE.repeat(true, || client.submit(&job, None), |_| {}).await?;
-            progress.send_modify(|count| *count += 1);
-            Ok(submitted)
-        })
-        .buffer_unordered(CLIENTS)
-        .try_collect()
-        .await
-}
-
-async fn finished(client: &Client, job: JobId) -> Result<(JobId, RunId), ClientError> {
-    loop {
-        let wait = Duration::from_secs(50);
-        if let Some(result) = PATIENCE.repeat(true, || client.result(job, wait), |_| {}).await? {
-            assert_eq!(result.outcome, Outcome::Succeeded, "{job}: {:?}", result.payload);
-            assert!(result.payload.starts_with(b"payload of job "), "{job}: {:?}", result.payload);
-            return Ok((job, result.run_id));
-        }
-    }
-}
-
-async fn whole_log(client: &Client) -> Result<Vec<ResultView>, ClientError> {
-    let (mut entries, mut after) = (Vec::new(), None);
-    loop {
-        let page = client.results(after.as_deref(), 100, Duration::ZERO).await?;
-        if page.entries.is_empty() {
-            return Ok(entries);
-        }
-        entries.extend(page.entries);
-        after = Some(page.next);
-    }
-}
-
 /// A server on disk and its workers, all of them processes that are killed.
 struct Cluster {
     dir: PathBuf,
@@ -148,7 +84,7 @@ struct Cluster {
     server: Option<Running>,
     workers: Vec<Running>,
     workers_killed: u32,
-    random: u64,
+    random: Random,
 }
 
 impl Cluster {
@@ -161,7 +97,7 @@ impl Cluster {
             server: None,
             workers: Vec::new(),
             workers_killed: 0,
-            random: seed | 1,
+            random: Random::new(seed),
         };
         cluster.start_server();
         cluster.workers = (0..WORKERS).map(|_| cluster.worker()).collect();
@@ -188,10 +124,10 @@ impl Cluster {
     async fn kill_while(&mut self, mut accepted: watch::Receiver<usize>, jobs: usize) {
         for round in 0..ROUNDS {
             let between = jobs / (ROUNDS + 1);
-            for _ in 0..=self.draw(1) {
-                let moment = between * round + usize::try_from(self.draw(between as u64)).unwrap();
+            for _ in 0..=self.random.draw(1) {
+                let moment = between * round + usize::try_from(self.random.draw(between as u64)).unwrap();
                 accepted.wait_for(|count| *count >= moment).await.unwrap();
-                let victim = usize::try_from(self.draw(WORKERS as u64 - 1)).unwrap();
+                let victim = usize::try_from(self.random.draw(WORKERS as u64 - 1)).unwrap();
                 self.workers.swap_remove(victim).kill();
                 self.workers_killed += 1;
                 let replacement = self.worker();
@@ -207,16 +143,4 @@ impl Cluster {
         self.workers.into_iter().for_each(Running::stop);
         self.server.unwrap().stop();
     }
-
-    /// A number from 0 to `max` (xorshift64).
-    fn draw(&mut self, max: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % (max + 1)
-    }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
 }

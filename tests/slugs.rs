@@ -40,3 +40,55 @@ fn no_released_slug_vanishes() {
         assert!(known.contains(slug), "`{slug}` was released: clients rely on it");
     }
 }
+
+/// The bridge knows nothing of HTTP, so it spells the slugs itself.
+#[cfg(feature = "server")]
+#[test]
+fn the_slugs_of_the_worker_protocol_are_those_of_the_api() {
+    use std::time::Duration;
+
+    use relay::api::Problem;
+    use relay_bridge::contract::wire::WireError;
+    use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
+
+    let mut differ = Vec::new();
+    for kind in [
+        Kind::Unavailable,
+        Kind::Ambiguous,
+        Kind::TooLarge { actual: 9, limit: 8 },
+        Kind::QuotaExceeded { actual: 9, limit: 8 },
+        Kind::Overloaded { retry_after: Duration::from_secs(1) },
+        Kind::LeaseLost,
+        Kind::NotFound,
+        Kind::StateConflict,
+        Kind::NewerVersion { found: 3, newest: 2 },
+        Kind::Unauthorized,
+        Kind::Corrupt,
+        Kind::Invalid,
+    ] {
+        let error = BrokerError::new(kind, "test", "as told");
+        let (wire, api) = (WireError::of(&error), Problem::from(&error));
+        let slug: Slug = wire.slug.parse().unwrap_or_else(|_| panic!("`{}` of {kind:?} is no slug", wire.slug));
+        if (slug, wire.retry.as_str()) != (api.slug, api.retry.as_str()) {
+            differ.push((kind, slug.as_str(), api.slug.as_str()));
+        }
+    }
+    let meant = [
+        // A worker of this version won't read it however often it asks; a client's retry may meet a newer replica.
+        (Kind::NewerVersion { found: 3, newest: 2 }, "internal", "broker-unavailable"),
+        // The worker's own credentials; over HTTP they would be relay's.
+        (Kind::Unauthorized, "forbidden", "broker-unavailable"),
+        // Every request of a worker may be repeated anyway, and this one does not get better.
+        (Kind::Corrupt, "internal", "internal"),
+    ];
+    assert_eq!(differ, meant);
+
+    // Where the worker listener names a slug that says more.
+    for file in std::fs::read_dir(root().join("src/ingress/tcp")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        for part in text.split("with_slug(\"").skip(1) {
+            let slug = part.split('"').next().unwrap();
+            assert!(slug.parse::<Slug>().is_ok(), "`{slug}` is no slug");
+        }
+    }
+}

@@ -51,6 +51,14 @@ pub mod header {
     pub const JOB_ID: &str = "relay-job-id";
     /// Response: where the result is in the client's results.
     pub const CURSOR: &str = "relay-cursor";
+    /// Request over NATS: read the results after this cursor, or from `now`.
+    pub const AFTER: &str = "relay-after";
+    /// Request over NATS: how many results at most.
+    pub const LIMIT: &str = "relay-limit";
+    /// Response over NATS: where a job stands that has no result yet.
+    pub const STATE: &str = "relay-state";
+    /// Response over NATS: why reading restarted at the oldest result that is kept.
+    pub const RESET: &str = "relay-reset";
     /// Response: names the request in relay's log. `x-request-id` has the same value.
     pub const REQUEST_ID: &str = "relay-request-id";
     /// W3C trace context; reaches the handler.

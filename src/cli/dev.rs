@@ -9,8 +9,9 @@ use relay_bridge::contract::ids::InvalidId;
 
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
+use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
-use super::serve::{ListenArgs, Serving, no_auth_only_on_loopback, prepare_store};
+use super::serve::{ListenArgs, Serving, choose, no_auth_only_on_loopback};
 use super::worker::{OrderArg, default_slots, worker_config};
 use crate::app::LocalWorker;
 use crate::auth::Authenticator;
@@ -22,12 +23,13 @@ Examples:
   relay dev -- sha256sum
   relay dev --data ./data --queue orders -- python3 handle.py
   relay dev --http http://127.0.0.1:3000/jobs
+  relay dev --nats nats://127.0.0.1:4222 -- sha256sum              what is missing there is created
 
 Then, in another terminal:
   curl -H 'Prefer: wait=10' --data-binary @FILE http://127.0.0.1:7410/v1/queues/default/jobs")]
 pub(crate) struct DevArgs {
     /// Keep jobs and results in this directory; without it they are in memory and end with this process
-    #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
+    #[arg(long, value_name = "DIR", env = "RELAY_DATA", conflicts_with = "nats")]
     data: Option<PathBuf>,
     /// Handlers at work at once [default: the number of processors]
     #[arg(long, value_name = "N")]
@@ -38,13 +40,18 @@ pub(crate) struct DevArgs {
     listen: ListenArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    streams: StreamArgs,
 }
 
 /// `relay dev`
 pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     no_auth_only_on_loopback("--listen", args.listen.address())?;
     tracing::warn!("no authentication: for development on this machine only");
-    let store = args.data.map(prepare_store).transpose()?;
+    // For trying things out: nobody runs `relay provision` first.
+    let broker = choose(args.data, args.nats, args.streams, true)?;
     let queues = args.policy.queues().iter().map(|queue| (queue.clone(), NonZeroU32::MIN)).collect();
     let first_try = args.policy.queues().first().cloned();
     let slots = args.slots.unwrap_or_else(default_slots);
@@ -52,9 +59,10 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     let config = worker_config(id, queues, OrderArg::Weighted, slots, args.listen.drain());
     let handler = args.handler.resolve()?;
     let serving = Serving {
-        store,
+        broker,
         authenticator: Authenticator::development(),
         worker_listen: None,
+        nats: None,
         listen: args.listen,
         policy: args.policy,
         worker: Some(LocalWorker { handler, config }),

@@ -3,10 +3,10 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `values`, `output`, `logs`, `signals`, `remote`: what commands share.
+//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`: what commands share.
 //! - `serve`, `worker`, `dev`: processes that serve until they are stopped.
 //! - `submit`, `result`, `job`: what a client does.
-//! - `keys`, `store`, `completions`: what an operator does.
+//! - `keys`, `store`, `provision`, `nats_users`, `completions`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
@@ -23,8 +23,11 @@ mod handler;
 mod job;
 mod keys;
 mod logs;
+mod nats;
+mod nats_users;
 mod output;
 mod policy;
+mod provision;
 mod remote;
 mod result;
 mod serve;
@@ -73,7 +76,7 @@ enum Command {
     /// Take jobs over HTTP, keep them in a store, hand them to workers
     Serve(Box<serve::ServeArgs>),
     /// Run a command, or call a local service, for each job of a server
-    Worker(worker::WorkerArgs),
+    Worker(Box<worker::WorkerArgs>),
     /// Server and worker in one process, without authentication, for trying things out
     Dev(Box<dev::DevArgs>),
     /// Show the main path on real files: submit, run, kill a worker, lose nothing, run nothing twice
@@ -88,8 +91,12 @@ enum Command {
     Cancel(job::JobArgs),
     /// Create, list and revoke API keys in a key file
     Keys(keys::KeysArgs),
+    /// Create or update what relay needs on NATS: streams, and what holds for queues
+    Provision(Box<provision::ProvisionArgs>),
     /// Check, measure and back up a store
     Store(store::StoreArgs),
+    /// Print what to configure on NATS
+    Nats(nats_users::NatsArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -98,8 +105,9 @@ impl Command {
     /// What is logged unless the user says otherwise.
     fn default_log(&self) -> &'static str {
         match self {
-            Self::Serve(_) | Self::Worker(_) | Self::Dev(_) => "info",
-            _ => "warn",
+            // What the client of NATS says of each event, relay says in its own words.
+            Self::Serve(_) | Self::Worker(_) | Self::Dev(_) => "info,async_nats=off",
+            _ => "warn,async_nats=off",
         }
     }
 }
@@ -142,10 +150,12 @@ fn run_to_end(cli: Cli) -> Result<Exit, CliError> {
 async fn command(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Serve(args) => serve::run(*args).await,
-        Command::Worker(args) => worker::run(args).await,
+        Command::Worker(args) => worker::run(*args).await,
         Command::Dev(args) => dev::run(*args).await,
+        Command::Provision(args) => or_interrupted(provision::run(*args)).await,
         Command::Keys(args) => keys::run(args),
         Command::Store(args) => store::run(args),
+        Command::Nats(args) => nats_users::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Demo(args) => or_interrupted(demo::run(args)).await,
         Command::Submit(args) => or_interrupted(submit::run(args)).await,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::{ConnectOptions, ServerAddr};
 use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
@@ -14,12 +15,15 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::exit::{CliError, Exit};
+use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
 use super::values;
-use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker};
+use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
 use crate::auth::Authenticator;
+use crate::broker::{BrokerConfig, NatsBroker};
 use crate::ingress::http::Limits;
+use crate::ingress::nats;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -31,6 +35,7 @@ Examples:
   relay keys new orders > orders.key
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
   relay serve --memory --no-auth                  for trying things out on this machine
+  relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
 
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
 closed. A second signal forces. With --json the addresses are one line of JSON on stdout, as soon
@@ -44,15 +49,34 @@ pub(crate) struct ServeArgs {
     /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
     #[arg(long, value_name = "ADDR", help_heading = "Listening")]
     worker_listen: Option<SocketAddr>,
+    /// Serve clients on this NATS server too, as the micro service `relay`: nats://[USER:PASSWORD@]HOST[:PORT], or
+    /// several of one cluster with commas. NATS permissions say who is who: see `relay nats permissions`
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RELAY_NATS_LISTEN",
+        hide_env_values = true,
+        value_delimiter = ',',
+        help_heading = "Listening"
+    )]
+    nats_listen: Vec<ServerAddr>,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// Create what is missing on NATS and change what differs, as `relay provision` does. Without it a missing stream is
+    /// an error
+    #[arg(long, requires = "nats", help_heading = "NATS streams")]
+    provision: bool,
+    #[command(flatten)]
+    streams: StreamArgs,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
-#[group(required = true, multiple = false)]
+#[group(id = "store", required = true, multiple = false, args = ["data", "memory", "nats"])]
 struct StoreArgs {
     /// Keep jobs and results in this directory; it is created if it is not there
     #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
@@ -119,11 +143,12 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
             .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
     }
-    let store = args.store.data.map(prepare_store).transpose()?;
+    let broker = choose(args.store.data, args.nats, args.streams, args.provision)?;
     let serving = Serving {
-        store,
+        broker,
         authenticator,
         worker_listen: args.worker_listen,
+        nats: nats_door(args.nats_listen),
         listen: args.listen,
         policy: args.policy,
         worker: None,
@@ -133,11 +158,22 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     serving.run().await
 }
 
+fn nats_door(servers: Vec<ServerAddr>) -> Option<NatsDoor> {
+    let first = servers.first()?;
+    // The client library leaves what stands before an address aside.
+    let options = match (first.username(), first.password()) {
+        (Some(user), Some(password)) => ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned()),
+        _ => ConnectOptions::new(),
+    };
+    Some(NatsDoor { servers, options, limits: nats::Limits::default() })
+}
+
 /// What `serve` and `dev` have in common.
 pub(crate) struct Serving {
-    pub(crate) store: Option<PathBuf>,
+    pub(crate) broker: BrokerConfig,
     pub(crate) authenticator: Authenticator,
     pub(crate) worker_listen: Option<SocketAddr>,
+    pub(crate) nats: Option<NatsDoor>,
     pub(crate) listen: ListenArgs,
     pub(crate) policy: PolicyArgs,
     pub(crate) worker: Option<LocalWorker>,
@@ -159,15 +195,20 @@ impl Serving {
             None => None,
         };
         let config = Config {
-            store: self.store,
+            broker: self.broker,
             queues,
             authenticator: Arc::new(self.authenticator),
             limits: Limits::default(),
+            nats: self.nats,
             worker: self.worker,
             drain: self.listen.drain,
             clock: self.clock,
         };
-        let app = App::build(config, Listeners { http, workers }).await?;
+        let app = tokio::select! {
+            app = App::build(config, Listeners { http, workers }) => app?,
+            // Of a broker that is still waited for.
+            () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
+        };
         announce(&app, self.listen.json);
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
             info!("try: echo hello | relay submit --wait --server http://{address} --queue {queue}");
@@ -205,6 +246,20 @@ pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Resul
         .hint("listen on 127.0.0.1, or make keys with `relay keys new` and start `relay serve` with --keys"))
 }
 
+/// The broker that was asked for: NATS, a store on disk, or one in memory.
+pub(crate) fn choose(
+    data: Option<PathBuf>,
+    nats: NatsArgs,
+    streams: StreamArgs,
+    provision: bool,
+) -> Result<BrokerConfig, CliError> {
+    let streams = streams.resolve()?;
+    match nats.resolve("relay".to_owned())? {
+        Some(config) => Ok(BrokerConfig::Nats(Box::new(NatsBroker { config, streams, provision }))),
+        None => Ok(BrokerConfig::Embedded(data.map(prepare_store).transpose()?)),
+    }
+}
+
 /// The database file in `data`, which is created with access for this user only.
 pub(crate) fn prepare_store(data: PathBuf) -> Result<PathBuf, CliError> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -232,9 +287,14 @@ impl From<AppError> for CliError {
         match &error {
             AppError::Store(broker) if broker.is_transient() => Self::unavailable(error.to_string()),
             AppError::Store(_) => Self::usage(error.to_string()),
+            AppError::Unprovisioned(_) => Self::usage(error.to_string()).hint(
+                "`relay provision` with the same --nats and --queue creates it, and --dry-run shows it first; \
+                 or add --provision",
+            ),
             AppError::Destructive(_) => {
                 Self::usage(error.to_string()).hint("add --force if that is meant, or leave the flag out")
             }
+            AppError::Nats(_) => Self::usage(error.to_string()),
             _ => Self::failed(error.to_string()),
         }
     }

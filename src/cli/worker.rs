@@ -1,4 +1,4 @@
-//! `relay worker`: takes jobs of a server and runs a command, or calls a local service, for each of them.
+//! `relay worker`: takes jobs of a server, or of NATS, and runs a command, or calls a local service, for each of them.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -9,13 +9,18 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::remote::{Remote, RemoteConfig};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
+use super::nats::NatsArgs;
 use super::output;
+use super::provision::from_broker;
 use super::signals::Signals;
 use super::values::{self, WeightedQueue};
 use crate::client::retry::jitter;
@@ -27,13 +32,14 @@ Examples:
   relay worker -- sha256sum
   relay worker --queue urgent=5 --queue bulk --slots 8 -- ./resize --width 640
   relay worker --http http://127.0.0.1:3000/jobs --timeout 20s
+  relay worker --nats nats://nats:4222 --queue orders -- ./handle          without a server in between
 
 A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
 and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
 A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
     /// The server's worker address: what `relay serve --worker-listen` was given
-    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411")]
+    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411", conflicts_with = "nats")]
     connect: String,
     /// A queue to take jobs from, with its share among several; repeat it for more
     #[arg(long = "queue", value_name = "NAME[=WEIGHT]", default_value = "default")]
@@ -48,7 +54,7 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "NAME")]
     id: Option<WorkerId>,
     /// The worker's key; a server without authentication needs none
-    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true)]
+    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true, conflicts_with = "nats")]
     key: Option<String>,
     /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
@@ -58,6 +64,8 @@ pub(crate) struct WorkerArgs {
     json: bool,
     #[command(flatten)]
     handler: HandlerArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
 }
 
 /// Which queue is asked first.
@@ -78,26 +86,35 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     let handler = args.handler.resolve()?;
+    let nats = args.nats.resolve(format!("relay-{id}"))?;
+    let names: Vec<_> = args.queues.iter().map(|queue| queue.name.clone()).collect();
     let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let remote = RemoteConfig { key: args.key, ..RemoteConfig::new(&args.connect, id.clone()) };
-    let leasing = tokio::select! {
-        connected = connect(remote) => Arc::new(connected.map_err(|error| unconnected(&args.connect, &error))?),
+    let address = nats.as_ref().map_or_else(|| args.connect.clone(), |nats| nats.servers.join(","));
+    let connecting = async {
+        match nats {
+            Some(nats) => Source::nats(nats, &names).await,
+            None => {
+                let remote = RemoteConfig { key: args.key, ..RemoteConfig::new(&args.connect, id.clone()) };
+                let connected = connect(remote).await.map_err(|error| unconnected(&args.connect, &error))?;
+                Ok(Source::Remote(Arc::new(connected)))
+            }
+        }
+    };
+    let source = tokio::select! {
+        connected = connecting => connected?,
         () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
     };
-    tracing::info!("worker {id} takes jobs from {}", args.connect);
+    tracing::info!("worker {id} takes jobs from {address}");
     if args.json {
-        output::json(&json!({ "worker": { "id": id, "connected": args.connect } }))?;
+        output::json(&json!({ "worker": { "id": id, "connected": address } }))?;
     }
-    let worker = Worker::new(Arc::clone(&leasing) as Arc<dyn Leasing>, handler, Clock::system(), config);
+    let worker = Worker::new(source.leasing(), handler, Clock::system(), config);
     let drained = async {
         let report = worker.run(signals.stop.drain.clone()).await;
-        // Nobody else holds the connection any more; what nobody waited for is handed back before it closes.
-        if let Some(leasing) = Arc::into_inner(leasing) {
-            leasing.close().await;
-        }
+        source.close().await;
         tracing::info!(
             worker = %id, started = report.started, succeeded = report.succeeded, retried = report.retried,
             failed = report.failed, handed_back = report.handed_back, leases_lost = report.leases_lost, "worker ended"
@@ -107,6 +124,56 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     tokio::select! {
         exit = drained => Ok(exit),
         () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
+    }
+}
+
+/// Where jobs come from.
+enum Source {
+    /// A server, over relay's own protocol.
+    Remote(Arc<Remote>),
+    /// The broker itself.
+    Nats(Nats),
+}
+
+impl Source {
+    /// Connects to NATS, waiting for it, and finds that the queues are there.
+    async fn nats(config: NatsConfig, queues: &[QueueName]) -> Result<Self, CliError> {
+        let nats = Nats::connect(config, Wait::Forever, Settings::default()).await.map_err(from_broker)?;
+        let mut ceiling = BACKOFF_BASE;
+        loop {
+            match nats.check_provisioned(queues).await {
+                Ok(()) => return Ok(Self::Nats(nats)),
+                Err(error) if error.is_transient() => tracing::warn!("waiting for NATS: {error}"),
+                Err(error) => {
+                    nats.close().await;
+                    return Err(
+                        from_broker(error).hint("`relay provision` with the same --nats and --queue creates it")
+                    );
+                }
+            }
+            tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+            ceiling = (ceiling * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    fn leasing(&self) -> Arc<dyn Leasing> {
+        match self {
+            Self::Remote(remote) => Arc::clone(remote) as Arc<dyn Leasing>,
+            Self::Nats(nats) => nats.broker().leasing,
+        }
+    }
+
+    /// What nobody waited for is handed back before it closes.
+    async fn close(self) {
+        match self {
+            // Nobody else holds the connection any more.
+            Self::Remote(remote) => {
+                if let Some(remote) = Arc::into_inner(remote) {
+                    remote.close().await;
+                }
+            }
+            Self::Nats(nats) => nats.close().await,
+        }
     }
 }
 
@@ -140,6 +207,8 @@ fn may_pass(error: &BrokerError) -> bool {
 
 /// The longest wait before the second attempt to connect.
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
+/// The longest wait between two looks at NATS.
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 /// A worker's configuration from what was typed.
 pub(crate) fn worker_config(

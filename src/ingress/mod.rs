@@ -1,4 +1,14 @@
 //! How jobs come in and results go out. Each protocol is a module of its own over the same broker.
+//!
+//! What they have in common: `headers` (what a request's headers say), `jobs` and `outcome` (what a client asks for),
+//! `policies` (what holds for a queue, remembered for a second), [`budget`] (what is in flight), `refusal`.
 
+pub mod budget;
+mod headers;
 pub mod http;
+mod jobs;
+pub mod nats;
+mod outcome;
+mod policies;
+mod refusal;
 pub mod tcp;

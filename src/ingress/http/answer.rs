@@ -7,62 +7,19 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATIO
 use http::{HeaderMap, StatusCode};
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::{JobId, JobStatus};
-use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
 use serde::Serialize;
-use tracing::{error, warn};
 
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Links, Problem, Slug, header, receipt};
+use crate::ingress::outcome;
+pub(super) use crate::ingress::refusal::Refusal;
 
 /// What most answers fit in, in bytes: longer ones grow.
 const JSON_BYTES: usize = 768;
 
 /// What a handler gives back.
 pub(super) type Answer = Result<Response, Refusal>;
-
-/// A problem on its way to the gate.
-#[derive(Clone, Debug)]
-pub(super) struct Refusal(pub(super) Box<Problem>);
-
-impl Refusal {
-    pub(super) fn new(slug: Slug, detail: impl Into<String>) -> Self {
-        Problem::new(slug, detail).into()
-    }
-
-    pub(super) fn malformed(detail: impl Into<String>) -> Self {
-        Self::new(Slug::MalformedRequest, detail)
-    }
-
-    pub(super) fn no_job() -> Self {
-        Self::new(Slug::NotFound, "this client has no such job, or it is past its retention: check the id and the key")
-    }
-}
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self(Box::new(problem))
-    }
-}
-
-impl From<relay_bridge::contract::ids::InvalidId> for Refusal {
-    fn from(error: relay_bridge::contract::ids::InvalidId) -> Self {
-        Problem::from(error).into()
-    }
-}
-
-impl From<BrokerError> for Refusal {
-    fn from(broker_error: BrokerError) -> Self {
-        let problem = Problem::from(&broker_error);
-        let source = std::error::Error::source(&broker_error).map(ToString::to_string);
-        match problem.status {
-            500 => error!(error = %broker_error, source, "the broker failed"),
-            502..=504 => warn!(error = %broker_error, source, "the broker refused"),
-            _ => {}
-        }
-        problem.into()
-    }
-}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -167,27 +124,14 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap, replayed: bool) {
 /// # Errors
 /// `result-expired` if the payload was erased.
 pub(super) fn result(finished: Finished) -> Answer {
-    let Finished { result, cursor, erased } = finished;
-    if erased {
-        let detail = "the job is finished and its result's payload is gone: outcome and times are here";
-        let mut problem = Problem::new(Slug::ResultExpired, detail).with_job(result.job_id);
-        problem.outcome = Some(result.outcome);
-        problem.finished_at = Some(result.finished_at);
-        return Err(problem.into());
-    }
+    let facts = outcome::facts(&finished);
+    let result = outcome::readable(finished)?;
     let mut response = Response::new(Body::from(result.payload));
     let content_type = HeaderValue::from_str(&result.content_type);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static(DEFAULT_CONTENT_TYPE)));
     // The bytes are a handler's: a browser must not guess what they are.
     headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let facts = [
-        (header::OUTCOME, result.outcome.to_string()),
-        (header::ATTEMPT, result.attempt.to_string()),
-        (header::RUN_ID, result.run_id.to_string()),
-        (header::JOB_ID, result.job_id.to_string()),
-        (header::CURSOR, cursor.to_string()),
-    ];
     for (name, value) in facts {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(HeaderName::from_static(name), value);

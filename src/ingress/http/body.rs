@@ -10,8 +10,9 @@ use http_body_util::BodyExt;
 
 use super::Ingress;
 use super::answer::Refusal;
-use super::budget::Share;
-use crate::api::{Problem, Slug};
+use crate::api::Slug;
+use crate::ingress::budget::Share;
+use crate::ingress::jobs::too_large;
 
 /// A body, and its share of the budget until it is dropped.
 pub(super) struct HeldBody {
@@ -38,7 +39,7 @@ where
     if let Some(actual) = declared.filter(|actual| *actual > max) {
         return Err(too_large(max, actual));
     }
-    let share = ingress.body_bytes.take(declared.unwrap_or(0)).ok_or_else(overloaded)?;
+    let share = ingress.body_bytes.take(declared.unwrap_or(0)).ok_or_else(Refusal::too_many_bytes)?;
     let timeout = ingress.limits.body_timeout;
     let mut collect = pin!(collect(body, declared, max, share));
     // What came together with the head is there at the second look, and needs no timer.
@@ -81,21 +82,9 @@ where
             return Err(too_large(max, total));
         }
         if declared.is_none() && !share.grow(data.len() as u64) {
-            return Err(overloaded());
+            return Err(Refusal::too_many_bytes());
         }
         bytes.extend_from_slice(&data);
     }
     Ok(HeldBody { bytes: Bytes::from(bytes), share })
-}
-
-fn too_large(max: u64, actual: u64) -> Refusal {
-    let detail =
-        format!("the body has {actual} bytes or more, this queue takes {max}: send less, or a link to the data");
-    Problem::new(Slug::PayloadTooLarge, detail).with_limit(max, actual).into()
-}
-
-/// Refused rather than made to wait: that would only keep more in flight.
-fn overloaded() -> Refusal {
-    let detail = "relay has as many bytes in flight as it takes; nothing was done: send it again after Retry-After";
-    Refusal::new(Slug::Overloaded, detail)
 }

@@ -20,7 +20,8 @@ use tracing::{Instrument, debug, error, info_span};
 use super::answer::{self, Refusal};
 use super::linger::Lingering;
 use super::{Limits, Served, submit};
-use crate::api::{Problem, Slug};
+use crate::api::Slug;
+use crate::ingress::headers;
 
 /// Answers one request. Never fails and never panics.
 pub(super) async fn handle<B>(served: Arc<Served>, router: Router, request: Request<B>) -> Response
@@ -84,15 +85,7 @@ where
 fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {
     let lines = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     let bytes = lines.sum::<usize>() + parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
-    for (limit, actual, unit) in
-        [(limits.headers, parts.headers.len(), "headers"), (limits.header_bytes, bytes, "bytes of headers")]
-    {
-        if actual > limit {
-            let detail = format!("the request has {actual} {unit}, {limit} are taken: send fewer");
-            return Err(Problem::new(Slug::HeadersTooLarge, detail).with_limit(limit as u64, actual as u64).into());
-        }
-    }
-    Ok(())
+    headers::check_size((parts.headers.len(), limits.headers), (bytes, limits.header_bytes))
 }
 
 /// Where nobody is authenticated, a web page in a browser of this machine would be: browsers send some requests across
@@ -139,6 +132,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::api::Problem;
     use crate::auth::Authenticator;
     use crate::ingress::http::{Ingress, routes};
 

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
-use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, JobStatus, QueueName};
+use relay_bridge::contract::{IdempotencyKey, JobId};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{Enqueued, JobFilter};
-use relay_bridge::result_log::Lookup;
 
-use super::Served;
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
+use super::{Ingress, Served};
+use crate::api::JobsPage;
 use crate::api::receipt::state_text;
-use crate::api::{JobView, JobsPage};
 use crate::auth::Caller;
+use crate::ingress::jobs;
 
 /// Jobs on a page if the request does not say.
 const PAGE_DEFAULT: u32 = 100;
@@ -31,7 +31,8 @@ pub(super) async fn status(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
-    answer::json(StatusCode::OK, &find(&served, &caller.client, id).await?)
+    let Ingress { broker, policies, .. } = &*served.ingress;
+    answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
 /// `GET /v1/queues/{queue}/jobs?key=`
@@ -47,7 +48,8 @@ pub(super) async fn by_key(
         Refusal::malformed("parameter `key` is missing: name the idempotency key, or list jobs with /v1/jobs?queue=")
     })?;
     let id = JobId::derive(&caller.client, &queue, &IdempotencyKey::from_header(key)?);
-    answer::json(StatusCode::OK, &find(&served, &caller.client, id).await?)
+    let Ingress { broker, policies, .. } = &*served.ingress;
+    answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
 /// `GET /v1/jobs?queue=&state=&after=&limit=`
@@ -74,11 +76,11 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         return Err(Refusal::malformed(detail));
     }
     let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
-    let mut jobs = Vec::with_capacity(listed.jobs.len());
+    let mut views = Vec::with_capacity(listed.jobs.len());
     for status in &listed.jobs {
-        jobs.push(JobView::of_status(status, max_attempts(&served, &status.queue).await));
+        views.push(jobs::view(&served.ingress.policies, status).await);
     }
-    answer::json(StatusCode::OK, &JobsPage { jobs, next: listed.next })
+    answer::json(StatusCode::OK, &JobsPage { jobs: views, next: listed.next })
 }
 
 /// `POST /v1/jobs/{id}/cancel`
@@ -90,13 +92,8 @@ pub(super) async fn cancel(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
-    let view = match served.ingress.broker.jobs.cancel(&caller.client, id).await {
-        Ok(status) => view(&served, &status).await,
-        // Of a job without a key only the result is left: it is finished, and that is the answer.
-        Err(error) if error.kind() == BrokerErrorKind::NotFound => find(&served, &caller.client, id).await?,
-        Err(error) => return Err(error.into()),
-    };
-    answer::json(StatusCode::OK, &view)
+    let Ingress { broker, policies, .. } = &*served.ingress;
+    answer::json(StatusCode::OK, &jobs::cancel(broker, policies, &caller.client, id).await?)
 }
 
 /// `POST /v1/jobs/{id}/rerun?from=<generation>`
@@ -132,27 +129,4 @@ pub(super) async fn erase(
 
 fn no_job_if_not_found(error: relay_bridge::error::BrokerError) -> Refusal {
     if error.kind() == BrokerErrorKind::NotFound { Refusal::no_job() } else { error.into() }
-}
-
-/// The job: results are asked first, because what is finished is decided there and nowhere else.
-async fn find(served: &Served, client: &ClientId, id: JobId) -> Result<JobView, Refusal> {
-    let broker = &served.ingress.broker;
-    match broker.results.lookup(client, id).await? {
-        Lookup::Open(status) => Ok(view(served, &status).await),
-        Lookup::Absent => Err(Refusal::no_job()),
-        Lookup::Finished(finished) => {
-            let status = broker.jobs.status(client, id).await?;
-            let attempts = max_attempts(served, &finished.result.queue).await;
-            Ok(JobView::of_result(&finished.result, status.as_ref(), attempts))
-        }
-    }
-}
-
-pub(super) async fn view(served: &Served, status: &JobStatus) -> JobView {
-    JobView::of_status(status, max_attempts(served, &status.queue).await)
-}
-
-/// What the queue allows now. It adorns an answer, so its absence is no reason to refuse one.
-async fn max_attempts(served: &Served, queue: &QueueName) -> Option<u32> {
-    served.ingress.policies.get(queue).await.ok().flatten().map(|policy| policy.max_attempts)
 }

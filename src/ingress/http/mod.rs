@@ -6,9 +6,8 @@
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
 //! - `submit`, `jobs`, `results`, `whoami`: the handlers.
-//! - `request`, `prefer`, `body`, `budget`, `linger`: reading a request, within bounds.
+//! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
 //! - `answer`: writing an answer.
-//! - `policies`: what holds for a queue, remembered for a second.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,16 +19,16 @@ use relay_bridge::clock::Clock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Budget;
+use super::policies::Policies;
 use crate::auth::Authenticator;
 
 mod answer;
 mod aside;
 mod body;
-mod budget;
 mod gate;
 mod jobs;
 mod linger;
-mod policies;
 mod prefer;
 mod request;
 mod results;
@@ -39,9 +38,6 @@ mod submit;
 mod whoami;
 
 pub use serve::serve;
-
-use budget::Budget;
-use policies::Policies;
 
 /// What one process takes from all clients together.
 #[derive(Clone, Debug)]
@@ -131,6 +127,12 @@ impl Ingress {
             limits,
             clock,
         })
+    }
+
+    /// The budget over all bodies in flight, for an ingress of another protocol in the same process.
+    #[must_use]
+    pub fn byte_budget(&self) -> Arc<Budget> {
+        Arc::clone(&self.body_bytes)
     }
 
     /// A name for a request that no other request of any relay has.

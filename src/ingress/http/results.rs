@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
-use relay_bridge::contract::{ClientId, Cursor, JobId, QueueName};
+use relay_bridge::contract::{ClientId, JobId, QueueName};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Start};
 use tokio::time::Instant;
 
+use super::Served;
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
-use super::{Served, jobs};
 use crate::api::{ResultView, ResultsPage};
 use crate::auth::Caller;
+use crate::ingress::{jobs, outcome};
 
 /// Pages read for one request when a queue is asked for: results of other queues are skipped.
 const PAGES_MAX: u32 = 20;
@@ -30,7 +31,9 @@ pub(super) async fn of_job(
     let id = request::job_id(&id)?;
     match wait(&served, &caller.client, id, wait_for).await? {
         Lookup::Finished(finished) => answer::result(*finished),
-        Lookup::Open(status) => answer::json(StatusCode::ACCEPTED, &jobs::view(&served, &status).await),
+        Lookup::Open(status) => {
+            answer::json(StatusCode::ACCEPTED, &jobs::view(&served.ingress.policies, &status).await)
+        }
         Lookup::Absent => Err(Refusal::no_job()),
     }
 }
@@ -55,7 +58,7 @@ pub(super) async fn wait(
 /// `GET /v1/results?after=&queue=&wait=&limit=`
 pub(super) async fn page(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["after", "queue", "wait", "limit"])?;
-    let start = start(&caller.client, parameters.get("after"))?;
+    let start = outcome::start(&caller.client, "parameter `after`", parameters.get("after"))?;
     let queue = parameters.get("queue").map(str::parse).transpose()?;
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
@@ -66,20 +69,6 @@ pub(super) async fn page(State(served): State<Arc<Served>>, caller: Caller, uri:
         next: page.next.to_string(),
     };
     answer::json(StatusCode::OK, &body)
-}
-
-fn start(client: &ClientId, after: Option<&str>) -> Result<Start, Refusal> {
-    match after {
-        None => Ok(Start::Oldest),
-        Some("now") => Ok(Start::Now),
-        Some(text) => {
-            let cursor = text.parse::<Cursor>().ok().filter(|cursor| cursor.client == *client);
-            // Another client's cursor is told apart from garbage by nothing.
-            let detail = "parameter `after` is not a cursor of this client's results: pass `next` or Relay-Cursor \
-                          unchanged, `now`, or leave it out";
-            cursor.map(Start::After).ok_or_else(|| Refusal::malformed(detail))
-        }
-    }
 }
 
 /// One page of the results of `queue`, or of all queues. It may be short, or empty with a `next` that has moved on.

@@ -7,17 +7,17 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method};
 use http_body::Body;
-use relay_bridge::contract::{ClientId, JobStatus, QueueName, Submission};
-use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::job_queue::Enqueued;
+use relay_bridge::contract::{ClientId, JobStatus, QueueName};
 use relay_bridge::result_log::Lookup;
 
 use super::answer::{self, Answer, Refusal};
 use super::prefer::Preference;
-use super::request::{self, JobHeaders, Parameters};
+use super::request::{self, Parameters};
 use super::{Served, body, results};
-use crate::api::{Problem, Slug, header};
+use crate::api::header;
 use crate::auth::Caller;
+use crate::ingress::headers::JobHeaders;
+use crate::ingress::jobs;
 
 /// Where a submission goes: `/v1/queues/{queue}/jobs`.
 const PATH: (&str, &str) = ("/v1/queues/", "/jobs");
@@ -81,37 +81,16 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let Asked { client, queue, headers, preference } = asked;
-    let policy = served.ingress.policies.get(&queue).await?.ok_or_else(|| {
-        Refusal::new(
-            Slug::NotFound,
-            format!("there is no queue {queue}: check its name, or ask the operator to create it"),
-        )
-    })?;
+    let policy = jobs::policy(&served.ingress.policies, &queue).await?;
 
     let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
     let (payload, budget) = body.into_parts();
-    let submission = Submission {
-        client,
-        queue,
-        key: headers.key,
-        content_type: headers.content_type,
-        content_encoding: headers.content_encoding,
-        headers: headers.passed,
-        payload,
-        delay: headers.delay,
-        expires_in: headers.expires_in,
-    };
+    let submission = headers.submission(client, queue, payload);
     let job = submission.accept(&policy, served.ingress.clock.now());
-    let (id, fingerprint) = (job.id, job.fingerprint);
-    let enqueued = served.ingress.broker.jobs.enqueue(job).await.map_err(|error| unconfirmed(error, id))?;
+    let (status, replayed) = jobs::enqueue(&served.ingress.broker, job).await?;
     // The broker has the bytes; a wait that follows must not hold their share of the budget.
     drop(budget);
 
-    let (status, replayed) = match enqueued {
-        Enqueued::Created(status) => (status, false),
-        Enqueued::Known(status) if status.fingerprint == fingerprint => (status, true),
-        Enqueued::Known(status) => return Err(conflict(&status)),
-    };
     let mut response = answer(served, &status, replayed, preference).await?;
     if let Some(applied) = preference.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
         response.headers_mut().insert(header::PREFERENCE_APPLIED, applied);
@@ -139,24 +118,4 @@ async fn answer(served: &Served, status: &JobStatus, replayed: bool, preference:
             Ok(answer::accepted(status, replayed))
         }
     }
-}
-
-fn unconfirmed(error: BrokerError, job: relay_bridge::contract::JobId) -> Refusal {
-    let ambiguous = error.kind() == BrokerErrorKind::Ambiguous;
-    let mut refusal = Refusal::from(error);
-    if ambiguous {
-        refusal.0.job_id = Some(job);
-    }
-    refusal
-}
-
-fn conflict(first: &JobStatus) -> Refusal {
-    let detail = format!(
-        "this key was used at {} for another body (job {}), which is untouched: use a new key for new work, or send \
-         the first body again",
-        first.accepted_at, first.job_id
-    );
-    let mut problem = Problem::new(Slug::IdempotencyConflict, detail).with_job(first.job_id);
-    problem.first_at = Some(first.accepted_at);
-    problem.into()
 }

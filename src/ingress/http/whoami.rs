@@ -9,9 +9,10 @@ use relay_bridge::contract::job::DELAY_MAX;
 
 use super::Served;
 use super::answer::{self, Answer};
-use super::request::{META_BYTES_MAX, Parameters};
+use super::request::Parameters;
 use crate::api::{DurationText, LimitsView, Whoami};
 use crate::auth::{Authenticated, Caller};
+use crate::ingress::headers::META_BYTES_MAX;
 
 pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;

@@ -1,16 +1,19 @@
-//! What all requests together may hold. Nobody waits for a place: what does not fit is refused.
+//! What all requests together may hold, whichever protocol they came by. Nobody waits for a place: what does not fit is refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A number of places, or of bytes.
-pub(super) struct Budget {
+#[derive(Debug)]
+pub struct Budget {
     max: usize,
     taken: AtomicUsize,
 }
 
 impl Budget {
-    pub(super) fn new(max: usize) -> Arc<Self> {
+    /// A budget of `max`.
+    #[must_use]
+    pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, taken: AtomicUsize::new(0) })
     }
 
@@ -22,6 +25,7 @@ impl Budget {
 }
 
 /// A part of a budget that is in use.
+#[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
     amount: usize,

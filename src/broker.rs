@@ -1,0 +1,170 @@
+//! The broker that a process works on: the embedded store, or NATS. Opened, looked at before anything is served, closed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use relay_bridge::broker::{Broker, Durability};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::QueueName;
+use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::{Nats, Settings, StreamSettings};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::provision::policy_changes;
+use tracing::{info, warn};
+
+use crate::app::{AppError, QueueSetup};
+
+/// Which broker, and where.
+pub enum BrokerConfig {
+    /// The store in this process: a database file, or `None` for one in memory that ends with the process.
+    Embedded(Option<PathBuf>),
+    /// NATS JetStream.
+    Nats(Box<NatsBroker>),
+}
+
+/// NATS as the broker.
+pub struct NatsBroker {
+    /// How to reach it.
+    pub config: NatsConfig,
+    /// What streams are like that are created.
+    pub streams: StreamSettings,
+    /// Whether what is missing is created and what differs is changed. Otherwise it is looked for, and its absence is an
+    /// error: creating streams takes rights that a server need not have.
+    pub provision: bool,
+}
+
+/// An open broker.
+#[derive(Clone)]
+pub(crate) enum Opened {
+    Embedded(Embedded),
+    Nats { nats: Nats, provision: bool },
+}
+
+impl Opened {
+    /// Opens it. NATS is waited for until it is there.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`] and [`Nats::connect`].
+    pub(crate) async fn open(config: BrokerConfig, clock: &Clock) -> Result<Self, BrokerError> {
+        match config {
+            BrokerConfig::Embedded(path) => {
+                let config = EmbeddedConfig { path, clock: clock.clone(), ..EmbeddedConfig::default() };
+                Ok(Self::Embedded(Embedded::open(config).await?))
+            }
+            BrokerConfig::Nats(broker) => {
+                let NatsBroker { config, streams, provision } = *broker;
+                let settings = Settings { clock: clock.clone(), streams, ..Settings::default() };
+                Ok(Self::Nats { nats: Nats::connect(config, Wait::Forever, settings).await?, provision })
+            }
+        }
+    }
+
+    /// What it can do.
+    pub(crate) fn broker(&self) -> Broker {
+        match self {
+            Self::Embedded(store) => store.broker(),
+            Self::Nats { nats, .. } => nats.broker(),
+        }
+    }
+
+    /// Creates or changes the queues of `setup`, or finds that they are there; and says what an accepted job survives.
+    ///
+    /// # Errors
+    /// [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
+    pub(crate) async fn prepare(&self, setup: &QueueSetup) -> Result<(), AppError> {
+        let broker = self.broker();
+        let capabilities = &broker.capabilities;
+        info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "broker opened");
+        let is_kept = capabilities.durability != Durability::None;
+        match self {
+            Self::Embedded(_) if !is_kept => {
+                warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
+            }
+            Self::Nats { .. } if !is_kept => {
+                warn!("jobs and results are in the memory of one NATS server, and end with it")
+            }
+            _ => {}
+        }
+        match self {
+            Self::Embedded(_) => provision(&broker, setup).await,
+            Self::Nats { nats, provision: create } => loop {
+                let prepared = if *create { provision(&broker, setup).await } else { find(nats, &broker, setup).await };
+                match prepared {
+                    Err(AppError::Store(error)) if error.is_transient() => {
+                        warn!("waiting for NATS: {error}");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    prepared => return prepared,
+                }
+            },
+        }
+    }
+
+    /// Closes it. What was accepted is durable anyway.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Embedded(store) => store.close().await,
+            Self::Nats { nats, .. } => nats.close().await,
+        }
+    }
+}
+
+async fn wanted(broker: &Broker, setup: &QueueSetup) -> Result<Vec<(QueueName, Stored, QueuePolicy)>, BrokerError> {
+    let mut wanted = Vec::with_capacity(setup.queues.len());
+    for queue in &setup.queues {
+        let stored = broker.policies.policy(queue).await?;
+        let policy = (setup.policy)(stored.clone().unwrap_or_default());
+        wanted.push((queue.clone(), stored, policy));
+    }
+    Ok(wanted)
+}
+
+type Stored = Option<QueuePolicy>;
+
+async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
+    let wanted = wanted(broker, setup).await?.into_iter().map(|(queue, _, policy)| (queue, policy));
+    let wanted: Vec<_> = wanted.collect();
+    match broker.provision.apply(&wanted, setup.force).await {
+        Ok(changes) => {
+            for change in changes {
+                info!(queue = %change.queue, change = %change.what, "queue provisioned");
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == BrokerErrorKind::StateConflict => {
+            let changes = broker.provision.plan(&wanted).await?;
+            let destructive = changes.into_iter().filter(|change| change.destructive);
+            let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
+            Err(AppError::Destructive(texts.join("; ")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Finds that the queues are there and that what was asked for holds in them.
+async fn find(nats: &Nats, broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
+    if let Err(error) = nats.check_provisioned(&setup.queues).await {
+        return Err(match error.kind() {
+            BrokerErrorKind::NotFound | BrokerErrorKind::StateConflict => {
+                AppError::Unprovisioned(error.detail().to_owned())
+            }
+            _ => error.into(),
+        });
+    }
+    let differs: Vec<_> = wanted(broker, setup)
+        .await?
+        .iter()
+        .flat_map(|(queue, stored, policy)| policy_changes(queue, stored.as_ref(), policy))
+        .map(|change| format!("{}: {}", change.queue, change.what))
+        .collect();
+    if differs.is_empty() {
+        return Ok(());
+    }
+    Err(AppError::Unprovisioned(format!("what holds for queues is not as asked: {}", differs.join("; "))))
+}
+
+/// Between two looks at a broker that went away during the start.
+const AGAIN: Duration = Duration::from_secs(1);

@@ -1,0 +1,310 @@
+//! NATS as flags: where it is, who relay is to it, how the connection is encrypted, and what streams are like. Secrets come
+//! from files or the environment, never from the command line, where every process could read them.
+
+use std::num::NonZeroU8;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use relay_bridge::nats::StreamSettings;
+use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
+
+use super::exit::CliError;
+use super::values;
+
+/// The variables that hold a secret itself. They have no flag.
+const PASSWORD: &str = "RELAY_NATS_PASSWORD";
+const TOKEN: &str = "RELAY_NATS_TOKEN";
+
+/// NATS JetStream 2.12 or newer as the broker.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "NATS")]
+pub(crate) struct NatsArgs {
+    /// Keep jobs and results on these NATS servers, of one cluster: nats://HOST[:PORT] or tls://HOST[:PORT]
+    #[arg(long = "nats", value_name = "URL[,URL]", env = "RELAY_NATS", value_delimiter = ',')]
+    nats: Vec<String>,
+    /// Credentials file of relay's user, as `nsc` writes it
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CREDS", requires = "nats")]
+    nats_creds: Option<PathBuf>,
+    /// File with the seed of relay's NKey
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_NKEY", requires = "nats")]
+    nats_nkey: Option<PathBuf>,
+    /// Relay's user, with --nats-password-file or RELAY_NATS_PASSWORD
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_USER", requires = "nats")]
+    nats_user: Option<String>,
+    /// File with the password of --nats-user; it is read at each connection, so that it may be rotated
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_PASSWORD_FILE", requires = "nats_user")]
+    nats_password_file: Option<PathBuf>,
+    /// File with a token; or set RELAY_NATS_TOKEN
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_TOKEN_FILE", requires = "nats")]
+    nats_token_file: Option<PathBuf>,
+    /// Refuse a server that does not encrypt; tls:// addresses are encrypted anyway
+    #[arg(long, env = "RELAY_NATS_TLS", requires = "nats")]
+    nats_tls: bool,
+    /// Encrypt before the server's first word: `handshake_first`, or a load balancer that ends TLS
+    #[arg(long, env = "RELAY_NATS_TLS_FIRST", requires = "nats")]
+    nats_tls_first: bool,
+    /// PEM file of the authorities that may have signed the server's certificate [default: the system's]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CA", requires = "nats")]
+    nats_ca: Option<PathBuf>,
+    /// PEM file of relay's own certificate, for servers that verify it
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CERT", requires_all = ["nats", "nats_key"])]
+    nats_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_KEY", requires = "nats_cert")]
+    nats_key: Option<PathBuf>,
+    /// What reply subjects begin with, where relay's user may not subscribe to `_INBOX.>`
+    #[arg(long, value_name = "PREFIX", env = "RELAY_NATS_INBOX_PREFIX", requires = "nats")]
+    nats_inbox_prefix: Option<String>,
+    /// The JetStream domain, where it is not the one of these servers
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_DOMAIN", requires = "nats")]
+    nats_domain: Option<String>,
+    /// Keep to the addresses of --nats, and ignore those that the cluster announces
+    #[arg(long, env = "RELAY_NATS_IGNORE_DISCOVERED", requires = "nats")]
+    nats_ignore_discovered: bool,
+    /// How often a quiet connection is tried; it is given up after two tries
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    nats_ping: Duration,
+    /// How long a call may be unanswered before it is in doubt
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    nats_timeout: Duration,
+    /// The servers run with `sync_interval: always`: say `power-loss` where relay says what an accepted job survives
+    #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS", requires = "nats")]
+    nats_sync_always: bool,
+}
+
+/// What the streams are like that relay creates.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "NATS streams")]
+pub(crate) struct StreamArgs {
+    /// Copies of each message: 1, 3 or 5
+    #[arg(long, value_name = "N", env = "RELAY_NATS_REPLICAS", default_value = "1", value_parser = replicas, requires = "nats")]
+    nats_replicas: NonZeroU8,
+    /// Where the servers keep them; `memory` is for trials
+    #[arg(long, value_enum, default_value = "file", requires = "nats")]
+    nats_storage: Storage,
+    /// Compress stored blocks (S2)
+    #[arg(long, requires = "nats")]
+    nats_compression: bool,
+    /// The cluster to place them in, of several
+    #[arg(long, value_name = "NAME", requires = "nats")]
+    nats_placement_cluster: Option<String>,
+    /// A tag that servers must have which hold them; repeat it for more
+    #[arg(long = "nats-placement-tag", value_name = "TAG", requires = "nats")]
+    nats_placement_tags: Vec<String>,
+    /// Bytes that all jobs may take; at 90 % new ones are refused [default: what the account may store]
+    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_JOBS_MAX", value_parser = values::size, requires = "nats")]
+    nats_jobs_max: Option<u64>,
+    /// The same for results and dead letters
+    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_RESULTS_MAX", value_parser = values::size, requires = "nats")]
+    nats_results_max: Option<u64>,
+}
+
+/// Where the servers keep messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Storage {
+    /// On their disks
+    File,
+    /// In their memory: gone with the last of them
+    Memory,
+}
+
+impl NatsArgs {
+    /// How to reach NATS, if it is the broker. `name` is what the connection is called in the server's lists.
+    ///
+    /// # Errors
+    /// A usage error with everything that is wrong.
+    pub(crate) fn resolve(self, name: String) -> Result<Option<NatsConfig>, CliError> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        self.with(name, variable)
+    }
+
+    /// A flag that makes no sense without `--nats`. The parser says so as well, but not beside a flag that excludes `--nats`.
+    fn in_vain(&self) -> Option<&'static str> {
+        [
+            ("--nats-creds", self.nats_creds.is_some()),
+            ("--nats-nkey", self.nats_nkey.is_some()),
+            ("--nats-user", self.nats_user.is_some()),
+            ("--nats-token-file", self.nats_token_file.is_some()),
+            ("--nats-tls", self.nats_tls),
+            ("--nats-tls-first", self.nats_tls_first),
+            ("--nats-ca", self.nats_ca.is_some()),
+            ("--nats-cert", self.nats_cert.is_some()),
+            ("--nats-inbox-prefix", self.nats_inbox_prefix.is_some()),
+            ("--nats-domain", self.nats_domain.is_some()),
+            ("--nats-ignore-discovered", self.nats_ignore_discovered),
+            ("--nats-sync-always", self.nats_sync_always),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    fn with(self, name: String, variable: impl Fn(&str) -> Option<String>) -> Result<Option<NatsConfig>, CliError> {
+        if self.nats.is_empty() {
+            return match self.in_vain() {
+                None => Ok(None),
+                Some(flag) => Err(CliError::usage(format!("{flag} without --nats: jobs are not kept on NATS"))
+                    .hint("leave it out, or say where NATS is with --nats instead of --data or --memory")),
+            };
+        }
+        let mut wrong = Vec::new();
+        let mut found = Vec::new();
+        if let Some(user) = self.nats_user {
+            let secret = match (self.nats_password_file, variable(PASSWORD)) {
+                (Some(file), None) => Some(Secret::File(file)),
+                (None, Some(password)) => Some(Secret::Value(password)),
+                (Some(_), Some(_)) => {
+                    wrong.push(format!("both --nats-password-file and {PASSWORD} are set: leave one out"));
+                    None
+                }
+                (None, None) => {
+                    wrong.push(format!("--nats-user needs --nats-password-file or {PASSWORD}"));
+                    None
+                }
+            };
+            found.push(("--nats-user", secret.map(|password| Credentials::User { name: user, password })));
+        }
+        let token = self.nats_token_file.map(Secret::File).or_else(|| variable(TOKEN).map(Secret::Value));
+        found.extend(token.map(|token| ("--nats-token-file or RELAY_NATS_TOKEN", Some(Credentials::Token(token)))));
+        let file = |flag, path: Option<PathBuf>, make: fn(Secret) -> Credentials| {
+            path.map(|path| (flag, Some(make(Secret::File(path)))))
+        };
+        found.extend(file("--nats-nkey", self.nats_nkey, Credentials::NKey));
+        found.extend(file("--nats-creds", self.nats_creds, Credentials::Creds));
+        if let [(first, _), (second, _), ..] = &found[..] {
+            wrong.push(format!("relay has one identity: leave out {first} or {second}"));
+        }
+        let config = NatsConfig {
+            servers: self.nats,
+            credentials: found.into_iter().find_map(|(_, credentials)| credentials).unwrap_or_default(),
+            tls: Tls {
+                required: self.nats_tls,
+                first: self.nats_tls_first,
+                ca: self.nats_ca,
+                client: self.nats_cert.zip(self.nats_key).map(|(cert, key)| ClientCertificate { cert, key }),
+            },
+            inbox_prefix: self.nats_inbox_prefix,
+            name,
+            ping_interval: self.nats_ping,
+            ignore_discovered_servers: self.nats_ignore_discovered,
+            request_timeout: self.nats_timeout,
+            domain: self.nats_domain,
+            sync_always: self.nats_sync_always,
+        };
+        if let Err(invalid) = config.check() {
+            wrong.extend(invalid.problems().iter().map(|problem| in_flags(problem)));
+        }
+        if wrong.is_empty() { Ok(Some(config)) } else { Err(CliError::usage(wrong.join("; "))) }
+    }
+}
+
+impl StreamArgs {
+    /// What new streams shall be like.
+    ///
+    /// # Errors
+    /// A usage error for what contradicts itself.
+    pub(crate) fn resolve(self) -> Result<StreamSettings, CliError> {
+        let memory = self.nats_storage == Storage::Memory;
+        if memory && self.nats_compression {
+            return Err(CliError::usage(
+                "--nats-compression: streams in memory can't be compressed: leave out one of them",
+            ));
+        }
+        Ok(StreamSettings {
+            replicas: self.nats_replicas,
+            memory,
+            compression: self.nats_compression,
+            placement_cluster: self.nats_placement_cluster,
+            placement_tags: self.nats_placement_tags,
+            jobs_bytes_max: self.nats_jobs_max,
+            results_bytes_max: self.nats_results_max,
+        })
+    }
+}
+
+/// A problem of the configuration, with the flag instead of the key.
+fn in_flags(problem: &str) -> String {
+    const FLAGS: [(&str, &str); 11] = [
+        ("servers", "--nats"),
+        ("credentials.user", "--nats-user"),
+        ("credentials.password", "--nats-password-file or RELAY_NATS_PASSWORD"),
+        ("credentials.token", "--nats-token-file or RELAY_NATS_TOKEN"),
+        ("credentials.nkey", "--nats-nkey"),
+        ("credentials.creds", "--nats-creds"),
+        ("tls.ca", "--nats-ca"),
+        ("tls.cert", "--nats-cert"),
+        ("tls.key", "--nats-key"),
+        ("ping_interval", "--nats-ping"),
+        ("request_timeout", "--nats-timeout"),
+    ];
+    let Some((key, rest)) = problem.split_once(':') else { return problem.to_owned() };
+    let flag = FLAGS.iter().find(|(known, _)| *known == key).map(|(_, flag)| (*flag).to_owned());
+    // What is left has the key's own name.
+    let flag = flag.unwrap_or_else(|| format!("--nats-{}", key.replace('_', "-")));
+    format!("{flag}:{rest}")
+}
+
+fn replicas(text: &str) -> Result<NonZeroU8, String> {
+    match text.parse() {
+        Ok(replicas @ (1 | 3 | 5)) => NonZeroU8::new(replicas).ok_or_else(String::new),
+        _ => Err("it must be 1, 3 or 5: an even number outlives no more servers than one less".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        nats: NatsArgs,
+        #[command(flatten)]
+        streams: StreamArgs,
+    }
+
+    fn resolve(line: &str, variables: &[(&str, &str)]) -> Result<Option<NatsConfig>, CliError> {
+        let line = Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap();
+        let variable =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        line.nats.with("relay-test".to_owned(), variable)
+    }
+
+    #[test]
+    fn without_an_address_it_is_not_the_broker() {
+        assert!(resolve("", &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn several_addresses_and_a_password_of_the_environment() {
+        let config = resolve("--nats a:4222,tls://b --nats-user relay", &[(PASSWORD, "hush")]).unwrap().unwrap();
+        assert_eq!(config.servers, ["a:4222", "tls://b"]);
+        assert!(matches!(config.credentials, Credentials::User { ref name, .. } if name == "relay"));
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once_by_their_flags() {
+        let line = "--nats ws://a --nats-user relay --nats-nkey /no/such --nats-ping 1ms --nats-inbox-prefix a.>";
+        let error = resolve(line, &[]).err().unwrap().to_string();
+        for part in ["--nats:", PASSWORD, "one identity", "--nats-nkey", "--nats-ping", "--nats-inbox-prefix"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_nats_without_an_address_is_a_mistake() {
+        assert!(Line::try_parse_from(["relay", "--nats-user", "relay"]).is_err());
+        assert!(Line::try_parse_from(["relay", "--nats-replicas", "3"]).is_err());
+        assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "2"]).is_err());
+        assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "3"]).is_ok());
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let line = Line::try_parse_from(["relay", "--nats", "a", "--nats-storage", "memory", "--nats-compression"]);
+        assert!(line.unwrap().streams.resolve().is_err());
+    }
+}

@@ -1,0 +1,168 @@
+//! Who may do what on NATS, in the form of nats-server's configuration. A client may ask relay on its own subjects and
+//! listen to its own answers; streams and JetStream are relay's and its workers'.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::nats::names;
+
+use crate::ingress::nats::{RELAY_INBOX, client_inbox, worker_inbox};
+
+/// Everybody on NATS that has to do with relay.
+pub(super) struct Users {
+    pub(super) relay: ClientId,
+    pub(super) clients: Vec<Client>,
+    pub(super) workers: Vec<Worker>,
+}
+
+/// A submitter.
+pub(super) struct Client {
+    pub(super) name: ClientId,
+    /// Empty for all.
+    pub(super) queues: BTreeSet<QueueName>,
+}
+
+/// A worker that leases from NATS itself.
+pub(super) struct Worker {
+    pub(super) name: ClientId,
+    pub(super) queues: BTreeSet<QueueName>,
+}
+
+/// What one user may do; everything else is refused.
+struct User {
+    about: String,
+    name: ClientId,
+    password: String,
+    publish: Vec<String>,
+    subscribe: Vec<String>,
+}
+
+impl Users {
+    fn all(&self) -> Vec<User> {
+        let mut users = vec![self.relay()];
+        users.extend(self.clients.iter().map(Client::user));
+        users.extend(self.workers.iter().map(Worker::user));
+        users
+    }
+
+    /// `relay serve`. It answers in the inboxes of these clients, and in those of users without permissions.
+    fn relay(&self) -> User {
+        let mut publish: Vec<_> =
+            ["relay.>", "$JS.API.>", "$JS.ACK.>", "$SYS.REQ.USER.INFO", "_INBOX.>"].map(Into::into).into();
+        publish.extend(self.clients.iter().map(|client| format!("{}.>", client_inbox(&client.name))));
+        User {
+            about: format!("relay serve; inbox prefix {RELAY_INBOX}"),
+            name: self.relay.clone(),
+            password: "RELAY_NATS_PASSWORD".to_owned(),
+            publish,
+            subscribe: vec!["relay.>".to_owned(), "$SRV.>".to_owned(), format!("{RELAY_INBOX}.>")],
+        }
+    }
+}
+
+impl Client {
+    fn user(&self) -> User {
+        let Self { name, queues } = self;
+        let submit: Vec<_> = match queues.is_empty() {
+            true => vec![format!("relay.submit.{name}.*")],
+            false => queues.iter().map(|queue| format!("relay.submit.{name}.{queue}")).collect(),
+        };
+        let asks = ["status", "result", "results", "cancel"].map(|what| format!("relay.{what}.{name}"));
+        let inbox = client_inbox(name);
+        User {
+            about: format!("client {name}; inbox prefix {inbox}"),
+            name: name.clone(),
+            password: format!("CLIENT_{}_PASSWORD", variable(name)),
+            publish: submit.into_iter().chain(asks).collect(),
+            subscribe: vec![format!("{inbox}.>"), names::client_replies(name), format!("relay.events.{name}.*")],
+        }
+    }
+}
+
+impl Worker {
+    fn user(&self) -> User {
+        let Self { name, queues } = self;
+        let inbox = worker_inbox(name);
+        // Results, states and dead letters are by client, and a queue's clients are not known here.
+        let mut publish: Vec<_> =
+            ["relay.state.*.*", "relay.events.*.*", names::RESULTS_SUBJECTS, names::ERASED_SUBJECTS]
+                .map(Into::into)
+                .into();
+        publish.push("$JS.API.INFO".to_owned());
+        publish.extend(reads(names::RESULTS_STREAM));
+        publish.extend(reads(names::DEAD_STREAM));
+        publish.extend(reads(names::STATE_STREAM));
+        publish.push(format!("$JS.API.STREAM.MSG.DELETE.{}", names::DEAD_STREAM));
+        let mut subscribe = vec![format!("{inbox}.>")];
+        for queue in queues {
+            let stream = names::jobs_stream(queue);
+            publish.extend(names::jobs_stream_subjects(queue));
+            publish.push(format!("relay.dead.*.*.{queue}.*"));
+            publish.extend(reads(&stream));
+            publish.extend([
+                format!("$JS.API.STREAM.MSG.DELETE.{stream}"),
+                format!("$JS.API.CONSUMER.NAMES.{stream}"),
+                format!("$JS.API.CONSUMER.LIST.{stream}"),
+                format!("$JS.API.CONSUMER.INFO.{stream}.*"),
+                // Its clients' consumers only: the filter is part of the subject.
+                format!("$JS.API.CONSUMER.CREATE.{stream}.*.relay.jobs.{queue}.>"),
+                format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"),
+                // Both forms of acknowledgements that servers use.
+                format!("$JS.ACK.{stream}.>"),
+                format!("$JS.ACK.*.*.{stream}.>"),
+            ]);
+            subscribe.extend([
+                names::hints(queue),
+                names::control(queue),
+                format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*"),
+                format!("$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{stream}.*"),
+            ]);
+        }
+        User {
+            about: format!("worker {name}; inbox prefix {inbox}"),
+            name: name.clone(),
+            password: format!("WORKER_{}_PASSWORD", variable(name)),
+            publish,
+            subscribe,
+        }
+    }
+}
+
+/// What reading a stream's messages and its state takes.
+fn reads(stream: &str) -> [String; 4] {
+    [
+        format!("$JS.API.STREAM.INFO.{stream}"),
+        format!("$JS.API.STREAM.MSG.GET.{stream}"),
+        format!("$JS.API.DIRECT.GET.{stream}"),
+        format!("$JS.API.DIRECT.GET.{stream}.>"),
+    ]
+}
+
+/// A name as names of variables are written.
+fn variable(name: &ClientId) -> String {
+    name.as_str().to_ascii_uppercase().replace('-', "_")
+}
+
+impl fmt::Display for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# Who may do what for relay; everything else is refused. Printed by `relay nats permissions`.")?;
+        writeln!(f, "# $NAMES are variables of the server's environment. Without JetStream permissions of their own,")?;
+        writeln!(f, "# clients can neither read nor change a stream.")?;
+        writeln!(f, "authorization {{\n  users: [")?;
+        for user in self.all() {
+            writeln!(f, "    # {}", user.about)?;
+            writeln!(f, "    {{\n      user: \"{}\", password: ${}", user.name, user.password)?;
+            writeln!(f, "      permissions: {{")?;
+            for (what, subjects) in [("publish", &user.publish), ("subscribe", &user.subscribe)] {
+                writeln!(f, "        {what}: {{ allow: [")?;
+                for subject in subjects {
+                    writeln!(f, "          \"{subject}\"")?;
+                }
+                writeln!(f, "        ] }}")?;
+            }
+            writeln!(f, "      }}\n    }}")?;
+        }
+        write!(f, "  ]\n}}")
+    }
+}

@@ -1,0 +1,183 @@
+//! What the headers of a request say. The names and the rules are the same for every protocol that has headers; what
+//! can't be read is refused by name.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX};
+use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission};
+
+use super::refusal::Refusal;
+use crate::api::{DurationText, Problem, Slug, header};
+
+/// All `Relay-Meta-*` together: names without the prefix, and values, in bytes.
+pub(super) const META_BYTES_MAX: usize = 2 * 1024;
+/// The longest content type or content encoding, in bytes.
+const CONTENT_HEADER_BYTES_MAX: usize = 255;
+/// The longest `tracestate` that is kept, in bytes: what W3C Trace Context asks to be passed on at least.
+const TRACESTATE_BYTES_MAX: usize = 512;
+/// Relay's own request headers; any other `Relay-*` is a slip that would go unnoticed.
+const RELAY_HEADERS: [&str; 4] = [header::DELAY, header::EXPIRES_IN, header::CLIENT, header::REQUEST_ID];
+
+/// The one value of a header, named in lower case, or `None`.
+pub(super) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
+    // Requests have few headers: comparing is cheaper than hashing the name.
+    let mut values = headers.iter().filter(|(found, _)| found.as_str() == name).map(|(_, value)| value);
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Refusal::malformed(format!("header {name} is there more than once: send one")));
+    }
+    let text =
+        value.to_str().map_err(|_| Refusal::malformed(format!("header {name} has other than ASCII: encode it")))?;
+    Ok(Some(text))
+}
+
+/// What the headers of a submission say.
+pub(super) struct JobHeaders {
+    key: Option<IdempotencyKey>,
+    delay: Duration,
+    expires_in: Option<Duration>,
+    content_type: String,
+    content_encoding: Option<String>,
+    /// Allow-listed, in lower case.
+    passed: BTreeMap<String, String>,
+}
+
+impl JobHeaders {
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let key = single(headers, header::IDEMPOTENCY_KEY)?.map(IdempotencyKey::from_header).transpose()?;
+        let delay = duration(headers, header::DELAY)?.unwrap_or_default();
+        if delay > DELAY_MAX {
+            let problem = Problem::new(Slug::MalformedRequest, "header relay-delay: at most 7d: submit it later");
+            return Err(problem.with_limit(DELAY_MAX.as_secs(), delay.as_secs()).into());
+        }
+        let expires_in = duration(headers, header::EXPIRES_IN)?;
+        if expires_in.is_some_and(|expires_in| expires_in.is_zero()) {
+            return Err(Refusal::malformed(
+                "header relay-expires-in: a job that expires at once can't run: give it time",
+            ));
+        }
+        let content_type = content(headers, "content-type")?.unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned());
+        let content_encoding = content(headers, "content-encoding")?;
+        Ok(Self { key, delay, expires_in, content_type, content_encoding, passed: passed(headers)? })
+    }
+
+    /// What `client` asks `queue` for, with these headers and this payload.
+    pub(super) fn submission(self, client: ClientId, queue: QueueName, payload: Bytes) -> Submission {
+        Submission {
+            client,
+            queue,
+            key: self.key,
+            content_type: self.content_type,
+            content_encoding: self.content_encoding,
+            headers: self.passed,
+            payload,
+            delay: self.delay,
+            expires_in: self.expires_in,
+        }
+    }
+}
+
+fn duration(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, Refusal> {
+    let Some(text) = single(headers, name)? else { return Ok(None) };
+    let duration: DurationText = text.parse().map_err(|error| Refusal::malformed(format!("header {name}: {error}")))?;
+    Ok(Some(duration.0))
+}
+
+fn content(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refusal> {
+    let text = single(headers, name)?.map(str::trim).filter(|text| !text.is_empty());
+    if let Some(text) = text.filter(|text| text.len() > CONTENT_HEADER_BYTES_MAX) {
+        let problem = Problem::new(Slug::MalformedRequest, format!("header {name} is too long: shorten it"));
+        return Err(problem.with_limit(CONTENT_HEADER_BYTES_MAX as u64, text.len() as u64).into());
+    }
+    Ok(text.map(ToOwned::to_owned))
+}
+
+/// Refuses a head that is larger than relay takes: the number of headers and their bytes, each beside its limit.
+pub(super) fn check_size(headers: (usize, usize), bytes: (usize, usize)) -> Result<(), Refusal> {
+    for ((actual, limit), unit) in [(headers, "headers"), (bytes, "bytes of headers")] {
+        if actual > limit {
+            let detail = format!("the request has {actual} {unit}, {limit} are taken: send fewer");
+            return Err(Problem::new(Slug::HeadersTooLarge, detail).with_limit(limit as u64, actual as u64).into());
+        }
+    }
+    Ok(())
+}
+
+/// The headers that reach the handler: meta, and trace context where it is valid (W3C: else it is dropped).
+fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
+    let mut passed = BTreeMap::new();
+    let mut bytes = 0;
+    for name in headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with("relay-")) {
+        let Some(short) = name.strip_prefix(header::META_PREFIX) else {
+            if RELAY_HEADERS.contains(&name) {
+                continue;
+            }
+            return Err(Refusal::malformed(format!("relay has no header {name}: correct or remove it")));
+        };
+        let Some(value) = single(headers, name)? else { continue };
+        if short.is_empty() {
+            return Err(Refusal::malformed("header relay-meta- has no name after its prefix: give it one"));
+        }
+        bytes += short.len() + value.len();
+        passed.insert(name.to_owned(), value.to_owned());
+    }
+    if bytes > META_BYTES_MAX {
+        let detail = "the Relay-Meta-* headers are too large together: send the data in the body";
+        let problem = Problem::new(Slug::MalformedRequest, detail);
+        return Err(problem.with_limit(META_BYTES_MAX as u64, bytes as u64).into());
+    }
+    let parent = single(headers, header::TRACEPARENT).ok().flatten().filter(|parent| is_traceparent(parent));
+    if let Some(parent) = parent {
+        passed.insert(header::TRACEPARENT.to_owned(), parent.to_owned());
+        let states: Vec<_> =
+            headers.get_all(header::TRACESTATE).iter().filter_map(|state| state.to_str().ok()).collect();
+        let state = states.join(",");
+        if !state.is_empty() && state.len() <= TRACESTATE_BYTES_MAX {
+            passed.insert(header::TRACESTATE.to_owned(), state);
+        }
+    }
+    Ok(passed)
+}
+
+/// Version 00 exactly; a later version may have more after it (W3C Trace Context, section 3.2).
+fn is_traceparent(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let lower_hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let zero = |part: &[u8]| part.iter().all(|b| *b == b'0');
+    (bytes.len() == 55 || (bytes.len() > 55 && bytes.len() <= 255 && !bytes.starts_with(b"00") && bytes[55] == b'-'))
+        && (bytes[2], bytes[35], bytes[52]) == (b'-', b'-', b'-')
+        && lower_hex(&bytes[..2])
+        && lower_hex(&bytes[3..35])
+        && lower_hex(&bytes[36..52])
+        && lower_hex(&bytes[53..55])
+        && &bytes[..2] != b"ff"
+        && !zero(&bytes[3..35])
+        && !zero(&bytes[36..52])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_context_is_passed_on_only_if_it_is_valid() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        assert!(is_traceparent(&format!("01{}-more", &good[2..])));
+        for bad in [
+            "",
+            "00",
+            &format!("{good}-more"),
+            &good.to_uppercase(),
+            &good.replacen("00-", "ff-", 1),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", "00000000000000000000000000000000"),
+            &good.replace('-', "_"),
+            &format!("{}x", "é".repeat(27)),
+        ] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What a client asks of its jobs, whichever protocol it speaks: enqueue, look up, cancel.
+
+use std::sync::Arc;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::Lookup;
+
+use super::policies::Policies;
+use super::refusal::Refusal;
+use crate::api::{JobView, Problem, Slug};
+
+/// What holds for `queue`.
+///
+/// # Errors
+/// `not-found` if there is no such queue.
+pub(super) async fn policy(policies: &Policies, queue: &QueueName) -> Result<Arc<QueuePolicy>, Refusal> {
+    policies.get(queue).await?.ok_or_else(|| {
+        let detail = format!("there is no queue {queue}: check its name, or ask the operator to create it");
+        Refusal::new(Slug::NotFound, detail)
+    })
+}
+
+/// The refusal of a body of `actual` bytes where `max` are taken.
+pub(super) fn too_large(max: u64, actual: u64) -> Refusal {
+    let detail =
+        format!("the body has {actual} bytes or more, this queue takes {max}: send less, or a link to the data");
+    Problem::new(Slug::PayloadTooLarge, detail).with_limit(max, actual).into()
+}
+
+/// Makes `job` durable. The status, and whether an earlier submission did the work.
+///
+/// # Errors
+/// `idempotency-conflict` if the key was used for another body; whatever the broker refuses.
+pub(super) async fn enqueue(broker: &Broker, job: Job) -> Result<(JobStatus, bool), Refusal> {
+    let (id, fingerprint) = (job.id, job.fingerprint);
+    match broker.jobs.enqueue(job).await.map_err(|error| unconfirmed(error, id))? {
+        Enqueued::Created(status) => Ok((status, false)),
+        Enqueued::Known(status) if status.fingerprint == fingerprint => Ok((status, true)),
+        Enqueued::Known(status) => Err(conflict(&status)),
+    }
+}
+
+/// The refusal of a write, which names the job if the broker may have done it.
+pub(super) fn unconfirmed(error: BrokerError, job: JobId) -> Refusal {
+    let ambiguous = error.kind() == BrokerErrorKind::Ambiguous;
+    let mut refusal = Refusal::from(error);
+    if ambiguous {
+        refusal.0.job_id = Some(job);
+    }
+    refusal
+}
+
+fn conflict(first: &JobStatus) -> Refusal {
+    let detail = format!(
+        "this key was used at {} for another body (job {}), which is untouched: use a new key for new work, or send \
+         the first body again",
+        first.accepted_at, first.job_id
+    );
+    let mut problem = Problem::new(Slug::IdempotencyConflict, detail).with_job(first.job_id);
+    problem.first_at = Some(first.accepted_at);
+    problem.into()
+}
+
+/// The job: results are asked first, because what is finished is decided there and nowhere else.
+///
+/// # Errors
+/// `not-found` if the client has no such job.
+pub(super) async fn find(
+    broker: &Broker,
+    policies: &Policies,
+    client: &ClientId,
+    id: JobId,
+) -> Result<JobView, Refusal> {
+    match broker.results.lookup(client, id).await? {
+        Lookup::Open(status) => Ok(view(policies, &status).await),
+        Lookup::Absent => Err(Refusal::no_job()),
+        Lookup::Finished(finished) => {
+            let status = broker.jobs.status(client, id).await?;
+            let attempts = max_attempts(policies, &finished.result.queue).await;
+            Ok(JobView::of_result(&finished.result, status.as_ref(), attempts))
+        }
+    }
+}
+
+/// Ends the job as `cancelled`, unless it ended before.
+///
+/// # Errors
+/// `not-found` if the client has no such job.
+pub(super) async fn cancel(
+    broker: &Broker,
+    policies: &Policies,
+    client: &ClientId,
+    id: JobId,
+) -> Result<JobView, Refusal> {
+    match broker.jobs.cancel(client, id).await {
+        Ok(status) => Ok(view(policies, &status).await),
+        // Of a job without a key only the result is left: it is finished, and that is the answer.
+        Err(error) if error.kind() == BrokerErrorKind::NotFound => find(broker, policies, client, id).await,
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The job as its record says.
+pub(super) async fn view(policies: &Policies, status: &JobStatus) -> JobView {
+    JobView::of_status(status, max_attempts(policies, &status.queue).await)
+}
+
+/// What the queue allows now. It adorns an answer, so its absence is no reason to refuse one.
+async fn max_attempts(policies: &Policies, queue: &QueueName) -> Option<u32> {
+    policies.get(queue).await.ok().flatten().map(|policy| policy.max_attempts)
+}

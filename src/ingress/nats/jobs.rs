@@ -1,0 +1,39 @@
+//! `relay.submit`, `relay.status`, `relay.cancel`.
+
+use super::Door;
+use super::answer::Reply;
+use super::gate::{Answer, Asked};
+use super::request;
+use crate::api::Slug;
+use crate::ingress::headers::JobHeaders;
+use crate::ingress::jobs;
+use crate::ingress::refusal::Refusal;
+
+/// A job comes in. Accepted means that the broker has confirmed it.
+pub(super) async fn submit(door: &Door, asked: &Asked) -> Answer {
+    let queue = asked.queue.clone().ok_or_else(|| Refusal::new(Slug::Internal, "the subject has no queue"))?;
+    let headers = JobHeaders::read(&asked.headers)?;
+    let policy = jobs::policy(&door.policies, &queue).await?;
+    let (max, actual) = (policy.payload_max.min(door.payload_max()), asked.body.len() as u64);
+    if actual > max {
+        return Err(jobs::too_large(max, actual));
+    }
+    let submission = headers.submission(asked.client.clone(), queue, asked.body.clone());
+    let job = submission.accept(&policy, door.clock.now());
+    asked.begun.get_or_init(|| job.id);
+    let (status, replayed) = jobs::enqueue(&door.broker, job).await?;
+    Ok(Reply::accepted(&status, replayed))
+}
+
+/// Where a job stands.
+pub(super) async fn status(door: &Door, asked: &Asked) -> Answer {
+    let id = request::job_id(&asked.body)?;
+    Reply::json(&jobs::find(&door.broker, &door.policies, &asked.client, id).await?)
+}
+
+/// The end of a job, unless it ended before.
+pub(super) async fn cancel(door: &Door, asked: &Asked) -> Answer {
+    let id = request::job_id(&asked.body)?;
+    asked.begun.get_or_init(|| id);
+    Reply::json(&jobs::cancel(&door.broker, &door.policies, &asked.client, id).await?)
+}

@@ -1,0 +1,141 @@
+//! The NATS front door: relay as a micro service (ADR-32 of NATS), for clients with nothing but the `nats` CLI. It
+//! serves any broker. Payloads are raw bytes, everything else is headers; `docs/nats.md` has each command.
+//!
+//! The client is a token of the subject. NATS guards it: `relay nats permissions` prints what to configure, and without
+//! that anyone is anyone, which is said at start.
+//!
+//! # Layout
+//!
+//! - [`connection`]: the connection that the door listens on, and what happens to it.
+//! - `serve`: subscriptions, bounded concurrency, the drain.
+//! - `gate`: what every request passes first and every answer last.
+//! - `jobs`, `results`: the endpoints.
+//! - `subject`, `request`, `answer`: what is read and written.
+//! - `stats`: what `nats micro ls`, `info`, `stats` and `ping` are answered.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use tokio::sync::{Notify, Semaphore};
+
+use super::budget::Budget;
+use super::policies::Policies;
+
+mod answer;
+pub mod connection;
+mod gate;
+mod jobs;
+mod request;
+mod results;
+mod serve;
+mod stats;
+mod subject;
+
+pub use connection::connect;
+pub use serve::serve;
+pub use subject::{RELAY_INBOX, client_inbox, worker_inbox};
+
+use stats::Service;
+
+/// What one process takes over NATS from all clients together.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Requests in flight; beyond it 503 `overloaded`. Default 4,096.
+    pub requests: usize,
+    /// `relay.results` requests that read at a time, each with a page of at most 1 MiB in hand; others wait. Default 16.
+    pub readers: usize,
+    /// How soon a request is answered, whatever the broker does. Default 3 s, below the 5 s that the `nats` CLI waits.
+    pub answer_within: Duration,
+    /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB.
+    pub header_bytes: usize,
+    /// Headers of a request; beyond it 431. Default 64.
+    pub headers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests: 4_096,
+            readers: 16,
+            answer_within: Duration::from_secs(3),
+            header_bytes: 16 * 1024,
+            headers: 64,
+        }
+    }
+}
+
+/// What the endpoints share.
+pub struct Door {
+    broker: Broker,
+    policies: Policies,
+    limits: Limits,
+    clock: Clock,
+    bytes: Arc<Budget>,
+    requests: Arc<Budget>,
+    readers: Semaphore,
+    service: Service,
+    request_count: AtomicU64,
+    /// Told at each connection.
+    connected: Notify,
+    /// Failed attempts since the connection was lost.
+    failures: AtomicU64,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("broker", &self.broker).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    /// A door to `broker`. `bytes` is what all bodies in flight share.
+    #[must_use]
+    pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, clock: Clock) -> Arc<Self> {
+        let mut random = [0; 11];
+        if getrandom::fill(&mut random).is_err() {
+            // An id needs to differ from those of other replicas only.
+            random[..8].copy_from_slice(&clock.now().as_millis().to_be_bytes());
+        }
+        let id = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        Arc::new(Self {
+            policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
+            requests: Budget::new(limits.requests.max(1)),
+            readers: Semaphore::new(limits.readers.clamp(1, Semaphore::MAX_PERMITS)),
+            service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
+            request_count: AtomicU64::new(0),
+            connected: Notify::new(),
+            failures: AtomicU64::new(0),
+            broker,
+            limits,
+            clock,
+            bytes,
+        })
+    }
+
+    /// The id of this instance of the micro service.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.service.id
+    }
+
+    /// Messages of clients that were dropped, and never answered, because relay did not read them fast enough.
+    #[must_use]
+    pub fn slow_consumer_events(&self) -> u64 {
+        self.service.slow_consumer_events.load(Ordering::Relaxed)
+    }
+
+    /// The largest payload that is taken, whatever a queue's policy says.
+    fn payload_max(&self) -> u64 {
+        self.broker.capabilities.payload_max
+    }
+
+    /// A name for a request that no other request of any relay has.
+    fn mint_request_id(&self) -> String {
+        let count = self.request_count.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{count:08x}", self.service.id)
+    }
+}

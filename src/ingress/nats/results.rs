@@ -1,0 +1,126 @@
+//! `relay.result`: the raw result of one job. `relay.results`: all of a client's after a cursor, a message each.
+
+use bytes::Bytes;
+use relay_bridge::contract::{JobResult, JobStatus};
+use relay_bridge::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Reset, Start};
+use std::time::Duration;
+
+use super::Door;
+use super::answer::{CONTENT_TYPE, Outbox, Reply, Unsent};
+use super::gate::{Answer, Asked};
+use super::request;
+use crate::api::{Problem, ResultView, Slug, header};
+use crate::ingress::headers::single;
+use crate::ingress::outcome;
+use crate::ingress::refusal::Refusal;
+
+/// The content type of a result's entry: the JSON that lists of results have.
+const ENTRY_CONTENT_TYPE: &str = "application/vnd.relay.result+json";
+/// Results for one request, if it does not say.
+const LIMIT_DEFAULT: u32 = 100;
+/// Results for one request at most.
+const LIMIT_MAX: u32 = 1_000;
+
+/// The raw result, or the status in headers and no body yet.
+pub(super) async fn one(door: &Door, asked: &Asked) -> Answer {
+    let id = request::job_id(&asked.body)?;
+    match door.broker.results.lookup(&asked.client, id).await? {
+        Lookup::Finished(finished) => {
+            let reply = with_facts(Reply::default(), &finished);
+            let result = outcome::readable(*finished)?;
+            Ok(raw(reply, result))
+        }
+        Lookup::Open(status) => Ok(open(&status)),
+        Lookup::Absent => Err(Refusal::no_job()),
+    }
+}
+
+/// A message per result, oldest first. What is given back is the end: an empty one that says where to read on.
+pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
+    let after = single(&asked.headers, header::AFTER)?.map(str::trim);
+    let mut start = outcome::start(&asked.client, "header Relay-After", after)?;
+    let limit = request::number(&asked.headers, header::LIMIT, LIMIT_DEFAULT, LIMIT_MAX)?;
+    if outbox.to.is_none() {
+        return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
+    }
+    let _reading = door.readers.acquire().await;
+    let (mut left, mut reset) = (limit, None);
+    loop {
+        let wanted = left.min(PAGE_ENTRIES_MAX);
+        let page = door.broker.results.page(&asked.client, &start, wanted, Duration::ZERO).await?;
+        reset = page.reset.or(reset);
+        let found = page.entries.len();
+        for finished in page.entries {
+            entry(outbox, finished, reset.take()).await?;
+        }
+        left = left.saturating_sub(u32::try_from(found).unwrap_or(u32::MAX));
+        if found == 0 || left == 0 {
+            return Ok(with_reset(Reply::default(), reset).with(header::CURSOR, &page.next.to_string()));
+        }
+        start = Start::After(page.next);
+    }
+}
+
+/// Sends one result. Its payload is the body; where that can't be, because it is empty, which would read as the end, or
+/// erased, or larger than a message, the body is the entry as JSON.
+async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Result<(), Refusal> {
+    let view = ResultView::new(&finished);
+    let reply = with_reset(with_facts(Reply::default(), &finished), reset);
+    let headers = reply.headers.clone();
+    if !finished.erased && !finished.result.payload.is_empty() {
+        match outbox.send(raw(reply, finished.result)).await {
+            Ok(()) => return Ok(()),
+            Err(Unsent::Closed) => return Err(gone()),
+            Err(Unsent::TooLarge) => {}
+        }
+    }
+    let view = ResultView { payload_base64: None, ..view };
+    let reply = Reply { headers, ..Reply::json(&view)? }.with(CONTENT_TYPE, ENTRY_CONTENT_TYPE);
+    match outbox.send(reply).await {
+        Ok(()) => Ok(()),
+        Err(Unsent::TooLarge) => Err(too_large_to_send(outbox).into()),
+        Err(Unsent::Closed) => Err(gone()),
+    }
+}
+
+fn gone() -> Refusal {
+    Refusal::new(Slug::Draining, "the connection to NATS is closed: ask again")
+}
+
+/// The refusal to send what NATS can't carry in one message.
+pub(super) fn too_large_to_send(outbox: &Outbox) -> Problem {
+    let limit = outbox.message_max();
+    let detail = format!(
+        "the result is there and is larger than the {limit} bytes that this NATS server carries in one message: fetch it \
+         over HTTP, GET /v1/jobs/JOB_ID/result, or have the operator raise max_payload"
+    );
+    let mut problem = Problem::new(Slug::PayloadTooLarge, detail);
+    problem.limit = Some(limit);
+    problem
+}
+
+fn raw(mut reply: Reply, result: JobResult) -> Reply {
+    reply.body = result.payload;
+    reply.with(CONTENT_TYPE, &result.content_type)
+}
+
+fn open(status: &JobStatus) -> Reply {
+    let reply = Reply { body: Bytes::new(), ..Reply::default() };
+    reply
+        .with(header::STATE, status.state.as_str())
+        .with(header::JOB_ID, &status.job_id.to_string())
+        .with(header::RUN_ID, &status.run_id.to_string())
+        .with(header::ATTEMPT, &status.attempt.to_string())
+}
+
+fn with_facts(reply: Reply, finished: &Finished) -> Reply {
+    outcome::facts(finished).iter().fold(reply, |reply, (name, value)| reply.with(name, value))
+}
+
+fn with_reset(reply: Reply, reset: Option<Reset>) -> Reply {
+    match reset {
+        None => reply,
+        Some(Reset::LogReplaced) => reply.with(header::RESET, "log-replaced"),
+        Some(Reset::OlderThanRetention) => reply.with(header::RESET, "older-than-retention"),
+    }
+}

@@ -1,0 +1,154 @@
+//! Subscriptions, bounded concurrency, and the drain.
+//!
+//! Messages are taken from the connection as they come: what waits there is dropped by the client library when its
+//! buffer is full, so whatever is beyond the limits is answered `overloaded` instead.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Message, Subscriber};
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, select_all};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::gate::Visit;
+use super::stats::{QUEUE_GROUP, Verb};
+use super::subject::{self, Endpoint};
+use super::{Door, connection};
+
+/// How long the last answers may take to leave the process.
+const FLUSH_MAX: Duration = Duration::from_secs(2);
+
+/// More messages than a subscription ever has, and more than the server can read: it takes nine digits.
+const NEVER: u64 = 10_000_000_000;
+/// How long the server may take to say that it has sent its last message.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+
+/// Serves `door` on `client` until `shutdown`, then drains: the subscriptions end, what came before their end is answered.
+/// What is left after `drain` is cut off. The connection may be lost and come back any number of times.
+///
+/// # Errors
+/// If the connection was closed for good, which only this process does.
+pub async fn serve(client: Client, door: Arc<Door>, shutdown: CancellationToken, drain: Duration) -> io::Result<()> {
+    let closed = |what: String| io::Error::new(io::ErrorKind::NotConnected, what);
+    let listening = Listening { door, client, tasks: TaskTracker::new(), kill: CancellationToken::new() };
+    let mut endpoints = JoinSet::new();
+    for endpoint in Endpoint::ALL {
+        let subscribed = listening.client.queue_subscribe(endpoint.subject(), QUEUE_GROUP.to_owned()).await;
+        let subscriber = subscribed.map_err(|error| closed(format!("{}: {error}", endpoint.subject())))?;
+        endpoints.spawn(listening.clone().take(endpoint, subscriber, shutdown.clone()));
+    }
+    let mut verbs = JoinSet::new();
+    for verb in Verb::ALL {
+        let mut subscribers = Vec::new();
+        for subject in verb.subjects(listening.door.id()) {
+            let subscribed = listening.client.subscribe(subject.clone()).await;
+            subscribers.push(subscribed.map_err(|error| closed(format!("{subject}: {error}")))?);
+        }
+        verbs.spawn(listening.clone().describe(verb, select_all(subscribers)));
+    }
+    verbs.spawn(connection::say_who_is_who(listening.client.clone(), Arc::clone(&listening.door)));
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = endpoints.join_next() => ended,
+    };
+    if ended.is_some() && !shutdown.is_cancelled() {
+        return Err(closed("the subscriptions ended".to_owned()));
+    }
+    info!(requests = listening.tasks.len(), "the NATS front door drains");
+    drop(verbs);
+    listening.tasks.close();
+    let drained = async {
+        while endpoints.join_next().await.is_some() {}
+        listening.tasks.wait().await;
+    };
+    if tokio::time::timeout(drain, drained).await.is_err() {
+        warn!(requests = listening.tasks.len(), "the drain took too long; what is left is cut off");
+        listening.kill.cancel();
+        endpoints.shutdown().await;
+        listening.tasks.wait().await;
+    }
+    if tokio::time::timeout(FLUSH_MAX, listening.client.flush()).await.is_err() {
+        debug!("the last answers may not have left: NATS is not there");
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Listening {
+    door: Arc<Door>,
+    client: Client,
+    tasks: TaskTracker,
+    /// Cancelled when the drain's time is over.
+    kill: CancellationToken,
+}
+
+impl Listening {
+    /// Takes the requests of one endpoint until `shutdown`, and then those that were on their way.
+    async fn take(self, endpoint: Endpoint, mut requests: Subscriber, shutdown: CancellationToken) {
+        if self.admit_until(endpoint, &mut requests, shutdown.cancelled()).await {
+            return;
+        }
+        // The client library's own drain forgets the subscription before the server's last messages are there, and drops
+        // them. So the server ends it first, while the library still knows it: a number too large for the server means
+        // at once to it, and never to the library.
+        requests.unsubscribe_after(NEVER).await.ok();
+        let last_words = async {
+            let question = async_nats::Request::new().timeout(Some(LAST_WORDS_MAX));
+            // Any answer will do, also that there is nobody to ask: what the server sent before it is here.
+            self.client.send_request(connection::WHO_AM_I, question).await.ok();
+        };
+        if self.admit_until(endpoint, &mut requests, last_words).await {
+            return;
+        }
+        requests.unsubscribe().await.ok();
+        self.admit_until(endpoint, &mut requests, std::future::pending()).await;
+    }
+
+    /// Whether the subscription ended before `until` did.
+    async fn admit_until(
+        &self,
+        endpoint: Endpoint,
+        requests: &mut Subscriber,
+        until: impl Future<Output = ()>,
+    ) -> bool {
+        let mut until = std::pin::pin!(until);
+        loop {
+            tokio::select! {
+                message = requests.next() => match message {
+                    Some(message) => self.admit(endpoint, message).await,
+                    None => return true,
+                },
+                () = &mut until => return false,
+            }
+        }
+    }
+
+    async fn admit(&self, endpoint: Endpoint, message: Message) {
+        let (door, client) = (Arc::clone(&self.door), self.client.clone());
+        let visit = Visit { door, endpoint, client, message, came: Instant::now() };
+        let Some(place) = self.door.requests.take(1) else {
+            return visit.turn_away().await;
+        };
+        let kill = self.kill.clone();
+        self.tasks.spawn(async move {
+            kill.run_until_cancelled(visit.attend()).await;
+            drop(place);
+        });
+    }
+
+    /// Answers what is asked about the service.
+    async fn describe(self, verb: Verb, mut questions: SelectAll<Subscriber>) {
+        while let Some(question) = questions.next().await {
+            let Some(reply) = question.reply.filter(|reply| subject::may_reply_to_service(reply)) else { continue };
+            if let Err(error) = self.client.publish(reply, self.door.service.describe(verb).into()).await {
+                debug!(%error, "a question about the service can't be answered");
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Which subject is what, and which reply subjects are answered.
+
+use relay_bridge::contract::{ClientId, QueueName};
+
+use crate::ingress::refusal::Refusal;
+
+/// What a client can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    /// A job comes in.
+    Submit,
+    /// Where a job stands.
+    Status,
+    /// The result of one job.
+    Result,
+    /// All results after a cursor.
+    Results,
+    /// The end of a job.
+    Cancel,
+}
+
+impl Endpoint {
+    pub(super) const ALL: [Self; 5] = [Self::Submit, Self::Status, Self::Result, Self::Results, Self::Cancel];
+
+    /// The name in the micro service, and the second token of the subject.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Submit => "submit",
+            Self::Status => "status",
+            Self::Result => "result",
+            Self::Results => "results",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    /// What relay listens on.
+    pub(super) fn subject(self) -> &'static str {
+        match self {
+            Self::Submit => "relay.submit.*.*",
+            Self::Status => "relay.status.*",
+            Self::Result => "relay.result.*",
+            Self::Results => "relay.results.*",
+            Self::Cancel => "relay.cancel.*",
+        }
+    }
+
+    /// What its `nats micro info` says.
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Submit => "relay.submit.CLIENT.QUEUE: the body is the job, the answer its receipt",
+            Self::Status => "relay.status.CLIENT: the body is a job id, the answer where the job stands",
+            Self::Result => "relay.result.CLIENT: the body is a job id, the answer its raw result",
+            Self::Results => "relay.results.CLIENT: a message per result after Relay-After, then an empty one",
+            Self::Cancel => "relay.cancel.CLIENT: the body is a job id, the answer where the job stands",
+        }
+    }
+}
+
+/// Whom a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    /// The client: the subject's third token, which NATS permissions guard.
+    pub(super) client: ClientId,
+    /// The queue of a submission.
+    pub(super) queue: Option<QueueName>,
+}
+
+impl Address {
+    /// Reads a subject that the endpoint's own matched.
+    ///
+    /// # Errors
+    /// `malformed-request` if client or queue are no names.
+    pub(super) fn read(subject: &str) -> Result<Self, Refusal> {
+        let mut tokens = subject.split('.').skip(2);
+        let client = tokens.next().unwrap_or_default().parse()?;
+        let queue = tokens.next().map(str::parse).transpose()?;
+        Ok(Self { client, queue })
+    }
+}
+
+/// The first tokens of reply subjects that are nobody's: of clients without an inbox prefix of their own, and of the
+/// server where it carries requests between accounts.
+const INBOXES: [&str; 2] = ["_INBOX", "_R_"];
+
+/// What the reply subjects of relay itself begin with. No client's do: a name can't begin with `_`.
+pub const RELAY_INBOX: &str = "_INBOX__relay";
+
+/// What the reply subjects of a client begin with, which its permissions let it alone subscribe.
+#[must_use]
+pub fn client_inbox(client: &ClientId) -> String {
+    format!("_INBOX_{client}")
+}
+
+/// What the reply subjects of a worker on NATS begin with.
+#[must_use]
+pub fn worker_inbox(worker: &ClientId) -> String {
+    format!("_INBOX__worker-{worker}")
+}
+
+/// Whether a request of `client` may be answered on `reply`.
+///
+/// NATS does not check the reply subject that a request names, and relay may publish where its clients may not: a
+/// request could otherwise have relay publish a receipt, or a result that the client chose, on another client's subject,
+/// or an empty message on `$JS.API.STREAM.DELETE.*`.
+pub(super) fn may_reply(client: &ClientId, reply: &str) -> bool {
+    let Some((first, rest)) = reply.split_once('.') else { return false };
+    let own = first.strip_prefix("_INBOX_").is_some_and(|owner| owner == client.as_str());
+    !rest.is_empty() && (own || INBOXES.contains(&first))
+}
+
+/// Whether a request of the service API, which names no client, may be answered on `reply`: on anybody's inbox but
+/// relay's and its workers'.
+pub(super) fn may_reply_to_service(reply: &str) -> bool {
+    let Some((first, rest)) = reply.split_once('.') else { return false };
+    let owned = first.strip_prefix("_INBOX_").is_some_and(|owner| !owner.starts_with('_'));
+    !rest.is_empty() && (owned || INBOXES.contains(&first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_names_client_and_queue() {
+        let address = Address::read("relay.submit.me.mail").unwrap();
+        assert_eq!((address.client.as_str(), address.queue.unwrap().as_str()), ("me", "mail"));
+        assert_eq!(Address::read("relay.status.me").unwrap().queue, None);
+        for bad in
+            ["relay.submit.Me.mail", "relay.submit.me.*", "relay.submit.>.mail", "relay.status._", "relay.status"]
+        {
+            assert!(Address::read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_inboxes_are_answered_and_of_those_with_a_name_only_the_clients_own() {
+        let me: ClientId = "me".parse().unwrap();
+        for good in ["_INBOX.a", "_INBOX.a.b", "_INBOX_me.x.1", "_R_.x.y"] {
+            assert!(may_reply(&me, good), "{good}");
+        }
+        for bad in [
+            "",
+            "_INBOX",
+            "_INBOX.",
+            "_INBOX_me",
+            "_INBOX_other.x",
+            "_INBOX_.x",
+            "_INBOX__relay.x",
+            "relay.submit.other.mail",
+            "relay.reply.other.x",
+            "relay.jobs.mail.other.x",
+            "$JS.API.STREAM.DELETE.relay-results",
+            "$SRV.PING",
+            "x._INBOX.y",
+        ] {
+            assert!(!may_reply(&me, bad), "{bad}");
+        }
+        assert!(may_reply_to_service("_INBOX_ops.x") && !may_reply_to_service("relay.submit.me.mail"));
+        assert!(!may_reply_to_service("_INBOX__relay.x"));
+    }
+}

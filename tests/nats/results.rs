@@ -1,0 +1,138 @@
+//! Results over NATS: one, and all of a client's after a cursor.
+
+use crate::support::Relay;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_raw_with_its_facts_as_headers_and_until_then_there_is_the_state_and_no_body() {
+    let relay = Relay::start().await;
+    let id = relay.submit(&[], "x").await.job();
+    let open = relay.ask("relay.result.me", &[], id.clone()).await;
+    assert_eq!((open.header("Relay-State"), open.header("Relay-Job-Id"), open.text()), ("queued", id.as_str(), ""));
+    let delivery = relay.lease().await;
+    assert_eq!(relay.ask("relay.result.me", &[], id.clone()).await.header("Relay-State"), "leased");
+    drop(delivery);
+    let other = relay.submit(&[], "y").await.job();
+    relay.work("text/csv", "a,b").await;
+    let result = relay.ask("relay.result.me", &[], other.clone()).await;
+    assert_eq!((result.text(), result.header("Content-Type")), ("a,b", "text/csv"));
+    assert_eq!((result.header("Relay-Outcome"), result.header("Relay-Attempt")), ("succeeded", "1"));
+    assert_eq!(result.header("Relay-Job-Id"), other);
+    assert!(!result.header("Relay-Run-Id").is_empty() && !result.header("Relay-Cursor").is_empty());
+    assert_eq!(result.header("Nats-Service-Error"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_a_result_and_no_service_error() {
+    let relay = Relay::start().await;
+    let id = relay.submit(&[], "x").await.job();
+    relay.reject("bad-order", "no such article").await;
+    let result = relay.ask("relay.result.me", &[], id).await;
+    assert_eq!((result.header("Relay-Outcome"), result.field("reason")), ("failed", "bad-order".into()));
+    assert_eq!(
+        (result.header("Nats-Service-Error"), relay.stats("result").await["num_errors"].as_u64()),
+        ("", Some(0))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_result_says_that_it_expired_and_how_the_job_ended() {
+    let relay = Relay::start().await;
+    let id = relay.submit(&[("Idempotency-Key", "k")], "x").await.job();
+    relay.work("text/plain", "secret").await;
+    relay.broker.jobs.erase(&"me".parse().unwrap(), id.parse().unwrap()).await.unwrap();
+    let gone = relay.ask("relay.result.me", &[], id).await;
+    assert_eq!(gone.is_problem(410, "result-expired").field("outcome"), "succeeded");
+    let listed = relay.until_empty("relay.results.me", &[]).await;
+    assert_eq!(listed.len(), 2, "the outcome is still listed");
+    assert_eq!(listed[0].header("Content-Type"), "application/vnd.relay.result+json");
+    assert_eq!((listed[0].field("outcome"), listed[0].field("size")), ("succeeded".into(), "0".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missed_results_are_fetched_by_cursor_each_once_until_an_empty_message() {
+    let relay = Relay::start().await;
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(relay.submit(&[], format!("{n}")).await.job());
+        relay.work("text/plain", format!("r{n}")).await;
+    }
+    relay.ask("relay.submit.other.mail", &[], "x").await.job();
+    relay.work("text/plain", "another client's").await;
+
+    let first = relay.until_empty("relay.results.me", &[("Relay-Limit", "2")]).await;
+    let bodies: Vec<_> = first.iter().map(|answer| answer.text()).collect();
+    assert_eq!(bodies, ["r0", "r1", ""]);
+    assert_eq!(first[1].header("Relay-Job-Id"), ids[1]);
+    assert_eq!(first[1].header("Relay-Cursor"), first[2].header("Relay-Cursor"), "the end says where to read on");
+
+    let after = [("Relay-After", first[1].header("Relay-Cursor"))];
+    let second = relay.until_empty("relay.results.me", &after).await;
+    let bodies: Vec<_> = second.iter().map(|answer| answer.text()).collect();
+    assert_eq!(bodies, ["r2", "r3", "r4", ""]);
+
+    let after = [("Relay-After", second[3].header("Relay-Cursor"))];
+    let third = relay.until_empty("relay.results.me", &after).await;
+    assert_eq!(third.len(), 1, "nothing new is an end at once");
+    assert_eq!(third[0].header("Relay-Cursor"), second[3].header("Relay-Cursor"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_results_than_a_page_come_in_one_answer() {
+    let relay = Relay::start().await;
+    for n in 0..120 {
+        relay.client.publish("relay.submit.me.mail", format!("{n}").into()).await.unwrap();
+        relay.work("text/plain", format!("r{n}")).await;
+    }
+    let answers = relay.until_empty("relay.results.me", &[("Relay-Limit", "1000")]).await;
+    assert_eq!((answers.len(), answers[119].text()), (121, "r119"));
+    assert_eq!(relay.until_empty("relay.results.me", &[]).await.len(), 101, "100 unless more are asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_result_does_not_look_like_the_end() {
+    let relay = Relay::start().await;
+    for answer in ["", "second"] {
+        relay.submit(&[], "x").await.job();
+        relay.work("text/plain", answer).await;
+    }
+    let answers = relay.until_empty("relay.results.me", &[]).await;
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[0].header("Content-Type"), "application/vnd.relay.result+json");
+    assert_eq!((answers[0].field("size"), answers[0].header("Relay-Outcome")), ("0".into(), "succeeded"));
+    assert_eq!(answers[1].text(), "second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_from_now_on_begins_at_the_end_and_a_strange_cursor_is_refused_and_ended() {
+    let relay = Relay::start().await;
+    relay.submit(&[], "x").await.job();
+    relay.work("text/plain", "old").await;
+    let now = relay.until_empty("relay.results.me", &[("Relay-After", "now")]).await;
+    assert_eq!(now.len(), 1);
+    relay.submit(&[], "x").await.job();
+    relay.work("text/plain", "new").await;
+    let news = relay.until_empty("relay.results.me", &[("Relay-After", now[0].header("Relay-Cursor"))]).await;
+    assert_eq!((news.len(), news[0].text()), (2, "new"));
+
+    let mine = now[0].header("Relay-Cursor");
+    for (subject, cursor) in [("relay.results.other", mine), ("relay.results.me", "garbage")] {
+        let refused = relay.until_empty(subject, &[("Relay-After", cursor)]).await;
+        refused[0].is_problem(400, "malformed-request");
+        assert_eq!((refused.len(), refused[1].header("Nats-Service-Error")), (2, "malformed-request"));
+    }
+    let refused = relay.until_empty("relay.results.me", &[("Relay-Limit", "0")]).await;
+    refused[0].is_problem(400, "malformed-request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_larger_than_a_message_is_named_and_not_sent() {
+    let server = "max_payload: 8KB".to_owned();
+    let relay = crate::support::Setup { server, ..Default::default() }.start().await;
+    let id = relay.submit(&[], "x").await.job();
+    relay.work("text/plain", vec![b'r'; 20_000]).await;
+    let refused = relay.ask("relay.result.me", &[], id.clone()).await;
+    assert_eq!(refused.is_problem(413, "payload-too-large").field("limit"), "8192");
+    let listed = relay.until_empty("relay.results.me", &[]).await;
+    assert_eq!((listed.len(), listed[0].field("size")), (2, "20000".into()));
+    assert_eq!(listed[0].field("link"), format!("/v1/jobs/{id}/result"));
+}

@@ -1,0 +1,8 @@
+//! The command line on real NATS servers: provisioning, serving, workers, and what happens while the server is away.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../cli_support/mod.rs"]
+mod cli_support;
+mod provision;
+mod serving;
