@@ -7,12 +7,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use relay::auth::Authenticator;
@@ -20,13 +15,10 @@ use relay::ingress::http::{Ingress, Limits, serve};
 use relay_bridge::clock::Clock;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::policy::QueuePolicy;
+use support::load::{Server, listen, submit};
 use support::{Sample, cpu_of, pairs, report};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const CONNECTIONS: u64 = 64;
 const REQUESTS: u64 = 60_000;
 
 fn main() {
@@ -53,72 +45,11 @@ async fn compare() {
 }
 
 async fn load(server: &str, keyed: bool) -> Sample {
-    let (mut child, address) = start(server);
-    exchange(address, keyed, REQUESTS / 10, 0).await;
-    let (start, before) = (Instant::now(), cpu_of(child.id()));
-    exchange(address, keyed, REQUESTS, REQUESTS).await;
-    let sample = Sample { operations: REQUESTS, wall: start.elapsed(), cpu: cpu_of(child.id()).saturating_sub(before) };
-    child.kill().unwrap();
-    child.wait().unwrap();
-    sample
-}
-
-fn start(server: &str) -> (Child, SocketAddr) {
-    let mut child = Command::new(std::env::current_exe().unwrap()).arg(server).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (child, line.trim().parse().unwrap())
-}
-
-async fn exchange(address: SocketAddr, keyed: bool, requests: u64, first: u64) {
-    let next = Arc::new(AtomicU64::new(0));
-    let mut tasks = JoinSet::new();
-    for _ in 0..CONNECTIONS {
-        let next = Arc::clone(&next);
-        tasks.spawn(async move {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let (mut request, mut answer) = (Vec::new(), vec![0; 8192]);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= requests {
-                    break;
-                }
-                request.clear();
-                write!(
-                    request,
-                    "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                )
-                .unwrap();
-                if keyed {
-                    write!(request, "idempotency-key: key-{}\r\n", first + number).unwrap();
-                }
-                write!(request, "content-length: 256\r\n\r\n").unwrap();
-                request.extend_from_slice(&[b'x'; 256]);
-                stream.write_all(&request).await.unwrap();
-                read_answer(&mut stream, &mut answer).await;
-            }
-        });
-    }
-    tasks.join_all().await;
-}
-
-/// Reads one answer: a head, and as much body as its `content-length` says.
-async fn read_answer(stream: &mut TcpStream, buffer: &mut [u8]) {
-    let mut filled = 0;
-    loop {
-        let read = stream.read(&mut buffer[filled..]).await.unwrap();
-        assert!(read > 0, "the server closed the connection");
-        filled += read;
-        let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let text = std::str::from_utf8(&buffer[..head]).unwrap();
-        assert!(text.starts_with("HTTP/1.1 20"), "{}", String::from_utf8_lossy(&buffer[..filled]));
-        let length =
-            text.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |l| l.parse().unwrap());
-        if filled == head + 4 + length {
-            return;
-        }
-    }
+    let server = Server::start(&[server]);
+    submit(server.address, keyed, REQUESTS / 10, 0).await;
+    let (start, before) = (Instant::now(), cpu_of(server.pid()));
+    submit(server.address, keyed, REQUESTS, REQUESTS).await;
+    Sample { operations: REQUESTS, wall: start.elapsed(), cpu: cpu_of(server.pid()).saturating_sub(before) }
 }
 
 async fn serve_relay() {
@@ -139,10 +70,4 @@ async fn serve_nothing() {
     let app = axum::Router::new()
         .route("/v1/queues/{queue}/jobs", post(async |_: bytes::Bytes| axum::http::StatusCode::ACCEPTED));
     axum::serve(listen().await, app).await.unwrap();
-}
-
-async fn listen() -> TcpListener {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("{}", listener.local_addr().unwrap());
-    listener
 }

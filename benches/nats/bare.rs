@@ -1,0 +1,218 @@
+//! The baselines: what somebody would write with async-nats alone. The streams and subjects are relay's; there are no
+//! envelopes, policies, fairness or checks.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, pull};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config, Republish};
+use async_nats::jetstream::{self, Context};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use relay_bridge::contract::JobId;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::figures::Latencies;
+use crate::support::load::listen;
+
+const JOBS: &str = "BARE_JOBS";
+const RESULTS: &str = "BARE_RESULTS";
+/// What is in flight at a time, on each of the two sides.
+pub(crate) const WINDOW: usize = 512;
+/// The longest wait for a message that must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a delivery is acknowledged.
+#[derive(Clone, Copy)]
+pub(crate) enum Ack {
+    /// Sent, and on: what is lost is delivered again.
+    Sent,
+    /// Answered by the server, as relay's are.
+    Confirmed,
+}
+
+/// A connection, for streams of its own.
+pub(crate) struct Bare {
+    client: Client,
+    context: Context,
+}
+
+impl Bare {
+    /// Connects, and creates the streams.
+    pub(crate) async fn create(url: &str) -> Self {
+        Self::create_replicated(url, 1).await
+    }
+
+    /// The same with `replicas` copies of each message.
+    pub(crate) async fn create_replicated(url: &str, replicas: usize) -> Self {
+        let bare = Self::connect(url).await;
+        for config in [jobs_stream(), results_stream()] {
+            bare.context.create_stream(Config { num_replicas: replicas, ..config }).await.unwrap();
+        }
+        bare
+    }
+
+    async fn connect(url: &str) -> Self {
+        let client = async_nats::connect(url).await.unwrap();
+        let context = jetstream::new(client.clone());
+        Self { client, context }
+    }
+
+    /// Publishes jobs, each if its subject has none yet.
+    pub(crate) async fn publish(&self, jobs: u64) {
+        stream::iter(0..jobs)
+            .map(|number| self.put(subject("jobs", number), payload(256)))
+            .buffer_unordered(WINDOW)
+            .collect::<()>()
+            .await;
+    }
+
+    /// Publishes as many results as there are jobs.
+    pub(crate) async fn publish_results(&self, jobs: u64) {
+        stream::iter(0..jobs)
+            .map(|number| self.put(subject("results", number), payload(32)))
+            .buffer_unordered(WINDOW)
+            .collect::<()>()
+            .await;
+    }
+
+    async fn put(&self, subject: String, payload: Bytes) {
+        let message = PublishMessage::build().expected_last_subject_sequence(0).payload(payload);
+        self.context.send_publish(subject, message).await.unwrap().await.unwrap();
+    }
+
+    /// Takes deliveries, publishes a result for each and acknowledges it.
+    pub(crate) async fn work(&self, jobs: u64, ack: Ack) {
+        let consumer = self.consumer().await;
+        let messages = consumer.stream().max_messages_per_batch(WINDOW).messages().await.unwrap();
+        messages
+            .take(jobs as usize)
+            .try_for_each_concurrent(WINDOW, async |message| {
+                self.finish(&message, ack).await;
+                Ok(())
+            })
+            .await
+            .unwrap();
+    }
+
+    async fn finish(&self, message: &jetstream::Message, ack: Ack) {
+        let job = message.subject.rsplit('.').next().unwrap();
+        self.put(format!("bare.results.bench.{job}"), payload(32)).await;
+        match ack {
+            Ack::Sent => message.ack().await.unwrap(),
+            Ack::Confirmed => {
+                let reply = message.reply.clone().unwrap();
+                self.client.request(reply, Bytes::from_static(b"+ACK")).await.unwrap();
+            }
+        }
+    }
+
+    async fn consumer(&self) -> Consumer<pull::Config> {
+        let config = pull::Config {
+            durable_name: Some("work".to_owned()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: PATIENCE,
+            max_ack_pending: 2 * WINDOW as i64,
+            ..pull::Config::default()
+        };
+        self.context.create_consumer_on_stream(config, JOBS).await.unwrap()
+    }
+
+    /// From the publishing of a job until its result arrives, one at a time; an idle worker on a connection of its own.
+    pub(crate) async fn round_trips(&self, url: &str, rounds: u64) -> Latencies {
+        let worker = Self::connect(url).await;
+        let consumer = worker.consumer().await;
+        let mut messages = consumer.stream().max_messages_per_batch(1).messages().await.unwrap();
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        let mut work = JoinSet::new();
+        work.spawn(async move {
+            while let Some(message) = tokio::select! { _ = &mut stopped => None, message = messages.next() => message }
+            {
+                worker.finish(&message.unwrap(), Ack::Confirmed).await;
+            }
+        });
+        let mut replies = self.client.subscribe("bare.reply.bench.>").await.unwrap();
+        self.client.flush().await.unwrap();
+        let mut taken = Vec::new();
+        for number in 0..rounds {
+            let start = Instant::now();
+            let mut published = pin!(self.put(subject("jobs", number), payload(256)));
+            let mut acknowledged = false;
+            let reply = async { tokio::time::timeout(PATIENCE, replies.next()).await.unwrap().unwrap() };
+            let mut reply = pin!(reply);
+            loop {
+                tokio::select! {
+                    () = &mut published, if !acknowledged => acknowledged = true,
+                    _ = &mut reply => break,
+                }
+            }
+            taken.push(start.elapsed());
+            if !acknowledged {
+                published.await;
+            }
+        }
+        drop(stop);
+        work.join_all().await;
+        Latencies::of(taken)
+    }
+}
+
+/// An HTTP server that awaits one publish a request, on a subject of its own: `create` asks that the subject is new.
+pub(crate) async fn serve(url: &str, create: bool) {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use axum::http::StatusCode;
+    use axum::routing::post;
+
+    let bare = Bare::connect(url).await;
+    let (context, next) = (bare.context, Arc::new(AtomicU64::new(0)));
+    let submit = async move |body: Bytes| {
+        let subject = subject("jobs", next.fetch_add(1, Ordering::Relaxed));
+        let message = PublishMessage::build().payload(body);
+        let message = if create { message.expected_last_subject_sequence(0) } else { message };
+        let sent = context.send_publish(subject, message).await.unwrap();
+        sent.await.unwrap();
+        StatusCode::ACCEPTED
+    };
+    let app = axum::Router::new().route("/v1/queues/{queue}/jobs", post(submit));
+    axum::serve(listen().await, app).await.unwrap();
+}
+
+fn jobs_stream() -> Config {
+    Config {
+        name: JOBS.to_owned(),
+        subjects: vec!["bare.jobs.>".to_owned()],
+        max_messages_per_subject: 1,
+        max_age: Duration::from_secs(86_400),
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+fn results_stream() -> Config {
+    Config {
+        name: RESULTS.to_owned(),
+        subjects: vec!["bare.results.>".to_owned()],
+        republish: Some(Republish {
+            source: "bare.results.>".to_owned(),
+            destination: "bare.reply.>".to_owned(),
+            headers_only: false,
+        }),
+        ..jobs_stream()
+    }
+}
+
+/// As long as relay's, and as random: what is looked up by subject costs the server as much.
+fn subject(kind: &str, number: u64) -> String {
+    let key = format!("key-{number}").parse().unwrap();
+    let job = JobId::derive(&"bench".parse().unwrap(), &"work".parse().unwrap(), &key);
+    format!("bare.{kind}.bench.{job}")
+}
+
+fn payload(bytes: usize) -> Bytes {
+    Bytes::from(vec![b'x'; bytes])
+}
