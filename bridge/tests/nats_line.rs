@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
+use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{ClientId, Job, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
@@ -70,6 +71,12 @@ impl Stage {
         let job = submission.accept(&self.policy, self.clock.now());
         assert!(matches!(self.broker.jobs.enqueue(job.clone()).await.unwrap(), Enqueued::Created(_)));
         job
+    }
+
+    /// Submits many, some at once.
+    async fn submit_many(&self, name: &str, count: usize) -> Vec<JobId> {
+        let submit = |number| async move { self.submit(&format!("{name}-{number}"), Duration::ZERO).await.id };
+        futures_util::stream::iter(0..count).map(submit).buffer_unordered(256).collect().await
     }
 
     async fn lease(&self, max: u32, wait: Duration) -> Vec<Delivery> {
@@ -175,23 +182,17 @@ async fn a_worker_killed_between_recording_and_settling_leaves_nothing_that_runs
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
-    const FINISHED: usize = 400;
-    const WAITING: usize = 30;
+    const FINISHED: usize = 10_000;
+    const WAITING: usize = 100;
     let stage = Stage::open().await;
-    for number in 0..FINISHED {
-        stage.submit(&format!("finished-{number}"), Duration::ZERO).await;
-    }
+    stage.submit_many("finished", FINISHED).await;
     let mut finished = 0;
     while finished < FINISHED {
-        for delivery in stage.lease(64, LEASE).await {
-            stage.succeed(&delivery).await;
-            finished += 1;
-        }
+        let deliveries = stage.lease(64, LEASE).await;
+        futures_util::future::join_all(deliveries.iter().map(|delivery| stage.succeed(delivery))).await;
+        finished += deliveries.len();
     }
-    let mut waiting = BTreeSet::new();
-    for number in 0..WAITING {
-        waiting.insert(stage.submit(&format!("waiting-{number}"), Duration::ZERO).await.id);
-    }
+    let waiting: BTreeSet<_> = stage.submit_many("waiting", WAITING).await.into_iter().collect();
     let stream = stage.jetstream.get_stream(names::jobs_stream(&stage.queue)).await.unwrap();
     stream.delete_consumer(&names::consumer(&stage.client)).await.unwrap();
     let mut ran = Vec::new();

@@ -31,6 +31,15 @@ pub enum Wait {
     AtMost(Duration),
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// JetStream has to answer.
+    Broker,
+    /// Core messages only.
+    Messages,
+}
+
 /// A connection. Clones share it; it is closed by [`Connection::close`], or with the last clone.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Inner>);
@@ -52,6 +61,18 @@ impl Connection {
     /// `Invalid` for a configuration that can't be, with all that is wrong, and for a server that is older than 2.12;
     /// `Unavailable` if `wait` is over, with what the last attempt said.
     pub async fn open(config: NatsConfig, wait: Wait) -> Result<Self, BrokerError> {
+        Self::open_for(config, wait, Purpose::Broker).await
+    }
+
+    /// The same for who needs no JetStream, such as a front door: subscriptions and replies.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_core(config: NatsConfig, wait: Wait) -> Result<Self, BrokerError> {
+        Self::open_for(config, wait, Purpose::Messages).await
+    }
+
+    async fn open_for(config: NatsConfig, wait: Wait, purpose: Purpose) -> Result<Self, BrokerError> {
         let checked = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || config.check()).await
@@ -64,21 +85,21 @@ impl Connection {
         };
         let mut last = "there was no answer".to_owned();
         // Boxed: it is large, and every caller's future would be.
-        match timeout(patience, Box::pin(Self::attempts(&config, &mut last))).await {
+        match timeout(patience, Box::pin(Self::attempts(&config, purpose, &mut last))).await {
             Ok(opened) => opened,
             Err(_) => Err(unavailable(format!("{}: {last}", config.servers.join(", ")))),
         }
     }
 
     /// Tries until it is connected, or is told something that waiting does not mend. `last` is why the last one failed.
-    async fn attempts(config: &NatsConfig, last: &mut String) -> Result<Self, BrokerError> {
+    async fn attempts(config: &NatsConfig, purpose: Purpose, last: &mut String) -> Result<Self, BrokerError> {
         let servers = config.servers.join(", ");
         let (mut attempt, mut told) = (0, None::<Instant>);
         loop {
-            let why = match Self::attempt(config).await {
+            let why = match Self::attempt(config, purpose).await {
                 Ok(connection) => {
                     let info = connection.0.client.server_info();
-                    tracing::info!(server = %info.server_name, version = %info.version, "connected to NATS");
+                    tracing::info!(server = %info.server_name, version = %info.version, name = config.name, "connected to NATS");
                     return Ok(connection);
                 }
                 Err(error) if error.kind() != Kind::Unavailable => return Err(error),
@@ -94,7 +115,7 @@ impl Connection {
         }
     }
 
-    async fn attempt(config: &NatsConfig) -> Result<Self, BrokerError> {
+    async fn attempt(config: &NatsConfig, purpose: Purpose) -> Result<Self, BrokerError> {
         let shared = Arc::new(Shared::new());
         let connected = options(config, &shared).connect(config.addresses()).await;
         let client = connected.map_err(|error| {
@@ -124,7 +145,9 @@ impl Connection {
             Some(domain) => context.domain(domain).build(client.clone()),
             None => context.build(client.clone()),
         };
-        jetstream_answers(&context).await?;
+        if purpose == Purpose::Broker {
+            jetstream_answers(&context).await?;
+        }
         shared.watch(client.statistics());
         shared.up();
         let inner = Arc::new(Inner {

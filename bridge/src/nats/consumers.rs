@@ -110,8 +110,7 @@ impl Consumers {
 }
 
 impl Nats {
-    /// Makes sure that the client has its consumer, without asking the server again for one that was seen. Provisioning
-    /// calls it for the clients that are configured.
+    /// Makes sure that the client has its consumer, without asking the server again for one that was seen.
     pub(super) async fn ensure_consumer(
         &self,
         queue: &QueueName,

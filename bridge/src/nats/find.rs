@@ -40,6 +40,16 @@ impl Found {
     }
 }
 
+/// What is seen of a job with all questions asked at once.
+pub(super) enum Glance {
+    /// Its run ended.
+    Finished(Box<Finished>),
+    /// It is in this queue, and its run had not ended.
+    Open(QueueName),
+    /// It takes questions one after the other.
+    Unclear,
+}
+
 impl Nats {
     /// The record at an address, at its leader.
     pub(super) async fn record_at(
@@ -123,6 +133,32 @@ impl Nats {
             kept = self.kept_result(client, job.id).await?;
         }
         Ok(Found { record: Some((record, job)), kept })
+    }
+
+    /// Whether the run of the client's job ended, in one round trip: the record and the result are asked for together, the
+    /// record in `queue` if that is known. A result that comes between the two answers may be missed, so it is for who is
+    /// told of results as well; a result that is seen is the run's, whichever was answered first, as runs only grow.
+    pub(super) async fn glance(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        queue: Option<&QueueName>,
+    ) -> Result<Glance, BrokerError> {
+        let queues = match queue {
+            Some(queue) => vec![queue.clone()],
+            None => self.queues(false).await?,
+        };
+        let (kept, record) = tokio::join!(self.kept_result(client, job), self.find_in(&queues, client, job));
+        let (kept, Ok(Some(record))) = (kept?, record) else { return Ok(Glance::Unclear) };
+        let current = record.job()?;
+        if current.keep_until() <= self.clock().now() {
+            return Ok(Glance::Unclear);
+        }
+        Ok(match kept {
+            Some(kept) if kept.result.queue != current.queue => Glance::Unclear,
+            Some(kept) if kept.result.run_id >= current.run_id => Glance::Finished(Box::new(kept)),
+            Some(_) | None => Glance::Open(current.queue),
+        })
     }
 
     /// What the client may know of its job, or `None` if there is nothing.

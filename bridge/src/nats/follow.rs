@@ -5,6 +5,7 @@
 //! cursor. A read that ends is confirmed at the leader where there are replicas.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub(super) struct Positions(Mutex<Remembered>);
 
 #[derive(Debug, Default)]
 struct Remembered {
+    /// How often the connection had been made by then.
+    connections: u64,
     log: Option<(LogId, Instant)>,
     places: HashMap<(ClientId, u64), Known>,
     oldest: VecDeque<(ClientId, u64)>,
@@ -48,6 +51,14 @@ struct Known {
 impl Positions {
     fn remembered(&self) -> std::sync::MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets everything if the connection was made again meanwhile: the server may have been given an older store.
+    fn trust(&self, connections: u64) {
+        let mut remembered = self.remembered();
+        if remembered.connections != connections {
+            *remembered = Remembered { connections, ..Remembered::default() };
+        }
     }
 
     fn find(&self, client: &ClientId, place: Place) -> Option<Known> {
@@ -142,6 +153,7 @@ impl Nats {
     /// Where to read after, by the rules of a cursor.
     async fn begin(&self, client: &ClientId, from: &Start) -> Result<Begin, BrokerError> {
         let at = |place: Place, reset| Begin { place, looked_to: place.seq, reset };
+        self.positions().trust(self.api().client().statistics().connects.load(Ordering::Relaxed));
         let cursor = match from {
             Start::Oldest => return Ok(at(Place::START, None)),
             Start::Now => return Ok(at(self.log().await?.last, None)),

@@ -60,7 +60,7 @@ pub use estimate::{Estimate, ExpectedLoad, estimate};
 pub use streams::StreamSettings;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use admission::Admission;
 use api::Api;
@@ -111,11 +111,36 @@ struct Inner {
     /// Grows whenever announcements may have been missed.
     missed: watch::Receiver<u64>,
     payload_max: u64,
+    /// How streams are kept, as far as they were looked at.
+    kept: Mutex<Kept>,
     line: LineState,
     /// Every task that the adapter spawned, for [`Nats::close`].
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
+}
+
+/// How several streams are kept.
+#[derive(Clone, Copy)]
+struct Kept {
+    replicas_least: usize,
+    replicas_most: usize,
+    /// Whether one of them is in the servers' memory.
+    memory: bool,
+}
+
+impl Kept {
+    fn by(replicas: usize, memory: bool) -> Self {
+        Self { replicas_least: replicas, replicas_most: replicas, memory }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            replicas_least: self.replicas_least.min(other.replicas_least),
+            replicas_most: self.replicas_most.max(other.replicas_most),
+            memory: self.memory || other.memory,
+        }
+    }
 }
 
 /// What the line's side keeps in this process.
@@ -148,6 +173,7 @@ impl Nats {
         let payload_max = payload_max(connection.client().server_info().max_payload);
         let api = Api::new(connection);
         let policies = Arc::new(Policies::new(api.clone(), settings.streams.clone(), payload_max));
+        let kept = Kept::by(usize::from(settings.streams.replicas.get()), settings.streams.memory);
         let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
         let missed = api.connection().missed();
         let line = LineState {
@@ -168,6 +194,7 @@ impl Nats {
             waits: Waits::default(),
             missed,
             payload_max,
+            kept: Mutex::new(kept),
             line,
             tasks,
             closing,
@@ -197,11 +224,20 @@ impl Nats {
         }
     }
 
-    /// What an accepted job survives, as far as the adapter is told how streams are kept: whether servers flush before
-    /// they confirm can't be asked of them.
+    /// What an accepted job survives in the streams as they were found by `Provision::apply` or
+    /// [`Self::check_provisioned`], before that in new ones. Whether servers flush before they confirm can't be asked of
+    /// them.
     fn durability(&self) -> Durability {
-        let streams = &self.0.settings.streams;
-        self.connection().config().durability(usize::from(streams.replicas.get()), streams.memory)
+        let kept = self.kept();
+        self.connection().config().durability(kept.replicas_least, kept.memory)
+    }
+
+    fn kept(&self) -> Kept {
+        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_kept(&self, kept: Kept) {
+        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
     /// Ends all waits and joins every task. Leases that nobody took are handed back first.
@@ -260,7 +296,7 @@ impl Nats {
 
     /// Whether reads at other replicas than the leader may lag behind.
     fn is_replicated(&self) -> bool {
-        self.0.settings.streams.replicas.get() > 1
+        self.kept().replicas_most > 1
     }
 
     fn clock(&self) -> &Clock {

@@ -2,13 +2,17 @@
 //!
 //! A plan is what would be done, line by line; nothing that can shorten what a client relies on is done without `force`.
 
+use std::collections::HashSet;
+
+use async_nats::jetstream::stream::StorageType;
 use async_trait::async_trait;
 
+use super::consumers::ConsumerInfo;
 use super::policy::{self, Policies};
 use super::stream_api::{self, Stream};
 use super::streams::{Mend, reconcile};
-use super::{Nats, names};
-use crate::contract::QueueName;
+use super::{Kept, Nats, names};
+use crate::contract::{ClientId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
 use crate::provision::{Change, Provision, policy_changes};
@@ -18,11 +22,19 @@ const OPERATION: &str = "provision";
 #[async_trait]
 impl Provision for Nats {
     async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
-        plan(self.policies(), queues).await
+        let mut planned = plan(self.policies(), queues).await?;
+        for (queue, client, _) in self.without_consumer(queues).await? {
+            planned.push(Change {
+                queue: queue.clone(),
+                what: format!("client `{client}`: create its consumer"),
+                destructive: false,
+            });
+        }
+        Ok(planned)
     }
 
     async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
-        let planned = plan(self.policies(), queues).await?;
+        let planned = self.plan(queues).await?;
         if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
             let why = format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
             return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
@@ -35,13 +47,50 @@ impl Provision for Nats {
         for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
             self.policies().put(queue, wanted, Mend::All).await?;
         }
+        for (queue, client, wanted) in self.without_consumer(queues).await? {
+            self.make_consumer(queue, client, wanted).await?;
+        }
+        self.look_at_streams(queues.iter().map(|(queue, _)| queue)).await?;
         Ok(planned)
     }
 }
 
 impl Nats {
+    /// The clients that are named in these policies and have no consumer in their queue. Of a queue that is not there: none.
+    async fn without_consumer<'a>(
+        &self,
+        queues: &'a [(QueueName, QueuePolicy)],
+    ) -> Result<Vec<(&'a QueueName, &'a ClientId, &'a QueuePolicy)>, BrokerError> {
+        let mut without = Vec::new();
+        for (queue, policy) in queues.iter().filter(|(_, policy)| !policy.clients.is_empty()) {
+            let found = match self.consumer_infos(queue).await {
+                Ok(infos) => infos.iter().filter_map(ConsumerInfo::client).collect::<HashSet<_>>(),
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let missing = policy.clients.keys().filter(|client| !found.contains(*client));
+            without.extend(missing.map(|client| (queue, client, policy)));
+        }
+        Ok(without)
+    }
+
+    /// Notes how the streams of `queues` and those that all queues share are kept, whatever new ones would be like.
+    async fn look_at_streams(&self, queues: impl Iterator<Item = &QueueName>) -> Result<(), BrokerError> {
+        let shared = self.policies().settings().shared().into_iter().map(|config| config.name);
+        let mut kept = None::<Kept>;
+        for name in shared.chain(queues.map(names::jobs_stream)) {
+            let Some(Stream { info, .. }) = stream_api::find(self.api(), &name, OPERATION).await? else { continue };
+            let stream = Kept::by(info.config.num_replicas, info.config.storage == StorageType::Memory);
+            kept = Some(kept.map_or(stream, |kept| kept.and(stream)));
+        }
+        if let Some(kept) = kept {
+            self.set_kept(kept);
+        }
+        Ok(())
+    }
+
     /// Finds that the streams of `queues` and those that all queues share are there and as relay needs them; that they
-    /// can do more is fine. For a process that may not create them.
+    /// can do more is fine. For a process that may not create them. What an accepted job survives follows them from here on.
     ///
     /// # Errors
     /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
@@ -66,7 +115,7 @@ impl Nats {
             Err(BrokerError::new(kind, OPERATION, why))
         };
         match (missing.is_empty(), wrong.is_empty()) {
-            (true, true) => Ok(()),
+            (true, true) => self.look_at_streams(queues.iter()).await,
             (false, _) => refuse(BrokerErrorKind::NotFound, "streams are missing:", &missing),
             (true, false) => refuse(BrokerErrorKind::StateConflict, "streams are not as relay needs them:", &wrong),
         }

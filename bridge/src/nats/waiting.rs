@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::Nats;
+use super::find::Glance;
 use super::names;
 use crate::contract::{ClientId, JobId};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -128,10 +129,18 @@ impl Nats {
             return self.look_up(client, job).await;
         }
         let mut waiting = Waiting::begin(self, names::reply(client, job), wait, "wait").await?;
+        let mut queue = None;
         loop {
-            let found = self.look_up(client, job).await?;
-            if !matches!(found, Lookup::Open(_)) || waiting.is_over() {
-                return Ok(found);
+            match self.glance(client, job, queue.as_ref()).await? {
+                Glance::Finished(kept) => return Ok(Lookup::Finished(kept)),
+                // What a waiter that goes on waiting does not need is not asked for.
+                Glance::Open(at) if !waiting.is_over() => queue = Some(at),
+                Glance::Open(_) | Glance::Unclear => {
+                    let found = self.look_up(client, job).await?;
+                    if !matches!(found, Lookup::Open(_)) || waiting.is_over() {
+                        return Ok(found);
+                    }
+                }
             }
             if waiting.woken().await == Woken::Over {
                 // A last look: what was announced in vain is found here.

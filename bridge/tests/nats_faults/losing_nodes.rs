@@ -1,0 +1,98 @@
+//! A cluster of three under load whose leaders change or die.
+
+use std::collections::BTreeSet;
+
+use relay_bridge::contract::JobId;
+use relay_bridge::nats::names;
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::testing::NatsCluster;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::support::{PATIENCE, Stage, jobs};
+
+/// One cluster at a time: three servers each.
+static CLUSTERS: Mutex<()> = Mutex::const_new(());
+const RESULTS: &str = "relay-results";
+/// Submitted before, while and after it happens.
+const PART: usize = 150;
+
+struct Load {
+    stage: Stage,
+    jetstream: async_nats::jetstream::Context,
+    submissions: JoinSet<Vec<JobId>>,
+    workers: JoinSet<()>,
+    jobs: Vec<JobId>,
+}
+
+impl Load {
+    /// A worker, some jobs that were taken, and some that are being submitted.
+    async fn start(cluster: &NatsCluster) -> Self {
+        let stage = Stage::open(&cluster.url(), 3, QueuePolicy::default()).await;
+        let servers: Vec<async_nats::ServerAddr> = cluster.urls().iter().map(|url| url.parse().unwrap()).collect();
+        let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
+        let workers = stage.work();
+        let jobs = stage.submit_many("acme", "before", PART).await;
+        let (mut submissions, submitting) = (JoinSet::new(), stage.clone());
+        submissions.spawn(async move { submitting.submit_many("acme", "while", PART).await });
+        Self { stage, jetstream, submissions, workers, jobs }
+    }
+
+    async fn leader(&self, stream: &str) -> String {
+        let info = self.jetstream.get_stream(stream).await.unwrap().cached_info().clone();
+        info.cluster.unwrap().leader.unwrap()
+    }
+
+    /// Everything that was acknowledged has one result, and so has what is submitted now.
+    async fn end(mut self) {
+        self.jobs.extend(self.submissions.join_next().await.unwrap().unwrap());
+        self.jobs.extend(self.stage.submit_many("acme", "after", PART).await);
+        for job in &self.jobs {
+            while !self.is_finished(*job).await {}
+        }
+        drop(self.workers);
+        let (read, _) = self.stage.read("acme", Start::Oldest).await;
+        assert_eq!(read.len(), PART * 3);
+        assert_eq!(jobs(&read).into_iter().collect::<BTreeSet<_>>(), self.jobs.into_iter().collect());
+    }
+
+    async fn is_finished(&self, job: JobId) -> bool {
+        let found = self.stage.broker.results.wait(&"acme".parse().unwrap(), job, PATIENCE).await;
+        match found {
+            Ok(Lookup::Finished(_)) => true,
+            Ok(found) => panic!("{job}: {found:?}"),
+            Err(_) => false,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losing_the_node_that_leads_a_queue_loses_nothing_and_submissions_go_on() {
+    let _alone = CLUSTERS.lock().await;
+    let mut cluster = NatsCluster::start(3).await;
+    let load = Load::start(&cluster).await;
+    let leader = load.leader(&names::jobs_stream(&load.stage.queue)).await;
+    cluster.kill(cluster.position(&leader).unwrap());
+    // It stays away.
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_leaders_loses_nothing_and_submissions_go_on() {
+    let _alone = CLUSTERS.lock().await;
+    let cluster = NatsCluster::start(3).await;
+    let load = Load::start(&cluster).await;
+    let stream = names::jobs_stream(&load.stage.queue);
+    let consumer = names::consumer(&"acme".parse().unwrap());
+    let groups = [
+        format!("CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"),
+        format!("STREAM.LEADER.STEPDOWN.{stream}"),
+        format!("STREAM.LEADER.STEPDOWN.{RESULTS}"),
+    ];
+    for group in groups {
+        let answer: serde_json::Value = load.jetstream.request(group.clone(), &()).await.unwrap();
+        assert_eq!(answer["success"], true, "{group}: {answer}");
+    }
+    load.end().await;
+}

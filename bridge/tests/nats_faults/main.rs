@@ -1,0 +1,11 @@
+//! What NATS does to relay when servers die, leaders change, stores are restored and readers hang: on real servers.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+mod listening;
+mod losing_nodes;
+mod restoring;
+mod sharing;
+mod stale;
+mod submitting;
+mod support;
