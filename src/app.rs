@@ -10,11 +10,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, ServerAddr};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::{Connection, Wait};
 use relay_bridge::policy::QueuePolicy;
 use relay_workers::{Handler, Worker, WorkerConfig};
 use tokio::net::TcpListener;
@@ -65,12 +66,11 @@ pub struct QueueSetup {
     pub force: bool,
 }
 
-/// The NATS server on which clients find relay as a micro service.
+/// The NATS servers on which clients find relay as a micro service. It has a connection of its own, so that what clients
+/// send can't hold up the broker's traffic.
 pub struct NatsDoor {
-    /// Any of these.
-    pub servers: Vec<ServerAddr>,
-    /// Credentials and TLS.
-    pub options: ConnectOptions,
+    /// How to reach them.
+    pub config: NatsConfig,
     /// What clients may ask for.
     pub limits: nats::Limits,
 }
@@ -119,8 +119,8 @@ pub enum AppError {
     Unprovisioned(String),
     /// A queue's policy would shorten what clients rely on, and `force` is not set: the changes.
     Destructive(String),
-    /// The connection to NATS can't be configured so.
-    Nats(async_nats::ConnectError),
+    /// The NATS front door can't be opened on these servers.
+    Nats(BrokerError),
     /// A listener failed while serving.
     Listener(&'static str, io::Error),
     /// A task of the process panicked: a bug.
@@ -153,7 +153,7 @@ pub struct App {
     opened: Opened,
     broker: Broker,
     ingress: Arc<http::Ingress>,
-    nats: Option<(Client, Arc<nats::Door>)>,
+    nats: Option<(NatsConfig, Arc<nats::Door>)>,
     authenticator: Arc<Authenticator>,
     worker: Option<LocalWorker>,
     listeners: Listeners,
@@ -178,19 +178,9 @@ impl App {
         let broker = opened.broker();
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
-        let nats = match config.nats {
-            None => None,
-            Some(NatsDoor { servers, options, limits }) => {
-                let door = nats::Door::new(broker.clone(), limits, ingress.byte_budget(), clock.clone());
-                match nats::connect(&servers, options, &door).await {
-                    Ok(client) => Some((client, door)),
-                    Err(error) => {
-                        opened.close().await;
-                        return Err(AppError::Nats(error));
-                    }
-                }
-            }
-        };
+        let nats = config.nats.map(|NatsDoor { config, limits }| {
+            (config, nats::Door::new(broker.clone(), limits, ingress.byte_budget(), clock.clone()))
+        });
         Ok(Self {
             opened,
             broker,
@@ -245,12 +235,8 @@ impl App {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
             served.map_err(|error| AppError::Listener("HTTP", error))
         });
-        if let Some((client, door)) = self.nats {
-            let stopped = nats.stop.clone();
-            nats.tasks.spawn(async move {
-                let served = nats::serve(client, door, stopped, drain).await;
-                served.map_err(|error| AppError::Listener("NATS", error))
-            });
+        if let Some((config, door)) = self.nats {
+            nats.tasks.spawn(serve_nats(config, door, nats.stop.clone(), drain));
         }
         if let Some(LocalWorker { handler, config }) = self.worker {
             let worker = Worker::new(Arc::clone(&self.broker.leasing), handler, self.clock, config);
@@ -308,6 +294,22 @@ impl Stage {
     fn new(name: &'static str) -> Self {
         Self { name, tasks: JoinSet::new(), stop: CancellationToken::new() }
     }
+}
+
+/// Serves clients over NATS as soon as a server is there: who comes by other ways does not wait for it.
+async fn serve_nats(
+    config: NatsConfig,
+    door: Arc<nats::Door>,
+    stop: CancellationToken,
+    drain: Duration,
+) -> Result<(), AppError> {
+    let Some(opened) = stop.run_until_cancelled(Connection::open_core(config, Wait::Forever)).await else {
+        return Ok(());
+    };
+    let connection = opened.map_err(AppError::Nats)?;
+    let served = nats::serve(connection.clone(), door, stop, drain).await;
+    connection.close().await;
+    served.map_err(|error| AppError::Listener("NATS", error))
 }
 
 /// The same keys let workers in that let clients in; each key has one role.

@@ -76,20 +76,8 @@ impl Opened {
     /// [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
     pub(crate) async fn prepare(&self, setup: &QueueSetup) -> Result<(), AppError> {
         let broker = self.broker();
-        let capabilities = &broker.capabilities;
-        info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "broker opened");
-        let is_kept = capabilities.durability != Durability::None;
         match self {
-            Self::Embedded(_) if !is_kept => {
-                warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
-            }
-            Self::Nats { .. } if !is_kept => {
-                warn!("jobs and results are in the memory of one NATS server, and end with it")
-            }
-            _ => {}
-        }
-        match self {
-            Self::Embedded(_) => provision(&broker, setup).await,
+            Self::Embedded(_) => provision(&broker, setup).await?,
             Self::Nats { nats, provision: create } => loop {
                 let prepared = if *create { provision(&broker, setup).await } else { find(nats, &broker, setup).await };
                 match prepared {
@@ -97,10 +85,23 @@ impl Opened {
                         warn!("waiting for NATS: {error}");
                         tokio::time::sleep(AGAIN).await;
                     }
-                    prepared => return prepared,
+                    Err(error) => return Err(error),
+                    Ok(()) => break,
                 }
             },
         }
+        // Only now: what streams are like is known once they were looked at.
+        let capabilities = self.broker().capabilities;
+        info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "broker opened");
+        if capabilities.durability == Durability::None {
+            match self {
+                Self::Embedded(_) => {
+                    warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
+                }
+                Self::Nats { .. } => warn!("jobs and results are in the memory of one NATS server, and end with it"),
+            }
+        }
+        Ok(())
     }
 
     /// Closes it. What was accepted is durable anyway.

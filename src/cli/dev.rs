@@ -9,7 +9,7 @@ use relay_bridge::contract::ids::InvalidId;
 
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
-use super::nats::{NatsArgs, StreamArgs};
+use super::nats::{NatsArgs, NatsListenArgs, StreamArgs};
 use super::policy::PolicyArgs;
 use super::serve::{ListenArgs, Serving, choose, no_auth_only_on_loopback};
 use super::worker::{OrderArg, default_slots, worker_config};
@@ -41,6 +41,8 @@ pub(crate) struct DevArgs {
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
+    nats_listen: NatsListenArgs,
+    #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
     streams: StreamArgs,
@@ -51,7 +53,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     no_auth_only_on_loopback("--listen", args.listen.address())?;
     tracing::warn!("no authentication: for development on this machine only");
     // For trying things out: nobody runs `relay provision` first.
-    let broker = choose(args.data, args.nats, args.streams, true)?;
+    let (broker, nats) = choose(args.data, args.nats, args.nats_listen, args.streams, true)?;
     let queues = args.policy.queues().iter().map(|queue| (queue.clone(), NonZeroU32::MIN)).collect();
     let first_try = args.policy.queues().first().cloned();
     let slots = args.slots.unwrap_or_else(default_slots);
@@ -62,7 +64,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
         broker,
         authenticator: Authenticator::development(),
         worker_listen: None,
-        nats: None,
+        nats,
         listen: args.listen,
         policy: args.policy,
         worker: Some(LocalWorker { handler, config }),

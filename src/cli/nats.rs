@@ -11,12 +11,13 @@ use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Sec
 
 use super::exit::CliError;
 use super::values;
+use crate::ingress::nats::RELAY_INBOX;
 
 /// The variables that hold a secret itself. They have no flag.
 const PASSWORD: &str = "RELAY_NATS_PASSWORD";
 const TOKEN: &str = "RELAY_NATS_TOKEN";
 
-/// NATS JetStream 2.12 or newer as the broker.
+/// NATS JetStream 2.12 or newer as the broker, and how relay connects to NATS, whatever for.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "NATS")]
 pub(crate) struct NatsArgs {
@@ -24,43 +25,44 @@ pub(crate) struct NatsArgs {
     #[arg(long = "nats", value_name = "URL[,URL]", env = "RELAY_NATS", value_delimiter = ',')]
     nats: Vec<String>,
     /// Credentials file of relay's user, as `nsc` writes it
-    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CREDS", requires = "nats")]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CREDS")]
     nats_creds: Option<PathBuf>,
     /// File with the seed of relay's NKey
-    #[arg(long, value_name = "FILE", env = "RELAY_NATS_NKEY", requires = "nats")]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_NKEY")]
     nats_nkey: Option<PathBuf>,
     /// Relay's user, with --nats-password-file or RELAY_NATS_PASSWORD
-    #[arg(long, value_name = "NAME", env = "RELAY_NATS_USER", requires = "nats")]
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_USER")]
     nats_user: Option<String>,
     /// File with the password of --nats-user; it is read at each connection, so that it may be rotated
     #[arg(long, value_name = "FILE", env = "RELAY_NATS_PASSWORD_FILE", requires = "nats_user")]
     nats_password_file: Option<PathBuf>,
     /// File with a token; or set RELAY_NATS_TOKEN
-    #[arg(long, value_name = "FILE", env = "RELAY_NATS_TOKEN_FILE", requires = "nats")]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_TOKEN_FILE")]
     nats_token_file: Option<PathBuf>,
     /// Refuse a server that does not encrypt; tls:// addresses are encrypted anyway
-    #[arg(long, env = "RELAY_NATS_TLS", requires = "nats")]
+    #[arg(long, env = "RELAY_NATS_TLS")]
     nats_tls: bool,
     /// Encrypt before the server's first word: `handshake_first`, or a load balancer that ends TLS
-    #[arg(long, env = "RELAY_NATS_TLS_FIRST", requires = "nats")]
+    #[arg(long, env = "RELAY_NATS_TLS_FIRST")]
     nats_tls_first: bool,
     /// PEM file of the authorities that may have signed the server's certificate [default: the system's]
-    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CA", requires = "nats")]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CA")]
     nats_ca: Option<PathBuf>,
     /// PEM file of relay's own certificate, for servers that verify it
-    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CERT", requires_all = ["nats", "nats_key"])]
+    #[arg(long, value_name = "FILE", env = "RELAY_NATS_CERT", requires = "nats_key")]
     nats_cert: Option<PathBuf>,
     /// PEM file of that certificate's key
     #[arg(long, value_name = "FILE", env = "RELAY_NATS_KEY", requires = "nats_cert")]
     nats_key: Option<PathBuf>,
-    /// What reply subjects begin with, where relay's user may not subscribe to `_INBOX.>`
-    #[arg(long, value_name = "PREFIX", env = "RELAY_NATS_INBOX_PREFIX", requires = "nats")]
+    /// What reply subjects begin with, which relay's user has to be allowed to subscribe to [default: what `relay nats
+    /// permissions` grants: _INBOX__relay, and _INBOX__worker-ID for `relay worker --id ID`]
+    #[arg(long, value_name = "PREFIX", env = "RELAY_NATS_INBOX_PREFIX")]
     nats_inbox_prefix: Option<String>,
     /// The JetStream domain, where it is not the one of these servers
-    #[arg(long, value_name = "NAME", env = "RELAY_NATS_DOMAIN", requires = "nats")]
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_DOMAIN")]
     nats_domain: Option<String>,
     /// Keep to the addresses of --nats, and ignore those that the cluster announces
-    #[arg(long, env = "RELAY_NATS_IGNORE_DISCOVERED", requires = "nats")]
+    #[arg(long, env = "RELAY_NATS_IGNORE_DISCOVERED")]
     nats_ignore_discovered: bool,
     /// How often a quiet connection is tried; it is given up after two tries
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
@@ -69,9 +71,46 @@ pub(crate) struct NatsArgs {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     nats_timeout: Duration,
     /// The servers run with `sync_interval: always`: say `power-loss` where relay says what an accepted job survives
-    #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS", requires = "nats")]
+    #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS")]
     nats_sync_always: bool,
 }
+
+/// Clients over NATS: whether, and where if not at the servers of the broker.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Listening")]
+pub(crate) struct NatsListenArgs {
+    /// Serve clients on these NATS servers, as the micro service `relay`: nats://HOST[:PORT] or tls://HOST[:PORT]. With
+    /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions say
+    /// who is who: see `relay nats permissions`
+    #[arg(long, value_name = "URL[,URL]", env = "RELAY_NATS_LISTEN", value_delimiter = ',', conflicts_with = "nats")]
+    nats_listen: Vec<String>,
+    /// Serve no clients on the servers of --nats
+    #[arg(long, requires = "nats")]
+    no_nats_listen: bool,
+}
+
+impl NatsListenArgs {
+    /// How to reach NATS as the broker, if it is that, and for clients, if they are served there.
+    ///
+    /// # Errors
+    /// As [`NatsArgs::resolve`].
+    pub(crate) fn resolve(self, nats: NatsArgs) -> Result<(Option<NatsConfig>, Option<NatsConfig>), CliError> {
+        if !self.nats_listen.is_empty() {
+            return Ok((None, Some(nats.resolve_listen(self.nats_listen, DOOR)?)));
+        }
+        let broker = nats.resolve("relay", RELAY_INBOX)?;
+        // The parser says so as well, but not beside a flag that excludes `--nats`.
+        if self.no_nats_listen && broker.is_none() {
+            return Err(CliError::usage("--no-nats-listen without --nats: no clients are served over NATS anyway")
+                .hint("leave it out"));
+        }
+        let door = broker.clone().filter(|_| !self.no_nats_listen);
+        Ok((broker, door.map(|config| NatsConfig { name: DOOR.to_owned(), ..config })))
+    }
+}
+
+/// What the front door's connection is called in the server's lists.
+const DOOR: &str = "relay-listen";
 
 /// What the streams are like that relay creates.
 #[derive(Clone, Debug, Args)]
@@ -110,13 +149,36 @@ enum Storage {
 }
 
 impl NatsArgs {
-    /// How to reach NATS, if it is the broker. `name` is what the connection is called in the server's lists.
+    /// How to reach NATS, if it is the broker. `name` is what the connection is called in the server's lists, `inbox` what
+    /// reply subjects begin with unless a flag says otherwise.
     ///
     /// # Errors
     /// A usage error with everything that is wrong.
-    pub(crate) fn resolve(self, name: String) -> Result<Option<NatsConfig>, CliError> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        self.with(name, variable)
+    pub(crate) fn resolve(self, name: &str, inbox: &str) -> Result<Option<NatsConfig>, CliError> {
+        if self.nats.is_empty() {
+            return match self.in_vain() {
+                None => Ok(None),
+                Some(flag) => Err(CliError::usage(format!("{flag} without --nats: relay does not connect to NATS"))
+                    .hint("leave it out, or say where NATS is")),
+            };
+        }
+        self.with("--nats", name, inbox, environment).map(Some)
+    }
+
+    /// How to reach NATS for the front door alone, at `servers`, while another broker keeps the jobs.
+    ///
+    /// # Errors
+    /// A usage error with everything that is wrong, also flags that are about a broker.
+    pub(crate) fn resolve_listen(mut self, servers: Vec<String>, name: &str) -> Result<NatsConfig, CliError> {
+        let about_broker =
+            [("--nats-domain", self.nats_domain.is_some()), ("--nats-sync-always", self.nats_sync_always)];
+        if let Some((flag, _)) = about_broker.into_iter().find(|(_, given)| *given) {
+            return Err(
+                CliError::usage(format!("{flag} without --nats: jobs are not kept on NATS")).hint("leave it out")
+            );
+        }
+        self.nats = servers;
+        self.with("--nats-listen", name, RELAY_INBOX, environment)
     }
 
     /// A flag that makes no sense without `--nats`. The parser says so as well, but not beside a flag that excludes `--nats`.
@@ -139,14 +201,14 @@ impl NatsArgs {
         .find_map(|(flag, given)| given.then_some(flag))
     }
 
-    fn with(self, name: String, variable: impl Fn(&str) -> Option<String>) -> Result<Option<NatsConfig>, CliError> {
-        if self.nats.is_empty() {
-            return match self.in_vain() {
-                None => Ok(None),
-                Some(flag) => Err(CliError::usage(format!("{flag} without --nats: jobs are not kept on NATS"))
-                    .hint("leave it out, or say where NATS is with --nats instead of --data or --memory")),
-            };
-        }
+    /// `servers` is the flag that named them.
+    fn with(
+        self,
+        servers: &str,
+        name: &str,
+        inbox: &str,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<NatsConfig, CliError> {
         let mut wrong = Vec::new();
         let mut found = Vec::new();
         if let Some(user) = self.nats_user {
@@ -183,8 +245,8 @@ impl NatsArgs {
                 ca: self.nats_ca,
                 client: self.nats_cert.zip(self.nats_key).map(|(cert, key)| ClientCertificate { cert, key }),
             },
-            inbox_prefix: self.nats_inbox_prefix,
-            name,
+            inbox_prefix: Some(self.nats_inbox_prefix.unwrap_or_else(|| inbox.to_owned())),
+            name: name.to_owned(),
             ping_interval: self.nats_ping,
             ignore_discovered_servers: self.nats_ignore_discovered,
             request_timeout: self.nats_timeout,
@@ -192,9 +254,9 @@ impl NatsArgs {
             sync_always: self.nats_sync_always,
         };
         if let Err(invalid) = config.check() {
-            wrong.extend(invalid.problems().iter().map(|problem| in_flags(problem)));
+            wrong.extend(invalid.problems().iter().map(|problem| in_flags(problem, servers)));
         }
-        if wrong.is_empty() { Ok(Some(config)) } else { Err(CliError::usage(wrong.join("; "))) }
+        if wrong.is_empty() { Ok(config) } else { Err(CliError::usage(wrong.join("; "))) }
     }
 }
 
@@ -222,10 +284,14 @@ impl StreamArgs {
     }
 }
 
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// A problem of the configuration, with the flag instead of the key.
-fn in_flags(problem: &str) -> String {
-    const FLAGS: [(&str, &str); 11] = [
-        ("servers", "--nats"),
+fn in_flags(problem: &str, servers: &str) -> String {
+    let flags = [
+        ("servers", servers),
         ("credentials.user", "--nats-user"),
         ("credentials.password", "--nats-password-file or RELAY_NATS_PASSWORD"),
         ("credentials.token", "--nats-token-file or RELAY_NATS_TOKEN"),
@@ -238,7 +304,7 @@ fn in_flags(problem: &str) -> String {
         ("request_timeout", "--nats-timeout"),
     ];
     let Some((key, rest)) = problem.split_once(':') else { return problem.to_owned() };
-    let flag = FLAGS.iter().find(|(known, _)| *known == key).map(|(_, flag)| (*flag).to_owned());
+    let flag = flags.iter().find(|(known, _)| *known == key).map(|(_, flag)| (*flag).to_owned());
     // What is left has the key's own name.
     let flag = flag.unwrap_or_else(|| format!("--nats-{}", key.replace('_', "-")));
     format!("{flag}:{rest}")
@@ -269,7 +335,10 @@ mod tests {
         let line = Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap();
         let variable =
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        line.nats.with("relay-test".to_owned(), variable)
+        if line.nats.nats.is_empty() {
+            return line.nats.resolve("relay-test", RELAY_INBOX);
+        }
+        line.nats.with("--nats", "relay-test", RELAY_INBOX, variable).map(Some)
     }
 
     #[test]
@@ -296,7 +365,10 @@ mod tests {
 
     #[test]
     fn a_flag_of_nats_without_an_address_is_a_mistake() {
-        assert!(Line::try_parse_from(["relay", "--nats-user", "relay"]).is_err());
+        for line in ["--nats-user relay", "--nats-tls", "--nats-inbox-prefix a"] {
+            let error = resolve(line, &[]).err().unwrap().to_string();
+            assert!(error.contains("without --nats"), "{error}");
+        }
         assert!(Line::try_parse_from(["relay", "--nats-replicas", "3"]).is_err());
         assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "2"]).is_err());
         assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "3"]).is_ok());

@@ -16,6 +16,7 @@ use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
 use super::{output, values};
 use crate::app::QueueSetup;
+use crate::ingress::nats::RELAY_INBOX;
 
 /// What there shall be.
 #[derive(Debug, Args)]
@@ -59,7 +60,7 @@ pub(crate) struct ProvisionArgs {
 pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
     let setup = args.policy.resolve()?;
     let streams = args.streams.resolve()?;
-    let config = args.nats.resolve("relay-provision".to_owned())?.ok_or_else(|| {
+    let config = args.nats.resolve("relay-provision", RELAY_INBOX)?.ok_or_else(|| {
         CliError::usage("it is not said where NATS is")
             .hint("name it with --nats or RELAY_NATS; the embedded store needs no `relay provision`")
     })?;

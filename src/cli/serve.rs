@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{ConnectOptions, ServerAddr};
 use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
@@ -15,7 +14,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::exit::{CliError, Exit};
-use super::nats::{NatsArgs, StreamArgs};
+use super::nats::{NatsArgs, NatsListenArgs, StreamArgs};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
 use super::values;
@@ -36,6 +35,7 @@ Examples:
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
+  relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
 closed. A second signal forces. With --json the addresses are one line of JSON on stdout, as soon
@@ -49,17 +49,8 @@ pub(crate) struct ServeArgs {
     /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
     #[arg(long, value_name = "ADDR", help_heading = "Listening")]
     worker_listen: Option<SocketAddr>,
-    /// Serve clients on this NATS server too, as the micro service `relay`: nats://[USER:PASSWORD@]HOST[:PORT], or
-    /// several of one cluster with commas. NATS permissions say who is who: see `relay nats permissions`
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "RELAY_NATS_LISTEN",
-        hide_env_values = true,
-        value_delimiter = ',',
-        help_heading = "Listening"
-    )]
-    nats_listen: Vec<ServerAddr>,
+    #[command(flatten)]
+    nats_listen: NatsListenArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -143,12 +134,12 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
             .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
     }
-    let broker = choose(args.store.data, args.nats, args.streams, args.provision)?;
+    let (broker, nats) = choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?;
     let serving = Serving {
         broker,
         authenticator,
         worker_listen: args.worker_listen,
-        nats: nats_door(args.nats_listen),
+        nats,
         listen: args.listen,
         policy: args.policy,
         worker: None,
@@ -156,16 +147,6 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         clock,
     };
     serving.run().await
-}
-
-fn nats_door(servers: Vec<ServerAddr>) -> Option<NatsDoor> {
-    let first = servers.first()?;
-    // The client library leaves what stands before an address aside.
-    let options = match (first.username(), first.password()) {
-        (Some(user), Some(password)) => ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned()),
-        _ => ConnectOptions::new(),
-    };
-    Some(NatsDoor { servers, options, limits: nats::Limits::default() })
 }
 
 /// What `serve` and `dev` have in common.
@@ -246,18 +227,21 @@ pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Resul
         .hint("listen on 127.0.0.1, or make keys with `relay keys new` and start `relay serve` with --keys"))
 }
 
-/// The broker that was asked for: NATS, a store on disk, or one in memory.
+/// The broker that was asked for: NATS, a store on disk, or one in memory. And where clients are served over NATS.
 pub(crate) fn choose(
     data: Option<PathBuf>,
     nats: NatsArgs,
+    listen: NatsListenArgs,
     streams: StreamArgs,
     provision: bool,
-) -> Result<BrokerConfig, CliError> {
+) -> Result<(BrokerConfig, Option<NatsDoor>), CliError> {
     let streams = streams.resolve()?;
-    match nats.resolve("relay".to_owned())? {
-        Some(config) => Ok(BrokerConfig::Nats(Box::new(NatsBroker { config, streams, provision }))),
-        None => Ok(BrokerConfig::Embedded(data.map(prepare_store).transpose()?)),
-    }
+    let (nats, door) = listen.resolve(nats)?;
+    let broker = match nats {
+        Some(config) => BrokerConfig::Nats(Box::new(NatsBroker { config, streams, provision })),
+        None => BrokerConfig::Embedded(data.map(prepare_store).transpose()?),
+    };
+    Ok((broker, door.map(|config| NatsDoor { config, limits: nats::Limits::default() })))
 }
 
 /// The database file in `data`, which is created with access for this user only.

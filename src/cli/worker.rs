@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
 use relay_bridge::nats::config::NatsConfig;
@@ -24,6 +24,7 @@ use super::provision::from_broker;
 use super::signals::Signals;
 use super::values::{self, WeightedQueue};
 use crate::client::retry::jitter;
+use crate::ingress::nats::worker_inbox;
 
 /// Which server, which queues, and what to run.
 #[derive(Debug, Args)]
@@ -79,6 +80,9 @@ pub(crate) enum OrderArg {
 
 /// `relay worker`
 pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
+    // Of a name that a user of NATS can have as well; others have no inbox of their own in `relay nats permissions`.
+    let name = args.id.as_ref().and_then(|id| id.as_str().parse::<ClientId>().ok());
+    let inbox = name.map_or_else(|| "_INBOX".to_owned(), |name| worker_inbox(&name));
     let id = match args.id {
         Some(id) => id,
         None => format!("worker-{}", std::process::id())
@@ -86,7 +90,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     let handler = args.handler.resolve()?;
-    let nats = args.nats.resolve(format!("relay-{id}"))?;
+    let nats = args.nats.resolve(&format!("relay-{id}"), &inbox)?;
     let names: Vec<_> = args.queues.iter().map(|queue| queue.name.clone()).collect();
     let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, connect, serve};
+use relay::ingress::nats::{Door, Limits, serve};
 use relay_bridge::clock::Clock;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::nats::config::Credentials;
 use relay_bridge::testing::NatsServer;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::Relay;
+use crate::support::{Relay, connect};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_answers_again_when_the_server_is_back() {
@@ -42,11 +42,14 @@ async fn relay_may_start_before_the_server() {
     server.kill();
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
     let door = Door::new(store.broker(), Limits::default(), Budget::new(1_000), Clock::system());
-    let address = server.url().parse().unwrap();
-    let client = connect(&[address], ConnectOptions::new(), &door).await.unwrap();
+    let url = server.url();
     let shutdown = CancellationToken::new();
     let mut serving = JoinSet::new();
-    serving.spawn(serve(client, Arc::clone(&door), shutdown.clone(), Duration::from_secs(30)));
+    let (opened, stopped) = (Arc::clone(&door), shutdown.clone());
+    serving.spawn(async move {
+        let connection = connect(&url, Credentials::None).await;
+        serve(connection, opened, stopped, Duration::from_secs(30)).await
+    });
     server.restart().await;
     let asking = async_nats::connect(server.url()).await.unwrap();
     let subject = format!("$SRV.PING.relay.{}", door.id());

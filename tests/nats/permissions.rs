@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Request, RequestErrorKind, jetstream};
 use futures_util::StreamExt as _;
 use nix::sys::signal::Signal;
+use relay_bridge::nats::config::{Credentials, Secret};
 use relay_bridge::testing::NatsServer;
 use tokio::sync::mpsc;
 
@@ -84,7 +85,9 @@ async fn restricted() -> Relay {
     let server = permissions(&["--client", "me", "--client", "other=mail", "--worker", "gpu=mail"]);
     let server = server.replace("  users: [", "  users: [\n    { user: operator, password: secret }");
     let user = |name: &str| ConnectOptions::with_user_and_password(name.to_owned(), "secret".to_owned());
-    let relay = Setup { server, user: user("relay"), operator: user("operator"), ..Setup::default() }.start().await;
+    let password = Secret::Value("secret".to_owned());
+    let relay = Credentials::User { name: "relay".to_owned(), password };
+    let relay = Setup { server, user: relay, operator: user("operator"), ..Setup::default() }.start().await;
     // What an adapter would have there: streams that hold jobs and results of all clients.
     let jetstream = jetstream::new(relay.client.clone());
     for (name, subjects) in [("relay-jobs-mail", "relay.jobs.mail.>"), ("relay-results", "relay.results-log.>")] {
@@ -211,9 +214,9 @@ async fn serve_says_that_anyone_is_anyone_where_nats_has_no_permissions() {
     let open = NatsServer::start().await;
     let users = "authorization { users: [{ user: all, password: secret }] }";
     let unrestricted = NatsServer::builder().config(users).start().await;
-    let with_password = unrestricted.url().replace("nats://", "nats://all:secret@");
-    for (url, says) in [(open.url(), "so anyone is anyone"), (with_password, "anyone is anyone")] {
-        let mut serve = serve(&url);
+    for (server, user, says) in [(&open, None, "so anyone is anyone"), (&unrestricted, Some("all"), "anyone is anyone")]
+    {
+        let mut serve = serve(&server.url(), user);
         tokio::task::block_in_place(|| serve.wait_for_line(says));
         serve.stop();
     }
@@ -223,7 +226,7 @@ async fn serve_says_that_anyone_is_anyone_where_nats_has_no_permissions() {
 async fn serve_takes_jobs_over_nats_and_says_nothing_of_anyone_where_there_are_permissions() {
     let server = permissions(&["--client", "me"]);
     let server = NatsServer::builder().config(&server).start().await;
-    let mut serve = serve(&server.url().replace("nats://", "nats://relay:secret@"));
+    let mut serve = serve(&server.url(), Some("relay"));
     tokio::task::block_in_place(|| serve.wait_for_line("the NATS front door is open"));
     let options = ConnectOptions::with_user_and_password("me".to_owned(), "secret".to_owned());
     let me = options.custom_inbox_prefix("_INBOX_me").connect(server.url()).await.unwrap();
@@ -235,9 +238,16 @@ async fn serve_takes_jobs_over_nats_and_says_nothing_of_anyone_where_there_are_p
     assert!(!said.contains("anyone is anyone"), "{said}");
 }
 
-fn serve(nats: &str) -> Running {
+fn serve(nats: &str, user: Option<&str>) -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, "secret\n").unwrap();
     let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats-listen", nats];
-    Running::start(args)
+    let user = user.map(|user| ["--nats-user", user, "--nats-password-file", file.to_str().unwrap()]);
+    let mut serve = Running::start(args.iter().chain(user.iter().flatten()));
+    // The file is read at each connection.
+    tokio::task::block_in_place(|| serve.wait_for_line("connected to NATS"));
+    serve
 }
 
 #[test]

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, connect, serve};
+use relay::ingress::nats::{Door, Limits, serve};
 use relay_bridge::clock::Clock;
+use relay_bridge::nats::config::Credentials;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::Relay;
+use crate::support::{Relay, connect};
 
 async fn ask_all(relay: &Relay, verb: &str) -> Value {
     let id = relay.door.id();
@@ -78,8 +78,7 @@ async fn stats_count_requests_errors_and_time_of_each_endpoint() {
 async fn of_two_replicas_one_answers_each_request_and_both_are_listed() {
     let relay = Relay::start().await;
     let door = Door::new(relay.broker.clone(), Limits::default(), Budget::new(1 << 20), Clock::system());
-    let address = relay.server.url().parse().unwrap();
-    let connection = connect(&[address], ConnectOptions::new(), &door).await.unwrap();
+    let connection = connect(&relay.server.url(), Credentials::None).await;
     let mut serving = JoinSet::new();
     serving.spawn(serve(connection, Arc::clone(&door), CancellationToken::new(), Duration::ZERO));
     while relay.client.request(format!("$SRV.PING.relay.{}", door.id()), "".into()).await.is_err() {}

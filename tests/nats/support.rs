@@ -8,13 +8,15 @@ use async_nats::{Client, ConnectOptions, HeaderMap, Message, Request};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, connect, serve};
+use relay::ingress::nats::{Door, Limits, RELAY_INBOX, serve};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::nats::config::{Credentials, NatsConfig};
+use relay_bridge::nats::connection::{Connection, Wait};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
@@ -29,7 +31,7 @@ pub(crate) struct Setup {
     /// More of the server's configuration.
     pub(crate) server: String,
     /// Who relay is to the server.
-    pub(crate) user: ConnectOptions,
+    pub(crate) user: Credentials,
     /// Who the test is to the server.
     pub(crate) operator: ConnectOptions,
     pub(crate) drain: Duration,
@@ -42,7 +44,7 @@ impl Default for Setup {
             limits: Limits::default(),
             bytes: 1 << 20,
             server: String::new(),
-            user: ConnectOptions::new(),
+            user: Credentials::None,
             operator: ConnectOptions::new(),
             drain: Duration::from_secs(30),
             break_broker: Box::new(|_| {}),
@@ -65,14 +67,20 @@ impl Setup {
         let door = Door::new(seen, self.limits, Budget::new(self.bytes), Clock::system());
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
-        let address = server.url().parse().unwrap();
-        let connection = connect(&[address], self.user, &door).await.unwrap();
+        let connection = connect(&server.url(), self.user).await;
         serving.spawn(serve(connection, Arc::clone(&door), shutdown.clone(), self.drain));
         let client = self.operator.connect(server.url()).await.unwrap();
         let relay = Relay { server, broker, door, client, shutdown, serving };
         relay.answers().await;
         relay
     }
+}
+
+/// The connection on which relay serves clients.
+pub(crate) async fn connect(url: &str, credentials: Credentials) -> Connection {
+    let inbox_prefix = Some(RELAY_INBOX.to_owned());
+    let config = NatsConfig { credentials, inbox_prefix, ..NatsConfig::new([url]) };
+    Connection::open_core(config, Wait::Forever).await.unwrap()
 }
 
 /// A relay that serves until it is dropped.

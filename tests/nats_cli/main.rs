@@ -4,5 +4,6 @@
 
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
+mod listen;
 mod provision;
 mod serving;

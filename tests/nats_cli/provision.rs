@@ -39,6 +39,23 @@ async fn provisioning_again_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_named_has_its_consumer_before_its_first_job() {
+    let server = NatsServer::start().await;
+    let url = server.url();
+    assert_eq!(code(&run(provision(&url, &["--client", "shop"]))), 0);
+    let jetstream = async_nats::jetstream::new(async_nats::connect(&url).await.unwrap());
+    let stream = jetstream.get_stream("relay-jobs-orders").await.unwrap();
+    stream.consumer_info("shop").await.unwrap();
+
+    // One that somebody deleted is told, and made again.
+    stream.delete_consumer("shop").await.unwrap();
+    let again = run(provision(&url, &["--json"]));
+    assert_eq!(changes(&again).len(), 1, "{again:?}");
+    assert!(changes(&again)[0]["what"].as_str().unwrap().contains("shop"), "{again:?}");
+    stream.consumer_info("shop").await.unwrap();
+}
+
+#[tokio::test]
 async fn what_shortens_what_clients_rely_on_needs_force() {
     let server = NatsServer::start().await;
     let url = server.url();

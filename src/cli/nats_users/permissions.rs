@@ -56,7 +56,14 @@ impl Users {
             name: self.relay.clone(),
             password: "RELAY_NATS_PASSWORD".to_owned(),
             publish,
-            subscribe: vec!["relay.>".to_owned(), "$SRV.>".to_owned(), format!("{RELAY_INBOX}.>")],
+            subscribe: vec![
+                "relay.>".to_owned(),
+                "$SRV.>".to_owned(),
+                // Of the consumers from which it takes jobs for the workers that are connected to it.
+                "$JS.EVENT.ADVISORY.CONSUMER.CREATED.>".to_owned(),
+                "$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.>".to_owned(),
+                format!("{RELAY_INBOX}.>"),
+            ],
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //!
-//! - [`connection`]: the connection that the door listens on, and what happens to it.
+//! - `permissions`: whether NATS keeps clients apart, as far as relay can see.
 //! - `serve`: subscriptions, bounded concurrency, the drain.
 //! - `gate`: what every request passes first and every answer last.
 //! - `jobs`, `results`: the endpoints.
@@ -20,22 +20,21 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::policies::Policies;
 
 mod answer;
-pub mod connection;
 mod gate;
 mod jobs;
+mod permissions;
 mod request;
 mod results;
 mod serve;
 mod stats;
 mod subject;
 
-pub use connection::connect;
 pub use serve::serve;
 pub use subject::{RELAY_INBOX, client_inbox, worker_inbox};
 
@@ -79,10 +78,6 @@ pub struct Door {
     readers: Semaphore,
     service: Service,
     request_count: AtomicU64,
-    /// Told at each connection.
-    connected: Notify,
-    /// Failed attempts since the connection was lost.
-    failures: AtomicU64,
 }
 
 impl fmt::Debug for Door {
@@ -107,8 +102,6 @@ impl Door {
             readers: Semaphore::new(limits.readers.clamp(1, Semaphore::MAX_PERMITS)),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
-            connected: Notify::new(),
-            failures: AtomicU64::new(0),
             broker,
             limits,
             clock,
@@ -120,12 +113,6 @@ impl Door {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.service.id
-    }
-
-    /// Messages of clients that were dropped, and never answered, because relay did not read them fast enough.
-    #[must_use]
-    pub fn slow_consumer_events(&self) -> u64 {
-        self.service.slow_consumer_events.load(Ordering::Relaxed)
     }
 
     /// The largest payload that is taken, whatever a queue's policy says.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
+use relay_bridge::nats::connection::Connection;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::gate::Visit;
 use super::stats::{QUEUE_GROUP, Verb};
 use super::subject::{self, Endpoint};
-use super::{Door, connection};
+use super::{Door, permissions};
 
 /// How long the last answers may take to leave the process.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -28,14 +29,20 @@ const NEVER: u64 = 10_000_000_000;
 /// How long the server may take to say that it has sent its last message.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `door` on `client` until `shutdown`, then drains: the subscriptions end, what came before their end is answered.
+/// Serves `door` on `connection` until `shutdown`, then drains: the subscriptions end, what came before their end is answered.
 /// What is left after `drain` is cut off. The connection may be lost and come back any number of times.
 ///
 /// # Errors
 /// If the connection was closed for good, which only this process does.
-pub async fn serve(client: Client, door: Arc<Door>, shutdown: CancellationToken, drain: Duration) -> io::Result<()> {
+pub async fn serve(
+    connection: Connection,
+    door: Arc<Door>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> io::Result<()> {
+    let client = connection.client().clone();
     let closed = |what: String| io::Error::new(io::ErrorKind::NotConnected, what);
-    let listening = Listening { door, client, tasks: TaskTracker::new(), kill: CancellationToken::new() };
+    let listening = Listening { door, client, connection, tasks: TaskTracker::new(), kill: CancellationToken::new() };
     let mut endpoints = JoinSet::new();
     for endpoint in Endpoint::ALL {
         let subscribed = listening.client.queue_subscribe(endpoint.subject(), QUEUE_GROUP.to_owned()).await;
@@ -51,7 +58,7 @@ pub async fn serve(client: Client, door: Arc<Door>, shutdown: CancellationToken,
         }
         verbs.spawn(listening.clone().describe(verb, select_all(subscribers)));
     }
-    verbs.spawn(connection::say_who_is_who(listening.client.clone(), Arc::clone(&listening.door)));
+    verbs.spawn(permissions::say_who_is_who(listening.client.clone(), Arc::clone(&listening.door)));
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -83,6 +90,7 @@ pub async fn serve(client: Client, door: Arc<Door>, shutdown: CancellationToken,
 struct Listening {
     door: Arc<Door>,
     client: Client,
+    connection: Connection,
     tasks: TaskTracker,
     /// Cancelled when the drain's time is over.
     kill: CancellationToken,
@@ -101,7 +109,7 @@ impl Listening {
         let last_words = async {
             let question = async_nats::Request::new().timeout(Some(LAST_WORDS_MAX));
             // Any answer will do, also that there is nobody to ask: what the server sent before it is here.
-            self.client.send_request(connection::WHO_AM_I, question).await.ok();
+            self.client.send_request(permissions::WHO_AM_I, question).await.ok();
         };
         if self.admit_until(endpoint, &mut requests, last_words).await {
             return;
@@ -146,7 +154,8 @@ impl Listening {
     async fn describe(self, verb: Verb, mut questions: SelectAll<Subscriber>) {
         while let Some(question) = questions.next().await {
             let Some(reply) = question.reply.filter(|reply| subject::may_reply_to_service(reply)) else { continue };
-            if let Err(error) = self.client.publish(reply, self.door.service.describe(verb).into()).await {
+            let answer = self.door.service.describe(verb, self.connection.counts().slow_consumers);
+            if let Err(error) = self.client.publish(reply, answer.into()).await {
                 debug!(%error, "a question about the service can't be answered");
             }
         }

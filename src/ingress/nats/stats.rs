@@ -49,8 +49,6 @@ pub(super) struct Service {
     started: Timestamp,
     metadata: BTreeMap<&'static str, String>,
     counts: [Counts; Endpoint::ALL.len()],
-    /// Messages that were dropped because nobody read them fast enough: whenever this grows, a client was not answered.
-    pub(super) slow_consumer_events: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +66,6 @@ impl Service {
             started,
             metadata: BTreeMap::from([("durability", durability.to_owned())]),
             counts: Default::default(),
-            slow_consumer_events: AtomicU64::new(0),
         }
     }
 
@@ -84,12 +81,15 @@ impl Service {
         }
     }
 
-    /// The answer to `verb`, as JSON.
-    pub(super) fn describe(&self, verb: Verb) -> Vec<u8> {
+    /// The answer to `verb`, as JSON. `slow_consumer_events`: messages that were dropped because nobody read them fast
+    /// enough; whenever this grows, a client was not answered.
+    pub(super) fn describe(&self, verb: Verb, slow_consumer_events: u64) -> Vec<u8> {
         let (kind, endpoints, started, description) = match verb {
             Verb::Ping => ("io.nats.micro.v1.ping_response", None, None, None),
             Verb::Info => ("io.nats.micro.v1.info_response", Some(self.infos()), None, Some(DESCRIPTION)),
-            Verb::Stats => ("io.nats.micro.v1.stats_response", Some(self.stats()), Some(self.started), None),
+            Verb::Stats => {
+                ("io.nats.micro.v1.stats_response", Some(self.stats(slow_consumer_events)), Some(self.started), None)
+            }
         };
         let description = Description {
             kind,
@@ -112,8 +112,8 @@ impl Service {
         Endpoint::ALL.into_iter().map(info).collect()
     }
 
-    fn stats(&self) -> Vec<EndpointView> {
-        let data = Data { slow_consumer_events: self.slow_consumer_events.load(Ordering::Relaxed) };
+    fn stats(&self, slow_consumer_events: u64) -> Vec<EndpointView> {
+        let data = Data { slow_consumer_events };
         let stats = |endpoint: Endpoint| {
             let counts = &self.counts[endpoint as usize];
             let requests = counts.requests.load(Ordering::Relaxed);

@@ -1,0 +1,103 @@
+//! `relay serve` and `relay dev` serve clients on the servers of their broker.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, RequestErrorKind};
+use futures_util::StreamExt as _;
+use relay_bridge::testing::NatsServer;
+use serde_json::Value;
+
+use crate::cli_support::{Running, code, run, stderr, stdout};
+
+const SERVE: [&str; 6] = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats"];
+/// Relay has subscribed by then.
+const OPEN: &str = "the NATS front door is open";
+
+async fn request(client: &Client, subject: &str, body: &str) -> Value {
+    let answer = client.request(subject.to_owned(), body.to_owned().into()).await.unwrap();
+    serde_json::from_slice(&answer.payload).unwrap()
+}
+
+/// A server on which only `relay`, `me` and `gpu` are let in, each with what `relay nats permissions` gives.
+async fn restricted() -> NatsServer {
+    let printed = run(["nats", "permissions", "--client", "me", "--worker", "gpu=default"]);
+    assert_eq!(code(&printed), 0, "{printed:?}");
+    let users = ["RELAY_NATS_PASSWORD", "CLIENT_ME_PASSWORD", "WORKER_GPU_PASSWORD"];
+    let config =
+        users.iter().fold(stdout(&printed).to_owned(), |text, name| text.replace(&format!("${name}"), "secret"));
+    NatsServer::builder().config(&config).start().await
+}
+
+#[tokio::test]
+async fn with_the_credentials_of_the_broker_clients_submit_and_hear_of_the_result() {
+    let nats = restricted().await;
+    let url = nats.url();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, "secret").unwrap();
+    let file = file.to_str().unwrap();
+    let who = |user| [url.as_str(), "--nats-user", user, "--nats-password-file", file];
+    let more = ["--provision", "--worker-listen", "127.0.0.1:0"];
+    let mut server = Running::start(SERVE.iter().copied().chain(who("relay")).chain(more));
+    server.wait_for_line(OPEN);
+    let options = ConnectOptions::with_user_and_password("me".to_owned(), "secret".to_owned());
+    let me = options.custom_inbox_prefix("_INBOX_me").connect(&url).await.unwrap();
+    let mut replies = me.subscribe("relay.reply.me.*").await.unwrap();
+
+    let on_nats = ["worker", "--json", "--id", "gpu", "--nats"].into_iter().chain(who("gpu"));
+    let connected = ["worker", "--json", "--connect", &server.workers()].map(str::to_owned);
+    let workers: [Vec<String>; 2] = [on_nats.map(str::to_owned).collect(), connected.to_vec()];
+    for worker in workers {
+        let worker = Running::start(worker.iter().map(String::as_str).chain(["--", "tr", "a-z", "A-Z"]));
+        let receipt = request(&me, "relay.submit.me.default", "hello").await;
+        let reply = tokio::time::timeout(Duration::from_secs(60), replies.next()).await.unwrap().unwrap();
+        assert!(reply.subject.ends_with(receipt["job_id"].as_str().unwrap()), "{}: {receipt}", reply.subject);
+        let id = receipt["job_id"].as_str().unwrap().to_owned();
+        let result = me.request("relay.result.me", id.into()).await.unwrap();
+        assert_eq!(&result.payload[..], b"HELLO");
+        worker.stop();
+    }
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    let (code, said) = server.wait();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("refused") && !said.contains("anyone is anyone"), "{said}");
+}
+
+#[tokio::test]
+async fn development_answers_over_nats_too() {
+    let nats = NatsServer::start().await;
+    let mut dev = Running::dev(&["--nats", &nats.url()], "cat");
+    dev.wait_for_line(OPEN);
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    assert_eq!(request(&client, "$SRV.PING", "").await["name"], "relay");
+    assert_eq!(request(&client, "relay.submit.me.default", "x").await["replayed"], false);
+    dev.stop();
+}
+
+#[tokio::test]
+async fn clients_are_not_served_where_that_is_not_wanted() {
+    let nats = NatsServer::start().await;
+    let server = Running::start(SERVE.iter().copied().chain([nats.url().as_str(), "--provision", "--no-nats-listen"]));
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let refused = client.request("relay.submit.me.default", "x".into()).await.unwrap_err();
+    assert_eq!(refused.kind(), RequestErrorKind::NoResponders);
+    let connections = nats.monitor("/connz").await.unwrap();
+    let named = |name: &str| connections["connections"].as_array().unwrap().iter().any(|found| found["name"] == name);
+    assert!(named("relay") && !named("relay-listen"), "{connections}");
+    server.stop();
+}
+
+#[tokio::test]
+async fn what_contradicts_itself_about_clients_over_nats_is_refused() {
+    for (flags, says) in [
+        (&["--nats", "a", "--nats-listen", "b"][..], "--nats-listen"),
+        (&["--memory", "--no-nats-listen"], "--nats"),
+        (&["--memory", "--nats-user", "me"], "--nats-user without --nats"),
+        (&["--memory", "--nats-listen", "a", "--nats-domain", "b"], "--nats-domain without --nats"),
+        (&["--memory", "--nats-listen", "nats://me:hush@a"], "credentials"),
+    ] {
+        let refused = run(["serve", "--no-auth"].iter().chain(flags));
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        assert!(stderr(&refused).contains(says) && !stderr(&refused).contains("hush"), "{refused:?}");
+    }
+}
