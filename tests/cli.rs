@@ -379,6 +379,19 @@ fn logs_are_json_where_a_collector_reads_them() {
 }
 
 #[test]
+fn a_signal_drains_also_when_nobody_reads_the_logs_any_more() {
+    for format in ["text", "json"] {
+        let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--log-format", format];
+        let mut server = Running::start(serve);
+        server.close_stderr();
+        // A panic in a request's task would be answered 500, one in the task that waits for signals by nothing at all.
+        let submitted = run_with(["submit", "--key", "k", "--server", &server.url()], b"x");
+        assert_eq!(code(&submitted), 0, "{submitted:?}");
+        server.stop();
+    }
+}
+
+#[test]
 fn the_first_signal_drains_and_the_second_one_forces() {
     let dir = tempdir().unwrap();
     let started = dir.path().join("started");

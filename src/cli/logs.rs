@@ -26,7 +26,13 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
             .hint("use a level (error, warn, info, debug, trace) or TARGET=LEVEL, with commas in between")
     })?;
     let colour = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        // A line that can't be written is lost. It would be told on stderr, which panics if nobody reads that any more,
+        // in whatever task logs: the one that waits for signals, too.
+        .log_internal_errors(false);
     // Fails only if this process logs already: then it stays as it is.
     match format {
         LogFormat::Text => logs.with_target(false).try_init().ok(),

@@ -103,10 +103,17 @@ impl Running {
         }
     }
 
-    /// Waits for its end and gives the exit code; `None` if a signal ended it.
+    /// From here on nobody reads its stderr: writing there fails.
+    pub(crate) fn close_stderr(&mut self) {
+        self.stderr = None;
+    }
+
+    /// Waits for its end and gives the exit code, `None` if a signal ended it, and what it said since the last call.
     pub(crate) fn wait(mut self) -> (Option<i32>, String) {
         let mut text = String::new();
-        self.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        if let Some(mut stderr) = self.stderr.take() {
+            stderr.read_to_string(&mut text).unwrap();
+        }
         (self.child.wait().unwrap().code(), text)
     }
 
