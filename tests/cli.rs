@@ -70,6 +70,38 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
 }
 
 #[test]
+fn what_is_said_about_jobs_on_nats_is_refused_where_they_are_not_kept_there() {
+    let dir = tempdir().unwrap();
+    let data = dir.path().join("data");
+    let flags = [
+        &["--provision"][..],
+        &["--nats-replicas", "1"],
+        &["--nats-storage", "file"],
+        &["--nats-compression"],
+        &["--nats-placement-cluster", "a"],
+        &["--nats-placement-tag", "a"],
+        &["--nats-jobs-max", "1GiB"],
+        &["--nats-results-max", "1GiB"],
+        &["--no-nats-listen"],
+        &["--nats-cert", "a", "--nats-key", "b"],
+        &["--nats-timeout", "5s"],
+    ];
+    for flags in flags {
+        for store in [&["--memory"][..], &["--data", path(&data)]] {
+            let output = run(["serve", "--no-auth"].iter().chain(store).chain(flags));
+            assert_eq!(code(&output), 2, "{flags:?}: {output:?}");
+            assert!(stderr(&output).contains(&format!("{} without --nats", flags[0])), "{output:?}");
+            assert!(stderr(&output).contains("\nhint: leave it out"), "{output:?}");
+        }
+        if flags[0] != "--provision" {
+            let output = run(["dev"].iter().chain(flags).chain(&["--", "cat"]));
+            assert_eq!(code(&output), 2, "{flags:?}: {output:?}");
+        }
+    }
+    assert!(!data.exists(), "what is refused leaves nothing behind");
+}
+
+#[test]
 fn without_authentication_only_loopback_is_possible() {
     for args in [
         &["serve", "--memory", "--no-auth", "--listen", "0.0.0.0:0"][..],

@@ -17,6 +17,9 @@ use crate::ingress::nats::RELAY_INBOX;
 const PASSWORD: &str = "RELAY_NATS_PASSWORD";
 const TOKEN: &str = "RELAY_NATS_TOKEN";
 
+const PING: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
 /// NATS JetStream 2.12 or newer as the broker, and how relay connects to NATS, whatever for.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "NATS")]
@@ -64,12 +67,12 @@ pub(crate) struct NatsArgs {
     /// Keep to the addresses of --nats, and ignore those that the cluster announces
     #[arg(long, env = "RELAY_NATS_IGNORE_DISCOVERED")]
     nats_ignore_discovered: bool,
-    /// How often a quiet connection is tried; it is given up after two tries
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
-    nats_ping: Duration,
-    /// How long a call may be unanswered before it is in doubt
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
-    nats_timeout: Duration,
+    /// How often a quiet connection is tried; it is given up after two tries [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    nats_ping: Option<Duration>,
+    /// How long a call may be unanswered before it is in doubt [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    nats_timeout: Option<Duration>,
     /// The servers run with `sync_interval: always`: say `power-loss` where relay says what an accepted job survives
     #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS")]
     nats_sync_always: bool,
@@ -85,7 +88,7 @@ pub(crate) struct NatsListenArgs {
     #[arg(long, value_name = "URL[,URL]", env = "RELAY_NATS_LISTEN", value_delimiter = ',', conflicts_with = "nats")]
     nats_listen: Vec<String>,
     /// Serve no clients on the servers of --nats
-    #[arg(long, requires = "nats")]
+    #[arg(long)]
     no_nats_listen: bool,
 }
 
@@ -99,10 +102,8 @@ impl NatsListenArgs {
             return Ok((None, Some(nats.resolve_listen(self.nats_listen, DOOR)?)));
         }
         let broker = nats.resolve("relay", RELAY_INBOX)?;
-        // The parser says so as well, but not beside a flag that excludes `--nats`.
         if self.no_nats_listen && broker.is_none() {
-            return Err(CliError::usage("--no-nats-listen without --nats: no clients are served over NATS anyway")
-                .hint("leave it out"));
+            return Err(without_nats("--no-nats-listen", "no clients are served over NATS anyway"));
         }
         let door = broker.clone().filter(|_| !self.no_nats_listen);
         Ok((broker, door.map(|config| NatsConfig { name: DOOR.to_owned(), ..config })))
@@ -116,26 +117,26 @@ const DOOR: &str = "relay-listen";
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "NATS streams")]
 pub(crate) struct StreamArgs {
-    /// Copies of each message: 1, 3 or 5
-    #[arg(long, value_name = "N", env = "RELAY_NATS_REPLICAS", default_value = "1", value_parser = replicas, requires = "nats")]
-    nats_replicas: NonZeroU8,
-    /// Where the servers keep them; `memory` is for trials
-    #[arg(long, value_enum, default_value = "file", requires = "nats")]
-    nats_storage: Storage,
+    /// Copies of each message: 1, 3 or 5 [default: 1]
+    #[arg(long, value_name = "N", env = "RELAY_NATS_REPLICAS", value_parser = replicas)]
+    nats_replicas: Option<NonZeroU8>,
+    /// Where the servers keep them; `memory` is for trials [default: file]
+    #[arg(long, value_enum)]
+    nats_storage: Option<Storage>,
     /// Compress stored blocks (S2)
-    #[arg(long, requires = "nats")]
+    #[arg(long)]
     nats_compression: bool,
     /// The cluster to place them in, of several
-    #[arg(long, value_name = "NAME", requires = "nats")]
+    #[arg(long, value_name = "NAME")]
     nats_placement_cluster: Option<String>,
     /// A tag that servers must have which hold them; repeat it for more
-    #[arg(long = "nats-placement-tag", value_name = "TAG", requires = "nats")]
+    #[arg(long = "nats-placement-tag", value_name = "TAG")]
     nats_placement_tags: Vec<String>,
     /// Bytes that all jobs may take; at 90 % new ones are refused [default: what the account may store]
-    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_JOBS_MAX", value_parser = values::size, requires = "nats")]
+    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_JOBS_MAX", value_parser = values::size)]
     nats_jobs_max: Option<u64>,
     /// The same for results and dead letters
-    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_RESULTS_MAX", value_parser = values::size, requires = "nats")]
+    #[arg(long, value_name = "SIZE", env = "RELAY_NATS_RESULTS_MAX", value_parser = values::size)]
     nats_results_max: Option<u64>,
 }
 
@@ -156,10 +157,9 @@ impl NatsArgs {
     /// A usage error with everything that is wrong.
     pub(crate) fn resolve(self, name: &str, inbox: &str) -> Result<Option<NatsConfig>, CliError> {
         if self.nats.is_empty() {
-            return match self.in_vain() {
+            return match self.given() {
                 None => Ok(None),
-                Some(flag) => Err(CliError::usage(format!("{flag} without --nats: relay does not connect to NATS"))
-                    .hint("leave it out, or say where NATS is")),
+                Some(flag) => Err(without_nats(flag, "relay does not connect to NATS")),
             };
         }
         self.with("--nats", name, inbox, environment).map(Some)
@@ -172,33 +172,39 @@ impl NatsArgs {
     pub(crate) fn resolve_listen(mut self, servers: Vec<String>, name: &str) -> Result<NatsConfig, CliError> {
         let about_broker =
             [("--nats-domain", self.nats_domain.is_some()), ("--nats-sync-always", self.nats_sync_always)];
-        if let Some((flag, _)) = about_broker.into_iter().find(|(_, given)| *given) {
-            return Err(
-                CliError::usage(format!("{flag} without --nats: jobs are not kept on NATS")).hint("leave it out")
-            );
+        if let Some(flag) = first_given(about_broker) {
+            return Err(without_nats(flag, NOT_KEPT));
         }
         self.nats = servers;
         self.with("--nats-listen", name, RELAY_INBOX, environment)
     }
 
-    /// A flag that makes no sense without `--nats`. The parser says so as well, but not beside a flag that excludes `--nats`.
-    fn in_vain(&self) -> Option<&'static str> {
-        [
+    /// Whether NATS is the broker.
+    pub(crate) fn is_broker(&self) -> bool {
+        !self.nats.is_empty()
+    }
+
+    /// A flag about the connection that was given.
+    fn given(&self) -> Option<&'static str> {
+        first_given([
             ("--nats-creds", self.nats_creds.is_some()),
             ("--nats-nkey", self.nats_nkey.is_some()),
             ("--nats-user", self.nats_user.is_some()),
+            ("--nats-password-file", self.nats_password_file.is_some()),
             ("--nats-token-file", self.nats_token_file.is_some()),
             ("--nats-tls", self.nats_tls),
             ("--nats-tls-first", self.nats_tls_first),
             ("--nats-ca", self.nats_ca.is_some()),
             ("--nats-cert", self.nats_cert.is_some()),
+            ("--nats-key", self.nats_key.is_some()),
+            ("--nats-cert", self.nats_cert.is_some()),
             ("--nats-inbox-prefix", self.nats_inbox_prefix.is_some()),
             ("--nats-domain", self.nats_domain.is_some()),
             ("--nats-ignore-discovered", self.nats_ignore_discovered),
+            ("--nats-ping", self.nats_ping.is_some()),
+            ("--nats-timeout", self.nats_timeout.is_some()),
             ("--nats-sync-always", self.nats_sync_always),
-        ]
-        .into_iter()
-        .find_map(|(flag, given)| given.then_some(flag))
+        ])
     }
 
     /// `servers` is the flag that named them.
@@ -247,9 +253,9 @@ impl NatsArgs {
             },
             inbox_prefix: Some(self.nats_inbox_prefix.unwrap_or_else(|| inbox.to_owned())),
             name: name.to_owned(),
-            ping_interval: self.nats_ping,
+            ping_interval: self.nats_ping.unwrap_or(PING),
             ignore_discovered_servers: self.nats_ignore_discovered,
-            request_timeout: self.nats_timeout,
+            request_timeout: self.nats_timeout.unwrap_or(ANSWER_WITHIN),
             domain: self.nats_domain,
             sync_always: self.nats_sync_always,
         };
@@ -261,19 +267,36 @@ impl NatsArgs {
 }
 
 impl StreamArgs {
+    /// Nothing of this was asked for: for where jobs are not kept on NATS.
+    ///
+    /// # Errors
+    /// A usage error that names what was.
+    pub(crate) fn refuse(&self) -> Result<(), CliError> {
+        let given = first_given([
+            ("--nats-replicas", self.nats_replicas.is_some()),
+            ("--nats-storage", self.nats_storage.is_some()),
+            ("--nats-compression", self.nats_compression),
+            ("--nats-placement-cluster", self.nats_placement_cluster.is_some()),
+            ("--nats-placement-tag", !self.nats_placement_tags.is_empty()),
+            ("--nats-jobs-max", self.nats_jobs_max.is_some()),
+            ("--nats-results-max", self.nats_results_max.is_some()),
+        ]);
+        given.map_or(Ok(()), |flag| Err(without_nats(flag, NOT_KEPT)))
+    }
+
     /// What new streams shall be like.
     ///
     /// # Errors
     /// A usage error for what contradicts itself.
     pub(crate) fn resolve(self) -> Result<StreamSettings, CliError> {
-        let memory = self.nats_storage == Storage::Memory;
+        let memory = self.nats_storage == Some(Storage::Memory);
         if memory && self.nats_compression {
             return Err(CliError::usage(
                 "--nats-compression: streams in memory can't be compressed: leave out one of them",
             ));
         }
         Ok(StreamSettings {
-            replicas: self.nats_replicas,
+            replicas: self.nats_replicas.unwrap_or(NonZeroU8::MIN),
             memory,
             compression: self.nats_compression,
             placement_cluster: self.nats_placement_cluster,
@@ -282,6 +305,18 @@ impl StreamArgs {
             results_bytes_max: self.nats_results_max,
         })
     }
+}
+
+/// A flag that says nothing without `--nats`. The parser would not say so beside one that excludes `--nats`.
+pub(crate) fn without_nats(flag: &str, why: &str) -> CliError {
+    CliError::usage(format!("{flag} without --nats: {why}")).hint("leave it out, or say where NATS is with --nats")
+}
+
+/// Why flags about streams say nothing there.
+pub(crate) const NOT_KEPT: &str = "jobs are not kept on NATS";
+
+fn first_given<const N: usize>(flags: [(&'static str, bool); N]) -> Option<&'static str> {
+    flags.into_iter().find_map(|(flag, given)| given.then_some(flag))
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -365,11 +400,16 @@ mod tests {
 
     #[test]
     fn a_flag_of_nats_without_an_address_is_a_mistake() {
-        for line in ["--nats-user relay", "--nats-tls", "--nats-inbox-prefix a"] {
+        for line in [
+            "--nats-user relay",
+            "--nats-tls",
+            "--nats-inbox-prefix a",
+            "--nats-cert a --nats-key b",
+            "--nats-ping 10s",
+        ] {
             let error = resolve(line, &[]).err().unwrap().to_string();
             assert!(error.contains("without --nats"), "{error}");
         }
-        assert!(Line::try_parse_from(["relay", "--nats-replicas", "3"]).is_err());
         assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "2"]).is_err());
         assert!(Line::try_parse_from(["relay", "--nats", "a", "--nats-replicas", "3"]).is_ok());
     }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::exit::{CliError, Exit};
-use super::nats::{NatsArgs, NatsListenArgs, StreamArgs};
+use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
 use super::values;
@@ -59,7 +59,7 @@ pub(crate) struct ServeArgs {
     nats: NatsArgs,
     /// Create what is missing on NATS and change what differs, as `relay provision` does. Without it a missing stream is
     /// an error
-    #[arg(long, requires = "nats", help_heading = "NATS streams")]
+    #[arg(long, help_heading = "NATS streams")]
     provision: bool,
     #[command(flatten)]
     streams: StreamArgs,
@@ -133,6 +133,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     {
         return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
             .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
+    }
+    if args.provision && !args.nats.is_broker() {
+        return Err(without_nats("--provision", NOT_KEPT));
     }
     let (broker, nats) = choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?;
     let serving = Serving {
@@ -235,11 +238,13 @@ pub(crate) fn choose(
     streams: StreamArgs,
     provision: bool,
 ) -> Result<(BrokerConfig, Option<NatsDoor>), CliError> {
-    let streams = streams.resolve()?;
     let (nats, door) = listen.resolve(nats)?;
     let broker = match nats {
-        Some(config) => BrokerConfig::Nats(Box::new(NatsBroker { config, streams, provision })),
-        None => BrokerConfig::Embedded(data.map(prepare_store).transpose()?),
+        Some(config) => BrokerConfig::Nats(Box::new(NatsBroker { config, streams: streams.resolve()?, provision })),
+        None => {
+            streams.refuse()?;
+            BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
+        }
     };
     Ok((broker, door.map(|config| NatsDoor { config, limits: nats::Limits::default() })))
 }
