@@ -257,6 +257,7 @@ fn permissions_are_for_those_that_are_named_and_a_name_is_one_user() {
         (vec!["--client", "me", "--worker", "me=mail"], "named twice"),
         (vec!["--client", "relay"], "named twice"),
         (vec!["--worker", "gpu"], "has no queues"),
+        (vec!["--client", "me", "--nats-domain", "a.>"], "--nats-domain `a.>`"),
     ] {
         let refused = run(["nats", "permissions"].iter().chain(&flags));
         assert_eq!(code(&refused), 2, "{flags:?}");

@@ -18,25 +18,47 @@ async fn request(client: &Client, subject: &str, body: &str) -> Value {
     serde_json::from_slice(&answer.payload).unwrap()
 }
 
-/// A server on which only `relay`, `me` and `gpu` are let in, each with what `relay nats permissions` gives.
-async fn restricted() -> NatsServer {
-    let printed = run(["nats", "permissions", "--client", "me", "--worker", "gpu=default"]);
+/// What `relay nats permissions` gives `relay`, `me` and `gpu`, who are the only ones.
+fn permissions(more: &[&str]) -> String {
+    let printed = run(["nats", "permissions", "--client", "me", "--worker", "gpu=default"].iter().chain(more));
     assert_eq!(code(&printed), 0, "{printed:?}");
     let users = ["RELAY_NATS_PASSWORD", "CLIENT_ME_PASSWORD", "WORKER_GPU_PASSWORD"];
-    let config =
-        users.iter().fold(stdout(&printed).to_owned(), |text, name| text.replace(&format!("${name}"), "secret"));
-    NatsServer::builder().config(&config).start().await
+    users.iter().fold(stdout(&printed).to_owned(), |text, name| text.replace(&format!("${name}"), "secret"))
 }
 
 #[tokio::test]
 async fn with_the_credentials_of_the_broker_clients_submit_and_hear_of_the_result() {
-    let nats = restricted().await;
+    let nats = NatsServer::builder().config(&permissions(&[])).start().await;
+    clients_submit_and_hear_of_the_result(&nats, &[]).await;
+}
+
+#[tokio::test]
+async fn the_permissions_for_a_jetstream_domain_are_enough_on_a_server_of_that_domain() {
+    let domain = ["--nats-domain", "hub"];
+    let nats = NatsServer::builder().config(&permissions(&domain)).jetstream("domain: hub").start().await;
+    clients_submit_and_hear_of_the_result(&nats, &domain).await;
+}
+
+#[tokio::test]
+async fn the_permissions_for_a_jetstream_domain_are_enough_on_a_server_that_a_leaf_node_leads_from() {
+    let domain = ["--nats-domain", "hub"];
+    let leaves = "leafnodes { listen: \"127.0.0.1:-1\" }";
+    let hub = NatsServer::builder().config(leaves).jetstream("domain: hub").start().await;
+    let port = hub.monitor("/varz").await.unwrap()["leaf"]["port"].as_u64().unwrap();
+    let remote = format!("leafnodes {{ remotes: [{{ url: \"nats://127.0.0.1:{port}\" }}] }}");
+    let leaf = NatsServer::builder().config(&remote).config(&permissions(&domain)).jetstream("domain: leaf");
+    let leaf = leaf.start().await;
+    clients_submit_and_hear_of_the_result(&leaf, &domain).await;
+}
+
+/// `domain` is what relay and its worker are told.
+async fn clients_submit_and_hear_of_the_result(nats: &NatsServer, domain: &[&str]) {
     let url = nats.url();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("password");
     std::fs::write(&file, "secret").unwrap();
     let file = file.to_str().unwrap();
-    let who = |user| [url.as_str(), "--nats-user", user, "--nats-password-file", file];
+    let who = |user| [&[url.as_str(), "--nats-user", user, "--nats-password-file", file], domain].concat();
     let more = ["--provision", "--worker-listen", "127.0.0.1:0"];
     let mut server = Running::start(SERVE.iter().copied().chain(who("relay")).chain(more));
     server.wait_for_line(OPEN);

@@ -159,7 +159,7 @@ impl NatsConfig {
             }
         }
         if let Some(domain) = &self.domain
-            && (domain.is_empty() || domain.contains('.') || !domain.bytes().all(is_subject_byte))
+            && !is_domain(domain)
         {
             problems.push(format!("domain: `{domain}` is no word of a subject"));
         }
@@ -337,6 +337,12 @@ impl fmt::Debug for Secret {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
         }
     }
+}
+
+/// Whether a JetStream domain can be called so: one word of a subject.
+#[must_use]
+pub fn is_domain(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| is_subject_byte(byte) && byte != b'.')
 }
 
 fn is_subject_byte(byte: u8) -> bool {

@@ -146,7 +146,7 @@ impl Connection {
             None => context.build(client.clone()),
         };
         if purpose == Purpose::Broker {
-            jetstream_answers(&context).await?;
+            jetstream_answers(&context, config.domain.as_deref()).await?;
         }
         shared.watch(client.statistics());
         shared.up();
@@ -286,18 +286,25 @@ fn options(config: &NatsConfig, shared: &Arc<Shared>) -> ConnectOptions {
     options
 }
 
-async fn jetstream_answers(context: &Context) -> Result<(), BrokerError> {
+async fn jetstream_answers(context: &Context, domain: Option<&str>) -> Result<(), BrokerError> {
     let Err(error) = context.query_account().await else { return Ok(()) };
-    Err(unavailable(match error.kind() {
-        AccountErrorKind::TimedOut => {
-            "connected, but JetStream does not answer; may relay's user publish to `$JS.API.>` and subscribe to its inbox?"
-                .to_owned()
+    Err(unavailable(match (error.kind(), domain) {
+        (AccountErrorKind::TimedOut, domain) => {
+            let api = domain.map_or_else(|| "$JS.API.>".to_owned(), |domain| format!("$JS.{domain}.API.>"));
+            format!(
+                "connected, but JetStream does not answer; may relay's user publish to `{api}` and subscribe to its inbox?"
+            )
         }
-        AccountErrorKind::JetStreamUnavailable => {
+        (AccountErrorKind::JetStreamUnavailable, None) => {
             "connected, but JetStream is not enabled: start the server with `--jetstream`".to_owned()
         }
-        AccountErrorKind::JetStream(error) => format!("connected, but JetStream says: {error}"),
-        AccountErrorKind::Other => format!("connected, but JetStream can't be asked: {error}"),
+        (AccountErrorKind::JetStreamUnavailable, Some(domain)) => {
+            format!(
+                "connected, but nothing here serves the JetStream domain `{domain}`: is it spelt as in the servers' configuration?"
+            )
+        }
+        (AccountErrorKind::JetStream(error), _) => format!("connected, but JetStream says: {error}"),
+        (AccountErrorKind::Other, _) => format!("connected, but JetStream can't be asked: {error}"),
     }))
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::nats::config::is_domain;
 
 use super::exit::{CliError, Exit};
 use super::output;
@@ -52,6 +53,9 @@ struct PermissionsArgs {
     /// The user that `relay serve` connects as
     #[arg(long, value_name = "NAME", default_value = "relay")]
     relay_user: ClientId,
+    /// The JetStream domain, where relay and the workers reach the streams by one
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_DOMAIN")]
+    nats_domain: Option<String>,
 }
 
 /// A user and the queues it may use.
@@ -113,8 +117,13 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
             .hint(format!("write --worker {}=QUEUE,QUEUE; or make its key with --queue", worker.name)));
     }
     let sorted = |queues: Vec<QueueName>| queues.into_iter().collect::<BTreeSet<_>>();
+    if let Some(domain) = args.nats_domain.as_ref().filter(|domain| !is_domain(domain)) {
+        return Err(CliError::usage(format!("--nats-domain `{domain}`: a domain is one word of a subject"))
+            .hint("write it as `domain` stands in the servers' `jetstream` block"));
+    }
     Ok(Users {
         relay: args.relay_user,
+        domain: args.nats_domain,
         clients: clients.into_iter().map(|named| Client { name: named.name, queues: sorted(named.queues) }).collect(),
         workers: workers.into_iter().map(|named| Worker { name: named.name, queues: sorted(named.queues) }).collect(),
     })

@@ -12,6 +12,8 @@ use crate::ingress::nats::{RELAY_INBOX, client_inbox, worker_inbox};
 /// Everybody on NATS that has to do with relay.
 pub(super) struct Users {
     pub(super) relay: ClientId,
+    /// The JetStream domain by which relay and workers reach the streams.
+    pub(super) domain: Option<String>,
     pub(super) clients: Vec<Client>,
     pub(super) workers: Vec<Worker>,
 }
@@ -42,14 +44,21 @@ impl Users {
     fn all(&self) -> Vec<User> {
         let mut users = vec![self.relay()];
         users.extend(self.clients.iter().map(Client::user));
-        users.extend(self.workers.iter().map(Worker::user));
+        users.extend(self.workers.iter().map(|worker| worker.user(self)));
         users
+    }
+
+    /// JetStream's API for `what`. In a domain in both forms: a server of that domain checks a permission after it mapped
+    /// the subject to its own, one that only leads there, over a leaf node, before.
+    fn api(&self, what: &str) -> impl Iterator<Item = String> {
+        let of_domain = self.domain.as_ref().map(|domain| format!("$JS.{domain}.API.{what}"));
+        std::iter::once(format!("$JS.API.{what}")).chain(of_domain)
     }
 
     /// `relay serve`. It answers in the inboxes of these clients, and in those of users without permissions.
     fn relay(&self) -> User {
-        let mut publish: Vec<_> =
-            ["relay.>", "$JS.API.>", "$JS.ACK.>", "$SYS.REQ.USER.INFO", "_INBOX.>"].map(Into::into).into();
+        let mut publish: Vec<_> = ["relay.>", "$JS.ACK.>", "$SYS.REQ.USER.INFO", "_INBOX.>"].map(Into::into).into();
+        publish.extend(self.api(">"));
         publish.extend(self.clients.iter().map(|client| format!("{}.>", client_inbox(&client.name))));
         User {
             about: format!("relay serve; inbox prefix {RELAY_INBOX}"),
@@ -88,7 +97,7 @@ impl Client {
 }
 
 impl Worker {
-    fn user(&self) -> User {
+    fn user(&self, among: &Users) -> User {
         let Self { name, queues } = self;
         let inbox = worker_inbox(name);
         // Results, states and dead letters are by client, and a queue's clients are not known here.
@@ -96,28 +105,26 @@ impl Worker {
             ["relay.state.*.*", "relay.events.*.*", names::RESULTS_SUBJECTS, names::ERASED_SUBJECTS]
                 .map(Into::into)
                 .into();
-        publish.push("$JS.API.INFO".to_owned());
-        publish.extend(reads(names::RESULTS_STREAM));
-        publish.extend(reads(names::DEAD_STREAM));
-        publish.extend(reads(names::STATE_STREAM));
-        publish.push(format!("$JS.API.STREAM.MSG.DELETE.{}", names::DEAD_STREAM));
+        let mut calls = vec!["INFO".to_owned(), format!("STREAM.MSG.DELETE.{}", names::DEAD_STREAM)];
+        for stream in [names::RESULTS_STREAM, names::DEAD_STREAM, names::STATE_STREAM] {
+            calls.extend(reads(stream));
+        }
         let mut subscribe = vec![format!("{inbox}.>")];
         for queue in queues {
             let stream = names::jobs_stream(queue);
             publish.extend(names::jobs_stream_subjects(queue));
             publish.push(format!("relay.dead.*.*.{queue}.*"));
-            publish.extend(reads(&stream));
-            publish.extend([
-                format!("$JS.API.STREAM.MSG.DELETE.{stream}"),
-                format!("$JS.API.CONSUMER.NAMES.{stream}"),
-                format!("$JS.API.CONSUMER.LIST.{stream}"),
-                format!("$JS.API.CONSUMER.INFO.{stream}.*"),
+            // Both forms of acknowledgements that servers use.
+            publish.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.ACK.*.*.{stream}.>")]);
+            calls.extend(reads(&stream));
+            calls.extend([
+                format!("STREAM.MSG.DELETE.{stream}"),
+                format!("CONSUMER.NAMES.{stream}"),
+                format!("CONSUMER.LIST.{stream}"),
+                format!("CONSUMER.INFO.{stream}.*"),
                 // Its clients' consumers only: the filter is part of the subject.
-                format!("$JS.API.CONSUMER.CREATE.{stream}.*.relay.jobs.{queue}.>"),
-                format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"),
-                // Both forms of acknowledgements that servers use.
-                format!("$JS.ACK.{stream}.>"),
-                format!("$JS.ACK.*.*.{stream}.>"),
+                format!("CONSUMER.CREATE.{stream}.*.relay.jobs.{queue}.>"),
+                format!("CONSUMER.MSG.NEXT.{stream}.*"),
             ]);
             subscribe.extend([
                 names::hints(queue),
@@ -126,6 +133,7 @@ impl Worker {
                 format!("$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{stream}.*"),
             ]);
         }
+        publish.extend(calls.iter().flat_map(|call| among.api(call)));
         User {
             about: format!("worker {name}; inbox prefix {inbox}"),
             name: name.clone(),
@@ -139,10 +147,10 @@ impl Worker {
 /// What reading a stream's messages and its state takes.
 fn reads(stream: &str) -> [String; 4] {
     [
-        format!("$JS.API.STREAM.INFO.{stream}"),
-        format!("$JS.API.STREAM.MSG.GET.{stream}"),
-        format!("$JS.API.DIRECT.GET.{stream}"),
-        format!("$JS.API.DIRECT.GET.{stream}.>"),
+        format!("STREAM.INFO.{stream}"),
+        format!("STREAM.MSG.GET.{stream}"),
+        format!("DIRECT.GET.{stream}"),
+        format!("DIRECT.GET.{stream}.>"),
     ]
 }
 
