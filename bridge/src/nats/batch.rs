@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Request, StatusCode};
 use futures_util::StreamExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::api::Api;
 use super::record::{Stored, number};
+use super::stream_api;
 use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -16,6 +17,10 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const BATCH_MAX: usize = 50;
 /// How long the server may take for the next message.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a stream that is there may take until it answers reads.
+const SERVED_WITHIN: Duration = Duration::from_secs(2);
+/// How long to wait before such a one is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -45,6 +50,9 @@ impl Api {
     /// Reads a stretch of `stream` at any replica, which may lag behind: what comes is there, and nothing in between is
     /// left out, but there may be more.
     ///
+    /// A stream that was made just now has a leader before it answers reads, and other servers know of that later still:
+    /// such a one is asked again for a while.
+    ///
     /// # Errors
     /// `Unavailable`, `Corrupt`.
     pub(super) async fn batch(
@@ -53,6 +61,27 @@ impl Api {
         stretch: &Stretch,
         operation: &'static str,
     ) -> Result<Batch, BrokerError> {
+        let give_up = Instant::now() + SERVED_WITHIN;
+        loop {
+            if let Some(batch) = self.batch_once(stream, stretch, operation).await? {
+                return Ok(batch);
+            }
+            let is_there = stream_api::find(self, stream, operation).await?.is_some();
+            if !is_there || Instant::now() >= give_up {
+                let why = format!("nothing serves stream `{stream}`: is it provisioned?");
+                return Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, why));
+            }
+            sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// The same, asked once; `None` if nobody serves it.
+    async fn batch_once(
+        &self,
+        stream: &str,
+        stretch: &Stretch,
+        operation: &'static str,
+    ) -> Result<Option<Batch>, BrokerError> {
         let away = |what: String| BrokerError::new(BrokerErrorKind::Unavailable, operation, what);
         let inbox = self.client().new_inbox();
         let answers = self.client().subscribe(inbox.clone()).await;
@@ -77,15 +106,13 @@ impl Api {
                 Some(status) if status.as_u16() == 204 => {
                     let left = answer.headers.as_ref().and_then(|headers| number::<u64>(headers, NUM_PENDING));
                     (batch.is_end, batch.left) = (left == Some(0), left.unwrap_or(0));
-                    return Ok(batch);
+                    return Ok(Some(batch));
                 }
                 Some(StatusCode::NOT_FOUND) => {
                     batch.is_end = true;
-                    return Ok(batch);
+                    return Ok(Some(batch));
                 }
-                Some(StatusCode::NO_RESPONDERS) => {
-                    return Err(away(format!("nothing serves stream `{stream}`: is it provisioned?")));
-                }
+                Some(StatusCode::NO_RESPONDERS) => return Ok(None),
                 Some(status) => {
                     let why = answer.description.unwrap_or_default();
                     return Err(away(format!("NATS refused a read of stream `{stream}`: {status} {why}")));

@@ -7,13 +7,10 @@ use relay_bridge::nats::names;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Lookup, Start};
 use relay_bridge::testing::NatsCluster;
-use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use super::support::{PATIENCE, Stage, jobs};
+use super::support::{CLUSTERS, PATIENCE, Stage, jobs};
 
-/// One cluster at a time: three servers each.
-static CLUSTERS: Mutex<()> = Mutex::const_new(());
 const RESULTS: &str = "relay-results";
 /// Submitted before, while and after it happens.
 const PART: usize = 150;

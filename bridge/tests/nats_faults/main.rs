@@ -4,6 +4,7 @@
 
 mod listening;
 mod losing_nodes;
+mod making;
 mod restoring;
 mod sharing;
 mod stale;

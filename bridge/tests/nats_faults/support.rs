@@ -18,8 +18,11 @@ use relay_bridge::nats::{Nats, Settings, StreamSettings};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Finished, Start};
 use relay_bridge::settlement::Settlement;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+/// One cluster at a time: three servers each.
+pub(crate) static CLUSTERS: Mutex<()> = Mutex::const_new(());
 /// Far longer than anything takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a client waits before it tries again.
