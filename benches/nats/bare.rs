@@ -1,7 +1,6 @@
 //! The baselines: what somebody would write with async-nats alone. The streams and subjects are relay's; there are no
 //! envelopes, policies, fairness or checks.
 
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
@@ -121,42 +120,50 @@ impl Bare {
         self.context.create_consumer_on_stream(config, JOBS).await.unwrap()
     }
 
-    /// From the publishing of a job until its result arrives, one at a time; an idle worker on a connection of its own.
-    pub(crate) async fn round_trips(&self, url: &str, rounds: u64) -> Latencies {
+    /// From the publishing of a job until its result arrives, one at a time; an idle worker on a connection of its own,
+    /// whose pull is there before the job is. The first `warm_up` are not counted.
+    pub(crate) async fn round_trips(&self, url: &str, warm_up: u64, rounds: u64) -> Latencies {
         let worker = Self::connect(url).await;
+        // One pull for many messages: a pull for each races with the job that it is to bring.
         let consumer = worker.consumer().await;
-        let mut messages = consumer.stream().max_messages_per_batch(1).messages().await.unwrap();
+        let mut messages = consumer.stream().max_messages_per_batch(WINDOW).messages().await.unwrap();
         let (stop, mut stopped) = oneshot::channel::<()>();
         let mut work = JoinSet::new();
         work.spawn(async move {
             while let Some(message) = tokio::select! { _ = &mut stopped => None, message = messages.next() => message }
             {
-                worker.finish(&message.unwrap(), Ack::Confirmed).await;
+                worker.finish(&message.expect("the worker's pull goes on"), Ack::Confirmed).await;
             }
         });
         let mut replies = self.client.subscribe("bare.reply.bench.>").await.unwrap();
         self.client.flush().await.unwrap();
         let mut taken = Vec::new();
-        for number in 0..rounds {
+        for number in 0..warm_up + rounds {
             let start = Instant::now();
-            let mut published = pin!(self.put(subject("jobs", number), payload(256)));
-            let mut acknowledged = false;
-            let reply = async { tokio::time::timeout(PATIENCE, replies.next()).await.unwrap().unwrap() };
-            let mut reply = pin!(reply);
-            loop {
-                tokio::select! {
-                    () = &mut published, if !acknowledged => acknowledged = true,
-                    _ = &mut reply => break,
+            let reply = async {
+                match tokio::time::timeout(PATIENCE, replies.next()).await {
+                    Ok(reply) => reply.expect("the subscription to replies goes on"),
+                    Err(_) => panic!("no reply to job {number} came within {PATIENCE:?}: {}", self.standing().await),
                 }
-            }
-            taken.push(start.elapsed());
-            if !acknowledged {
-                published.await;
+            };
+            // The reply may come before the confirmation, which is awaited all the same.
+            let ((), answered) = tokio::join!(self.put(subject("jobs", number), payload(256)), async {
+                reply.await;
+                start.elapsed()
+            });
+            if number >= warm_up {
+                taken.push(answered);
             }
         }
         drop(stop);
         work.join_all().await;
         Latencies::of(taken)
+    }
+
+    /// What the server says of the consumer, for a message that did not come.
+    async fn standing(&self) -> String {
+        let consumer = self.context.get_consumer_from_stream::<pull::Config, _, _>("work", JOBS).await.unwrap();
+        format!("{:?}", consumer.get_info().await.unwrap())
     }
 }
 

@@ -15,6 +15,34 @@ pub(crate) struct Run {
     worker: Duration,
     /// CPU time of nats-server, of all nodes.
     server: Duration,
+    /// What went over connections of clients, in and out.
+    traffic: [Traffic; 2],
+}
+
+/// Messages over connections of clients, all nodes together.
+#[derive(Clone, Copy, Default)]
+struct Traffic {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Traffic {
+    /// What came in and what went out since the servers started.
+    async fn until_now(nats: &[NatsServer]) -> [Self; 2] {
+        let mut sum = [Self::default(); 2];
+        for node in nats {
+            let now = node.monitor("/varz").await.unwrap();
+            for (sum, way) in sum.iter_mut().zip(["in", "out"]) {
+                sum.messages += now[format!("{way}_msgs")].as_u64().unwrap();
+                sum.bytes += now[format!("{way}_bytes")].as_u64().unwrap();
+            }
+        }
+        sum
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { messages: self.messages - before.messages, bytes: self.bytes - before.bytes }
+    }
 }
 
 impl Run {
@@ -25,16 +53,19 @@ impl Run {
         operations: u64,
         work: F,
     ) -> Self {
-        let nats: Vec<_> = nats.iter().map(|node| node.pid().unwrap()).collect();
-        let spent = || [pids, &nats].map(|pids| pids.iter().map(|pid| cpu_of(*pid)).sum::<Duration>());
+        let servers: Vec<_> = nats.iter().map(|node| node.pid().unwrap()).collect();
+        let spent = || [pids, &servers].map(|pids| pids.iter().map(|pid| cpu_of(*pid)).sum::<Duration>());
+        let before_it = Traffic::until_now(nats).await;
         let (start, before) = (Instant::now(), spent());
         work.await;
         let (wall, after) = (start.elapsed(), spent());
+        let after_it = Traffic::until_now(nats).await;
         Self {
             operations,
             wall,
             worker: after[0].saturating_sub(before[0]),
             server: after[1].saturating_sub(before[1]),
+            traffic: [0, 1].map(|way| after_it[way].since(before_it[way])),
         }
     }
 
@@ -72,7 +103,14 @@ fn figures(runs: &[Run]) -> String {
     let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
     let (rate, cpu) = (of(Run::rate), of(Run::cpu));
     let (worker, server) = (of(|run| run.us(run.worker)), of(|run| run.us(run.server)));
-    format!("{rate:>8.0}/s, CPU {worker:>5.1} us + nats-server {server:>5.1} us = {cpu:>5.1} us")
+    let per_operation = |way: usize, of: fn(Traffic) -> u64| {
+        median(runs.iter().map(|run| of(run.traffic[way]) as f64 / run.operations as f64).collect())
+    };
+    let [into, out] = [0, 1].map(|way| {
+        let (messages, bytes) = (per_operation(way, |it| it.messages), per_operation(way, |it| it.bytes));
+        format!("{messages:.2} messages of {bytes:.0} bytes")
+    });
+    format!("{rate:>8.0}/s, CPU {worker:>5.1} us + nats-server {server:>5.1} us = {cpu:>5.1} us; {into} in, {out} out")
 }
 
 /// Latencies of one stretch: its p50 and p99, in microseconds.

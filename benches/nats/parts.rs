@@ -130,7 +130,7 @@ async fn wait(nats: &NatsServer) {
         let ours = ours::round_trips(&nats.url(), ROUNDS).await;
         clear(nats).await;
         let bare = Bare::create(&nats.url()).await;
-        runs.push((ours, bare.round_trips(&nats.url(), ROUNDS).await));
+        runs.push((ours, bare.round_trips(&nats.url(), ROUNDS, ROUNDS).await));
         clear(nats).await;
     }
     let what = "HTTP submit with `Prefer: wait`, idle worker / publish, deliver, publish, deliver";

@@ -1,6 +1,7 @@
 //! JetStream calls as relay needs them: a bounded number of publishes in flight, conditions with three answers, reads at
 //! the leader, acknowledgements that were confirmed. What a server's error means for relay is decided here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::hints::Hints;
 use super::record::{Outgoing, Stored};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -74,7 +76,10 @@ pub(super) struct Api {
     connection: Connection,
     client: Client,
     context: Context,
-    in_flight: std::sync::Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
+    hints: Arc<Hints>,
+    /// Whether the server is one of several.
+    clustered: bool,
 }
 
 impl Api {
@@ -82,7 +87,9 @@ impl Api {
     pub(super) fn new(connection: Connection) -> Self {
         let (client, mut context) = (connection.client().clone(), connection.jetstream().clone());
         context.set_timeout(ANSWER_WITHIN);
-        Self { connection, client, context, in_flight: std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX)) }
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let clustered = client.server_info().cluster.is_some();
+        Self { connection, client, context, in_flight, hints: Arc::default(), clustered }
     }
 
     /// How the connection stands, and when announcements may have been missed.
@@ -93,6 +100,11 @@ impl Api {
     /// For subscriptions and core messages.
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What workers are to be told.
+    pub(super) fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     /// For managing streams and consumers.
@@ -106,10 +118,21 @@ impl Api {
     /// # Errors
     /// `Ambiguous` if there was no answer in time or the condition stayed undecided; `Overloaded` if storage is full;
     /// `TooLarge`; `Unavailable` if nothing was listening.
-    pub(super) async fn publish(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
-        let give_up = Instant::now() + UNDECIDED_MAX;
+    ///
+    /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
+    pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
+        let Some((queue, client, hint)) = message.hint.take() else { return self.write(message, operation).await };
+        // In this order: the hint follows the message on the same connection.
+        let (written, ()) = tokio::join!(biased; self.write(message, operation), self.hint(&queue, &client, hint));
+        written
+    }
+
+    async fn write(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
+        // One server decides at once; only between several may a condition stay open.
+        let mut again = self.clustered.then(|| message.clone());
+        let (mut message, give_up) = (message, Instant::now() + UNDECIDED_MAX);
         loop {
-            let answer = self.publish_once(message.clone(), operation).await?;
+            let answer = self.publish_once(message, operation).await?;
             let error = match answer {
                 Response::Ok(PublishAck { sequence, .. }) => return Ok(Written::At(sequence)),
                 Response::Err { error } => error,
@@ -118,11 +141,13 @@ impl Api {
                 code::WRONG_LAST_SEQUENCE => return Ok(Written::Conflict(named_sequence(&error.to_string()))),
                 code::WRONG_LAST_SEQUENCE_IN_FLIGHT | code::DUPLICATE_IN_FLIGHT => {
                     let wait = Duration::from_millis(20 + jitter(180));
-                    if Instant::now() + wait >= give_up {
+                    let next = again.take().filter(|_| Instant::now() + wait < give_up);
+                    let Some(next) = next else {
                         let why = "another write to the same subject was not decided in time: try again";
                         return Err(BrokerError::new(BrokerErrorKind::Ambiguous, operation, why));
-                    }
+                    };
                     tokio::time::sleep(wait).await;
+                    (again, message) = (Some(next.clone()), next);
                 }
                 _ => return Err(refused(&error, operation)),
             }
@@ -138,7 +163,7 @@ impl Api {
         let _permit = self.in_flight.acquire().await.map_err(closed)?;
         // Looked at last: a message that the client queues while NATS is away would be sent when it is back.
         self.connection.up(operation)?;
-        let Outgoing { subject, headers, payload } = message;
+        let Outgoing { subject, headers, payload, .. } = message;
         let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_WITHIN));
         let answer = self.client.send_request(subject, request).await.map_err(|e| self.unanswered(e, operation))?;
         read_json(&answer.payload, operation)

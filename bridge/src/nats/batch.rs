@@ -125,7 +125,8 @@ impl Api {
 
 const NUM_PENDING: &str = "Nats-Num-Pending";
 
-fn read(message: Message, operation: &'static str) -> Result<Stored, BrokerError> {
+/// A message that the server took from a stream, or republished as it was stored.
+pub(super) fn read(message: Message, operation: &'static str) -> Result<Stored, BrokerError> {
     let headers = message.headers.unwrap_or_default();
     let (subject, seq, at) = place(&headers).ok_or_else(|| {
         BrokerError::new(BrokerErrorKind::Corrupt, operation, "NATS sent a stored message without saying which it is")

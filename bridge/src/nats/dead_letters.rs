@@ -129,7 +129,7 @@ impl Nats {
         headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl_secs(keep_until, now)));
         headers.insert(KEEP_UNTIL, keep_until.as_millis().to_string());
         let payload = encode_dead_letter(letter, self.wire()).into();
-        let message = Outgoing { subject: name.subject(), headers, payload };
+        let message = Outgoing { subject: name.subject(), headers, payload, hint: None };
         // A conflict is the letter of this run, written before.
         self.api().publish(message, OPERATION).await.map(drop)
     }

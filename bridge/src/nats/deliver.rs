@@ -145,7 +145,7 @@ impl Nats {
     /// The job, if it is to be given out; else its delivery is settled here.
     async fn examine(&self, line: &Line, pulled: &Pulled) -> Result<Option<Job>, BrokerError> {
         let record = &pulled.record;
-        let doubtful = pulled.delivered > 1 || record.charged() > 0 || line.is_below_mark(record.at);
+        let doubtful = pulled.delivered > 1 || record.charged() > 0 || line.is_below_mark(record.seq);
         if pulled.delivered > 1 && self.is_replaced(record).await? {
             // A timer or a later record stands for the job: this one is what a crash left of a step before.
             self.api().delete(&record.address.stream(), record.seq, "lease").await?;

@@ -4,7 +4,7 @@
 //! A pull asks for no more than there are free slots, so nothing is leased that nobody runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use tokio::time::Instant;
 
 use super::hints::Listening;
 use super::turns::{Turns, Wanted};
-use super::{Nats, names};
-use crate::contract::{ClientId, QueueName, Timestamp};
+use super::{Nats, names, stream_api};
+use crate::contract::{ClientId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
 
-/// How often a full round is made while workers wait and nobody holds a job.
+/// How often a full round is made while workers wait, nobody holds a job and none is on a timer.
 const ROUND_IDLE: Duration = Duration::from_secs(5);
-/// The same while somebody holds one: its lease may end.
-const ROUND_BUSY: Duration = Duration::from_millis(400);
+/// The same while somebody holds one, whose lease may end, or a timer may put one in line: of neither there is a hint.
+const ROUND_LIVELY: Duration = Duration::from_millis(400);
 /// When the second round is made: a consumer may not know yet of what was stored just before the first one.
 const ROUND_SECOND: Duration = Duration::from_millis(100);
 /// How long a pull waits for what a hint told of: a consumer learns of a message a little later than the subscribers of
@@ -40,8 +40,6 @@ const DOUBT_AFTER: Duration = Duration::from_millis(50);
 const DOUBTS_MAX: usize = 1_024;
 /// How long the server may take to answer a pull.
 const PULL_WITHIN: Duration = Duration::from_secs(5);
-/// How far the clocks of the server and of this host may be apart.
-const MARK_ALLOWANCE: Duration = Duration::from_secs(2);
 
 /// One queue of which this process leases.
 pub(super) struct Line {
@@ -51,8 +49,12 @@ pub(super) struct Line {
     doubts: Mutex<HashMap<ClientId, Instant>>,
     /// Woken once for each thing that may be there to take.
     pub(super) woken: Notify,
-    /// Jobs stored up to here may have been settled although their consumer says otherwise.
-    mark: AtomicI64,
+    /// Jobs up to this sequence may have been settled although their consumer says otherwise.
+    mark: AtomicU64,
+    /// How often the mark was raised: who asked where to for an earlier one leaves it alone.
+    raised: AtomicU64,
+    /// Whether somebody holds a job, or one is on a timer: it may come into line without a hint.
+    lively: AtomicBool,
     /// How often the connection had been made when the mark was set.
     connections: AtomicU64,
     round: tokio::sync::Mutex<Round>,
@@ -62,7 +64,6 @@ pub(super) struct Line {
 struct Round {
     at: Option<Instant>,
     made: u64,
-    somebody_holds: bool,
 }
 
 /// What a pull brought.
@@ -89,21 +90,17 @@ impl Line {
             turns: Mutex::default(),
             doubts: Mutex::default(),
             woken: Notify::new(),
-            mark: AtomicI64::new(i64::MAX),
+            mark: AtomicU64::new(u64::MAX),
+            raised: AtomicU64::new(0),
+            lively: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             round: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Whether the result is to be looked for before a job stored at `at` is given out.
-    pub(super) fn is_below_mark(&self, at: Timestamp) -> bool {
-        at.as_millis() <= self.mark.load(Ordering::Acquire)
-    }
-
-    /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
-    /// leader, or the connection was lost meanwhile.
-    pub(super) fn raise_mark(&self, now: Timestamp) {
-        self.mark.store((now + MARK_ALLOWANCE).as_millis(), Ordering::Release);
+    /// Whether the result is to be looked for before the job with this sequence is given out.
+    pub(super) fn is_below_mark(&self, seq: u64) -> bool {
+        seq <= self.mark.load(Ordering::Acquire)
     }
 
     /// The client may run one more, or has more in line than was hinted.
@@ -112,9 +109,16 @@ impl Line {
         self.woken.notify_one();
     }
 
-    pub(super) fn hint(&self, client: &ClientId) {
-        self.turns().hint(client);
+    pub(super) fn hint(&self, client: &ClientId, jobs: u32) {
+        self.turns().hint(client, jobs);
         self.woken.notify_one();
+    }
+
+    /// A job was put on a timer: nobody will hint at it when it comes into line.
+    pub(super) fn timer(&self) {
+        if !self.lively.swap(true, Ordering::AcqRel) {
+            self.woken.notify_waiters();
+        }
     }
 
     fn doubt(&self, client: &ClientId) {
@@ -131,6 +135,15 @@ impl Line {
         let due: Vec<_> = doubts.iter().filter(|(_, at)| **at <= now).map(|(client, _)| client.clone()).collect();
         doubts.retain(|_, at| *at > now);
         due
+    }
+
+    /// How long after the last round the next one is due.
+    fn every(&self, round: &Round) -> Duration {
+        match self.lively.load(Ordering::Acquire) {
+            _ if round.made == 1 => ROUND_SECOND,
+            true => ROUND_LIVELY,
+            false => ROUND_IDLE,
+        }
     }
 
     fn doubts(&self) -> MutexGuard<'_, HashMap<ClientId, Instant>> {
@@ -172,20 +185,21 @@ impl Nats {
         let connections = self.api().client().statistics().connects.load(Ordering::Relaxed);
         let reconnected = line.connections.swap(connections, Ordering::AcqRel) != connections;
         if reconnected {
-            line.raise_mark(self.clock().now());
+            self.raise_mark(line).await?;
         }
         let mut round = line.round.lock().await;
         let due = match (round.at, since) {
             (None, _) => true,
             (Some(at), Some(since)) => at < since,
-            (Some(at), None) => at.elapsed() >= round.every(),
+            (Some(at), None) => at.elapsed() >= line.every(&round),
         };
         if !due && !reconnected {
             return Ok(());
         }
         let asked = Instant::now();
-        let listed = self.list_consumers(&line.queue, policy).await?;
-        round.somebody_holds = listed.iter().any(|info| info.num_ack_pending > 0);
+        let timers = self.count(&line.queue, names::timers(&line.queue));
+        let (listed, timers) = tokio::try_join!(self.list_consumers(&line.queue, policy), timers)?;
+        line.lively.store(timers > 0 || listed.iter().any(|info| info.num_ack_pending > 0), Ordering::Release);
         round.at = Some(asked);
         round.made += 1;
         let mut turns = line.turns();
@@ -193,6 +207,22 @@ impl Nats {
             if let Some(client) = info.client() {
                 turns.more(&client);
             }
+        }
+        Ok(())
+    }
+
+    /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
+    /// leader, or the connection was lost meanwhile. Until the server said how far that goes, it is all of them.
+    pub(super) async fn raise_mark(&self, line: &Line) -> Result<(), BrokerError> {
+        let raised = line.raised.fetch_add(1, Ordering::AcqRel) + 1;
+        line.mark.store(u64::MAX, Ordering::Release);
+        let stream =
+            stream_api::get(self.api(), &names::jobs_stream(&line.queue), "lease").await.inspect_err(|_| {
+                // As after a reconnect: the next round asks again.
+                line.connections.store(u64::MAX, Ordering::Release);
+            })?;
+        if line.raised.load(Ordering::Acquire) == raised {
+            line.mark.store(stream.info.state.last_sequence, Ordering::Release);
         }
         Ok(())
     }
@@ -211,7 +241,7 @@ impl Nats {
     /// When there is something to look at without having been woken: a full round, or a doubt.
     pub(super) async fn next_look(&self, line: &Line) -> Instant {
         let round = line.round.lock().await;
-        let round = round.at.map_or_else(Instant::now, |at| at + round.every());
+        let round = round.at.map_or_else(Instant::now, |at| at + line.every(&round));
         line.doubts().values().min().map_or(round, |doubt| round.min(*doubt))
     }
 
@@ -264,7 +294,7 @@ impl Nats {
     /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
     async fn restore_consumer(&self, line: &Line, policy: &QueuePolicy, client: &ClientId) -> Result<(), BrokerError> {
         tracing::warn!(queue = %line.queue, client_id = %client, "the client's consumer was gone: made again");
-        line.raise_mark(self.clock().now());
+        self.raise_mark(line).await?;
         self.consumers().forget(&line.queue, client);
         self.make_consumer(&line.queue, client, policy).await?;
         line.turns().more(client);
@@ -315,15 +345,5 @@ impl Nats {
         }
         drop(answers.unsubscribe().await);
         Ok(pulled)
-    }
-}
-
-impl Round {
-    fn every(&self) -> Duration {
-        match self.somebody_holds {
-            _ if self.made == 1 => ROUND_SECOND,
-            true => ROUND_BUSY,
-            false => ROUND_IDLE,
-        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Nats;
 use super::names::{Address, Place};
 use super::record::Record;
-use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName};
+use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
 use crate::error::BrokerError;
 use crate::result_log::Finished;
 
@@ -44,8 +44,8 @@ impl Found {
 pub(super) enum Glance {
     /// Its run ended.
     Finished(Box<Finished>),
-    /// It is in this queue, and its run had not ended.
-    Open(QueueName),
+    /// It is in this queue, and this run of it had not ended.
+    Open(QueueName, RunId),
     /// It takes questions one after the other.
     Unclear,
 }
@@ -157,7 +157,7 @@ impl Nats {
         Ok(match kept {
             Some(kept) if kept.result.queue != current.queue => Glance::Unclear,
             Some(kept) if kept.result.run_id >= current.run_id => Glance::Finished(Box::new(kept)),
-            Some(_) | None => Glance::Open(current.queue),
+            Some(_) | None => Glance::Open(current.queue, current.run_id),
         })
     }
 

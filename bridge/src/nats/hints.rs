@@ -1,14 +1,141 @@
-//! What a worker process listens to for one queue: hints of what came into line, changes of the policy, and consumers that
-//! were made or have another leader. All of it may be lost; a full round makes up for it.
+//! Hints: what says to the workers of a queue which clients have jobs in line, so that they need not ask about all.
+//!
+//! Whoever puts a job in line says so beside the write, at most one message per client and queue in [`EVERY`], with the
+//! number of jobs since the last one. A worker process listens to the hints of its queues, to changes of their policies,
+//! and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
 
-use std::sync::Weak;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use async_nats::HeaderMap;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use tokio::sync::Notify;
 
+use super::api::Api;
 use super::dispatch::Line;
 use super::{Inner, Nats, names, policy};
 use crate::contract::{ClientId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
+
+/// How often one client's jobs in one queue are hinted at. The first one after a pause is told at once.
+const EVERY: Duration = Duration::from_millis(2);
+/// The most clients and queues that are hinted at in [`EVERY`]; a full round finds the others.
+const LATELY_MAX: usize = 4_096;
+/// What a hint says of jobs on timers, instead of a number of jobs in line.
+const TIMER: &str = "timer";
+
+/// What a write means to workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// One more job in line.
+    InLine,
+    /// One that a timer will put in line.
+    OnTimer,
+}
+
+/// What this process tells workers.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    /// Told lately; what came since then is told together.
+    lately: Mutex<HashMap<(QueueName, ClientId), Lately>>,
+    woken: Notify,
+}
+
+/// What is still to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lately {
+    in_line: u32,
+    on_timer: bool,
+}
+
+impl Lately {
+    fn add(&mut self, hint: Hint) {
+        match hint {
+            Hint::InLine => self.in_line = self.in_line.saturating_add(1),
+            Hint::OnTimer => self.on_timer = true,
+        }
+    }
+
+    fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    /// The hints' texts.
+    fn texts(self) -> impl Iterator<Item = Bytes> {
+        let in_line = (self.in_line > 0).then(|| Bytes::from(self.in_line.to_string()));
+        in_line.into_iter().chain(self.on_timer.then_some(Bytes::from_static(TIMER.as_bytes())))
+    }
+}
+
+impl Hints {
+    /// Takes note of a write. What it returns is to be told at once.
+    fn note(&self, queue: &QueueName, client: &ClientId, hint: Hint) -> Option<Lately> {
+        let mut lately = self.lately();
+        let key = (queue.clone(), client.clone());
+        if let Some(lately) = lately.get_mut(&key) {
+            lately.add(hint);
+            return None;
+        }
+        if lately.len() < LATELY_MAX {
+            lately.insert(key, Lately::default());
+            self.woken.notify_one();
+        }
+        let mut now = Lately::default();
+        now.add(hint);
+        Some(now)
+    }
+
+    /// What came together meanwhile. Who has nothing new is told at once the next time.
+    fn due(&self) -> Vec<((QueueName, ClientId), Lately)> {
+        let mut lately = self.lately();
+        lately.retain(|_, told| !told.is_nothing());
+        lately.iter_mut().map(|(whose, told)| (whose.clone(), std::mem::take(told))).collect()
+    }
+
+    fn lately(&self) -> MutexGuard<'_, HashMap<(QueueName, ClientId), Lately>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Api {
+    /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
+    pub(super) async fn hint(&self, queue: &QueueName, client: &ClientId, hint: Hint) {
+        if let Some(now) = self.hints().note(queue, client, hint) {
+            self.tell_hints(queue, client, now).await;
+        }
+    }
+
+    async fn tell_hints(&self, queue: &QueueName, client: &ClientId, told: Lately) {
+        for text in told.texts() {
+            self.tell(names::hint(queue, client), HeaderMap::new(), text).await;
+        }
+    }
+}
+
+/// Tells what came together, until the adapter is closed.
+pub(super) async fn keep_hinting(api: Api, closing: tokio_util::sync::CancellationToken) {
+    loop {
+        tokio::select! {
+            () = api.hints().woken.notified() => {}
+            () = closing.cancelled() => return,
+        }
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = closing.cancelled() => return,
+            }
+            let due = api.hints().due();
+            if due.is_empty() {
+                break;
+            }
+            for ((queue, client), told) in due {
+                api.tell_hints(&queue, &client, told).await;
+            }
+        }
+    }
+}
 
 /// What a line listens to.
 pub(super) struct Listening {
@@ -47,7 +174,7 @@ impl Listening {
         let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
         loop {
             let heard = tokio::select! {
-                Some(hint) = self.hints.next() => Heard::Hint(names::client_of_hint(&hint.subject)),
+                Some(hint) = self.hints.next() => Heard::of(&hint),
                 Some(told) = self.control.next() => Heard::Told(told.payload),
                 Some(_) = self.changes.next() => Heard::Changed,
                 () = closing.cancelled() => return,
@@ -55,9 +182,13 @@ impl Listening {
             };
             let (Some(inner), Some(line)) = (inner.upgrade(), line.upgrade()) else { return };
             match heard {
-                Heard::Hint(Some(client)) => line.hint(&client),
-                Heard::Hint(None) => {}
-                Heard::Changed => line.raise_mark(inner.settings.clock.now()),
+                Heard::InLine(client, jobs) => line.hint(&client, jobs),
+                Heard::OnTimer => line.timer(),
+                Heard::Changed => {
+                    if let Err(error) = Nats(inner).raise_mark(&line).await {
+                        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the next change");
+                    }
+                }
                 Heard::Told(what) if *what == *policy::CHANGED.as_bytes() => {
                     inner.policies.forget(&line.queue);
                     line.woken.notify_waiters();
@@ -69,7 +200,19 @@ impl Listening {
 }
 
 enum Heard {
-    Hint(Option<ClientId>),
-    Told(bytes::Bytes),
+    /// So many of the client's jobs.
+    InLine(ClientId, u32),
+    OnTimer,
+    Told(Bytes),
     Changed,
+}
+
+impl Heard {
+    fn of(hint: &async_nats::Message) -> Self {
+        let jobs = std::str::from_utf8(&hint.payload).ok().and_then(|text| text.parse().ok());
+        match (names::client_of_hint(&hint.subject), jobs) {
+            (Some(client), Some(jobs)) => Self::InLine(client, jobs),
+            _ => Self::OnTimer,
+        }
+    }
 }

@@ -9,7 +9,7 @@
 //!   `version`: which servers are too old.
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints` and `consumers`: who gets the next job; `deliver`:
-//!   from a message to a delivery; `receipt`; `settle` and `park`: how it ends; `state`: what is held.
+//!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
@@ -20,6 +20,7 @@
 //!
 //! `docs/decisions/0010-nats-layout.md` has the table: crash point, what repairs it, which test shows it.
 
+mod acks;
 mod admission;
 mod api;
 mod batch;
@@ -62,6 +63,7 @@ pub use streams::StreamSettings;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use acks::Acks;
 use admission::Admission;
 use api::Api;
 use config::NatsConfig;
@@ -146,6 +148,7 @@ impl Kept {
 /// What the line's side keeps in this process.
 struct LineState {
     holding: Holding,
+    acks: Acks,
     consumers: Consumers,
     queues: Queues,
     waiting: enqueue::Waiting,
@@ -178,6 +181,7 @@ impl Nats {
         let missed = api.connection().missed();
         let line = LineState {
             holding: Holding::default(),
+            acks: Acks::default(),
             consumers: Consumers::default(),
             queues: Queues::default(),
             waiting: enqueue::Waiting::default(),
@@ -200,6 +204,7 @@ impl Nats {
             closing,
         });
         inner.tasks.spawn(state::keep_telling(Arc::downgrade(&inner)));
+        inner.tasks.spawn(hints::keep_hinting(inner.api.clone(), inner.closing.clone()));
         Ok(Self(inner))
     }
 

@@ -49,16 +49,16 @@ pub fn jobs_stream_subjects(queue: &QueueName) -> Vec<String> {
     subjects
 }
 
-/// What a queue's stream republishes, headers only, as hints for workers: from where, to where.
+/// Where workers are told that a client has jobs in line.
 #[must_use]
-pub fn hint_mapping(queue: &QueueName) -> (String, String) {
-    (format!("relay.jobs.{queue}.>"), format!("relay.hint.{queue}.>"))
+pub fn hint(queue: &QueueName, client: &ClientId) -> String {
+    format!("relay.hint.{queue}.{client}")
 }
 
-/// The hints of a queue, for a worker's subscription.
+/// The hints of a queue: for a worker's subscription, and for what it may publish.
 #[must_use]
 pub fn hints(queue: &QueueName) -> String {
-    format!("relay.hint.{queue}.*.*")
+    format!("relay.hint.{queue}.*")
 }
 
 /// The client that a hint is about.

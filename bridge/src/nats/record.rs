@@ -10,9 +10,10 @@ use async_nats::header::{
 };
 use bytes::Bytes;
 
+use super::hints::Hint;
 use super::names::{Address, Place};
 use crate::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
-use crate::contract::{Job, Timestamp};
+use crate::contract::{ClientId, Job, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// Attempts that were spent before this message: added to the server's count of its deliveries.
@@ -183,7 +184,13 @@ impl Draft {
     fn outgoing(mut self, place: Place) -> Outgoing {
         self.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.expected.to_string());
         self.headers.insert(EXPECTED_SUBJECT, self.address.anywhere());
-        Outgoing { subject: self.address.at(place), headers: self.headers, payload: self.envelope }
+        let hint = match place {
+            Place::Line => Some(Hint::InLine),
+            Place::Timer => Some(Hint::OnTimer),
+            Place::Ended => None,
+        };
+        let hint = hint.map(|hint| (self.address.queue.clone(), self.address.client.clone(), hint));
+        Outgoing { subject: self.address.at(place), headers: self.headers, payload: self.envelope, hint }
     }
 }
 
@@ -193,6 +200,8 @@ pub(super) struct Outgoing {
     pub(super) subject: String,
     pub(super) headers: HeaderMap,
     pub(super) payload: Bytes,
+    /// What workers are told of it.
+    pub(super) hint: Option<(QueueName, ClientId, Hint)>,
 }
 
 /// What an envelope that this build can't read is to its caller.
@@ -239,13 +248,13 @@ impl Outgoing {
         headers.insert(NATS_SCHEDULE, format!("@at {at}"));
         headers.insert(NATS_SCHEDULE_TARGET, address.overdue());
         headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
-        Self { subject: address.deadline(), headers, payload: payload.clone() }
+        Self { subject: address.deadline(), headers, payload: payload.clone(), hint: None }
     }
 
     /// An entry for the sweep now: a cancel begins, and may be broken off.
     pub(super) fn begun(address: &Address, keep_secs: u64) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
-        Self { subject: address.overdue(), headers, payload: Bytes::new() }
+        Self { subject: address.overdue(), headers, payload: Bytes::new(), hint: None }
     }
 }

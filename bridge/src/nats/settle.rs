@@ -150,7 +150,7 @@ impl Nats {
         keep_record: bool,
     ) -> Result<(), BrokerError> {
         if keep_record {
-            return self.api().answer(reply, "+ACK", "settle").await;
+            return self.acknowledge(address, reply, "settle").await;
         }
         // Without its message there is no delivery: one step for both.
         self.api().delete(&address.stream(), seq, "settle").await.map(drop)

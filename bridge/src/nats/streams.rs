@@ -66,7 +66,6 @@ impl Default for StreamSettings {
 impl StreamSettings {
     /// The stream of `queue`: each job's record, which is its place in line too, and its timer.
     pub(super) fn jobs(&self, queue: &QueueName, policy: &QueuePolicy) -> Config {
-        let hints = names::hint_mapping(queue);
         Config {
             name: names::jobs_stream(queue),
             description: Some(format!("relay: jobs of queue {queue}")),
@@ -75,7 +74,6 @@ impl StreamSettings {
             // Every record has a time of its own to go; this bounds what none was given to.
             max_age: policy.job_ttl.saturating_add(policy.retention).saturating_add(AGE_ALLOWANCE),
             allow_message_schedules: true,
-            republish: Some(Republish { source: hints.0, destination: hints.1, headers_only: true }),
             ..self.common()
         }
     }

@@ -20,7 +20,7 @@ struct Turn {
     /// Jobs it may still take in this turn.
     credit: u32,
     has: Has,
-    /// Hints so far.
+    /// Jobs that were hinted at so far.
     hints: u64,
     /// Pulls in flight.
     pulls: u32,
@@ -32,7 +32,7 @@ struct Turn {
 enum Has {
     #[default]
     Nothing,
-    /// So many hints that nobody followed yet.
+    /// So many hinted jobs that nobody followed yet.
     Hinted(u32),
     /// As many as a pull asked for: there may be more.
     More,
@@ -49,13 +49,13 @@ pub(super) struct Wanted {
 }
 
 impl Turns {
-    /// Something came into the client's line.
-    pub(super) fn hint(&mut self, client: &ClientId) {
+    /// So many jobs came into the client's line.
+    pub(super) fn hint(&mut self, client: &ClientId, jobs: u32) {
         let turn = self.enter(client);
-        turn.hints += 1;
+        turn.hints += u64::from(jobs);
         turn.has = match turn.has {
-            Has::Nothing => Has::Hinted(1),
-            Has::Hinted(count) => Has::Hinted(count.saturating_add(1)),
+            Has::Nothing => Has::Hinted(jobs),
+            Has::Hinted(count) => Has::Hinted(count.saturating_add(jobs)),
             Has::More => Has::More,
         };
     }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn one_hint_makes_one_pull_however_many_ask() {
         let mut turns = Turns::default();
-        turns.hint(&client("a"));
+        turns.hint(&client("a"), 1);
         assert_eq!(turns.plan(8, |_| 1).iter().map(|wanted| wanted.count).collect::<Vec<_>>(), [1]);
         assert!(turns.plan(8, |_| 1).is_empty());
     }
@@ -186,7 +186,7 @@ mod tests {
         let mut turns = Turns::default();
         turns.more(&client("a"));
         let plan = turns.plan(1, |_| 1);
-        turns.hint(&client("a"));
+        turns.hint(&client("a"), 1);
         turns.pulled(&plan[0], 0);
         assert!(turns.any());
         let plan = turns.plan(5, |_| 1);
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_share_that_its_owner_does_not_use_goes_to_the_others() {
         let mut turns = Turns::default();
-        turns.hint(&client("small"));
+        turns.hint(&client("small"), 1);
         turns.more(&client("big"));
         let plan = turns.plan(10, |_| 1);
         assert_eq!(plan.iter().map(|wanted| wanted.count).sum::<u32>(), 10);

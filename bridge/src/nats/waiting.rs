@@ -1,4 +1,5 @@
-//! Waiting for one result: an announcement only says *look again*; what is answered is looked up.
+//! Waiting for one result. What is announced is the result as it was stored, so it is the answer, if the run that was
+//! waited for ended with it; everything else is looked up.
 //!
 //! A wait is one subscription on the shared connection and no task; dropping it ends both. The subscription is sent before
 //! the first look-up, on the same connection, so the look-up's answer proves that the server knows of it. In a cluster
@@ -6,17 +7,17 @@
 
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::{Message, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::Nats;
+use super::entry::Entry;
 use super::find::Glance;
-use super::names;
-use crate::contract::{ClientId, JobId};
+use super::{Nats, batch, names};
+use crate::contract::{ClientId, JobId, QueueName, RunId};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::result_log::Lookup;
+use crate::result_log::{Finished, Lookup};
 
 /// The most calls of one process that wait at once. A wait takes some KiB and a subscription in the server.
 const WAITS_MAX: usize = 20_000;
@@ -52,6 +53,8 @@ pub(super) struct Waiting<'a> {
     /// When it looks by itself, whatever was announced.
     look_again: Option<Instant>,
     missed: watch::Receiver<u64>,
+    /// What was announced last.
+    announcement: Option<Message>,
     _place: SemaphorePermit<'a>,
 }
 
@@ -82,7 +85,8 @@ impl<'a> Waiting<'a> {
         })?;
         let now = Instant::now();
         let look_again = Some(now + LOOK_AGAIN);
-        Ok(Self { nats, announced, deadline: now + wait.min(WAIT_MAX), look_again, missed, _place: place })
+        let deadline = now + wait.min(WAIT_MAX);
+        Ok(Self { nats, announced, deadline, look_again, missed, announcement: None, _place: place })
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -98,7 +102,9 @@ impl<'a> Waiting<'a> {
             announced = self.announced.next() => match announced {
                 Some(message) => {
                     let headers = message.headers.as_ref();
-                    Woken::Announced(headers.and_then(|headers| super::record::number(headers, SEQUENCE)).unwrap_or(0))
+                    let sequence = headers.and_then(|headers| super::record::number(headers, SEQUENCE)).unwrap_or(0);
+                    self.announcement = Some(message);
+                    Woken::Announced(sequence)
                 }
                 None => Woken::Over,
             },
@@ -112,6 +118,13 @@ impl<'a> Waiting<'a> {
             },
             () = tokio::time::sleep_until(alarm) => self.alarm(),
         }
+    }
+
+    /// The result that was announced, if the run that is waited for, or a later one, ended with it.
+    async fn announced(&mut self, run: RunId) -> Option<Finished> {
+        let stored = batch::read(self.announcement.take()?, "wait").ok()?;
+        let entry = Entry::read(stored).ok().filter(|entry| entry.result.run_id >= run)?;
+        Some(entry.finished(self.nats.log_id().await.ok()?))
     }
 
     fn alarm(&mut self) -> Woken {
@@ -129,22 +142,28 @@ impl Nats {
             return self.look_up(client, job).await;
         }
         let mut waiting = Waiting::begin(self, names::reply(client, job), wait, "wait").await?;
-        let mut queue = None;
+        let mut open: Option<(QueueName, RunId)> = None;
         loop {
-            match self.glance(client, job, queue.as_ref()).await? {
+            match self.glance(client, job, open.as_ref().map(|(queue, _)| queue)).await? {
                 Glance::Finished(kept) => return Ok(Lookup::Finished(kept)),
                 // What a waiter that goes on waiting does not need is not asked for.
-                Glance::Open(at) if !waiting.is_over() => queue = Some(at),
-                Glance::Open(_) | Glance::Unclear => {
+                Glance::Open(queue, run) if !waiting.is_over() => open = Some((queue, run)),
+                Glance::Open(..) | Glance::Unclear => {
                     let found = self.look_up(client, job).await?;
                     if !matches!(found, Lookup::Open(_)) || waiting.is_over() {
                         return Ok(found);
                     }
                 }
             }
-            if waiting.woken().await == Woken::Over {
+            match (waiting.woken().await, &open) {
                 // A last look: what was announced in vain is found here.
-                return self.look_up(client, job).await;
+                (Woken::Over, _) => return self.look_up(client, job).await,
+                (Woken::Announced(_), Some((_, run))) => {
+                    if let Some(finished) = waiting.announced(*run).await {
+                        return Ok(Lookup::Finished(Box::new(finished)));
+                    }
+                }
+                (Woken::Announced(_) | Woken::Look, _) => {}
             }
         }
     }

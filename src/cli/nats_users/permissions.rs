@@ -114,6 +114,8 @@ impl Worker {
             let stream = names::jobs_stream(queue);
             publish.extend(names::jobs_stream_subjects(queue));
             publish.push(format!("relay.dead.*.*.{queue}.*"));
+            // What it puts back in line or on a timer.
+            publish.push(names::hints(queue));
             // Both forms of acknowledgements that servers use.
             publish.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.ACK.*.*.{stream}.>")]);
             calls.extend(reads(&stream));
