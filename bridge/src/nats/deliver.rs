@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::dispatch::Line;
 use super::receipt::Token;
-use super::record::{Record, Stored};
+use super::record::{Record, Stored, doubtful};
 use super::state::Held;
 use super::{Nats, api};
 use crate::contract::Job;
@@ -22,6 +22,8 @@ use crate::settlement::Settlement;
 
 /// How long a job whose envelope this build can't read is set aside before it is offered again.
 pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+/// How long a job is set aside of which can't be found out whether its run has ended.
+const IN_DOUBT_FOR: Duration = Duration::from_secs(2);
 /// How many messages are looked up at once.
 const AT_ONCE: usize = 64;
 
@@ -145,7 +147,8 @@ impl Nats {
     /// The job, if it is to be given out; else its delivery is settled here.
     async fn examine(&self, line: &Line, pulled: &Pulled) -> Result<Option<Job>, BrokerError> {
         let record = &pulled.record;
-        let doubtful = pulled.delivered > 1 || record.charged() > 0 || line.is_below_mark(record.seq);
+        let in_doubt =
+            pulled.delivered > 1 || record.charged() > 0 || record.is_doubtful() || line.is_below_mark(record.seq);
         if pulled.delivered > 1 && self.is_replaced(record).await? {
             // A timer or a later record stands for the job: this one is what a crash left of a step before.
             self.api().delete(&record.address.stream(), record.seq, "lease").await?;
@@ -162,12 +165,14 @@ impl Nats {
             self.finish_cancel(record, &job).await?;
             return Ok(None);
         }
-        if doubtful {
-            let kept = self.kept_result(&job.client, job.id).await.unwrap_or_else(|failure| {
-                // Running it once more is allowed, holding it back for a lease is not needed: its result is refused.
-                tracing::warn!(job_id = %job.id, error = %failure, "a job was not looked up before it is given out");
-                None
-            });
+        if in_doubt {
+            let kept = match self.kept_result(&job.client, job.id).await {
+                Ok(kept) => kept,
+                Err(failure) => {
+                    self.set_aside_in_doubt(pulled, &job, &failure).await?;
+                    return Ok(None);
+                }
+            };
             if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
                 self.let_go(&pulled.reply, &record.address, record.seq, job.keep_record).await?;
                 return Ok(None);
@@ -195,6 +200,15 @@ impl Nats {
         }
         let spent = attempt(pulled).saturating_sub(1);
         self.park(&pulled.record, spent, self.clock().now() + UNREADABLE_FOR, None).await.map(drop)
+    }
+
+    /// A run that may have ended is not given out before that is known: a finished job would run again. It comes back
+    /// soon, in the same doubt, and has spent no attempt.
+    async fn set_aside_in_doubt(&self, pulled: &Pulled, job: &Job, failure: &BrokerError) -> Result<(), BrokerError> {
+        tracing::warn!(job_id = %job.id, error = %failure, "a job was set aside: whether its run has ended can't be looked up");
+        let (spent, at) = (attempt(pulled).saturating_sub(1), self.clock().now() + IN_DOUBT_FOR);
+        let record = Record { headers: doubtful(&pulled.record.headers), ..pulled.record.clone() };
+        self.park(&record, spent, at, Some(job)).await.map(drop)
     }
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {

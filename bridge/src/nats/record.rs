@@ -22,6 +22,8 @@ pub(super) const CHARGED: &str = "Relay-Charged";
 pub(super) const CANCELLED: &str = "Relay-Cancelled";
 /// Whether the payload was erased: the job can't run again.
 pub(super) const ERASED: &str = "Relay-Erased";
+/// That the run may have ended: its result is looked for before it is given out, also after its message was rewritten.
+const DOUBTFUL: &str = "Relay-Doubtful";
 /// The other half of a condition: the subject, with wildcards, whose last sequence is expected.
 pub(super) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// The value of `Nats-Schedule-Next` that removes what `Nats-Scheduler` names.
@@ -87,6 +89,11 @@ impl Record {
     /// Whether the payload was erased.
     pub(super) fn is_erased(&self) -> bool {
         self.headers.get(ERASED).is_some()
+    }
+
+    /// Whether it is to be looked up before it is given out, however new its message is.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.headers.get(DOUBTFUL).is_some()
     }
 
     /// When a record on a timer is put in line.
@@ -216,6 +223,13 @@ pub(super) fn envelope_error(unreadable: &EnvelopeError, operation: &'static str
 /// A header that is a number.
 pub(super) fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
     headers.get(name)?.as_str().parse().ok()
+}
+
+/// The headers of a record whose run may have ended.
+pub(super) fn doubtful(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    headers.insert(DOUBTFUL, "1");
+    headers
 }
 
 fn without(headers: &HeaderMap, name: &str) -> HeaderMap {

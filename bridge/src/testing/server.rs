@@ -271,6 +271,11 @@ impl NatsServer {
         self.signal(Signal::SIGUSR2);
     }
 
+    /// Has it take over what [`Self::configure`] set, without a restart; it does so a little later.
+    pub fn reload(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
     /// Stops it from running without closing a connection, as a machine that hangs. See [`Self::resume`].
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);

@@ -43,8 +43,12 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn open(url: &str, replicas: u8, policy: QueuePolicy) -> Self {
+        Self::open_as(NatsConfig::new(url.split(',')), replicas, policy).await
+    }
+
+    pub(crate) async fn open_as(config: NatsConfig, replicas: u8, policy: QueuePolicy) -> Self {
         let streams = StreamSettings { replicas: replicas.try_into().unwrap(), ..StreamSettings::default() };
-        let (config, settings) = (NatsConfig::new(url.split(',')), Settings { streams, ..Settings::default() });
+        let settings = Settings { streams, ..Settings::default() };
         let nats = Nats::connect(config, Wait::AtMost(PATIENCE), settings).await.unwrap();
         let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
         broker.policies.put_policy(&queue, &policy).await.unwrap();
