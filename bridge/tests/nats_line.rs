@@ -181,6 +181,31 @@ async fn a_worker_killed_between_recording_and_settling_leaves_nothing_that_runs
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_when_its_lease_ends_does_not_hide_what_came_into_line_since() {
+    const JOBS: usize = 6;
+    let stage = Stage::open().await;
+    // Two rounds over all consumers are behind it then, and the next one is seconds away.
+    assert!(stage.lease(1, LEASE).await.is_empty());
+    stage.submit_many("ended", JOBS).await;
+    let mut held = Vec::new();
+    while held.len() < JOBS {
+        held.extend(stage.lease(100, LEASE).await);
+    }
+    for delivery in &held {
+        stage.broker.leasing.record(&stage.success(delivery)).await.unwrap();
+    }
+    tokio::time::sleep(LEASE).await;
+    let new: BTreeSet<_> = stage.submit_many("new", JOBS).await.into_iter().collect();
+    let mut given = BTreeSet::new();
+    while given.len() < JOBS {
+        let deliveries = stage.lease(100, LEASE / 2).await;
+        assert!(!deliveries.is_empty(), "{} of {JOBS} are in line, and nobody looks", JOBS - given.len());
+        given.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
+    }
+    assert_eq!(given, new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
     const FINISHED: usize = 10_000;
     const WAITING: usize = 100;

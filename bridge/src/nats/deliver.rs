@@ -133,6 +133,10 @@ impl Nats {
                 return None;
             }
         };
+        if pulled.delivered > 1 {
+            // No hint told of it, so it took the place of something that one told of.
+            line.more(&pulled.record.address.client);
+        }
         match self.examine(line, &pulled).await {
             Ok(Some(job)) => Some(self.give_out(policy, pulled, job, asked_at)),
             Ok(None) => None,
