@@ -9,6 +9,7 @@
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
 //! - [`broker`]: which broker that is, and what must be there before anything is served.
+//! - [`bridge`]: what is queued on one broker is done on another.
 //! - [`cli`]: the commands, one file each.
 
 #[cfg(any(feature = "client", feature = "server"))]
@@ -17,6 +18,8 @@ pub mod api;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
+#[cfg(all(feature = "client", feature = "server"))]
+pub mod bridge;
 #[cfg(feature = "server")]
 pub mod broker;
 #[cfg(feature = "cli")]

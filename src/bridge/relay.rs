@@ -1,0 +1,254 @@
+//! From relay to relay: a handler that has a job of the source done at a target.
+//!
+//! The job is submitted under the key `run_id`, so that a second attempt, here or on another replica, finds the first
+//! one's. Lease, heartbeat, redelivery and drain are the worker's; how many wait at once is its number of slots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, Job, JobId, Outcome, QueueName, Submission};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::policy::RetryPolicy;
+use relay_bridge::result_log::{Finished, Lookup, ResultLog};
+use relay_workers::{Attempt, Context, Handler, Output};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::retry::jitter;
+
+/// The longest single wait for a result, so that a target which lost the job is asked again.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
+const AWAY: RetryPolicy = RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5) };
+
+/// Whose job it is at the target, and in which queue.
+#[derive(Clone, Debug, Default)]
+pub struct Mapping {
+    /// The client at the target. `None`: the same as at the source.
+    pub client: Option<ClientId>,
+    /// The queue at the target. `None`: the same as at the source.
+    pub queue: Option<QueueName>,
+}
+
+/// Has jobs done at a target.
+pub struct RelayHandler {
+    source: Arc<dyn ResultLog>,
+    target: Broker,
+    clock: Clock,
+    mapping: Mapping,
+}
+
+/// Why the target is not asked any more.
+enum Stop {
+    /// The attempt is over.
+    Ended(Attempt),
+    /// The worker asked to stop.
+    Cancelled,
+}
+
+impl RelayHandler {
+    /// A handler for jobs of the broker whose results are `source`; `clock` is the clock of `target`.
+    #[must_use]
+    pub fn new(source: Arc<dyn ResultLog>, target: Broker, clock: Clock, mapping: Mapping) -> Self {
+        Self { source, target, clock, mapping }
+    }
+
+    /// Submits and waits, for as long as the worker lets it.
+    async fn see_through(&self, job: &Job, context: &Context, at: &At) -> Attempt {
+        let cancelled = context.cancelled();
+        let mut lost = 0_u32;
+        loop {
+            let id = match persist(&cancelled, || self.submit(job, context, at)).await {
+                Ok(id) => id,
+                Err(Stop::Ended(attempt)) => return attempt,
+                Err(Stop::Cancelled) => return self.stopped(job, at, None).await,
+            };
+            loop {
+                match persist(&cancelled, || self.look(at, id)).await {
+                    Ok(Lookup::Finished(finished)) => return attempt_of(*finished),
+                    Ok(Lookup::Open(_)) => {}
+                    Ok(Lookup::Absent) => break,
+                    Err(Stop::Ended(attempt)) => return attempt,
+                    Err(Stop::Cancelled) => return self.stopped(job, at, Some(id)).await,
+                }
+            }
+            // The target was replaced by one that knows nothing: it is submitted again, but not in a hurry.
+            lost = lost.saturating_add(1);
+            tokio::select! {
+                () = cancelled.cancelled() => return self.stopped(job, at, Some(id)).await,
+                () = tokio::time::sleep(AWAY.backoff(lost, jitter())) => {}
+            }
+        }
+    }
+
+    async fn look(&self, at: &At, id: JobId) -> Result<Lookup, Refused> {
+        Ok(self.target.results.wait(&at.client, id, WAIT_MAX).await?)
+    }
+
+    async fn submit(&self, job: &Job, context: &Context, at: &At) -> Result<JobId, Refused> {
+        let Some(policy) = self.target.policies.policy(&at.queue).await? else {
+            let detail = format!("the target has no queue {}: create it there, or map the queue to another", at.queue);
+            return Err(Attempt::reject("unknown-queue", detail).into());
+        };
+        let limit = policy.payload_max.min(self.target.capabilities.payload_max);
+        let actual = u64::try_from(job.payload.len()).unwrap_or(u64::MAX);
+        if actual > limit {
+            return Err(BrokerError::new(
+                BrokerErrorKind::TooLarge { actual, limit },
+                "submit to the target",
+                format!("the payload has {actual} bytes, its queue {} takes {limit}", at.queue),
+            )
+            .into());
+        }
+        let submission = Submission {
+            client: at.client.clone(),
+            queue: at.queue.clone(),
+            key: Some(at.key.clone()),
+            content_type: job.content_type.clone(),
+            content_encoding: job.content_encoding.clone(),
+            headers: job.headers.clone(),
+            payload: job.payload.clone(),
+            delay: Duration::ZERO,
+            // What is left of the run: the handler's time, and what the run has beyond the longest lease.
+            expires_in: Some(context.time_left() + job.expires_at.since(context.deadline)),
+        };
+        match self.target.jobs.enqueue(submission.accept(&policy, self.clock.now())).await? {
+            Enqueued::Created(status) => Ok(status.job_id),
+            Enqueued::Known(status) if status.fingerprint == job.fingerprint => Ok(status.job_id),
+            Enqueued::Known(status) => {
+                let detail = format!("the target has another body under the key {} (job {})", at.key, status.job_id);
+                Err(Attempt::reject("idempotency-conflict", detail).into())
+            }
+        }
+    }
+
+    /// The worker asked to stop. If that is because the run ended at the source, nobody wants it at the target either;
+    /// after a drain or a lost lease the target goes on, and the next attempt finds its result. `id` is the job at the
+    /// target; without one its submission may still be on the way, and it is looked for under its key.
+    async fn stopped(&self, job: &Job, at: &At, id: Option<JobId>) -> Attempt {
+        let ended = match self.source.lookup(&job.client, job.id).await {
+            Ok(Lookup::Finished(finished)) => finished.result.run_id >= job.run_id,
+            Ok(Lookup::Open(_) | Lookup::Absent) => false,
+            Err(error) => {
+                tracing::warn!(job_id = %job.id, %error, "whether the run ended is not known, the target goes on");
+                false
+            }
+        };
+        if ended {
+            let id = id.unwrap_or_else(|| JobId::derive(&at.client, &at.queue, &at.key));
+            match self.target.jobs.cancel(&at.client, id).await {
+                Err(error) if error.kind() != BrokerErrorKind::NotFound => {
+                    tracing::warn!(job_id = %job.id, %error, "not cancelled at the target, its deadline ends it");
+                }
+                _ => {}
+            }
+        }
+        Attempt::retry("stopped", "the bridge stopped before the target had a result")
+    }
+}
+
+#[async_trait]
+impl Handler for RelayHandler {
+    async fn handle(&self, job: &Job, context: &Context) -> Attempt {
+        let key = match job.run_id.to_string().parse() {
+            Ok(key) => key,
+            Err(error) => return Attempt::reject("invalid-key", format!("the run's id is no key: {error}")),
+        };
+        let client = self.mapping.client.as_ref().unwrap_or(&job.client).clone();
+        let queue = self.mapping.queue.as_ref().unwrap_or(&job.queue).clone();
+        self.see_through(job, context, &At { client, queue, key }).await
+    }
+}
+
+/// Where a job is at the target.
+struct At {
+    client: ClientId,
+    queue: QueueName,
+    key: IdempotencyKey,
+}
+
+/// A call of the target that did not do what was asked.
+enum Refused {
+    Error(BrokerError),
+    Ended(Attempt),
+}
+
+impl From<BrokerError> for Refused {
+    fn from(error: BrokerError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Attempt> for Refused {
+    fn from(attempt: Attempt) -> Self {
+        Self::Ended(attempt)
+    }
+}
+
+/// Repeats a call for as long as the target is away or full, which spends no attempt: the lease is kept meanwhile.
+async fn persist<T, F>(cancelled: &CancellationToken, call: impl Fn() -> F) -> Result<T, Stop>
+where
+    F: Future<Output = Result<T, Refused>>,
+{
+    let mut tries = 0_u32;
+    loop {
+        let called = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Err(Stop::Cancelled),
+            called = call() => called,
+        };
+        let error = match called {
+            Ok(value) => return Ok(value),
+            Err(Refused::Ended(attempt)) => return Err(Stop::Ended(attempt)),
+            Err(Refused::Error(error)) => error,
+        };
+        let floor = match error.kind() {
+            BrokerErrorKind::Overloaded { retry_after } => retry_after,
+            BrokerErrorKind::QuotaExceeded { .. } | BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous => {
+                Duration::ZERO
+            }
+            BrokerErrorKind::TooLarge { .. } => {
+                return Err(Stop::Ended(Attempt::reject("payload-too-large", error.to_string())));
+            }
+            BrokerErrorKind::NotFound => {
+                return Err(Stop::Ended(Attempt::reject("unknown-queue", error.to_string())));
+            }
+            // An operator can mend these at the target.
+            BrokerErrorKind::LeaseLost
+            | BrokerErrorKind::StateConflict
+            | BrokerErrorKind::NewerVersion { .. }
+            | BrokerErrorKind::Unauthorized
+            | BrokerErrorKind::Corrupt
+            | BrokerErrorKind::Invalid => {
+                return Err(Stop::Ended(Attempt::retry("target-refused", error.to_string())));
+            }
+        };
+        tries = tries.saturating_add(1);
+        let wait = AWAY.backoff(tries, jitter()).max(floor);
+        tracing::debug!(%error, ?wait, "the target is away or full");
+        tokio::select! {
+            () = cancelled.cancelled() => return Err(Stop::Cancelled),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// What the target's result means at the source. An attempt can only succeed or be rejected for good, so a run that was
+/// exhausted, expired or cancelled at the target has failed here, with the target's outcome as the reason.
+fn attempt_of(finished: Finished) -> Attempt {
+    let result = finished.result;
+    let failure = result.failure.unwrap_or_else(|| Failure::new(result.outcome.as_str(), ""));
+    match result.outcome {
+        Outcome::Succeeded if finished.erased => {
+            Attempt::reject("result-expired", "the target's result was erased before the bridge read it")
+        }
+        Outcome::Succeeded => Attempt::Done(Output::new(result.content_type, result.payload)),
+        Outcome::Failed => Attempt::Reject { failure },
+        outcome @ (Outcome::Exhausted | Outcome::Expired | Outcome::Cancelled) => {
+            Attempt::reject(format!("target-{outcome}"), format!("{}: {}", failure.reason, failure.detail))
+        }
+    }
+}
