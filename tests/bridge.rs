@@ -76,9 +76,12 @@ async fn at_target(target: &Broker) -> Vec<JobState> {
 
 /// Waits until the target has a job: its worker is not there, so the first thing that can be seen is its record.
 async fn arrived(target: &Broker) {
-    while at_target(target).await.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let seen = async {
+        while at_target(target).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, seen).await.unwrap();
 }
 
 /// Runs `count` jobs through two bridges and one worker at the target; every result must be the right one.

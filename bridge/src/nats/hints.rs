@@ -174,7 +174,7 @@ impl Listening {
         let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
         loop {
             let heard = tokio::select! {
-                Some(hint) = self.hints.next() => Heard::of(&hint),
+                Some(hint) = self.hints.next() => Heard::read(&hint.subject, &hint.payload),
                 Some(told) = self.control.next() => Heard::Told(told.payload),
                 Some(_) = self.changes.next() => Heard::Changed,
                 () = closing.cancelled() => return,
@@ -186,7 +186,7 @@ impl Listening {
                 Heard::OnTimer => line.timer(),
                 Heard::Changed => {
                     if let Err(error) = Nats(inner).raise_mark(&line).await {
-                        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the next change");
+                        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
                     }
                 }
                 Heard::Told(what) if *what == *policy::CHANGED.as_bytes() => {
@@ -208,11 +208,43 @@ enum Heard {
 }
 
 impl Heard {
-    fn of(hint: &async_nats::Message) -> Self {
-        let jobs = std::str::from_utf8(&hint.payload).ok().and_then(|text| text.parse().ok());
-        match (names::client_of_hint(&hint.subject), jobs) {
+    /// What a hint says.
+    fn read(subject: &str, text: &[u8]) -> Self {
+        let jobs = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        match (names::client_of_hint(subject), jobs) {
             (Some(client), Some(jobs)) => Self::InLine(client, jobs),
             _ => Self::OnTimer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_job_is_told_at_once_and_what_follows_it_together() {
+        let (hints, queue) = (Hints::default(), "mail".parse().unwrap());
+        let [me, you] = ["me", "you"].map(|name| name.parse::<ClientId>().unwrap());
+        let in_line = |in_line| Lately { in_line, on_timer: false };
+        assert_eq!(hints.note(&queue, &me, Hint::InLine), Some(in_line(1)));
+        assert_eq!(hints.note(&queue, &me, Hint::InLine), None);
+        assert_eq!(hints.note(&queue, &me, Hint::OnTimer), None);
+        assert_eq!(hints.note(&queue, &you, Hint::InLine), Some(in_line(1)));
+        assert_eq!(hints.note(&queue, &me, Hint::InLine), None);
+        assert_eq!(hints.due(), [((queue.clone(), me.clone()), Lately { in_line: 2, on_timer: true })]);
+        assert_eq!(hints.due(), [], "it was told");
+        assert_eq!(hints.note(&queue, &me, Hint::InLine), Some(in_line(1)), "after a pause it is at once again");
+    }
+
+    #[test]
+    fn a_worker_reads_of_a_hint_whose_jobs_came_and_how_many() {
+        let (queue, client) = ("mail".parse().unwrap(), "me".parse::<ClientId>().unwrap());
+        let told = |lately: Lately| {
+            let heard = |text: Bytes| Heard::read(&names::hint(&queue, &client), &text);
+            lately.texts().map(heard).collect::<Vec<_>>()
+        };
+        assert!(matches!(&told(Lately { in_line: 3, on_timer: false })[..], [Heard::InLine(of, 3)] if *of == client));
+        assert!(matches!(&told(Lately { in_line: 0, on_timer: true })[..], [Heard::OnTimer]));
     }
 }
