@@ -44,6 +44,7 @@ pub(crate) enum RunEnd {
     Failed(Failure),
     Exhausted(Failure),
     Expired(Failure),
+    Cancelled(Failure),
 }
 
 impl RunEnd {
@@ -53,12 +54,13 @@ impl RunEnd {
             Self::Failed(_) => Outcome::Failed,
             Self::Exhausted(_) => Outcome::Exhausted,
             Self::Expired(_) => Outcome::Expired,
+            Self::Cancelled(_) => Outcome::Cancelled,
         }
     }
 
     fn settlement(&self) -> Settlement {
         match self {
-            Self::Succeeded(_) | Self::Expired(_) => Settlement::Complete,
+            Self::Succeeded(_) | Self::Expired(_) | Self::Cancelled(_) => Settlement::Complete,
             Self::Failed(_) | Self::Exhausted(_) => Settlement::DeadLetter,
         }
     }
@@ -91,10 +93,14 @@ pub(crate) fn decide(ending: Ending, standing: Standing, attempt: u32, policy: &
         Ending::Returned(Attempt::Reject { failure }) => RunEnd::Failed(failure),
         Ending::Returned(Attempt::Retry { after, .. }) if attempt < policy.max_attempts => {
             let wait = after.unwrap_or_else(|| policy.retry.backoff(attempt, jitter));
-            // Nothing waits past the longest life of a run, and a retry always has a delay.
-            let wait = wait.min(policy.job_ttl).max(Duration::from_millis(1));
-            return Decision::Settle(Settlement::RetryAfter(wait));
+            return Decision::Settle(Settlement::RetryAfter(bounded(wait, policy)));
         }
+        Ending::Returned(Attempt::HandBack { after }) => {
+            return Decision::Settle(Settlement::HandBack(bounded(after, policy)));
+        }
+        Ending::Returned(Attempt::Exhausted { failure }) => RunEnd::Exhausted(failure),
+        Ending::Returned(Attempt::Expired { failure }) => RunEnd::Expired(failure),
+        Ending::Returned(Attempt::Cancelled { failure }) => RunEnd::Cancelled(failure),
         Ending::Returned(Attempt::Retry { failure, .. }) => {
             let detail = format!("attempt {attempt} of {}, the last one: {}", policy.max_attempts, failure.detail);
             RunEnd::Exhausted(Failure::new(failure.reason, detail))
@@ -115,6 +121,11 @@ pub(crate) fn decide(ending: Ending, standing: Standing, attempt: u32, policy: &
     };
     let settlement = Some(end.settlement());
     Decision::Finish { end, settlement }
+}
+
+/// Nothing waits past the longest life of a run, and what a handler sends back always has a delay.
+fn bounded(wait: Duration, policy: &QueuePolicy) -> Duration {
+    wait.min(policy.job_ttl).max(Duration::from_millis(1))
 }
 
 fn size(output: &Output) -> u64 {
@@ -139,6 +150,20 @@ mod tests {
         Ending::Returned(Attempt::Reject { failure: Failure::new("bad-data", "no such thing") })
     }
 
+    fn hand_back(after: Duration) -> Ending {
+        Ending::Returned(Attempt::HandBack { after })
+    }
+
+    /// The ways in which a run that was passed on ended there.
+    fn elsewhere() -> [Ending; 3] {
+        let failure = Failure::new("there", "why");
+        [
+            Ending::Returned(Attempt::Exhausted { failure: failure.clone() }),
+            Ending::Returned(Attempt::Expired { failure: failure.clone() }),
+            Ending::Returned(Attempt::Cancelled { failure }),
+        ]
+    }
+
     fn policy() -> QueuePolicy {
         QueuePolicy { max_attempts: 3, result_max: 100, ..QueuePolicy::default() }
     }
@@ -156,6 +181,7 @@ mod tests {
     fn every_ending_under_every_standing_has_one_decision() {
         let ended = Standing::Ended(Outcome::Cancelled);
         let second = Duration::from_secs(1);
+        let [exhausted, expired, cancelled] = elsewhere();
         let table = [
             (done(100), Standing::Held, 1, "succeeded Some(Complete)"),
             (done(101), Standing::Held, 1, "failed Some(DeadLetter)"),
@@ -167,6 +193,12 @@ mod tests {
             (retry(None), Standing::Held, 2, "RetryAfter(1s)"),
             (retry(Some(Duration::ZERO)), Standing::Held, 1, "RetryAfter(1ms)"),
             (retry(Some(Duration::MAX)), Standing::Held, 1, "RetryAfter(21600s)"),
+            (hand_back(second), Standing::Held, 3, "HandBack(1s)"),
+            (hand_back(Duration::ZERO), Standing::Held, 1, "HandBack(1ms)"),
+            (hand_back(Duration::MAX), Standing::Held, 1, "HandBack(21600s)"),
+            (exhausted.clone(), Standing::Held, 1, "exhausted Some(DeadLetter)"),
+            (expired.clone(), Standing::Held, 1, "expired Some(Complete)"),
+            (cancelled.clone(), Standing::Held, 1, "cancelled Some(Complete)"),
             (Ending::Spent, Standing::Held, 4, "exhausted Some(DeadLetter)"),
             (Ending::Expired, Standing::Held, 1, "expired Some(Complete)"),
             (Ending::NotYetDue(second), Standing::Held, 1, "HandBack(1s)"),
@@ -176,12 +208,20 @@ mod tests {
             (done(101), Standing::Lost, 1, "nothing"),
             (reject(), Standing::Lost, 1, "nothing"),
             (retry(None), Standing::Lost, 3, "nothing"),
+            (hand_back(second), Standing::Lost, 1, "nothing"),
+            (exhausted.clone(), Standing::Lost, 1, "nothing"),
+            (expired.clone(), Standing::Lost, 1, "nothing"),
+            (cancelled.clone(), Standing::Lost, 1, "nothing"),
             (Ending::Spent, Standing::Lost, 4, "nothing"),
             (Ending::Expired, Standing::Lost, 1, "nothing"),
             (Ending::Drained, Standing::Lost, 1, "nothing"),
             (Ending::Lapsed, Standing::Lost, 1, "nothing"),
             (done(1), ended, 1, "Complete"),
             (retry(None), ended, 3, "Complete"),
+            (hand_back(second), ended, 1, "Complete"),
+            (exhausted, ended, 1, "Complete"),
+            (expired, ended, 1, "Complete"),
+            (cancelled, ended, 1, "Complete"),
             (Ending::Lapsed, ended, 1, "Complete"),
             (Ending::Drained, ended, 1, "Complete"),
         ];
@@ -203,6 +243,18 @@ mod tests {
     }
 
     #[test]
+    fn what_ended_the_run_elsewhere_is_what_its_result_says() {
+        for ending in elsewhere() {
+            let decided = decide(ending, Standing::Held, 1, &policy(), 0.5);
+            let Decision::Finish { end, .. } = decided else { panic!("{decided:?}") };
+            let (RunEnd::Exhausted(failure) | RunEnd::Expired(failure) | RunEnd::Cancelled(failure)) = end else {
+                panic!("{end:?}");
+            };
+            assert_eq!(failure, Failure::new("there", "why"));
+        }
+    }
+
+    #[test]
     fn a_result_that_is_too_large_names_both_numbers() {
         let Decision::Finish { end: RunEnd::Failed(failure), .. } =
             decide(done(101), Standing::Held, 1, &policy(), 0.5)
@@ -218,6 +270,8 @@ mod tests {
             (0_usize..200).prop_map(done),
             prop::option::of(0_u64..100_000).prop_map(|ms| retry(ms.map(Duration::from_millis))),
             Just(reject()),
+            (0_u64..100_000).prop_map(|ms| hand_back(Duration::from_millis(ms))),
+            prop::sample::select(elsewhere().to_vec()),
             Just(Ending::Spent),
             Just(Ending::Expired),
             (0_u64..100_000).prop_map(|ms| Ending::NotYetDue(Duration::from_millis(ms))),
@@ -238,14 +292,19 @@ mod tests {
         }
 
         #[test]
-        fn a_retry_always_has_a_delay_and_comes_only_with_attempts_left(
+        fn what_a_handler_sends_back_has_a_delay_and_a_retry_needs_an_attempt_left(
             ending in any_ending(), attempt in 1_u32..20, jitter in 0.0_f64..1.0,
         ) {
-            if let Decision::Settle(Settlement::RetryAfter(wait)) =
-                decide(ending, Standing::Held, attempt, &policy(), jitter)
-            {
-                prop_assert!(attempt < policy().max_attempts);
-                prop_assert!(wait >= Duration::from_millis(1));
+            let returned = matches!(ending, Ending::Returned(_));
+            match decide(ending, Standing::Held, attempt, &policy(), jitter) {
+                Decision::Settle(Settlement::RetryAfter(wait)) => {
+                    prop_assert!(attempt < policy().max_attempts);
+                    prop_assert!(wait >= Duration::from_millis(1));
+                }
+                Decision::Settle(Settlement::HandBack(wait)) if returned => {
+                    prop_assert!(wait >= Duration::from_millis(1));
+                }
+                _ => {}
             }
         }
     }

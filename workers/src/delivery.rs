@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, Job, Timestamp};
+use relay_bridge::contract::{Failure, Job, Outcome, Timestamp};
 use relay_bridge::leasing::{Delivery, Leasing, Progress};
 use relay_bridge::policy::QueuePolicy;
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{Admission, on_delivery};
 use crate::decide::{Ending, decide};
 use crate::handler::{Attempt, Context, Handler};
-use crate::lease::{LEASE_MAX, Lease};
+use crate::lease::{LEASE_MAX, Lease, Standing};
 use crate::policies::Policies;
 use crate::progress;
 use crate::retry::Jitter;
@@ -122,19 +122,18 @@ impl Attended<'_> {
         let lease_end = self.asked_at + policy.lease_max.min(LEASE_MAX).saturating_sub(margin);
         let life = self.job.expires_at.since(self.now());
         let budget = lease_end.saturating_duration_since(Instant::now()).min(life);
-        let cancel = CancellationToken::new();
         let context = Context::of_delivery(
             self.attempt,
             policy,
             (self.now() + budget, Instant::now() + budget),
-            cancel.clone(),
+            CancellationToken::new(),
             progress,
         );
         count(&runtime.stats.started);
         tracing::debug!(job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, "attempt started");
         let mut task = JoinSet::new();
-        let (handler, job) = (runtime.handler.clone(), self.job.clone());
-        task.spawn(async move { handler.handle(&job, &context).await });
+        let (handler, job, given) = (runtime.handler.clone(), self.job.clone(), context.clone());
+        task.spawn(async move { handler.handle(&job, &given).await });
 
         let interrupt = tokio::select! {
             biased;
@@ -144,7 +143,11 @@ impl Attended<'_> {
             () = sleep_until(lease_end) => Interrupt::TimedOut,
             () = runtime.drain_over.cancelled() => Interrupt::Drained,
         };
-        cancel.cancel();
+        context.stop(match (&interrupt, self.lease.standing()) {
+            (_, Standing::Ended(outcome)) => Some(outcome),
+            (Interrupt::Expired, _) => Some(Outcome::Expired),
+            _ => None,
+        });
         let last = match timeout(grace, task.join_next()).await {
             Ok(returned) => Some(attempt_of(returned)),
             Err(_) => None,
@@ -159,6 +162,7 @@ impl Attended<'_> {
             (_, Interrupt::Lapsed) => Ending::Lapsed,
             (_, Interrupt::Expired) => Ending::Expired,
             (_, Interrupt::Drained) => Ending::Drained,
+            (Some(back @ Attempt::HandBack { .. }), Interrupt::TimedOut) => Ending::Returned(back),
             (last, Interrupt::TimedOut) => Ending::Returned(timed_out(policy.lease_max, last)),
         }
     }

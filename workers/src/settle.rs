@@ -103,9 +103,10 @@ impl Settler<'_> {
             RunEnd::Succeeded(output) => {
                 JobResult::succeeded(self.job, at, output.content_type.clone(), output.payload.clone())
             }
-            RunEnd::Failed(failure) | RunEnd::Exhausted(failure) | RunEnd::Expired(failure) => {
-                JobResult::unsuccessful(self.job, outcome, at, failure.clone())
-            }
+            RunEnd::Failed(failure)
+            | RunEnd::Exhausted(failure)
+            | RunEnd::Expired(failure)
+            | RunEnd::Cancelled(failure) => JobResult::unsuccessful(self.job, outcome, at, failure.clone()),
         };
         // After a lost lease nothing but a success may be recorded, also if it is lost between two tries.
         let allowed = || outcome == Outcome::Succeeded || self.lease.standing() == Standing::Held;
@@ -212,7 +213,7 @@ impl Settler<'_> {
             Outcome::Failed => count(&self.stats.failed),
             Outcome::Exhausted => count(&self.stats.exhausted),
             Outcome::Expired => count(&self.stats.expired),
-            Outcome::Cancelled => {}
+            Outcome::Cancelled => count(&self.stats.cancelled),
         }
     }
 }

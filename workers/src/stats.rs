@@ -39,10 +39,12 @@ counters! {
     retried,
     /// Runs that a handler rejected for good, or whose result was too large.
     failed,
-    /// Runs ended because their attempts were spent.
+    /// Runs ended because their attempts were spent, here or where their handler passed them on to.
     exhausted,
-    /// Runs whose deadline passed while this worker held them.
+    /// Runs whose deadline passed while this worker held them, or whose handler said so.
     expired,
+    /// Runs that ended as cancelled because their handler said so.
+    cancelled,
     /// Deliveries handed back without spending an attempt.
     handed_back,
     /// Deliveries whose lease ended before the worker was done.

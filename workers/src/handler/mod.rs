@@ -13,12 +13,13 @@ pub mod http;
 
 mod metadata;
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
-use relay_bridge::contract::{Failure, Job, Timestamp};
+use relay_bridge::contract::{Failure, Job, Outcome, Timestamp};
 use relay_bridge::leasing::Progress;
 use relay_bridge::policy::QueuePolicy;
 use tokio::sync::watch;
@@ -54,6 +55,28 @@ pub enum Attempt {
     },
     /// It will never work: the run ends as `failed`, and the job is dead-lettered.
     Reject {
+        /// Why.
+        failure: Failure,
+    },
+    /// Not here and not now: the job goes back in line, and the attempt is not spent. For a handler that could not
+    /// begin, or that leaves something behind which the next one goes on with; its run's deadline is the only end to it.
+    HandBack {
+        /// Not before this long. At least 1 ms, at most the queue's `job_ttl`.
+        after: Duration,
+    },
+    /// Whoever the handler passed the run on to spent all attempts: the run ends as `exhausted`, and the job is
+    /// dead-lettered, however many attempts are left here.
+    Exhausted {
+        /// Why.
+        failure: Failure,
+    },
+    /// Whoever the handler passed the run on to did not end it in time: the run ends as `expired`.
+    Expired {
+        /// Why.
+        failure: Failure,
+    },
+    /// Whoever the handler passed the run on to was told to cancel it: the run ends as `cancelled`.
+    Cancelled {
         /// Why.
         failure: Failure,
     },
@@ -140,6 +163,7 @@ pub struct Context {
     pub result_max: u64,
     ends: Instant,
     cancel: CancellationToken,
+    run_ended: Arc<OnceLock<Outcome>>,
     progress: watch::Sender<Option<Progress>>,
 }
 
@@ -160,7 +184,7 @@ impl Context {
         progress: watch::Sender<Option<Progress>>,
     ) -> Self {
         let QueuePolicy { max_attempts, result_max, .. } = *policy;
-        Self { attempt, max_attempts, deadline, result_max, ends, cancel, progress }
+        Self { attempt, max_attempts, deadline, result_max, ends, cancel, run_ended: Arc::default(), progress }
     }
 
     /// How long until the runtime stops the handler, on this host's monotonic clock.
@@ -174,6 +198,21 @@ impl Context {
     #[must_use]
     pub fn cancelled(&self) -> CancellationToken {
         self.cancel.clone()
+    }
+
+    /// How the run ended while the handler was at it, known once it is cancelled: by its client, at its deadline, or by
+    /// another attempt. Nobody needs what the handler does any more. `None`: the run goes on, here or elsewhere.
+    #[must_use]
+    pub fn run_ended(&self) -> Option<Outcome> {
+        self.run_ended.get().copied()
+    }
+
+    /// Cancels the handler. The first outcome that is given stands.
+    pub(crate) fn stop(&self, run_ended: Option<Outcome>) {
+        if let Some(outcome) = run_ended {
+            self.run_ended.get_or_init(|| outcome);
+        }
+        self.cancel.cancel();
     }
 
     /// Tells whoever watches how far the attempt is. It costs nothing to call it often: the latest one wins, and at

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_bridge::contract::Outcome;
+use relay_bridge::contract::{Failure, Outcome};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::{Held, Progress};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Attempt, Handler, Output};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
-use crate::support::{Call, LEASE, Reply, Scripted, ago, busy_for, done, handler, job, job_at, start_one};
+use crate::support::{
+    Call, LEASE, Reply, Scripted, ago, busy_for, config, done, handler, job, job_at, start, start_one,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -78,6 +80,82 @@ async fn the_last_failed_attempt_exhausts_the_run() {
     assert_eq!(report.exhausted, 1);
     let failure = broker.results.lock().unwrap()[0].failure.clone().unwrap();
     assert_eq!((failure.reason.as_str(), failure.detail.contains("attempt 10 of 10")), ("flaky", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_ends_as_it_ended_where_the_handler_passed_it_on_to() {
+    type Elsewhere = fn(Failure) -> Attempt;
+    let table: [(Elsewhere, Outcome, Settlement); 3] = [
+        (|failure| Attempt::Exhausted { failure }, Outcome::Exhausted, Settlement::DeadLetter),
+        (|failure| Attempt::Expired { failure }, Outcome::Expired, Settlement::Complete),
+        (|failure| Attempt::Cancelled { failure }, Outcome::Cancelled, Settlement::Complete),
+    ];
+    for (elsewhere, outcome, settlement) in table {
+        let broker = Scripted::new();
+        let handler = handler(move |_, _| async move { elsewhere(Failure::new("there", "why")) });
+        let report = run(&broker, handler, 1).await;
+        let mut expected = vec![Call::Record(outcome), Call::Settle(settlement.clone())];
+        if settlement == Settlement::DeadLetter {
+            expected.insert(0, Call::DeadLetter(outcome));
+        }
+        assert_eq!(broker.endings(), expected);
+        assert_eq!(broker.results.lock().unwrap()[0].failure, Some(Failure::new("there", "why")));
+        assert_eq!(report.exhausted + report.expired + report.cancelled, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_may_hand_its_job_back_on_its_last_attempt() {
+    let broker = Scripted::new();
+    let after = Duration::from_secs(7);
+    let report = run(&broker, handler(move |_, _| async move { Attempt::HandBack { after } }), 10).await;
+    assert_eq!(broker.endings(), [Call::Settle(Settlement::HandBack(after))]);
+    assert_eq!((report.handed_back, report.exhausted), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_hands_back_at_the_end_of_the_longest_lease_spends_no_attempt() {
+    let broker = Scripted::new();
+    let handler = handler(|_, context| async move {
+        context.cancelled().cancelled().await;
+        Attempt::HandBack { after: Duration::ZERO }
+    });
+    assert_eq!(run(&broker, handler, 1).await.handed_back, 1);
+}
+
+/// A handler that waits until it is stopped and tells what it knows of its run then.
+fn watching(tell: mpsc::Sender<Option<Outcome>>) -> Arc<dyn Handler> {
+    handler(move |_, context| {
+        let tell = tell.clone();
+        async move {
+            context.cancelled().cancelled().await;
+            tell.send(context.run_ended()).await.unwrap();
+            Attempt::retry("stopped", "it was told to")
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_is_stopped_learns_whether_its_run_ended_and_how() {
+    let (tell, mut told) = mpsc::channel(8);
+    for (reply, life, expected) in [
+        (Reply::Held(Held::Ended(Outcome::Cancelled)), HOUR, Some(Outcome::Cancelled)),
+        (Reply::Held(Held::Until(LEASE)), Duration::from_secs(5), Some(Outcome::Expired)),
+        (Reply::Error(BrokerErrorKind::LeaseLost), HOUR, None),
+    ] {
+        let broker = Scripted::new();
+        broker.reply("extend", [reply]);
+        broker.put(job_at("x", Duration::ZERO, life), 1);
+        let worker = start_one(&broker, watching(tell.clone()));
+        assert_eq!(told.recv().await, Some(expected));
+        worker.stop().await;
+    }
+    let broker = Scripted::new();
+    broker.put(job("x"), 1);
+    let worker = start(&broker, watching(tell), config(1, Duration::from_secs(60)));
+    broker.until(|calls| calls.contains(&Call::Extend)).await;
+    worker.stop().await;
+    assert_eq!(told.recv().await, Some(None), "a drain ends no run");
 }
 
 #[tokio::test(start_paused = true)]

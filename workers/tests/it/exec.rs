@@ -50,7 +50,7 @@ fn failed(attempt: Attempt) -> (&'static str, String, String) {
             ("retry", failure.reason, failure.detail)
         }
         Attempt::Reject { failure } => ("reject", failure.reason, failure.detail),
-        Attempt::Done(output) => panic!("done: {output:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

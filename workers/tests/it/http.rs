@@ -84,7 +84,7 @@ fn failed(attempt: Attempt) -> (&'static str, String, Option<Duration>) {
     match attempt {
         Attempt::Retry { failure, after } => ("retry", failure.reason, after),
         Attempt::Reject { failure } => ("reject", failure.reason, None),
-        Attempt::Done(output) => panic!("done: {output:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
