@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay::bridge::relay::{Mapping, RelayHandler};
+use relay::bridge::stats::RelayReport;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Job, JobState, Outcome, QueueName, Submission};
+use relay_bridge::contract::{Failure, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::result_log::Lookup;
 use relay_workers::handler::function::{HandlerError, function};
-use relay_workers::{Attempt, Context, Handler, QueueOrder, Worker, WorkerConfig};
+use relay_workers::{Attempt, Context, Handler, QueueOrder, Worker, WorkerConfig, WorkerReport};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,23 +50,26 @@ fn job(payload: impl Into<Bytes>) -> Job {
     submission.accept(&QueuePolicy { keep_keyless: true, ..QueuePolicy::default() }, Clock::system().now())
 }
 
-fn bridge(source: &Broker, target: &Broker) -> RelayHandler {
-    RelayHandler::new(Arc::clone(&source.results), target.clone(), Clock::system(), Mapping::default())
+fn bridge(target: &Broker) -> RelayHandler {
+    RelayHandler::new(target.clone(), Clock::system(), Mapping::default())
 }
 
 fn context(cancel: &CancellationToken) -> Context {
     Context::detached(1, &QueuePolicy::default(), LONG, cancel.clone())
 }
 
-fn worker(broker: &Broker, name: &str, handler: Arc<dyn Handler>) -> Worker {
-    let config = WorkerConfig {
+fn worker_config(name: &str) -> WorkerConfig {
+    WorkerConfig {
         id: name.parse().unwrap(),
         queues: vec![(queue(), 1)],
         order: QueueOrder::Weighted,
         slots: NonZeroU32::new(16).unwrap(),
         drain: Duration::from_secs(5),
-    };
-    Worker::new(Arc::clone(&broker.leasing), handler, Clock::system(), config)
+    }
+}
+
+fn worker(broker: &Broker, name: &str, handler: Arc<dyn Handler>) -> Worker {
+    Worker::new(Arc::clone(&broker.leasing), handler, Clock::system(), worker_config(name))
 }
 
 async fn at_target(target: &Broker) -> Vec<JobState> {
@@ -96,8 +100,8 @@ async fn run_through(count: u32, target_policy: QueuePolicy) -> u32 {
     let stop = CancellationToken::new();
     let mut workers = JoinSet::new();
     for (name, broker, handler) in [
-        ("bridge-1", &source, Arc::new(bridge(&source, &target)) as Arc<dyn Handler>),
-        ("bridge-2", &source, Arc::new(bridge(&source, &target))),
+        ("bridge-1", &source, Arc::new(bridge(&target)) as Arc<dyn Handler>),
+        ("bridge-2", &source, Arc::new(bridge(&target))),
         ("target", &target, Arc::new(shout)),
     ] {
         let (worker, stop) = (worker(broker, name, handler), stop.clone());
@@ -134,8 +138,8 @@ async fn a_target_that_takes_one_job_at_a_time_loses_none() {
 
 #[tokio::test]
 async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
-    let (source, target) = (store(QueuePolicy::default()).await, store(QueuePolicy::default()).await);
-    let (first, second) = (bridge(&source, &target), bridge(&source, &target));
+    let target = store(QueuePolicy::default()).await;
+    let (first, second) = (bridge(&target), bridge(&target));
     let (job, cancel) = (job("x"), CancellationToken::new());
     let context = context(&cancel);
     let (_, _, ()) = tokio::join!(first.handle(&job, &context), second.handle(&job, &context), async {
@@ -149,44 +153,138 @@ async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
     assert_eq!(listed[0].headers, job.headers);
 }
 
+/// Runs `jobs` through a bridge to a target without a worker, until `then` has seen what it waits for.
+async fn bridged(
+    source_policy: QueuePolicy,
+    target_policy: QueuePolicy,
+    jobs: Vec<Job>,
+    then: impl AsyncFnOnce(&Broker, &Broker),
+) -> (WorkerReport, RelayReport) {
+    let (source, target) = (store(source_policy).await, store(target_policy).await);
+    for job in jobs {
+        source.jobs.enqueue(job).await.unwrap();
+    }
+    let handler = Arc::new(bridge(&target));
+    let (stats, stop) = (handler.stats(), CancellationToken::new());
+    let config = WorkerConfig { drain: Duration::ZERO, ..worker_config("bridge") };
+    let worker = Worker::new(Arc::clone(&source.leasing), handler, Clock::system(), config);
+    let (report, ()) = tokio::join!(worker.run(stop.clone()), async {
+        then(&source, &target).await;
+        stop.cancel();
+    });
+    (report, stats.report())
+}
+
+async fn finished(broker: &Broker, job: &Job) -> JobResult {
+    let Lookup::Finished(finished) = broker.results.wait(&job.client, job.id, LONG).await.unwrap() else {
+        panic!("{} has no result", job.id);
+    };
+    finished.result
+}
+
 #[tokio::test]
 async fn a_job_that_is_cancelled_at_the_source_is_cancelled_at_the_target() {
-    let (source, target) = (store(QueuePolicy::default()).await, store(QueuePolicy::default()).await);
-    let (job, cancel) = (job("x"), CancellationToken::new());
-    source.jobs.enqueue(job.clone()).await.unwrap();
-    let (handler, context) = (bridge(&source, &target), context(&cancel));
-    tokio::join!(handler.handle(&job, &context), async {
-        arrived(&target).await;
+    let job = job("x");
+    let quick = QueuePolicy { lease: Duration::from_millis(300), ..QueuePolicy::default() };
+    let (report, stats) = bridged(quick, QueuePolicy::default(), vec![job.clone()], async |source, target| {
+        arrived(target).await;
         source.jobs.cancel(&job.client, job.id).await.unwrap();
-        cancel.cancel();
-    });
-    assert_eq!(at_target(&target).await, [JobState::Finished(Outcome::Cancelled)]);
+        let there = JobId::derive(&job.client, &job.queue, &job.run_id.to_string().parse().unwrap());
+        let Lookup::Finished(_) = target.results.wait(&job.client, there, LONG).await.unwrap() else {
+            panic!("not cancelled");
+        };
+        assert_eq!(at_target(target).await, [JobState::Finished(Outcome::Cancelled)]);
+    })
+    .await;
+    assert_eq!((report.ended_elsewhere, stats.cancelled), (1, 1));
 }
 
 #[tokio::test]
-async fn a_bridge_that_drains_leaves_the_job_at_the_target_for_the_next_attempt() {
+async fn a_bridge_that_drains_hands_back_without_an_attempt_and_the_target_goes_on() {
     let (source, target) = (store(QueuePolicy::default()).await, store(QueuePolicy::default()).await);
-    let (job, cancel) = (job("x"), CancellationToken::new());
+    let job = job("x");
     source.jobs.enqueue(job.clone()).await.unwrap();
-    let (handler, context) = (bridge(&source, &target), context(&cancel));
-    let (attempt, ()) = tokio::join!(handler.handle(&job, &context), async {
-        arrived(&target).await;
-        cancel.cancel();
-    });
-    assert!(matches!(attempt, Attempt::Retry { .. }), "{attempt:?}");
-    assert_eq!(at_target(&target).await, [JobState::Queued]);
+    for round in 0..3 {
+        let (handler, stop) = (Arc::new(bridge(&target)), CancellationToken::new());
+        let stats = handler.stats();
+        let config = WorkerConfig { drain: Duration::ZERO, ..worker_config("bridge") };
+        let worker = Worker::new(Arc::clone(&source.leasing), handler, Clock::system(), config);
+        let (report, ()) = tokio::join!(worker.run(stop.clone()), async {
+            while stats.report().created + stats.report().found == 0 {
+                tokio::task::yield_now().await;
+            }
+            stop.cancel();
+        });
+        assert_eq!(report.handed_back, 1, "{report:?}");
+        assert_eq!(stats.report().created, u64::from(round == 0), "one job, whichever replica submits it");
+        assert_eq!(at_target(&target).await, [JobState::Queued]);
+        let status = source.jobs.status(&job.client, job.id).await.unwrap().unwrap();
+        assert_eq!((status.state, status.attempt), (JobState::Queued, 0));
+    }
 }
 
 #[tokio::test]
-async fn what_the_target_will_never_take_fails_with_the_reason() {
-    let source = store(QueuePolicy::default()).await;
-    let small = store(QueuePolicy { payload_max: 3, ..QueuePolicy::default() }).await;
-    let elsewhere = Mapping { client: None, queue: Some("nowhere".parse().unwrap()) };
-    let unknown = RelayHandler::new(Arc::clone(&source.results), small.clone(), Clock::system(), elsewhere);
-    for (handler, reason) in [(bridge(&source, &small), "payload-too-large"), (unknown, "unknown-queue")] {
-        let attempt = handler.handle(&job("four"), &context(&CancellationToken::new())).await;
-        let Attempt::Reject { failure } = attempt else { panic!("{attempt:?}") };
-        assert_eq!(failure.reason, reason, "{}", failure.detail);
+async fn the_run_at_the_source_ends_as_it_ended_at_the_target() {
+    let worker_at_target = |target: &Broker, attempt: Attempt| {
+        let handler = Arc::new(Returns(attempt));
+        worker(target, "target", handler)
+    };
+    let failure = || Failure::new("broken", "as the handler said");
+    let table = [
+        (Attempt::Reject { failure: failure() }, Outcome::Failed, "broken"),
+        (Attempt::Retry { failure: failure(), after: None }, Outcome::Exhausted, "broken"),
+        (Attempt::Expired { failure: failure() }, Outcome::Expired, "broken"),
+        (Attempt::Cancelled { failure: failure() }, Outcome::Cancelled, "broken"),
+    ];
+    for (attempt, outcome, reason) in table {
+        let job = job("x");
+        let once = QueuePolicy { max_attempts: 1, ..QueuePolicy::default() };
+        let (report, _) = bridged(QueuePolicy::default(), once, vec![job.clone()], async |source, target| {
+            let stop = CancellationToken::new();
+            let ((), _) = tokio::join!(
+                async {
+                    let result = finished(source, &job).await;
+                    assert_eq!((result.outcome, result.attempt), (outcome, 1));
+                    let failure = result.failure.unwrap();
+                    assert_eq!(failure.reason, reason);
+                    assert!(failure.detail.ends_with("as the handler said"), "{}", failure.detail);
+                    let letters = source.dead_letters.list(None, None, 10).await.unwrap();
+                    let dead = matches!(outcome, Outcome::Failed | Outcome::Exhausted);
+                    assert_eq!(letters.len(), usize::from(dead), "{outcome}");
+                    stop.cancel();
+                },
+                worker_at_target(target, attempt).run(stop.clone())
+            );
+        })
+        .await;
+        assert_eq!(report.retried, 0, "what ended there is not tried again: {outcome}");
     }
+}
+
+/// A handler whose every attempt goes the same way.
+struct Returns(Attempt);
+
+#[async_trait::async_trait]
+impl Handler for Returns {
+    async fn handle(&self, _: &Job, _: &Context) -> Attempt {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_payload_that_the_target_never_takes_fails_with_the_reason() {
+    let small = store(QueuePolicy { payload_max: 3, ..QueuePolicy::default() }).await;
+    let attempt = bridge(&small).handle(&job("four"), &context(&CancellationToken::new())).await;
+    let Attempt::Reject { failure } = attempt else { panic!("{attempt:?}") };
+    assert_eq!(failure.reason, "payload-too-large", "{}", failure.detail);
     assert_eq!(at_target(&small).await, []);
+}
+
+#[tokio::test]
+async fn a_queue_that_is_missing_at_the_target_costs_no_job_an_attempt() {
+    let target = store(QueuePolicy::default()).await;
+    let elsewhere = Mapping { client: None, queue: Some("nowhere".parse().unwrap()) };
+    let handler = RelayHandler::new(target.clone(), Clock::system(), elsewhere);
+    let attempt = handler.handle(&job("x"), &context(&CancellationToken::new())).await;
+    assert!(matches!(attempt, Attempt::HandBack { after } if after > Duration::ZERO), "{attempt:?}");
 }

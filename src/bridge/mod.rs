@@ -6,5 +6,7 @@
 //! # Layout
 //!
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
+//! - [`stats`]: what a bridge counts.
 
 pub mod relay;
+pub mod stats;

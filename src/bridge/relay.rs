@@ -13,16 +13,21 @@ use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, Job, JobId, Outc
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::RetryPolicy;
-use relay_bridge::result_log::{Finished, Lookup, ResultLog};
+use relay_bridge::result_log::{Finished, Lookup};
 use relay_workers::{Attempt, Context, Handler, Output};
 use tokio_util::sync::CancellationToken;
 
+use super::stats::{RelayStats, count};
 use crate::client::retry::jitter;
 
 /// The longest single wait for a result, so that a target which lost the job is asked again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
 const AWAY: RetryPolicy = RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5) };
+/// When a job is offered again that the target refuses until somebody mends it.
+const TO_BE_MENDED: Duration = Duration::from_secs(30);
+/// How long the target may take to cancel a job that nobody wants any more.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Whose job it is at the target, and in which queue.
 #[derive(Clone, Debug, Default)]
@@ -35,10 +40,10 @@ pub struct Mapping {
 
 /// Has jobs done at a target.
 pub struct RelayHandler {
-    source: Arc<dyn ResultLog>,
     target: Broker,
     clock: Clock,
     mapping: Mapping,
+    stats: Arc<RelayStats>,
 }
 
 /// Why the target is not asked any more.
@@ -50,10 +55,16 @@ enum Stop {
 }
 
 impl RelayHandler {
-    /// A handler for jobs of the broker whose results are `source`; `clock` is the clock of `target`.
+    /// A handler that submits to `target`, whose clock is `clock`.
     #[must_use]
-    pub fn new(source: Arc<dyn ResultLog>, target: Broker, clock: Clock, mapping: Mapping) -> Self {
-        Self { source, target, clock, mapping }
+    pub fn new(target: Broker, clock: Clock, mapping: Mapping) -> Self {
+        Self { target, clock, mapping, stats: Arc::default() }
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn stats(&self) -> Arc<RelayStats> {
+        Arc::clone(&self.stats)
     }
 
     /// Submits and waits, for as long as the worker lets it.
@@ -61,24 +72,25 @@ impl RelayHandler {
         let cancelled = context.cancelled();
         let mut lost = 0_u32;
         loop {
-            let id = match persist(&cancelled, || self.submit(job, context, at)).await {
+            let id = match self.persist(&cancelled, || self.submit(job, context, at)).await {
                 Ok(id) => id,
                 Err(Stop::Ended(attempt)) => return attempt,
-                Err(Stop::Cancelled) => return self.stopped(job, at, None).await,
+                Err(Stop::Cancelled) => return self.stopped(context, at, None).await,
             };
             loop {
-                match persist(&cancelled, || self.look(at, id)).await {
+                match self.persist(&cancelled, || self.look(at, id)).await {
                     Ok(Lookup::Finished(finished)) => return attempt_of(*finished),
                     Ok(Lookup::Open(_)) => {}
                     Ok(Lookup::Absent) => break,
                     Err(Stop::Ended(attempt)) => return attempt,
-                    Err(Stop::Cancelled) => return self.stopped(job, at, Some(id)).await,
+                    Err(Stop::Cancelled) => return self.stopped(context, at, Some(id)).await,
                 }
             }
             // The target was replaced by one that knows nothing: it is submitted again, but not in a hurry.
             lost = lost.saturating_add(1);
+            count(&self.stats.submitted_again);
             tokio::select! {
-                () = cancelled.cancelled() => return self.stopped(job, at, Some(id)).await,
+                () = cancelled.cancelled() => return self.stopped(context, at, Some(id)).await,
                 () = tokio::time::sleep(AWAY.backoff(lost, jitter())) => {}
             }
         }
@@ -90,8 +102,8 @@ impl RelayHandler {
 
     async fn submit(&self, job: &Job, context: &Context, at: &At) -> Result<JobId, Refused> {
         let Some(policy) = self.target.policies.policy(&at.queue).await? else {
-            let detail = format!("the target has no queue {}: create it there, or map the queue to another", at.queue);
-            return Err(Attempt::reject("unknown-queue", detail).into());
+            let detail = format!("there is no queue {}: create it there, or map the queue to another", at.queue);
+            return Err(BrokerError::new(BrokerErrorKind::NotFound, "submit to the target", detail).into());
         };
         let limit = policy.payload_max.min(self.target.capabilities.payload_max);
         let actual = u64::try_from(job.payload.len()).unwrap_or(u64::MAX);
@@ -116,8 +128,14 @@ impl RelayHandler {
             expires_in: Some(context.time_left() + job.expires_at.since(context.deadline)),
         };
         match self.target.jobs.enqueue(submission.accept(&policy, self.clock.now())).await? {
-            Enqueued::Created(status) => Ok(status.job_id),
-            Enqueued::Known(status) if status.fingerprint == job.fingerprint => Ok(status.job_id),
+            Enqueued::Created(status) => {
+                count(&self.stats.created);
+                Ok(status.job_id)
+            }
+            Enqueued::Known(status) if status.fingerprint == job.fingerprint => {
+                count(&self.stats.found);
+                Ok(status.job_id)
+            }
             Enqueued::Known(status) => {
                 let detail = format!("the target has another body under the key {} (job {})", at.key, status.job_id);
                 Err(Attempt::reject("idempotency-conflict", detail).into())
@@ -125,28 +143,50 @@ impl RelayHandler {
         }
     }
 
-    /// The worker asked to stop. If that is because the run ended at the source, nobody wants it at the target either;
-    /// after a drain or a lost lease the target goes on, and the next attempt finds its result. `id` is the job at the
-    /// target; without one its submission may still be on the way, and it is looked for under its key.
-    async fn stopped(&self, job: &Job, at: &At, id: Option<JobId>) -> Attempt {
-        let ended = match self.source.lookup(&job.client, job.id).await {
-            Ok(Lookup::Finished(finished)) => finished.result.run_id >= job.run_id,
-            Ok(Lookup::Open(_) | Lookup::Absent) => false,
-            Err(error) => {
-                tracing::warn!(job_id = %job.id, %error, "whether the run ended is not known, the target goes on");
-                false
-            }
-        };
-        if ended {
+    /// The worker asked to stop. If the run ended at the source, nobody wants it at the target either. Otherwise the
+    /// target goes on, and the next attempt finds its result, so this one is not spent. `id` is the job at the target;
+    /// without one its submission may still be on the way, and it is looked for under its key.
+    async fn stopped(&self, context: &Context, at: &At, id: Option<JobId>) -> Attempt {
+        if context.run_ended().is_some() {
             let id = id.unwrap_or_else(|| JobId::derive(&at.client, &at.queue, &at.key));
             match self.target.jobs.cancel(&at.client, id).await {
-                Err(error) if error.kind() != BrokerErrorKind::NotFound => {
-                    tracing::warn!(job_id = %job.id, %error, "not cancelled at the target, its deadline ends it");
+                Ok(_) => count(&self.stats.cancelled),
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(run_id = %at.key, %error, "not cancelled at the target, its deadline ends it");
                 }
-                _ => {}
             }
         }
-        Attempt::retry("stopped", "the bridge stopped before the target had a result")
+        Attempt::HandBack { after: Duration::ZERO }
+    }
+
+    /// Repeats a call for as long as the target is away or full, which spends no attempt: the lease is kept meanwhile.
+    async fn persist<T, F>(&self, cancelled: &CancellationToken, call: impl Fn() -> F) -> Result<T, Stop>
+    where
+        F: Future<Output = Result<T, Refused>>,
+    {
+        let mut tries = 0_u32;
+        loop {
+            let called = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => return Err(Stop::Cancelled),
+                called = call() => called,
+            };
+            let error = match called {
+                Ok(value) => return Ok(value),
+                Err(Refused::Ended(attempt)) => return Err(Stop::Ended(attempt)),
+                Err(Refused::Error(error)) => error,
+            };
+            let Some(floor) = may_pass(&error) else { return Err(Stop::Ended(refused(&error))) };
+            tries = tries.saturating_add(1);
+            count(&self.stats.refused);
+            let wait = AWAY.backoff(tries, jitter()).max(floor);
+            tracing::debug!(%error, ?wait, "the target is away or full");
+            tokio::select! {
+                () = cancelled.cancelled() => return Err(Stop::Cancelled),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
     }
 }
 
@@ -160,6 +200,10 @@ impl Handler for RelayHandler {
         let client = self.mapping.client.as_ref().unwrap_or(&job.client).clone();
         let queue = self.mapping.queue.as_ref().unwrap_or(&job.queue).clone();
         self.see_through(job, context, &At { client, queue, key }).await
+    }
+
+    fn grace(&self) -> Duration {
+        GRACE
     }
 }
 
@@ -188,56 +232,32 @@ impl From<Attempt> for Refused {
     }
 }
 
-/// Repeats a call for as long as the target is away or full, which spends no attempt: the lease is kept meanwhile.
-async fn persist<T, F>(cancelled: &CancellationToken, call: impl Fn() -> F) -> Result<T, Stop>
-where
-    F: Future<Output = Result<T, Refused>>,
-{
-    let mut tries = 0_u32;
-    loop {
-        let called = tokio::select! {
-            biased;
-            () = cancelled.cancelled() => return Err(Stop::Cancelled),
-            called = call() => called,
-        };
-        let error = match called {
-            Ok(value) => return Ok(value),
-            Err(Refused::Ended(attempt)) => return Err(Stop::Ended(attempt)),
-            Err(Refused::Error(error)) => error,
-        };
-        let floor = match error.kind() {
-            BrokerErrorKind::Overloaded { retry_after } => retry_after,
-            BrokerErrorKind::QuotaExceeded { .. } | BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous => {
-                Duration::ZERO
-            }
-            BrokerErrorKind::TooLarge { .. } => {
-                return Err(Stop::Ended(Attempt::reject("payload-too-large", error.to_string())));
-            }
-            BrokerErrorKind::NotFound => {
-                return Err(Stop::Ended(Attempt::reject("unknown-queue", error.to_string())));
-            }
-            // An operator can mend these at the target.
-            BrokerErrorKind::LeaseLost
-            | BrokerErrorKind::StateConflict
-            | BrokerErrorKind::NewerVersion { .. }
-            | BrokerErrorKind::Unauthorized
-            | BrokerErrorKind::Corrupt
-            | BrokerErrorKind::Invalid => {
-                return Err(Stop::Ended(Attempt::retry("target-refused", error.to_string())));
-            }
-        };
-        tries = tries.saturating_add(1);
-        let wait = AWAY.backoff(tries, jitter()).max(floor);
-        tracing::debug!(%error, ?wait, "the target is away or full");
-        tokio::select! {
-            () = cancelled.cancelled() => return Err(Stop::Cancelled),
-            () = tokio::time::sleep(wait) => {}
+/// How long to wait at least for a target that may take the same call later; `None` if waiting does not help.
+fn may_pass(error: &BrokerError) -> Option<Duration> {
+    match error.kind() {
+        BrokerErrorKind::Overloaded { retry_after } => Some(retry_after),
+        BrokerErrorKind::QuotaExceeded { .. } | BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous => {
+            Some(Duration::ZERO)
         }
+        _ => None,
     }
 }
 
-/// What the target's result means at the source. An attempt can only succeed or be rejected for good, so a run that was
-/// exhausted, expired or cancelled at the target has failed here, with the target's outcome as the reason.
+/// What a refusal that waiting does not mend means for the attempt.
+fn refused(error: &BrokerError) -> Attempt {
+    match error.kind() {
+        BrokerErrorKind::TooLarge { .. } => Attempt::reject("payload-too-large", error.to_string()),
+        // The target is not as it should be, which is not the job's fault.
+        BrokerErrorKind::NotFound | BrokerErrorKind::Unauthorized | BrokerErrorKind::NewerVersion { .. } => {
+            tracing::error!(%error, "the target refuses the bridge; jobs are handed back until that is mended");
+            Attempt::HandBack { after: TO_BE_MENDED }
+        }
+        // It may be this job's fault: its attempts bound how often it is tried.
+        _ => Attempt::retry("target-refused", error.to_string()),
+    }
+}
+
+/// What the target's result means at the source: the run ends as it did there.
 fn attempt_of(finished: Finished) -> Attempt {
     let result = finished.result;
     let failure = result.failure.unwrap_or_else(|| Failure::new(result.outcome.as_str(), ""));
@@ -247,8 +267,8 @@ fn attempt_of(finished: Finished) -> Attempt {
         }
         Outcome::Succeeded => Attempt::Done(Output::new(result.content_type, result.payload)),
         Outcome::Failed => Attempt::Reject { failure },
-        outcome @ (Outcome::Exhausted | Outcome::Expired | Outcome::Cancelled) => {
-            Attempt::reject(format!("target-{outcome}"), format!("{}: {}", failure.reason, failure.detail))
-        }
+        Outcome::Exhausted => Attempt::Exhausted { failure },
+        Outcome::Expired => Attempt::Expired { failure },
+        Outcome::Cancelled => Attempt::Cancelled { failure },
     }
 }

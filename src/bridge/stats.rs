@@ -1,0 +1,50 @@
+//! What a bridge counts beside its worker: calls of the target, by what came of them. Every number only grows.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+macro_rules! counters {
+    ($(#[$all:meta])* $stats:ident, $(#[$moment:meta])* $report:ident, $($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $(#[$all])*
+        #[derive(Debug, Default)]
+        pub struct $stats {
+            $(pub(super) $name: AtomicU64,)*
+        }
+
+        $(#[$moment])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct $report {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl $stats {
+            /// The counters now.
+            #[must_use]
+            pub fn report(&self) -> $report {
+                $report { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// The counters of a running bridge from relay to relay; read them with [`RelayStats::report`].
+    RelayStats,
+    /// The counters at one moment. What came of the runs at the source is in the worker's report.
+    RelayReport,
+    /// Jobs put in line at the target.
+    created,
+    /// Submissions that found their job at the target: of an attempt before, here or on another replica.
+    found,
+    /// Jobs submitted again because the target knew nothing of them any more.
+    submitted_again,
+    /// Jobs cancelled at the target because their run had ended at the source.
+    cancelled,
+    /// Calls of the target that are tried again: it was away or full.
+    refused,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
