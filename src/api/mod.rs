@@ -5,10 +5,12 @@
 //! - [`slug`]: the names of everything that can be refused, each with its status, title and whether a retry is safe.
 //! - [`problem`]: the answer to whatever was refused (RFC 9457).
 //! - [`receipt`]: what a submission is answered with, and a job as its client sees it.
+//! - [`batch`]: many submissions in one request.
 //! - [`result`]: results as list entries, and a page of them.
 //! - [`whoami`]: who relay thinks the caller is.
 //! - [`duration`]: durations as text, `20s`.
 
+pub mod batch;
 pub mod duration;
 pub mod problem;
 pub mod receipt;
@@ -16,6 +18,7 @@ pub mod result;
 pub mod slug;
 pub mod whoami;
 
+pub use batch::{BatchAnswer, BatchEntry, BatchItem};
 pub use duration::DurationText;
 pub use problem::Problem;
 pub use receipt::{JobView, JobsPage, Links, Receipt};

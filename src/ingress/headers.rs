@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX};
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission};
 
@@ -49,19 +49,33 @@ impl JobHeaders {
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, Refusal> {
         let key = single(headers, header::IDEMPOTENCY_KEY)?.map(IdempotencyKey::from_header).transpose()?;
         let delay = duration(headers, header::DELAY)?.unwrap_or_default();
-        if delay > DELAY_MAX {
-            let problem = Problem::new(Slug::MalformedRequest, "header relay-delay: at most 7d: submit it later");
-            return Err(problem.with_limit(DELAY_MAX.as_secs(), delay.as_secs()).into());
-        }
+        check_delay(delay, "header relay-delay")?;
         let expires_in = duration(headers, header::EXPIRES_IN)?;
-        if expires_in.is_some_and(|expires_in| expires_in.is_zero()) {
-            return Err(Refusal::malformed(
-                "header relay-expires-in: a job that expires at once can't run: give it time",
-            ));
-        }
+        check_expires_in(expires_in, "header relay-expires-in")?;
         let content_type = content(headers, "content-type")?.unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned());
         let content_encoding = content(headers, "content-encoding")?;
         Ok(Self { key, delay, expires_in, content_type, content_encoding, passed: passed(headers)? })
+    }
+
+    /// What the headers of a batch say for all of its entries: the key that theirs are made of, and the trace context.
+    ///
+    /// # Errors
+    /// What belongs into an entry, or is meant for a single job, is refused by name.
+    pub(super) fn read_batch(
+        headers: &HeaderMap,
+    ) -> Result<(Option<IdempotencyKey>, BTreeMap<String, String>), Refusal> {
+        let all = Self::read(headers)?;
+        if all.content_encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
+            let detail = "a batch with a Content-Encoding can't be read: send it uncompressed";
+            return Err(Refusal::new(Slug::UnsupportedMediaType, detail));
+        }
+        let meta = all.passed.keys().any(|name| name.starts_with(header::META_PREFIX));
+        if meta || headers.contains_key(header::DELAY) || headers.contains_key(header::EXPIRES_IN) {
+            let detail = "Relay-Delay, Relay-Expires-In and Relay-Meta-* are for a single job: give each entry of the \
+                          batch its own `delay`, `expires_in` and `meta`";
+            return Err(Refusal::malformed(detail));
+        }
+        Ok((all.key, all.passed))
     }
 
     /// What `client` asks `queue` for, with these headers and this payload.
@@ -89,10 +103,78 @@ fn duration(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, Refusal
 fn content(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refusal> {
     let text = single(headers, name)?.map(str::trim).filter(|text| !text.is_empty());
     if let Some(text) = text.filter(|text| text.len() > CONTENT_HEADER_BYTES_MAX) {
-        let problem = Problem::new(Slug::MalformedRequest, format!("header {name} is too long: shorten it"));
-        return Err(problem.with_limit(CONTENT_HEADER_BYTES_MAX as u64, text.len() as u64).into());
+        return Err(content_too_long(&format!("header {name}"), text));
     }
     Ok(text.map(ToOwned::to_owned))
+}
+
+fn content_too_long(what: &str, text: &str) -> Refusal {
+    let problem = Problem::new(Slug::MalformedRequest, format!("{what} is too long: shorten it"));
+    problem.with_limit(CONTENT_HEADER_BYTES_MAX as u64, text.len() as u64).into()
+}
+
+/// Refuses a delay that is too long; `what` names where it stands.
+pub(super) fn check_delay(delay: Duration, what: &str) -> Result<(), Refusal> {
+    if delay <= DELAY_MAX {
+        return Ok(());
+    }
+    let problem = Problem::new(Slug::MalformedRequest, format!("{what}: at most 7d: submit it later"));
+    Err(problem.with_limit(DELAY_MAX.as_secs(), delay.as_secs()).into())
+}
+
+/// Refuses an expiry at once; `what` names where it stands.
+pub(super) fn check_expires_in(expires_in: Option<Duration>, what: &str) -> Result<(), Refusal> {
+    if expires_in.is_some_and(|expires_in| expires_in.is_zero()) {
+        return Err(Refusal::malformed(format!("{what}: a job that expires at once can't run: give it time")));
+    }
+    Ok(())
+}
+
+/// Refuses a content type that a header could not carry.
+pub(super) fn check_content_type(text: &str, what: &str) -> Result<(), Refusal> {
+    if text.len() > CONTENT_HEADER_BYTES_MAX {
+        return Err(content_too_long(what, text));
+    }
+    if text.trim().is_empty() || !is_header_text(text) {
+        return Err(Refusal::malformed(format!("{what} is not a content type such as application/json: correct it")));
+    }
+    Ok(())
+}
+
+/// The names of `Relay-Meta-*` headers, and their values, where they come without headers: in lower case, behind the
+/// prefix.
+pub(super) fn meta(pairs: &BTreeMap<String, String>, what: &str) -> Result<BTreeMap<String, String>, Refusal> {
+    let mut passed = BTreeMap::new();
+    let mut bytes = 0;
+    for (name, value) in pairs {
+        let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
+        let full = HeaderName::try_from(format!("{}{name}", header::META_PREFIX)).ok().filter(|_| !name.is_empty());
+        let full = full.ok_or_else(|| {
+            Refusal::malformed(format!("{what}: `{shown}` is no name that a header could have: use a-z, 0-9 and -"))
+        })?;
+        if !is_header_text(value) {
+            return Err(Refusal::malformed(format!("{what}: the value of `{shown}` has other than ASCII: encode it")));
+        }
+        bytes += name.len() + value.len();
+        if passed.insert(full.as_str().to_owned(), value.clone()).is_some() {
+            return Err(Refusal::malformed(format!("{what}: `{shown}` is there more than once: send one")));
+        }
+    }
+    check_meta_bytes(bytes)?;
+    Ok(passed)
+}
+
+fn check_meta_bytes(bytes: usize) -> Result<(), Refusal> {
+    if bytes <= META_BYTES_MAX {
+        return Ok(());
+    }
+    let detail = "the Relay-Meta-* headers are too large together: send the data in the body";
+    Err(Problem::new(Slug::MalformedRequest, detail).with_limit(META_BYTES_MAX as u64, bytes as u64).into())
+}
+
+/// Whether a header's value can carry `text` as it is.
+fn is_header_text(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text
 }
 
 /// Refuses a head that is larger than relay takes: the number of headers and their bytes, each beside its limit.
@@ -124,11 +206,7 @@ fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
         bytes += short.len() + value.len();
         passed.insert(name.to_owned(), value.to_owned());
     }
-    if bytes > META_BYTES_MAX {
-        let detail = "the Relay-Meta-* headers are too large together: send the data in the body";
-        let problem = Problem::new(Slug::MalformedRequest, detail);
-        return Err(problem.with_limit(META_BYTES_MAX as u64, bytes as u64).into());
-    }
+    check_meta_bytes(bytes)?;
     let parent = single(headers, header::TRACEPARENT).ok().flatten().filter(|parent| is_traceparent(parent));
     if let Some(parent) = parent {
         passed.insert(header::TRACEPARENT.to_owned(), parent.to_owned());

@@ -26,8 +26,7 @@ pub(super) async fn policy(policies: &Policies, queue: &QueueName) -> Result<Arc
 
 /// The refusal of a body of `actual` bytes where `max` are taken.
 pub(super) fn too_large(max: u64, actual: u64) -> Refusal {
-    let detail =
-        format!("the body has {actual} bytes or more, this queue takes {max}: send less, or a link to the data");
+    let detail = format!("there are {actual} bytes or more, {max} are taken: send less, or a link to the data");
     Problem::new(Slug::PayloadTooLarge, detail).with_limit(max, actual).into()
 }
 

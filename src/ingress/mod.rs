@@ -1,8 +1,9 @@
 //! How jobs come in and results go out. Each protocol is a module of its own over the same broker.
 //!
-//! What they have in common: `headers` (what a request's headers say), `jobs` and `outcome` (what a client asks for),
+//! What they have in common: `headers` (what a request's headers say), `jobs`, `batch` and `outcome` (what a client asks for),
 //! `policies` (what holds for a queue, remembered for a second), [`budget`] (what is in flight), `refusal`.
 
+mod batch;
 pub mod budget;
 mod headers;
 pub mod http;

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "client", feature = "server"))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+mod batch;
 mod browsers;
 mod connections;
 mod failing;

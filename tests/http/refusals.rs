@@ -101,12 +101,48 @@ async fn what_is_not_there_is_said_so() {
     ] {
         relay.ask(call, &[], "").await.is_problem(404, "not-found");
     }
-    for (call, allow) in [("PUT /v1/queues/mail/jobs", "GET,HEAD,POST"), ("POST /v1/whoami", "GET,HEAD")] {
-        let reply = relay.ask(call, &[], "").await;
-        reply.is_problem(405, "method-not-allowed");
-        let mut methods: Vec<_> = reply.header("allow").split(',').collect();
-        methods.sort_unstable();
-        assert_eq!(methods.join(","), allow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_says_which_methods_it_has() {
+    let relay = Relay::start().await;
+    for (path, allow) in [
+        ("/v1/queues/mail/jobs", "GET,HEAD,OPTIONS,POST"),
+        ("/v1/queues/mail/batch", "OPTIONS,POST"),
+        ("/v1/jobs/x", "DELETE,GET,HEAD,OPTIONS"),
+        ("/v1/whoami", "GET,HEAD,OPTIONS"),
+    ] {
+        let refused = relay.ask(&format!("PUT {path}"), &[], "").await;
+        refused.is_problem(405, "method-not-allowed");
+        let asked = relay.ask(&format!("OPTIONS {path}"), &[], "").await;
+        assert_eq!((asked.status, &*asked.text()), (204, ""));
+        for reply in [refused, asked] {
+            let mut methods: Vec<_> = reply.header("allow").split(',').collect();
+            methods.sort_unstable();
+            assert_eq!(methods.join(","), allow, "{path}");
+        }
+    }
+    assert_eq!(relay.ask("OPTIONS *", &[], "").await.status, 204);
+    relay.ask("OPTIONS /v1/nowhere", &[], "").await.is_problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_head_is_the_head_of_the_answer_to_get() {
+    let relay = Relay::start().await;
+    let id = relay.submit(&[("Idempotency-Key", "k")], "x").await.field("job_id");
+    relay.work("text/plain", "an answer").await;
+    for (path, status) in [(format!("/v1/jobs/{id}/result"), 200), ("/v1/jobs/none".to_owned(), 400)] {
+        let get = relay.get(&path).await;
+        let mut peer = relay.connect().await;
+        peer.write(format!("HEAD {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).await;
+        let head = peer.closed().await.to_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")) && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", get.body.len())), "{head}");
+        let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+        let head = client.head(format!("http://{}{path}", relay.address)).send().await.unwrap();
+        assert_eq!(head.status().as_u16(), status);
+        assert_eq!(head.headers()["content-length"], get.body.len().to_string());
+        assert_eq!(head.bytes().await.unwrap().len(), 0);
     }
 }
 
@@ -192,8 +228,7 @@ async fn bytes_that_are_no_http_end_the_connection() {
 async fn unusual_requests_have_usual_answers() {
     let relay = Relay::start().await;
     for (call, status) in [
-        ("OPTIONS *", 404),
-        ("OPTIONS /v1/whoami", 405),
+        ("OPTIONS /v1/whoami", 204),
         ("CONNECT localhost:80", 404),
         ("TRACE /v1/whoami", 405),
         ("BREW /v1/whoami", 405),

@@ -3,8 +3,11 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
+use http::{HeaderMap, Method, StatusCode};
+use http_body::Body as _;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::{JobId, JobStatus};
 use relay_bridge::result_log::Finished;
@@ -30,10 +33,14 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Writes the problem out that `response` carries; one that the router made gets the problem of its status.
-pub(super) fn finish(mut response: Response, request_id: String) -> Response {
-    let status = response.status();
+/// Writes the problem out that `response` carries; one that the router made gets the problem of its status. `asked` is
+/// the request's method, and `all` whether it was about the server as a whole.
+pub(super) fn finish(mut response: Response, asked: &Method, all: bool, request_id: String) -> Response {
     let refusal = response.extensions_mut().remove::<Refusal>();
+    if refusal.is_none() {
+        options(&mut response, asked, all);
+    }
+    let status = response.status();
     let problem = match refusal {
         Some(Refusal(problem)) => Some(*problem),
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
@@ -58,14 +65,44 @@ pub(super) fn finish(mut response: Response, request_id: String) -> Response {
         response.headers_mut().insert(HeaderName::from_static(header::REQUEST_ID), value);
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if *asked == Method::HEAD {
+        without_body(&mut response);
+    }
     response
+}
+
+/// Every path has `OPTIONS` beside the methods that the router knows of, and the answer to it is which they are.
+fn options(response: &mut Response, asked: &Method, all: bool) {
+    let asked = *asked == Method::OPTIONS;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let known = response.headers().get(ALLOW).and_then(|methods| methods.to_str().ok()).unwrap_or_default();
+        if let Ok(methods) = HeaderValue::try_from(format!("{known},OPTIONS")) {
+            response.headers_mut().insert(ALLOW, methods);
+        }
+        if asked {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
+    } else if asked && all {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET,HEAD,POST,DELETE,OPTIONS"));
+    }
+}
+
+/// The head of an answer says how long its body would be. Hyper leaves the body of an answer to HEAD out over HTTP/1.1, and
+/// sends it over HTTP/2.
+fn without_body(response: &mut Response) {
+    let length = response.body().size_hint().exact();
+    if let Some(length) = length.filter(|_| !response.headers().contains_key(CONTENT_LENGTH)) {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = Body::empty();
 }
 
 fn write_problem(response: &mut Response, mut problem: Problem, request_id: &str) {
     problem.instance = format!("urn:relay:request:{request_id}");
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.remove(http::header::CONTENT_LENGTH);
+    headers.remove(CONTENT_LENGTH);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
     if let Some(seconds) = problem.retry_after_seconds() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -29,6 +29,7 @@ where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
     let request_id = served.ingress.mint_request_id();
+    let (method, all) = (request.method().clone(), request.uri().path() == "*");
     let span = info_span!("request", request_id, method = %request.method(), path = request.uri().path());
     async {
         let response = match AssertUnwindSafe(admit(&served, router, request)).catch_unwind().await {
@@ -42,7 +43,7 @@ where
                 Refusal::new(Slug::Internal, detail).into_response()
             }
         };
-        let response = answer::finish(response, request_id);
+        let response = answer::finish(response, &method, all, request_id);
         debug!(status = response.status().as_u16(), "request answered");
         response
     }

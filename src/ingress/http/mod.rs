@@ -5,7 +5,7 @@
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `aside`: how the guards wait.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
-//! - `submit`, `jobs`, `results`, `whoami`: the handlers.
+//! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
 //! - `answer`: writing an answer.
 
@@ -25,6 +25,7 @@ use crate::auth::Authenticator;
 
 mod answer;
 mod aside;
+mod batch;
 mod body;
 mod gate;
 mod jobs;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{get, post};
 
-use super::{Served, jobs, results, submit, whoami};
+use super::{Served, batch, jobs, results, submit, whoami};
 
 pub(super) fn router(served: Arc<Served>) -> Router {
     Router::new()
         .route("/v1/queues/{queue}/jobs", post(submit::routed).get(jobs::by_key))
+        .route("/v1/queues/{queue}/batch", post(batch::submit))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::erase))
         .route("/v1/jobs/{id}/result", get(results::of_job))
