@@ -13,13 +13,14 @@ use relay::bridge::relay::{Mapping, RelayHandler};
 use relay::bridge::stats::RelayReport;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::contract::{ClientId, Failure, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
-use relay_bridge::result_log::Lookup;
+use relay_bridge::result_log::{Lookup, Page, ResultLog, Start};
 use relay_workers::handler::function::{HandlerError, function};
-use relay_workers::{Attempt, Context, Handler, QueueOrder, Worker, WorkerConfig, WorkerReport};
+use relay_workers::{Attempt, Context, Handler, Output, QueueOrder, Worker, WorkerConfig, WorkerReport};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -271,6 +272,49 @@ impl Handler for Returns {
     }
 }
 
+/// Results of which nothing is known at the first look.
+struct Forgetful {
+    results: Arc<dyn ResultLog>,
+    looks: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl ResultLog for Forgetful {
+    async fn lookup(&self, client: &ClientId, job: JobId) -> Result<Lookup, BrokerError> {
+        self.results.lookup(client, job).await
+    }
+
+    async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
+        match self.looks.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(Lookup::Absent),
+            _ => self.results.wait(client, job, wait).await,
+        }
+    }
+
+    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+        self.results.page(client, from, limit, wait).await
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_the_target_forgot_is_submitted_again() {
+    let target = store(QueuePolicy::default()).await;
+    let results = Arc::new(Forgetful { results: Arc::clone(&target.results), looks: AtomicU32::new(0) });
+    let handler = bridge(&Broker { results, ..target.clone() });
+    let (stop, cancel) = (CancellationToken::new(), CancellationToken::new());
+    let done = Arc::new(Returns(Attempt::Done(Output::new("text/plain", "done"))));
+    let (attempt, _) = tokio::join!(
+        async {
+            let attempt = handler.handle(&job("x"), &context(&cancel)).await;
+            stop.cancel();
+            attempt
+        },
+        worker(&target, "target", done).run(stop.clone())
+    );
+    assert_eq!(attempt, Attempt::Done(Output::new("text/plain", "done")));
+    assert_eq!(handler.stats().report().submitted_again, 1);
+}
+
 #[tokio::test]
 async fn a_payload_that_the_target_never_takes_fails_with_the_reason() {
     let small = store(QueuePolicy { payload_max: 3, ..QueuePolicy::default() }).await;
@@ -283,7 +327,7 @@ async fn a_payload_that_the_target_never_takes_fails_with_the_reason() {
 #[tokio::test]
 async fn a_queue_that_is_missing_at_the_target_costs_no_job_an_attempt() {
     let target = store(QueuePolicy::default()).await;
-    let elsewhere = Mapping { client: None, queue: Some("nowhere".parse().unwrap()) };
+    let elsewhere = Mapping { client: None, queues: [(queue(), "nowhere".parse().unwrap())].into() };
     let handler = RelayHandler::new(target.clone(), Clock::system(), elsewhere);
     let attempt = handler.handle(&job("x"), &context(&CancellationToken::new())).await;
     assert!(matches!(attempt, Attempt::HandBack { after } if after > Duration::ZERO), "{attempt:?}");

@@ -3,6 +3,7 @@
 //! The job is submitted under the key `run_id`, so that a second attempt, here or on another replica, finds the first
 //! one's. Lease, heartbeat, redelivery and drain are the worker's; how many wait at once is its number of slots.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +35,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Mapping {
     /// The client at the target. `None`: the same as at the source.
     pub client: Option<ClientId>,
-    /// The queue at the target. `None`: the same as at the source.
-    pub queue: Option<QueueName>,
+    /// The queues at the target, by those at the source. One that is not among them is the same there.
+    pub queues: BTreeMap<QueueName, QueueName>,
 }
 
 /// Has jobs done at a target.
@@ -198,7 +199,7 @@ impl Handler for RelayHandler {
             Err(error) => return Attempt::reject("invalid-key", format!("the run's id is no key: {error}")),
         };
         let client = self.mapping.client.as_ref().unwrap_or(&job.client).clone();
-        let queue = self.mapping.queue.as_ref().unwrap_or(&job.queue).clone();
+        let queue = self.mapping.queues.get(&job.queue).unwrap_or(&job.queue).clone();
         self.see_through(job, context, &At { client, queue, key }).await
     }
 

@@ -3,8 +3,8 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`: what commands share.
-//! - `serve`, `worker`, `dev`: processes that serve until they are stopped.
+//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`: what commands share.
+//! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit`, `result`, `job`: what a client does.
 //! - `keys`, `store`, `provision`, `nats_users`, `completions`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+mod bridge;
 mod completions;
 mod demo;
 mod dev;
@@ -32,6 +33,7 @@ mod remote;
 mod result;
 mod serve;
 mod signals;
+mod source;
 mod store;
 mod submit;
 mod values;
@@ -61,7 +63,7 @@ stdout is data, everything else goes to stderr. Colour only on a terminal; NO_CO
 #[derive(Debug, Parser)]
 #[command(name = "relay", version, after_help = EXIT_CODES, max_term_width = 110, infer_subcommands = false)]
 struct Cli {
-    /// Which log lines go to stderr: `warn`, `relay=debug,info`. Default: `info` for serve, worker and dev, else `warn`
+    /// Which log lines go to stderr: `warn`, `relay=debug,info`. Default: `info` for serve, worker, bridge and dev, else `warn`
     #[arg(long, global = true, value_name = "FILTER", env = "RELAY_LOG", help_heading = "Logging")]
     log: Option<String>,
     /// How log lines look
@@ -77,6 +79,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Run a command, or call a local service, for each job of a server
     Worker(Box<worker::WorkerArgs>),
+    /// Have jobs of one broker done at another, and bring the results back
+    Bridge(Box<bridge::BridgeArgs>),
     /// Server and worker in one process, without authentication, for trying things out
     Dev(Box<dev::DevArgs>),
     /// Show the main path on real files: submit, run, kill a worker, lose nothing, run nothing twice
@@ -106,7 +110,7 @@ impl Command {
     fn default_log(&self) -> &'static str {
         match self {
             // What the client of NATS says of each event, relay says in its own words.
-            Self::Serve(_) | Self::Worker(_) | Self::Dev(_) => "info,async_nats=off",
+            Self::Serve(_) | Self::Worker(_) | Self::Bridge(_) | Self::Dev(_) => "info,async_nats=off",
             _ => "warn,async_nats=off",
         }
     }
@@ -151,6 +155,7 @@ async fn command(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Serve(args) => serve::run(*args).await,
         Command::Worker(args) => worker::run(*args).await,
+        Command::Bridge(args) => bridge::run(*args).await,
         Command::Dev(args) => dev::run(*args).await,
         Command::Provision(args) => or_interrupted(provision::run(*args)).await,
         Command::Keys(args) => keys::run(args),

@@ -1,18 +1,11 @@
 //! `relay worker`: takes jobs of a server, or of NATS, and runs a command, or calls a local service, for each of them.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
-use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::leasing::Leasing;
-use relay_bridge::nats::config::NatsConfig;
-use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::{Nats, Settings};
-use relay_bridge::remote::{Remote, RemoteConfig};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 
@@ -20,10 +13,9 @@ use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
 use super::nats::NatsArgs;
 use super::output;
-use super::provision::from_broker;
 use super::signals::Signals;
+use super::source::{Source, SourceConfig};
 use super::values::{self, WeightedQueue};
-use crate::client::retry::jitter;
 use crate::ingress::nats::worker_inbox;
 
 /// Which server, which queues, and what to run.
@@ -96,19 +88,13 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let address = nats.as_ref().map_or_else(|| args.connect.clone(), |nats| nats.servers.join(","));
-    let connecting = async {
-        match nats {
-            Some(nats) => Source::nats(nats, &names).await,
-            None => {
-                let remote = RemoteConfig { key: args.key, ..RemoteConfig::new(&args.connect, id.clone()) };
-                let connected = connect(remote).await.map_err(|error| unconnected(&args.connect, &error))?;
-                Ok(Source::Remote(Arc::new(connected)))
-            }
-        }
+    let source = match nats {
+        Some(nats) => SourceConfig::Nats(Box::new(nats)),
+        None => SourceConfig::Tcp { address: args.connect, key: args.key },
     };
+    let address = source.address();
     let source = tokio::select! {
-        connected = connecting => connected?,
+        connected = Source::connect(source, &id, &names) => connected?,
         () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
     };
     tracing::info!("worker {id} takes jobs from {address}");
@@ -131,89 +117,6 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     }
 }
 
-/// Where jobs come from.
-enum Source {
-    /// A server, over relay's own protocol.
-    Remote(Arc<Remote>),
-    /// The broker itself.
-    Nats(Nats),
-}
-
-impl Source {
-    /// Connects to NATS, waiting for it, and finds that the queues are there.
-    async fn nats(config: NatsConfig, queues: &[QueueName]) -> Result<Self, CliError> {
-        let nats = Nats::connect(config, Wait::Forever, Settings::default()).await.map_err(from_broker)?;
-        let mut ceiling = BACKOFF_BASE;
-        loop {
-            match nats.check_provisioned(queues).await {
-                Ok(()) => return Ok(Self::Nats(nats)),
-                Err(error) if error.is_transient() => tracing::warn!("waiting for NATS: {error}"),
-                Err(error) => {
-                    nats.close().await;
-                    return Err(
-                        from_broker(error).hint("`relay provision` with the same --nats and --queue creates it")
-                    );
-                }
-            }
-            tokio::time::sleep(ceiling.mul_f64(jitter())).await;
-            ceiling = (ceiling * 2).min(BACKOFF_MAX);
-        }
-    }
-
-    fn leasing(&self) -> Arc<dyn Leasing> {
-        match self {
-            Self::Remote(remote) => Arc::clone(remote) as Arc<dyn Leasing>,
-            Self::Nats(nats) => nats.broker().leasing,
-        }
-    }
-
-    /// What nobody waited for is handed back before it closes.
-    async fn close(self) {
-        match self {
-            // Nobody else holds the connection any more.
-            Self::Remote(remote) => {
-                if let Some(remote) = Arc::into_inner(remote) {
-                    remote.close().await;
-                }
-            }
-            Self::Nats(nats) => nats.close().await,
-        }
-    }
-}
-
-/// Connects, waiting for a server that is not up yet: what starts both need not know which is first. Everything that a
-/// wait does not mend is an error at once.
-async fn connect(config: RemoteConfig) -> Result<Remote, BrokerError> {
-    let mut ceiling = BACKOFF_BASE;
-    let mut told = false;
-    loop {
-        let error = match Remote::connect(config.clone()).await {
-            Err(error) if may_pass(&error) => error,
-            ended => return ended,
-        };
-        if !told {
-            tracing::warn!(
-                "{}: {error}; waiting for it: is `relay serve` running with --worker-listen, and is this the address it printed?",
-                config.address
-            );
-            told = true;
-        }
-        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
-        ceiling = (ceiling * 2).min(config.backoff_max);
-    }
-}
-
-/// An address that is none, such as one without a port, never answers.
-fn may_pass(error: &BrokerError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    error.is_transient() && source.is_none_or(|error| error.kind() != std::io::ErrorKind::InvalidInput)
-}
-
-/// The longest wait before the second attempt to connect.
-const BACKOFF_BASE: Duration = Duration::from_millis(100);
-/// The longest wait between two looks at NATS.
-const BACKOFF_MAX: Duration = Duration::from_secs(4);
-
 /// A worker's configuration from what was typed.
 pub(crate) fn worker_config(
     id: WorkerId,
@@ -234,16 +137,4 @@ pub(crate) fn worker_config(
 pub(crate) fn default_slots() -> NonZeroU32 {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     u32::try_from(processors).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
-}
-
-fn unconnected(address: &str, error: &BrokerError) -> CliError {
-    let text = format!("{address}: {error}");
-    match error.kind() {
-        BrokerErrorKind::Unauthorized => CliError::usage(text)
-            .hint("give a worker's key with --key or RELAY_WORKER_KEY; `relay keys new NAME --role worker` makes one"),
-        BrokerErrorKind::Invalid | BrokerErrorKind::NotFound => CliError::usage(text),
-        _ => {
-            CliError::usage(text).hint("write it as HOST:PORT: the address that `relay serve --worker-listen` printed")
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bridge;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod listen;

@@ -121,6 +121,23 @@ const LAYERS: &[Layer] = &[
         except: &[],
         why: "ingress knows seams, and neither its caller nor an adapter",
     },
+    Layer {
+        under: "src/bridge/",
+        never: &[
+            "axum",
+            "hyper",
+            "relay::app",
+            "relay::auth",
+            "relay::broker",
+            "relay::cli",
+            "relay::client",
+            "relay::ingress",
+            "relay_bridge::embedded",
+            "relay_bridge::remote",
+        ],
+        except: &["relay::client::retry::jitter"],
+        why: "the bridge joins seams and handlers: it serves nobody, and is told which brokers there are",
+    },
 ];
 
 /// The folders of `bridge/src` that are adapters, those to come included.

@@ -1,0 +1,150 @@
+//! Where a worker, or a bridge, takes jobs from: a server over relay's own protocol, or the broker itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::Leasing;
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::remote::{Remote, RemoteConfig};
+
+use super::exit::CliError;
+use super::provision::from_broker;
+use crate::client::retry::jitter;
+
+/// The longest wait before the second attempt to connect.
+const BACKOFF_BASE: Duration = Duration::from_millis(100);
+/// The longest wait between two looks at NATS.
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
+
+/// How to reach it.
+#[derive(Clone, Debug)]
+pub(crate) enum SourceConfig {
+    /// The worker address of a server.
+    Tcp { address: String, key: Option<String> },
+    /// NATS, as the broker that keeps the jobs.
+    Nats(Box<NatsConfig>),
+}
+
+impl SourceConfig {
+    /// Where it is, for people.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Self::Tcp { address, .. } => address.clone(),
+            Self::Nats(nats) => nats.servers.join(","),
+        }
+    }
+}
+
+/// A connection to it.
+pub(crate) enum Source {
+    /// A server, over relay's own protocol.
+    Remote(Arc<Remote>),
+    /// The broker itself.
+    Nats(Nats),
+}
+
+impl Source {
+    /// Connects, waiting for what is not there yet, and finds that the queues of a broker are there.
+    ///
+    /// # Errors
+    /// What a wait does not mend: the address, the key, the queues.
+    pub(crate) async fn connect(
+        config: SourceConfig,
+        worker: &WorkerId,
+        queues: &[QueueName],
+    ) -> Result<Self, CliError> {
+        match config {
+            SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
+            SourceConfig::Tcp { address, key } => {
+                let remote = RemoteConfig { key, ..RemoteConfig::new(&address, worker.clone()) };
+                let connected = dial(remote).await.map_err(|error| unconnected(&address, &error))?;
+                Ok(Self::Remote(Arc::new(connected)))
+            }
+        }
+    }
+
+    pub(crate) fn leasing(&self) -> Arc<dyn Leasing> {
+        match self {
+            Self::Remote(remote) => Arc::clone(remote) as Arc<dyn Leasing>,
+            Self::Nats(nats) => nats.broker().leasing,
+        }
+    }
+
+    /// What nobody waited for is handed back before it closes.
+    pub(crate) async fn close(self) {
+        match self {
+            // Nobody else holds the connection any more.
+            Self::Remote(remote) => {
+                if let Some(remote) = Arc::into_inner(remote) {
+                    remote.close().await;
+                }
+            }
+            Self::Nats(nats) => nats.close().await,
+        }
+    }
+}
+
+/// Connects to NATS, waiting for it, and finds that the queues are there.
+///
+/// # Errors
+/// What a wait does not mend: queues that nobody created.
+pub(crate) async fn provisioned(config: NatsConfig, queues: &[QueueName]) -> Result<Nats, CliError> {
+    let nats = Nats::connect(config, Wait::Forever, Settings::default()).await.map_err(from_broker)?;
+    let mut ceiling = BACKOFF_BASE;
+    loop {
+        match nats.check_provisioned(queues).await {
+            Ok(()) => return Ok(nats),
+            Err(error) if error.is_transient() => tracing::warn!("waiting for NATS: {error}"),
+            Err(error) => {
+                nats.close().await;
+                return Err(from_broker(error).hint("`relay provision` with the same --nats and --queue creates it"));
+            }
+        }
+        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        ceiling = (ceiling * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Connects, waiting for a server that is not up yet: what starts both need not know which is first. Everything that a
+/// wait does not mend is an error at once.
+async fn dial(config: RemoteConfig) -> Result<Remote, BrokerError> {
+    let mut ceiling = BACKOFF_BASE;
+    let mut told = false;
+    loop {
+        let error = match Remote::connect(config.clone()).await {
+            Err(error) if may_pass(&error) => error,
+            ended => return ended,
+        };
+        if !told {
+            tracing::warn!(
+                "{}: {error}; waiting for it: is `relay serve` running with --worker-listen, and is this the address it printed?",
+                config.address
+            );
+            told = true;
+        }
+        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        ceiling = (ceiling * 2).min(config.backoff_max);
+    }
+}
+
+/// An address that is none, such as one without a port, never answers.
+fn may_pass(error: &BrokerError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    error.is_transient() && source.is_none_or(|error| error.kind() != std::io::ErrorKind::InvalidInput)
+}
+
+fn unconnected(address: &str, error: &BrokerError) -> CliError {
+    let text = format!("{address}: {error}");
+    match error.kind() {
+        BrokerErrorKind::Unauthorized => CliError::usage(text)
+            .hint("give a worker's key, such as in RELAY_WORKER_KEY; `relay keys new NAME --role worker` makes one"),
+        BrokerErrorKind::Invalid | BrokerErrorKind::NotFound => CliError::usage(text),
+        _ => {
+            CliError::usage(text).hint("write it as HOST:PORT: the address that `relay serve --worker-listen` printed")
+        }
+    }
+}

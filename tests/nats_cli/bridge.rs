@@ -1,0 +1,72 @@
+//! `relay bridge` from the outside: what it refuses, and how it ends. Kills are in `tests/kill_bridge.rs`.
+
+use relay_bridge::testing::NatsServer;
+use serde_json::Value;
+
+use crate::cli_support::{Running, code, json_lines, run, run_with, stderr, stdout};
+
+fn provision(nats: &NatsServer, queue: &str) {
+    let provisioned = run(["provision", "--nats", &nats.url(), "--queue", queue]);
+    assert_eq!(code(&provisioned), 0, "{provisioned:?}");
+}
+
+fn source() -> Running {
+    let args =
+        ["serve", "--no-auth", "--memory", "--json", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"];
+    Running::start(args)
+}
+
+fn status(server: &Running, job: &str) -> Value {
+    let answer = run(["status", "--json", "--server", &server.url(), job]);
+    assert_eq!(code(&answer), 0, "{answer:?}");
+    json_lines(&answer).remove(0)
+}
+
+#[tokio::test]
+async fn a_job_is_done_in_the_mapped_queue_at_the_other_side_and_its_result_comes_back() {
+    let (source, inner) = (source(), NatsServer::start().await);
+    provision(&inner, "orders-eu");
+    let mapped = ["--queue", "default=orders-eu", "--client", "outer"];
+    let to = ["bridge", "--json", "--from-tcp", &source.workers(), "--nats", &inner.url()];
+    let bridge = Running::start(to.iter().chain(&mapped));
+    let script = r#"printf '%s %s ' "$RELAY_CLIENT" "$RELAY_QUEUE"; tr a-z A-Z"#;
+    let args = ["worker", "--json", "--nats", &inner.url(), "--queue", "orders-eu", "--", "sh", "-c", script];
+    let worker = Running::start(args);
+
+    let submitted = run_with(["submit", "--server", &source.url(), "--wait=30s"], b"hello");
+    assert_eq!((code(&submitted), stdout(&submitted)), (0, "outer orders-eu HELLO"), "{submitted:?}");
+    bridge.stop();
+    worker.stop();
+    source.stop();
+}
+
+#[tokio::test]
+async fn a_bridge_that_is_stopped_hands_back_without_spending_an_attempt() {
+    let (source, inner) = (source(), NatsServer::start().await);
+    provision(&inner, "default");
+    let to = ["bridge", "--json", "--from-tcp", &source.workers(), "--nats", &inner.url(), "--log", "debug"];
+    let mut bridge = Running::start(to);
+    let submitted = run_with(["submit", "--json", "--server", &source.url()], b"hello");
+    let job = json_lines(&submitted)[0]["job_id"].as_str().unwrap().to_owned();
+    bridge.wait_for_line("attempt started");
+    bridge.stop();
+    let found = status(&source, &job);
+    assert_eq!((found["state"].as_str(), found["attempt"].as_u64()), (Some("queued"), Some(0)), "{found}");
+    source.stop();
+}
+
+#[tokio::test]
+async fn a_bridge_says_what_is_missing_before_it_takes_a_job() {
+    let nats = NatsServer::start().await;
+    let url = nats.url();
+    for (args, part) in [
+        (&["--from-tcp", "127.0.0.1:1"][..], "--nats"),
+        (&["--nats", &url][..], "--from-tcp"),
+        (&["--from-tcp", "127.0.0.1:1", "--nats", &url, "--queue", "nowhere"][..], "relay provision"),
+        (&["--from-nats", &url, "--nats", &url][..], "the same queue at both sides"),
+    ] {
+        let refused = run(["bridge"].iter().chain(args));
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        assert!(stderr(&refused).contains(part), "{part}: {}", stderr(&refused));
+    }
+}
