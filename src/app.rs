@@ -1,8 +1,8 @@
 //! The process that serves: `Config -> App::build(config, listeners) -> App::run(stop) -> drained | forced`.
 //!
 //! Sockets and the stop signal are arguments, so that tests bring port 0 and their own signal. Every task is joined in
-//! the drain, in this order: HTTP and NATS stop accepting and finish what is in flight, the worker in this process
-//! finishes or hands back, the worker listener lets its workers hand back, the store is closed last.
+//! the drain, in this order: readiness fails, HTTP and NATS stop accepting and finish what is in flight, the worker in this process
+//! finishes or hands back, the worker listener lets its workers hand back, the store is closed, and the admin port last.
 
 use std::fmt;
 use std::io;
@@ -24,9 +24,12 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::admin::sampler::Watched;
+use crate::admin::{Admin, Port, Token, collect};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, Opened};
 use crate::ingress::{http, nats, tcp};
+use crate::telemetry::Telemetry;
 
 /// How often deadlines and retention are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +53,10 @@ pub struct Config {
     pub nats: Option<NatsDoor>,
     /// A worker in this process, for development.
     pub worker: Option<LocalWorker>,
+    /// What callers of the admin port have to send; without it everybody who reaches it may ask.
+    pub admin_token: Option<Token>,
+    /// How long readiness fails before anything else is stopped, so that load balancers notice.
+    pub drain_delay: Duration,
     /// How long requests and handlers in flight may take once the process is asked to stop.
     pub drain: Duration,
     /// Tells the time.
@@ -89,6 +96,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// For workers of other processes, if they are wanted.
     pub workers: Option<TcpListener>,
+    /// For operators, if it is wanted.
+    pub admin: Option<TcpListener>,
 }
 
 /// How to stop an [`App`]: first drain, then force.
@@ -157,6 +166,8 @@ pub struct App {
     authenticator: Arc<Authenticator>,
     worker: Option<LocalWorker>,
     listeners: Listeners,
+    port: Option<Port>,
+    drain_delay: Duration,
     drain: Duration,
     clock: Clock,
 }
@@ -168,19 +179,30 @@ impl App {
     /// # Errors
     /// [`AppError::Store`] if the store is damaged, newer than this build, or held by another process;
     /// [`AppError::Destructive`]; [`AppError::Unprovisioned`].
-    pub async fn build(config: Config, listeners: Listeners) -> Result<Self, AppError> {
+    pub async fn build(config: Config, mut listeners: Listeners) -> Result<Self, AppError> {
         let clock = config.clock;
+        // Nobody asks a process without an admin port, so it does not count.
+        let telemetry = listeners.admin.is_some().then(|| Telemetry::new(clock.clone()));
+        let port = listeners.admin.take().zip(telemetry.clone());
+        let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
         if let Err(error) = opened.prepare(&config.queues).await {
             opened.close().await;
             return Err(error);
         }
         let broker = opened.broker();
+        let broker = telemetry.map_or(broker.clone(), |telemetry| telemetry.broker(broker));
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
         let nats = config.nats.map(|NatsDoor { config, limits }| {
             (config, nats::Door::new(broker.clone(), limits, ingress.byte_budget(), clock.clone()))
         });
+        if let Some(port) = &mut port {
+            let doors = (Arc::clone(&ingress), nats.as_ref().map(|(_, door)| Arc::clone(door)));
+            port.admin().collect(move |text| collect::doors(text, &doors.0, doors.1.as_deref()));
+            opened.describe(port.admin());
+            port.watch(Watched::Broker(broker.clone()));
+        }
         Ok(Self {
             opened,
             broker,
@@ -189,6 +211,8 @@ impl App {
             authenticator: config.authenticator,
             worker: config.worker,
             listeners,
+            port,
+            drain_delay: config.drain_delay,
             drain: config.drain,
             clock,
         })
@@ -206,26 +230,40 @@ impl App {
         self.listeners.workers.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
+    /// Where operators connect, if they may.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.port.as_ref()?.address()
+    }
+
     /// Serves until `stop` says otherwise, then drains in order.
     ///
     /// # Errors
     /// If a listener or a task fails; the store is closed before the error is returned.
-    pub async fn run(self, stop: Stop) -> Result<Ended, AppError> {
+    pub async fn run(mut self, stop: Stop) -> Result<Ended, AppError> {
         let opened = self.opened.clone();
         let force = stop.force.clone();
+        let port = self.port.take();
+        let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
+        if let Some(admin) = &admin {
+            admin.serves_until(stop.drain.clone());
+        }
         let ended = tokio::select! {
             biased;
             () = force.cancelled() => Ok(Ended::Forced),
-            ended = self.serve(stop) => ended.map(|()| Ended::Drained),
+            ended = self.serve(stop, admin) => ended.map(|()| Ended::Drained),
         };
         // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
         if tokio::time::timeout(CLOSE_MAX, opened.close()).await.is_err() {
             warn!("the broker was still busy at the end; what was accepted is safe");
         }
+        if let Some(port) = port {
+            port.close().await;
+        }
         ended
     }
 
-    async fn serve(self, stop: Stop) -> Result<(), AppError> {
+    async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> Result<(), AppError> {
         // One stage after the other is told to stop and joined: see the module's first lines.
         let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "sweep"].map(Stage::new);
         let [http, nats, local, remote, sweeper] = &mut stages;
@@ -240,6 +278,10 @@ impl App {
         }
         if let Some(LocalWorker { handler, config }) = self.worker {
             let worker = Worker::new(Arc::clone(&self.broker.leasing), handler, self.clock, config);
+            if let Some(admin) = admin {
+                let stats = worker.stats();
+                admin.collect(move |text| collect::worker(text, &stats.report()));
+            }
             let stopped = local.stop.clone();
             local.tasks.spawn(async move {
                 let report = worker.run(stopped).await;
@@ -262,7 +304,10 @@ impl App {
 
         // A stage that ends before it was asked to is a failure of the whole.
         let mut failed = tokio::select! {
-            () = stop.drain.cancelled() => None,
+            () = async {
+                stop.drain.cancelled().await;
+                tokio::time::sleep(self.drain_delay).await;
+            } => None,
             Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
             Some(ended) = nats.tasks.join_next() => Some(early(nats.name, ended)),
             Some(ended) = local.tasks.join_next() => Some(early(local.name, ended)),
@@ -383,6 +428,8 @@ mod tests {
             limits: http::Limits::default(),
             nats: None,
             worker: None,
+            admin_token: None,
+            drain_delay: Duration::ZERO,
             drain: Duration::from_secs(5),
             clock: Clock::system(),
         }
@@ -390,7 +437,7 @@ mod tests {
 
     async fn listeners() -> Listeners {
         let bind = || TcpListener::bind("127.0.0.1:0");
-        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()) }
+        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()), admin: None }
     }
 
     #[tokio::test]

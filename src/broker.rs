@@ -15,6 +15,7 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::policy_changes;
 use tracing::{info, warn};
 
+use crate::admin::{Admin, collect};
 use crate::app::{AppError, QueueSetup};
 
 /// Which broker, and where.
@@ -67,6 +68,20 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.broker(),
             Self::Nats { nats, .. } => nats.broker(),
+        }
+    }
+
+    /// Adds what is known of it to the metrics.
+    pub(crate) fn describe(&self, admin: &Admin) {
+        match self {
+            Self::Embedded(store) => {
+                let commits = store.commits();
+                admin.collect(move |text| collect::commits(text, &commits));
+            }
+            Self::Nats { nats, .. } => {
+                let connection = nats.connection().clone();
+                admin.collect(move |text| collect::nats_link(text, &connection));
+            }
         }
     }
 

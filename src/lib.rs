@@ -7,11 +7,15 @@
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
+//! - [`admin`]: health and metrics, on a port of their own.
+//! - [`telemetry`]: what is counted of jobs, whichever way they come.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
 //! - [`broker`]: which broker that is, and what must be there before anything is served.
 //! - [`bridge`]: what is queued on one broker is done on another.
 //! - [`cli`]: the commands, one file each.
 
+#[cfg(feature = "server")]
+pub mod admin;
 #[cfg(any(feature = "client", feature = "server"))]
 pub mod api;
 #[cfg(feature = "server")]
@@ -28,3 +32,5 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod ingress;
+#[cfg(feature = "server")]
+pub mod telemetry;

@@ -14,12 +14,14 @@
 //! - [`settlement`]: the pure decision that ends a delivery.
 //! - [`error`]: what went wrong, whether it took effect, and what the caller can do.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
+//! - [`histogram`]: sizes and durations, counted without a lock.
 
 pub mod broker;
 pub mod clock;
 pub mod contract;
 pub mod dead_letters;
 pub mod error;
+pub mod histogram;
 pub mod job_queue;
 pub mod leasing;
 pub mod policy;

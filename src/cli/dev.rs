@@ -7,6 +7,7 @@ use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::ids::InvalidId;
 
+use super::admin::AdminArgs;
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
 use super::nats::{NatsArgs, NatsListenArgs, StreamArgs};
@@ -39,6 +40,8 @@ pub(crate) struct DevArgs {
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     nats_listen: NatsListenArgs,
@@ -66,6 +69,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
         worker_listen: None,
         nats,
         listen: args.listen,
+        admin: args.admin,
         policy: args.policy,
         worker: Some(LocalWorker { handler, config }),
         first_try,

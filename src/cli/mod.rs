@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`: what commands share.
+//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit`, `result`, `job`: what a client does.
 //! - `keys`, `store`, `provision`, `nats_users`, `completions`: what an operator does.
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+mod admin;
 mod bridge;
 mod completions;
 mod demo;

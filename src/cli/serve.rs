@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use super::admin::AdminArgs;
 use super::exit::{CliError, Exit};
 use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
@@ -40,7 +41,7 @@ Examples:
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
 closed. A second signal forces. With --json the addresses are one line of JSON on stdout, as soon
 as the server is ready:
-  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null}}")]
+  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null}}")]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     store: StoreArgs,
@@ -51,6 +52,8 @@ pub(crate) struct ServeArgs {
     worker_listen: Option<SocketAddr>,
     #[command(flatten)]
     nats_listen: NatsListenArgs,
+    #[command(flatten)]
+    admin: AdminArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -99,6 +102,9 @@ pub(crate) struct ListenArgs {
     /// How long requests and handlers in flight may take once the server is asked to stop
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     drain: Duration,
+    /// How long /readyz fails before anything is stopped, so that load balancers send no more
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = values::duration)]
+    drain_delay: Duration,
     /// Print the addresses as one line of JSON on stdout as soon as the server is ready
     #[arg(long)]
     json: bool,
@@ -144,6 +150,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         worker_listen: args.worker_listen,
         nats,
         listen: args.listen,
+        admin: args.admin,
         policy: args.policy,
         worker: None,
         first_try: None,
@@ -159,6 +166,7 @@ pub(crate) struct Serving {
     pub(crate) worker_listen: Option<SocketAddr>,
     pub(crate) nats: Option<NatsDoor>,
     pub(crate) listen: ListenArgs,
+    pub(crate) admin: AdminArgs,
     pub(crate) policy: PolicyArgs,
     pub(crate) worker: Option<LocalWorker>,
     /// A queue to suggest a first job for.
@@ -170,6 +178,7 @@ impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let queues = self.policy.resolve()?;
+        let admin = self.admin.resolve()?;
         // Before anything else: a signal during the start must drain as well.
         let signals =
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
@@ -178,6 +187,10 @@ impl Serving {
             Some(address) => Some(bind("--worker-listen", address).await?),
             None => None,
         };
+        let (admin, admin_token) = match admin {
+            Some((address, token)) => (Some(bind_admin(address).await?), token),
+            None => (None, None),
+        };
         let config = Config {
             broker: self.broker,
             queues,
@@ -185,11 +198,13 @@ impl Serving {
             limits: Limits::default(),
             nats: self.nats,
             worker: self.worker,
+            admin_token,
+            drain_delay: self.listen.drain_delay,
             drain: self.listen.drain,
             clock: self.clock,
         };
         let app = tokio::select! {
-            app = App::build(config, Listeners { http, workers }) => app?,
+            app = App::build(config, Listeners { http, workers, admin }) => app?,
             // Of a broker that is still waited for.
             () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
         };
@@ -206,7 +221,7 @@ impl Serving {
 
 /// The first thing that is said: where clients and workers connect, which only the system knows for port 0.
 fn announce(app: &App, json: bool) {
-    let (http, workers) = (app.http_address(), app.workers_address());
+    let (http, workers, admin) = (app.http_address(), app.workers_address(), app.admin_address());
     if let Some(http) = http {
         info!("relay listens on http://{http}");
     }
@@ -215,7 +230,7 @@ fn announce(app: &App, json: bool) {
     }
     if json {
         // A reader that went away does not stop a server.
-        let line = json!({ "listening": { "http": http, "workers": workers } });
+        let line = json!({ "listening": { "http": http, "workers": workers, "admin": admin } });
         let mut out = std::io::stdout().lock();
         writeln!(out, "{line}").and_then(|()| out.flush()).ok();
     }
@@ -258,6 +273,15 @@ pub(crate) fn prepare_store(data: PathBuf) -> Result<PathBuf, CliError> {
         .create(&data)
         .map_err(|error| CliError::usage(format!("cannot create {}: {error}", data.display())))?;
     Ok(data.join(STORE_FILE))
+}
+
+/// The admin port is there before the broker is, so it is said at once where.
+pub(crate) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, CliError> {
+    let listener = bind("--admin", address).await?;
+    if let Ok(address) = listener.local_addr() {
+        info!("operators ask http://{address}");
+    }
+    Ok(listener)
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CliError> {

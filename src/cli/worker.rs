@@ -1,6 +1,7 @@
 //! `relay worker`: takes jobs of a server, or of NATS, and runs a command, or calls a local service, for each of them.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -9,14 +10,19 @@ use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 
+use super::admin::AdminArgs;
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
 use super::nats::NatsArgs;
 use super::output;
+use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
 use super::values::{self, WeightedQueue};
+use crate::admin::sampler::Watched;
+use crate::admin::{Port, collect};
 use crate::ingress::nats::worker_inbox;
+use crate::telemetry::Telemetry;
 
 /// Which server, which queues, and what to run.
 #[derive(Debug, Args)]
@@ -58,6 +64,8 @@ pub(crate) struct WorkerArgs {
     #[command(flatten)]
     handler: HandlerArgs,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     nats: NatsArgs,
 }
 
@@ -82,12 +90,19 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     let handler = args.handler.resolve()?;
+    let admin = args.admin.resolve()?;
     let nats = args.nats.resolve(&format!("relay-{id}"), &inbox)?;
     let names: Vec<_> = args.queues.iter().map(|queue| queue.name.clone()).collect();
     let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
+    let clock = Clock::system();
+    let telemetry = admin.is_some().then(|| Telemetry::new(clock.clone()));
+    let mut port = match admin.zip(telemetry.clone()) {
+        Some(((address, token), telemetry)) => Some(Port::open(bind_admin(address).await?, token, telemetry)),
+        None => None,
+    };
     let source = match nats {
         Some(nats) => SourceConfig::Nats(Box::new(nats)),
         None => SourceConfig::Tcp { address: args.connect, key: args.key },
@@ -99,11 +114,24 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     };
     tracing::info!("worker {id} takes jobs from {address}");
     if args.json {
-        output::json(&json!({ "worker": { "id": id, "connected": address } }))?;
+        let admin = port.as_ref().and_then(Port::address);
+        output::json(&json!({ "worker": { "id": id, "connected": address, "admin": admin } }))?;
     }
-    let worker = Worker::new(source.leasing(), handler, Clock::system(), config);
+    let leasing = telemetry.map_or_else(|| source.leasing(), |telemetry| telemetry.leasing(source.leasing()));
+    if let Some(port) = &mut port {
+        port.watch(Watched::Leasing(Arc::clone(&leasing), names.clone()));
+        port.admin().serves_until(signals.stop.drain.clone());
+    }
+    let worker = Worker::new(leasing, handler, clock, config);
+    if let Some(port) = &port {
+        let stats = worker.stats();
+        port.admin().collect(move |text| collect::worker(text, &stats.report()));
+    }
     let drained = async {
         let report = worker.run(signals.stop.drain.clone()).await;
+        if let Some(port) = port {
+            port.close().await;
+        }
         source.close().await;
         tracing::info!(
             worker = %id, started = report.started, succeeded = report.succeeded, retried = report.retried,

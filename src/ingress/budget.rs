@@ -17,6 +17,12 @@ impl Budget {
         Arc::new(Self { max, taken: AtomicUsize::new(0) })
     }
 
+    /// How much is in use.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Takes `amount` until the share is dropped; `None` if so much is not left.
     pub(super) fn take(self: &Arc<Self>, amount: u64) -> Option<Share> {
         let mut share = Share { budget: Arc::clone(self), amount: 0 };

@@ -1,7 +1,8 @@
 //! How jobs come in and results go out. Each protocol is a module of its own over the same broker.
 //!
 //! What they have in common: `headers` (what a request's headers say), `jobs`, `batch` and `outcome` (what a client asks for),
-//! `policies` (what holds for a queue, remembered for a second), [`budget`] (what is in flight), `refusal`.
+//! `policies` (what holds for a queue, remembered for a second), [`budget`] (what is in flight), `refusal`, [`refusals`]
+//! (how often which).
 
 mod batch;
 pub mod budget;
@@ -12,4 +13,5 @@ pub mod nats;
 mod outcome;
 mod policies;
 mod refusal;
+pub mod refusals;
 pub mod tcp;

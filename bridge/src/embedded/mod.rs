@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
+pub use shared::Commits;
 use shared::Shared;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -144,6 +145,12 @@ impl Embedded {
             policies: this.clone(),
             provision: this,
         }
+    }
+
+    /// What commits cost, since the store was opened.
+    #[must_use]
+    pub fn commits(&self) -> Arc<Commits> {
+        Arc::clone(&self.0.shared.commits)
     }
 
     /// Ends all waits, commits what was taken in, and lets go of the file. Calls after it are `Unavailable`.

@@ -8,10 +8,29 @@ use tokio::sync::Notify;
 
 use super::ids::Recent;
 use crate::contract::{ClientId, JobId};
+use crate::histogram::Histogram;
 use crate::leasing::Receipt;
+
+/// What commits cost, since the store was opened.
+#[derive(Debug)]
+pub struct Commits {
+    /// How many callers one commit answered.
+    pub operations: Histogram,
+    /// How long COMMIT took, in microseconds: the flush to the disk.
+    pub micros: Histogram,
+}
+
+impl Default for Commits {
+    fn default() -> Self {
+        const OPERATIONS: &[u64] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
+        const MICROS: &[u64] = &[50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
+        Self { operations: Histogram::new(OPERATIONS), micros: Histogram::new(MICROS) }
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Shared {
+    pub(super) commits: Arc<Commits>,
     pub(super) jobs: Wakers<JobId>,
     pub(super) clients: Wakers<ClientId>,
     pub(super) recent: Arc<Recent>,

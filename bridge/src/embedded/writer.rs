@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -218,7 +218,10 @@ impl Writer {
             return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
         }
         self.in_transaction = false;
+        let started = Instant::now();
         let Err(failure) = self.conn.execute_batch("COMMIT") else {
+            self.shared.commits.operations.add(operations as u64);
+            self.shared.commits.micros.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
             self.state.ids.committed();
             return Ok(());
         };

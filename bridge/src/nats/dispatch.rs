@@ -293,7 +293,7 @@ impl Nats {
 
     /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
     async fn restore_consumer(&self, line: &Line, policy: &QueuePolicy, client: &ClientId) -> Result<(), BrokerError> {
-        tracing::warn!(queue = %line.queue, client_id = %client, "the client's consumer was gone: made again");
+        tracing::warn!(queue = %line.queue, client = %client, "the client's consumer was gone: made again");
         self.raise_mark(line).await?;
         self.consumers().forget(&line.queue, client);
         self.make_consumer(&line.queue, client, policy).await?;

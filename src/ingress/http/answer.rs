@@ -119,6 +119,8 @@ fn write_problem(response: &mut Response, mut problem: Problem, request_id: &str
     }
     *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.body_mut() = Body::from(body);
+    // For whoever counts.
+    response.extensions_mut().insert(problem.slug);
 }
 
 /// `body` as JSON.

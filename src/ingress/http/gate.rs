@@ -44,6 +44,9 @@ where
             }
         };
         let response = answer::finish(response, &method, all, request_id);
+        if let Some(slug) = response.extensions().get::<Slug>() {
+            served.ingress.refusals.add(*slug);
+        }
         debug!(status = response.status().as_u16(), "request answered");
         response
     }

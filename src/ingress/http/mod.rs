@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
 use super::policies::Policies;
+use super::refusals::Refusals;
 use crate::auth::Authenticator;
 
 mod answer;
@@ -93,6 +94,7 @@ pub struct Ingress {
     policies: Policies,
     body_bytes: Arc<Budget>,
     requests: Arc<Budget>,
+    refusals: Refusals,
     request_prefix: u64,
     request_count: AtomicU64,
 }
@@ -121,6 +123,7 @@ impl Ingress {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
             body_bytes: Budget::new(limits.body_bytes),
             requests: Budget::new(limits.requests),
+            refusals: Refusals::default(),
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
             broker,
@@ -134,6 +137,18 @@ impl Ingress {
     #[must_use]
     pub fn byte_budget(&self) -> Arc<Budget> {
         Arc::clone(&self.body_bytes)
+    }
+
+    /// How often which problem was the answer.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Requests that are not answered yet, waits included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.requests.taken()
     }
 
     /// A name for a request that no other request of any relay has.

@@ -185,6 +185,9 @@ impl Visit {
             slug = problem.map(|problem| problem.slug.as_str()),
             "request answered"
         );
+        if let Some(problem) = problem {
+            self.door.refusals.add(problem.slug);
+        }
         self.door.service.count(self.endpoint, took, problem);
     }
 }

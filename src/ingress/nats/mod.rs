@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::policies::Policies;
+use super::refusals::Refusals;
 
 mod answer;
 mod gate;
@@ -75,6 +76,7 @@ pub struct Door {
     clock: Clock,
     bytes: Arc<Budget>,
     requests: Arc<Budget>,
+    refusals: Refusals,
     readers: Semaphore,
     service: Service,
     request_count: AtomicU64,
@@ -99,6 +101,7 @@ impl Door {
         Arc::new(Self {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
             requests: Budget::new(limits.requests.max(1)),
+            refusals: Refusals::default(),
             readers: Semaphore::new(limits.readers.clamp(1, Semaphore::MAX_PERMITS)),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
@@ -113,6 +116,18 @@ impl Door {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.service.id
+    }
+
+    /// How often which problem was the answer.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Requests that are not answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.requests.taken()
     }
 
     /// The largest payload that is taken, whatever a queue's policy says.

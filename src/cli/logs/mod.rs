@@ -3,15 +3,18 @@
 use std::io;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::JsonFields;
 
 use super::exit::CliError;
+
+mod json;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people.
+    /// For people
     Text,
-    /// One JSON object a line.
+    /// One flat JSON object a line: timestamp, level, target, message, and fields such as request_id and job_id
     Json,
 }
 
@@ -36,7 +39,7 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
     // Fails only if this process logs already: then it stays as it is.
     match format {
         LogFormat::Text => logs.with_target(false).try_init().ok(),
-        LogFormat::Json => logs.json().flatten_event(true).try_init().ok(),
+        LogFormat::Json => logs.fmt_fields(JsonFields::new()).event_format(json::Flat).try_init().ok(),
     };
     Ok(())
 }

@@ -1,0 +1,115 @@
+//! The numbers of a process's parts as metrics. Names are contract, as those of `telemetry` are; label values are a bounded
+//! set: queues of the operator, slugs, and words of relay's own.
+
+use relay_bridge::contract::Timestamp;
+use relay_bridge::embedded::Commits;
+use relay_bridge::nats::connection::Connection;
+use relay_workers::WorkerReport;
+
+use super::sampler::Sample;
+use crate::api::Slug;
+use crate::ingress::refusals::Refusals;
+use crate::ingress::{http, nats};
+use crate::telemetry::exposition::Exposition;
+
+/// The process as such.
+pub(super) fn process(text: &mut Exposition, started_at: Timestamp, ready: bool) {
+    text.gauge("relay_build_info", "1, labelled with the version.").value(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    text.gauge("relay_ready", "Whether the process should get work, as /readyz says.").value(&[], u8::from(ready));
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but f64")]
+    let started_at = started_at.as_millis() as f64 / 1_000.0;
+    text.gauge("process_start_time_seconds", "When the process started, since 1970.").value(&[], started_at);
+    if let Some(bytes) = resident_bytes() {
+        text.gauge("process_resident_memory_bytes", "Memory that the process holds.").value(&[], bytes);
+    }
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        text.gauge("process_open_fds", "Files and sockets that are open.").value(&[], files.count());
+    }
+}
+
+/// `VmRSS` of Linux; nothing elsewhere.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Queues as they were found last. While the broker is away they are as they were before, and say how old they are by no
+/// word: `relay_ready` does.
+pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
+    if sample.taken_at.is_none() {
+        return;
+    }
+    let mut family = text.gauge("relay_queue_jobs", "Jobs of a queue that have not ended, by state.");
+    for queue in &sample.queues {
+        let name = queue.name.as_str();
+        for (state, count) in
+            [("waiting", queue.depth.waiting), ("parked", queue.depth.parked), ("leased", queue.depth.leased)]
+        {
+            family.value(&[("queue", name), ("state", state)], count);
+        }
+    }
+    let mut family = text.gauge("relay_queue_paused", "Whether no jobs of a queue are handed out.");
+    for queue in &sample.queues {
+        family.value(&[("queue", queue.name.as_str())], u8::from(queue.policy.paused));
+    }
+}
+
+/// What clients asked for over HTTP and NATS.
+pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Door>) {
+    let doors = [
+        Some(("http", http.refusals(), http.in_flight())),
+        nats.map(|door| ("nats", door.refusals(), door.in_flight())),
+    ];
+    let doors: Vec<(&str, &Refusals, usize)> = doors.into_iter().flatten().collect();
+    let mut family = text.counter("relay_requests_refused_total", "Requests answered with a problem, by its slug.");
+    for (protocol, refusals, _) in &doors {
+        for slug in Slug::ALL {
+            family.value(&[("protocol", protocol), ("slug", slug.as_str())], refusals.count(*slug));
+        }
+    }
+    let mut family = text.gauge("relay_requests_in_flight", "Requests that are not answered yet, waits included.");
+    for (protocol, _, in_flight) in &doors {
+        family.value(&[("protocol", protocol)], in_flight);
+    }
+    text.gauge("relay_request_body_bytes", "Bytes of all bodies in flight.").value(&[], http.byte_budget().taken());
+}
+
+/// What the embedded store's commits cost.
+pub fn commits(text: &mut Exposition, commits: &Commits) {
+    let help = "How many calls one commit of the store answered.";
+    text.histogram("relay_store_commit_operations", help, &commits.operations.read(), 1.0);
+    let help = "How long the store's commits took, the flush to the disk included.";
+    text.histogram("relay_store_commit_duration_seconds", help, &commits.micros.read(), 1e-6);
+}
+
+/// The connection to NATS.
+pub fn nats_link(text: &mut Exposition, connection: &Connection) {
+    let up = connection.link().borrow().is_up();
+    text.gauge("relay_nats_up", "Whether the broker's NATS connection stands.").value(&[], u8::from(up));
+    let counts = connection.counts();
+    text.counter("relay_nats_events_total", "What went wrong on the broker's NATS connection.")
+        .value(&[("event", "connection-lost")], counts.losses)
+        .value(&[("event", "lame-duck")], counts.lame_ducks)
+        .value(&[("event", "slow-consumer")], counts.slow_consumers)
+        .value(&[("event", "permission-refused")], counts.refusals)
+        .value(&[("event", "server-error")], counts.server_errors);
+}
+
+/// A worker in this process.
+pub fn worker(text: &mut Exposition, report: &WorkerReport) {
+    text.gauge("relay_worker_running", "Deliveries in hand.").value(&[], report.running());
+    text.counter("relay_worker_handlers_started_total", "Handlers started.").value(&[], report.started);
+    text.counter("relay_worker_deliveries_total", "Deliveries of this worker, by how they ended.")
+        .value(&[("end", "succeeded")], report.succeeded)
+        .value(&[("end", "retried")], report.retried)
+        .value(&[("end", "failed")], report.failed)
+        .value(&[("end", "exhausted")], report.exhausted)
+        .value(&[("end", "expired")], report.expired)
+        .value(&[("end", "handed-back")], report.handed_back)
+        .value(&[("end", "lease-lost")], report.leases_lost)
+        .value(&[("end", "ended-elsewhere")], report.ended_elsewhere)
+        .value(&[("end", "superseded")], report.superseded)
+        .value(&[("end", "unconfirmed")], report.unconfirmed);
+}

@@ -1,0 +1,131 @@
+//! The admin port: health for an orchestrator, metrics for Prometheus. Inside the cluster only, never behind the load
+//! balancer that clients use.
+//!
+//! It is up before the broker is, and goes down last: what can be asked of a process is not less while it starts or
+//! drains. Its answers are read from memory: nobody who asks often can slow the broker down.
+//!
+//! # Layout
+//!
+//! - `port`: what a process holds of it; `serve`: the listener; `access`: who may ask; `routes`: what is answered.
+//! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
+//! - [`collect`]: the numbers of the process's parts as metrics.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use relay_bridge::contract::Timestamp;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::Telemetry;
+use crate::telemetry::exposition::Exposition;
+
+mod access;
+pub mod collect;
+mod port;
+mod routes;
+pub mod sampler;
+mod serve;
+
+pub use access::{InvalidToken, Token};
+pub use port::Port;
+
+use sampler::Sample;
+
+/// Adds the numbers of one part of the process.
+type Collector = Box<dyn Fn(&mut Exposition) + Send + Sync>;
+
+/// What the admin port knows of its process.
+pub struct Admin {
+    token: Option<Token>,
+    telemetry: Telemetry,
+    started_at: Timestamp,
+    collectors: Mutex<Vec<Collector>>,
+    sample: watch::Sender<Arc<Sample>>,
+    /// Set when the process serves; cancelled when it drains.
+    serving: OnceLock<CancellationToken>,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+/// Why a process should get no new work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unready {
+    /// For programs: `starting`, `draining` or `broker`.
+    pub reason: &'static str,
+    /// For people.
+    pub detail: String,
+}
+
+impl Admin {
+    /// The admin port of a process that starts now. Without a `token` everybody who connects may ask, so it must listen on
+    /// loopback only.
+    #[must_use]
+    pub fn new(token: Option<Token>, telemetry: Telemetry) -> Arc<Self> {
+        let started_at = telemetry.clock().now();
+        Arc::new(Self {
+            token,
+            telemetry,
+            started_at,
+            collectors: Mutex::default(),
+            sample: watch::Sender::new(Arc::default()),
+            serving: OnceLock::new(),
+        })
+    }
+
+    /// Adds a part of the process to the metrics. Its families must be its own: a name may be there once.
+    pub fn collect(&self, part: impl Fn(&mut Exposition) + Send + Sync + 'static) {
+        self.collectors.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(part));
+    }
+
+    /// The process serves from now until `drain` is cancelled.
+    pub fn serves_until(&self, drain: CancellationToken) {
+        // A second call would be about the same process.
+        self.serving.set(drain).ok();
+    }
+
+    /// What the looks at the broker find, each as soon as it was taken.
+    #[must_use]
+    pub fn samples(&self) -> watch::Receiver<Arc<Sample>> {
+        self.sample.subscribe()
+    }
+
+    /// Why the process should get no new work; empty when it is ready.
+    #[must_use]
+    pub fn unready(&self) -> Vec<Unready> {
+        let mut reasons = Vec::new();
+        match self.serving.get() {
+            None => {
+                reasons.push(Unready { reason: "starting", detail: "the broker is waited for or looked at".to_owned() })
+            }
+            Some(drain) if drain.is_cancelled() => {
+                let detail = "the process finishes what it has in hand and ends".to_owned();
+                reasons.push(Unready { reason: "draining", detail });
+            }
+            Some(_) => {
+                if let Some(trouble) = &self.sample.borrow().trouble {
+                    reasons.push(Unready { reason: "broker", detail: trouble.clone() });
+                }
+            }
+        }
+        reasons
+    }
+
+    /// Everything that is counted, as Prometheus reads it.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let mut text = Exposition::default();
+        collect::process(&mut text, self.started_at, self.unready().is_empty());
+        self.telemetry.report(&mut text);
+        collect::queues(&mut text, &self.sample.borrow());
+        for part in self.collectors.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            part(&mut text);
+        }
+        text.finish()
+    }
+}

@@ -1,0 +1,96 @@
+//! What the admin port answers.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use http::{HeaderName, StatusCode};
+use serde::Serialize;
+
+use super::{Admin, Unready, access};
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
+use crate::api::{Problem, Slug};
+use crate::telemetry::exposition;
+
+/// Every path of the admin port.
+pub(super) fn router(admin: &Arc<Admin>) -> Router {
+    // Orchestrators have no credentials for their probes: these two say nothing that needs any.
+    let open = Router::new().route("/livez", get(live)).route("/readyz", get(ready));
+    let guarded = Router::new().route("/metrics", get(metrics));
+    let guarded = guarded.layer(from_fn_with_state(Arc::clone(admin), guard));
+    let router = open.merge(guarded).fallback(|| async {
+        problem(&Problem::new(
+            Slug::NotFound,
+            "the admin port has no such path: /livez, /readyz and /metrics are there",
+        ))
+    });
+    router.layer(axum::middleware::map_response(finish)).with_state(Arc::clone(admin))
+}
+
+/// On every answer: nothing is kept, guessed or framed.
+async fn finish(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("x-content-type-options"), "nosniff"),
+        (HeaderName::from_static("referrer-policy"), "no-referrer"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match access::check(&admin, &parts) {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(refused) => problem(&refused),
+    }
+}
+
+async fn live() -> Response {
+    json(StatusCode::OK, &serde_json::json!({ "live": true }))
+}
+
+/// 200 when ready, else 503 with every reason. Details may name hosts: they are for whoever may ask for more.
+async fn ready(State(admin): State<Arc<Admin>>, request: Request) -> Response {
+    #[derive(Serialize)]
+    struct Readiness {
+        ready: bool,
+        reasons: Vec<Unready>,
+    }
+    let mut reasons = admin.unready();
+    if access::check(&admin, &request.into_parts().0).is_err() {
+        reasons.iter_mut().for_each(|reason| reason.detail.clear());
+    }
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &Readiness { ready: reasons.is_empty(), reasons })
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let mut response = Response::new(Body::from(admin.metrics()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(exposition::CONTENT_TYPE));
+    response
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let mut response = Response::new(Body::from(serde_json::to_vec(value).unwrap_or_default()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn problem(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json(status, problem);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
+    if problem.slug == Slug::Unauthenticated {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

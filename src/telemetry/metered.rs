@@ -1,0 +1,160 @@
+//! The broker's seams with a count beside each call. Nothing is changed on the way, and nothing fails here.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId};
+use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
+
+use super::{Telemetry, micros};
+
+/// The submitter's half.
+pub(super) struct Jobs {
+    pub(super) inner: Arc<dyn JobQueue>,
+    pub(super) telemetry: Telemetry,
+}
+
+/// The worker's half.
+pub(super) struct Work {
+    pub(super) inner: Arc<dyn Leasing>,
+    pub(super) telemetry: Telemetry,
+}
+
+#[async_trait]
+impl JobQueue for Jobs {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        let fingerprint = job.fingerprint;
+        let enqueued = self.inner.enqueue(job).await?;
+        let flow = |status: &JobStatus| self.telemetry.flows().of(&status.queue, &status.client);
+        match &enqueued {
+            Enqueued::Created(status) => flow(status).came(false),
+            Enqueued::Known(status) if status.fingerprint == fingerprint => flow(status).came(true),
+            // Another body under the key: refused, and counted as that.
+            Enqueued::Known(_) => {}
+        }
+        Ok(enqueued)
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        self.inner.status(client, job).await
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let asked_at = self.telemetry.clock().now();
+        let status = self.inner.cancel(client, job).await?;
+        // A job that was cancelled before is answered in the same way, with the time at which it was.
+        let now = status.finished_at.is_some_and(|finished_at| finished_at >= asked_at);
+        if status.state == JobState::Finished(Outcome::Cancelled) && now {
+            self.telemetry.flows().of(&status.queue, client).ended(Outcome::Cancelled);
+        }
+        Ok(status)
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        let enqueued = self.inner.rerun(client, job, from).await?;
+        if matches!(enqueued, Enqueued::Created(_)) {
+            self.telemetry.0.reruns.add(1);
+        }
+        Ok(enqueued)
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        self.inner.erase(client, job).await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        self.inner.list(client, filter).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        self.inner.depth(queue).await
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        let swept = self.inner.sweep(limit).await?;
+        for result in &swept.expired {
+            self.telemetry.flows().of(&result.queue, &result.client).ended(result.outcome);
+        }
+        Ok(swept)
+    }
+}
+
+#[async_trait]
+impl Leasing for Work {
+    async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
+        let telemetry = &self.telemetry;
+        telemetry.crew().asks(request, telemetry.clock().monotonic());
+        let leased = self.inner.lease(request).await?;
+        if !leased.is_empty() {
+            telemetry.0.leased.add(leased.len() as u64);
+            telemetry.crew().given(&request.worker, leased.len() as u64);
+        }
+        Ok(leased)
+    }
+
+    async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
+        let held = self.inner.extend(receipt).await;
+        match &held {
+            Ok(_) => self.telemetry.0.extended.add(1),
+            Err(error) if error.kind() == BrokerErrorKind::LeaseLost => self.telemetry.0.leases_lost.add(1),
+            Err(_) => {}
+        }
+        held
+    }
+
+    async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
+        self.inner.progress(receipt, progress).await
+    }
+
+    async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+        self.inner.dead_letter(letter).await
+    }
+
+    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+        self.inner.retract_dead_letter(job, run).await
+    }
+
+    async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
+        let recorded = self.inner.record(result).await?;
+        match recorded {
+            Recorded::First => self.count_end(result),
+            Recorded::Superseded(_) => self.telemetry.0.superseded.add(1),
+        }
+        Ok(recorded)
+    }
+
+    async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        self.inner.settle(receipt, settlement).await?;
+        let telemetry = &*self.telemetry.0;
+        match settlement {
+            Settlement::Complete => telemetry.completed.add(1),
+            Settlement::RetryAfter(_) => telemetry.retried.add(1),
+            Settlement::DeadLetter => telemetry.dead_lettered.add(1),
+            Settlement::HandBack(_) => telemetry.handed_back.add(1),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
+        self.inner.queue_policy(queue).await
+    }
+}
+
+impl Work {
+    fn count_end(&self, result: &JobResult) {
+        self.telemetry.flows().of(&result.queue, &result.client).ended(result.outcome);
+        if let Some(started_at) = result.started_at {
+            self.telemetry.0.handler.add(micros(result.finished_at.since(started_at)));
+        }
+        // A rerun's clock began when the first run was accepted, which says nothing about how long anybody waited.
+        if result.generation == 1 {
+            self.telemetry.0.end_to_end.add(micros(result.finished_at.since(result.accepted_at)));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What a process counts of its jobs, whichever door they come through: a decorator around the broker's seams.
+//!
+//! Counting is a relaxed addition; nothing is kept per event, so nothing has to be drained. Numbers are per process and
+//! begin at zero with it: whoever reads several replicas adds them up.
+//!
+//! # Layout
+//!
+//! - `flows`: what came in and went out, by queue and client.
+//! - `crew`: which workers ask for jobs.
+//! - `metered`: the decorators that count.
+//! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::histogram::Histogram;
+use relay_bridge::leasing::Leasing;
+
+mod crew;
+pub mod exposition;
+mod flows;
+mod metered;
+mod report;
+
+pub use crew::{Crew, Seen};
+pub use flows::{Counts, Flow, Flows};
+
+/// Upper bounds of latencies in microseconds: 1 ms to 1 h. Jobs may take either.
+const LATENCIES: &[u64] = &[
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
+    900_000_000,
+    3_600_000_000,
+];
+
+/// What one process counts of its jobs. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Telemetry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Clock,
+    flows: Flows,
+    crew: Crew,
+    handler: Histogram,
+    end_to_end: Histogram,
+    leased: Counter,
+    completed: Counter,
+    retried: Counter,
+    dead_lettered: Counter,
+    handed_back: Counter,
+    superseded: Counter,
+    extended: Counter,
+    leases_lost: Counter,
+    reruns: Counter,
+}
+
+impl Telemetry {
+    /// Nothing counted yet. `clock` is the broker's.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            clock,
+            flows: Flows::default(),
+            crew: Crew::default(),
+            handler: Histogram::new(LATENCIES),
+            end_to_end: Histogram::new(LATENCIES),
+            leased: Counter::default(),
+            completed: Counter::default(),
+            retried: Counter::default(),
+            dead_lettered: Counter::default(),
+            handed_back: Counter::default(),
+            superseded: Counter::default(),
+            extended: Counter::default(),
+            leases_lost: Counter::default(),
+            reruns: Counter::default(),
+        }))
+    }
+
+    /// `broker`, with what is done through it counted.
+    #[must_use]
+    pub fn broker(&self, broker: Broker) -> Broker {
+        Broker {
+            jobs: Arc::new(metered::Jobs { inner: broker.jobs, telemetry: self.clone() }),
+            leasing: self.leasing(broker.leasing),
+            ..broker
+        }
+    }
+
+    /// `leasing`, with what a worker does through it counted.
+    #[must_use]
+    pub fn leasing(&self, leasing: Arc<dyn Leasing>) -> Arc<dyn Leasing> {
+        Arc::new(metered::Work { inner: leasing, telemetry: self.clone() })
+    }
+
+    /// What came in and went out, by queue and client.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.0.flows
+    }
+
+    /// Which workers asked for jobs lately.
+    #[must_use]
+    pub fn crew(&self) -> &Crew {
+        &self.0.crew
+    }
+
+    /// The clock that the numbers go by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+struct Counter(AtomicU64);
+
+impl Counter {
+    fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Microseconds, as latencies are counted.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

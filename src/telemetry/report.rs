@@ -1,0 +1,59 @@
+//! These numbers as Prometheus reads them. Names are contract: dashboards and alerts are written against them.
+
+use relay_bridge::contract::Outcome;
+
+use super::Telemetry;
+use super::exposition::Exposition;
+
+/// One of a histogram's numbers, in seconds.
+const MICROSECOND: f64 = 1e-6;
+
+impl Telemetry {
+    /// Writes everything that is counted.
+    pub fn report(&self, text: &mut Exposition) {
+        let flows = self.flows().by_queue();
+        let mut family = text.counter("relay_jobs_submitted_total", "Jobs accepted, each once.");
+        flows.iter().for_each(|(queue, counts)| {
+            family.value(&[("queue", queue.as_str())], counts.submitted);
+        });
+        let mut family =
+            text.counter("relay_jobs_replayed_total", "Submissions that found their job under its key: retries.");
+        flows.iter().for_each(|(queue, counts)| {
+            family.value(&[("queue", queue.as_str())], counts.replayed);
+        });
+        let mut family = text.counter("relay_jobs_settled_total", "Runs that ended, by outcome.");
+        for (queue, counts) in &flows {
+            for (outcome, count) in Outcome::ALL.iter().zip(counts.settled) {
+                family.value(&[("queue", queue.as_str()), ("outcome", outcome.as_str())], count);
+            }
+        }
+        let inner = &*self.0;
+        text.counter("relay_jobs_rerun_total", "Runs that clients started again.").value(&[], inner.reruns.read());
+        text.counter("relay_deliveries_leased_total", "Jobs handed to workers.").value(&[], inner.leased.read());
+        text.counter("relay_deliveries_settled_total", "Deliveries that ended, by what the worker decided.")
+            .value(&[("settlement", "complete")], inner.completed.read())
+            .value(&[("settlement", "retry")], inner.retried.read())
+            .value(&[("settlement", "dead-letter")], inner.dead_lettered.read())
+            .value(&[("settlement", "hand-back")], inner.handed_back.read());
+        text.counter("relay_results_superseded_total", "Results that came second for their run and were dropped.")
+            .value(&[], inner.superseded.read());
+        text.counter("relay_lease_extensions_total", "Heartbeats that held a job.").value(&[], inner.extended.read());
+        text.counter("relay_lease_extensions_lost_total", "Heartbeats that came after the lease was lost.")
+            .value(&[], inner.leases_lost.read());
+        text.histogram(
+            "relay_handler_duration_seconds",
+            "From the start of the attempt that ended a run to its end.",
+            &inner.handler.read(),
+            MICROSECOND,
+        );
+        text.histogram(
+            "relay_job_duration_seconds",
+            "From a job's acceptance to the outcome of its first run.",
+            &inner.end_to_end.read(),
+            MICROSECOND,
+        );
+        let workers = self.crew().lately(self.clock().monotonic()).len();
+        text.gauge("relay_workers", "Workers that asked this process for jobs within three minutes.")
+            .value(&[], workers);
+    }
+}

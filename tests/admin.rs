@@ -1,0 +1,289 @@
+//! The admin port from outside: health, metrics, and who may ask.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod cli_support;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cli_support::{Running, code, run, run_with, stderr};
+use nix::sys::signal::Signal;
+use relay::admin::Port;
+use relay::admin::sampler::Watched;
+use relay::telemetry::Telemetry;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::QueueName;
+use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use serde_json::Value;
+use tempfile::tempdir;
+use tokio_util::sync::CancellationToken;
+
+/// Status and body of one request on a connection of its own.
+fn ask(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let host = if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
+    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    // Long answers come in chunks: their lengths stand between them.
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (status, if chunked { dechunked(body) } else { body.to_owned() })
+}
+
+fn dechunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        whole.push_str(&rest[..length]);
+        body = rest[length..].trim_start_matches("\r\n");
+    }
+    whole
+}
+
+fn get(address: &str, path: &str) -> (u16, String) {
+    ask(address, "GET", path, "")
+}
+
+/// The metrics once all of `lines` are in them.
+fn metrics_with(address: &str, lines: &[&str]) -> String {
+    for _ in 0..20_000 {
+        let (status, text) = get(address, "/metrics");
+        assert_eq!(status, 200, "{text}");
+        if lines.iter().all(|line| text.contains(line)) {
+            return text;
+        }
+    }
+    panic!("{lines:?} are not all in\n{}", get(address, "/metrics").1);
+}
+
+fn json(answer: &(u16, String)) -> Value {
+    serde_json::from_str(&answer.1).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+}
+
+fn admin(running: &Running) -> String {
+    running.ready["listening"]["admin"].as_str().unwrap().to_owned()
+}
+
+/// Every sample of an exposition by its name and labels, as Prometheus' own client library for Python reads it.
+fn parsed(text: &str) -> BTreeMap<String, f64> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let installed = Command::new(format!("{root}/tests/install-servers")).status().unwrap();
+    assert!(installed.success());
+    let program = "\
+import json, sys
+from prometheus_client.parser import text_string_to_metric_families as read
+found, names = {}, set()
+for family in read(sys.stdin.read()):
+    assert family.name not in names, 'twice: ' + family.name
+    assert family.documentation and family.type != 'unknown', family
+    names.add(family.name)
+    for sample in family.samples:
+        labels = ','.join(f'{name}={value}' for name, value in sorted(sample.labels.items()))
+        found[sample.name + ('{' + labels + '}' if labels else '')] = sample.value
+print(json.dumps(found))";
+    let mut python = Command::new(format!("{root}/target/tools/servers/bin/python"));
+    let mut child = python.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{text}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn metrics_say_what_became_of_jobs_and_prometheus_can_read_them() {
+    let relay =
+        Running::dev(&["--admin", "127.0.0.1:0", "--queue", "mail"], "read line; test \"$line\" = good || exit 64");
+    let submit = |key: &str, body: &[u8]| {
+        let args = ["submit", "--wait", "--queue", "mail", "--key", key, "--server", &relay.url()];
+        run_with(args, body)
+    };
+    assert_eq!(code(&submit("a", b"good\n")), 0);
+    assert_eq!(code(&submit("a", b"good\n")), 0);
+    assert_eq!(code(&submit("b", b"bad\n")), 1);
+    assert_eq!(code(&submit("b", b"other\n")), 1);
+
+    // The worker settles after the result is out, and queues are looked at now and then.
+    let text = metrics_with(
+        &admin(&relay),
+        &[
+            "relay_deliveries_settled_total{settlement=\"complete\"} 1\n",
+            "relay_deliveries_settled_total{settlement=\"dead-letter\"} 1\n",
+            "relay_worker_running 0\n",
+            "relay_queue_paused{queue=\"mail\"} 0\n",
+        ],
+    );
+    let found = parsed(&text);
+    for (name, value) in [
+        ("relay_ready", 1.0),
+        ("relay_jobs_submitted_total{queue=mail}", 2.0),
+        ("relay_jobs_replayed_total{queue=mail}", 1.0),
+        ("relay_jobs_settled_total{outcome=succeeded,queue=mail}", 1.0),
+        ("relay_jobs_settled_total{outcome=failed,queue=mail}", 1.0),
+        ("relay_requests_refused_total{protocol=http,slug=idempotency-conflict}", 1.0),
+        ("relay_requests_refused_total{protocol=http,slug=overloaded}", 0.0),
+        ("relay_requests_in_flight{protocol=http}", 0.0),
+        ("relay_deliveries_leased_total", 2.0),
+        ("relay_deliveries_settled_total{settlement=complete}", 1.0),
+        ("relay_deliveries_settled_total{settlement=dead-letter}", 1.0),
+        ("relay_handler_duration_seconds_count", 2.0),
+        ("relay_job_duration_seconds_bucket{le=+Inf}", 2.0),
+        ("relay_worker_handlers_started_total", 2.0),
+        ("relay_workers", 1.0),
+        ("relay_queue_paused{queue=mail}", 0.0),
+    ] {
+        assert_eq!(found.get(name), Some(&value), "{name} in\n{text}");
+    }
+    assert!(found["relay_store_commit_operations_count"] >= 2.0);
+    assert_eq!(
+        found["relay_store_commit_operations_count"], found["relay_store_commit_duration_seconds_count"],
+        "each commit has a size and a duration"
+    );
+    relay.stop();
+}
+
+#[test]
+fn readiness_fails_first_in_a_drain_while_everything_else_goes_on() {
+    let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json"];
+    let mut relay = Running::start(args.iter().chain(&["--drain-delay", "1h"]));
+    let admin = admin(&relay);
+    assert_eq!(json(&get(&admin, "/readyz")), serde_json::json!({ "ready": true, "reasons": [] }));
+    relay.signal(Signal::SIGTERM);
+    relay.wait_for_line("stopping: ");
+    let unready = get(&admin, "/readyz");
+    assert_eq!((unready.0, &json(&unready)["reasons"][0]["reason"]), (503, &Value::from("draining")));
+    assert_eq!(get(&admin, "/livez").0, 200);
+    let http = relay.ready["listening"]["http"].as_str().unwrap().to_owned();
+    assert_eq!(get(&http, "/v1/whoami").0, 200);
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().0, Some(130));
+}
+
+#[test]
+fn others_than_this_machine_need_a_token() {
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json"];
+    let refused = run(serve.iter().chain(&["--admin", "0.0.0.0:0"]));
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("--admin-token-file"), "{}", stderr(&refused));
+
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "too-short\n").unwrap();
+    let with_token = |address| ["--admin", address, "--admin-token-file", file.to_str().unwrap()];
+    let refused = run(serve.iter().chain(&with_token("0.0.0.0:0")));
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("at least 16"), "{}", stderr(&refused));
+
+    std::fs::write(&file, "0123456789abcdef\n").unwrap();
+    let relay = Running::start(serve.iter().chain(&with_token("127.0.0.1:0")));
+    let admin = admin(&relay);
+    let refused = get(&admin, "/metrics");
+    assert_eq!((refused.0, &json(&refused)["slug"]), (401, &Value::from("unauthenticated")));
+    assert_eq!(ask(&admin, "GET", "/metrics", "Authorization: Bearer 0123456789abcdeX\r\n").0, 401);
+    assert_eq!(ask(&admin, "GET", "/metrics", "Authorization: Bearer 0123456789abcdef\r\n").0, 200);
+    // Orchestrators have no credentials.
+    assert_eq!((get(&admin, "/livez").0, get(&admin, "/readyz").0), (200, 200));
+}
+
+#[test]
+fn web_pages_of_others_may_not_ask() {
+    let relay = Running::dev(&["--admin", "127.0.0.1:0"], "cat");
+    let admin = admin(&relay);
+    for headers in ["Host: rebound.example\r\n", "Origin: http://evil.example\r\n", "Sec-Fetch-Site: cross-site\r\n"] {
+        let refused = ask(&admin, "GET", "/metrics", headers);
+        assert_eq!((refused.0, &json(&refused)["slug"]), (403, &Value::from("forbidden")), "{headers}");
+    }
+    assert_eq!(get(&admin, "/nothing").0, 404);
+}
+
+#[test]
+fn the_admin_port_is_there_before_the_broker_is() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nats = format!("nats://{nobody}");
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats", &nats];
+    let mut child = cli_support::relay(args).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let line = lines.find(|line| line.as_ref().unwrap().contains("operators ask http://")).unwrap().unwrap();
+    let address = line.rsplit_once("http://").unwrap().1.trim();
+    let unready = get(address, "/readyz");
+    assert_eq!((unready.0, &json(&unready)["reasons"][0]["reason"]), (503, &Value::from("starting")));
+    assert_eq!(get(address, "/livez").0, 200);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_worker_has_an_admin_port_of_its_own() {
+    let args =
+        ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];
+    let server = Running::start(args);
+    let connect = server.workers();
+    let args = ["worker", "--connect", &connect, "--admin", "127.0.0.1:0", "--json", "--", "cat"];
+    let worker = Running::start(args);
+    let address = worker.ready["worker"]["admin"].as_str().unwrap().to_owned();
+    assert_eq!(code(&run_with(["submit", "--wait", "--server", &server.url()], b"x")), 0);
+    assert_eq!(get(&address, "/readyz").0, 200);
+    let text =
+        metrics_with(&address, &["relay_worker_running 0\n", "relay_worker_deliveries_total{end=\"succeeded\"} 1\n"]);
+    assert_eq!(parsed(&text)["relay_jobs_settled_total{outcome=succeeded,queue=default}"], 1.0);
+    worker.stop();
+    server.stop();
+}
+
+/// Policies that can't be read while `away` says so.
+struct Away(Arc<dyn PolicyStore>, CancellationToken);
+
+#[async_trait]
+impl PolicyStore for Away {
+    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
+        self.0.policy(queue).await
+    }
+
+    async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
+        if self.1.is_cancelled() {
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "policies", "the cable was pulled"));
+        }
+        self.0.policies().await
+    }
+
+    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
+        self.0.put_policy(queue, policy).await
+    }
+
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
+        self.0.set_paused(queue, paused).await
+    }
+}
+
+#[tokio::test]
+async fn a_process_whose_broker_is_away_is_not_ready_and_keeps_what_it_knew() {
+    let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+    let mut broker = store.broker();
+    broker.policies.put_policy(&"mail".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let away = CancellationToken::new();
+    broker.policies = Arc::new(Away(broker.policies, away.clone()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut port = Port::open(listener, None, Telemetry::new(Clock::system()));
+    let admin = Arc::clone(port.admin());
+    let mut samples = admin.samples();
+    port.watch(Watched::Broker(broker));
+    admin.serves_until(CancellationToken::new());
+    samples.wait_for(|sample| !sample.queues.is_empty()).await.unwrap();
+    assert_eq!(admin.unready(), []);
+    away.cancel();
+    samples.wait_for(|sample| sample.trouble.is_some()).await.unwrap();
+    let reasons = admin.unready();
+    assert_eq!(reasons[0].reason, "broker");
+    assert!(reasons[0].detail.contains("the cable was pulled"), "{reasons:?}");
+    assert!(admin.metrics().contains("relay_ready 0\n"));
+    assert!(admin.metrics().contains("relay_queue_jobs{queue=\"mail\",state=\"waiting\"} 0\n"));
+    port.close().await;
+}
