@@ -268,6 +268,7 @@ impl App {
         let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "sweep"].map(Stage::new);
         let [http, nats, local, remote, sweeper] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
+        let leasing = self.ingress.leasing();
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
@@ -277,7 +278,7 @@ impl App {
             nats.tasks.spawn(serve_nats(config, door, nats.stop.clone(), drain));
         }
         if let Some(LocalWorker { handler, config }) = self.worker {
-            let worker = Worker::new(Arc::clone(&self.broker.leasing), handler, self.clock, config);
+            let worker = Worker::new(Arc::clone(&leasing), handler, self.clock, config);
             if let Some(admin) = admin {
                 let stats = worker.stats();
                 admin.collect(move |text| collect::worker(text, &stats.report()));
@@ -290,7 +291,7 @@ impl App {
             });
         }
         if let Some(listener) = listeners.workers {
-            let (leasing, auth, stopped) = (Arc::clone(&self.broker.leasing), self.authenticator, remote.stop.clone());
+            let (auth, stopped) = (self.authenticator, remote.stop.clone());
             remote.tasks.spawn(async move {
                 let served = tcp::serve_workers(listener, leasing, auth, stopped, drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))

@@ -6,12 +6,14 @@
 //! - [`problem`]: the answer to whatever was refused (RFC 9457).
 //! - [`receipt`]: what a submission is answered with, and a job as its client sees it.
 //! - [`batch`]: many submissions in one request.
+//! - [`event`]: what happens to a job while its client watches.
 //! - [`result`]: results as list entries, and a page of them.
 //! - [`whoami`]: who relay thinks the caller is.
 //! - [`duration`]: durations as text, `20s`.
 
 pub mod batch;
 pub mod duration;
+pub mod event;
 pub mod problem;
 pub mod receipt;
 pub mod result;
@@ -20,6 +22,7 @@ pub mod whoami;
 
 pub use batch::{BatchAnswer, BatchEntry, BatchItem};
 pub use duration::DurationText;
+pub use event::{JobEvent, JobEventKind};
 pub use problem::Problem;
 pub use receipt::{JobView, JobsPage, Links, Receipt};
 pub use result::{ResultView, ResultsPage};
@@ -32,6 +35,8 @@ pub mod header {
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
     /// Response: `true` if an earlier request did the work.
     pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
+    /// Request: the last event that a reader of a stream has seen; it goes on behind it.
+    pub const LAST_EVENT_ID: &str = "last-event-id";
     /// Request: `wait=SECONDS` or `respond-async` (RFC 7240).
     pub const PREFER: &str = "prefer";
     /// Response: what of `Prefer` was honoured.

@@ -5,8 +5,10 @@
 mod batch;
 mod browsers;
 mod connections;
+mod events;
 mod failing;
 mod jobs;
 mod refusals;
+mod results;
 mod submit;
 mod support;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
-use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::leasing::{Delivery, LeaseRequest, Leasing};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use serde_json::Value;
@@ -53,19 +54,21 @@ impl Setup {
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
         let ingress = Ingress::new(seen, self.authenticator, self.limits, Clock::system());
+        let leasing = ingress.leasing();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, ingress, shutdown.clone(), self.drain));
-        Relay { address, broker, shutdown, serving }
+        Relay { address, leasing, shutdown, serving }
     }
 }
 
 /// A relay that serves until it is dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
-    pub(crate) broker: Broker,
+    /// As workers of this process have it.
+    pub(crate) leasing: Arc<dyn Leasing>,
     pub(crate) shutdown: CancellationToken,
     serving: JoinSet<std::io::Result<()>>,
 }
@@ -76,7 +79,7 @@ impl Relay {
     }
 
     pub(crate) async fn connect(&self) -> Peer {
-        Peer { stream: TcpStream::connect(self.address).await.unwrap(), read: Vec::new() }
+        Peer::new(TcpStream::connect(self.address).await.unwrap())
     }
 
     /// One request on a connection of its own.
@@ -88,6 +91,15 @@ impl Relay {
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
         self.ask(&format!("GET {path}"), &[], "").await
+    }
+
+    /// Opens a stream of events.
+    pub(crate) async fn stream(&self, path: &str, headers: &[(&str, &str)]) -> Events {
+        let mut peer = self.connect().await;
+        let headers = [headers, &[("accept", "text/event-stream")]].concat();
+        peer.send(&format!("GET {path}"), &headers, "").await;
+        let head = peer.reply().await;
+        Events { peer, head, text: String::new() }
     }
 
     pub(crate) async fn submit(&self, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Reply {
@@ -102,7 +114,7 @@ impl Relay {
             max: NonZeroU32::MIN,
             wait: Duration::from_secs(60),
         };
-        self.broker.leasing.lease(&request).await.unwrap().pop().unwrap()
+        self.leasing.lease(&request).await.unwrap().pop().unwrap()
     }
 
     /// Waits for a job of `mail` and does it: `answer` becomes its result.
@@ -122,8 +134,8 @@ impl Relay {
     }
 
     async fn settle(&self, delivery: &Delivery, result: &JobResult, settlement: Settlement) {
-        self.broker.leasing.record(result).await.unwrap();
-        self.broker.leasing.settle(&delivery.receipt, &settlement).await.unwrap();
+        self.leasing.record(result).await.unwrap();
+        self.leasing.settle(&delivery.receipt, &settlement).await.unwrap();
     }
 
     /// Waits for the end of a drain.
@@ -144,6 +156,10 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, read: Vec::new() }
+    }
+
     /// Sends a whole request; it has a length and the host `localhost` unless `headers` say otherwise.
     pub(crate) async fn send(&mut self, line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) {
         let body = body.as_ref();
@@ -195,6 +211,21 @@ impl Peer {
         Reply { status, headers, body }
     }
 
+    /// The next chunk of a chunked body; empty at its end.
+    async fn chunk(&mut self) -> Vec<u8> {
+        loop {
+            if let Some(end) = self.read.windows(2).position(|bytes| bytes == b"\r\n") {
+                let length = usize::from_str_radix(std::str::from_utf8(&self.read[..end]).unwrap(), 16).unwrap();
+                if self.read.len() >= end + 2 + length + 2 {
+                    let chunk = self.read[end + 2..end + 2 + length].to_vec();
+                    self.read.drain(..end + 2 + length + 2);
+                    return chunk;
+                }
+            }
+            assert!(self.fill().await, "closed within a stream");
+        }
+    }
+
     /// Waits for the end of the connection; what still came before it.
     pub(crate) async fn closed(&mut self) -> String {
         while self.fill().await {}
@@ -204,6 +235,78 @@ impl Peer {
     /// `false` at the end, also at one by a reset.
     async fn fill(&mut self) -> bool {
         self.stream.read_buf(&mut self.read).await.unwrap_or(0) > 0
+    }
+}
+
+/// A stream of events.
+pub(crate) struct Events {
+    peer: Peer,
+    pub(crate) head: Reply,
+    text: String,
+}
+
+/// A block of a stream: an event, a comment, or what it begins and ends with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Block {
+    pub(crate) id: String,
+    pub(crate) event: String,
+    pub(crate) data: Value,
+    pub(crate) retry: String,
+    pub(crate) comment: String,
+}
+
+impl Events {
+    /// The next block, or `None` at the end of the stream.
+    pub(crate) async fn block(&mut self) -> Option<Block> {
+        let text = loop {
+            if let Some((block, rest)) = self.text.split_once("\n\n") {
+                let block = block.to_owned();
+                self.text = rest.to_owned();
+                break block;
+            }
+            match self.peer.chunk().await {
+                chunk if chunk.is_empty() => return None,
+                chunk => self.text += &String::from_utf8(chunk).unwrap(),
+            }
+        };
+        let mut block = Block::default();
+        for line in text.lines() {
+            let (name, value) = line.split_once(':').unwrap();
+            let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
+            match name {
+                "id" => block.id = value,
+                "event" => block.event = value,
+                "data" => block.data = serde_json::from_str(&value).unwrap(),
+                "retry" => block.retry = value,
+                "" => block.comment = value,
+                other => panic!("no field of a stream: {other}"),
+            }
+        }
+        Some(block)
+    }
+
+    /// The next event; what comes before it says nothing.
+    pub(crate) async fn event(&mut self) -> Block {
+        loop {
+            let block = self.block().await.expect("the stream ended before an event");
+            if !block.event.is_empty() {
+                return block;
+            }
+        }
+    }
+
+    /// What is left of the stream, to its end.
+    pub(crate) async fn rest(&mut self) -> Vec<Block> {
+        let mut blocks = Vec::new();
+        while let Some(block) = self.block().await {
+            blocks.push(block);
+        }
+        blocks
+    }
+
+    /// The connection, for another request.
+    pub(crate) fn into_peer(self) -> Peer {
+        self.peer
     }
 }
 

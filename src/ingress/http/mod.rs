@@ -2,10 +2,12 @@
 //!
 //! # Layout
 //!
-//! - `serve`: the accept loop, the guards of a connection, and the drain; `aside`: how the guards wait.
+//! - `serve`: the accept loop, the guards of a connection, and the drain; `activity`: what the guards look at; `aside`:
+//!   how they wait.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
+//! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
 //! - `answer`: writing an answer.
 
@@ -16,18 +18,22 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
+use relay_bridge::leasing::Leasing;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
+use super::events::{Events, Watched};
 use super::policies::Policies;
 use super::refusals::Refusals;
 use crate::auth::Authenticator;
 
+mod activity;
 mod answer;
 mod aside;
 mod batch;
 mod body;
+mod follow;
 mod gate;
 mod jobs;
 mod linger;
@@ -36,7 +42,9 @@ mod request;
 mod results;
 mod routes;
 mod serve;
+mod sse;
 mod submit;
+mod watch;
 mod whoami;
 
 pub use serve::serve;
@@ -66,6 +74,12 @@ pub struct Limits {
     pub headers: usize,
     /// Streams of one HTTP/2 connection at a time. Default 256.
     pub streams: u32,
+    /// Streams of events; beyond it 503 `overloaded`. Default 10,000.
+    pub followers: usize,
+    /// How long a stream of events lasts before it ends on purpose, within a fifth. Default 5 min.
+    pub follow_for: Duration,
+    /// How often a stream of events without any says that it is there. Default 15 s; less than `idle`.
+    pub ping_every: Duration,
 }
 
 impl Default for Limits {
@@ -81,6 +95,9 @@ impl Default for Limits {
             header_bytes: 16 * 1024,
             headers: 64,
             streams: 256,
+            followers: 10_000,
+            follow_for: Duration::from_secs(300),
+            ping_every: Duration::from_secs(15),
         }
     }
 }
@@ -95,6 +112,8 @@ pub struct Ingress {
     body_bytes: Arc<Budget>,
     requests: Arc<Budget>,
     refusals: Refusals,
+    followers: Arc<Budget>,
+    events: Arc<Events>,
     request_prefix: u64,
     request_count: AtomicU64,
 }
@@ -124,6 +143,8 @@ impl Ingress {
             body_bytes: Budget::new(limits.body_bytes),
             requests: Budget::new(limits.requests),
             refusals: Refusals::default(),
+            followers: Budget::new(limits.followers),
+            events: Arc::default(),
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
             broker,
@@ -149,6 +170,14 @@ impl Ingress {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.requests.taken()
+    }
+
+    /// The broker's leasing for workers of this process and of its listener: who watches a job here is told what they do
+    /// with it.
+    #[must_use]
+    pub fn leasing(&self) -> Arc<dyn Leasing> {
+        let (leasing, events) = (Arc::clone(&self.broker.leasing), Arc::clone(&self.events));
+        Arc::new(Watched { leasing, events, clock: self.clock.clone() })
     }
 
     /// A name for a request that no other request of any relay has.

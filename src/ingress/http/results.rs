@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use http::{StatusCode, Uri};
+use http::{HeaderMap, StatusCode, Uri};
 use relay_bridge::contract::{ClientId, JobId, QueueName};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Start};
 use tokio::time::Instant;
 
-use super::Served;
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
-use crate::api::{ResultView, ResultsPage};
+use super::{Served, follow, sse};
+use crate::api::{ResultView, ResultsPage, header};
 use crate::auth::Caller;
+use crate::ingress::headers::single;
 use crate::ingress::{jobs, outcome};
 
 /// Pages read for one request when a queue is asked for: results of other queues are skipped.
@@ -55,11 +56,21 @@ pub(super) async fn wait(
     results.lookup(client, job).await
 }
 
-/// `GET /v1/results?after=&queue=&wait=&limit=`
-pub(super) async fn page(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
-    let parameters = Parameters::read(&uri, &["after", "queue", "wait", "limit"])?;
-    let start = outcome::start(&caller.client, "parameter `after`", parameters.get("after"))?;
+/// `GET /v1/results?after=&queue=`: a page (`wait=`, `limit=`), or a stream of events for who asks for one.
+pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri, headers: HeaderMap) -> Answer {
+    let streamed = sse::is_wanted(&headers);
+    let allowed = ["after", "queue", "wait", "limit"];
+    let parameters = Parameters::read(&uri, if streamed { &allowed[..2] } else { &allowed })?;
     let queue = parameters.get("queue").map(str::parse).transpose()?;
+    let after = ("parameter `after`", parameters.get("after"));
+    if streamed {
+        // A reader that comes back repeats the address it began with, so its last event counts for more.
+        let seen = single(&headers, header::LAST_EVENT_ID)?.filter(|id| !id.is_empty());
+        let (name, after) = seen.map_or(after, |id| ("header Last-Event-ID", Some(id)));
+        let start = outcome::start(&caller.client, name, after)?;
+        return follow::follow(served, caller.client, queue, start).await;
+    }
+    let start = outcome::start(&caller.client, after.0, after.1)?;
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
     let page = read(&served, &caller.client, start, queue.as_ref(), limit, wait).await?;

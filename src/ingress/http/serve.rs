@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,11 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::activity::Activity;
 use super::aside::Aside;
 use super::{Ingress, Limits, Served, gate, routes};
 
@@ -39,6 +38,8 @@ const HEADERS_MAX: usize = 256;
 /// What an HTTP/2 peer may send ahead of the handlers, per connection and per stream: memory outside the byte budget.
 const CONNECTION_WINDOW: u32 = 512 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
+/// What is kept for an HTTP/2 stream whose peer does not read.
+const SEND_BYTES_MAX: usize = 64 * 1024;
 
 /// Serves `listener` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
 /// are refused, idle connections are closed. What is left after `drain` is cut off.
@@ -126,12 +127,12 @@ impl Connections {
             let service = {
                 let activity = Arc::clone(&activity);
                 service_fn(move |request| {
-                    let running = activity.begin();
+                    let (running, activity) = (activity.begin(), Arc::clone(&activity));
                     let (served, router) = (Arc::clone(&served), router.clone());
                     async move {
                         let response = gate::handle(served, router, request).await;
                         drop(running);
-                        Ok::<_, Infallible>(response)
+                        Ok::<_, Infallible>(response.map(|body| activity.attend(body)))
                     }
                 })
             };
@@ -159,67 +160,6 @@ impl Connections {
             })
             .await;
         }
-    }
-}
-
-/// What happens on a connection, so that one on which nothing happens can be dropped.
-struct Activity {
-    start: Instant,
-    begun: AtomicU64,
-    running: AtomicU64,
-    /// When the last answer was ready, in milliseconds after `start`.
-    answered_at: AtomicU64,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            begun: AtomicU64::new(0),
-            running: AtomicU64::new(0),
-            answered_at: AtomicU64::new(0),
-        }
-    }
-
-    /// Counts a request as running until the guard is dropped.
-    fn begin(self: &Arc<Self>) -> Running {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.running.fetch_add(1, Ordering::Relaxed);
-        Running(Arc::clone(self))
-    }
-
-    /// Ends if no request came within `first`, or later none within `idle` after the last answer.
-    ///
-    /// One timer for the connection, which looks again when it fires, instead of one that every request resets. Hyper has
-    /// no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings and ask
-    /// nothing, and none for peers that do not read their answers: <https://github.com/hyperium/hyper/issues/3756>.
-    async fn silence(&self, first: Duration, idle: Duration) {
-        tokio::time::sleep(first).await;
-        if self.begun.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        loop {
-            let now = Instant::now();
-            let quiet_since = match self.running.load(Ordering::Acquire) {
-                0 => self.start + Duration::from_millis(self.answered_at.load(Ordering::Relaxed)),
-                _ => now,
-            };
-            let until = quiet_since + idle;
-            if until <= now {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
-        }
-    }
-}
-
-struct Running(Arc<Activity>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let since_start = self.0.start.elapsed().as_millis();
-        self.0.answered_at.store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.0.running.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -251,6 +191,7 @@ fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
         .max_concurrent_streams(limits.streams)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
+        .max_send_buf_size(SEND_BYTES_MAX)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);

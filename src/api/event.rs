@@ -1,0 +1,83 @@
+//! What happens to a job, as its client is told while it watches.
+
+use relay_bridge::contract::{JobId, Outcome, RunId, Timestamp};
+use relay_bridge::leasing::Progress;
+use serde::{Deserialize, Serialize};
+
+use super::JobView;
+
+/// Something that happened to a job. Fields that do not apply are left out of the JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEvent {
+    /// The job.
+    pub job_id: JobId,
+    /// The run that it happened in.
+    pub run_id: RunId,
+    /// What it was; the name of the event, too.
+    #[serde(rename = "type")]
+    pub kind: JobEventKind,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Attempts started in the run by then.
+    pub attempt: u32,
+    /// How far the handler is, with `progress`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// When the next attempt may start, with `retrying`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Timestamp>,
+    /// How the run ended, with `finished`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// The job as it stood, with `snapshot`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Box<JobView>>,
+}
+
+/// What happened. `snapshot` and `finished` are certain; the others are told if this relay sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum JobEventKind {
+    /// Where the job stood when watching began: always the first event.
+    Snapshot,
+    /// A worker took it.
+    Started,
+    /// Its handler said how far it is.
+    Progress,
+    /// An attempt failed, and another one follows.
+    Retrying,
+    /// The run ended: always the last event.
+    Finished,
+}
+
+impl JobEventKind {
+    /// The word that the API uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Started => "started",
+            Self::Progress => "progress",
+            Self::Retrying => "retrying",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+impl JobEvent {
+    /// An event with nothing but what every event has.
+    #[must_use]
+    pub fn new(kind: JobEventKind, (job_id, run_id): (JobId, RunId), at: Timestamp, attempt: u32) -> Self {
+        let (progress, next_attempt_at, outcome, job) = (None, None, None, None);
+        Self { job_id, run_id, kind, at, attempt, progress, next_attempt_at, outcome, job }
+    }
+
+    /// Where the job stands at `now`.
+    #[must_use]
+    pub fn snapshot(job: JobView, now: Timestamp) -> Self {
+        let ids = (job.receipt.job_id, job.receipt.run_id);
+        let event = Self::new(JobEventKind::Snapshot, ids, now, job.attempt);
+        Self { job: Some(Box::new(job)), ..event }
+    }
+}

@@ -1,0 +1,150 @@
+//! `GET /v1/results` as server-sent events: all of a client's results from a cursor on, and what comes after them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use relay_bridge::contract::{ClientId, Cursor, QueueName};
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::{Page, Reset, Start};
+use serde::Serialize;
+
+use super::Served;
+use super::answer::Refusal;
+use super::sse::{self, Beat, Pulse};
+use crate::api::ResultView;
+
+/// Results that are read at a time.
+const READ_MAX: u32 = 32;
+/// Bytes of events that wait for the peer: what was read beyond it is read again when there is room.
+const READY_BYTES_MAX: usize = 16 * 1024;
+
+/// A reader of the results of one client.
+struct Follower {
+    served: Arc<Served>,
+    client: ClientId,
+    queue: Option<QueueName>,
+    pulse: Pulse,
+    /// Behind what was read and is on its way, or was left out.
+    at: Cursor,
+    /// Where the peer knows that it is.
+    told: Option<Cursor>,
+    ready: VecDeque<Bytes>,
+    reading: Option<BoxFuture<'static, Result<Page, BrokerError>>>,
+    ended: bool,
+}
+
+/// The data of a `reset` event.
+#[derive(Serialize)]
+struct ResetView {
+    reason: Reset,
+}
+
+/// The results of `client` from `start` on, of `queue` or of all queues.
+///
+/// # Errors
+/// `overloaded` if there are too many streams; what the broker refuses at the first read.
+pub(super) async fn follow(
+    served: Arc<Served>,
+    client: ClientId,
+    queue: Option<QueueName>,
+    start: Start,
+) -> Result<Response, Refusal> {
+    let pulse = Pulse::start(&served)?;
+    let results = &served.ingress.broker.results;
+    let page = results.page(&client, &start, READ_MAX, std::time::Duration::ZERO).await?;
+    // With nothing to tell, the peer learns where it stands: else it would not find its way back.
+    let told = page.entries.is_empty().then(|| page.next.clone());
+    let opening = pulse.opening(told.as_ref().map(Cursor::to_string).as_deref());
+    let at = page.next.clone();
+    let ready = VecDeque::from([opening]);
+    let mut follower = Follower { served, client, queue, pulse, at, told, ready, reading: None, ended: false };
+    follower.take(page);
+    Ok(sse::answer(stream::unfold(follower, |mut follower| async move {
+        let chunk = follower.next().await?;
+        Some((chunk, follower))
+    })))
+}
+
+impl Follower {
+    /// What to send next.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(chunk);
+            }
+            if self.ended {
+                return None;
+            }
+            let mut reading = self.reading.take().unwrap_or_else(|| self.read());
+            tokio::select! {
+                page = &mut reading => match page {
+                    Ok(page) if page.entries.is_empty() && page.reset.is_none() => self.end(),
+                    Ok(page) => self.take(page),
+                    Err(error) => {
+                        self.ready.push_back(sse::problem(&error.into()));
+                        self.end();
+                    }
+                },
+                beat = self.pulse.beat() => {
+                    self.reading = Some(reading);
+                    match beat {
+                        Beat::Ping => self.ping(),
+                        Beat::End => self.end(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads on, and waits for as long as the stream lasts if there is nothing yet.
+    fn read(&self) -> BoxFuture<'static, Result<Page, BrokerError>> {
+        let results = Arc::clone(&self.served.ingress.broker.results);
+        let (client, start) = (self.client.clone(), Start::After(self.at.clone()));
+        // It ends before: what it finds at its end is nothing.
+        let wait = self.served.ingress.limits.follow_for * 2;
+        Box::pin(async move { results.page(&client, &start, READ_MAX, wait).await })
+    }
+
+    /// Makes events of what was read, as far as there is room.
+    fn take(&mut self, page: Page) {
+        if let Some(reason) = page.reset {
+            // Its place is known with the first result that follows: without one, it is the end of the log.
+            let id = page.entries.is_empty().then(|| page.next.to_string());
+            self.ready.push_back(sse::event("reset", id.as_deref(), &ResetView { reason }));
+        }
+        let mut bytes = 0;
+        for finished in page.entries {
+            if bytes > READY_BYTES_MAX {
+                return;
+            }
+            self.at = finished.cursor.clone();
+            if self.queue.as_ref().is_none_or(|queue| *queue == finished.result.queue) {
+                let view = ResultView::new(&finished);
+                let event = sse::event("result", Some(&view.cursor), &view);
+                bytes += event.len();
+                self.ready.push_back(event);
+                self.told = Some(finished.cursor);
+            }
+        }
+        self.at = page.next;
+    }
+
+    fn ping(&mut self) {
+        // Results of other queues were passed over: whoever comes back need not pass them again.
+        let moved = self.told.as_ref() != Some(&self.at);
+        let id = moved.then(|| self.at.to_string());
+        if moved {
+            self.told = Some(self.at.clone());
+        }
+        self.ready.push_back(sse::ping(id.as_deref()));
+    }
+
+    fn end(&mut self) {
+        self.ready.push_back(self.pulse.closing());
+        self.ended = true;
+    }
+}

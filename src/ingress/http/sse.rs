@@ -1,0 +1,169 @@
+//! Server-sent events: how one is written, and what every stream of them has in common. A stream is read out of its source
+//! when its peer has room for more, so that a peer that does not read holds one small chunk and no task.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::HeaderMap;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Served;
+use super::answer::Refusal;
+use crate::api::Slug;
+use crate::ingress::budget::Share;
+
+/// The content type of a stream.
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
+/// When to connect again after the end of a stream, at least; a random part of as much again is added.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Whether the caller asks for a stream, where there is another form as well.
+pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let essence = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(EVENT_STREAM));
+        essence && !parts.any(|part| part.starts_with("q=0") && part[3..].bytes().all(|b| matches!(b, b'.' | b'0')))
+    })
+}
+
+/// One event. `id` is what the reader sends as `Last-Event-ID` when it comes back.
+pub(super) fn event(name: &str, id: Option<&str>, data: &impl Serialize) -> Bytes {
+    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+    // Without line breaks: serde_json writes none.
+    let data = serde_json::to_string(data).unwrap_or_default();
+    format!("{id}event: {name}\ndata: {data}\n\n").into()
+}
+
+/// The last event of a stream that can't go on.
+pub(super) fn problem(Refusal(problem): &Refusal) -> Bytes {
+    event("problem", None, problem)
+}
+
+/// The answer that `events` are.
+pub(super) fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let mut response = Response::new(Body::from_stream(events.map(Ok::<_, std::convert::Infallible>)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    // What asks nginx not to collect events before it passes them on.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+/// What a stream does beside telling events: it pings, and it ends after some minutes or with the drain, so that readers
+/// spread again over the relays that there are.
+pub(super) struct Pulse {
+    shutdown: CancellationToken,
+    ping: Interval,
+    end: Pin<Box<Sleep>>,
+    retry: Duration,
+    _place: Share,
+}
+
+/// What a [`Pulse`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beat {
+    /// Something to send, so that nobody between takes the connection for dead.
+    Ping,
+    /// The end, on purpose.
+    End,
+}
+
+impl Pulse {
+    /// The pulse of a new stream.
+    ///
+    /// # Errors
+    /// `overloaded` if there are as many streams as relay serves.
+    pub(super) fn start(served: &Served) -> Result<Self, Refusal> {
+        let limits = &served.ingress.limits;
+        let place = served.ingress.followers.take(1).ok_or_else(|| {
+            let detail =
+                "relay serves as many streams as it can: try again after Retry-After, or read pages with `wait`";
+            Refusal::new(Slug::Overloaded, detail)
+        })?;
+        // Between 0.8 and 1.2 times as long: streams that began together do not end together.
+        let life = limits.follow_for.mul_f64(0.8 + 0.4 * random());
+        let mut ping = tokio::time::interval_at(Instant::now() + limits.ping_every, limits.ping_every);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            shutdown: served.shutdown.clone(),
+            ping,
+            end: Box::pin(tokio::time::sleep(life)),
+            retry: RETRY + RETRY.mul_f64(random()),
+            _place: place,
+        })
+    }
+
+    /// What a stream begins with; `id` is where it stands if it has nothing to tell yet.
+    pub(super) fn opening(&self, id: Option<&str>) -> Bytes {
+        let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+        format!("retry: {}\n{id}\n", self.retry.as_millis()).into()
+    }
+
+    /// Waits until something is to be done. Dropping it loses nothing.
+    pub(super) async fn beat(&mut self) -> Beat {
+        tokio::select! {
+            _ = self.ping.tick() => Beat::Ping,
+            () = &mut self.end => Beat::End,
+            () = self.shutdown.cancelled() => Beat::End,
+        }
+    }
+
+    /// What a stream ends with on purpose.
+    pub(super) fn closing(&self) -> Bytes {
+        format!(": the end of this connection, not of the stream: come back\nretry: {}\n\n", self.retry.as_millis())
+            .into()
+    }
+}
+
+/// A ping; `id` is where the reader stands, if that has changed without an event.
+pub(super) fn ping(id: Option<&str>) -> Bytes {
+    match id {
+        Some(id) => format!("id: {id}\n: ping\n\n").into(),
+        None => Bytes::from_static(b": ping\n\n"),
+    }
+}
+
+/// From 0 to 1.
+fn random() -> f64 {
+    let mut byte = [0];
+    // Without randomness they all are alike, and nothing else is lost.
+    getrandom::fill(&mut byte).map_or(0.5, |()| f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_sent_to_who_asks_for_one() {
+        for (accept, wanted) in [
+            ("text/event-stream", true),
+            ("Text/Event-Stream;q=0.9, */*;q=0.1", true),
+            ("application/json, text/event-stream", true),
+            ("text/event-stream;q=0", false),
+            ("text/event-stream; q=0.0", false),
+            ("*/*", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+            assert_eq!(is_wanted(&headers), wanted, "{accept}");
+        }
+        assert!(!is_wanted(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn an_event_is_one_block_of_lines() {
+        let text = event("x", Some("7"), &"a\nb");
+        assert_eq!(text, "id: 7\nevent: x\ndata: \"a\\nb\"\n\n");
+    }
+}

@@ -1,0 +1,185 @@
+//! `GET /v1/jobs/{id}/events` as server-sent events: where the job stands, what workers do with it as far as this relay
+//! sees it, and how it ended.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use http::{HeaderMap, StatusCode, Uri};
+use relay_bridge::contract::{ClientId, JobId, RunId, Timestamp};
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::Lookup;
+
+use super::answer::{Answer, Refusal};
+use super::request::{self, Parameters};
+use super::sse::{self, Beat, Pulse};
+use super::{Ingress, Served};
+use crate::api::{JobEvent, JobEventKind, JobView, header};
+use crate::auth::Caller;
+use crate::ingress::events::{Told, Watch, What};
+use crate::ingress::headers::single;
+use crate::ingress::jobs;
+
+/// One who watches one job.
+struct Watcher {
+    served: Arc<Served>,
+    client: ClientId,
+    job: (JobId, RunId),
+    /// The last attempt that is known of.
+    attempt: u32,
+    pulse: Pulse,
+    watch: Watch,
+    ready: VecDeque<Bytes>,
+    waiting: Option<BoxFuture<'static, Result<Lookup, BrokerError>>>,
+    ended: bool,
+}
+
+/// `GET /v1/jobs/{id}/events`
+pub(super) async fn events(
+    State(served): State<Arc<Served>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    Parameters::read(&uri, &[])?;
+    let id = request::job_id(&id)?;
+    let pulse = Pulse::start(&served)?;
+    // Before the look-up, so that nothing falls between the two.
+    let watch = served.ingress.events.watch(id);
+    let Ingress { broker, policies, clock, .. } = &*served.ingress;
+    let view = jobs::find(broker, policies, &caller.client, id).await?;
+    let run = view.receipt.run_id;
+    let seen = single(&headers, header::LAST_EVENT_ID)?;
+    if view.outcome.is_some() && seen == Some(run.to_string().as_str()) {
+        // A reader that has seen the end comes back: this answer tells it not to.
+        return Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response());
+    }
+    let finished = finished(&view);
+    let attempt = view.attempt;
+    let snapshot = JobEvent::snapshot(view, clock.now());
+    let ready = VecDeque::from([pulse.opening(None), written(&snapshot)]);
+    let mut watcher = Watcher {
+        client: caller.client,
+        job: (id, run),
+        attempt,
+        pulse,
+        watch,
+        ready,
+        waiting: None,
+        ended: false,
+        served: Arc::clone(&served),
+    };
+    if let Some(finished) = finished {
+        watcher.finish(&finished);
+    }
+    Ok(sse::answer(stream::unfold(watcher, |mut watcher| async move {
+        let chunk = watcher.next().await?;
+        Some((chunk, watcher))
+    })))
+}
+
+/// How the run ended, if it did.
+fn finished(view: &JobView) -> Option<JobEvent> {
+    let at = view.finished_at.unwrap_or(Timestamp::EPOCH);
+    let ids = (view.receipt.job_id, view.receipt.run_id);
+    let event = JobEvent::new(JobEventKind::Finished, ids, at, view.attempt);
+    view.outcome.map(|outcome| JobEvent { outcome: Some(outcome), ..event })
+}
+
+fn written(event: &JobEvent) -> Bytes {
+    // Only the end has an id: whoever comes back before it begins with a new snapshot.
+    let id = (event.kind == JobEventKind::Finished).then(|| event.run_id.to_string());
+    sse::event(event.kind.as_str(), id.as_deref(), event)
+}
+
+impl Watcher {
+    /// What to send next.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(chunk);
+            }
+            if self.ended {
+                return None;
+            }
+            let mut waiting = self.waiting.take().unwrap_or_else(|| self.wait());
+            tokio::select! {
+                found = &mut waiting => self.found(found),
+                told = self.watch.next() => {
+                    self.waiting = Some(waiting);
+                    self.tell(told);
+                }
+                beat = self.pulse.beat() => {
+                    self.waiting = Some(waiting);
+                    match beat {
+                        Beat::Ping => self.ready.push_back(sse::ping(None)),
+                        Beat::End => self.end(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the result for as long as the stream lasts.
+    fn wait(&self) -> BoxFuture<'static, Result<Lookup, BrokerError>> {
+        let results = Arc::clone(&self.served.ingress.broker.results);
+        let (client, job) = (self.client.clone(), self.job.0);
+        let wait = self.served.ingress.limits.follow_for * 2;
+        Box::pin(async move { results.wait(&client, job, wait).await })
+    }
+
+    fn found(&mut self, found: Result<Lookup, BrokerError>) {
+        match found {
+            Ok(Lookup::Finished(finished)) => {
+                let result = finished.result;
+                let ids = (result.job_id, result.run_id);
+                let event = JobEvent::new(JobEventKind::Finished, ids, result.finished_at, result.attempt);
+                self.finish(&JobEvent { outcome: Some(result.outcome), ..event });
+            }
+            // The broker is being closed.
+            Ok(Lookup::Open(_)) => self.end(),
+            Ok(Lookup::Absent) => self.fail(&Refusal::no_job()),
+            Err(error) => self.fail(&error.into()),
+        }
+    }
+
+    fn tell(&mut self, Told { run_id, at, what }: Told) {
+        if run_id != self.job.1 {
+            return;
+        }
+        let event = |kind, attempt| JobEvent::new(kind, self.job, at, attempt);
+        let event = match what {
+            What::Started(attempt) => {
+                self.attempt = attempt;
+                event(JobEventKind::Started, attempt)
+            }
+            What::Progress(progress) => {
+                JobEvent { progress: Some(progress), ..event(JobEventKind::Progress, self.attempt) }
+            }
+            What::Retrying(after) => {
+                JobEvent { next_attempt_at: Some(at + after), ..event(JobEventKind::Retrying, self.attempt) }
+            }
+        };
+        self.ready.push_back(written(&event));
+    }
+
+    fn finish(&mut self, event: &JobEvent) {
+        self.ready.push_back(written(event));
+        self.ended = true;
+    }
+
+    fn fail(&mut self, refusal: &Refusal) {
+        self.ready.push_back(sse::problem(refusal));
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.ready.push_back(self.pulse.closing());
+        self.ended = true;
+    }
+}
