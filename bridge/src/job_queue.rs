@@ -51,6 +51,12 @@ pub trait JobQueue: Send + Sync {
     /// How much waits and runs in `queue`, over all clients. `NotFound` if there is no such queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError>;
 
+    /// How many of the client's jobs in `queue` count against its `max_queued`: in line, or waiting for a time. `None` if the
+    /// broker can't tell without looking through them. `NotFound` if there is no such queue.
+    async fn waiting(&self, _client: &ClientId, _queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        Ok(None)
+    }
+
     /// One bounded step of what time demands: ends runs past their deadline, removes what is past its keeping. At most
     /// `limit` records. Any number of replicas may run it at once. It never touches a finished run's outcome.
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError>;

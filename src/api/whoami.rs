@@ -22,6 +22,8 @@ pub struct Whoami {
     pub durability: String,
     /// What holds for a request.
     pub limits: LimitsView,
+    /// What holds for the caller in each queue that it may use, and what is left; the first 100 in the order of names.
+    pub queue_limits: Vec<QueueLimits>,
     /// Relay's clock, so that a client can see how far its own is off.
     pub server_time: Timestamp,
     /// Relay's version.
@@ -39,6 +41,39 @@ pub struct LimitsView {
     pub delay_max: DurationText,
     /// The longest idempotency key, in bytes.
     pub key_bytes_max: u64,
+    /// The most entries of a batch.
+    pub batch_entries_max: u64,
+    /// The largest batch, in bytes.
+    pub batch_bytes_max: u64,
+    /// The most headers of a request.
+    pub headers_max: u64,
+    /// The most bytes of a request's headers.
+    pub header_bytes_max: u64,
     /// All `Relay-Meta-*` together, names without the prefix and values, in bytes.
     pub meta_bytes_max: u64,
+}
+
+/// What holds for one client in one queue, now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueLimits {
+    /// The queue.
+    pub queue: QueueName,
+    /// The largest payload, in bytes.
+    pub payload_max: u64,
+    /// The largest result, in bytes.
+    pub result_max: u64,
+    /// Attempts of a run before it ends as `exhausted`.
+    pub max_attempts: u32,
+    /// The longest a run may take.
+    pub job_ttl: DurationText,
+    /// How long after completion the result, and the replay of the key, may be relied on.
+    pub retention: DurationText,
+    /// Whether an operator has stopped the queue: jobs are taken and wait.
+    pub paused: bool,
+    /// The client's jobs that may wait at once.
+    pub max_queued: u64,
+    /// The client's jobs that wait now; `null` if the broker can't tell.
+    pub queued: Option<u64>,
+    /// How many more may wait; `null` if the broker can't tell.
+    pub left: Option<u64>,
 }

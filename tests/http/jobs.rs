@@ -214,6 +214,9 @@ async fn a_caller_is_known_by_its_key_and_held_to_its_role_and_queues() {
     assert_eq!((whoami.client.as_str(), &*whoami.authenticated_by, &*whoami.durability), ("acme", "api-key", "none"));
     assert!(client.contains(&whoami.key_id.unwrap()));
     assert_eq!(whoami.limits.wait_max.0, Duration::from_secs(55));
+    let [mail] = &whoami.queue_limits[..] else { panic!("one queue for this key") };
+    assert_eq!((mail.queue.as_str(), mail.payload_max, mail.retention.0.as_secs()), ("mail", 1_000, 86_400));
+    assert_eq!((mail.max_queued, mail.queued, mail.left), (1_000_000, Some(1), Some(999_999)));
 
     relay.ask("POST /v1/queues/other/jobs", &[key], "x").await.is_problem(403, "forbidden");
     relay.ask("POST /v1/queues/nowhere/jobs", &[key], "x").await.is_problem(403, "forbidden");

@@ -190,9 +190,29 @@ async fn too_many_and_too_large_headers_are_refused() {
     assert_eq!(reply.field("limit"), "16384");
     relay.get(&format!("/v1/jobs?queue={large}")).await.is_problem(431, "headers-too-large");
     relay.ask("GET /v1/whoami", &vec![("x-many", "1"); 70], "").await.is_problem(431, "headers-too-large");
-    // Beyond what is read at all, nothing is known to write a document about.
-    let beyond = vec![("x-many", "1"); 101];
-    assert_eq!(relay.ask("GET /v1/whoami", &beyond, "").await.status, 431);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_not_even_read_is_refused_with_a_problem_too() {
+    let relay = Relay::start().await;
+    let reply = relay.ask("GET /v1/whoami", &vec![("x-many", "1"); 101], "").await;
+    reply.is_problem(431, "headers-too-large");
+    assert_eq!(reply.header("connection"), "close");
+    // Far more than is read, so that closing without reading would lose the answer in a reset.
+    let endless = "x".repeat(900_000);
+    relay.ask("GET /v1/whoami", &[("x-large", &endless)], "").await.is_problem(431, "headers-too-large");
+    relay.get(&format!("/{endless}")).await.is_problem(431, "headers-too-large");
+    for garbage in
+        ["GET\r\n\r\n", "GET / HTTP/1.1\r\nno colon\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\r\n\r\n"]
+    {
+        let mut peer = relay.connect().await;
+        // Behind a request that was answered, too.
+        peer.send("GET /v1/whoami", &[], "").await;
+        assert_eq!(peer.reply().await.status, 200);
+        peer.write(garbage.as_bytes()).await;
+        peer.reply().await.is_problem(400, "malformed-request");
+        assert_eq!(peer.closed().await, "");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

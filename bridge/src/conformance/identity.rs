@@ -244,5 +244,8 @@ pub async fn a_known_key_is_answered_where_the_quota_is_full(fixture: &dyn Fixtu
     stage.submit(stage.keyed(&client, "key-2")).await;
     let refusal = refused(stage.broker.jobs.enqueue(stage.accept(stage.keyed(&client, "key-3"))).await);
     assert_eq!(refusal, BrokerErrorKind::QuotaExceeded { actual: 2, limit: 2 });
+    // A broker that counts them for whoever asks counts the same.
+    let waiting = stage.broker.jobs.waiting(&client, &first.queue).await.unwrap();
+    assert!(waiting.is_none_or(|waiting| waiting == 2), "{waiting:?}");
     assert_eq!(stage.replay(stage.keyed(&client, "key-1")).await.run_id, first.run_id);
 }

@@ -84,6 +84,12 @@ impl JobQueue for Embedded {
         .await
     }
 
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        let (client, queue) = (client.clone(), queue.clone());
+        self.call(move |writer| writer.state.queue(&queue).map(|(row, _)| Some(writer.count_waiting(&client, row))))
+            .await
+    }
+
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.call(move |writer| writer.sweep(limit)).await
     }
@@ -120,8 +126,7 @@ impl Writer {
         if job.payload.len() as u64 > payload_max {
             return Some(too_large("enqueue", job.payload.len() as u64, payload_max));
         }
-        let line = self.state.client_rows.get(&job.client).and_then(|client| self.state.lines.get(&(queue, *client)));
-        let actual = line.map_or(0, |line| line.waiting + line.parked);
+        let actual = self.count_waiting(&job.client, queue);
         (actual >= max_queued).then(|| {
             BrokerError::new(
                 BrokerErrorKind::QuotaExceeded { actual, limit: max_queued },
@@ -132,6 +137,12 @@ impl Writer {
                 ),
             )
         })
+    }
+
+    /// The client's jobs of the queue that are in line or parked.
+    fn count_waiting(&self, client: &ClientId, queue: i64) -> u64 {
+        let line = self.state.client_rows.get(client).and_then(|client| self.state.lines.get(&(queue, *client)));
+        line.map_or(0, |line| line.waiting + line.parked)
     }
 
     /// Writes a job whose id is not known.

@@ -44,6 +44,10 @@ impl JobQueue for Faulty {
         self.faults.make("depth", self.inner.depth(queue)).await
     }
 
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.faults.make("waiting", self.inner.waiting(client, queue)).await
+    }
+
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.faults.make("sweep", self.inner.sweep(limit)).await
     }

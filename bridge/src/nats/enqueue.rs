@@ -150,7 +150,7 @@ impl Nats {
     }
 
     /// The client's jobs in line or on timers.
-    async fn count_waiting(&self, queue: &QueueName, client: &ClientId) -> Result<u64, BrokerError> {
+    pub(super) async fn count_waiting(&self, queue: &QueueName, client: &ClientId) -> Result<u64, BrokerError> {
         let (info, timers) =
             (self.consumer_info(queue, client), self.count(queue, names::client_timers(queue, client)));
         let (info, timers) = tokio::try_join!(info, timers)?;

@@ -61,6 +61,11 @@ impl JobQueue for Nats {
         }))
     }
 
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.policies().require(queue, "count").await?;
+        self.count_waiting(queue, client).await.map(Some)
+    }
+
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.sweep_step(limit).await
     }

@@ -8,6 +8,7 @@ use http::StatusCode;
 use super::answer::{self, Answer};
 use super::request::{self, Parameters};
 use super::{Ingress, Served, body};
+use crate::api::BatchItem;
 use crate::api::batch::BATCH_BYTES_MAX;
 use crate::auth::Caller;
 use crate::ingress::batch::Batch;
@@ -39,5 +40,11 @@ pub(super) async fn submit(
         key,
         headers,
     };
-    answer::json(StatusCode::OK, &batch.enqueue(&body).await?)
+    let answer = batch.enqueue(&body).await?;
+    for entry in &answer.entries {
+        if let BatchItem::Problem(problem) = entry {
+            served.ingress.refusals.add(problem.slug);
+        }
+    }
+    answer::json(StatusCode::OK, &answer)
 }

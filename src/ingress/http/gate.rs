@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use http::header::{HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Request, Version};
+use http::{Method, Request, Version};
 use http_body::Body as HttpBody;
 use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
@@ -43,15 +43,27 @@ where
                 Refusal::new(Slug::Internal, detail).into_response()
             }
         };
-        let response = answer::finish(response, &method, all, request_id);
-        if let Some(slug) = response.extensions().get::<Slug>() {
-            served.ingress.refusals.add(*slug);
-        }
+        let response = finish(&served, response, &method, all, request_id);
         debug!(status = response.status().as_u16(), "request answered");
         response
     }
     .instrument(span)
     .await
+}
+
+/// The answer to what is no request that could be handled.
+pub(super) fn refuse(served: &Served, refusal: Refusal) -> Response {
+    let request_id = served.ingress.mint_request_id();
+    debug!(request_id, detail = refusal.0.detail, "a head was refused before it was read");
+    finish(served, refusal.into_response(), &Method::GET, false, request_id)
+}
+
+fn finish(served: &Served, response: Response, method: &Method, all: bool, request_id: String) -> Response {
+    let response = answer::finish(response, method, all, request_id);
+    if let Some(slug) = response.extensions().get::<Slug>() {
+        served.ingress.refusals.add(*slug);
+    }
+    response
 }
 
 async fn admit<B>(served: &Arc<Served>, mut router: Router, request: Request<B>) -> Response

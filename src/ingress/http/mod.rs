@@ -9,7 +9,7 @@
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
-//! - `answer`: writing an answer.
+//! - `answer`: writing an answer; `bare`: what hyper answers by itself.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use crate::auth::Authenticator;
 mod activity;
 mod answer;
 mod aside;
+mod bare;
 mod batch;
 mod body;
 mod follow;
@@ -70,7 +71,7 @@ pub struct Limits {
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB, at most 32 KiB.
     pub header_bytes: usize,
     /// Headers of a request; beyond it 431. Default 64, at most 200. HTTP/1.1 requests beyond 100 (with a limit above
-    /// 100: beyond 256) are refused before they are read, with a bare 431.
+    /// 100: beyond 256) are refused before they are read, and not told how many they had.
     pub headers: usize,
     /// Streams of one HTTP/2 connection at a time. Default 256.
     pub streams: u32,

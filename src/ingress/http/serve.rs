@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::activity::Activity;
 use super::aside::Aside;
+use super::bare::Described;
 use super::{Ingress, Limits, Served, gate, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
@@ -124,6 +125,7 @@ impl Connections {
             }
             let Limits { first_request, idle, .. } = served.ingress.limits;
             let activity = Arc::new(Activity::new());
+            let described = Arc::clone(&served);
             let service = {
                 let activity = Arc::clone(&activity);
                 service_fn(move |request| {
@@ -136,7 +138,8 @@ impl Connections {
                     }
                 })
             };
-            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            let stream = TokioIo::new(Described::new(stream, described));
+            let mut connection = pin!(builder.serve_connection(stream, service));
             let mut drains = Aside::new(shutdown.cancelled());
             let mut ends = Aside::new(async {
                 let silent = kill.run_until_cancelled(activity.silence(first_request, idle)).await;

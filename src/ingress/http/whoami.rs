@@ -7,16 +7,22 @@ use http::{StatusCode, Uri};
 use relay_bridge::contract::ids::KEY_BYTES_MAX;
 use relay_bridge::contract::job::DELAY_MAX;
 
-use super::Served;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, Refusal};
 use super::request::Parameters;
-use crate::api::{DurationText, LimitsView, Whoami};
+use super::{Ingress, Served};
+use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
+use crate::api::{DurationText, LimitsView, QueueLimits, Whoami};
 use crate::auth::{Authenticated, Caller};
 use crate::ingress::headers::META_BYTES_MAX;
 
+/// Queues that are described at most.
+const QUEUES_MAX: usize = 100;
+
+/// `GET /v1/whoami`
 pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
+    let queue_limits = queue_limits(&served, &caller).await?;
     let (authenticated_by, key_id) = match caller.authenticated {
         Authenticated::ApiKey(id) => ("api-key", Some(id)),
         Authenticated::Development => ("development", None),
@@ -33,10 +39,40 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, ur
             wait_max: DurationText(ingress.limits.wait_max),
             delay_max: DurationText(DELAY_MAX),
             key_bytes_max: KEY_BYTES_MAX as u64,
+            batch_entries_max: BATCH_ENTRIES_MAX as u64,
+            batch_bytes_max: BATCH_BYTES_MAX.min(ingress.limits.body_bytes as u64),
+            headers_max: ingress.limits.headers as u64,
+            header_bytes_max: ingress.limits.header_bytes as u64,
             meta_bytes_max: META_BYTES_MAX as u64,
         },
+        queue_limits,
         server_time: ingress.clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     answer::json(StatusCode::OK, &body)
+}
+
+/// What holds for the caller in the queues that it may use. A broker may have to look for each, so they are few.
+async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimits>, Refusal> {
+    let Ingress { broker, .. } = &*served.ingress;
+    let policies = broker.policies.policies().await?;
+    let allowed = policies.into_iter().filter(|(queue, _)| caller.may_use(queue)).take(QUEUES_MAX);
+    let mut limits = Vec::new();
+    for (queue, policy) in allowed {
+        let queued = broker.jobs.waiting(&caller.client, &queue).await?;
+        let max_queued = policy.client(&caller.client).max_queued;
+        limits.push(QueueLimits {
+            payload_max: policy.payload_max.min(served.ingress.payload_max()),
+            result_max: policy.result_max.min(broker.capabilities.payload_max),
+            max_attempts: policy.max_attempts,
+            job_ttl: DurationText(policy.job_ttl),
+            retention: DurationText(policy.retention),
+            paused: policy.paused,
+            max_queued,
+            queued,
+            left: queued.map(|queued| max_queued.saturating_sub(queued)),
+            queue,
+        });
+    }
+    Ok(limits)
 }
