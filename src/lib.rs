@@ -13,6 +13,7 @@
 //! - [`broker`]: which broker that is, and what must be there before anything is served.
 //! - [`bridge`]: what is queued on one broker is done on another.
 //! - [`cli`]: the commands, one file each.
+//! - `private_file`: how a file of keys is written.
 
 #[cfg(feature = "server")]
 pub mod admin;
@@ -32,5 +33,7 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod ingress;
+#[cfg(feature = "server")]
+mod private_file;
 #[cfg(feature = "server")]
 pub mod telemetry;

@@ -32,8 +32,21 @@ fn help_names_every_command_and_every_exit_code() {
     let help = run(["--help"]);
     assert_eq!(code(&help), 0);
     assert_eq!(stderr(&help), "");
-    for word in ["serve", "worker", "dev", "demo", "submit", "result", "status", "cancel", "keys", "store", "provision"]
-    {
+    for word in [
+        "serve",
+        "worker",
+        "dev",
+        "demo",
+        "submit",
+        "result",
+        "results",
+        "jobs",
+        "context",
+        "keys",
+        "store",
+        "provision",
+        "man",
+    ] {
         assert!(stdout(&help).contains(&format!("\n  {word} ")), "{word}");
         let of_command = run([word, "--help"]);
         assert_eq!(code(&of_command), 0);
@@ -241,7 +254,7 @@ fn a_failed_job_is_exit_code_1_with_the_end_of_its_stderr() {
     assert!(stderr(&output).contains("the disk is on fire"), "{}", stderr(&output));
     let described = run(["result", id, "--json", "--server", &dev.url()]);
     assert_eq!((code(&described), &json_lines(&described)[0]["outcome"]), (1, &"failed".into()));
-    let status = run(["status", id, "--json", "--server", &dev.url()]);
+    let status = run(["jobs", "show", id, "--json", "--server", &dev.url()]);
     assert_eq!((code(&status), &json_lines(&status)[0]["state"]), (0, &"failed".into()));
     dev.stop();
 }
@@ -249,9 +262,11 @@ fn a_failed_job_is_exit_code_1_with_the_end_of_its_stderr() {
 #[test]
 fn a_job_that_nobody_knows_is_exit_code_1() {
     let dev = Running::dev(&[], "cat");
-    for command in ["result", "status", "cancel"] {
-        let output = run([command, "018f6f6e-0000-7000-8000-000000000000", "--server", &dev.url()]);
-        assert_eq!(code(&output), 1, "{command}: {output:?}");
+    let commands = [&["result"][..], &["jobs", "show"], &["jobs", "cancel"], &["jobs", "rerun"], &["jobs", "erase"]];
+    for command in commands {
+        let nobody = ["018f6f6e-0000-7000-8000-000000000000", "--server", &dev.url()];
+        let output = run(command.iter().chain(&nobody));
+        assert_eq!(code(&output), 1, "{command:?}: {output:?}");
         assert!(stderr(&output).contains("not-found"), "{}", stderr(&output));
     }
     dev.stop();
@@ -265,7 +280,7 @@ fn a_cancelled_job_never_succeeds() {
     let pending = run(["result", id, "--server", &dev.url()]);
     assert_eq!(code(&pending), 1);
     assert!(stderr(&pending).contains("--wait"), "{}", stderr(&pending));
-    assert_eq!(code(&run(["cancel", id, "--server", &dev.url()])), 0);
+    assert_eq!(code(&run(["jobs", "cancel", id, "--server", &dev.url()])), 0);
     let result = run(["result", id, "--json", "--server", &dev.url()]);
     assert_eq!((code(&result), &json_lines(&result)[0]["outcome"]), (1, &"cancelled".into()));
     dev.stop();
@@ -356,7 +371,7 @@ fn a_policy_that_was_stored_stands_unless_a_flag_changes_it() {
     let again = dev(&[]);
     let submitted = run_with(["submit", "--delay", "1h", "--server", &again.url()], b"x");
     let id = stdout(&submitted).trim_end();
-    let status = run(["status", id, "--json", "--server", &again.url()]);
+    let status = run(["jobs", "show", id, "--json", "--server", &again.url()]);
     assert_eq!(json_lines(&status)[0]["max_attempts"], 3);
     again.stop();
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use cli_support::Running;
 use kill_support::{Random, all_finished, from_environment, submit_all};
-use relay::client::{Client, Submitted};
+use relay::client::{Client, ResultsFilter, Submitted};
 use relay_bridge::contract::{JobId, RunId};
 use relay_bridge::testing::NatsServer;
 use tokio::sync::watch;
@@ -78,7 +78,8 @@ async fn follow(client: Client, jobs: usize, seen: watch::Sender<usize>) -> BTre
     let (mut entries, mut after) = (BTreeMap::new(), None);
     while entries.len() < jobs {
         // The server is killed as well: whoever reads asks again with its cursor.
-        let Ok(page) = client.results(after.as_deref(), 100, Duration::from_secs(5)).await else {
+        let filter = ResultsFilter { after: after.clone(), wait: Duration::from_secs(5), ..ResultsFilter::default() };
+        let Ok(page) = client.results(&filter).await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };

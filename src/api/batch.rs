@@ -3,6 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -43,6 +47,24 @@ pub struct BatchEntry {
     /// What reaches the handler as `Relay-Meta-*`, by the part of the name behind the prefix; 2 KiB together.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
+}
+
+impl BatchEntry {
+    /// Takes the one payload out, and the content type that goes with how it was written.
+    ///
+    /// # Errors
+    /// What to correct: there is none, there are several, or it is not base64.
+    pub fn take_payload(&mut self) -> Result<(Bytes, &'static str), String> {
+        match (self.payload.take(), self.payload_base64.take(), self.text.take()) {
+            (Some(json), None, None) => Ok((String::from(Box::<str>::from(json)).into(), "application/json")),
+            (None, None, Some(text)) => Ok((text.into(), "text/plain; charset=utf-8")),
+            (None, Some(base64), None) => match STANDARD.decode(base64) {
+                Ok(bytes) => Ok((bytes.into(), DEFAULT_CONTENT_TYPE)),
+                Err(error) => Err(format!("field `payload_base64` can't be read: {error}: pad it as RFC 4648 does")),
+            },
+            _ => Err("it needs exactly one of `payload`, `payload_base64` and `text`".to_owned()),
+        }
+    }
 }
 
 /// What became of a batch.

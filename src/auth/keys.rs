@@ -3,9 +3,8 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -15,6 +14,8 @@ use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::private_file::PrivateFile;
 
 /// The largest `keys.toml`, in bytes; some 4,000 keys.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -163,6 +164,17 @@ pub struct KeyEntry {
     pub queues: Option<Vec<QueueName>>,
     /// When it was created.
     pub created: Timestamp,
+    /// From when on it is not taken any more; `None`: until it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+impl KeyEntry {
+    /// Whether the key is not taken any more.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
 }
 
 /// What went wrong with the file: which one, the line where there is one, and what to do.
@@ -224,9 +236,27 @@ impl KeyFile {
         let key = Key::random()?;
         self.change(|entries| {
             let (id, sha256) = (key.id.clone(), key.digest());
-            entries.push(KeyEntry { id, sha256, role, name, queues, created: now });
+            entries.push(KeyEntry { id, sha256, role, name, queues, created: now, expires: None });
         })?;
         Ok(key)
+    }
+
+    /// Makes a key that may do what the key with this `id` may, and returns it; the old one is taken until `until`, or
+    /// until it would have expired anyway. `None` if there is no such key, or it has expired.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn rotate(&self, id: &str, now: Timestamp, until: Timestamp) -> Result<Option<Key>, KeysError> {
+        let key = Key::random()?;
+        let rotated = self.change(|entries| {
+            let old = entries.iter_mut().find(|entry| entry.id == id && !entry.is_expired(now))?;
+            let (id, sha256) = (key.id.clone(), key.digest());
+            let new = KeyEntry { id, sha256, created: now, ..old.clone() };
+            old.expires = Some(old.expires.map_or(until, |expires| expires.min(until)));
+            entries.push(KeyEntry { expires: None, ..new });
+            Some(())
+        })?;
+        Ok(rotated.map(|()| key))
     }
 
     /// Removes the key with this id; a running relay notices within a second. `false` if there is none.
@@ -242,17 +272,10 @@ impl KeyFile {
     }
 
     fn change<T>(&self, edit: impl FnOnce(&mut Vec<KeyEntry>) -> T) -> Result<T, KeysError> {
-        let directory = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        // The directory is the lock: the file itself is replaced, and a lock file would be left behind.
-        let directory = File::open(directory).map_err(|error| self.failed("open the directory of", &error))?;
-        directory.lock().map_err(|error| self.failed("lock", &error))?;
+        let locked = PrivateFile::lock(&self.path).map_err(|error| self.failed("lock the directory of", &error))?;
         let mut entries = if self.path.exists() { self.list()? } else { Vec::new() };
         let made = edit(&mut entries);
-        let text = self.print(entries)?;
-        self.replace(&text, &directory).map_err(|error| self.failed("write", &error))?;
+        locked.replace(&self.print(entries)?).map_err(|error| self.failed("write", &error))?;
         Ok(made)
     }
 
@@ -267,21 +290,6 @@ impl KeyFile {
             return Err(KeysError(format!("{path}: would be larger than {FILE_BYTES_MAX} bytes: revoke keys first")));
         }
         Ok(text)
-    }
-
-    fn replace(&self, text: &str, directory: &File) -> std::io::Result<()> {
-        let mut draft = self.path.clone().into_os_string();
-        draft.push(".new");
-        // What a crash left behind; the lock says that nobody else is writing it.
-        match fs::remove_file(&draft) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, &self.path)?;
-        directory.sync_all()
     }
 
     fn parse(&self, text: &str) -> Result<Vec<KeyEntry>, KeysError> {

@@ -60,7 +60,7 @@ impl LiveKeys {
         let entry = keys.get(key.id());
         let stored = entry.map_or(&self.nobody, |entry| &entry.sha256);
         let right = key.digest().matches(stored);
-        entry.filter(|_| right).cloned()
+        entry.filter(|entry| right && !entry.is_expired(self.clock.now())).cloned()
     }
 
     /// The keys, no older than `age`, as far as the file can be read.

@@ -145,3 +145,23 @@ fn development_takes_the_callers_word() {
     assert_eq!(authenticator.authenticate(None, Some("acme")).unwrap().client.as_str(), "acme");
     assert!(matches!(authenticator.authenticate(None, Some("A B")).unwrap_err(), Refused::Malformed(_)));
 }
+
+#[test]
+fn a_rotated_key_and_its_successor_both_work_until_the_old_one_expires() {
+    let bench = Bench::new();
+    let old = bench.create(Role::Client, "acme", Some(vec!["mail".parse().unwrap()]));
+    let authenticator = bench.authenticator();
+    let now = bench.clock.now();
+    let hour = std::time::Duration::from_secs(3_600);
+    let new = bench.file.rotate(old.id(), now, now + hour).unwrap().unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(2));
+    let callers = [&old, &new].map(|key| authenticator.authenticate(Some(&bearer(key)), None).unwrap());
+    assert_eq!(callers[0].client, callers[1].client);
+    assert_eq!(callers[0].queues, callers[1].queues);
+    bench.clock.advance(hour);
+    assert!(authenticator.authenticate(Some(&bearer(&old)), None).is_err());
+    assert!(authenticator.authenticate(Some(&bearer(&new)), None).is_ok());
+    let later = bench.clock.now() + hour;
+    assert!(bench.file.rotate(old.id(), bench.clock.now(), later).unwrap().is_none(), "it has expired");
+    assert!(bench.file.rotate("nobody", bench.clock.now(), later).unwrap().is_none());
+}

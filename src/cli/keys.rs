@@ -1,6 +1,7 @@
 //! `relay keys`: API keys in a file. The file has the hash of each secret; the secret is printed once, when it is made.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use relay_bridge::clock::Clock;
@@ -8,7 +9,7 @@ use relay_bridge::contract::{ClientId, QueueName};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::output;
+use super::{output, values};
 use crate::auth::keys::{KeyEntry, KeyFile, KeysError, Role};
 
 /// Which file, and what to do with it.
@@ -20,6 +21,7 @@ Examples:
   relay keys new orders --file keys.toml > orders.key              a client, all queues
   relay keys new gpu-1 --role worker --queue render                a worker of one queue
   relay keys list
+  relay keys rotate 3f9a0c11d2e4 --keep 24h > orders.key           a successor; both work for a day
   relay keys revoke 3f9a0c11d2e4")]
 pub(crate) struct KeysArgs {
     #[command(subcommand)]
@@ -58,6 +60,17 @@ enum KeysCommand {
         #[command(flatten)]
         file: FileArgs,
     },
+    /// Make a key that replaces another one, which goes on for a while: a change without a gap
+    Rotate {
+        /// The old key's id: the part before the dot
+        #[arg(value_name = "KEY_ID")]
+        id: String,
+        /// How long the old key goes on; `0s` ends it at once
+        #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
+        keep: Duration,
+        #[command(flatten)]
+        file: FileArgs,
+    },
     /// Remove a key for good
     Revoke {
         /// The key's id: the part before the dot
@@ -81,6 +94,7 @@ pub(crate) fn run(args: KeysArgs) -> Result<Exit, CliError> {
     match args.command {
         KeysCommand::New { name, role, queues, file } => new(&file, name, role, queues),
         KeysCommand::List { file } => list(&file),
+        KeysCommand::Rotate { id, keep, file } => rotate(&file, &id, keep),
         KeysCommand::Revoke { id, file } => revoke(&file, &id),
     }
 }
@@ -107,10 +121,33 @@ fn new(file: &FileArgs, name: ClientId, role: RoleArg, queues: Vec<QueueName>) -
     Ok(Exit::Done)
 }
 
+fn rotate(file: &FileArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
+    let (id, now) = (id_of(id), Clock::system().now());
+    let until = now + keep;
+    let Some(key) = KeyFile::new(&file.file).rotate(id, now, until)? else { return Err(unknown(file, id)) };
+    if file.json {
+        output::json(&json!({ "id": key.id(), "key": key.to_string(), "replaces": id, "expires": until }))?;
+    } else {
+        output::line(&key)?;
+        output::note(format_args!("This is key {}. It is not shown again. Key {id} goes on until {until}.", key.id()));
+    }
+    Ok(Exit::Done)
+}
+
+/// Whoever pastes the whole key means the same one; the secret must not be echoed.
+fn id_of(text: &str) -> &str {
+    text.split_once('.').map_or(text, |(id, _)| id)
+}
+
+fn unknown(file: &FileArgs, id: &str) -> CliError {
+    CliError::failed(format!("there is no key {id} in {}", file.file.display()))
+        .hint("`relay keys list` shows those that are there")
+}
+
 fn list(file: &FileArgs) -> Result<Exit, CliError> {
     let keys = KeyFile::new(&file.file).list()?;
     if file.json {
-        let plain = |key: &KeyEntry| json!({ "id": key.id, "role": key.role, "name": key.name, "queues": key.queues, "created": key.created });
+        let plain = |key: &KeyEntry| json!({ "id": key.id, "role": key.role, "name": key.name, "queues": key.queues, "created": key.created, "expires": key.expires });
         output::json(&keys.iter().map(plain).collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     }
@@ -119,18 +156,17 @@ fn list(file: &FileArgs) -> Result<Exit, CliError> {
             || "all".to_owned(),
             |queues| queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         );
-        [key.id.clone(), key.role.to_string(), key.name.to_string(), queues, key.created.to_string()]
+        let expires = key.expires.map_or_else(|| "never".to_owned(), |at| at.to_string());
+        [key.id.clone(), key.role.to_string(), key.name.to_string(), queues, key.created.to_string(), expires]
     });
-    output::line(output::table(&["id", "role", "name", "queues", "created"], &[], rows))?;
+    output::line(output::table(&["id", "role", "name", "queues", "created", "expires"], &[], rows))?;
     Ok(Exit::Done)
 }
 
 fn revoke(file: &FileArgs, id: &str) -> Result<Exit, CliError> {
-    // Whoever pastes the whole key means the same one; the secret must not be echoed.
-    let id = id.split_once('.').map_or(id, |(id, _)| id);
+    let id = id_of(id);
     if !KeyFile::new(&file.file).revoke(id)? {
-        return Err(CliError::failed(format!("there is no key {id} in {}", file.file.display()))
-            .hint("`relay keys list` shows those that are there"));
+        return Err(unknown(file, id));
     }
     if file.json {
         output::json(&json!({ "revoked": id }))?;

@@ -5,8 +5,8 @@
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
-//! - `submit`, `result`, `job`: what a client does.
-//! - `keys`, `store`, `provision`, `nats_users`, `completions`: what an operator does.
+//! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
+//! - `keys`, `store`, `provision`, `nats_users`, `completions`, `man`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
@@ -18,13 +18,17 @@ use clap::{Parser, Subcommand};
 mod admin;
 mod bridge;
 mod completions;
+mod context;
+mod contexts;
 mod demo;
 mod dev;
 pub mod exit;
 mod handler;
-mod job;
+mod inputs;
+mod jobs;
 mod keys;
 mod logs;
+mod man;
 mod nats;
 mod nats_users;
 mod output;
@@ -32,6 +36,7 @@ mod policy;
 mod provision;
 mod remote;
 mod result;
+mod results;
 mod serve;
 mod signals;
 mod source;
@@ -90,11 +95,13 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Fetch the result of a job
     Result(result::ResultArgs),
-    /// Show where a job stands
-    Status(job::JobArgs),
-    /// Cancel a job that has not finished
-    Cancel(job::JobArgs),
-    /// Create, list and revoke API keys in a key file
+    /// Read all results in their order, once or as they come
+    Results(results::ResultsArgs),
+    /// List jobs, show where one stands, cancel it, run it again, erase it
+    Jobs(jobs::JobsArgs),
+    /// Keep the addresses and keys of several servers under names
+    Context(context::ContextArgs),
+    /// Create, list, rotate and revoke API keys in a key file
     Keys(keys::KeysArgs),
     /// Create or update what relay needs on NATS: streams, and what holds for queues
     Provision(Box<provision::ProvisionArgs>),
@@ -104,6 +111,8 @@ enum Command {
     Nats(nats_users::NatsArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
+    /// Print or install manual pages
+    Man(man::ManArgs),
 }
 
 impl Command {
@@ -166,8 +175,10 @@ async fn command(command: Command) -> Result<Exit, CliError> {
         Command::Demo(args) => or_interrupted(demo::run(args)).await,
         Command::Submit(args) => or_interrupted(submit::run(args)).await,
         Command::Result(args) => or_interrupted(result::run(args)).await,
-        Command::Status(args) => or_interrupted(job::status(args)).await,
-        Command::Cancel(args) => or_interrupted(job::cancel(args)).await,
+        Command::Results(args) => or_interrupted(results::run(args)).await,
+        Command::Jobs(args) => or_interrupted(jobs::run(args)).await,
+        Command::Context(args) => context::run(args),
+        Command::Man(args) => man::run(args),
     }
 }
 

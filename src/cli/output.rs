@@ -89,6 +89,23 @@ pub(crate) fn progress(what: &'static str, length: usize) -> ProgressBar {
     }
 }
 
+/// The same for jobs, with their rate, and with the time that is left where their number is known. Nothing for a single
+/// one.
+pub(crate) fn jobs_progress(count: Option<usize>) -> ProgressBar {
+    if count == Some(1) || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match count {
+        Some(count) => (ProgressBar::new(count as u64), "{prefix:>12} [{bar:40}] {pos}/{len}, {per_sec}, {eta} left"),
+        None => (ProgressBar::no_length(), "{prefix:>12} {pos}, {per_sec}, {elapsed}"),
+    };
+    let bar = bar.with_prefix("jobs");
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
+    }
+}
+
 /// A reader of stderr that went away is no reason to stop.
 fn to_stderr(text: std::fmt::Arguments<'_>) {
     writeln!(anstream::stderr().lock(), "{text}").ok();

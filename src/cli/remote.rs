@@ -3,17 +3,24 @@
 use clap::Args;
 use relay_bridge::contract::ClientId;
 
+use super::contexts::Contexts;
 use super::exit::{CliError, Exit};
 use crate::api::Slug;
 use crate::client::{Client, ClientError};
+
+/// Where a server listens that was told nothing else.
+const SERVER_DEFAULT: &str = "http://127.0.0.1:7410";
 
 /// The server and the caller's key.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct ServerArgs {
-    /// The server's address
-    #[arg(long, value_name = "URL", env = "RELAY_SERVER", default_value = "http://127.0.0.1:7410")]
-    server: String,
+    /// The server and its key, as `relay context add` stored them [default: the one that `relay context use` chose]
+    #[arg(long, value_name = "NAME", env = "RELAY_CONTEXT", conflicts_with = "server")]
+    context: Option<String>,
+    /// The server's address [default: the current context's, else http://127.0.0.1:7410]
+    #[arg(long, value_name = "URL", env = "RELAY_SERVER")]
+    server: Option<String>,
     /// The API key; a server without authentication needs none
     #[arg(long, value_name = "KEY", env = "RELAY_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
@@ -26,10 +33,22 @@ impl ServerArgs {
     /// A client for that server.
     ///
     /// # Errors
-    /// A usage error if the address can't be one.
+    /// A usage error if the address can't be one, or there is no such context.
     pub(crate) fn client(self) -> Result<Client, CliError> {
-        let client = Client::new(&self.server, self.api_key)?;
-        Ok(match self.client {
+        // A context's key is for the context's server alone.
+        let context = match &self.server {
+            Some(_) => None,
+            None => Contexts::read()?.pick(self.context.as_deref())?.cloned(),
+        };
+        let context = context.unwrap_or_default();
+        let stored = Some(context.server).filter(|server| !server.is_empty());
+        let server = self.server.or(stored).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
+        let (key, name) = match (self.api_key, self.client) {
+            (None, None) => (context.api_key, context.client),
+            given => given,
+        };
+        let client = Client::new(&server, key)?;
+        Ok(match name {
             Some(name) => client.named(name),
             None => client,
         })
@@ -48,9 +67,9 @@ impl From<ClientError> for CliError {
         };
         let told = Self::new(exit, error.to_string());
         match &error {
-            ClientError::Unreachable { .. } => {
-                told.hint("start a server with `relay dev -- COMMAND`, or name one with --server or RELAY_SERVER")
-            }
+            ClientError::Unreachable { .. } => told.hint(
+                "start a server with `relay dev -- COMMAND`, or name one with --server, RELAY_SERVER or a context",
+            ),
             ClientError::Refused { problem, .. } if problem.slug == Slug::Unauthenticated => {
                 told.hint("give a key with --api-key or RELAY_API_KEY; `relay keys new` makes one")
             }

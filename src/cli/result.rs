@@ -42,7 +42,7 @@ pub(crate) async fn run(args: ResultArgs) -> Result<Exit, CliError> {
     let wait = Wait::from_flag(args.wait);
     let Some(result) = fetch(&client, args.id, wait, Patience::default()).await? else {
         return Err(CliError::failed(format!("job {} is not finished yet", args.id))
-            .hint("add --wait to wait for it; `relay status` shows where it stands"));
+            .hint("add --wait to wait for it; `relay jobs show` shows where it stands"));
     };
     show(&result, args.json)
 }

@@ -1,22 +1,19 @@
-//! `relay submit`: files or stdin become jobs. With a key a submission is repeated until it is confirmed and still is one
+//! `relay submit`: files, lines or stdin become jobs. With a key a submission is repeated until it is confirmed and still is one
 //! job; without one it is repeated only where relay certainly did not take it.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
-use relay_bridge::contract::{IdempotencyKey, Outcome, QueueName};
+use relay_bridge::contract::{Outcome, QueueName};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 
 use super::exit::{CliError, Exit};
+use super::inputs::{self, Inputs};
 use super::remote::ServerArgs;
 use super::result::{self, Wait};
 use super::{output, values};
@@ -24,47 +21,51 @@ use crate::client::http::WAIT_MAX;
 use crate::client::retry::Patience;
 use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
 
-/// The most that is read of one file or of stdin, in bytes: far more than a queue takes by default.
-const PAYLOAD_READ_MAX: u64 = 64 * 1024 * 1024;
-
 /// What to submit and how.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
-are printed instead.
+are printed instead. With --ndjson each line of a file, or of stdin, is a job: an object with one of
+`payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in` and
+`meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
 
 Examples:
   echo hello | relay submit --wait                      a job, and its result
   relay submit *.csv --key-from content                 repeat it: the same bytes are one job
+  relay submit --ndjson jobs.ndjson --key import-7      a job a line: {\"key\": \"a\", \"payload\": {\"n\": 1}}
   relay submit order.json --key order-4711 --json       the receipt as JSON")]
 pub(crate) struct SubmitArgs {
     /// Files, each one a job; `-` or none at all reads one job from stdin
     #[arg(value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
+    /// Each line is a job, written as an entry of a batch
+    #[arg(long)]
+    pub(super) ndjson: bool,
     /// The queue
     #[arg(long, value_name = "NAME", default_value = "default")]
-    queue: QueueName,
-    /// The idempotency key: submitting again under it gives the same job. For a single job
+    pub(super) queue: QueueName,
+    /// The idempotency key: submitting again under it gives the same job. For a single job, or with --ndjson for
+    /// all lines: line i, counted from 0, that has no key gets KEY/i
     #[arg(long, value_name = "KEY", conflicts_with = "key_from")]
-    key: Option<String>,
+    pub(super) key: Option<String>,
     /// Make each job's key out of its file's path, or out of its content
     #[arg(long, value_enum, value_name = "WHAT")]
-    key_from: Option<KeyFrom>,
+    pub(super) key_from: Option<KeyFrom>,
     /// Wait for the results and print them: for this long, or without a limit
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = values::duration)]
     wait: Option<Option<Duration>>,
     /// The payload's content type, as the handler shall see it
     #[arg(long, value_name = "TYPE", default_value = DEFAULT_CONTENT_TYPE)]
-    content_type: String,
+    pub(super) content_type: String,
     /// No attempt before this has passed; at most 7d
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    delay: Option<Duration>,
+    pub(super) delay: Option<Duration>,
     /// The job expires this long after its delay; the queue's limit caps it
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    expires_in: Option<Duration>,
+    pub(super) expires_in: Option<Duration>,
     /// A note for the handler, which finds it beside the payload; repeat it for more
     #[arg(long = "meta", value_name = "NAME=VALUE", value_parser = meta)]
-    meta: Vec<(String, String)>,
+    pub(super) meta: Vec<(String, String)>,
     /// How many submissions are under way at once
     #[arg(long, value_name = "N", default_value = "16")]
     concurrency: NonZeroUsize,
@@ -80,8 +81,8 @@ pub(crate) struct SubmitArgs {
 
 /// What a key is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum KeyFrom {
-    /// The path as given.
+pub(super) enum KeyFrom {
+    /// The path as given; with --ndjson the line's number behind it.
     Name,
     /// SHA-256 of the content.
     Content,
@@ -89,42 +90,38 @@ enum KeyFrom {
 
 /// `relay submit`
 pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
-    let mut files = args.files.clone();
-    if files.is_empty() {
-        files.push("-".into());
-    }
-    if args.key.is_some() && files.len() > 1 {
-        return Err(CliError::usage("--key names one job, but there are several files")
-            .hint("use --key-from name or --key-from content"));
-    }
     let client = args.server.clone().client()?;
+    let concurrency = args.concurrency.get();
+    let Inputs { count, mut jobs } = inputs::open(&args)?;
+    let bar = output::jobs_progress(count);
     let mut exit = Exit::Done;
-    // Printed in the order of the files: what finished out of turn waits in `done`, bounded by the concurrency.
-    let (mut running, mut done, mut next) = (JoinSet::new(), BTreeMap::new(), 0);
-    let mut waiting = files.iter().enumerate();
-    let bar = if files.len() > 1 { output::progress("jobs", files.len()) } else { ProgressBar::hidden() };
-    loop {
-        while running.len() + done.len() < args.concurrency.get() {
-            let Some((at, file)) = waiting.next() else { break };
-            match new_job(&args, file).await {
-                Ok(job) => {
-                    let (client, wait, retry_for) = (client.clone(), args.wait, args.retry_for);
-                    running.spawn(async move { (at, submit(&client, &job, wait, retry_for).await) });
+    // Printed in the order they came: what finished out of turn waits in `done`, bounded by the concurrency.
+    let (mut running, mut done, mut began, mut next, mut more) = (JoinSet::new(), BTreeMap::new(), 0, 0, true);
+    while more || !running.is_empty() || !done.is_empty() {
+        tokio::select! {
+            input = jobs.recv(), if more && running.len() + done.len() < concurrency => match input {
+                None => more = false,
+                Some((name, job)) => {
+                    let (client, wait, retry_for, at) = (client.clone(), args.wait, args.retry_for, began);
+                    began += 1;
+                    running.spawn(async move {
+                        let ended = match job {
+                            Ok(job) => submit(&client, &job, wait, retry_for).await,
+                            Err(error) => Err(error),
+                        };
+                        (at, name, ended)
+                    });
                 }
-                Err(error) => {
-                    done.insert(at, Err(error));
-                }
+            },
+            Some(joined) = running.join_next() => {
+                let (at, name, ended) =
+                    joined.map_err(|error| CliError::failed(format!("a submission panicked: {error}")))?;
+                done.insert(at, (name, ended));
             }
         }
-        if let Some(joined) = running.join_next().await {
-            let (at, ended) = joined.map_err(|error| CliError::failed(format!("a submission panicked: {error}")))?;
-            done.insert(at, ended);
-        } else if done.is_empty() {
-            break;
-        }
-        while let Some(ended) = done.remove(&next) {
+        while let Some((name, ended)) = done.remove(&next) {
             bar.inc(1);
-            exit = worse(exit, bar.suspend(|| show(&files[next], ended, args.json))?);
+            exit = worse(exit, bar.suspend(|| show(&name, ended, args.json))?);
             next += 1;
         }
     }
@@ -167,8 +164,7 @@ async fn submit(
     })
 }
 
-fn show(file: &Path, ended: Result<Sent, CliError>, json: bool) -> Result<Exit, CliError> {
-    let name = file.display().to_string();
+fn show(name: &str, ended: Result<Sent, CliError>, json: bool) -> Result<Exit, CliError> {
     match ended {
         Ok(Sent::Finished(result)) if json => {
             let mut line = result::describe(&result);
@@ -213,50 +209,6 @@ fn unsubmitted(error: ClientError) -> CliError {
 /// What one of several jobs makes of the exit code: the server being away says more than a failed job.
 fn worse(one: Exit, other: Exit) -> Exit {
     if (other as u8) > (one as u8) { other } else { one }
-}
-
-async fn new_job(args: &SubmitArgs, file: &Path) -> Result<NewJob, CliError> {
-    let payload = read(file).await?;
-    let key = match (&args.key, args.key_from) {
-        (Some(key), _) => Some(key.clone()),
-        (None, Some(KeyFrom::Name)) => Some(file.display().to_string()),
-        (None, Some(KeyFrom::Content)) => Some(hex(&Sha256::digest(&payload))),
-        (None, None) => None,
-    };
-    let key = key.map(|key| key.parse::<IdempotencyKey>()).transpose().map_err(|error| {
-        CliError::usage(format!("{}: {error}", file.display())).hint("--key-from content works for every file")
-    })?;
-    Ok(NewJob {
-        queue: args.queue.clone(),
-        key,
-        content_type: args.content_type.clone(),
-        payload,
-        delay: args.delay,
-        expires_in: args.expires_in,
-        meta: args.meta.iter().cloned().collect(),
-    })
-}
-
-async fn read(file: &Path) -> Result<Bytes, CliError> {
-    let unreadable = |error| CliError::usage(format!("cannot read {}: {error}", file.display()));
-    let path = file.to_owned();
-    // On a thread of its own: a terminal or a pipe may take its time.
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        if path == Path::new("-") {
-            std::io::stdin().lock().take(PAYLOAD_READ_MAX + 1).read_to_end(&mut bytes)?;
-        } else {
-            std::fs::File::open(path)?.take(PAYLOAD_READ_MAX + 1).read_to_end(&mut bytes)?;
-        }
-        Ok(bytes)
-    });
-    let bytes = reading.await.map_err(std::io::Error::from).flatten().map_err(unreadable)?;
-    if bytes.len() as u64 > PAYLOAD_READ_MAX {
-        let max = values::show_size(PAYLOAD_READ_MAX);
-        return Err(CliError::usage(format!("{} is larger than {max}", file.display()))
-            .hint("put it where the handler can fetch it and submit a link to it"));
-    }
-    Ok(bytes.into())
 }
 
 /// Lower-case hexadecimal.

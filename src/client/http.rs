@@ -5,13 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, Outcome, QueueName, RunId};
+use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, JobState, Outcome, QueueName, RunId};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::error::{ClientError, chain};
-use crate::api::{DurationText, JobView, Problem, Receipt, ResultsPage, header};
+use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, header};
 
 /// How long a connection may take to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -55,6 +55,39 @@ pub struct NewJob {
     pub expires_in: Option<Duration>,
     /// `Relay-Meta-*` headers by the part of the name behind the prefix; they reach the handler.
     pub meta: BTreeMap<String, String>,
+}
+
+/// Which jobs to list.
+#[derive(Clone, Debug)]
+pub struct JobsFilter {
+    /// Of this queue only.
+    pub queue: Option<QueueName>,
+    /// In this state only.
+    pub state: Option<JobState>,
+    /// Behind this job: the last page's `next`.
+    pub after: Option<JobId>,
+    /// How many at most, 1 to 500.
+    pub limit: u32,
+}
+
+/// Which results to read.
+#[derive(Clone, Debug)]
+pub struct ResultsFilter {
+    /// Behind this cursor, or from `now`; `None` begins at the oldest result that is kept.
+    pub after: Option<String>,
+    /// Of this queue only. A page may then be empty with a `next` that has moved on.
+    pub queue: Option<QueueName>,
+    /// How many at most, 1 to 100.
+    pub limit: u32,
+    /// How long to wait for one if there are none, at most [`WAIT_MAX`].
+    pub wait: Duration,
+}
+
+impl Default for ResultsFilter {
+    /// The first hundred, at once.
+    fn default() -> Self {
+        Self { after: None, queue: None, limit: 100, wait: Duration::ZERO }
+    }
 }
 
 /// The answer to a submission.
@@ -201,20 +234,66 @@ impl Client {
         self.send(self.request(Method::POST, url, Duration::ZERO)).await?.json()
     }
 
-    /// The caller's results after `after` (the oldest one that is kept if `None`), at most `limit` (1 to 100); waits up
-    /// to `wait` for one if there are none.
+    /// The job that was submitted to `queue` under `key`.
+    ///
+    /// # Errors
+    /// [`ClientError`]: `not-found`, or the server is away.
+    pub async fn by_key(&self, queue: &QueueName, key: &str) -> Result<JobView, ClientError> {
+        let mut url = self.url(&["v1", "queues", queue.as_str(), "jobs"]);
+        url.query_pairs_mut().append_pair("key", key);
+        self.send(self.request(Method::GET, url, Duration::ZERO)).await?.json()
+    }
+
+    /// A page of the caller's jobs, newest first.
+    ///
+    /// # Errors
+    /// [`ClientError`]: a job to begin behind that is not the caller's, or the server is away.
+    pub async fn jobs(&self, filter: &JobsFilter) -> Result<JobsPage, ClientError> {
+        let mut url = self.url(&["v1", "jobs"]);
+        let text = |name, value: Option<String>| value.map(|value| (name, value));
+        let given = [
+            text("limit", Some(filter.limit.to_string())),
+            text("queue", filter.queue.as_ref().map(ToString::to_string)),
+            text("state", filter.state.map(|state| state.to_string())),
+            text("after", filter.after.map(|after| after.to_string())),
+        ];
+        url.query_pairs_mut().extend_pairs(given.into_iter().flatten());
+        self.send(self.request(Method::GET, url, Duration::ZERO)).await?.json()
+    }
+
+    /// Starts a finished job again, from the run with number `from`. Repeating the call is harmless.
+    ///
+    /// # Errors
+    /// [`ClientError`]: `not-found`, `state-conflict` if the job is open or in another generation, or the server is away.
+    pub async fn rerun(&self, job: JobId, from: u32) -> Result<Receipt, ClientError> {
+        let mut url = self.url(&["v1", "jobs", &job.to_string(), "rerun"]);
+        url.query_pairs_mut().append_pair("from", &from.to_string());
+        self.send(self.request(Method::POST, url, Duration::ZERO)).await?.json()
+    }
+
+    /// Removes payload and result of a finished job.
+    ///
+    /// # Errors
+    /// [`ClientError`]: `not-found`, `state-conflict` if the job is open, or the server is away.
+    pub async fn erase(&self, job: JobId) -> Result<(), ClientError> {
+        let url = self.url(&["v1", "jobs", &job.to_string()]);
+        self.send(self.request(Method::DELETE, url, Duration::ZERO)).await.map(drop)
+    }
+
+    /// A page of the caller's results, oldest first.
     ///
     /// # Errors
     /// [`ClientError`]: a cursor that is not the caller's, or the server is away.
-    pub async fn results(&self, after: Option<&str>, limit: u32, wait: Duration) -> Result<ResultsPage, ClientError> {
+    pub async fn results(&self, filter: &ResultsFilter) -> Result<ResultsPage, ClientError> {
         let mut url = self.url(&["v1", "results"]);
-        url.query_pairs_mut().append_pair("limit", &limit.to_string());
-        if let Some(after) = after {
-            url.query_pairs_mut().append_pair("after", after);
-        }
-        if !wait.is_zero() {
-            url.query_pairs_mut().append_pair("wait", &format!("{}s", seconds(wait)));
-        }
+        let wait = filter.wait.min(WAIT_MAX);
+        let given = [
+            Some(("limit", filter.limit.to_string())),
+            filter.after.clone().map(|after| ("after", after)),
+            filter.queue.as_ref().map(|queue| ("queue", queue.to_string())),
+            (!wait.is_zero()).then(|| ("wait", format!("{}s", seconds(wait)))),
+        ];
+        url.query_pairs_mut().extend_pairs(given.into_iter().flatten());
         self.send(self.request(Method::GET, url, wait)).await?.json()
     }
 

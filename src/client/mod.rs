@@ -11,4 +11,4 @@ pub mod http;
 pub mod retry;
 
 pub use error::ClientError;
-pub use http::{Client, NewJob, RunResult, Submitted};
+pub use http::{Client, JobsFilter, NewJob, ResultsFilter, RunResult, Submitted};

@@ -4,14 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission};
 use relay_bridge::policy::QueuePolicy;
 use serde::de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor};
@@ -84,7 +80,7 @@ impl Batch<'_> {
     }
 
     fn submission(&self, at: usize, text: &str) -> Result<Submission, Refusal> {
-        let entry: BatchEntry = serde_json::from_str(text)
+        let mut entry: BatchEntry = serde_json::from_str(text)
             .map_err(|error| Refusal::malformed(format!("it can't be read: {}: correct it", without_place(&error))))?;
         let key = match &entry.key {
             Some(key) => Some(IdempotencyKey::from_header(key)?),
@@ -99,7 +95,7 @@ impl Batch<'_> {
         }
         let mut passed = headers::meta(&entry.meta, "field `meta`")?;
         passed.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let (payload, content_type) = payload(entry.payload, entry.payload_base64, entry.text)?;
+        let (payload, content_type) = entry.take_payload().map_err(Refusal::malformed)?;
         let actual = payload.len() as u64;
         if actual > self.payload_max {
             return Err(jobs::too_large(self.payload_max, actual));
@@ -123,25 +119,6 @@ impl Batch<'_> {
             let why = format!("{error}: shorten Idempotency-Key, to which each entry's number is added");
             Refusal::malformed(why)
         })
-    }
-}
-
-/// The one payload of an entry, and the content type that goes with how it was written.
-fn payload(
-    json: Option<Box<RawValue>>,
-    base64: Option<String>,
-    text: Option<String>,
-) -> Result<(Bytes, &'static str), Refusal> {
-    match (json, base64, text) {
-        (Some(json), None, None) => Ok((String::from(Box::<str>::from(json)).into(), "application/json")),
-        (None, None, Some(text)) => Ok((text.into(), "text/plain; charset=utf-8")),
-        (None, Some(base64), None) => {
-            let bytes = STANDARD.decode(base64).map_err(|error| {
-                Refusal::malformed(format!("field `payload_base64` can't be read: {error}: pad it as RFC 4648 does"))
-            })?;
-            Ok((bytes.into(), DEFAULT_CONTENT_TYPE))
-        }
-        _ => Err(Refusal::malformed("it needs exactly one of `payload`, `payload_base64` and `text`")),
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) fn relay<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Comma
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RELAY_")) {
         command.env_remove(name);
     }
+    // Nor what its user keeps.
+    command.env("RELAY_CONTEXTS", "/nowhere/contexts.toml");
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

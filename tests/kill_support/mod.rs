@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use relay::api::ResultView;
 use relay::client::retry::Patience;
-use relay::client::{Client, ClientError, NewJob, Submitted};
+use relay::client::{Client, ClientError, NewJob, ResultsFilter, Submitted};
 use relay_bridge::contract::{JobId, Outcome, RunId};
 use tokio::sync::watch;
 
@@ -74,7 +74,7 @@ async fn finished(client: &Client, job: JobId) -> Result<(JobId, RunId), ClientE
 pub(crate) async fn whole_log(client: &Client) -> Result<Vec<ResultView>, ClientError> {
     let (mut entries, mut after) = (Vec::new(), None);
     loop {
-        let page = client.results(after.as_deref(), 100, Duration::ZERO).await?;
+        let page = client.results(&ResultsFilter { after: after.clone(), ..ResultsFilter::default() }).await?;
         if page.entries.is_empty() {
             return Ok(entries);
         }

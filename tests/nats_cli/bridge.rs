@@ -17,7 +17,7 @@ fn source() -> Running {
 }
 
 fn status(server: &Running, job: &str) -> Value {
-    let answer = run(["status", "--json", "--server", &server.url(), job]);
+    let answer = run(["jobs", "show", "--json", "--server", &server.url(), job]);
     assert_eq!(code(&answer), 0, "{answer:?}");
     json_lines(&answer).remove(0)
 }

@@ -1,0 +1,128 @@
+//! `relay context`: the relays that this user talks to, by name.
+
+use clap::{Args, Subcommand};
+use relay_bridge::contract::ClientId;
+use serde_json::json;
+
+use super::contexts::{self, Context, Contexts};
+use super::exit::{CliError, Exit};
+use super::output;
+use crate::client::Client;
+
+/// What to do with contexts.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Contexts are kept in relay/contexts.toml in the folder for configuration ($XDG_CONFIG_HOME, else ~/.config), or in the
+file that RELAY_CONTEXTS names; only its owner may read it. --server and RELAY_SERVER go before any context.
+
+Examples:
+  relay context add prod --server https://relay.example --api-key-file orders.key
+  relay context use prod
+  relay submit --context staging FILE")]
+pub(crate) struct ContextArgs {
+    #[command(subcommand)]
+    command: ContextCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ContextCommand {
+    /// Add a context, or change it; the first one is used from then on
+    Add {
+        /// Its name
+        #[arg(value_name = "NAME", value_parser = contexts::name)]
+        name: String,
+        /// The server's address
+        #[arg(long, value_name = "URL")]
+        server: String,
+        /// A file with the API key in it, as `relay keys new` printed it; `-` reads stdin
+        #[arg(long, value_name = "FILE")]
+        api_key_file: Option<std::path::PathBuf>,
+        /// Who this is, for a server without authentication
+        #[arg(long, value_name = "NAME", conflicts_with = "api_key_file")]
+        client: Option<ClientId>,
+    },
+    /// List the contexts; keys are not shown
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Use this context where none is named
+    Use {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Remove a context
+    Remove {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+/// `relay context`
+pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
+    match args.command {
+        ContextCommand::Add { name, server, api_key_file, client } => {
+            let api_key = api_key_file.map(|file| read_key(&file)).transpose()?;
+            // What can't be an address is refused now, not at the first call.
+            Client::new(&server, None)?;
+            contexts::change(|contexts| {
+                contexts.context.insert(name.clone(), Context { server, api_key, client });
+                contexts.current.get_or_insert(name);
+                Ok(Exit::Done)
+            })
+        }
+        ContextCommand::List { json } => list(&Contexts::read()?, json),
+        ContextCommand::Use { name } => contexts::change(|contexts| {
+            contexts.pick(Some(&name))?;
+            contexts.current = Some(name);
+            Ok(Exit::Done)
+        }),
+        ContextCommand::Remove { name } => contexts::change(|contexts| {
+            contexts.context.remove(&name).ok_or_else(|| contexts::unknown(&name))?;
+            contexts.current.take_if(|current| *current == name);
+            Ok(Exit::Done)
+        }),
+    }
+}
+
+fn read_key(file: &std::path::Path) -> Result<String, CliError> {
+    let read = if file == std::path::Path::new("-") {
+        std::io::read_to_string(std::io::stdin().lock())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let text = read.map_err(|error| CliError::usage(format!("cannot read {}: {error}", file.display())))?;
+    let key = text.trim();
+    if key.is_empty() || key.len() > 300 || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(CliError::usage(format!("{} holds no API key", file.display()))
+            .hint("`relay keys new NAME > FILE` makes a key and puts it into a file"));
+    }
+    Ok(key.to_owned())
+}
+
+fn list(contexts: &Contexts, json: bool) -> Result<Exit, CliError> {
+    let is_current = |name: &String| contexts.current.as_ref() == Some(name);
+    if json {
+        let plain = |(name, context): (&String, &Context)| {
+            json!({ "name": name, "current": is_current(name), "server": context.server,
+                    "key_id": key_id(context), "client": context.client })
+        };
+        output::json(&contexts.context.iter().map(plain).collect::<Vec<_>>())?;
+        return Ok(Exit::Done);
+    }
+    let rows = contexts.context.iter().map(|(name, context)| {
+        let who = key_id(context).map(|id| format!("key {id}")).or(context.client.as_ref().map(ToString::to_string));
+        let mark = if is_current(name) { "*" } else { "" };
+        [mark.to_owned(), name.clone(), context.server.clone(), who.unwrap_or_default()]
+    });
+    output::line(output::table(&["", "name", "server", "as"], &[], rows))?;
+    Ok(Exit::Done)
+}
+
+/// The public part of the key.
+fn key_id(context: &Context) -> Option<&str> {
+    context.api_key.as_deref().map(|key| key.split_once('.').map_or("", |(id, _)| id))
+}
