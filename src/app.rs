@@ -63,12 +63,15 @@ pub struct Config {
     pub clock: Clock,
 }
 
+/// Makes a queue's policy out of the one before.
+pub type PolicyOf = Box<dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + Sync>;
+
 /// Which queues there shall be, and what holds for them.
 pub struct QueueSetup {
     /// The queues.
     pub queues: Vec<QueueName>,
     /// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
-    pub policy: Box<dyn Fn(QueuePolicy) -> QueuePolicy + Send + Sync>,
+    pub policy: PolicyOf,
     /// Whether changes that shorten what a client relies on are applied.
     pub force: bool,
 }
@@ -422,7 +425,7 @@ mod tests {
             broker: BrokerConfig::Embedded(store),
             queues: QueueSetup {
                 queues: vec!["orders".parse().unwrap()],
-                policy: Box::new(|stored| QueuePolicy { max_attempts: 4, ..stored }),
+                policy: Box::new(|_, stored| QueuePolicy { max_attempts: 4, ..stored }),
                 force: false,
             },
             authenticator: Arc::new(Authenticator::development()),

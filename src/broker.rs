@@ -132,7 +132,7 @@ async fn wanted(broker: &Broker, setup: &QueueSetup) -> Result<Vec<(QueueName, S
     let mut wanted = Vec::with_capacity(setup.queues.len());
     for queue in &setup.queues {
         let stored = broker.policies.policy(queue).await?;
-        let policy = (setup.policy)(stored.clone().unwrap_or_default());
+        let policy = (setup.policy)(queue, stored.clone().unwrap_or_default());
         wanted.push((queue.clone(), stored, policy));
     }
     Ok(wanted)

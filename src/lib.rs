@@ -12,6 +12,7 @@
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
 //! - [`broker`]: which broker that is, and what must be there before anything is served.
 //! - [`bridge`]: what is queued on one broker is done on another.
+//! - [`config`]: what may be written in `relay.toml`.
 //! - [`cli`]: the commands, one file each.
 //! - `private_file`: how a file of keys is written.
 
@@ -31,6 +32,8 @@ pub mod broker;
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "cli")]
+pub mod config;
 #[cfg(feature = "server")]
 pub mod ingress;
 #[cfg(feature = "server")]

@@ -46,6 +46,7 @@ fn help_names_every_command_and_every_exit_code() {
         "store",
         "provision",
         "man",
+        "config",
     ] {
         assert!(stdout(&help).contains(&format!("\n  {word} ")), "{word}");
         let of_command = run([word, "--help"]);

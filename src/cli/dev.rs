@@ -57,8 +57,8 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     tracing::warn!("no authentication: for development on this machine only");
     // For trying things out: nobody runs `relay provision` first.
     let (broker, nats) = choose(args.data, args.nats, args.nats_listen, args.streams, true)?;
-    let queues = args.policy.queues().iter().map(|queue| (queue.clone(), NonZeroU32::MIN)).collect();
-    let first_try = args.policy.queues().first().cloned();
+    let queues = args.policy.queues().into_iter().map(|queue| (queue, NonZeroU32::MIN)).collect();
+    let first_try = args.policy.queues().into_iter().next();
     let slots = args.slots.unwrap_or_else(default_slots);
     let id = "dev".parse().map_err(|error: InvalidId| CliError::failed(error.to_string()))?;
     let config = worker_config(id, queues, OrderArg::Weighted, slots, args.listen.drain());

@@ -3,21 +3,24 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `values`, `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
+//! - `configured`: what a configuration file adds to a command line.
+//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
-//! - `keys`, `store`, `provision`, `nats_users`, `completions`, `man`: what an operator does.
+//! - `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod admin;
 mod bridge;
 mod completions;
+mod config;
+mod configured;
 mod context;
 mod contexts;
 mod demo;
@@ -42,12 +45,15 @@ mod signals;
 mod source;
 mod store;
 mod submit;
-mod values;
 mod worker;
 
+use configured::Configured;
 use exit::CliError;
 pub use exit::Exit;
 use logs::LogFormat;
+
+use crate::config::queues::Queue;
+use crate::config::values;
 
 /// What is said about exit codes at the end of the help.
 const EXIT_CODES: &str = "\
@@ -73,7 +79,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILTER", env = "RELAY_LOG", help_heading = "Logging")]
     log: Option<String>,
     /// How log lines look
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, help_heading = "Logging")]
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "RELAY_LOG_FORMAT", help_heading = "Logging")]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
@@ -107,6 +113,8 @@ enum Command {
     Provision(Box<provision::ProvisionArgs>),
     /// Check, measure and back up a store
     Store(store::StoreArgs),
+    /// Show and check the configuration of a server
+    Config(config::ConfigArgs),
     /// Print what to configure on NATS
     Nats(nats_users::NatsArgs),
     /// Print a completion script for a shell
@@ -116,6 +124,15 @@ enum Command {
 }
 
 impl Command {
+    /// What a configuration file says of queues, for commands that see to them.
+    fn set_queues(&mut self, queues: Vec<Queue>) {
+        match self {
+            Self::Serve(args) => args.policy().set_queues(queues),
+            Self::Provision(args) => args.policy().set_queues(queues),
+            _ => {}
+        }
+    }
+
     /// What is logged unless the user says otherwise.
     fn default_log(&self) -> &'static str {
         match self {
@@ -129,8 +146,22 @@ impl Command {
 /// Parses `args` (the program's name first), runs the command, and says how it ended.
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let typed: Vec<OsString> = args.into_iter().collect();
+    let configured = match configured::load(&Cli::command(), &typed) {
+        Ok(configured) => configured,
+        Err(error) => {
+            error.report();
+            return error.exit().into();
+        }
+    };
+    let complete = configured.as_ref().map_or_else(|| typed.clone(), |configured| configured.complete(&typed));
+    let cli = match Cli::try_parse_from(complete) {
+        Ok(mut cli) => {
+            if let Some(Configured { file, .. }) = configured {
+                cli.command.set_queues(file.queues);
+            }
+            cli
+        }
         Err(message) => {
             // Help and version are asked for, and go to stdout. A reader that went away is no reason to fail.
             message.print().ok();
@@ -171,6 +202,7 @@ async fn command(command: Command) -> Result<Exit, CliError> {
         Command::Keys(args) => keys::run(args),
         Command::Store(args) => store::run(args),
         Command::Nats(args) => nats_users::run(args),
+        Command::Config(args) => config::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Demo(args) => or_interrupted(demo::run(args)).await,
         Command::Submit(args) => or_interrupted(submit::run(args)).await,
@@ -192,8 +224,6 @@ async fn or_interrupted(run: impl Future<Output = Result<Exit, CliError>>) -> Re
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -68,10 +68,10 @@ pub(crate) struct NatsArgs {
     #[arg(long, env = "RELAY_NATS_IGNORE_DISCOVERED")]
     nats_ignore_discovered: bool,
     /// How often a quiet connection is tried; it is given up after two tries [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_NATS_PING", value_parser = values::duration)]
     nats_ping: Option<Duration>,
     /// How long a call may be unanswered before it is in doubt [default: 5s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_NATS_TIMEOUT", value_parser = values::duration)]
     nats_timeout: Option<Duration>,
     /// The servers run with `sync_interval: always`: say `power-loss` where relay says what an accepted job survives
     #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS")]
@@ -88,7 +88,7 @@ pub(crate) struct NatsListenArgs {
     #[arg(long, value_name = "URL[,URL]", env = "RELAY_NATS_LISTEN", value_delimiter = ',', conflicts_with = "nats")]
     nats_listen: Vec<String>,
     /// Serve no clients on the servers of --nats
-    #[arg(long)]
+    #[arg(long, env = "RELAY_NO_NATS_LISTEN")]
     no_nats_listen: bool,
 }
 
@@ -121,16 +121,16 @@ pub(crate) struct StreamArgs {
     #[arg(long, value_name = "N", env = "RELAY_NATS_REPLICAS", value_parser = replicas)]
     nats_replicas: Option<NonZeroU8>,
     /// Where the servers keep them; `memory` is for trials [default: file]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "RELAY_NATS_STORAGE")]
     nats_storage: Option<Storage>,
     /// Compress stored blocks (S2)
-    #[arg(long)]
+    #[arg(long, env = "RELAY_NATS_COMPRESSION")]
     nats_compression: bool,
     /// The cluster to place them in, of several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "RELAY_NATS_PLACEMENT_CLUSTER")]
     nats_placement_cluster: Option<String>,
     /// A tag that servers must have which hold them; repeat it for more
-    #[arg(long = "nats-placement-tag", value_name = "TAG")]
+    #[arg(long = "nats-placement-tag", value_name = "TAG", env = "RELAY_NATS_PLACEMENT_TAG", value_delimiter = ',')]
     nats_placement_tags: Vec<String>,
     /// Bytes that all jobs may take; at 90 % new ones are refused [default: what the account may store]
     #[arg(long, value_name = "SIZE", env = "RELAY_NATS_JOBS_MAX", value_parser = values::size)]

@@ -9,14 +9,19 @@ use relay_bridge::policy::QueuePolicy;
 use super::exit::CliError;
 use super::values;
 use crate::app::QueueSetup;
+use crate::config::queues::Queue;
 
 /// Queues and what holds for them; the same policy for each of them.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queues")]
 pub(crate) struct PolicyArgs {
-    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are
-    #[arg(long = "queue", value_name = "NAME", default_value = "default")]
+    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are [default: those of
+    /// --config, else `default`]
+    #[arg(long = "queue", value_name = "NAME")]
     queues: Vec<QueueName>,
+    /// Those of the configuration file.
+    #[arg(skip)]
+    configured: Vec<Queue>,
     /// Handler starts per run before a job is dead-lettered as `exhausted` [new queues: 10]
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
@@ -50,9 +55,21 @@ pub(crate) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// The queues that were named.
-    pub(crate) fn queues(&self) -> &[QueueName] {
-        &self.queues
+    /// What a configuration file says of queues.
+    pub(crate) fn set_queues(&mut self, queues: Vec<Queue>) {
+        self.configured = queues;
+    }
+
+    /// The queues that were named, here and in the file; `default` if none was.
+    pub(crate) fn queues(&self) -> Vec<QueueName> {
+        let mut queues = self.queues.clone();
+        queues.extend(self.configured.iter().map(|queue| queue.name.clone()));
+        queues.sort();
+        queues.dedup();
+        if queues.is_empty() {
+            queues.extend("default".parse());
+        }
+        queues
     }
 
     /// The queues with a function that makes their policy out of the stored one (or the default one).
@@ -84,11 +101,12 @@ impl PolicyArgs {
         if !wrong.is_empty() {
             return Err(CliError::usage(wrong.join("; ")));
         }
-        let mut queues = self.queues.clone();
-        queues.sort();
-        queues.dedup();
-        let force = self.force;
-        Ok(QueueSetup { queues, policy: Box::new(move |stored| self.over(stored)), force })
+        let (queues, force) = (self.queues(), self.force);
+        let policy = move |name: &QueueName, stored: QueuePolicy| {
+            let configured = self.configured.iter().find(|queue| queue.name == *name);
+            self.over(configured.map_or(stored.clone(), |queue| queue.patch.over(stored)))
+        };
+        Ok(QueueSetup { queues, policy: Box::new(policy), force })
     }
 
     /// `base` with the given flags over it.
@@ -128,7 +146,7 @@ mod tests {
     fn what_is_not_given_stays_as_it_was_stored() {
         let setup = resolve("--queue b --queue a --queue a --lease 2s").unwrap();
         let stored = QueuePolicy { max_attempts: 3, ..QueuePolicy::default() };
-        let policy = (setup.policy)(stored.clone());
+        let policy = (setup.policy)(&setup.queues[0], stored.clone());
         assert_eq!(policy, QueuePolicy { lease: Duration::from_secs(2), ..stored });
         assert_eq!(setup.queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), ["a", "b"]);
     }

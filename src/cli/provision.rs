@@ -1,6 +1,7 @@
 //! `relay provision`: creates or updates what relay needs on NATS. It shows what would change first, and refuses what
 //! would shorten what clients rely on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -30,6 +31,9 @@ Examples:
   relay provision --nats nats://nats:4222 --nats-creds relay.creds --queue orders --client shop
   relay provision --nats nats://nats:4222 --expected-rate 100/s --expected-payload 4KiB --dry-run")]
 pub(crate) struct ProvisionArgs {
+    /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
+    #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
@@ -54,6 +58,13 @@ pub(crate) struct ProvisionArgs {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
+}
+
+impl ProvisionArgs {
+    /// Its queues.
+    pub(crate) fn policy(&mut self) -> &mut PolicyArgs {
+        &mut self.policy
+    }
 }
 
 /// `relay provision`
@@ -133,7 +144,7 @@ async fn provision(
     let mut wanted = Vec::with_capacity(setup.queues.len());
     for queue in &setup.queues {
         let stored = broker.policies.policy(queue).await.map_err(from_broker)?;
-        let mut policy = (setup.policy)(stored.unwrap_or_default());
+        let mut policy = (setup.policy)(queue, stored.unwrap_or_default());
         for client in clients {
             let defaults = policy.client_defaults.clone();
             policy.clients.entry(client.clone()).or_insert(defaults);

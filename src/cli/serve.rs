@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::admin::AdminArgs;
+use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
@@ -36,6 +37,7 @@ Examples:
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
+  relay serve --config relay.toml --listen 127.0.0.1:0             a flag counts instead of the file
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
@@ -43,12 +45,15 @@ closed. A second signal forces. With --json the addresses are one line of JSON o
 as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null}}")]
 pub(crate) struct ServeArgs {
+    /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
+    #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
     listen: ListenArgs,
     /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
-    #[arg(long, value_name = "ADDR", help_heading = "Listening")]
+    #[arg(long, value_name = "ADDR", env = "RELAY_WORKER_LISTEN", help_heading = "Listening")]
     worker_listen: Option<SocketAddr>,
     #[command(flatten)]
     nats_listen: NatsListenArgs,
@@ -62,7 +67,7 @@ pub(crate) struct ServeArgs {
     nats: NatsArgs,
     /// Create what is missing on NATS and change what differs, as `relay provision` does. Without it a missing stream is
     /// an error
-    #[arg(long, help_heading = "NATS streams")]
+    #[arg(long, env = "RELAY_PROVISION", help_heading = "NATS streams")]
     provision: bool,
     #[command(flatten)]
     streams: StreamArgs,
@@ -76,7 +81,7 @@ struct StoreArgs {
     #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
     data: Option<PathBuf>,
     /// Keep jobs and results in memory: they end with this process
-    #[arg(long)]
+    #[arg(long, env = "RELAY_MEMORY")]
     memory: bool,
 }
 
@@ -88,7 +93,7 @@ struct AccessArgs {
     #[arg(long, value_name = "FILE", env = "RELAY_KEYS")]
     keys: Option<PathBuf>,
     /// Let in everybody, for development: only on this machine's loopback addresses
-    #[arg(long)]
+    #[arg(long, env = "RELAY_NO_AUTH")]
     no_auth: bool,
 }
 
@@ -97,13 +102,13 @@ struct AccessArgs {
 #[command(next_help_heading = "Listening")]
 pub(crate) struct ListenArgs {
     /// Where clients connect; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7410")]
+    #[arg(long, value_name = "ADDR", env = "RELAY_LISTEN", default_value = "127.0.0.1:7410")]
     listen: SocketAddr,
     /// How long requests and handlers in flight may take once the server is asked to stop
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN", default_value = "30s", value_parser = values::duration)]
     drain: Duration,
     /// How long /readyz fails before anything is stopped, so that load balancers send no more
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN_DELAY", default_value = "0s", value_parser = values::duration)]
     drain_delay: Duration,
     /// Print the addresses as one line of JSON on stdout as soon as the server is ready
     #[arg(long)]
@@ -122,8 +127,16 @@ impl ListenArgs {
     }
 }
 
+impl ServeArgs {
+    /// Its queues.
+    pub(crate) fn policy(&mut self) -> &mut PolicyArgs {
+        &mut self.policy
+    }
+}
+
 /// `relay serve`
 pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
+    warn_of_unknown_variables();
     let clock = Clock::system();
     let authenticator = match args.access.keys {
         Some(file) => Authenticator::keys(file, clock.clone())

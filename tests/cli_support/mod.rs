@@ -63,7 +63,12 @@ pub(crate) struct Running {
 impl Running {
     /// Starts it and waits until it is ready. `args` must ask for `--json`.
     pub(crate) fn start<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut child = relay(args).spawn().unwrap();
+        Self::start_command(relay(args))
+    }
+
+    /// Starts a command of [`relay`] and waits until it is ready.
+    pub(crate) fn start_command(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());

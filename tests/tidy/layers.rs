@@ -116,6 +116,12 @@ const LAYERS: &[Layer] = &[
         why: "the client pulls in nothing of the server",
     },
     Layer {
+        under: "src/config/",
+        never: &["clap", "relay::admin", "relay::app", "relay::cli", "relay::client", "relay::ingress", "tokio"],
+        except: &[],
+        why: "it knows what may be written, and nothing of who reads it",
+    },
+    Layer {
         under: "src/telemetry/",
         never: &[
             "axum",

@@ -25,7 +25,7 @@ const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 ///
 /// # Errors
 /// A sentence with the fix: no unit, an unknown unit, a fraction, or more than 10 years.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("`{text}` has no unit: write `{text}s` for seconds"));
     }
@@ -40,7 +40,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// A sentence with the fix: no unit, an unknown unit, a fraction, or more than 2^64 bytes.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
     if unit.is_empty() && !number.is_empty() {
         return Err(format!("`{text}` has no unit: write `{text}B` for bytes"));
@@ -51,12 +51,12 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A duration the way it is typed: the largest unit that needs no fraction.
-pub(crate) fn show_duration(duration: Duration) -> String {
+pub fn show_duration(duration: Duration) -> String {
     DurationText(duration).to_string()
 }
 
 /// A size for people, rounded: `17.2 KiB`.
-pub(crate) fn show_size(bytes: u64) -> String {
+pub fn show_size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.iter().find(|(_, shift)| bytes >> shift > 0) {
         #[expect(clippy::cast_precision_loss, reason = "rounded to one decimal anyway")]
@@ -67,11 +67,11 @@ pub(crate) fn show_size(bytes: u64) -> String {
 
 /// A queue and its weight among the queues of one worker, typed `NAME` or `NAME=WEIGHT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct WeightedQueue {
+pub struct WeightedQueue {
     /// The queue.
-    pub(crate) name: QueueName,
+    pub name: QueueName,
     /// Its share, 1 if it was not given.
-    pub(crate) weight: NonZeroU32,
+    pub weight: NonZeroU32,
 }
 
 impl FromStr for WeightedQueue {

@@ -1,0 +1,118 @@
+//! What a configuration file says, as the flags that it stands for: one way to resolve both. A flag or a variable that is
+//! given has the last word.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+
+use super::exit::CliError;
+use crate::config::file::{self, File};
+use crate::config::kind::Value;
+use crate::config::settings::SETTINGS;
+
+/// Of each of these a command takes one: whoever names one on the command line means it instead of the file's.
+const ALTERNATIVES: [&[&str]; 3] =
+    [&["data", "memory", "nats"], &["keys", "no-auth"], &["nats-listen", "no-nats-listen"]];
+
+/// Reads the configuration file that a command names, if it has `--config` and names one.
+///
+/// # Errors
+/// A usage error with every mistake in it.
+pub(crate) fn load(command: &Command, arguments: &[OsString]) -> Result<Option<Configured>, CliError> {
+    let lenient = command.clone().ignore_errors(true).try_get_matches_from(arguments);
+    let Ok(matches) = lenient else { return Ok(None) };
+    let Some((name, of_command)) = matches.subcommand() else { return Ok(None) };
+    let Ok(Some(path)) = of_command.try_get_one::<PathBuf>("config") else { return Ok(None) };
+    let file = read(path)?;
+    let known = command.find_subcommand(name).map(|command| flags(command, of_command)).unwrap_or_default();
+    Ok(Some(Configured { arguments: stand_ins(&file, &known), file }))
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// A usage error with every mistake in it.
+pub(crate) fn read(path: &Path) -> Result<File, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::usage(format!("--config {}: {error}", path.display())))?;
+    file::read(path, &text, &variable).map_err(|mistakes| CliError::usage(mistakes.to_string()))
+}
+
+/// A variable that is set and not empty.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A file, and what it adds to a command line.
+pub(crate) struct Configured {
+    pub(crate) file: File,
+    /// To be put behind the arguments that were typed, and before a `--`.
+    arguments: Vec<OsString>,
+}
+
+impl Configured {
+    /// The command line with the file's settings in it.
+    pub(crate) fn complete(&self, typed: &[OsString]) -> Vec<OsString> {
+        let end = typed.iter().position(|argument| argument == "--").unwrap_or(typed.len());
+        let (before, after) = typed.split_at(end);
+        before.iter().chain(&self.arguments).chain(after).cloned().collect()
+    }
+}
+
+/// A flag of a command, and whether somebody gave it.
+struct Flag {
+    name: String,
+    given: bool,
+}
+
+fn flags(command: &Command, matches: &ArgMatches) -> Vec<Flag> {
+    let given = |id: &str| {
+        let source = matches.try_contains_id(id).is_ok().then(|| matches.value_source(id)).flatten();
+        matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
+    let flags = command.get_arguments().filter_map(|argument| {
+        let name = argument.get_long()?.to_owned();
+        Some(Flag { name, given: given(argument.get_id().as_str()) })
+    });
+    // Those of every command.
+    flags
+        .chain(["log", "log-format"].map(|name| Flag { name: name.to_owned(), given: given(&name.replace('-', "_")) }))
+        .collect()
+}
+
+/// The file's settings as flags of a command: those that it knows and nobody gave in another way.
+fn stand_ins(file: &File, known: &[Flag]) -> Vec<OsString> {
+    let mut left_out: BTreeSet<&str> = BTreeSet::new();
+    for flag in known.iter().filter(|flag| flag.given) {
+        left_out.insert(&flag.name);
+        for group in ALTERNATIVES.iter().filter(|group| group.contains(&flag.name.as_str())) {
+            left_out.extend(*group);
+        }
+    }
+    // Another broker was named: what the file says about NATS is about one that is not used.
+    let elsewhere = known.iter().any(|flag| flag.given && matches!(flag.name.as_str(), "data" | "memory"));
+    let unused = |flag: &str| {
+        elsewhere && file.get("listen.nats").is_none() && (flag.starts_with("nats-") || flag == "provision")
+    };
+    let mut arguments = Vec::new();
+    for setting in SETTINGS {
+        let Some((value, _)) = file.get(setting.key) else { continue };
+        let takes = known.iter().any(|flag| flag.name == setting.flag);
+        if !takes || left_out.contains(setting.flag) || unused(setting.flag) {
+            continue;
+        }
+        let flag = format!("--{}", setting.flag);
+        match value {
+            Value::Flag(_) => arguments.push(flag),
+            Value::List(texts) => arguments.extend(texts.iter().map(|text| format!("{flag}={text}"))),
+            Value::Number(bytes) if setting.kind == crate::config::kind::Kind::Size => {
+                arguments.push(format!("{flag}={bytes}B"))
+            }
+            value => arguments.push(format!("{flag}={value}")),
+        }
+    }
+    arguments.into_iter().map(OsString::from).collect()
+}

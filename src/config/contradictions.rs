@@ -1,0 +1,184 @@
+//! What can't be true together, or has no effect: each value is well, and the file is not.
+
+use std::net::SocketAddr;
+
+use relay_bridge::embedded::PAYLOAD_MAX;
+use relay_bridge::policy::QueuePolicy;
+
+use super::file::File;
+use super::kind::Value;
+use super::mistake::Mistake;
+use super::values::{show_duration, show_size};
+
+/// Everything in `file` that contradicts something else there, or is without effect because something is missing.
+#[must_use]
+pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mistake> {
+    let mut finder = Finder { file, found: Vec::new() };
+    finder.one_of(&["store.data", "store.memory", "nats.servers"], "jobs are kept in one place");
+    finder.one_of(&["access.keys", "access.no_auth"], "whoever is let in is asked for a key, or nobody is");
+    finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
+    finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
+    finder.one_of(&["listen.nats", "nats.no_listen"], "clients are served over NATS, or they are not");
+    for (key, needs) in [
+        ("admin.token_file", "admin.listen"),
+        ("nats.password_file", "nats.user"),
+        ("nats.cert", "nats.key"),
+        ("nats.key", "nats.cert"),
+        ("nats.no_listen", "nats.servers"),
+        ("nats.domain", "nats.servers"),
+        ("nats.sync_always", "nats.servers"),
+    ] {
+        finder.needs(key, needs);
+    }
+    finder.about_nats();
+    finder.addresses(variable);
+    let password = variable("RELAY_NATS_PASSWORD").is_some();
+    if !password && finder.is("nats.user") && !finder.is("nats.password_file") {
+        finder.add(
+            "nats.user",
+            "a user has a password, and none is given",
+            "add nats.password_file, or set RELAY_NATS_PASSWORD",
+        );
+    }
+    finder.streams();
+    finder.queues();
+    finder.found
+}
+
+struct Finder<'a> {
+    file: &'a File,
+    found: Vec<Mistake>,
+}
+
+impl Finder<'_> {
+    fn is(&self, key: &str) -> bool {
+        self.file.get(key).is_some()
+    }
+
+    fn add(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let line = self.file.get(key).map_or(1, |(_, line)| line);
+        self.at(line, key, what, fix);
+    }
+
+    fn at(&mut self, line: usize, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        self.found.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
+    }
+
+    fn one_of(&mut self, keys: &[&str], why: &str) {
+        let set: Vec<_> = keys.iter().filter(|key| self.is(key)).collect();
+        if let [first, others @ ..] = &set[..] {
+            for other in others {
+                let line = self.file.get(first).map_or(0, |(_, line)| line);
+                self.add(other, format!("`{first}` is set as well (line {line}), and {why}"), "leave one of them out");
+            }
+        }
+    }
+
+    fn needs(&mut self, key: &str, needs: &str) {
+        if self.is(key) && !self.is(needs) {
+            self.add(key, format!("without `{needs}` it says nothing"), format!("leave it out, or add `{needs}`"));
+        }
+    }
+
+    /// Settings about NATS where there is none.
+    fn about_nats(&mut self) {
+        let (broker, doors) = (self.is("nats.servers"), self.is("listen.nats"));
+        let keys: Vec<&'static str> = self.file.values.keys().copied().filter(|key| self.is(key)).collect();
+        for key in keys {
+            let told =
+                ["nats.no_listen", "nats.domain", "nats.sync_always", "nats.cert", "nats.key", "nats.password_file"];
+            if key.starts_with("streams.") && !broker {
+                self.add(key, "jobs are not kept on NATS", "leave it out, or say where NATS is with `nats.servers`");
+            } else if key.starts_with("nats.") && !broker && !doors && !told.contains(&key) {
+                let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`";
+                self.add(key, "relay does not connect to NATS", fix);
+            }
+        }
+    }
+
+    fn address(&self, key: &str) -> Option<SocketAddr> {
+        match self.file.get(key) {
+            Some((Value::Text(text), _)) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// Addresses that others can reach, where others must not.
+    fn addresses(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
+        let open = |address: Option<SocketAddr>| address.filter(|address| !address.ip().is_loopback());
+        if let Some(address) = open(self.address("listen.http")).filter(|_| self.is("access.no_auth")) {
+            let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
+            self.add("listen.http", what, "write \"127.0.0.1:7410\", or set `access.keys` instead");
+        }
+        if let Some(address) = open(self.address("listen.workers")) {
+            let what = format!("others can reach {address}, and connections of workers are not encrypted");
+            self.add(
+                "listen.workers",
+                what,
+                "write \"127.0.0.1:7411\": run workers on this machine, or through a tunnel",
+            );
+        }
+        let token = self.is("admin.token_file") || variable("RELAY_ADMIN_TOKEN").is_some();
+        if let Some(address) = open(self.address("admin.listen")).filter(|_| !token) {
+            let what = format!("others can reach {address}, and nobody is asked for a token");
+            self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`");
+        }
+        if self.is("admin.token_file") && variable("RELAY_ADMIN_TOKEN").is_some() {
+            self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");
+        }
+    }
+
+    fn streams(&mut self) {
+        if self.file.get("streams.storage").is_some_and(|(value, _)| value.to_string() == "memory") {
+            let what = "streams in memory can't be compressed";
+            if self.is("streams.compression") {
+                self.add("streams.compression", what, "leave it out, or write storage = \"file\"");
+            }
+        }
+        if let Some((Value::Number(replicas @ (2 | 4)), _)) = self.file.get("streams.replicas") {
+            self.add(
+                "streams.replicas",
+                format!("{replicas} replicas survive no more than {} do", replicas - 1),
+                "write 1, 3 or 5",
+            );
+        }
+    }
+
+    fn queues(&mut self) {
+        let embedded = !self.is("nats.servers");
+        for queue in &self.file.queues {
+            let policy = queue.patch.over(QueuePolicy::default());
+            let mut found = Vec::new();
+            if policy.lease > policy.lease_max {
+                let what = format!(
+                    "a lease of {} is longer than `lease_max` ({}), the longest a worker may hold a job in all",
+                    show_duration(policy.lease),
+                    show_duration(policy.lease_max)
+                );
+                found.push(("lease", what, "shorten it, or lengthen `lease_max`".to_owned()));
+            }
+            if policy.retry.cap < policy.retry.base {
+                let (cap, base) = (show_duration(policy.retry.cap), show_duration(policy.retry.base));
+                found.push((
+                    "retry_cap",
+                    format!("{cap} is shorter than `retry_base` ({base})"),
+                    format!("write \"{base}\" or more"),
+                ));
+            }
+            for (key, bytes) in [("payload_max", policy.payload_max), ("result_max", policy.result_max)] {
+                if embedded && bytes > PAYLOAD_MAX {
+                    let max = show_size(PAYLOAD_MAX);
+                    found.push((
+                        key,
+                        format!("{} are more than the store takes, which is {max}", show_size(bytes)),
+                        "write \"16MiB\" or less".to_owned(),
+                    ));
+                }
+            }
+            for (key, what, fix) in found {
+                let line = queue.patch.line(key, queue.line);
+                self.found.push(Mistake { line, key: format!("queue.{}.{key}", queue.name), what, fix });
+            }
+        }
+    }
+}

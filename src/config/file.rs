@@ -1,0 +1,276 @@
+//! Reads a file whole, and finds every mistake in it at once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use relay_bridge::contract::ClientId;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use super::contradictions;
+use super::kind::{Kind, Unfit, Value};
+use super::mistake::{Mistake, Mistakes, meant};
+use super::queues::{Patch, Queue, Written};
+use super::settings::{POLICY, PolicySetting, SETTINGS, TABLES};
+
+/// The table of what holds for every queue, and the list of queues with that of their clients.
+const DEFAULTS: &str = "queue_defaults";
+const QUEUE: &str = "queue";
+const CLIENT: &str = "client";
+
+/// What a file says.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Settings by key, with the line of each.
+    pub values: Written,
+    /// Its queues, each with what holds for all of them, in the order of the file.
+    pub queues: Vec<Queue>,
+}
+
+impl File {
+    /// A setting that is written; a flag that is `false` is not set.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<(&Value, usize)> {
+        self.values.get(key).filter(|(value, _)| *value != Value::Flag(false)).map(|(value, line)| (value, *line))
+    }
+}
+
+/// Reads the `text` of the file at `path`. `variable` gives the environment's variables, some of which belong to settings.
+///
+/// # Errors
+/// Everything that is wrong in it.
+pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<File, Mistakes> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader { text, folder: path.parent().unwrap_or(Path::new("")), mistakes: Vec::new() };
+    for error in errors {
+        let fix = if error.message().contains("duplicate key") {
+            "leave one of them out"
+        } else {
+            "correct the line; https://toml.io has the syntax"
+        };
+        reader.mistake(error.span().unwrap_or_default(), "", error.message(), fix);
+    }
+    let mut file = File { path: path.to_owned(), values: Written::new(), queues: Vec::new() };
+    let mut defaults = Patch::default();
+    // What holds for all queues first: it is below what is written for each.
+    for (key, value) in document.get_ref().iter().filter(|(key, _)| key.get_ref() == DEFAULTS) {
+        if let Some(table) = reader.table(DEFAULTS, key.span(), value) {
+            defaults.values = reader.policy(DEFAULTS, table, false);
+        }
+    }
+    for (key, value) in document.get_ref() {
+        match key.get_ref().as_ref() {
+            DEFAULTS => {}
+            QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
+            name if TABLES.iter().any(|(table, _)| *table == name) => {
+                if let Some(table) = reader.table(name, key.span(), value) {
+                    reader.settings(name, table, &mut file.values);
+                }
+            }
+            name => reader.unknown_table(key.span(), name),
+        }
+    }
+    let mut all = reader.mistakes;
+    all.extend(contradictions::find(&file, variable));
+    if all.is_empty() {
+        return Ok(file);
+    }
+    all.sort_by_key(|mistake| mistake.line);
+    Err(Mistakes { file: path.to_owned(), all })
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    folder: &'a Path,
+    mistakes: Vec<Mistake>,
+}
+
+type Table<'a> = DeTable<'a>;
+
+impl Reader<'_> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        self.text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
+    }
+
+    fn mistake(&mut self, span: Range<usize>, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let line = self.line(&span);
+        self.mistakes.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
+    }
+
+    fn table<'b, 'c>(
+        &mut self,
+        name: &str,
+        span: Range<usize>,
+        value: &'b Spanned<DeValue<'c>>,
+    ) -> Option<&'b Table<'c>> {
+        match value.get_ref() {
+            DeValue::Table(table) => Some(table),
+            _ => {
+                self.mistake(span, name, "this is a table", format!("write [{name}] on a line, and its keys below"));
+                None
+            }
+        }
+    }
+
+    fn settings(&mut self, table: &str, values: &Table<'_>, into: &mut Written) {
+        for (key, value) in values {
+            let full = format!("{table}.{}", key.get_ref());
+            match SETTINGS.iter().find(|setting| setting.key == full) {
+                Some(setting) => {
+                    if let Some(value) = self.value(&full, setting.kind, value) {
+                        into.insert(setting.key, (value, self.line(&key.span())));
+                    }
+                }
+                None => {
+                    let own = SETTINGS.iter().filter_map(|setting| setting.key.split_once('.'));
+                    let own = own.filter(|(of, _)| *of == table).map(|(_, name)| name);
+                    let elsewhere =
+                        SETTINGS.iter().find(|setting| setting.key.ends_with(&format!(".{}", key.get_ref())));
+                    let fix = match (meant(key.get_ref(), own.clone()), elsewhere) {
+                        (Some(name), _) => format!("did you mean `{name}`?"),
+                        (None, Some(setting)) => format!("did you mean `{}`?", setting.key),
+                        (None, None) => format!("[{table}] has {}", own.collect::<Vec<_>>().join(", ")),
+                    };
+                    self.mistake(key.span(), &full, "there is no such setting", fix);
+                }
+            }
+        }
+    }
+
+    fn value(&mut self, key: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
+        match kind.read(value.get_ref()) {
+            Ok(Value::Text(path)) if kind == Kind::Path => {
+                Some(Value::Text(self.folder.join(path).to_string_lossy().into_owned()))
+            }
+            Ok(value) => Some(value),
+            Err(Unfit { what, fix }) => {
+                self.mistake(value.span(), key, what, fix);
+                None
+            }
+        }
+    }
+
+    fn unknown_table(&mut self, span: Range<usize>, name: &str) {
+        let tables = TABLES.iter().map(|(table, _)| *table).chain([QUEUE, DEFAULTS]);
+        let setting = SETTINGS.iter().find(|setting| setting.key.ends_with(&format!(".{name}")));
+        let fix = match (meant(name, tables.clone()), setting) {
+            (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),
+            (Some(table), None) => format!("did you mean `{table}`?"),
+            (None, None) => format!("there are {}", tables.collect::<Vec<_>>().join(", ")),
+        };
+        self.mistake(span, name, "there is no such table or setting", fix);
+    }
+
+    /// The policy's part of `table`, called `name`. Keys that a queue has beside it are left out.
+    fn policy(&mut self, name: &str, table: &Table<'_>, of_client: bool) -> Written {
+        let mut written = Written::new();
+        let beside: &[&str] = match (name == DEFAULTS, of_client) {
+            (true, _) => &[],
+            (false, true) => &["name"],
+            (false, false) => &["name", CLIENT],
+        };
+        for (key, value) in table.iter().filter(|(key, _)| !beside.contains(&key.get_ref().as_ref())) {
+            let full = format!("{name}.{}", key.get_ref());
+            let known = |setting: &&PolicySetting| setting.per_client || !of_client;
+            let Some(setting) = POLICY.iter().filter(known).find(|setting| setting.key == key.get_ref()) else {
+                let names = POLICY.iter().filter(known).map(|setting| setting.key).chain(beside.iter().copied());
+                let fix = match meant(key.get_ref(), names.clone()) {
+                    _ if key.get_ref() == "paused" => {
+                        "a pause is not configuration: pause and resume the queue".to_owned()
+                    }
+                    Some(meant) => format!("did you mean `{meant}`?"),
+                    None => format!("there are {}", names.collect::<Vec<_>>().join(", ")),
+                };
+                self.mistake(key.span(), &full, "there is no such setting", fix);
+                continue;
+            };
+            if let Some(value) = self.value(&full, setting.kind, value) {
+                written.insert(setting.key, (value, self.line(&key.span())));
+            }
+        }
+        written
+    }
+
+    fn queues(&mut self, span: Range<usize>, value: &Spanned<DeValue<'_>>, defaults: &Patch) -> Vec<Queue> {
+        let mut queues: Vec<Queue> = Vec::new();
+        for (table, span) in self.entries(QUEUE, span, value) {
+            let Some(name) = self.name(QUEUE, Kind::Queue, span.clone(), table) else { continue };
+            let line = self.line(&span);
+            let full = format!("{QUEUE}.{name}");
+            let mut patch = defaults.clone();
+            patch.values.extend(self.policy(&full, table, false));
+            if let Some((key, clients)) = table.iter().find(|(key, _)| key.get_ref() == CLIENT) {
+                patch.clients = self.clients(&full, key.span(), clients);
+            }
+            let Ok(name) = name.parse() else { continue };
+            if let Some(first) = queues.iter().find(|queue| queue.name == name) {
+                let what = format!("this queue is on line {} already", first.line);
+                self.mistake(span, &full, what, "make one of both, or give one of them another name");
+                continue;
+            }
+            queues.push(Queue { name, line, patch });
+        }
+        queues
+    }
+
+    fn clients(
+        &mut self,
+        queue: &str,
+        span: Range<usize>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> BTreeMap<ClientId, Written> {
+        let mut clients: BTreeMap<ClientId, Written> = BTreeMap::new();
+        for (table, span) in self.entries(&format!("{QUEUE}.{CLIENT}"), span, value) {
+            let Some(name) = self.name(&format!("{queue}.{CLIENT}"), Kind::Client, span.clone(), table) else {
+                continue;
+            };
+            let full = format!("{queue}.{CLIENT}.{name}");
+            let written = self.policy(&full, table, true);
+            let Ok(name) = name.parse() else { continue };
+            if clients.insert(name, written).is_some() {
+                self.mistake(span, &full, "this client is there twice in one queue", "make one of both");
+            }
+        }
+        clients
+    }
+
+    /// The tables of a list, each with its place.
+    fn entries<'b, 'c>(
+        &mut self,
+        name: &str,
+        span: Range<usize>,
+        value: &'b Spanned<DeValue<'c>>,
+    ) -> Vec<(&'b Table<'c>, Range<usize>)> {
+        let tables = |array: &'b DeArray<'c>| {
+            let tables = array.iter().map(|entry| match entry.get_ref() {
+                DeValue::Table(table) => Some((table, entry.span())),
+                _ => None,
+            });
+            tables.collect::<Option<Vec<_>>>()
+        };
+        let found = match value.get_ref() {
+            DeValue::Array(array) => tables(array),
+            _ => None,
+        };
+        found.unwrap_or_else(|| {
+            self.mistake(
+                span,
+                name,
+                "this is a list of tables",
+                format!("write [[{name}]] on a line, and its keys below"),
+            );
+            Vec::new()
+        })
+    }
+
+    fn name(&mut self, of: &str, kind: Kind, span: Range<usize>, table: &Table<'_>) -> Option<String> {
+        let Some((_, value)) = table.iter().find(|(key, _)| key.get_ref() == "name") else {
+            self.mistake(span, of, "it has no name", "write name = \"...\" below it");
+            return None;
+        };
+        self.value(&format!("{of}.name"), kind, value).map(|name| name.to_string())
+    }
+}

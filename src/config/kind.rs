@@ -1,0 +1,212 @@
+//! What values may be. A value of another type is refused also where it could be made to fit: `"3"` is no number, `30` no
+//! duration, `1` not `true`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use relay_bridge::contract::{ClientId, QueueName};
+use toml::de::DeValue;
+
+use super::values;
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// An address with its port.
+    Address,
+    /// A span with its unit: at least this many milliseconds.
+    Duration(u64),
+    /// A number of bytes with its unit.
+    Size,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number within these bounds.
+    Count(u64, u64),
+    /// A number within these bounds, with or without a fraction.
+    Factor(u32, u32),
+    /// Any text that is not empty.
+    Text,
+    /// A file or a folder; a relative one is seen from the folder of the configuration file.
+    Path,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Several texts.
+    List,
+    /// A queue's name.
+    Queue,
+    /// A client's name.
+    Client,
+}
+
+/// A value of a [`Kind`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// An address, a path, a name, a word or any text.
+    Text(String),
+    /// A duration.
+    Duration(Duration),
+    /// Bytes, or a count.
+    Number(u64),
+    /// A number with a fraction.
+    Factor(f64),
+    /// A flag.
+    Flag(bool),
+    /// Several texts.
+    List(Vec<String>),
+}
+
+/// Why a value is none of its kind, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// What is wrong with it.
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Unfit {
+    fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what: what.into(), fix: fix.into() }
+    }
+}
+
+impl Kind {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is none of this kind.
+    pub fn read(self, value: &DeValue<'_>) -> Result<Value, Unfit> {
+        let shown = show(value);
+        let not = |fix: String| Unfit::new(format!("`{shown}` is not {self}"), fix);
+        match (self, value) {
+            (Self::Flag, DeValue::Boolean(flag)) => Ok(Value::Flag(*flag)),
+            (Self::Flag, _) => Err(not("write true or false, without quotes".to_owned())),
+            (Self::Count(min, max), DeValue::Integer(number)) => {
+                let number = u64::from_str_radix(number.as_str(), number.radix()).ok();
+                let number = number.filter(|number| (min..=max).contains(number)).map(Value::Number);
+                number.ok_or_else(|| not(format!("write a number {}", between(min, max))))
+            }
+            (Self::Count(..), DeValue::String(text)) if text.parse::<u64>().is_ok() => Err(Unfit::new(
+                format!("`{shown}` is a text and not a number"),
+                format!("write {text}, without quotes"),
+            )),
+            (Self::Count(min, max), _) => Err(not(format!("write a whole number {}", between(min, max)))),
+            (Self::Factor(min, max), DeValue::Float(_) | DeValue::Integer(_)) => {
+                let number = shown.parse::<f64>().ok();
+                let number = number.filter(|number| (f64::from(min)..=f64::from(max)).contains(number));
+                number.map(Value::Factor).ok_or_else(|| not(format!("write a number from {min} to {max}")))
+            }
+            (Self::Factor(min, max), _) => Err(not(format!("write a number from {min} to {max}, without quotes"))),
+            (Self::Duration(_), DeValue::Integer(_)) => {
+                Err(Unfit::new(format!("`{shown}` has no unit"), format!("write \"{shown}s\" for seconds")))
+            }
+            (Self::Size, DeValue::Integer(_)) => Err(Unfit::new(
+                format!("`{shown}` has no unit"),
+                format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
+            )),
+            (Self::List, DeValue::Array(values)) => {
+                let texts = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
+                let texts: Option<Vec<_>> = texts.collect();
+                let texts = texts.filter(|texts| !texts.is_empty() && texts.iter().all(|text| is_plain(text)));
+                texts.map(Value::List).ok_or_else(|| not("write [\"a\", \"b\"]".to_owned()))
+            }
+            (Self::List, _) => Err(not("write it in brackets: [\"a\", \"b\"]".to_owned())),
+            (_, DeValue::String(text)) => self.read_text(text),
+            (_, _) => Err(not("write a text in quotes".to_owned())),
+        }
+    }
+
+    fn read_text(self, text: &str) -> Result<Value, Unfit> {
+        let shown = format!("\"{text}\"");
+        let not = |fix: &str| Unfit::new(format!("`{shown}` is not {self}"), fix);
+        match self {
+            Self::Duration(min) => {
+                let duration = values::duration(text)
+                    .map_err(|error| Unfit::new(error, "write \"250ms\", \"20s\", \"5m\", \"6h\" or \"14d\""))?;
+                if duration < Duration::from_millis(min) {
+                    let least = values::show_duration(Duration::from_millis(min));
+                    return Err(Unfit::new(format!("`{shown}` is too short"), format!("write at least \"{least}\"")));
+                }
+                Ok(Value::Duration(duration))
+            }
+            Self::Size => {
+                let size =
+                    values::size(text).map_err(|error| Unfit::new(error, "write \"512B\", \"256KiB\" or \"1MiB\""))?;
+                Ok(Value::Number(size))
+            }
+            Self::Address if text.parse::<SocketAddr>().is_err() => {
+                Err(not("write HOST:PORT with an IP address, such as \"127.0.0.1:7410\" or \"[::]:7410\""))
+            }
+            Self::Choice(words) if !words.contains(&text) => {
+                let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                Err(not(&format!("write {}", words.join(" or "))))
+            }
+            Self::Queue => match text.parse::<QueueName>() {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "give it a name such as \"orders\"")),
+            },
+            Self::Client => match text.parse::<ClientId>() {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "write the name that its key has")),
+            },
+            _ if !is_plain(text) => Err(not("write a text that is not empty, on one line")),
+            _ => Ok(Value::Text(text.to_owned())),
+        }
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.trim().is_empty() && !text.contains(char::is_control)
+}
+
+fn between(min: u64, max: u64) -> String {
+    if max == u64::MAX { format!("of at least {min}") } else { format!("from {min} to {max}") }
+}
+
+/// What the reference and mistakes call it.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("an address"),
+            Self::Duration(_) => f.write_str("a duration"),
+            Self::Size => f.write_str("a size"),
+            Self::Flag => f.write_str("true or false"),
+            Self::Count(min, max) => write!(f, "a number {}", between(*min, *max)),
+            Self::Factor(min, max) => write!(f, "a number from {min} to {max}"),
+            Self::Text => f.write_str("a text"),
+            Self::Path => f.write_str("a path"),
+            Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
+            Self::List => f.write_str("a list of texts"),
+            Self::Queue => f.write_str("a queue's name"),
+            Self::Client => f.write_str("a client's name"),
+        }
+    }
+}
+
+/// As it is typed for a flag.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Duration(duration) => f.write_str(&values::show_duration(*duration)),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Factor(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::List(texts) => f.write_str(&texts.join(",")),
+        }
+    }
+}
+
+/// A value as it stands in a file, shortened.
+fn show(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("\"{}\"", text.chars().take(80).collect::<String>()),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "[...]".to_owned(),
+        DeValue::Table(_) => "{...}".to_owned(),
+    }
+}

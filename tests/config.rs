@@ -1,0 +1,286 @@
+//! The configuration file from outside: every mistake at once, who has the last word, and what of it takes effect.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod cli_support;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use cli_support::{Running, code, relay, run, stderr, stdout};
+use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+use relay_bridge::policy::{ClientPolicy, QueuePolicy};
+use serde_json::Value;
+use tempfile::tempdir;
+
+fn check(text: &str) -> (i32, String) {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, text).unwrap();
+    let output = run(["config", "check", file.to_str().unwrap()]);
+    let said = stderr(&output).replace(&format!("{}/", dir.path().display()), "");
+    (code(&output), said)
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_its_line_and_what_to_write() {
+    let (code, said) = check(
+        r#"[listen]
+http = "localhost"
+drain = 30
+
+[stor]
+data = "./data"
+
+[access]
+no_auth = "true"
+
+[queue_defaults]
+retentoin = "1d"
+
+[[queue]]
+name = "orders"
+max_attempts = "3"
+payload_max = 4096
+lease = "5x"
+retry_factor = 11
+keep_keyless = 1
+
+[[queue]]
+name = "Orders"
+
+[[queue]]
+lease = "10s"
+
+[[queue]]
+name = "orders"
+
+[[queue.client]]
+name = "shop"
+lease = "10s"
+weight = 0
+"#,
+    );
+    assert_eq!(code, 2);
+    let mut last = 0;
+    for (line, parts) in [
+        (2, &["listen.http", "\"localhost\"", "127.0.0.1:7410"][..]),
+        (3, &["listen.drain", "`30` has no unit", "write \"30s\""]),
+        (5, &["stor", "did you mean `store`?"]),
+        (9, &["access.no_auth", "\"true\"", "without quotes"]),
+        (12, &["queue_defaults.retentoin", "did you mean `retention`?"]),
+        (16, &["queue.orders.max_attempts", "a text and not a number", "write 3, without quotes"]),
+        (17, &["queue.orders.payload_max", "`4096` has no unit", "\"4096B\""]),
+        (18, &["queue.orders.lease", "5x", "\"20s\""]),
+        (19, &["queue.orders.retry_factor", "`11`", "from 1 to 10"]),
+        (20, &["queue.orders.keep_keyless", "`1`", "true or false"]),
+        (23, &["queue.name", "Orders", "[a-z0-9]"]),
+        (25, &["queue", "no name", "write name"]),
+        (28, &["queue.orders", "on line 14 already", "another name"]),
+        (33, &["queue.orders.client.shop.lease", "there is no such setting", "weight"]),
+        (34, &["queue.orders.client.shop.weight", "`0`", "from 1 to 1000"]),
+    ] {
+        let start = format!("relay.toml:{line}: ");
+        let at = said.find(&start).unwrap_or_else(|| panic!("nothing on line {line}:\n{said}"));
+        assert!(at >= last, "line {line} is out of order:\n{said}");
+        last = at;
+        let told = said[at..].split_once("\n  relay.toml:").map_or(&said[at..], |(told, _)| told);
+        for part in parts {
+            assert!(told.contains(part), "line {line} does not say {part}:\n{told}");
+        }
+    }
+    assert!(said.contains("relay.toml has 15 mistakes"), "{said}");
+}
+
+#[test]
+fn what_contradicts_something_else_is_a_mistake() {
+    for (text, parts) in [
+        (
+            "[store]\ndata = \"a\"\nmemory = true",
+            &["relay.toml:3: store.memory", "`store.data`", "leave one of them out"][..],
+        ),
+        ("[store]\ndata = \"a\"\n[nats]\nservers = [\"nats://a\"]", &["relay.toml:4: nats.servers", "one place"]),
+        ("[access]\nkeys = \"k\"\nno_auth = true", &["relay.toml:3: access.no_auth"]),
+        (
+            "[listen]\nhttp = \"0.0.0.0:1\"\n[access]\nno_auth = true",
+            &["relay.toml:2: listen.http", "lets everybody in"],
+        ),
+        ("[listen]\nworkers = \"0.0.0.0:1\"", &["listen.workers", "not encrypted"]),
+        ("[admin]\nlisten = \"0.0.0.0:1\"", &["admin.listen", "admin.token_file"]),
+        ("[admin]\ntoken_file = \"t\"", &["admin.token_file", "add `admin.listen`"]),
+        ("[nats]\ntls = true", &["nats.tls", "does not connect to NATS"]),
+        ("[streams]\nreplicas = 3", &["streams.replicas", "not kept on NATS"]),
+        ("[nats]\nservers = [\"a\"]\n[streams]\nreplicas = 2", &["streams.replicas", "write 1, 3 or 5"]),
+        ("[nats]\nservers = [\"a\"]\n[streams]\nstorage = \"memory\"\ncompression = true", &["streams.compression"]),
+        ("[nats]\nservers = [\"a\"]\nuser = \"u\"", &["nats.user", "RELAY_NATS_PASSWORD"]),
+        ("[nats]\nservers = [\"a\"]\nnkey = \"n\"\ncreds = \"c\"", &["one identity"]),
+        ("[nats]\nservers = [\"a\"]\ncert = \"c\"", &["nats.cert", "add `nats.key`"]),
+        ("[nats]\nservers = [\"a\"]\n[listen]\nnats = [\"b\"]", &["nats.servers", "anyway"]),
+        ("[[queue]]\nname = \"q\"\nlease = \"2h\"", &["relay.toml:3: queue.q.lease", "`lease_max` (1h)"]),
+        (
+            "[queue_defaults]\nretry_base = \"10m\"\n[[queue]]\nname = \"q\"",
+            &["queue.q.retry_cap", "`retry_base` (10m)"],
+        ),
+        ("[[queue]]\nname = \"q\"\npayload_max = \"17MiB\"", &["queue.q.payload_max", "16.0 MiB"]),
+        (
+            "[listen]\nhttp = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"",
+            &["relay.toml:3", "duplicate key", "leave one of them out"],
+        ),
+        ("data = \"x\"", &["did you mean", "store.data"]),
+        ("[[queue]]\nname = \"q\"\npaused = true", &["queue.q.paused", "a pause is not configuration"]),
+    ] {
+        let (code, said) = check(text);
+        assert_eq!(code, 2, "{text}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{text}: {part} is not in\n{said}");
+        }
+        assert!(said.contains("has 1 mistake\n"), "{text}:\n{said}");
+    }
+    let whole = "[nats]\nservers = [\"nats://a\"]\nno_listen = false\n[store]\nmemory = false\n[[queue]]\nname = \"q\"";
+    assert_eq!(check(whole).0, 0, "what is false is not set");
+}
+
+/// Which of the folders has a store.
+fn stores(dir: &Path) -> Vec<&'static str> {
+    ["file", "variable", "flag"].into_iter().filter(|name| dir.join(name).join("relay.db").exists()).collect()
+}
+
+#[test]
+fn a_flag_counts_before_a_variable_and_that_before_the_file() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    // Relative to the file, wherever the process runs.
+    fs::write(&file, "[store]\ndata = \"file\"\n[access]\nno_auth = true\n[listen]\nhttp = \"127.0.0.1:0\"\n").unwrap();
+    let start = |flags: &[&str], variable: bool| {
+        let mut command = relay(["serve", "--json", "--config", file.to_str().unwrap()].iter().chain(flags));
+        if variable {
+            command.env("RELAY_DATA", dir.path().join("variable"));
+        }
+        Running::start_command(command).stop();
+    };
+    start(&[], false);
+    assert_eq!(stores(dir.path()), ["file"]);
+    start(&[], true);
+    assert_eq!(stores(dir.path()), ["file", "variable"]);
+    fs::remove_dir_all(dir.path().join("file")).unwrap();
+    fs::remove_dir_all(dir.path().join("variable")).unwrap();
+    start(&["--data", dir.path().join("flag").to_str().unwrap()], true);
+    assert_eq!(stores(dir.path()), ["flag"]);
+    // A flag for an alternative of what the file names: this start keeps nothing.
+    fs::remove_dir_all(dir.path().join("flag")).unwrap();
+    start(&["--memory"], false);
+    assert_eq!(stores(dir.path()), [""; 0]);
+}
+
+#[test]
+fn shown_is_what_holds_and_where_it_comes_from() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = "[listen]\ndrain = \"10s\"\n[nats]\nservers = [\"nats://relay:hush@a:4222\"]\n[[queue]]\nname = \"mail\"\npayload_max = \"1MiB\"\n";
+    fs::write(&file, text).unwrap();
+    let mut command = relay(["config", "show", "--json", "--config", file.to_str().unwrap()]);
+    let output =
+        command.env("RELAY_DRAIN_DELAY", "5s").env("RELAY_ADMIN_TOKEN", "hush-hush-hush-hush").output().unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(!stdout(&output).contains("hush"), "{}", stdout(&output));
+    let shown: Value = serde_json::from_str(stdout(&output)).unwrap();
+    let of = |key: &str| {
+        let settings = shown["settings"].as_array().unwrap();
+        let found = settings.iter().find(|setting| setting["key"] == key).unwrap_or_else(|| panic!("{key}: {shown}"));
+        (found["value"].as_str().unwrap().to_owned(), found["origin"].as_str().unwrap().to_owned())
+    };
+    let place = |line: usize| format!("{}:{line}", file.display());
+    assert_eq!(of("listen.http"), ("127.0.0.1:7410".to_owned(), "default".to_owned()));
+    assert_eq!(of("listen.drain"), ("10s".to_owned(), place(2)));
+    assert_eq!(of("listen.drain_delay"), ("5s".to_owned(), "variable RELAY_DRAIN_DELAY".to_owned()));
+    assert_eq!(of("nats.servers"), ("nats://********@a:4222".to_owned(), place(4)));
+    assert_eq!(of("queue.mail.payload_max"), ("1048576B".to_owned(), place(7)));
+    assert_eq!(of("RELAY_ADMIN_TOKEN"), ("********".to_owned(), "environment".to_owned()));
+}
+
+#[tokio::test]
+async fn queues_of_the_file_have_its_policies_and_flags_change_them_all() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = "
+[store]
+data = \"data\"
+[access]
+no_auth = true
+[listen]
+http = \"127.0.0.1:0\"
+[queue_defaults]
+lease = \"10s\"
+max_queued = 500
+[[queue]]
+name = \"mail\"
+retention = \"2d\"
+[[queue.client]]
+name = \"shop\"
+weight = 3
+[[queue]]
+name = \"bulk\"
+lease = \"1m\"
+";
+    fs::write(&file, text).unwrap();
+    let args = ["serve", "--json", "--config", file.to_str().unwrap(), "--queue", "more", "--max-attempts", "4"];
+    Running::start(args).stop();
+    let path = Some(dir.path().join("data/relay.db"));
+    let store = Embedded::open(EmbeddedConfig { path, ..EmbeddedConfig::default() }).await.unwrap();
+    let policies = store.broker().policies.policies().await.unwrap();
+    let names: Vec<_> = policies.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["bulk", "mail", "more"]);
+    let [bulk, mail, more] = [&policies[0].1, &policies[1].1, &policies[2].1];
+    let defaults = ClientPolicy { max_queued: 500, ..ClientPolicy::default() };
+    let of_file = QueuePolicy { max_attempts: 4, client_defaults: defaults.clone(), ..QueuePolicy::default() };
+    assert_eq!(*bulk, QueuePolicy { lease: Duration::from_secs(60), ..of_file.clone() });
+    let shop = [("shop".parse().unwrap(), ClientPolicy { weight: 3, ..defaults })].into();
+    let (lease, retention) = (Duration::from_secs(10), Duration::from_secs(2 * 24 * 3600));
+    assert_eq!(*mail, QueuePolicy { lease, retention, clients: shop, ..of_file });
+    assert_eq!(*more, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
+    store.close().await;
+}
+
+#[test]
+fn a_server_does_not_start_with_a_file_that_has_mistakes() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, "[store]\ndata = \"data\"\n[acess]\nno_auth = true\n").unwrap();
+    let refused = run(["serve", "--json", "--no-auth", "--config", file.to_str().unwrap()]);
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("did you mean `access`?"), "{}", stderr(&refused));
+    assert!(!dir.path().join("data").exists());
+    let missing = run(["serve", "--no-auth", "--config", "/no/such/relay.toml"]);
+    assert_eq!(code(&missing), 2);
+    assert!(stderr(&missing).contains("/no/such/relay.toml"), "{}", stderr(&missing));
+}
+
+#[test]
+fn a_variable_that_nobody_reads_is_named() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, "").unwrap();
+    let mut command = relay(["config", "check", file.to_str().unwrap()]);
+    let output = command.env("RELAY_LISTN", "127.0.0.1:1").env("RELAY_DATA", "x").output().unwrap();
+    assert_eq!(code(&output), 0);
+    let said = stderr(&output);
+    assert!(said.contains("RELAY_LISTN") && said.contains("did you mean RELAY_LISTEN?"), "{said}");
+    assert!(!said.contains("RELAY_DATA"), "{said}");
+}
+
+#[test]
+fn the_reference_in_the_docs_is_the_one_that_the_command_prints() {
+    let printed = run(["config", "reference"]);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let kept = fs::read_to_string(path).unwrap_or_default();
+    assert!(kept == stdout(&printed), "write it again: relay config reference > docs/configuration.md");
+}
+
+#[test]
+fn the_example_of_the_reference_is_right() {
+    let printed = run(["config", "reference"]);
+    let (_, example) = stdout(&printed).split_once("```toml\n").unwrap();
+    let (code, said) = check(example.split_once("```").unwrap().0);
+    assert_eq!(code, 0, "{said}");
+}
