@@ -2,17 +2,19 @@
 //! balancer that clients use.
 //!
 //! It is up before the broker is, and goes down last: what can be asked of a process is not less while it starts or
-//! drains. Its answers are read from memory: nobody who asks often can slow the broker down.
+//! drains. What is asked often is answered from memory: nobody who does so can slow the broker down.
 //!
 //! # Layout
 //!
 //! - `port`: what a process holds of it; `serve`: the listener; `access`: who may ask; `routes`: what is answered.
+//! - `operator`: what operators look at and change.
 //! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
 //! - [`collect`]: the numbers of the process's parts as metrics.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use relay_bridge::broker::Broker;
 use relay_bridge::contract::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -23,6 +25,7 @@ use crate::telemetry::exposition::Exposition;
 
 mod access;
 pub mod collect;
+mod operator;
 mod port;
 mod routes;
 pub mod sampler;
@@ -43,6 +46,8 @@ pub struct Admin {
     started_at: Timestamp,
     collectors: Mutex<Vec<Collector>>,
     sample: watch::Sender<Arc<Sample>>,
+    /// What operators act on; set once it is there.
+    broker: OnceLock<Broker>,
     /// Set when the process serves; cancelled when it drains.
     serving: OnceLock<CancellationToken>,
 }
@@ -74,6 +79,7 @@ impl Admin {
             started_at,
             collectors: Mutex::default(),
             sample: watch::Sender::new(Arc::default()),
+            broker: OnceLock::new(),
             serving: OnceLock::new(),
         })
     }
@@ -87,6 +93,17 @@ impl Admin {
     pub fn serves_until(&self, drain: CancellationToken) {
         // A second call would be about the same process.
         self.serving.set(drain).ok();
+    }
+
+    /// Operators act on this broker.
+    pub(super) fn operates(&self, broker: Broker) {
+        // A second call would be about the same one.
+        self.broker.set(broker).ok();
+    }
+
+    /// What operators act on, if it is there already.
+    fn broker(&self) -> Option<&Broker> {
+        self.broker.get()
     }
 
     /// What the looks at the broker find, each as soon as it was taken.

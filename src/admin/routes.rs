@@ -12,7 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderName, StatusCode};
 use serde::Serialize;
 
-use super::{Admin, Unready, access};
+use super::{Admin, Unready, access, operator};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug};
 use crate::telemetry::exposition;
@@ -21,12 +21,12 @@ use crate::telemetry::exposition;
 pub(super) fn router(admin: &Arc<Admin>) -> Router {
     // Orchestrators have no credentials for their probes: these two say nothing that needs any.
     let open = Router::new().route("/livez", get(live)).route("/readyz", get(ready));
-    let guarded = Router::new().route("/metrics", get(metrics));
+    let guarded = Router::new().route("/metrics", get(metrics)).merge(operator::router());
     let guarded = guarded.layer(from_fn_with_state(Arc::clone(admin), guard));
     let router = open.merge(guarded).fallback(|| async {
         problem(&Problem::new(
             Slug::NotFound,
-            "the admin port has no such path: /livez, /readyz and /metrics are there",
+            "the admin port has no such path: /livez, /readyz, /metrics, /v1/queues and /v1/dead are there",
         ))
     });
     router.layer(axum::middleware::map_response(finish)).with_state(Arc::clone(admin))
@@ -78,14 +78,14 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     response
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     let mut response = Response::new(Body::from(serde_json::to_vec(value).unwrap_or_default()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn problem(problem: &Problem) -> Response {
+pub(super) fn problem(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, problem);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));

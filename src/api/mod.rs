@@ -9,11 +9,13 @@
 //! - [`event`]: what happens to a job while its client watches.
 //! - [`result`]: results as list entries, and a page of them.
 //! - [`whoami`]: who relay thinks the caller is.
+//! - [`operator`]: what the admin port answers operators.
 //! - [`duration`]: durations as text, `20s`.
 
 pub mod batch;
 pub mod duration;
 pub mod event;
+pub mod operator;
 pub mod problem;
 pub mod receipt;
 pub mod result;

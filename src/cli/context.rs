@@ -1,5 +1,7 @@
 //! `relay context`: the relays that this user talks to, by name.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand};
 use relay_bridge::contract::ClientId;
 use serde_json::json;
@@ -36,10 +38,16 @@ enum ContextCommand {
         server: String,
         /// A file with the API key in it, as `relay keys new` printed it; `-` reads stdin
         #[arg(long, value_name = "FILE")]
-        api_key_file: Option<std::path::PathBuf>,
+        api_key_file: Option<PathBuf>,
         /// Who this is, for a server without authentication
         #[arg(long, value_name = "NAME", conflicts_with = "api_key_file")]
         client: Option<ClientId>,
+        /// The address of the admin port, for operators
+        #[arg(long, value_name = "URL")]
+        admin: Option<String>,
+        /// A file with the admin port's token in it
+        #[arg(long, value_name = "FILE", requires = "admin")]
+        admin_token_file: Option<PathBuf>,
     },
     /// List the contexts; keys are not shown
     List {
@@ -64,12 +72,16 @@ enum ContextCommand {
 /// `relay context`
 pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
     match args.command {
-        ContextCommand::Add { name, server, api_key_file, client } => {
-            let api_key = api_key_file.map(|file| read_key(&file)).transpose()?;
+        ContextCommand::Add { name, server, api_key_file, client, admin, admin_token_file } => {
+            let api_key = api_key_file.map(|file| read_secret(&file)).transpose()?;
+            let admin_token = admin_token_file.map(|file| read_secret(&file)).transpose()?;
             // What can't be an address is refused now, not at the first call.
-            Client::new(&server, None)?;
+            for address in [Some(&server), admin.as_ref()].into_iter().flatten() {
+                Client::new(address, None)?;
+            }
+            let context = Context { server, api_key, client, admin, admin_token };
             contexts::change(|contexts| {
-                contexts.context.insert(name.clone(), Context { server, api_key, client });
+                contexts.context.insert(name.clone(), context);
                 contexts.current.get_or_insert(name);
                 Ok(Exit::Done)
             })
@@ -88,8 +100,8 @@ pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
     }
 }
 
-fn read_key(file: &std::path::Path) -> Result<String, CliError> {
-    let read = if file == std::path::Path::new("-") {
+pub(super) fn read_secret(file: &Path) -> Result<String, CliError> {
+    let read = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin().lock())
     } else {
         std::fs::read_to_string(file)
@@ -97,7 +109,7 @@ fn read_key(file: &std::path::Path) -> Result<String, CliError> {
     let text = read.map_err(|error| CliError::usage(format!("cannot read {}: {error}", file.display())))?;
     let key = text.trim();
     if key.is_empty() || key.len() > 300 || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::usage(format!("{} holds no API key", file.display()))
+        return Err(CliError::usage(format!("{} holds no key or token", file.display()))
             .hint("`relay keys new NAME > FILE` makes a key and puts it into a file"));
     }
     Ok(key.to_owned())
@@ -108,7 +120,7 @@ fn list(contexts: &Contexts, json: bool) -> Result<Exit, CliError> {
     if json {
         let plain = |(name, context): (&String, &Context)| {
             json!({ "name": name, "current": is_current(name), "server": context.server,
-                    "key_id": key_id(context), "client": context.client })
+                    "key_id": key_id(context), "client": context.client, "admin": context.admin })
         };
         output::json(&contexts.context.iter().map(plain).collect::<Vec<_>>())?;
         return Ok(Exit::Done);

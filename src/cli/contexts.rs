@@ -30,6 +30,12 @@ pub(crate) struct Context {
     /// Who this is, for a relay without authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) client: Option<ClientId>,
+    /// The address of its admin port, for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin: Option<String>,
+    /// What the admin port asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin_token: Option<String>,
 }
 
 /// What the file says.

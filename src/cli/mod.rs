@@ -7,7 +7,7 @@
 //! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
-//! - `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
+//! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
@@ -23,6 +23,7 @@ mod config;
 mod configured;
 mod context;
 mod contexts;
+mod dead;
 mod demo;
 mod dev;
 pub mod exit;
@@ -37,6 +38,7 @@ mod nats_users;
 mod output;
 mod policy;
 mod provision;
+mod queues;
 mod remote;
 mod result;
 mod results;
@@ -107,6 +109,10 @@ enum Command {
     Jobs(jobs::JobsArgs),
     /// Keep the addresses and keys of several servers under names
     Context(context::ContextArgs),
+    /// See how much waits in the queues, pause and resume them
+    Queues(queues::QueuesArgs),
+    /// See to jobs that ended badly: look at them, start them again, remove them
+    Dead(dead::DeadArgs),
     /// Create, list, rotate and revoke API keys in a key file
     Keys(keys::KeysArgs),
     /// Create or update what relay needs on NATS: streams, and what holds for queues
@@ -209,6 +215,8 @@ async fn command(command: Command) -> Result<Exit, CliError> {
         Command::Result(args) => or_interrupted(result::run(args)).await,
         Command::Results(args) => or_interrupted(results::run(args)).await,
         Command::Jobs(args) => or_interrupted(jobs::run(args)).await,
+        Command::Queues(args) => or_interrupted(queues::run(args)).await,
+        Command::Dead(args) => or_interrupted(dead::run(args)).await,
         Command::Context(args) => context::run(args),
         Command::Man(args) => man::run(args),
     }

@@ -1,15 +1,21 @@
 //! Which server a client command talks to, and how its refusals are told to people.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use relay_bridge::contract::ClientId;
 
-use super::contexts::Contexts;
+use super::context::read_secret;
+use super::contexts::{Context, Contexts};
 use super::exit::{CliError, Exit};
 use crate::api::Slug;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Operator};
 
 /// Where a server listens that was told nothing else.
 const SERVER_DEFAULT: &str = "http://127.0.0.1:7410";
+
+/// Where an admin port listens that was told nothing else.
+const ADMIN_DEFAULT: &str = "http://127.0.0.1:7412";
 
 /// The server and the caller's key.
 #[derive(Clone, Debug, Args)]
@@ -55,6 +61,42 @@ impl ServerArgs {
     }
 }
 
+/// The admin port and its token.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Admin port")]
+pub(crate) struct OperatorArgs {
+    /// The context that has the admin port [default: the one that `relay context use` chose]
+    #[arg(long, value_name = "NAME", env = "RELAY_CONTEXT", conflicts_with = "admin_server")]
+    context: Option<String>,
+    /// The admin port's address [default: the current context's, else http://127.0.0.1:7412]
+    #[arg(long, value_name = "URL", env = "RELAY_ADMIN_SERVER")]
+    admin_server: Option<String>,
+    /// A file with its token; or set RELAY_ADMIN_TOKEN. A port on loopback may need none
+    #[arg(long, value_name = "FILE", env = "RELAY_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
+}
+
+impl OperatorArgs {
+    /// An operator of that relay.
+    ///
+    /// # Errors
+    /// A usage error if the address can't be one, the token can't be read, or there is no such context.
+    pub(crate) fn operator(self) -> Result<Operator, CliError> {
+        // A context's token is for the context's relay alone.
+        let context = match &self.admin_server {
+            Some(_) => None,
+            None => Contexts::read()?.pick(self.context.as_deref())?.cloned(),
+        };
+        let Context { admin, admin_token, .. } = context.unwrap_or_default();
+        let server = self.admin_server.or(admin).unwrap_or_else(|| ADMIN_DEFAULT.to_owned());
+        let token = match self.admin_token_file {
+            Some(file) => Some(read_secret(&file)?),
+            None => std::env::var(super::admin::TOKEN).ok().filter(|token| !token.is_empty()).or(admin_token),
+        };
+        Ok(Operator::new(&server, token)?)
+    }
+}
+
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
@@ -70,9 +112,9 @@ impl From<ClientError> for CliError {
             ClientError::Unreachable { .. } => told.hint(
                 "start a server with `relay dev -- COMMAND`, or name one with --server, RELAY_SERVER or a context",
             ),
-            ClientError::Refused { problem, .. } if problem.slug == Slug::Unauthenticated => {
-                told.hint("give a key with --api-key or RELAY_API_KEY; `relay keys new` makes one")
-            }
+            ClientError::Refused { problem, .. } if problem.slug == Slug::Unauthenticated => told.hint(
+                "give a key with --api-key, RELAY_API_KEY or a context; operators a token with --admin-token-file",
+            ),
             _ => told,
         }
     }

@@ -297,7 +297,7 @@ impl Client {
         self.send(self.request(Method::GET, url, wait)).await?.json()
     }
 
-    fn url(&self, path: &[&str]) -> Url {
+    pub(super) fn url(&self, path: &[&str]) -> Url {
         let mut url = self.server.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -305,7 +305,7 @@ impl Client {
         url
     }
 
-    fn request(&self, method: Method, url: Url, wait: Duration) -> RequestBuilder {
+    pub(super) fn request(&self, method: Method, url: Url, wait: Duration) -> RequestBuilder {
         let mut request = self.http.request(method, url).timeout(ANSWER_MAX + wait);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
@@ -316,7 +316,7 @@ impl Client {
         request
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
         let sent = request.send().await.map_err(|error| self.unsent(&error))?;
         let answer = Answer::read(sent).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(answer.refusal()) }
@@ -334,7 +334,7 @@ impl Client {
 }
 
 /// An answer that was read to its end.
-struct Answer {
+pub(super) struct Answer {
     status: StatusCode,
     headers: reqwest::header::HeaderMap,
     body: Bytes,
@@ -354,7 +354,7 @@ impl Answer {
         Ok(Self { status, headers, body: body.into() })
     }
 
-    fn json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         serde_json::from_slice(&self.body).map_err(|error| self.not_relay(format!("the body can't be read: {error}")))
     }
 

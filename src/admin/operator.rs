@@ -1,0 +1,204 @@
+//! What operators do at the admin port: look at queues, pause and resume them, and see to jobs that ended badly. Over all
+//! clients: whoever may ask here may see everything.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use relay_bridge::broker::Broker;
+use relay_bridge::contract::ids::InvalidId;
+use relay_bridge::contract::{JobId, QueueName, RunId};
+use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::error::BrokerError;
+use relay_bridge::job_queue::Enqueued;
+use serde::Deserialize;
+
+use super::Admin;
+use super::routes::{json, problem};
+use super::sampler::QueueSample;
+use crate::api::operator::{
+    DeadLetterView, DeadLettersPage, LETTERS_MAX, PAYLOAD_BYTES_MAX, PausedView, QueueView, QueuesView,
+};
+use crate::api::{Problem, Receipt, Slug};
+
+/// Letters of a page if the request does not say.
+const LETTERS_DEFAULT: u32 = 50;
+
+type Answer = Result<Response, Refused>;
+
+/// The paths of operators.
+pub(super) fn router() -> Router<Arc<Admin>> {
+    Router::new()
+        .route("/v1/queues", get(queues))
+        .route("/v1/queues/{queue}", get(queue))
+        .route("/v1/queues/{queue}/pause", post(pause))
+        .route("/v1/queues/{queue}/resume", post(resume))
+        .route("/v1/dead", get(letters))
+        .route("/v1/dead/{job}", get(letter))
+        .route("/v1/dead/{job}/{run}", axum::routing::delete(purge))
+        .route("/v1/dead/{job}/{run}/redrive", post(redrive))
+}
+
+/// What was not done, and why.
+struct Refused(Box<Problem>);
+
+impl Refused {
+    fn new(slug: Slug, detail: impl Into<String>) -> Self {
+        Self(Box::new(Problem::new(slug, detail)))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        problem(&self.0)
+    }
+}
+
+impl From<BrokerError> for Refused {
+    fn from(error: BrokerError) -> Self {
+        tracing::warn!(%error, "what an operator asked for was not done");
+        Self(Box::new(Problem::from(&error)))
+    }
+}
+
+impl From<InvalidId> for Refused {
+    fn from(error: InvalidId) -> Self {
+        Self(Box::new(error.into()))
+    }
+}
+
+impl QueueView {
+    fn of(sample: &QueueSample) -> Self {
+        Self {
+            name: sample.name.clone(),
+            waiting: sample.depth.waiting,
+            parked: sample.depth.parked,
+            leased: sample.depth.leased,
+            submitted_rate: sample.submitted_rate,
+            settled_rate: sample.settled_rate,
+            history: sample.history.iter().copied().collect(),
+            policy: sample.policy.clone(),
+        }
+    }
+}
+
+impl DeadLetterView {
+    fn of(letter: &DeadLetter, with_payload: bool) -> Self {
+        let job = &letter.job;
+        let shown = &job.payload[..job.payload.len().min(PAYLOAD_BYTES_MAX)];
+        Self {
+            job_id: job.id,
+            run_id: job.run_id,
+            generation: job.generation,
+            client: job.client.clone(),
+            queue: job.queue.clone(),
+            key: job.key.clone(),
+            outcome: letter.outcome,
+            attempt: letter.attempt,
+            failure: letter.failure.clone(),
+            at: letter.at,
+            content_type: job.content_type.clone(),
+            size: job.payload.len() as u64,
+            payload_base64: with_payload.then(|| STANDARD.encode(shown)),
+        }
+    }
+}
+
+fn broker(admin: &Admin) -> Result<&Broker, Refused> {
+    admin.broker().ok_or_else(|| {
+        let detail = "this process has no broker of its own, or has not reached it yet: ask a server, or ask again";
+        Refused::new(Slug::BrokerUnavailable, detail)
+    })
+}
+
+/// The queues as the last look found them: asking often costs the broker nothing.
+async fn queues(State(admin): State<Arc<Admin>>) -> Response {
+    let sample = admin.samples().borrow().clone();
+    let queues = sample.queues.iter().map(QueueView::of).collect();
+    json(StatusCode::OK, &QueuesView { queues, trouble: sample.trouble.clone() })
+}
+
+async fn queue(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
+    let name: QueueName = name.parse()?;
+    let sample = admin.samples().borrow().clone();
+    let found = sample.queues.iter().find(|queue| queue.name == name);
+    Ok(json(StatusCode::OK, &QueueView::of(found.ok_or_else(|| no_queue(&name))?)))
+}
+
+async fn pause(state: State<Arc<Admin>>, name: Path<String>) -> Answer {
+    set_paused(state, name, true).await
+}
+
+async fn resume(state: State<Arc<Admin>>, name: Path<String>) -> Answer {
+    set_paused(state, name, false).await
+}
+
+async fn set_paused(State(admin): State<Arc<Admin>>, Path(name): Path<String>, paused: bool) -> Answer {
+    let queue: QueueName = name.parse()?;
+    broker(&admin)?.policies.set_paused(&queue, paused).await?;
+    tracing::info!(%queue, paused, "an operator changed whether jobs are given out");
+    Ok(json(StatusCode::OK, &PausedView { queue, paused }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    queue: Option<String>,
+    before: Option<String>,
+    limit: Option<u32>,
+}
+
+async fn letters(
+    State(admin): State<Arc<Admin>>,
+    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+) -> Answer {
+    let Query(Which { queue, before, limit }) = which
+        .map_err(|error| Refused::new(Slug::MalformedRequest, format!("{error}: write queue=, before= and limit=")))?;
+    let queue: Option<QueueName> = queue.map(|queue| queue.parse()).transpose()?;
+    let before: Option<RunId> = before.map(|before| before.parse()).transpose()?;
+    let limit = limit.unwrap_or(LETTERS_DEFAULT).clamp(1, LETTERS_MAX);
+    let found = broker(&admin)?.dead_letters.list(queue.as_ref(), before, limit).await?;
+    let next = found.last().filter(|_| found.len() >= limit as usize).map(|last| last.job.run_id);
+    let letters = found.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
+    Ok(json(StatusCode::OK, &DeadLettersPage { letters, next }))
+}
+
+async fn letter(State(admin): State<Arc<Admin>>, Path(job): Path<String>) -> Answer {
+    let job: JobId = job.parse()?;
+    let found = broker(&admin)?.dead_letters.get(job).await?;
+    let letter = found.ok_or_else(|| no_letter(job))?;
+    Ok(json(StatusCode::OK, &DeadLetterView::of(&letter, true)))
+}
+
+async fn redrive(State(admin): State<Arc<Admin>>, Path((job, run)): Path<(String, String)>) -> Answer {
+    let (job, run): (JobId, RunId) = (job.parse()?, run.parse()?);
+    let enqueued = broker(&admin)?.dead_letters.redrive(job, run).await?;
+    tracing::info!(job_id = %job, run_id = %run, "an operator redrove a dead letter");
+    let replayed = matches!(enqueued, Enqueued::Known(_));
+    Ok(json(StatusCode::ACCEPTED, &Receipt::new(enqueued.status(), replayed)))
+}
+
+async fn purge(State(admin): State<Arc<Admin>>, Path((job, run)): Path<(String, String)>) -> Answer {
+    let (job, run): (JobId, RunId) = (job.parse()?, run.parse()?);
+    if !broker(&admin)?.dead_letters.purge(job, run).await? {
+        return Err(no_letter(job));
+    }
+    tracing::info!(job_id = %job, run_id = %run, "an operator removed a dead letter");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn no_queue(name: &QueueName) -> Refused {
+    let detail =
+        format!("there is no queue {name}, or it was made in the last seconds: /v1/queues has those there are");
+    Refused::new(Slug::NotFound, detail)
+}
+
+fn no_letter(job: JobId) -> Refused {
+    let detail = format!("there is no dead letter of job {job}: it was redriven, purged, or kept its time");
+    Refused::new(Slug::NotFound, detail)
+}

@@ -1,0 +1,90 @@
+//! What operators see at the admin port: queues, and jobs that ended badly.
+
+use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::policy::QueuePolicy;
+use serde::{Deserialize, Serialize};
+
+/// The largest payload that a dead letter is shown with, in bytes; of a larger one the first bytes.
+pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+/// The most dead letters of a page.
+pub const LETTERS_MAX: u32 = 500;
+
+/// Every queue, as it was a few seconds ago.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueuesView {
+    /// In the order of names.
+    pub queues: Vec<QueueView>,
+    /// Why the broker can't be used now, if it can't: the queues are as they were before.
+    pub trouble: Option<String>,
+}
+
+/// One queue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueueView {
+    /// Its name.
+    pub name: QueueName,
+    /// Jobs that a worker could take now.
+    pub waiting: u64,
+    /// Jobs whose time has not come: delays, and the backoff between attempts.
+    pub parked: u64,
+    /// Jobs in workers' hands.
+    pub leased: u64,
+    /// Jobs accepted a second, by this process.
+    pub submitted_rate: f64,
+    /// Runs ended a second, as far as this process sees them.
+    pub settled_rate: f64,
+    /// What waited, and was parked, at the last looks, oldest first.
+    pub history: Vec<u64>,
+    /// What holds for the queue; durations in milliseconds.
+    pub policy: QueuePolicy,
+}
+
+/// Whether a queue gives out jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedView {
+    /// The queue.
+    pub queue: QueueName,
+    /// Whether taking jobs is stopped; submitting goes on.
+    pub paused: bool,
+}
+
+/// A job whose run ended `failed` or `exhausted`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterView {
+    /// The job.
+    pub job_id: JobId,
+    /// The run that ended.
+    pub run_id: RunId,
+    /// The run's number, from 1.
+    pub generation: u32,
+    /// Whose job it is.
+    pub client: ClientId,
+    /// Where it was.
+    pub queue: QueueName,
+    /// The idempotency key, if there is one.
+    pub key: Option<IdempotencyKey>,
+    /// `failed` or `exhausted`.
+    pub outcome: Outcome,
+    /// The attempt that ended it.
+    pub attempt: u32,
+    /// Why.
+    pub failure: Failure,
+    /// When.
+    pub at: Timestamp,
+    /// The payload's content type.
+    pub content_type: String,
+    /// The payload's size in bytes.
+    pub size: u64,
+    /// The payload in base64 (RFC 4648, padded), [`PAYLOAD_BYTES_MAX`] at most, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+/// A page of dead letters, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLettersPage {
+    /// The letters.
+    pub letters: Vec<DeadLetterView>,
+    /// Pass it as `before` for the next page; `null` on the last one.
+    pub next: Option<RunId>,
+}
