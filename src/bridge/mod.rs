@@ -5,8 +5,15 @@
 //!
 //! # Layout
 //!
+//! - [`config`]: bridges as a file says them.
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
+//! - [`foreign`]: from queues that know nothing of relay.
 //! - [`stats`]: what a bridge counts.
+//! - `target`: the broker that jobs go to.
 
+pub mod config;
+pub mod foreign;
 pub mod relay;
 pub mod stats;
+
+mod target;

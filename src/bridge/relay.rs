@@ -12,21 +12,16 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, Job, JobId, Outcome, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::job_queue::Enqueued;
-use relay_bridge::policy::RetryPolicy;
 use relay_bridge::result_log::{Finished, Lookup};
 use relay_workers::{Attempt, Context, Handler, Output};
 use tokio_util::sync::CancellationToken;
 
 use super::stats::{RelayStats, count};
+use super::target::{AWAY, Placed, TO_BE_MENDED, Target, may_pass};
 use crate::client::retry::jitter;
 
 /// The longest single wait for a result, so that a target which lost the job is asked again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
-const AWAY: RetryPolicy = RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5) };
-/// When a job is offered again that the target refuses until somebody mends it.
-const TO_BE_MENDED: Duration = Duration::from_secs(30);
 /// How long the target may take to cancel a job that nobody wants any more.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -41,8 +36,7 @@ pub struct Mapping {
 
 /// Has jobs done at a target.
 pub struct RelayHandler {
-    target: Broker,
-    clock: Clock,
+    target: Target,
     mapping: Mapping,
     stats: Arc<RelayStats>,
 }
@@ -59,7 +53,7 @@ impl RelayHandler {
     /// A handler that submits to `target`, whose clock is `clock`.
     #[must_use]
     pub fn new(target: Broker, clock: Clock, mapping: Mapping) -> Self {
-        Self { target, clock, mapping, stats: Arc::default() }
+        Self { target: Target::new(target, clock), mapping, stats: Arc::default() }
     }
 
     /// What it counts.
@@ -98,24 +92,10 @@ impl RelayHandler {
     }
 
     async fn look(&self, at: &At, id: JobId) -> Result<Lookup, Refused> {
-        Ok(self.target.results.wait(&at.client, id, WAIT_MAX).await?)
+        Ok(self.target.broker.results.wait(&at.client, id, WAIT_MAX).await?)
     }
 
     async fn submit(&self, job: &Job, context: &Context, at: &At) -> Result<JobId, Refused> {
-        let Some(policy) = self.target.policies.policy(&at.queue).await? else {
-            let detail = format!("there is no queue {}: create it there, or map the queue to another", at.queue);
-            return Err(BrokerError::new(BrokerErrorKind::NotFound, "submit to the target", detail).into());
-        };
-        let limit = policy.payload_max.min(self.target.capabilities.payload_max);
-        let actual = u64::try_from(job.payload.len()).unwrap_or(u64::MAX);
-        if actual > limit {
-            return Err(BrokerError::new(
-                BrokerErrorKind::TooLarge { actual, limit },
-                "submit to the target",
-                format!("the payload has {actual} bytes, its queue {} takes {limit}", at.queue),
-            )
-            .into());
-        }
         let submission = Submission {
             client: at.client.clone(),
             queue: at.queue.clone(),
@@ -128,17 +108,17 @@ impl RelayHandler {
             // What is left of the run: the handler's time, and what the run has beyond the longest lease.
             expires_in: Some(context.time_left() + job.expires_at.since(context.deadline)),
         };
-        match self.target.jobs.enqueue(submission.accept(&policy, self.clock.now())).await? {
-            Enqueued::Created(status) => {
+        match self.target.submit(submission).await? {
+            Placed::Created(id) => {
                 count(&self.stats.created);
-                Ok(status.job_id)
+                Ok(id)
             }
-            Enqueued::Known(status) if status.fingerprint == job.fingerprint => {
+            Placed::Found(id) => {
                 count(&self.stats.found);
-                Ok(status.job_id)
+                Ok(id)
             }
-            Enqueued::Known(status) => {
-                let detail = format!("the target has another body under the key {} (job {})", at.key, status.job_id);
+            Placed::Conflict(first) => {
+                let detail = format!("the target has another body under the key {} (job {})", at.key, first);
                 Err(Attempt::reject("idempotency-conflict", detail).into())
             }
         }
@@ -150,7 +130,7 @@ impl RelayHandler {
     async fn stopped(&self, context: &Context, at: &At, id: Option<JobId>) -> Attempt {
         if context.run_ended().is_some() {
             let id = id.unwrap_or_else(|| JobId::derive(&at.client, &at.queue, &at.key));
-            match self.target.jobs.cancel(&at.client, id).await {
+            match self.target.broker.jobs.cancel(&at.client, id).await {
                 Ok(_) => count(&self.stats.cancelled),
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
                 Err(error) => {
@@ -230,17 +210,6 @@ impl From<BrokerError> for Refused {
 impl From<Attempt> for Refused {
     fn from(attempt: Attempt) -> Self {
         Self::Ended(attempt)
-    }
-}
-
-/// How long to wait at least for a target that may take the same call later; `None` if waiting does not help.
-fn may_pass(error: &BrokerError) -> Option<Duration> {
-    match error.kind() {
-        BrokerErrorKind::Overloaded { retry_after } => Some(retry_after),
-        BrokerErrorKind::QuotaExceeded { .. } | BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous => {
-            Some(Duration::ZERO)
-        }
-        _ => None,
     }
 }
 

@@ -45,6 +45,31 @@ counters! {
     refused,
 }
 
+counters! {
+    /// The counters of a running intake of foreign messages; read them with [`ForeignStats::report`].
+    ForeignStats,
+    /// The counters at one moment.
+    ForeignReport,
+    /// Messages that came in, those that came again included.
+    received,
+    /// Jobs made of them.
+    created,
+    /// Messages that were jobs already: they came again.
+    found,
+    /// Messages put aside with the reason, because they can never be jobs.
+    put_aside,
+    /// Messages given back: in a drain, or until somebody mends the target.
+    given_back,
+    /// Messages whose end the foreign queue never confirmed: they come again.
+    unsettled,
+    /// Submissions that are tried again: the target was away or full.
+    refused,
+    /// Results sent to where they are waited for.
+    replied,
+    /// Results that another replica had sent.
+    outrun,
+}
+
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

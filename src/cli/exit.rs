@@ -67,6 +67,12 @@ impl CliError {
         self
     }
 
+    /// Says where it was, before what.
+    pub(crate) fn in_front(mut self, place: &str) -> Self {
+        self.message = self.message.map(|message| format!("{place}: {message}"));
+        self
+    }
+
     /// The exit code.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -55,6 +55,28 @@ async fn a_bridge_that_is_stopped_hands_back_without_spending_an_attempt() {
     source.stop();
 }
 
+#[test]
+fn every_mistake_in_a_file_of_bridges_is_named_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bridges.toml");
+    let to = "to.nats = { servers = [\"nats://127.0.0.1:1\"] }\n";
+    for (text, parts) in [
+        (String::new(), &["missing field `bridge`"][..]),
+        (format!("[[bridge]]\nname = \"a\"\nslot = 1\n{to}"), &["bridges.toml:3", "unknown field `slot`"]),
+        (
+            format!("[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}\n[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}"),
+            &["bridges.toml:1: bridge a: from", "bridges.toml:6: bridge a: name", "bridges.toml:6: bridge a: from"],
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let refused = run(["bridge", "--config", file.to_str().unwrap()]);
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        for part in parts {
+            assert!(stderr(&refused).contains(part), "{part}: {}", stderr(&refused));
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_bridge_says_what_is_missing_before_it_takes_a_job() {
     let nats = NatsServer::start().await;

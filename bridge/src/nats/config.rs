@@ -314,7 +314,11 @@ fn between<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 }
 
 impl Secret {
-    fn read_now(&self) -> Result<String, String> {
+    /// The secret as it is now, without white space around it.
+    ///
+    /// # Errors
+    /// A text for people: the file can't be read, or is empty.
+    pub fn read_now(&self) -> Result<String, String> {
         let text = match self {
             Self::Value(value) => value.clone(),
             Self::File(path) => {

@@ -1,0 +1,148 @@
+//! What a foreign message becomes: whose job, in which queue, under which key, with which headers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::{Failure, Submission};
+use serde::Deserialize;
+
+use super::Message;
+use super::template::Template;
+use crate::api::header;
+
+/// All headers that reach the handler together: names and values, in bytes, as for every submission.
+const META_BYTES_MAX: usize = 2 * 1024;
+/// The longest content type or content encoding, in bytes, as for every submission.
+const CONTENT_HEADER_BYTES_MAX: usize = 255;
+
+/// How messages become jobs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobMapping {
+    /// Whose jobs they are.
+    pub client: Template,
+    /// In which queue.
+    pub queue: Template,
+    /// Under which key: the same key is the same job. Default `{place}`, where messages have one.
+    #[serde(default = "Template::place")]
+    pub key: Template,
+    /// The content type of messages that don't say it. Default `application/octet-stream`.
+    #[serde(default = "default_content_type")]
+    pub content_type: String,
+    /// Headers that reach the handler, as `relay-meta-` and their name in lower case.
+    #[serde(default)]
+    pub meta: Vec<String>,
+}
+
+fn default_content_type() -> String {
+    DEFAULT_CONTENT_TYPE.to_owned()
+}
+
+impl JobMapping {
+    /// The submission that `message` is.
+    ///
+    /// # Errors
+    /// Why it can't be one, for good: `missing`, `invalid-name`, `invalid-key`, `invalid-header`, `headers-too-large`.
+    pub fn submission(&self, message: &Message) -> Result<Submission, Failure> {
+        let name = |error: relay_bridge::contract::ids::InvalidId| Failure::new("invalid-name", error.to_string());
+        let key = self.key.fill(message)?;
+        Ok(Submission {
+            client: self.client.fill(message)?.parse().map_err(name)?,
+            queue: self.queue.fill(message)?.parse().map_err(name)?,
+            key: Some(key.parse().map_err(|error| Failure::new("invalid-key", format!("{error}")))?),
+            content_type: content(message, "content-type")?.unwrap_or_else(|| self.content_type.clone()),
+            content_encoding: content(message, "content-encoding")?,
+            headers: self.passed(message)?,
+            payload: message.body.clone(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        })
+    }
+
+    fn passed(&self, message: &Message) -> Result<BTreeMap<String, String>, Failure> {
+        let (mut passed, mut bytes) = (BTreeMap::new(), 0);
+        for name in self.meta.iter().map(|name| name.to_ascii_lowercase()) {
+            let Some(value) = message.headers.get(&name) else { continue };
+            if !is_text(value) {
+                return Err(Failure::new("invalid-header", format!("header {name} has other than visible ASCII")));
+            }
+            bytes += name.len() + value.len();
+            passed.insert(format!("{}{name}", header::META_PREFIX), value.clone());
+        }
+        if bytes > META_BYTES_MAX {
+            let detail = format!("the headers for the handler have {bytes} bytes, {META_BYTES_MAX} are taken");
+            return Err(Failure::new("headers-too-large", detail));
+        }
+        Ok(passed)
+    }
+}
+
+fn content(message: &Message, name: &str) -> Result<Option<String>, Failure> {
+    let Some(text) = message.headers.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    if text.len() > CONTENT_HEADER_BYTES_MAX || !is_text(text) {
+        let detail = format!("header {name} is not visible ASCII of at most {CONTENT_HEADER_BYTES_MAX} bytes");
+        return Err(Failure::new("invalid-header", detail));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+fn is_text(value: &str) -> bool {
+    value.bytes().all(|byte| matches!(byte, b' ' | b'\t' | b'!'..=b'~'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping() -> JobMapping {
+        JobMapping {
+            client: "shop-{subject.2}".parse().unwrap(),
+            queue: "orders".parse().unwrap(),
+            key: "{header.order-id}".parse().unwrap(),
+            content_type: "application/json".to_owned(),
+            meta: vec!["X-Tenant".to_owned()],
+        }
+    }
+
+    fn message(headers: &[(&str, &str)]) -> Message {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Message { subject: "orders.eu".to_owned(), headers, body: "{}".into(), ..Message::default() }
+    }
+
+    #[test]
+    fn a_message_becomes_the_submission_that_the_mapping_says() {
+        let made =
+            mapping().submission(&message(&[("order-id", "A-17"), ("x-tenant", "blue"), ("other", "x")])).unwrap();
+        assert_eq!((made.client.as_str(), made.queue.as_str()), ("shop-eu", "orders"));
+        assert_eq!(made.key.unwrap().as_str(), "A-17");
+        assert_eq!((made.content_type.as_str(), made.content_encoding), ("application/json", None));
+        assert_eq!(made.headers, [("relay-meta-x-tenant".to_owned(), "blue".to_owned())].into());
+        assert_eq!(made.payload, "{}");
+    }
+
+    #[test]
+    fn what_the_message_says_of_its_content_goes_before_the_default() {
+        let headers = [("order-id", "1"), ("content-type", "text/plain"), ("content-encoding", "gzip")];
+        let made = mapping().submission(&message(&headers)).unwrap();
+        assert_eq!((made.content_type.as_str(), made.content_encoding.as_deref()), ("text/plain", Some("gzip")));
+    }
+
+    #[test]
+    fn what_can_never_be_a_job_says_why() {
+        let long = "x".repeat(META_BYTES_MAX);
+        let table = [
+            (message(&[]), "missing"),
+            (message(&[("order-id", "with space")]), "invalid-key"),
+            (Message { subject: "orders.EU".to_owned(), ..message(&[("order-id", "1")]) }, "invalid-name"),
+            (message(&[("order-id", "1"), ("x-tenant", "bl\u{fc}")]), "invalid-header"),
+            (message(&[("order-id", "1"), ("content-type", "a\nb")]), "invalid-header"),
+            (message(&[("order-id", "1"), ("x-tenant", &long)]), "headers-too-large"),
+        ];
+        for (message, reason) in table {
+            assert_eq!(mapping().submission(&message).unwrap_err().reason, reason, "{message:?}");
+        }
+    }
+}

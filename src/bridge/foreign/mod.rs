@@ -1,0 +1,91 @@
+//! From foreign queues to relay: messages that know nothing of relay become jobs, and their results go back where they
+//! are waited for.
+//!
+//! A message is settled at its queue after relay confirmed its job, under a key that the message gives. Whatever dies in
+//! between, it comes again and is found to be that job. What can't become a job is put aside with the reason.
+//!
+//! # Layout
+//!
+//! - [`template`], [`mapping`]: what a message becomes, as pure functions.
+//! - [`intake`]: takes messages of any foreign queue, and decides.
+//! - [`nats`]: a stream of NATS JetStream as such a queue.
+//! - [`replies`]: the results, on a subject of the same NATS.
+
+pub mod intake;
+pub mod mapping;
+pub mod nats;
+pub mod replies;
+
+pub mod template;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use relay_bridge::contract::Failure;
+use relay_bridge::error::BrokerError;
+
+/// A message of a foreign queue, whatever it is that keeps it.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// Where it was published: a subject of NATS, or the name of a queue.
+    pub subject: String,
+    /// Headers or attributes that are text, by their names in lower case; of several under one name the first.
+    pub headers: BTreeMap<String, String>,
+    /// The id that its producer, or its queue, gave it. The same id is the same message.
+    pub id: Option<String>,
+    /// Its place in its stream, unlike that of any other message there ever was; `None` where there are no places.
+    pub place: Option<String>,
+    /// Any bytes.
+    pub body: Bytes,
+    /// How often it was delivered, this time included.
+    pub delivered: u64,
+}
+
+/// A message in hand.
+pub struct Incoming<R> {
+    /// What it says.
+    pub message: Message,
+    /// What settles it.
+    pub receipt: R,
+}
+
+/// A queue that others write to. Every call may be repeated.
+#[async_trait]
+pub trait ForeignQueue: Send + Sync + 'static {
+    /// What settles a message.
+    type Receipt: Send + Sync + 'static;
+
+    /// Up to `max` messages as they come, for `wait` at most; an error ends it.
+    fn pull(&self, max: NonZeroU32, wait: Duration) -> BoxStream<'_, Result<Incoming<Self::Receipt>, BrokerError>>;
+
+    /// How often a message that is not settled yet has to be held.
+    fn hold_every(&self, receipt: &Self::Receipt) -> Duration;
+
+    /// Keeps the message from others for a while longer.
+    ///
+    /// # Errors
+    /// The connection's. A message that is not held may come again, which is harmless.
+    async fn hold(&self, receipt: &Self::Receipt) -> Result<(), BrokerError>;
+
+    /// Ends the message: it is a job now.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Ambiguous`: repeat it, or the message comes again.
+    async fn taken(&self, receipt: &Self::Receipt) -> Result<(), BrokerError>;
+
+    /// Has the message come again, not before `after`.
+    ///
+    /// # Errors
+    /// The connection's; it comes again anyway.
+    async fn give_back(&self, receipt: &Self::Receipt, after: Duration) -> Result<(), BrokerError>;
+
+    /// Puts the message aside with the reason, where an operator finds both, and only then ends it.
+    ///
+    /// # Errors
+    /// It was not put aside: it stays where it is.
+    async fn put_aside(&self, incoming: &Incoming<Self::Receipt>, why: &Failure) -> Result<(), BrokerError>;
+}

@@ -1,0 +1,387 @@
+//! A stream of NATS JetStream as a foreign queue: a durable pull consumer, whose messages are ended by request, so that
+//! the server confirms it.
+//!
+//! What is put aside goes to a subject of its own, which a stream must keep, and only then is the message terminated.
+//! Without such a subject it stays where it is, in a stream that keeps what consumers have ended.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, pull};
+use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Info, RetentionPolicy};
+use async_nats::{HeaderMap, HeaderValue, Request, RequestErrorKind};
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use relay_bridge::contract::{Failure, IdempotencyKey};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::nats::connection::Connection;
+use tokio::sync::Mutex;
+
+use super::{ForeignQueue, Incoming, Message};
+
+/// What to take from, and what to do with what can't be taken.
+#[derive(Clone, Debug)]
+pub struct StreamSource {
+    /// The stream.
+    pub stream: String,
+    /// The durable consumer; it is created if it is not there.
+    pub consumer: String,
+    /// What of the stream; empty for all of it. A consumer that is there must have the same.
+    pub subjects: Vec<String>,
+    /// Where messages go that can't become jobs; a stream must keep it. `None`: they stay in the stream.
+    pub put_aside: Option<String>,
+}
+
+/// A stream that messages are taken from.
+pub struct NatsQueue {
+    connection: Connection,
+    source: StreamSource,
+    /// `None` after an error: it is looked for again.
+    bound: Mutex<Option<Arc<Bound>>>,
+}
+
+struct Bound {
+    consumer: Consumer<pull::Config>,
+    /// What the place of every message begins with: the stream, and when it was made, because a stream that is made
+    /// again counts from the start.
+    stream: String,
+    ack_wait: Duration,
+}
+
+/// A message as it came.
+pub struct NatsReceipt {
+    message: async_nats::Message,
+    place: String,
+    hold_every: Duration,
+}
+
+/// How long a confirmation may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a consumer that is created here waits for the end of a message.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// The headers of a message that was put aside: why, and where it came from.
+const REASON: &str = "Relay-Reason";
+const DETAIL: &str = "Relay-Detail";
+const SUBJECT: &str = "Relay-Subject";
+const PLACE: &str = "Relay-Place";
+
+impl NatsQueue {
+    /// Finds the stream, and finds or creates the consumer.
+    ///
+    /// # Errors
+    /// `Invalid` with what to do, for a stream or consumer that would lose messages; `NotFound` without the stream;
+    /// `Unavailable` while NATS is away.
+    pub async fn open(connection: Connection, source: StreamSource) -> Result<Self, BrokerError> {
+        let queue = Self { connection, source, bound: Mutex::default() };
+        queue.bound().await?;
+        Ok(queue)
+    }
+
+    async fn bound(&self) -> Result<Arc<Bound>, BrokerError> {
+        const OPERATION: &str = "open stream";
+        let mut bound = self.bound.lock().await;
+        if let Some(bound) = &*bound {
+            return Ok(Arc::clone(bound));
+        }
+        self.connection.up(OPERATION)?;
+        let (source, jetstream) = (&self.source, self.connection.jetstream());
+        let stream = jetstream.get_stream(&source.stream).await.map_err(|error| {
+            let kind = match error.kind() {
+                async_nats::jetstream::context::GetStreamErrorKind::JetStream(_) => BrokerErrorKind::NotFound,
+                _ => BrokerErrorKind::Unavailable,
+            };
+            BrokerError::new(kind, OPERATION, format!("stream {}: {error}", source.stream))
+        })?;
+        let info = stream.cached_info();
+        self.check_aside(info).await?;
+        let away = |error: async_nats::Error| {
+            let detail = format!("consumer {} of stream {}: {error}", source.consumer, source.stream);
+            BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, detail)
+        };
+        let wanted = pull::Config {
+            durable_name: Some(source.consumer.clone()),
+            description: Some("relay bridge: messages become jobs".to_owned()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_deliver: -1,
+            filter_subjects: source.subjects.clone(),
+            ..pull::Config::default()
+        };
+        let consumer: Consumer<pull::Config> =
+            stream.get_or_create_consumer(&source.consumer, wanted).await.map_err(|error| away(error.into()))?;
+        let config = &consumer.cached_info().config;
+        check_consumer(source, config)?;
+        let created = info.created.unix_timestamp_nanos() / 1_000_000;
+        let found =
+            Arc::new(Bound { stream: format!("{}.{created}", source.stream), ack_wait: config.ack_wait, consumer });
+        format!("{}.1", found.stream).parse::<IdempotencyKey>().map_err(|error| {
+            invalid(OPERATION, format!("stream {}: its name can't be part of a key: {error}", source.stream))
+        })?;
+        *bound = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    /// Nothing that is put aside may be lost, or come back as a message.
+    async fn check_aside(&self, info: &Info) -> Result<(), BrokerError> {
+        const OPERATION: &str = "open stream";
+        let source = &self.source;
+        let Some(aside) = &source.put_aside else {
+            if info.config.retention == RetentionPolicy::Limits {
+                return Ok(());
+            }
+            let what = format!(
+                "stream {} removes what its consumer has ended, so messages that can't become jobs would be lost: name a \
+                 subject for them with `put_aside`",
+                source.stream
+            );
+            return Err(invalid(OPERATION, what));
+        };
+        let kept = self.connection.jetstream().stream_by_subject(aside).await.map_err(|error| match error.kind() {
+            GetStreamByNameErrorKind::NotFound => {
+                invalid(OPERATION, format!("no stream keeps the subject {aside}: create one that does"))
+            }
+            _ => BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, format!("{aside}: {error}")),
+        })?;
+        let comes_back = source.subjects.is_empty() || source.subjects.iter().any(|filter| matches(filter, aside));
+        if kept == source.stream && comes_back {
+            return Err(invalid(
+                OPERATION,
+                format!("{aside} is among the messages that are taken: name another subject"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sends an answer to a delivery and waits for the server's word.
+    async fn answer(&self, receipt: &NatsReceipt, answer: String, operation: &'static str) -> Result<(), BrokerError> {
+        self.connection.up(operation)?;
+        let Some(reply) = receipt.message.reply.clone() else {
+            return Err(invalid(operation, "the message is no delivery of a consumer".to_owned()));
+        };
+        let request = Request::new().payload(answer.into()).timeout(Some(ANSWER_WITHIN));
+        match self.connection.client().send_request(reply, request).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                let detail = "the consumer is gone: the message comes again when it is back";
+                Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, detail))
+            }
+            Err(_) => Err(self.connection.unanswered(operation)),
+        }
+    }
+
+    async fn publish_aside(&self, subject: &str, receipt: &NatsReceipt, why: &Failure) -> Result<(), BrokerError> {
+        const OPERATION: &str = "put aside";
+        let original = &receipt.message;
+        let mut headers = HeaderMap::new();
+        for (name, values) in original.headers.iter().flat_map(HeaderMap::iter) {
+            // What the server obeys is not repeated.
+            if !name.to_string().to_ascii_lowercase().starts_with("nats-") {
+                values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+            }
+        }
+        let facts =
+            [(REASON, &*why.reason), (DETAIL, &why.detail), (SUBJECT, &original.subject), (PLACE, &receipt.place)];
+        for (name, value) in facts {
+            let line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            headers.insert(name, line.parse::<HeaderValue>().unwrap_or_else(|_| HeaderValue::from("")));
+        }
+        self.connection.up(OPERATION)?;
+        let message =
+            PublishMessage::build().headers(headers).payload(original.payload.clone()).message_id(&receipt.place);
+        let published = async {
+            let sent = self.connection.jetstream().send_publish(subject.to_owned(), message).await?;
+            sent.await
+        };
+        published.await.map(drop).map_err(|error| {
+            let kind = match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded => BrokerErrorKind::TooLarge { actual: 0, limit: 0 },
+                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => BrokerErrorKind::Ambiguous,
+                _ => BrokerErrorKind::Invalid,
+            };
+            BrokerError::new(kind, OPERATION, format!("{subject}: {error}"))
+        })
+    }
+}
+
+#[async_trait]
+impl ForeignQueue for NatsQueue {
+    type Receipt = NatsReceipt;
+
+    fn pull(&self, max: NonZeroU32, wait: Duration) -> BoxStream<'_, Result<Incoming<NatsReceipt>, BrokerError>> {
+        let begun = async move {
+            let bound = self.bound().await?;
+            self.connection.up("take messages")?;
+            let max = usize::try_from(max.get()).unwrap_or(usize::MAX);
+            // Without a heartbeat: the client library loses a wake-up with one.
+            let batch = bound.consumer.batch().max_messages(max).expires(wait).messages().await;
+            let batch = batch.map_err(|error| away(error.to_string()))?;
+            Ok(batch.map(move |next| match next {
+                Ok(message) => incoming(message, &bound),
+                Err(error) => Err(away(error.to_string())),
+            }))
+        };
+        let pulled = stream::once(begun).flat_map(|begun| match begun {
+            Ok(batch) => batch.boxed(),
+            Err(error) => stream::once(std::future::ready(Err(error))).boxed(),
+        });
+        pulled
+            .then(async |next| {
+                if next.is_err() {
+                    *self.bound.lock().await = None;
+                }
+                next
+            })
+            .boxed()
+    }
+
+    fn hold_every(&self, receipt: &NatsReceipt) -> Duration {
+        receipt.hold_every
+    }
+
+    async fn hold(&self, receipt: &NatsReceipt) -> Result<(), BrokerError> {
+        self.answer(receipt, "+WPI".to_owned(), "hold").await
+    }
+
+    async fn taken(&self, receipt: &NatsReceipt) -> Result<(), BrokerError> {
+        self.answer(receipt, "+ACK".to_owned(), "acknowledge").await
+    }
+
+    async fn give_back(&self, receipt: &NatsReceipt, after: Duration) -> Result<(), BrokerError> {
+        let answer = match after.is_zero() {
+            true => "-NAK".to_owned(),
+            false => format!("-NAK {{\"delay\":{}}}", after.as_nanos()),
+        };
+        self.answer(receipt, answer, "give back").await
+    }
+
+    async fn put_aside(&self, incoming: &Incoming<NatsReceipt>, why: &Failure) -> Result<(), BrokerError> {
+        if let Some(subject) = &self.source.put_aside {
+            self.publish_aside(subject, &incoming.receipt, why).await?;
+        }
+        self.answer(&incoming.receipt, format!("+TERM {}", why.reason), "terminate").await
+    }
+}
+
+fn incoming(message: async_nats::jetstream::Message, bound: &Bound) -> Result<Incoming<NatsReceipt>, BrokerError> {
+    let info = message.info().map_err(|error| away(error.to_string()))?;
+    let place = format!("{}.{}", bound.stream, info.stream_sequence);
+    let delivered = u64::try_from(info.delivered).unwrap_or(1);
+    let message = message.message;
+    let mut headers = std::collections::BTreeMap::new();
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+        if let Some(value) = values.first() {
+            headers.entry(name.to_string().to_ascii_lowercase()).or_insert_with(|| value.as_str().to_owned());
+        }
+    }
+    let read = Message {
+        subject: message.subject.to_string(),
+        id: headers.get("nats-msg-id").cloned(),
+        headers,
+        place: Some(place.clone()),
+        body: message.payload.clone(),
+        delivered,
+    };
+    let receipt = NatsReceipt { message, place, hold_every: bound.ack_wait / 3 };
+    Ok(Incoming { message: read, receipt })
+}
+
+/// A consumer that somebody made must not give up on messages, nor end them by itself.
+fn check_consumer(source: &StreamSource, found: &consumer::Config) -> Result<(), BrokerError> {
+    let mut filters = found.filter_subjects.clone();
+    if !found.filter_subject.is_empty() {
+        filters.push(found.filter_subject.clone());
+    }
+    let mut wanted = source.subjects.clone();
+    filters.sort();
+    wanted.sort();
+    let wrong = if found.ack_policy != AckPolicy::Explicit {
+        "it does not wait for each message's end: it needs explicit acknowledgements".to_owned()
+    } else if found.max_deliver > 0 {
+        format!("it gives up on a message after {} deliveries: it needs max_deliver -1", found.max_deliver)
+    } else if !found.backoff.is_empty() {
+        "it has a backoff, which ends the time of a message that is being held: remove it".to_owned()
+    } else if found.headers_only {
+        "it delivers headers without bodies".to_owned()
+    } else if filters != wanted {
+        format!("it takes {filters:?}, the configuration says {wanted:?}")
+    } else {
+        return Ok(());
+    };
+    Err(invalid("open stream", format!("consumer {} of stream {}: {wrong}", source.consumer, source.stream)))
+}
+
+/// Whether `subject` is one of `filter`, which may have `*` and a last `>`.
+fn matches(filter: &str, subject: &str) -> bool {
+    let mut words = subject.split('.');
+    for part in filter.split('.') {
+        match (part, words.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (part, Some(word)) if part == word => {}
+            _ => return false,
+        }
+    }
+    words.next().is_none()
+}
+
+fn away(detail: String) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, "take messages", detail)
+}
+
+fn invalid(operation: &'static str, detail: String) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Invalid, operation, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> StreamSource {
+        StreamSource {
+            stream: "ORDERS".to_owned(),
+            consumer: "relay".to_owned(),
+            subjects: vec!["b".to_owned(), "a".to_owned()],
+            put_aside: None,
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_would_lose_messages_is_refused() {
+        let good = consumer::Config {
+            filter_subjects: vec!["a".to_owned(), "b".to_owned()],
+            ack_policy: AckPolicy::Explicit,
+            max_deliver: -1,
+            ..consumer::Config::default()
+        };
+        assert!(check_consumer(&source(), &good).is_ok());
+        for (bad, part) in [
+            (consumer::Config { ack_policy: AckPolicy::None, ..good.clone() }, "acknowledgements"),
+            (consumer::Config { max_deliver: 5, ..good.clone() }, "max_deliver"),
+            (consumer::Config { backoff: vec![ACK_WAIT], ..good.clone() }, "backoff"),
+            (consumer::Config { headers_only: true, ..good.clone() }, "bodies"),
+            (consumer::Config { filter_subjects: vec!["a".to_owned()], ..good }, "the configuration says"),
+        ] {
+            let error = check_consumer(&source(), &bad).unwrap_err().to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn wildcards_match_words() {
+        for (filter, subject, expected) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            (">", "a", true),
+            ("a.b", "a", false),
+        ] {
+            assert_eq!(matches(filter, subject), expected, "{filter} {subject}");
+        }
+    }
+}

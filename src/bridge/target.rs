@@ -1,0 +1,106 @@
+//! The broker that jobs go to, as a bridge uses it: a queue's policy remembered for a second, one way to submit, and what
+//! a refusal means.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{Fingerprint, JobId, JobStatus, QueueName, Submission};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::policy::{QueuePolicy, RetryPolicy};
+
+/// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
+pub(super) const AWAY: RetryPolicy =
+    RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5) };
+/// When what the target refuses until somebody mends it is offered again.
+pub(super) const TO_BE_MENDED: Duration = Duration::from_secs(30);
+
+/// How old a policy may be.
+const FRESH: Duration = Duration::from_secs(1);
+/// Policies remembered at once; a message may name any queue.
+const QUEUES_MAX: usize = 1_000;
+
+/// A broker to submit to.
+pub(super) struct Target {
+    pub(super) broker: Broker,
+    /// The broker's clock.
+    clock: Clock,
+    policies: Mutex<HashMap<QueueName, (QueuePolicy, Duration)>>,
+}
+
+/// What became of a submission.
+pub(super) enum Placed {
+    /// It is a new job.
+    Created(JobId),
+    /// It was there: an attempt before this one submitted it.
+    Found(JobId),
+    /// There is another body under its key.
+    Conflict(JobId),
+}
+
+impl Target {
+    pub(super) fn new(broker: Broker, clock: Clock) -> Self {
+        Self { broker, clock, policies: Mutex::default() }
+    }
+
+    /// Makes a job of `submission`, which has a key, so that repeating it is harmless.
+    ///
+    /// # Errors
+    /// The broker's; also `NotFound` without such a queue, and `TooLarge` above the queue's own limit.
+    pub(super) async fn submit(&self, submission: Submission) -> Result<Placed, BrokerError> {
+        const OPERATION: &str = "submit to the target";
+        let queue = submission.queue.clone();
+        let policy = self.policy(&queue).await?.ok_or_else(|| {
+            let detail = format!("there is no queue {queue}: create it there, or map to another");
+            BrokerError::new(BrokerErrorKind::NotFound, OPERATION, detail)
+        })?;
+        let limit = policy.payload_max.min(self.broker.capabilities.payload_max);
+        let actual = u64::try_from(submission.payload.len()).unwrap_or(u64::MAX);
+        if actual > limit {
+            let detail = format!("the payload has {actual} bytes, queue {queue} takes {limit}");
+            return Err(BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, OPERATION, detail));
+        }
+        let job = submission.accept(&policy, self.clock.now());
+        let same = |status: &JobStatus, fingerprint: Fingerprint| status.fingerprint == fingerprint;
+        let fingerprint = job.fingerprint;
+        match self.broker.jobs.enqueue(job).await? {
+            Enqueued::Created(status) => Ok(Placed::Created(status.job_id)),
+            Enqueued::Known(status) if same(&status, fingerprint) => Ok(Placed::Found(status.job_id)),
+            Enqueued::Known(status) => Ok(Placed::Conflict(status.job_id)),
+        }
+    }
+
+    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
+        let now = self.clock.monotonic();
+        let known = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((policy, until)) = known().get(queue)
+            && now < *until
+        {
+            return Ok(Some(policy.clone()));
+        }
+        let policy = self.broker.policies.policy(queue).await?;
+        let mut known = known();
+        if known.len() >= QUEUES_MAX {
+            known.clear();
+        }
+        match &policy {
+            Some(policy) => known.insert(queue.clone(), (policy.clone(), now + FRESH)),
+            None => known.remove(queue),
+        };
+        Ok(policy)
+    }
+}
+
+/// How long to wait at least for a target that may take the same call later; `None` if waiting does not help.
+pub(super) fn may_pass(error: &BrokerError) -> Option<Duration> {
+    match error.kind() {
+        BrokerErrorKind::Overloaded { retry_after } => Some(retry_after),
+        BrokerErrorKind::QuotaExceeded { .. } | BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous => {
+            Some(Duration::ZERO)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,193 @@
+//! `relay bridge`: has jobs of one broker done at another, and brings the results back; makes jobs of messages that know
+//! nothing of relay.
+//!
+//! One bridge is typed; several, and those of foreign messages, stand in a file.
+
+mod open;
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use open::Open;
+use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::exit::{CliError, Exit};
+use super::nats::NatsArgs;
+use super::output;
+use super::signals::Signals;
+use crate::bridge::config::{self, BridgeConfig, Origin, RelaySource};
+use crate::ingress::nats::RELAY_INBOX;
+
+/// The largest file of bridges, in bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// From where, to where, and which jobs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The bridge is a worker where the jobs come from, and a client where they go: each job is submitted
+there under the id of its run as key, so that any number of replicas make one job of it, and its run
+ends as it ended there. It needs a worker's rights at the one side and a server's at the other.
+
+Examples:
+  relay bridge --from-tcp 127.0.0.1:7411 --queue orders --nats nats://inner:4222
+  relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --queue orders=orders-eu \\
+      --nats tls://inner:4222 --nats-creds relay.creds --slots 200
+  relay bridge --config bridges.toml       several, and messages of streams that know nothing of relay
+
+Either side may be away, at the start and later; it is waited for. SIGTERM or SIGINT drains: what is
+in hand goes back in line without spending an attempt, and the target goes on with it.")]
+pub(crate) struct BridgeArgs {
+    /// Take jobs from this server: what its `relay serve --worker-listen` was given
+    #[arg(long, value_name = "ADDR", conflicts_with = "from_nats", required_unless_present_any = ["from_nats", "config"])]
+    from_tcp: Option<String>,
+    /// The bridge's key as a worker of that server; one without authentication needs none
+    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true)]
+    from_key: Option<String>,
+    /// Take jobs that are kept on these NATS servers, of one cluster: nats://HOST[:PORT] or tls://HOST[:PORT]
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    from_nats: Vec<String>,
+    /// Credentials file of the bridge's user there, as `nsc` writes it; other ways to be known are in --config
+    #[arg(long, value_name = "FILE", requires = "from_nats")]
+    from_nats_creds: Option<PathBuf>,
+    /// PEM file of the authorities that may have signed those servers' certificate [default: the system's]
+    #[arg(long, value_name = "FILE", requires = "from_nats")]
+    from_nats_ca: Option<PathBuf>,
+    /// A queue whose jobs are to be done at the target, and the queue there if it has another name; repeat it for more
+    #[arg(long = "queue", value_name = "NAME[=TARGET]", default_value = "default")]
+    queues: Vec<BridgedQueue>,
+    /// Whose jobs they are at the target [default: the same client's as at the source]
+    #[arg(long, value_name = "NAME")]
+    client: Option<ClientId>,
+    /// Jobs in hand at once: submitted, and waited for
+    #[arg(long, value_name = "N", default_value_t = config::SLOTS)]
+    slots: NonZeroU32,
+    /// What the bridge is called in logs, and its user on --from-nats
+    #[arg(long, value_name = "NAME", default_value = "bridge")]
+    name: ClientId,
+    /// Bridges of a TOML file with [[bridge]] tables, instead of one that is typed
+    #[arg(
+        long, value_name = "FILE",
+        conflicts_with_all = ["from_tcp", "from_nats", "from_nats_creds", "from_nats_ca", "queues", "client", "slots", "name", "nats"]
+    )]
+    config: Option<PathBuf>,
+    /// Print one line of JSON on stdout when all sides are connected
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    nats: NatsArgs,
+}
+
+/// A queue at the source, and the one at the target.
+#[derive(Clone, Debug)]
+struct BridgedQueue {
+    from: QueueName,
+    to: QueueName,
+}
+
+impl FromStr for BridgedQueue {
+    type Err = relay_bridge::contract::ids::InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (from, to) = text.split_once('=').unwrap_or((text, text));
+        Ok(Self { from: from.parse()?, to: to.parse()? })
+    }
+}
+
+/// `relay bridge`
+pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
+    let json = args.json;
+    let bridges = match &args.config {
+        Some(path) => read(path)?,
+        None => vec![args.resolve()?],
+    };
+    let signals =
+        Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
+    let mut opening = JoinSet::new();
+    for bridge in bridges {
+        let name = bridge.name.clone();
+        opening.spawn(async move { (name, Box::pin(Open::open(bridge)).await) });
+    }
+    let mut opened = Vec::new();
+    loop {
+        let next = tokio::select! {
+            next = opening.join_next() => next,
+            () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
+        };
+        match next {
+            None => break,
+            Some(Ok((name, Ok(open)))) => opened.push((name, open)),
+            Some(Ok((name, Err(error)))) => return Err(error.in_front(&format!("bridge {name}"))),
+            Some(Err(error)) => return Err(CliError::failed(format!("a bridge did not start: {error}"))),
+        }
+    }
+    let names: Vec<_> = opened.iter().map(|(name, _)| name.clone()).collect();
+    tracing::info!(bridges = ?names, "bridging");
+    if json {
+        output::json(&json!({ "bridges": names }))?;
+    }
+    let mut running = JoinSet::new();
+    for (name, open) in opened {
+        running.spawn(open.run(name, signals.stop.drain.clone()));
+    }
+    let ended = async {
+        while let Some(ended) = running.join_next().await {
+            ended.map_err(|error| CliError::failed(format!("a bridge ended badly: {error}")))?;
+        }
+        Ok(Exit::Done)
+    };
+    tokio::select! {
+        ended = ended => ended,
+        () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<Vec<BridgeConfig>, CliError> {
+    let unreadable = |error: std::io::Error| CliError::usage(format!("{}: {error}", path.display()));
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(CliError::usage(format!("{}: it has {size} bytes, at most {FILE_BYTES_MAX}", path.display())));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let bridges = config::read(path, &text).map_err(CliError::usage)?;
+    if bridges.is_empty() {
+        return Err(CliError::usage(format!("{}: there is no bridge in it", path.display())));
+    }
+    Ok(bridges)
+}
+
+impl BridgeArgs {
+    fn resolve(self) -> Result<BridgeConfig, CliError> {
+        let to = self.nats.resolve(&format!("relay-{}", self.name), RELAY_INBOX)?.ok_or_else(|| {
+            CliError::usage("where to is not said").hint("name the NATS servers of the other side with --nats")
+        })?;
+        let source = match self.from_tcp {
+            Some(address) => RelaySource::Tcp { address, key: self.from_key.map(Secret::Value) },
+            None => {
+                let creds = self.from_nats_creds.map(|file| Credentials::Creds(Secret::File(file)));
+                let mut config = NatsConfig {
+                    credentials: creds.unwrap_or_default(),
+                    name: format!("relay-{}", self.name),
+                    ..NatsConfig::new(self.from_nats)
+                };
+                config.tls.ca = self.from_nats_ca;
+                config.check().map_err(|invalid| {
+                    let problems = invalid.problems().iter().map(|problem| format!("--from-nats: {problem}"));
+                    CliError::usage(problems.collect::<Vec<_>>().join("; "))
+                })?;
+                RelaySource::Nats(Box::new(config))
+            }
+        };
+        let queues = self.queues.into_iter().map(|queue| (queue.from, queue.to)).collect();
+        let from = Origin::Relay { source, queues, client: self.client };
+        if let Some(queue) = from.leads_back_to(&to) {
+            return Err(CliError::usage(format!("--queue {queue}: it is the same queue at both sides"))
+                .hint("name another one of the target with --queue NAME=TARGET, or other servers with --nats"));
+        }
+        Ok(BridgeConfig { name: self.name, slots: self.slots, from, to })
+    }
+}

@@ -1,0 +1,185 @@
+//! A bridge at work: both sides connected, run until the first signal, closed.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{ClientId, QueueName, WorkerId};
+use relay_bridge::error::BrokerError;
+use relay_bridge::nats::Nats;
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::{Connection, Wait};
+use relay_workers::{QueueOrder, Worker, WorkerConfig};
+use tokio_util::sync::CancellationToken;
+
+use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource};
+use crate::bridge::foreign::intake::Intake;
+use crate::bridge::foreign::nats::NatsQueue;
+use crate::bridge::foreign::replies::Replies;
+use crate::bridge::relay::{Mapping, RelayHandler};
+use crate::cli::exit::CliError;
+use crate::cli::provision::from_broker;
+use crate::cli::source::{Source, SourceConfig, provisioned};
+use crate::client::retry::jitter;
+use crate::ingress::nats::{RELAY_INBOX, worker_inbox};
+
+/// The longest wait between two looks at a side that is away.
+const AGAIN_MAX: Duration = Duration::from_secs(4);
+
+/// A bridge with both sides open.
+pub(super) struct Open {
+    target: Nats,
+    work: Work,
+}
+
+enum Work {
+    Relay {
+        source: Source,
+        worker: Worker,
+        handler: Arc<RelayHandler>,
+    },
+    Stream {
+        connection: Connection,
+        queue: Arc<NatsQueue>,
+        intake: Arc<Intake>,
+        slots: NonZeroU32,
+        replies: Option<Replies>,
+    },
+}
+
+impl Open {
+    /// Connects to both sides, waiting for them, and finds that what the bridge needs is there.
+    ///
+    /// # Errors
+    /// What a wait does not mend, with what to do.
+    pub(super) async fn open(config: BridgeConfig) -> Result<Self, CliError> {
+        let BridgeConfig { name, slots, from, to } = config;
+        let queues = match &from {
+            Origin::Relay { queues, .. } => queues.values().cloned().collect(),
+            Origin::Stream(stream) => {
+                stream.job.queue.fixed().and_then(|name| name.parse().ok()).into_iter().collect::<Vec<_>>()
+            }
+        };
+        let to = NatsConfig { inbox_prefix: to.inbox_prefix.or_else(|| Some(RELAY_INBOX.to_owned())), ..to };
+        let target = provisioned(to, &queues).await?;
+        let work = match from {
+            Origin::Relay { source, queues, client } => open_relay(&name, slots, source, queues, client, &target).await,
+            Origin::Stream(stream) => open_stream(slots, *stream, &target).await,
+        };
+        match work {
+            Ok(work) => Ok(Self { target, work }),
+            Err(error) => {
+                target.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Works until `drain`, then settles or hands back what is in hand, and closes.
+    pub(super) async fn run(self, name: ClientId, drain: CancellationToken) {
+        match self.work {
+            Work::Relay { source, worker, handler } => {
+                let stats = handler.stats();
+                drop(handler);
+                let worked = worker.run(drain).await;
+                source.close().await;
+                tracing::info!(bridge = %name, worker = ?worked, calls = ?stats.report(), "bridge ended");
+            }
+            Work::Stream { connection, queue, intake, slots, replies } => {
+                let stats = intake.stats();
+                let replying = async {
+                    if let Some(replies) = replies {
+                        replies.run(drain.clone()).await;
+                    }
+                };
+                tokio::join!(intake.run(queue, slots, drain.clone()), replying);
+                connection.close().await;
+                tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
+            }
+        }
+        self.target.close().await;
+    }
+}
+
+async fn open_relay(
+    name: &ClientId,
+    slots: NonZeroU32,
+    source: RelaySource,
+    queues: BTreeMap<QueueName, QueueName>,
+    client: Option<ClientId>,
+    target: &Nats,
+) -> Result<Work, CliError> {
+    let id: WorkerId = format!("{name}-{}", std::process::id())
+        .parse()
+        .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?;
+    let source = match source {
+        RelaySource::Tcp { address, key } => {
+            let key = key.map(|key| key.read_now()).transpose().map_err(CliError::usage)?;
+            SourceConfig::Tcp { address, key }
+        }
+        RelaySource::Nats(nats) => {
+            let inbox_prefix = nats.inbox_prefix.clone().or_else(|| Some(worker_inbox(name)));
+            SourceConfig::Nats(Box::new(NatsConfig { inbox_prefix, ..*nats }))
+        }
+    };
+    let names: Vec<_> = queues.keys().cloned().collect();
+    let source = Source::connect(source, &id, &names).await?;
+    let handler = Arc::new(RelayHandler::new(target.broker(), Clock::system(), Mapping { client, queues }));
+    let config = WorkerConfig {
+        id,
+        queues: names.into_iter().map(|queue| (queue, 1)).collect(),
+        order: QueueOrder::Weighted,
+        slots,
+        // Whoever gets a job next goes on with it: nothing is gained by waiting.
+        drain: Duration::ZERO,
+    };
+    let worker = Worker::new(source.leasing(), Arc::clone(&handler) as _, Clock::system(), config);
+    Ok(Work::Relay { source, worker, handler })
+}
+
+async fn open_stream(slots: NonZeroU32, stream: ForeignStream, target: &Nats) -> Result<Work, CliError> {
+    let ForeignStream { connection, source, job, reply } = stream;
+    let connection = Connection::open(connection, Wait::Forever).await.map_err(from_broker)?;
+    let opened = async {
+        let queue = patiently(|| NatsQueue::open(connection.clone(), source.clone())).await?;
+        let intake = Arc::new(Intake::new(target.broker(), Clock::system(), job));
+        let replies = match reply {
+            None => None,
+            Some((client, queue, subject)) => {
+                let open = || {
+                    let whose = (client.clone(), queue.clone());
+                    Replies::open(target.broker(), connection.clone(), whose, subject.clone(), intake.stats())
+                };
+                Some(patiently(open).await?)
+            }
+        };
+        Ok((queue, intake, replies))
+    };
+    match opened.await {
+        Ok((queue, intake, replies)) => {
+            Ok(Work::Stream { connection: connection.clone(), queue: Arc::new(queue), intake, slots, replies })
+        }
+        Err(error) => {
+            connection.close().await;
+            Err(from_broker(error))
+        }
+    }
+}
+
+/// Repeats `open` while a side is away.
+async fn patiently<T, F>(open: impl Fn() -> F) -> Result<T, BrokerError>
+where
+    F: Future<Output = Result<T, BrokerError>>,
+{
+    let mut ceiling = Duration::from_millis(100);
+    loop {
+        match open().await {
+            Err(error) if error.is_transient() => tracing::warn!("waiting for NATS: {error}"),
+            ended => return ended,
+        }
+        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        ceiling = (ceiling * 2).min(AGAIN_MAX);
+    }
+}
