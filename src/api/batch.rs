@@ -10,6 +10,8 @@ use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+#[cfg(feature = "server")]
+use super::schema;
 use super::{DurationText, Problem, Receipt};
 
 /// The most entries of one batch.
@@ -19,14 +21,17 @@ pub const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// One job of a batch. Exactly one of `payload`, `payload_base64` and `text` is the payload.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BatchEntry {
     /// What makes a retry the same job. Without it, a batch under `Idempotency-Key: k` gives entry `i`, counted from 0,
     /// the key `k/i`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Key>))]
     pub key: Option<String>,
     /// The payload as JSON; it reaches the handler byte for byte as it stands here.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[cfg_attr(feature = "server", schema(value_type = schema::Json, required = false))]
     pub payload: Option<Box<RawValue>>,
     /// The payload in base64 (RFC 4648, padded).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,9 +45,11 @@ pub struct BatchEntry {
     pub content_type: Option<String>,
     /// No attempt before this duration has passed, `10s`; at most 7 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Span>))]
     pub delay: Option<DurationText>,
     /// The job expires this long after its delay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Span>))]
     pub expires_in: Option<DurationText>,
     /// What reaches the handler as `Relay-Meta-*`, by the part of the name behind the prefix; 2 KiB together.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -69,6 +76,7 @@ impl BatchEntry {
 
 /// What became of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct BatchAnswer {
     /// Entries that have a receipt.
     pub accepted: usize,
@@ -80,6 +88,7 @@ pub struct BatchAnswer {
 
 /// What became of one entry: `{"receipt": …}` or `{"problem": …}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum BatchItem {
     /// It is durable and in line, or was before.

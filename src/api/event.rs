@@ -5,29 +5,38 @@ use relay_bridge::leasing::Progress;
 use serde::{Deserialize, Serialize};
 
 use super::JobView;
+#[cfg(feature = "server")]
+use super::schema;
 
 /// Something that happened to a job. Fields that do not apply are left out of the JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct JobEvent {
     /// The job.
+    #[cfg_attr(feature = "server", schema(value_type = schema::JobId))]
     pub job_id: JobId,
     /// The run that it happened in.
+    #[cfg_attr(feature = "server", schema(value_type = schema::RunId))]
     pub run_id: RunId,
     /// What it was; the name of the event, too.
     #[serde(rename = "type")]
     pub kind: JobEventKind,
     /// When it happened.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Time))]
     pub at: Timestamp,
     /// Attempts started in the run by then.
     pub attempt: u32,
     /// How far the handler is, with `progress`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::ProgressView>))]
     pub progress: Option<Progress>,
     /// When the next attempt may start, with `retrying`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub next_attempt_at: Option<Timestamp>,
     /// How the run ended, with `finished`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Outcome>))]
     pub outcome: Option<Outcome>,
     /// The job as it stood, with `snapshot`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,6 +45,7 @@ pub struct JobEvent {
 
 /// What happened. `snapshot` and `finished` are certain; the others are told if this relay sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum JobEventKind {

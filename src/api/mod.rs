@@ -10,6 +10,7 @@
 //! - [`result`]: results as list entries, and a page of them.
 //! - [`whoami`]: who relay thinks the caller is.
 //! - [`operator`]: what the admin port answers operators.
+//! - `schema`: how ids, times and words look in the OpenAPI document.
 //! - [`duration`]: durations as text, `20s`.
 
 pub mod batch;
@@ -19,6 +20,8 @@ pub mod operator;
 pub mod problem;
 pub mod receipt;
 pub mod result;
+#[cfg(feature = "server")]
+pub(crate) mod schema;
 pub mod slug;
 pub mod whoami;
 

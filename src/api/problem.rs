@@ -7,6 +7,8 @@ use relay_bridge::contract::{JobId, Outcome, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "server")]
+use super::schema;
 use super::{DurationText, Retry, Slug};
 
 /// The content type of a [`Problem`].
@@ -17,6 +19,7 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
 /// One refusal. Fields that do not apply are left out of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// The slug's page.
     #[serde(rename = "type")]
@@ -31,11 +34,13 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub instance: String,
     /// What it is, for programs.
+    #[cfg_attr(feature = "server", schema(value_type = schema::SlugName))]
     pub slug: Slug,
     /// Whether a retry is safe.
     pub retry: Retry,
     /// When to try again; the header `Retry-After` says the same in whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Span>))]
     pub retry_after: Option<DurationText>,
     /// What was allowed: bytes, jobs or seconds, as the detail says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,15 +50,19 @@ pub struct Problem {
     pub actual: Option<u64>,
     /// The job in question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::JobId>))]
     pub job_id: Option<JobId>,
     /// When the first request with the same key came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub first_at: Option<Timestamp>,
     /// How the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Outcome>))]
     pub outcome: Option<Outcome>,
     /// When the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub finished_at: Option<Timestamp>,
 }
 

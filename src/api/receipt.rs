@@ -8,28 +8,38 @@ use relay_bridge::contract::{ClientId, JobId, JobResult, JobState, JobStatus, Ou
 use serde::{Deserialize, Serialize};
 
 use super::header::META_PREFIX;
+#[cfg(feature = "server")]
+use super::schema;
 
 /// What relay promises when it accepts a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Receipt {
     /// The job; under a key it is the same for every retry.
+    #[cfg_attr(feature = "server", schema(value_type = schema::JobId))]
     pub job_id: JobId,
     /// The current run.
+    #[cfg_attr(feature = "server", schema(value_type = schema::RunId))]
     pub run_id: RunId,
     /// The current run's number, from 1.
     pub generation: u32,
     /// Whose job it is.
+    #[cfg_attr(feature = "server", schema(value_type = schema::ClientName))]
     pub client: ClientId,
     /// Where it waits.
+    #[cfg_attr(feature = "server", schema(value_type = schema::QueueName))]
     pub queue: QueueName,
     /// `queued`, `leased`, or the outcome.
     #[serde(with = "state_text")]
+    #[cfg_attr(feature = "server", schema(value_type = schema::State))]
     pub state: JobState,
     /// Whether an earlier request did the work.
     pub replayed: bool,
     /// When relay accepted the job's first run.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Time))]
     pub accepted_at: Timestamp,
     /// The run's deadline; `null` only for a finished job of which nothing but its result is kept.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub expires_at: Option<Timestamp>,
     /// Where to look next.
     pub links: Links,
@@ -37,6 +47,7 @@ pub struct Receipt {
 
 /// Paths of one job, relative to the address that the request went to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Links {
     /// The job.
     #[serde(rename = "self")]
@@ -111,6 +122,7 @@ pub(crate) fn to_json(status: &JobStatus, replayed: bool) -> Vec<u8> {
 
 /// A job as its client sees it: the receipt and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct JobView {
     /// Everything the receipt says; `replayed` is `false`.
     #[serde(flatten)]
@@ -120,12 +132,16 @@ pub struct JobView {
     /// Attempts the queue allows now; `null` if the queue is gone.
     pub max_attempts: Option<u32>,
     /// When the current or last attempt started.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub started_at: Option<Timestamp>,
     /// When the run ended.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub finished_at: Option<Timestamp>,
     /// How the run ended.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Outcome>))]
     pub outcome: Option<Outcome>,
     /// When a waiting job may next be taken, if that is in the future.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub next_attempt_at: Option<Timestamp>,
     /// The payload's content type; `null` if nothing but the result is kept.
     pub content_type: Option<String>,
@@ -211,10 +227,12 @@ impl JobView {
 
 /// A page of the caller's jobs, newest first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct JobsPage {
     /// The jobs.
     pub jobs: Vec<JobView>,
     /// Pass it as `after` for the next page; `null` on the last one.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::JobId>))]
     pub next: Option<JobId>,
 }
 

@@ -7,22 +7,29 @@ use relay_bridge::result_log::{Finished, Reset};
 use serde::{Deserialize, Serialize};
 
 use super::Links;
+#[cfg(feature = "server")]
+use super::schema;
 
 /// The largest payload that an entry holds itself, in bytes; a larger one is linked.
 pub const INLINE_BYTES_MAX: usize = 16 * 1024;
 
 /// One result among a client's results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct ResultView {
     /// The job.
+    #[cfg_attr(feature = "server", schema(value_type = schema::JobId))]
     pub job_id: JobId,
     /// The run that ended; deduplicate on it.
+    #[cfg_attr(feature = "server", schema(value_type = schema::RunId))]
     pub run_id: RunId,
     /// The run's number, from 1.
     pub generation: u32,
     /// Where the job was.
+    #[cfg_attr(feature = "server", schema(value_type = schema::QueueName))]
     pub queue: QueueName,
     /// How it ended.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Outcome))]
     pub outcome: Outcome,
     /// The attempt that ended it; 0 if no handler ever started.
     pub attempt: u32,
@@ -31,12 +38,16 @@ pub struct ResultView {
     /// The payload's size in bytes; 0 if it was erased.
     pub size: u64,
     /// When relay accepted the job.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Time))]
     pub accepted_at: Timestamp,
     /// When the attempt that ended it started.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Time>))]
     pub started_at: Option<Timestamp>,
     /// When it ended.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Time))]
     pub finished_at: Timestamp,
     /// Why it did not succeed; `null` exactly if it did.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Failure>))]
     pub failure: Option<Failure>,
     /// The payload in base64 (RFC 4648, padded), up to [`INLINE_BYTES_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,8 +88,10 @@ impl ResultView {
 
 /// A page of the caller's results, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct ResultsPage {
     /// Set if the cursor could not be continued and reading restarted at the oldest result that is kept.
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Reset>))]
     pub reset: Option<Reset>,
     /// The results.
     pub entries: Vec<ResultView>,

@@ -11,6 +11,7 @@ pub const PROBLEM_PAGES: &str = "https://relay.dev/problems/";
 
 /// Whether sending the same request again is harmless and may help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Retry {
     /// Nothing was done: send it again, after `Retry-After` where it is given.

@@ -4,11 +4,15 @@ use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::DurationText;
+#[cfg(feature = "server")]
+use super::schema;
 
 /// The answer of `GET /v1/whoami`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Whoami {
     /// The client.
+    #[cfg_attr(feature = "server", schema(value_type = schema::ClientName))]
     pub client: ClientId,
     /// How it was authenticated: `api-key`, or `development` for not at all.
     pub authenticated_by: String,
@@ -17,6 +21,7 @@ pub struct Whoami {
     /// The VPC endpoint that the connection came through, where relay sees it.
     pub vpc_endpoint_id: Option<String>,
     /// The queues this caller may use; `null` means all.
+    #[cfg_attr(feature = "server", schema(value_type = Option<Vec<schema::QueueName>>))]
     pub queues: Option<Vec<QueueName>>,
     /// What an accepted job survives: `power-loss`, `replicated`, `process-crash`, `none`.
     pub durability: String,
@@ -25,6 +30,7 @@ pub struct Whoami {
     /// What holds for the caller in each queue that it may use, and what is left; the first 100 in the order of names.
     pub queue_limits: Vec<QueueLimits>,
     /// Relay's clock, so that a client can see how far its own is off.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Time))]
     pub server_time: Timestamp,
     /// Relay's version.
     pub version: String,
@@ -32,12 +38,15 @@ pub struct Whoami {
 
 /// What holds for a request, whichever queue it names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct LimitsView {
     /// The largest payload of any queue, in bytes; a queue may take less.
     pub payload_max: u64,
     /// The longest wait that is honoured.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Span))]
     pub wait_max: DurationText,
     /// The longest `Relay-Delay`.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Span))]
     pub delay_max: DurationText,
     /// The longest idempotency key, in bytes.
     pub key_bytes_max: u64,
@@ -55,8 +64,10 @@ pub struct LimitsView {
 
 /// What holds for one client in one queue, now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct QueueLimits {
     /// The queue.
+    #[cfg_attr(feature = "server", schema(value_type = schema::QueueName))]
     pub queue: QueueName,
     /// The largest payload, in bytes.
     pub payload_max: u64,
@@ -65,8 +76,10 @@ pub struct QueueLimits {
     /// Attempts of a run before it ends as `exhausted`.
     pub max_attempts: u32,
     /// The longest a run may take.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Span))]
     pub job_ttl: DurationText,
     /// How long after completion the result, and the replay of the key, may be relied on.
+    #[cfg_attr(feature = "server", schema(value_type = schema::Span))]
     pub retention: DurationText,
     /// Whether an operator has stopped the queue: jobs are taken and wait.
     pub paused: bool,

@@ -126,6 +126,10 @@ impl Batch<'_> {
 fn split(body: &[u8]) -> Result<Vec<&str>, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|error| Refusal::malformed(format!("the batch is not UTF-8 at byte {}", error.valid_up_to())))?;
+    if text.trim().is_empty() {
+        let why = "the batch is empty: send a JSON array of objects, or one object a line";
+        return Err(Refusal::malformed(why));
+    }
     let (entries, count) = if text.trim_start().starts_with('[') { array(text)? } else { lines(text) };
     if count > BATCH_ENTRIES_MAX {
         let detail = format!(
@@ -194,10 +198,8 @@ mod tests {
         let array = br#" [ {"text": "a"}, 1 ,[2] ]"#;
         assert_eq!(split(array).unwrap(), [r#"{"text": "a"}"#, "1", "[2]"]);
         assert_eq!(split(b"{\"text\":\"a\"}\r\n\n  {}\nnot json\n").unwrap(), ["{\"text\":\"a\"}", "{}", "not json"]);
-        for empty in ["", "[]", " \n\n"] {
-            assert!(split(empty.as_bytes()).unwrap().is_empty(), "{empty:?}");
-        }
-        for broken in ["[", "[1", "[1,]", "[1]]", "[{]", "[1] x"] {
+        assert!(split(b" []\n").unwrap().is_empty());
+        for broken in ["", " \n\n", "[", "[1", "[1,]", "[1]]", "[{]", "[1] x"] {
             assert!(split(broken.as_bytes()).is_err(), "{broken}");
         }
         assert!(split(b"[\"\xff\"]").is_err());

@@ -5,6 +5,7 @@
 mod batch;
 mod browsers;
 mod connections;
+mod docs;
 mod events;
 mod failing;
 mod jobs;

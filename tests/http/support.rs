@@ -212,7 +212,7 @@ impl Peer {
     }
 
     /// The next chunk of a chunked body; empty at its end.
-    async fn chunk(&mut self) -> Vec<u8> {
+    pub(crate) async fn chunk(&mut self) -> Vec<u8> {
         loop {
             if let Some(end) = self.read.windows(2).position(|bytes| bytes == b"\r\n") {
                 let length = usize::from_str_radix(std::str::from_utf8(&self.read[..end]).unwrap(), 16).unwrap();

@@ -8,14 +8,32 @@ use http::StatusCode;
 use super::answer::{self, Answer};
 use super::request::{self, Parameters};
 use super::{Ingress, Served, body};
-use crate::api::BatchItem;
 use crate::api::batch::BATCH_BYTES_MAX;
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
+use crate::api::{BatchAnswer, BatchEntry, BatchItem, Problem, schema};
 use crate::auth::Caller;
 use crate::ingress::batch::Batch;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
 
-/// Takes a batch. 200 as soon as it could be taken apart: what became of an entry is in its place of the answer.
+/// Submit many jobs
+///
+/// A JSON array, or one JSON object a line. 200 as soon as the batch could be taken apart: what became of an entry is in its
+/// place of the answer. Entries are jobs of their own, and in no order among each other.
+#[utoipa::path(
+    post, path = "/v1/queues/{queue}/batch", tag = "submit", operation_id = "submit_batch",
+    params(
+        ("queue" = schema::QueueName, Path, description = "The queue of all of them."),
+        ("idempotency-key" = Option<schema::Key>, Header, description = "`k` gives entry `i`, from 0, the key `k/i` if it has none."),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context; reaches the handlers."),
+    ),
+    request_body(content((Vec<BatchEntry> = "application/json"), (schema::Bytes = "application/x-ndjson")),
+        description = "1,000 entries and 8 MiB at most."),
+    responses(
+        (status = 200, description = "A receipt or a problem for each entry, in their order.", body = BatchAnswer),
+        (status = 403, description = "This key may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn submit(
     State(served): State<Arc<Served>>,
     caller: Caller,

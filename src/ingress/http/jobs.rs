@@ -12,8 +12,9 @@ use relay_bridge::job_queue::{Enqueued, JobFilter};
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
 use super::{Ingress, Served};
-use crate::api::JobsPage;
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::receipt::state_text;
+use crate::api::{JobView, JobsPage, Problem, Receipt, schema};
 use crate::auth::Caller;
 use crate::ingress::jobs;
 
@@ -22,7 +23,14 @@ const PAGE_DEFAULT: u32 = 100;
 /// Jobs on a page at most.
 const PAGE_MAX: u32 = 500;
 
-/// `GET /v1/jobs/{id}`
+/// Look a job up
+///
+/// Where it stands; a finished one as its result says.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "get_job",
+    params(("id" = schema::JobId, Path, description = "The job.")),
+    responses((status = 200, description = "The job.", body = JobView)),
+)]
 pub(super) async fn status(
     State(served): State<Arc<Served>>,
     caller: Caller,
@@ -35,7 +43,20 @@ pub(super) async fn status(
     answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
-/// `GET /v1/queues/{queue}/jobs?key=`
+/// Look a job up by its key
+///
+/// The same as by its id, which is derived from client, queue and key.
+#[utoipa::path(
+    get, path = "/v1/queues/{queue}/jobs", tag = "jobs", operation_id = "get_job_by_key",
+    params(
+        ("queue" = schema::QueueName, Path, description = "The queue that it was submitted to."),
+        ("key" = schema::Key, Query, description = "Its idempotency key."),
+    ),
+    responses(
+        (status = 200, description = "The job.", body = JobView),
+        (status = 403, description = "This key may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn by_key(
     State(served): State<Arc<Served>>,
     caller: Caller,
@@ -52,7 +73,20 @@ pub(super) async fn by_key(
     answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
-/// `GET /v1/jobs?queue=&state=&after=&limit=`
+/// List jobs
+///
+/// The caller's, newest first, a page at a time. A page may be short, or empty, and have a next one: a broker looks at a
+/// bounded number of jobs for each.
+#[utoipa::path(
+    get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs",
+    params(
+        ("queue" = Option<schema::QueueName>, Query, description = "Only of this queue."),
+        ("state" = Option<schema::State>, Query, description = "Only in this state."),
+        ("after" = Option<schema::JobId>, Query, description = "`next` of the page before."),
+        ("limit" = Option<u32>, Query, description = "At most so many jobs; 100 if it is not there.", minimum = 1, maximum = 500),
+    ),
+    responses((status = 200, description = "A page.", body = JobsPage)),
+)]
 pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["queue", "state", "after", "limit"])?;
     let state = parameters.get("state").map(|text| {
@@ -83,7 +117,15 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
     answer::json(StatusCode::OK, &JobsPage { jobs: views, next: listed.next })
 }
 
-/// `POST /v1/jobs/{id}/cancel`
+/// Cancel a job
+///
+/// Ends its run as `cancelled`, unless it ended before: the answer says how. A queued job never starts; a handler that
+/// runs is told within a third of its lease. Repeating it is harmless.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
+    params(("id" = schema::JobId, Path, description = "The job.")),
+    responses((status = 200, description = "The job, finished.", body = JobView)),
+)]
 pub(super) async fn cancel(
     State(served): State<Arc<Served>>,
     caller: Caller,
@@ -96,7 +138,25 @@ pub(super) async fn cancel(
     answer::json(StatusCode::OK, &jobs::cancel(broker, policies, &caller.client, id).await?)
 }
 
-/// `POST /v1/jobs/{id}/rerun?from=<generation>`
+/// Run a finished job again
+///
+/// The next generation of the same job with the same payload. It names the generation that it starts from, so that
+/// repeating it is harmless: the receipt of the run that was started is replayed.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/rerun", tag = "jobs", operation_id = "rerun_job",
+    params(
+        ("id" = schema::JobId, Path, description = "The job."),
+        ("from" = u32, Query, description = "`generation` of the run that ended.", minimum = 1),
+    ),
+    responses(
+        (status = 202, description = "The receipt of the next run.", body = Receipt, headers(
+            ("location" = String, description = "The job."),
+            ("idempotency-replayed" = Option<bool>, description = "`true` if an earlier request did it."),
+        )),
+        (status = 409, description = "The job is not at that generation, is not finished, or kept no payload.",
+            body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn rerun(
     State(served): State<Arc<Served>>,
     caller: Caller,
@@ -114,7 +174,18 @@ pub(super) async fn rerun(
     Ok(answer::accepted(enqueued.status(), replayed))
 }
 
-/// `DELETE /v1/jobs/{id}`
+/// Erase a job's data
+///
+/// Payload and result of a finished job are removed for good; outcome, times and key stay. Repeating it is harmless.
+#[utoipa::path(
+    delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "erase_job",
+    params(("id" = schema::JobId, Path, description = "The job.")),
+    responses(
+        (status = 204, description = "They are gone."),
+        (status = 409, description = "The job is not finished: cancel it first.",
+            body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn erase(
     State(served): State<Arc<Served>>,
     caller: Caller,

@@ -5,7 +5,7 @@
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `activity`: what the guards look at; `aside`:
 //!   how they wait.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
-//! - `routes`: which path goes where.
+//! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
@@ -34,6 +34,8 @@ mod aside;
 mod bare;
 mod batch;
 mod body;
+mod describe;
+mod docs;
 mod follow;
 mod gate;
 mod jobs;
@@ -101,6 +103,12 @@ impl Default for Limits {
             ping_every: Duration::from_secs(15),
         }
     }
+}
+
+/// The OpenAPI document of what is served, as JSON with line breaks: `docs/openapi.json`.
+#[must_use]
+pub fn openapi() -> String {
+    routes::described().to_pretty_json().unwrap_or_default() + "\n"
 }
 
 /// What the handlers of all connections share.

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::answer::{self, Answer, Refusal};
 use super::request::{self, Parameters};
 use super::{Served, follow, sse};
-use crate::api::{ResultView, ResultsPage, header};
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
+use crate::api::{JobView, Problem, ResultView, ResultsPage, header, schema};
 use crate::auth::Caller;
 use crate::ingress::headers::single;
 use crate::ingress::{jobs, outcome};
@@ -21,7 +22,29 @@ use crate::ingress::{jobs, outcome};
 /// Pages read for one request when a queue is asked for: results of other queues are skipped.
 const PAGES_MAX: u32 = 20;
 
-/// `GET /v1/jobs/{id}/result?wait=20s`
+/// Fetch a job's result
+///
+/// The handler's output as it is, with its own content type. An outcome is always 200: a job that failed is no error of
+/// HTTP. What has no output has `application/vnd.relay.failure+json` `{reason, detail}`.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/result", tag = "results", operation_id = "get_result",
+    params(
+        ("id" = schema::JobId, Path, description = "The job."),
+        ("wait" = Option<schema::Span>, Query, description = "Wait up to so long for it, within `wait_max` of whoami."),
+    ),
+    responses(
+        (status = 200, description = "The result.", content((schema::Bytes = "*/*")), headers(
+            ("relay-outcome" = schema::Outcome, description = "How the run ended."),
+            ("relay-attempt" = u32, description = "The attempt that ended it; 0 if no handler ever started."),
+            ("relay-run-id" = schema::RunId, description = "The run: deduplicate on it."),
+            ("relay-job-id" = schema::JobId, description = "The job."),
+            ("relay-cursor" = schema::Cursor, description = "Where it is in the client's results."),
+        )),
+        (status = 202, description = "The run is not finished yet.", body = JobView),
+        (status = 410, description = "The outcome is known, the payload is gone.",
+            body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn of_job(
     State(served): State<Arc<Served>>,
     caller: Caller,
@@ -56,7 +79,26 @@ pub(super) async fn wait(
     results.lookup(client, job).await
 }
 
-/// `GET /v1/results?after=&queue=`: a page (`wait=`, `limit=`), or a stream of events for who asks for one.
+/// Read results
+///
+/// All of the caller's, oldest first, behind a cursor: a page, or for `Accept: text/event-stream` a stream that goes on with
+/// what comes. The stream has events `result`, whose id is its cursor, `reset` if the cursor could not be continued, and
+/// `problem` before it breaks off; it ends on purpose after some minutes. Reading consumes nothing.
+#[utoipa::path(
+    get, path = "/v1/results", tag = "results", operation_id = "list_results",
+    params(
+        ("after" = Option<schema::Cursor>, Query,
+            description = "`next` of the page before, a result's cursor, or `now`; the oldest that is kept if it is not there."),
+        ("queue" = Option<schema::QueueName>, Query, description = "Only of this queue."),
+        ("wait" = Option<schema::Span>, Query, description = "Pages: wait up to so long for one if there are none."),
+        ("limit" = Option<u32>, Query, description = "Pages: at most so many; 100 if it is not there.", minimum = 1, maximum = 100),
+        ("last-event-id" = Option<String>, Header, description = "Streams: the last event that was seen; it counts for more than `after`."),
+    ),
+    responses((status = 200, description = "Results.", content(
+        (ResultsPage = "application/json"),
+        (schema::Events = "text/event-stream"),
+    ))),
+)]
 pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri, headers: HeaderMap) -> Answer {
     let streamed = sse::is_wanted(&headers);
     let allowed = ["after", "queue", "wait", "limit"];

@@ -1,23 +1,59 @@
-//! Which path goes where. What is not here is answered 404 or 405 by the gate.
+//! Which path goes where, and with it the OpenAPI document: what is served is what is described. What is not here is
+//! answered 404 or 405 by the gate.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::get;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Extensions, HeaderMap, StatusCode, Version};
+use tower_http::compression::predicate::{Predicate, SizeAbove};
+use tower_http::compression::{CompressionLayer, CompressionLevel};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::{Served, batch, jobs, results, submit, watch, whoami};
+use super::{Served, batch, describe, docs, jobs, results, submit, watch, whoami};
+
+/// Answers below this many bytes are sent as they are.
+const COMPRESSED_FROM: u64 = 4 * 1024;
 
 pub(super) fn router(served: Arc<Served>) -> Router {
-    Router::new()
-        .route("/v1/queues/{queue}/jobs", post(submit::routed).get(jobs::by_key))
-        .route("/v1/queues/{queue}/batch", post(batch::submit))
-        .route("/v1/jobs", get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::erase))
-        .route("/v1/jobs/{id}/result", get(results::of_job))
-        .route("/v1/jobs/{id}/events", get(watch::events))
-        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
-        .route("/v1/jobs/{id}/rerun", post(jobs::rerun))
-        .route("/v1/results", get(results::list))
-        .route("/v1/whoami", get(whoami::whoami))
-        .with_state(served)
+    let documents = Router::new().route("/openapi.json", get(docs::openapi)).route("/docs", get(docs::page));
+    let (calls, _) = calls().split_for_parts();
+    calls.merge(documents.layer(compressed())).with_state(served)
+}
+
+/// What is served, as a document.
+pub(super) fn described() -> OpenApi {
+    describe::complete(calls().split_for_parts().1)
+}
+
+fn calls() -> OpenApiRouter<Arc<Served>> {
+    // Payloads go out as their handlers made them, so only lists are compressed.
+    let lists = OpenApiRouter::new()
+        .routes(routes!(batch::submit))
+        .routes(routes!(jobs::list))
+        .routes(routes!(results::list))
+        .layer(compressed());
+    OpenApiRouter::new()
+        .routes(routes!(submit::routed, jobs::by_key))
+        .routes(routes!(jobs::status, jobs::erase))
+        .routes(routes!(results::of_job))
+        .routes(routes!(watch::events))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::rerun))
+        .routes(routes!(whoami::whoami))
+        .merge(lists)
+}
+
+/// Large answers are compressed for who takes that; streams never are.
+fn compressed() -> CompressionLayer<impl Predicate> {
+    let is_text = |_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions| {
+        let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        content_type.is_some_and(|text| text == b"application/json" || text.starts_with(b"text/html"))
+    };
+    CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(SizeAbove::new(COMPRESSED_FROM).and(is_text))
 }

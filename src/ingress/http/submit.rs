@@ -14,7 +14,8 @@ use super::answer::{self, Answer, Refusal};
 use super::prefer::Preference;
 use super::request::{self, Parameters};
 use super::{Served, body, results};
-use crate::api::header;
+use crate::api::problem::PROBLEM_CONTENT_TYPE;
+use crate::api::{Problem, Receipt, header, schema};
 use crate::auth::Caller;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
@@ -45,7 +46,42 @@ where
     accept(served, asked, body).await
 }
 
-/// Takes a submission in any other spelling.
+/// Submit a job
+///
+/// The body is the payload, whatever its content type: it reaches the handler as it is. The answer comes when the job is
+/// durable.
+// All submissions are described here; this function takes those in another spelling than clients use.
+#[utoipa::path(
+    post, path = "/v1/queues/{queue}/jobs", tag = "submit", operation_id = "submit_job",
+    params(
+        ("queue" = schema::QueueName, Path, description = "The queue."),
+        ("idempotency-key" = Option<schema::Key>, Header,
+            description = "What makes a retry the same job, for (client, queue), until `retention` after its end."),
+        ("prefer" = Option<String>, Header,
+            description = "`wait=20`: answer with the result if it comes within so many seconds. `respond-async`: don't."),
+        ("relay-delay" = Option<schema::Span>, Header, description = "No attempt before this has passed; at most `7d`."),
+        ("relay-expires-in" = Option<schema::Span>, Header, description = "The job expires this long after its delay."),
+        ("relay-meta-*" = Option<String>, Header, description = "Any header that begins so reaches the handler; 2 KiB together."),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context; reaches the handler."),
+    ),
+    request_body(content(
+        (schema::Bytes = "application/octet-stream"), (schema::Json = "application/json"), (String = "text/plain"),
+    ), description = "The payload, of these or any other content type."),
+    responses(
+        (status = 200, description = "The result, if it was waited for and came in time.", content((schema::Bytes = "*/*")), headers(
+            ("relay-outcome" = schema::Outcome, description = "How the run ended."),
+            ("relay-run-id" = schema::RunId, description = "The run: deduplicate on it."),
+            ("idempotency-replayed" = Option<bool>, description = "`true` if an earlier request did the work."),
+            ("preference-applied" = Option<String>, description = "What of `Prefer` was honoured."),
+        )),
+        (status = 202, description = "The receipt: the job is durable.", body = Receipt, headers(
+            ("location" = String, description = "The job."),
+            ("idempotency-replayed" = Option<bool>, description = "`true` if an earlier request did the work."),
+            ("preference-applied" = Option<String>, description = "What of `Prefer` was honoured."),
+        )),
+        (status = 403, description = "This key may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+    ),
+)]
 pub(super) async fn routed(
     State(served): State<Arc<Served>>,
     caller: Caller,

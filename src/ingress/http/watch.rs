@@ -18,7 +18,7 @@ use super::answer::{Answer, Refusal};
 use super::request::{self, Parameters};
 use super::sse::{self, Beat, Pulse};
 use super::{Ingress, Served};
-use crate::api::{JobEvent, JobEventKind, JobView, header};
+use crate::api::{JobEvent, JobEventKind, JobView, header, schema};
 use crate::auth::Caller;
 use crate::ingress::events::{Told, Watch, What};
 use crate::ingress::headers::single;
@@ -38,7 +38,21 @@ struct Watcher {
     ended: bool,
 }
 
-/// `GET /v1/jobs/{id}/events`
+/// Watch a job
+///
+/// Server-sent events: `snapshot` first, then `started`, `progress` and `retrying` as far as this relay sees them, and
+/// `finished`, which is certain and the last. Each is a `JobEvent`.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "watch_job",
+    params(
+        ("id" = schema::JobId, Path, description = "The job."),
+        ("last-event-id" = Option<String>, Header, description = "The last event that was seen."),
+    ),
+    responses(
+        (status = 200, description = "Its events.", content((schema::Events = "text/event-stream"))),
+        (status = 204, description = "The last event was the end: there is nothing to come back for."),
+    ),
+)]
 pub(super) async fn events(
     State(served): State<Arc<Served>>,
     caller: Caller,

@@ -18,7 +18,13 @@ use crate::ingress::headers::META_BYTES_MAX;
 /// Queues that are described at most.
 const QUEUES_MAX: usize = 100;
 
-/// `GET /v1/whoami`
+/// Ask who the caller is
+///
+/// Who relay thinks that it is, how it knows, what holds for it, and what is left.
+#[utoipa::path(
+    get, path = "/v1/whoami", tag = "caller", operation_id = "whoami",
+    responses((status = 200, description = "The caller.", body = Whoami)),
+)]
 pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
