@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: bridges as a file says them.
+//! - [`config`]: a bridge as it is configured.
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
 //! - [`foreign`]: from queues that know nothing of relay.
 //! - [`stats`]: what a bridge counts.

@@ -60,8 +60,11 @@ pub(crate) fn run(args: ConfigArgs) -> Result<Exit, CliError> {
         ConfigCommand::Check { file } => {
             let read = configured::read(&file)?;
             warn_of_unknown_variables();
-            let (settings, queues) = (read.values.len(), read.queues.len());
-            output::note(format_args!("{} is right: {settings} settings, {queues} queues", file.display()));
+            let (settings, queues, bridges) = (read.values.len(), read.queues.len(), read.bridges.len());
+            output::note(format_args!(
+                "{} is right: {settings} settings, {queues} queues, {bridges} bridges",
+                file.display()
+            ));
             Ok(Exit::Done)
         }
         ConfigCommand::Reference => {
@@ -208,6 +211,7 @@ fn reference() -> String {
         let client = if *per_client { "yes" } else { "" };
         writeln!(text, "| `{key}` | {kind} | `{default}` | {flag} | {client} | {help} |").ok();
     }
+    text.push_str(BRIDGES);
     text
 }
 
@@ -278,6 +282,13 @@ every queue that is named by `--queue` or in the file. A pause is not configurat
 
 | key | value | of new queues | flag | per client | |
 | --- | --- | --- | --- | --- | --- |
+";
+
+const BRIDGES: &str = "
+## `[[bridge]]`
+
+What `relay bridge --config FILE` does, each under a `name`: [bridge.md](bridge.md) has what one may have. Beside them it takes
+`[nats]` as the target of those that say no other, `[admin]` and `[log]`. `relay serve` checks them and leaves them alone.
 ";
 
 #[cfg(test)]

@@ -8,16 +8,20 @@ use relay_bridge::contract::ClientId;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
+use super::bridges::{self, BRIDGES_MAX};
 use super::contradictions;
 use super::kind::{Kind, Unfit, Value};
 use super::mistake::{Mistake, Mistakes, meant};
 use super::queues::{Patch, Queue, Written};
 use super::settings::{POLICY, PolicySetting, SETTINGS, TABLES};
+use crate::bridge::config::BridgeConfig;
 
 /// The table of what holds for every queue, and the list of queues with that of their clients.
 const DEFAULTS: &str = "queue_defaults";
 const QUEUE: &str = "queue";
 const CLIENT: &str = "client";
+/// The list of bridges.
+const BRIDGE: &str = "bridge";
 
 /// What a file says.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub struct File {
     pub values: Written,
     /// Its queues, each with what holds for all of them, in the order of the file.
     pub queues: Vec<Queue>,
+    /// Its bridges, in the order of the file.
+    pub bridges: Vec<BridgeConfig>,
 }
 
 impl File {
@@ -53,7 +59,7 @@ pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         };
         reader.mistake(error.span().unwrap_or_default(), "", error.message(), fix);
     }
-    let mut file = File { path: path.to_owned(), values: Written::new(), queues: Vec::new() };
+    let mut file = File { path: path.to_owned(), values: Written::new(), queues: Vec::new(), bridges: Vec::new() };
     let mut defaults = Patch::default();
     // What holds for all queues first: it is below what is written for each.
     for (key, value) in document.get_ref().iter().filter(|(key, _)| key.get_ref() == DEFAULTS) {
@@ -65,6 +71,7 @@ pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         match key.get_ref().as_ref() {
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
+            BRIDGE => file.bridges = reader.bridges(key.span(), value),
             name if TABLES.iter().any(|(table, _)| *table == name) => {
                 if let Some(table) = reader.table(name, key.span(), value) {
                     reader.settings(name, table, &mut file.values);
@@ -154,7 +161,7 @@ impl Reader<'_> {
     }
 
     fn unknown_table(&mut self, span: Range<usize>, name: &str) {
-        let tables = TABLES.iter().map(|(table, _)| *table).chain([QUEUE, DEFAULTS]);
+        let tables = TABLES.iter().map(|(table, _)| *table).chain([QUEUE, DEFAULTS, BRIDGE]);
         let setting = SETTINGS.iter().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),
@@ -235,6 +242,31 @@ impl Reader<'_> {
             }
         }
         clients
+    }
+
+    fn bridges(&mut self, span: Range<usize>, value: &Spanned<DeValue<'_>>) -> Vec<BridgeConfig> {
+        let mut bridges: Vec<(BridgeConfig, usize)> = Vec::new();
+        for (table, span) in self.entries(BRIDGE, span, value) {
+            let line = self.line(&span);
+            let table = Spanned::new(span.clone(), DeValue::Table(table.clone()));
+            let bridge = match bridges::read(self.folder, table, |at| self.line(&(at..at))) {
+                Ok(bridge) => bridge,
+                Err(mistakes) => {
+                    self.mistakes.extend(mistakes);
+                    continue;
+                }
+            };
+            let full = format!("{BRIDGE}.{}", bridge.name);
+            if let Some((_, first)) = bridges.iter().find(|(known, _)| known.name == bridge.name) {
+                self.mistake(span, &full, format!("this bridge is on line {first} already"), "give one another name");
+            } else if bridges.len() == BRIDGES_MAX {
+                let what = format!("there are more than {BRIDGES_MAX}: each has connections of its own");
+                self.mistake(span, &full, what, "run them in several processes, with a file each");
+            } else {
+                bridges.push((bridge, line));
+            }
+        }
+        bridges.into_iter().map(|(bridge, _)| bridge).collect()
     }
 
     /// The tables of a list, each with its place.

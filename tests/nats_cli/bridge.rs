@@ -61,11 +61,15 @@ fn every_mistake_in_a_file_of_bridges_is_named_with_its_line() {
     let file = dir.path().join("bridges.toml");
     let to = "to.nats = { servers = [\"nats://127.0.0.1:1\"] }\n";
     for (text, parts) in [
-        (String::new(), &["missing field `bridge`"][..]),
+        (String::new(), &["no bridge in the file"][..]),
         (format!("[[bridge]]\nname = \"a\"\nslot = 1\n{to}"), &["bridges.toml:3", "unknown field `slot`"]),
         (
-            format!("[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}\n[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}"),
-            &["bridges.toml:1: bridge a: from", "bridges.toml:6: bridge a: name", "bridges.toml:6: bridge a: from"],
+            format!("[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}\n[[bridge]]\nname = \"b\"\nfrom = {{}}\n{to}"),
+            &[
+                "has 2 mistakes",
+                "bridges.toml:1: bridge.a.from: it comes from nowhere",
+                "bridges.toml:6: bridge.b.from",
+            ],
         ),
     ] {
         std::fs::write(&file, text).unwrap();
@@ -75,6 +79,27 @@ fn every_mistake_in_a_file_of_bridges_is_named_with_its_line() {
             assert!(stderr(&refused).contains(part), "{part}: {}", stderr(&refused));
         }
     }
+}
+
+#[tokio::test]
+async fn a_bridge_of_the_file_goes_to_the_files_nats_unless_it_says_otherwise() {
+    let (source, inner) = (source(), NatsServer::start().await);
+    provision(&inner, "default");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = format!(
+        "[nats]\nservers = [\"{}\"]\n[[bridge]]\nname = \"edge\"\nfrom.relay = {{ address = \"{}\" }}\nqueues = {{ default = \"default\" }}\n",
+        inner.url(),
+        source.workers()
+    );
+    std::fs::write(&file, text).unwrap();
+    let bridge = Running::start(["bridge", "--json", "--config", file.to_str().unwrap()]);
+    let worker = Running::start(["worker", "--json", "--nats", &inner.url(), "--", "tr", "a-z", "A-Z"]);
+    let submitted = run_with(["submit", "--server", &source.url(), "--wait=30s"], b"hello");
+    assert_eq!((code(&submitted), stdout(&submitted)), (0, "HELLO"), "{submitted:?}");
+    bridge.stop();
+    worker.stop();
+    source.stop();
 }
 
 #[tokio::test]

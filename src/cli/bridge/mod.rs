@@ -16,15 +16,13 @@ use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::configured;
 use super::exit::{CliError, Exit};
 use super::nats::NatsArgs;
 use super::output;
 use super::signals::Signals;
 use crate::bridge::config::{self, BridgeConfig, Origin, RelaySource};
 use crate::ingress::nats::RELAY_INBOX;
-
-/// The largest file of bridges, in bytes.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// From where, to where, and which jobs.
 #[derive(Debug, Args)]
@@ -37,7 +35,7 @@ Examples:
   relay bridge --from-tcp 127.0.0.1:7411 --queue orders --nats nats://inner:4222
   relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --queue orders=orders-eu \\
       --nats tls://inner:4222 --nats-creds relay.creds --slots 200
-  relay bridge --config bridges.toml       several, and messages of streams that know nothing of relay
+  relay bridge --config relay.toml         several, and messages of streams that know nothing of relay
 
 Either side may be away, at the start and later; it is waited for. SIGTERM or SIGINT drains: what is
 in hand goes back in line without spending an attempt, and the target goes on with it.")]
@@ -69,10 +67,10 @@ pub(crate) struct BridgeArgs {
     /// What the bridge is called in logs, and its user on --from-nats
     #[arg(long, value_name = "NAME", default_value = "bridge")]
     name: ClientId,
-    /// Bridges of a TOML file with [[bridge]] tables, instead of one that is typed
+    /// The [[bridge]] tables of this configuration file, instead of one bridge that is typed
     #[arg(
         long, value_name = "FILE",
-        conflicts_with_all = ["from_tcp", "from_nats", "from_nats_creds", "from_nats_ca", "queues", "client", "slots", "name", "nats"]
+        conflicts_with_all = ["from_tcp", "from_nats", "from_nats_creds", "from_nats_ca", "queues", "client", "slots", "name"]
     )]
     config: Option<PathBuf>,
     /// Print one line of JSON on stdout when all sides are connected
@@ -101,16 +99,13 @@ impl FromStr for BridgedQueue {
 /// `relay bridge`
 pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     let json = args.json;
-    let bridges = match &args.config {
-        Some(path) => read(path)?,
-        None => vec![args.resolve()?],
-    };
+    let bridges = args.resolve()?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let mut opening = JoinSet::new();
-    for bridge in bridges {
+    for (bridge, to) in bridges {
         let name = bridge.name.clone();
-        opening.spawn(async move { (name, Box::pin(Open::open(bridge)).await) });
+        opening.spawn(async move { (name, Box::pin(Open::open(bridge, to)).await) });
     }
     let mut opened = Vec::new();
     loop {
@@ -146,25 +141,39 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Vec<BridgeConfig>, CliError> {
-    let unreadable = |error: std::io::Error| CliError::usage(format!("{}: {error}", path.display()));
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(CliError::usage(format!("{}: it has {size} bytes, at most {FILE_BYTES_MAX}", path.display())));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let bridges = config::read(path, &text).map_err(CliError::usage)?;
-    if bridges.is_empty() {
-        return Err(CliError::usage(format!("{}: there is no bridge in it", path.display())));
-    }
-    Ok(bridges)
-}
-
 impl BridgeArgs {
-    fn resolve(self) -> Result<BridgeConfig, CliError> {
-        let to = self.nats.resolve(&format!("relay-{}", self.name), RELAY_INBOX)?.ok_or_else(|| {
-            CliError::usage("where to is not said").hint("name the NATS servers of the other side with --nats")
-        })?;
+    /// Every bridge, with where it goes.
+    fn resolve(mut self) -> Result<Vec<(BridgeConfig, NatsConfig)>, CliError> {
+        let to = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
+        let bridges = match self.config.take() {
+            Some(path) => configured::read(&path)?.bridges,
+            None => vec![self.typed()?],
+        };
+        if bridges.is_empty() {
+            return Err(CliError::usage("there is no bridge in the file").hint("docs/bridge.md has examples"));
+        }
+        let mut resolved = Vec::with_capacity(bridges.len());
+        for mut bridge in bridges {
+            let name = format!("relay-{}", bridge.name);
+            let own = bridge.to.take();
+            let to = own.or_else(|| to.clone().map(|to| NatsConfig { name, ..to })).ok_or_else(|| {
+                CliError::usage(format!("bridge {}: where to is not said", bridge.name))
+                    .hint("name the NATS servers of the other side with --nats, or with to.nats in the file")
+            })?;
+            if let Some(queue) = bridge.from.leads_back_to(&to) {
+                return Err(CliError::usage(format!(
+                    "bridge {}: {queue} is the same queue at both sides",
+                    bridge.name
+                ))
+                .hint("name another queue of the target, as in --queue NAME=TARGET, or other servers"));
+            }
+            resolved.push((bridge, to));
+        }
+        Ok(resolved)
+    }
+
+    /// The one bridge that was typed.
+    fn typed(self) -> Result<BridgeConfig, CliError> {
         let source = match self.from_tcp {
             Some(address) => RelaySource::Tcp { address, key: self.from_key.map(Secret::Value) },
             None => {
@@ -184,10 +193,6 @@ impl BridgeArgs {
         };
         let queues = self.queues.into_iter().map(|queue| (queue.from, queue.to)).collect();
         let from = Origin::Relay { source, queues, client: self.client };
-        if let Some(queue) = from.leads_back_to(&to) {
-            return Err(CliError::usage(format!("--queue {queue}: it is the same queue at both sides"))
-                .hint("name another one of the target with --queue NAME=TARGET, or other servers with --nats"));
-        }
-        Ok(BridgeConfig { name: self.name, slots: self.slots, from, to })
+        Ok(BridgeConfig { name: self.name, slots: self.slots, from, to: None })
     }
 }

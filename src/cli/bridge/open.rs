@@ -54,8 +54,8 @@ impl Open {
     ///
     /// # Errors
     /// What a wait does not mend, with what to do.
-    pub(super) async fn open(config: BridgeConfig) -> Result<Self, CliError> {
-        let BridgeConfig { name, slots, from, to } = config;
+    pub(super) async fn open(config: BridgeConfig, to: NatsConfig) -> Result<Self, CliError> {
+        let BridgeConfig { name, slots, from, to: _ } = config;
         let queues = match &from {
             Origin::Relay { queues, .. } => queues.values().cloned().collect(),
             Origin::Stream(stream) => {

@@ -1,0 +1,385 @@
+//! `[[bridge]]` tables: what `relay bridge` does beside what is typed.
+//!
+//! A bridge comes `from` a relay (its worker address, or NATS), or from a stream of NATS that knows nothing of relay; it
+//! goes `to` a relay on NATS, which is that of `[nats]` unless it says otherwise.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeValue, ValueDeserializer};
+
+use super::mistake::Mistake;
+use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource, SLOTS};
+use crate::bridge::foreign::mapping::JobMapping;
+use crate::bridge::foreign::nats::StreamSource;
+
+/// The most bridges of one file: each has connections of its own.
+pub(super) const BRIDGES_MAX: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    name: ClientId,
+    slots: Option<NonZeroU32>,
+    from: FromTable,
+    to: Option<ToTable>,
+    queues: Option<BTreeMap<QueueName, QueueName>>,
+    client: Option<ClientId>,
+    job: Option<JobMapping>,
+    reply: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FromTable {
+    relay: Option<RelayTable>,
+    nats: Option<NatsTable>,
+    stream: Option<StreamTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToTable {
+    nats: NatsTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RelayTable {
+    address: String,
+    key_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StreamTable {
+    name: String,
+    consumer: String,
+    #[serde(default)]
+    subjects: Vec<String>,
+    put_aside: Option<String>,
+}
+
+/// How NATS is reached: the names are those of `[nats]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NatsTable {
+    servers: Vec<String>,
+    creds: Option<PathBuf>,
+    nkey: Option<PathBuf>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    #[serde(default)]
+    tls: bool,
+    #[serde(default)]
+    tls_first: bool,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    inbox_prefix: Option<String>,
+    domain: Option<String>,
+    #[serde(default)]
+    ignore_discovered: bool,
+}
+
+/// Reads one `[[bridge]]` of the file in `folder`, from which its paths are seen. `line` gives a place's line.
+///
+/// # Errors
+/// What is wrong in it: the first thing that can't be read, or everything that contradicts something else.
+pub(super) fn read(
+    folder: &Path,
+    table: Spanned<DeValue<'_>>,
+    line: impl Fn(usize) -> usize,
+) -> Result<BridgeConfig, Vec<Mistake>> {
+    let start = table.span().start;
+    let table = Table::deserialize(ValueDeserializer::from(table)).map_err(|error| {
+        let line = line(error.span().map_or(start, |span| span.start));
+        let fix = "docs/bridge.md has what a bridge may have".to_owned();
+        vec![Mistake { line, key: "bridge".to_owned(), what: error.message().to_owned(), fix }]
+    })?;
+    let mut wrong = Wrong { name: table.name.to_string(), line: line(start), folder, mistakes: Vec::new() };
+    match table.resolve(&mut wrong) {
+        Some(bridge) if wrong.mistakes.is_empty() => Ok(bridge),
+        _ => Err(wrong.mistakes),
+    }
+}
+
+/// What is wrong with one bridge.
+struct Wrong<'a> {
+    name: String,
+    line: usize,
+    folder: &'a Path,
+    mistakes: Vec<Mistake>,
+}
+
+impl Wrong<'_> {
+    fn add(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let key = format!("bridge.{}.{key}", self.name);
+        self.mistakes.push(Mistake { line: self.line, key, what: what.into(), fix: fix.into() });
+    }
+
+    fn file(&self, path: PathBuf) -> PathBuf {
+        self.folder.join(path)
+    }
+}
+
+impl Table {
+    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<BridgeConfig> {
+        let Self { name, slots, from, to, queues, client, job, reply } = self;
+        let to = match to {
+            Some(to) => Some(to.nats.resolve("to.nats", wrong)?),
+            None => None,
+        };
+        let from = match from {
+            FromTable { relay: Some(_), nats: Some(_), .. } => {
+                wrong.add("from", "it has both relay and nats", "leave one of them out");
+                None
+            }
+            FromTable { relay: None, nats: None, .. } => {
+                wrong.add("from", "it comes from nowhere", "write from.relay or from.nats, with where that is");
+                None
+            }
+            FromTable { relay: None, nats: Some(nats), stream: Some(stream) } => {
+                let connection = nats.resolve("from.nats", wrong);
+                if queues.is_some() || client.is_some() {
+                    wrong.add("queues, client", "a stream has none", "say in `job` what its messages become");
+                }
+                stream.resolve(connection, job, reply, wrong)
+            }
+            FromTable { relay, nats, stream } => {
+                if stream.is_some() {
+                    wrong.add("from.stream", "a relay has no streams of others", "write from.nats beside it");
+                }
+                if job.is_some() || reply.is_some() {
+                    let what = "these are for messages of a stream: jobs of a relay stay what they are";
+                    wrong.add("job, reply", what, "leave them out, or write from.stream");
+                }
+                let source = match (relay, nats) {
+                    (Some(RelayTable { address, key_file }), _) => {
+                        let key = key_file.map(|path| Secret::File(wrong.file(path)));
+                        Some(RelaySource::Tcp { address, key })
+                    }
+                    (None, nats) => {
+                        let nats = nats.and_then(|nats| nats.resolve("from.nats", wrong));
+                        nats.map(|nats| RelaySource::Nats(Box::new(nats)))
+                    }
+                };
+                if queues.as_ref().is_none_or(BTreeMap::is_empty) {
+                    let fix = "name them, and what they are called at the target: queues = { orders = \"orders\" }";
+                    wrong.add("queues", "there are none", fix);
+                }
+                source.zip(queues).map(|(source, queues)| Origin::Relay { source, queues, client })
+            }
+        };
+        let from = from?;
+        if let Some(queue) = to.as_ref().and_then(|to| from.leads_back_to(to)) {
+            let what = format!("{queue} is the same queue at both sides: its jobs would be submitted to themselves");
+            wrong.add("queues", what, "name another queue of the target, or other servers");
+        }
+        Some(BridgeConfig { name, slots: slots.unwrap_or(SLOTS), from, to })
+    }
+}
+
+impl StreamTable {
+    fn resolve(
+        self,
+        connection: Option<NatsConfig>,
+        job: Option<JobMapping>,
+        reply: Option<String>,
+        wrong: &mut Wrong<'_>,
+    ) -> Option<Origin> {
+        let Some(job) = job else {
+            let fix = "write job = { client = \"shop\", queue = \"orders\" }";
+            wrong.add("job", "it is not said what messages become", fix);
+            return None;
+        };
+        let (client, queue) = (job.client.fixed(), job.queue.fixed());
+        let client = client.map(|text| text.parse::<ClientId>().map_err(|error| ("job.client", error)));
+        let queue = queue.map(|text| text.parse::<QueueName>().map_err(|error| ("job.queue", error)));
+        for (key, error) in
+            [client.as_ref().and_then(|it| it.as_ref().err()), queue.as_ref().and_then(|it| it.as_ref().err())]
+                .into_iter()
+                .flatten()
+        {
+            wrong.add(key, error.to_string(), "correct it");
+        }
+        for (key, text) in [("from.stream.name", &self.name), ("from.stream.consumer", &self.consumer)] {
+            if text.is_empty() || text.contains(['.', '*', '>', '/', '\\']) || text.contains(char::is_whitespace) {
+                let what = format!("`{text}` is no name of NATS");
+                wrong.add(key, what, "write it without spaces, dots, wildcards and slashes");
+            }
+        }
+        let reply = match (reply, client, queue) {
+            (None, _, _) => None,
+            (Some(subject), Some(Ok(client)), Some(Ok(queue))) => Some((client, queue, subject)),
+            (Some(_), _, _) => {
+                let what = "results are those of one client and one queue";
+                wrong.add("reply", what, "write job.client and job.queue without places, or leave reply out");
+                None
+            }
+        };
+        let Self { name: stream, consumer, subjects, put_aside } = self;
+        let source = StreamSource { stream, consumer, subjects, put_aside };
+        connection.map(|connection| Origin::Stream(Box::new(ForeignStream { connection, source, job, reply })))
+    }
+}
+
+impl NatsTable {
+    /// `None` if something is wrong with it, which was added then.
+    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> Option<NatsConfig> {
+        let before = wrong.mistakes.len();
+        let mut identities = Vec::new();
+        match (self.user, self.password_file) {
+            (Some(name), Some(password)) => {
+                identities.push(Credentials::User { name, password: Secret::File(wrong.file(password)) });
+            }
+            (None, None) => {}
+            _ => wrong.add(key, "user and password_file go together", "write both, or leave both out"),
+        }
+        identities.extend(self.token_file.map(|path| Credentials::Token(Secret::File(wrong.file(path)))));
+        identities.extend(self.nkey.map(|path| Credentials::NKey(Secret::File(wrong.file(path)))));
+        identities.extend(self.creds.map(|path| Credentials::Creds(Secret::File(wrong.file(path)))));
+        if identities.len() > 1 {
+            let fix = "leave one of user, token_file, nkey and creds";
+            wrong.add(key, "the bridge has more than one identity there", fix);
+        }
+        if self.cert.is_some() != self.key.is_some() {
+            wrong.add(key, "cert and key go together", "write both, or leave both out");
+        }
+        let client = self.cert.zip(self.key);
+        let config = NatsConfig {
+            servers: self.servers,
+            credentials: identities.pop().unwrap_or_default(),
+            tls: Tls {
+                required: self.tls,
+                first: self.tls_first,
+                ca: self.ca.map(|path| wrong.file(path)),
+                client: client.map(|(cert, key)| ClientCertificate { cert: wrong.file(cert), key: wrong.file(key) }),
+            },
+            inbox_prefix: self.inbox_prefix,
+            name: format!("relay-{}", wrong.name),
+            domain: self.domain,
+            ignore_discovered_servers: self.ignore_discovered,
+            ..NatsConfig::default()
+        };
+        if let Err(invalid) = config.check() {
+            for problem in invalid.problems() {
+                let (of, what) = problem.split_once(": ").unwrap_or(("", problem));
+                wrong.add(&format!("{key}.{of}"), what, "correct it");
+            }
+        }
+        (wrong.mistakes.len() == before).then_some(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::file;
+
+    const EDGE: &str = r#"
+[[bridge]]
+name = "edge"
+slots = 200
+client = "outer"
+queues = { orders = "orders-eu" }
+from.relay = { address = "127.0.0.1:7411", key_file = "edge.key" }
+to.nats = { servers = ["nats://inner:4222"] }
+"#;
+
+    const SHOP: &str = r#"
+[[bridge]]
+name = "shop"
+reply = "orders.results"
+from.nats = { servers = ["nats://shop:4222"] }
+from.stream = { name = "ORDERS", consumer = "relay", subjects = ["orders.>"], put_aside = "refused" }
+
+[bridge.job]
+client = "shop"
+queue = "orders"
+key = "{header.Order-Id}"
+meta = ["X-Tenant"]
+"#;
+
+    fn parse(text: &str) -> Result<Vec<BridgeConfig>, String> {
+        let read = file::read(Path::new("etc/relay.toml"), text, &|_| None);
+        read.map(|file| file.bridges).map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn bridges_of_both_kinds_are_read() {
+        let bridges = parse(&format!("{EDGE}{SHOP}")).unwrap();
+        let [edge, shop] = &bridges[..] else { panic!("{bridges:?}") };
+        let Origin::Relay { source: RelaySource::Tcp { address, key: Some(Secret::File(key)) }, queues, client } =
+            &edge.from
+        else {
+            panic!("{:?}", edge.from);
+        };
+        assert_eq!((edge.name.as_str(), edge.slots.get(), address.as_str()), ("edge", 200, "127.0.0.1:7411"));
+        assert_eq!(key, Path::new("etc/edge.key"), "paths are seen from the file's folder");
+        assert_eq!(queues.iter().next().unwrap().1.as_str(), "orders-eu");
+        assert_eq!(client.as_ref().unwrap().as_str(), "outer");
+        let Origin::Stream(stream) = &shop.from else { panic!("{:?}", shop.from) };
+        let ForeignStream { source, job, reply, .. } = &**stream;
+        assert_eq!((shop.slots, source.put_aside.as_deref()), (SLOTS, Some("refused")));
+        assert_eq!(job.key.to_string(), "{header.Order-Id}");
+        assert_eq!(reply.as_ref().unwrap().2, "orders.results");
+        assert!(shop.to.is_none(), "it goes where the process is told otherwise");
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_file_line_and_key() {
+        for (from, to, expected) in [
+            ("slots = 200", "slot = 200", "relay.toml:4: bridge: unknown field `slot`"),
+            ("slots = 200", "slots = 0", "relay.toml:4: bridge: "),
+            ("\"orders-eu\"", "\"Orders\"", "relay.toml:6: bridge: queue"),
+            (
+                "from.relay = { address = \"127.0.0.1:7411\", key_file = \"edge.key\" }",
+                "from = {}",
+                "relay.toml:2: bridge.edge.from: it comes",
+            ),
+            ("queues = { orders = \"orders-eu\" }", "", "relay.toml:2: bridge.edge.queues: there"),
+            ("nats://inner:4222", "ws://inner", "relay.toml:2: bridge.edge.to.nats.servers"),
+            ("client = \"outer\"", "reply = \"x\"", "relay.toml:2: bridge.edge.job, reply"),
+        ] {
+            assert!(EDGE.contains(from));
+            let error = parse(&EDGE.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+        for (from, to, expected) in [
+            ("{header.Order-Id}", "{body}", "relay.toml:11: bridge: `{body}`: a place is one of"),
+            ("client = \"shop\"", "client = \"{subject.2}\"", "bridge.shop.reply: results are those of one client"),
+            ("queue = \"orders\"", "queue = \"Orders\"", "bridge.shop.job.queue: queue"),
+            ("name = \"ORDERS\"", "name = \"OR DERS\"", "bridge.shop.from.stream.name: `OR DERS`"),
+        ] {
+            assert!(SHOP.contains(from));
+            let error = parse(&SHOP.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_of_all_bridges_are_named_at_once() {
+        let relay = "from.relay = { address = \"127.0.0.1:7411\", key_file = \"edge.key\" }";
+        let same = EDGE.replace(relay, "from.nats = { servers = [\"nats://inner:4222\"] }");
+        let same = same.replace("orders-eu", "orders").replace("\"edge\"", "\"same\"");
+        let twice = SHOP.replace("name = \"shop\"", "name = \"edge\"");
+        let error = parse(&format!("{EDGE}{same}{twice}{}", SHOP.replace("key = ", "kee = "))).unwrap_err();
+        for part in [
+            "bridge.same.queues: orders is the same queue",
+            "bridge.edge: this bridge is on line 2 already",
+            "unknown field `kee`",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(error.contains("has 3 mistakes"), "{error}");
+    }
+}
