@@ -176,6 +176,32 @@ async fn bridged(
     (report, stats.report())
 }
 
+#[tokio::test]
+async fn a_client_at_its_limit_at_the_target_keeps_no_slot_from_the_others() {
+    let one = ClientPolicy { max_queued: 1, ..ClientPolicy::default() };
+    let limited = QueuePolicy { clients: [("acme".parse().unwrap(), one)].into(), ..QueuePolicy::default() };
+    // More than there are slots.
+    let jobs = (0..40).map(|n| job(format!("job {n}"))).collect();
+    let other = Job { client: "other".parse().unwrap(), ..job("x") };
+    let (report, _) = bridged(QueuePolicy::default(), limited, jobs, async |source, target| {
+        while source.jobs.depth(&queue()).await.unwrap().leased < 16 {
+            tokio::task::yield_now().await;
+        }
+        source.jobs.enqueue(other.clone()).await.unwrap();
+        let filter = JobFilter { queue: None, state: None, after: None, limit: 10 };
+        let arrived = async {
+            while target.jobs.list(&other.client, &filter).await.unwrap().jobs.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, arrived).await.unwrap();
+        let depth = source.jobs.depth(&queue()).await.unwrap();
+        assert_eq!(depth.waiting + depth.parked + depth.leased, 41, "nothing is lost: {depth:?}");
+    })
+    .await;
+    assert_eq!((report.failed, report.exhausted, report.retried), (0, 0, 0), "nor is an attempt spent");
+}
+
 async fn finished(broker: &Broker, job: &Job) -> JobResult {
     let Lookup::Finished(finished) = broker.results.wait(&job.client, job.id, LONG).await.unwrap() else {
         panic!("{} has no result", job.id);

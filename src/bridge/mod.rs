@@ -8,11 +8,12 @@
 //! - [`config`]: a bridge as it is configured.
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
 //! - [`foreign`]: from queues that know nothing of relay.
-//! - [`stats`]: what a bridge counts.
+//! - [`stats`]: what a bridge counts; [`metrics`]: these numbers for Prometheus.
 //! - `target`: the broker that jobs go to.
 
 pub mod config;
 pub mod foreign;
+pub mod metrics;
 pub mod relay;
 pub mod stats;
 

@@ -14,6 +14,7 @@ use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, Job, JobId, Outc
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{Finished, Lookup};
 use relay_workers::{Attempt, Context, Handler, Output};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::stats::{RelayStats, count};
@@ -22,6 +23,10 @@ use crate::client::retry::jitter;
 
 /// The longest single wait for a result, so that a target which lost the job is asked again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a job of a client that is at its limit at the target keeps its slot, and after how long, about, it is tried
+/// again.
+const QUOTA_PATIENCE: Duration = Duration::from_secs(2);
+const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// How long the target may take to cancel a job that nobody wants any more.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -146,7 +151,7 @@ impl RelayHandler {
     where
         F: Future<Output = Result<T, Refused>>,
     {
-        let mut tries = 0_u32;
+        let (mut tries, since) = (0_u32, Instant::now());
         loop {
             let called = tokio::select! {
                 biased;
@@ -159,6 +164,10 @@ impl RelayHandler {
                 Err(Refused::Error(error)) => error,
             };
             let Some(floor) = may_pass(&error) else { return Err(Stop::Ended(refused(&error))) };
+            // One client's limit must not keep the slots from the others.
+            if matches!(error.kind(), BrokerErrorKind::QuotaExceeded { .. }) && since.elapsed() >= QUOTA_PATIENCE {
+                return Err(Stop::Ended(Attempt::HandBack { after: QUOTA_AGAIN.mul_f64(0.5 + jitter()) }));
+            }
             tries = tries.saturating_add(1);
             count(&self.stats.refused);
             let wait = AWAY.backoff(tries, jitter()).max(floor);

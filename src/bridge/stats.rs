@@ -62,6 +62,8 @@ counters! {
     given_back,
     /// Messages whose end the foreign queue never confirmed: they come again.
     unsettled,
+    /// Messages that were seen to their end, in whichever way.
+    ended,
     /// Submissions that are tried again: the target was away or full.
     refused,
     /// Results sent to where they are waited for.

@@ -1,5 +1,8 @@
 //! `relay bridge` from the outside: what it refuses, and how it ends. Kills are in `tests/kill_bridge.rs`.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use relay_bridge::testing::NatsServer;
 use serde_json::Value;
 
@@ -16,6 +19,14 @@ fn source() -> Running {
     Running::start(args)
 }
 
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 fn status(server: &Running, job: &str) -> Value {
     let answer = run(["jobs", "show", "--json", "--server", &server.url(), job]);
     assert_eq!(code(&answer), 0, "{answer:?}");
@@ -26,7 +37,7 @@ fn status(server: &Running, job: &str) -> Value {
 async fn a_job_is_done_in_the_mapped_queue_at_the_other_side_and_its_result_comes_back() {
     let (source, inner) = (source(), NatsServer::start().await);
     provision(&inner, "orders-eu");
-    let mapped = ["--queue", "default=orders-eu", "--client", "outer"];
+    let mapped = ["--queue", "default=orders-eu", "--client", "outer", "--admin", "127.0.0.1:0"];
     let to = ["bridge", "--json", "--from-tcp", &source.workers(), "--nats", &inner.url()];
     let bridge = Running::start(to.iter().chain(&mapped));
     let script = r#"printf '%s %s ' "$RELAY_CLIENT" "$RELAY_QUEUE"; tr a-z A-Z"#;
@@ -35,6 +46,13 @@ async fn a_job_is_done_in_the_mapped_queue_at_the_other_side_and_its_result_come
 
     let submitted = run_with(["submit", "--server", &source.url(), "--wait=30s"], b"hello");
     assert_eq!((code(&submitted), stdout(&submitted)), (0, "outer orders-eu HELLO"), "{submitted:?}");
+    let metrics = get(bridge.ready["admin"].as_str().unwrap(), "/metrics");
+    for line in [
+        r#"relay_bridge_submissions_total{bridge="bridge",job="created"} 1"#,
+        r#"relay_bridge_deliveries_total{bridge="bridge",end="succeeded"} 1"#,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
     bridge.stop();
     worker.stop();
     source.stop();

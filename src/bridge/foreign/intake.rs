@@ -153,6 +153,7 @@ impl Intake {
             () = self.see_through(&*queue, &incoming, &shutdown) => {}
             () = held => {}
         }
+        count(&self.stats.ended);
     }
 
     async fn see_through<Q: ForeignQueue>(

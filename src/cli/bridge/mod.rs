@@ -11,18 +11,24 @@ use std::str::FromStr;
 
 use clap::Args;
 use open::Open;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::admin::AdminArgs;
 use super::configured;
 use super::exit::{CliError, Exit};
 use super::nats::NatsArgs;
 use super::output;
+use super::serve::bind_admin;
 use super::signals::Signals;
+use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Origin, RelaySource};
+use crate::bridge::metrics::{self, Counted};
 use crate::ingress::nats::RELAY_INBOX;
+use crate::telemetry::Telemetry;
 
 /// From where, to where, and which jobs.
 #[derive(Debug, Args)]
@@ -77,6 +83,8 @@ pub(crate) struct BridgeArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     nats: NatsArgs,
 }
 
@@ -99,9 +107,14 @@ impl FromStr for BridgedQueue {
 /// `relay bridge`
 pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     let json = args.json;
+    let admin = args.admin.clone().resolve()?;
     let bridges = args.resolve()?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
+    let port = match admin {
+        Some((address, token)) => Some(Port::open(bind_admin(address).await?, token, Telemetry::new(Clock::system()))),
+        None => None,
+    };
     let mut opening = JoinSet::new();
     for (bridge, to) in bridges {
         let name = bridge.name.clone();
@@ -122,8 +135,14 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     }
     let names: Vec<_> = opened.iter().map(|(name, _)| name.clone()).collect();
     tracing::info!(bridges = ?names, "bridging");
+    if let Some(port) = &port {
+        let counted = |(name, open): &(ClientId, Open)| Counted { name: name.clone(), counters: open.counters() };
+        let counted: Vec<_> = opened.iter().map(counted).collect();
+        port.admin().collect(move |text| metrics::report(text, &counted));
+        port.admin().serves_until(signals.stop.drain.clone());
+    }
     if json {
-        output::json(&json!({ "bridges": names }))?;
+        output::json(&json!({ "bridges": names, "admin": port.as_ref().and_then(Port::address) }))?;
     }
     let mut running = JoinSet::new();
     for (name, open) in opened {
@@ -132,6 +151,9 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     let ended = async {
         while let Some(ended) = running.join_next().await {
             ended.map_err(|error| CliError::failed(format!("a bridge ended badly: {error}")))?;
+        }
+        if let Some(port) = port {
+            port.close().await;
         }
         Ok(Exit::Done)
     };

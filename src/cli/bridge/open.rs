@@ -18,6 +18,7 @@ use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource};
 use crate::bridge::foreign::intake::Intake;
 use crate::bridge::foreign::nats::NatsQueue;
 use crate::bridge::foreign::replies::Replies;
+use crate::bridge::metrics::Counters;
 use crate::bridge::relay::{Mapping, RelayHandler};
 use crate::cli::exit::CliError;
 use crate::cli::provision::from_broker;
@@ -74,6 +75,14 @@ impl Open {
                 target.close().await;
                 Err(error)
             }
+        }
+    }
+
+    /// What it counts.
+    pub(super) fn counters(&self) -> Counters {
+        match &self.work {
+            Work::Relay { worker, handler, .. } => Counters::Relay { worker: worker.stats(), calls: handler.stats() },
+            Work::Stream { intake, .. } => Counters::Stream(intake.stats()),
         }
     }
 
