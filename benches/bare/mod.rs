@@ -17,9 +17,8 @@ CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER, client INTEGER, id BLOB, run BLOB, generation INTEGER,
   state INTEGER, attempt INTEGER, timer_at INTEGER, due_at INTEGER, expires_at INTEGER, size INTEGER,
   has_payload INTEGER, started_at INTEGER, finished_at INTEGER, outcome TEXT);
-CREATE INDEX jobs_line ON jobs(queue, client, state, seq) WHERE state < 2;
+CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
 CREATE INDEX jobs_timer ON jobs(timer_at);
-CREATE INDEX jobs_client ON jobs(client, seq);
 CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB);
 CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER, client INTEGER, run BLOB, outcome TEXT, at INTEGER,
   erased INTEGER, envelope BLOB);
@@ -133,7 +132,7 @@ fn lease(conn: &Connection, max: u32) -> Vec<i64> {
     let mut query = conn
         .prepare_cached(
             "SELECT j.seq, p.envelope FROM jobs AS j INDEXED BY jobs_line JOIN payloads AS p ON p.seq = j.seq
-             WHERE j.queue = 1 AND j.client = 1 AND j.state = 0 AND j.state < 2 ORDER BY j.seq LIMIT ?1",
+             WHERE j.queue = 1 AND j.client = 1 AND j.state = 0 ORDER BY j.seq LIMIT ?1",
         )
         .unwrap();
     let taken: Vec<(i64, Vec<u8>)> =

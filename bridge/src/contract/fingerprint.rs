@@ -3,6 +3,9 @@
 //! Delay, expiry, meta and trace context are not in it: on a replay the first ones stand.
 
 use std::fmt;
+use std::sync::LazyLock;
+
+use blake3::hazmat::{ContextKey, HasherExt as _, hash_derive_key_context};
 
 /// BLAKE3 over a version, the content type's lower-case essence, the content encoding and the payload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,7 +20,8 @@ impl Fingerprint {
     pub fn of(content_type: &str, content_encoding: Option<&str>, payload: &[u8]) -> Self {
         let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         let encoding = content_encoding.unwrap_or("").trim().to_ascii_lowercase();
-        let mut hasher = blake3::Hasher::new_derive_key("relay fingerprint v1");
+        static CONTEXT: LazyLock<ContextKey> = LazyLock::new(|| hash_derive_key_context("relay fingerprint v1"));
+        let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
         for part in [essence.as_bytes(), encoding.as_bytes(), payload] {
             update_length_prefixed(&mut hasher, part);
         }

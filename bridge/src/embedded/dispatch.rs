@@ -261,14 +261,13 @@ impl Writer {
         let sql = |e| unavailable(e, "lease");
         self.begin()?;
         let rows: Vec<(JobRow, Vec<u8>)> = {
-            // `state < 2` repeats the index's own condition: without it SQLite does not use the index.
             let mut query = self
                 .conn
                 .prepare_cached(concat!(
                     "SELECT ",
                     job_columns!(),
                     ", p.envelope FROM jobs AS j INDEXED BY jobs_line JOIN payloads AS p ON p.seq = j.seq
-                     WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 AND j.state < 2 ORDER BY j.seq LIMIT ?3"
+                     WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 ORDER BY j.seq LIMIT ?3"
                 ))
                 .map_err(sql)?;
             let rows = query.query_map(params![queue, client, wanted], |row| Ok((JobRow::read(row)?, row.get(16)?)));

@@ -1,16 +1,16 @@
 //! The submitter's half: enqueue, status, cancel, rerun, erase, list, depth, sweep.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, params};
 
 use super::dispatch::UNREADABLE_FOR;
-use super::ids::{Recent, find_seq};
+use super::ids::find_seq;
 use super::row::{
     FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING, job_columns,
 };
 use super::schema::unavailable;
 use super::writer::{Writer, copy};
-use super::{Embedded, PAYLOAD_MAX};
+use super::{Embedded, PAYLOAD_MAX, list};
 use crate::contract::envelope::{Extra, decode_result, encode_job, encode_result};
 use crate::contract::result::End;
 use crate::contract::{
@@ -20,10 +20,8 @@ use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
-/// The most jobs of one list.
-const LIST_MAX: u32 = 1_000;
-/// The most rows a list looks at to find those that match its filter.
-const LIST_ROWS_MAX: u32 = 20_000;
+/// The most records of one step of a sweep.
+const SWEEP_MAX: u32 = 1_000;
 
 #[async_trait]
 impl JobQueue for Embedded {
@@ -67,7 +65,7 @@ impl JobQueue for Embedded {
 
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         let (client, filter, now, shared) = (client.clone(), filter.clone(), self.clock().now(), self.shared());
-        self.read(move |conn| list(conn, &shared.recent, &client, &filter, now)).await
+        self.read(move |conn| list::newest_first(conn, &shared.recent, &client, &filter, now)).await
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
@@ -398,7 +396,7 @@ impl Writer {
     fn sweep(&mut self, limit: u32) -> Result<Swept, BrokerError> {
         let sql = |e| unavailable(e, "sweep");
         let now = self.clock.now();
-        let limit = limit.clamp(1, LIST_MAX);
+        let limit = limit.clamp(1, SWEEP_MAX);
         let rows: Vec<JobRow> = {
             let mut query = self
                 .conn
@@ -483,74 +481,6 @@ impl Writer {
         self.state.end_lease(row.seq);
         Ok(())
     }
-}
-
-fn list(
-    conn: &Connection,
-    recent: &Recent,
-    client: &ClientId,
-    filter: &JobFilter,
-    now: Timestamp,
-) -> Result<Listed, BrokerError> {
-    let sql = |e| unavailable(e, "list");
-    // Before anything else: recent ids are asked before the snapshot begins.
-    let after = filter.after.map(|after| JobRow::find(conn, recent, after)).transpose()?;
-    let owner: Option<i64> = conn
-        .prepare_cached("SELECT id FROM clients WHERE name = ?1")
-        .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
-        .map_err(sql)?;
-    let after = match after {
-        // Another client's job finds nothing, as one that is not there.
-        Some(row) => row.filter(|row| Some(row.client) == owner).map_or(0, |row| row.seq),
-        None => i64::MAX,
-    };
-    let mut query = conn
-        .prepare_cached(concat!(
-            "SELECT ",
-            job_columns!(),
-            " FROM jobs AS j WHERE j.client = ?1 AND j.seq < ?2 ORDER BY j.seq DESC LIMIT ?3"
-        ))
-        .map_err(sql)?;
-    let mut rows = query.query(params![owner, after, LIST_ROWS_MAX]).map_err(sql)?;
-    let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-    let (mut listed, mut looked_at, mut last) = (Listed::default(), 0, None);
-    while let Some(row) = rows.next().map_err(sql)? {
-        let row = JobRow::read(row).map_err(sql)?;
-        looked_at += 1;
-        if let Some(status) = wanted(conn, &row, filter, now)? {
-            if listed.jobs.len() == limit {
-                listed.next = listed.jobs.last().map(|last| last.job_id);
-                return Ok(listed);
-            }
-            listed.jobs.push(status);
-        }
-        last = Some(row.id);
-    }
-    listed.next = last.filter(|_| looked_at == LIST_ROWS_MAX);
-    Ok(listed)
-}
-
-/// The job as a list shows it, if its filter wants it.
-fn wanted(
-    conn: &Connection,
-    row: &JobRow,
-    filter: &JobFilter,
-    now: Timestamp,
-) -> Result<Option<JobStatus>, BrokerError> {
-    if row.is_past_keeping(now) {
-        return Ok(None);
-    }
-    let status = match row.status(conn, now) {
-        Ok(status) => status,
-        Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
-            tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
-            return Ok(None);
-        }
-        Err(failure) => return Err(failure),
-    };
-    let in_queue = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue);
-    let in_state = filter.state.is_none_or(|state| state == status.state);
-    Ok(Some(status).filter(|_| in_queue && in_state))
 }
 
 fn status_of_new(job: Job, now: Timestamp) -> JobStatus {

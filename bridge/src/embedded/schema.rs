@@ -46,10 +46,9 @@ CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGE
   run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
   timer_at INTEGER NOT NULL, due_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, size INTEGER NOT NULL,
   payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT) STRICT;
-CREATE INDEX jobs_line ON jobs(queue, client, state, seq) WHERE state < 2;
+CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
 CREATE INDEX jobs_due ON jobs(due_at) WHERE state = 2;
 CREATE INDEX jobs_timer ON jobs(timer_at);
-CREATE INDEX jobs_client ON jobs(client, seq);
 CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB NOT NULL) STRICT;
 CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER NOT NULL, client INTEGER NOT NULL, run BLOB NOT NULL,
   outcome TEXT NOT NULL, at INTEGER NOT NULL, erased INTEGER NOT NULL, envelope BLOB NOT NULL) STRICT;

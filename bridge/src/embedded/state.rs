@@ -131,9 +131,7 @@ impl State {
             .map_err(sql)?;
         for (queue, client, waiting, parked) in lines {
             let returned = conn
-                .prepare_cached(
-                    "UPDATE jobs SET state = 0 WHERE queue = ?1 AND client = ?2 AND state = 1 AND state < 2",
-                )
+                .prepare_cached("UPDATE jobs SET state = 0 WHERE queue = ?1 AND client = ?2 AND state = 1")
                 .and_then(|mut update| update.execute([queue, client]))
                 .map_err(sql)?;
             let line = Line { waiting: waiting + returned as u64, parked, ..Line::default() };

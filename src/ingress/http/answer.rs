@@ -21,6 +21,9 @@ pub(super) use crate::ingress::refusal::Refusal;
 /// What most answers fit in, in bytes: longer ones grow.
 const JSON_BYTES: usize = 768;
 
+/// Room for the headers of a receipt, with those that hyper adds: the map grows in steps that cost more.
+const RECEIPT_HEADERS: usize = 8;
+
 /// What a handler gives back.
 pub(super) type Answer = Result<Response, Refusal>;
 
@@ -138,6 +141,7 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 pub(super) fn accepted(status: &JobStatus, replayed: bool) -> Response {
     let mut response = Response::new(Body::from(receipt::to_json(status, replayed)));
     *response.status_mut() = StatusCode::ACCEPTED;
+    *response.headers_mut() = HeaderMap::with_capacity(RECEIPT_HEADERS);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     point_to(response.headers_mut(), status.job_id);
     mark_replayed(response.headers_mut(), replayed);

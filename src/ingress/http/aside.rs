@@ -2,22 +2,22 @@
 //! turns. A connection has a turn or more for each request, and what it waits for beside them nearly never happens.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-
-use futures_util::task::AtomicWaker;
 
 /// See the module.
 pub(super) struct Aside<F> {
     future: Pin<Box<F>>,
     woken: Arc<Woken>,
     waker: Waker,
+    /// The task as it was at the last turn. A task nearly always has the same waker, and to compare it costs nothing.
+    task: Waker,
 }
 
 struct Woken {
     flag: AtomicBool,
-    task: AtomicWaker,
+    task: Mutex<Waker>,
 }
 
 impl Wake for Woken {
@@ -27,14 +27,16 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.flag.store(true, Ordering::Release);
-        self.task.wake();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        task.wake();
     }
 }
 
 impl<F: Future> Aside<F> {
     pub(super) fn new(future: F) -> Self {
-        let woken = Arc::new(Woken { flag: AtomicBool::new(true), task: AtomicWaker::new() });
-        Self { future: Box::pin(future), waker: Waker::from(Arc::clone(&woken)), woken }
+        let task = Waker::noop().clone();
+        let woken = Arc::new(Woken { flag: AtomicBool::new(true), task: Mutex::new(task.clone()) });
+        Self { future: Box::pin(future), waker: Waker::from(Arc::clone(&woken)), woken, task }
     }
 }
 
@@ -43,8 +45,11 @@ impl<F: Future> Future for Aside<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         // Before the flag is read: whoever sets it later finds this waker.
-        self.woken.task.register(context.waker());
-        if !self.woken.flag.swap(false, Ordering::Acquire) {
+        if !self.task.will_wake(context.waker()) {
+            self.task.clone_from(context.waker());
+            self.woken.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(context.waker());
+        }
+        if !self.woken.flag.load(Ordering::Acquire) || !self.woken.flag.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         let waker = self.waker.clone();
@@ -56,7 +61,6 @@ impl<F: Future> Future for Aside<F> {
 mod tests {
     use std::sync::atomic::AtomicU32;
 
-    use futures_util::task::noop_waker;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -70,8 +74,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             Pin::new(&mut ended).poll(context)
         }));
-        let waker = noop_waker();
-        let mut poll = || Pin::new(&mut aside).poll(&mut Context::from_waker(&waker));
+        let mut poll = || Pin::new(&mut aside).poll(&mut Context::from_waker(Waker::noop()));
         for _ in 0..3 {
             assert!(poll().is_pending());
         }
@@ -79,5 +82,28 @@ mod tests {
         end.send(()).unwrap();
         assert!(poll().is_ready());
         assert_eq!(polls.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_polls_it_last_is_woken_and_as_often_as_it_has_something_new() {
+        let (tell, mut told) = tokio::sync::mpsc::channel::<u32>(1);
+        let mut heard = Vec::new();
+        let mut aside = Aside::new(std::future::poll_fn(|context| {
+            loop {
+                match std::task::ready!(told.poll_recv(context)) {
+                    Some(word) => heard.push(word),
+                    None => return Poll::Ready(()),
+                }
+            }
+        }));
+        // Another task's waker first, which is then forgotten.
+        assert!(Pin::new(&mut aside).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let talk = async move {
+            for word in 0..100 {
+                tell.send(word).await.unwrap();
+            }
+        };
+        tokio::join!(aside, talk);
+        assert_eq!(heard, Vec::from_iter(0..100));
     }
 }

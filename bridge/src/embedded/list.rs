@@ -1,0 +1,252 @@
+//! A client's jobs, newest first. A queue's jobs are in order within each state, so a list merges a few runs of rows, and
+//! needs no index of its own: one more would make every submission dearer.
+
+use std::collections::VecDeque;
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::ids::Recent;
+use super::row::{FINISHED, JobRow, LEASED, PARKED, WAITING, job_columns};
+use super::schema::unavailable;
+use crate::contract::{ClientId, JobState, JobStatus, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::{JobFilter, Listed};
+
+/// The most jobs of one list.
+const LIST_MAX: u32 = 1_000;
+/// The most rows a list looks at to find those that match its filter.
+const ROWS_MAX: u32 = 20_000;
+/// Rows that are read of one run at first, and at most. A list of a hundred reads few of each where there are many runs.
+const CHUNK_MIN: u32 = 16;
+const CHUNK_MAX: u32 = 1_024;
+
+/// The page of `client`'s jobs that `filter` asks for.
+pub(super) fn newest_first(
+    conn: &Connection,
+    recent: &Recent,
+    client: &ClientId,
+    filter: &JobFilter,
+    now: Timestamp,
+) -> Result<Listed, BrokerError> {
+    let sql = |e| unavailable(e, "list");
+    // Before anything else: recent ids are asked before the snapshot begins.
+    let after = filter.after.map(|after| JobRow::find(conn, recent, after)).transpose()?;
+    let owner: Option<i64> = conn
+        .prepare_cached("SELECT id FROM clients WHERE name = ?1")
+        .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
+        .map_err(sql)?;
+    let Some(owner) = owner else { return Ok(Listed::default()) };
+    let after = match after {
+        // Another client's job finds nothing, as one that is not there.
+        Some(row) => row.filter(|row| row.client == owner).map_or(0, |row| row.seq),
+        None => i64::MAX,
+    };
+    let mut runs = runs(conn, owner, filter, after)?;
+    let limit = filter.limit.clamp(1, LIST_MAX) as usize;
+    let (mut listed, mut looked_at, mut last) = (Listed::default(), 0, None);
+    while looked_at < ROWS_MAX
+        && let Some(row) = next(conn, &mut runs)?
+    {
+        looked_at += 1;
+        if let Some(status) = wanted(conn, &row, filter, now)? {
+            if listed.jobs.len() == limit {
+                listed.next = listed.jobs.last().map(|last| last.job_id);
+                return Ok(listed);
+            }
+            listed.jobs.push(status);
+        }
+        last = Some(row.id);
+    }
+    listed.next = last.filter(|_| looked_at == ROWS_MAX);
+    Ok(listed)
+}
+
+/// The rows of one client in one state of one queue, newest first.
+struct Run {
+    queue: i64,
+    client: i64,
+    state: i64,
+    /// Rows older than this one are not read yet; `None` if there are no more.
+    before: Option<i64>,
+    chunk: u32,
+    rows: VecDeque<JobRow>,
+}
+
+/// The runs that the filter's jobs are in.
+fn runs(conn: &Connection, client: i64, filter: &JobFilter, before: i64) -> Result<Vec<Run>, BrokerError> {
+    let sql = |e| unavailable(e, "list");
+    let name = filter.queue.as_ref().map(|queue| queue.as_str());
+    let queues: Vec<i64> = conn
+        .prepare_cached("SELECT id FROM queues WHERE ?1 IS NULL OR name = ?1")
+        .and_then(|mut query| query.query_map([name], |row| row.get(0)).and_then(Iterator::collect))
+        .map_err(sql)?;
+    let states: &[i64] = match filter.state {
+        None => &[WAITING, LEASED, PARKED, FINISHED],
+        Some(JobState::Queued) => &[WAITING, PARKED],
+        Some(JobState::Leased) => &[LEASED],
+        Some(JobState::Finished(_)) => &[FINISHED],
+    };
+    let run =
+        |queue, state| Run { queue, client, state, before: Some(before), chunk: CHUNK_MIN, rows: VecDeque::new() };
+    Ok(queues.iter().flat_map(|queue| states.iter().map(move |state| run(*queue, *state))).collect())
+}
+
+/// The newest row of all runs.
+fn next(conn: &Connection, runs: &mut Vec<Run>) -> Result<Option<JobRow>, BrokerError> {
+    for run in runs.iter_mut() {
+        run.fill(conn)?;
+    }
+    runs.retain(|run| !run.rows.is_empty());
+    let newest = runs.iter_mut().max_by_key(|run| run.rows.front().map(|row| row.seq));
+    Ok(newest.and_then(|run| run.rows.pop_front()))
+}
+
+impl Run {
+    /// Sees to it that its newest row is there, if there is one.
+    fn fill(&mut self, conn: &Connection) -> Result<(), BrokerError> {
+        let Some(before) = self.before.filter(|_| self.rows.is_empty()) else { return Ok(()) };
+        let rows: Vec<JobRow> = conn
+            .prepare_cached(concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM jobs AS j INDEXED BY jobs_line WHERE j.queue = ?1 AND j.client = ?2 AND j.state = ?3 AND j.seq < ?4
+                 ORDER BY j.seq DESC LIMIT ?5"
+            ))
+            .and_then(|mut query| {
+                let of = params![self.queue, self.client, self.state, before, self.chunk];
+                query.query_map(of, JobRow::read).and_then(Iterator::collect)
+            })
+            .map_err(|e| unavailable(e, "list"))?;
+        self.before = rows.last().map(|row| row.seq).filter(|_| rows.len() == self.chunk as usize);
+        self.chunk = (4 * self.chunk).min(CHUNK_MAX);
+        self.rows = rows.into();
+        Ok(())
+    }
+}
+
+/// The job as a list shows it, if its filter wants it.
+fn wanted(
+    conn: &Connection,
+    row: &JobRow,
+    filter: &JobFilter,
+    now: Timestamp,
+) -> Result<Option<JobStatus>, BrokerError> {
+    if row.is_past_keeping(now) {
+        return Ok(None);
+    }
+    let status = match row.status(conn, now) {
+        Ok(status) => status,
+        Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
+            tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
+            return Ok(None);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let in_queue = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue);
+    let in_state = filter.state.is_none_or(|state| state == status.state);
+    Ok(Some(status).filter(|_| in_queue && in_state))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::contract::{Job, JobId, QueueName, Submission};
+    use crate::embedded::schema;
+    use crate::policy::QueuePolicy;
+
+    /// Rows as the writer makes them, in every state of two queues, of two clients.
+    fn store() -> (Connection, Vec<(JobId, &'static str, i64)>) {
+        let conn = schema::open(None).unwrap().connection;
+        conn.execute_batch(
+            "INSERT INTO queues(name, policy) VALUES('a', ''), ('b', ''); INSERT INTO clients(name) VALUES('me'), ('you')",
+        )
+        .unwrap();
+        let mut mine = Vec::new();
+        for seq in 1..=2_000_i64 {
+            let (queue, client, state) = (seq / 3 % 2, seq % 5 / 4, seq % 7 % 4);
+            let name = ["a", "b"][usize::try_from(queue).unwrap()];
+            let submission = Submission {
+                client: ["me", "you"][usize::try_from(client).unwrap()].parse().unwrap(),
+                queue: name.parse().unwrap(),
+                key: None,
+                content_type: String::new(),
+                content_encoding: None,
+                headers: Default::default(),
+                payload: Default::default(),
+                delay: Default::default(),
+                expires_in: None,
+            };
+            let now = Timestamp::from_millis(1_763_865_086_007);
+            let job: Job = submission.accept(&QueuePolicy::default(), now);
+            conn.execute(
+                "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at,
+                 size, payload, outcome) VALUES(?1, ?2, ?3, ?4, ?5, 1, ?6, 0, ?7, 0, ?7, 0, 1, ?8)",
+                params![
+                    seq,
+                    queue + 1,
+                    client + 1,
+                    job.id.as_bytes(),
+                    Uuid::now_v7().as_bytes(),
+                    state,
+                    i64::MAX,
+                    (state == FINISHED).then_some("succeeded"),
+                ],
+            )
+            .unwrap();
+            let envelope = crate::contract::envelope::encode_job(&job, Default::default());
+            conn.execute("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)", params![seq, envelope]).unwrap();
+            if client == 0 {
+                mine.push((job.id, name, state));
+            }
+        }
+        mine.reverse();
+        (conn, mine)
+    }
+
+    #[test]
+    fn pages_of_every_filter_have_each_job_once_and_the_newest_first() {
+        let (conn, mine) = store();
+        let recent = Recent::default();
+        for (id, seq) in conn
+            .prepare("SELECT id, seq FROM jobs")
+            .unwrap()
+            .query_map([], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, i64>(1)?)))
+            .unwrap()
+            .map(Result::unwrap)
+        {
+            conn.execute("INSERT INTO ids(id, seq) VALUES(?1, ?2)", params![id, seq]).unwrap();
+        }
+        let queues: [Option<QueueName>; 3] = [None, Some("a".parse().unwrap()), Some("b".parse().unwrap())];
+        let succeeded = JobState::Finished(crate::contract::Outcome::Succeeded);
+        let states = [None, Some(JobState::Queued), Some(JobState::Leased), Some(succeeded)];
+        for (queue, state) in queues.iter().flat_map(|queue| states.iter().map(move |state| (queue, *state))) {
+            let of_state = |stored: i64| match state {
+                None => true,
+                Some(JobState::Queued) => [WAITING, PARKED].contains(&stored),
+                Some(JobState::Leased) => stored == LEASED,
+                Some(JobState::Finished(_)) => stored == FINISHED,
+            };
+            let expected: Vec<JobId> = mine
+                .iter()
+                .filter(|(_, name, stored)| {
+                    queue.as_ref().is_none_or(|queue| queue.as_str() == *name) && of_state(*stored)
+                })
+                .map(|(id, ..)| *id)
+                .collect();
+            let mut filter = JobFilter { queue: queue.clone(), state, after: None, limit: 70 };
+            let mut found = Vec::new();
+            loop {
+                let now = Timestamp::from_millis(1_763_865_086_008);
+                let page = newest_first(&conn, &recent, &"me".parse().unwrap(), &filter, now).unwrap();
+                found.extend(page.jobs.iter().map(|job| job.job_id));
+                let Some(next) = page.next else { break };
+                filter.after = Some(next);
+            }
+            assert_eq!(found, expected, "{queue:?} {state:?}");
+            assert!(expected.len() > 100, "{queue:?} {state:?}");
+        }
+    }
+}
