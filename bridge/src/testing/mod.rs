@@ -1,4 +1,5 @@
-//! Real NATS servers for tests: one node or a cluster on loopback, with its store in a directory of its own.
+//! Servers for tests, on loopback: real NATS, one node or a cluster, with its store in a directory of its own; and an emulator
+//! of SQS and DynamoDB.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -15,16 +16,18 @@
 //!
 //! # Layout
 //!
-//! - [`server`]: one node. [`cluster`]: several that are routed together.
-//! - [`binary`]: where `nats-server` is found, and how it gets there.
+//! - [`server`]: one node of NATS. [`cluster`]: several that are routed together. [`aws`]: SQS and DynamoDB.
+//! - [`binary`]: where their programs are found, and how they get there.
 //! - [`process`]: a child that never outlives its test, and its ports.
 
 #![allow(clippy::unwrap_used, reason = "a test whose server can't be started fails by panicking")]
 
+mod aws;
 mod binary;
 mod cluster;
 mod process;
 mod server;
 
+pub use aws::AwsEmulator;
 pub use cluster::NatsCluster;
 pub use server::{NatsServer, NatsServerBuilder};

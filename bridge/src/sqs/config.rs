@@ -1,0 +1,147 @@
+//! What a person configures about AWS, checked as a whole before the first call: every problem at once, each with its key,
+//! its value and what to do.
+
+use std::fmt;
+
+use aws_sdk_sqs::config::Credentials as Keys;
+
+/// The longest name of a table.
+const TABLE_MAX: usize = 255;
+/// The longest name of a queue of SQS, suffix included.
+pub(super) const QUEUE_MAX: usize = 80;
+/// What the name of a queue of the FIFO kind ends with.
+pub(super) const FIFO: &str = ".fifo";
+
+/// How relay reaches SQS and DynamoDB, and what its table and queues are called there.
+#[derive(Clone, Debug)]
+pub struct SqsConfig {
+    /// The region. `None`: `AWS_REGION`, the profile, or what the machine says it is in.
+    pub region: Option<String>,
+    /// Where both services are instead of the region's own endpoints: an emulator, or a VPC endpoint without private names.
+    /// `None`: `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_DYNAMODB`, else the region's.
+    pub endpoint: Option<String>,
+    /// Who relay is to AWS.
+    pub credentials: Credentials,
+    /// The table of DynamoDB. Default `relay`.
+    pub table: String,
+    /// What names of queues in SQS begin with. Default `relay-`. A queue's name in SQS has at most 80 characters with it.
+    pub queue_prefix: String,
+    /// Queues of the FIFO kind: a send that is repeated within 5 minutes makes no second message. Default: standard.
+    pub fifo: bool,
+}
+
+/// Who relay is to AWS.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// What the environment, the profile, the pod or the machine gives: the chain of the AWS SDK.
+    #[default]
+    Chain,
+    /// These keys, for emulators. Their `Debug` does not print the secret.
+    Keys(Keys),
+}
+
+impl Credentials {
+    /// An access key and its secret.
+    #[must_use]
+    pub fn keys(id: &str, secret: &str) -> Self {
+        Self::Keys(Keys::new(id, secret, None, None, "relay"))
+    }
+}
+
+impl Default for SqsConfig {
+    fn default() -> Self {
+        Self {
+            region: None,
+            endpoint: None,
+            credentials: Credentials::Chain,
+            table: "relay".to_owned(),
+            queue_prefix: "relay-".to_owned(),
+            fifo: false,
+        }
+    }
+}
+
+/// Everything that is wrong with an [`SqsConfig`]: one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidConfig(Vec<String>);
+
+impl InvalidConfig {
+    /// The problems: key, value, and what to do.
+    #[must_use]
+    pub fn problems(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for InvalidConfig {}
+
+impl SqsConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let mut problems = Vec::new();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let table_fits = (3..=TABLE_MAX).contains(&self.table.len());
+        if !table_fits || !self.table.chars().all(|c| plain(c) || c == '.') {
+            problems.push(format!(
+                "table: `{}` is no name of a table: 3 to {TABLE_MAX} letters, digits, `-`, `_` or `.`",
+                self.table
+            ));
+        }
+        if self.queue_prefix.len() > QUEUE_MAX / 2 || !self.queue_prefix.chars().all(plain) {
+            problems.push(format!(
+                "queue_prefix: `{}` must be at most {} letters, digits, `-` or `_`",
+                self.queue_prefix,
+                QUEUE_MAX / 2
+            ));
+        }
+        if let Some(endpoint) = &self.endpoint
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme))
+        {
+            problems.push(format!("endpoint: `{endpoint}` must be http://HOST[:PORT] or https://HOST[:PORT]"));
+        }
+        if self.region.as_ref().is_some_and(|region| region.is_empty() || !region.chars().all(plain)) {
+            problems.push(format!(
+                "region: `{}` is no region: write it as eu-central-1",
+                self.region.as_deref().unwrap_or_default()
+            ));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(InvalidConfig(problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_problems_are_told_at_once_with_their_keys() {
+        assert_eq!(SqsConfig::default().check(), Ok(()));
+        let wrong = SqsConfig {
+            region: Some("eu central".to_owned()),
+            endpoint: Some("127.0.0.1:4566".to_owned()),
+            table: "r".to_owned(),
+            queue_prefix: "relay.".to_owned(),
+            ..SqsConfig::default()
+        };
+        let problems = wrong.check().unwrap_err();
+        let keys: Vec<_> = problems.problems().iter().filter_map(|problem| problem.split(':').next()).collect();
+        assert_eq!(keys, ["table", "queue_prefix", "endpoint", "region"]);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let config = SqsConfig { credentials: Credentials::keys("id", "hush"), ..SqsConfig::default() };
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+}

@@ -1,0 +1,50 @@
+//! The submitter's half: each call on the record, which decides.
+
+use async_trait::async_trait;
+
+use super::Sqs;
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+
+#[async_trait]
+impl JobQueue for Sqs {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        self.take_job(job).await
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        let record = self.owned(client, job, "read status").await?;
+        record.map(|record| record.status(self.clock().now())).transpose()
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        self.cancel_run(client, job).await
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        self.rerun_job(client, job, from).await
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        self.erase_job(client, job).await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        self.list_jobs(client, filter).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        self.policies().require(queue, "read depth").await?;
+        self.depth_of(queue).await
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.sweep_step(limit).await
+    }
+}
+
+/// No such job, or another client's.
+pub(super) fn no_job(job: JobId, operation: &'static str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"))
+}

@@ -1,0 +1,208 @@
+//! SQS with DynamoDB as the broker. A table is the truth, queues of SQS are the line: a message only wakes a worker up, and
+//! whether a job may run is decided by a conditional write of its record.
+//!
+//! # Layout
+//!
+//! - [`config`]: what a person configures. `connect`: clients of both services, and what their errors mean.
+//! - The table: `table` (calls), `item` (values), `names` (keys), `schema` (how it is made), `record` (a job's).
+//! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
+//! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
+//! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
+//!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
+//! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`. `dead_letters`.
+//! - Operating: `policy`, `provision`, [`iam`].
+//!
+//! # What repairs a crash
+//!
+//! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
+
+mod claim;
+mod coalesce;
+pub mod config;
+mod connect;
+mod count;
+mod dead_letters;
+mod enqueue;
+mod finish;
+pub mod iam;
+mod item;
+mod jobs;
+mod leasing;
+mod line;
+mod list;
+mod log;
+mod message;
+mod names;
+mod policy;
+mod poll;
+mod provision;
+mod receipt;
+mod record;
+mod results;
+mod runs;
+mod schema;
+mod settle;
+mod slots;
+mod sweep;
+mod table;
+mod waiting;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use config::SqsConfig;
+use connect::Clients;
+use policy::Policies;
+use table::Table;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::broker::{Broker, Capabilities, Durability};
+use crate::clock::Clock;
+use crate::contract::envelope::WireVersion;
+use crate::contract::{ClientId, JobId, QueueName};
+use crate::error::BrokerError;
+
+/// The largest payload or result in bytes: an item of DynamoDB holds 400 KiB with everything about it, a dead letter's
+/// reason included.
+pub const PAYLOAD_MAX: u64 = 350 * 1_024;
+
+/// What holds for all of an adapter's work.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The envelope version that is written.
+    pub wire_version: WireVersion,
+    /// The clock of deadlines, leases and retention, which processes share: see `skew`.
+    pub clock: Clock,
+    /// How far the clocks of two processes may be apart: for so long after its end a lease is given to nobody else.
+    /// Default 5 s.
+    pub skew: Duration,
+    /// How often this process looks for what time demands in each queue, however often it is told to sweep. Default 5 s.
+    pub sweep_every: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            wire_version: WireVersion::default(),
+            clock: Clock::default(),
+            skew: Duration::from_secs(5),
+            sweep_every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A connected adapter. Clones share it.
+#[derive(Clone)]
+pub struct Sqs(Arc<Inner>);
+
+/// What all parts of the adapter share.
+struct Inner {
+    settings: Settings,
+    table: Table,
+    queues: Arc<line::SqsQueues>,
+    policies: Arc<Policies>,
+    meta: OnceCell<schema::Meta>,
+    endings: finish::Endings,
+    lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
+    counts: count::Counts,
+    sweeping: sweep::Sweeping,
+    /// Who waits in this process for a job's result, and for a client's next one.
+    waiting_jobs: waiting::Wakes<JobId>,
+    waiting_clients: waiting::Wakes<ClientId>,
+    /// Every task that the adapter spawned, for [`Sqs::close`].
+    tasks: TaskTracker,
+    /// Cancelled when the adapter is being closed.
+    closing: CancellationToken,
+}
+
+impl Sqs {
+    /// An adapter. Nothing is asked of AWS yet: that the table and the queues are there is found by the first call.
+    ///
+    /// # Errors
+    /// `Invalid` if the configuration is wrong, or no region is known.
+    pub async fn connect(config: SqsConfig, settings: Settings) -> Result<Self, BrokerError> {
+        let clients = Clients::new(&config).await?;
+        let table = Table::new(clients.table.clone(), &config.table);
+        let tasks = TaskTracker::new();
+        let queues = Arc::new(line::SqsQueues::new(clients, config, tasks.clone()));
+        let policies = Arc::new(Policies::new(table.clone(), queues.clone()));
+        Ok(Self(Arc::new(Inner {
+            endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone()),
+            settings,
+            table,
+            queues,
+            policies,
+            meta: OnceCell::new(),
+            lines: Mutex::default(),
+            counts: count::Counts::default(),
+            sweeping: sweep::Sweeping::default(),
+            waiting_jobs: waiting::Wakes::default(),
+            waiting_clients: waiting::Wakes::default(),
+            tasks,
+            closing: CancellationToken::new(),
+        })))
+    }
+
+    /// The capabilities, all of them backed by one table and its queues.
+    #[must_use]
+    pub fn broker(&self) -> Broker {
+        let this = Arc::new(self.clone());
+        Broker {
+            capabilities: Capabilities {
+                adapter: "sqs",
+                payload_max: PAYLOAD_MAX,
+                // DynamoDB answers when the item is on disks of more than one availability zone.
+                durability: Durability::Replicated,
+                lease_lost_certain: true,
+                // SQS keeps a client's backlog from others, and knows no weights.
+                fair: false,
+            },
+            jobs: this.clone(),
+            leasing: this.clone(),
+            results: this.clone(),
+            dead_letters: this.clone(),
+            policies: self.0.policies.clone(),
+            provision: this,
+        }
+    }
+
+    /// Ends all receives and joins every task. What was leased for nobody goes back first.
+    pub async fn close(&self) {
+        self.0.closing.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn table(&self) -> &Table {
+        &self.0.table
+    }
+
+    fn policies(&self) -> &Policies {
+        &self.0.policies
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.0.settings.clock
+    }
+
+    fn wire(&self) -> WireVersion {
+        self.0.settings.wire_version
+    }
+
+    fn is_fifo(&self) -> bool {
+        self.0.queues.config().fifo
+    }
+
+    /// What is known about the table, read once.
+    async fn meta(&self, operation: &'static str) -> Result<schema::Meta, BrokerError> {
+        self.0.meta.get_or_try_init(|| schema::read_meta(&self.0.table, operation)).await.copied()
+    }
+
+    /// The queue of SQS for `queue`.
+    async fn sqs_queue(&self, queue: &QueueName, operation: &'static str) -> Result<Arc<line::SqsQueue>, BrokerError> {
+        self.0.queues.of(queue, operation).await
+    }
+}

@@ -1,0 +1,347 @@
+//! Who receives for whom. The lease calls of a process that wait at one queue share its receives: one long poll while there
+//! is nothing, more at once while there is much. A receive is never dropped halfway, because SQS may have handed out
+//! messages already: what comes for nobody goes back at once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::Sqs;
+use super::claim::{Claimed, Received};
+use super::line::{BATCH_MAX, RECEIVE_WAIT_MAX, SqsQueue};
+use crate::contract::QueueName;
+use crate::error::BrokerError;
+use crate::leasing::Delivery;
+use crate::policy::QueuePolicy;
+
+const OPERATION: &str = "lease";
+/// Receives of one queue at once while they come back full.
+const RECEIVES_MAX: usize = 4;
+/// Messages kept at hand whose clients run as many jobs as they may; more go back.
+const BOUNDED_MAX: usize = 100;
+/// How often those are tried, unless a slot becomes free in this process.
+const BOUNDED_EVERY: Duration = Duration::from_secs(1);
+
+type Answer = Result<Vec<Delivery>, BrokerError>;
+
+/// A lease call that waits.
+pub(super) struct Ask {
+    max: usize,
+    deadline: Instant,
+    give: Mutex<Option<oneshot::Sender<Answer>>>,
+}
+
+impl Ask {
+    pub(super) fn new(max: usize, deadline: Instant, give: oneshot::Sender<Answer>) -> Self {
+        Self { max, deadline, give: Mutex::new(Some(give)) }
+    }
+
+    /// Takes nothing any more. `false` if it was answered.
+    pub(super) fn close(&self) -> bool {
+        lock(&self.give).take().is_some()
+    }
+
+    fn is_open(&self) -> bool {
+        lock(&self.give).as_ref().is_some_and(|give| !give.is_closed())
+    }
+
+    /// Answers it, or gives the answer back.
+    fn answer(&self, answer: Answer) -> Result<(), Answer> {
+        match lock(&self.give).take() {
+            Some(give) => give.send(answer),
+            None => Err(answer),
+        }
+    }
+}
+
+/// A queue of which this process leases.
+pub(super) struct Line {
+    pub(super) name: QueueName,
+    pub(super) queue: Arc<SqsQueue>,
+    state: Mutex<State>,
+    /// A client may run one job more, as far as this process knows.
+    pub(super) freed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    asks: Vec<Arc<Ask>>,
+    receives: usize,
+    /// Received messages of clients that run as many jobs as they may.
+    bounded: VecDeque<Received>,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// How many are wanted and until when, by calls that are still there.
+    fn wanted(&self) -> Option<(usize, Instant)> {
+        let mut state = self.lock();
+        state.asks.retain(|ask| ask.is_open());
+        let deadline = state.asks.iter().map(|ask| ask.deadline).max()?;
+        Some((state.asks.iter().map(|ask| ask.max).sum(), deadline))
+    }
+
+    /// Whether this receiver ends: nobody asks. Decided together with who begins one.
+    fn ends(&self) -> bool {
+        let mut state = self.lock();
+        state.asks.retain(|ask| ask.is_open());
+        let ends = state.asks.is_empty();
+        if ends {
+            state.receives -= 1;
+        }
+        ends
+    }
+
+    fn take_bounded(&self) -> Vec<Received> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.bounded.retain(|received| received.visible_at() > now + BOUNDED_EVERY);
+        state.bounded.drain(..).collect()
+    }
+
+    fn has_bounded(&self) -> bool {
+        !self.lock().bounded.is_empty()
+    }
+
+    /// Answers every call with an error.
+    fn fail(&self, error: &BrokerError) {
+        for ask in std::mem::take(&mut self.lock().asks) {
+            // Who was answered meanwhile needs no error.
+            drop(ask.answer(Err(BrokerError::new(error.kind(), OPERATION, error.detail()))));
+        }
+    }
+}
+
+impl Sqs {
+    /// The line of `queue`.
+    pub(super) async fn line(&self, queue: &QueueName, operation: &'static str) -> Result<Arc<Line>, BrokerError> {
+        if let Some(line) = lock(&self.0.lines).get(queue) {
+            return Ok(line.clone());
+        }
+        let sqs_queue = self.sqs_queue(queue, operation).await?;
+        let line = Line { name: queue.clone(), queue: sqs_queue, state: Mutex::default(), freed: Notify::new() };
+        Ok(lock(&self.0.lines).entry(queue.clone()).or_insert(Arc::new(line)).clone())
+    }
+
+    /// A client of `queue` may run one job more.
+    pub(super) fn slot_freed(&self, queue: &QueueName) {
+        if let Some(line) = lock(&self.0.lines).get(queue) {
+            line.freed.notify_waiters();
+        }
+    }
+
+    /// Has `ask` be answered by what comes at `line`.
+    pub(super) fn ask(&self, line: &Arc<Line>, ask: &Arc<Ask>) {
+        let mut state = line.lock();
+        state.asks.push(ask.clone());
+        if state.receives == 0 {
+            state.receives = 1;
+            self.0.tasks.spawn(self.clone().receive_for(line.clone()));
+        }
+    }
+
+    /// Receives as long as somebody asks.
+    async fn receive_for(self, line: Arc<Line>) {
+        while !line.ends() {
+            if self.0.closing.is_cancelled() {
+                line.lock().receives -= 1;
+                return;
+            }
+            if let Err(error) = self.receive_once(&line).await {
+                tracing::warn!(queue = %line.name, %error, "jobs could not be received");
+                line.fail(&error);
+            }
+        }
+    }
+
+    async fn receive_once(&self, line: &Arc<Line>) -> Result<(), BrokerError> {
+        let policy = self.policies().require(&line.name, OPERATION).await?;
+        let mut changed = std::pin::pin!(self.policies().changed.notified());
+        changed.as_mut().enable();
+        if self.policies().require(&line.name, OPERATION).await?.paused {
+            let Some((_, deadline)) = line.wanted() else { return Ok(()) };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + super::policy::AGE_MAX)) => {}
+                () = self.0.closing.cancelled() => {}
+            }
+            return Ok(());
+        }
+        let mut freed = std::pin::pin!(line.freed.notified());
+        freed.as_mut().enable();
+        let Some((wanted, deadline)) = line.wanted() else { return Ok(()) };
+        let deliveries = self.claim_bounded(line, &policy, wanted).await?;
+        if !deliveries.is_empty() {
+            self.give(line, deliveries).await;
+            return Ok(());
+        }
+        let mut wait = deadline.saturating_duration_since(Instant::now()).min(RECEIVE_WAIT_MAX);
+        if line.has_bounded() {
+            // Nothing tells when a slot becomes free in another process.
+            tokio::select! {
+                () = freed => return Ok(()),
+                () = tokio::time::sleep(wait.min(BOUNDED_EVERY / 4)) => {}
+            }
+            wait = wait.min(BOUNDED_EVERY);
+        }
+        let received = tokio::select! {
+            received = self.receive(line, &policy, wanted.min(BATCH_MAX), wait) => received?,
+            () = self.0.closing.cancelled() => return Ok(()),
+        };
+        if received.len() == BATCH_MAX && wanted > BATCH_MAX {
+            self.receive_more(line);
+        }
+        // By now others may ask, or nobody.
+        let wanted = line.wanted().map_or(0, |(wanted, _)| wanted);
+        let deliveries = self.claim_all(line, &policy, received, wanted).await?;
+        self.give(line, deliveries).await;
+        Ok(())
+    }
+
+    /// One receiver more, while there is much.
+    fn receive_more(&self, line: &Arc<Line>) {
+        let mut state = line.lock();
+        if state.receives < RECEIVES_MAX {
+            state.receives += 1;
+            self.0.tasks.spawn(self.clone().receive_for(line.clone()));
+        }
+    }
+
+    /// What is in line now, at most `max`, for a call that does not wait.
+    pub(super) async fn take_now(&self, line: &Arc<Line>, max: usize) -> Result<Vec<Delivery>, BrokerError> {
+        let policy = self.policies().require(&line.name, OPERATION).await?;
+        if policy.paused {
+            return Ok(Vec::new());
+        }
+        let mut taken = self.claim_bounded(line, &policy, max).await?;
+        while taken.len() < max {
+            let asked = (max - taken.len()).min(BATCH_MAX);
+            let received = self.receive(line, &policy, asked, Duration::ZERO).await?;
+            let full = received.len() == asked;
+            taken.extend(self.claim_all(line, &policy, received, asked).await?);
+            if !full {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn receive(
+        &self,
+        line: &Line,
+        policy: &QueuePolicy,
+        max: usize,
+        wait: Duration,
+    ) -> Result<Vec<Received>, BrokerError> {
+        let hidden = policy.lease + self.0.settings.skew;
+        let messages = line.queue.receive(max, hidden, wait).await?;
+        let now = self.clock().now();
+        let mut received = Vec::with_capacity(messages.len());
+        for message in messages {
+            let Some(handle) = message.receipt_handle.clone() else { continue };
+            match Received::read(&message, handle.clone(), hidden, now) {
+                Some(read) if read.wake.queue == line.name => received.push(read),
+                _ => {
+                    tracing::warn!(
+                        queue = %line.name, message_id = message.message_id(),
+                        "a message that is none of relay's is left alone until SQS drops it"
+                    );
+                    line.queue.hide(&handle, super::line::HIDE_MAX).await?;
+                }
+            }
+        }
+        Ok(received)
+    }
+
+    /// Claims up to `wanted` of what was received; the rest goes back to others at once.
+    async fn claim_all(
+        &self,
+        line: &Arc<Line>,
+        policy: &Arc<QueuePolicy>,
+        mut received: Vec<Received>,
+        wanted: usize,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let paused = self.policies().require(&line.name, OPERATION).await?.paused;
+        let unwanted = received.split_off(if paused { 0 } else { wanted.min(received.len()) });
+        let back = unwanted.iter().map(|received| line.queue.hide(&received.handle, Duration::ZERO));
+        let (claimed, back) =
+            tokio::join!(join_all(received.into_iter().map(|one| self.claim(line, policy, one))), join_all(back));
+        for error in back.into_iter().filter_map(Result::err) {
+            tracing::warn!(queue = %line.name, %error, "a message that nobody took comes again when its time is over");
+        }
+        let mut deliveries = Vec::new();
+        for one in claimed {
+            match one {
+                Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
+                Ok(Claimed::Bounded(received)) => {
+                    let mut state = line.lock();
+                    if state.bounded.len() < BOUNDED_MAX {
+                        state.bounded.push_back(received);
+                    }
+                }
+                Ok(Claimed::Nothing) => {}
+                // Its message comes again.
+                Err(error) => tracing::warn!(queue = %line.name, %error, "a job could not be leased"),
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Claims of what is at hand; one try for each client.
+    async fn claim_bounded(
+        &self,
+        line: &Arc<Line>,
+        policy: &Arc<QueuePolicy>,
+        wanted: usize,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let (mut deliveries, mut full) = (Vec::new(), Vec::new());
+        for received in line.take_bounded() {
+            let client = received.wake.client.clone();
+            if deliveries.len() == wanted || full.contains(&client) {
+                line.lock().bounded.push_back(received);
+                continue;
+            }
+            match self.claim(line, policy, received).await {
+                Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
+                Ok(Claimed::Bounded(received)) => {
+                    full.push(client);
+                    line.lock().bounded.push_back(received);
+                }
+                Ok(Claimed::Nothing) => {}
+                Err(error) => tracing::warn!(queue = %line.name, %error, "a job could not be leased"),
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Gives deliveries to the calls that wait, in the order in which they came; what is left goes back.
+    async fn give(&self, line: &Line, mut deliveries: Vec<Delivery>) {
+        while !deliveries.is_empty() {
+            let ask = {
+                let mut state = line.lock();
+                state.asks.retain(|ask| ask.is_open());
+                if state.asks.is_empty() { None } else { Some(state.asks.remove(0)) }
+            };
+            let Some(ask) = ask else { break };
+            let rest = deliveries.split_off(ask.max.min(deliveries.len()));
+            if let Err(Ok(unwanted)) = ask.answer(Ok(deliveries)) {
+                deliveries = unwanted;
+                deliveries.extend(rest);
+            } else {
+                deliveries = rest;
+            }
+        }
+        self.hand_back_all(deliveries).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,92 @@
+//! Reading results: one by its record, and a client's by the pages of its log. Who waits is woken at once by what ended in
+//! this process, and looks by itself for what ended in others.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Sqs;
+use super::record::Record;
+use crate::contract::result::End;
+use crate::contract::{ClientId, Cursor, Failure, JobId, JobResult, Outcome};
+use crate::error::BrokerError;
+use crate::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultLog, Start};
+
+/// The first and the longest time between two looks at a job that somebody waits for.
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_LAST: Duration = Duration::from_secs(2);
+/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+#[async_trait]
+impl ResultLog for Sqs {
+    async fn lookup(&self, client: &ClientId, job: JobId) -> Result<Lookup, BrokerError> {
+        const OPERATION: &str = "look up";
+        let Some(record) = self.owned(client, job, OPERATION).await? else { return Ok(Lookup::Absent) };
+        if record.ended().is_some() {
+            return Ok(Lookup::Finished(Box::new(self.finished(&record, OPERATION).await?)));
+        }
+        Ok(Lookup::Open(Box::new(record.status(self.clock().now())?)))
+    }
+
+    async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
+        let deadline = Instant::now() + wait.min(WAIT_MAX);
+        let waiter = self.0.waiting_jobs.begin(&job);
+        let mut pause = LOOK_FIRST;
+        loop {
+            let mut woken = pin!(waiter.woken());
+            woken.as_mut().enable();
+            let found = self.lookup(client, job).await?;
+            let now = Instant::now();
+            if !matches!(found, Lookup::Open(_)) || now >= deadline {
+                return Ok(found);
+            }
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep_until(deadline.min(now + pause)) => {}
+                () = self.0.closing.cancelled() => return Ok(found),
+            }
+            pause = pause.mul_f64(1.5).min(LOOK_LAST);
+        }
+    }
+
+    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+        let limit = usize::try_from(limit.clamp(1, PAGE_ENTRIES_MAX)).unwrap_or(1);
+        let deadline = Instant::now() + wait.min(WAIT_MAX);
+        let waiter = self.0.waiting_clients.begin(client);
+        let mut from = from.clone();
+        loop {
+            let mut woken = pin!(waiter.woken());
+            woken.as_mut().enable();
+            let page = self.page_now(client, &from, limit).await?;
+            let now = Instant::now();
+            if !page.entries.is_empty() || page.reset.is_some() || now >= deadline {
+                return Ok(page);
+            }
+            // So that `Now` is one moment, and the next look goes on where this one ended.
+            from = Start::After(page.next.clone());
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep_until(deadline.min(now + Self::LOOK_EVERY)) => {}
+                () = self.0.closing.cancelled() => return Ok(page),
+            }
+        }
+    }
+}
+
+/// A result whose own item is gone before its record: outcome and times are known, the payload is not.
+pub(super) fn finished_without_payload(record: &Record, cursor: Cursor) -> Result<Finished, BrokerError> {
+    let job = record.job()?;
+    let outcome = record.last_outcome().unwrap_or(Outcome::Failed);
+    let finished_at = record.item.need_time("ended")?;
+    let end = End { attempt: record.attempt, started_at: record.started_at(), finished_at };
+    let mut result = match outcome {
+        Outcome::Succeeded => JobResult::succeeded(&job, end, "application/octet-stream", Bytes::new()),
+        other => JobResult::unsuccessful(&job, other, end, Failure::new(other.as_str(), "")),
+    };
+    result.payload = Bytes::new();
+    Ok(Finished { result, cursor, erased: true })
+}

@@ -1,0 +1,145 @@
+//! What time demands: messages that were never sent, jobs whose time has come, deadlines. Found by the index by time,
+//! decided by the record. Any number of processes may do it at once: a message too many is harmless.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, try_join_all};
+
+use super::item::Item;
+use super::record::{Record, next_look};
+use super::schema::BY_TIME;
+use super::table::Query;
+use super::{Sqs, names};
+use crate::contract::{JobResult, QueueName, Timestamp};
+use crate::error::BrokerError;
+use crate::job_queue::Swept;
+use crate::leasing::Recorded;
+
+const OPERATION: &str = "sweep";
+/// When to look again at a record that can't be swept: a newer release may read it.
+const LEFT_FOR: Duration = Duration::from_secs(30);
+
+/// When this process looked at each queue last.
+#[derive(Default)]
+pub(super) struct Sweeping(Mutex<HashMap<QueueName, Instant>>);
+
+impl Sqs {
+    pub(super) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
+        let mut swept = Swept::default();
+        let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
+        let queues = self.policies().names(OPERATION).await?;
+        self.swept().retain(|queue, _| queues.contains(queue));
+        for queue in queues {
+            let now = Instant::now();
+            let last = self.swept().get(&queue).copied();
+            if last.is_some_and(|last| now.duration_since(last) < self.0.settings.sweep_every) {
+                continue;
+            }
+            let (due, more) = self.due(&queue, left).await?;
+            left -= due.len().min(left);
+            swept.more |= more;
+            if !more {
+                self.swept().insert(queue, now);
+            }
+            for chunk in due.chunks(100) {
+                let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look))).await;
+                for ended in looked {
+                    swept.expired.extend(ended?);
+                }
+            }
+            if left == 0 {
+                swept.more = true;
+                break;
+            }
+        }
+        Ok(swept)
+    }
+
+    fn swept(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Instant>> {
+        self.0.sweeping.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records of a queue whose time to be looked at has come, at most `limit`, each with the time that it was; and whether
+    /// there are more.
+    async fn due(&self, queue: &QueueName, limit: usize) -> Result<(Vec<(Item, String)>, bool), BrokerError> {
+        let now = names::moment(self.clock().now());
+        let shards: Vec<_> = (0..names::SHARDS).map(|shard| names::open_shard(queue, shard)).collect();
+        let asked = i32::try_from(limit.clamp(1, 1_000)).unwrap_or(1);
+        let queries = shards.iter().map(|shard| {
+            let query = Query {
+                index: Some(BY_TIME),
+                partition: ("ix", shard),
+                places: Some(("ix_at", "0", &now)),
+                limit: Some(asked),
+                ..Query::default()
+            };
+            self.table().query(query, OPERATION)
+        });
+        let found = try_join_all(queries).await?;
+        let mut more = found.iter().any(|found| found.next.is_some());
+        let mut due: Vec<_> = found.into_iter().flat_map(|found| found.items).collect();
+        due.sort_by(|a, b| a.get_text("ix_at").cmp(&b.get_text("ix_at")));
+        more |= due.len() > limit;
+        due.truncate(limit);
+        let looks: HashMap<_, _> =
+            due.iter().filter_map(|item| Some((item.get_text("pk")?, item.get_text("ix_at")?.to_owned()))).collect();
+        let jobs = due.iter().filter_map(|item| names::job_of_partition(item.get_text("pk")?));
+        let keys: Vec<_> = jobs.map(names::record).collect();
+        let items = self.table().get_many(&keys, OPERATION).await?;
+        let look = |item: &Item| looks.get(item.get_text("pk")?).cloned();
+        Ok((items.into_iter().filter_map(|item| look(&item).map(|look| (item, look))).collect(), more))
+    }
+
+    /// Does what time demands of one record; the result if its run ended by it.
+    async fn look_at(&self, item: &Item, look: &str) -> Result<Option<JobResult>, BrokerError> {
+        let now = self.clock().now();
+        // The index is late: it was looked at by somebody else meanwhile, or has ended.
+        if item.get_text("ix_at") != Some(look) {
+            return Ok(None);
+        }
+        match self.demanded(item, look, now).await {
+            Err(error) if !error.is_transient() => {
+                tracing::warn!(%error, key = item.get_text("pk"), "a record can't be swept: it is left for a while");
+                self.look_again(item, look, now + LEFT_FOR).await?;
+                Ok(None)
+            }
+            done => done,
+        }
+    }
+
+    async fn demanded(&self, item: &Item, look: &str, now: Timestamp) -> Result<Option<JobResult>, BrokerError> {
+        if item.is_past(now) {
+            // Nobody swept for as long as it was kept. It goes by its TTL.
+            self.look_again(item, look, now + LEFT_FOR).await?;
+            return Ok(None);
+        }
+        let record = Record::read(item.clone())?;
+        if record.ended().is_some() {
+            return Ok(None);
+        }
+        if record.deadline <= now {
+            let (result, recorded) = self.expire(&record).await?;
+            return Ok((recorded == Recorded::First).then_some(result));
+        }
+        if record.is_leased() {
+            self.look_again(item, look, record.deadline).await?;
+        } else if record.due > now {
+            self.look_again(item, look, next_look(record.due, record.deadline, now, self.is_fifo())).await?;
+        } else {
+            let job = self.whole_job(&record, None, OPERATION).await?;
+            self.wake(&job, now, true).await?;
+            self.look_again(item, look, record.deadline).await?;
+        }
+        Ok(None)
+    }
+
+    /// Sets when the sweep looks at a record next, unless somebody else has.
+    async fn look_again(&self, item: &Item, look: &str, at: Timestamp) -> Result<(), BrokerError> {
+        let key = names::Key { pk: item.need_text("pk")?.to_owned(), sk: item.need_text("sk")?.to_owned() };
+        let values = Item::default().text(":look", look).text(":next", names::moment(at));
+        self.table().update(&key, "SET #ix_at = :next", "#ix_at = :look", values, OPERATION).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! SQS with DynamoDB keeps every promise of the suite on standard queues, and those about identity, leases and outcomes on
+//! FIFO ones, where nothing but the line differs.
+//!
+//! Time is real here, so most tests wait most of the time: they run in a harness of their own, many at once, whatever the
+//! number of cores. `--test-threads`, a filter and the other options are those of every test binary.
+//!
+//! A promise that does not hold is judged once more, one at a time and with three times the time, and the output says so,
+//! because a machine that stood still shows a test the wrong side of an edge; a broken one fails both times.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that panics is a test that fails")]
+
+mod fixture;
+
+use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fixture::{Fixture, Kind};
+use libtest_mimic::{Arguments, Trial};
+use relay_bridge::conformance::{PROMISES, RUNS, Run};
+
+/// How many tests run at once: what one emulator serves in time.
+const AT_ONCE: usize = 8;
+/// By how much times are longer when a promise is judged once more.
+const STRETCH: u32 = 3;
+/// The parts of the suite that FIFO queues are held to.
+const FIFO_CORE: &[&str] = &["identity", "leases", "outcomes"];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    // Those that wait longest begin first, or the last of them would run alone.
+    let mut runs = RUNS.to_vec();
+    runs.sort_by_key(|(name, _)| !LONG.contains(name));
+    let trials = runs.iter().flat_map(|(name, run)| {
+        let core = PROMISES.iter().any(|(group, promise)| promise == name && FIFO_CORE.contains(group));
+        let kinds = [Some(("sqs", Kind::Standard)), core.then_some(("sqs_fifo", Kind::Fifo))];
+        kinds.into_iter().flatten().map(|(module, kind)| {
+            let (name, run) = (*name, *run);
+            Trial::test(format!("{module}::{name}"), move || {
+                judge(kind, name, run);
+                Ok(())
+            })
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    fixture::stop_shared();
+    conclusion.exit_code()
+}
+
+/// The tests with hundreds of jobs, one at a time: the emulator is one process, and serves nobody else in time meanwhile.
+const HEAVY: &[&str] = &[
+    "a_follower_sees_each_result_once_while_many_record",
+    "a_lone_job_is_not_held_up_by_another_clients_backlog",
+    "failing_jobs_in_backoff_do_not_hold_up_a_healthy_one",
+    "jobs_of_one_client_that_were_not_retried_come_oldest_first_within_reason",
+    "many_clients_share_alike",
+    "two_workers_never_hold_the_same_job",
+    "weights_share_a_queue",
+];
+
+static HEAVY_ONE: Mutex<()> = Mutex::new(());
+static AGAIN_ONE: Mutex<()> = Mutex::new(());
+
+fn judge(kind: Kind, promise: &str, run: Run) {
+    let heavy = HEAVY.contains(&promise).then(|| alone(&HEAVY_ONE));
+    if std::panic::catch_unwind(|| keep(kind, run, 1)).is_err() {
+        drop(heavy);
+        let _alone = alone(&AGAIN_ONE);
+        eprintln!("{promise} on {kind:?}: judged once more, with {STRETCH} times the time");
+        keep(kind, run, STRETCH);
+    }
+}
+
+fn alone(one: &'static Mutex<()>) -> MutexGuard<'static, ()> {
+    one.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tests one promise, on a runtime of its own.
+fn keep(kind: Kind, run: Run, stretch: u32) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let fixture = Fixture::open(kind, stretch).await;
+        run(&fixture).await;
+        fixture.close().await;
+    });
+}
+
+/// The tests that wait until everything is past its keeping.
+const LONG: &[&str] = &[
+    "a_cursor_older_than_retention_starts_over_and_says_so",
+    "a_dead_letter_is_kept_for_its_retention_and_no_longer",
+    "a_key_whose_record_expired_starts_anew_before_any_sweep",
+    "a_key_whose_record_expired_starts_anew_without_the_old_result",
+    "a_late_result_of_an_older_run_does_not_finish_a_new_one",
+    "a_redrive_works_long_after_the_record_is_gone",
+    "a_result_is_readable_for_its_retention_after_completion",
+    "a_result_past_its_keeping_is_absent_before_any_sweep",
+    "a_sweep_writes_nothing_for_finished_runs_at_any_edge",
+];

@@ -1,0 +1,9 @@
+//! SQS and DynamoDB when answers are lost, calls are refused, messages vanish and processes stand still.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+mod answers;
+mod messages;
+mod proxy;
+mod readers;
+mod support;

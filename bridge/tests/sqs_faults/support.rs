@@ -1,0 +1,134 @@
+//! A queue on the emulator, and processes that share it: each an adapter of its own, some behind a proxy.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials as Keys, Region};
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{ClientId, Job, JobId, JobResult, QueueName, Submission};
+use relay_bridge::job_queue::Enqueued;
+use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::sqs::config::{Credentials, SqsConfig};
+use relay_bridge::sqs::{Settings, Sqs};
+use relay_bridge::testing::AwsEmulator;
+
+/// Far longer than anything takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A queue that no other test sees. Its emulator ends with it.
+pub(crate) struct Stage {
+    pub(crate) emulator: Arc<AwsEmulator>,
+    config: SqsConfig,
+    pub(crate) clock: Clock,
+    pub(crate) queue: QueueName,
+    pub(crate) policy: QueuePolicy,
+    pub(crate) broker: Broker,
+}
+
+impl Stage {
+    /// On the machine's clock.
+    pub(crate) async fn open() -> Self {
+        Self::at(Clock::system()).await
+    }
+
+    /// On a clock that a test moves; messages in SQS keep to real time.
+    pub(crate) async fn at_a_clock_that_is_moved() -> Self {
+        Self::at(Clock::manual(Clock::system().now())).await
+    }
+
+    async fn at(clock: Clock) -> Self {
+        let emulator = Arc::new(AwsEmulator::start().await);
+        let config = SqsConfig {
+            region: Some("eu-central-1".to_owned()),
+            endpoint: Some(emulator.url()),
+            credentials: Credentials::keys("test", "test"),
+            ..SqsConfig::default()
+        };
+        let broker = connect(&config, &clock).await;
+        let (queue, policy): (QueueName, _) = ("work".parse().unwrap(), QueuePolicy::default());
+        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        Self { emulator, config, clock, queue, policy, broker }
+    }
+
+    /// Another process on the same table, which reaches AWS at `url`.
+    pub(crate) async fn process(&self, url: String) -> Broker {
+        connect(&SqsConfig { endpoint: Some(url), ..self.config.clone() }, &self.clock).await
+    }
+
+    pub(crate) fn client(&self) -> ClientId {
+        "shop".parse().unwrap()
+    }
+
+    pub(crate) fn job(&self, key: Option<&str>) -> Job {
+        let submission = Submission {
+            client: self.client(),
+            queue: self.queue.clone(),
+            key: key.map(|key| key.parse().unwrap()),
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: "payload".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        submission.accept(&self.policy, self.clock.now())
+    }
+
+    /// A new job in line.
+    pub(crate) async fn submit(&self) -> Job {
+        let job = self.job(Some(&JobId::mint().to_string()));
+        let enqueued = self.broker.jobs.enqueue(job.clone()).await.unwrap();
+        assert!(matches!(enqueued, Enqueued::Created(_)), "{enqueued:?}");
+        job
+    }
+
+    pub(crate) fn request(&self, max: u32, wait: Duration) -> LeaseRequest {
+        LeaseRequest {
+            worker: "worker-1".parse().unwrap(),
+            queues: vec![self.queue.clone()],
+            max: NonZeroU32::new(max).unwrap(),
+            wait,
+        }
+    }
+
+    /// The next delivery, which must come.
+    pub(crate) async fn lease(&self, broker: &Broker) -> Delivery {
+        let mut held = broker.leasing.lease(&self.request(1, PATIENCE)).await.unwrap();
+        held.pop().expect("a job is in line")
+    }
+
+    /// Nothing is in line now.
+    pub(crate) async fn assert_nothing_in_line(&self) {
+        let held = self.broker.leasing.lease(&self.request(10, Duration::ZERO)).await.unwrap();
+        assert!(held.is_empty(), "leased {held:?}");
+    }
+
+    pub(crate) fn success(&self, delivery: &Delivery) -> JobResult {
+        let end =
+            End { attempt: delivery.attempt, started_at: Some(delivery.leased_at), finished_at: self.clock.now() };
+        JobResult::succeeded(&delivery.job, end, "text/plain", "done".into())
+    }
+
+    /// Removes every message from the queue, as if it had never been sent.
+    pub(crate) async fn lose_all_messages(&self) {
+        let config = aws_sdk_sqs::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .region(Region::new("eu-central-1"))
+            .endpoint_url(self.emulator.url())
+            .credentials_provider(Keys::new("test", "test", None, None, "test"))
+            .build();
+        let client = aws_sdk_sqs::Client::from_conf(config);
+        let url = client.get_queue_url().queue_name(format!("relay-{}", self.queue)).send().await.unwrap();
+        client.purge_queue().queue_url(url.queue_url().unwrap()).send().await.unwrap();
+    }
+}
+
+async fn connect(config: &SqsConfig, clock: &Clock) -> Broker {
+    let settings =
+        Settings { clock: clock.clone(), skew: Duration::ZERO, sweep_every: Duration::ZERO, ..Settings::default() };
+    Sqs::connect(config.clone(), settings).await.unwrap().broker()
+}
