@@ -47,7 +47,7 @@ fn mapping() -> JobMapping {
     JobMapping {
         client: "shop".parse().unwrap(),
         queue: "orders".parse().unwrap(),
-        key: "{header.Order-Id}".parse().unwrap(),
+        key: Some("{header.Order-Id}".parse().unwrap()),
         content_type: "application/json".to_owned(),
         meta: vec!["X-Tenant".to_owned()],
     }
@@ -221,7 +221,7 @@ async fn a_target_that_is_full_is_waited_for_and_no_more_is_taken_than_there_are
     assert_eq!(report.received, 6, "four are in hand, and two are jobs");
     assert_eq!(report.given_back, 4, "a drain gives back what it holds");
     let queue = shop.queue(source()).await.unwrap();
-    let again: Vec<_> = queue.pull(NonZeroU32::new(20).unwrap(), Duration::from_secs(1)).try_collect().await.unwrap();
+    let again: Vec<_> = queue.pull(NonZeroU32::new(20).unwrap()).try_collect().await.unwrap();
     assert_eq!(again.len(), 18, "they come again at once, not when their time is over");
 }
 

@@ -39,6 +39,23 @@ pub enum Origin {
     },
     /// A stream of NATS that others write to.
     Stream(Box<ForeignStream>),
+    /// A queue of SQS that others send to.
+    #[cfg(feature = "sqs")]
+    Sqs(Box<ForeignSqs>),
+}
+
+/// A queue of SQS that others send to.
+#[cfg(feature = "sqs")]
+#[derive(Clone, Debug)]
+pub struct ForeignSqs {
+    /// How to reach it.
+    pub connection: relay_bridge::sqs::config::SqsConfig,
+    /// Its URL.
+    pub url: String,
+    /// The URL of the queue for messages that can't become jobs.
+    pub put_aside: String,
+    /// What its messages become.
+    pub job: JobMapping,
 }
 
 /// A stream of NATS that others write to.

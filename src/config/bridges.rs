@@ -40,6 +40,18 @@ struct FromTable {
     relay: Option<RelayTable>,
     nats: Option<NatsTable>,
     stream: Option<StreamTable>,
+    sqs: Option<SqsTable>,
+}
+
+/// A plain queue of SQS. Credentials are those of the AWS SDK: the environment, the profile, the pod or the machine.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(not(feature = "sqs"), expect(dead_code, reason = "it is read, and refused"))]
+struct SqsTable {
+    queue: String,
+    put_aside: String,
+    region: Option<String>,
+    endpoint: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -137,22 +149,41 @@ impl Table {
             None => None,
         };
         let from = match from {
-            FromTable { relay: Some(_), nats: Some(_), .. } => {
-                wrong.add("from", "it has both relay and nats", "leave one of them out");
+            FromTable { relay, nats, sqs, .. }
+                if [relay.is_some(), nats.is_some(), sqs.is_some()].into_iter().filter(|is| *is).count() > 1 =>
+            {
+                wrong.add("from", "it comes from more than one place", "leave all but one of relay, nats and sqs out");
                 None
             }
-            FromTable { relay: None, nats: None, .. } => {
-                wrong.add("from", "it comes from nowhere", "write from.relay or from.nats, with where that is");
+            FromTable { relay: None, nats: None, sqs: None, .. } => {
+                wrong.add(
+                    "from",
+                    "it comes from nowhere",
+                    "write from.relay, from.nats or from.sqs, with where that is",
+                );
                 None
             }
-            FromTable { relay: None, nats: Some(nats), stream: Some(stream) } => {
+            FromTable { sqs: Some(sqs), stream, .. } => {
+                if queues.is_some() || client.is_some() || stream.is_some() {
+                    wrong.add(
+                        "from, queues, client",
+                        "a queue of SQS has only messages",
+                        "say in `job` what they become",
+                    );
+                }
+                if reply.is_some() {
+                    wrong.add("reply", "results are sent to NATS only", "leave it out, and read them from relay");
+                }
+                sqs.resolve(job, wrong)
+            }
+            FromTable { relay: None, nats: Some(nats), stream: Some(stream), .. } => {
                 let connection = nats.resolve("from.nats", wrong);
                 if queues.is_some() || client.is_some() {
                     wrong.add("queues, client", "a stream has none", "say in `job` what its messages become");
                 }
                 stream.resolve(connection, job, reply, wrong)
             }
-            FromTable { relay, nats, stream } => {
+            FromTable { relay, nats, stream, .. } => {
                 if stream.is_some() {
                     wrong.add("from.stream", "a relay has no streams of others", "write from.nats beside it");
                 }
@@ -194,21 +225,7 @@ impl StreamTable {
         reply: Option<String>,
         wrong: &mut Wrong<'_>,
     ) -> Option<Origin> {
-        let Some(job) = job else {
-            let fix = "write job = { client = \"shop\", queue = \"orders\" }";
-            wrong.add("job", "it is not said what messages become", fix);
-            return None;
-        };
-        let (client, queue) = (job.client.fixed(), job.queue.fixed());
-        let client = client.map(|text| text.parse::<ClientId>().map_err(|error| ("job.client", error)));
-        let queue = queue.map(|text| text.parse::<QueueName>().map_err(|error| ("job.queue", error)));
-        for (key, error) in
-            [client.as_ref().and_then(|it| it.as_ref().err()), queue.as_ref().and_then(|it| it.as_ref().err())]
-                .into_iter()
-                .flatten()
-        {
-            wrong.add(key, error.to_string(), "correct it");
-        }
+        let (job, client, queue) = said(job, wrong)?;
         for (key, text) in [("from.stream.name", &self.name), ("from.stream.consumer", &self.consumer)] {
             if text.is_empty() || text.contains(['.', '*', '>', '/', '\\']) || text.contains(char::is_whitespace) {
                 let what = format!("`{text}` is no name of NATS");
@@ -217,7 +234,7 @@ impl StreamTable {
         }
         let reply = match (reply, client, queue) {
             (None, _, _) => None,
-            (Some(subject), Some(Ok(client)), Some(Ok(queue))) => Some((client, queue, subject)),
+            (Some(subject), Some(client), Some(queue)) => Some((client, queue, subject)),
             (Some(_), _, _) => {
                 let what = "results are those of one client and one queue";
                 wrong.add("reply", what, "write job.client and job.queue without places, or leave reply out");
@@ -227,6 +244,55 @@ impl StreamTable {
         let Self { name: stream, consumer, subjects, put_aside } = self;
         let source = StreamSource { stream, consumer, subjects, put_aside };
         connection.map(|connection| Origin::Stream(Box::new(ForeignStream { connection, source, job, reply })))
+    }
+}
+
+/// What messages become; and client and queue, where they are the same for all. `None` if something is wrong with it, which
+/// was added then.
+fn said(job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<(JobMapping, Option<ClientId>, Option<QueueName>)> {
+    let Some(job) = job else {
+        let fix = "write job = { client = \"shop\", queue = \"orders\" }";
+        wrong.add("job", "it is not said what messages become", fix);
+        return None;
+    };
+    let client = job.client.fixed().map(str::parse).transpose();
+    let queue = job.queue.fixed().map(str::parse).transpose();
+    match (client, queue) {
+        (Ok(client), Ok(queue)) => Some((job, client, queue)),
+        (client, queue) => {
+            for (key, error) in [("job.client", client.err()), ("job.queue", queue.err())] {
+                if let Some(error) = error {
+                    let error: relay_bridge::contract::ids::InvalidId = error;
+                    wrong.add(key, error.to_string(), "correct it");
+                }
+            }
+            None
+        }
+    }
+}
+
+impl SqsTable {
+    #[cfg(feature = "sqs")]
+    fn resolve(self, job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<Origin> {
+        use crate::bridge::config::ForeignSqs;
+        use relay_bridge::sqs::config::SqsConfig;
+
+        let (job, ..) = said(job, wrong)?;
+        let Self { queue: url, put_aside, region, endpoint } = self;
+        let connection = SqsConfig { region, endpoint, ..SqsConfig::default() };
+        if let Err(invalid) = connection.check() {
+            for problem in invalid.problems() {
+                let (of, what) = problem.split_once(": ").unwrap_or(("", problem));
+                wrong.add(&format!("from.sqs.{of}"), what, "correct it");
+            }
+        }
+        Some(Origin::Sqs(Box::new(ForeignSqs { connection, url, put_aside, job })))
+    }
+
+    #[cfg(not(feature = "sqs"))]
+    fn resolve(self, _: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<Origin> {
+        wrong.add("from.sqs", "this relay was built without SQS", "build it with the feature `sqs`");
+        None
     }
 }
 
@@ -330,7 +396,7 @@ meta = ["X-Tenant"]
         let Origin::Stream(stream) = &shop.from else { panic!("{:?}", shop.from) };
         let ForeignStream { source, job, reply, .. } = &**stream;
         assert_eq!((shop.slots, source.put_aside.as_deref()), (SLOTS, Some("refused")));
-        assert_eq!(job.key.to_string(), "{header.Order-Id}");
+        assert_eq!(job.key.as_ref().unwrap().to_string(), "{header.Order-Id}");
         assert_eq!(reply.as_ref().unwrap().2, "orders.results");
         assert!(shop.to.is_none(), "it goes where the process is told otherwise");
     }
@@ -362,6 +428,29 @@ meta = ["X-Tenant"]
         ] {
             assert!(SHOP.contains(from));
             let error = parse(&SHOP.replace(from, to)).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[cfg(feature = "sqs")]
+    #[test]
+    fn a_queue_of_sqs_is_read_like_a_stream() {
+        const ORDERS: &str = r#"
+[[bridge]]
+name = "aws"
+from.sqs = { queue = "https://sqs.eu-central-1.amazonaws.com/1/orders", put_aside = "https://sqs/1/refused", region = "eu-central-1" }
+job = { client = "shop", queue = "orders" }
+"#;
+        let bridges = parse(ORDERS).unwrap();
+        let Origin::Sqs(queue) = &bridges[0].from else { panic!("{bridges:?}") };
+        assert!(queue.url.ends_with("/orders") && queue.put_aside.ends_with("/refused"));
+        for (from, to, expected) in [
+            ("job = {", "reply = \"x\"\njob = {", "bridge.aws.reply: results are sent to NATS only"),
+            ("job = { client = \"shop\", queue = \"orders\" }", "", "bridge.aws.job: it is not said"),
+            ("region = \"eu-central-1\"", "region = \"eu central\"", "bridge.aws.from.sqs.region"),
+            (", put_aside = \"https://sqs/1/refused\"", "", "missing field `put_aside`"),
+        ] {
+            let error = parse(&ORDERS.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{expected}: {error}");
         }
     }

@@ -64,7 +64,7 @@ pub(super) fn whole_seconds(time: Duration) -> i32 {
 }
 
 impl SqsQueue {
-    fn new(clients: Clients, tasks: &TaskTracker, url: String, fifo: bool) -> Self {
+    pub(super) fn new(clients: Clients, tasks: &TaskTracker, url: String, fifo: bool) -> Self {
         let bounds = || (BATCH_MAX, BATCH_BYTES_MAX, AT_ONCE);
         let (entries, weight, at_once) = bounds();
         let (sender, sends_to) = (clients.queues.clone(), url.clone());

@@ -11,6 +11,7 @@
 //!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`. `dead_letters`.
 //! - Operating: `policy`, `provision`, [`iam`].
+//! - [`plain`]: a queue of others, for a bridge.
 //!
 //! # What repairs a crash
 //!
@@ -33,6 +34,7 @@ mod list;
 mod log;
 mod message;
 mod names;
+pub mod plain;
 mod policy;
 mod poll;
 mod provision;

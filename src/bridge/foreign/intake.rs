@@ -22,8 +22,6 @@ use crate::bridge::stats::{ForeignStats, count};
 use crate::bridge::target::{AWAY, Placed, TO_BE_MENDED, Target, may_pass};
 use crate::client::retry::jitter;
 
-/// How long one pull waits for messages; also how long a drain waits for those that are on their way.
-const PULL_WAIT: Duration = Duration::from_secs(1);
 /// How long a drain may take in all.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 /// How often a settlement is tried whose confirmation does not come.
@@ -116,7 +114,7 @@ impl Intake {
         tasks: &mut JoinSet<()>,
         shutdown: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let mut pulled = queue.pull(max, PULL_WAIT);
+        let mut pulled = queue.pull(max);
         loop {
             tokio::select! {
                 biased;

@@ -24,9 +24,8 @@ pub struct JobMapping {
     pub client: Template,
     /// In which queue.
     pub queue: Template,
-    /// Under which key: the same key is the same job. Default `{place}`, where messages have one.
-    #[serde(default = "Template::place")]
-    pub key: Template,
+    /// Under which key: the same key is the same job. `None`: the message's place, or where there are no places its id.
+    pub key: Option<Template>,
     /// The content type of messages that don't say it. Default `application/octet-stream`.
     #[serde(default = "default_content_type")]
     pub content_type: String,
@@ -46,7 +45,11 @@ impl JobMapping {
     /// Why it can't be one, for good: `missing`, `invalid-name`, `invalid-key`, `invalid-header`, `headers-too-large`.
     pub fn submission(&self, message: &Message) -> Result<Submission, Failure> {
         let name = |error: relay_bridge::contract::ids::InvalidId| Failure::new("invalid-name", error.to_string());
-        let key = self.key.fill(message)?;
+        let key = match (&self.key, message.place.as_ref().or(message.id.as_ref())) {
+            (Some(template), _) => template.fill(message)?,
+            (None, Some(own)) => own.clone(),
+            (None, None) => return Err(Failure::new("missing", "the message has neither a place nor an id")),
+        };
         Ok(Submission {
             client: self.client.fill(message)?.parse().map_err(name)?,
             queue: self.queue.fill(message)?.parse().map_err(name)?,
@@ -101,7 +104,7 @@ mod tests {
         JobMapping {
             client: "shop-{subject.2}".parse().unwrap(),
             queue: "orders".parse().unwrap(),
-            key: "{header.order-id}".parse().unwrap(),
+            key: Some("{header.order-id}".parse().unwrap()),
             content_type: "application/json".to_owned(),
             meta: vec!["X-Tenant".to_owned()],
         }
@@ -128,6 +131,16 @@ mod tests {
         let headers = [("order-id", "1"), ("content-type", "text/plain"), ("content-encoding", "gzip")];
         let made = mapping().submission(&message(&headers)).unwrap();
         assert_eq!((made.content_type.as_str(), made.content_encoding.as_deref()), ("text/plain", Some("gzip")));
+    }
+
+    #[test]
+    fn without_a_key_it_is_the_place_or_else_the_id() {
+        let mapping = JobMapping { key: None, ..mapping() };
+        let both = Message { place: Some("S.1.2".to_owned()), id: Some("m1".to_owned()), ..message(&[]) };
+        assert_eq!(mapping.submission(&both).unwrap().key.unwrap().as_str(), "S.1.2");
+        let id = Message { place: None, ..both };
+        assert_eq!(mapping.submission(&id).unwrap().key.unwrap().as_str(), "m1");
+        assert_eq!(mapping.submission(&message(&[])).unwrap_err().reason, "missing");
     }
 
     #[test]

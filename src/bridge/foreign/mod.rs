@@ -8,13 +8,15 @@
 //!
 //! - [`template`], [`mapping`]: what a message becomes, as pure functions.
 //! - [`intake`]: takes messages of any foreign queue, and decides.
-//! - [`nats`]: a stream of NATS JetStream as such a queue.
+//! - [`nats`]: a stream of NATS JetStream as such a queue; `sqs`: a queue of SQS.
 //! - [`replies`]: the results, on a subject of the same NATS.
 
 pub mod intake;
 pub mod mapping;
 pub mod nats;
 pub mod replies;
+#[cfg(feature = "sqs")]
+mod sqs;
 
 pub mod template;
 
@@ -59,8 +61,8 @@ pub trait ForeignQueue: Send + Sync + 'static {
     /// What settles a message.
     type Receipt: Send + Sync + 'static;
 
-    /// Up to `max` messages as they come, for `wait` at most; an error ends it.
-    fn pull(&self, max: NonZeroU32, wait: Duration) -> BoxStream<'_, Result<Incoming<Self::Receipt>, BrokerError>>;
+    /// Up to `max` messages as they come, for some seconds at most; an error ends it.
+    fn pull(&self, max: NonZeroU32) -> BoxStream<'_, Result<Incoming<Self::Receipt>, BrokerError>>;
 
     /// How often a message that is not settled yet has to be held.
     fn hold_every(&self, receipt: &Self::Receipt) -> Duration;

@@ -59,6 +59,8 @@ pub struct NatsReceipt {
     hold_every: Duration,
 }
 
+/// How long one pull waits for messages; also how long a drain waits for those that are on their way.
+const PULL_WAIT: Duration = Duration::from_secs(1);
 /// How long a confirmation may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a consumer that is created here waits for the end of a message.
@@ -211,13 +213,13 @@ impl NatsQueue {
 impl ForeignQueue for NatsQueue {
     type Receipt = NatsReceipt;
 
-    fn pull(&self, max: NonZeroU32, wait: Duration) -> BoxStream<'_, Result<Incoming<NatsReceipt>, BrokerError>> {
+    fn pull(&self, max: NonZeroU32) -> BoxStream<'_, Result<Incoming<NatsReceipt>, BrokerError>> {
         let begun = async move {
             let bound = self.bound().await?;
             self.connection.up("take messages")?;
             let max = usize::try_from(max.get()).unwrap_or(usize::MAX);
             // Without a heartbeat: the client library loses a wake-up with one.
-            let batch = bound.consumer.batch().max_messages(max).expires(wait).messages().await;
+            let batch = bound.consumer.batch().max_messages(max).expires(PULL_WAIT).messages().await;
             let batch = batch.map_err(|error| away(error.to_string()))?;
             Ok(batch.map(move |next| match next {
                 Ok(message) => incoming(message, &bound),

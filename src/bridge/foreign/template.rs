@@ -36,12 +36,6 @@ enum Part {
 pub struct InvalidTemplate(String);
 
 impl Template {
-    /// The text of a message's place in its stream: what tells messages apart that have no id.
-    #[must_use]
-    pub fn place() -> Self {
-        Self { text: "{place}".to_owned(), parts: vec![Part::Place] }
-    }
-
     /// The text itself, if no message changes it.
     #[must_use]
     pub fn fixed(&self) -> Option<&str> {
@@ -174,7 +168,7 @@ mod tests {
         }
         let bare = Message { id: None, place: None, ..message() };
         assert!("{message-id}".parse::<Template>().unwrap().fill(&bare).is_err());
-        assert!(Template::place().fill(&bare).is_err());
+        assert!("{place}".parse::<Template>().unwrap().fill(&bare).is_err());
     }
 
     #[test]
@@ -197,7 +191,6 @@ mod tests {
     fn only_text_without_places_is_fixed() {
         assert_eq!("orders".parse::<Template>().unwrap().fixed(), Some("orders"));
         assert_eq!("{subject.1}".parse::<Template>().unwrap().fixed(), None);
-        assert_eq!(Template::place(), "{place}".parse().unwrap());
     }
 
     proptest! {

@@ -8,14 +8,21 @@ use std::time::Duration;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
+#[cfg(feature = "sqs")]
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::nats::Nats;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::{Connection, Wait};
+#[cfg(feature = "sqs")]
+use relay_bridge::sqs::plain::PlainQueue;
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "sqs")]
+use crate::bridge::config::ForeignSqs;
 use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource};
 use crate::bridge::foreign::intake::Intake;
+use crate::bridge::foreign::mapping::JobMapping;
 use crate::bridge::foreign::nats::NatsQueue;
 use crate::bridge::foreign::replies::Replies;
 use crate::bridge::metrics::Counters;
@@ -48,6 +55,12 @@ enum Work {
         slots: NonZeroU32,
         replies: Option<Replies>,
     },
+    #[cfg(feature = "sqs")]
+    Sqs {
+        queue: Arc<PlainQueue>,
+        intake: Arc<Intake>,
+        slots: NonZeroU32,
+    },
 }
 
 impl Open {
@@ -59,15 +72,17 @@ impl Open {
         let BridgeConfig { name, slots, from, to: _ } = config;
         let queues = match &from {
             Origin::Relay { queues, .. } => queues.values().cloned().collect(),
-            Origin::Stream(stream) => {
-                stream.job.queue.fixed().and_then(|name| name.parse().ok()).into_iter().collect::<Vec<_>>()
-            }
+            Origin::Stream(stream) => fixed(&stream.job),
+            #[cfg(feature = "sqs")]
+            Origin::Sqs(queue) => fixed(&queue.job),
         };
         let to = NatsConfig { inbox_prefix: to.inbox_prefix.or_else(|| Some(RELAY_INBOX.to_owned())), ..to };
         let target = provisioned(to, &queues).await?;
         let work = match from {
             Origin::Relay { source, queues, client } => open_relay(&name, slots, source, queues, client, &target).await,
             Origin::Stream(stream) => open_stream(slots, *stream, &target).await,
+            #[cfg(feature = "sqs")]
+            Origin::Sqs(queue) => open_sqs(slots, *queue, &target).await,
         };
         match work {
             Ok(work) => Ok(Self { target, work }),
@@ -83,6 +98,8 @@ impl Open {
         match &self.work {
             Work::Relay { worker, handler, .. } => Counters::Relay { worker: worker.stats(), calls: handler.stats() },
             Work::Stream { intake, .. } => Counters::Stream(intake.stats()),
+            #[cfg(feature = "sqs")]
+            Work::Sqs { intake, .. } => Counters::Stream(intake.stats()),
         }
     }
 
@@ -107,9 +124,33 @@ impl Open {
                 connection.close().await;
                 tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
             }
+            #[cfg(feature = "sqs")]
+            Work::Sqs { queue, intake, slots } => {
+                let stats = intake.stats();
+                intake.run(Arc::clone(&queue), slots, drain).await;
+                queue.close().await;
+                tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
+            }
         }
         self.target.close().await;
     }
+}
+
+/// The queue of the target, if it is the same for all messages.
+fn fixed(job: &JobMapping) -> Vec<QueueName> {
+    job.queue.fixed().and_then(|name| name.parse().ok()).into_iter().collect()
+}
+
+#[cfg(feature = "sqs")]
+async fn open_sqs(slots: NonZeroU32, queue: ForeignSqs, target: &Nats) -> Result<Work, CliError> {
+    let ForeignSqs { connection, url, put_aside, job } = queue;
+    let opened = patiently(|| PlainQueue::open(&connection, &url, &put_aside)).await;
+    let queue = opened.map_err(|error| match error.kind() {
+        BrokerErrorKind::NotFound => CliError::usage(format!("from.sqs: {error}")).hint("are both queues there?"),
+        _ => CliError::usage(format!("from.sqs: {error}")),
+    })?;
+    let intake = Arc::new(Intake::new(target.broker(), Clock::system(), job));
+    Ok(Work::Sqs { queue: Arc::new(queue), intake, slots })
 }
 
 async fn open_relay(
@@ -185,7 +226,7 @@ where
     let mut ceiling = Duration::from_millis(100);
     loop {
         match open().await {
-            Err(error) if error.is_transient() => tracing::warn!("waiting for NATS: {error}"),
+            Err(error) if error.is_transient() => tracing::warn!("waiting: {error}"),
             ended => return ended,
         }
         tokio::time::sleep(ceiling.mul_f64(jitter())).await;

@@ -1,0 +1,174 @@
+//! A queue of SQS that knows nothing of relay, from which a bridge takes messages, and one where it puts aside what it
+//! can't take.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName};
+use tokio_util::task::TaskTracker;
+
+use super::config::{FIFO, SqsConfig};
+use super::connect::{Clients, Effect, failed};
+use super::line::{BATCH_MAX, SqsQueue, whole_seconds};
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// The most attributes of a message: what AWS takes.
+const ATTRIBUTES_MAX: usize = 10;
+/// The longest reason that goes with a message, in bytes.
+const DETAIL_MAX: usize = 1_024;
+
+/// A queue that others send to.
+pub struct PlainQueue {
+    clients: Clients,
+    queue: SqsQueue,
+    url: String,
+    put_aside: String,
+    tasks: TaskTracker,
+}
+
+/// A message of it, in hand.
+#[derive(Clone, Debug)]
+pub struct PlainMessage {
+    /// What SQS calls it. The same one comes again under the same id.
+    pub id: String,
+    /// The body.
+    pub body: String,
+    /// Its attributes that are text or numbers, by their names in lower case.
+    pub attributes: BTreeMap<String, String>,
+    /// How often it was received, this time included; about.
+    pub receives: u64,
+    /// As they came.
+    all: HashMap<String, MessageAttributeValue>,
+    handle: String,
+}
+
+impl PlainQueue {
+    /// The queue at `url`, which is there. `config` says how SQS is reached; its table and prefix are of no matter.
+    /// `put_aside` is the queue for what can't be taken.
+    ///
+    /// # Errors
+    /// `Invalid` for a configuration that is wrong; `NotFound`, `Unauthorized` and `Unavailable` as AWS says.
+    pub async fn open(config: &SqsConfig, url: &str, put_aside: &str) -> Result<Self, BrokerError> {
+        const OPERATION: &str = "open queue";
+        for url in [url, put_aside] {
+            if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
+                let why = format!("`{url}` is no queue: write its URL, https://sqs.REGION.amazonaws.com/ACCOUNT/NAME");
+                return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+            }
+        }
+        if url == put_aside {
+            let why = "what is put aside would come back: name another queue for it";
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+        }
+        let (clients, tasks) = (Clients::new(config).await?, TaskTracker::new());
+        let queue = |url: &str| SqsQueue::new(clients.clone(), &tasks, url.to_owned(), url.ends_with(FIFO));
+        let opened = queue(url);
+        opened.counts(OPERATION).await?;
+        queue(put_aside).counts(OPERATION).await?;
+        Ok(Self { queue: opened, url: url.to_owned(), put_aside: put_aside.to_owned(), clients, tasks })
+    }
+
+    /// The last word of its URL.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.url.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// Up to `max` messages, at most 10 of them, hidden from others for `hidden`; waits for the first one up to `wait`, at
+    /// most 20 s.
+    ///
+    /// # Errors
+    /// As AWS says. Messages whose receipt was lost come again after `hidden`.
+    pub async fn receive(
+        &self,
+        max: NonZeroU32,
+        hidden: Duration,
+        wait: Duration,
+    ) -> Result<Vec<PlainMessage>, BrokerError> {
+        let max = usize::try_from(max.get()).unwrap_or(BATCH_MAX).min(BATCH_MAX);
+        let call = self
+            .clients
+            .receiving
+            .receive_message()
+            .queue_url(&self.url)
+            .max_number_of_messages(i32::try_from(max).unwrap_or(1))
+            .visibility_timeout(whole_seconds(hidden))
+            .wait_time_seconds(whole_seconds(wait).min(20))
+            .message_attribute_names("All")
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let output = call.send().await.map_err(|error| failed("receive", Effect::None, error))?;
+        Ok(output.messages.unwrap_or_default().into_iter().filter_map(read).collect())
+    }
+
+    /// Takes a message out of line for good.
+    ///
+    /// # Errors
+    /// As AWS says; it may be repeated.
+    pub async fn delete(&self, message: &PlainMessage) -> Result<(), BrokerError> {
+        self.queue.delete(&message.handle).await
+    }
+
+    /// Has a message come again after `time`, rounded up to a second; zero at once.
+    ///
+    /// # Errors
+    /// As AWS says; it may be repeated.
+    pub async fn hide(&self, message: &PlainMessage, time: Duration) -> Result<(), BrokerError> {
+        self.queue.hide(&message.handle, time).await
+    }
+
+    /// Sends a copy of a message to the other queue, with why it is there, as far as ten attributes have room for that: the
+    /// message's own go first.
+    ///
+    /// # Errors
+    /// As AWS says. Repeated, it may be there twice, except in a FIFO queue.
+    pub async fn copy_aside(&self, message: &PlainMessage, reason: &str, detail: &str) -> Result<(), BrokerError> {
+        const OPERATION: &str = "put aside";
+        let mut attributes = message.all.clone();
+        for (name, value) in [("Relay-Reason", reason), ("Relay-Detail", detail), ("Relay-Queue", self.name())] {
+            if attributes.len() < ATTRIBUTES_MAX {
+                let end =
+                    value.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= DETAIL_MAX).last();
+                let value = MessageAttributeValue::builder()
+                    .data_type("String")
+                    .string_value(&value[..end.unwrap_or_default()])
+                    .build()
+                    .map_err(|error| BrokerError::new(BrokerErrorKind::Invalid, OPERATION, error.to_string()))?;
+                attributes.insert(name.to_owned(), value);
+            }
+        }
+        let fifo = self.put_aside.ends_with(FIFO);
+        let call = self.clients.queues.send_message().queue_url(&self.put_aside).message_body(&message.body);
+        let call = call
+            .set_message_attributes(Some(attributes))
+            .set_message_group_id(fifo.then(|| self.name().to_owned()))
+            .set_message_deduplication_id(fifo.then(|| message.id.clone()));
+        call.send().await.map(drop).map_err(|error| failed(OPERATION, Effect::Write, error))
+    }
+
+    /// Waits until what was handed over is sent.
+    pub async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// `None` for a message without a handle, which AWS does not send.
+fn read(message: Message) -> Option<PlainMessage> {
+    let receives = message
+        .attributes()
+        .and_then(|all| all.get(&MessageSystemAttributeName::ApproximateReceiveCount)?.parse().ok())
+        .unwrap_or(1);
+    let all = message.message_attributes.unwrap_or_default();
+    let text = |(name, value): (&String, &MessageAttributeValue)| {
+        Some((name.to_ascii_lowercase(), value.string_value()?.to_owned()))
+    };
+    Some(PlainMessage {
+        id: message.message_id?,
+        body: message.body.unwrap_or_default(),
+        attributes: all.iter().filter_map(text).collect(),
+        receives,
+        handle: message.receipt_handle?,
+        all,
+    })
+}

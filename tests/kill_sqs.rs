@@ -1,0 +1,138 @@
+//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs: each message is
+//! one job, and what can't be one is put aside.
+//!
+//! `RELAY_KILL_JOBS` sets the number of messages (400 here; the emulator is no place for more than 2,000).
+
+#![cfg(feature = "sqs")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
+
+mod cli_support;
+mod kill_support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+
+use cli_support::Running;
+use kill_support::from_environment;
+use relay_bridge::testing::{AwsEmulator, NatsServer};
+use serde_json::{Value, json};
+
+const MESSAGES: u64 = 400;
+/// Kills, at equal distances.
+const KILLS: u64 = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() {
+    let messages = from_environment("RELAY_KILL_JOBS").unwrap_or(MESSAGES);
+    let dir = tempfile::tempdir().unwrap();
+    let (emulator, inner) = (AwsEmulator::start().await, NatsServer::start().await);
+    let sqs = |action: &str, body: &Value| sqs(&emulator, action, body);
+    let queue = |name: &str| sqs("CreateQueue", &json!({ "QueueName": name }))["QueueUrl"].as_str().unwrap().to_owned();
+    let (orders, refused) = (queue("orders"), queue("refused"));
+    let provisioned = cli_support::run(["provision", "--nats", &inner.url()]);
+    assert_eq!(cli_support::code(&provisioned), 0, "{provisioned:?}");
+    let text = |value: &str| json!({ "DataType": "String", "StringValue": value });
+    for n in 0..messages {
+        let attributes = json!({ "Order-Id": text(&format!("order-{n}")), "X-Tenant": text("blue") });
+        let body = format!("payload of order-{n}");
+        sqs("SendMessage", &json!({ "QueueUrl": orders, "MessageBody": body, "MessageAttributes": attributes }));
+    }
+    sqs(
+        "SendMessage",
+        &json!({ "QueueUrl": orders, "MessageBody": "no order", "MessageAttributes": { "X": text("kept") } }),
+    );
+
+    let (config, starts) = (dir.path().join("relay.toml"), dir.path().join("starts"));
+    fs::write(&config, bridges(&orders, &refused, &emulator, &inner)).unwrap();
+    let url = inner.url();
+    let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
+    let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
+    let worker = Running::start(args.iter().copied().chain([script, "handler", starts.to_str().unwrap()]));
+    let mut running = [bridge(&config), bridge(&config)];
+    let left = || {
+        let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
+        let found = sqs("GetQueueAttributes", &json!({ "QueueUrl": orders, "AttributeNames": names }));
+        names.iter().map(|name| found["Attributes"][name].as_str().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    for kill in 0..KILLS {
+        while left() > messages - messages / (KILLS + 1) * (kill + 1) {
+            tokio::task::yield_now().await;
+        }
+        let place = &mut running[usize::try_from(kill % 2).unwrap()];
+        std::mem::replace(place, bridge(&config)).kill();
+    }
+    // What a killed bridge held comes again when its time is over.
+    while left() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let done = || fs::read_to_string(&starts).unwrap().lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    while (done().len() as u64) < messages {
+        tokio::task::yield_now().await;
+    }
+    running.into_iter().for_each(Running::stop);
+    worker.stop();
+    let aside = sqs(
+        "ReceiveMessage",
+        &json!({ "QueueUrl": refused, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] }),
+    );
+    let aside = aside["Messages"].as_array().unwrap();
+    println!(
+        "sent {messages} and one that is no order, jobs {}, put aside {}; kills of bridges {KILLS}",
+        done().len(),
+        aside.len()
+    );
+    assert_eq!(done().len() as u64, messages, "one job per message");
+    assert!(aside.iter().all(|message| message["Body"] == "no order"), "{aside:?}");
+    let attribute = |name: &str| aside[0]["MessageAttributes"][name]["StringValue"].as_str().unwrap_or_default();
+    assert_eq!((attribute("Relay-Reason"), attribute("X"), attribute("Relay-Queue")), ("missing", "kept", "orders"));
+    assert!(attribute("Relay-Detail").contains("order-id"), "{}", attribute("Relay-Detail"));
+}
+
+fn bridges(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {
+    format!(
+        r#"
+[[bridge]]
+name = "aws"
+slots = 32
+from.sqs = {{ queue = "{orders}", put_aside = "{refused}", region = "eu-central-1", endpoint = "{}" }}
+to.nats = {{ servers = ["{}"] }}
+job = {{ client = "shop", queue = "default", key = "{{header.Order-Id}}", content_type = "text/plain", meta = ["X-Tenant"] }}
+"#,
+        emulator.url(),
+        inner.url()
+    )
+}
+
+fn bridge(config: &Path) -> Running {
+    let mut command = cli_support::relay(["bridge", "--json", "--log", "error", "--config", config.to_str().unwrap()]);
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    Running::start_command(command)
+}
+
+/// One call of SQS, as whoever sends the messages makes it.
+fn sqs(emulator: &AwsEmulator, action: &str, body: &Value) -> Value {
+    let url = emulator.url();
+    let address = url.trim_start_matches("http://");
+    let body = body.to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let authorization =
+        "AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/sqs/aws4_request, SignedHeaders=host, Signature=0";
+    write!(
+        stream,
+        "POST / HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.{action}\r\n\
+         Authorization: {authorization}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{action}: {answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    // Also if it came in chunks: between the first brace and the last.
+    let json = body.find('{').zip(body.rfind('}')).map_or("{}", |(from, to)| &body[from..=to]);
+    serde_json::from_str(json).unwrap_or_else(|error| panic!("{action}: {error}: {answer}"))
+}
