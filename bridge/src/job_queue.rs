@@ -4,7 +4,7 @@
 
 use async_trait::async_trait;
 
-use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, QueueName};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, QueueName, Timestamp};
 use crate::error::BrokerError;
 
 /// Takes jobs and answers for them.
@@ -54,6 +54,12 @@ pub trait JobQueue: Send + Sync {
     /// How many of the client's jobs in `queue` count against its `max_queued`: in line, or waiting for a time. `None` if the
     /// broker can't tell without looking through them. `NotFound` if there is no such queue.
     async fn waiting(&self, _client: &ClientId, _queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        Ok(None)
+    }
+
+    /// Since when the job could be taken that waits longest in `queue`, where the broker can say it cheaply; `None` if it
+    /// can't, or if none waits.
+    async fn oldest(&self, _queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         Ok(None)
     }
 

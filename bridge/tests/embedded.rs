@@ -247,3 +247,27 @@ async fn a_hand_back_parks_a_job_for_seven_days_at_most() {
     assert!(status.next_attempt_at.unwrap() <= before + week + Duration::from_secs(60), "{status:?}");
     store.close().await;
 }
+
+#[tokio::test]
+async fn the_job_that_waits_longest_is_told_by_when_it_could_be_taken() {
+    let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+    let broker = store.broker();
+    let queue = "work".parse().unwrap();
+    broker.policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), None);
+    let now = Clock::system().now();
+    for (client, key, delay) in [("bob", "b", 0), ("alice", "parked", 3_600), ("alice", "a", 0)] {
+        let submission = Submission {
+            client: client.parse().unwrap(),
+            delay: Duration::from_secs(delay),
+            ..submission(Some(key), b"x")
+        };
+        // Bob's is a minute younger than Alice's.
+        let accepted_at = if client == "bob" { now } else { Timestamp::from_millis(now.as_millis() - 60_000) };
+        broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), accepted_at)).await.unwrap();
+    }
+    let minute_ago = Timestamp::from_millis(now.as_millis() - 60_000);
+    assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), Some(minute_ago));
+    assert_eq!(lease(&store, 2).await.len(), 2);
+    assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), None, "what is leased or parked does not wait");
+}

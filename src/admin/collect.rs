@@ -50,6 +50,13 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
             family.value(&[("queue", name), ("state", state)], count);
         }
     }
+    let help = "How long the job waits that waits longest; none where the broker can't say it cheaply.";
+    let mut family = text.gauge("relay_queue_oldest_age_seconds", help);
+    for queue in &sample.queues {
+        if let Some(oldest) = queue.oldest {
+            family.value(&[("queue", queue.name.as_str())], oldest.as_secs_f64());
+        }
+    }
     let mut family = text.gauge("relay_queue_paused", "Whether no jobs of a queue are handed out.");
     for queue in &sample.queues {
         family.value(&[("queue", queue.name.as_str())], u8::from(queue.policy.paused));

@@ -1,4 +1,4 @@
-//! The admin port: health for an orchestrator, metrics for Prometheus. Inside the cluster only, never behind the load
+//! The admin port: health for an orchestrator, metrics for Prometheus, a dashboard for people. Inside the cluster only, never behind the load
 //! balancer that clients use.
 //!
 //! It is up before the broker is, and goes down last: what can be asked of a process is not less while it starts or
@@ -7,7 +7,8 @@
 //! # Layout
 //!
 //! - `port`: what a process holds of it; `serve`: the listener; `access`: who may ask; `routes`: what is answered.
-//! - `operator`: what operators look at and change.
+//! - `operator`: what operators look at and change; `jobs`: jobs as they look them up; `overview`: all at once, as it changes.
+//! - `dashboard`: the pages that show it in a browser.
 //! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
 //! - [`collect`]: the numbers of the process's parts as metrics.
 
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::Timestamp;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
@@ -25,7 +26,10 @@ use crate::telemetry::exposition::Exposition;
 
 mod access;
 pub mod collect;
+mod dashboard;
+mod jobs;
 mod operator;
+mod overview;
 mod port;
 mod routes;
 pub mod sampler;
@@ -35,6 +39,9 @@ pub use access::{InvalidToken, Token};
 pub use port::Port;
 
 use sampler::Sample;
+
+/// Dashboards that are told of each look at a time.
+const LIVE_MAX: usize = 32;
 
 /// Adds the numbers of one part of the process.
 type Collector = Box<dyn Fn(&mut Exposition) + Send + Sync>;
@@ -50,6 +57,11 @@ pub struct Admin {
     broker: OnceLock<Broker>,
     /// Set when the process serves; cancelled when it drains.
     serving: OnceLock<CancellationToken>,
+    live: Arc<Semaphore>,
+    /// Asks for a look before its time.
+    look_now: Notify,
+    /// Cancelled when the port closes.
+    closing: CancellationToken,
 }
 
 impl fmt::Debug for Admin {
@@ -81,6 +93,9 @@ impl Admin {
             sample: watch::Sender::new(Arc::default()),
             broker: OnceLock::new(),
             serving: OnceLock::new(),
+            live: Arc::new(Semaphore::new(LIVE_MAX)),
+            look_now: Notify::new(),
+            closing: CancellationToken::new(),
         })
     }
 

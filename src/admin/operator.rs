@@ -29,7 +29,7 @@ use crate::api::{Problem, Receipt, Slug};
 /// Letters of a page if the request does not say.
 const LETTERS_DEFAULT: u32 = 50;
 
-type Answer = Result<Response, Refused>;
+pub(super) type Answer = Result<Response, Refused>;
 
 /// The paths of operators.
 pub(super) fn router() -> Router<Arc<Admin>> {
@@ -45,10 +45,10 @@ pub(super) fn router() -> Router<Arc<Admin>> {
 }
 
 /// What was not done, and why.
-struct Refused(Box<Problem>);
+pub(super) struct Refused(Box<Problem>);
 
 impl Refused {
-    fn new(slug: Slug, detail: impl Into<String>) -> Self {
+    pub(super) fn new(slug: Slug, detail: impl Into<String>) -> Self {
         Self(Box::new(Problem::new(slug, detail)))
     }
 }
@@ -79,6 +79,7 @@ impl QueueView {
             waiting: sample.depth.waiting,
             parked: sample.depth.parked,
             leased: sample.depth.leased,
+            oldest_seconds: sample.oldest.map(|oldest| oldest.as_secs_f64()),
             submitted_rate: sample.submitted_rate,
             settled_rate: sample.settled_rate,
             history: sample.history.iter().copied().collect(),
@@ -109,7 +110,7 @@ impl DeadLetterView {
     }
 }
 
-fn broker(admin: &Admin) -> Result<&Broker, Refused> {
+pub(super) fn broker(admin: &Admin) -> Result<&Broker, Refused> {
     admin.broker().ok_or_else(|| {
         let detail = "this process has no broker of its own, or has not reached it yet: ask a server, or ask again";
         Refused::new(Slug::BrokerUnavailable, detail)
@@ -142,6 +143,7 @@ async fn set_paused(State(admin): State<Arc<Admin>>, Path(name): Path<String>, p
     let queue: QueueName = name.parse()?;
     broker(&admin)?.policies.set_paused(&queue, paused).await?;
     tracing::info!(%queue, paused, "an operator changed whether jobs are given out");
+    admin.look_now.notify_one();
     Ok(json(StatusCode::OK, &PausedView { queue, paused }))
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::sampler::{self, Watched};
 use super::{Admin, Token, serve};
@@ -16,18 +15,17 @@ pub struct Port {
     admin: Arc<Admin>,
     address: Option<SocketAddr>,
     tasks: JoinSet<()>,
-    stop: CancellationToken,
 }
 
 impl Port {
     /// Answers on `listener` from now on; without a `token` whoever reaches it may ask.
     #[must_use]
     pub fn open(listener: TcpListener, token: Option<Token>, telemetry: Telemetry) -> Self {
-        let (admin, stop) = (Admin::new(token, telemetry), CancellationToken::new());
+        let admin = Admin::new(token, telemetry);
         let address = listener.local_addr().ok();
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve::serve(listener, Arc::clone(&admin), stop.clone()));
-        Self { admin, address, tasks, stop }
+        tasks.spawn(serve::serve(listener, Arc::clone(&admin), admin.closing.clone()));
+        Self { admin, address, tasks }
     }
 
     /// Looks at where jobs come from, from now on.
@@ -35,7 +33,7 @@ impl Port {
         if let Watched::Broker(broker) = &watched {
             self.admin.operates(broker.clone());
         }
-        self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.stop.clone()));
+        self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.admin.closing.clone()));
     }
 
     /// What it knows and answers.
@@ -52,7 +50,7 @@ impl Port {
 
     /// Ends it. What was watched is let go of.
     pub async fn close(mut self) {
-        self.stop.cancel();
+        self.admin.closing.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "the admin port failed");

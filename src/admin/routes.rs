@@ -12,33 +12,40 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderName, StatusCode};
 use serde::Serialize;
 
-use super::{Admin, Unready, access, operator};
+use super::{Admin, Unready, access, dashboard, jobs, operator, overview};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug};
 use crate::telemetry::exposition;
 
 /// Every path of the admin port.
 pub(super) fn router(admin: &Arc<Admin>) -> Router {
-    // Orchestrators have no credentials for their probes: these two say nothing that needs any.
-    let open = Router::new().route("/livez", get(live)).route("/readyz", get(ready));
-    let guarded = Router::new().route("/metrics", get(metrics)).merge(operator::router());
+    // Orchestrators have no credentials for their probes, and a browser none for a page: these say nothing that needs any.
+    let open = Router::new().route("/livez", get(live)).route("/readyz", get(ready)).merge(dashboard::pages());
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .merge(operator::router())
+        .merge(jobs::router())
+        .merge(overview::router());
     let guarded = guarded.layer(from_fn_with_state(Arc::clone(admin), guard));
     let router = open.merge(guarded).fallback(|| async {
         problem(&Problem::new(
             Slug::NotFound,
-            "the admin port has no such path: /livez, /readyz, /metrics, /v1/queues and /v1/dead are there",
+            "the admin port has no such path: /livez, /readyz, /metrics, /v1/queues, /v1/dead and the dashboard at / are there",
         ))
     });
     router.layer(axum::middleware::map_response(finish)).with_state(Arc::clone(admin))
 }
 
-/// On every answer: nothing is kept, guessed or framed.
+/// On every answer: nothing is kept, guessed, framed, or fetched from elsewhere.
 async fn finish(mut response: Response) -> Response {
+    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+                          base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers = response.headers_mut();
     for (name, value) in [
         (CACHE_CONTROL, "no-store"),
         (HeaderName::from_static("x-content-type-options"), "nosniff"),
         (HeaderName::from_static("referrer-policy"), "no-referrer"),
+        (HeaderName::from_static("content-security-policy"), POLICY),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }

@@ -55,6 +55,8 @@ pub struct QueueSample {
     pub policy: QueuePolicy,
     /// How much waits and runs.
     pub depth: Depth,
+    /// How long the job waits that waits longest, if the broker can say it cheaply and one waits.
+    pub oldest: Option<Duration>,
     /// What this process counted of it.
     pub counts: Counts,
     /// Jobs accepted a second, since the look before.
@@ -84,7 +86,12 @@ pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: Cancellatio
                 }
             }
             admin.sample.send_replace(Arc::new(sample));
-            sleep(EVERY.max(began.elapsed() * PAUSE_FACTOR)).await;
+            // Whoever changed something wants to see it.
+            let pause = sleep(EVERY.max(began.elapsed() * PAUSE_FACTOR));
+            tokio::select! {
+                () = pause => {}
+                () = admin.look_now.notified() => {}
+            }
         }
     })
     .await;
@@ -117,6 +124,7 @@ async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Vec<Q
             Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
+        let since = if depth.waiting > 0 { broker.jobs.oldest(&name).await? } else { None };
         let counts = flows.get(&name).copied().unwrap_or_default();
         let last = known.remove(&name);
         let rate = |of: fn(&Counts) -> u64| {
@@ -136,6 +144,7 @@ async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Vec<Q
             name,
             policy,
             depth,
+            oldest: since.map(|since| admin.telemetry.clock().now().since(since)),
             counts,
             history,
         });

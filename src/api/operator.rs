@@ -29,6 +29,8 @@ pub struct QueueView {
     pub parked: u64,
     /// Jobs in workers' hands.
     pub leased: u64,
+    /// How long the job waits that waits longest; `null` if none does, or the broker can't say it cheaply.
+    pub oldest_seconds: Option<f64>,
     /// Jobs accepted a second, by this process.
     pub submitted_rate: f64,
     /// Runs ended a second, as far as this process sees them.

@@ -15,7 +15,7 @@ pub(super) const TOKEN: &str = "RELAY_ADMIN_TOKEN";
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Admin port")]
 pub(crate) struct AdminArgs {
-    /// Serve /livez, /readyz, /metrics and what `relay queues` and `relay dead` ask there; port 0 takes a free one. Off unless given. Never let clients reach it
+    /// Serve /livez, /readyz, /metrics, what `relay queues` and `relay dead` ask, and on servers a dashboard there; port 0 takes a free one. Off unless given. Never let clients reach it
     #[arg(long, value_name = "ADDR", env = "RELAY_ADMIN", num_args = 0..=1, default_missing_value = "127.0.0.1:7412")]
     admin: Option<SocketAddr>,
     /// File with the token that callers send as `Authorization: Bearer TOKEN`; or set RELAY_ADMIN_TOKEN. Addresses other

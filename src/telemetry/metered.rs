@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId};
+use relay_bridge::contract::{
+    ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp,
+};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
@@ -73,6 +75,10 @@ impl JobQueue for Jobs {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         self.inner.depth(queue).await
+    }
+
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.inner.oldest(queue).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -88,6 +88,23 @@ impl JobQueue for Embedded {
             .await
     }
 
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        let queue = queue.clone();
+        self.read(move |conn| {
+            // One look at the index for each client that has work: the first of its line.
+            let oldest: Option<i64> = conn
+                .prepare_cached(
+                    "SELECT MIN(j.due_at) FROM queues AS q JOIN lines AS l ON l.queue = q.id JOIN jobs AS j ON j.seq =
+                     (SELECT MIN(w.seq) FROM jobs AS w WHERE w.queue = l.queue AND w.client = l.client AND w.state = 0
+                      AND w.state < 2) WHERE q.name = ?1 AND l.waiting > 0",
+                )
+                .and_then(|mut query| query.query_row([queue.as_str()], |row| row.get(0)))
+                .map_err(|e| unavailable(e, "oldest job"))?;
+            Ok(oldest.map(Timestamp::from_millis))
+        })
+        .await
+    }
+
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.call(move |writer| writer.sweep(limit)).await
     }

@@ -1,0 +1,136 @@
+// Looks at the dashboard as a person would, in a headless Chromium: what is seen, what keys do, what follows from a press.
+// Called by tests/dashboard.rs with the admin port, the data port and a folder for pictures.
+
+import assert from "node:assert/strict";
+import chromium from "@sparticuz/chromium";
+import puppeteer from "puppeteer-core";
+
+const [admin, http, pictures] = process.argv.slice(2);
+const browser = await puppeteer.launch({ executablePath: await chromium.executablePath(), headless: "shell", args: chromium.args });
+const page = await browser.newPage();
+
+// Whatever the page complains of, a refusal by its own policy included, and whatever it fetches from elsewhere.
+const complaints = [];
+page.on("console", (message) => message.type() !== "log" && complaints.push(message.text()));
+page.on("pageerror", (error) => complaints.push(error.message));
+page.on("request", (request) => !request.url().startsWith(admin) && complaints.push(`asked ${request.url()}`));
+
+/** Waits for the text anywhere in sight. */
+const see = (text) => page.waitForFunction((text) => document.body.innerText.includes(text), { timeout: 20_000 }, text);
+const gone = (text) => page.waitForFunction((text) => !document.body.innerText.includes(text), { timeout: 20_000 }, text);
+const heading = (text) => page.waitForFunction((text) => document.querySelector("h1")?.innerText === text, { timeout: 20_000 }, text);
+const metric = async (line) => (await (await fetch(`${admin}/metrics`)).text()).includes(`${line}\n`);
+const submit = async (client, queue, lines) => {
+  const headers = { "Relay-Client": client, "Content-Type": "application/x-ndjson" };
+  const answer = await fetch(`${http}/v1/queues/${queue}/batch`, { method: "POST", headers, body: lines.map((line) => JSON.stringify(line)).join("\n") });
+  assert.equal(answer.status, 200, await answer.text());
+};
+
+const scenes = {
+  async "what waits is shown as soon as it comes, without a reload"() {
+    await page.goto(admin);
+    await see("ready");
+    await see("slow");
+    for (let batch = 0; batch < 10; batch++) {
+      await submit("shop", "slow", Array.from({ length: 1000 }, (_, at) => ({ key: `k-${batch * 1000 + at}`, text: "x" })));
+    }
+    await see("10,000");
+  },
+
+  async "a queue is paused and resumed with the keyboard alone"() {
+    await page.focus('[aria-label="Pause slow"]');
+    await page.keyboard.press("Enter");
+    await page.waitForSelector('[aria-label="Resume slow"]');
+    assert.ok(await metric('relay_queue_paused{queue="slow"} 1'));
+    assert.equal(await page.evaluate(() => document.activeElement.innerText), "Resume", "the focus stays where it was");
+    await page.keyboard.press("Space");
+    await page.waitForSelector('[aria-label="Pause slow"]');
+    assert.ok(await metric('relay_queue_paused{queue="slow"} 0'));
+  },
+
+  async "every section is two keys away"() {
+    for (const [key, title] of [["c", "Clients"], ["w", "Workers"], ["j", "Jobs"], ["d", "Dead letters"], ["q", "Queues"]]) {
+      await page.keyboard.press("g");
+      await page.keyboard.press(key);
+      await heading(title);
+      assert.equal(await page.$eval("nav [aria-current]", (link) => link.innerText), title);
+    }
+  },
+
+  async "a client's jobs come in pages"() {
+    await page.goto(`${admin}/#/jobs?client=shop`);
+    await see("Older ones");
+    assert.equal((await page.$$("tbody tr")).length, 50);
+    const first = await page.$eval("tbody a", (link) => link.innerText);
+    await page.evaluate(() => [...document.querySelectorAll("a")].find((link) => link.innerText === "Older ones").click());
+    await gone(first);
+    assert.equal((await page.$$("tbody tr")).length, 50);
+  },
+
+  async "a job is found by its key, with its life and, if asked for, its payload"() {
+    await submit("shop", "bad", [{ key: "order-7", text: "no such <b>thing</b>", meta: { tenant: "eu" } }]);
+    await page.keyboard.press("/");
+    await page.waitForFunction(() => document.activeElement?.id === "find");
+    await page.keyboard.type("order-7");
+    await page.keyboard.press("Tab");
+    await page.keyboard.type("bad");
+    await page.keyboard.press("Enter");
+    await see("exit-code");
+    await see("no such <b>thing</b> is known");
+    for (const text of ["accepted", "attempt 1 of 10 started", "failed", "meta tenant", "order-7"]) await see(text);
+    assert.ok(!(await page.evaluate(() => document.body.innerText)).includes("Payload of the dead letter"));
+    await page.click("[name=payload]");
+    await page.click("form.find button");
+    await see("Payload of the dead letter");
+    assert.equal(await page.$("main b"), null, "what a handler says is a text and no markup");
+  },
+
+  async "a dead letter's job is started again and is gone from the list"() {
+    await page.goto(`${admin}/#/dead`);
+    await see("no such <b>thing</b> is known");
+    const id = await page.$eval("tbody a", (link) => link.innerText);
+    await page.click("tbody button");
+    await see("is started again");
+    await page.goto(`${admin}/#/job?id=${id}`);
+    await see("Life of run 2");
+  },
+
+  async "nothing sticks out, in either scheme and on a narrow screen"() {
+    for (const [width, height] of [[1280, 800], [390, 844]]) {
+      for (const scheme of ["light", "dark"]) {
+        await page.setViewport({ width, height });
+        await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+        for (const [name, hash] of [["queues", "#/"], ["clients", "#/clients"], ["workers", "#/workers"], ["jobs", "#/jobs?client=shop"],
+          ["job", "#/job?key=order-7&queue=bad&payload=true"], ["dead", "#/dead"]]) {
+          await page.goto(`${admin}/${hash}`);
+          await page.waitForFunction(() => document.querySelector("h1") && document.querySelector("#state.ready"));
+          if (name === "job") await see("What is known");
+          const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+          assert.ok(wide <= width, `${name} is ${wide} wide on a screen of ${width}`);
+          await page.screenshot({ path: `${pictures}/${name}-${width}-${scheme}.png` });
+        }
+      }
+    }
+  },
+
+  async "the page says so when the process goes away"() {
+    console.log("stop");
+    await see("the process is away");
+  },
+};
+
+let failed = 0;
+for (const [name, scene] of Object.entries(scenes)) {
+  const away = name.includes("goes away");
+  try {
+    await scene();
+    if (!away) assert.deepEqual(complaints, []);
+    console.log(`ok ${name}`);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED ${name}: ${error.stack}\nin sight: ${await page.evaluate(() => document.body.innerText).catch(() => "")}\ncomplaints: ${complaints}`);
+  }
+  complaints.length = 0;
+}
+await browser.close();
+process.exit(failed ? 1 : 0);
