@@ -80,6 +80,7 @@ pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Do
     for (protocol, _, in_flight) in &doors {
         family.value(&[("protocol", protocol)], in_flight);
     }
+    text.gauge("relay_streams", "Streams of events that are open.").value(&[], http.followers());
     text.gauge("relay_request_body_bytes", "Bytes of all bodies in flight.").value(&[], http.byte_budget().taken());
 }
 

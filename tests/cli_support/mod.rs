@@ -96,6 +96,11 @@ impl Running {
         self.ready["listening"]["workers"].as_str().unwrap().to_owned()
     }
 
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }

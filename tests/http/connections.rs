@@ -28,6 +28,24 @@ async fn a_peer_that_sends_nothing_or_half_a_head_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_trickles_in_is_given_no_more_time_for_each_byte() {
+    let mut setup = Setup::default();
+    setup.limits.first_request = Duration::from_millis(100);
+    let relay = setup.start().await;
+    let mut peer = relay.connect().await;
+    peer.write(b"GET /v1/whoami HTTP/1.1\r\nx-slow: ").await;
+    // It would take some minutes to be done.
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    for _ in 0..100_000 {
+        tick.tick().await;
+        if !peer.try_write(b"x").await {
+            return;
+        }
+    }
+    panic!("the head was waited for to its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_later_head_that_does_not_end_is_dropped_too() {
     let mut setup = Setup::default();
     setup.limits.idle = Duration::from_millis(50);

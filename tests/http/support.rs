@@ -182,6 +182,11 @@ impl Peer {
         self.stream.write_all(bytes).await.unwrap();
     }
 
+    /// Whether the connection still takes it.
+    pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_ok()
+    }
+
     /// Says that nothing more will be sent.
     pub(crate) async fn half_close(&mut self) {
         self.stream.shutdown().await.unwrap();

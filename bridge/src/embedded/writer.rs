@@ -225,6 +225,14 @@ impl Writer {
             self.state.ids.committed();
             return Ok(());
         };
+        // Without space the record that makes the transaction one was not written: nothing took effect.
+        if failure.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+            let failure = schema::unavailable(failure, "commit");
+            error!(error = %failure, "commit failed");
+            self.in_transaction = !self.conn.is_autocommit();
+            self.roll_back();
+            return Err(failure);
+        }
         // Whether the commit reached the disk is unknown: say so, and trust nothing that is in memory.
         error!(error = %failure, "commit failed: the store is closed and opened again");
         self.broken = true;

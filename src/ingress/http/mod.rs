@@ -175,6 +175,12 @@ impl Ingress {
         &self.refusals
     }
 
+    /// Streams of events that are open.
+    #[must_use]
+    pub fn followers(&self) -> usize {
+        self.followers.taken()
+    }
+
     /// Requests that are not answered yet, waits included.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -1,0 +1,126 @@
+//! A server whose data directory is full, as a process: what it can't keep it refuses, and what it acknowledged is there.
+#![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod cli_support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use cli_support::{Running, relay};
+use relay::client::{Client, ClientError, NewJob};
+
+/// What the store may take on its full disk: some dozen of the test's jobs.
+const BYTES_MAX: u32 = 4 * 1024 * 1024;
+
+fn job(at: u8) -> NewJob {
+    NewJob {
+        queue: "default".parse().unwrap(),
+        key: Some(format!("job-{at}").parse().unwrap()),
+        content_type: "application/octet-stream".to_owned(),
+        payload: vec![at; 100 * 1024].into(),
+        delay: None,
+        expires_in: None,
+        meta: BTreeMap::new(),
+    }
+}
+
+fn serve(data: &Path) -> Command {
+    let data = data.to_str().unwrap();
+    relay(["serve", "--json", "--no-auth", "--listen", "127.0.0.1:0", "--queue", "default", "--data", data])
+}
+
+/// A small file system of its own, which other processes do not see, where the system lets its users have one.
+struct Disk(Running);
+
+impl Disk {
+    fn mount(folder: &Path) -> Option<Self> {
+        let mount = format!("mount -t tmpfs -o size={BYTES_MAX} tmpfs '{}' && echo 1 && exec cat", folder.display());
+        let allowed = Command::new("unshare").args(["-rm", "true"]).output().is_ok_and(|ran| ran.status.success());
+        allowed.then(|| {
+            let mut shell = Command::new("unshare");
+            shell.args(["-rm", "sh", "-c", &mount]);
+            Self(Running::start_command(piped(shell)))
+        })
+    }
+
+    /// The same command, as a process that sees it.
+    fn inside(&self, command: &Command) -> Command {
+        let pid = self.0.id().to_string();
+        behind(Command::new("nsenter").args(["--preserve-credentials", "-U", "-m", "-t", &pid]), command)
+    }
+
+    fn grow(&self, folder: &Path) {
+        let mut remount = Command::new("mount");
+        remount.args(["-o", "remount,size=64m"]).arg(folder);
+        assert!(self.inside(&remount).status().unwrap().success());
+    }
+}
+
+/// The same command, whose writes fail where a file would grow beyond the limit. The store can't tell that from a broken
+/// disk.
+fn limited(command: &Command) -> Command {
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", BYTES_MAX / 512);
+    behind(Command::new("sh").args(["-c", &script]), command)
+}
+
+/// `first`, with `command` as the end of its arguments.
+fn behind(first: &Command, command: &Command) -> Command {
+    let mut whole = Command::new(first.get_program());
+    whole.args(first.get_args()).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => whole.env(name, value),
+            None => whole.env_remove(name),
+        };
+    }
+    piped(whole)
+}
+
+fn piped(mut command: Command) -> Command {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(folder.path());
+    let serve = serve(folder.path());
+    let full = disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve));
+    let server = Running::start_command(full);
+    let client = Client::new(&server.url(), None).unwrap();
+    let mut acknowledged = Vec::new();
+    let refused = loop {
+        let at = u8::try_from(acknowledged.len()).expect("255 jobs of 100 KiB were taken into files of 4 MiB");
+        match client.submit(&job(at), None).await {
+            Ok(submitted) => acknowledged.push(submitted.job_id()),
+            Err(ClientError::Refused { problem, .. }) => break *problem,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(acknowledged.len() > 10, "{} were taken", acknowledged.len());
+    if disk.is_some() {
+        assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
+        assert!(refused.retry_after.is_some());
+    } else {
+        assert_eq!((refused.status, refused.retry.as_str()), (504, "with-idempotency-key"), "{refused:?}");
+    }
+    // It goes on answering.
+    assert_eq!(client.status(acknowledged[0]).await.unwrap().receipt.job_id, acknowledged[0]);
+    server.kill();
+
+    // There is room again.
+    disk.iter().for_each(|disk| disk.grow(folder.path()));
+    let server = Running::start_command(disk.as_ref().map_or(serve, |disk| disk.inside(&self::serve(folder.path()))));
+    let client = Client::new(&server.url(), None).unwrap();
+    for (at, id) in (0..).zip(&acknowledged) {
+        let again = client.submit(&job(at), None).await.unwrap();
+        assert_eq!((again.job_id(), again.replayed()), (*id, true));
+    }
+    let next = u8::try_from(acknowledged.len()).unwrap();
+    let next = client.submit(&job(next), None).await.unwrap();
+    assert!(disk.is_none() || !next.replayed(), "nothing was kept of what was refused");
+    server.stop();
+}
