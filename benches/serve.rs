@@ -1,5 +1,5 @@
 //! `relay serve` as a process: resident memory, and the time from its start to its first answer, with nothing waiting
-//! and with a million jobs waiting.
+//! and with a million jobs waiting; memory and processor time of streams of results that wait.
 //!
 //! `cargo bench --bench serve`. `RELAY_BENCH_JOBS` sets another number of waiting jobs than a million. Jobs are of 256
 //! bytes. Files are in the page cache, as after a restart of the process and not of the machine.
@@ -16,12 +16,13 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay_bridge::leasing::Leasing;
 use relay_bridge::remote::{Remote, RemoteConfig};
 use support::store::{WORKERS, open, produce, work};
-use support::{median, resident};
+use support::{cpu_of, median, resident};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -31,6 +32,10 @@ const STARTS: usize = 5;
 /// Submissions, and jobs finished, before memory is looked at again.
 const TRAFFIC: u64 = 2_000;
 const CONNECTIONS: u64 = 16;
+/// As many as a server takes connections.
+const FOLLOWERS: usize = 10_000;
+/// Two pings of each.
+const FOLLOWED: Duration = Duration::from_secs(30);
 /// What a server has allocated for its start is touched by then.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -62,6 +67,38 @@ fn main() {
         start_and_stop(&deep),
         "ms ",
         "goal <= 100",
+    );
+    followers(&runtime, &fresh);
+}
+
+/// Streams of results that wait for one.
+fn followers(runtime: &Runtime, data: &Path) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let server = Server::start(data);
+    let pid = server.child.id();
+    let request = b"GET /v1/results?after=now HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+    let streams: Vec<TcpStream> = (0..FOLLOWERS)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.http).unwrap();
+            stream.write_all(request).unwrap();
+            let (mut buffer, mut filled) = ([0; 4096], 0);
+            while !buffer[..filled].windows(6).any(|window| window == b"retry:") {
+                filled += stream.read(&mut buffer[filled..]).unwrap();
+            }
+            stream
+        })
+        .collect();
+    let memory = resident(pid) as f64 / 1_048_576.0;
+    let before = cpu_of(pid);
+    runtime.block_on(async { tokio::time::sleep(FOLLOWED).await });
+    let cpu = (cpu_of(pid) - before).as_secs_f64() / FOLLOWED.as_secs_f64() * 100.0;
+    line(&format!("resident memory, {} idle followers", streams.len()), memory, "MiB", "goal <= 260");
+    line(
+        &format!("{} idle followers, pings included", streams.len()),
+        cpu,
+        "%  ",
+        "of one processor, goal: next to none",
     );
 }
 

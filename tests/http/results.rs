@@ -229,6 +229,29 @@ async fn readers_that_do_not_read_hold_little_and_are_dropped() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_read_ends_its_http_2_connection_though_another_is_read() {
+    let mut setup = Setup::default();
+    setup.limits.first_request = Duration::from_millis(50);
+    setup.limits.idle = Duration::from_millis(300);
+    setup.limits.ping_every = Duration::from_millis(20);
+    let relay = setup.start().await;
+    // More than the window of a stream.
+    let batch = "{\"text\":\"x\"}\n".repeat(200);
+    assert_eq!(relay.ask("POST /v1/queues/mail/batch", &[], batch).await.status, 200);
+    for _ in 0..200 {
+        relay.work("text/plain", vec![b'x'; 16 * 1024]).await;
+    }
+    let client = reqwest::Client::builder().http2_prior_knowledge().http2_initial_stream_window_size(65_535);
+    let client = client.build().unwrap();
+    let stream = |path: &str| {
+        let request = client.get(format!("http://{}{path}", relay.address)).header("accept", "text/event-stream");
+        async { request.send().await.unwrap() }
+    };
+    let (_unread, mut read) = (stream("/v1/results").await, stream("/v1/results?after=now").await);
+    while let Ok(Some(_)) = read.chunk().await {}
+}
+
 /// What this process has in memory.
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();

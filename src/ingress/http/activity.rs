@@ -1,8 +1,8 @@
 //! What happens on a connection, so that one on which nothing happens can be dropped.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(super) struct Activity {
     running: AtomicU64,
     /// When the last answer was ready, or a part of one was taken, in milliseconds after `start`.
     answered_at: AtomicU64,
+    /// The same for each answer that is a stream. Over HTTP/2 a peer may read one of them and not another.
+    streams: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
 impl Activity {
@@ -27,6 +29,7 @@ impl Activity {
             begun: AtomicU64::new(0),
             running: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
+            streams: Mutex::default(),
         }
     }
 
@@ -43,10 +46,13 @@ impl Activity {
         if body.size_hint().exact().is_some() {
             return body;
         }
-        Body::new(Attended { body, activity: Arc::clone(self) })
+        let taken_at = Arc::new(AtomicU64::new(self.now()));
+        self.streams().push(Arc::clone(&taken_at));
+        Body::new(Attended { body, activity: Arc::clone(self), taken_at })
     }
 
-    /// Ends if no request came within `first`, or later none within `idle` after the last answer.
+    /// Ends if no request came within `first`, or later none within `idle` after the last answer; or if nothing was taken of
+    /// a stream for as long as that.
     ///
     /// One timer for the connection, which looks again when it fires, instead of one that every request resets. Hyper has
     /// no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings and ask
@@ -62,7 +68,9 @@ impl Activity {
                 0 => self.start + Duration::from_millis(self.answered_at.load(Ordering::Relaxed)),
                 _ => now,
             };
-            let until = quiet_since + idle;
+            let stalled = self.streams().iter().map(|taken_at| taken_at.load(Ordering::Relaxed)).min();
+            let stalled = stalled.map_or(now, |taken_at| self.start + Duration::from_millis(taken_at));
+            let until = quiet_since.min(stalled) + idle;
             if until <= now {
                 return;
             }
@@ -71,8 +79,16 @@ impl Activity {
     }
 
     fn answered(&self) {
-        let since_start = self.start.elapsed().as_millis();
-        self.answered_at.store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.answered_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Milliseconds after `start`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,6 +105,13 @@ impl Drop for Running {
 struct Attended {
     body: Body,
     activity: Arc<Activity>,
+    taken_at: Arc<AtomicU64>,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.activity.streams().retain(|taken_at| !Arc::ptr_eq(taken_at, &self.taken_at));
+    }
 }
 
 impl HttpBody for Attended {
@@ -102,6 +125,7 @@ impl HttpBody for Attended {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if polled.is_ready() {
             self.activity.answered();
+            self.taken_at.store(self.activity.now(), Ordering::Relaxed);
         }
         polled
     }

@@ -49,9 +49,10 @@ pub(super) fn finish(mut response: Response, asked: &Method, all: bool, request_
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
             Some(Problem::new(Slug::MethodNotAllowed, "this path has other methods: the header Allow names them"))
         }
-        None if status == StatusCode::NOT_FOUND => {
-            Some(Problem::new(Slug::NotFound, "relay has no such path: check its spelling and the version in it"))
-        }
+        None if status == StatusCode::NOT_FOUND => Some(Problem::new(
+            Slug::NotFound,
+            "relay has no such path: check its spelling and the version in it; /docs says which there are",
+        )),
         None if status.is_client_error() => {
             Some(Problem::new(Slug::MalformedRequest, "the request's path or query can't be read: correct it"))
         }
