@@ -1,5 +1,5 @@
-//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs: each message is
-//! one job, and what can't be one is put aside.
+//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, and while jobs
+//! of a relay on SQS are done on NATS: each message is one job, what can't be one is put aside, and each job has one result.
 //!
 //! `RELAY_KILL_JOBS` sets the number of messages (400 here; the emulator is no place for more than 2,000).
 
@@ -14,9 +14,16 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
+use std::time::Duration;
 
 use cli_support::Running;
 use kill_support::from_environment;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{Outcome, QueueName, Submission};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::sqs::config::{Credentials, SqsConfig};
+use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::{AwsEmulator, NatsServer};
 use serde_json::{Value, json};
 
@@ -89,6 +96,90 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
     let attribute = |name: &str| aside[0]["MessageAttributes"][name]["StringValue"].as_str().unwrap_or_default();
     assert_eq!((attribute("Relay-Reason"), attribute("X"), attribute("Relay-Queue")), ("missing", "kept", "orders"));
     assert!(attribute("Relay-Detail").contains("order-id"), "{}", attribute("Relay-Detail"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is_killed() {
+    let jobs = from_environment("RELAY_KILL_JOBS").unwrap_or(MESSAGES);
+    let dir = tempfile::tempdir().unwrap();
+    let (emulator, inner) = (AwsEmulator::start().await, NatsServer::start().await);
+    let provisioned = cli_support::run(["provision", "--nats", &inner.url()]);
+    assert_eq!(cli_support::code(&provisioned), 0, "{provisioned:?}");
+    let config = SqsConfig {
+        region: Some("eu-central-1".to_owned()),
+        endpoint: Some(emulator.url()),
+        credentials: Credentials::keys("test", "test"),
+        ..SqsConfig::default()
+    };
+    let sqs = Sqs::connect(config, Settings::default()).await.unwrap();
+    let (broker, queue): (_, QueueName) = (sqs.broker(), "default".parse().unwrap());
+    let policy = QueuePolicy { lease: Duration::from_secs(2), ..QueuePolicy::default() };
+    broker.policies.put_policy(&queue, &policy).await.unwrap();
+    let mut submitted = Vec::new();
+    for n in 0..jobs {
+        let submission = Submission {
+            client: "shop".parse().unwrap(),
+            queue: queue.clone(),
+            key: Some(format!("job-{n}").parse().unwrap()),
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: format!("payload of job-{n}").into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let job = submission.accept(&policy, Clock::system().now());
+        submitted.push((job.id, job.payload.clone()));
+        broker.jobs.enqueue(job).await.unwrap();
+    }
+
+    let (file, starts) = (dir.path().join("relay.toml"), dir.path().join("starts"));
+    let text = format!(
+        "[[bridge]]\nname = \"aws\"\nslots = 32\nqueues = {{ default = \"default\" }}\n\
+         from.relay_sqs = {{ region = \"eu-central-1\", endpoint = \"{}\" }}\nto.nats = {{ servers = [\"{}\"] }}\n",
+        emulator.url(),
+        inner.url()
+    );
+    fs::write(&file, text).unwrap();
+    let url = inner.url();
+    let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
+    let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
+    let worker = Running::start(args.iter().copied().chain([script, "handler", starts.to_str().unwrap()]));
+    let mut running = [bridge(&file), bridge(&file)];
+    let client = "shop".parse().unwrap();
+    for (n, (job, payload)) in submitted.iter().enumerate() {
+        let Lookup::Finished(finished) = broker.results.wait(&client, *job, Duration::from_secs(120)).await.unwrap()
+        else {
+            panic!("job {n} has no result");
+        };
+        assert_eq!((finished.result.outcome, &finished.result.payload), (Outcome::Succeeded, payload));
+        let (n, every) = (n as u64 + 1, jobs / (KILLS + 1));
+        if n.is_multiple_of(every) && n / every <= KILLS {
+            let place = &mut running[usize::try_from(n / every % 2).unwrap()];
+            std::mem::replace(place, bridge(&file)).kill();
+        }
+    }
+    let (mut seen, mut start) = (BTreeSet::new(), Start::Oldest);
+    loop {
+        let page = broker.results.page(&client, &start, 100, Duration::ZERO).await.unwrap();
+        if page.entries.is_empty() {
+            break;
+        }
+        for entry in page.entries {
+            assert!(seen.insert(entry.result.job_id), "a second result of {}", entry.result.job_id);
+        }
+        start = Start::After(page.next);
+    }
+    running.into_iter().for_each(Running::stop);
+    worker.stop();
+    let at_target: BTreeSet<_> = fs::read_to_string(&starts).unwrap().lines().map(str::to_owned).collect();
+    println!(
+        "submitted {jobs}, jobs at the target {}, results {}; kills of bridges {KILLS}",
+        at_target.len(),
+        seen.len()
+    );
+    assert_eq!((seen.len() as u64, at_target.len() as u64), (jobs, jobs));
+    sqs.close().await;
 }
 
 fn bridges(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {

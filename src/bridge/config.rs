@@ -93,4 +93,7 @@ pub enum RelaySource {
     },
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),
+    /// SQS with DynamoDB, as the broker that keeps the jobs.
+    #[cfg(feature = "sqs")]
+    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
 }

@@ -10,6 +10,8 @@ use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::remote::{Remote, RemoteConfig};
+#[cfg(feature = "sqs")]
+use relay_bridge::sqs::Sqs;
 
 use super::exit::CliError;
 use super::provision::from_broker;
@@ -27,6 +29,9 @@ pub(crate) enum SourceConfig {
     Tcp { address: String, key: Option<String> },
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),
+    /// SQS with DynamoDB, as the broker that keeps the jobs.
+    #[cfg(feature = "sqs")]
+    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
 }
 
 impl SourceConfig {
@@ -35,6 +40,8 @@ impl SourceConfig {
         match self {
             Self::Tcp { address, .. } => address.clone(),
             Self::Nats(nats) => nats.servers.join(","),
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => format!("table {}", sqs.table),
         }
     }
 }
@@ -45,6 +52,9 @@ pub(crate) enum Source {
     Remote(Arc<Remote>),
     /// The broker itself.
     Nats(Nats),
+    /// The broker itself.
+    #[cfg(feature = "sqs")]
+    Sqs(Sqs),
 }
 
 impl Source {
@@ -59,6 +69,18 @@ impl Source {
     ) -> Result<Self, CliError> {
         match config {
             SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
+            #[cfg(feature = "sqs")]
+            SourceConfig::Sqs(config) => {
+                let sqs = Sqs::connect(*config, relay_bridge::sqs::Settings::default()).await;
+                let sqs = sqs.map_err(|error| CliError::usage(error.to_string()))?;
+                match known(&*sqs.broker().leasing, queues).await {
+                    Ok(()) => Ok(Self::Sqs(sqs)),
+                    Err(error) => {
+                        sqs.close().await;
+                        Err(error)
+                    }
+                }
+            }
             SourceConfig::Tcp { address, key } => {
                 let remote = RemoteConfig { key, ..RemoteConfig::new(&address, worker.clone()) };
                 let connected = dial(remote).await.map_err(|error| unconnected(&address, &error))?;
@@ -71,6 +93,8 @@ impl Source {
         match self {
             Self::Remote(remote) => Arc::clone(remote) as Arc<dyn Leasing>,
             Self::Nats(nats) => nats.broker().leasing,
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => sqs.broker().leasing,
         }
     }
 
@@ -84,8 +108,28 @@ impl Source {
                 }
             }
             Self::Nats(nats) => nats.close().await,
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => sqs.close().await,
         }
     }
+}
+
+/// Finds that the queues are there, waiting for a broker that is away.
+#[cfg(feature = "sqs")]
+async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliError> {
+    for queue in queues {
+        let mut ceiling = BACKOFF_BASE;
+        loop {
+            match leasing.queue_policy(queue).await {
+                Ok(_) => break,
+                Err(error) if error.is_transient() => tracing::warn!("waiting for AWS: {error}"),
+                Err(error) => return Err(CliError::usage(format!("queue {queue}: {error}"))),
+            }
+            tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+            ceiling = (ceiling * 2).min(BACKOFF_MAX);
+        }
+    }
+    Ok(())
 }
 
 /// Connects to NATS, waiting for it, and finds that the queues are there.

@@ -41,6 +41,20 @@ struct FromTable {
     nats: Option<NatsTable>,
     stream: Option<StreamTable>,
     sqs: Option<SqsTable>,
+    relay_sqs: Option<RelaySqsTable>,
+}
+
+/// A relay that keeps its jobs on SQS and DynamoDB, and what its table and queues are called there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(not(feature = "sqs"), expect(dead_code, reason = "it is read, and refused"))]
+struct RelaySqsTable {
+    region: Option<String>,
+    endpoint: Option<String>,
+    table: Option<String>,
+    queue_prefix: Option<String>,
+    #[serde(default)]
+    fifo: bool,
 }
 
 /// A plain queue of SQS. Credentials are those of the AWS SDK: the environment, the profile, the pod or the machine.
@@ -149,13 +163,21 @@ impl Table {
             None => None,
         };
         let from = match from {
-            FromTable { relay, nats, sqs, .. }
-                if [relay.is_some(), nats.is_some(), sqs.is_some()].into_iter().filter(|is| *is).count() > 1 =>
+            FromTable { relay, nats, sqs, relay_sqs, .. }
+                if [relay.is_some(), nats.is_some(), sqs.is_some(), relay_sqs.is_some()]
+                    .into_iter()
+                    .filter(|is| *is)
+                    .count()
+                    > 1 =>
             {
-                wrong.add("from", "it comes from more than one place", "leave all but one of relay, nats and sqs out");
+                wrong.add(
+                    "from",
+                    "it comes from more than one place",
+                    "leave all but one of relay, nats, sqs and relay_sqs out",
+                );
                 None
             }
-            FromTable { relay: None, nats: None, sqs: None, .. } => {
+            FromTable { relay: None, nats: None, sqs: None, relay_sqs: None, .. } => {
                 wrong.add(
                     "from",
                     "it comes from nowhere",
@@ -183,7 +205,7 @@ impl Table {
                 }
                 stream.resolve(connection, job, reply, wrong)
             }
-            FromTable { relay, nats, stream, .. } => {
+            FromTable { relay, nats, stream, relay_sqs, .. } => {
                 if stream.is_some() {
                     wrong.add("from.stream", "a relay has no streams of others", "write from.nats beside it");
                 }
@@ -191,12 +213,13 @@ impl Table {
                     let what = "these are for messages of a stream: jobs of a relay stay what they are";
                     wrong.add("job, reply", what, "leave them out, or write from.stream");
                 }
-                let source = match (relay, nats) {
-                    (Some(RelayTable { address, key_file }), _) => {
+                let source = match (relay, nats, relay_sqs) {
+                    (_, _, Some(sqs)) => sqs.resolve(wrong),
+                    (Some(RelayTable { address, key_file }), _, _) => {
                         let key = key_file.map(|path| Secret::File(wrong.file(path)));
                         Some(RelaySource::Tcp { address, key })
                     }
-                    (None, nats) => {
+                    (None, nats, None) => {
                         let nats = nats.and_then(|nats| nats.resolve("from.nats", wrong));
                         nats.map(|nats| RelaySource::Nats(Box::new(nats)))
                     }
@@ -280,12 +303,7 @@ impl SqsTable {
         let (job, ..) = said(job, wrong)?;
         let Self { queue: url, put_aside, region, endpoint } = self;
         let connection = SqsConfig { region, endpoint, ..SqsConfig::default() };
-        if let Err(invalid) = connection.check() {
-            for problem in invalid.problems() {
-                let (of, what) = problem.split_once(": ").unwrap_or(("", problem));
-                wrong.add(&format!("from.sqs.{of}"), what, "correct it");
-            }
-        }
+        check_sqs("from.sqs", &connection, wrong);
         Some(Origin::Sqs(Box::new(ForeignSqs { connection, url, put_aside, job })))
     }
 
@@ -293,6 +311,40 @@ impl SqsTable {
     fn resolve(self, _: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<Origin> {
         wrong.add("from.sqs", "this relay was built without SQS", "build it with the feature `sqs`");
         None
+    }
+}
+
+impl RelaySqsTable {
+    #[cfg(feature = "sqs")]
+    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
+        use relay_bridge::sqs::config::SqsConfig;
+
+        let (Self { region, endpoint, table, queue_prefix, fifo }, usual) = (self, SqsConfig::default());
+        let config = SqsConfig {
+            region,
+            endpoint,
+            table: table.unwrap_or(usual.table),
+            queue_prefix: queue_prefix.unwrap_or(usual.queue_prefix),
+            fifo,
+            ..SqsConfig::default()
+        };
+        check_sqs("from.relay_sqs", &config, wrong);
+        Some(RelaySource::Sqs(Box::new(config)))
+    }
+
+    #[cfg(not(feature = "sqs"))]
+    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
+        wrong.add("from.relay_sqs", "this relay was built without SQS", "build it with the feature `sqs`");
+        None
+    }
+}
+
+#[cfg(feature = "sqs")]
+fn check_sqs(key: &str, config: &relay_bridge::sqs::config::SqsConfig, wrong: &mut Wrong<'_>) {
+    let Err(invalid) = config.check() else { return };
+    for problem in invalid.problems() {
+        let (of, what) = problem.split_once(": ").unwrap_or(("", problem));
+        wrong.add(&format!("{key}.{of}"), what, "correct it");
     }
 }
 
@@ -430,6 +482,22 @@ meta = ["X-Tenant"]
             let error = parse(&SHOP.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{expected}: {error}");
         }
+    }
+
+    #[cfg(feature = "sqs")]
+    #[test]
+    fn a_relay_on_sqs_has_the_usual_names_unless_others_are_written() {
+        let on_sqs = |table: &str| {
+            let relay = "from.relay = { address = \"127.0.0.1:7411\", key_file = \"edge.key\" }";
+            parse(&EDGE.replace(relay, &format!("from.relay_sqs = {table}")))
+        };
+        for (table, expected) in [("{}", "relay"), ("{ table = \"jobs\" }", "jobs")] {
+            let bridges = on_sqs(table).unwrap();
+            let Origin::Relay { source: RelaySource::Sqs(sqs), .. } = &bridges[0].from else { panic!("{bridges:?}") };
+            assert_eq!((sqs.table.as_str(), sqs.queue_prefix.as_str()), (expected, "relay-"));
+        }
+        let error = on_sqs("{ table = \"a b\" }").unwrap_err();
+        assert!(error.contains("bridge.edge.from.relay_sqs.table"), "{error}");
     }
 
     #[cfg(feature = "sqs")]

@@ -173,6 +173,8 @@ async fn open_relay(
             let inbox_prefix = nats.inbox_prefix.clone().or_else(|| Some(worker_inbox(name)));
             SourceConfig::Nats(Box::new(NatsConfig { inbox_prefix, ..*nats }))
         }
+        #[cfg(feature = "sqs")]
+        RelaySource::Sqs(sqs) => SourceConfig::Sqs(sqs),
     };
     let names: Vec<_> = queues.keys().cloned().collect();
     let source = Source::connect(source, &id, &names).await?;
