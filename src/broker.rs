@@ -1,4 +1,4 @@
-//! The broker that a process works on: the embedded store, or NATS. Opened, looked at before anything is served, closed.
+//! The broker that a process works on: the embedded store, NATS, or SQS. Opened, looked at before anything is served, closed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::policy_changes;
+#[cfg(feature = "sqs")]
+use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
 use tracing::{info, warn};
 
 use crate::admin::{Admin, collect};
@@ -24,6 +26,14 @@ pub enum BrokerConfig {
     Embedded(Option<PathBuf>),
     /// NATS JetStream.
     Nats(Box<NatsBroker>),
+    /// SQS with DynamoDB.
+    #[cfg(feature = "sqs")]
+    Sqs {
+        /// How to reach both.
+        config: Box<SqsConfig>,
+        /// As [`NatsBroker::provision`].
+        provision: bool,
+    },
 }
 
 /// NATS as the broker.
@@ -41,14 +51,22 @@ pub struct NatsBroker {
 #[derive(Clone)]
 pub(crate) enum Opened {
     Embedded(Embedded),
-    Nats { nats: Nats, provision: bool },
+    Nats {
+        nats: Nats,
+        provision: bool,
+    },
+    #[cfg(feature = "sqs")]
+    Sqs {
+        sqs: Sqs,
+        provision: bool,
+    },
 }
 
 impl Opened {
     /// Opens it. NATS is waited for until it is there.
     ///
     /// # Errors
-    /// As [`Embedded::open`] and [`Nats::connect`].
+    /// As [`Embedded::open`], [`Nats::connect`] and `Sqs::connect`.
     pub(crate) async fn open(config: BrokerConfig, clock: &Clock) -> Result<Self, BrokerError> {
         match config {
             BrokerConfig::Embedded(path) => {
@@ -60,6 +78,11 @@ impl Opened {
                 let settings = Settings { clock: clock.clone(), streams, ..Settings::default() };
                 Ok(Self::Nats { nats: Nats::connect(config, Wait::Forever, settings).await?, provision })
             }
+            #[cfg(feature = "sqs")]
+            BrokerConfig::Sqs { config, provision } => {
+                let settings = sqs::Settings { clock: clock.clone(), ..sqs::Settings::default() };
+                Ok(Self::Sqs { sqs: Sqs::connect(*config, settings).await?, provision })
+            }
         }
     }
 
@@ -68,6 +91,8 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.broker(),
             Self::Nats { nats, .. } => nats.broker(),
+            #[cfg(feature = "sqs")]
+            Self::Sqs { sqs, .. } => sqs.broker(),
         }
     }
 
@@ -82,6 +107,9 @@ impl Opened {
                 let connection = nats.connection().clone();
                 admin.collect(move |text| collect::nats_link(text, &connection));
             }
+            // It has no connection of its own, and no store in this process.
+            #[cfg(feature = "sqs")]
+            Self::Sqs { .. } => {}
         }
     }
 
@@ -93,17 +121,21 @@ impl Opened {
         let broker = self.broker();
         match self {
             Self::Embedded(_) => provision(&broker, setup).await?,
-            Self::Nats { nats, provision: create } => loop {
-                let prepared = if *create { provision(&broker, setup).await } else { find(nats, &broker, setup).await };
-                match prepared {
-                    Err(AppError::Store(error)) if error.is_transient() => {
-                        warn!("waiting for NATS: {error}");
-                        tokio::time::sleep(AGAIN).await;
-                    }
-                    Err(error) => return Err(error),
-                    Ok(()) => break,
-                }
-            },
+            Self::Nats { nats, provision: create } => {
+                let found = async || match create {
+                    true => provision(&broker, setup).await,
+                    false => find(nats.check_provisioned(&setup.queues).await, &broker, setup).await,
+                };
+                patiently("NATS", found).await?;
+            }
+            #[cfg(feature = "sqs")]
+            Self::Sqs { sqs, provision: create } => {
+                let found = async || match create {
+                    true => provision(&broker, setup).await,
+                    false => find(sqs.check_provisioned(&setup.queues).await, &broker, setup).await,
+                };
+                patiently("AWS", found).await?;
+            }
         }
         // Only now: what streams are like is known once they were looked at.
         let capabilities = self.broker().capabilities;
@@ -114,6 +146,8 @@ impl Opened {
                     warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
                 }
                 Self::Nats { .. } => warn!("jobs and results are in the memory of one NATS server, and end with it"),
+                #[cfg(feature = "sqs")]
+                Self::Sqs { .. } => {}
             }
         }
         Ok(())
@@ -124,6 +158,8 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.close().await,
             Self::Nats { nats, .. } => nats.close().await,
+            #[cfg(feature = "sqs")]
+            Self::Sqs { sqs, .. } => sqs.close().await,
         }
     }
 }
@@ -160,9 +196,22 @@ async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> 
     }
 }
 
-/// Finds that the queues are there and that what was asked for holds in them.
-async fn find(nats: &Nats, broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
-    if let Err(error) = nats.check_provisioned(&setup.queues).await {
+/// Prepares a broker on other machines, waiting for it where it went away.
+async fn patiently(what: &str, prepare: impl AsyncFn() -> Result<(), AppError>) -> Result<(), AppError> {
+    loop {
+        match prepare().await {
+            Err(AppError::Store(error)) if error.is_transient() => {
+                warn!("waiting for {what}: {error}");
+                tokio::time::sleep(AGAIN).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Whether the queues are there, as they were `checked`, and what was asked for holds in them.
+async fn find(checked: Result<(), BrokerError>, broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
+    if let Err(error) = checked {
         return Err(match error.kind() {
             BrokerErrorKind::NotFound | BrokerErrorKind::StateConflict => {
                 AppError::Unprovisioned(error.detail().to_owned())

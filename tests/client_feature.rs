@@ -49,7 +49,18 @@ fn a_client_pulls_in_no_server_and_no_broker() {
 fn what_a_client_must_not_get_is_found_in_the_server() {
     let server = tree(&[]);
     let found = unwanted(&server);
-    for never in NEVER.iter().filter(|never| !never.starts_with("async-nats") && !never.starts_with("aws-")) {
+    for never in NEVER.iter().filter(|never| !never.starts_with("async-nats")) {
         assert!(found.iter().any(|line| line.starts_with(never)), "`{never}` would not be found");
     }
+}
+
+#[test]
+fn a_server_without_sqs_builds_no_aws_sdk() {
+    let of_aws = |tree: &str| {
+        tree.lines().filter(|line| line.starts_with("aws-sdk-") || line.starts_with("aws-smithy-")).count()
+    };
+    let without = tree(&["--no-default-features", "--features", "cli"]);
+    assert!(without.lines().any(|line| line.starts_with("axum v")), "this is not a server's tree: {without}");
+    assert_eq!(of_aws(&without), 0);
+    assert!(of_aws(&tree(&[])) > 0, "it would not be found");
 }

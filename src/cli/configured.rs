@@ -15,7 +15,7 @@ use crate::config::settings::SETTINGS;
 
 /// Of each of these a command takes one: whoever names one on the command line means it instead of the file's.
 const ALTERNATIVES: [&[&str]; 3] =
-    [&["data", "memory", "nats"], &["keys", "no-auth"], &["nats-listen", "no-nats-listen"]];
+    [&["data", "memory", "nats", "sqs"], &["keys", "no-auth"], &["nats-listen", "no-nats-listen"]];
 
 /// Reads the configuration file that a command names, if it has `--config` and names one.
 ///
@@ -92,10 +92,12 @@ fn stand_ins(file: &File, known: &[Flag]) -> Vec<OsString> {
             left_out.extend(*group);
         }
     }
-    // Another broker was named: what the file says about NATS is about one that is not used.
-    let elsewhere = known.iter().any(|flag| flag.given && matches!(flag.name.as_str(), "data" | "memory"));
+    // Another broker was named: what the file says about one that is not used.
+    let given = |names: &[&str]| known.iter().any(|flag| flag.given && names.contains(&flag.name.as_str()));
+    let (embedded, nats, sqs) = (given(&["data", "memory"]), given(&["nats"]), given(&["sqs"]));
     let unused = |flag: &str| {
-        elsewhere && file.get("listen.nats").is_none() && (flag.starts_with("nats-") || flag == "provision")
+        let of_nats = (embedded || sqs) && file.get("listen.nats").is_none() && flag.starts_with("nats-");
+        of_nats || ((embedded || nats) && flag.starts_with("sqs-")) || (embedded && flag == "provision")
     };
     let mut arguments = Vec::new();
     for setting in SETTINGS {

@@ -4,7 +4,7 @@
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `configured`: what a configuration file adds to a command line.
-//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `source`, `admin`: what commands share.
+//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
@@ -45,6 +45,7 @@ mod results;
 mod serve;
 mod signals;
 mod source;
+mod sqs;
 mod store;
 mod submit;
 mod worker;
@@ -115,7 +116,7 @@ enum Command {
     Dead(dead::DeadArgs),
     /// Create, list, rotate and revoke API keys in a key file
     Keys(keys::KeysArgs),
-    /// Create or update what relay needs on NATS: streams, and what holds for queues
+    /// Create or update what relay needs on NATS or AWS, and what holds for queues
     Provision(Box<provision::ProvisionArgs>),
     /// Check, measure and back up a store
     Store(store::StoreArgs),
@@ -200,11 +201,11 @@ fn run_to_end(cli: Cli) -> Result<Exit, CliError> {
 
 async fn command(command: Command) -> Result<Exit, CliError> {
     match command {
-        Command::Serve(args) => serve::run(*args).await,
+        Command::Serve(args) => Box::pin(serve::run(*args)).await,
         Command::Worker(args) => worker::run(*args).await,
         Command::Bridge(args) => bridge::run(*args).await,
-        Command::Dev(args) => dev::run(*args).await,
-        Command::Provision(args) => or_interrupted(provision::run(*args)).await,
+        Command::Dev(args) => Box::pin(dev::run(*args)).await,
+        Command::Provision(args) => or_interrupted(Box::pin(provision::run(*args))).await,
         Command::Keys(args) => keys::run(args),
         Command::Store(args) => store::run(args),
         Command::Nats(args) => nats_users::run(args),

@@ -1,10 +1,11 @@
-//! `relay provision`: creates or updates what relay needs on NATS. It shows what would change first, and refuses what
+//! `relay provision`: creates or updates what relay needs on NATS, or on SQS and DynamoDB. It shows what would change first, and refuses what
 //! would shorten what clients rely on.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Estimate, ExpectedLoad, Nats, Settings, estimate};
@@ -15,6 +16,7 @@ use serde_json::json;
 use super::exit::{CliError, Exit};
 use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
+use super::sqs::{RoleArg, SqsArgs, SqsConfig, iam};
 use super::{output, values};
 use crate::app::QueueSetup;
 use crate::ingress::nats::RELAY_INBOX;
@@ -22,13 +24,15 @@ use crate::ingress::nats::RELAY_INBOX;
 /// What there shall be.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Creates and updates the streams of relay and the policies of its queues; repeating it is harmless. A
+Creates and updates what relay needs and the policies of its queues; repeating it is harmless. A
 change that shortens what clients rely on, such as a smaller retention, needs --force. `relay serve`
 and `relay worker` then need no right to create anything.
 
 Examples:
   relay provision --nats nats://nats:4222 --queue orders --nats-replicas 3 --dry-run
   relay provision --nats nats://nats:4222 --nats-creds relay.creds --queue orders --client shop
+  relay provision --sqs --queue orders --dry-run
+  relay provision --sqs --print-iam running
   relay provision --nats nats://nats:4222 --expected-rate 100/s --expected-payload 4KiB --dry-run")]
 pub(crate) struct ProvisionArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
@@ -36,6 +40,14 @@ pub(crate) struct ProvisionArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     nats: NatsArgs,
+    #[command(flatten)]
+    sqs: SqsArgs,
+    /// Print the least that relay needs as an IAM policy, and do nothing else
+    #[arg(long, value_enum, value_name = "ROLE", requires = "sqs", help_heading = "SQS")]
+    print_iam: Option<RoleArg>,
+    /// The AWS account that stands in that policy
+    #[arg(long, value_name = "ID", default_value = "*", requires = "print_iam", help_heading = "SQS")]
+    account: String,
     #[command(flatten)]
     streams: StreamArgs,
     #[command(flatten)]
@@ -69,15 +81,30 @@ impl ProvisionArgs {
 
 /// `relay provision`
 pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
+    let sqs = args.sqs.clone().resolve()?;
+    if let (Some(config), Some(role)) = (&sqs, args.print_iam) {
+        output::line(format_args!("{:#}", iam(config, role, &args.account)))?;
+        return Ok(Exit::Done);
+    }
     let setup = args.policy.resolve()?;
+    if let Some(config) = sqs {
+        args.streams.refuse()?;
+        if args.expected_rate.is_some() {
+            return Err(CliError::usage(
+                "--expected-rate: there is no estimate for SQS: `docs/sqs.md` has what jobs cost",
+            ));
+        }
+        let done = provision_sqs(config, &setup, &args.clients, args.dry_run).await?;
+        return report(done, None, args.json);
+    }
     let streams = args.streams.resolve()?;
     let config = args.nats.resolve("relay-provision", RELAY_INBOX)?.ok_or_else(|| {
-        CliError::usage("it is not said where NATS is")
-            .hint("name it with --nats or RELAY_NATS; the embedded store needs no `relay provision`")
+        CliError::usage("it is not said where jobs are kept")
+            .hint("name NATS with --nats or RELAY_NATS, or add --sqs; the embedded store needs no `relay provision`")
     })?;
     let settings = Settings { streams, ..Settings::default() };
     let nats = Nats::connect(config, PATIENCE, settings).await.map_err(from_broker)?;
-    let ended = provision(&nats, &setup, &args.clients, args.dry_run).await;
+    let ended = provision(&nats.broker(), &setup, &args.clients, args.dry_run).await;
     nats.close().await;
     let done = ended?;
     let estimated = args.expected_rate.map(|rate| {
@@ -91,7 +118,12 @@ pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
         };
         done.wanted.iter().map(|(_, policy)| estimate(policy, &load(policy))).fold(Estimate::default(), Estimate::plus)
     });
-    if args.json {
+    report(done, estimated, args.json)
+}
+
+/// Says what was changed, or would be.
+fn report(done: Provisioned, estimated: Option<Estimate>, json: bool) -> Result<Exit, CliError> {
+    if json {
         output::json(&json!({
             "changes": done.changes.iter().map(|change| json!({
                 "queue": change.queue, "what": change.what, "destructive": change.destructive,
@@ -135,12 +167,11 @@ struct Provisioned {
 }
 
 async fn provision(
-    nats: &Nats,
+    broker: &Broker,
     setup: &QueueSetup,
     clients: &[ClientId],
     dry_run: bool,
 ) -> Result<Provisioned, CliError> {
-    let broker = nats.broker();
     let mut wanted = Vec::with_capacity(setup.queues.len());
     for queue in &setup.queues {
         let stored = broker.policies.policy(queue).await.map_err(from_broker)?;
@@ -162,11 +193,30 @@ async fn provision(
     Ok(Provisioned { wanted, changes, applied, refused })
 }
 
+#[cfg(feature = "sqs")]
+async fn provision_sqs(
+    config: SqsConfig,
+    setup: &QueueSetup,
+    clients: &[ClientId],
+    dry_run: bool,
+) -> Result<Provisioned, CliError> {
+    use relay_bridge::sqs::{Settings, Sqs};
+    let sqs = Sqs::connect(config, Settings::default()).await.map_err(from_broker)?;
+    let ended = provision(&sqs.broker(), setup, clients, dry_run).await;
+    sqs.close().await;
+    ended
+}
+
+#[cfg(not(feature = "sqs"))]
+async fn provision_sqs(config: SqsConfig, _: &QueueSetup, _: &[ClientId], _: bool) -> Result<Provisioned, CliError> {
+    match config {}
+}
+
 pub(crate) fn from_broker(error: relay_bridge::error::BrokerError) -> CliError {
     use relay_bridge::error::BrokerErrorKind as Kind;
     match error.kind() {
         Kind::Unavailable | Kind::Ambiguous => CliError::unavailable(error.to_string())
-            .hint("is NATS there, and may relay's user use JetStream? The same command is safe to repeat"),
+            .hint("is the broker there, and may relay's user use it? The same command is safe to repeat"),
         _ if error.is_transient() => CliError::unavailable(error.to_string()),
         _ => CliError::usage(error.to_string()),
     }

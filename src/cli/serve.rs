@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
+use relay_bridge::nats::config::NatsConfig;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -19,6 +20,7 @@ use super::exit::{CliError, Exit};
 use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
+use super::sqs::{SqsArgs, SqsConfig};
 use super::values;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
 use crate::auth::Authenticator;
@@ -37,6 +39,7 @@ Examples:
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
+  relay serve --sqs --keys keys.toml                               with DynamoDB
   relay serve --config relay.toml --listen 127.0.0.1:0             a flag counts instead of the file
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
@@ -65,8 +68,10 @@ pub(crate) struct ServeArgs {
     policy: PolicyArgs,
     #[command(flatten)]
     nats: NatsArgs,
-    /// Create what is missing on NATS and change what differs, as `relay provision` does. Without it a missing stream is
-    /// an error
+    #[command(flatten)]
+    sqs: SqsArgs,
+    /// Create what is missing on NATS or AWS and change what differs, as `relay provision` does. Without it what is missing
+    /// is an error
     #[arg(long, env = "RELAY_PROVISION", help_heading = "NATS streams")]
     provision: bool,
     #[command(flatten)]
@@ -75,7 +80,7 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
-#[group(id = "store", required = true, multiple = false, args = ["data", "memory", "nats"])]
+#[group(id = "store", required = true, multiple = false, args = ["data", "memory", "nats", "sqs"])]
 struct StoreArgs {
     /// Keep jobs and results in this directory; it is created if it is not there
     #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
@@ -153,10 +158,17 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
             .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
     }
-    if args.provision && !args.nats.is_broker() {
+    if args.provision && !args.nats.is_broker() && !args.sqs.is_broker() {
         return Err(without_nats("--provision", NOT_KEPT));
     }
-    let (broker, nats) = choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?;
+    let (broker, nats) = match args.sqs.resolve()? {
+        Some(config) => {
+            args.streams.refuse()?;
+            let (_, door) = args.nats_listen.resolve(args.nats)?;
+            (on_sqs(config, args.provision), door.map(nats_door))
+        }
+        None => choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?,
+    };
     let serving = Serving {
         broker,
         authenticator,
@@ -274,7 +286,21 @@ pub(crate) fn choose(
             BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
         }
     };
-    Ok((broker, door.map(|config| NatsDoor { config, limits: nats::Limits::default() })))
+    Ok((broker, door.map(nats_door)))
+}
+
+fn nats_door(config: NatsConfig) -> NatsDoor {
+    NatsDoor { config, limits: nats::Limits::default() }
+}
+
+#[cfg(feature = "sqs")]
+fn on_sqs(config: SqsConfig, provision: bool) -> BrokerConfig {
+    BrokerConfig::Sqs { config: Box::new(config), provision }
+}
+
+#[cfg(not(feature = "sqs"))]
+fn on_sqs(config: SqsConfig, _: bool) -> BrokerConfig {
+    match config {}
 }
 
 /// The database file in `data`, which is created with access for this user only.
@@ -314,7 +340,7 @@ impl From<AppError> for CliError {
             AppError::Store(broker) if broker.is_transient() => Self::unavailable(error.to_string()),
             AppError::Store(_) => Self::usage(error.to_string()),
             AppError::Unprovisioned(_) => Self::usage(error.to_string()).hint(
-                "`relay provision` with the same --nats and --queue creates it, and --dry-run shows it first; \
+                "`relay provision` with the same broker and --queue creates it, and --dry-run shows it first; \
                  or add --provision",
             ),
             AppError::Destructive(_) => {

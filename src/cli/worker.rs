@@ -1,4 +1,4 @@
-//! `relay worker`: takes jobs of a server, or of NATS, and runs a command, or calls a local service, for each of them.
+//! `relay worker`: takes jobs of a server, of NATS, or of SQS, and runs a command, or calls a local service, for each of them.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
+use super::sqs::{SqsArgs, SqsConfig};
 use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
 use crate::admin::{Port, collect};
@@ -38,7 +39,7 @@ and 66 reject the job for good; every other code is a failed attempt, and the jo
 A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
     /// The server's worker address: what `relay serve --worker-listen` was given
-    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411", conflicts_with = "nats")]
+    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411", conflicts_with_all = ["nats", "sqs"])]
     connect: String,
     /// A queue to take jobs from, with its share among several; repeat it for more
     #[arg(long = "queue", value_name = "NAME[=WEIGHT]", default_value = "default")]
@@ -53,7 +54,7 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "NAME")]
     id: Option<WorkerId>,
     /// The worker's key; a server without authentication needs none
-    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true, conflicts_with = "nats")]
+    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true, conflicts_with_all = ["nats", "sqs"])]
     key: Option<String>,
     /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
@@ -67,6 +68,8 @@ pub(crate) struct WorkerArgs {
     admin: AdminArgs,
     #[command(flatten)]
     nats: NatsArgs,
+    #[command(flatten)]
+    sqs: SqsArgs,
 }
 
 /// Which queue is asked first.
@@ -103,9 +106,10 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         Some(((address, token), telemetry)) => Some(Port::open(bind_admin(address).await?, token, telemetry)),
         None => None,
     };
-    let source = match nats {
-        Some(nats) => SourceConfig::Nats(Box::new(nats)),
-        None => SourceConfig::Tcp { address: args.connect, key: args.key },
+    let source = match (nats, args.sqs.resolve()?) {
+        (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
+        (None, Some(sqs)) => on_sqs(sqs),
+        (None, None) => SourceConfig::Tcp { address: args.connect, key: args.key },
     };
     let address = source.address();
     let source = tokio::select! {
@@ -143,6 +147,16 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         exit = drained => Ok(exit),
         () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
     }
+}
+
+#[cfg(feature = "sqs")]
+fn on_sqs(config: SqsConfig) -> SourceConfig {
+    SourceConfig::Sqs(Box::new(config))
+}
+
+#[cfg(not(feature = "sqs"))]
+fn on_sqs(config: SqsConfig) -> SourceConfig {
+    match config {}
 }
 
 /// A worker's configuration from what was typed.

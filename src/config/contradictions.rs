@@ -14,7 +14,7 @@ use super::values::{show_duration, show_size};
 #[must_use]
 pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mistake> {
     let mut finder = Finder { file, found: Vec::new() };
-    finder.one_of(&["store.data", "store.memory", "nats.servers"], "jobs are kept in one place");
+    finder.one_of(&["store.data", "store.memory", "nats.servers", "sqs.enabled"], "jobs are kept in one place");
     finder.one_of(&["access.keys", "access.no_auth"], "whoever is let in is asked for a key, or nobody is");
     finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
     finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
@@ -27,6 +27,11 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
         ("nats.no_listen", "nats.servers"),
         ("nats.domain", "nats.servers"),
         ("nats.sync_always", "nats.servers"),
+        ("sqs.region", "sqs.enabled"),
+        ("sqs.endpoint", "sqs.enabled"),
+        ("sqs.table", "sqs.enabled"),
+        ("sqs.prefix", "sqs.enabled"),
+        ("sqs.fifo", "sqs.enabled"),
     ] {
         finder.needs(key, needs);
     }
@@ -87,7 +92,8 @@ impl Finder<'_> {
         for key in keys {
             let told =
                 ["nats.no_listen", "nats.domain", "nats.sync_always", "nats.cert", "nats.key", "nats.password_file"];
-            if key.starts_with("streams.") && !broker {
+            let provisioned = key == "streams.provision" && self.is("sqs.enabled");
+            if key.starts_with("streams.") && !broker && !provisioned {
                 self.add(key, "jobs are not kept on NATS", "leave it out, or say where NATS is with `nats.servers`");
             } else if key.starts_with("nats.") && !broker && !doors && !told.contains(&key) {
                 let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`";
@@ -145,7 +151,7 @@ impl Finder<'_> {
     }
 
     fn queues(&mut self) {
-        let embedded = !self.is("nats.servers");
+        let embedded = !self.is("nats.servers") && !self.is("sqs.enabled");
         for queue in &self.file.queues {
             let policy = queue.patch.over(QueuePolicy::default());
             let mut found = Vec::new();

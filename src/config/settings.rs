@@ -49,6 +49,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("nats.ping", Kind::Duration(1_000), "nats-ping"),
     setting("nats.timeout", Kind::Duration(100), "nats-timeout"),
     setting("nats.sync_always", Kind::Flag, "nats-sync-always"),
+    setting("sqs.enabled", Kind::Flag, "sqs"),
+    setting("sqs.region", Kind::Text, "sqs-region"),
+    setting("sqs.endpoint", Kind::Text, "sqs-endpoint"),
+    setting("sqs.table", Kind::Text, "sqs-table"),
+    setting("sqs.prefix", Kind::Text, "sqs-prefix"),
+    setting("sqs.fifo", Kind::Flag, "sqs-fifo"),
     setting("streams.provision", Kind::Flag, "provision"),
     setting("streams.replicas", Kind::Count(1, 5), "nats-replicas"),
     setting("streams.storage", Kind::Choice(&["file", "memory"]), "nats-storage"),
@@ -71,6 +77,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "nats",
         "NATS JetStream as the broker, or how relay connects to NATS to serve clients there. A password may also be in \
               `RELAY_NATS_PASSWORD`, a token in `RELAY_NATS_TOKEN`.",
+    ),
+    (
+        "sqs",
+        "SQS with DynamoDB as the broker. Credentials are those of the AWS tools: environment, profile, pod or machine.",
     ),
     ("streams", "What the streams on NATS are like that relay creates."),
     ("log", "What is logged, and how."),

@@ -30,6 +30,13 @@ impl Sqs {
                 None => Err(refusal),
             };
         }
+        if job.key.is_some()
+            && job.payload.len() > INLINE_MAX
+            && let Some(record) = self.owned(&job.client, job.id, OPERATION).await?
+        {
+            // A look is cheaper than a payload that is written for nothing.
+            return self.known(&record).await;
+        }
         let call = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         for _ in 0..TRIES {
             let now = self.clock().now();

@@ -37,6 +37,8 @@ const BYTES_MAX: usize = 2 * 1_024 * 1_024;
 const INLINE_MAX: usize = 1_024;
 /// How often a transaction is tried that others were faster than, and the longest wait in between.
 const TRIES: u32 = 40;
+/// How many transactions may fail, each of them tried by the SDK several times.
+const FAILURES_MAX: u32 = 3;
 const WAIT_MAX: Duration = Duration::from_millis(400);
 /// Clients whose logs are remembered; a forgotten one costs a read.
 const CLIENTS_MAX: usize = 10_000;
@@ -124,7 +126,7 @@ impl Log {
     /// Ends these runs, each if nobody else has; an answer for each.
     async fn end(&self, endings: Vec<Ending>) -> Vec<Result<Recorded, BrokerError>> {
         let mut answers: Vec<Option<Result<Recorded, BrokerError>>> = endings.iter().map(|_| None).collect();
-        let mut failure = None;
+        let (mut failure, mut failures) = (None, 0);
         for tried in 0..TRIES {
             let left: Vec<_> = (0..endings.len()).filter(|number| answers[*number].is_none()).collect();
             if left.is_empty() {
@@ -147,9 +149,10 @@ impl Log {
                 }
                 Transacted::Failed(error) => {
                     *self.last() = None;
-                    let passes = error.is_transient();
+                    failures += 1;
+                    let ends = !error.is_transient() || failures == FAILURES_MAX;
                     failure = Some(error);
-                    if !passes {
+                    if ends {
                         break;
                     }
                 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod answers;
+mod cost;
 mod messages;
 mod proxy;
 mod readers;

@@ -1,0 +1,169 @@
+//! SQS with DynamoDB as flags: the region, what table and queues are called, and which kind of queue. Credentials come from
+//! where every AWS tool takes them: environment, profile, pod or machine.
+
+use clap::{Args, ValueEnum};
+#[cfg(feature = "sqs")]
+pub(crate) use relay_bridge::sqs::config::SqsConfig;
+
+use super::exit::CliError;
+
+/// SQS and DynamoDB as the broker.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "SQS")]
+pub(crate) struct SqsArgs {
+    /// Keep jobs and results in a table of DynamoDB, and put jobs in line in queues of SQS. Credentials are those of the AWS
+    /// tools: environment, profile, pod or machine
+    #[arg(long, env = "RELAY_SQS", conflicts_with = "nats")]
+    sqs: bool,
+    /// The AWS region [default: that of AWS_REGION, of the profile, or of the machine]
+    #[arg(long, value_name = "REGION", env = "RELAY_SQS_REGION")]
+    sqs_region: Option<String>,
+    /// Where both services are, if not at the region's endpoints: an emulator, or a VPC endpoint without private names
+    #[arg(long, value_name = "URL", env = "RELAY_SQS_ENDPOINT")]
+    sqs_endpoint: Option<String>,
+    /// The table [default: relay]
+    #[arg(long, value_name = "NAME", env = "RELAY_SQS_TABLE")]
+    sqs_table: Option<String>,
+    /// What names of queues in SQS begin with [default: relay-]
+    #[arg(long, value_name = "PREFIX", env = "RELAY_SQS_PREFIX")]
+    sqs_prefix: Option<String>,
+    /// Queues of the FIFO kind, where a send that is repeated makes no second message
+    #[arg(long, env = "RELAY_SQS_FIFO")]
+    sqs_fifo: bool,
+}
+
+/// What a build without SQS knows of it: nothing.
+#[cfg(not(feature = "sqs"))]
+#[derive(Clone, Debug)]
+pub(crate) enum SqsConfig {}
+
+/// Whose permissions to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleArg {
+    /// `relay serve` and `relay worker`, where table and queues are there
+    Running,
+    /// `relay provision`, and `relay serve --provision`
+    Provisioning,
+}
+
+impl SqsArgs {
+    /// Whether SQS is the broker.
+    pub(crate) fn is_broker(&self) -> bool {
+        self.sqs
+    }
+
+    /// How to reach SQS and DynamoDB, if they are the broker.
+    ///
+    /// # Errors
+    /// A usage error with everything that is wrong, also flags of SQS without `--sqs`.
+    pub(crate) fn resolve(self) -> Result<Option<SqsConfig>, CliError> {
+        let given = [
+            ("--sqs-region", self.sqs_region.is_some()),
+            ("--sqs-endpoint", self.sqs_endpoint.is_some()),
+            ("--sqs-table", self.sqs_table.is_some()),
+            ("--sqs-prefix", self.sqs_prefix.is_some()),
+            ("--sqs-fifo", self.sqs_fifo),
+        ];
+        if self.sqs {
+            return self.config().map(Some);
+        }
+        match given.into_iter().find_map(|(flag, given)| given.then_some(flag)) {
+            None => Ok(None),
+            Some(flag) => Err(CliError::usage(format!("{flag} without --sqs: jobs are not kept on SQS"))
+                .hint("leave it out, or add --sqs")),
+        }
+    }
+
+    #[cfg(feature = "sqs")]
+    fn config(self) -> Result<SqsConfig, CliError> {
+        let defaults = SqsConfig::default();
+        let config = SqsConfig {
+            region: self.sqs_region,
+            endpoint: self.sqs_endpoint,
+            table: self.sqs_table.unwrap_or_else(|| defaults.table.clone()),
+            queue_prefix: self.sqs_prefix.unwrap_or_else(|| defaults.queue_prefix.clone()),
+            fifo: self.sqs_fifo,
+            ..defaults
+        };
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err(invalid) => {
+                let problems: Vec<_> = invalid.problems().iter().map(|problem| in_flags(problem)).collect();
+                Err(CliError::usage(problems.join("; ")))
+            }
+        }
+    }
+
+    #[cfg(not(feature = "sqs"))]
+    fn config(self) -> Result<SqsConfig, CliError> {
+        Err(CliError::usage("this relay was built without SQS").hint("build it with the cargo feature `sqs`"))
+    }
+}
+
+/// The least that a role needs, as an IAM policy.
+#[cfg(feature = "sqs")]
+pub(crate) fn iam(config: &SqsConfig, role: RoleArg, account: &str) -> serde_json::Value {
+    use relay_bridge::sqs::iam::{Role, policy};
+    let role = match role {
+        RoleArg::Running => Role::Running,
+        RoleArg::Provisioning => Role::Provisioning,
+    };
+    policy(config, role, account)
+}
+
+/// The same, where there is none.
+#[cfg(not(feature = "sqs"))]
+pub(crate) fn iam(config: &SqsConfig, _: RoleArg, _: &str) -> serde_json::Value {
+    match *config {}
+}
+
+/// A problem of the configuration, with the flag instead of the key.
+#[cfg(feature = "sqs")]
+fn in_flags(problem: &str) -> String {
+    let Some((key, rest)) = problem.split_once(':') else { return problem.to_owned() };
+    let flag = if key == "queue_prefix" { "prefix" } else { key };
+    format!("--sqs-{flag}:{rest}")
+}
+
+#[cfg(test)]
+#[cfg(feature = "sqs")]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sqs: SqsArgs,
+        #[arg(long)]
+        nats: bool,
+    }
+
+    fn resolve(line: &str) -> Result<Option<SqsConfig>, CliError> {
+        Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap().sqs.resolve()
+    }
+
+    #[test]
+    fn sqs_is_the_broker_when_it_is_asked_for() {
+        assert!(resolve("").unwrap().is_none());
+        let config = resolve("--sqs --sqs-table jobs --sqs-fifo").unwrap().unwrap();
+        assert_eq!((config.table.as_str(), config.queue_prefix.as_str(), config.fifo), ("jobs", "relay-", true));
+    }
+
+    #[test]
+    fn a_flag_of_sqs_without_it_is_a_mistake() {
+        for line in ["--sqs-region eu-central-1", "--sqs-fifo", "--sqs-prefix a-"] {
+            let error = resolve(line).err().unwrap().to_string();
+            assert!(error.contains("without --sqs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once_by_their_flags() {
+        let error = resolve("--sqs --sqs-table a --sqs-endpoint host --sqs-prefix a.b").err().unwrap().to_string();
+        for flag in ["--sqs-table:", "--sqs-endpoint:", "--sqs-prefix:"] {
+            assert!(error.contains(flag), "{flag}: {error}");
+        }
+    }
+}

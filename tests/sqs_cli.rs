@@ -1,0 +1,115 @@
+//! The binary with SQS as the broker, against the emulator.
+
+#![cfg(feature = "sqs")]
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+mod cli_support;
+
+use std::process::{Command, Output};
+
+use cli_support::{Running, code, json_lines, relay, stderr, stdout};
+use relay_bridge::testing::AwsEmulator;
+
+/// The binary with flags of SQS, and credentials that an emulator takes.
+fn on_sqs(emulator: &AwsEmulator, args: &[&str], rest: &[&str]) -> Command {
+    let url = emulator.url();
+    let mut command = relay(args.iter().copied().chain(["--sqs", "--sqs-endpoint", &url]).chain(rest.iter().copied()));
+    command
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .env("AWS_REGION", "eu-central-1")
+        .env("NO_PROXY", "127.0.0.1");
+    command
+}
+
+fn run(emulator: &AwsEmulator, args: &[&str], rest: &[&str]) -> Output {
+    on_sqs(emulator, args, rest).output().unwrap()
+}
+
+fn serve(emulator: &AwsEmulator, more: &[&str]) -> Running {
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--queue", "orders"];
+    Running::start_command(on_sqs(emulator, &args, more))
+}
+
+fn worker(emulator: &AwsEmulator, script: &str) -> Running {
+    let args = ["worker", "--json", "--slots", "2", "--queue", "orders"];
+    Running::start_command(on_sqs(emulator, &args, &["--", "sh", "-c", script]))
+}
+
+fn submit(server: &Running, key: &str, payload: &[u8]) -> Output {
+    let server = server.url();
+    cli_support::run_with(["submit", "--server", &server, "--queue", "orders", "--key", key, "--wait=50s"], payload)
+}
+
+#[tokio::test]
+async fn a_job_is_run_by_a_worker_that_takes_it_from_sqs_itself() {
+    let emulator = AwsEmulator::start().await;
+    let server = serve(&emulator, &["--provision"]);
+    let worker = worker(&emulator, "tr a-z A-Z");
+    for _ in 0..2 {
+        let done = submit(&server, "k", b"hello");
+        assert_eq!((code(&done), stdout(&done)), (0, "HELLO"), "{done:?}");
+    }
+    worker.stop();
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_job_whose_worker_is_killed_is_done_by_another() {
+    let emulator = AwsEmulator::start().await;
+    let server = serve(&emulator, &["--provision", "--lease", "2s"]);
+    let mark = tempfile::tempdir().unwrap();
+    let started = mark.path().join("started");
+    // The first that gets it never ends.
+    let stuck = worker(&emulator, &format!("mkfifo {0}.pipe; : > {0}; cat {0}.pipe", started.display()));
+    let url = server.url();
+    let args = ["submit", "--server", &url, "--queue", "orders", "--key", "k", "--wait=50s"];
+    let mut waiting = relay(args).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    drop(waiting.stdin.take());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !started.exists() {
+        assert!(std::time::Instant::now() < until, "the job never started");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    stuck.kill();
+    let worker = worker(&emulator, "echo done");
+    let output = tokio::task::spawn_blocking(move || waiting.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!((code(&output), stdout(&output)), (0, "done\n"), "{output:?}");
+    worker.stop();
+    server.stop();
+}
+
+#[tokio::test]
+async fn provisioning_shows_what_it_does_and_does_it_once() {
+    let emulator = AwsEmulator::start().await;
+    let provision = ["provision", "--queue", "orders", "--json"];
+    let changes = |output: &Output| json_lines(output)[0]["changes"].as_array().unwrap().len();
+    for _ in 0..2 {
+        let shown = run(&emulator, &provision, &["--dry-run"]);
+        assert_eq!((code(&shown), changes(&shown)), (0, 3), "the table, the policy, the queue: {shown:?}");
+    }
+    let unprovisioned = run(&emulator, &["serve", "--no-auth", "--listen", "127.0.0.1:0", "--queue", "orders"], &[]);
+    assert_eq!(code(&unprovisioned), 2, "{unprovisioned:?}");
+    assert!(stderr(&unprovisioned).contains("relay provision"), "{unprovisioned:?}");
+    assert_eq!(changes(&run(&emulator, &provision, &[])), 3);
+    assert_eq!(changes(&run(&emulator, &provision, &[])), 0);
+    serve(&emulator, &[]).stop();
+}
+
+#[test]
+fn the_printed_permissions_are_those_of_the_account_and_names() {
+    let args = ["provision", "--sqs", "--sqs-table", "jobs", "--print-iam", "running", "--account", "123456789012"];
+    let printed = cli_support::run(args);
+    assert_eq!(code(&printed), 0, "{printed:?}");
+    let policy: serde_json::Value = serde_json::from_str(stdout(&printed)).unwrap();
+    assert_eq!(policy["Statement"][0]["Resource"][0], "arn:aws:dynamodb:*:123456789012:table/jobs");
+    assert_eq!(policy["Statement"][1]["Resource"], "arn:aws:sqs:*:123456789012:relay-*");
+}
+
+#[test]
+fn jobs_are_kept_in_one_place() {
+    for other in [&["--nats", "nats://127.0.0.1:1"][..], &["--memory"]] {
+        let args = ["serve", "--no-auth", "--sqs"].iter().chain(other);
+        assert_eq!(code(&cli_support::run(args)), 2, "{other:?}");
+    }
+}
