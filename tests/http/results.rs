@@ -197,7 +197,8 @@ async fn streams_are_bounded_and_a_reader_that_leaves_makes_room() {
 async fn readers_that_do_not_read_hold_little_and_are_dropped() {
     const READERS: usize = 30;
     let mut setup = Setup::default();
-    setup.limits.first_request = Duration::from_millis(50);
+    // Long enough for a busy machine: a stream is looked at after that.
+    setup.limits.first_request = Duration::from_secs(3);
     setup.limits.idle = Duration::from_millis(300);
     setup.limits.ping_every = Duration::from_millis(20);
     setup.limits.followers = READERS;
@@ -232,7 +233,8 @@ async fn readers_that_do_not_read_hold_little_and_are_dropped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_not_read_ends_its_http_2_connection_though_another_is_read() {
     let mut setup = Setup::default();
-    setup.limits.first_request = Duration::from_millis(50);
+    // Long enough for a busy machine: a stream is looked at after that.
+    setup.limits.first_request = Duration::from_secs(3);
     setup.limits.idle = Duration::from_millis(300);
     setup.limits.ping_every = Duration::from_millis(20);
     let relay = setup.start().await;

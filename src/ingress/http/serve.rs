@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -107,18 +107,16 @@ impl Connections {
                 }
             };
             pause = PAUSE_MIN;
-            let connection = self.connection(stream);
-            self.served.tasks.spawn(async move {
-                connection.await;
-                drop(slot);
-            });
+            self.served.tasks.spawn(self.connection(stream, slot));
         }
     }
 
-    fn connection(&self, stream: TcpStream) -> impl Future<Output = ()> + Send + 'static {
+    /// Serves `stream`, and gives its `slot` back at the end. Not wrapped in another future, which would take its size again.
+    fn connection(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> impl Future<Output = ()> + Send + 'static {
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
         async move {
+            let _slot = slot;
             // Small answers must not wait for a delayed acknowledgement of the ones before.
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "can't set TCP_NODELAY");
