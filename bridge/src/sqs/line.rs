@@ -59,7 +59,7 @@ pub(super) struct SqsQueue {
 
 /// Whole seconds, at least as long as `time`.
 pub(super) fn whole_seconds(time: Duration) -> i32 {
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
     i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
