@@ -87,6 +87,8 @@ const scenes = {
 
   async "a dead letter's job is started again and is gone from the list"() {
     await page.goto(`${admin}/#/dead`);
+    // The page before has the same text.
+    await page.waitForFunction(() => document.querySelector("h1")?.innerText === "Dead letters" && document.querySelector("tbody a"));
     await see("no such <b>thing</b> is known");
     const id = await page.$eval("tbody a", (link) => link.innerText);
     await page.click("tbody button");
