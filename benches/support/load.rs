@@ -72,6 +72,27 @@ pub async fn submit(address: SocketAddr, keyed: bool, requests: u64, first: u64)
     tasks.join_all().await;
 }
 
+/// Jobs of one batch of [`submit_batches`].
+pub const BATCH: u64 = 100;
+
+/// Submits `batches` batches of [`BATCH`] jobs without keys, of 256 bytes each, over [`CONNECTIONS`].
+pub async fn submit_batches(address: SocketAddr, batches: u64) {
+    let next = Arc::new(AtomicU64::new(0));
+    let line = format!("{{\"text\":\"{}\"}}\n", "x".repeat(256));
+    let body: Arc<str> = line.repeat(BATCH as usize).into();
+    let mut tasks = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let (next, body) = (Arc::clone(&next), Arc::clone(&body));
+        tasks.spawn(async move {
+            let mut connection = Connection::open(address).await;
+            while next.fetch_add(1, Ordering::Relaxed) < batches {
+                connection.batch(&body).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
 /// One client's connection.
 pub struct Connection {
     stream: TcpStream,
@@ -99,6 +120,21 @@ impl Connection {
         self.request.extend_from_slice(&[b'x'; 256]);
         self.stream.write_all(&self.request).await.unwrap();
         self.read_answer().await
+    }
+
+    /// Submits the lines of `body` as jobs, and reads the answer, which must be a good one.
+    pub async fn batch(&mut self, body: &str) {
+        self.request.clear();
+        write!(
+            self.request,
+            "POST /v1/queues/work/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        self.answer.resize(256 * 1024, 0);
+        self.stream.write_all(&self.request).await.unwrap();
+        assert_eq!(self.read_answer().await, 200);
     }
 
     /// Reads one answer: a head, and as much body as its `content-length` says.
