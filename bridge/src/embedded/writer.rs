@@ -29,7 +29,7 @@ const BATCH_MAX: usize = 512;
 pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
 /// Operations that pay for a commit of their own. With fewer, after a commit of [`SHARED_FROM`] or more, the writer waits
 /// once for others to join.
-const ENOUGH: usize = 32;
+const ENOUGH: usize = 16;
 const SHARED_FROM: usize = 8;
 /// How long it waits for them: what the kernel makes of the shortest sleep, some 50 us.
 const NAP: Duration = Duration::from_micros(1);
