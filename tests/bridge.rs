@@ -24,6 +24,8 @@ use relay_workers::{Attempt, Context, Handler, Output, QueueOrder, Worker, Worke
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Of the trace that every job belongs to.
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const LONG: Duration = Duration::from_secs(60);
 
 async fn store(policy: QueuePolicy) -> Broker {
@@ -43,7 +45,9 @@ fn job(payload: impl Into<Bytes>) -> Job {
         key: None,
         content_type: "text/plain".to_owned(),
         content_encoding: None,
-        headers: [("relay-meta-tenant".to_owned(), "blue".to_owned())].into(),
+        headers: [("relay-meta-tenant", "blue"), ("traceparent", TRACE)]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .into(),
         payload: payload.into(),
         delay: Duration::ZERO,
         expires_in: None,

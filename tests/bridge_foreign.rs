@@ -35,6 +35,8 @@ use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Of the trace that a message belongs to.
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const LONG: Duration = Duration::from_secs(60);
 
 async fn target(policy: QueuePolicy) -> Broker {
@@ -157,7 +159,7 @@ fn header<'a>(message: &'a StreamMessage, name: &str) -> &'a str {
 async fn a_message_is_ended_once_it_is_a_job_and_comes_to_one_job_however_often_it_is_sent() {
     let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
     for _ in 0..2 {
-        shop.publish("orders.new", &[("Order-Id", "A-17"), ("X-Tenant", "blue")], "{}").await;
+        shop.publish("orders.new", &[("Order-Id", "A-17"), ("X-Tenant", "blue"), ("traceparent", TRACE)], "{}").await;
     }
     let stream = shop.jetstream.get_stream("ORDERS").await.unwrap();
     let report = taking(&shop, &target, 8, async || {
@@ -170,7 +172,8 @@ async fn a_message_is_ended_once_it_is_a_job_and_comes_to_one_job_however_often_
     assert_eq!((jobs.len(), report.received, report.created, report.found), (1, 2, 1, 1));
     let job = &jobs[0];
     assert_eq!((job.queue.as_str(), job.key.as_ref().unwrap().as_str()), ("orders", "A-17"));
-    assert_eq!(job.headers, BTreeMap::from([("relay-meta-x-tenant".to_owned(), "blue".to_owned())]));
+    let passed = [("relay-meta-x-tenant", "blue"), ("traceparent", TRACE)];
+    assert_eq!(job.headers, passed.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     assert_eq!((job.content_type.as_str(), job.size), ("application/json", 2));
 }
 
@@ -244,7 +247,12 @@ async fn results_are_sent_once_each_whichever_replica_sends_them() {
     worker_running.spawn(worker.run(worker_stop.clone()));
     for n in 0..50 {
         let body = if n == 7 { "bad" } else { "good" };
-        shop.publish("orders.new", &[("Order-Id", &format!("o-{n}")), ("X-Tenant", "blue")], body).await;
+        shop.publish(
+            "orders.new",
+            &[("Order-Id", &format!("o-{n}")), ("X-Tenant", "blue"), ("traceparent", TRACE)],
+            body,
+        )
+        .await;
     }
     let results = shop.messages("RESULTS", 50).await;
     stop.cancel();
@@ -257,7 +265,7 @@ async fn results_are_sent_once_each_whichever_replica_sends_them() {
     assert_eq!(by_key.len(), 50);
     let good = by_key["o-3"];
     assert_eq!((header(good, "Relay-Outcome"), &good.payload[..]), ("succeeded", &b"GOOD"[..]));
-    assert_eq!(header(good, "Relay-Meta-X-Tenant"), "blue");
+    assert_eq!((header(good, "Relay-Meta-X-Tenant"), header(good, "traceparent")), ("blue", TRACE));
     let bad = by_key["o-7"];
     assert_eq!(header(bad, "Relay-Outcome"), "failed");
     assert!(str::from_utf8(&bad.payload).unwrap().contains("no good order"));

@@ -74,7 +74,7 @@ pub mod header {
     pub const RESET: &str = "relay-reset";
     /// Response: names the request in relay's log. `x-request-id` has the same value.
     pub const REQUEST_ID: &str = "relay-request-id";
-    /// W3C trace context; reaches the handler.
+    /// W3C trace context: of a request it reaches the handler, of a result it is what the job carries.
     pub const TRACEPARENT: &str = "traceparent";
     /// W3C trace context; reaches the handler.
     pub const TRACESTATE: &str = "tracestate";

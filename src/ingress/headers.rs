@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX};
+use relay_bridge::contract::trace;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission};
 
 use super::refusal::Refusal;
@@ -16,8 +17,6 @@ use crate::api::{DurationText, Problem, Slug, header};
 pub(super) const META_BYTES_MAX: usize = 2 * 1024;
 /// The longest content type or content encoding, in bytes.
 const CONTENT_HEADER_BYTES_MAX: usize = 255;
-/// The longest `tracestate` that is kept, in bytes: what W3C Trace Context asks to be passed on at least.
-const TRACESTATE_BYTES_MAX: usize = 512;
 /// Relay's own request headers; any other `Relay-*` is a slip that would go unnoticed.
 const RELAY_HEADERS: [&str; 4] = [header::DELAY, header::EXPIRES_IN, header::CLIENT, header::REQUEST_ID];
 
@@ -207,55 +206,11 @@ fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
         passed.insert(name.to_owned(), value.to_owned());
     }
     check_meta_bytes(bytes)?;
-    let parent = single(headers, header::TRACEPARENT).ok().flatten().filter(|parent| is_traceparent(parent));
-    if let Some(parent) = parent {
-        passed.insert(header::TRACEPARENT.to_owned(), parent.to_owned());
-        let states: Vec<_> =
-            headers.get_all(header::TRACESTATE).iter().filter_map(|state| state.to_str().ok()).collect();
-        let state = states.join(",");
-        if !state.is_empty() && state.len() <= TRACESTATE_BYTES_MAX {
-            passed.insert(header::TRACESTATE.to_owned(), state);
-        }
+    // A parent that is there twice says nothing.
+    let parent = single(headers, header::TRACEPARENT).ok().flatten();
+    if parent.is_some() {
+        let states = headers.get_all(header::TRACESTATE).iter().filter_map(|state| state.to_str().ok());
+        passed.extend(trace::kept(parent, states));
     }
     Ok(passed)
-}
-
-/// Version 00 exactly; a later version may have more after it (W3C Trace Context, section 3.2).
-fn is_traceparent(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let lower_hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
-    let zero = |part: &[u8]| part.iter().all(|b| *b == b'0');
-    (bytes.len() == 55 || (bytes.len() > 55 && bytes.len() <= 255 && !bytes.starts_with(b"00") && bytes[55] == b'-'))
-        && (bytes[2], bytes[35], bytes[52]) == (b'-', b'-', b'-')
-        && lower_hex(&bytes[..2])
-        && lower_hex(&bytes[3..35])
-        && lower_hex(&bytes[36..52])
-        && lower_hex(&bytes[53..55])
-        && &bytes[..2] != b"ff"
-        && !zero(&bytes[3..35])
-        && !zero(&bytes[36..52])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn trace_context_is_passed_on_only_if_it_is_valid() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good));
-        assert!(is_traceparent(&format!("01{}-more", &good[2..])));
-        for bad in [
-            "",
-            "00",
-            &format!("{good}-more"),
-            &good.to_uppercase(),
-            &good.replacen("00-", "ff-", 1),
-            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", "00000000000000000000000000000000"),
-            &good.replace('-', "_"),
-            &format!("{}x", "é".repeat(27)),
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
-    }
 }

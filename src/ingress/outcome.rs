@@ -7,15 +7,17 @@ use super::refusal::Refusal;
 use crate::api::{Problem, Slug, header};
 
 /// What the headers of a result say, by name.
-pub(super) fn facts(finished: &Finished) -> [(&'static str, String); 5] {
+pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (&'static str, String)> + use<> {
     let result = &finished.result;
-    [
+    let facts = [
         (header::OUTCOME, result.outcome.to_string()),
         (header::ATTEMPT, result.attempt.to_string()),
         (header::RUN_ID, result.run_id.to_string()),
         (header::JOB_ID, result.job_id.to_string()),
         (header::CURSOR, finished.cursor.to_string()),
-    ]
+    ];
+    let parent = result.traceparent.clone().map(|parent| (header::TRACEPARENT, parent));
+    facts.into_iter().chain(parent)
 }
 
 /// The result, if its payload is there.

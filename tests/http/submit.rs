@@ -50,6 +50,23 @@ async fn what_was_sent_is_what_the_worker_gets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_says_which_trace_its_job_belongs_to() {
+    let relay = Relay::start().await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let traced = relay.submit(&[("traceparent", trace), ("Idempotency-Key", "a")], "x").await;
+    relay.work("text/plain", "done").await;
+    let path = format!("/v1/jobs/{}/result", traced.field("job_id"));
+    assert_eq!(relay.get(&path).await.header("traceparent"), trace);
+    let cancelled = relay.submit(&[("traceparent", trace), ("Idempotency-Key", "b")], "x").await.field("job_id");
+    relay.ask(&format!("POST /v1/jobs/{cancelled}/cancel"), &[], "").await;
+    assert_eq!(relay.get(&format!("/v1/jobs/{cancelled}/result")).await.header("traceparent"), trace);
+    // One that is not valid is dropped, and the job is taken all the same.
+    let bare = relay.submit(&[("traceparent", "00-1-2-3"), ("tracestate", "a=1"), ("Prefer", "wait=50")], "x");
+    let (bare, delivery) = tokio::join!(bare, relay.work("text/plain", "done"));
+    assert_eq!((bare.status, bare.header("traceparent"), delivery.job.headers.len()), (200, "", 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chunked_body_and_an_empty_one_are_jobs_too() {
     let relay = Relay::start().await;
     let chunked = [("transfer-encoding", "chunked")];

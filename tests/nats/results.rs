@@ -35,6 +35,20 @@ async fn a_failure_is_a_result_and_no_service_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_says_which_trace_its_job_belongs_to_and_an_invalid_one_is_dropped() {
+    let relay = Relay::start().await;
+    for (sent, said) in [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", 1),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", 0),
+    ] {
+        let id = relay.submit(&[("traceparent", sent)], "x").await.job();
+        relay.work("text/plain", "done").await;
+        let expected = if said == 1 { sent } else { "" };
+        assert_eq!(relay.ask("relay.result.me", &[], id).await.header("traceparent"), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_erased_result_says_that_it_expired_and_how_the_job_ended() {
     let relay = Relay::start().await;
     let id = relay.submit(&[("Idempotency-Key", "k")], "x").await.job();

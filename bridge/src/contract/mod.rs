@@ -7,6 +7,7 @@
 //! - [`fingerprint`]: what makes two submissions under one key the same.
 //! - [`job`]: a submission, the [`Job`] it becomes, and the [`JobStatus`] a client sees.
 //! - [`result`]: [`Outcome`], [`Failure`], [`JobResult`].
+//! - [`trace`]: W3C trace context.
 //! - [`cursor`]: a position in one client's results.
 //! - [`envelope`]: jobs and results in MessagePack, version n and n-1.
 //! - [`wire`]: the frames of the TCP protocol.
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod job;
 pub mod result;
 pub mod time;
+pub mod trace;
 pub mod wire;
 
 pub use cursor::{Cursor, LogId};
@@ -26,3 +28,4 @@ pub use ids::{ClientId, IdempotencyKey, JobId, QueueName, RunId, WorkerId};
 pub use job::{Job, JobState, JobStatus, Submission};
 pub use result::{Failure, JobResult, Outcome};
 pub use time::Timestamp;
+pub use trace::TraceParent;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::Extra;
+use super::trace::TRACEPARENT;
 use super::{ClientId, Job, JobId, QueueName, RunId, Timestamp};
 
 /// The content type of a result without handler output: JSON `{reason, detail}`.
@@ -114,6 +115,8 @@ pub struct JobResult {
     pub finished_at: Timestamp,
     /// How long the result is kept from the moment it is recorded: the run's `job_ttl + retention`, in milliseconds.
     pub keep_ms: u64,
+    /// The `traceparent` that the job carries, so that whoever reads the result can go on with the trace.
+    pub traceparent: Option<String>,
     /// Fields of a newer writer, kept as they came.
     pub extra: Extra,
 }
@@ -155,6 +158,7 @@ impl JobResult {
             started_at: end.started_at,
             finished_at: end.finished_at,
             keep_ms: job.keep_ms,
+            traceparent: job.headers.get(TRACEPARENT).cloned(),
             extra: Extra::default(),
         }
     }

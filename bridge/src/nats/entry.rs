@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::names;
 use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
 use crate::contract::envelope::{Extra, WireVersion, decode_result, encode_result};
+use crate::contract::trace::TRACEPARENT;
 use crate::contract::{ClientId, Cursor, Failure, JobResult, LogId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::Finished;
@@ -154,6 +155,9 @@ fn outgoing(
     if let Some(failure) = &result.failure {
         words("Relay-Reason", &failure.reason);
     }
+    if let Some(parent) = &result.traceparent {
+        words(TRACEPARENT, parent);
+    }
     words(ENVELOPE, &STANDARD_NO_PAD.encode(envelope));
     words(KEEP_UNTIL, &keep_until.as_millis().to_string());
     words(NATS_MESSAGE_TTL.as_ref(), &format!("{}s", ttl_secs(keep_until, now)));
@@ -176,6 +180,7 @@ mod tests {
     use crate::policy::QueuePolicy;
 
     const NOW: Timestamp = Timestamp::EPOCH;
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn result() -> JobResult {
         let submission = Submission {
@@ -184,7 +189,7 @@ mod tests {
             key: None,
             content_type: "text/plain".to_owned(),
             content_encoding: None,
-            headers: Default::default(),
+            headers: [(TRACEPARENT.to_owned(), PARENT.to_owned())].into(),
             payload: "in".into(),
             delay: Duration::ZERO,
             expires_in: None,
@@ -205,6 +210,8 @@ mod tests {
         let message = record(&recorded, until, NOW, WireVersion::V2, 0);
         assert_eq!(message.payload, "out\r\n\0", "the body is the handler's output and nothing else");
         assert!(message.headers.get("Nats-Rollup").is_none() && message.headers.get("Content-Type").is_none());
+        let parent = message.headers.get("traceparent").map(|parent| parent.as_str());
+        assert_eq!(parent, Some(PARENT), "whoever hears the announcement can go on with the trace");
         let entry = Entry::read(store(message, 42)).unwrap();
         assert_eq!((entry.result, entry.keep_until, entry.erased), (recorded, until, false));
         assert_eq!(entry.place, Place { seq: 42, at: Timestamp::from_millis(7) });

@@ -73,12 +73,13 @@ prop_compose! {
         job in job(), outcome in proptest::sample::select(&Outcome::ALL[..]), attempt in any::<u32>(),
         failure in proptest::option::of((any::<String>(), any::<String>())),
         started_at in proptest::option::of(time()), finished_at in time(), content_type in any::<String>(),
+        traceparent in proptest::option::of(any::<String>()),
     ) -> JobResult {
         JobResult {
             job_id: job.id, run_id: job.run_id, generation: job.generation, client: job.client, queue: job.queue,
             outcome, attempt, content_type, payload: job.payload,
             failure: failure.map(|(reason, detail)| Failure::new(reason, detail)),
-            accepted_at: job.accepted_at, started_at, finished_at, keep_ms: job.keep_ms, extra: Extra::default(),
+            accepted_at: job.accepted_at, started_at, finished_at, keep_ms: job.keep_ms, traceparent, extra: Extra::default(),
         }
     }
 }

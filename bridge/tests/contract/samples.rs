@@ -81,6 +81,7 @@ pub(crate) fn succeeded() -> JobResult {
         started_at: Some(at(1_763_865_147_000)),
         finished_at: at(1_763_865_148_250),
         keep_ms: job.keep_ms,
+        traceparent: job.headers.get("traceparent").cloned(),
         extra: Extra::default(),
     }
 }
@@ -94,6 +95,7 @@ pub(crate) fn expired() -> JobResult {
         payload: serde_json::to_vec(&failure).unwrap().into(),
         failure: Some(failure),
         started_at: None,
+        traceparent: None,
         ..succeeded()
     }
 }

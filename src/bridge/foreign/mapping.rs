@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::trace;
 use relay_bridge::contract::{Failure, Submission};
 use serde::Deserialize;
 
@@ -64,7 +65,9 @@ impl JobMapping {
     }
 
     fn passed(&self, message: &Message) -> Result<BTreeMap<String, String>, Failure> {
-        let (mut passed, mut bytes) = (BTreeMap::new(), 0);
+        let header = |name| message.headers.get(name).map(String::as_str);
+        let mut passed: BTreeMap<_, _> = trace::kept(header(trace::TRACEPARENT), header(trace::TRACESTATE)).collect();
+        let mut bytes = 0;
         for name in self.meta.iter().map(|name| name.to_ascii_lowercase()) {
             let Some(value) = message.headers.get(&name) else { continue };
             if !is_text(value) {
@@ -124,6 +127,18 @@ mod tests {
         assert_eq!((made.content_type.as_str(), made.content_encoding), ("application/json", None));
         assert_eq!(made.headers, [("relay-meta-x-tenant".to_owned(), "blue".to_owned())].into());
         assert_eq!(made.payload, "{}");
+    }
+
+    #[test]
+    fn a_message_brings_its_trace_context_if_it_is_valid() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let passed = |parent| {
+            let headers = [("order-id", "1"), ("traceparent", parent), ("tracestate", "a=1")];
+            mapping().submission(&message(&headers)).unwrap().headers
+        };
+        let pairs = [("traceparent", parent), ("tracestate", "a=1")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(passed(parent), pairs.into());
+        assert!(passed("00-0-0-01").is_empty(), "it is dropped, and the message is a job all the same");
     }
 
     #[test]

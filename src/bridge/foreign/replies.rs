@@ -242,8 +242,11 @@ fn headers(entry: &Finished, status: Option<&JobStatus>) -> HeaderMap {
     headers
 }
 
-/// `relay-job-id` as `Relay-Job-Id`: NATS compares names letter by letter.
+/// `relay-job-id` as `Relay-Job-Id`: NATS compares names letter by letter. Those of W3C are in lower case everywhere.
 fn spelled(name: &str) -> String {
+    if [header::TRACEPARENT, header::TRACESTATE].contains(&name) {
+        return name.to_owned();
+    }
     let mut up = true;
     let letter = |c: char| {
         let spelled = if up { c.to_ascii_uppercase() } else { c };

@@ -39,6 +39,8 @@ const PAGES_MAX: u32 = 20;
             ("relay-run-id" = schema::RunId, description = "The run: deduplicate on it."),
             ("relay-job-id" = schema::JobId, description = "The job."),
             ("relay-cursor" = schema::Cursor, description = "Where it is in the client's results."),
+            ("traceparent" = Option<String>, description = "The W3C trace context that the job carries, if it has one."),
+            ("traceparent" = Option<String>, description = "The trace context that the job carries."),
         )),
         (status = 202, description = "The run is not finished yet.", body = JobView),
         (status = 410, description = "The outcome is known, the payload is gone.",

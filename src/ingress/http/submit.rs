@@ -71,6 +71,7 @@ where
         (status = 200, description = "The result, if it was waited for and came in time.", content((schema::Bytes = "*/*")), headers(
             ("relay-outcome" = schema::Outcome, description = "How the run ended."),
             ("relay-run-id" = schema::RunId, description = "The run: deduplicate on it."),
+            ("traceparent" = Option<String>, description = "The W3C trace context that the job carries, if it has one."),
             ("idempotency-replayed" = Option<bool>, description = "`true` if an earlier request did the work."),
             ("preference-applied" = Option<String>, description = "What of `Prefer` was honoured."),
         )),

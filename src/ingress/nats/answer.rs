@@ -63,8 +63,11 @@ impl Reply {
     }
 }
 
-/// `relay-job-id` as `Relay-Job-Id`.
+/// `relay-job-id` as `Relay-Job-Id`. Those of W3C are in lower case everywhere.
 fn spelled(name: &str) -> String {
+    if [header::TRACEPARENT, header::TRACESTATE].contains(&name) {
+        return name.to_owned();
+    }
     let mut up = true;
     let letter = |c: char| {
         let spelled = if up { c.to_ascii_uppercase() } else { c };

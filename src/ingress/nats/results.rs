@@ -114,7 +114,7 @@ fn open(status: &JobStatus) -> Reply {
 }
 
 fn with_facts(reply: Reply, finished: &Finished) -> Reply {
-    outcome::facts(finished).iter().fold(reply, |reply, (name, value)| reply.with(name, value))
+    outcome::facts(finished).fold(reply, |reply, (name, value)| reply.with(name, &value))
 }
 
 fn with_reset(reply: Reply, reset: Option<Reset>) -> Reply {

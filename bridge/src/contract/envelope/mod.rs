@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use msgpack::{Reader, Writer};
 
+use super::trace::TRACEPARENT;
 use super::{
     ClientId, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, Outcome, QueueName, RunId, Timestamp,
 };
@@ -159,7 +160,9 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
 #[must_use]
 pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     let failure_bytes = result.failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
-    let mut to = Writer::map(RESULT_FIELDS + result.extra.0.len(), 340 + result.payload.len() + failure_bytes);
+    // Written only if it is there: most results have none.
+    let fields = RESULT_FIELDS + usize::from(result.traceparent.is_some()) + result.extra.0.len();
+    let mut to = Writer::map(fields, 340 + result.payload.len() + failure_bytes);
     to.unsigned("v", u64::from(version.number()));
     id(&mut to, version, "id", result.job_id.as_bytes(), &result.job_id);
     id(&mut to, version, "run", result.run_id.as_bytes(), &result.run_id);
@@ -178,6 +181,9 @@ pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     }
     to.signed("finished_at", result.finished_at.as_millis());
     to.unsigned("keep_ms", result.keep_ms);
+    if let Some(parent) = &result.traceparent {
+        to.text(TRACEPARENT, parent);
+    }
     to.binary("payload", &result.payload);
     extra(&mut to, &result.extra);
     to.finish()
@@ -193,7 +199,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, None, None, None);
     let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
-    let (mut reason, mut detail) = (None, None);
+    let (mut reason, mut detail, mut traceparent) = (None, None, None);
     let (mut accepted_at, mut started_at, mut finished_at, mut keep_ms) = (None, None, None, None);
     while let Some(name) = fields.next_name()? {
         let from = &mut fields.from;
@@ -212,6 +218,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
             "started_at" => started_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
             "finished_at" => finished_at = Some(Timestamp::from_millis(from.signed()?)),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
+            TRACEPARENT => traceparent = from.optional(|from| from.text().map(str::to_owned))?,
             "payload" => payload = Some(from.shared_binary()?),
             other => fields.keep(other)?,
         }
@@ -231,6 +238,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         started_at,
         finished_at: need(finished_at)?,
         keep_ms: need(keep_ms)?,
+        traceparent,
         extra: fields.extra,
     })
 }
