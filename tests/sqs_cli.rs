@@ -98,12 +98,13 @@ async fn provisioning_shows_what_it_does_and_does_it_once() {
 
 #[test]
 fn the_printed_permissions_are_those_of_the_account_and_names() {
-    let args = ["provision", "--sqs", "--sqs-table", "jobs", "--print-iam", "running", "--account", "123456789012"];
+    let args = ["provision", "--sqs", "--sqs-table", "jobs", "--print-iam", "serving", "--account", "123456789012"];
     let printed = cli_support::run(args);
     assert_eq!(code(&printed), 0, "{printed:?}");
     let policy: serde_json::Value = serde_json::from_str(stdout(&printed)).unwrap();
     assert_eq!(policy["Statement"][0]["Resource"][0], "arn:aws:dynamodb:*:123456789012:table/jobs");
     assert_eq!(policy["Statement"][1]["Resource"], "arn:aws:sqs:*:123456789012:relay-*");
+    assert_eq!(policy["Statement"][2]["Resource"], "arn:aws:sqs:*:123456789012:relay-_reply_*");
 }
 
 #[test]

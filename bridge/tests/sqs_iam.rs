@@ -5,16 +5,17 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use relay_bridge::sqs::iam::{QUEUE_ACTIONS, QUEUE_CREATING, TABLE_ACTIONS, TABLE_CREATING};
+use relay_bridge::sqs::iam::{QUEUE_ACTIONS, QUEUE_CREATING, REPLY_ACTIONS, TABLE_ACTIONS, TABLE_CREATING};
 
 /// Methods of the SDK's clients, and what they are called in IAM. A batch and a transaction are allowed by their parts.
-const CALLS: [(&str, &[&str]); 20] = [
+const CALLS: [(&str, &[&str]); 21] = [
     ("batch_get_item", &["dynamodb:BatchGetItem"]),
     ("change_message_visibility_batch", &["sqs:ChangeMessageVisibility"]),
     ("create_queue", &["sqs:CreateQueue", "sqs:TagQueue"]),
     ("create_table", &["dynamodb:CreateTable", "dynamodb:TagResource"]),
     ("delete_item", &["dynamodb:DeleteItem"]),
     ("delete_message_batch", &["sqs:DeleteMessage"]),
+    ("delete_queue", &["sqs:DeleteQueue"]),
     ("describe_table", &["dynamodb:DescribeTable"]),
     ("describe_time_to_live", &["dynamodb:DescribeTimeToLive"]),
     ("get_item", &["dynamodb:GetItem"]),
@@ -42,5 +43,6 @@ fn the_permissions_are_those_of_the_calls_that_the_adapter_makes() {
     let made = CALLS.iter().filter(|(call, _)| compact.contains(&format!(".{call}()")));
     let needed: BTreeSet<_> = made.flat_map(|(_, actions)| actions.iter().copied()).collect();
     let given = TABLE_ACTIONS.iter().chain(&TABLE_CREATING).chain(&QUEUE_ACTIONS).chain(&QUEUE_CREATING);
+    let given = given.chain(&REPLY_ACTIONS);
     assert_eq!(needed, given.copied().collect());
 }

@@ -32,7 +32,7 @@ Examples:
   relay provision --nats nats://nats:4222 --queue orders --nats-replicas 3 --dry-run
   relay provision --nats nats://nats:4222 --nats-creds relay.creds --queue orders --client shop
   relay provision --sqs --queue orders --dry-run
-  relay provision --sqs --print-iam running
+  relay provision --sqs --print-iam serving
   relay provision --nats nats://nats:4222 --expected-rate 100/s --expected-payload 4KiB --dry-run")]
 pub(crate) struct ProvisionArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`

@@ -40,8 +40,10 @@ pub(crate) enum SqsConfig {}
 /// Whose permissions to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoleArg {
-    /// `relay serve` and `relay worker`, where table and queues are there
-    Running,
+    /// `relay worker`, where table and queues are there
+    Working,
+    /// `relay serve`, where they are there
+    Serving,
     /// `relay provision`, and `relay serve --provision`
     Provisioning,
 }
@@ -105,7 +107,8 @@ impl SqsArgs {
 pub(crate) fn iam(config: &SqsConfig, role: RoleArg, account: &str) -> serde_json::Value {
     use relay_bridge::sqs::iam::{Role, policy};
     let role = match role {
-        RoleArg::Running => Role::Running,
+        RoleArg::Working => Role::Working,
+        RoleArg::Serving => Role::Serving,
         RoleArg::Provisioning => Role::Provisioning,
     };
     policy(config, role, account)

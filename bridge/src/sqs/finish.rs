@@ -19,6 +19,7 @@ use super::connect::Effect;
 use super::item::{Item, expires, names_in};
 use super::log::{Entry, write_entries};
 use super::record::{ENDED, OUTLIVES, Record, check_size};
+use super::replies::Replies;
 use super::table::{Attributes, Table, malformed};
 use super::{PAYLOAD_MAX, Sqs, names};
 use crate::clock::Clock;
@@ -58,12 +59,13 @@ pub(super) struct Endings {
     table: Table,
     clock: Clock,
     tasks: TaskTracker,
+    replies: Arc<Replies>,
     clients: Mutex<HashMap<ClientId, Arc<Coalesce<Ending, Recorded>>>>,
 }
 
 impl Endings {
-    pub(super) fn new(table: Table, clock: Clock, tasks: TaskTracker) -> Self {
-        Self { table, clock, tasks, clients: Mutex::default() }
+    pub(super) fn new(table: Table, clock: Clock, tasks: TaskTracker, replies: Arc<Replies>) -> Self {
+        Self { table, clock, tasks, replies, clients: Mutex::default() }
     }
 
     fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Recorded>> {
@@ -77,6 +79,7 @@ impl Endings {
                 table: self.table.clone(),
                 clock: self.clock.clone(),
                 client: client.clone(),
+                replies: self.replies.clone(),
                 last: Mutex::default(),
             });
             let bounds = Bounds {
@@ -102,6 +105,7 @@ struct Log {
     table: Table,
     clock: Clock,
     client: ClientId,
+    replies: Arc<Replies>,
     /// The number of the last page, if it is known; others may have written more.
     last: Mutex<Option<u64>>,
 }
@@ -157,6 +161,13 @@ impl Log {
                     }
                 }
             }
+        }
+        let ended = |(number, ending): (usize, &Ending)| {
+            matches!(answers[number], Some(Ok(Recorded::First))).then_some(ending.result.job_id)
+        };
+        let ended: Vec<_> = endings.iter().enumerate().filter_map(ended).collect();
+        if !ended.is_empty() {
+            self.replies.announce(ended);
         }
         let failed = || {
             let (kind, why) = match &failure {

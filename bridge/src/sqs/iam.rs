@@ -3,12 +3,16 @@
 use serde_json::{Value, json};
 
 use super::config::SqsConfig;
+use super::names;
 
 /// What an identity of relay does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// `relay serve` and `relay worker`, where table and queues are there.
-    Running,
+    /// `relay worker`, where table and queues are there.
+    Working,
+    /// `relay serve`, and a bridge to here: whoever waits for results has a reply queue of its own, and removes those of
+    /// processes that are gone.
+    Serving,
     /// `relay provision`, and a server that creates its queues itself.
     Provisioning,
 }
@@ -33,6 +37,9 @@ pub const QUEUE_ACTIONS: [&str; 6] = [
     "sqs:SendMessage",
 ];
 
+/// Calls of SQS on reply queues beyond that, which who waits for results makes.
+pub const REPLY_ACTIONS: [&str; 3] = ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:TagQueue"];
+
 /// What creating takes beyond that.
 pub const TABLE_CREATING: [&str; 5] = [
     "dynamodb:CreateTable",
@@ -56,13 +63,16 @@ pub fn policy(config: &SqsConfig, role: Role, account: &str) -> Value {
         of_table.extend(TABLE_CREATING);
         of_queues.extend(QUEUE_CREATING);
     }
-    json!({
-        "Version": "2012-10-17",
-        "Statement": [
-            { "Sid": "RelayTable", "Effect": "Allow", "Action": of_table, "Resource": [table, format!("{table}/index/*")] },
-            { "Sid": "RelayQueues", "Effect": "Allow", "Action": of_queues, "Resource": queues },
-        ],
-    })
+    let mut statements = vec![
+        json!({ "Sid": "RelayTable", "Effect": "Allow", "Action": of_table, "Resource": [table, format!("{table}/index/*")] }),
+        json!({ "Sid": "RelayQueues", "Effect": "Allow", "Action": of_queues, "Resource": queues }),
+    ];
+    if role != Role::Working {
+        let replies = format!("arn:aws:sqs:{region}:{account}:{}", names::reply_queue(config, "*"));
+        statements
+            .push(json!({ "Sid": "RelayReplies", "Effect": "Allow", "Action": REPLY_ACTIONS, "Resource": replies }));
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
 #[cfg(test)]
@@ -70,11 +80,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_running_relay_may_create_nothing() {
-        let running = policy(&SqsConfig::default(), Role::Running, "123456789012").to_string();
+    fn a_worker_may_create_nothing_and_a_server_its_reply_queue_only() {
+        let working = policy(&SqsConfig::default(), Role::Working, "123456789012").to_string();
+        let serving = policy(&SqsConfig::default(), Role::Serving, "123456789012");
         for creating in TABLE_CREATING.iter().chain(&QUEUE_CREATING) {
-            assert!(!running.contains(creating), "{creating}");
+            assert!(!working.contains(creating), "{creating}");
         }
+        let creates = |statement: &&Value| statement.to_string().contains("Create");
+        let statements = serving["Statement"].as_array().unwrap();
+        let creating: Vec<_> = statements.iter().filter(creates).map(|statement| &statement["Resource"]).collect();
+        assert_eq!(creating, ["arn:aws:sqs:*:123456789012:relay-_reply_*"]);
         let provisioning = policy(&SqsConfig::default(), Role::Provisioning, "*").to_string();
         assert!(provisioning.contains("dynamodb:CreateTable") && provisioning.contains("sqs:CreateQueue"));
     }

@@ -66,6 +66,11 @@ impl Item {
         self.need_text(name)?.parse().map_err(|_| self.lacks(name))
     }
 
+    /// The texts of a set; none if there is no such.
+    pub(super) fn get_texts(&self, name: &str) -> &[String] {
+        self.0.get(name).and_then(|value| value.as_ss().ok()).map_or(&[], Vec::as_slice)
+    }
+
     pub(super) fn get_number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.0.get(name).and_then(|value| value.as_n().ok()).and_then(|text| text.parse().ok())
     }

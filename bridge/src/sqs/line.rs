@@ -39,8 +39,8 @@ pub(super) const RECEIVE_WAIT_MAX: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(super) struct Outgoing {
     pub(super) body: String,
-    /// Whose turn it takes, on a standard queue; what stays in order, on a FIFO one.
-    pub(super) group: String,
+    /// Whose turn it takes, on a standard queue; what stays in order, on a FIFO one, which needs it.
+    pub(super) group: Option<String>,
     /// On a FIFO queue: what makes two sends one.
     pub(super) deduplication: Option<String>,
     /// On a standard queue: not before this.
@@ -220,7 +220,7 @@ async fn send(
             let entry = SendMessageBatchRequestEntry::builder()
                 .id(number.to_string())
                 .message_body(message.body)
-                .message_group_id(message.group)
+                .set_message_group_id(message.group)
                 .set_message_deduplication_id(message.deduplication)
                 .set_delay_seconds((!fifo).then(|| whole_seconds(message.delay.min(DELAY_MAX))));
             call = call.entries(entry.build().map_err(|error| malformed("send", error))?);
@@ -293,14 +293,23 @@ impl SqsQueues {
             let why = format!("SQS has no queue for `{queue}`: `relay provision` creates it");
             BrokerError::new(BrokerErrorKind::NotFound, operation, why)
         })?;
-        let found = Arc::new(SqsQueue::new(self.clients.clone(), &self.tasks, url, self.config.fifo));
+        let found = Arc::new(self.at(url, self.config.fifo));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(known.entry(queue.clone()).or_insert(found).clone())
     }
 
     /// Its address, if it is there.
     pub(super) async fn find(&self, queue: &QueueName, operation: &'static str) -> Result<Option<String>, BrokerError> {
-        let name = names::sqs_queue(&self.config, queue, operation)?;
+        self.find_named(&names::sqs_queue(&self.config, queue, operation)?, operation).await
+    }
+
+    /// The queue of SQS at `url`.
+    pub(super) fn at(&self, url: String, fifo: bool) -> SqsQueue {
+        SqsQueue::new(self.clients.clone(), &self.tasks, url, fifo)
+    }
+
+    /// The address of what is called `name` in SQS, if it is there.
+    pub(super) async fn find_named(&self, name: &str, operation: &'static str) -> Result<Option<String>, BrokerError> {
         match self.clients.queues.get_queue_url().queue_name(name).send().await {
             Ok(output) => Ok(output.queue_url),
             Err(error) if matches!(error.as_service_error(), Some(GetQueueUrlError::QueueDoesNotExist(_))) => Ok(None),

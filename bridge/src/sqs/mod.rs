@@ -9,7 +9,8 @@
 //! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
 //! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
 //!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
-//! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`. `dead_letters`.
+//! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
+//!   `dead_letters`.
 //! - Operating: `policy`, `provision`, [`iam`].
 //! - [`plain`]: a queue of others, for a bridge.
 //!
@@ -40,6 +41,7 @@ mod poll;
 mod provision;
 mod receipt;
 mod record;
+mod replies;
 mod results;
 mod runs;
 mod schema;
@@ -58,7 +60,7 @@ use connect::Clients;
 use policy::Policies;
 use table::Table;
 use tokio::sync::OnceCell;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::broker::{Broker, Capabilities, Durability};
@@ -83,6 +85,11 @@ pub struct Settings {
     pub skew: Duration,
     /// How often this process looks for what time demands in each queue, however often it is told to sweep. Default 5 s.
     pub sweep_every: Duration,
+    /// How often who waits for a job looks by itself, where another process would tell it: messages can be lost. Default 2 s.
+    pub look_every: Duration,
+    /// How often this process says that its reply queue is in use, and looks for queues of dead processes, which are those
+    /// that said nothing for 5 minutes. Default 60 s.
+    pub reply_beat: Duration,
 }
 
 impl Default for Settings {
@@ -92,6 +99,8 @@ impl Default for Settings {
             clock: Clock::default(),
             skew: Duration::from_secs(5),
             sweep_every: Duration::from_secs(5),
+            look_every: Duration::from_secs(2),
+            reply_beat: Duration::from_secs(60),
         }
     }
 }
@@ -108,6 +117,7 @@ struct Inner {
     policies: Arc<Policies>,
     meta: OnceCell<schema::Meta>,
     endings: finish::Endings,
+    replies: Arc<replies::Replies>,
     lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
     counts: count::Counts,
     sweeping: sweep::Sweeping,
@@ -118,6 +128,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
+    /// Ends what runs for nobody once the last clone is gone.
+    _unused: DropGuard,
 }
 
 impl Sqs {
@@ -131,8 +143,18 @@ impl Sqs {
         let tasks = TaskTracker::new();
         let queues = Arc::new(line::SqsQueues::new(clients, config, tasks.clone()));
         let policies = Arc::new(Policies::new(table.clone(), queues.clone()));
+        let (waiting_jobs, closing) = (waiting::Wakes::default(), CancellationToken::new());
+        let replies = replies::Replies::new(
+            table.clone(),
+            queues.clone(),
+            settings.clone(),
+            waiting_jobs.clone(),
+            tasks.clone(),
+            closing.clone(),
+        );
         Ok(Self(Arc::new(Inner {
-            endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone()),
+            endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone(), replies.clone()),
+            replies,
             settings,
             table,
             queues,
@@ -141,10 +163,11 @@ impl Sqs {
             lines: Mutex::default(),
             counts: count::Counts::default(),
             sweeping: sweep::Sweeping::default(),
-            waiting_jobs: waiting::Wakes::default(),
+            waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
             tasks,
-            closing: CancellationToken::new(),
+            _unused: closing.clone().drop_guard(),
+            closing,
         })))
     }
 

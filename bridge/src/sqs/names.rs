@@ -77,6 +77,22 @@ pub(super) fn meta() -> Key {
     key("meta", "meta")
 }
 
+/// The partition of the reply queues that are in use.
+pub(super) const REPLIES: &str = "replies";
+
+/// What is known of one of them.
+pub(super) fn reply(name: &str) -> Key {
+    key(REPLIES, name)
+}
+
+/// What names of reply queues in SQS have behind the prefix. No queue of relay's begins like that.
+pub(super) const REPLY: &str = "_reply_";
+
+/// What a reply queue is called in SQS.
+pub(super) fn reply_queue(config: &SqsConfig, name: &str) -> String {
+    format!("{}{REPLY}{name}", config.queue_prefix)
+}
+
 /// Which runs of a client hold a slot in a queue.
 pub(super) fn slots(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("slots#{queue}"), client.as_str())

@@ -1,7 +1,8 @@
-//! Reading results: one by its record, and a client's by the pages of its log. Who waits is woken at once by what ended in
-//! this process, and looks by itself for what ended in others.
+//! Reading results: one by its record, and a client's by the pages of its log. Who waits is woken by what ended in this
+//! process and, for one job, by the message of another; and looks by itself now and then, because messages can be lost.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,14 +11,14 @@ use tokio::time::Instant;
 
 use super::Sqs;
 use super::record::Record;
+use super::replies::Asked;
 use crate::contract::result::End;
 use crate::contract::{ClientId, Cursor, Failure, JobId, JobResult, Outcome};
 use crate::error::BrokerError;
 use crate::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultLog, Start};
 
-/// The first and the longest time between two looks at a job that somebody waits for.
+/// The first time between two looks at a job that somebody waits for, while nobody would tell.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
-const LOOK_LAST: Duration = Duration::from_secs(2);
 /// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
@@ -35,21 +36,33 @@ impl ResultLog for Sqs {
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
         let deadline = Instant::now() + wait.min(WAIT_MAX);
         let waiter = self.0.waiting_jobs.begin(&job);
-        let mut pause = LOOK_FIRST;
+        let (mut pause, mut asked) = (LOOK_FIRST, None);
         loop {
             let mut woken = pin!(waiter.woken());
             woken.as_mut().enable();
             let found = self.lookup(client, job).await?;
             let now = Instant::now();
-            if !matches!(found, Lookup::Open(_)) || now >= deadline {
+            let Lookup::Open(status) = &found else { return Ok(found) };
+            if now >= deadline {
                 return Ok(found);
             }
+            let asked_of = |name: Option<Arc<str>>| name.map(|name| (status.run_id, name));
+            if asked.is_none() || asked != asked_of(self.0.replies.name()) {
+                asked = match self.0.replies.ask(job, status.run_id).await {
+                    Asked::Told(name) => asked_of(Some(name)),
+                    Asked::Untold => None,
+                    // Between the look and the question.
+                    Asked::Changed => continue,
+                };
+            }
+            let look_every = self.0.settings.look_every;
+            pause = if asked.is_some() { look_every } else { pause.min(look_every) };
             tokio::select! {
                 () = woken => {}
                 () = tokio::time::sleep_until(deadline.min(now + pause)) => {}
                 () = self.0.closing.cancelled() => return Ok(found),
             }
-            pause = pause.mul_f64(1.5).min(LOOK_LAST);
+            pause = pause.mul_f64(1.5);
         }
     }
 

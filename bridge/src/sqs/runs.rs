@@ -81,7 +81,7 @@ impl Sqs {
             change.push_str(&format!(", #{name} = :{name}"));
             values = values.with(&format!(":{name}"), value);
         }
-        change.push_str(" REMOVE #lease, #lease_end, #started");
+        change.push_str(" REMOVE #lease, #lease_end, #started, #waiters");
         let condition = "#run = :before AND #result_run = :before AND attribute_not_exists(#erased) AND #keep > :now";
         match self.table().update(&record.key(), &change, condition, values, operation).await? {
             Written::Done(item) => {

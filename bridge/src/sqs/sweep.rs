@@ -27,6 +27,9 @@ pub(super) struct Sweeping(Mutex<HashMap<QueueName, Instant>>);
 
 impl Sqs {
     pub(super) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
+        if let Err(error) = self.0.replies.sweep().await {
+            tracing::warn!(%error, "reply queues of processes that are gone are left for a while");
+        }
         let mut swept = Swept::default();
         let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
         let queues = self.policies().names(OPERATION).await?;

@@ -17,6 +17,12 @@ impl<K> Default for Wakes<K> {
     }
 }
 
+impl<K> Clone for Wakes<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// One who waits; dropping it ends that.
 pub(super) struct Waiter<K: Hash + Eq> {
     key: K,

@@ -7,4 +7,5 @@ mod cost;
 mod messages;
 mod proxy;
 mod readers;
+mod replies;
 mod support;

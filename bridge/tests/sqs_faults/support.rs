@@ -59,6 +59,13 @@ impl Stage {
         connect(&SqsConfig { endpoint: Some(url), ..self.config.clone() }, &self.clock).await
     }
 
+    /// The same, with settings that a test changes.
+    pub(crate) async fn process_with(&self, url: String, change: impl FnOnce(&mut Settings)) -> Sqs {
+        let mut settings = settings(&self.clock);
+        change(&mut settings);
+        Sqs::connect(SqsConfig { endpoint: Some(url), ..self.config.clone() }, settings).await.unwrap()
+    }
+
     pub(crate) fn client(&self) -> ClientId {
         "shop".parse().unwrap()
     }
@@ -113,22 +120,40 @@ impl Stage {
         JobResult::succeeded(&delivery.job, end, "text/plain", "done".into())
     }
 
-    /// Removes every message from the queue, as if it had never been sent.
-    pub(crate) async fn lose_all_messages(&self) {
+    /// SQS without relay in between.
+    pub(crate) fn sqs(&self) -> aws_sdk_sqs::Client {
         let config = aws_sdk_sqs::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(Region::new("eu-central-1"))
             .endpoint_url(self.emulator.url())
             .credentials_provider(Keys::new("test", "test", None, None, "test"))
             .build();
-        let client = aws_sdk_sqs::Client::from_conf(config);
+        aws_sdk_sqs::Client::from_conf(config)
+    }
+
+    /// DynamoDB without relay in between.
+    pub(crate) fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::v2026_01_12())
+            .region(aws_sdk_dynamodb::config::Region::new("eu-central-1"))
+            .endpoint_url(self.emulator.url())
+            .credentials_provider(Keys::new("test", "test", None, None, "test"))
+            .build();
+        aws_sdk_dynamodb::Client::from_conf(config)
+    }
+
+    /// Removes every message from the queue, as if it had never been sent.
+    pub(crate) async fn lose_all_messages(&self) {
+        let client = self.sqs();
         let url = client.get_queue_url().queue_name(format!("relay-{}", self.queue)).send().await.unwrap();
         client.purge_queue().queue_url(url.queue_url().unwrap()).send().await.unwrap();
     }
 }
 
+fn settings(clock: &Clock) -> Settings {
+    Settings { clock: clock.clone(), skew: Duration::ZERO, sweep_every: Duration::ZERO, ..Settings::default() }
+}
+
 async fn connect(config: &SqsConfig, clock: &Clock) -> Broker {
-    let settings =
-        Settings { clock: clock.clone(), skew: Duration::ZERO, sweep_every: Duration::ZERO, ..Settings::default() };
-    Sqs::connect(config.clone(), settings).await.unwrap().broker()
+    Sqs::connect(config.clone(), settings(clock)).await.unwrap().broker()
 }
