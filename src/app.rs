@@ -198,7 +198,8 @@ impl App {
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
         let nats = config.nats.map(|NatsDoor { config, limits }| {
-            (config, nats::Door::new(broker.clone(), limits, ingress.byte_budget(), clock.clone()))
+            let (bytes, rates) = (ingress.byte_budget(), ingress.rates());
+            (config, nats::Door::new(broker.clone(), limits, bytes, rates, clock.clone()))
         });
         if let Some(port) = &mut port {
             let doors = (Arc::clone(&ingress), nats.as_ref().map(|(_, door)| Arc::clone(door)));

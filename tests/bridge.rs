@@ -158,6 +158,23 @@ async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
     assert_eq!(listed[0].headers, job.headers);
 }
 
+#[tokio::test]
+async fn a_job_that_the_target_does_not_take_ends_and_one_of_a_client_it_is_not_for_waits_for_an_operator() {
+    let (job, cancel) = (job("x"), CancellationToken::new());
+    let content_types = ["image/*".parse().unwrap()].into();
+    let target = store(QueuePolicy { content_types, ..QueuePolicy::default() }).await;
+    let attempt = bridge(&target).handle(&job, &context(&cancel)).await;
+    assert!(
+        matches!(&attempt, Attempt::Reject { failure } if failure.reason == "unsupported-media-type"),
+        "{attempt:?}"
+    );
+    let allowed_clients = ["other".parse().unwrap()].into();
+    let target = store(QueuePolicy { allowed_clients, ..QueuePolicy::default() }).await;
+    let attempt = bridge(&target).handle(&job, &context(&cancel)).await;
+    assert!(matches!(attempt, Attempt::HandBack { .. }), "{attempt:?}");
+    assert!(at_target(&target).await.is_empty());
+}
+
 /// Runs `jobs` through a bridge to a target without a worker, until `then` has seen what it waits for.
 async fn bridged(
     source_policy: QueuePolicy,

@@ -126,8 +126,19 @@ impl Shop {
 
 /// Runs an intake until `then` has seen what it waits for.
 async fn taking(shop: &Shop, target: &Broker, slots: u32, then: impl AsyncFnOnce()) -> ForeignReport {
+    taking_as(mapping(), shop, target, slots, then).await
+}
+
+/// The same with a mapping of its own.
+async fn taking_as(
+    mapping: JobMapping,
+    shop: &Shop,
+    target: &Broker,
+    slots: u32,
+    then: impl AsyncFnOnce(),
+) -> ForeignReport {
     let queue = Arc::new(shop.queue(source()).await.unwrap());
-    let intake = Arc::new(Intake::new(target.clone(), Clock::system(), mapping()));
+    let intake = Arc::new(Intake::new(target.clone(), Clock::system(), mapping));
     let (stats, stop) = (intake.stats(), CancellationToken::new());
     let slots = NonZeroU32::new(slots).unwrap();
     tokio::join!(intake.run(queue, slots, stop.clone()), async {
@@ -201,6 +212,51 @@ async fn what_can_never_be_a_job_is_put_aside_with_the_reason_and_holds_up_nothi
     assert!(header(&aside[0], "Relay-Place").starts_with("ORDERS."));
     assert!(header(&aside[1], "Relay-Detail").contains("takes 10"), "{}", header(&aside[1], "Relay-Detail"));
     assert_eq!(shop.messages("ORDERS", 0).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_message_that_the_queue_does_not_take_or_not_from_its_client_is_put_aside() {
+    let policy = QueuePolicy {
+        content_types: ["application/json".parse().unwrap()].into(),
+        allowed_clients: ["shop-blue".parse().unwrap()].into(),
+        ..QueuePolicy::default()
+    };
+    let (shop, target) = (Shop::start().await, target(policy).await);
+    let mapping = JobMapping { client: "shop-{header.X-Tenant}".parse().unwrap(), ..mapping() };
+    for (id, tenant, content_type) in [
+        ("1", "red", "application/json"),
+        ("2", "blue", "text/plain"),
+        ("3", "blue", "application/json; charset=utf-8"),
+    ] {
+        let headers = [("Order-Id", id), ("X-Tenant", tenant), ("Content-Type", content_type)];
+        shop.publish("orders.new", &headers, "{}").await;
+    }
+    let stream = shop.jetstream.get_stream("ORDERS").await.unwrap();
+    let report = taking_as(mapping, &shop, &target, 1, async || {
+        while stream.get_info().await.unwrap().state.messages > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((report.created, report.put_aside), (1, 2));
+    let aside = shop.messages("REFUSED", 2).await;
+    let reasons: Vec<_> = aside.iter().map(|message| header(message, "Relay-Reason")).collect();
+    assert_eq!(reasons, ["forbidden", "unsupported-media-type"]);
+}
+
+#[tokio::test]
+async fn a_message_of_a_configured_client_that_the_queue_is_not_for_stays_until_an_operator_has_mended_that() {
+    let closed = QueuePolicy { allowed_clients: ["other".parse().unwrap()].into(), ..QueuePolicy::default() };
+    let (shop, target) = (Shop::start().await, target(closed).await);
+    shop.publish("orders.new", &[("Order-Id", "1")], "{}").await;
+    let report = taking(&shop, &target, 1, async || {
+        while shop.in_hand().await < 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((report.created, report.put_aside, report.given_back), (0, 0, 1), "{report:?}");
+    assert_eq!(shop.messages("ORDERS", 1).await.len(), 1, "it is still there");
 }
 
 #[tokio::test]

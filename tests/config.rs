@@ -94,6 +94,43 @@ weight = 0
 }
 
 #[test]
+fn what_a_queue_takes_and_from_whom_is_checked_word_by_word() {
+    for (line, parts) in [
+        ("content_types = \"image/png\"", &["content_types", "in brackets"][..]),
+        ("content_types = []", &["content_types", "[\"*/*\"] for all"]),
+        ("content_types = [\"image/png\", \"image\"]", &["`\"image\"`", "application/json"]),
+        ("content_types = [\"text/plain; charset=utf-8\"]", &["has parameters", "leave them out"]),
+        ("content_types = [\"*/*\", \"image/png\"]", &["stands for all", "alone"]),
+        ("allowed_clients = [\"Shop\"]", &["allowed_clients", "`\"Shop\"`", "[a-z0-9]"]),
+        ("allowed_clients = [\"*\", \"shop\"]", &["stands for all", "alone"]),
+        ("allowed_clients = [1]", &["allowed_clients", "[\"*\"] for all"]),
+        ("rate = 100", &["queue.q.rate", "a text in quotes"]),
+        ("rate = \"100\"", &["`100` is no rate", "6000/min", "\"none\" for no limit"]),
+        ("rate = \"0/s\"", &["`0/s` is no rate"]),
+        ("rate = \"1/s\"\nburst = 0", &["queue.q.burst", "`0`", "from 1 to"]),
+        ("burst = 5", &["queue.q.burst", "without `rate` it says nothing"]),
+        (
+            "allowed_clients = [\"shop\"]\n[[queue.client]]\nname = \"mail\"\nweight = 2",
+            &["relay.toml:6: queue.q.client.mail", "none of the queue's `allowed_clients`"],
+        ),
+        (
+            "[[queue.client]]\nname = \"mail\"\nburst = 2",
+            &["relay.toml:5: queue.q.client.mail.burst", "without `rate`"],
+        ),
+        ("[[queue.client]]\nname = \"mail\"\ncontent_types = [\"a/b\"]", &["there is no such setting"]),
+    ] {
+        let (code, said) = check(&format!("[[queue]]\nname = \"q\"\n{line}\n"));
+        assert_eq!(code, 2, "{line}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{line}: {part} is not in\n{said}");
+        }
+        assert!(said.contains("has 1 mistake\n"), "{line}:\n{said}");
+    }
+    let all = "content_types = [\"*/*\"]\nallowed_clients = [\"*\"]\nrate = \"none\"\nburst = 1";
+    assert_eq!(check(&format!("[[queue]]\nname = \"q\"\n{all}")).0, 0);
+}
+
+#[test]
 fn what_contradicts_something_else_is_a_mistake() {
     for (text, parts) in [
         (
@@ -216,9 +253,13 @@ max_queued = 500
 [[queue]]
 name = \"mail\"
 retention = \"2d\"
+content_types = [\"text/*\"]
+allowed_clients = [\"shop\", \"post\"]
 [[queue.client]]
 name = \"shop\"
 weight = 3
+rate = \"10/min\"
+burst = 20
 [[queue]]
 name = \"bulk\"
 lease = \"1m\"
@@ -235,9 +276,14 @@ lease = \"1m\"
     let defaults = ClientPolicy { max_queued: 500, ..ClientPolicy::default() };
     let of_file = QueuePolicy { max_attempts: 4, client_defaults: defaults.clone(), ..QueuePolicy::default() };
     assert_eq!(*bulk, QueuePolicy { lease: Duration::from_secs(60), ..of_file.clone() });
-    let shop = [("shop".parse().unwrap(), ClientPolicy { weight: 3, ..defaults })].into();
+    let rate = Some("10/min".parse().unwrap());
+    let shop = [("shop".parse().unwrap(), ClientPolicy { weight: 3, rate, burst: 20, ..defaults })].into();
+    let content_types = ["text/*".parse().unwrap()].into();
+    let allowed_clients = ["shop", "post"].map(|name| name.parse().unwrap()).into();
     let (lease, retention) = (Duration::from_secs(10), Duration::from_secs(2 * 24 * 3600));
-    assert_eq!(*mail, QueuePolicy { lease, retention, clients: shop, ..of_file });
+    let mail_of_file =
+        QueuePolicy { lease, retention, content_types, allowed_clients, clients: shop, ..of_file.clone() };
+    assert_eq!(*mail, mail_of_file);
     assert_eq!(*more, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
     store.close().await;
 }

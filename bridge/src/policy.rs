@@ -1,18 +1,19 @@
 //! A queue's policy. It lives in the broker, so that two configurations can't disagree: `provision` or `serve` write
 //! it, workers read it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::contract::{ClientId, QueueName};
+use crate::contract::{ClientId, MediaRange, QueueName, Rate};
 use crate::error::BrokerError;
 
 /// What holds for one queue. Deadline and retention are fixed when a job is accepted; the rest applies live.
 ///
-/// Stored as JSON with durations in milliseconds; a field that is missing has its default.
+/// Stored as JSON with durations in milliseconds; a field that is missing has its default. What came after the first
+/// version of the worker protocol is left out where it has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct QueuePolicy {
@@ -41,6 +42,12 @@ pub struct QueuePolicy {
     pub payload_max: u64,
     /// The largest result in bytes; a larger one ends the run as `failed`, reason `result-too-large`. Default 256 KiB.
     pub result_max: u64,
+    /// The content types of payloads that are taken; none named means all.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub content_types: BTreeSet<MediaRange>,
+    /// Who may submit; nobody named means every client. Reading and cancelling are not bound by it.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub allowed_clients: BTreeSet<ClientId>,
     /// Whether taking jobs is stopped. Submitting goes on. It stands until it is resumed.
     pub paused: bool,
     /// What holds for a client that has no entry in `clients`.
@@ -63,6 +70,8 @@ impl Default for QueuePolicy {
             keep_keyless: false,
             payload_max: 256 * 1024,
             result_max: 256 * 1024,
+            content_types: BTreeSet::new(),
+            allowed_clients: BTreeSet::new(),
             paused: false,
             client_defaults: ClientPolicy::default(),
             clients: BTreeMap::new(),
@@ -76,6 +85,18 @@ impl QueuePolicy {
     pub fn client(&self, client: &ClientId) -> &ClientPolicy {
         self.clients.get(client).unwrap_or(&self.client_defaults)
     }
+
+    /// Whether a payload with this header `Content-Type` is taken.
+    #[must_use]
+    pub fn takes(&self, content_type: &str) -> bool {
+        self.content_types.is_empty() || self.content_types.iter().any(|range| range.contains(content_type))
+    }
+
+    /// Whether `client` may submit.
+    #[must_use]
+    pub fn allows(&self, client: &ClientId) -> bool {
+        self.allowed_clients.is_empty() || self.allowed_clients.contains(client)
+    }
 }
 
 /// What holds for one client in one queue.
@@ -88,11 +109,24 @@ pub struct ClientPolicy {
     pub max_queued: u64,
     /// Its jobs that may be leased at once. Default: no limit of its own (`u32::MAX`).
     pub max_running: u32,
+    /// How fast it may submit, to each process that takes submissions; `None`, the default, is without a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// How many submissions may come at once before `rate` holds: at least 1; default 100.
+    #[serde(skip_serializing_if = "is_usual_burst")]
+    pub burst: u32,
+}
+
+const BURST: u32 = 100;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_usual_burst(burst: &u32) -> bool {
+    *burst == BURST
 }
 
 impl Default for ClientPolicy {
     fn default() -> Self {
-        Self { weight: 1, max_queued: 1_000_000, max_running: u32::MAX }
+        Self { weight: 1, max_queued: 1_000_000, max_running: u32::MAX, rate: None, burst: BURST }
     }
 }
 

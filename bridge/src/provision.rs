@@ -42,8 +42,11 @@ pub fn policy_changes(queue: &QueueName, found: Option<&QueuePolicy>, wanted: &Q
     };
     let (old, new) = (fields(found), fields(wanted));
     let mut changed = Vec::new();
-    for (field, value) in new.iter().filter(|(field, _)| *field != "paused") {
-        let before = old.get(field).unwrap_or(&serde_json::Value::Null);
+    // A field that is in one of them alone has its default in the other.
+    let gone = old.keys().filter(|field| !new.contains_key(*field));
+    for field in new.keys().chain(gone).filter(|field| *field != "paused") {
+        let of = |fields: &serde_json::Map<_, _>| fields.get(field).cloned().unwrap_or_default();
+        let (before, value) = (of(&old), of(&new));
         if before != value {
             let kept = ["retention_ms", "dead_retention_ms", "job_ttl_ms"].contains(&field.as_str());
             let shorter = kept && value.as_u64() < before.as_u64();
@@ -51,4 +54,23 @@ pub fn policy_changes(queue: &QueueName, found: Option<&QueuePolicy>, wanted: &Q
         }
     }
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_to_and_from_what_is_left_out_by_default_is_a_change() {
+        let queue = "mail".parse().unwrap();
+        let some = QueuePolicy { allowed_clients: ["shop".parse().unwrap()].into(), ..QueuePolicy::default() };
+        for (found, wanted, what) in [
+            (&QueuePolicy::default(), &some, "allowed_clients: null -> [\"shop\"]"),
+            (&some, &QueuePolicy::default(), "allowed_clients: [\"shop\"] -> null"),
+        ] {
+            let [change] = &policy_changes(&queue, Some(found), wanted)[..] else { panic!("one change: {what}") };
+            assert_eq!((change.what.as_str(), change.destructive), (what, false));
+        }
+        assert!(policy_changes(&queue, Some(&some), &some).is_empty());
+    }
 }

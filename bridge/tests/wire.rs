@@ -134,7 +134,7 @@ fn from_server() -> Vec<(&'static str, FromServer)> {
         ("done", response(8, Response::Done)),
         ("recorded", response(7, Response::Recorded(Recorded::First))),
         ("recorded, but superseded", response(7, Response::Recorded(Recorded::Superseded(Outcome::Expired)))),
-        ("policy", response(12, Response::Policy(QueuePolicy::default()))),
+        ("policy", response(12, Response::Policy(Box::default()))),
         ("error lease-lost", error(Some(8), BrokerErrorKind::LeaseLost, "the lease ended")),
         (
             "error too-large",

@@ -62,6 +62,18 @@ pub struct LimitsView {
     pub meta_bytes_max: u64,
 }
 
+/// How fast a client may submit to a queue, through the process that answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct RateLimit {
+    /// How many in which time: `100/s`, `6000/min`, `5000/h`, `100000/d`.
+    pub limit: String,
+    /// How many may come at once.
+    pub burst: u32,
+    /// How many would be taken now.
+    pub left: u32,
+}
+
 /// What holds for one client in one queue, now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
@@ -83,6 +95,11 @@ pub struct QueueLimits {
     pub retention: DurationText,
     /// Whether an operator has stopped the queue: jobs are taken and wait.
     pub paused: bool,
+    /// The content types that are taken, `text/*` for all of a kind; empty means all.
+    #[serde(default)]
+    pub content_types: Vec<String>,
+    /// How fast the client may submit; `null` for no limit.
+    pub rate: Option<RateLimit>,
     /// The client's jobs that may wait at once.
     pub max_queued: u64,
     /// The client's jobs that wait now; `null` if the broker can't tell.

@@ -126,6 +126,8 @@ impl RelayHandler {
                 let detail = format!("the target has another body under the key {} (job {})", at.key, first);
                 Err(Attempt::reject("idempotency-conflict", detail).into())
             }
+            Placed::NotTaken(failure) => Err(Attempt::Reject { failure }.into()),
+            Placed::Forbidden(error) => Err(error.into()),
         }
     }
 

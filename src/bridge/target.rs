@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Fingerprint, JobId, JobStatus, QueueName, Submission};
+use relay_bridge::contract::{Failure, Fingerprint, JobId, JobStatus, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::{QueuePolicy, RetryPolicy};
@@ -39,6 +39,10 @@ pub(super) enum Placed {
     Found(JobId),
     /// There is another body under its key.
     Conflict(JobId),
+    /// The queue does not take this content type.
+    NotTaken(Failure),
+    /// The queue is not for this client: `Unauthorized`.
+    Forbidden(BrokerError),
 }
 
 impl Target {
@@ -57,6 +61,14 @@ impl Target {
             let detail = format!("there is no queue {queue}: create it there, or map to another");
             BrokerError::new(BrokerErrorKind::NotFound, OPERATION, detail)
         })?;
+        if !policy.allows(&submission.client) {
+            let detail = format!("client {} is none of the `allowed_clients` of queue {queue}", submission.client);
+            return Ok(Placed::Forbidden(BrokerError::new(BrokerErrorKind::Unauthorized, OPERATION, detail)));
+        }
+        if !policy.takes(&submission.content_type) {
+            let detail = format!("queue {queue} does not take `{}`", submission.content_type);
+            return Ok(Placed::NotTaken(Failure::new("unsupported-media-type", detail)));
+        }
         let limit = policy.payload_max.min(self.broker.capabilities.payload_max);
         let actual = u64::try_from(submission.payload.len()).unwrap_or(u64::MAX);
         if actual > limit {

@@ -162,6 +162,9 @@ fn resolved(setting: &Setting, serve: &Command, file: Option<&File>) -> Option<S
 }
 
 fn text(key: &str, value: &Value) -> String {
+    if *value == Value::List(Vec::new()) {
+        return "all".to_owned();
+    }
     let bytes = POLICY.iter().any(|setting| setting.key == key && setting.kind == Kind::Size);
     if bytes { format!("{value}B") } else { value.to_string() }
 }
@@ -265,10 +268,13 @@ payload_max = "4MiB"
 name = "shop"
 weight = 3
 max_queued = 10000
+rate = "50/s"
 
 [[queue]]
 name = "thumbnails"
 lease = "2m"
+content_types = ["image/png", "image/jpeg"]
+allowed_clients = ["shop", "studio"]
 ```
 "#;
 
@@ -279,6 +285,10 @@ Each `[[queue]]` has a `name` and what holds for it; `[queue_defaults]` is below
 what is not written stays as it is there, and what shortens what clients rely on, such as a smaller retention, needs
 `--force`. Some of it may differ for single clients, in `[[queue.client]]` with the client's `name`. Flags change the policy of
 every queue that is named by `--queue` or in the file. A pause is not configuration: it stands until the queue is resumed.
+
+A rate is counted by each server for itself, over HTTP and NATS together: of N servers behind one address each lets that much
+in. Every submission counts, also a retry and each entry of a batch. Bridges submit to the broker itself: `content_types` and
+`allowed_clients` hold for them, a rate does not.
 
 | key | value | of new queues | flag | per client | |
 | --- | --- | --- | --- | --- | --- |

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use relay_bridge::contract::QueueName;
+use relay_bridge::policy::ClientPolicy;
 
 use super::exit::{CliError, Exit};
 use super::remote::OperatorArgs;
@@ -97,7 +98,6 @@ fn show(queue: &QueueView) -> Result<(), CliError> {
     let policy = &queue.policy;
     let duration = values::show_duration;
     let (retry, client) = (&policy.retry, &policy.client_defaults);
-    let limit = |limit: u32| if limit == u32::MAX { "no limit".to_owned() } else { limit.to_string() };
     for (name, value) in [
         ("queue", queue.name.to_string()),
         ("state", if policy.paused { "paused" } else { "running" }.to_owned()),
@@ -113,19 +113,28 @@ fn show(queue: &QueueView) -> Result<(), CliError> {
         ("payload", values::show_size(policy.payload_max)),
         ("result", values::show_size(policy.result_max)),
         ("keep keyless", policy.keep_keyless.to_string()),
-        (
-            "a client's",
-            format!("weight {}, {} waiting, {} running", client.weight, client.max_queued, limit(client.max_running)),
-        ),
+        ("content types", names(policy.content_types.iter().map(ToString::to_string))),
+        ("clients", names(policy.allowed_clients.iter().map(ToString::to_string))),
+        ("a client's", share(client)),
     ] {
         output::line(format_args!("{name:<13} {value}"))?;
     }
     for (name, client) in &policy.clients {
-        let running = limit(client.max_running);
-        let text = format!("weight {}, {} waiting, {running} running", client.weight, client.max_queued);
-        output::line(format_args!("{:<13} {name}: {text}", "client"))?;
+        output::line(format_args!("{:<13} {name}: {}", "client", share(client)))?;
     }
     Ok(())
+}
+
+fn names(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<_> = names.collect();
+    if names.is_empty() { "all".to_owned() } else { names.join(", ") }
+}
+
+/// What one client may have.
+fn share(client: &ClientPolicy) -> String {
+    let running = if client.max_running == u32::MAX { "no limit".to_owned() } else { client.max_running.to_string() };
+    let rate = client.rate.map_or_else(String::new, |rate| format!(", {rate} with {} at once", client.burst));
+    format!("weight {}, {} waiting, {running} running{rate}", client.weight, client.max_queued)
 }
 
 async fn set_paused(args: OneArgs, paused: bool) -> Result<Exit, CliError> {

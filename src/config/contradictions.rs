@@ -8,6 +8,7 @@ use relay_bridge::policy::QueuePolicy;
 use super::file::File;
 use super::kind::Value;
 use super::mistake::Mistake;
+use super::queues::Queue;
 use super::values::{show_duration, show_size};
 
 /// Everything in `file` that contradicts something else there, or is without effect because something is missing.
@@ -49,6 +50,9 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
     finder.queues();
     finder.found
 }
+
+const WITHOUT_RATE: &str = "without `rate` it says nothing";
+const ADD_RATE: &str = "leave it out, or add `rate`";
 
 struct Finder<'a> {
     file: &'a File,
@@ -150,6 +154,22 @@ impl Finder<'_> {
         }
     }
 
+    /// What is written for single clients of a queue whose policy is `policy`.
+    fn clients(&mut self, queue: &Queue, policy: &QueuePolicy) {
+        for (client, written) in &queue.patch.clients {
+            let line = written.values().map(|(_, line)| *line).min().unwrap_or(queue.line);
+            let full = format!("queue.{}.client.{client}", queue.name);
+            if !policy.allows(client) {
+                let what = "it is none of the queue's `allowed_clients`, so nothing can hold for it";
+                self.at(line, &full, what, "leave it out, or add it there");
+            }
+            let has_rate = written.contains_key("rate") || queue.patch.values.contains_key("rate");
+            if let Some((_, line)) = written.get("burst").filter(|_| !has_rate) {
+                self.at(*line, &format!("{full}.burst"), WITHOUT_RATE, ADD_RATE);
+            }
+        }
+    }
+
     fn queues(&mut self) {
         let embedded = !self.is("nats.servers") && !self.is("sqs.enabled");
         for queue in &self.file.queues {
@@ -181,6 +201,10 @@ impl Finder<'_> {
                     ));
                 }
             }
+            if queue.patch.values.contains_key("burst") && !queue.patch.values.contains_key("rate") {
+                found.push(("burst", WITHOUT_RATE.to_owned(), ADD_RATE.to_owned()));
+            }
+            self.clients(queue, &policy);
             for (key, what, fix) in found {
                 let line = queue.patch.line(key, queue.line);
                 self.found.push(Mistake { line, key: format!("queue.{}.{key}", queue.name), what, fix });

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::contract::{ClientId, MediaRange, QueueName, Rate};
 use toml::de::DeValue;
 
 use super::values;
@@ -37,6 +37,12 @@ pub enum Kind {
     Queue,
     /// A client's name.
     Client,
+    /// Names of clients, or `["*"]` for all: an empty list.
+    Clients,
+    /// Content types, `text/*` for all of a kind, or `["*/*"]` for all: an empty list.
+    ContentTypes,
+    /// How many in which time, or `none`.
+    Rate,
 }
 
 /// A value of a [`Kind`].
@@ -105,15 +111,47 @@ impl Kind {
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
-            (Self::List, DeValue::Array(values)) => {
+            (Self::List | Self::Clients | Self::ContentTypes, DeValue::Array(values)) => {
                 let texts = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
                 let texts: Option<Vec<_>> = texts.collect();
                 let texts = texts.filter(|texts| !texts.is_empty() && texts.iter().all(|text| is_plain(text)));
-                texts.map(Value::List).ok_or_else(|| not("write [\"a\", \"b\"]".to_owned()))
+                self.read_list(texts.ok_or_else(|| not(format!("write {}", self.example())))?)
             }
-            (Self::List, _) => Err(not("write it in brackets: [\"a\", \"b\"]".to_owned())),
+            (Self::List | Self::Clients | Self::ContentTypes, _) => {
+                Err(not(format!("write it in brackets: {}", self.example())))
+            }
             (_, DeValue::String(text)) => self.read_text(text),
             (_, _) => Err(not("write a text in quotes".to_owned())),
+        }
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::Clients => "[\"shop\", \"mail\"], or [\"*\"] for all",
+            Self::ContentTypes => "[\"application/json\", \"text/*\"], or [\"*/*\"] for all",
+            _ => "[\"a\", \"b\"]",
+        }
+    }
+
+    fn read_list(self, texts: Vec<String>) -> Result<Value, Unfit> {
+        let (all, check): (_, fn(&str) -> Option<String>) = match self {
+            Self::Clients => ("*", |text| text.parse::<ClientId>().err().map(|error| error.to_string())),
+            Self::ContentTypes => ("*/*", |text| text.parse::<MediaRange>().err().map(|error| error.to_string())),
+            _ => return Ok(Value::List(texts)),
+        };
+        if texts == [all] {
+            return Ok(Value::List(Vec::new()));
+        }
+        if texts.iter().any(|text| text == all) {
+            let fix = format!("write [\"{all}\"] alone, or leave it out of the others");
+            return Err(Unfit::new(format!("`\"{all}\"` stands for all, and others are beside it"), fix));
+        }
+        match texts.iter().find_map(|text| Some((text, check(text)?))) {
+            None => Ok(Value::List(texts)),
+            Some((text, error)) => {
+                let shown: String = text.chars().take(80).collect();
+                Err(Unfit::new(format!("`\"{shown}\"`: {error}"), format!("write {}", self.example())))
+            }
         }
     }
 
@@ -150,11 +188,20 @@ impl Kind {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "write the name that its key has")),
             },
+            Self::Rate if text != NO_RATE => match text.parse::<Rate>() {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => {
+                    Err(Unfit::new(error.to_string(), format!("write \"100/s\", or \"{NO_RATE}\" for no limit")))
+                }
+            },
             _ if !is_plain(text) => Err(not("write a text that is not empty, on one line")),
             _ => Ok(Value::Text(text.to_owned())),
         }
     }
 }
+
+/// What is written for no rate.
+pub const NO_RATE: &str = "none";
 
 fn is_plain(text: &str) -> bool {
     !text.trim().is_empty() && !text.contains(char::is_control)
@@ -180,6 +227,9 @@ impl fmt::Display for Kind {
             Self::List => f.write_str("a list of texts"),
             Self::Queue => f.write_str("a queue's name"),
             Self::Client => f.write_str("a client's name"),
+            Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),
+            Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),
+            Self::Rate => write!(f, "a rate, or `{NO_RATE}`"),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The queues of a file: what holds for each, as changes to what the broker has. What is not written stays as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 use std::time::Duration;
 
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 
-use super::kind::Value;
+use super::kind::{NO_RATE, Value};
 
 /// A queue of a file.
 #[derive(Clone, Debug)]
@@ -65,6 +66,9 @@ fn set(policy: &mut QueuePolicy, key: &str, value: &Value) {
         ("keep_keyless", Value::Flag(flag)) => policy.keep_keyless = *flag,
         ("payload_max", Value::Number(bytes)) => policy.payload_max = *bytes,
         ("result_max", Value::Number(bytes)) => policy.result_max = *bytes,
+        // Their kinds have refused what can't be parsed.
+        ("content_types", Value::List(texts)) => policy.content_types = parsed(texts),
+        ("allowed_clients", Value::List(texts)) => policy.allowed_clients = parsed(texts),
         (_, Value::Duration(span)) => {
             if let Some(field) = span_of(policy, key) {
                 *field = *span;
@@ -90,8 +94,14 @@ fn set_share(client: &mut ClientPolicy, key: &str, value: &Value) {
         ("weight", Value::Number(number)) => client.weight = narrow(*number),
         ("max_queued", Value::Number(number)) => client.max_queued = *number,
         ("max_running", Value::Number(number)) => client.max_running = narrow(*number),
+        ("rate", Value::Text(text)) => client.rate = text.parse().ok().filter(|_| text != NO_RATE),
+        ("burst", Value::Number(number)) => client.burst = narrow(*number),
         _ => {}
     }
+}
+
+fn parsed<T: FromStr + Ord>(texts: &[String]) -> BTreeSet<T> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Its kind has refused what does not fit.
@@ -104,6 +114,7 @@ mod tests {
     use toml::de::DeTable;
 
     use super::*;
+    use crate::config::kind::Kind;
     use crate::config::settings::POLICY;
 
     #[test]
@@ -117,12 +128,15 @@ mod tests {
                 Patch { values, clients: BTreeMap::new() }.over(QueuePolicy::default())
             };
             let quoted = |text: &str| match setting.kind {
-                crate::config::kind::Kind::Duration(_) | crate::config::kind::Kind::Size => format!("\"{text}\""),
+                Kind::Duration(_) | Kind::Size | Kind::Rate => format!("\"{text}\""),
                 _ => text.to_owned(),
             };
             assert_eq!(read(&quoted(setting.default)), QueuePolicy::default(), "{}", setting.key);
             let other = match setting.default {
                 "false" => "true",
+                "none" => "7/h",
+                "[\"*\"]" => "[\"shop\"]",
+                "[\"*/*\"]" => "[\"text/*\"]",
                 text if text.ends_with(|c: char| c.is_ascii_digit()) => "7",
                 text if text.ends_with("iB") => "7KiB",
                 _ => "7h",

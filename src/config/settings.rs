@@ -161,6 +161,21 @@ pub const POLICY: &[PolicySetting] = &[
     ),
     policy("payload_max", Kind::Size, "256KiB", Some("payload-max"), "The largest payload."),
     policy("result_max", Kind::Size, "256KiB", Some("result-max"), "The largest result; a larger one fails its job."),
+    policy(
+        "content_types",
+        Kind::ContentTypes,
+        "[\"*/*\"]",
+        None,
+        "The content types of payloads that are taken, `text/*` for all of a kind; others are answered \
+         `unsupported-media-type`.",
+    ),
+    policy(
+        "allowed_clients",
+        Kind::Clients,
+        "[\"*\"]",
+        None,
+        "Who may submit; others are answered `forbidden`. Reading and cancelling are not bound by it.",
+    ),
     share("weight", Kind::Count(1, 1_000), "1", "A client's share of the workers among the clients that have work."),
     share(
         "max_queued",
@@ -174,6 +189,14 @@ pub const POLICY: &[PolicySetting] = &[
         "4294967295",
         "Jobs of one client that may be leased at once.",
     ),
+    share(
+        "rate",
+        Kind::Rate,
+        "none",
+        "How fast one client may submit to each server: `100/s`, `6000/min`, `5000/h`, `100000/d`; beyond it submissions are \
+         answered `rate-limited`.",
+    ),
+    share("burst", Kind::Count(1, u32::MAX as u64), "100", "Submissions that may come at once before `rate` holds."),
 ];
 
 /// Settings without a flag, because a command line is no place for them: variables that hold a secret.

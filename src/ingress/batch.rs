@@ -13,6 +13,7 @@ use relay_bridge::policy::QueuePolicy;
 use serde::de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::rates::Rates;
 use super::refusal::Refusal;
 use super::{headers, jobs};
 use crate::api::batch::BATCH_ENTRIES_MAX;
@@ -26,6 +27,7 @@ pub(super) struct Batch<'a> {
     pub(super) broker: &'a Broker,
     pub(super) clock: &'a Clock,
     pub(super) policy: &'a QueuePolicy,
+    pub(super) rates: &'a Rates,
     /// The largest payload of an entry, in bytes.
     pub(super) payload_max: u64,
     pub(super) client: &'a ClientId,
@@ -74,7 +76,9 @@ impl Batch<'_> {
     }
 
     async fn accept(&self, at: usize, text: &str) -> Result<Receipt, Refusal> {
-        let job = self.submission(at, text)?.accept(self.policy, self.clock.now());
+        let submission = self.submission(at, text)?;
+        jobs::admit((self.policy, self.rates), self.client, self.queue, &submission.content_type)?;
+        let job = submission.accept(self.policy, self.clock.now());
         let (status, replayed) = jobs::enqueue(self.broker, job).await?;
         Ok(Receipt::new(&status, replayed))
     }

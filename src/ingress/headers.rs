@@ -56,6 +56,11 @@ impl JobHeaders {
         Ok(Self { key, delay, expires_in, content_type, content_encoding, passed: passed(headers)? })
     }
 
+    /// The content type, or what stands for none.
+    pub(super) fn content_type(&self) -> &str {
+        &self.content_type
+    }
+
     /// What the headers of a batch say for all of its entries: the key that theirs are made of, and the trace context.
     ///
     /// # Errors

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, media};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::Lookup;
 
 use super::policies::Policies;
+use super::rates::Rates;
 use super::refusal::Refusal;
 use crate::api::{JobView, Problem, Slug};
 
@@ -22,6 +23,54 @@ pub(super) async fn policy(policies: &Policies, queue: &QueueName) -> Result<Arc
         let detail = format!("there is no queue {queue}: check its name, or ask the operator to create it");
         Refusal::new(Slug::NotFound, detail)
     })
+}
+
+/// Whether `client` may submit to `queue`.
+///
+/// # Errors
+/// `forbidden`
+pub(super) fn check_client(policy: &QueuePolicy, client: &ClientId, queue: &QueueName) -> Result<(), Refusal> {
+    if policy.allows(client) {
+        return Ok(());
+    }
+    let detail = format!(
+        "client {client} may not submit to queue {queue}; nothing was done: use another queue, or ask the operator to \
+         add it to the queue's `allowed_clients`"
+    );
+    Err(Refusal::new(Slug::Forbidden, detail))
+}
+
+/// Whether `queue` takes payloads of this content type.
+///
+/// # Errors
+/// `unsupported-media-type`, which names those that are taken.
+pub(super) fn check_content_type(policy: &QueuePolicy, queue: &QueueName, content_type: &str) -> Result<(), Refusal> {
+    if policy.takes(content_type) {
+        return Ok(());
+    }
+    let taken: Vec<_> = policy.content_types.iter().map(ToString::to_string).collect();
+    let detail = format!(
+        "queue {queue} takes {}, and not `{}`; nothing was done: send one of them",
+        taken.join(", "),
+        media::essence(content_type)
+    );
+    Err(Refusal::new(Slug::UnsupportedMediaType, detail))
+}
+
+/// Whether a submission of `client` with this content type is let into `queue` now, by everything but its size. It counts
+/// for the client's rate.
+///
+/// # Errors
+/// `forbidden`, `unsupported-media-type`, `rate-limited`
+pub(super) fn admit(
+    (policy, rates): (&QueuePolicy, &Rates),
+    client: &ClientId,
+    queue: &QueueName,
+    content_type: &str,
+) -> Result<(), Refusal> {
+    check_client(policy, client, queue)?;
+    check_content_type(policy, queue, content_type)?;
+    rates.take(client, queue, policy.client(client))
 }
 
 /// The refusal of a body of `actual` bytes where `max` are taken.

@@ -9,6 +9,7 @@ mod docs;
 mod events;
 mod failing;
 mod jobs;
+mod policy;
 mod refusals;
 mod results;
 mod submit;

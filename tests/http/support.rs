@@ -14,7 +14,7 @@ use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::leasing::{Delivery, LeaseRequest, Leasing};
-use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::settlement::Settlement;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) authenticator: Authenticator,
     pub(crate) policy: QueuePolicy,
     pub(crate) drain: Duration,
+    /// What the ingress goes by; the store has the system's.
+    pub(crate) clock: Clock,
     pub(crate) break_broker: fn(&mut Broker),
 }
 
@@ -38,6 +40,7 @@ impl Default for Setup {
             authenticator: Authenticator::development(),
             policy: QueuePolicy { payload_max: 1_000, ..QueuePolicy::default() },
             drain: Duration::from_secs(30),
+            clock: Clock::system(),
             break_broker: |_| {},
         }
     }
@@ -53,14 +56,14 @@ impl Setup {
         }
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
-        let ingress = Ingress::new(seen, self.authenticator, self.limits, Clock::system());
+        let ingress = Ingress::new(seen, self.authenticator, self.limits, self.clock.clone());
         let leasing = ingress.leasing();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, ingress, shutdown.clone(), self.drain));
-        Relay { address, leasing, shutdown, serving }
+        Relay { address, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
     }
 }
 
@@ -69,6 +72,8 @@ pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
     /// As workers of this process have it.
     pub(crate) leasing: Arc<dyn Leasing>,
+    policies: Arc<dyn PolicyStore>,
+    clock: Clock,
     pub(crate) shutdown: CancellationToken,
     serving: JoinSet<std::io::Result<()>>,
 }
@@ -76,6 +81,13 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) async fn start() -> Self {
         Setup::default().start().await
+    }
+
+    /// Changes what holds for `queue`.
+    pub(crate) async fn set_policy(&self, queue: &str, policy: &QueuePolicy) {
+        self.policies.put_policy(&queue.parse().unwrap(), policy).await.unwrap();
+        // The ingress remembers the old one for a second.
+        self.clock.advance(Duration::from_secs(1));
     }
 
     pub(crate) async fn connect(&self) -> Peer {

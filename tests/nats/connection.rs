@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use relay::ingress::budget::Budget;
 use relay::ingress::nats::{Door, Limits, serve};
+use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::nats::config::Credentials;
@@ -41,7 +42,8 @@ async fn relay_may_start_before_the_server() {
     let mut server = NatsServer::start().await;
     server.kill();
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
-    let door = Door::new(store.broker(), Limits::default(), Budget::new(1_000), Clock::system());
+    let door =
+        Door::new(store.broker(), Limits::default(), Budget::new(1_000), Rates::new(Clock::system()), Clock::system());
     let url = server.url();
     let shutdown = CancellationToken::new();
     let mut serving = JoinSet::new();

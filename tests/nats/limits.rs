@@ -10,7 +10,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
-use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::policy::{ClientPolicy, PolicyStore, QueuePolicy};
 use tokio::sync::Semaphore;
 
 use crate::support::{Relay, Setup};
@@ -247,4 +247,27 @@ async fn an_answer_goes_to_an_inbox_of_the_client_and_nowhere_else() {
     let depth = relay.broker.jobs.depth(&"mail".parse().unwrap()).await.unwrap();
     assert_eq!(depth.waiting, 0, "what can't be answered where it wants to be is not done");
     assert_eq!(relay.stats("submit").await["num_errors"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_says_of_a_queue_holds_over_nats_too() {
+    let policy = QueuePolicy {
+        content_types: ["text/*".parse().unwrap()].into(),
+        allowed_clients: ["me".parse().unwrap()].into(),
+        client_defaults: ClientPolicy { rate: Some("1/h".parse().unwrap()), burst: 2, ..ClientPolicy::default() },
+        ..QueuePolicy::default()
+    };
+    let relay = Setup { policy, ..Setup::default() }.start().await;
+    let text = [("Content-Type", "text/plain; charset=utf-8")];
+    let refused = relay.ask("relay.submit.other.mail", &text, "x").await;
+    assert!(refused.is_problem(403, "forbidden").field("detail").contains("other"));
+    let refused = relay.submit(&[("Content-Type", "image/png")], "x").await;
+    assert!(refused.is_problem(415, "unsupported-media-type").field("detail").contains("text/*"));
+    for _ in 0..2 {
+        relay.submit(&text, "x").await.job();
+    }
+    let refused = relay.submit(&text, "x").await;
+    refused.is_problem(429, "rate-limited");
+    assert_eq!(refused.field("retry"), "safe");
+    relay.ask("relay.submit.me.other", &text, "x").await.job();
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use relay::ingress::budget::Budget;
 use relay::ingress::nats::{Door, Limits, serve};
+use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
 use relay_bridge::nats::config::Credentials;
 use serde_json::{Value, json};
@@ -77,7 +78,13 @@ async fn stats_count_requests_errors_and_time_of_each_endpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_replicas_one_answers_each_request_and_both_are_listed() {
     let relay = Relay::start().await;
-    let door = Door::new(relay.broker.clone(), Limits::default(), Budget::new(1 << 20), Clock::system());
+    let door = Door::new(
+        relay.broker.clone(),
+        Limits::default(),
+        Budget::new(1 << 20),
+        Rates::new(Clock::system()),
+        Clock::system(),
+    );
     let connection = connect(&relay.server.url(), Credentials::None).await;
     let mut serving = JoinSet::new();
     serving.spawn(serve(connection, Arc::clone(&door), CancellationToken::new(), Duration::ZERO));

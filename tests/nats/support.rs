@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use relay::ingress::budget::Budget;
 use relay::ingress::nats::{Door, Limits, RELAY_INBOX, serve};
+use relay::ingress::rates::Rates;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Setup {
     pub(crate) limits: Limits,
     pub(crate) bytes: usize,
+    pub(crate) policy: QueuePolicy,
     /// More of the server's configuration.
     pub(crate) server: String,
     /// Who relay is to the server.
@@ -43,6 +45,7 @@ impl Default for Setup {
         Self {
             limits: Limits::default(),
             bytes: 1 << 20,
+            policy: QueuePolicy { payload_max: 1_000, result_max: 100_000, ..QueuePolicy::default() },
             server: String::new(),
             user: Credentials::None,
             operator: ConnectOptions::new(),
@@ -59,12 +62,12 @@ impl Setup {
         let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
         let broker = store.broker();
         for queue in ["mail", "other"] {
-            let policy = QueuePolicy { payload_max: 1_000, result_max: 100_000, ..QueuePolicy::default() };
-            broker.policies.put_policy(&queue.parse().unwrap(), &policy).await.unwrap();
+            broker.policies.put_policy(&queue.parse().unwrap(), &self.policy).await.unwrap();
         }
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
-        let door = Door::new(seen, self.limits, Budget::new(self.bytes), Clock::system());
+        let rates = Rates::new(Clock::system());
+        let door = Door::new(seen, self.limits, Budget::new(self.bytes), rates, Clock::system());
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         let connection = connect(&server.url(), self.user).await;

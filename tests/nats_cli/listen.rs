@@ -97,6 +97,25 @@ async fn development_answers_over_nats_too() {
 }
 
 #[tokio::test]
+async fn what_a_client_submits_over_http_counts_for_its_rate_over_nats() {
+    let nats = NatsServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    std::fs::write(&file, "[[queue]]\nname = \"default\"\nrate = \"1/d\"\nburst = 2\n").unwrap();
+    let flags = [nats.url().as_str(), "--provision", "--config", file.to_str().unwrap()].map(str::to_owned);
+    let mut server = Running::start(SERVE.iter().map(|flag| (*flag).to_owned()).chain(flags));
+    server.wait_for_line(OPEN);
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let (http, address) = (reqwest::Client::new(), format!("{}/v1/queues/default/jobs", server.url()));
+    let over_http = async || http.post(&address).body("x").send().await.unwrap().status().as_u16();
+    assert_eq!(over_http().await, 202);
+    assert_eq!(request(&client, "relay.submit.dev.default", "x").await["state"], "queued");
+    assert_eq!(request(&client, "relay.submit.dev.default", "x").await["slug"], "rate-limited");
+    assert_eq!(over_http().await, 429);
+    server.stop();
+}
+
+#[tokio::test]
 async fn clients_are_not_served_where_that_is_not_wanted() {
     let nats = NatsServer::start().await;
     let server = Running::start(SERVE.iter().copied().chain([nats.url().as_str(), "--provision", "--no-nats-listen"]));

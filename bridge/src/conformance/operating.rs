@@ -158,7 +158,11 @@ pub async fn depth_counts_what_waits_what_is_parked_and_what_runs(fixture: &dyn 
 pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn Fixture) {
     let mut stage = Stage::new(fixture).await;
     let policies = stage.broker.policies.clone();
-    stage.policy.clients.insert(stage.client("a"), crate::policy::ClientPolicy { weight: 7, ..Default::default() });
+    let (rate, burst) = (Some("5/min".parse().unwrap()), 3);
+    let of_client = crate::policy::ClientPolicy { weight: 7, rate, burst, ..Default::default() };
+    stage.policy.clients.insert(stage.client("a"), of_client);
+    stage.policy.allowed_clients = [stage.client("a"), stage.client("b")].into();
+    stage.policy.content_types = ["image/*", "text/plain"].map(|text| text.parse().unwrap()).into();
     stage.policy.max_attempts = 4;
     stage.policy.lease = stage.lease * 2;
     policies.put_policy(&stage.queue, &stage.policy).await.unwrap();

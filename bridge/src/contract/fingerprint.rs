@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use blake3::hazmat::{ContextKey, HasherExt as _, hash_derive_key_context};
 
+use super::media::essence;
+
 /// BLAKE3 over a version, the content type's lower-case essence, the content encoding and the payload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
@@ -18,7 +20,7 @@ impl Fingerprint {
     /// as an unsigned 32-bit big-endian integer; no encoding is the empty one.
     #[must_use]
     pub fn of(content_type: &str, content_encoding: Option<&str>, payload: &[u8]) -> Self {
-        let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        let essence = essence(content_type).to_ascii_lowercase();
         let encoding = content_encoding.unwrap_or("").trim().to_ascii_lowercase();
         static CONTEXT: LazyLock<ContextKey> = LazyLock::new(|| hash_derive_key_context("relay fingerprint v1"));
         let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);

@@ -5,6 +5,7 @@
 //! - [`time`]: [`Timestamp`], milliseconds on the wall clock.
 //! - [`ids`]: [`ClientId`], [`QueueName`], [`IdempotencyKey`], [`JobId`], [`RunId`].
 //! - [`fingerprint`]: what makes two submissions under one key the same.
+//! - [`media`]: [`MediaRange`], content types that a queue takes; [`rate`]: [`Rate`], how many in which time.
 //! - [`job`]: a submission, the [`Job`] it becomes, and the [`JobStatus`] a client sees.
 //! - [`result`]: [`Outcome`], [`Failure`], [`JobResult`].
 //! - [`trace`]: W3C trace context.
@@ -17,6 +18,8 @@ pub mod envelope;
 pub mod fingerprint;
 pub mod ids;
 pub mod job;
+pub mod media;
+pub mod rate;
 pub mod result;
 pub mod time;
 pub mod trace;
@@ -26,6 +29,8 @@ pub use cursor::{Cursor, LogId};
 pub use fingerprint::Fingerprint;
 pub use ids::{ClientId, IdempotencyKey, JobId, QueueName, RunId, WorkerId};
 pub use job::{Job, JobState, JobStatus, Submission};
+pub use media::MediaRange;
+pub use rate::Rate;
 pub use result::{Failure, JobResult, Outcome};
 pub use time::Timestamp;
 pub use trace::TraceParent;

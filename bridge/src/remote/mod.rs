@@ -210,7 +210,7 @@ impl Leasing for Remote {
 
     async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
         match self.link.call("queue policy", |_| Request::QueuePolicy(queue.clone())).await? {
-            Response::Policy(policy) => Ok(policy),
+            Response::Policy(policy) => Ok(*policy),
             _ => Err(connection::unexpected("queue policy")),
         }
     }

@@ -205,7 +205,12 @@ impl Intake {
                     return Verdict::Taken;
                 }
                 Ok(Placed::Conflict(first)) => return conflict(&submission, first),
-                Err(error) => error,
+                Ok(Placed::NotTaken(why)) => return Verdict::Poison(why),
+                // Whose job it is, or in which queue, came from the message itself: no operator can mend that.
+                Ok(Placed::Forbidden(error)) if !self.mapping.is_fixed() => {
+                    return Verdict::Poison(Failure::new("forbidden", error.detail()));
+                }
+                Ok(Placed::Forbidden(error)) | Err(error) => error,
             };
             let fixed = self.mapping.queue.fixed().is_some();
             match judge(&error, &submission.queue, fixed, message.delivered) {

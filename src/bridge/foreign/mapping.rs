@@ -64,6 +64,11 @@ impl JobMapping {
         })
     }
 
+    /// Whether every message becomes a job of the same client in the same queue.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.client.fixed().is_some() && self.queue.fixed().is_some()
+    }
+
     fn passed(&self, message: &Message) -> Result<BTreeMap<String, String>, Failure> {
         let header = |name| message.headers.get(name).map(String::as_str);
         let mut passed: BTreeMap<_, _> = trace::kept(header(trace::TRACEPARENT), header(trace::TRACESTATE)).collect();

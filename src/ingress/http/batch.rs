@@ -31,7 +31,7 @@ use crate::ingress::jobs;
         description = "1,000 entries and 8 MiB at most."),
     responses(
         (status = 200, description = "A receipt or a problem for each entry, in their order.", body = BatchAnswer),
-        (status = 403, description = "This key may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+        (status = 403, description = "This client may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
     ),
 )]
 pub(super) async fn submit(
@@ -44,14 +44,18 @@ pub(super) async fn submit(
     Parameters::read(&head.uri, &[])?;
     let queue = request::queue(&caller, &queue)?;
     let (key, headers) = JobHeaders::read_batch(&head.headers)?;
-    let Ingress { broker, policies, clock, limits, .. } = &*served.ingress;
+    let Ingress { broker, policies, rates, clock, limits, .. } = &*served.ingress;
     let policy = jobs::policy(policies, &queue).await?;
+    jobs::check_client(&policy, &caller.client, &queue)?;
+    // Entries are counted one by one; if not even the first one would be let in, there is no need to read them.
+    rates.look(&caller.client, &queue, policy.client(&caller.client))?;
     let body = body::read(&served.ingress, body, BATCH_BYTES_MAX.min(limits.body_bytes as u64)).await?;
     let (body, _budget) = body.into_parts();
     let batch = Batch {
         broker,
         clock,
         policy: &policy,
+        rates,
         payload_max: policy.payload_max.min(served.ingress.payload_max()),
         client: &caller.client,
         queue: &queue,

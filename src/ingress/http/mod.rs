@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::budget::Budget;
 use super::events::{Events, Watched};
 use super::policies::Policies;
+use super::rates::Rates;
 use super::refusals::Refusals;
 use crate::auth::Authenticator;
 
@@ -118,6 +119,7 @@ pub struct Ingress {
     limits: Limits,
     clock: Clock,
     policies: Policies,
+    rates: Arc<Rates>,
     body_bytes: Arc<Budget>,
     requests: Arc<Budget>,
     refusals: Refusals,
@@ -149,6 +151,7 @@ impl Ingress {
         }
         Arc::new(Self {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
+            rates: Rates::new(clock.clone()),
             body_bytes: Budget::new(limits.body_bytes),
             requests: Budget::new(limits.requests),
             refusals: Refusals::default(),
@@ -167,6 +170,12 @@ impl Ingress {
     #[must_use]
     pub fn byte_budget(&self) -> Arc<Budget> {
         Arc::clone(&self.body_bytes)
+    }
+
+    /// How fast each client submits, for an ingress of another protocol in the same process.
+    #[must_use]
+    pub fn rates(&self) -> Arc<Rates> {
+        Arc::clone(&self.rates)
     }
 
     /// How often which problem was the answer.

@@ -80,7 +80,7 @@ where
             ("idempotency-replayed" = Option<bool>, description = "`true` if an earlier request did the work."),
             ("preference-applied" = Option<String>, description = "What of `Prefer` was honoured."),
         )),
-        (status = 403, description = "This key may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
+        (status = 403, description = "This client may not use the queue.", body = Problem, content_type = PROBLEM_CONTENT_TYPE),
     ),
 )]
 pub(super) async fn routed(
@@ -119,6 +119,7 @@ where
 {
     let Asked { client, queue, headers, preference } = asked;
     let policy = jobs::policy(&served.ingress.policies, &queue).await?;
+    jobs::admit((&policy, &served.ingress.rates), &client, &queue, headers.content_type())?;
 
     let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
     let (payload, budget) = body.into_parts();

@@ -11,7 +11,7 @@ use super::answer::{self, Answer, Refusal};
 use super::request::Parameters;
 use super::{Ingress, Served};
 use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
-use crate::api::{DurationText, LimitsView, QueueLimits, Whoami};
+use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, Whoami};
 use crate::auth::{Authenticated, Caller};
 use crate::ingress::headers::META_BYTES_MAX;
 
@@ -60,13 +60,14 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, ur
 
 /// What holds for the caller in the queues that it may use. A broker may have to look for each, so they are few.
 async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimits>, Refusal> {
-    let Ingress { broker, .. } = &*served.ingress;
+    let (Ingress { broker, rates, .. }, client) = (&*served.ingress, &caller.client);
     let policies = broker.policies.policies().await?;
-    let allowed = policies.into_iter().filter(|(queue, _)| caller.may_use(queue)).take(QUEUES_MAX);
+    let allowed = policies.into_iter().filter(|(queue, policy)| caller.may_use(queue) && policy.allows(client));
     let mut limits = Vec::new();
-    for (queue, policy) in allowed {
-        let queued = broker.jobs.waiting(&caller.client, &queue).await?;
-        let max_queued = policy.client(&caller.client).max_queued;
+    for (queue, policy) in allowed.take(QUEUES_MAX) {
+        let queued = broker.jobs.waiting(client, &queue).await?;
+        let own = policy.client(client);
+        let left = rates.left(client, &queue, own);
         limits.push(QueueLimits {
             payload_max: policy.payload_max.min(served.ingress.payload_max()),
             result_max: policy.result_max.min(broker.capabilities.payload_max),
@@ -74,9 +75,11 @@ async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimit
             job_ttl: DurationText(policy.job_ttl),
             retention: DurationText(policy.retention),
             paused: policy.paused,
-            max_queued,
+            content_types: policy.content_types.iter().map(ToString::to_string).collect(),
+            rate: own.rate.zip(left).map(|(rate, left)| RateLimit { limit: rate.to_string(), burst: own.burst, left }),
+            max_queued: own.max_queued,
             queued,
-            left: queued.map(|queued| max_queued.saturating_sub(queued)),
+            left: queued.map(|queued| own.max_queued.saturating_sub(queued)),
             queue,
         });
     }

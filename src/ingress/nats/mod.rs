@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::policies::Policies;
+use super::rates::Rates;
 use super::refusals::Refusals;
 
 mod answer;
@@ -72,6 +73,7 @@ impl Default for Limits {
 pub struct Door {
     broker: Broker,
     policies: Policies,
+    rates: Arc<Rates>,
     limits: Limits,
     clock: Clock,
     bytes: Arc<Budget>,
@@ -89,9 +91,9 @@ impl fmt::Debug for Door {
 }
 
 impl Door {
-    /// A door to `broker`. `bytes` is what all bodies in flight share.
+    /// A door to `broker`. `bytes` is what all bodies in flight share, and `rates` counts what clients submit at any door.
     #[must_use]
-    pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, clock: Clock) -> Arc<Self> {
+    pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, rates: Arc<Rates>, clock: Clock) -> Arc<Self> {
         let mut random = [0; 11];
         if getrandom::fill(&mut random).is_err() {
             // An id needs to differ from those of other replicas only.
@@ -106,6 +108,7 @@ impl Door {
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
             broker,
+            rates,
             limits,
             clock,
             bytes,

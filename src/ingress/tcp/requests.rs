@@ -175,7 +175,7 @@ impl Session {
             }
             Request::QueuePolicy(queue) => {
                 self.may_touch(&queue)?;
-                leasing.queue_policy(&queue).await.map(Response::Policy).map_err(broker)
+                leasing.queue_policy(&queue).await.map(|policy| Response::Policy(Box::new(policy))).map_err(broker)
             }
             Request::Lease(_) => Err(WireError::new(Kind::Invalid, "a lease is answered elsewhere")),
         }

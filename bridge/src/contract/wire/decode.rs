@@ -192,7 +192,8 @@ fn read_from_server(kind: &str, id: Option<u64>, fields: &Fields<'_>) -> Result<
         }),
         "policy" => {
             let raw = fields.raw("policy")?;
-            Response::Policy(rmp_serde::from_slice(&raw).map_err(|_| Problem::of("policy", "is not a policy"))?)
+            let policy = rmp_serde::from_slice(&raw).map_err(|_| Problem::of("policy", "is not a policy"))?;
+            Response::Policy(Box::new(policy))
         }
         "done" => Response::Done,
         other => return Err(unknown(other)),

@@ -197,7 +197,7 @@ pub enum Response {
     /// Whether the result became the run's result.
     Recorded(Recorded),
     /// A queue's policy.
-    Policy(QueuePolicy),
+    Policy(Box<QueuePolicy>),
     /// It is done.
     Done,
 }
