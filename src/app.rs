@@ -29,7 +29,7 @@ use crate::admin::{Admin, Port, Token, collect};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, Opened};
 use crate::ingress::{http, nats, tcp};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, Traces};
 
 /// How often deadlines and retention are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const SWEEP_STEP: u32 = 500;
 
 /// How long closing the store may take: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// How long the collector of traces may take for the last spans.
+pub(crate) const TRACES_MAX: Duration = Duration::from_secs(5);
 
 /// Everything an [`App`] needs to know. It holds only valid values.
 pub struct Config {
@@ -53,6 +55,8 @@ pub struct Config {
     pub nats: Option<NatsDoor>,
     /// A worker in this process, for development.
     pub worker: Option<LocalWorker>,
+    /// Where spans of jobs go, if they are wanted.
+    pub traces: Option<Traces>,
     /// What callers of the admin port have to send; without it everybody who reaches it may ask.
     pub admin_token: Option<Token>,
     /// How long readiness fails before anything else is stopped, so that load balancers notice.
@@ -170,6 +174,7 @@ pub struct App {
     worker: Option<LocalWorker>,
     listeners: Listeners,
     port: Option<Port>,
+    traces: Option<Traces>,
     drain_delay: Duration,
     drain: Duration,
     clock: Clock,
@@ -185,7 +190,8 @@ impl App {
     pub async fn build(config: Config, mut listeners: Listeners) -> Result<Self, AppError> {
         let clock = config.clock;
         // Nobody asks a process without an admin port, so it does not count.
-        let telemetry = listeners.admin.is_some().then(|| Telemetry::new(clock.clone()));
+        let watched = listeners.admin.is_some() || config.traces.is_some();
+        let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
         let port = listeners.admin.take().zip(telemetry.clone());
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
@@ -205,6 +211,9 @@ impl App {
             let doors = (Arc::clone(&ingress), nats.as_ref().map(|(_, door)| Arc::clone(door)));
             port.admin().collect(move |text| collect::doors(text, &doors.0, doors.1.as_deref()));
             opened.describe(port.admin());
+            if let Some(traces) = config.traces.clone() {
+                port.admin().collect(move |text| traces.report(text));
+            }
             port.watch(Watched::Broker(broker.clone()));
         }
         Ok(Self {
@@ -216,6 +225,7 @@ impl App {
             worker: config.worker,
             listeners,
             port,
+            traces: config.traces,
             drain_delay: config.drain_delay,
             drain: config.drain,
             clock,
@@ -248,6 +258,7 @@ impl App {
         let opened = self.opened.clone();
         let force = stop.force.clone();
         let port = self.port.take();
+        let traces = self.traces.clone();
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
         if let Some(admin) = &admin {
             admin.serves_until(stop.drain.clone());
@@ -260,6 +271,9 @@ impl App {
         // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
         if tokio::time::timeout(CLOSE_MAX, opened.close()).await.is_err() {
             warn!("the broker was still busy at the end; what was accepted is safe");
+        }
+        if let Some(traces) = traces.filter(|_| !matches!(ended, Ok(Ended::Forced))) {
+            traces.finish(TRACES_MAX).await;
         }
         if let Some(port) = port {
             port.close().await;
@@ -282,6 +296,10 @@ impl App {
             nats.tasks.spawn(serve_nats(config, door, nats.stop.clone(), drain));
         }
         if let Some(LocalWorker { handler, config }) = self.worker {
+            let handler = match &self.traces {
+                Some(traces) => traces.handler(handler),
+                None => handler,
+            };
             let worker = Worker::new(Arc::clone(&leasing), handler, self.clock, config);
             if let Some(admin) = admin {
                 let stats = worker.stats();
@@ -433,6 +451,7 @@ mod tests {
             limits: http::Limits::default(),
             nats: None,
             worker: None,
+            traces: None,
             admin_token: None,
             drain_delay: Duration::ZERO,
             drain: Duration::from_secs(5),

@@ -271,7 +271,7 @@ async fn a_process_whose_broker_is_away_is_not_ready_and_keeps_what_it_knew() {
     let away = CancellationToken::new();
     broker.policies = Arc::new(Away(broker.policies, away.clone()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut port = Port::open(listener, None, Telemetry::new(Clock::system()));
+    let mut port = Port::open(listener, None, Telemetry::new(Clock::system(), None));
     let admin = Arc::clone(port.admin());
     let mut samples = admin.samples();
     port.watch(Watched::Broker(broker));

@@ -310,7 +310,9 @@ mod tests {
         let serve = serve();
         for setting in SETTINGS {
             let argument = flag(&serve, setting).unwrap_or_else(|| panic!("--{} is not there", setting.flag));
-            let variable = format!("RELAY_{}", setting.flag.to_uppercase().replace('-', "_"));
+            // One is OpenTelemetry's, which every program reads.
+            let ours = if setting.flag == "otlp-endpoint" { "OTEL_EXPORTER" } else { "RELAY" };
+            let variable = format!("{ours}_{}", setting.flag.to_uppercase().replace('-', "_"));
             assert_eq!(
                 argument.get_env().and_then(|name| name.to_str()),
                 Some(variable.as_str()),

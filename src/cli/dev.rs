@@ -13,6 +13,7 @@ use super::handler::HandlerArgs;
 use super::nats::{NatsArgs, NatsListenArgs, StreamArgs};
 use super::policy::PolicyArgs;
 use super::serve::{ListenArgs, Serving, choose, no_auth_only_on_loopback};
+use super::traces::TracesArgs;
 use super::worker::{OrderArg, default_slots, worker_config};
 use crate::app::LocalWorker;
 use crate::auth::Authenticator;
@@ -42,6 +43,8 @@ pub(crate) struct DevArgs {
     #[command(flatten)]
     admin: AdminArgs,
     #[command(flatten)]
+    traces: TracesArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     nats_listen: NatsListenArgs,
@@ -70,6 +73,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
         nats,
         listen: args.listen,
         admin: args.admin,
+        traces: args.traces,
         policy: args.policy,
         worker: Some(LocalWorker { handler, config }),
         first_try,

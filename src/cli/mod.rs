@@ -4,7 +4,7 @@
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `configured`: what a configuration file adds to a command line.
-//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`: what commands share.
+//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
@@ -48,6 +48,7 @@ mod source;
 mod sqs;
 mod store;
 mod submit;
+mod traces;
 mod worker;
 
 use configured::Configured;

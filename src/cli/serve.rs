@@ -21,6 +21,7 @@ use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
 use super::sqs::{SqsArgs, SqsConfig};
+use super::traces::TracesArgs;
 use super::values;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
 use crate::auth::Authenticator;
@@ -62,6 +63,8 @@ pub(crate) struct ServeArgs {
     nats_listen: NatsListenArgs,
     #[command(flatten)]
     admin: AdminArgs,
+    #[command(flatten)]
+    traces: TracesArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -176,6 +179,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         nats,
         listen: args.listen,
         admin: args.admin,
+        traces: args.traces,
         policy: args.policy,
         worker: None,
         first_try: None,
@@ -192,6 +196,7 @@ pub(crate) struct Serving {
     pub(crate) nats: Option<NatsDoor>,
     pub(crate) listen: ListenArgs,
     pub(crate) admin: AdminArgs,
+    pub(crate) traces: TracesArgs,
     pub(crate) policy: PolicyArgs,
     pub(crate) worker: Option<LocalWorker>,
     /// A queue to suggest a first job for.
@@ -204,6 +209,7 @@ impl Serving {
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let queues = self.policy.resolve()?;
         let admin = self.admin.resolve()?;
+        let traces = self.traces.start()?;
         // Before anything else: a signal during the start must drain as well.
         let signals =
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
@@ -223,6 +229,7 @@ impl Serving {
             limits: Limits::default(),
             nats: self.nats,
             worker: self.worker,
+            traces,
             admin_token,
             drain_delay: self.listen.drain_delay,
             drain: self.listen.drain,

@@ -19,9 +19,11 @@ use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
 use super::sqs::{SqsArgs, SqsConfig};
+use super::traces::TracesArgs;
 use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
 use crate::admin::{Port, collect};
+use crate::app::TRACES_MAX;
 use crate::ingress::nats::worker_inbox;
 use crate::telemetry::Telemetry;
 
@@ -67,6 +69,8 @@ pub(crate) struct WorkerArgs {
     #[command(flatten)]
     admin: AdminArgs,
     #[command(flatten)]
+    traces: TracesArgs,
+    #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
     sqs: SqsArgs,
@@ -94,22 +98,26 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     };
     let handler = args.handler.resolve()?;
     let admin = args.admin.resolve()?;
+    let traces = args.traces.start()?;
     let nats = args.nats.resolve(&format!("relay-{id}"), &inbox)?;
     let names: Vec<_> = args.queues.iter().map(|queue| queue.name.clone()).collect();
     let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let clock = Clock::system();
-    let telemetry = admin.is_some().then(|| Telemetry::new(clock.clone()));
-    let mut port = match admin.zip(telemetry.clone()) {
-        Some(((address, token), telemetry)) => Some(Port::open(bind_admin(address).await?, token, telemetry)),
-        None => None,
-    };
     let source = match (nats, args.sqs.resolve()?) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
         (None, Some(sqs)) => on_sqs(sqs),
         (None, None) => SourceConfig::Tcp { address: args.connect, key: args.key },
+    };
+    let clock = Clock::system();
+    // Whoever writes a result to the broker says so: of a worker behind a server, that is the server.
+    let traced = traces.clone().filter(|_| !matches!(source, SourceConfig::Tcp { .. }));
+    let watched = admin.is_some() || traces.is_some();
+    let telemetry = watched.then(|| Telemetry::new(clock.clone(), traced));
+    let mut port = match admin.zip(telemetry.clone()) {
+        Some(((address, token), telemetry)) => Some(Port::open(bind_admin(address).await?, token, telemetry)),
+        None => None,
     };
     let address = source.address();
     let source = tokio::select! {
@@ -126,13 +134,23 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         port.watch(Watched::Leasing(Arc::clone(&leasing), names.clone()));
         port.admin().serves_until(signals.stop.drain.clone());
     }
+    let handler = match &traces {
+        Some(traces) => traces.handler(handler),
+        None => handler,
+    };
     let worker = Worker::new(leasing, handler, clock, config);
     if let Some(port) = &port {
         let stats = worker.stats();
         port.admin().collect(move |text| collect::worker(text, &stats.report()));
+        if let Some(traces) = traces.clone() {
+            port.admin().collect(move |text| traces.report(text));
+        }
     }
     let drained = async {
         let report = worker.run(signals.stop.drain.clone()).await;
+        if let Some(traces) = traces {
+            traces.finish(TRACES_MAX).await;
+        }
         if let Some(port) = port {
             port.close().await;
         }

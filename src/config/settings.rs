@@ -63,6 +63,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("streams.placement_tags", Kind::List, "nats-placement-tag"),
     setting("streams.jobs_max", Kind::Size, "nats-jobs-max"),
     setting("streams.results_max", Kind::Size, "nats-results-max"),
+    setting("telemetry.otlp_endpoint", Kind::Text, "otlp-endpoint"),
     setting("log.filter", Kind::Text, "log"),
     setting("log.format", Kind::Choice(&["text", "json"]), "log-format"),
 ];
@@ -83,6 +84,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "SQS with DynamoDB as the broker. Credentials are those of the AWS tools: environment, profile, pod or machine.",
     ),
     ("streams", "What the streams on NATS are like that relay creates."),
+    (
+        "telemetry",
+        "Where spans of jobs go. The other variables of OpenTelemetry, such as `OTEL_TRACES_SAMPLER`, hold as everywhere.",
+    ),
     ("log", "What is logged, and how."),
 ];
 

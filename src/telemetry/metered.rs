@@ -1,4 +1,5 @@
-//! The broker's seams with a count beside each call. Nothing is changed on the way, and nothing fails here.
+//! The broker's seams with a count beside each call, and a span where they are wanted, which the job carries on. Nothing
+//! else is changed on the way, and nothing fails here.
 
 use std::sync::Arc;
 
@@ -29,9 +30,14 @@ pub(super) struct Work {
 
 #[async_trait]
 impl JobQueue for Jobs {
-    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+    async fn enqueue(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
         let fingerprint = job.fingerprint;
-        let enqueued = self.inner.enqueue(job).await?;
+        let span = self.telemetry.traces().map(|traces| traces.submit(&mut job));
+        let enqueued = self.inner.enqueue(job).await;
+        if let Some(span) = span {
+            span.submitted(&enqueued);
+        }
+        let enqueued = enqueued?;
         let flow = |status: &JobStatus| self.telemetry.flows().of(&status.queue, &status.client);
         match &enqueued {
             Enqueued::Created(status) => flow(status).came(false),
@@ -53,6 +59,9 @@ impl JobQueue for Jobs {
         let now = status.finished_at.is_some_and(|finished_at| finished_at >= asked_at);
         if status.state == JobState::Finished(Outcome::Cancelled) && now {
             self.telemetry.flows().of(&status.queue, client).ended(Outcome::Cancelled);
+            if let Some(traces) = self.telemetry.traces() {
+                traces.cancelled(&status);
+            }
         }
         Ok(status)
     }
@@ -85,6 +94,9 @@ impl JobQueue for Jobs {
         let swept = self.inner.sweep(limit).await?;
         for result in &swept.expired {
             self.telemetry.flows().of(&result.queue, &result.client).ended(result.outcome);
+            if let Some(traces) = self.telemetry.traces() {
+                traces.result(result).end();
+            }
         }
         Ok(swept)
     }
@@ -126,7 +138,12 @@ impl Leasing for Work {
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        let recorded = self.inner.record(result).await?;
+        let span = self.telemetry.traces().map(|traces| traces.result(result));
+        let recorded = self.inner.record(result).await;
+        if let Some(span) = span {
+            span.recorded(&recorded);
+        }
+        let recorded = recorded?;
         match recorded {
             Recorded::First => self.count_end(result),
             Recorded::Superseded(_) => self.telemetry.0.superseded.add(1),

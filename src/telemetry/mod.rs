@@ -8,6 +8,7 @@
 //! - `flows`: what came in and went out, by queue and client.
 //! - `crew`: which workers ask for jobs.
 //! - `metered`: the decorators that count.
+//! - `traces`: spans of what goes through them.
 //! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
 
 use std::sync::Arc;
@@ -24,9 +25,11 @@ pub mod exposition;
 mod flows;
 mod metered;
 mod report;
+mod traces;
 
 pub use crew::{Crew, Seen};
 pub use flows::{Counts, Flow, Flows};
+pub use traces::Traces;
 
 /// Upper bounds of latencies in microseconds: 1 ms to 1 h. Jobs may take either.
 const LATENCIES: &[u64] = &[
@@ -57,6 +60,7 @@ pub struct Telemetry(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
+    traces: Option<Traces>,
     flows: Flows,
     crew: Crew,
     handler: Histogram,
@@ -73,11 +77,12 @@ struct Inner {
 }
 
 impl Telemetry {
-    /// Nothing counted yet. `clock` is the broker's.
+    /// Nothing counted yet. `clock` is the broker's; with `traces` what is counted is traced, too.
     #[must_use]
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: Clock, traces: Option<Traces>) -> Self {
         Self(Arc::new(Inner {
             clock,
+            traces,
             flows: Flows::default(),
             crew: Crew::default(),
             handler: Histogram::new(LATENCIES),
@@ -120,6 +125,11 @@ impl Telemetry {
     #[must_use]
     pub fn crew(&self) -> &Crew {
         &self.0.crew
+    }
+
+    /// Where spans go, if they are wanted.
+    fn traces(&self) -> Option<&Traces> {
+        self.0.traces.as_ref()
     }
 
     /// The clock that the numbers go by.

@@ -112,7 +112,9 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let port = match admin {
-        Some((address, token)) => Some(Port::open(bind_admin(address).await?, token, Telemetry::new(Clock::system()))),
+        Some((address, token)) => {
+            Some(Port::open(bind_admin(address).await?, token, Telemetry::new(Clock::system(), None)))
+        }
         None => None,
     };
     let mut opening = JoinSet::new();
