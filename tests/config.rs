@@ -5,6 +5,8 @@
 mod cli_support;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -286,6 +288,38 @@ lease = \"1m\"
     assert_eq!(*mail, mail_of_file);
     assert_eq!(*more, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
     store.close().await;
+}
+
+/// Reads results as a stream of events, to its end.
+fn follow(address: &str) -> String {
+    let mut stream = TcpStream::connect(address.trim_start_matches("http://")).unwrap();
+    let head = "GET /v1/results HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\nconnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn streams_of_events_are_as_many_and_as_long_as_the_file_says() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let start = |limits: &str| {
+        let text =
+            format!("[listen]\nhttp = \"127.0.0.1:0\"\n{limits}[store]\nmemory = true\n[access]\nno_auth = true\n");
+        fs::write(&file, text).unwrap();
+        Running::start(["serve", "--json", "--config", file.to_str().unwrap()])
+    };
+    let short = start("follow_for = \"2s\"\nping_every = \"1s\"\n");
+    let told = follow(&short.url());
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.contains("\n:"), "it pings before it ends: {told}");
+    short.stop();
+    let none = start("followers = 0\n");
+    assert!(follow(&none.url()).starts_with("HTTP/1.1 503 "));
+    none.stop();
+    let refused = run(["serve", "--memory", "--no-auth", "--ping-every", "2m"]);
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("--ping-every must be less than 2m"), "{}", stderr(&refused));
 }
 
 #[test]

@@ -79,5 +79,5 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
         first_try,
         clock: Clock::system(),
     };
-    serving.run().await
+    Box::pin(serving.run()).await
 }

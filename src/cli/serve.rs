@@ -112,6 +112,15 @@ pub(crate) struct ListenArgs {
     /// Where clients connect; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "RELAY_LISTEN", default_value = "127.0.0.1:7410")]
     listen: SocketAddr,
+    /// Streams of events that clients may hold open, all of them together; more are answered 503
+    #[arg(long, value_name = "N", env = "RELAY_FOLLOWERS", default_value = "10000", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    followers: u32,
+    /// How long a stream of events lasts before it ends on purpose, within a fifth; clients then resume by its last cursor
+    #[arg(long, value_name = "DURATION", env = "RELAY_FOLLOW_FOR", default_value = "5m", value_parser = values::duration)]
+    follow_for: Duration,
+    /// How often a stream of events without any says that it is there: less than what idle connections are given on the way
+    #[arg(long, value_name = "DURATION", env = "RELAY_PING_EVERY", default_value = "15s", value_parser = values::duration)]
+    ping_every: Duration,
     /// How long requests and handlers in flight may take once the server is asked to stop
     #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN", default_value = "30s", value_parser = values::duration)]
     drain: Duration,
@@ -127,6 +136,23 @@ impl ListenArgs {
     /// Where clients shall connect.
     pub(crate) fn address(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// What is taken from clients.
+    fn limits(&self) -> Result<Limits, CliError> {
+        let usual = Limits::default();
+        let second = Duration::from_secs(1);
+        if self.follow_for < second || self.ping_every < second {
+            return Err(CliError::usage("--follow-for and --ping-every must be at least 1s"));
+        }
+        if self.ping_every >= usual.idle {
+            let idle = values::show_duration(usual.idle);
+            return Err(CliError::usage(format!(
+                "--ping-every must be less than {idle}, after which relay itself hangs up"
+            )));
+        }
+        let followers = usize::try_from(self.followers).unwrap_or(usize::MAX);
+        Ok(Limits { followers, follow_for: self.follow_for, ping_every: self.ping_every, ..usual })
     }
 
     /// How long the drain may take.
@@ -185,7 +211,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         first_try: None,
         clock,
     };
-    serving.run().await
+    Box::pin(serving.run()).await
 }
 
 /// What `serve` and `dev` have in common.
@@ -208,6 +234,7 @@ impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let queues = self.policy.resolve()?;
+        let limits = self.listen.limits()?;
         let admin = self.admin.resolve()?;
         let traces = self.traces.start()?;
         // Before anything else: a signal during the start must drain as well.
@@ -226,7 +253,7 @@ impl Serving {
             broker: self.broker,
             queues,
             authenticator: Arc::new(self.authenticator),
-            limits: Limits::default(),
+            limits,
             nats: self.nats,
             worker: self.worker,
             traces,
