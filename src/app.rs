@@ -250,19 +250,24 @@ impl App {
         self.port.as_ref()?.address()
     }
 
+    /// Readiness holds from now on, until `stop` drains: for whoever says that the process is there before it runs.
+    pub fn serves_until(&self, stop: &Stop) {
+        if let Some(port) = &self.port {
+            port.admin().serves_until(stop.drain.clone());
+        }
+    }
+
     /// Serves until `stop` says otherwise, then drains in order.
     ///
     /// # Errors
     /// If a listener or a task fails; the store is closed before the error is returned.
     pub async fn run(mut self, stop: Stop) -> Result<Ended, AppError> {
+        self.serves_until(&stop);
         let opened = self.opened.clone();
         let force = stop.force.clone();
         let port = self.port.take();
         let traces = self.traces.clone();
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
-        if let Some(admin) = &admin {
-            admin.serves_until(stop.drain.clone());
-        }
         let ended = tokio::select! {
             biased;
             () = force.cancelled() => Ok(Ended::Forced),

@@ -98,6 +98,69 @@ print(json.dumps(found))";
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The metrics that `docs/metrics.md` describes: name, type and labels.
+fn documented() -> BTreeMap<String, (String, Vec<String>)> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect::<Vec<_>>();
+    let rows = text.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.strip_prefix("| `")?.split('|').map(str::trim).collect();
+        Some((cells[0].trim_end_matches('`').to_owned(), (cells[1].to_owned(), words(cells[2]))))
+    });
+    rows.collect()
+}
+
+/// Every name of a metric that stands in the code.
+fn written(under: &std::path::Path, names: &mut std::collections::BTreeSet<String>) {
+    for entry in std::fs::read_dir(under).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            written(&path, names);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let is_name = |word: &&str| {
+            let prefixed = word.starts_with("relay_") || word.starts_with("process_");
+            prefixed && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        };
+        names.extend(text.split('"').filter(is_name).map(ToOwned::to_owned));
+    }
+}
+
+#[test]
+fn every_metric_is_documented_with_its_type_and_labels_and_named_as_prometheus_asks() {
+    let documented = documented();
+    let mut names = std::collections::BTreeSet::new();
+    written(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut names);
+    assert_eq!(documented.keys().collect::<Vec<_>>(), names.iter().collect::<Vec<_>>(), "docs/metrics.md and the code");
+    let relay = Running::dev(&["--admin", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:9"], "cat");
+    let submitted = run_with(["submit", "--wait", "--server", &relay.url()], b"x");
+    assert_eq!(code(&submitted), 0);
+    let text = metrics_with(&admin(&relay), &["relay_queue_paused{queue=\"default\"} 0\n"]);
+    let (mut kinds, mut helped) = (BTreeMap::new(), "");
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            helped = help.split_once(' ').unwrap().0;
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").map(|line| line.split_once(' ').unwrap()) {
+            assert_eq!(name, helped, "each has a help text before its type");
+            assert_eq!(kinds.insert(name, kind), None, "{name} is there once");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            let other = ["_ms", "_millis", "_micros", "_minutes", "_mib", "_count", "_sum", "_bucket"];
+            assert!(!other.iter().any(|unit| name.ends_with(unit)), "{name}: seconds and bytes are the units");
+            assert_eq!(documented[name].0, kind, "{name}");
+        } else {
+            let (name, labels) = line.split_once(['{', ' ']).unwrap();
+            assert!(name.starts_with(helped), "{name} stands below its type");
+            let labels = if line.contains('{') { labels.split('}').next().unwrap() } else { "" };
+            let labels =
+                labels.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0)).filter(|name| *name != "le");
+            let expected = documented[helped].1.iter().map(String::as_str);
+            assert!(labels.eq(expected), "{line}: its labels are those that are documented");
+        }
+    }
+    assert!(kinds.len() > 25, "{kinds:?}");
+    relay.stop();
+}
+
 #[test]
 fn metrics_say_what_became_of_jobs_and_prometheus_can_read_them() {
     let relay =

@@ -115,6 +115,7 @@ pub fn worker(text: &mut Exposition, report: &WorkerReport) {
         .value(&[("end", "failed")], report.failed)
         .value(&[("end", "exhausted")], report.exhausted)
         .value(&[("end", "expired")], report.expired)
+        .value(&[("end", "cancelled")], report.cancelled)
         .value(&[("end", "handed-back")], report.handed_back)
         .value(&[("end", "lease-lost")], report.leases_lost)
         .value(&[("end", "ended-elsewhere")], report.ended_elsewhere)

@@ -267,6 +267,8 @@ impl Serving {
             // Of a broker that is still waited for.
             () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
         };
+        // Who reads the addresses may ask at once.
+        app.serves_until(&signals.stop);
         announce(&app, self.listen.json);
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
             info!("try: echo hello | relay submit --wait --server http://{address} --queue {queue}");
