@@ -288,8 +288,8 @@ impl App {
 
     async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> Result<(), AppError> {
         // One stage after the other is told to stop and joined: see the module's first lines.
-        let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "sweep"].map(Stage::new);
-        let [http, nats, local, remote, sweeper] = &mut stages;
+        let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep"].map(Stage::new);
+        let [http, nats, local, remote, forwarder, sweeper] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
         let leasing = self.ingress.leasing();
         let (ingress, stopped) = (self.ingress, http.stop.clone());
@@ -324,6 +324,11 @@ impl App {
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
+        let (opened, stopped) = (self.opened, forwarder.stop.clone());
+        forwarder.tasks.spawn(async move {
+            opened.forward(stopped).await;
+            Ok(())
+        });
         let (broker, stopped) = (self.broker, sweeper.stop.clone());
         sweeper.tasks.spawn(async move {
             sweep(&broker, &stopped).await;
@@ -340,6 +345,7 @@ impl App {
             Some(ended) = nats.tasks.join_next() => Some(early(nats.name, ended)),
             Some(ended) = local.tasks.join_next() => Some(early(local.name, ended)),
             Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
+            Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
         };
         for stage in &mut stages {

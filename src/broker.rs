@@ -15,6 +15,7 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::policy_changes;
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::{Admin, collect};
@@ -151,6 +152,17 @@ impl Opened {
             }
         }
         Ok(())
+    }
+
+    /// Sends results to clients that read them elsewhere, as the broker is told, until `stop`.
+    pub(crate) async fn forward(&self, stop: CancellationToken) {
+        match self {
+            #[cfg(feature = "sqs")]
+            Self::Sqs { sqs, .. } => {
+                sqs.forward(std::sync::Arc::new(crate::api::result::ResultView::message), stop).await
+            }
+            _ => stop.cancelled().await,
+        }
     }
 
     /// Closes it. What was accepted is durable anyway.

@@ -96,6 +96,24 @@ async fn provisioning_shows_what_it_does_and_does_it_once() {
     serve(&emulator, &[]).stop();
 }
 
+#[tokio::test]
+async fn a_worker_whose_queues_are_missing_says_how_they_are_made() {
+    let emulator = AwsEmulator::start().await;
+    let ended = run(&emulator, &["worker", "--queue", "orders"], &["--", "cat"]);
+    assert_eq!(code(&ended), 2, "{ended:?}");
+    assert!(stderr(&ended).contains("`relay provision` with the same --sqs flags"), "{ended:?}");
+}
+
+#[test]
+fn the_printed_permissions_have_the_queues_of_clients() {
+    let forward = "shop=https://sqs.eu-central-1.amazonaws.com/111122223333/results";
+    let args = |role| ["provision", "--sqs", "--sqs-forward", forward, "--print-iam", role];
+    let printed = cli_support::run(args("serving"));
+    let policy: serde_json::Value = serde_json::from_str(stdout(&printed)).unwrap();
+    assert_eq!(policy["Statement"][3]["Resource"][0], "arn:aws:sqs:eu-central-1:111122223333:results");
+    assert!(!stdout(&cli_support::run(args("working"))).contains("111122223333"), "a worker sends nothing there");
+}
+
 #[test]
 fn the_printed_permissions_are_those_of_the_account_and_names() {
     let args = ["provision", "--sqs", "--sqs-table", "jobs", "--print-iam", "serving", "--account", "123456789012"];

@@ -63,8 +63,26 @@ impl ResultView {
     /// The entry of a finished run. Without `payload_base64` and `link` the payload was erased.
     #[must_use]
     pub fn new(finished: &Finished) -> Self {
+        Self::with_payload(finished, finished.result.payload.len() <= INLINE_BYTES_MAX)
+    }
+
+    /// The same, as text for a queue of SQS: with a payload of any size if the whole is at most `limit` bytes, else with its
+    /// link.
+    #[cfg(all(feature = "server", feature = "sqs"))]
+    pub(crate) fn message(finished: &Finished, limit: usize) -> String {
+        let text = |with_payload| {
+            let text = serde_json::to_string(&Self::with_payload(finished, with_payload)).unwrap_or_default();
+            // The only characters of JSON that SQS takes for none.
+            text.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
+        };
+        let with_payload = finished.result.payload.len() <= limit;
+        let whole = text(with_payload);
+        if with_payload && whole.len() > limit { text(false) } else { whole }
+    }
+
+    fn with_payload(finished: &Finished, with_payload: bool) -> Self {
         let result = &finished.result;
-        let inline = !finished.erased && result.payload.len() <= INLINE_BYTES_MAX;
+        let inline = !finished.erased && with_payload;
         let linked = !finished.erased && !inline;
         Self {
             job_id: result.job_id,
@@ -97,4 +115,57 @@ pub struct ResultsPage {
     pub entries: Vec<ResultView>,
     /// Pass it as `after` to read on; also set if there are no entries.
     pub next: String,
+}
+
+#[cfg(test)]
+#[cfg(all(feature = "server", feature = "sqs"))]
+mod tests {
+    use std::time::Duration;
+
+    use relay_bridge::contract::result::End;
+    use relay_bridge::contract::{Cursor, JobResult, LogId, Submission};
+    use relay_bridge::policy::QueuePolicy;
+
+    use super::*;
+
+    fn finished(payload: Vec<u8>, content_type: &str) -> Finished {
+        let submission = Submission {
+            client: "shop".parse().unwrap(),
+            queue: "orders".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: Default::default(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let at = Timestamp::from_millis(1_763_865_086_007);
+        let job = submission.accept(&QueuePolicy::default(), at);
+        let end = End { attempt: 1, started_at: Some(at), finished_at: at };
+        let cursor = Cursor { client: job.client.clone(), log: LogId([7; 16]), sequence: 1, at };
+        let result = JobResult::succeeded(&job, end, content_type, payload.into());
+        Finished { result, cursor, erased: false }
+    }
+
+    #[test]
+    fn a_message_has_the_payload_where_it_fits_and_else_a_link() {
+        for (bytes, limit, fits) in
+            [(0, 2_000, true), (1_000, 2_000, true), (1_400, 2_000, false), (9_000, 2_000, false)]
+        {
+            let text = ResultView::message(&finished(vec![7; bytes], "text/plain"), limit);
+            assert!(text.len() <= limit, "{} bytes", text.len());
+            let view: ResultView = serde_json::from_str(&text).unwrap();
+            assert_eq!((view.payload_base64.is_some(), view.link.is_none()), (fits, fits), "{bytes} bytes");
+            assert_eq!(view.size, bytes as u64);
+        }
+    }
+
+    #[test]
+    fn a_message_has_no_character_that_sqs_refuses() {
+        let content_type = "text/plain; a=\u{fffe}\u{ffff}\u{1}";
+        let text = ResultView::message(&finished(Vec::new(), content_type), 10_000);
+        assert!(!text.contains(['\u{fffe}', '\u{ffff}', '\u{1}']), "{text}");
+        assert_eq!(serde_json::from_str::<ResultView>(&text).unwrap().content_type, content_type);
+    }
 }

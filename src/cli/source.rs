@@ -123,7 +123,10 @@ async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliErr
             match leasing.queue_policy(queue).await {
                 Ok(_) => break,
                 Err(error) if error.is_transient() => tracing::warn!("waiting for AWS: {error}"),
-                Err(error) => return Err(CliError::usage(format!("queue {queue}: {error}"))),
+                Err(error) => {
+                    return Err(CliError::usage(format!("queue {queue}: {error}"))
+                        .hint("`relay provision` with the same --sqs flags and --queue creates what is missing"));
+                }
             }
             tokio::time::sleep(ceiling.mul_f64(jitter())).await;
             ceiling = (ceiling * 2).min(BACKOFF_MAX);

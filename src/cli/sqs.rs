@@ -30,6 +30,10 @@ pub(crate) struct SqsArgs {
     /// Queues of the FIFO kind, where a send that is repeated makes no second message
     #[arg(long, env = "RELAY_SQS_FIFO")]
     sqs_fifo: bool,
+    /// Send each of a client's results to a queue of SQS of its own, which may be another account's: the queue's URL; repeat
+    /// it for more clients. `relay serve` does so, and --print-iam allows it
+    #[arg(long, value_name = "CLIENT=URL", value_delimiter = ',', env = "RELAY_SQS_FORWARD")]
+    sqs_forward: Vec<String>,
 }
 
 /// What a build without SQS knows of it: nothing.
@@ -65,6 +69,7 @@ impl SqsArgs {
             ("--sqs-table", self.sqs_table.is_some()),
             ("--sqs-prefix", self.sqs_prefix.is_some()),
             ("--sqs-fifo", self.sqs_fifo),
+            ("--sqs-forward", !self.sqs_forward.is_empty()),
         ];
         if self.sqs {
             return self.config().map(Some);
@@ -79,12 +84,17 @@ impl SqsArgs {
     #[cfg(feature = "sqs")]
     fn config(self) -> Result<SqsConfig, CliError> {
         let defaults = SqsConfig::default();
+        let read = |text: &String| {
+            text.parse().map_err(|wrong: String| CliError::usage(format!("--sqs-forward {text}: {wrong}")))
+        };
+        let forward: Result<Vec<_>, _> = self.sqs_forward.iter().map(read).collect();
         let config = SqsConfig {
             region: self.sqs_region,
             endpoint: self.sqs_endpoint,
             table: self.sqs_table.unwrap_or_else(|| defaults.table.clone()),
             queue_prefix: self.sqs_prefix.unwrap_or_else(|| defaults.queue_prefix.clone()),
             fifo: self.sqs_fifo,
+            forward: forward?,
             ..defaults
         };
         match config.check() {
@@ -156,9 +166,19 @@ mod tests {
 
     #[test]
     fn a_flag_of_sqs_without_it_is_a_mistake() {
-        for line in ["--sqs-region eu-central-1", "--sqs-fifo", "--sqs-prefix a-"] {
+        for line in ["--sqs-region eu-central-1", "--sqs-fifo", "--sqs-prefix a-", "--sqs-forward a=https://sqs/1/a"] {
             let error = resolve(line).err().unwrap().to_string();
             assert!(error.contains("without --sqs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_client_has_one_queue_for_its_results() {
+        let config = resolve("--sqs --sqs-forward a=https://sqs/1/a,b=https://sqs/1/b").unwrap().unwrap();
+        assert_eq!(config.forward.len(), 2);
+        for line in ["--sqs --sqs-forward a=https://sqs/1/a,a=https://sqs/1/b", "--sqs --sqs-forward a"] {
+            let error = resolve(line).err().unwrap().to_string();
+            assert!(error.contains("--sqs-forward"), "{error}");
         }
     }
 

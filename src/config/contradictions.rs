@@ -33,6 +33,7 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
         ("sqs.table", "sqs.enabled"),
         ("sqs.prefix", "sqs.enabled"),
         ("sqs.fifo", "sqs.enabled"),
+        ("sqs.forward", "sqs.enabled"),
     ] {
         finder.needs(key, needs);
     }

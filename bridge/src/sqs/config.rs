@@ -5,6 +5,8 @@ use std::fmt;
 
 use aws_sdk_sqs::config::Credentials as Keys;
 
+use super::forward::Forward;
+
 /// The longest name of a table.
 const TABLE_MAX: usize = 255;
 /// The longest name of a queue of SQS, suffix included.
@@ -28,6 +30,8 @@ pub struct SqsConfig {
     pub queue_prefix: String,
     /// Queues of the FIFO kind: a send that is repeated within 5 minutes makes no second message. Default: standard.
     pub fifo: bool,
+    /// Clients that read their results from a queue of SQS of their own. Default: none.
+    pub forward: Vec<Forward>,
 }
 
 /// Who relay is to AWS.
@@ -57,6 +61,7 @@ impl Default for SqsConfig {
             table: "relay".to_owned(),
             queue_prefix: "relay-".to_owned(),
             fifo: false,
+            forward: Vec::new(),
         }
     }
 }
@@ -116,6 +121,11 @@ impl SqsConfig {
                 self.region.as_deref().unwrap_or_default()
             ));
         }
+        for (at, forward) in self.forward.iter().enumerate() {
+            if self.forward[..at].iter().any(|other| other.client == forward.client) {
+                problems.push(format!("forward: client `{}` has more than one queue: leave one", forward.client));
+            }
+        }
         if problems.is_empty() { Ok(()) } else { Err(InvalidConfig(problems)) }
     }
 }
@@ -132,11 +142,12 @@ mod tests {
             endpoint: Some("127.0.0.1:4566".to_owned()),
             table: "r".to_owned(),
             queue_prefix: "relay.".to_owned(),
+            forward: ["shop=https://sqs/1/a", "shop=https://sqs/1/b"].map(|text| text.parse().unwrap()).to_vec(),
             ..SqsConfig::default()
         };
         let problems = wrong.check().unwrap_err();
         let keys: Vec<_> = problems.problems().iter().filter_map(|problem| problem.split(':').next()).collect();
-        assert_eq!(keys, ["table", "queue_prefix", "endpoint", "region"]);
+        assert_eq!(keys, ["table", "queue_prefix", "endpoint", "region", "forward"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::record::Record;
 use super::schema::BY_TIME;
 use super::table::Query;
 use super::{Sqs, names};
-use crate::contract::{ClientId, JobState, QueueName};
+use crate::contract::{ClientId, JobState, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Depth;
 
@@ -28,7 +28,13 @@ const COUNTS_MAX: usize = 100_000;
 
 /// Open records of clients, as they were counted last.
 #[derive(Default)]
-pub(super) struct Counts(Mutex<HashMap<(QueueName, ClientId), Counted>>);
+pub(super) struct Counts {
+    clients: Mutex<HashMap<(QueueName, ClientId), Counted>>,
+    queues: Mutex<HashMap<QueueName, (Stand, Instant)>>,
+}
+
+/// How a queue stands: what is in it, and since when the job could be taken that waits longest, where that is known.
+type Stand = (Depth, Option<Timestamp>);
 
 #[derive(Clone, Copy)]
 struct Counted {
@@ -41,7 +47,7 @@ struct Counted {
 impl Sqs {
     /// This process put one more job of the client in line.
     pub(super) fn counted(&self, queue: &QueueName, client: &ClientId) {
-        let mut counts = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.counts.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) {
             counted.added += 1;
         }
@@ -69,7 +75,7 @@ impl Sqs {
     /// At least as many open records as the client has, by the last count.
     async fn open_at_most(&self, queue: &QueueName, client: &ClientId, limit: u64) -> Result<u64, BrokerError> {
         let key = (queue.clone(), client.clone());
-        let known = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let known = self.0.counts.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         if let Some(Counted { open, added, at }) = known {
             let far = open + added < limit / 2 && added < limit / 4;
             if at.elapsed() < if far { FAR_AGE_MAX } else { AGE_MAX } && open + added < limit {
@@ -88,7 +94,7 @@ impl Sqs {
             self.table().count(query, "enqueue")
         });
         let open = try_join_all(counts).await?.into_iter().sum();
-        let mut counts = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.counts.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= COUNTS_MAX {
             counts.clear();
         }
@@ -144,25 +150,53 @@ impl Sqs {
         items.into_iter().filter(open).map(Record::read).filter(|record| is_open(record.as_ref())).collect()
     }
 
-    /// How much waits and runs in a queue: by the records up to [`EXACT_MAX`] of them, else about, as SQS counts.
-    pub(super) async fn depth_of(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+    /// How a queue stands: by the records up to [`EXACT_MAX`] of them, else about, as SQS counts, which tells no age. `fresh`
+    /// looks anew; otherwise a look of some seconds ago will do.
+    pub(super) async fn stand_of(&self, queue: &QueueName, fresh: bool) -> Result<Stand, BrokerError> {
+        let known = || self.0.counts.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stand, at)) = known().get(queue).copied()
+            && !fresh
+            && at.elapsed() < AGE_MAX
+        {
+            return Ok(stand);
+        }
+        let stand = self.look_at_queue(queue).await?;
+        let mut known = known();
+        if known.len() >= COUNTS_MAX {
+            known.clear();
+        }
+        known.insert(queue.clone(), (stand, Instant::now()));
+        Ok(stand)
+    }
+
+    /// How many of the client's jobs wait in a queue.
+    pub(super) async fn waiting_in(&self, client: &ClientId, queue: &QueueName) -> Result<u64, BrokerError> {
+        // Counted anew: nobody asks often.
+        let open = self.open_at_most(queue, client, 0).await?;
+        if open == 0 { Ok(0) } else { self.waiting_of(queue, client, open).await }
+    }
+
+    async fn look_at_queue(&self, queue: &QueueName) -> Result<Stand, BrokerError> {
         const OPERATION: &str = "read depth";
         let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
         if visible + hidden + delayed > EXACT_MAX {
-            return Ok(Depth { waiting: visible, parked: delayed, leased: hidden });
+            return Ok((Depth { waiting: visible, parked: delayed, leased: hidden }, None));
         }
         let shards = (0..names::SHARDS).map(|shard| self.open_records(queue, shard, None, EXACT_MAX, OPERATION));
         let now = self.clock().now();
-        let mut depth = Depth::default();
+        let (mut depth, mut oldest) = (Depth::default(), None::<Timestamp>);
         for record in try_join_all(shards).await?.into_iter().flatten() {
             match record.state() {
                 JobState::Leased => depth.leased += 1,
                 JobState::Queued if record.due > now => depth.parked += 1,
-                JobState::Queued => depth.waiting += 1,
+                JobState::Queued => {
+                    depth.waiting += 1;
+                    oldest = Some(oldest.map_or(record.due, |oldest| oldest.min(record.due)));
+                }
                 JobState::Finished(_) => {}
             }
         }
-        Ok(depth)
+        Ok((depth, oldest))
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::config::SqsConfig;
+use super::forward::Forward;
 use super::names;
 
 /// What an identity of relay does.
@@ -71,6 +72,11 @@ pub fn policy(config: &SqsConfig, role: Role, account: &str) -> Value {
         let replies = format!("arn:aws:sqs:{region}:{account}:{}", names::reply_queue(config, "*"));
         statements
             .push(json!({ "Sid": "RelayReplies", "Effect": "Allow", "Action": REPLY_ACTIONS, "Resource": replies }));
+    }
+    if role != Role::Working && !config.forward.is_empty() {
+        let queues: Vec<_> = config.forward.iter().map(Forward::arn).collect();
+        let actions = ["sqs:GetQueueAttributes", "sqs:SendMessage"];
+        statements.push(json!({ "Sid": "RelayForward", "Effect": "Allow", "Action": actions, "Resource": queues }));
     }
     json!({ "Version": "2012-10-17", "Statement": statements })
 }

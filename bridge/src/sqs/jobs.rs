@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::Sqs;
-use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
@@ -36,7 +36,17 @@ impl JobQueue for Sqs {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         self.policies().require(queue, "read depth").await?;
-        self.depth_of(queue).await
+        Ok(self.stand_of(queue, true).await?.0)
+    }
+
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.policies().require(queue, "count jobs").await?;
+        self.waiting_in(client, queue).await.map(Some)
+    }
+
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.policies().require(queue, "read depth").await?;
+        Ok(self.stand_of(queue, false).await?.1)
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_sdk_sqs::operation::get_queue_url::GetQueueUrlError;
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
-    QueueAttributeName, SendMessageBatchRequestEntry,
+    MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
 use tokio_util::task::TaskTracker;
@@ -45,6 +45,8 @@ pub(super) struct Outgoing {
     pub(super) deduplication: Option<String>,
     /// On a standard queue: not before this.
     pub(super) delay: Duration,
+    /// Attributes that are text: up to ten, small.
+    pub(super) attributes: Vec<(&'static str, String)>,
 }
 
 /// One queue of SQS.
@@ -217,9 +219,15 @@ async fn send(
     each("send", messages, |left| async {
         let mut call = client.send_message_batch().queue_url(&url);
         for (number, message) in left {
+            let mut attributes = HashMap::with_capacity(message.attributes.len());
+            for (name, text) in message.attributes {
+                let value = MessageAttributeValue::builder().data_type("String").string_value(text).build();
+                attributes.insert(name.to_owned(), value.map_err(|error| malformed("send", error))?);
+            }
             let entry = SendMessageBatchRequestEntry::builder()
                 .id(number.to_string())
                 .message_body(message.body)
+                .set_message_attributes(Some(attributes).filter(|attributes| !attributes.is_empty()))
                 .set_message_group_id(message.group)
                 .set_message_deduplication_id(message.deduplication)
                 .set_delay_seconds((!fifo).then(|| whole_seconds(message.delay.min(DELAY_MAX))));

@@ -60,7 +60,7 @@ impl Sqs {
         };
         let body = serde_json::to_string(&Wake::of(job)).unwrap_or_default();
         let queue = self.sqs_queue(&job.queue, "send").await?;
-        queue.send(Outgoing { body, group: Some(group), deduplication, delay }).await
+        queue.send(Outgoing { body, group: Some(group), deduplication, delay, attributes: Vec::new() }).await
     }
 }
 

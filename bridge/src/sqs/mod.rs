@@ -11,6 +11,7 @@
 //!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
 //!   `dead_letters`.
+//! - [`forward`]: results for clients that read SQS themselves.
 //! - Operating: `policy`, `provision`, [`iam`].
 //! - [`plain`]: a queue of others, for a bridge.
 //!
@@ -26,6 +27,7 @@ mod count;
 mod dead_letters;
 mod enqueue;
 mod finish;
+pub mod forward;
 pub mod iam;
 mod item;
 mod jobs;

@@ -77,6 +77,11 @@ pub(super) fn meta() -> Key {
     key("meta", "meta")
 }
 
+/// Up to where a client's results were sent to a queue of its own, and who does that.
+pub(super) fn forward(client: &ClientId) -> Key {
+    key("forward", client.as_str())
+}
+
 /// The partition of the reply queues that are in use.
 pub(super) const REPLIES: &str = "replies";
 

@@ -272,6 +272,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_payload_that_no_record_names_goes_by_itself_and_never_before_a_record_that_does() {
+        let submission = crate::contract::Submission {
+            client: "shop".parse().unwrap(),
+            queue: "orders".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: vec![7; INLINE_MAX + 1].into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let now = Timestamp::from_millis(1_763_865_086_007);
+        let job = submission.accept(&crate::policy::QueuePolicy::default(), now);
+        let expires = |item: Item| item.get_number::<i64>("expires").unwrap();
+        let (record, payload) = (new_record(&job, WireVersion::default(), now, false), payload_item(&job));
+        assert!(expires(payload) > expires(record));
+    }
+
+    #[test]
     fn a_look_is_when_the_message_should_have_been_taken_or_has_to_be_sent() {
         let at = |seconds: i64| Timestamp::from_millis(seconds * 1_000);
         let (now, deadline) = (at(1_000), at(10_000));

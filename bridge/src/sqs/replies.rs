@@ -179,7 +179,9 @@ impl Replies {
             },
         };
         let body = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join("\n");
-        let sent = queue.send(Outgoing { body, group: None, deduplication: None, delay: Duration::ZERO }).await;
+        let sent = queue
+            .send(Outgoing { body, group: None, deduplication: None, delay: Duration::ZERO, attributes: Vec::new() })
+            .await;
         match sent {
             Err(error) if error.kind() == BrokerErrorKind::NotFound => {
                 lock(&self.others).remove(name);

@@ -57,6 +57,7 @@ impl Fixture {
             table: format!("relay-{unique}"),
             queue_prefix: format!("r-{unique}-"),
             fifo: kind == Kind::Fifo,
+            ..SqsConfig::default()
         };
         let sqs = Arc::new(Mutex::new(connect(&config).await));
         let mut sweeping = JoinSet::new();

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod answers;
+mod batches;
 mod cost;
+mod forward;
 mod messages;
 mod proxy;
 mod readers;

@@ -1,9 +1,10 @@
 //! Between relay and the emulator: forwards calls, and loses, delays or refuses those that a test names.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -18,6 +19,10 @@ pub(crate) enum Fault {
     Refuse(&'static str),
     /// It goes on when the test says so: see [`Proxy::let_go`].
     Hold,
+    /// The first entry of the next batch of more than one takes no effect and is answered as failed; the rest goes through.
+    FailFirst,
+    /// A receive whose answer is lost; a receive under the same attempt id gets that answer, as from a FIFO queue of AWS.
+    LoseAndReplay,
 }
 
 /// A listener of its own in front of the emulator.
@@ -32,6 +37,10 @@ struct Shared {
     /// The next calls whose operation has this name have this fault.
     faults: Mutex<VecDeque<(&'static str, Fault)>>,
     calls: Mutex<Vec<String>>,
+    /// Bodies of calls, in their order.
+    bodies: Mutex<Vec<(String, Value)>>,
+    /// Answers that were lost, by the attempt id of their receive.
+    replays: Mutex<HashMap<String, Vec<u8>>>,
     held: Notify,
     let_go: Notify,
 }
@@ -73,6 +82,12 @@ impl Proxy {
         self.shared.let_go.notify_one();
     }
 
+    /// What was sent with each call of `operation`.
+    pub(crate) fn bodies(&self, operation: &str) -> Vec<Value> {
+        let bodies = self.shared.bodies.lock().unwrap();
+        bodies.iter().filter(|(of, _)| of == operation).map(|(_, body)| body.clone()).collect()
+    }
+
     /// How many calls of `operation` there were.
     pub(crate) fn calls(&self, operation: &str) -> usize {
         self.shared.calls.lock().unwrap().iter().filter(|call| *call == operation).count()
@@ -81,7 +96,7 @@ impl Proxy {
 
 async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>) {
     let Ok(mut server) = TcpStream::connect(&upstream).await else { return };
-    while let Some(request) = message(&mut client).await {
+    while let Some(mut request) = message(&mut client).await {
         let text = String::from_utf8_lossy(&request);
         let target = text.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
@@ -89,9 +104,21 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         });
         let operation = target.unwrap_or_default();
         shared.calls.lock().unwrap().push(operation.clone());
+        let body: Value = body_of(&request);
+        shared.bodies.lock().unwrap().push((operation.clone(), body.clone()));
+        let attempt = body["ReceiveRequestAttemptId"].as_str().unwrap_or_default();
+        let replayed = shared.replays.lock().unwrap().remove(attempt);
+        if let Some(answer) = replayed {
+            if client.write_all(&answer).await.is_err() {
+                return;
+            }
+            continue;
+        }
         let fault = {
             let mut faults = shared.faults.lock().unwrap();
-            let at = faults.iter().position(|(name, _)| *name == operation);
+            let many = body["Entries"].as_array().is_some_and(|entries| entries.len() > 1);
+            let meets = |fault: &Fault| many || !matches!(fault, Fault::FailFirst);
+            let at = faults.iter().position(|(name, fault)| *name == operation && meets(fault));
             at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
         };
         match &fault {
@@ -111,16 +138,54 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
                 shared.held.notify_one();
                 shared.let_go.notified().await;
             }
-            Some(Fault::LoseAnswer) | None => {}
+            Some(Fault::FailFirst) => request = with_body(&request, &without_first(&body)),
+            Some(Fault::LoseAnswer | Fault::LoseAndReplay) | None => {}
         }
         if server.write_all(&request).await.is_err() {
             return;
         }
-        let Some(answer) = message(&mut server).await else { return };
+        let Some(mut answer) = message(&mut server).await else { return };
+        match &fault {
+            Some(Fault::FailFirst) => {
+                let failed = serde_json::json!([{
+                    "Id": body["Entries"][0]["Id"], "Code": "InternalError", "SenderFault": false, "Message": "as the test wants",
+                }]);
+                let mut told = body_of(&answer);
+                told["Failed"] = failed;
+                answer = with_body(&answer, &told);
+            }
+            Some(Fault::LoseAndReplay) => {
+                shared.replays.lock().unwrap().insert(attempt.to_owned(), answer);
+                return;
+            }
+            _ => {}
+        }
         if matches!(fault, Some(Fault::LoseAnswer)) || client.write_all(&answer).await.is_err() {
             return;
         }
     }
+}
+
+/// The JSON of a message; `null` if it has none.
+fn body_of(message: &[u8]) -> Value {
+    let head = message.windows(4).position(|window| window == b"\r\n\r\n").map_or(message.len(), |head| head + 4);
+    serde_json::from_slice(&message[head..]).unwrap_or_default()
+}
+
+/// The message with another body.
+fn with_body(message: &[u8], body: &Value) -> Vec<u8> {
+    let head = message.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let body = body.to_string();
+    let head = String::from_utf8_lossy(&message[..head]).into_owned();
+    let lines = head.lines().filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"));
+    let head = lines.collect::<Vec<_>>().join("\r\n");
+    format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+fn without_first(body: &Value) -> Value {
+    let mut body = body.clone();
+    body["Entries"].as_array_mut().unwrap().remove(0);
+    body
 }
 
 /// One message of HTTP/1.1 with a length, head and body.

@@ -74,3 +74,19 @@ async fn a_follower_misses_nothing_of_sixteen_writers_one_of_which_stands_still(
     let rest = stage.broker.results.page(&stage.client(), &from, 7, Duration::ZERO).await.unwrap();
     assert!(rest.entries.is_empty() && rest.reset.is_none());
 }
+
+#[tokio::test]
+async fn what_waits_is_counted_for_its_client_and_told_by_its_age() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let (jobs, queue, client) = (&stage.broker.jobs, &stage.queue, stage.client());
+    assert_eq!((jobs.waiting(&client, queue).await.unwrap(), jobs.oldest(queue).await.unwrap()), (Some(0), None));
+    let first = stage.submit().await;
+    stage.clock.advance(Duration::from_secs(7));
+    stage.submit().await;
+    assert_eq!(jobs.depth(queue).await.unwrap().waiting, 2);
+    assert_eq!(jobs.oldest(queue).await.unwrap(), Some(first.due_at));
+    assert_eq!(jobs.waiting(&client, queue).await.unwrap(), Some(2));
+    assert_eq!(jobs.waiting(&"other".parse().unwrap(), queue).await.unwrap(), Some(0));
+    stage.lease(&stage.broker).await;
+    assert_eq!(jobs.waiting(&client, queue).await.unwrap(), Some(1), "one is held");
+}

@@ -13,6 +13,7 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, LeaseRequest};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::sqs::config::{Credentials, SqsConfig};
+use relay_bridge::sqs::forward::Forward;
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::AwsEmulator;
 
@@ -40,9 +41,19 @@ impl Stage {
         Self::at(Clock::manual(Clock::system().now())).await
     }
 
+    /// On queues of the FIFO kind.
+    pub(crate) async fn on_fifo() -> Self {
+        Self::with(Clock::system(), true).await
+    }
+
     async fn at(clock: Clock) -> Self {
+        Self::with(clock, false).await
+    }
+
+    async fn with(clock: Clock, fifo: bool) -> Self {
         let emulator = Arc::new(AwsEmulator::start().await);
         let config = SqsConfig {
+            fifo,
             region: Some("eu-central-1".to_owned()),
             endpoint: Some(emulator.url()),
             credentials: Credentials::keys("test", "test"),
@@ -64,6 +75,12 @@ impl Stage {
         let mut settings = settings(&self.clock);
         change(&mut settings);
         Sqs::connect(SqsConfig { endpoint: Some(url), ..self.config.clone() }, settings).await.unwrap()
+    }
+
+    /// Another process, which sends results to queues of clients.
+    pub(crate) async fn process_that_forwards(&self, url: String, forward: Vec<Forward>) -> Sqs {
+        let config = SqsConfig { endpoint: Some(url), forward, ..self.config.clone() };
+        Sqs::connect(config, settings(&self.clock)).await.unwrap()
     }
 
     pub(crate) fn client(&self) -> ClientId {
@@ -140,6 +157,19 @@ impl Stage {
             .credentials_provider(Keys::new("test", "test", None, None, "test"))
             .build();
         aws_sdk_dynamodb::Client::from_conf(config)
+    }
+
+    /// How many messages are in the queue, hidden or not.
+    pub(crate) async fn messages(&self) -> u64 {
+        use aws_sdk_sqs::types::QueueAttributeName::{
+            ApproximateNumberOfMessages as Seen, ApproximateNumberOfMessagesNotVisible as Hidden,
+        };
+        let suffix = if self.config.fifo { ".fifo" } else { "" };
+        let name = format!("relay-{}{suffix}", self.queue);
+        let url = self.sqs().get_queue_url().queue_name(name).send().await.unwrap().queue_url.unwrap();
+        let call = self.sqs().get_queue_attributes().queue_url(url).attribute_names(Seen).attribute_names(Hidden);
+        let counts = call.send().await.unwrap().attributes.unwrap();
+        counts.values().map(|count| count.parse::<u64>().unwrap()).sum()
     }
 
     /// Removes every message from the queue, as if it had never been sent.

@@ -1,0 +1,99 @@
+//! Batches that fail in part, receives that hang, and receives whose answer is lost.
+
+use std::time::Duration;
+
+use relay_bridge::contract::QueueName;
+use relay_bridge::leasing::{LeaseRequest, Recorded};
+use relay_bridge::settlement::Settlement;
+use tokio::task::JoinSet;
+
+use crate::proxy::{Fault, Proxy};
+use crate::support::{PATIENCE, Stage};
+
+const JOBS: u32 = 16;
+
+#[tokio::test]
+async fn of_a_batch_that_sqs_sent_in_part_the_rest_is_sent_again_alone() {
+    let stage = Stage::open().await;
+    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    proxy.fault("SendMessageBatch", Fault::FailFirst);
+    let mut submitting = JoinSet::new();
+    for _ in 0..JOBS {
+        let (jobs, job) = (broker.jobs.clone(), stage.job(None));
+        submitting.spawn(async move { jobs.enqueue(job).await.unwrap() });
+    }
+    submitting.join_all().await;
+    let sent: usize =
+        proxy.bodies("SendMessageBatch").iter().map(|body| body["Entries"].as_array().unwrap().len()).sum();
+    assert_eq!(sent, JOBS as usize + 1, "one entry went twice");
+    for _ in 0..JOBS {
+        stage.lease(&stage.broker).await;
+    }
+    stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn of_a_batch_that_sqs_deleted_in_part_the_rest_is_deleted_again_alone() {
+    let stage = Stage::open().await;
+    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let mut held = Vec::new();
+    for _ in 0..JOBS {
+        stage.submit().await;
+        held.push(stage.lease(&broker).await);
+    }
+    proxy.fault("DeleteMessageBatch", Fault::FailFirst);
+    let mut settling = JoinSet::new();
+    for delivery in held {
+        let (leasing, result) = (broker.leasing.clone(), stage.success(&delivery));
+        settling.spawn(async move {
+            assert_eq!(leasing.record(&result).await.unwrap(), Recorded::First);
+            leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+        });
+    }
+    settling.join_all().await;
+    let deleted: usize =
+        proxy.bodies("DeleteMessageBatch").iter().map(|body| body["Entries"].as_array().unwrap().len()).sum();
+    assert_eq!(deleted, JOBS as usize + 1, "one entry went twice");
+    assert_eq!(stage.messages().await, 0);
+}
+
+#[tokio::test]
+async fn a_receive_on_fifo_whose_answer_is_lost_gets_the_same_messages_and_each_runs_once() {
+    let stage = Stage::on_fifo().await;
+    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let job = stage.submit().await;
+    proxy.fault("ReceiveMessage", Fault::LoseAndReplay);
+    let delivery = stage.lease(&broker).await;
+    assert_eq!((delivery.job.id, delivery.attempt), (job.id, 1));
+    let attempts: Vec<_> =
+        proxy.bodies("ReceiveMessage").iter().map(|body| body["ReceiveRequestAttemptId"].clone()).collect();
+    assert!(attempts.len() >= 2 && attempts[0] == attempts[1] && attempts[0].is_string(), "{attempts:?}");
+    assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
+    broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    assert_eq!(stage.messages().await, 0);
+}
+
+#[tokio::test]
+async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
+    let stage = Stage::open().await;
+    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let other: QueueName = "other".parse().unwrap();
+    broker.policies.put_policy(&other, &stage.policy).await.unwrap();
+    proxy.fault("ReceiveMessage", Fault::Hold);
+    let (leasing, request) = (broker.leasing.clone(), stage.request(1, PATIENCE));
+    let mut hanging = JoinSet::new();
+    hanging.spawn(async move { leasing.lease(&request).await.unwrap() });
+    proxy.held().await;
+    let job = stage.submit().await;
+    let elsewhere = relay_bridge::contract::Job { queue: other.clone(), ..stage.job(None) };
+    broker.jobs.enqueue(elsewhere).await.unwrap();
+    let of_other = LeaseRequest { queues: vec![other], ..stage.request(1, Duration::from_secs(20)) };
+    assert_eq!(broker.leasing.lease(&of_other).await.unwrap().len(), 1, "while the first one hangs");
+    assert!(hanging.try_join_next().is_none());
+    let held = hanging.join_next().await.unwrap().unwrap();
+    assert_eq!(held[0].job.id, job.id, "after the dead call was given up");
+}
