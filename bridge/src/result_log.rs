@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::contract::{ClientId, Cursor, JobId, JobResult, JobStatus};
+use crate::contract::{ClientId, Cursor, JobId, JobResult, JobStatus, RunId};
 use crate::error::BrokerError;
 
 /// The most entries of one [`page`](ResultLog::page).
@@ -22,6 +22,20 @@ pub trait ResultLog: Send + Sync {
 
     /// The same, but waits up to `wait` while the run is open. Costs no polling; dropping the future costs nothing.
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError>;
+
+    /// Waits up to `wait` for the result of `run`, or of a later one, of a job that the caller is about to enqueue: begun
+    /// before, it hears of the result of a run that the enqueuing starts without looking anything up. `None` if it did not
+    /// come in time, or if the broker has nothing better than [`wait`](Self::wait) once the job is enqueued, and then at
+    /// once. What it says of a job that was there already is nothing. Dropping the future costs nothing.
+    async fn wait_ahead(
+        &self,
+        _client: &ClientId,
+        _job: JobId,
+        _run: RunId,
+        _wait: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        Ok(None)
+    }
 
     /// The client's results after `from`, oldest first, at most `limit` (1 to [`PAGE_ENTRIES_MAX`]) and
     /// [`PAGE_BYTES_MAX`]; if there are none, waits up to `wait` for one. Entries of one client are in the order in

@@ -7,13 +7,13 @@ use std::time::Duration;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{Job, JobResult, Submission};
+use relay_bridge::contract::{Job, JobResult, QueueName, RunId, Submission};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::{Nats, Settings, StreamSettings};
+use relay_bridge::nats::{Nats, Settings, StreamSettings, names};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Lookup, Reset, Start};
 use relay_bridge::settlement::Settlement;
@@ -88,6 +88,28 @@ async fn storage_that_is_nearly_full_refuses_new_jobs_and_takes_outcomes() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_job_before_it_is_submitted_hears_of_its_run_and_of_no_earlier_one() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let job = job("key", vec![]);
+    let later = RunId::mint(Clock::system().now(), Some(job.run_id));
+    let submit = async {
+        broker.jobs.enqueue(job.clone()).await.unwrap();
+        succeed(&broker).await
+    };
+    let (heard, of_a_later_run, _) = tokio::join!(
+        biased;
+        broker.results.wait_ahead(&job.client, job.id, job.run_id, WAIT),
+        broker.results.wait_ahead(&job.client, job.id, later, Duration::from_secs(1)),
+        submit,
+    );
+    let heard = heard.unwrap().expect("the result was announced");
+    assert_eq!((heard.result.run_id, &heard.result.payload[..]), (job.run_id, &b"done"[..]));
+    assert!(of_a_later_run.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_result_that_nobody_announced_is_found_by_who_waits() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
@@ -101,12 +123,14 @@ async fn a_result_that_nobody_announced_is_found_by_who_waits() {
     broker.jobs.enqueue(job.clone()).await.unwrap();
     // Both end with a last look of their own.
     let wait = Duration::from_secs(2);
-    let (lookup, page, _) = tokio::join!(
+    let (lookup, ahead, page, _) = tokio::join!(
         broker.results.wait(&job.client, job.id, wait),
+        broker.results.wait_ahead(&job.client, job.id, job.run_id, wait),
         broker.results.page(&job.client, &Start::Oldest, 10, wait),
         succeed(&broker),
     );
     assert!(matches!(lookup.unwrap(), Lookup::Finished(_)));
+    assert!(ahead.unwrap().is_some());
     assert_eq!(page.unwrap().entries.len(), 1);
 }
 
@@ -164,4 +188,49 @@ async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() 
     let wrong = nats.check_provisioned(&[queue]).await.unwrap_err();
     assert_eq!(wrong.kind(), BrokerErrorKind::StateConflict);
     assert!(wrong.detail().contains("max_msgs"), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_stands_whoever_writes_the_queues_policy_in_the_same_moment() {
+    let server = NatsServer::start().await;
+    let (operator, server_process) =
+        (open(&server, StreamSettings::default()).await, open(&server, StreamSettings::default()).await);
+    let (operator, writer) = (operator.broker().policies, server_process.broker().policies);
+    let queue: QueueName = "work".parse().unwrap();
+    writer.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    for round in 1..=30 {
+        let policy = QueuePolicy { max_attempts: round, ..QueuePolicy::default() };
+        let (paused, written) = tokio::join!(operator.set_paused(&queue, true), writer.put_policy(&queue, &policy));
+        paused.unwrap();
+        written.unwrap();
+        let found = operator.policy(&queue).await.unwrap().unwrap();
+        assert!(found.paused && found.max_attempts == round, "round {round}: {found:?}");
+        operator.set_paused(&queue, false).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_vanished_with_its_turn_holds_up_a_pause_and_does_not_prevent_it() {
+    let server = NatsServer::start().await;
+    let policies = open(&server, StreamSettings::default()).await.broker().policies;
+    let queue: QueueName = "work".parse().unwrap();
+    policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    // As the writer leaves it, with less of its time left.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-TTL", "2s");
+    let turn = names::turn(&queue);
+    jetstream(&server).await.publish_with_headers(turn, headers, "".into()).await.unwrap().await.unwrap();
+
+    let mut pause = std::pin::pin!(policies.set_paused(&queue, true));
+    let meanwhile = async {
+        for _ in 0..20 {
+            assert!(!policies.policy(&queue).await.unwrap().unwrap().paused, "it was not its turn");
+        }
+    };
+    tokio::select! {
+        paused = &mut pause => panic!("it did not wait for its turn: {paused:?}"),
+        () = meanwhile => {}
+    }
+    pause.await.unwrap();
+    assert!(policies.policy(&queue).await.unwrap().unwrap().paused);
 }

@@ -103,6 +103,13 @@ impl Line {
         seq <= self.mark.load(Ordering::Acquire)
     }
 
+    /// From here on every job is looked up first, until the mark is known again: which time of asking is meant.
+    pub(super) fn suspect(&self) -> u64 {
+        let raised = self.raised.fetch_add(1, Ordering::AcqRel) + 1;
+        self.mark.store(u64::MAX, Ordering::Release);
+        raised
+    }
+
     /// The client may run one more, or has more in line than was hinted.
     pub(super) fn more(&self, client: &ClientId) {
         self.turns().more(client);
@@ -214,8 +221,7 @@ impl Nats {
     /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
     /// leader, or the connection was lost meanwhile. Until the server said how far that goes, it is all of them.
     pub(super) async fn raise_mark(&self, line: &Line) -> Result<(), BrokerError> {
-        let raised = line.raised.fetch_add(1, Ordering::AcqRel) + 1;
-        line.mark.store(u64::MAX, Ordering::Release);
+        let raised = line.suspect();
         let stream =
             stream_api::get(self.api(), &names::jobs_stream(&line.queue), "lease").await.inspect_err(|_| {
                 // As after a reconnect: the next round asks again.

@@ -5,13 +5,15 @@
 //! and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::future::{Fuse, FusedFuture as _};
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::dispatch::Line;
@@ -115,7 +117,7 @@ impl Api {
 }
 
 /// Tells what came together, until the adapter is closed.
-pub(super) async fn keep_hinting(api: Api, closing: tokio_util::sync::CancellationToken) {
+pub(super) async fn keep_hinting(api: Api, closing: CancellationToken) {
     loop {
         tokio::select! {
             () = api.hints().woken.notified() => {}
@@ -172,11 +174,14 @@ impl Listening {
 
     pub(super) async fn run(mut self, inner: Weak<Inner>, line: Weak<Line>) {
         let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
+        // While the server is asked how far the mark goes, hints are heard; what changes meanwhile is asked about once.
+        let (mut asking, mut changed) = (Fuse::terminated(), false);
         loop {
             let heard = tokio::select! {
                 Some(hint) = self.hints.next() => Heard::read(&hint.subject, &hint.payload),
                 Some(told) = self.control.next() => Heard::Told(told.payload),
                 Some(_) = self.changes.next() => Heard::Changed,
+                () = &mut asking, if !asking.is_terminated() => Heard::Asked,
                 () = closing.cancelled() => return,
                 else => return,
             };
@@ -185,17 +190,27 @@ impl Listening {
                 Heard::InLine(client, jobs) => line.hint(&client, jobs),
                 Heard::OnTimer => line.timer(),
                 Heard::Changed => {
-                    if let Err(error) = Nats(inner).raise_mark(&line).await {
-                        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
-                    }
+                    line.suspect();
+                    changed = true;
                 }
+                Heard::Asked => {}
                 Heard::Told(what) if *what == *policy::CHANGED.as_bytes() => {
                     inner.policies.forget(&line.queue);
                     line.woken.notify_waiters();
                 }
                 Heard::Told(_) => {}
             }
+            if changed && asking.is_terminated() {
+                changed = false;
+                asking = raise_mark(Nats(inner), line).boxed().fuse();
+            }
         }
+    }
+}
+
+async fn raise_mark(nats: Nats, line: Arc<Line>) {
+    if let Err(error) = nats.raise_mark(&line).await {
+        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
     }
 }
 
@@ -205,6 +220,8 @@ enum Heard {
     OnTimer,
     Told(Bytes),
     Changed,
+    /// The mark is known again, or will be asked for by the next round.
+    Asked,
 }
 
 impl Heard {

@@ -157,6 +157,12 @@ pub fn state(client: &ClientId, job: JobId) -> String {
     format!("relay.state.{client}.{job}")
 }
 
+/// What only one process at a time can create, in [`STATE_STREAM`]: whose turn it is to change the policy of `queue`.
+#[must_use]
+pub fn turn(queue: &QueueName) -> String {
+    format!("relay.state.turn.{queue}.policy")
+}
+
 /// A dead letter: which job's, of which run, whose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {

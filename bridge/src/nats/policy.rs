@@ -1,19 +1,22 @@
 //! Policies, kept as JSON in the metadata of each queue's stream, and a copy in this process.
 //!
 //! A copy is at most [`AGE_MAX`] old, and a change made through relay is told on the queue's control subject, so that
-//! others forget theirs at once. The pause has a field of its own: writing a configuration again does not end it. Two
-//! writers at once are not told apart by the server, so each looks again after it wrote.
+//! others forget theirs at once. The pause has a field of its own: writing a configuration again does not end it. The
+//! server takes a stream's configuration without a condition, so writers take turns by a message that only one can create.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::stream::Config;
 use async_trait::async_trait;
+use bytes::Bytes;
 
-use super::api::Api;
+use super::api::{Api, Written, jitter};
 use super::names;
+use super::record::Outgoing;
 use super::stream_api::{self, Created};
 use super::streams::{self, Difference, Mend, StreamSettings, reconcile};
 use crate::contract::QueueName;
@@ -26,6 +29,11 @@ pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
 const BYTES_MAX: usize = 120 * 1024;
 /// What says on a control subject that the queue's policy is another one.
 pub(super) const CHANGED: &str = "policy";
+
+/// How long a writer that crashed holds up the others, in seconds: its calls take at most half of that together.
+const TURN_SECS: u64 = 30;
+/// How long a writer waits for its turn.
+const TURN_WITHIN: Duration = Duration::from_secs(40);
 
 const POLICY: &str = "relay.policy";
 const PAUSED: &str = "relay.paused";
@@ -148,32 +156,50 @@ impl Policies {
                 }
             }
         };
-        if self.change(&found, &wanted, policy, mend).await? {
-            self.told(queue).await;
+        if changed(&found.info.config, &wanted, policy, mend)?.is_none() {
+            return Ok(());
         }
+        // Boxed: it is large, and every caller's future would be.
+        let alone = self.alone(queue, OPERATION, async {
+            let found = stream_api::get(&self.api, &wanted.name, OPERATION).await?;
+            if let Some(next) = changed(&found.info.config, &wanted, policy, mend)? {
+                stream_api::update(&self.api, &found, &next, OPERATION).await?;
+            }
+            Ok(())
+        });
+        Box::pin(alone).await?;
+        self.told(queue).await;
         Ok(())
     }
 
-    /// Whether there was anything to change. A pause stands.
-    async fn change(
+    /// Does `work` while nobody else changes the stream of `queue`: what was read of it stands until it is written.
+    async fn alone(
         &self,
-        found: &stream_api::Stream,
-        wanted: &Config,
-        policy: &QueuePolicy,
-        mend: Mend,
-    ) -> Result<bool, BrokerError> {
-        let before = &found.info.config;
-        let (mut next, differences) = reconcile(before, wanted, mend);
-        if let Some(difference) = differences.iter().find(|difference| difference.impossible) {
-            return Err(impossible(&wanted.name, difference, "write policy"));
+        queue: &QueueName,
+        operation: &'static str,
+        work: impl Future<Output = Result<(), BrokerError>>,
+    ) -> Result<(), BrokerError> {
+        self.ensure(&self.settings.states(), Mend::Needed).await?;
+        let give_up = Instant::now() + TURN_WITHIN;
+        let turn = loop {
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+            headers.insert(NATS_MESSAGE_TTL, format!("{TURN_SECS}s"));
+            let message = Outgoing { subject: names::turn(queue), headers, payload: Bytes::new(), hint: None };
+            if let Written::At(seq) = self.api.publish(message, operation).await? {
+                break seq;
+            }
+            if Instant::now() > give_up {
+                let why = format!("somebody else keeps changing queue `{queue}`: try again");
+                return Err(BrokerError::new(BrokerErrorKind::StateConflict, operation, why));
+            }
+            tokio::time::sleep(Duration::from_millis(20 + jitter(80))).await;
+        };
+        let done = work.await;
+        if let Err(error) = self.api.delete(names::STATE_STREAM, turn, operation).await {
+            tracing::warn!(%queue, %error, "others can change the queue in {TURN_SECS} s only");
         }
-        let paused = read(before).map_or(policy.paused, |policy| policy.paused);
-        write(&mut next, &QueuePolicy { paused, ..policy.clone() })?;
-        let changes = next != *before;
-        if changes {
-            stream_api::update(&self.api, found, &next, "write policy").await?;
-        }
-        Ok(changes)
+        done
     }
 
     /// Creates a stream that all queues share, unless it is there.
@@ -232,22 +258,31 @@ impl PolicyStore for Policies {
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
         const OPERATION: &str = "pause";
-        const TRIES: usize = 5;
-        for _ in 0..TRIES {
-            let found = stream_api::find(&self.api, &names::jobs_stream(queue), OPERATION).await?;
-            let found = found.ok_or_else(|| no_queue(queue, OPERATION))?;
-            // Looked at again after each write: somebody who wrote at the same time did not know of it.
-            if read(&found.info.config)?.paused == paused {
-                self.told(queue).await;
-                return Ok(());
-            }
-            let mut next = found.info.config.clone();
-            next.metadata.insert(PAUSED.to_owned(), paused.to_string());
-            stream_api::update(&self.api, &found, &next, OPERATION).await?;
+        let stream = names::jobs_stream(queue);
+        let found = stream_api::find(&self.api, &stream, OPERATION).await?.ok_or_else(|| no_queue(queue, OPERATION))?;
+        if read(&found.info.config)?.paused != paused {
+            self.alone(queue, OPERATION, async {
+                let found = stream_api::get(&self.api, &stream, OPERATION).await?;
+                let mut next = found.info.config.clone();
+                next.metadata.insert(PAUSED.to_owned(), paused.to_string());
+                stream_api::update(&self.api, &found, &next, OPERATION).await.map(drop)
+            })
+            .await?;
         }
-        let why = format!("somebody else keeps changing queue `{queue}`: try again");
-        Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why))
+        self.told(queue).await;
+        Ok(())
     }
+}
+
+/// What the stream of a queue is to be instead of `found`, if that is something else. A pause stands.
+fn changed(found: &Config, wanted: &Config, policy: &QueuePolicy, mend: Mend) -> Result<Option<Config>, BrokerError> {
+    let (mut next, differences) = reconcile(found, wanted, mend);
+    if let Some(difference) = differences.iter().find(|difference| difference.impossible) {
+        return Err(impossible(&wanted.name, difference, "write policy"));
+    }
+    let paused = read(found).map_or(policy.paused, |policy| policy.paused);
+    write(&mut next, &QueuePolicy { paused, ..policy.clone() })?;
+    Ok((next != *found).then_some(next))
 }
 
 /// The server can't make this change to a stream that exists.

@@ -11,7 +11,7 @@ use super::Nats;
 use super::api::Written;
 use super::entry::{self, Entry};
 use super::names::{self, RESULTS_STREAM};
-use crate::contract::{ClientId, JobId, JobResult, Outcome, Timestamp};
+use crate::contract::{ClientId, JobId, JobResult, Outcome, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Recorded;
 use crate::result_log::{Finished, Lookup, Page, ResultLog, Start};
@@ -27,6 +27,16 @@ impl ResultLog for Nats {
 
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
         self.wait_for(client, job, wait).await
+    }
+
+    async fn wait_ahead(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        wait: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        self.listen_for(client, job, run, wait).await
     }
 
     async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {

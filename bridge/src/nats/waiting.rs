@@ -3,7 +3,8 @@
 //!
 //! A wait is one subscription on the shared connection and no task; dropping it ends both. The subscription is sent before
 //! the first look-up, on the same connection, so the look-up's answer proves that the server knows of it. In a cluster
-//! others may learn of it later: hence the second look-up.
+//! others may learn of it later: hence the second look-up. Who waits for a job that is enqueued only then needs no first
+//! one: its subscription comes before the job on the same connection.
 
 use std::time::Duration;
 
@@ -164,6 +165,30 @@ impl Nats {
                     }
                 }
                 (Woken::Announced(_) | Woken::Look, _) => {}
+            }
+        }
+    }
+
+    /// Listens for the result of `run`, or of a later one, and looks for it only when something may have been missed: there
+    /// is none before the first poll of this.
+    pub(super) async fn listen_for(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        wait: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        let mut waiting = Waiting::begin(self, names::reply(client, job), wait, "wait").await?;
+        loop {
+            let woken = waiting.woken().await;
+            let found = match woken {
+                Woken::Announced(_) => waiting.announced(run).await,
+                Woken::Look | Woken::Over => {
+                    self.kept_result(client, job).await?.filter(|kept| kept.result.run_id >= run)
+                }
+            };
+            if found.is_some() || woken == Woken::Over {
+                return Ok(found.map(Box::new));
             }
         }
     }

@@ -1,14 +1,19 @@
 //! `POST /v1/queues/{queue}/jobs`: a job comes in. Accepted means that the broker has confirmed it.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::FusedFuture as _;
 use http::request::Parts;
 use http::{HeaderValue, Method};
 use http_body::Body;
 use relay_bridge::contract::{ClientId, JobStatus, QueueName};
-use relay_bridge::result_log::Lookup;
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::{Finished, Lookup};
+use tokio::time::Instant;
 
 use super::answer::{self, Answer, Refusal};
 use super::prefer::Preference;
@@ -125,24 +130,66 @@ where
     let (payload, budget) = body.into_parts();
     let submission = headers.submission(client, queue, payload);
     let job = submission.accept(&policy, served.ingress.clock.now());
-    let (status, replayed) = jobs::enqueue(&served.ingress.broker, job).await?;
+    let (id, run, client) = (job.id, job.run_id, job.client.clone());
+    let results = &served.ingress.broker.results;
+    let ahead = async {
+        match preference.wait.filter(|wait| !wait.is_zero()) {
+            Some(wait) => results.wait_ahead(&client, id, run, wait).await,
+            None => Ok(None),
+        }
+    };
+    let mut ahead = pin!(ahead.fuse());
+    let mut early = None;
+    let (status, replayed) = {
+        let mut enqueued = pin!(jobs::enqueue(&served.ingress.broker, job));
+        loop {
+            tokio::select! {
+                // First, so that it listens before there is anything to hear.
+                biased;
+                heard = &mut ahead, if !ahead.is_terminated() => early = Some(heard),
+                enqueued = &mut enqueued => break enqueued?,
+            }
+        }
+    };
     // The broker has the bytes; a wait that follows must not hold their share of the budget.
     drop(budget);
 
-    let mut response = answer(served, &status, replayed, preference).await?;
+    let heard = async {
+        match early {
+            Some(heard) => heard,
+            None => ahead.await,
+        }
+    };
+    let mut response = answer(served, &status, replayed, preference, heard).await?;
     if let Some(applied) = preference.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
         response.headers_mut().insert(header::PREFERENCE_APPLIED, applied);
     }
     Ok(response)
 }
 
-/// The result, if it is asked for and comes in time, else the receipt. From here on the job is accepted: nothing that
-/// goes wrong may look as if it were not.
-async fn answer(served: &Served, status: &JobStatus, replayed: bool, preference: Preference) -> Answer {
+/// The result, if it is asked for and comes in time, else the receipt. `ahead` hears of it if the job is a new one. From
+/// here on the job is accepted: nothing that goes wrong may look as if it were not.
+async fn answer(
+    served: &Served,
+    status: &JobStatus,
+    replayed: bool,
+    preference: Preference,
+    ahead: impl Future<Output = Result<Option<Box<Finished>>, BrokerError>>,
+) -> Answer {
     let Some(wait) = preference.wait else {
         return Ok(answer::accepted(status, replayed));
     };
-    match results::wait(served, &status.client, status.job_id, wait).await {
+    let begun = Instant::now();
+    let heard = async { if replayed { Ok(None) } else { ahead.await } };
+    let heard = tokio::select! {
+        heard = heard => heard.ok().flatten(),
+        () = served.shutdown.cancelled() => None,
+    };
+    let found = match heard.filter(|heard| heard.result.run_id >= status.run_id) {
+        Some(finished) => Ok(Lookup::Finished(finished)),
+        None => results::wait(served, &status.client, status.job_id, wait.saturating_sub(begun.elapsed())).await,
+    };
+    match found {
         Ok(Lookup::Finished(finished)) if !finished.erased => {
             let mut response = answer::result(*finished)?;
             answer::point_to(response.headers_mut(), status.job_id);
