@@ -110,6 +110,19 @@ async fn who_waits_for_a_job_before_it_is_submitted_hears_of_its_run_and_of_no_e
 }
 
 #[tokio::test]
+async fn all_jobs_are_taken_however_few_publishes_may_be_in_flight() {
+    let server = NatsServer::start().await;
+    let config = NatsConfig { in_flight: 1, ..NatsConfig::new([server.url()]) };
+    let broker = Nats::connect(config, Wait::AtMost(WAIT), Settings::default()).await.unwrap().broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let submissions = (0..50).map(|number| broker.jobs.enqueue(job(&format!("key-{number}"), vec![])));
+    for taken in futures_util::future::join_all(submissions).await {
+        assert!(matches!(taken.unwrap(), Enqueued::Created(_)));
+    }
+    succeed(&broker).await;
+}
+
+#[tokio::test]
 async fn a_result_that_nobody_announced_is_found_by_who_waits() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();

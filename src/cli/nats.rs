@@ -73,6 +73,9 @@ pub(crate) struct NatsArgs {
     /// How long a call may be unanswered before it is in doubt [default: 5s]
     #[arg(long, value_name = "DURATION", env = "RELAY_NATS_TIMEOUT", value_parser = values::duration)]
     nats_timeout: Option<Duration>,
+    /// The most publishes that await their confirmation at once: 1 to 8192; others wait for their turn [default: 4096]
+    #[arg(long, value_name = "N", env = "RELAY_NATS_IN_FLIGHT")]
+    nats_in_flight: Option<usize>,
     /// The servers run with `sync_interval: always`: say `power-loss` where relay says what an accepted job survives
     #[arg(long, env = "RELAY_NATS_SYNC_ALWAYS")]
     nats_sync_always: bool,
@@ -203,6 +206,7 @@ impl NatsArgs {
             ("--nats-ignore-discovered", self.nats_ignore_discovered),
             ("--nats-ping", self.nats_ping.is_some()),
             ("--nats-timeout", self.nats_timeout.is_some()),
+            ("--nats-in-flight", self.nats_in_flight.is_some()),
             ("--nats-sync-always", self.nats_sync_always),
         ])
     }
@@ -256,6 +260,7 @@ impl NatsArgs {
             ping_interval: self.nats_ping.unwrap_or(PING),
             ignore_discovered_servers: self.nats_ignore_discovered,
             request_timeout: self.nats_timeout.unwrap_or(ANSWER_WITHIN),
+            in_flight: self.nats_in_flight.unwrap_or(NatsConfig::default().in_flight),
             domain: self.nats_domain,
             sync_always: self.nats_sync_always,
         };

@@ -51,6 +51,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("nats.ignore_discovered", Kind::Flag, "nats-ignore-discovered"),
     setting("nats.ping", Kind::Duration(1_000), "nats-ping"),
     setting("nats.timeout", Kind::Duration(100), "nats-timeout"),
+    setting("nats.in_flight", Kind::Count(1, 8_192), "nats-in-flight"),
     setting("nats.sync_always", Kind::Flag, "nats-sync-always"),
     setting("sqs.enabled", Kind::Flag, "sqs"),
     setting("sqs.region", Kind::Text, "sqs-region"),

@@ -23,9 +23,6 @@ use super::record::{Outgoing, Stored};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// The most publishes in flight at once, over all connections of the process. Below the server's own bound of 10,000
-/// messages a stream, above which it refuses.
-const IN_FLIGHT_MAX: usize = 4_096;
 /// How long the server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a condition that another write in flight keeps undecided is tried again.
@@ -87,7 +84,7 @@ impl Api {
     pub(super) fn new(connection: Connection) -> Self {
         let (client, mut context) = (connection.client().clone(), connection.jetstream().clone());
         context.set_timeout(ANSWER_WITHIN);
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let in_flight = Arc::new(Semaphore::new(connection.config().in_flight));
         let clustered = client.server_info().cluster.is_some();
         Self { connection, client, context, in_flight, hints: Arc::default(), clustered }
     }

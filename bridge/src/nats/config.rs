@@ -32,6 +32,9 @@ pub struct NatsConfig {
     /// How long one call may be unanswered: 100 ms to 1 min; default 5 s. A call that may have reached the server is in
     /// doubt then, not refused.
     pub request_timeout: Duration,
+    /// The most publishes that await their confirmation at once, over the whole process: 1 to 8,192; default 4,096. Others
+    /// wait for their turn. A stream refuses more than 10,000 that are not stored yet.
+    pub in_flight: usize,
     /// The JetStream domain, where relay's servers are not the ones it connects to, such as behind a leaf node.
     pub domain: Option<String>,
     /// Whether the servers run with `sync_interval: always`. No client can see it, and durability depends on it.
@@ -101,6 +104,7 @@ impl Default for NatsConfig {
             ping_interval: Duration::from_secs(10),
             ignore_discovered_servers: false,
             request_timeout: Duration::from_secs(5),
+            in_flight: 4_096,
             domain: None,
             sync_always: false,
         }
@@ -157,6 +161,9 @@ impl NatsConfig {
             if value < least || value > most {
                 problems.push(format!("{key}: {value:?} is not between {least:?} and {most:?}"));
             }
+        }
+        if !(1..=IN_FLIGHT_MAX).contains(&self.in_flight) {
+            problems.push(format!("in_flight: {} is not between 1 and {IN_FLIGHT_MAX}", self.in_flight));
         }
         if let Some(domain) = &self.domain
             && !is_domain(domain)
@@ -354,6 +361,9 @@ fn is_subject_byte(byte: u8) -> bool {
 }
 
 const SERVERS_MAX: usize = 100;
+/// Below the 10,000 messages on their way into a stream beyond which a server refuses:
+/// <https://docs.nats.io/running-a-nats-service/configuration/resource_management>
+const IN_FLIGHT_MAX: usize = 8_192;
 
 #[cfg(test)]
 mod tests {
@@ -363,6 +373,14 @@ mod tests {
     fn the_usual_configuration_has_no_problem() {
         assert_eq!(NatsConfig::default().check(), Ok(()));
         assert_eq!(NatsConfig::new(["a.example", "tls://b.example:4443", "[::1]:4222"]).check(), Ok(()));
+    }
+
+    #[test]
+    fn publishes_in_flight_stay_below_what_a_stream_takes() {
+        for (in_flight, is_fine) in [(0, false), (1, true), (8_192, true), (8_193, false)] {
+            let checked = NatsConfig { in_flight, ..NatsConfig::default() }.check();
+            assert_eq!(checked.is_ok(), is_fine, "{in_flight}: {checked:?}");
+        }
     }
 
     #[test]
