@@ -1,14 +1,17 @@
 //! A server whose data directory is full, as a process: what it can't keep it refuses, and what it acknowledged is there.
+//! One whose data directory can't be written does not start.
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod cli_support;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cli_support::{Running, relay};
+use cli_support::{Running, relay, stderr, stdout};
 use relay::client::{Client, ClientError, NewJob};
 
 /// What the store may take on its full disk: some dozen of the test's jobs.
@@ -51,9 +54,9 @@ impl Disk {
         behind(Command::new("nsenter").args(["--preserve-credentials", "-U", "-m", "-t", &pid]), command)
     }
 
-    fn grow(&self, folder: &Path) {
+    fn remount(&self, folder: &Path, options: &str) {
         let mut remount = Command::new("mount");
-        remount.args(["-o", "remount,size=64m"]).arg(folder);
+        remount.args(["-o", &format!("remount,{options}")]).arg(folder);
         assert!(self.inside(&remount).status().unwrap().success());
     }
 }
@@ -112,7 +115,7 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     server.kill();
 
     // There is room again.
-    disk.iter().for_each(|disk| disk.grow(folder.path()));
+    disk.iter().for_each(|disk| disk.remount(folder.path(), "size=64m"));
     let server = Running::start_command(disk.as_ref().map_or(serve, |disk| disk.inside(&self::serve(folder.path()))));
     let client = Client::new(&server.url(), None).unwrap();
     for (at, id) in (0..).zip(&acknowledged) {
@@ -123,4 +126,37 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let next = client.submit(&job(next), None).await.unwrap();
     assert!(disk.is_none() || !next.replayed(), "nothing was kept of what was refused");
     server.stop();
+}
+
+/// The same command, as somebody who may not write into `folder`, where there are no file systems of one's own.
+fn locked_out(folder: &Path, command: &Command) -> Command {
+    std::fs::set_permissions(folder, Permissions::from_mode(0o555)).unwrap();
+    let mut nobody = Command::new("env");
+    if std::fs::metadata(folder).unwrap().uid() == 0 {
+        // The folder is this user's, and permissions do not bind root.
+        nobody = Command::new("setpriv");
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    behind(&nobody, command)
+}
+
+#[test]
+fn a_data_directory_that_can_not_be_written_is_named_and_nothing_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = serve(folder.path());
+    let refused = |mut command: Command| {
+        let output = command.output().unwrap();
+        let said = stderr(&output);
+        assert!(!output.status.success() && !said.contains("relay listens"), "{said}");
+        assert_eq!(stdout(&output), "", "it never said that it listens");
+        assert!(said.contains(folder.path().to_str().unwrap()) && said.contains("may write there"), "{said}");
+    };
+    let Some(disk) = Disk::mount(folder.path()) else { return refused(locked_out(folder.path(), &serve)) };
+    disk.remount(folder.path(), "ro");
+    refused(disk.inside(&serve));
+    // With a store in it that could be read it is no different.
+    disk.remount(folder.path(), "rw");
+    Running::start_command(disk.inside(&serve)).stop();
+    disk.remount(folder.path(), "ro");
+    refused(disk.inside(&serve));
 }

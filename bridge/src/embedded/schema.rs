@@ -136,12 +136,11 @@ pub(super) fn new_log_id() -> LogId {
 fn lock(path: &Path) -> Result<File, BrokerError> {
     let lock_path = PathBuf::from(format!("{}.lock", path.display()));
     let failed = |detail: String| BrokerError::new(BrokerErrorKind::Unavailable, "open store", detail);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(|e| failed(format!("can't open the lock file {}: {e}", lock_path.display())).with_source(e))?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| {
+        let lock = lock_path.display();
+        failed(format!("can't open {lock}: {e}: see that this user may write there, or use another --data"))
+            .with_source(e)
+    })?;
     file.try_lock().map_err(|e| {
         failed(format!(
             "the store {} is in use by another relay process: stop it, or use another --data",
