@@ -21,7 +21,7 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Problem {
-    /// The slug's page.
+    /// The path of the slug's page, `/problems/<slug>`, on the same server: it asks for no credentials.
     #[serde(rename = "type")]
     pub page: String,
     /// What it is, the same for every occurrence.
@@ -187,7 +187,7 @@ mod tests {
         let problem = Problem::new(Slug::PayloadTooLarge, "too large").with_limit(10, 11);
         let json = serde_json::to_value(&problem).unwrap();
         let expected = serde_json::json!({
-            "type": "https://relay.dev/problems/payload-too-large", "title": "The payload is too large", "status": 413,
+            "type": "/problems/payload-too-large", "title": "The payload is too large", "status": 413,
             "detail": "too large", "slug": "payload-too-large", "retry": "no", "limit": 10, "actual": 11,
         });
         assert_eq!(json, expected);

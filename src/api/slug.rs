@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Where the pages of the slugs are.
-pub const PROBLEM_PAGES: &str = "https://relay.dev/problems/";
+/// Where a server has the pages of the slugs, for whoever asks, so that they are of its version and need no other host.
+const PROBLEM_PAGES: &str = "/problems/";
 
 /// Whether sending the same request again is harmless and may help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,6 +70,12 @@ macro_rules! slugs {
             pub fn retry(self) -> Retry {
                 match self { $(Self::$variant => Retry::$retry,)+ }
             }
+
+            /// What the slug's page says, as Markdown.
+            #[cfg(feature = "server")]
+            pub(crate) fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => include_str!(concat!("../../docs/problems/", $text, ".md")),)+ }
+            }
         }
     };
 }
@@ -116,7 +122,8 @@ slugs! {
 }
 
 impl Slug {
-    /// The address of the slug's page: the `type` of its problems.
+    /// The path of the slug's page on the server: the `type` of its problems, a relative reference (RFC 9457, section
+    /// 3.1.1).
     #[must_use]
     pub fn page(self) -> String {
         format!("{PROBLEM_PAGES}{self}")

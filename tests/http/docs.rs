@@ -3,9 +3,13 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use relay::api::{Problem, Slug};
+use relay::auth::Authenticator;
+use relay::auth::keys::{KeyFile, Role};
+use relay_bridge::clock::Clock;
 use serde_json::Value;
 
-use crate::support::Relay;
+use crate::support::{Relay, Setup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_that_is_served_is_the_one_that_is_committed() {
@@ -65,15 +69,43 @@ async fn the_page_is_whole_and_asks_for_nothing_from_elsewhere() {
     }
     let targets: Vec<_> = html.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
     for target in targets {
-        let anchor = target.strip_prefix('#').map(|id| format!(" id=\"{id}\""));
-        assert!(anchor.map_or(target == "openapi.json", |anchor| html.contains(&anchor)), "{target} leads nowhere");
+        let leads = match target.strip_prefix('#') {
+            Some(id) => html.contains(&format!(" id=\"{id}\"")),
+            None => relay.get(&format!("/{target}")).await.status == 200,
+        };
+        assert!(leads, "{target} leads nowhere");
     }
     let document = relay.get("/openapi.json").await.json();
     for path in document["paths"].as_object().unwrap().keys() {
         assert!(html.contains(&format!("</b> {path}</h3>")), "{path}");
     }
-    for slug in relay::api::Slug::ALL {
+    for slug in Slug::ALL {
         assert!(html.contains(&format!("<code>{slug}</code>")), "{slug}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_type_of_every_problem_is_a_page_that_the_server_has_for_everybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = KeyFile::new(folder.path().join("keys.toml"));
+    let clock = Clock::system();
+    file.create(Role::Client, "acme".parse().unwrap(), None, clock.now()).unwrap();
+    let authenticator = Authenticator::keys(file.path().to_owned(), clock).unwrap();
+    let relay = Setup { authenticator, ..Setup::default() }.start().await;
+    let refused = relay.get("/v1/whoami").await;
+    refused.is_problem(401, "unauthenticated");
+    let page = relay.get(&refused.field("type")).await;
+    assert!(page.text().contains(&refused.field("title")), "{}", page.text());
+    for slug in Slug::ALL {
+        let page = relay.get(&Problem::new(*slug, "").page).await;
+        let kind = (page.header("content-type"), page.header("x-content-type-options"));
+        assert_eq!((page.status, kind), (200, ("text/markdown; charset=utf-8", "nosniff")), "{slug}");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/problems/{slug}.md"));
+        assert_eq!(page.text(), std::fs::read_to_string(path).unwrap());
+        assert!(page.text().contains(&format!("`{slug}`, HTTP status {}", slug.status())), "{slug}");
+    }
+    for path in ["/problems/no-such-slug", "/problems/overloaded.md", "/problems/", "/problems"] {
+        relay.get(path).await.is_problem(404, "not-found");
     }
 }
 

@@ -365,7 +365,7 @@ impl Reply {
         assert_eq!((self.status, problem.slug.as_str()), (status, slug), "{}", self.text());
         assert_eq!(problem.status, status);
         assert_eq!(self.header("content-type"), "application/problem+json");
-        assert_eq!(problem.page, format!("https://relay.dev/problems/{slug}"));
+        assert_eq!(problem.page, format!("/problems/{slug}"));
         assert!(!self.header("relay-request-id").is_empty());
         assert_eq!(problem.instance, format!("urn:relay:request:{}", self.header("relay-request-id")));
         assert_eq!(self.header("x-request-id"), self.header("relay-request-id"));

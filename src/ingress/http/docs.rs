@@ -1,9 +1,11 @@
 //! `/openapi.json`, and `/docs`: the same for people, as one page without scripts and without anything from elsewhere.
+//! `/problems/<slug>`: what a refusal means.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use axum::body::Body;
+use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,6 +14,7 @@ use http::header::{self, HeaderValue};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::answer::{Answer, Refusal};
 use super::routes;
 use crate::api::Slug;
 
@@ -41,6 +44,13 @@ pub(super) async fn page() -> Response {
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     response
+}
+
+/// `GET /problems/{slug}`: the page that the `type` of a problem names.
+pub(super) async fn problem(Path(slug): Path<String>) -> Answer {
+    let slug: Slug = slug.parse().map_err(|_| Refusal::new(Slug::NotFound, "no such slug: /docs lists them"))?;
+    let headers = [(header::CONTENT_TYPE, "text/markdown; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    Ok((headers, slug.explanation()).into_response())
 }
 
 fn document() -> Value {
@@ -162,11 +172,12 @@ fn contents_of(body: &Value) -> String {
 }
 
 fn problems(html: &mut String) {
-    *html += "<h2 id=\"problems\">Problems</h2><p>Every refusal is <code>application/problem+json</code> with one of these slugs.</p>";
+    *html += "<h2 id=\"problems\">Problems</h2><p>Every refusal is <code>application/problem+json</code> with one of these slugs. Its page says what to do.</p>";
     *html += "<table><thead><tr><th>Slug<th>Status<th>Retry<th></tr></thead>";
     for slug in Slug::ALL {
         let (status, retry) = (slug.status(), slug.retry().as_str());
-        write(html, format_args!("<tr><td><code>{slug}</code><td>{status}<td>{retry}<td>{}</tr>", slug.title()));
+        let name = format!("<a href=\"problems/{slug}\"><code>{slug}</code></a>");
+        write(html, format_args!("<tr><td>{name}<td>{status}<td>{retry}<td>{}</tr>", slug.title()));
     }
     *html += "</table>";
 }

@@ -19,7 +19,10 @@ use super::{Served, batch, describe, docs, jobs, results, submit, watch, whoami}
 const COMPRESSED_FROM: u64 = 4 * 1024;
 
 pub(super) fn router(served: Arc<Served>) -> Router {
-    let documents = Router::new().route("/openapi.json", get(docs::openapi)).route("/docs", get(docs::page));
+    let documents = Router::new()
+        .route("/openapi.json", get(docs::openapi))
+        .route("/docs", get(docs::page))
+        .route("/problems/{slug}", get(docs::problem));
     let (calls, _) = calls().split_for_parts();
     calls.merge(documents.layer(compressed())).with_state(served)
 }
