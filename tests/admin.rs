@@ -27,9 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Status and body of one request on a connection of its own.
 fn ask(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
+    send(address, method, path, headers, "")
+}
+
+fn send(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let host = if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
-    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").unwrap();
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}{length}Connection: close\r\n\r\n{body}").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -210,6 +215,41 @@ fn metrics_say_what_became_of_jobs_and_prometheus_can_read_them() {
         found["relay_store_commit_operations_count"], found["relay_store_commit_duration_seconds_count"],
         "each commit has a size and a duration"
     );
+    relay.stop();
+}
+
+#[test]
+fn each_entry_of_a_batch_that_is_refused_counts_under_its_slug_and_a_batch_that_is_refused_counts_once() {
+    let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json"];
+    let relay = Running::start(args.iter().chain(&["--queue", "mail", "--payload-max", "1KiB"]));
+    let http = relay.ready["listening"]["http"].as_str().unwrap().to_owned();
+    let batch = |body: &str| send(&http, "POST", "/v1/queues/mail/batch", "", body);
+    let large = "x".repeat(1_025);
+    let entries = serde_json::json!([
+        { "text": "taken" }, { "text": "a", "key": "k" }, { "text": "b", "key": "k" },
+        { "text": "a", "delay": "soon" }, { "text": "a", "payload": 1 }, { "text": large },
+    ]);
+    let answer = json(&batch(&entries.to_string()));
+    let mut told = BTreeMap::new();
+    for slug in answer["entries"].as_array().unwrap().iter().filter_map(|entry| entry["problem"]["slug"].as_str()) {
+        *told.entry(slug).or_insert(0.0) += 1.0;
+    }
+    let refused = [("idempotency-conflict", 1.0), ("malformed-request", 2.0), ("payload-too-large", 1.0)];
+    assert_eq!(told, BTreeMap::from(refused), "{answer}");
+
+    let counted = || {
+        let text = get(&admin(&relay), "/metrics").1;
+        let name = "relay_requests_refused_total{protocol=http,slug=";
+        let slugs = parsed(&text).into_iter().filter_map(|(key, count)| {
+            let slug = key.strip_prefix(name)?.trim_end_matches('}').to_owned();
+            (count > 0.0).then_some((slug, count))
+        });
+        slugs.collect::<BTreeMap<_, _>>()
+    };
+    let of = |refused: [(&str, f64); 3]| BTreeMap::from(refused.map(|(slug, count)| (slug.to_owned(), count)));
+    assert_eq!(counted(), of(refused));
+    assert_eq!(batch("[{").0, 400);
+    assert_eq!(counted(), of([refused[0], ("malformed-request", 3.0), refused[2]]));
     relay.stop();
 }
 

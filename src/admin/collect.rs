@@ -70,7 +70,10 @@ pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Do
         nats.map(|door| ("nats", door.refusals(), door.in_flight())),
     ];
     let doors: Vec<(&str, &Refusals, usize)> = doors.into_iter().flatten().collect();
-    let mut family = text.counter("relay_requests_refused_total", "Requests answered with a problem, by its slug.");
+    let mut family = text.counter(
+        "relay_requests_refused_total",
+        "Requests, and entries of batches, answered with a problem, by its slug.",
+    );
     for (protocol, refusals, _) in &doors {
         for slug in Slug::ALL {
             family.value(&[("protocol", protocol), ("slug", slug.as_str())], refusals.count(*slug));
