@@ -238,6 +238,59 @@ fn shown_is_what_holds_and_where_it_comes_from() {
     assert_eq!(of("RELAY_ADMIN_TOKEN"), ("********".to_owned(), "environment".to_owned()));
 }
 
+#[test]
+fn bridges_are_shown_with_the_place_of_each_value_and_without_their_passwords() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = r#"[[bridge]]
+name = "out"
+slots = 200
+from.relay = { address = "127.0.0.1:7411", key_file = "worker.key" }
+to.nats = { servers = ["nats://relay:hush,hush@a:4222", "token-hush@b"], tls = true }
+queues = { orders = "orders-eu", mail = "mail" }
+
+[[bridge]]
+name = "events"
+job = { client = "shop", queue = "orders", meta = ["Trace-Id"] }
+
+[bridge.from]
+nats.servers = ["tls://c"]
+
+[bridge.from.stream]
+name = "EVENTS"
+consumer = "relay"
+"#;
+    fs::write(&file, text).unwrap();
+    let output = run(["config", "show", "--json", "--config", file.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(!stdout(&output).contains("hush"), "{}", stdout(&output));
+    let shown: Value = serde_json::from_str(stdout(&output)).unwrap();
+    let word = |setting: &Value, key: &str| setting[key].as_str().unwrap().to_owned();
+    let mut found: Vec<_> = shown["settings"].as_array().unwrap().iter().collect();
+    found.retain(|setting| word(setting, "key").starts_with("bridge."));
+    let mut found: Vec<_> = found.iter().map(|of| (word(of, "key"), word(of, "value"), word(of, "origin"))).collect();
+    found.sort();
+    let expected = [
+        ("bridge.events.from.nats.servers", "tls://c", 13),
+        ("bridge.events.from.stream.consumer", "relay", 17),
+        ("bridge.events.from.stream.name", "EVENTS", 16),
+        ("bridge.events.job.client", "shop", 10),
+        ("bridge.events.job.meta", "Trace-Id", 10),
+        ("bridge.events.job.queue", "orders", 10),
+        ("bridge.events.name", "events", 9),
+        ("bridge.out.from.relay.address", "127.0.0.1:7411", 4),
+        ("bridge.out.from.relay.key_file", "worker.key", 4),
+        ("bridge.out.name", "out", 2),
+        ("bridge.out.queues.mail", "mail", 6),
+        ("bridge.out.queues.orders", "orders-eu", 6),
+        ("bridge.out.slots", "200", 3),
+        ("bridge.out.to.nats.servers", "nats://********@a:4222,********@b", 5),
+        ("bridge.out.to.nats.tls", "true", 5),
+    ];
+    let place = |line: usize| format!("{}:{line}", file.display());
+    assert_eq!(found, expected.map(|(key, value, line)| (key.to_owned(), value.to_owned(), place(line))));
+}
+
 #[tokio::test]
 async fn queues_of_the_file_have_its_policies_and_flags_change_them_all() {
     let dir = tempdir().unwrap();

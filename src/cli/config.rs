@@ -134,6 +134,13 @@ fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
                 );
             }
         }
+        for (key, value, line) in &file.bridge_values {
+            let value = match value {
+                Value::List(values) => values.iter().map(|value| without_password(value)).collect::<Vec<_>>().join(","),
+                value => without_password(&value.to_string()),
+            };
+            shown.push(Shown { key: key.clone(), value, origin: format!("{}:{line}", file.path.display()) });
+        }
     }
     if as_json {
         output::json(&json!({ "settings": shown }))?;
@@ -173,6 +180,8 @@ fn text(key: &str, value: &Value) -> String {
 fn without_password(value: &str) -> String {
     let addresses = value.split(',').map(|address| match (address.split_once("://"), address.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{MASK}@{host}"),
+        // Servers of NATS may be written without a scheme; paths and templates are no addresses.
+        (None, Some((_, host))) if !address.contains(['/', '{']) => format!("{MASK}@{host}"),
         _ => address.to_owned(),
     });
     addresses.collect::<Vec<_>>().join(",")
@@ -339,7 +348,7 @@ mod tests {
 
     #[test]
     fn passwords_in_addresses_are_masked() {
-        let shown = without_password("nats://relay:hush@a:4222,nats://b");
-        assert_eq!(shown, format!("nats://{MASK}@a:4222,nats://b"));
+        let shown = without_password("nats://relay:hush@a:4222,nats://b,relay:hush@c,/home/me@work/relay");
+        assert_eq!(shown, format!("nats://{MASK}@a:4222,nats://b,{MASK}@c,/home/me@work/relay"));
     }
 }

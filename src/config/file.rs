@@ -10,7 +10,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::bridges::{self, BRIDGES_MAX};
 use super::contradictions;
-use super::kind::{Kind, Unfit, Value};
+use super::kind::{Kind, Unfit, Value, show};
 use super::mistake::{Mistake, Mistakes, meant};
 use super::queues::{Patch, Queue, Written};
 use super::settings::{POLICY, PolicySetting, SETTINGS, TABLES};
@@ -34,6 +34,8 @@ pub struct File {
     pub queues: Vec<Queue>,
     /// Its bridges, in the order of the file.
     pub bridges: Vec<BridgeConfig>,
+    /// What is written of its bridges: `bridge.<name>.<key>`, each with the value and its line.
+    pub bridge_values: Vec<(String, Value, usize)>,
 }
 
 impl File {
@@ -59,7 +61,13 @@ pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         };
         reader.mistake(error.span().unwrap_or_default(), "", error.message(), fix);
     }
-    let mut file = File { path: path.to_owned(), values: Written::new(), queues: Vec::new(), bridges: Vec::new() };
+    let mut file = File {
+        path: path.to_owned(),
+        values: Written::new(),
+        queues: Vec::new(),
+        bridges: Vec::new(),
+        bridge_values: Vec::new(),
+    };
     let mut defaults = Patch::default();
     // What holds for all queues first: it is below what is written for each.
     for (key, value) in document.get_ref().iter().filter(|(key, _)| key.get_ref() == DEFAULTS) {
@@ -71,7 +79,7 @@ pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         match key.get_ref().as_ref() {
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
-            BRIDGE => file.bridges = reader.bridges(key.span(), value),
+            BRIDGE => reader.bridges(key.span(), value, &mut file),
             name if TABLES.iter().any(|(table, _)| *table == name) => {
                 if let Some(table) = reader.table(name, key.span(), value) {
                     reader.settings(name, table, &mut file.values);
@@ -244,12 +252,12 @@ impl Reader<'_> {
         clients
     }
 
-    fn bridges(&mut self, span: Range<usize>, value: &Spanned<DeValue<'_>>) -> Vec<BridgeConfig> {
+    fn bridges(&mut self, span: Range<usize>, value: &Spanned<DeValue<'_>>, into: &mut File) {
         let mut bridges: Vec<(BridgeConfig, usize)> = Vec::new();
         for (table, span) in self.entries(BRIDGE, span, value) {
             let line = self.line(&span);
-            let table = Spanned::new(span.clone(), DeValue::Table(table.clone()));
-            let bridge = match bridges::read(self.folder, table, |at| self.line(&(at..at))) {
+            let whole = Spanned::new(span.clone(), DeValue::Table(table.clone()));
+            let bridge = match bridges::read(self.folder, whole, |at| self.line(&(at..at))) {
                 Ok(bridge) => bridge,
                 Err(mistakes) => {
                     self.mistakes.extend(mistakes);
@@ -263,10 +271,31 @@ impl Reader<'_> {
                 let what = format!("there are more than {BRIDGES_MAX}: each has connections of its own");
                 self.mistake(span, &full, what, "run them in several processes, with a file each");
             } else {
+                self.written(&full, table, &mut into.bridge_values);
                 bridges.push((bridge, line));
             }
         }
-        bridges.into_iter().map(|(bridge, _)| bridge).collect()
+        into.bridges = bridges.into_iter().map(|(bridge, _)| bridge).collect();
+    }
+
+    /// What is written in the table called `name` and in those below it.
+    fn written(&self, name: &str, table: &Table<'_>, into: &mut Vec<(String, Value, usize)>) {
+        let text = |value: &DeValue<'_>| match value {
+            DeValue::String(text) => text.to_string(),
+            other => show(other),
+        };
+        for (key, value) in table {
+            let full = format!("{name}.{}", key.get_ref());
+            let value = match value.get_ref() {
+                DeValue::Table(below) => {
+                    self.written(&full, below, into);
+                    continue;
+                }
+                DeValue::Array(values) => Value::List(values.iter().map(|value| text(value.get_ref())).collect()),
+                value => Value::Text(text(value)),
+            };
+            into.push((full, value, self.line(&key.span())));
+        }
     }
 
     /// The tables of a list, each with its place.

@@ -249,7 +249,7 @@ impl fmt::Display for Value {
 }
 
 /// A value as it stands in a file, shortened.
-fn show(value: &DeValue<'_>) -> String {
+pub(super) fn show(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("\"{}\"", text.chars().take(80).collect::<String>()),
         DeValue::Integer(number) => number.to_string(),
