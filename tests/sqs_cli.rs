@@ -80,6 +80,27 @@ async fn a_job_whose_worker_is_killed_is_done_by_another() {
 }
 
 #[tokio::test]
+async fn a_job_of_another_relay_is_done_on_sqs_by_a_bridge() {
+    let emulator = AwsEmulator::start().await;
+    assert_eq!(code(&run(&emulator, &["provision", "--queue", "orders"], &[])), 0);
+    let args =
+        ["serve", "--no-auth", "--memory", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];
+    let source = Running::start(args.into_iter().chain(["--queue", "orders"]));
+    let workers = source.workers();
+    let bridge = Running::start_command(on_sqs(
+        &emulator,
+        &["bridge", "--json", "--from-tcp", &workers, "--queue", "orders"],
+        &[],
+    ));
+    let worker = worker(&emulator, "tr a-z A-Z");
+    let done = submit(&source, "k", b"hello");
+    assert_eq!((code(&done), stdout(&done)), (0, "HELLO"), "{done:?}");
+    worker.stop();
+    bridge.stop();
+    source.stop();
+}
+
+#[tokio::test]
 async fn provisioning_shows_what_it_does_and_does_it_once() {
     let emulator = AwsEmulator::start().await;
     let provision = ["provision", "--queue", "orders", "--json"];

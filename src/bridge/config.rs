@@ -22,7 +22,17 @@ pub struct BridgeConfig {
     /// Where they come from, and what they become.
     pub from: Origin,
     /// Where they go. `None`: to the broker that the process is told otherwise.
-    pub to: Option<NatsConfig>,
+    pub to: Option<Destination>,
+}
+
+/// The relay to which jobs go: the broker that keeps them there.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// NATS JetStream.
+    Nats(Box<NatsConfig>),
+    /// SQS with DynamoDB.
+    #[cfg(feature = "sqs")]
+    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
 }
 
 /// Where a bridge takes its jobs from.
@@ -74,9 +84,21 @@ pub struct ForeignStream {
 impl Origin {
     /// The queue, if there is one, whose jobs would be submitted to itself at `to`.
     #[must_use]
-    pub fn leads_back_to(&self, to: &NatsConfig) -> Option<&QueueName> {
-        let Self::Relay { source: RelaySource::Nats(source), queues, .. } = self else { return None };
-        let same = source.servers.iter().any(|server| to.servers.contains(server));
+    pub fn leads_back_to(&self, to: &Destination) -> Option<&QueueName> {
+        let Self::Relay { source, queues, .. } = self else { return None };
+        let same = match (source, to) {
+            (RelaySource::Nats(source), Destination::Nats(to)) => {
+                source.servers.iter().any(|server| to.servers.contains(server))
+            }
+            #[cfg(feature = "sqs")]
+            (RelaySource::Sqs(source), Destination::Sqs(to)) => {
+                let place = |config: &relay_bridge::sqs::config::SqsConfig| {
+                    (config.region.clone(), config.endpoint.clone(), config.table.clone())
+                };
+                place(source) == place(to)
+            }
+            _ => false,
+        };
         queues.iter().find(|(from, to)| same && from == to).map(|(queue, _)| queue)
     }
 }

@@ -70,17 +70,7 @@ impl Source {
         match config {
             SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
             #[cfg(feature = "sqs")]
-            SourceConfig::Sqs(config) => {
-                let sqs = Sqs::connect(*config, relay_bridge::sqs::Settings::default()).await;
-                let sqs = sqs.map_err(|error| CliError::usage(error.to_string()))?;
-                match known(&*sqs.broker().leasing, queues).await {
-                    Ok(()) => Ok(Self::Sqs(sqs)),
-                    Err(error) => {
-                        sqs.close().await;
-                        Err(error)
-                    }
-                }
-            }
+            SourceConfig::Sqs(config) => Ok(Self::Sqs(provisioned_on_sqs(*config, queues).await?)),
             SourceConfig::Tcp { address, key } => {
                 let remote = RemoteConfig { key, ..RemoteConfig::new(&address, worker.clone()) };
                 let connected = dial(remote).await.map_err(|error| unconnected(&address, &error))?;
@@ -110,6 +100,26 @@ impl Source {
             Self::Nats(nats) => nats.close().await,
             #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.close().await,
+        }
+    }
+}
+
+/// Finds that the queues are there on SQS, waiting for AWS.
+///
+/// # Errors
+/// What a wait does not mend: the configuration, and queues that nobody created.
+#[cfg(feature = "sqs")]
+pub(crate) async fn provisioned_on_sqs(
+    config: relay_bridge::sqs::config::SqsConfig,
+    queues: &[QueueName],
+) -> Result<Sqs, CliError> {
+    let sqs = Sqs::connect(config, relay_bridge::sqs::Settings::default()).await;
+    let sqs = sqs.map_err(|error| CliError::usage(error.to_string()))?;
+    match known(&*sqs.broker().leasing, queues).await {
+        Ok(()) => Ok(sqs),
+        Err(error) => {
+            sqs.close().await;
+            Err(error)
         }
     }
 }

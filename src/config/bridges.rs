@@ -1,7 +1,7 @@
 //! `[[bridge]]` tables: what `relay bridge` does beside what is typed.
 //!
 //! A bridge comes `from` a relay (its worker address, or NATS), or from a stream of NATS that knows nothing of relay; it
-//! goes `to` a relay on NATS, which is that of `[nats]` unless it says otherwise.
+//! goes `to` a relay on NATS or on SQS, which is that of `[nats]` or `[sqs]` unless it says otherwise.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeValue, ValueDeserializer};
 
 use super::mistake::Mistake;
-use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource, SLOTS};
+use crate::bridge::config::{BridgeConfig, Destination, ForeignStream, Origin, RelaySource, SLOTS};
 use crate::bridge::foreign::mapping::JobMapping;
 use crate::bridge::foreign::nats::StreamSource;
 
@@ -71,7 +71,8 @@ struct SqsTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ToTable {
-    nats: NatsTable,
+    nats: Option<NatsTable>,
+    relay_sqs: Option<RelaySqsTable>,
 }
 
 #[derive(Deserialize)]
@@ -159,7 +160,7 @@ impl Table {
     fn resolve(self, wrong: &mut Wrong<'_>) -> Option<BridgeConfig> {
         let Self { name, slots, from, to, queues, client, job, reply } = self;
         let to = match to {
-            Some(to) => Some(to.nats.resolve("to.nats", wrong)?),
+            Some(to) => Some(to.resolve(wrong)?),
             None => None,
         };
         let from = match from {
@@ -214,7 +215,7 @@ impl Table {
                     wrong.add("job, reply", what, "leave them out, or write from.stream");
                 }
                 let source = match (relay, nats, relay_sqs) {
-                    (_, _, Some(sqs)) => sqs.resolve(wrong),
+                    (_, _, Some(sqs)) => sqs.resolve_source(wrong),
                     (Some(RelayTable { address, key_file }), _, _) => {
                         let key = key_file.map(|path| Secret::File(wrong.file(path)));
                         Some(RelaySource::Tcp { address, key })
@@ -315,8 +316,15 @@ impl SqsTable {
 }
 
 impl RelaySqsTable {
+    fn resolve_source(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
+        #[cfg(feature = "sqs")]
+        return Some(RelaySource::Sqs(Box::new(self.resolve("from.relay_sqs", wrong))));
+        #[cfg(not(feature = "sqs"))]
+        self.refuse("from.relay_sqs", wrong)
+    }
+
     #[cfg(feature = "sqs")]
-    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
+    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> relay_bridge::sqs::config::SqsConfig {
         use relay_bridge::sqs::config::SqsConfig;
 
         let (Self { region, endpoint, table, queue_prefix, fifo }, usual) = (self, SqsConfig::default());
@@ -328,14 +336,31 @@ impl RelaySqsTable {
             fifo,
             ..SqsConfig::default()
         };
-        check_sqs("from.relay_sqs", &config, wrong);
-        Some(RelaySource::Sqs(Box::new(config)))
+        check_sqs(key, &config, wrong);
+        config
     }
 
     #[cfg(not(feature = "sqs"))]
-    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
-        wrong.add("from.relay_sqs", "this relay was built without SQS", "build it with the feature `sqs`");
+    fn refuse<T>(self, key: &str, wrong: &mut Wrong<'_>) -> Option<T> {
+        wrong.add(key, "this relay was built without SQS", "build it with the feature `sqs`");
         None
+    }
+}
+
+impl ToTable {
+    /// `None` if something is wrong with it, which was added then.
+    fn resolve(self, wrong: &mut Wrong<'_>) -> Option<Destination> {
+        match (self.nats, self.relay_sqs) {
+            (Some(nats), None) => nats.resolve("to.nats", wrong).map(|nats| Destination::Nats(Box::new(nats))),
+            #[cfg(feature = "sqs")]
+            (None, Some(sqs)) => Some(Destination::Sqs(Box::new(sqs.resolve("to.relay_sqs", wrong)))),
+            #[cfg(not(feature = "sqs"))]
+            (None, Some(sqs)) => sqs.refuse("to.relay_sqs", wrong),
+            _ => {
+                wrong.add("to", "it goes to one place", "write to.nats or to.relay_sqs, with where that is");
+                None
+            }
+        }
     }
 }
 
@@ -496,6 +521,9 @@ meta = ["X-Tenant"]
             let Origin::Relay { source: RelaySource::Sqs(sqs), .. } = &bridges[0].from else { panic!("{bridges:?}") };
             assert_eq!((sqs.table.as_str(), sqs.queue_prefix.as_str()), (expected, "relay-"));
         }
+        let to = EDGE.replace("to.nats = { servers = [\"nats://inner:4222\"] }", "to.relay_sqs = { table = \"jobs\" }");
+        let Some(Destination::Sqs(to)) = &parse(&to).unwrap()[0].to else { panic!("it goes to SQS") };
+        assert_eq!(to.table, "jobs");
         let error = on_sqs("{ table = \"a b\" }").unwrap_err();
         assert!(error.contains("bridge.edge.from.relay_sqs.table"), "{error}");
     }

@@ -24,8 +24,9 @@ use super::nats::NatsArgs;
 use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
+use super::sqs::{SqsArgs, SqsConfig};
 use crate::admin::Port;
-use crate::bridge::config::{self, BridgeConfig, Origin, RelaySource};
+use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
 use crate::ingress::nats::RELAY_INBOX;
 use crate::telemetry::Telemetry;
@@ -41,6 +42,7 @@ Examples:
   relay bridge --from-tcp 127.0.0.1:7411 --queue orders --nats nats://inner:4222
   relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --queue orders=orders-eu \\
       --nats tls://inner:4222 --nats-creds relay.creds --slots 200
+  relay bridge --from-tcp 127.0.0.1:7411 --queue orders --sqs --sqs-region eu-central-1
   relay bridge --config relay.toml         several, and messages of streams that know nothing of relay
 
 Either side may be away, at the start and later; it is waited for. SIGTERM or SIGINT drains: what is
@@ -86,6 +88,8 @@ pub(crate) struct BridgeArgs {
     admin: AdminArgs,
     #[command(flatten)]
     nats: NatsArgs,
+    #[command(flatten)]
+    sqs: SqsArgs,
 }
 
 /// A queue at the source, and the one at the target.
@@ -165,10 +169,33 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     }
 }
 
+#[cfg(feature = "sqs")]
+fn on_sqs(config: SqsConfig) -> Destination {
+    Destination::Sqs(Box::new(config))
+}
+
+#[cfg(not(feature = "sqs"))]
+fn on_sqs(config: SqsConfig) -> Destination {
+    match config {}
+}
+
+/// The same, under a name of its own in lists of connections.
+fn named(to: Destination, name: String) -> Destination {
+    match to {
+        Destination::Nats(to) => Destination::Nats(Box::new(NatsConfig { name, ..*to })),
+        #[cfg(feature = "sqs")]
+        to => to,
+    }
+}
+
 impl BridgeArgs {
     /// Every bridge, with where it goes.
-    fn resolve(mut self) -> Result<Vec<(BridgeConfig, NatsConfig)>, CliError> {
-        let to = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
+    fn resolve(mut self) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
+        let nats = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
+        let to = match (self.sqs.clone().resolve()?, nats) {
+            (Some(sqs), _) => Some(on_sqs(sqs)),
+            (None, nats) => nats.map(|nats| Destination::Nats(Box::new(nats))),
+        };
         let bridges = match self.config.take() {
             Some(path) => configured::read(&path)?.bridges,
             None => vec![self.typed()?],
@@ -180,9 +207,9 @@ impl BridgeArgs {
         for mut bridge in bridges {
             let name = format!("relay-{}", bridge.name);
             let own = bridge.to.take();
-            let to = own.or_else(|| to.clone().map(|to| NatsConfig { name, ..to })).ok_or_else(|| {
+            let to = own.or_else(|| to.clone().map(|to| named(to, name))).ok_or_else(|| {
                 CliError::usage(format!("bridge {}: where to is not said", bridge.name))
-                    .hint("name the NATS servers of the other side with --nats, or with to.nats in the file")
+                    .hint("name the NATS servers of the other side with --nats, or add --sqs; in the file, to.nats or to.relay_sqs")
             })?;
             if let Some(queue) = bridge.from.leads_back_to(&to) {
                 return Err(CliError::usage(format!(

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
@@ -14,13 +15,13 @@ use relay_bridge::nats::Nats;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::{Connection, Wait};
 #[cfg(feature = "sqs")]
-use relay_bridge::sqs::plain::PlainQueue;
+use relay_bridge::sqs::{Sqs, plain::PlainQueue};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "sqs")]
 use crate::bridge::config::ForeignSqs;
-use crate::bridge::config::{BridgeConfig, ForeignStream, Origin, RelaySource};
+use crate::bridge::config::{BridgeConfig, Destination, ForeignStream, Origin, RelaySource};
 use crate::bridge::foreign::intake::Intake;
 use crate::bridge::foreign::mapping::JobMapping;
 use crate::bridge::foreign::nats::NatsQueue;
@@ -29,6 +30,8 @@ use crate::bridge::metrics::Counters;
 use crate::bridge::relay::{Mapping, RelayHandler};
 use crate::cli::exit::CliError;
 use crate::cli::provision::from_broker;
+#[cfg(feature = "sqs")]
+use crate::cli::source::provisioned_on_sqs;
 use crate::cli::source::{Source, SourceConfig, provisioned};
 use crate::client::retry::jitter;
 use crate::ingress::nats::{RELAY_INBOX, worker_inbox};
@@ -38,8 +41,45 @@ const AGAIN_MAX: Duration = Duration::from_secs(4);
 
 /// A bridge with both sides open.
 pub(super) struct Open {
-    target: Nats,
+    target: Target,
     work: Work,
+}
+
+/// The broker that jobs go to.
+enum Target {
+    Nats(Nats),
+    #[cfg(feature = "sqs")]
+    Sqs(Sqs),
+}
+
+impl Target {
+    /// Connects, waiting for it, and finds that `queues` are there.
+    async fn open(to: Destination, queues: &[QueueName]) -> Result<Self, CliError> {
+        match to {
+            Destination::Nats(to) => {
+                let inbox_prefix = to.inbox_prefix.clone().or_else(|| Some(RELAY_INBOX.to_owned()));
+                Ok(Self::Nats(provisioned(NatsConfig { inbox_prefix, ..*to }, queues).await?))
+            }
+            #[cfg(feature = "sqs")]
+            Destination::Sqs(to) => Ok(Self::Sqs(provisioned_on_sqs(*to, queues).await?)),
+        }
+    }
+
+    fn broker(&self) -> Broker {
+        match self {
+            Self::Nats(nats) => nats.broker(),
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => sqs.broker(),
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Nats(nats) => nats.close().await,
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => sqs.close().await,
+        }
+    }
 }
 
 enum Work {
@@ -68,7 +108,7 @@ impl Open {
     ///
     /// # Errors
     /// What a wait does not mend, with what to do.
-    pub(super) async fn open(config: BridgeConfig, to: NatsConfig) -> Result<Self, CliError> {
+    pub(super) async fn open(config: BridgeConfig, to: Destination) -> Result<Self, CliError> {
         let BridgeConfig { name, slots, from, to: _ } = config;
         let queues = match &from {
             Origin::Relay { queues, .. } => queues.values().cloned().collect(),
@@ -76,8 +116,7 @@ impl Open {
             #[cfg(feature = "sqs")]
             Origin::Sqs(queue) => fixed(&queue.job),
         };
-        let to = NatsConfig { inbox_prefix: to.inbox_prefix.or_else(|| Some(RELAY_INBOX.to_owned())), ..to };
-        let target = provisioned(to, &queues).await?;
+        let target = Target::open(to, &queues).await?;
         let work = match from {
             Origin::Relay { source, queues, client } => open_relay(&name, slots, source, queues, client, &target).await,
             Origin::Stream(stream) => open_stream(slots, *stream, &target).await,
@@ -142,7 +181,7 @@ fn fixed(job: &JobMapping) -> Vec<QueueName> {
 }
 
 #[cfg(feature = "sqs")]
-async fn open_sqs(slots: NonZeroU32, queue: ForeignSqs, target: &Nats) -> Result<Work, CliError> {
+async fn open_sqs(slots: NonZeroU32, queue: ForeignSqs, target: &Target) -> Result<Work, CliError> {
     let ForeignSqs { connection, url, put_aside, job } = queue;
     let opened = patiently(|| PlainQueue::open(&connection, &url, &put_aside)).await;
     let queue = opened.map_err(|error| match error.kind() {
@@ -159,7 +198,7 @@ async fn open_relay(
     source: RelaySource,
     queues: BTreeMap<QueueName, QueueName>,
     client: Option<ClientId>,
-    target: &Nats,
+    target: &Target,
 ) -> Result<Work, CliError> {
     let id: WorkerId = format!("{name}-{}", std::process::id())
         .parse()
@@ -191,7 +230,7 @@ async fn open_relay(
     Ok(Work::Relay { source, worker, handler })
 }
 
-async fn open_stream(slots: NonZeroU32, stream: ForeignStream, target: &Nats) -> Result<Work, CliError> {
+async fn open_stream(slots: NonZeroU32, stream: ForeignStream, target: &Target) -> Result<Work, CliError> {
     let ForeignStream { connection, source, job, reply } = stream;
     let connection = Connection::open(connection, Wait::Forever).await.map_err(from_broker)?;
     let opened = async {
