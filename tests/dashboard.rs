@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
 
+mod browser_support;
 mod cli_support;
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use cli_support::{Running, code, json_lines, run_with};
 use serde_json::Value;
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Status, head and JSON of one request on a connection of its own.
 fn ask(address: &str, method: &str, path: &str, headers: &str) -> (u16, String, Value) {
@@ -113,12 +111,7 @@ fn the_pages_load_nothing_from_elsewhere_and_say_nothing_without_the_token() {
 
 #[test]
 fn a_browser_shows_what_happens_and_does_what_is_pressed() {
-    let installed = Command::new(format!("{ROOT}/tests/install-browser")).status().unwrap();
-    assert!(installed.success());
-    let browser = format!("{ROOT}/target/tools/browser");
-    fs::copy(format!("{ROOT}/tests/dashboard/browser.mjs"), format!("{browser}/browser.mjs")).unwrap();
-    let pictures = format!("{}/dashboard", env!("CARGO_TARGET_TMPDIR"));
-    fs::create_dir_all(&pictures).unwrap();
+    let (mut scenes, pictures) = browser_support::script("browser.mjs", "dashboard");
     let flags = [
         "--memory",
         "--no-auth",
@@ -138,12 +131,7 @@ fn a_browser_shows_what_happens_and_does_what_is_pressed() {
         ["worker", "--json", "--connect", &connect, "--queue", "bad", "--id", "clerk-1", "--", "sh", "-c", handler];
     let worker = Running::start(worker);
     let admin = format!("http://{}", admin(&relay));
-    let mut scenes = Command::new("node")
-        .args([&format!("{browser}/browser.mjs"), &admin, &relay.url(), &pictures])
-        .env("TMPDIR", format!("{browser}/tmp"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut scenes = scenes.args([&admin, &relay.url(), &pictures]).stdout(Stdio::piped()).spawn().unwrap();
     let mut relay = Some(relay);
     let mut said = String::new();
     for line in BufReader::new(scenes.stdout.take().unwrap()).lines() {
