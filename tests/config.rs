@@ -245,8 +245,8 @@ fn bridges_are_shown_with_the_place_of_each_value_and_without_their_passwords() 
     let text = r#"[[bridge]]
 name = "out"
 slots = 200
-from.relay = { address = "127.0.0.1:7411", key_file = "worker.key" }
-to.nats = { servers = ["nats://relay:hush,hush@a:4222", "token-hush@b"], tls = true }
+from.relay = { address = "relay:hush@127.0.0.1:7411", key_file = "worker.key" }
+to.nats = { servers = ["nats://a:4222", "nats://b"], tls = true }
 queues = { orders = "orders-eu", mail = "mail" }
 
 [[bridge]]
@@ -278,13 +278,13 @@ consumer = "relay"
         ("bridge.events.job.meta", "Trace-Id", 10),
         ("bridge.events.job.queue", "orders", 10),
         ("bridge.events.name", "events", 9),
-        ("bridge.out.from.relay.address", "127.0.0.1:7411", 4),
+        ("bridge.out.from.relay.address", "********@127.0.0.1:7411", 4),
         ("bridge.out.from.relay.key_file", "worker.key", 4),
         ("bridge.out.name", "out", 2),
         ("bridge.out.queues.mail", "mail", 6),
         ("bridge.out.queues.orders", "orders-eu", 6),
         ("bridge.out.slots", "200", 3),
-        ("bridge.out.to.nats.servers", "nats://********@a:4222,********@b", 5),
+        ("bridge.out.to.nats.servers", "nats://a:4222,nats://b", 5),
         ("bridge.out.to.nats.tls", "true", 5),
     ];
     let place = |line: usize| format!("{}:{line}", file.display());
