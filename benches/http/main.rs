@@ -1,10 +1,11 @@
 //! relay's HTTP API on the embedded broker, durable, beside an axum handler that does nothing.
 //!
-//! `cargo bench --bench http`, or with the names of some parts: `cargo bench --bench http -- submit wait`. Both
+//! `cargo bench --bench http`, or with the names of some parts: `cargo bench --bench http -- submit wait`. The
 //! servers are processes of their own, started from this binary; the load comes from 64 keep-alive connections, 256-byte
 //! payloads, from this process on the same cores. CPU and memory are the server's alone.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
+mod floor;
 mod latency;
 mod servers;
 #[path = "../support/mod.rs"]
@@ -26,6 +27,7 @@ fn main() {
             ["serve-relay"] => servers::relay(false).await,
             ["serve-worker"] => servers::relay(true).await,
             ["serve-nothing"] => servers::nothing().await,
+            ["serve-rows"] => floor::serve().await,
             ref parts => run(parts).await,
         }
     });
@@ -35,6 +37,9 @@ async fn run(names: &[&str]) {
     let wanted = |name: &str| names.is_empty() || names.contains(&name);
     if wanted("submit") {
         submissions().await;
+    }
+    if wanted("floor") {
+        floor().await;
     }
     if wanted("batch") {
         batches().await;
@@ -58,6 +63,16 @@ async fn submissions() {
         }
         report(what, 0.5, &measured);
     }
+}
+
+/// What is left of a handler that does nothing when it awaits the commit of relay's rows: the most that relay can reach.
+async fn floor() {
+    let mut measured = Vec::new();
+    for _ in 0..pairs() {
+        let rows = load("serve-rows", false).await;
+        measured.push((rows, load("serve-nothing", false).await));
+    }
+    report("axum and the bare rows / axum no-op", 0.5, &measured);
 }
 
 async fn load(server: &str, keyed: bool) -> Sample {

@@ -23,6 +23,7 @@
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
 #![expect(missing_docs, reason = "a promise's name is the sentence that documents it")]
 
+mod columns;
 pub mod endings;
 pub mod expiry;
 mod fixture;
@@ -40,6 +41,7 @@ pub mod waiting;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use columns::{COLUMNS, Column, document};
 pub use fixture::Fixture;
 pub use operating::newer_envelope;
 

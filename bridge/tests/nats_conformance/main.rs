@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use fixture::{Fixture, Nodes};
 use libtest_mimic::{Arguments, Trial};
-use relay_bridge::conformance::{RUNS, Run};
+use relay_bridge::conformance::{Column, Fixture as _, RUNS, Run};
 
 /// How many tests run at once. Each has a server of its own, or shares the cluster.
 const AT_ONCE: usize = 20;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         [("nats_1", Nodes::One), ("nats_3", Nodes::Three)].map(|(module, nodes)| {
             let (name, run) = (*name, *run);
             Trial::test(format!("{module}::{name}"), move || {
-                judge(nodes, name, run);
+                judge(module, nodes, name, run);
                 Ok(())
             })
         })
@@ -42,18 +42,19 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn judge(nodes: Nodes, promise: &str, run: Run) {
-    if std::panic::catch_unwind(|| keep(nodes, promise, run, 1)).is_err() {
+fn judge(module: &str, nodes: Nodes, promise: &str, run: Run) {
+    if std::panic::catch_unwind(|| keep(module, nodes, promise, run, 1)).is_err() {
         eprintln!("{promise} on {nodes:?}: judged once more, with {STRETCH} times the time");
-        keep(nodes, promise, run, STRETCH);
+        keep(module, nodes, promise, run, STRETCH);
     }
 }
 
 /// Tests one promise, on a runtime of its own.
-fn keep(nodes: Nodes, promise: &str, run: Run, stretch: u32) {
+fn keep(module: &str, nodes: Nodes, promise: &str, run: Run, stretch: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let fixture = Fixture::open(nodes, promise, stretch).await;
+        assert_eq!(fixture.broker().capabilities, Column::of(module).capabilities, "what the table says of {module}");
         run(&fixture).await;
         fixture.close().await;
     });

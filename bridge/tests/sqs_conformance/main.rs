@@ -16,14 +16,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fixture::{Fixture, Kind};
 use libtest_mimic::{Arguments, Trial};
-use relay_bridge::conformance::{PROMISES, RUNS, Run};
+use relay_bridge::conformance::{Column, Fixture as _, PROMISES, RUNS, Run};
 
 /// How many tests run at once: what one emulator serves in time.
 const AT_ONCE: usize = 8;
 /// By how much times are longer when a promise is judged once more.
 const STRETCH: u32 = 3;
-/// The parts of the suite that FIFO queues are held to.
-const FIFO_CORE: &[&str] = &["identity", "leases", "outcomes"];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -32,12 +30,13 @@ fn main() -> ExitCode {
     let mut runs = RUNS.to_vec();
     runs.sort_by_key(|(name, _)| !LONG.contains(name));
     let trials = runs.iter().flat_map(|(name, run)| {
-        let core = PROMISES.iter().any(|(group, promise)| promise == name && FIFO_CORE.contains(group));
-        let kinds = [Some(("sqs", Kind::Standard)), core.then_some(("sqs_fifo", Kind::Fifo))];
-        kinds.into_iter().flatten().map(|(module, kind)| {
+        let kinds = [("sqs", Kind::Standard), ("sqs_fifo", Kind::Fifo)];
+        let is_run =
+            move |module| PROMISES.iter().any(|(group, promise)| promise == name && Column::of(module).runs(group));
+        kinds.into_iter().filter(move |(module, _)| is_run(module)).map(move |(module, kind)| {
             let (name, run) = (*name, *run);
             Trial::test(format!("{module}::{name}"), move || {
-                judge(kind, name, run);
+                judge(module, kind, name, run);
                 Ok(())
             })
         })
@@ -61,13 +60,13 @@ const HEAVY: &[&str] = &[
 static HEAVY_ONE: Mutex<()> = Mutex::new(());
 static AGAIN_ONE: Mutex<()> = Mutex::new(());
 
-fn judge(kind: Kind, promise: &str, run: Run) {
+fn judge(module: &str, kind: Kind, promise: &str, run: Run) {
     let heavy = HEAVY.contains(&promise).then(|| alone(&HEAVY_ONE));
-    if std::panic::catch_unwind(|| keep(kind, run, 1)).is_err() {
+    if std::panic::catch_unwind(|| keep(module, kind, run, 1)).is_err() {
         drop(heavy);
         let _alone = alone(&AGAIN_ONE);
         eprintln!("{promise} on {kind:?}: judged once more, with {STRETCH} times the time");
-        keep(kind, run, STRETCH);
+        keep(module, kind, run, STRETCH);
     }
 }
 
@@ -76,10 +75,11 @@ fn alone(one: &'static Mutex<()>) -> MutexGuard<'static, ()> {
 }
 
 /// Tests one promise, on a runtime of its own.
-fn keep(kind: Kind, run: Run, stretch: u32) {
+fn keep(module: &str, kind: Kind, run: Run, stretch: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let fixture = Fixture::open(kind, stretch).await;
+        assert_eq!(fixture.broker().capabilities, Column::of(module).capabilities, "what the table says of {module}");
         run(&fixture).await;
         fixture.close().await;
     });
