@@ -196,6 +196,21 @@ async fn nothing_is_sent_of_a_trace_that_its_caller_does_not_record_or_when_it_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn log_lines_of_a_request_and_of_its_jobs_attempt_name_the_callers_trace() {
+    install_crypto();
+    let dev = ["dev", "--listen", "127.0.0.1:0", "--json", "--log", "debug", "--log-format", "json", "--", "cat"];
+    let server = Running::start_command(process(&dev));
+    do_job(&server, "00").await;
+    server.signal(Signal::SIGTERM);
+    let lines = server.wait().1;
+    for message in ["request answered", "attempt started"] {
+        let line = lines.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{lines}"));
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["trace_id"], TRACE, "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_or_never_answers_stops_no_job_and_is_told_of_once() {
     install_crypto();
     let silent = StdListener::bind("127.0.0.1:0").unwrap();

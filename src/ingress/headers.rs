@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX};
 use relay_bridge::contract::trace;
-use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission};
+use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission, TraceParent};
 
 use super::refusal::Refusal;
 use crate::api::{DurationText, Problem, Slug, header};
@@ -218,4 +218,9 @@ fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
         passed.extend(trace::kept(parent, states));
     }
     Ok(passed)
+}
+/// The trace that a request says it is part of, as log lines name it.
+pub(super) fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let parent = headers.get(header::TRACEPARENT)?.to_str().ok()?;
+    parent.parse::<TraceParent>().ok().map(|parent| parent.trace())
 }

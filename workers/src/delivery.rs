@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::admission::{Admission, on_delivery};
 use crate::decide::{Ending, decide};
@@ -133,7 +134,7 @@ impl Attended<'_> {
         tracing::debug!(job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, "attempt started");
         let mut task = JoinSet::new();
         let (handler, job, given) = (runtime.handler.clone(), self.job.clone(), context.clone());
-        task.spawn(async move { handler.handle(&job, &given).await });
+        task.spawn(async move { handler.handle(&job, &given).await }.in_current_span());
 
         let interrupt = tokio::select! {
             biased;

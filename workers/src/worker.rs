@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::QueueName;
+use relay_bridge::contract::trace::TRACEPARENT;
+use relay_bridge::contract::{QueueName, TraceParent};
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::{Delivery, LEASE_BATCH_MAX, LeaseRequest, Leasing};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use crate::config::{QUEUES_MAX, WorkerConfig};
 use crate::delivery::{Runtime, attend};
@@ -206,7 +208,9 @@ fn start(
     }
     for delivery in leased {
         count(&runtime.stats.leased);
-        deliveries.spawn(attend(runtime.clone(), delivery, asked_at));
+        let parent = delivery.job.headers.get(TRACEPARENT).and_then(|parent| parent.parse::<TraceParent>().ok());
+        let span = parent.map_or_else(Span::none, |parent| tracing::info_span!("delivery", trace_id = parent.trace()));
+        deliveries.spawn(attend(runtime.clone(), delivery, asked_at).instrument(span));
     }
 }
 

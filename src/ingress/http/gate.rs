@@ -30,7 +30,8 @@ where
 {
     let request_id = served.ingress.mint_request_id();
     let (method, all) = (request.method().clone(), request.uri().path() == "*");
-    let span = info_span!("request", request_id, method = %request.method(), path = request.uri().path());
+    let trace_id = headers::trace_id(request.headers());
+    let span = info_span!("request", request_id, trace_id, method = %request.method(), path = request.uri().path());
     async {
         let response = match AssertUnwindSafe(admit(&served, router, request)).catch_unwind().await {
             Ok(response) => response,

@@ -11,12 +11,14 @@ use futures_util::FutureExt;
 use http::HeaderMap;
 use relay_bridge::contract::{ClientId, JobId, QueueName};
 use tokio::time::timeout;
-use tracing::{Instrument, debug, error, info, info_span};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, error, info, info_span};
 
 use super::answer::{Outbox, Reply, Unsent};
 use super::subject::{self, Address, Endpoint};
 use super::{Door, jobs, request, results};
 use crate::api::{Problem, Slug, header};
+use crate::ingress::headers::trace_id;
 use crate::ingress::refusal::Refusal;
 
 /// A request as its endpoint sees it.
@@ -45,7 +47,7 @@ impl Visit {
     /// Answers the request and counts it. Never fails and never panics.
     pub(super) async fn attend(self) {
         let id = self.door.mint_request_id();
-        let span = info_span!("request", request_id = id, subject = self.message.subject.as_str());
+        let span = info_span!("request", request_id = id, trace_id = Empty, subject = self.message.subject.as_str());
         self.go(&id).instrument(span).await;
     }
 
@@ -69,6 +71,7 @@ impl Visit {
             Ok(asked) => asked,
             Err(refusal) => return self.answer(&outbox, id, Err(refusal)).await,
         };
+        Span::current().record("trace_id", trace_id(&asked.headers));
         let Some(_share) = self.door.bytes.take(asked.body.len() as u64) else {
             return self.answer(&outbox, id, Err(Refusal::too_many_bytes())).await;
         };
