@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::configured::{self, variable};
+use super::contexts::FILE_VARIABLE;
 use super::exit::{CliError, Exit};
 use super::output;
 use crate::config::file::File;
@@ -78,12 +79,30 @@ pub(crate) fn run(args: ConfigArgs) -> Result<Exit, CliError> {
 pub(crate) fn warn_of_unknown_variables() {
     let known = variables();
     let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for name in set.filter(|name| name.starts_with("RELAY_") && !known.contains(name)) {
+    let ours = |name: &String| name.starts_with("RELAY_") && !name.starts_with("RELAY_META_");
+    for name in set.filter(|name| ours(name) && !known.contains(name)) {
         let hint = meant(&name, known.iter().map(String::as_str));
         let hint = hint.map_or_else(String::new, |meant| format!(": did you mean {meant}?"));
         tracing::warn!("nobody reads the variable {name}{hint}");
     }
 }
+
+/// What handlers are given, after `RELAY_`; beside it each `relay-meta-*` header as `RELAY_META_*`.
+const GIVEN: &[&str] = &[
+    "ACCEPTED_AT",
+    "ATTEMPT",
+    "CLIENT",
+    "CONTENT_ENCODING",
+    "CONTENT_TYPE",
+    "DEADLINE",
+    "EXPIRES_AT",
+    "GENERATION",
+    "IDEMPOTENCY_KEY",
+    "JOB_ID",
+    "MAX_ATTEMPTS",
+    "QUEUE",
+    "RUN_ID",
+];
 
 /// Every variable of every command, and those that relay gives to handlers, which may start relay in turn.
 fn variables() -> Vec<String> {
@@ -92,9 +111,9 @@ fn variables() -> Vec<String> {
         command.get_subcommands().for_each(|command| collect(command, into));
     }
     let mut known: Vec<String> = SECRETS.iter().map(|name| (*name).to_owned()).collect();
+    known.push(FILE_VARIABLE.to_owned());
     collect(&super::Cli::command(), &mut known);
-    let given = ["JOB_ID", "RUN_ID", "CLIENT", "QUEUE", "ATTEMPT", "MAX_ATTEMPTS", "DEADLINE", "CONTENT_TYPE", "KEY"];
-    known.extend(given.iter().map(|name| format!("RELAY_{name}")));
+    known.extend(GIVEN.iter().map(|name| format!("RELAY_{name}")));
     known
 }
 
@@ -343,6 +362,13 @@ mod tests {
             let known = SETTINGS.iter().any(|setting| setting.flag == name)
                 || POLICY.iter().any(|setting| setting.flag == Some(name));
             assert!(known || about_this_start.contains(&name), "--{name} can't be written in a file");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_read_is_known() {
+        for name in ["RELAY_CONTEXTS", "RELAY_CONTEXT", "RELAY_API_KEY", "RELAY_NATS_PASSWORD", "RELAY_JOB_ID"] {
+            assert!(variables().iter().any(|known| known == name), "{name}");
         }
     }
 

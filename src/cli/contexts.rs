@@ -12,7 +12,7 @@ use super::exit::CliError;
 use crate::private_file::PrivateFile;
 
 /// Names the file instead of `relay/contexts.toml` in the user's folder for configuration.
-const FILE_VARIABLE: &str = "RELAY_CONTEXTS";
+pub(crate) const FILE_VARIABLE: &str = "RELAY_CONTEXTS";
 /// The largest file, in bytes; some thousand contexts.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// The longest name of a context, in bytes.
