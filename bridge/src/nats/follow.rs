@@ -133,27 +133,45 @@ impl Nats {
     ) -> Result<Page, BrokerError> {
         let limit = usize::try_from(limit.clamp(1, PAGE_ENTRIES_MAX)).unwrap_or(1);
         // Before the first read, so that nothing falls between the two.
-        let waiting = match wait.is_zero() {
+        let mut waiting = match wait.is_zero() {
             true => None,
             false => Some(Waiting::begin(self, names::client_replies(client), wait, OPERATION).await?),
         };
-        let mut begin = self.begin(client, from).await?;
-        let Some(mut waiting) = waiting else { return self.stretch(client, &mut begin, limit).await };
+        let mut connections = self.connections();
+        let (mut begin, mut is_over) = (self.begin(client, from).await?, waiting.is_none());
+        let stands = match from {
+            // Not another end, should the cursor be looked at again.
+            Start::Now => Start::After(begin.place.cursor(client, self.log_id().await?)),
+            from => from.clone(),
+        };
         loop {
             let page = self.stretch(client, &mut begin, limit).await?;
-            if !page.entries.is_empty() || page.reset.is_some() || waiting.is_over() {
+            let made = self.connections();
+            if made != connections {
+                // Perhaps to a server with an older store: the cursor is held against it before anything is answered.
+                connections = made;
+                begin = self.begin(client, &stands).await?;
+                continue;
+            }
+            let Some(waiting) = waiting.as_mut().filter(|waiting| !is_over && !waiting.is_over()) else {
+                return Ok(page);
+            };
+            if !page.entries.is_empty() || page.reset.is_some() {
                 return Ok(page);
             }
-            if waiting.woken().await == Woken::Over {
-                return self.stretch(client, &mut begin, limit).await;
-            }
+            is_over = waiting.woken().await == Woken::Over;
         }
+    }
+
+    /// How often the connection was made until now.
+    fn connections(&self) -> u64 {
+        self.api().client().statistics().connects.load(Ordering::Relaxed)
     }
 
     /// Where to read after, by the rules of a cursor.
     async fn begin(&self, client: &ClientId, from: &Start) -> Result<Begin, BrokerError> {
         let at = |place: Place, reset| Begin { place, looked_to: place.seq, reset };
-        self.positions().trust(self.api().client().statistics().connects.load(Ordering::Relaxed));
+        self.positions().trust(self.connections());
         let cursor = match from {
             Start::Oldest => return Ok(at(Place::START, None)),
             Start::Now => return Ok(at(self.log().await?.last, None)),

@@ -7,6 +7,8 @@ use relay_bridge::contract::Cursor;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Page, Reset, Start};
 use relay_bridge::testing::NatsServer;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use super::support::{Stage, jobs};
 
@@ -24,8 +26,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A server with its store as it was after the first results, and a cursor after later ones.
-async fn restored() -> (NatsServer, Stage, Cursor) {
+/// A server, a copy of its store as it was after the first results, and a cursor after later ones.
+async fn read_beyond_a_backup() -> (NatsServer, Stage, TempDir, Cursor) {
     let mut server = NatsServer::start().await;
     let stage = Stage::open(&server.url(), 1, QueuePolicy::default()).await;
     stage.submit_many("acme", "before", PART).await;
@@ -38,10 +40,20 @@ async fn restored() -> (NatsServer, Stage, Cursor) {
     stage.run(PART).await;
     let (read, cursor) = stage.read("acme", Start::Oldest).await;
     assert_eq!(read.len(), PART * 2);
+    (server, stage, backup, cursor)
+}
+
+/// Starts the server on the copy.
+async fn put_back(server: &mut NatsServer, backup: &TempDir) {
     server.stop().await;
     std::fs::remove_dir_all(server.store()).unwrap();
     copy(backup.path(), &server.store());
     server.restart().await;
+}
+
+async fn restored() -> (NatsServer, Stage, Cursor) {
+    let (mut server, stage, backup, cursor) = read_beyond_a_backup().await;
+    put_back(&mut server, &backup).await;
     (server, stage, cursor)
 }
 
@@ -79,4 +91,25 @@ async fn a_cursor_that_a_restored_log_has_passed_again_starts_over_too() {
     assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), PART * 3));
     let rest = page(&stage, &again.next).await;
     assert_eq!((rest.reset, rest.entries.len()), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_waits_while_a_backup_is_put_back_starts_over_at_once() {
+    let (mut server, stage, backup, cursor) = read_beyond_a_backup().await;
+    let results = stage.broker.results.clone();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move {
+        let (client, start) = ("acme".parse().unwrap(), Start::After(cursor));
+        let mut page = Box::pin(results.page(&client, &start, 100, Duration::from_secs(60)));
+        // Asked once, it stands at the end of the log.
+        let early = tokio::time::timeout(Duration::from_secs(2), &mut page).await;
+        assert!(early.is_err(), "there is nothing to read: {early:?}");
+        begun.send(()).unwrap();
+        page.await
+    });
+    begins.await.unwrap();
+    put_back(&mut server, &backup).await;
+    let again = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), PART));
 }
