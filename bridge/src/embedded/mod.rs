@@ -6,7 +6,7 @@
 //!
 //! - `schema`: the file, its lock, its versions, its tables.
 //! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
-//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them.
+//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
 //! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file.
 //!
@@ -27,6 +27,7 @@ mod schema;
 mod shared;
 mod state;
 pub mod store;
+mod sweep;
 mod work;
 mod writer;
 
