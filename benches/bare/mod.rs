@@ -16,9 +16,9 @@ PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -16384
 CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER, client INTEGER, id BLOB, run BLOB, generation INTEGER,
   state INTEGER, attempt INTEGER, timer_at INTEGER, due_at INTEGER, expires_at INTEGER, size INTEGER,
-  has_payload INTEGER, started_at INTEGER, finished_at INTEGER, outcome TEXT);
+  has_payload INTEGER, started_at INTEGER, finished_at INTEGER, outcome TEXT, in_order_at INTEGER);
 CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
-CREATE INDEX jobs_timer ON jobs(timer_at);
+CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB);
 CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER, client INTEGER, run BLOB, outcome TEXT, at INTEGER,
   erased INTEGER, envelope BLOB);
@@ -121,7 +121,7 @@ fn write(conn: &Connection, mut work: mpsc::Receiver<Operation>) {
 
 fn enqueue(conn: &Connection, seq: i64, id: &[u8], envelope: &[u8]) {
     conn.prepare_cached("INSERT INTO ids(id, seq) VALUES(?1, ?2)").unwrap().execute(params![id, seq]).unwrap();
-    conn.prepare_cached("INSERT INTO jobs VALUES(?1, 1, 1, ?2, ?2, 1, 0, 0, ?3, ?3, ?3, 256, 1, NULL, NULL, NULL)")
+    conn.prepare_cached("INSERT INTO jobs VALUES(?1, 1, 1, ?2, ?2, 1, 0, 0, ?3, ?3, ?3, 256, 1, NULL, NULL, NULL, ?3)")
         .unwrap()
         .execute(params![seq, id, 1_763_865_086_007i64 + seq])
         .unwrap();
@@ -152,7 +152,8 @@ fn finish(conn: &Connection, seq: i64, n: i64, envelope: &[u8]) {
         .execute(params![seq, n, envelope])
         .unwrap();
     conn.prepare_cached(
-        "UPDATE jobs SET state = 3, timer_at = ?2, finished_at = 1763865086007, outcome = 'succeeded' WHERE seq = ?1",
+        "UPDATE jobs SET state = 3, timer_at = ?2, finished_at = 1763865086007, outcome = 'succeeded', in_order_at = NULL
+         WHERE seq = ?1",
     )
     .unwrap()
     .execute(params![seq, 1_763_965_086_007i64 + seq])

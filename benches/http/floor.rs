@@ -17,12 +17,12 @@ const TABLES: &str = "
 PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -12288; PRAGMA wal_autocheckpoint = 2048;
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER, client INTEGER, id BLOB, run BLOB, generation INTEGER,
   state INTEGER, attempt INTEGER, timer_at INTEGER, due_at INTEGER, expires_at INTEGER, size INTEGER,
-  has_payload INTEGER, started_at INTEGER, finished_at INTEGER, outcome TEXT);
+  has_payload INTEGER, started_at INTEGER, finished_at INTEGER, outcome TEXT, in_order_at INTEGER);
 CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
-CREATE INDEX jobs_timer ON jobs(timer_at);
+CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB);
 ";
-const INSERT_JOB: &str = "INSERT INTO jobs VALUES(?1, 1, 1, ?2, ?2, 1, 0, 0, ?3, ?3, ?3, 256, 1, NULL, NULL, NULL)";
+const INSERT_JOB: &str = "INSERT INTO jobs VALUES(?1, 1, 1, ?2, ?2, 1, 0, 0, ?3, ?3, ?3, 256, 1, NULL, NULL, NULL, ?3)";
 const INSERT_PAYLOAD: &str = "INSERT INTO payloads VALUES(?1, ?2)";
 const ID: [u8; 16] = [7; 16];
 const EXPIRES_AT: i64 = 1_763_865_086_007;

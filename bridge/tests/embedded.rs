@@ -134,6 +134,36 @@ async fn a_newer_minor_version_is_opened() {
 }
 
 #[tokio::test]
+async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let (first, second) = (submit(&store, "first").await, submit(&store, "second").await);
+    finish(&store, &lease(&store, 1).await.remove(0)).await;
+    store.close().await;
+    // What 1.1 added, taken away again.
+    let old =
+        "DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at; ALTER TABLE counters DROP COLUMN in_order_to;
+               CREATE INDEX jobs_timer ON jobs(timer_at); PRAGMA user_version = 1000;";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+
+    let clock = Clock::manual(Clock::system().now());
+    let config = EmbeddedConfig { path: Some(path.clone()), clock: clock.clone(), ..EmbeddedConfig::default() };
+    let store = Embedded::open(config).await.unwrap();
+    let third = submit(&store, "third").await;
+    clock.advance(QueuePolicy::default().job_ttl + Duration::from_secs(60));
+    let swept = store.broker().jobs.sweep(10).await.unwrap();
+    let expired: Vec<_> = swept.expired.iter().map(|result| result.job_id).collect();
+    assert_eq!(expired, [second.job_id, third.job_id]);
+    let first = store.broker().results.lookup(&first.client, first.job_id).await.unwrap();
+    assert!(matches!(first, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
+    assert_eq!(store::stats(&path).unwrap().version, "1.1");
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_backup_is_whole_and_resets_old_cursors() {
     let folder = TempDir::new().unwrap();
     let (path, copy) = (folder.path().join("relay.db"), folder.path().join("copy.db"));

@@ -270,7 +270,7 @@ impl Writer {
                      WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 ORDER BY j.seq LIMIT ?3"
                 ))
                 .map_err(sql)?;
-            let rows = query.query_map(params![queue, client, wanted], |row| Ok((JobRow::read(row)?, row.get(16)?)));
+            let rows = query.query_map(params![queue, client, wanted], |row| Ok((JobRow::read(row)?, row.get(17)?)));
             rows.and_then(Iterator::collect).map_err(sql)?
         };
         let taken = rows.len() as u64;

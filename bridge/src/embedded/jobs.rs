@@ -4,9 +4,7 @@ use async_trait::async_trait;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::ids::find_seq;
-use super::row::{
-    FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING, job_columns,
-};
+use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING};
 use super::schema::unavailable;
 use super::writer::Writer;
 use super::{Embedded, PAYLOAD_MAX, list};
@@ -162,10 +160,12 @@ impl Writer {
         let client = self.state.client_row(&self.conn, &job.client)?;
         let seq = self.state.take_seq();
         let state = if job.due_at > now { PARKED } else { WAITING };
+        // A delay would put the jobs of all its time out of order.
+        let in_order = state == WAITING && self.state.takes_in_order(job.expires_at);
         self.conn
             .prepare_cached(
                 "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at,
-                 size, payload) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, ?11)",
+                 size, payload, in_order_at) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, ?11, ?12)",
             )
             .and_then(|mut insert| {
                 insert.execute(params![
@@ -180,6 +180,7 @@ impl Writer {
                     job.expires_at.as_millis(),
                     job.payload.len() as u64,
                     if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END },
+                    in_order.then_some(job.expires_at.as_millis()),
                 ])
             })
             .map_err(sql)?;
@@ -267,7 +268,7 @@ impl Writer {
         self.conn
             .prepare_cached(
                 "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, payload = ?6,
-                 started_at = coalesce(?7, started_at) WHERE seq = ?1",
+                 started_at = coalesce(?7, started_at), in_order_at = NULL WHERE seq = ?1",
             )
             .and_then(|mut update| {
                 update.execute(params![

@@ -25,7 +25,7 @@ pub(super) const PAYLOAD_UNTIL_END: i64 = 2;
 macro_rules! job_columns {
     () => {
         "j.seq, j.queue, j.client, j.id, j.run, j.generation, j.state, j.attempt, j.timer_at, j.due_at, j.expires_at, \
-         j.size, j.payload, j.started_at, j.finished_at, j.outcome"
+         j.size, j.payload, j.started_at, j.finished_at, j.outcome, j.in_order_at"
     };
 }
 pub(super) use job_columns;
@@ -48,6 +48,7 @@ pub(super) struct JobRow {
     pub(super) started_at: Option<Timestamp>,
     pub(super) finished_at: Option<Timestamp>,
     pub(super) outcome: Option<Outcome>,
+    pub(super) in_order_at: Option<Timestamp>,
 }
 
 impl JobRow {
@@ -71,6 +72,7 @@ impl JobRow {
             started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp::from_millis),
             finished_at: row.get::<_, Option<i64>>(14)?.map(Timestamp::from_millis),
             outcome: outcome.and_then(|outcome| outcome.parse().ok()),
+            in_order_at: row.get::<_, Option<i64>>(16)?.map(Timestamp::from_millis),
         })
     }
 
@@ -85,6 +87,11 @@ impl JobRow {
     /// Whether the run ended.
     pub(super) fn is_finished(&self) -> bool {
         self.state == FINISHED
+    }
+
+    /// Whether a sweep finds it by its place instead of by the index of times.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.in_order_at == Some(self.timer_at)
     }
 
     /// Whether a sweep may remove it: everything of it counts as absent.

@@ -18,7 +18,7 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 /// The schema this build writes.
 pub(super) const MAJOR: i32 = 1;
-pub(super) const MINOR: i32 = 0;
+pub(super) const MINOR: i32 = 1;
 
 /// After a commit that leaves this many pages (8 MiB) in the write-ahead log, SQLite copies them into the file and starts
 /// the log over. It never waits for a reader.
@@ -32,11 +32,12 @@ const READER_CACHE_KIB: i32 = 1024;
 // ids: where a job's row is, for rows up to counters.ids_upto (see `ids.rs` for the others).
 // jobs: narrow rows that change; payloads: wide rows that are written once. `seq` is the order of acceptance.
 // state: 0 waiting, 1 leased, 2 parked, 3 finished. timer_at: when a sweep must look at it: the deadline of an open
-// run, the end of keeping of a finished one.
+// run, the end of keeping of a finished one. in_order_at: the deadline of the first run, if no row before this one has a
+// later one there (see `sweep.rs`): while timer_at is the same, the row is found by its place and is in no index of times.
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
 CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL,
-  ids_upto INTEGER NOT NULL) STRICT;
+  ids_upto INTEGER NOT NULL, in_order_to INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE queues(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, policy TEXT NOT NULL) STRICT;
 CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE lines(queue INTEGER NOT NULL, client INTEGER NOT NULL, waiting INTEGER NOT NULL, parked INTEGER NOT NULL,
@@ -45,10 +46,10 @@ CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRIC
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGER NOT NULL, id BLOB NOT NULL,
   run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
   timer_at INTEGER NOT NULL, due_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, size INTEGER NOT NULL,
-  payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT) STRICT;
+  payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT, in_order_at INTEGER) STRICT;
 CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
 CREATE INDEX jobs_due ON jobs(due_at) WHERE state = 2;
-CREATE INDEX jobs_timer ON jobs(timer_at);
+CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 CREATE TABLE payloads(seq INTEGER PRIMARY KEY, envelope BLOB NOT NULL) STRICT;
 CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER NOT NULL, client INTEGER NOT NULL, run BLOB NOT NULL,
   outcome TEXT NOT NULL, at INTEGER NOT NULL, erased INTEGER NOT NULL, envelope BLOB NOT NULL) STRICT;
@@ -57,6 +58,14 @@ CREATE TABLE dead_letters(job BLOB NOT NULL, run BLOB NOT NULL, queue INTEGER NO
   envelope BLOB NOT NULL, PRIMARY KEY(job, run)) STRICT;
 CREATE INDEX dead_letters_run ON dead_letters(run);
 CREATE INDEX dead_letters_remove ON dead_letters(remove_at);
+";
+
+/// From 1.0 to 1.1. A relay of 1.0 opens the outcome: what it writes is out of order, and indexed.
+const TO_MINOR_1: &str = "
+ALTER TABLE counters ADD COLUMN in_order_to INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN in_order_at INTEGER;
+DROP INDEX jobs_timer;
+CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 ";
 
 /// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).
@@ -174,6 +183,12 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
             .execute("INSERT INTO counters(id, next_seq, next_n, ids_upto) VALUES(1, 1, 1, 0)", [])
             .map_err(sql)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+        transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
+        transaction.commit().map_err(sql)?;
+    }
+    if version.is_some_and(|version| version < MAJOR * 1000 + 1) {
+        let transaction = connection.unchecked_transaction().map_err(sql)?;
+        transaction.execute_batch(TO_MINOR_1).map_err(sql)?;
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }

@@ -17,6 +17,11 @@ use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 use crate::policy::QueuePolicy;
 
+/// Counters are saved ahead of what was used, so that most commits need not touch their page. After a restart so many
+/// places in line are left out at most, and so many milliseconds of deadlines count as out of order.
+const SEQ_AHEAD: i64 = 4_096;
+const IN_ORDER_AHEAD_MS: i64 = 10_000;
+
 /// A row of `queues` or `clients`.
 pub(super) type QueueRow = i64;
 pub(super) type ClientRow = i64;
@@ -36,7 +41,12 @@ pub(super) struct State {
     pub(super) next_due: Option<Timestamp>,
     next_seq: i64,
     next_n: i64,
-    saved_counters: (i64, i64),
+    /// The latest deadline of the jobs whose deadlines are in order.
+    in_order_to: i64,
+    /// As they are in the file: `next_seq` and `in_order_to` ahead of what was used.
+    saved_counters: (i64, i64, i64),
+    /// No row before this one has a deadline that is in order.
+    pub(super) first_in_order: i64,
     pub(super) ids: Ids,
     /// Tells receipts of this opening of the store from those of any other.
     epoch: u64,
@@ -78,14 +88,18 @@ impl State {
     /// Rebuilds everything from the file. Leases start afresh: jobs that were leased wait again, with their attempts.
     pub(super) fn load(conn: &Connection, recent: Arc<Recent>) -> Result<Self, BrokerError> {
         let sql = |e| unavailable(e, "load store");
-        let (next_seq, next_n) = conn
-            .query_row("SELECT next_seq, next_n FROM counters WHERE id = 1", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        let (next_seq, next_n, in_order_to) = conn
+            .query_row("SELECT next_seq, next_n, in_order_to FROM counters WHERE id = 1", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
             .map_err(sql)?;
         let epoch = Uuid::now_v7().as_u128();
         let mut state = Self {
             next_seq,
             next_n,
-            saved_counters: (next_seq, next_n),
+            in_order_to,
+            saved_counters: (next_seq, next_n, in_order_to),
+            first_in_order: next_seq,
             ids: Ids::load(conn, recent)?,
             epoch: u64::try_from(epoch & u128::from(u64::MAX)).unwrap_or(0),
             ..Self::default()
@@ -135,6 +149,18 @@ impl State {
                 .and_then(|mut update| update.execute([queue, client]))
                 .map_err(sql)?;
             let line = Line { waiting: waiting + returned as u64, parked, ..Line::default() };
+            if line.waiting + line.parked > 0 {
+                // One look at the index for each of the two states.
+                let first: Option<i64> = conn
+                    .prepare_cached(
+                        "SELECT min(coalesce(w.seq, p.seq), coalesce(p.seq, w.seq)) FROM
+                         (SELECT MIN(seq) AS seq FROM jobs WHERE queue = ?1 AND client = ?2 AND state = 0) AS w,
+                         (SELECT MIN(seq) AS seq FROM jobs WHERE queue = ?1 AND client = ?2 AND state = 2) AS p",
+                    )
+                    .and_then(|mut query| query.query_row([queue, client], |row| row.get(0)))
+                    .map_err(sql)?;
+                self.first_in_order = first.map_or(self.first_in_order, |first| first.min(self.first_in_order));
+            }
             self.lines.insert((queue, client), line);
             self.line_changed((queue, client));
         }
@@ -144,11 +170,17 @@ impl State {
     /// Writes what a commit must hold beside the rows that operations wrote.
     pub(super) fn save(&mut self, conn: &Connection) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "save counters");
-        if self.saved_counters != (self.next_seq, self.next_n) {
-            conn.prepare_cached("UPDATE counters SET next_seq = ?1, next_n = ?2 WHERE id = 1")
-                .and_then(|mut update| update.execute([self.next_seq, self.next_n]))
+        let (seq, n, in_order) = self.saved_counters;
+        let counters = (
+            if self.next_seq > seq { self.next_seq + SEQ_AHEAD } else { seq },
+            self.next_n,
+            if self.in_order_to > in_order { self.in_order_to + IN_ORDER_AHEAD_MS } else { in_order },
+        );
+        if counters != (seq, n, in_order) {
+            conn.prepare_cached("UPDATE counters SET next_seq = ?1, next_n = ?2, in_order_to = ?3 WHERE id = 1")
+                .and_then(|mut update| update.execute(counters))
                 .map_err(sql)?;
-            self.saved_counters = (self.next_seq, self.next_n);
+            self.saved_counters = counters;
         }
         for (queue, client) in self.changed_lines.drain() {
             let Some(line) = self.lines.get(&(queue, client)) else { continue };
@@ -205,6 +237,15 @@ impl State {
     pub(super) fn take_seq(&mut self) -> i64 {
         self.next_seq += 1;
         self.next_seq - 1
+    }
+
+    /// Whether the deadline of a job that is being added is in order: no job before it that is has a later one.
+    pub(super) fn takes_in_order(&mut self, deadline: Timestamp) -> bool {
+        let in_order = deadline.as_millis() >= self.in_order_to;
+        if in_order {
+            self.in_order_to = deadline.as_millis();
+        }
+        in_order
     }
 
     pub(super) fn take_n(&mut self) -> i64 {

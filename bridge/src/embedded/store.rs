@@ -56,26 +56,36 @@ pub struct QueueStats {
     pub attempts: u64,
 }
 
-/// What must hold in every store, and how to say it when it does not.
-const RULES: [(&str, &str); 7] = [
-    ("jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
-    ("payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
+/// What must hold in every store of this schema or a later one, and how to say it when it does not.
+const RULES: [(i32, &str, &str); 8] = [
+    (1000, "jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
+    (1000, "payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (
+        1000,
         "jobs whose id does not lead to them",
         "SELECT count(*) FROM jobs AS j WHERE seq <= (SELECT ids_upto FROM counters)
          AND NOT EXISTS (SELECT 1 FROM ids WHERE id = j.id AND seq = j.seq)",
     ),
-    ("ids without a job", "SELECT count(*) FROM ids WHERE seq NOT IN (SELECT seq FROM jobs)"),
+    (1000, "ids without a job", "SELECT count(*) FROM ids WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (
+        1000,
         "finished jobs without the result of their run",
         "SELECT count(*) FROM jobs AS j WHERE j.state = 3
          AND NOT EXISTS (SELECT 1 FROM results AS r WHERE r.seq = j.seq AND r.run = j.run)",
     ),
     (
+        1000,
         "open jobs with a result of their run",
         "SELECT count(*) FROM jobs AS j JOIN results AS r ON r.seq = j.seq AND r.run = j.run WHERE j.state <> 3",
     ),
     (
+        1001,
+        "jobs whose deadlines are out of order",
+        "SELECT count(*) FROM (SELECT timer_at < lag(timer_at) OVER (ORDER BY seq) AS back FROM jobs
+         WHERE timer_at IS in_order_at) WHERE back",
+    ),
+    (
+        1000,
         "lines whose counts are wrong",
         "SELECT count(*) FROM lines AS l WHERE
          (l.waiting + l.parked) <> (SELECT count(*) FROM jobs AS j WHERE j.queue = l.queue AND j.client = l.client AND j.state IN (0, 2))",
@@ -97,7 +107,8 @@ pub fn check(path: &Path) -> Result<CheckReport, BrokerError> {
     problems.retain(|line| line != "ok");
     // One snapshot for all rules: relay may be writing.
     conn.execute_batch("BEGIN").map_err(sql)?;
-    for (what, rule) in RULES {
+    let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
+    for (_, what, rule) in RULES.into_iter().filter(|(since, ..)| *since <= version) {
         let broken: u64 = conn.query_row(rule, [], |row| row.get(0)).map_err(sql)?;
         if broken > 0 {
             problems.push(format!("{broken} {what}"));

@@ -21,8 +21,8 @@ pub(super) use crate::ingress::refusal::Refusal;
 /// What most answers fit in, in bytes: longer ones grow.
 const JSON_BYTES: usize = 768;
 
-/// Room for the headers of a receipt, with those that hyper adds: the map grows in steps that cost more.
-const RECEIPT_HEADERS: usize = 8;
+/// Room for the headers of a receipt: the map grows in steps that cost more, and the next larger one is allocated slowly.
+const RECEIPT_HEADERS: usize = 6;
 
 /// What a handler gives back.
 pub(super) type Answer = Result<Response, Refusal>;
