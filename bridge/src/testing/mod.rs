@@ -17,17 +17,20 @@
 //! # Layout
 //!
 //! - [`server`]: one node of NATS. [`cluster`]: several that are routed together. [`aws`]: SQS and DynamoDB.
+//!   [`aws_proxy`]: what fails on the way there.
 //! - [`binary`]: where their programs are found, and how they get there.
 //! - [`process`]: a child that never outlives its test, and its ports.
 
 #![allow(clippy::unwrap_used, reason = "a test whose server can't be started fails by panicking")]
 
 mod aws;
+mod aws_proxy;
 mod binary;
 mod cluster;
 mod process;
 mod server;
 
 pub use aws::AwsEmulator;
+pub use aws_proxy::{AwsFault, AwsProxy};
 pub use cluster::NatsCluster;
 pub use server::{NatsServer, NatsServerBuilder};

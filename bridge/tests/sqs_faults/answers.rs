@@ -5,16 +5,16 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::result_log::Start;
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
-use crate::proxy::{Fault, Proxy};
 use crate::support::{PATIENCE, Stage};
 
 #[tokio::test]
 async fn an_enqueue_whose_answer_is_lost_made_the_job_and_one_only() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
-    proxy.fault("PutItem", Fault::LoseAnswer);
+    proxy.fault("PutItem", AwsFault::LoseAnswer);
     let job = stage.job(Some("key"));
     let enqueued = broker.jobs.enqueue(job.clone()).await.unwrap();
     assert!(matches!(enqueued, Enqueued::Created(_)), "it met its own record: {enqueued:?}");
@@ -27,15 +27,15 @@ async fn an_enqueue_whose_answer_is_lost_made_the_job_and_one_only() {
 #[tokio::test]
 async fn a_lease_whose_answer_is_lost_spends_one_attempt() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     let job = stage.submit().await;
-    proxy.fault("UpdateItem", Fault::LoseAnswer);
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
     let delivery = stage.lease(&broker).await;
     assert_eq!((delivery.job.id, delivery.attempt), (job.id, 1));
-    proxy.fault("UpdateItem", Fault::LoseAnswer);
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
     assert!(matches!(broker.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
-    proxy.fault("UpdateItem", Fault::LoseAnswer);
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
     broker.leasing.settle(&delivery.receipt, &Settlement::HandBack(std::time::Duration::ZERO)).await.unwrap();
     assert_eq!(stage.lease(&broker).await.attempt, 1, "the hand-back gave one attempt back");
 }
@@ -43,13 +43,13 @@ async fn a_lease_whose_answer_is_lost_spends_one_attempt() {
 #[tokio::test]
 async fn a_result_whose_answer_is_lost_is_recorded_once_and_is_the_first() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     stage.submit().await;
     let delivery = stage.lease(&broker).await;
     // More often than the SDK repeats it: relay looks at the record.
     for _ in 0..4 {
-        proxy.fault("TransactWriteItems", Fault::LoseAnswer);
+        proxy.fault("TransactWriteItems", AwsFault::LoseAnswer);
     }
     assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
     broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
@@ -60,9 +60,9 @@ async fn a_result_whose_answer_is_lost_is_recorded_once_and_is_the_first() {
 #[tokio::test]
 async fn a_message_that_is_sent_twice_is_one_delivery() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
-    proxy.fault("SendMessageBatch", Fault::LoseAnswer);
+    proxy.fault("SendMessageBatch", AwsFault::LoseAnswer);
     broker.jobs.enqueue(stage.job(Some("key"))).await.unwrap();
     assert_eq!(proxy.calls("SendMessageBatch"), 2, "both took effect");
     let delivery = stage.lease(&broker).await;
@@ -75,14 +75,14 @@ async fn a_message_that_is_sent_twice_is_one_delivery() {
 #[tokio::test]
 async fn a_call_that_aws_throttles_is_refused_with_a_time_to_come_back() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     stage.submit().await;
     let job = stage.job(Some("key"));
     broker.policies.policy(&stage.queue).await.unwrap();
     // As often as the SDK tries.
     for _ in 0..3 {
-        proxy.fault("PutItem", Fault::Refuse("ProvisionedThroughputExceededException"));
+        proxy.fault("PutItem", AwsFault::Refuse("ProvisionedThroughputExceededException"));
     }
     let error = broker.jobs.enqueue(job.clone()).await.unwrap_err();
     assert!(matches!(error.kind(), BrokerErrorKind::Overloaded { .. }), "{error}");
@@ -93,10 +93,10 @@ async fn a_call_that_aws_throttles_is_refused_with_a_time_to_come_back() {
 #[tokio::test]
 async fn a_job_that_was_accepted_and_could_not_be_sent_is_accepted() {
     let stage = Stage::at_a_clock_that_is_moved().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     for _ in 0..3 {
-        proxy.fault("SendMessageBatch", Fault::Refuse("RequestThrottled"));
+        proxy.fault("SendMessageBatch", AwsFault::Refuse("RequestThrottled"));
     }
     let job = stage.job(Some("key"));
     assert!(matches!(broker.jobs.enqueue(job.clone()).await.unwrap(), Enqueued::Created(_)));

@@ -5,9 +5,9 @@ use std::time::Duration;
 use relay_bridge::contract::QueueName;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 
-use crate::proxy::{Fault, Proxy};
 use crate::support::{PATIENCE, Stage};
 
 const JOBS: u32 = 16;
@@ -15,9 +15,9 @@ const JOBS: u32 = 16;
 #[tokio::test]
 async fn of_a_batch_that_sqs_sent_in_part_the_rest_is_sent_again_alone() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
-    proxy.fault("SendMessageBatch", Fault::FailFirst);
+    proxy.fault("SendMessageBatch", AwsFault::FailFirst);
     let mut submitting = JoinSet::new();
     for _ in 0..JOBS {
         let (jobs, job) = (broker.jobs.clone(), stage.job(None));
@@ -36,14 +36,14 @@ async fn of_a_batch_that_sqs_sent_in_part_the_rest_is_sent_again_alone() {
 #[tokio::test]
 async fn of_a_batch_that_sqs_deleted_in_part_the_rest_is_deleted_again_alone() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     let mut held = Vec::new();
     for _ in 0..JOBS {
         stage.submit().await;
         held.push(stage.lease(&broker).await);
     }
-    proxy.fault("DeleteMessageBatch", Fault::FailFirst);
+    proxy.fault("DeleteMessageBatch", AwsFault::FailFirst);
     let mut settling = JoinSet::new();
     for delivery in held {
         let (leasing, result) = (broker.leasing.clone(), stage.success(&delivery));
@@ -62,10 +62,10 @@ async fn of_a_batch_that_sqs_deleted_in_part_the_rest_is_deleted_again_alone() {
 #[tokio::test]
 async fn a_receive_on_fifo_whose_answer_is_lost_gets_the_same_messages_and_each_runs_once() {
     let stage = Stage::on_fifo().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     let job = stage.submit().await;
-    proxy.fault("ReceiveMessage", Fault::LoseAndReplay);
+    proxy.fault("ReceiveMessage", AwsFault::LoseAndReplay);
     let delivery = stage.lease(&broker).await;
     assert_eq!((delivery.job.id, delivery.attempt), (job.id, 1));
     let attempts: Vec<_> =
@@ -79,11 +79,11 @@ async fn a_receive_on_fifo_whose_answer_is_lost_gets_the_same_messages_and_each_
 #[tokio::test]
 async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     let other: QueueName = "other".parse().unwrap();
     broker.policies.put_policy(&other, &stage.policy).await.unwrap();
-    proxy.fault("ReceiveMessage", Fault::Hold);
+    proxy.fault("ReceiveMessage", AwsFault::Hold);
     let (leasing, request) = (broker.leasing.clone(), stage.request(1, PATIENCE));
     let mut hanging = JoinSet::new();
     hanging.spawn(async move { leasing.lease(&request).await.unwrap() });

@@ -2,15 +2,15 @@
 
 use futures_util::future::join_all;
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::AwsProxy;
 
-use crate::proxy::Proxy;
 use crate::support::{PATIENCE, Stage};
 
 #[tokio::test]
 async fn jobs_that_come_many_at_once_take_fewer_than_one_and_a_half_calls_of_sqs_each() {
     const JOBS: usize = 200;
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     for enqueued in join_all((0..JOBS).map(|_| broker.jobs.enqueue(stage.job(None)))).await {
         enqueued.unwrap();

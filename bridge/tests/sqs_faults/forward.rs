@@ -9,10 +9,10 @@ use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::Finished;
 use relay_bridge::sqs::Sqs;
 use relay_bridge::sqs::forward::Forward;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::proxy::{Fault, Proxy};
 use crate::support::Stage;
 
 /// A body that tells results apart.
@@ -140,7 +140,7 @@ async fn of_two_processes_one_sends_and_the_other_goes_on_when_it_stops() {
     let first = stage.forward(stage.emulator.url(), &[("shop", &url)]).await;
     let one = stage.finish("shop").await.to_string();
     assert_eq!(runs(&stage.read(&url, 1).await), [one]);
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let second = stage.forward(proxy.url(), &[("shop", &url)]).await;
     let two = stage.finish("shop").await.to_string();
     assert_eq!(runs(&stage.read(&url, 1).await), [two]);
@@ -162,14 +162,14 @@ async fn a_process_that_dies_before_it_noted_what_it_sent_makes_another_send_it_
     let other = stage.finish("other").await.to_string();
     let to = [("shop", plain.as_str()), ("other", fifo.as_str())];
     for (client, url) in to {
-        let proxy = Proxy::start(&stage.emulator.url()).await;
+        let proxy = AwsProxy::start(&stage.emulator.url()).await;
         let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sqs = stage.forwarder(proxy.url(), &[(client, url)]).await;
-        proxy.fault("SendMessageBatch", Fault::Hold);
+        proxy.fault("SendMessageBatch", AwsFault::Hold);
         dying.spawn(async move { sqs.forward(Arc::new(body), CancellationToken::new()).await });
         proxy.held().await;
         // Sent, and not noted: the next write is the cursor's.
-        proxy.fault("UpdateItem", Fault::Hold);
+        proxy.fault("UpdateItem", AwsFault::Hold);
         proxy.let_go();
         proxy.held().await;
         dying.shutdown_background();
@@ -192,7 +192,7 @@ async fn a_client_whose_queue_is_gone_holds_up_nobody_and_gets_everything_once_i
     stage.sqs().delete_queue().queue_url(&gone).send().await.unwrap();
     let there = stage.mailbox("there").await;
     let lost = stage.finish("shop").await.to_string();
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let forwarding = stage.forward(proxy.url(), &[("shop", &gone), ("other", &there)]).await;
     let other = stage.finish("other").await.to_string();
     assert_eq!(runs(&stage.read(&there, 1).await), [other]);

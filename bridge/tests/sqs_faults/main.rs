@@ -7,7 +7,6 @@ mod batches;
 mod cost;
 mod forward;
 mod messages;
-mod proxy;
 mod readers;
 mod replies;
 mod support;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 
-use crate::proxy::{Fault, Proxy};
 use crate::support::{PATIENCE, Stage};
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn a_follower_misses_nothing_of_sixteen_writers_one_of_which_stands_still(
     const WRITERS: usize = 16;
     const EACH: usize = 6;
     let stage = Stage::open().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let mut held = Vec::new();
     for _ in 0..WRITERS * EACH {
         stage.submit().await;
@@ -39,7 +39,7 @@ async fn a_follower_misses_nothing_of_sixteen_writers_one_of_which_stands_still(
     }
     // One process stands still with its transaction on the way, while all others write to the same log.
     let still = stage.process(proxy.url()).await;
-    proxy.fault("TransactWriteItems", Fault::Hold);
+    proxy.fault("TransactWriteItems", AwsFault::Hold);
     let mut writing = JoinSet::new();
     let results: Vec<_> = held.iter().map(|delivery| stage.success(delivery)).collect();
     for (number, share) in results.chunks(EACH).enumerate() {

@@ -8,9 +8,9 @@ use relay_bridge::contract::Job;
 use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::Lookup;
 use relay_bridge::sqs::{Settings, Sqs};
+use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 
-use crate::proxy::{Fault, Proxy};
 use crate::support::{PATIENCE, Stage};
 
 /// Longer than any test runs.
@@ -95,7 +95,7 @@ async fn every_process_that_waits_is_told_and_each_once() {
         waiters.push((waiter, waiting));
     }
     assert_eq!(stage.told(&job, 3).await.len(), 3);
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let worker = stage.process_with(proxy.url(), |_| {}).await;
     work(&stage, &worker.broker()).await;
     for (_, mut waiting) in waiters {
@@ -114,9 +114,9 @@ async fn who_is_not_told_sees_the_result_by_looking() {
     let waiter = stage.process_with(stage.emulator.url(), |settings| settings.look_every /= 10).await;
     let waiting = wait_for(&waiter.broker(), &job);
     stage.told(&job, 1).await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let worker = stage.process(proxy.url()).await;
-    proxy.fault("SendMessageBatch", Fault::Hold);
+    proxy.fault("SendMessageBatch", AwsFault::Hold);
     work(&stage, &worker).await;
     // The message is on its way, and never comes.
     proxy.held().await;
@@ -127,8 +127,8 @@ async fn who_is_not_told_sees_the_result_by_looking() {
 async fn a_process_that_may_have_no_reply_queue_sees_results_by_looking() {
     let stage = Stage::open().await;
     let job = stage.submit().await;
-    let proxy = Proxy::start(&stage.emulator.url()).await;
-    proxy.fault("CreateQueue", Fault::Refuse("AccessDenied"));
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    proxy.fault("CreateQueue", AwsFault::Refuse("AccessDenied"));
     let waiter = stage.process(proxy.url()).await;
     let waiting = wait_for(&waiter, &job);
     while proxy.calls("CreateQueue") == 0 {

@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 
 /// What happens to a call.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+pub enum AwsFault {
     /// It takes effect, and its answer is lost with the connection.
     LoseAnswer,
     /// It is answered with this error of AWS and takes no effect.
     Refuse(&'static str),
-    /// It goes on when the test says so: see [`Proxy::let_go`].
+    /// It goes on when the test says so: see [`AwsProxy::let_go`].
     Hold,
     /// The first entry of the next batch of more than one takes no effect and is answered as failed; the rest goes through.
     FailFirst,
@@ -25,17 +25,18 @@ pub(crate) enum Fault {
     LoseAndReplay,
 }
 
-/// A listener of its own in front of the emulator.
-pub(crate) struct Proxy {
+/// A listener of its own in front of the emulator. It ends when it is dropped.
+#[derive(Debug)]
+pub struct AwsProxy {
     url: String,
     shared: Arc<Shared>,
     _serving: JoinSet<()>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     /// The next calls whose operation has this name have this fault.
-    faults: Mutex<VecDeque<(&'static str, Fault)>>,
+    faults: Mutex<VecDeque<(&'static str, AwsFault)>>,
     calls: Mutex<Vec<String>>,
     /// Bodies of calls, in their order.
     bodies: Mutex<Vec<(String, Value)>>,
@@ -45,8 +46,12 @@ struct Shared {
     let_go: Notify,
 }
 
-impl Proxy {
-    pub(crate) async fn start(emulator: &str) -> Self {
+impl AwsProxy {
+    /// In front of the emulator at this address.
+    ///
+    /// # Panics
+    /// If it gets no port.
+    pub async fn start(emulator: &str) -> Self {
         let upstream = emulator.strip_prefix("http://").unwrap().to_owned();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -63,33 +68,37 @@ impl Proxy {
         Self { url, shared, _serving: serving }
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// Where it listens: `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
         self.url.clone()
     }
 
     /// The next call of `operation` has `fault`; calls of this method add up.
-    pub(crate) fn fault(&self, operation: &'static str, fault: Fault) {
+    pub fn fault(&self, operation: &'static str, fault: AwsFault) {
         self.shared.faults.lock().unwrap().push_back((operation, fault));
     }
 
     /// Waits until a call is held.
-    pub(crate) async fn held(&self) {
+    pub async fn held(&self) {
         self.shared.held.notified().await;
     }
 
     /// Lets the call go that is held.
-    pub(crate) fn let_go(&self) {
+    pub fn let_go(&self) {
         self.shared.let_go.notify_one();
     }
 
     /// What was sent with each call of `operation`.
-    pub(crate) fn bodies(&self, operation: &str) -> Vec<Value> {
+    #[must_use]
+    pub fn bodies(&self, operation: &str) -> Vec<Value> {
         let bodies = self.shared.bodies.lock().unwrap();
         bodies.iter().filter(|(of, _)| of == operation).map(|(_, body)| body.clone()).collect()
     }
 
     /// How many calls of `operation` there were.
-    pub(crate) fn calls(&self, operation: &str) -> usize {
+    #[must_use]
+    pub fn calls(&self, operation: &str) -> usize {
         self.shared.calls.lock().unwrap().iter().filter(|call| *call == operation).count()
     }
 }
@@ -117,12 +126,12 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         let fault = {
             let mut faults = shared.faults.lock().unwrap();
             let many = body["Entries"].as_array().is_some_and(|entries| entries.len() > 1);
-            let meets = |fault: &Fault| many || !matches!(fault, Fault::FailFirst);
+            let meets = |fault: &AwsFault| many || !matches!(fault, AwsFault::FailFirst);
             let at = faults.iter().position(|(name, fault)| *name == operation && meets(fault));
             at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
         };
         match &fault {
-            Some(Fault::Refuse(code)) => {
+            Some(AwsFault::Refuse(code)) => {
                 let body = format!("{{\"__type\":\"com.amazonaws#{code}\",\"message\":\"as the test wants\"}}");
                 let answer = format!(
                     "HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-amz-json-1.0\r\nx-amzn-errortype: {code}\r\n\
@@ -134,19 +143,19 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
                 }
                 continue;
             }
-            Some(Fault::Hold) => {
+            Some(AwsFault::Hold) => {
                 shared.held.notify_one();
                 shared.let_go.notified().await;
             }
-            Some(Fault::FailFirst) => request = with_body(&request, &without_first(&body)),
-            Some(Fault::LoseAnswer | Fault::LoseAndReplay) | None => {}
+            Some(AwsFault::FailFirst) => request = with_body(&request, &without_first(&body)),
+            Some(AwsFault::LoseAnswer | AwsFault::LoseAndReplay) | None => {}
         }
         if server.write_all(&request).await.is_err() {
             return;
         }
         let Some(mut answer) = message(&mut server).await else { return };
         match &fault {
-            Some(Fault::FailFirst) => {
+            Some(AwsFault::FailFirst) => {
                 let failed = serde_json::json!([{
                     "Id": body["Entries"][0]["Id"], "Code": "InternalError", "SenderFault": false, "Message": "as the test wants",
                 }]);
@@ -154,13 +163,13 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
                 told["Failed"] = failed;
                 answer = with_body(&answer, &told);
             }
-            Some(Fault::LoseAndReplay) => {
+            Some(AwsFault::LoseAndReplay) => {
                 shared.replays.lock().unwrap().insert(attempt.to_owned(), answer);
                 return;
             }
             _ => {}
         }
-        if matches!(fault, Some(Fault::LoseAnswer)) || client.write_all(&answer).await.is_err() {
+        if matches!(fault, Some(AwsFault::LoseAnswer)) || client.write_all(&answer).await.is_err() {
             return;
         }
     }
