@@ -118,6 +118,52 @@ async fn provisioning_shows_what_it_does_and_does_it_once() {
 }
 
 #[tokio::test]
+async fn queues_of_other_accounts_are_shown_before_they_are_made_and_a_loss_needs_force() {
+    let emulator = AwsEmulator::start().await;
+    let provision = ["provision", "--queue", "orders", "--json"];
+    let share = "shop-results.fifo=receive:111122223333";
+    let told = |output: &Output| {
+        let changes = json_lines(output)[0]["changes"].as_array().unwrap().clone();
+        let of_others = changes.iter().filter_map(|change| change["what"].as_str()?.split_once(", for others: "));
+        of_others.map(|(_, what)| what.to_owned()).collect::<Vec<_>>()
+    };
+    let allow = "arn:aws:iam::111122223333:root: sqs:ChangeMessageVisibility, sqs:DeleteMessage, sqs:GetQueueAttributes, \
+                 sqs:GetQueueUrl, sqs:ReceiveMessage";
+    for more in [&["--dry-run"][..], &[]] {
+        let shown = run(&emulator, &provision, &[&["--sqs-share", share], more].concat());
+        assert_eq!(
+            (code(&shown), told(&shown)),
+            (0, vec!["create it".to_owned(), format!("allow {allow}")]),
+            "{shown:?}"
+        );
+    }
+    let config = tempfile::tempdir().unwrap();
+    let file = config.path().join("relay.toml");
+    std::fs::write(&file, format!("[sqs]\nenabled = true\nshare = [\"{share}\"]\n")).unwrap();
+    let again = run(&emulator, &provision, &["--config", file.to_str().unwrap()]);
+    assert_eq!((code(&again), told(&again)), (0, vec![]), "the file says the same: {again:?}");
+    let nobody = ["--sqs-share", "shop-results.fifo"];
+    let refused = run(&emulator, &provision, &nobody);
+    assert_eq!((code(&refused), told(&refused)), (2, vec![format!("no longer allow {allow}")]), "{refused:?}");
+    assert!(stderr(&refused).contains("--force"), "{refused:?}");
+    assert_eq!(code(&run(&emulator, &provision, &[&nobody[..], &["--force"]].concat())), 0);
+    assert!(told(&run(&emulator, &provision, &nobody)).is_empty());
+}
+
+#[test]
+fn what_only_a_server_does_is_no_flag_of_a_worker_or_a_bridge() {
+    let forward = "shop=https://sqs.eu-central-1.amazonaws.com/111122223333/results";
+    for (command, rest) in [("worker", &["--", "cat"][..]), ("bridge", &["--from-tcp", "127.0.0.1:1"])] {
+        for (flag, value) in [("--sqs-forward", forward), ("--sqs-share", "orders")] {
+            let args = [&[command, "--sqs", flag, value][..], rest].concat();
+            let refused = cli_support::run(args);
+            assert_eq!(code(&refused), 2, "{refused:?}");
+            assert!(stderr(&refused).contains(&format!("unexpected argument '{flag}'")), "{refused:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_worker_whose_queues_are_missing_says_how_they_are_made() {
     let emulator = AwsEmulator::start().await;
     let ended = run(&emulator, &["worker", "--queue", "orders"], &["--", "cat"]);
@@ -133,6 +179,22 @@ fn the_printed_permissions_have_the_queues_of_clients() {
     let policy: serde_json::Value = serde_json::from_str(stdout(&printed)).unwrap();
     assert_eq!(policy["Statement"][3]["Resource"][0], "arn:aws:sqs:eu-central-1:111122223333:results");
     assert!(!stdout(&cli_support::run(args("working"))).contains("111122223333"), "a worker sends nothing there");
+}
+
+#[test]
+fn the_printed_permissions_to_provision_have_the_queues_of_other_accounts() {
+    let args = |role| ["provision", "--sqs", "--sqs-share", "shop-orders=send:111122223333", "--print-iam", role];
+    let printed = cli_support::run(args("provisioning"));
+    let policy: serde_json::Value = serde_json::from_str(stdout(&printed)).unwrap();
+    let statement = &policy["Statement"][3];
+    assert_eq!(statement["Resource"], serde_json::json!(["arn:aws:sqs:*:*:shop-orders"]));
+    let actions: Vec<_> =
+        statement["Action"].as_array().unwrap().iter().map(|action| action.as_str().unwrap()).collect();
+    for action in ["CreateQueue", "GetQueueAttributes", "GetQueueUrl", "SetQueueAttributes", "TagQueue"] {
+        assert!(actions.contains(&format!("sqs:{action}").as_str()), "{action}: {actions:?}");
+    }
+    assert_eq!(actions.len(), 5, "{actions:?}");
+    assert!(!stdout(&cli_support::run(args("serving"))).contains("shop-orders"), "a server changes no policies");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::exit::{CliError, Exit};
 use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
-use super::sqs::{RoleArg, SqsArgs, SqsConfig, iam};
+use super::sqs::{OthersArgs, RoleArg, SqsArgs, SqsConfig, iam};
 use super::{output, values};
 use crate::app::QueueSetup;
 use crate::ingress::nats::RELAY_INBOX;
@@ -33,6 +33,7 @@ Examples:
   relay provision --nats nats://nats:4222 --nats-creds relay.creds --queue orders --client shop
   relay provision --sqs --queue orders --dry-run
   relay provision --sqs --print-iam serving
+  relay provision --sqs --queue orders --sqs-share shop-results.fifo=receive:111122223333
   relay provision --nats nats://nats:4222 --expected-rate 100/s --expected-payload 4KiB --dry-run")]
 pub(crate) struct ProvisionArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
@@ -42,6 +43,8 @@ pub(crate) struct ProvisionArgs {
     nats: NatsArgs,
     #[command(flatten)]
     sqs: SqsArgs,
+    #[command(flatten)]
+    others: OthersArgs,
     /// Print the least that relay needs as an IAM policy, and do nothing else
     #[arg(long, value_enum, value_name = "ROLE", requires = "sqs", help_heading = "SQS")]
     print_iam: Option<RoleArg>,
@@ -81,7 +84,7 @@ impl ProvisionArgs {
 
 /// `relay provision`
 pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
-    let sqs = args.sqs.clone().resolve()?;
+    let sqs = args.sqs.clone().resolve(args.others.clone())?;
     if let (Some(config), Some(role)) = (&sqs, args.print_iam) {
         output::line(format_args!("{:#}", iam(config, role, &args.account)))?;
         return Ok(Exit::Done);

@@ -20,7 +20,7 @@ use super::exit::{CliError, Exit};
 use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
-use super::sqs::{SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
 use super::traces::TracesArgs;
 use super::values;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
@@ -73,6 +73,8 @@ pub(crate) struct ServeArgs {
     nats: NatsArgs,
     #[command(flatten)]
     sqs: SqsArgs,
+    #[command(flatten)]
+    others: OthersArgs,
     /// Create what is missing on NATS or AWS and change what differs, as `relay provision` does. Without it what is missing
     /// is an error
     #[arg(long, env = "RELAY_PROVISION", help_heading = "NATS streams")]
@@ -190,7 +192,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     if args.provision && !args.nats.is_broker() && !args.sqs.is_broker() {
         return Err(without_nats("--provision", NOT_KEPT));
     }
-    let (broker, nats) = match args.sqs.resolve()? {
+    let (broker, nats) = match args.sqs.resolve(args.others)? {
         Some(config) => {
             args.streams.refuse()?;
             let (_, door) = args.nats_listen.resolve(args.nats)?;

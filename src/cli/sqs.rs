@@ -30,10 +30,21 @@ pub(crate) struct SqsArgs {
     /// Queues of the FIFO kind, where a send that is repeated makes no second message
     #[arg(long, env = "RELAY_SQS_FIFO")]
     sqs_fifo: bool,
+}
+
+/// Queues of SQS that others use. Nothing of a worker or a bridge.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "SQS")]
+pub(crate) struct OthersArgs {
     /// Send each of a client's results to a queue of SQS of its own, which may be another account's: the queue's URL; repeat
     /// it for more clients. `relay serve` does so, and --print-iam allows it
     #[arg(long, value_name = "CLIENT=URL", value_delimiter = ',', env = "RELAY_SQS_FORWARD")]
     sqs_forward: Vec<String>,
+    /// Provision a queue of SQS that another account uses, such as one for a client's results or one that a bridge takes
+    /// messages from, and let that account or role send there, or receive: `orders=send:111122223333`. Its policy has no
+    /// other grants; repeat it for more. A name alone lets in nobody
+    #[arg(long, value_name = "QUEUE=send|receive:WHO", value_delimiter = ',', env = "RELAY_SQS_SHARE")]
+    sqs_share: Vec<String>,
 }
 
 /// What a build without SQS knows of it: nothing.
@@ -62,17 +73,18 @@ impl SqsArgs {
     ///
     /// # Errors
     /// A usage error with everything that is wrong, also flags of SQS without `--sqs`.
-    pub(crate) fn resolve(self) -> Result<Option<SqsConfig>, CliError> {
+    pub(crate) fn resolve(self, others: OthersArgs) -> Result<Option<SqsConfig>, CliError> {
         let given = [
             ("--sqs-region", self.sqs_region.is_some()),
             ("--sqs-endpoint", self.sqs_endpoint.is_some()),
             ("--sqs-table", self.sqs_table.is_some()),
             ("--sqs-prefix", self.sqs_prefix.is_some()),
             ("--sqs-fifo", self.sqs_fifo),
-            ("--sqs-forward", !self.sqs_forward.is_empty()),
+            ("--sqs-forward", !others.sqs_forward.is_empty()),
+            ("--sqs-share", !others.sqs_share.is_empty()),
         ];
         if self.sqs {
-            return self.config().map(Some);
+            return self.config(others).map(Some);
         }
         match given.into_iter().find_map(|(flag, given)| given.then_some(flag)) {
             None => Ok(None),
@@ -82,19 +94,16 @@ impl SqsArgs {
     }
 
     #[cfg(feature = "sqs")]
-    fn config(self) -> Result<SqsConfig, CliError> {
+    fn config(self, others: OthersArgs) -> Result<SqsConfig, CliError> {
         let defaults = SqsConfig::default();
-        let read = |text: &String| {
-            text.parse().map_err(|wrong: String| CliError::usage(format!("--sqs-forward {text}: {wrong}")))
-        };
-        let forward: Result<Vec<_>, _> = self.sqs_forward.iter().map(read).collect();
         let config = SqsConfig {
             region: self.sqs_region,
             endpoint: self.sqs_endpoint,
             table: self.sqs_table.unwrap_or_else(|| defaults.table.clone()),
             queue_prefix: self.sqs_prefix.unwrap_or_else(|| defaults.queue_prefix.clone()),
             fifo: self.sqs_fifo,
-            forward: forward?,
+            forward: read("--sqs-forward", &others.sqs_forward)?,
+            shares: read("--sqs-share", &others.sqs_share)?,
             ..defaults
         };
         match config.check() {
@@ -107,9 +116,16 @@ impl SqsArgs {
     }
 
     #[cfg(not(feature = "sqs"))]
-    fn config(self) -> Result<SqsConfig, CliError> {
+    fn config(self, _: OthersArgs) -> Result<SqsConfig, CliError> {
         Err(CliError::usage("this relay was built without SQS").hint("build it with the cargo feature `sqs`"))
     }
+}
+
+/// The values of a flag that may be repeated.
+#[cfg(feature = "sqs")]
+fn read<T: std::str::FromStr<Err = String>>(flag: &str, texts: &[String]) -> Result<Vec<T>, CliError> {
+    let read = |text: &String| text.parse().map_err(|wrong| CliError::usage(format!("{flag} {text}: {wrong}")));
+    texts.iter().map(read).collect()
 }
 
 /// The least that a role needs, as an IAM policy.
@@ -149,12 +165,15 @@ mod tests {
     struct Line {
         #[command(flatten)]
         sqs: SqsArgs,
+        #[command(flatten)]
+        others: OthersArgs,
         #[arg(long)]
         nats: bool,
     }
 
     fn resolve(line: &str) -> Result<Option<SqsConfig>, CliError> {
-        Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap().sqs.resolve()
+        let line = Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap();
+        line.sqs.resolve(line.others)
     }
 
     #[test]
@@ -166,7 +185,13 @@ mod tests {
 
     #[test]
     fn a_flag_of_sqs_without_it_is_a_mistake() {
-        for line in ["--sqs-region eu-central-1", "--sqs-fifo", "--sqs-prefix a-", "--sqs-forward a=https://sqs/1/a"] {
+        for line in [
+            "--sqs-region eu-central-1",
+            "--sqs-fifo",
+            "--sqs-prefix a-",
+            "--sqs-forward a=https://sqs/1/a",
+            "--sqs-share orders",
+        ] {
             let error = resolve(line).err().unwrap().to_string();
             assert!(error.contains("without --sqs"), "{error}");
         }
@@ -179,6 +204,20 @@ mod tests {
         for line in ["--sqs --sqs-forward a=https://sqs/1/a,a=https://sqs/1/b", "--sqs --sqs-forward a"] {
             let error = resolve(line).err().unwrap().to_string();
             assert!(error.contains("--sqs-forward"), "{error}");
+        }
+    }
+
+    #[test]
+    fn queues_of_others_are_named_with_who_may_use_them_and_are_not_relays_own() {
+        let config =
+            resolve("--sqs --sqs-share orders=send:111122223333,shop.fifo --sqs-share orders").unwrap().unwrap();
+        assert_eq!(
+            config.shares.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["orders=send:111122223333", "shop.fifo", "orders"]
+        );
+        for line in ["--sqs --sqs-share relay-orders=receive:111122223333", "--sqs --sqs-share orders=send:*"] {
+            let error = resolve(line).err().unwrap().to_string();
+            assert!(error.contains("--sqs-share"), "{error}");
         }
     }
 

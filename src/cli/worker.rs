@@ -18,7 +18,7 @@ use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
-use super::sqs::{SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
 use super::traces::TracesArgs;
 use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
@@ -105,7 +105,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let source = match (nats, args.sqs.resolve()?) {
+    let source = match (nats, args.sqs.resolve(OthersArgs::default())?) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
         (None, Some(sqs)) => on_sqs(sqs),
         (None, None) => SourceConfig::Tcp { address: args.connect, key: args.key },

@@ -34,6 +34,7 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
         ("sqs.prefix", "sqs.enabled"),
         ("sqs.fifo", "sqs.enabled"),
         ("sqs.forward", "sqs.enabled"),
+        ("sqs.share", "sqs.enabled"),
     ] {
         finder.needs(key, needs);
     }

@@ -60,6 +60,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("sqs.prefix", Kind::Text, "sqs-prefix"),
     setting("sqs.fifo", Kind::Flag, "sqs-fifo"),
     setting("sqs.forward", Kind::List, "sqs-forward"),
+    setting("sqs.share", Kind::List, "sqs-share"),
     setting("streams.provision", Kind::Flag, "provision"),
     setting("streams.replicas", Kind::Count(1, 5), "nats-replicas"),
     setting("streams.storage", Kind::Choice(&["file", "memory"]), "nats-storage"),

@@ -6,6 +6,7 @@ use std::fmt;
 use aws_sdk_sqs::config::Credentials as Keys;
 
 use super::forward::Forward;
+use super::share::Share;
 
 /// The longest name of a table.
 const TABLE_MAX: usize = 255;
@@ -32,6 +33,8 @@ pub struct SqsConfig {
     pub fifo: bool,
     /// Clients that read their results from a queue of SQS of their own. Default: none.
     pub forward: Vec<Forward>,
+    /// Queues of SQS that other accounts use, and what they may do there: provisioning makes them so. Default: none.
+    pub shares: Vec<Share>,
 }
 
 /// Who relay is to AWS.
@@ -62,6 +65,7 @@ impl Default for SqsConfig {
             queue_prefix: "relay-".to_owned(),
             fifo: false,
             forward: Vec::new(),
+            shares: Vec::new(),
         }
     }
 }
@@ -126,6 +130,13 @@ impl SqsConfig {
                 problems.push(format!("forward: client `{}` has more than one queue: leave one", forward.client));
             }
         }
+        let own = |share: &&Share| share.queue.starts_with(&self.queue_prefix);
+        for share in self.shares.iter().filter(own) {
+            problems.push(format!(
+                "share: `{}` begins with `{}`, as queues in which jobs are in line: those are relay's alone; name another",
+                share.queue, self.queue_prefix
+            ));
+        }
         if problems.is_empty() { Ok(()) } else { Err(InvalidConfig(problems)) }
     }
 }
@@ -143,11 +154,15 @@ mod tests {
             table: "r".to_owned(),
             queue_prefix: "relay.".to_owned(),
             forward: ["shop=https://sqs/1/a", "shop=https://sqs/1/b"].map(|text| text.parse().unwrap()).to_vec(),
+            shares: vec!["orders=send:111122223333".parse().unwrap()],
             ..SqsConfig::default()
         };
         let problems = wrong.check().unwrap_err();
         let keys: Vec<_> = problems.problems().iter().filter_map(|problem| problem.split(':').next()).collect();
         assert_eq!(keys, ["table", "queue_prefix", "endpoint", "region", "forward"]);
+        let shares = ["relay-orders=receive:111122223333", "orders"].map(|text| text.parse().unwrap()).to_vec();
+        let problems = SqsConfig { shares, ..SqsConfig::default() }.check().unwrap_err();
+        assert!(matches!(problems.problems(), [own] if own.starts_with("share: `relay-orders`")), "{problems}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The least that relay's identities may do, as IAM policies.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::config::SqsConfig;
@@ -53,6 +55,9 @@ pub const TABLE_CREATING: [&str; 5] = [
 /// The same for queues.
 pub const QUEUE_CREATING: [&str; 3] = ["sqs:CreateQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"];
 
+/// What it takes of SQS to look at a queue that other accounts use; with [`QUEUE_CREATING`] that is all that is needed there.
+const QUEUE_LOOKING: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
+
 /// The policy of an identity with `role`. `account` and `region` stand in the names of what it may touch; `*` for any.
 #[must_use]
 pub fn policy(config: &SqsConfig, role: Role, account: &str) -> Value {
@@ -77,6 +82,12 @@ pub fn policy(config: &SqsConfig, role: Role, account: &str) -> Value {
         let queues: Vec<_> = config.forward.iter().map(Forward::arn).collect();
         let actions = ["sqs:GetQueueAttributes", "sqs:SendMessage"];
         statements.push(json!({ "Sid": "RelayForward", "Effect": "Allow", "Action": actions, "Resource": queues }));
+    }
+    if role == Role::Provisioning && !config.shares.is_empty() {
+        let queues: BTreeSet<_> =
+            config.shares.iter().map(|share| format!("arn:aws:sqs:{region}:{account}:{}", share.queue)).collect();
+        let actions: Vec<_> = QUEUE_LOOKING.iter().chain(&QUEUE_CREATING).collect();
+        statements.push(json!({ "Sid": "RelayShares", "Effect": "Allow", "Action": actions, "Resource": queues }));
     }
     json!({ "Version": "2012-10-17", "Statement": statements })
 }

@@ -11,7 +11,7 @@
 //!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
 //!   `dead_letters`.
-//! - [`forward`]: results for clients that read SQS themselves.
+//! - [`forward`]: results for clients that read SQS themselves. [`share`]: queues that other accounts use.
 //! - Operating: `policy`, `provision`, [`iam`].
 //! - [`plain`]: a queue of others, for a bridge.
 //!
@@ -48,6 +48,7 @@ mod results;
 mod runs;
 mod schema;
 mod settle;
+pub mod share;
 mod slots;
 mod sweep;
 mod table;

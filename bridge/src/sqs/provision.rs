@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 
 use super::connect::{Effect, failed};
 use super::policy::Policies;
-use super::{Sqs, names, policy, schema};
+use super::{Sqs, names, policy, schema, share};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{PolicyStore as _, QueuePolicy};
@@ -41,6 +41,9 @@ impl Provision for Sqs {
                 }
             }
         }
+        if let Some((first, _)) = queues.first() {
+            planned.extend(share::plan(policies.queues(), first).await?);
+        }
         Ok(planned)
     }
 
@@ -53,6 +56,9 @@ impl Provision for Sqs {
         for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
             create(self.policies(), queue).await?;
             self.policies().write(queue, wanted).await?;
+        }
+        if !planned.is_empty() {
+            share::apply(self.policies().queues()).await?;
         }
         Ok(planned)
     }

@@ -153,15 +153,23 @@ pub(super) async fn read_meta(table: &Table, operation: &'static str) -> Result<
     Ok(Meta { log: LogId(log) })
 }
 
-/// What a queue of SQS shall be like.
-pub(super) fn queue_attributes(fifo: bool) -> HashMap<Name, String> {
+/// What a queue of SQS is created with.
+pub(super) fn plain_attributes(fifo: bool) -> HashMap<Name, String> {
     let mut wanted = HashMap::from([
         (Name::MessageRetentionPeriod, RETENTION.to_owned()),
         (Name::SqsManagedSseEnabled, "true".to_owned()),
     ]);
     if fifo {
+        wanted.insert(Name::FifoQueue, "true".to_owned());
+    }
+    wanted
+}
+
+/// What a queue of SQS in which jobs are in line shall be like.
+pub(super) fn queue_attributes(fifo: bool) -> HashMap<Name, String> {
+    let mut wanted = plain_attributes(fifo);
+    if fifo {
         wanted.extend([
-            (Name::FifoQueue, "true".to_owned()),
             // Each job is a group of its own, so that none waits for another, and so is its deduplication.
             (Name::DeduplicationScope, "messageGroup".to_owned()),
             (Name::FifoThroughputLimit, "perMessageGroupId".to_owned()),

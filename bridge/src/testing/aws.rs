@@ -31,6 +31,19 @@ impl AwsEmulator {
     /// # Panics
     /// If it does not become ready within a minute, with the end of its log.
     pub async fn start() -> Self {
+        Self::start_as(false).await
+    }
+
+    /// The same with several accounts, which do in each other's queues what the queues' policies say. The id of a caller's key is
+    /// the number of its account.
+    ///
+    /// # Panics
+    /// As [`AwsEmulator::start`].
+    pub async fn start_with_policies() -> Self {
+        Self::start_as(true).await
+    }
+
+    async fn start_as(policies: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("relay-aws-").tempdir().unwrap();
         let port = Port::reserve();
         let mut command = Command::new(ministack());
@@ -40,6 +53,7 @@ impl AwsEmulator {
             .env("BIND_HOST", address.ip().to_string())
             .env("SERVICES", "sqs,dynamodb")
             .env("LOG_LEVEL", "WARNING")
+            .env("AUTH", policies.to_string())
             .current_dir(dir.path());
         let process = Process::start(&mut command, &dir.path().join("server.log"));
         let mut emulator = Self { dir, port, process: Some(process) };

@@ -24,7 +24,7 @@ use super::nats::NatsArgs;
 use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
-use super::sqs::{SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
@@ -192,7 +192,7 @@ impl BridgeArgs {
     /// Every bridge, with where it goes.
     fn resolve(mut self) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
         let nats = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
-        let to = match (self.sqs.clone().resolve()?, nats) {
+        let to = match (self.sqs.clone().resolve(OthersArgs::default())?, nats) {
             (Some(sqs), _) => Some(on_sqs(sqs)),
             (None, nats) => nats.map(|nats| Destination::Nats(Box::new(nats))),
         };
