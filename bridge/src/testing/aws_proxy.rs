@@ -1,4 +1,5 @@
-//! Between relay and the emulator: forwards calls, and loses, delays or refuses those that a test names.
+//! Between relay and the emulator: forwards calls, and loses, delays or refuses those that a test names. It counts them, and
+//! what those of DynamoDB are charged.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,10 @@ pub struct AwsProxy {
 struct Shared {
     /// The next calls whose operation has this name have this fault.
     faults: Mutex<VecDeque<(&'static str, AwsFault)>>,
+    /// What every call of an operation has, until it is mended.
+    lasting: Mutex<HashMap<&'static str, AwsFault>>,
+    /// Write units and read units.
+    units: Mutex<[f64; 2]>,
     calls: Mutex<Vec<String>>,
     /// Bodies of calls, in their order.
     bodies: Mutex<Vec<(String, Value)>>,
@@ -44,6 +49,7 @@ struct Shared {
     replays: Mutex<HashMap<String, Vec<u8>>>,
     held: Notify,
     let_go: Notify,
+    mended: Notify,
 }
 
 impl AwsProxy {
@@ -79,6 +85,17 @@ impl AwsProxy {
         self.shared.faults.lock().unwrap().push_back((operation, fault));
     }
 
+    /// Every call of `operation` has `fault`, until [`AwsProxy::mend`].
+    pub fn fault_all(&self, operation: &'static str, fault: AwsFault) {
+        self.shared.lasting.lock().unwrap().insert(operation, fault);
+    }
+
+    /// Ends what [`AwsProxy::fault_all`] began, and lets the calls go that are held by it.
+    pub fn mend(&self, operation: &'static str) {
+        self.shared.lasting.lock().unwrap().remove(operation);
+        self.shared.mended.notify_waiters();
+    }
+
     /// Waits until a call is held.
     pub async fn held(&self) {
         self.shared.held.notified().await;
@@ -96,10 +113,43 @@ impl AwsProxy {
         bodies.iter().filter(|(of, _)| of == operation).map(|(_, body)| body.clone()).collect()
     }
 
+    /// The units of DynamoDB that were consumed by writes, those of indexes included, and by reads. The emulator takes each item
+    /// that is read for one of at most 4 KiB.
+    #[must_use]
+    pub fn units(&self) -> [f64; 2] {
+        *self.shared.units.lock().unwrap()
+    }
+
     /// How many calls of `operation` there were.
     #[must_use]
     pub fn calls(&self, operation: &str) -> usize {
         self.shared.calls.lock().unwrap().iter().filter(|call| *call == operation).count()
+    }
+}
+
+impl Shared {
+    /// The fault that this call has, and no other.
+    fn next_fault(&self, operation: &str, body: &Value) -> Option<AwsFault> {
+        let mut faults = self.faults.lock().unwrap();
+        let many = body["Entries"].as_array().is_some_and(|entries| entries.len() > 1);
+        let meets = |fault: &AwsFault| many || !matches!(fault, AwsFault::FailFirst);
+        let at = faults.iter().position(|(name, fault)| *name == operation && meets(fault));
+        at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
+    }
+
+    /// Adds what a call of DynamoDB consumed.
+    fn charge(&self, operation: &str, asked: &Value, answer: &Value) {
+        let consumed = match &answer["ConsumedCapacity"] {
+            Value::Array(tables) => tables.iter().filter_map(|table| table["CapacityUnits"].as_f64()).sum(),
+            // The emulator does not tell of these: a unit for each item, as they are read consistently.
+            _ if operation == "BatchGetItem" => {
+                let keys = asked["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values());
+                keys.map(|table| table["Keys"].as_array().map_or(0.0, |keys| keys.len() as f64)).sum()
+            }
+            one => one["CapacityUnits"].as_f64().unwrap_or(0.0),
+        };
+        let reads = ["GetItem", "BatchGetItem", "Query"].contains(&operation);
+        self.units.lock().unwrap()[usize::from(reads)] += consumed;
     }
 }
 
@@ -109,12 +159,19 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         let text = String::from_utf8_lossy(&request);
         let target = text.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("x-amz-target").then(|| value.trim().rsplit('.').next().unwrap_or("").to_owned())
+            name.eq_ignore_ascii_case("x-amz-target").then(|| value.trim().to_owned())
         });
-        let operation = target.unwrap_or_default();
+        let target = target.unwrap_or_default();
+        let (service, operation) = target.split_once('.').unwrap_or_default();
+        let (charged, operation) = (service.starts_with("DynamoDB"), operation.to_owned());
         shared.calls.lock().unwrap().push(operation.clone());
         let body: Value = body_of(&request);
         shared.bodies.lock().unwrap().push((operation.clone(), body.clone()));
+        if charged {
+            let mut asked = body.clone();
+            asked["ReturnConsumedCapacity"] = "TOTAL".into();
+            request = with_body(&request, &asked);
+        }
         let attempt = body["ReceiveRequestAttemptId"].as_str().unwrap_or_default();
         let replayed = shared.replays.lock().unwrap().remove(attempt);
         if let Some(answer) = replayed {
@@ -123,13 +180,12 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
             }
             continue;
         }
-        let fault = {
-            let mut faults = shared.faults.lock().unwrap();
-            let many = body["Entries"].as_array().is_some_and(|entries| entries.len() > 1);
-            let meets = |fault: &AwsFault| many || !matches!(fault, AwsFault::FailFirst);
-            let at = faults.iter().position(|(name, fault)| *name == operation && meets(fault));
-            at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
-        };
+        // Before the look: what is mended in between is noticed.
+        let mended = shared.mended.notified();
+        let lasting = shared.lasting.lock().unwrap().get(operation.as_str()).cloned();
+        let once = shared.next_fault(&operation, &body);
+        let lasts = once.is_none();
+        let fault = once.or(lasting);
         match &fault {
             Some(AwsFault::Refuse(code)) => {
                 let body = format!("{{\"__type\":\"com.amazonaws#{code}\",\"message\":\"as the test wants\"}}");
@@ -145,7 +201,11 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
             }
             Some(AwsFault::Hold) => {
                 shared.held.notify_one();
-                shared.let_go.notified().await;
+                if lasts {
+                    mended.await;
+                } else {
+                    shared.let_go.notified().await;
+                }
             }
             Some(AwsFault::FailFirst) => request = with_body(&request, &without_first(&body)),
             Some(AwsFault::LoseAnswer | AwsFault::LoseAndReplay) | None => {}
@@ -154,6 +214,9 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
             return;
         }
         let Some(mut answer) = message(&mut server).await else { return };
+        if charged {
+            shared.charge(&operation, &body, &body_of(&answer));
+        }
         match &fault {
             Some(AwsFault::FailFirst) => {
                 let failed = serde_json::json!([{

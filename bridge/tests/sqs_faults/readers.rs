@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use relay_bridge::broker::Broker;
+use relay_bridge::contract::JobResult;
 use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::{Lookup, Start};
 use relay_bridge::testing::{AwsFault, AwsProxy};
@@ -27,42 +29,56 @@ async fn who_waits_sees_what_another_process_recorded() {
 }
 
 #[tokio::test]
-async fn a_follower_misses_nothing_of_sixteen_writers_one_of_which_stands_still() {
+async fn a_follower_misses_nothing_of_sixteen_writers_two_of_which_stand_still() {
     const WRITERS: usize = 16;
     const EACH: usize = 6;
     let stage = Stage::open().await;
-    let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let mut held = Vec::new();
     for _ in 0..WRITERS * EACH {
         stage.submit().await;
         held.push(stage.lease(&stage.broker).await);
     }
-    // One process stands still with its transaction on the way, while all others write to the same log.
-    let still = stage.process(proxy.url()).await;
-    proxy.fault("TransactWriteItems", AwsFault::Hold);
-    let mut writing = JoinSet::new();
     let results: Vec<_> = held.iter().map(|delivery| stage.success(delivery)).collect();
-    for (number, share) in results.chunks(EACH).enumerate() {
-        let broker = if number == 0 { still.clone() } else { stage.process(stage.emulator.url()).await };
-        let share = share.to_vec();
-        writing.spawn(async move {
-            for result in share {
-                assert_eq!(broker.leasing.record(&result).await.unwrap(), Recorded::First);
-            }
-        });
-    }
-    proxy.held().await;
-    let (mut seen, mut from) = (Vec::new(), Start::Oldest);
-    while seen.len() < WRITERS * EACH {
-        if seen.len() == (WRITERS - 1) * EACH {
-            // Everybody else is through, and the reader has passed all of it.
-            proxy.let_go();
+    let mut shares: Vec<_> = results.chunks(EACH).map(<[_]>::to_vec).collect();
+    // Both stand still behind the number of the log's last page, and before the page that follows it: one has just read that
+    // number, the other remembers it from a page of its own.
+    let proxies = [AwsProxy::start(&stage.emulator.url()).await, AwsProxy::start(&stage.emulator.url()).await];
+    let mut writing = JoinSet::new();
+    for (number, proxy) in proxies.iter().enumerate() {
+        let still = stage.process(proxy.url()).await;
+        let mut share = shares.remove(0);
+        if number == 1 {
+            assert_eq!(still.leasing.record(&share.remove(0)).await.unwrap(), Recorded::First);
         }
-        let page = stage.broker.results.page(&stage.client(), &from, 7, PATIENCE).await.unwrap();
-        assert!(page.reset.is_none() && !page.entries.is_empty(), "{} of {} came", seen.len(), WRITERS * EACH);
-        seen.extend(page.entries.iter().map(|entry| (entry.cursor.sequence, entry.result.job_id)));
-        from = Start::After(page.next);
+        proxy.fault_all("TransactWriteItems", AwsFault::Hold);
+        writing.spawn(write(still, share));
+        proxy.held().await;
     }
+    // Everybody else writes, and the reader passes all of it.
+    for share in shares {
+        writing.spawn(write(stage.process(stage.emulator.url()).await, share));
+    }
+    let (mut seen, mut from) = (Vec::new(), Start::Oldest);
+    let mut read_until = async |count: usize| {
+        while seen.len() < count {
+            let page = stage.broker.results.page(&stage.client(), &from, 7, PATIENCE).await.unwrap();
+            assert!(page.reset.is_none() && !page.entries.is_empty(), "{} of {count} came", seen.len());
+            seen.extend(page.entries.iter().map(|entry| (entry.cursor.sequence, entry.result.job_id)));
+            from = Start::After(page.next);
+        }
+        seen.len()
+    };
+    assert_eq!(read_until((WRITERS - 2) * EACH + 1).await, (WRITERS - 2) * EACH + 1);
+    for (nth, proxy) in proxies.iter().enumerate() {
+        // So long that the SDK has given the call up and repeated it, twice: what was given up is on its way as well.
+        proxy.held().await;
+        proxy.held().await;
+        let held = &proxy.bodies("TransactWriteItems")[nth];
+        let number = &held["TransactItems"][0]["Update"]["ExpressionAttributeValues"][":last"]["N"];
+        assert_eq!(number.as_str().unwrap(), (nth + 1).to_string(), "a number that others have taken");
+        proxy.mend("TransactWriteItems");
+    }
+    read_until(WRITERS * EACH).await;
     while let Some(written) = writing.join_next().await {
         written.unwrap();
     }
@@ -73,6 +89,13 @@ async fn a_follower_misses_nothing_of_sixteen_writers_one_of_which_stands_still(
     assert_eq!(jobs.len(), WRITERS * EACH, "each once");
     let rest = stage.broker.results.page(&stage.client(), &from, 7, Duration::ZERO).await.unwrap();
     assert!(rest.entries.is_empty() && rest.reset.is_none());
+}
+
+/// Records these results, one after the other.
+async fn write(broker: Broker, results: Vec<JobResult>) {
+    for result in results {
+        assert_eq!(broker.leasing.record(&result).await.unwrap(), Recorded::First);
+    }
 }
 
 #[tokio::test]
