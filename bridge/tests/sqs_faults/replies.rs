@@ -36,7 +36,7 @@ async fn work(stage: &Stage, worker: &Broker) {
 
 impl Stage {
     /// The names of who is told when the job ends, once there are `at_least` so many.
-    async fn told(&self, job: &Job, at_least: usize) -> Vec<String> {
+    pub(crate) async fn told(&self, job: &Job, at_least: usize) -> Vec<String> {
         loop {
             let call = self.dynamodb().get_item().table_name("relay").consistent_read(true);
             let call = call.key("pk", AttributeValue::S(format!("job#{}", job.id)));
@@ -66,7 +66,7 @@ impl Stage {
     }
 }
 
-fn looks_never(settings: &mut Settings) {
+pub(crate) fn looks_never(settings: &mut Settings) {
     settings.look_every = NEVER;
 }
 
