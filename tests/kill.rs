@@ -8,11 +8,10 @@ mod cli_support;
 mod kill_support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use cli_support::Running;
-use kill_support::{Random, all_finished, from_environment, submit_all, whole_log};
+use kill_support::{Random, Starts, all_finished, jobs_and_seed, submit_all, whole_log};
 use relay::client::{Client, Submitted};
 use relay_bridge::contract::JobId;
 use relay_bridge::embedded::store;
@@ -28,9 +27,7 @@ const WORKERS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
-    let jobs = from_environment("RELAY_KILL_JOBS").map_or(JOBS, |jobs| usize::try_from(jobs).unwrap());
-    let seed = from_environment("RELAY_KILL_SEED").unwrap_or_else(|| std::process::id().into());
-    println!("replay with RELAY_KILL_SEED={seed} RELAY_KILL_JOBS={jobs}");
+    let (jobs, seed) = jobs_and_seed(JOBS);
 
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), seed);
@@ -52,8 +49,8 @@ async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
     assert_eq!(log.len(), jobs, "one result per job in the client's log");
     assert!(log.iter().all(|entry| runs.get(&entry.job_id) == Some(&entry.run_id)));
 
-    let (starts, workers_killed) = (cluster.starts.clone(), cluster.workers_killed);
-    cluster.stop();
+    let workers_killed = cluster.workers_killed;
+    let starts = cluster.stop();
 
     // In the file: as many results as jobs, and none was ever written over.
     let file = dir.path().join("data").join("relay.db");
@@ -67,10 +64,8 @@ async fn every_acknowledged_job_has_exactly_one_result_whatever_is_killed() {
     assert_eq!(store::check(&file).unwrap().problems, Vec::<String>::new());
 
     // On the handlers' side: every job was started, some more than once.
-    let text = fs::read_to_string(starts).unwrap();
-    let started: BTreeSet<JobId> = text.lines().map(|line| line.parse().unwrap()).collect();
-    assert_eq!(started, acknowledged);
-    let lines = text.lines().count();
+    assert_eq!(starts.jobs(), acknowledged);
+    let lines = starts.count();
     println!("{jobs} jobs, {ROUNDS} kills of the server, {workers_killed} of workers, {lines} handler starts");
 }
 
@@ -79,8 +74,7 @@ struct Cluster {
     dir: PathBuf,
     url: String,
     connect: String,
-    /// A line per handler start, written by the handlers.
-    starts: PathBuf,
+    starts: Starts,
     server: Option<Running>,
     workers: Vec<Running>,
     workers_killed: u32,
@@ -93,7 +87,7 @@ impl Cluster {
             dir: dir.to_owned(),
             url: "http://127.0.0.1:0".to_owned(),
             connect: "127.0.0.1:0".to_owned(),
-            starts: dir.join("starts"),
+            starts: Starts::new(dir),
             server: None,
             workers: Vec::new(),
             workers_killed: 0,
@@ -115,9 +109,7 @@ impl Cluster {
     }
 
     fn worker(&self) -> Running {
-        let args = ["worker", "--json", "--connect", &self.connect, "--slots", "8", "--log", "error", "--", "sh", "-c"];
-        let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
-        Running::start(args.iter().copied().chain([script, "handler", self.starts.to_str().unwrap()]))
+        Running::start_command(self.starts.worker(&["--connect", &self.connect]))
     }
 
     /// Kills the server at equal distances while submissions go on, and a worker or two at random moments in between.
@@ -139,8 +131,9 @@ impl Cluster {
         }
     }
 
-    fn stop(self) {
+    fn stop(self) -> Starts {
         self.workers.into_iter().for_each(Running::stop);
         self.server.unwrap().stop();
+        self.starts
     }
 }

@@ -8,9 +8,8 @@
 mod cli_support;
 mod kill_support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -19,7 +18,8 @@ use async_nats::jetstream::context::Context;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use cli_support::Running;
 use futures_util::StreamExt as _;
-use kill_support::{Random, from_environment};
+use kill_support::bridges::{Bridges, moment};
+use kill_support::{Random, Starts, jobs_and_seed};
 use relay_bridge::testing::NatsServer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -33,10 +33,7 @@ const TWICE: usize = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_of_a_foreign_stream_has_one_result_whatever_is_killed() {
-    let messages = from_environment("RELAY_KILL_JOBS").map_or(MESSAGES, |jobs| usize::try_from(jobs).unwrap());
-    let seed = from_environment("RELAY_KILL_SEED").unwrap_or_else(|| std::process::id().into());
-    println!("replay with RELAY_KILL_SEED={seed} RELAY_KILL_JOBS={messages}");
-
+    let (messages, seed) = jobs_and_seed(MESSAGES);
     let dir = tempfile::tempdir().unwrap();
     let (shop, inner) = (NatsServer::start().await, NatsServer::start().await);
     let client = async_nats::connect(shop.url()).await.unwrap();
@@ -61,30 +58,35 @@ async fn every_message_of_a_foreign_stream_has_one_result_whatever_is_killed() {
     let provisioned = cli_support::run(["provision", "--nats", &inner.url(), "--lease", "2s", "--retry-base", "50ms"]);
     assert_eq!(cli_support::code(&provisioned), 0, "{provisioned:?}");
     let config = dir.path().join("bridges.toml");
-    fs::write(&config, bridges(&shop, &inner)).unwrap();
-    let mut cluster = Cluster {
-        starts: dir.path().join("starts"),
-        config,
-        shop,
-        inner,
-        workers: Vec::new(),
-        bridges: Vec::new(),
-        killed: [0; 3],
-        random: Random::new(seed),
-    };
-    cluster.workers = (0..2).map(|_| cluster.worker()).collect();
-    cluster.bridges = (0..2).map(|_| cluster.bridge()).collect();
+    fs::write(&config, configured(&shop, &inner)).unwrap();
+    let (starts, url) = (Starts::new(dir.path()), inner.url());
+    let workers: Vec<_> = (0..2).map(|_| Running::start_command(starts.worker(&["--nats", &url]))).collect();
+    let mut bridges = Bridges::start(|| {
+        cli_support::relay(["bridge", "--json", "--log", "error", "--config", config.to_str().unwrap()])
+    });
+    let mut servers = [inner, shop];
 
     let (seen, progress) = watch::channel(0);
     let (mut counting, mut producing) = (JoinSet::new(), JoinSet::new());
     counting.spawn(count(client, jetstream.clone(), messages, seen));
     producing.spawn(produce(jetstream.clone(), messages));
-    cluster.kill_while(progress, messages).await;
+    let (mut progress, mut random, mut killed) = (progress, Random::new(seed), [0; 2]);
+    for kill in 0..KILLS {
+        moment(&mut progress, messages, KILLS, kill).await;
+        if kill % 3 < 2 {
+            bridges.kill_one(&mut random);
+        } else {
+            servers[kill % 2].restart().await;
+            killed[kill % 2] += 1;
+        }
+    }
     producing.join_next().await.unwrap().unwrap();
     counting.join_next().await.unwrap().unwrap();
     emptied(&jetstream).await;
+    let bridges_killed = bridges.killed;
     // A drain settles what is in hand, so nothing can come after it.
-    let (killed, _shop) = cluster.stop();
+    bridges.stop();
+    workers.into_iter().for_each(Running::stop);
 
     let results = jetstream.get_stream("RESULTS").await.unwrap();
     let last = results.get_info().await.unwrap().state.last_sequence;
@@ -97,24 +99,23 @@ async fn every_message_of_a_foreign_stream_has_one_result_whatever_is_killed() {
         assert_eq!(result.payload, format!("payload of {key}"));
         *by_key.entry(key).or_default() += 1;
     }
-    let text = fs::read_to_string(dir.path().join("starts")).unwrap();
-    let at_target: BTreeSet<&str> = text.lines().collect();
+    let at_target = starts.jobs();
     let left = jetstream.get_stream("ORDERS").await.unwrap().get_info().await.unwrap().state.messages;
     let aside = jetstream.get_stream("REFUSED").await.unwrap().get_info().await.unwrap().state.messages;
     let second: u64 = by_key.values().map(|times| times - 1).sum();
     println!(
         "sent {messages} and {} of them twice, jobs {}, handler starts {}, results {last}, second results {second}, lost {}, \
-         left {left}, put aside {aside}; kills of bridges, target, shop: {killed:?}",
+         left {left}, put aside {aside}; kills of bridges {bridges_killed}, of target and shop {killed:?}",
         messages / TWICE,
         at_target.len(),
-        text.lines().count(),
+        starts.count(),
         messages - by_key.len(),
     );
     assert_eq!((by_key.len(), second), (messages, 0), "one result per message");
     assert_eq!((at_target.len(), left, aside), (messages, 0, 0), "one job per message, and nothing is left");
 }
 
-fn bridges(shop: &NatsServer, inner: &NatsServer) -> String {
+fn configured(shop: &NatsServer, inner: &NatsServer) -> String {
     format!(
         r#"
 [[bridge]]
@@ -176,57 +177,4 @@ async fn emptied(jetstream: &Context) {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), emptied).await.unwrap();
-}
-
-/// Two nats-servers, two bridges between them, and workers at the target.
-struct Cluster {
-    /// A line per handler start at the target, written by the handlers.
-    starts: PathBuf,
-    config: PathBuf,
-    shop: NatsServer,
-    inner: NatsServer,
-    workers: Vec<Running>,
-    bridges: Vec<Running>,
-    killed: [u32; 3],
-    random: Random,
-}
-
-impl Cluster {
-    fn worker(&self) -> Running {
-        let url = self.inner.url();
-        let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
-        let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
-        Running::start(args.iter().copied().chain([script, "handler", self.starts.to_str().unwrap()]))
-    }
-
-    fn bridge(&self) -> Running {
-        Running::start(["bridge", "--json", "--log", "error", "--config", self.config.to_str().unwrap()])
-    }
-
-    /// Kills at equal distances while results come back.
-    async fn kill_while(&mut self, mut progress: watch::Receiver<usize>, messages: usize) {
-        for kill in 0..KILLS {
-            let moment = messages / (KILLS + 1) * (kill + 1);
-            progress.wait_for(|seen| *seen >= moment).await.unwrap();
-            if kill % 3 < 2 {
-                let victim = usize::try_from(self.random.draw(1)).unwrap();
-                self.bridges.swap_remove(victim).kill();
-                let replacement = self.bridge();
-                self.bridges.push(replacement);
-                self.killed[0] += 1;
-            } else if kill % 2 == 0 {
-                self.inner.restart().await;
-                self.killed[1] += 1;
-            } else {
-                self.shop.restart().await;
-                self.killed[2] += 1;
-            }
-        }
-    }
-
-    /// Stops all but the foreign nats-server, which stays up as long as the value that is given back.
-    fn stop(self) -> ([u32; 3], NatsServer) {
-        self.bridges.into_iter().chain(self.workers).for_each(Running::stop);
-        (self.killed, self.shop)
-    }
 }

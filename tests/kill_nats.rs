@@ -9,12 +9,12 @@ mod cli_support;
 mod kill_support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cli_support::Running;
 use futures_util::StreamExt as _;
-use kill_support::{Random, all_finished, from_environment, submit_all, whole_log};
+use kill_support::bridges::moment;
+use kill_support::{Random, Starts, all_finished, jobs_and_seed, submit_all, whole_log};
 use relay::client::{Client, Submitted};
 use relay_bridge::contract::JobId;
 use relay_bridge::testing::NatsServer;
@@ -29,9 +29,7 @@ const WORKERS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_has_exactly_one_result_on_nats_whatever_is_killed() {
-    let jobs = from_environment("RELAY_KILL_JOBS").map_or(JOBS, |jobs| usize::try_from(jobs).unwrap());
-    let seed = from_environment("RELAY_KILL_SEED").unwrap_or_else(|| std::process::id().into());
-    println!("replay with RELAY_KILL_SEED={seed} RELAY_KILL_JOBS={jobs}");
+    let (jobs, seed) = jobs_and_seed(JOBS);
 
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), seed).await;
@@ -53,13 +51,12 @@ async fn every_acknowledged_job_has_exactly_one_result_on_nats_whatever_is_kille
     let logged = log.iter().filter(|entry| runs.get(&entry.job_id) == Some(&entry.run_id)).count();
     let heard = listener.stop().await;
     let second: u64 = heard.values().map(|times| times - 1).sum();
-    let text = fs::read_to_string(&cluster.starts).unwrap();
-    let executed: BTreeSet<JobId> = text.lines().map(|line| line.parse().unwrap()).collect();
+    let executed = cluster.starts.jobs();
     println!(
         "accepted {jobs}, executed {}, handler starts {}, results {}, announced {}, second results seen {second}, lost {}; \
          kills of nats-server, workers, ingress: {:?}",
         executed.len(),
-        text.lines().count(),
+        cluster.starts.count(),
         log.len(),
         heard.len(),
         jobs - runs.len(),
@@ -109,7 +106,7 @@ struct Cluster {
     nats: NatsServer,
     http: String,
     /// A line per handler start, written by the handlers.
-    starts: PathBuf,
+    starts: Starts,
     ingress: Option<Running>,
     workers: Vec<Running>,
     killed: [u32; 3],
@@ -121,7 +118,7 @@ impl Cluster {
         let mut cluster = Self {
             nats: NatsServer::start().await,
             http: "http://127.0.0.1:0".to_owned(),
-            starts: dir.join("starts"),
+            starts: Starts::new(dir),
             ingress: None,
             workers: Vec::new(),
             killed: [0; 3],
@@ -144,16 +141,13 @@ impl Cluster {
 
     fn worker(&self) -> Running {
         let url = self.nats.url();
-        let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
-        let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
-        Running::start(args.iter().copied().chain([script, "handler", self.starts.to_str().unwrap()]))
+        Running::start_command(self.starts.worker(&["--nats", &url]))
     }
 
     /// Kills at equal distances while submissions go on.
     async fn kill_while(&mut self, mut accepted: watch::Receiver<usize>, jobs: usize) {
         for kill in 0..KILLS {
-            let moment = jobs / (KILLS + 1) * (kill + 1);
-            accepted.wait_for(|count| *count >= moment).await.unwrap();
+            moment(&mut accepted, jobs, KILLS, kill).await;
             match kill % 3 {
                 0 => self.nats.restart().await,
                 1 => {

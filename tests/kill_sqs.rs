@@ -1,23 +1,27 @@
-//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, and while jobs
-//! of a relay on SQS are done on NATS: each message is one job, what can't be one is put aside, and each job has one result.
+//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, and while jobs of a
+//! relay on SQS are done on NATS: each message is one job, what can't be one
+//! is put aside, and each job has one result.
 //!
-//! `RELAY_KILL_JOBS` sets the number of messages (400 here; the emulator is no place for more than 2,000).
+//! `RELAY_KILL_JOBS` sets the number of messages (400 here; the emulator is no place for more
+//! than 2,000); `RELAY_KILL_SEED` replays a run.
 
 #![cfg(feature = "sqs")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
 
+mod aws_support;
 mod cli_support;
 mod kill_support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use aws_support::{create_queue, with_credentials};
 use cli_support::Running;
-use kill_support::from_environment;
+use kill_support::bridges::Bridges;
+use kill_support::{Random, Starts, jobs_and_seed};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Outcome, QueueName, Submission};
 use relay_bridge::policy::QueuePolicy;
@@ -25,20 +29,19 @@ use relay_bridge::result_log::{Lookup, Start};
 use relay_bridge::sqs::config::{Credentials, SqsConfig};
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::{AwsEmulator, NatsServer};
-use serde_json::{Value, json};
+use serde_json::json;
 
-const MESSAGES: u64 = 400;
+const MESSAGES: usize = 400;
 /// Kills, at equal distances.
-const KILLS: u64 = 4;
+const KILLS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() {
-    let messages = from_environment("RELAY_KILL_JOBS").unwrap_or(MESSAGES);
+    let (messages, seed) = jobs_and_seed(MESSAGES);
     let dir = tempfile::tempdir().unwrap();
     let (emulator, inner) = (AwsEmulator::start().await, NatsServer::start().await);
-    let sqs = |action: &str, body: &Value| sqs(&emulator, action, body);
-    let queue = |name: &str| sqs("CreateQueue", &json!({ "QueueName": name }))["QueueUrl"].as_str().unwrap().to_owned();
-    let (orders, refused) = (queue("orders"), queue("refused"));
+    let sqs = |action: &str, body: &serde_json::Value| aws_support::sqs(&emulator, action, body);
+    let (orders, refused) = (create_queue(&emulator, "orders"), create_queue(&emulator, "refused"));
     let provisioned = cli_support::run(["provision", "--nats", &inner.url()]);
     assert_eq!(cli_support::code(&provisioned), 0, "{provisioned:?}");
     let text = |value: &str| json!({ "DataType": "String", "StringValue": value });
@@ -52,34 +55,26 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
         &json!({ "QueueUrl": orders, "MessageBody": "no order", "MessageAttributes": { "X": text("kept") } }),
     );
 
-    let (config, starts) = (dir.path().join("relay.toml"), dir.path().join("starts"));
-    fs::write(&config, bridges(&orders, &refused, &emulator, &inner)).unwrap();
-    let url = inner.url();
-    let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
-    let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
-    let worker = Running::start(args.iter().copied().chain([script, "handler", starts.to_str().unwrap()]));
-    let mut running = [bridge(&config), bridge(&config)];
+    let (config, starts) = (dir.path().join("relay.toml"), Starts::new(dir.path()));
+    fs::write(&config, configured(&orders, &refused, &emulator, &inner)).unwrap();
+    let worker = Running::start_command(starts.worker(&["--nats", &inner.url()]));
+    let (mut bridges, mut random) = (Bridges::start(|| bridge(&config)), Random::new(seed));
     let left = || {
         let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
         let found = sqs("GetQueueAttributes", &json!({ "QueueUrl": orders, "AttributeNames": names }));
-        names.iter().map(|name| found["Attributes"][name].as_str().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+        names.iter().map(|name| found["Attributes"][name].as_str().unwrap().parse::<usize>().unwrap()).sum::<usize>()
     };
     for kill in 0..KILLS {
         while left() > messages - messages / (KILLS + 1) * (kill + 1) {
             tokio::task::yield_now().await;
         }
-        let place = &mut running[usize::try_from(kill % 2).unwrap()];
-        std::mem::replace(place, bridge(&config)).kill();
+        bridges.kill_one(&mut random);
     }
     // What a killed bridge held comes again when its time is over.
-    while left() > 0 {
+    while left() > 0 || starts.jobs().len() < messages {
         tokio::task::yield_now().await;
     }
-    let done = || fs::read_to_string(&starts).unwrap().lines().map(str::to_owned).collect::<BTreeSet<_>>();
-    while (done().len() as u64) < messages {
-        tokio::task::yield_now().await;
-    }
-    running.into_iter().for_each(Running::stop);
+    bridges.stop();
     worker.stop();
     let aside = sqs(
         "ReceiveMessage",
@@ -88,10 +83,10 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
     let aside = aside["Messages"].as_array().unwrap();
     println!(
         "sent {messages} and one that is no order, jobs {}, put aside {}; kills of bridges {KILLS}",
-        done().len(),
+        starts.jobs().len(),
         aside.len()
     );
-    assert_eq!(done().len() as u64, messages, "one job per message");
+    assert_eq!(starts.jobs().len(), messages, "one job per message");
     assert!(aside.iter().all(|message| message["Body"] == "no order"), "{aside:?}");
     let attribute = |name: &str| aside[0]["MessageAttributes"][name]["StringValue"].as_str().unwrap_or_default();
     assert_eq!((attribute("Relay-Reason"), attribute("X"), attribute("Relay-Queue")), ("missing", "kept", "orders"));
@@ -100,7 +95,7 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is_killed() {
-    let jobs = from_environment("RELAY_KILL_JOBS").unwrap_or(MESSAGES);
+    let (jobs, seed) = jobs_and_seed(MESSAGES);
     let dir = tempfile::tempdir().unwrap();
     let (emulator, inner) = (AwsEmulator::start().await, NatsServer::start().await);
     let provisioned = cli_support::run(["provision", "--nats", &inner.url()]);
@@ -133,7 +128,7 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
         broker.jobs.enqueue(job).await.unwrap();
     }
 
-    let (file, starts) = (dir.path().join("relay.toml"), dir.path().join("starts"));
+    let (file, starts) = (dir.path().join("relay.toml"), Starts::new(dir.path()));
     let text = format!(
         "[[bridge]]\nname = \"aws\"\nslots = 32\nqueues = {{ default = \"default\" }}\n\
          from.relay_sqs = {{ region = \"eu-central-1\", endpoint = \"{}\" }}\nto.nats = {{ servers = [\"{}\"] }}\n",
@@ -141,11 +136,8 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
         inner.url()
     );
     fs::write(&file, text).unwrap();
-    let url = inner.url();
-    let args = ["worker", "--json", "--nats", &url, "--slots", "8", "--log", "error", "--", "sh", "-c"];
-    let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
-    let worker = Running::start(args.iter().copied().chain([script, "handler", starts.to_str().unwrap()]));
-    let mut running = [bridge(&file), bridge(&file)];
+    let worker = Running::start_command(starts.worker(&["--nats", &inner.url()]));
+    let (mut bridges, mut random) = (Bridges::start(|| bridge(&file)), Random::new(seed));
     let client = "shop".parse().unwrap();
     for (n, (job, payload)) in submitted.iter().enumerate() {
         let Lookup::Finished(finished) = broker.results.wait(&client, *job, Duration::from_secs(120)).await.unwrap()
@@ -153,10 +145,9 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
             panic!("job {n} has no result");
         };
         assert_eq!((finished.result.outcome, &finished.result.payload), (Outcome::Succeeded, payload));
-        let (n, every) = (n as u64 + 1, jobs / (KILLS + 1));
+        let (n, every) = (n + 1, jobs / (KILLS + 1));
         if n.is_multiple_of(every) && n / every <= KILLS {
-            let place = &mut running[usize::try_from(n / every % 2).unwrap()];
-            std::mem::replace(place, bridge(&file)).kill();
+            bridges.kill_one(&mut random);
         }
     }
     let (mut seen, mut start) = (BTreeSet::new(), Start::Oldest);
@@ -170,19 +161,16 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
         }
         start = Start::After(page.next);
     }
-    running.into_iter().for_each(Running::stop);
+    let killed = bridges.killed;
+    bridges.stop();
     worker.stop();
-    let at_target: BTreeSet<_> = fs::read_to_string(&starts).unwrap().lines().map(str::to_owned).collect();
-    println!(
-        "submitted {jobs}, jobs at the target {}, results {}; kills of bridges {KILLS}",
-        at_target.len(),
-        seen.len()
-    );
-    assert_eq!((seen.len() as u64, at_target.len() as u64), (jobs, jobs));
+    let at_target = starts.jobs().len();
+    println!("submitted {jobs}, jobs at the target {at_target}, results {}; kills of bridges {killed}", seen.len());
+    assert_eq!((seen.len(), at_target), (jobs, jobs));
     sqs.close().await;
 }
 
-fn bridges(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {
+fn configured(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {
     format!(
         r#"
 [[bridge]]
@@ -197,33 +185,6 @@ job = {{ client = "shop", queue = "default", key = "{{header.Order-Id}}", conten
     )
 }
 
-fn bridge(config: &Path) -> Running {
-    let mut command = cli_support::relay(["bridge", "--json", "--log", "error", "--config", config.to_str().unwrap()]);
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-    Running::start_command(command)
-}
-
-/// One call of SQS, as whoever sends the messages makes it.
-fn sqs(emulator: &AwsEmulator, action: &str, body: &Value) -> Value {
-    let url = emulator.url();
-    let address = url.trim_start_matches("http://");
-    let body = body.to_string();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let authorization =
-        "AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/sqs/aws4_request, SignedHeaders=host, Signature=0";
-    write!(
-        stream,
-        "POST / HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.{action}\r\n\
-         Authorization: {authorization}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{action}: {answer}");
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    // Also if it came in chunks: between the first brace and the last.
-    let json = body.find('{').zip(body.rfind('}')).map_or("{}", |(from, to)| &body[from..=to]);
-    serde_json::from_str(json).unwrap_or_else(|error| panic!("{action}: {error}: {answer}"))
+fn bridge(config: &Path) -> Command {
+    with_credentials(cli_support::relay(["bridge", "--json", "--log", "error", "--config", config.to_str().unwrap()]))
 }

@@ -2,7 +2,11 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod bridges;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +16,8 @@ use relay::client::retry::Patience;
 use relay::client::{Client, ClientError, NewJob, ResultsFilter, Submitted};
 use relay_bridge::contract::{JobId, Outcome, RunId};
 use tokio::sync::watch;
+
+use crate::cli_support::relay;
 
 /// Clients at a time.
 const CLIENTS: usize = 32;
@@ -83,6 +89,37 @@ pub(crate) async fn whole_log(client: &Client) -> Result<Vec<ResultView>, Client
     }
 }
 
+/// A file with a line per handler start, written by the handlers.
+pub(crate) struct Starts(PathBuf);
+
+impl Starts {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self(dir.join("starts"))
+    }
+
+    /// A worker that takes jobs from where `flags` say. Its handlers give back what they get.
+    pub(crate) fn worker(&self, flags: &[&str]) -> Command {
+        let args = ["worker", "--json", "--slots", "8", "--log", "error"].iter().chain(flags);
+        let script = r#"echo "$RELAY_JOB_ID" >> "$1"; exec cat"#;
+        relay(args.copied().chain(["--", "sh", "-c", script, "handler", self.0.to_str().unwrap()]))
+    }
+
+    /// The jobs that were started.
+    pub(crate) fn jobs(&self) -> BTreeSet<JobId> {
+        self.lines().iter().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// How many starts there were.
+    pub(crate) fn count(&self) -> usize {
+        self.lines().len()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        // Before the first start there is no file.
+        std::fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
 /// Numbers from a seed (xorshift64).
 pub(crate) struct Random(u64);
 
@@ -100,7 +137,15 @@ impl Random {
     }
 }
 
+/// How many jobs, which is `default` unless `RELAY_KILL_JOBS` says otherwise, and the seed, which `RELAY_KILL_SEED` sets.
+pub(crate) fn jobs_and_seed(default: usize) -> (usize, u64) {
+    let jobs = from_environment("RELAY_KILL_JOBS").map_or(default, |jobs| usize::try_from(jobs).unwrap());
+    let seed = from_environment("RELAY_KILL_SEED").unwrap_or_else(|| std::process::id().into());
+    println!("replay with RELAY_KILL_SEED={seed} RELAY_KILL_JOBS={jobs}");
+    (jobs, seed)
+}
+
 /// A number from the environment.
-pub(crate) fn from_environment(name: &str) -> Option<u64> {
+fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
