@@ -3,37 +3,31 @@
 #![cfg(feature = "sqs")]
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod aws_support;
 mod cli_support;
 
-use std::process::{Command, Output};
+use std::process::Output;
 
+use aws_support::on_sqs;
 use cli_support::{Running, code, json_lines, relay, stderr, stdout};
-use relay_bridge::testing::AwsEmulator;
-
-/// The binary with flags of SQS, and credentials that an emulator takes.
-fn on_sqs(emulator: &AwsEmulator, args: &[&str], rest: &[&str]) -> Command {
-    let url = emulator.url();
-    let mut command = relay(args.iter().copied().chain(["--sqs", "--sqs-endpoint", &url]).chain(rest.iter().copied()));
-    command
-        .env("AWS_ACCESS_KEY_ID", "test")
-        .env("AWS_SECRET_ACCESS_KEY", "test")
-        .env("AWS_REGION", "eu-central-1")
-        .env("NO_PROXY", "127.0.0.1");
-    command
-}
+use relay_bridge::testing::{AwsEmulator, AwsFault, AwsProxy};
 
 fn run(emulator: &AwsEmulator, args: &[&str], rest: &[&str]) -> Output {
-    on_sqs(emulator, args, rest).output().unwrap()
+    on_sqs(&emulator.url(), args, rest).output().unwrap()
 }
 
 fn serve(emulator: &AwsEmulator, more: &[&str]) -> Running {
+    serve_at(&emulator.url(), more)
+}
+
+fn serve_at(url: &str, more: &[&str]) -> Running {
     let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--queue", "orders"];
-    Running::start_command(on_sqs(emulator, &args, more))
+    Running::start_command(on_sqs(url, &args, more))
 }
 
 fn worker(emulator: &AwsEmulator, script: &str) -> Running {
     let args = ["worker", "--json", "--slots", "2", "--queue", "orders"];
-    Running::start_command(on_sqs(emulator, &args, &["--", "sh", "-c", script]))
+    Running::start_command(on_sqs(&emulator.url(), &args, &["--", "sh", "-c", script]))
 }
 
 fn submit(server: &Running, key: &str, payload: &[u8]) -> Output {
@@ -79,6 +73,51 @@ async fn a_job_whose_worker_is_killed_is_done_by_another() {
     server.stop();
 }
 
+// The proxy has a thread of its own: starting the binary blocks one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_aws_throttles_is_answered_503_with_when_to_come_back() {
+    let emulator = AwsEmulator::start().await;
+    let proxy = AwsProxy::start(&emulator.url()).await;
+    let server = serve_at(&proxy.url(), &["--provision"]);
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let jobs = format!("{}/v1/queues/orders/jobs", server.url());
+    let post = async |key: &str| {
+        let answer = client.post(&jobs).header("idempotency-key", key).body("hello").send().await.unwrap();
+        let (status, after) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
+        (status, after, answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let (status, _, first) = post("before").await;
+    assert_eq!(status, 202, "{first}");
+    let of_table = ["PutItem", "GetItem", "BatchGetItem", "Query", "UpdateItem"];
+    for operation in of_table {
+        proxy.fault_all(operation, AwsFault::Refuse("ThrottlingException"));
+    }
+    let mut refused = vec![post("k").await];
+    for path in [format!("/v1/jobs/{}", first["job_id"].as_str().unwrap()), "/v1/results".to_owned()] {
+        let answer = client.get(format!("{}{path}", server.url())).send().await.unwrap();
+        let (status, after) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
+        refused.push((status, after, answer.json().await.unwrap()));
+    }
+    for (status, after, problem) in refused {
+        assert_eq!(
+            (status, &problem["slug"], &problem["retry"]),
+            (503, &"overloaded".into(), &"safe".into()),
+            "{problem}"
+        );
+        let seconds: u64 = after.expect("a time to come back").to_str().unwrap().parse().unwrap();
+        assert!((1..=30).contains(&seconds), "{seconds} s");
+    }
+    of_table.iter().for_each(|operation| proxy.mend(operation));
+    let (status, _, receipt) = post("k").await;
+    assert_eq!((status, &receipt["replayed"]), (202, &false.into()), "what was refused had no effect: {receipt}");
+    // A job is accepted when the table has it: its message is relay's own care.
+    proxy.fault_all("SendMessageBatch", AwsFault::Refuse("RequestThrottled"));
+    assert_eq!(post("unsent").await.0, 202);
+    proxy.mend("SendMessageBatch");
+    server.stop();
+}
+
 #[tokio::test]
 async fn a_job_of_another_relay_is_done_on_sqs_by_a_bridge() {
     let emulator = AwsEmulator::start().await;
@@ -88,7 +127,7 @@ async fn a_job_of_another_relay_is_done_on_sqs_by_a_bridge() {
     let source = Running::start(args.into_iter().chain(["--queue", "orders"]));
     let workers = source.workers();
     let bridge = Running::start_command(on_sqs(
-        &emulator,
+        &emulator.url(),
         &["bridge", "--json", "--from-tcp", &workers, "--queue", "orders"],
         &[],
     ));
