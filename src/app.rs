@@ -20,21 +20,15 @@ use relay_bridge::policy::QueuePolicy;
 use relay_workers::{Handler, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::admin::sampler::Watched;
 use crate::admin::{Admin, Port, Token, collect};
 use crate::auth::Authenticator;
-use crate::broker::{BrokerConfig, Opened};
+use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
 use crate::telemetry::{Telemetry, Traces};
-
-/// How often deadlines and retention are looked after.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Records of one step of a sweep: some milliseconds of the store's writer.
-const SWEEP_STEP: u32 = 500;
 
 /// How long closing the store may take: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -395,36 +389,6 @@ async fn serve_nats(
 impl tcp::WorkerAuth for Authenticator {
     fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
         self.authorize_worker(worker, key).map(|queues| tcp::WorkerGrant { queues })
-    }
-}
-
-/// Ends what is past its deadline and removes what is past its keeping, in bounded steps, until `stop`.
-async fn sweep(broker: &Broker, stop: &CancellationToken) {
-    let mut tick = tokio::time::interval(SWEEP_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        loop {
-            match broker.jobs.sweep(SWEEP_STEP).await {
-                Ok(swept) => {
-                    if !swept.expired.is_empty() || swept.removed > 0 {
-                        debug!(expired = swept.expired.len(), removed = swept.removed, "swept");
-                    }
-                    if !swept.more || stop.is_cancelled() {
-                        break;
-                    }
-                    // Jobs first: the sweep takes its turn behind what is already waiting for the writer.
-                    tokio::task::yield_now().await;
-                }
-                Err(error) => {
-                    warn!(%error, "the sweep failed and is tried again");
-                    break;
-                }
-            }
-        }
     }
 }
 

@@ -15,8 +15,9 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::policy_changes;
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::admin::{Admin, collect};
 use crate::app::{AppError, QueueSetup};
@@ -243,5 +244,40 @@ async fn find(checked: Result<(), BrokerError>, broker: &Broker, setup: &QueueSe
     Err(AppError::Unprovisioned(format!("what holds for queues is not as asked: {}", differs.join("; "))))
 }
 
+/// Does what time demands: ends what is past its deadline, removes what is past its keeping, and puts in line what is not, in
+/// bounded steps, until `stop`. Every process that submits does so; any number of them may.
+pub(crate) async fn sweep(broker: &Broker, stop: &CancellationToken) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        loop {
+            match broker.jobs.sweep(SWEEP_STEP).await {
+                Ok(swept) => {
+                    if !swept.expired.is_empty() || swept.removed > 0 {
+                        debug!(expired = swept.expired.len(), removed = swept.removed, "swept");
+                    }
+                    if !swept.more || stop.is_cancelled() {
+                        break;
+                    }
+                    // Jobs first: the sweep takes its turn behind what is already waiting for the writer.
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => {
+                    warn!(%error, "the sweep failed and is tried again");
+                    break;
+                }
+            }
+        }
+    }
+}
+
 /// Between two looks at a broker that went away during the start.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often deadlines and retention are looked after.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Records of one step of a sweep: some milliseconds of the store's writer.
+const SWEEP_STEP: u32 = 500;

@@ -1,8 +1,8 @@
-//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, and while jobs of a
-//! relay on SQS are done on NATS: each message is one job, what can't be one
+//! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, while jobs of a
+//! relay on SQS are done on NATS, and while jobs of another relay are done on SQS: each message is one job, what can't be one
 //! is put aside, and each job has one result.
 //!
-//! `RELAY_KILL_JOBS` sets the number of messages (400 here; the emulator is no place for more
+//! `RELAY_KILL_JOBS` sets the number of messages (400 here, 150 where SQS is the target; the emulator is no place for more
 //! than 2,000); `RELAY_KILL_SEED` replays a run.
 
 #![cfg(feature = "sqs")]
@@ -18,9 +18,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use aws_support::{create_queue, with_credentials};
+use aws_support::{create_queue, on_sqs, with_credentials};
 use cli_support::Running;
-use kill_support::bridges::Bridges;
+use kill_support::bridges::{Bridges, each_has_one_result, moment};
 use kill_support::{Random, Starts, jobs_and_seed};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Outcome, QueueName, Submission};
@@ -30,8 +30,11 @@ use relay_bridge::sqs::config::{Credentials, SqsConfig};
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::{AwsEmulator, NatsServer};
 use serde_json::json;
+use tokio::sync::watch;
 
 const MESSAGES: usize = 400;
+/// Jobs where the emulator keeps them as well: each of them takes it some twenty calls.
+const JOBS_AT_TARGET: usize = 150;
 /// Kills, at equal distances.
 const KILLS: usize = 4;
 
@@ -168,6 +171,34 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
     println!("submitted {jobs}, jobs at the target {at_target}, results {}; kills of bridges {killed}", seen.len());
     assert_eq!((seen.len(), at_target), (jobs, jobs));
     sqs.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_job_of_another_relay_has_one_result_from_sqs_whatever_bridge_is_killed() {
+    let (jobs, seed) = jobs_and_seed(JOBS_AT_TARGET);
+    let (dir, emulator) = (tempfile::tempdir().unwrap(), AwsEmulator::start().await);
+    let made = on_sqs(&emulator.url(), &["provision", "--lease", "2s"], &[]).output().unwrap();
+    assert_eq!(cli_support::code(&made), 0, "{made:?}");
+    let data = dir.path().join("data");
+    let source = ["serve", "--no-auth", "--json", "--lease", "2s", "--retry-base", "50ms", "--log", "error"];
+    let places = ["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let source = Running::start(source.iter().chain(&places));
+    let (starts, url, leases) = (Starts::new(dir.path()), emulator.url(), source.workers());
+    let at_target = ["--sqs", "--sqs-endpoint", &url];
+    let worker = Running::start_command(with_credentials(starts.worker(&at_target)));
+    let args = ["bridge", "--json", "--log", "error", "--slots", "16", "--from-tcp", &leases];
+    let (mut bridges, mut random) = (Bridges::start(|| on_sqs(&url, &args, &[])), Random::new(seed));
+    each_has_one_result(&source.url(), jobs, &starts, async |mut progress: watch::Receiver<usize>| {
+        for kill in 0..KILLS {
+            moment(&mut progress, jobs, KILLS, kill).await;
+            bridges.kill_one(&mut random);
+        }
+    })
+    .await;
+    println!("kills of bridges {}", bridges.killed);
+    bridges.stop();
+    worker.stop();
+    source.stop();
 }
 
 fn configured(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {

@@ -139,6 +139,36 @@ async fn a_job_of_another_relay_is_done_on_sqs_by_a_bridge() {
     source.stop();
 }
 
+// The proxy has a thread of its own: starting the binary blocks one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_a_bridge_could_not_put_in_line_is_done_where_no_server_is() {
+    let emulator = AwsEmulator::start().await;
+    let proxy = AwsProxy::start(&emulator.url()).await;
+    assert_eq!(code(&run(&emulator, &["provision", "--queue", "orders"], &[])), 0);
+    let args =
+        ["serve", "--no-auth", "--memory", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];
+    let source = Running::start(args.into_iter().chain(["--queue", "orders"]));
+    let workers = source.workers();
+    let bridge = ["bridge", "--json", "--from-tcp", &workers, "--queue", "orders"];
+    let bridge = Running::start_command(on_sqs(&proxy.url(), &bridge, &[]));
+    let worker = worker(&emulator, "tr a-z A-Z");
+    // The table has the job when the bridge dies, and no message tells of it.
+    proxy.fault_all("SendMessageBatch", AwsFault::Hold);
+    let url = source.url();
+    let args = ["submit", "--server", &url, "--queue", "orders", "--key", "k", "--wait=55s"];
+    let mut waiting = cli_support::relay(args).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut waiting.stdin.take().unwrap(), b"hello").unwrap();
+    proxy.held().await;
+    drop(bridge);
+    let bridge = ["bridge", "--json", "--from-tcp", &workers, "--queue", "orders"];
+    let bridge = Running::start_command(on_sqs(&emulator.url(), &bridge, &[]));
+    let done = tokio::task::spawn_blocking(move || waiting.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!((code(&done), stdout(&done)), (0, "HELLO"), "{done:?}");
+    worker.stop();
+    bridge.stop();
+    source.stop();
+}
+
 #[tokio::test]
 async fn provisioning_shows_what_it_does_and_does_it_once() {
     let emulator = AwsEmulator::start().await;

@@ -28,6 +28,7 @@ use crate::bridge::foreign::nats::NatsQueue;
 use crate::bridge::foreign::replies::Replies;
 use crate::bridge::metrics::Counters;
 use crate::bridge::relay::{Mapping, RelayHandler};
+use crate::broker::sweep;
 use crate::cli::exit::CliError;
 use crate::cli::provision::from_broker;
 #[cfg(feature = "sqs")]
@@ -142,17 +143,30 @@ impl Open {
         }
     }
 
-    /// Works until `drain`, then settles or hands back what is in hand, and closes.
+    /// Works until `drain`, then settles or hands back what is in hand, and closes. There may be no server at the target, so
+    /// meanwhile it does there what time demands.
     pub(super) async fn run(self, name: ClientId, drain: CancellationToken) {
-        match self.work {
-            Work::Relay { source, worker, handler } => {
+        let (broker, ended) = (self.target.broker(), CancellationToken::new());
+        let working = async {
+            self.work.run(name, drain).await;
+            ended.cancel();
+        };
+        tokio::join!(working, sweep(&broker, &ended));
+        self.target.close().await;
+    }
+}
+
+impl Work {
+    async fn run(self, name: ClientId, drain: CancellationToken) {
+        match self {
+            Self::Relay { source, worker, handler } => {
                 let stats = handler.stats();
                 drop(handler);
                 let worked = worker.run(drain).await;
                 source.close().await;
                 tracing::info!(bridge = %name, worker = ?worked, calls = ?stats.report(), "bridge ended");
             }
-            Work::Stream { connection, queue, intake, slots, replies } => {
+            Self::Stream { connection, queue, intake, slots, replies } => {
                 let stats = intake.stats();
                 let replying = async {
                     if let Some(replies) = replies {
@@ -164,14 +178,13 @@ impl Open {
                 tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
             }
             #[cfg(feature = "sqs")]
-            Work::Sqs { queue, intake, slots } => {
+            Self::Sqs { queue, intake, slots } => {
                 let stats = intake.stats();
                 intake.run(Arc::clone(&queue), slots, drain).await;
                 queue.close().await;
                 tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
             }
         }
-        self.target.close().await;
     }
 }
 
