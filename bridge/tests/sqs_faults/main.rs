@@ -4,6 +4,7 @@
 
 mod answers;
 mod batches;
+mod between;
 mod cost;
 mod forward;
 mod messages;
