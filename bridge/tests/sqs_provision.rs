@@ -1,4 +1,5 @@
-//! Queues that other accounts use, at an emulator that holds them to the queues' policies.
+//! What provisioning makes: the table, relay's own queues, and queues that other accounts use, at an emulator that holds them
+//! to the queues' policies.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
@@ -31,7 +32,12 @@ impl Stage {
     }
 
     async fn relay(&self, shares: &[String]) -> Sqs {
+        self.relay_with(shares, false).await
+    }
+
+    async fn relay_with(&self, shares: &[String], fifo: bool) -> Sqs {
         let config = SqsConfig {
+            fifo,
             region: Some("eu-central-1".to_owned()),
             endpoint: Some(self.emulator.url()),
             credentials: Credentials::keys(OWN, "test"),
@@ -105,6 +111,63 @@ where
             assert!(code.is_some_and(|code| code.starts_with("AccessDenied")), "{error:?}");
             false
         }
+    }
+}
+
+#[tokio::test]
+async fn the_table_has_its_indexes_an_end_for_items_and_a_tag() {
+    let stage = Stage::open().await;
+    stage.provision(&[], false).await;
+    let config = aws_sdk_dynamodb::Config::builder()
+        .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::v2026_01_12())
+        .region(aws_sdk_dynamodb::config::Region::new("eu-central-1"))
+        .endpoint_url(stage.emulator.url())
+        .credentials_provider(Keys::new(OWN, "test", None, None, "test"))
+        .build();
+    let dynamodb = aws_sdk_dynamodb::Client::from_conf(config);
+    let table = dynamodb.describe_table().table_name("relay").send().await.unwrap().table.unwrap();
+    let billing = table.billing_mode_summary().and_then(|summary| summary.billing_mode()).unwrap();
+    assert_eq!(billing.as_str(), "PAY_PER_REQUEST");
+    let mut indexes: Vec<_> =
+        table.global_secondary_indexes().iter().map(|index| index.index_name().unwrap()).collect();
+    indexes.sort_unstable();
+    assert_eq!(indexes, ["by_client", "by_time"]);
+    let ends = dynamodb.describe_time_to_live().table_name("relay").send().await.unwrap();
+    let ends = ends.time_to_live_description.unwrap();
+    assert_eq!(ends.attribute_name(), Some("expires"));
+    assert!(ends.time_to_live_status().unwrap().as_str().starts_with("ENABL"), "{ends:?}");
+    let tags = dynamodb.list_tags_of_resource().resource_arn(table.table_arn().unwrap()).send().await.unwrap();
+    assert!(tags.tags().iter().any(|tag| (tag.key(), tag.value()) == ("application", "relay")), "{tags:?}");
+}
+
+#[tokio::test]
+async fn relays_own_queues_are_as_they_shall_be_and_what_somebody_changed_is_put_right() {
+    let stage = Stage::open().await;
+    let high_throughput =
+        [(Name::DeduplicationScope, "messageGroup"), (Name::FifoThroughputLimit, "perMessageGroupId")];
+    for (fifo, name, more) in [(false, "relay-orders", &[][..]), (true, "relay-orders.fifo", &high_throughput)] {
+        let sqs = stage.relay_with(&[], fifo).await;
+        let (provision, wanted) = (sqs.broker().provision, [(stage.queue.clone(), QueuePolicy::default())]);
+        provision.apply(&wanted, false).await.unwrap();
+        let (client, url) = (stage.account(OWN), stage.url(name).await);
+        let found = async || {
+            let call = client.get_queue_attributes().queue_url(&url).attribute_names(Name::All);
+            call.send().await.unwrap().attributes.unwrap()
+        };
+        let usual = [(Name::MessageRetentionPeriod, "1209600"), (Name::SqsManagedSseEnabled, "true")];
+        let expected: Vec<_> = usual.iter().chain(more).collect();
+        let attributes = found().await;
+        for (name, value) in &expected {
+            assert_eq!(attributes.get(name).map(String::as_str), Some(*value), "{name}");
+        }
+        assert_eq!((attributes.get(&Name::RedrivePolicy), attributes.get(&Name::Policy)), (None, None));
+        let tags = client.list_queue_tags().queue_url(&url).send().await.unwrap().tags.unwrap();
+        assert_eq!(tags["application"], "relay");
+        let shorter = HashMap::from([(Name::MessageRetentionPeriod, "60".to_owned())]);
+        client.set_queue_attributes().queue_url(&url).set_attributes(Some(shorter)).send().await.unwrap();
+        let [change] = &provision.apply(&wanted, false).await.unwrap()[..] else { panic!("one change") };
+        assert_eq!(change.what, format!("queue `{name}` of SQS: MessageRetentionPeriod: 1209600"));
+        assert_eq!(found().await[&Name::MessageRetentionPeriod], "1209600");
     }
 }
 
