@@ -161,6 +161,15 @@ fn what_contradicts_something_else_is_a_mistake() {
             "[queue_defaults]\nretry_base = \"10m\"\n[[queue]]\nname = \"q\"",
             &["queue.q.retry_cap", "`retry_base` (10m)"],
         ),
+        ("[[queue]]\nname = \"q\"\nfair = false", &["relay.toml:3: queue.q.fair", "not kept on NATS"]),
+        (
+            "[nats]\nservers = [\"a\"]\n[[queue]]\nname = \"q\"\nfair = false\nweight = 2",
+            &["relay.toml:6: queue.q.weight", "nobody has turns"],
+        ),
+        (
+            "[nats]\nservers = [\"a\"]\n[[queue]]\nname = \"q\"\nfair = false\n[[queue.client]]\nname = \"c\"\nmax_running = 2",
+            &["relay.toml:8: queue.q.client.c.max_running", "nobody has turns"],
+        ),
         ("[[queue]]\nname = \"q\"\npayload_max = \"17MiB\"", &["queue.q.payload_max", "16.0 MiB"]),
         (
             "[listen]\nhttp = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"",

@@ -49,6 +49,8 @@ pub struct Capabilities {
     pub lease_lost_certain: bool,
     /// Whether clients share a queue's workers by weight.
     pub fair: bool,
+    /// Whether a queue may have one line for all clients instead (`QueuePolicy::fair = false`), for scalers that read one.
+    pub one_line: bool,
 }
 
 /// What an accepted job survives.

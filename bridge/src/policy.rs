@@ -48,6 +48,10 @@ pub struct QueuePolicy {
     /// Who may submit; nobody named means every client. Reading and cancelling are not bound by it.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub allowed_clients: BTreeSet<ClientId>,
+    /// Whether clients have turns. Without them all jobs are in one line that a scaler can read, on brokers that have one
+    /// (`Capabilities::one_line`), where `weight` and `max_running` do not hold; elsewhere it says nothing. Default `true`.
+    #[serde(skip_serializing_if = "is_true")]
+    pub fair: bool,
     /// Whether taking jobs is stopped. Submitting goes on. It stands until it is resumed.
     pub paused: bool,
     /// What holds for a client that has no entry in `clients`.
@@ -72,6 +76,7 @@ impl Default for QueuePolicy {
             result_max: 256 * 1024,
             content_types: BTreeSet::new(),
             allowed_clients: BTreeSet::new(),
+            fair: true,
             paused: false,
             client_defaults: ClientPolicy::default(),
             clients: BTreeMap::new(),
@@ -90,6 +95,20 @@ impl QueuePolicy {
     #[must_use]
     pub fn takes(&self, content_type: &str) -> bool {
         self.content_types.is_empty() || self.content_types.iter().any(|range| range.contains(content_type))
+    }
+
+    /// Which of the shares that need turns are set although there are none: the client, if it is one, and the key.
+    #[must_use]
+    pub fn shares_without_turns(&self) -> Vec<(Option<&ClientId>, &'static str)> {
+        let usual = ClientPolicy::default();
+        let clients = self.clients.iter().map(|(client, share)| (Some(client), share));
+        let shares = clients.chain([(None, &self.client_defaults)]).filter(|_| !self.fair);
+        let keys = shares.flat_map(|(client, share)| {
+            let set =
+                [("weight", share.weight != usual.weight), ("max_running", share.max_running != usual.max_running)];
+            set.into_iter().filter(|(_, is_set)| *is_set).map(move |(key, _)| (client, key))
+        });
+        keys.collect()
     }
 
     /// Whether `client` may submit.
@@ -118,6 +137,11 @@ pub struct ClientPolicy {
 }
 
 const BURST: u32 = 100;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_true(flag: &bool) -> bool {
+    *flag
+}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_usual_burst(burst: &u32) -> bool {

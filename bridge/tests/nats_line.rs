@@ -219,7 +219,7 @@ async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
     }
     let waiting: BTreeSet<_> = stage.submit_many("waiting", WAITING).await.into_iter().collect();
     let stream = stage.jetstream.get_stream(names::jobs_stream(&stage.queue)).await.unwrap();
-    stream.delete_consumer(&names::consumer(&stage.client)).await.unwrap();
+    stream.delete_consumer(stage.client.as_str()).await.unwrap();
     let mut ran = Vec::new();
     while ran.len() < WAITING {
         for delivery in stage.lease(64, LEASE * 5).await {

@@ -113,6 +113,7 @@ fn show(queue: &QueueView) -> Result<(), CliError> {
         ("payload", values::show_size(policy.payload_max)),
         ("result", values::show_size(policy.result_max)),
         ("keep keyless", policy.keep_keyless.to_string()),
+        ("fair", policy.fair.to_string()),
         ("content types", names(policy.content_types.iter().map(ToString::to_string))),
         ("clients", names(policy.allowed_clients.iter().map(ToString::to_string))),
         ("a client's", share(client)),

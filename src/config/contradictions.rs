@@ -156,6 +156,27 @@ impl Finder<'_> {
         }
     }
 
+    /// Shares that need turns, in a queue without any.
+    fn shares(&mut self, queue: &Queue, policy: &QueuePolicy) {
+        for (client, key) in policy.shares_without_turns() {
+            let (full, written) = match client {
+                Some(client) => {
+                    (format!("queue.{}.client.{client}.{key}", queue.name), queue.patch.clients.get(client))
+                }
+                None => (format!("queue.{}.{key}", queue.name), Some(&queue.patch.values)),
+            };
+            // A client that has it from the queue is told of with the queue.
+            if let Some((_, line)) = written.and_then(|written| written.get(key)) {
+                self.at(
+                    *line,
+                    &full,
+                    "with `fair = false` nobody has turns, and it can't hold",
+                    "leave it out, or `fair`",
+                );
+            }
+        }
+    }
+
     /// What is written for single clients of a queue whose policy is `policy`.
     fn clients(&mut self, queue: &Queue, policy: &QueuePolicy) {
         for (client, written) in &queue.patch.clients {
@@ -206,6 +227,11 @@ impl Finder<'_> {
             if queue.patch.values.contains_key("burst") && !queue.patch.values.contains_key("rate") {
                 found.push(("burst", WITHOUT_RATE.to_owned(), ADD_RATE.to_owned()));
             }
+            if !policy.fair && !self.is("nats.servers") {
+                let what = "jobs are not kept on NATS, and elsewhere there is no such line".to_owned();
+                found.push(("fair", what, "leave it out, or say where NATS is with `nats.servers`".to_owned()));
+            }
+            self.shares(queue, &policy);
             self.clients(queue, &policy);
             for (key, what, fix) in found {
                 let line = queue.patch.line(key, queue.line);

@@ -64,6 +64,7 @@ fn set(policy: &mut QueuePolicy, key: &str, value: &Value) {
         ("retry_factor", Value::Factor(factor)) => policy.retry.factor = *factor,
         ("retry_cap", Value::Duration(span)) => policy.retry.cap = *span,
         ("keep_keyless", Value::Flag(flag)) => policy.keep_keyless = *flag,
+        ("fair", Value::Flag(flag)) => policy.fair = *flag,
         ("payload_max", Value::Number(bytes)) => policy.payload_max = *bytes,
         ("result_max", Value::Number(bytes)) => policy.result_max = *bytes,
         // Their kinds have refused what can't be parsed.
@@ -134,6 +135,7 @@ mod tests {
             assert_eq!(read(&quoted(setting.default)), QueuePolicy::default(), "{}", setting.key);
             let other = match setting.default {
                 "false" => "true",
+                "true" => "false",
                 "none" => "7/h",
                 "[\"*\"]" => "[\"shop\"]",
                 "[\"*/*\"]" => "[\"text/*\"]",

@@ -170,6 +170,13 @@ pub const POLICY: &[PolicySetting] = &[
         Some("keep-keyless"),
         "Keep payload and record of jobs without a key after their result, so that they can be rerun.",
     ),
+    policy(
+        "fair",
+        Kind::Flag,
+        "true",
+        None,
+        "Clients have turns; `false` puts all jobs into one line, which a scaler can read (NATS).",
+    ),
     policy("payload_max", Kind::Size, "256KiB", Some("payload-max"), "The largest payload."),
     policy("result_max", Kind::Size, "256KiB", Some("result-max"), "The largest result; a larger one fails its job."),
     policy(

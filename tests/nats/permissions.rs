@@ -137,6 +137,7 @@ async fn a_client_with_its_permissions_can_do_nothing_else() {
         &format!("relay.reply.me.{JOB}"),
         // What relay keeps.
         &format!("relay.jobs.mail.me.{JOB}"),
+        &format!("relay.lane-0.mail.me.{JOB}"),
         &format!("relay.timer.mail.me.{JOB}"),
         &format!("relay.results-log.me.{JOB}"),
         &format!("relay.dead.mail.me.{JOB}"),

@@ -43,6 +43,7 @@ const EMBEDDED: Capabilities = Capabilities {
     durability: Durability::PowerLoss,
     lease_lost_certain: true,
     fair: true,
+    one_line: false,
 };
 /// A server with the default `max_payload` of 1 MiB, of which 64 KiB are left for headers.
 const NATS: Capabilities = Capabilities {
@@ -51,6 +52,7 @@ const NATS: Capabilities = Capabilities {
     durability: Durability::ProcessCrash,
     lease_lost_certain: false,
     fair: true,
+    one_line: true,
 };
 const SQS: Capabilities = Capabilities {
     adapter: "sqs",
@@ -58,6 +60,7 @@ const SQS: Capabilities = Capabilities {
     durability: Durability::Replicated,
     lease_lost_certain: true,
     fair: false,
+    one_line: false,
 };
 const IN_PROCESS: &str = "cargo test -p relay-bridge --test conformance";
 const ON_NATS: &str = "cargo test -p relay-bridge --test nats_conformance";
@@ -88,6 +91,13 @@ pub const COLUMNS: &[Column] = &[
     },
     Column { name: "nats_1", what: "JetStream on one node", command: ON_NATS, capabilities: NATS, groups: None },
     Column {
+        name: "nats_one_line",
+        what: "JetStream on one node, `fair = false` but where a promise is about `weight` or `max_running`",
+        command: ON_NATS,
+        capabilities: Capabilities { fair: false, ..NATS },
+        groups: Some(&["identity", "leases", "taking", "outcomes", "expiry", "endings", "sharing"]),
+    },
+    Column {
         name: "nats_3",
         what: "JetStream on three nodes, three replicas",
         command: ON_NATS,
@@ -109,12 +119,13 @@ pub const COLUMNS: &[Column] = &[
 pub fn document() -> String {
     let mut text = String::from(HEAD);
     for Column { name, what, command, capabilities: c, groups } in COLUMNS {
-        let (lease, fair) = (if c.lease_lost_certain { "the broker" } else { "its holder's clock" }, yes(c.fair));
+        let lease = if c.lease_lost_certain { "the broker" } else { "its holder's clock" };
+        let (fair, one_line) = (yes(c.fair), yes(c.one_line));
         let tested = PROMISES.iter().filter(|(group, _)| groups.is_none_or(|groups| groups.contains(group))).count();
         let (kib, durability) = (c.payload_max / 1024, c.durability.as_str());
         writeln!(
             text,
-            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {tested} | `{command}` |"
+            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {one_line} | {tested} | `{command}` |"
         )
         .unwrap();
     }
@@ -147,6 +158,6 @@ SQS and DynamoDB, an emulator.
 Differences are data that the suite reads: what an adapter claims is tested, and nothing is skipped. The suite of each adapter
 fails when the adapter says something else of itself than this table. The durability of JetStream is that of its replicas.
 
-| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | promises | command |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | a queue may do without turns | promises | command |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 ";

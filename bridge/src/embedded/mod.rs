@@ -139,6 +139,7 @@ impl Embedded {
                 durability: if self.0.path.is_some() { Durability::PowerLoss } else { Durability::None },
                 lease_lost_certain: true,
                 fair: true,
+                one_line: false,
             },
             jobs: this.clone(),
             leasing: this.clone(),

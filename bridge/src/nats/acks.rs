@@ -13,15 +13,15 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Nats;
-use super::names::Address;
-use crate::contract::{ClientId, QueueName};
+use super::names::Lane;
+use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 
 const ACK: Bytes = Bytes::from_static(b"+ACK");
 /// The most that are confirmed together.
 const TOGETHER_MAX: usize = 256;
 
-type Consumer = (QueueName, ClientId);
+type Consumer = (QueueName, Lane);
 
 /// Acknowledgements by consumer: an entry for each whose confirmation is awaited. Bounded by what is leased.
 #[derive(Debug, Default)]
@@ -70,18 +70,19 @@ impl Acks {
 }
 
 impl Nats {
-    /// Acknowledges a delivery of the job at `address` and waits until the server confirmed it, or a later one of the same
+    /// Acknowledges a delivery that came from `lane` and waits until the server confirmed it, or a later one of the same
     /// consumer.
     ///
     /// # Errors
     /// `Unavailable` if the consumer is gone; `Ambiguous` without an answer in time.
     pub(super) async fn acknowledge(
         &self,
-        address: &Address,
+        queue: &QueueName,
+        lane: &Lane,
         reply: &str,
         operation: &'static str,
     ) -> Result<(), BrokerError> {
-        let consumer = (address.queue.clone(), address.client.clone());
+        let consumer = (queue.clone(), lane.clone());
         let (done, confirmed) = oneshot::channel();
         if self.0.line.acks.add(&consumer, Waiting { reply: reply.to_owned(), done }) {
             // Not by the caller, who may go away while others wait for it.

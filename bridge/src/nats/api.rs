@@ -118,9 +118,9 @@ impl Api {
     ///
     /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
     pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
-        let Some((queue, client, hint)) = message.hint.take() else { return self.write(message, operation).await };
+        let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
         // In this order: the hint follows the message on the same connection.
-        let (written, ()) = tokio::join!(biased; self.write(message, operation), self.hint(&queue, &client, hint));
+        let (written, ()) = tokio::join!(biased; self.write(message, operation), self.hint(&queue, &lane, hint));
         written
     }
 

@@ -50,7 +50,7 @@ impl Nats {
             return Ok(Some(record.clone()));
         }
         // From a timer it comes into line, in the same write that ends the timer: whoever leases it does the rest.
-        let place = Place::Line;
+        let place = record.line().unwrap_or(Place::Line);
         let draft = record.rewrite().cancelled(Some(self.clock().now()));
         let headers = draft.headers.clone();
         match self.api().publish(draft.to(place), OPERATION).await? {
@@ -100,7 +100,7 @@ impl Nats {
             return Ok(());
         }
         if let Written::At(_) = self.api().publish(record.rewrite().to(Place::Ended), "retire").await?
-            && record.place == Place::Line
+            && record.place.is_in_line()
         {
             self.api().delete(&stream, record.seq, "retire").await?;
         }

@@ -1,19 +1,26 @@
-//! The consumers of a queue: one durable for each client. Made before a client's first job is published, changed when
-//! the policy is another one, made again when somebody deleted it.
+//! The consumers of a queue: one durable for each lane. A client has a lane of its own, beyond the first 500 clients it
+//! shares one, and in a queue without turns all share the same. A lane's consumer is made before the first job is published
+//! there, changed when the policy is another one, made again when somebody deleted it.
+//!
+//! Which lane a job is in is part of its subject, and each subject is seen by one consumer. So processes that put a client's
+//! jobs in different lanes, because one of them knows a newer policy, lose and double nothing.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Nats, names};
+use super::names::Lane;
+use super::{Nats, names, stream_api};
 use crate::contract::{ClientId, QueueName};
 use crate::error::BrokerError;
 use crate::policy::QueuePolicy;
 
-/// The most jobs of a client that are leased at once where its policy sets no limit of its own. The server keeps a list
+/// The most lanes of a queue that a new client gets one of its own in. Clients that the policy names get one all the same.
+const OWN_MAX: usize = 500;
+/// The most jobs of a lane that are leased at once where the policy sets no limit of its own. The server keeps a list
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
 const RUNNING_MAX: u32 = 50_000;
 /// The most consumers whose settings are remembered.
@@ -21,9 +28,16 @@ const KNOWN_MAX: usize = 65_536;
 /// The most consumers that are listed of one queue.
 const LISTED_MAX: usize = 20_000;
 
-/// The settings with which this process last made, or found, each consumer.
+/// What this process knows of consumers.
 #[derive(Debug, Default)]
-pub(super) struct Consumers(Mutex<HashMap<(QueueName, ClientId), Made>>);
+pub(super) struct Consumers {
+    /// The settings with which it last made, or found, each.
+    made: Mutex<HashMap<(QueueName, Lane), Made>>,
+    /// The clients that share a lane because there were others before them.
+    sharing: Mutex<HashSet<(QueueName, ClientId)>>,
+    /// New ones are made one at a time, so that they can be counted.
+    making: tokio::sync::Mutex<()>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Made {
@@ -32,8 +46,13 @@ struct Made {
 }
 
 impl Made {
-    fn by(policy: &QueuePolicy, client: &ClientId) -> Self {
-        Self { lease: policy.lease, running_max: policy.client(client).max_running.clamp(1, RUNNING_MAX) }
+    /// Clients that share a lane may run together what one of them may: then none runs more.
+    fn by(policy: &QueuePolicy, lane: &Lane) -> Self {
+        let of_client = match lane {
+            Lane::Own(client) => policy.client(client),
+            Lane::Shared(_) => &policy.client_defaults,
+        };
+        Self { lease: policy.lease, running_max: of_client.max_running.clamp(1, RUNNING_MAX) }
     }
 }
 
@@ -47,11 +66,14 @@ pub(super) struct ConsumerInfo {
     pub(super) num_ack_pending: u64,
     #[serde(default)]
     pub(super) ack_floor: Floor,
+    /// Up to where everything was delivered once.
+    #[serde(default)]
+    pub(super) delivered: Floor,
     #[serde(default)]
     config: ConsumerConfig,
 }
 
-/// Up to where everything was settled.
+/// Up to where everything was settled, or delivered.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct Floor {
     #[serde(default)]
@@ -67,12 +89,12 @@ struct ConsumerConfig {
 }
 
 impl ConsumerInfo {
-    /// Whose line it is; `None` if relay did not make it.
-    pub(super) fn client(&self) -> Option<ClientId> {
+    /// Whose it is; `None` if relay did not make it.
+    pub(super) fn lane(&self) -> Option<Lane> {
         self.name.parse().ok()
     }
 
-    /// Whether its client may have one more job leased.
+    /// Whether one more of its jobs may be leased.
     pub(super) fn has_room(&self) -> bool {
         u64::try_from(self.config.max_ack_pending).is_ok_and(|max| self.num_ack_pending < max)
     }
@@ -86,59 +108,104 @@ impl ConsumerInfo {
 }
 
 impl Consumers {
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<(QueueName, ClientId), Made>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<(QueueName, Lane), Made>) -> T) -> T {
+        change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn remember(&self, queue: &QueueName, client: &ClientId, made: Made) {
+    fn sharing(&self) -> MutexGuard<'_, HashSet<(QueueName, ClientId)>> {
+        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, queue: &QueueName, lane: &Lane, made: Made) {
         self.change(|known| {
             if known.len() >= KNOWN_MAX {
                 known.clear();
             }
-            known.insert((queue.clone(), client.clone()), made);
+            known.insert((queue.clone(), lane.clone()), made);
         });
     }
 
-    /// The consumer is gone: the next one who needs it makes it.
-    pub(super) fn forget(&self, queue: &QueueName, client: &ClientId) {
-        self.change(|known| known.remove(&(queue.clone(), client.clone())));
+    fn shares(&self, queue: &QueueName, client: &ClientId) {
+        let mut sharing = self.sharing();
+        if sharing.len() >= KNOWN_MAX {
+            sharing.clear();
+        }
+        sharing.insert((queue.clone(), client.clone()));
     }
 
-    fn knows(&self, queue: &QueueName, client: &ClientId) -> bool {
-        self.change(|known| known.contains_key(&(queue.clone(), client.clone())))
+    /// The consumer is gone: the next one who needs it makes it.
+    pub(super) fn forget(&self, queue: &QueueName, lane: &Lane) {
+        self.change(|known| known.remove(&(queue.clone(), lane.clone())));
+    }
+
+    fn knows(&self, queue: &QueueName, lane: &Lane) -> bool {
+        self.change(|known| known.contains_key(&(queue.clone(), lane.clone())))
     }
 }
 
 impl Nats {
-    /// Makes sure that the client has its consumer, without asking the server again for one that was seen.
-    pub(super) async fn ensure_consumer(
+    /// The lane of the client's next job, whose consumer is there then. The server is not asked again about one that was
+    /// seen.
+    pub(super) async fn lane_for(
         &self,
         queue: &QueueName,
         client: &ClientId,
         policy: &QueuePolicy,
-    ) -> Result<(), BrokerError> {
-        if self.consumers().knows(queue, client) {
-            return Ok(());
+    ) -> Result<Lane, BrokerError> {
+        let known = self.known_lane(queue, client, policy);
+        if let Some(lane) = known.as_ref().filter(|lane| self.consumers().knows(queue, lane)) {
+            return Ok(lane.clone());
         }
-        self.make_consumer(queue, client, policy).await
+        // One after the other: many new clients at once would each see that there is room.
+        let _alone = self.consumers().making.lock().await;
+        let lane = match self.known_lane(queue, client, policy) {
+            Some(lane) => lane,
+            None => self.choose_lane(queue, client).await?,
+        };
+        if !self.consumers().knows(queue, &lane) {
+            self.make_consumer(queue, &lane, policy).await?;
+        }
+        Ok(lane)
     }
 
-    /// Makes the client's consumer, or changes it to what the policy says.
+    /// The lane of the client's next job, as far as that is known without asking.
+    fn known_lane(&self, queue: &QueueName, client: &ClientId, policy: &QueuePolicy) -> Option<Lane> {
+        let own = Lane::Own(client.clone());
+        match () {
+            () if !policy.fair => Some(Lane::ALL),
+            () if policy.clients.contains_key(client) || self.consumers().knows(queue, &own) => Some(own),
+            () if self.consumers().sharing().contains(&(queue.clone(), client.clone())) => {
+                Some(Lane::shared_by(client))
+            }
+            () => None,
+        }
+    }
+
+    async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {
+        let own = Lane::Own(client.clone());
+        let stream = stream_api::get(self.api(), &names::jobs_stream(queue), "create consumer").await?;
+        if stream.info.state.consumer_count < OWN_MAX || self.consumer_info(queue, &own).await?.is_some() {
+            return Ok(own);
+        }
+        self.consumers().shares(queue, client);
+        Ok(Lane::shared_by(client))
+    }
+
+    /// Makes the lane's consumer, or changes it to what the policy says.
     pub(super) async fn make_consumer(
         &self,
         queue: &QueueName,
-        client: &ClientId,
+        lane: &Lane,
         policy: &QueuePolicy,
     ) -> Result<(), BrokerError> {
-        let (stream, name, line) =
-            (names::jobs_stream(queue), names::consumer(client), names::client_line(queue, client));
-        let made = Made::by(policy, client);
+        let (stream, name, filter) = (names::jobs_stream(queue), lane.to_string(), lane.filter(queue));
+        let made = Made::by(policy, lane);
         let body = json!({
             "stream_name": stream,
             "config": {
                 "durable_name": name,
                 "name": name,
-                "filter_subject": line,
+                "filter_subject": filter,
                 "deliver_policy": "all",
                 "ack_policy": "explicit",
                 "ack_wait": u64::try_from(made.lease.as_nanos()).unwrap_or(u64::MAX),
@@ -148,8 +215,8 @@ impl Nats {
             },
         });
         let created: ConsumerInfo =
-            self.api().call(format!("CONSUMER.CREATE.{stream}.{name}.{line}"), &body, "create consumer").await?;
-        self.consumers().remember(queue, client, created.made());
+            self.api().call(format!("CONSUMER.CREATE.{stream}.{name}.{filter}"), &body, "create consumer").await?;
+        self.consumers().remember(queue, lane, created.made());
         Ok(())
     }
 
@@ -160,11 +227,11 @@ impl Nats {
         policy: &QueuePolicy,
     ) -> Result<Vec<ConsumerInfo>, BrokerError> {
         let listed = self.consumer_infos(queue).await?;
-        for (info, client) in listed.iter().filter_map(|info| Some((info, info.client()?))) {
-            if info.made() == Made::by(policy, &client) {
-                self.consumers().remember(queue, &client, info.made());
+        for (info, lane) in listed.iter().filter_map(|info| Some((info, info.lane()?))) {
+            if info.made() == Made::by(policy, &lane) {
+                self.consumers().remember(queue, &lane, info.made());
             } else {
-                self.make_consumer(queue, &client, policy).await?;
+                self.make_consumer(queue, &lane, policy).await?;
             }
         }
         Ok(listed)
@@ -194,15 +261,15 @@ impl Nats {
         Ok(listed)
     }
 
-    /// What the server says of the client's consumer, or `None` if there is none.
+    /// What the server says of the lane's consumer, or `None` if there is none.
     pub(super) async fn consumer_info(
         &self,
         queue: &QueueName,
-        client: &ClientId,
+        lane: &Lane,
     ) -> Result<Option<ConsumerInfo>, BrokerError> {
-        let (stream, name) = (names::jobs_stream(queue), names::consumer(client));
+        let stream = names::jobs_stream(queue);
         let body = json!({});
-        let info = self.api().call(format!("CONSUMER.INFO.{stream}.{name}"), &body, "read consumer");
+        let info = self.api().call(format!("CONSUMER.INFO.{stream}.{lane}"), &body, "read consumer");
         match info.await {
             Ok(info) => Ok(Some(info)),
             Err(error) if error.kind() == crate::error::BrokerErrorKind::NotFound => Ok(None),

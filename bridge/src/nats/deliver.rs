@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::dispatch::Line;
+use super::names::Lane;
 use super::receipt::Token;
 use super::record::{Record, Stored, doubtful};
 use super::state::Held;
@@ -37,6 +38,8 @@ pub(super) struct Asked {
 /// A message that was pulled, with what its subject for answers says.
 struct Pulled {
     record: Record,
+    /// From which it came.
+    lane: Lane,
     reply: String,
     /// How often the server delivered this message, this time included.
     delivered: u64,
@@ -135,7 +138,7 @@ impl Nats {
         };
         if pulled.delivered > 1 {
             // No hint told of it, so it took the place of something that one told of.
-            line.more(&pulled.record.address.client);
+            line.more(&pulled.lane);
         }
         match self.examine(line, &pulled).await {
             Ok(Some(job)) => Some(self.give_out(policy, pulled, job, asked_at)),
@@ -178,7 +181,7 @@ impl Nats {
                 }
             };
             if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
-                self.let_go(&pulled.reply, &record.address, record.seq, job.keep_record).await?;
+                self.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
                 return Ok(None);
             }
         }
@@ -216,7 +219,7 @@ impl Nats {
     }
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
-        let Pulled { record, reply, delivered } = &pulled;
+        let Pulled { record, lane: from, reply, delivered } = &pulled;
         let (attempt, leased_at, lease) = (attempt(&pulled), self.clock().now(), policy.lease);
         let token = Token {
             seq: record.seq,
@@ -226,6 +229,7 @@ impl Nats {
             lease,
             keep_record: job.keep_record,
             reply: reply.clone(),
+            lane: from.clone(),
         };
         let receipt = Receipt {
             job_id: job.id,
@@ -266,7 +270,8 @@ fn read(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerE
     let Message { subject, headers, payload, .. } = message.message;
     let subject = subject.into_string();
     let record = Record::read(Stored { subject, seq, headers: headers.unwrap_or_default(), payload, at })?;
-    Ok(Pulled { record, reply: reply.into_string(), delivered })
+    let lane = record.address.lane(record.place).ok_or_else(|| corrupt("a record that is in no line"))?;
+    Ok(Pulled { record, lane, reply: reply.into_string(), delivered })
 }
 
 /// Whether a request asks for what a lease can give.

@@ -1,4 +1,4 @@
-//! A queue's lines as one worker process sees them: hints say which clients have work, pulls that hardly wait fetch it in
+//! A queue's lanes as one worker process sees them: hints say which have work, pulls that hardly wait fetch it in
 //! turns, and a full round over all consumers finds what no hint told of: leases that ended, hints that were lost.
 //!
 //! A pull asks for no more than there are free slots, so nothing is leased that nobody runs.
@@ -15,9 +15,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::hints::Listening;
+use super::names::Lane;
 use super::turns::{Turns, Wanted};
 use super::{Nats, names, stream_api};
-use crate::contract::{ClientId, QueueName};
+use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
 
@@ -30,13 +31,13 @@ const ROUND_SECOND: Duration = Duration::from_millis(100);
 /// How long a pull waits for what a hint told of: a consumer learns of a message a little later than the subscribers of
 /// the hint.
 const HINTED_WAIT: Duration = Duration::from_millis(60);
-/// How long any other pull waits. Not zero: where a client has as many jobs leased as it may, the server answers a pull
+/// How long any other pull waits. Not zero: where a lane has as many jobs leased as it may, the server answers a pull
 /// that does not wait never, and keeps it (measured on 2.15.1).
 const PULL_WAIT: Duration = Duration::from_millis(5);
-/// How long after a pull that ran out of its time its client is asked about: a busy server may have left a pull alone
+/// How long after a pull that ran out of its time its lane is asked about: a busy server may have left a pull alone
 /// although there was something.
 const DOUBT_AFTER: Duration = Duration::from_millis(50);
-/// The most clients that are in doubt at once; a full round finds the others.
+/// The most lanes that are in doubt at once; a full round finds the others.
 const DOUBTS_MAX: usize = 1_024;
 /// How long the server may take to answer a pull.
 const PULL_WITHIN: Duration = Duration::from_secs(5);
@@ -45,8 +46,8 @@ const PULL_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Line {
     pub(super) queue: QueueName,
     turns: Mutex<Turns>,
-    /// Clients whose last pull ran out of its time, and when to ask about them.
-    doubts: Mutex<HashMap<ClientId, Instant>>,
+    /// Lanes whose last pull ran out of its time, and when to ask about them.
+    doubts: Mutex<HashMap<Lane, Instant>>,
     /// Woken once for each thing that may be there to take.
     pub(super) woken: Notify,
     /// Jobs up to this sequence may have been settled although their consumer says otherwise.
@@ -64,6 +65,14 @@ pub(super) struct Line {
 struct Round {
     at: Option<Instant>,
     made: u64,
+}
+
+/// A lane's share of the slots. Clients that share a lane have the share of one together.
+fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
+    match lane {
+        Lane::Own(client) => policy.client(client).weight,
+        Lane::Shared(_) => policy.client_defaults.weight,
+    }
 }
 
 /// What a pull brought.
@@ -110,14 +119,14 @@ impl Line {
         raised
     }
 
-    /// The client may run one more, or has more in line than was hinted.
-    pub(super) fn more(&self, client: &ClientId) {
-        self.turns().more(client);
+    /// The lane may give one more, or has more than was hinted.
+    pub(super) fn more(&self, lane: &Lane) {
+        self.turns().more(lane);
         self.woken.notify_one();
     }
 
-    pub(super) fn hint(&self, client: &ClientId, jobs: u32) {
-        self.turns().hint(client, jobs);
+    pub(super) fn hint(&self, lane: &Lane, jobs: u32) {
+        self.turns().hint(lane, jobs);
         self.woken.notify_one();
     }
 
@@ -128,18 +137,18 @@ impl Line {
         }
     }
 
-    fn doubt(&self, client: &ClientId) {
+    fn doubt(&self, lane: &Lane) {
         let mut doubts = self.doubts();
         if doubts.len() < DOUBTS_MAX {
-            doubts.entry(client.clone()).or_insert_with(|| Instant::now() + DOUBT_AFTER);
+            doubts.entry(lane.clone()).or_insert_with(|| Instant::now() + DOUBT_AFTER);
         }
     }
 
-    /// The clients that are to be asked about now.
-    fn doubtful(&self) -> Vec<ClientId> {
+    /// The lanes that are to be asked about now.
+    fn doubtful(&self) -> Vec<Lane> {
         let now = Instant::now();
         let mut doubts = self.doubts();
-        let due: Vec<_> = doubts.iter().filter(|(_, at)| **at <= now).map(|(client, _)| client.clone()).collect();
+        let due: Vec<_> = doubts.iter().filter(|(_, at)| **at <= now).map(|(lane, _)| lane.clone()).collect();
         doubts.retain(|_, at| *at > now);
         due
     }
@@ -153,7 +162,7 @@ impl Line {
         }
     }
 
-    fn doubts(&self) -> MutexGuard<'_, HashMap<ClientId, Instant>> {
+    fn doubts(&self) -> MutexGuard<'_, HashMap<Lane, Instant>> {
         self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -204,15 +213,15 @@ impl Nats {
             return Ok(());
         }
         let asked = Instant::now();
-        let timers = self.count(&line.queue, names::timers(&line.queue));
+        let timers = self.count(&line.queue, names::timers(&line.queue), 1);
         let (listed, timers) = tokio::try_join!(self.list_consumers(&line.queue, policy), timers)?;
         line.lively.store(timers > 0 || listed.iter().any(|info| info.num_ack_pending > 0), Ordering::Release);
         round.at = Some(asked);
         round.made += 1;
         let mut turns = line.turns();
         for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
-            if let Some(client) = info.client() {
-                turns.more(&client);
+            if let Some(lane) = info.lane() {
+                turns.more(&lane);
             }
         }
         Ok(())
@@ -233,12 +242,12 @@ impl Nats {
         Ok(())
     }
 
-    /// Asks about the clients that are in doubt.
+    /// Asks about the lanes that are in doubt.
     pub(super) async fn clear_doubts(&self, line: &Line) -> Result<(), BrokerError> {
-        for client in line.doubtful() {
-            let info = self.consumer_info(&line.queue, &client).await?;
+        for lane in line.doubtful() {
+            let info = self.consumer_info(&line.queue, &lane).await?;
             if info.is_none_or(|info| info.num_pending > 0 && info.has_room()) {
-                line.turns().more(&client);
+                line.turns().more(&lane);
             }
         }
         Ok(())
@@ -251,13 +260,13 @@ impl Nats {
         line.doubts().values().min().map_or(round, |doubt| round.min(*doubt))
     }
 
-    /// Fetches up to `max` messages of the queue, the clients that have work in turns.
+    /// Fetches up to `max` messages of the queue, the lanes that have work in turns.
     pub(super) async fn fetch(&self, line: &Line, policy: &QueuePolicy, max: u32) -> Result<Vec<Message>, BrokerError> {
         let mut fetched = Vec::new();
-        // Each pass either fills what is asked for or finds a client that has nothing left.
+        // Each pass either fills what is asked for or finds a lane that has nothing left.
         loop {
             let left = max.saturating_sub(u32::try_from(fetched.len()).unwrap_or(u32::MAX));
-            let plan = line.turns().plan(left, |client| policy.client(client).weight);
+            let plan = line.turns().plan(left, |lane| weight(policy, lane));
             if plan.is_empty() {
                 break;
             }
@@ -278,11 +287,11 @@ impl Nats {
                 fetched.extend(pulled.messages);
                 match pulled.end {
                     // Part of what was hinted: the consumer may not have known of the rest.
-                    End::Answered if wanted.hinted && got < wanted.count => line.doubt(&wanted.client),
+                    End::Answered if wanted.hinted && got < wanted.count => line.doubt(&wanted.lane),
                     End::Answered => {}
-                    End::OutOfTime => line.doubt(&wanted.client),
+                    End::OutOfTime => line.doubt(&wanted.lane),
                     // What others brought is given out all the same.
-                    End::Gone => failed = self.restore_consumer(line, policy, &wanted.client).await.err().or(failed),
+                    End::Gone => failed = self.restore_consumer(line, policy, &wanted.lane).await.err().or(failed),
                 }
             }
             match failed {
@@ -298,12 +307,12 @@ impl Nats {
     }
 
     /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
-    async fn restore_consumer(&self, line: &Line, policy: &QueuePolicy, client: &ClientId) -> Result<(), BrokerError> {
-        tracing::warn!(queue = %line.queue, client = %client, "the client's consumer was gone: made again");
+    async fn restore_consumer(&self, line: &Line, policy: &QueuePolicy, lane: &Lane) -> Result<(), BrokerError> {
+        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer was gone: made again");
         self.raise_mark(line).await?;
-        self.consumers().forget(&line.queue, client);
-        self.make_consumer(&line.queue, client, policy).await?;
-        line.turns().more(client);
+        self.consumers().forget(&line.queue, lane);
+        self.make_consumer(&line.queue, lane, policy).await?;
+        line.turns().more(lane);
         Ok(())
     }
 
@@ -320,8 +329,7 @@ impl Nats {
         let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
         // What there is, at once; if there is nothing, what comes within `expires`.
         let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
-        let subject =
-            format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), names::consumer(&wanted.client));
+        let subject = format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), wanted.lane);
         let request = Request::new().inbox(inbox).payload(body.into());
         context.send_request(subject, request).await.map_err(|e| failed("can't ask for jobs").with_source(e))?;
         let mut pulled = Pulled { messages: Vec::new(), end: End::Answered };

@@ -2,7 +2,7 @@
 //! record, before any quota refuses it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use super::Nats;
 use super::api::Written;
 use super::batch::Stretch;
 use super::find::{Found, status_of_new};
-use super::names::{self, Address, Place};
+use super::names::{self, Address, Lane};
 use super::record::Draft;
 use crate::contract::{ClientId, Job, JobStatus, QueueName, RunId};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -28,7 +28,14 @@ const COUNTS_MAX: usize = 65_536;
 
 /// How much waits in each client's line, as far as this process knows.
 #[derive(Debug, Default)]
-pub(super) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Counted>>);
+pub(super) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
+
+#[derive(Debug, Default)]
+struct Line {
+    counted: Option<Counted>,
+    /// Held by the one who asks the server.
+    asking: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Counted {
@@ -38,21 +45,47 @@ struct Counted {
 }
 
 impl Waiting {
+    fn of<T>(&self, queue: &QueueName, client: &ClientId, with: impl FnOnce(&mut Line) -> T) -> T {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() >= COUNTS_MAX {
+            lines.clear();
+        }
+        with(lines.entry((queue.clone(), client.clone())).or_default())
+    }
+
     /// Whether one more is surely below `limit`, without asking the server; counts it if so.
     fn is_far_below(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) else { return false };
-        let below = counted.at.elapsed() < COUNT_AGE && counted.waiting < limit / 10 * 9;
-        counted.waiting += u64::from(below);
-        below
+        self.of(queue, client, |line| {
+            let Some(counted) = &mut line.counted else { return false };
+            let below = counted.at.elapsed() < COUNT_AGE && counted.waiting < limit / 10 * 9;
+            counted.waiting += u64::from(below);
+            below
+        })
+    }
+
+    fn asking(&self, queue: &QueueName, client: &ClientId) -> Arc<tokio::sync::Mutex<()>> {
+        self.of(queue, client, |line| line.asking.clone())
+    }
+
+    /// Whether the server has answered since `called`.
+    fn is_newer(&self, queue: &QueueName, client: &ClientId, called: Instant) -> bool {
+        self.of(queue, client, |line| line.counted.is_some_and(|counted| counted.at >= called))
     }
 
     fn note(&self, queue: &QueueName, client: &ClientId, waiting: u64) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= COUNTS_MAX {
-            counts.clear();
-        }
-        counts.insert((queue.clone(), client.clone()), Counted { at: Instant::now(), waiting });
+        self.of(queue, client, |line| line.counted = Some(Counted { at: Instant::now(), waiting }));
+    }
+
+    /// Counts one more if it is below `limit`, else says how many there are.
+    fn add(&self, queue: &QueueName, client: &ClientId, limit: u64) -> Result<(), u64> {
+        self.of(queue, client, |line| match &mut line.counted {
+            Some(counted) if counted.waiting >= limit => Err(counted.waiting),
+            Some(counted) => {
+                counted.waiting += 1;
+                Ok(())
+            }
+            None => Ok(()),
+        })
     }
 }
 
@@ -67,7 +100,7 @@ impl Nats {
         if let Some(refusal) = self.refusal(&job, &policy).await? {
             return self.known(&address).await?.map_or(Err(refusal), |status| Ok(Enqueued::Known(status)));
         }
-        self.ensure_consumer(&job.queue, &job.client, &policy).await?;
+        let line = self.lane_for(&job.queue, &job.client, &policy).await?.place();
         self.note_deadline(&job, Some(policy.job_ttl)).await?;
         let mut old = None;
         for _ in 0..TRIES {
@@ -77,9 +110,9 @@ impl Nats {
             };
             let message = if job.due_at > self.clock().now() {
                 let keep = self.keep_on_timer(job.due_at, Some(&job));
-                draft.on_timer(job.due_at, keep)
+                draft.on_timer(job.due_at, keep, line)
             } else {
-                draft.to(Place::Line)
+                draft.to(line)
             };
             if let Written::At(_) = self.api().publish(message, OPERATION).await? {
                 let now = self.clock().now();
@@ -135,31 +168,56 @@ impl Nats {
             return Ok(Some(refusal));
         }
         let limit = policy.client(&job.client).max_queued;
-        if self.0.line.waiting.is_far_below(&job.queue, &job.client, limit) {
+        let (queue, client) = (&job.queue, &job.client);
+        let counts = &self.0.line.waiting;
+        if counts.is_far_below(queue, client, limit) {
             return Ok(None);
         }
-        let waiting = self.count_waiting(&job.queue, &job.client).await?;
-        self.0.line.waiting.note(&job.queue, &job.client, waiting.saturating_add(1));
-        Ok((waiting >= limit).then(|| {
+        let called = Instant::now();
+        // What many ask for at once is asked for once.
+        let asking = counts.asking(queue, client);
+        let _alone = asking.lock().await;
+        if !counts.is_newer(queue, client, called) {
+            let waiting = self.count_waiting(queue, client, policy).await?;
+            counts.note(queue, client, waiting);
+        }
+        Ok(counts.add(queue, client, limit).err().map(|waiting| {
             BrokerError::new(
                 BrokerErrorKind::QuotaExceeded { actual: waiting, limit },
                 OPERATION,
-                format!("client `{}` has {waiting} jobs waiting in `{}`, {limit} are allowed", job.client, job.queue),
+                format!("client `{client}` has {waiting} jobs waiting in `{queue}`, {limit} are allowed"),
             )
         }))
     }
 
-    /// The client's jobs in line or on timers.
-    pub(super) async fn count_waiting(&self, queue: &QueueName, client: &ClientId) -> Result<u64, BrokerError> {
-        let (info, timers) =
-            (self.consumer_info(queue, client), self.count(queue, names::client_timers(queue, client)));
-        let (info, timers) = tokio::try_join!(info, timers)?;
-        Ok(info.map_or(0, |info| info.num_pending) + timers)
+    /// The client's jobs on timers, and in the lane that takes its next one: never delivered yet.
+    pub(super) async fn count_waiting(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<u64, BrokerError> {
+        let lane = self.lane_for(queue, client, policy).await?;
+        let in_lane = async {
+            let Some(info) = self.consumer_info(queue, &lane).await? else { return Ok(0) };
+            match lane {
+                Lane::Own(_) => Ok(info.num_pending),
+                // The consumer counts all of them.
+                Lane::Shared(_) => {
+                    let subject = lane.place().of_client(queue, client);
+                    self.count(queue, subject, info.delivered.stream_seq + 1).await
+                }
+            }
+        };
+        let timers = self.count(queue, names::client_timers(queue, client), 1);
+        let (in_lane, timers) = tokio::try_join!(in_lane, timers)?;
+        Ok(in_lane + timers)
     }
 
-    /// How many messages there are on a subject with wildcards in the queue's stream. Costs the first one's bytes.
-    pub(super) async fn count(&self, queue: &QueueName, subject: String) -> Result<u64, BrokerError> {
-        let stretch = Stretch { from: 1, subject, messages: 1, bytes: 1 };
+    /// How many messages there are from sequence `from` on, on a subject with wildcards in the queue's stream. Costs the
+    /// first one's bytes.
+    pub(super) async fn count(&self, queue: &QueueName, subject: String, from: u64) -> Result<u64, BrokerError> {
+        let stretch = Stretch { from, subject, messages: 1, bytes: 1 };
         let batch = self.api().batch(&names::jobs_stream(queue), &stretch, "count").await?;
         Ok(batch.messages.len() as u64 + batch.left)
     }

@@ -1,6 +1,6 @@
-//! Hints: what says to the workers of a queue which clients have jobs in line, so that they need not ask about all.
+//! Hints: what says to the workers of a queue which lanes have jobs, so that they need not ask about all.
 //!
-//! Whoever puts a job in line says so beside the write, at most one message per client and queue in [`EVERY`], with the
+//! Whoever puts a job in line says so beside the write, at most one message per lane and queue in [`EVERY`], with the
 //! number of jobs since the last one. A worker process listens to the hints of its queues, to changes of their policies,
 //! and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
 
@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::dispatch::Line;
+use super::names::Lane;
 use super::{Inner, Nats, names, policy};
-use crate::contract::{ClientId, QueueName};
+use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// How often one client's jobs in one queue are hinted at. The first one after a pause is told at once.
+/// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
 const EVERY: Duration = Duration::from_millis(2);
-/// The most clients and queues that are hinted at in [`EVERY`]; a full round finds the others.
+/// The most lanes that are hinted at in [`EVERY`]; a full round finds the others.
 const LATELY_MAX: usize = 4_096;
 /// What a hint says of jobs on timers, instead of a number of jobs in line.
 const TIMER: &str = "timer";
@@ -41,7 +42,7 @@ pub(super) enum Hint {
 #[derive(Debug, Default)]
 pub(super) struct Hints {
     /// Told lately; what came since then is told together.
-    lately: Mutex<HashMap<(QueueName, ClientId), Lately>>,
+    lately: Mutex<HashMap<(QueueName, Lane), Lately>>,
     woken: Notify,
 }
 
@@ -73,9 +74,9 @@ impl Lately {
 
 impl Hints {
     /// Takes note of a write. What it returns is to be told at once.
-    fn note(&self, queue: &QueueName, client: &ClientId, hint: Hint) -> Option<Lately> {
+    fn note(&self, queue: &QueueName, lane: &Lane, hint: Hint) -> Option<Lately> {
         let mut lately = self.lately();
-        let key = (queue.clone(), client.clone());
+        let key = (queue.clone(), lane.clone());
         if let Some(lately) = lately.get_mut(&key) {
             lately.add(hint);
             return None;
@@ -90,28 +91,28 @@ impl Hints {
     }
 
     /// What came together meanwhile. Who has nothing new is told at once the next time.
-    fn due(&self) -> Vec<((QueueName, ClientId), Lately)> {
+    fn due(&self) -> Vec<((QueueName, Lane), Lately)> {
         let mut lately = self.lately();
         lately.retain(|_, told| !told.is_nothing());
         lately.iter_mut().map(|(whose, told)| (whose.clone(), std::mem::take(told))).collect()
     }
 
-    fn lately(&self) -> MutexGuard<'_, HashMap<(QueueName, ClientId), Lately>> {
+    fn lately(&self) -> MutexGuard<'_, HashMap<(QueueName, Lane), Lately>> {
         self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Api {
     /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
-    pub(super) async fn hint(&self, queue: &QueueName, client: &ClientId, hint: Hint) {
-        if let Some(now) = self.hints().note(queue, client, hint) {
-            self.tell_hints(queue, client, now).await;
+    pub(super) async fn hint(&self, queue: &QueueName, lane: &Lane, hint: Hint) {
+        if let Some(now) = self.hints().note(queue, lane, hint) {
+            self.tell_hints(queue, lane, now).await;
         }
     }
 
-    async fn tell_hints(&self, queue: &QueueName, client: &ClientId, told: Lately) {
+    async fn tell_hints(&self, queue: &QueueName, lane: &Lane, told: Lately) {
         for text in told.texts() {
-            self.tell(names::hint(queue, client), HeaderMap::new(), text).await;
+            self.tell(names::hint(queue, lane), HeaderMap::new(), text).await;
         }
     }
 }
@@ -132,8 +133,8 @@ pub(super) async fn keep_hinting(api: Api, closing: CancellationToken) {
             if due.is_empty() {
                 break;
             }
-            for ((queue, client), told) in due {
-                api.tell_hints(&queue, &client, told).await;
+            for ((queue, lane), told) in due {
+                api.tell_hints(&queue, &lane, told).await;
             }
         }
     }
@@ -187,7 +188,7 @@ impl Listening {
             };
             let (Some(inner), Some(line)) = (inner.upgrade(), line.upgrade()) else { return };
             match heard {
-                Heard::InLine(client, jobs) => line.hint(&client, jobs),
+                Heard::InLine(lane, jobs) => line.hint(&lane, jobs),
                 Heard::OnTimer => line.timer(),
                 Heard::Changed => {
                     line.suspect();
@@ -215,8 +216,8 @@ async fn raise_mark(nats: Nats, line: Arc<Line>) {
 }
 
 enum Heard {
-    /// So many of the client's jobs.
-    InLine(ClientId, u32),
+    /// So many of the lane's jobs.
+    InLine(Lane, u32),
     OnTimer,
     Told(Bytes),
     Changed,
@@ -228,8 +229,8 @@ impl Heard {
     /// What a hint says.
     fn read(subject: &str, text: &[u8]) -> Self {
         let jobs = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-        match (names::client_of_hint(subject), jobs) {
-            (Some(client), Some(jobs)) => Self::InLine(client, jobs),
+        match (names::lane_of_hint(subject), jobs) {
+            (Some(lane), Some(jobs)) => Self::InLine(lane, jobs),
             _ => Self::OnTimer,
         }
     }
@@ -242,7 +243,7 @@ mod tests {
     #[test]
     fn the_first_job_is_told_at_once_and_what_follows_it_together() {
         let (hints, queue) = (Hints::default(), "mail".parse().unwrap());
-        let [me, you] = ["me", "you"].map(|name| name.parse::<ClientId>().unwrap());
+        let [me, you] = ["me", "you"].map(|name| name.parse::<Lane>().unwrap());
         let in_line = |in_line| Lately { in_line, on_timer: false };
         assert_eq!(hints.note(&queue, &me, Hint::InLine), Some(in_line(1)));
         assert_eq!(hints.note(&queue, &me, Hint::InLine), None);
@@ -256,12 +257,12 @@ mod tests {
 
     #[test]
     fn a_worker_reads_of_a_hint_whose_jobs_came_and_how_many() {
-        let (queue, client) = ("mail".parse().unwrap(), "me".parse::<ClientId>().unwrap());
+        let (queue, lane) = ("mail".parse().unwrap(), "me".parse::<Lane>().unwrap());
         let told = |lately: Lately| {
-            let heard = |text: Bytes| Heard::read(&names::hint(&queue, &client), &text);
+            let heard = |text: Bytes| Heard::read(&names::hint(&queue, &lane), &text);
             lately.texts().map(heard).collect::<Vec<_>>()
         };
-        assert!(matches!(&told(Lately { in_line: 3, on_timer: false })[..], [Heard::InLine(of, 3)] if *of == client));
+        assert!(matches!(&told(Lately { in_line: 3, on_timer: false })[..], [Heard::InLine(of, 3)] if *of == lane));
         assert!(matches!(&told(Lately { in_line: 0, on_timer: true })[..], [Heard::OnTimer]));
     }
 }

@@ -52,7 +52,7 @@ impl JobQueue for Nats {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         self.policies().require(queue, "depth").await?;
-        let timers = self.count(queue, super::names::timers(queue));
+        let timers = self.count(queue, super::names::timers(queue), 1);
         let (infos, parked) = tokio::try_join!(self.consumer_infos(queue), timers)?;
         Ok(infos.iter().fold(Depth { parked, ..Depth::default() }, |depth, info| Depth {
             waiting: depth.waiting + info.num_pending,
@@ -62,8 +62,8 @@ impl JobQueue for Nats {
     }
 
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
-        self.policies().require(queue, "count").await?;
-        self.count_waiting(queue, client).await.map(Some)
+        let policy = self.policies().require(queue, "count").await?;
+        self.count_waiting(queue, client, &policy).await.map(Some)
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
@@ -123,14 +123,14 @@ impl Nats {
             let mut next = base.next_run(now);
             next.run_id = RunId::mint(now, Some(before));
             let policy = self.policies().require(&address.queue, OPERATION).await?;
-            self.ensure_consumer(&address.queue, client, &policy).await?;
+            let line = self.lane_for(&address.queue, client, &policy).await?.place();
             self.note_deadline(&next, Some(policy.job_ttl)).await?;
             let draft = match &record {
                 Some(record) => record.rewrite().with_job(&next, self.wire()).charged(0).cancelled(None),
                 None => Draft::new(&next, self.wire()),
             };
-            if let Written::At(_) = self.api().publish(draft.to(Place::Line), OPERATION).await? {
-                if let Some(old) = record.filter(|record| record.place == Place::Ended) {
+            if let Written::At(_) = self.api().publish(draft.to(line), OPERATION).await? {
+                if let Some(old) = record.filter(|record| record.place != line) {
                     self.api().delete(&address.stream(), old.seq, OPERATION).await?;
                 }
                 return Ok(Enqueued::Created(status_of_new(&next)));
@@ -161,7 +161,7 @@ impl Nats {
                 if let Written::Conflict(_) = self.api().publish(draft.to(Place::Ended), OPERATION).await? {
                     continue;
                 }
-                if record.place == Place::Line {
+                if record.place.is_in_line() {
                     self.api().overwrite(&record.address.stream(), record.seq, OPERATION).await?;
                 }
                 self.erase_letter(&record.address).await?;

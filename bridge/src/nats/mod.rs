@@ -219,6 +219,7 @@ impl Nats {
                 durability: self.durability(),
                 lease_lost_certain: false,
                 fair: true,
+                one_line: true,
             },
             jobs: this.clone(),
             leasing: this.clone(),

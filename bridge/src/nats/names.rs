@@ -1,9 +1,11 @@
 //! The names of streams, consumers and subjects. Nothing else in the adapter spells one; nothing here does I/O.
 //!
 //! A job has one address, `relay.*.<queue>.<client>.<job>`, under which its record is in exactly one place: in line, on
-//! a timer, or out of line. Every condition on a job names that wildcard, so that all places are one.
+//! a timer, or out of line. Every condition on a job names that wildcard, so that all places are one. Each place in line
+//! is seen by one consumer and no other.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::contract::{ClientId, JobId, QueueName, RunId};
 
@@ -44,15 +46,21 @@ pub fn queue_of_stream(stream: &str) -> Option<QueueName> {
 /// What the stream of a queue stores: its records in every place, and the deadlines that need an entry of their own.
 #[must_use]
 pub fn jobs_stream_subjects(queue: &QueueName) -> Vec<String> {
-    let mut subjects: Vec<String> = Place::ALL.iter().map(|place| format!("relay.{place}.{queue}.*.*")).collect();
+    let mut subjects: Vec<String> = Place::all().map(|place| format!("relay.{place}.{queue}.*.*")).collect();
     subjects.push(format!("relay.deadline.*.{queue}.*.*"));
     subjects
 }
 
-/// Where workers are told that a client has jobs in line.
+/// Everything that a queue has a record on, as a permission: the places of its jobs.
 #[must_use]
-pub fn hint(queue: &QueueName, client: &ClientId) -> String {
-    format!("relay.hint.{queue}.{client}")
+pub fn records(queue: &QueueName) -> String {
+    format!("relay.*.{queue}.*.*")
+}
+
+/// Where workers are told that a lane has jobs.
+#[must_use]
+pub fn hint(queue: &QueueName, lane: &Lane) -> String {
+    format!("relay.hint.{queue}.{lane}")
 }
 
 /// The hints of a queue: for a worker's subscription, and for what it may publish.
@@ -61,16 +69,10 @@ pub fn hints(queue: &QueueName) -> String {
     format!("relay.hint.{queue}.*")
 }
 
-/// The client that a hint is about.
+/// The lane that a hint is about.
 #[must_use]
-pub fn client_of_hint(subject: &str) -> Option<ClientId> {
+pub fn lane_of_hint(subject: &str) -> Option<Lane> {
     subject.split('.').nth(3)?.parse().ok()
-}
-
-/// What a client's consumer takes: its jobs in line.
-#[must_use]
-pub fn client_line(queue: &QueueName, client: &ClientId) -> String {
-    format!("relay.jobs.{queue}.{client}.*")
 }
 
 /// A client's jobs on timers.
@@ -95,12 +97,6 @@ pub fn client_records(queue: &QueueName, client: &ClientId) -> String {
 #[must_use]
 pub fn overdue(queue: &QueueName) -> String {
     format!("relay.deadline.passed.{queue}.*.*")
-}
-
-/// The durable consumer of a client in a queue's stream.
-#[must_use]
-pub fn consumer(client: &ClientId) -> String {
-    client.as_str().to_owned()
 }
 
 /// Where a queue's control messages go: cancels and changes of policy, to whom it may concern, best effort.
@@ -218,11 +214,80 @@ pub fn record_of_anybody(job: JobId) -> String {
     format!("relay.*.*.*.{job}")
 }
 
+/// The lanes that clients share in a queue where everybody has turns and there are more clients than consumers.
+pub const SHARED_LANES: u8 = 32;
+
+/// Jobs that come from one consumer: a client's own, or those of many.
+///
+/// It is written as the consumer's name, and read from it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// One client's, called as the client.
+    Own(ClientId),
+    /// Many clients', `lane_<number>`: 0 has all of a queue without turns; 1 to [`SHARED_LANES`] have the clients beyond
+    /// those that have their own.
+    Shared(u8),
+}
+
+impl Lane {
+    /// The one lane of a queue without turns.
+    pub const ALL: Self = Self::Shared(0);
+
+    /// The lane that a client shares with others where it has none of its own. It stays the same for ever.
+    #[must_use]
+    pub fn shared_by(client: &ClientId) -> Self {
+        let [first, ..] = *blake3::hash(client.as_str().as_bytes()).as_bytes();
+        Self::Shared(1 + first % SHARED_LANES)
+    }
+
+    /// What its consumer takes.
+    #[must_use]
+    pub fn filter(&self, queue: &QueueName) -> String {
+        match self {
+            Self::Own(client) => self.place().of_client(queue, client),
+            Self::Shared(_) => format!("relay.{}.{queue}.*.*", self.place()),
+        }
+    }
+
+    /// Where its records are.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Own(_) => Place::Line,
+            Self::Shared(number) => Place::Lane(*number),
+        }
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(client) => f.pad(client.as_str()),
+            // No client can be called so.
+            Self::Shared(number) => write!(f, "lane_{number}"),
+        }
+    }
+}
+
+impl FromStr for Lane {
+    type Err = <ClientId as FromStr>::Err;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let shared = name.strip_prefix("lane_").and_then(|number| number.parse().ok());
+        match shared.map(Self::Shared).filter(|lane| lane.to_string() == name) {
+            Some(lane) => Ok(lane),
+            None => name.parse().map(Self::Own),
+        }
+    }
+}
+
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In line, or leased, or finished without having been moved: consumers see it.
+    /// In its client's own line, or leased, or finished without having been moved: a consumer sees it.
     Line,
+    /// The same in a lane that many clients share.
+    Lane(u8),
     /// On a timer: a schedule puts it in line when its time comes.
     Timer,
     /// Out of line: its run ended without a worker.
@@ -231,16 +296,47 @@ pub enum Place {
 
 impl Place {
     /// Every place.
-    pub const ALL: [Self; 3] = [Self::Line, Self::Timer, Self::Ended];
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Line, Self::Timer, Self::Ended].into_iter().chain((0..=SHARED_LANES).map(Self::Lane))
+    }
+
+    /// Whether a consumer sees what is there.
+    #[must_use]
+    pub fn is_in_line(self) -> bool {
+        matches!(self, Self::Line | Self::Lane(_))
+    }
+
+    /// A client's records there.
+    #[must_use]
+    pub fn of_client(self, queue: &QueueName, client: &ClientId) -> String {
+        format!("relay.{self}.{queue}.{client}.*")
+    }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Line => "jobs",
-            Self::Timer => "timer",
-            Self::Ended => "ended",
-        })
+        match self {
+            Self::Line => f.pad("jobs"),
+            Self::Lane(number) => write!(f, "lane-{number}"),
+            Self::Timer => f.pad("timer"),
+            Self::Ended => f.pad("ended"),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(token: &str) -> Result<Self, ()> {
+        match token {
+            "jobs" => Ok(Self::Line),
+            "timer" => Ok(Self::Timer),
+            "ended" => Ok(Self::Ended),
+            _ => match token.strip_prefix("lane-").and_then(|number| number.parse().ok()) {
+                Some(number @ 0..=SHARED_LANES) => Ok(Self::Lane(number)),
+                _ => Err(()),
+            },
+        }
     }
 }
 
@@ -266,6 +362,16 @@ impl Address {
     #[must_use]
     pub fn at(&self, place: Place) -> String {
         format!("relay.{place}.{}.{}.{}", self.queue, self.client, self.job)
+    }
+
+    /// The lane of the record, if it is in line in `place`.
+    #[must_use]
+    pub fn lane(&self, place: Place) -> Option<Lane> {
+        match place {
+            Place::Line => Some(Lane::Own(self.client.clone())),
+            Place::Lane(number) => Some(Lane::Shared(number)),
+            Place::Timer | Place::Ended => None,
+        }
     }
 
     /// The subject that covers the record in every place: what each condition on the job names.
@@ -296,8 +402,7 @@ impl Address {
     #[must_use]
     pub fn parse(subject: &str) -> Option<(Place, Self)> {
         let mut tokens = subject.strip_prefix("relay.")?.split('.');
-        let place = tokens.next()?;
-        let place = Place::ALL.into_iter().find(|known| known.to_string() == place)?;
+        let place = tokens.next()?.parse().ok()?;
         let address = Self::from_tokens(&mut tokens)?;
         tokens.next().is_none().then_some((place, address))
     }
@@ -314,5 +419,35 @@ impl Address {
             client: tokens.next()?.parse().ok()?,
             job: tokens.next()?.parse().ok()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_place_in_line_is_seen_by_the_consumer_of_its_lane_alone() {
+        let queue = "mail".parse().unwrap();
+        let clients = ["me", "lane", "lane-1"].map(|name| name.parse::<ClientId>().unwrap());
+        let lanes: Vec<_> =
+            (clients.iter().cloned().map(Lane::Own)).chain((0..=SHARED_LANES).map(Lane::Shared)).collect();
+        for client in &clients {
+            let address = Address::new(&queue, client, JobId::mint());
+            for place in Place::all() {
+                let subject = address.at(place);
+                assert_eq!(Address::parse(&subject), Some((place, address.clone())));
+                let seen: Vec<_> = lanes.iter().filter(|lane| covers(&lane.filter(&queue), &subject)).collect();
+                assert_eq!(seen, address.lane(place).iter().collect::<Vec<_>>(), "{subject}");
+            }
+        }
+        for lane in lanes {
+            assert_eq!(lane.to_string().parse(), Ok(lane));
+        }
+    }
+
+    fn covers(filter: &str, subject: &str) -> bool {
+        let (filter, subject): (Vec<_>, Vec<_>) = (filter.split('.').collect(), subject.split('.').collect());
+        filter.len() == subject.len() && filter.iter().zip(&subject).all(|(want, has)| *want == "*" || want == has)
     }
 }

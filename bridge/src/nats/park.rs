@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::Nats;
 use super::api::Written;
-use super::names::Place;
 use super::record::{Outgoing, Record};
 use crate::contract::{Job, Timestamp};
 use crate::error::BrokerError;
@@ -32,7 +31,7 @@ impl Nats {
             self.note_deadline(job, None).await?;
         }
         let keep = self.keep_on_timer(at, job);
-        let timer = record.rewrite().charged(spent).on_timer(at, keep);
+        let timer = record.rewrite().charged(spent).on_timer(at, keep, record.place);
         if let Written::Conflict(_) = self.api().publish(timer, "park").await? {
             return Ok(false);
         }
@@ -46,7 +45,7 @@ impl Nats {
         if let Some(job) = job {
             self.note_deadline(job, None).await?;
         }
-        let again = record.rewrite().charged(spent).to(Place::Line);
+        let again = record.rewrite().charged(spent).to(record.place);
         Ok(matches!(self.api().publish(again, "hand back").await?, Written::At(_)))
     }
 

@@ -232,6 +232,13 @@ impl Policies {
                 ));
             }
         }
+        if let Some((client, key)) = policy.shares_without_turns().first() {
+            let whose = client.map_or_else(|| "every client".to_owned(), |client| format!("client `{client}`"));
+            return invalid(format!(
+                "{key} is set for {whose}, and in a queue with `fair = false` nobody has turns: leave it out, or share the \
+                 queue fairly"
+            ));
+        }
         Ok(())
     }
 

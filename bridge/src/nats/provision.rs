@@ -8,11 +8,12 @@ use async_nats::jetstream::stream::StorageType;
 use async_trait::async_trait;
 
 use super::consumers::ConsumerInfo;
+use super::names::Lane;
 use super::policy::{self, Policies};
 use super::stream_api::{self, Stream};
 use super::streams::{Mend, reconcile};
 use super::{Kept, Nats, names};
-use crate::contract::{ClientId, QueueName};
+use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
 use crate::provision::{Change, Provision, policy_changes};
@@ -23,12 +24,12 @@ const OPERATION: &str = "provision";
 impl Provision for Nats {
     async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
         let mut planned = plan(self.policies(), queues).await?;
-        for (queue, client, _) in self.without_consumer(queues).await? {
-            planned.push(Change {
-                queue: queue.clone(),
-                what: format!("client `{client}`: create its consumer"),
-                destructive: false,
-            });
+        for (queue, lane, _) in self.without_consumer(queues).await? {
+            let what = match lane {
+                Lane::Own(client) => format!("client `{client}`: create its consumer"),
+                Lane::Shared(_) => format!("create the consumer of all clients, `{lane}`"),
+            };
+            planned.push(Change { queue: queue.clone(), what, destructive: false });
         }
         Ok(planned)
     }
@@ -47,8 +48,8 @@ impl Provision for Nats {
         for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
             self.policies().put(queue, wanted, Mend::All).await?;
         }
-        for (queue, client, wanted) in self.without_consumer(queues).await? {
-            self.make_consumer(queue, client, wanted).await?;
+        for (queue, lane, wanted) in self.without_consumer(queues).await? {
+            self.make_consumer(queue, &lane, wanted).await?;
         }
         self.look_at_streams(queues.iter().map(|(queue, _)| queue)).await?;
         Ok(planned)
@@ -56,20 +57,25 @@ impl Provision for Nats {
 }
 
 impl Nats {
-    /// The clients that are named in these policies and have no consumer in their queue. Of a queue that is not there: none.
+    /// The lanes that these policies call for and that have no consumer: those of the clients that are named, or the one of
+    /// all. Of a queue that is not there: none.
     async fn without_consumer<'a>(
         &self,
         queues: &'a [(QueueName, QueuePolicy)],
-    ) -> Result<Vec<(&'a QueueName, &'a ClientId, &'a QueuePolicy)>, BrokerError> {
+    ) -> Result<Vec<(&'a QueueName, Lane, &'a QueuePolicy)>, BrokerError> {
         let mut without = Vec::new();
-        for (queue, policy) in queues.iter().filter(|(_, policy)| !policy.clients.is_empty()) {
+        for (queue, policy) in queues.iter().filter(|(_, policy)| !policy.fair || !policy.clients.is_empty()) {
             let found = match self.consumer_infos(queue).await {
-                Ok(infos) => infos.iter().filter_map(ConsumerInfo::client).collect::<HashSet<_>>(),
+                Ok(infos) => infos.iter().filter_map(ConsumerInfo::lane).collect::<HashSet<_>>(),
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            let missing = policy.clients.keys().filter(|client| !found.contains(*client));
-            without.extend(missing.map(|client| (queue, client, policy)));
+            let lanes: Vec<_> = match policy.fair {
+                true => policy.clients.keys().cloned().map(Lane::Own).collect(),
+                false => vec![Lane::ALL],
+            };
+            let missing = lanes.into_iter().filter(|lane| !found.contains(lane));
+            without.extend(missing.map(|lane| (queue, lane, policy)));
         }
         Ok(without)
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::names;
+use super::names::{self, Lane};
 use super::state::Key;
 use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -26,6 +26,8 @@ pub(super) struct Token {
     pub(super) keep_record: bool,
     /// The subject on which the server takes answers to this delivery.
     pub(super) reply: String,
+    /// From which lane it came: `reply` names it.
+    pub(super) lane: Lane,
 }
 
 impl Token {
@@ -55,21 +57,19 @@ impl Token {
         if version != VERSION {
             return None;
         }
-        let token = Self {
-            seq: u64::from_be_bytes(take(&mut rest)?),
-            delivered: u64::from_be_bytes(take(&mut rest)?),
-            attempt: u32::from_be_bytes(take(&mut rest)?),
-            leased_at: Timestamp::from_millis(i64::from_be_bytes(take(&mut rest)?)),
-            lease: Duration::from_millis(u64::from_be_bytes(take(&mut rest)?)),
-            keep_record: take::<1>(&mut rest)? == [1],
-            reply: std::str::from_utf8(rest).ok()?.to_owned(),
-        };
+        let (seq, delivered) = (u64::from_be_bytes(take(&mut rest)?), u64::from_be_bytes(take(&mut rest)?));
+        let attempt = u32::from_be_bytes(take(&mut rest)?);
+        let leased_at = Timestamp::from_millis(i64::from_be_bytes(take(&mut rest)?));
+        let lease = Duration::from_millis(u64::from_be_bytes(take(&mut rest)?));
+        let keep_record = take::<1>(&mut rest)? == [1];
+        let reply = std::str::from_utf8(rest).ok()?.to_owned();
+        let plain = reply.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
         // Never by the position of tokens: there are two forms of these subjects.
-        let whose = format!(".{}.{}.", names::jobs_stream(&receipt.queue), names::consumer(&receipt.client));
-        let which = format!(".{}.{}.", token.delivered, token.seq);
-        let plain = token.reply.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
-        let ours = token.reply.starts_with("$JS.ACK.") && token.reply.contains(&(whose + &which[1..]));
-        (plain && ours).then_some(token)
+        let stream = names::jobs_stream(&receipt.queue);
+        let came_from = |lane: &Lane| reply.contains(&format!(".{stream}.{lane}.{delivered}.{seq}."));
+        let lanes = [Lane::Own(receipt.client.clone()), Lane::shared_by(&receipt.client), Lane::ALL];
+        let lane = lanes.into_iter().find(came_from).filter(|_| plain && reply.starts_with("$JS.ACK."))?;
+        Some(Self { seq, delivered, attempt, leased_at, lease, keep_record, reply, lane })
     }
 
     pub(super) fn key(&self, receipt: &Receipt) -> Key {
@@ -97,6 +97,7 @@ mod tests {
             lease: Duration::from_secs(30),
             keep_record: true,
             reply: reply.to_owned(),
+            lane: Lane::ALL,
         };
         Receipt {
             job_id: JobId::mint(),
@@ -113,13 +114,18 @@ mod tests {
             "$JS.ACK.relay-jobs-work.acme.2.7.9.1795563068201590761.4",
             "$JS.ACK._.hash.relay-jobs-work.acme.2.7.9.1795563068201590761.4.x",
         ] {
-            let receipt = receipt(reply);
-            assert_eq!(Token::read(&receipt, "test").unwrap().reply, reply);
+            let read = Token::read(&receipt(reply), "test").unwrap();
+            assert_eq!((read.reply.as_str(), read.lane), (reply, Lane::Own("acme".parse().unwrap())));
+        }
+        for lane in [Lane::ALL, Lane::shared_by(&"acme".parse().unwrap())] {
+            let reply = format!("$JS.ACK.relay-jobs-work.{lane}.2.7.9.1795563068201590761.4");
+            assert_eq!(Token::read(&receipt(&reply), "test").unwrap().lane, lane);
         }
         for reply in [
             "",
             "relay.jobs.work.acme.x",
             "$JS.ACK.relay-jobs-work.other.2.7.9.1.4",
+            "$JS.ACK.relay-jobs-work.lane_99.2.7.9.1.4",
             "$JS.ACK.relay-jobs-other.acme.2.7.9.1.4",
             "$JS.ACK.relay-jobs-work.acme.2.8.9.1.4",
             "$JS.ACK.relay-jobs-work.acme.2.7.>",

@@ -11,9 +11,9 @@ use async_nats::header::{
 use bytes::Bytes;
 
 use super::hints::Hint;
-use super::names::{Address, Place};
+use super::names::{Address, Lane, Place};
 use crate::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
-use crate::contract::{ClientId, Job, QueueName, Timestamp};
+use crate::contract::{Job, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// Attempts that were spent before this message: added to the server's count of its deliveries.
@@ -101,6 +101,15 @@ impl Record {
         self.headers.get(NATS_SCHEDULE)?.as_str().strip_prefix("@at ")?.parse().ok()
     }
 
+    /// Where it is in line, or will be when its timer fires.
+    pub(super) fn line(&self) -> Option<Place> {
+        match self.place {
+            Place::Line | Place::Lane(_) => Some(self.place),
+            Place::Timer => Address::parse(self.headers.get(NATS_SCHEDULE_TARGET)?.as_str()).map(|(place, _)| place),
+            Place::Ended => None,
+        }
+    }
+
     /// What is to be written instead of this record.
     pub(super) fn rewrite(&self) -> Draft {
         Draft {
@@ -179,11 +188,11 @@ impl Draft {
         self.outgoing(place)
     }
 
-    /// Subject and headers for a timer that puts it in line at `at`. It is kept on the timer for `keep_secs` seconds at
+    /// Subject and headers for a timer that puts it in `line` at `at`. It is kept on the timer for `keep_secs` seconds at
     /// least, whatever the stream's `max_age` is. What it replaces stays: it must be one that is leased or finished.
-    pub(super) fn on_timer(mut self, at: Timestamp, keep_secs: u64) -> Outgoing {
+    pub(super) fn on_timer(mut self, at: Timestamp, keep_secs: u64, line: Place) -> Outgoing {
         self.headers.insert(NATS_SCHEDULE, format!("@at {at}"));
-        self.headers.insert(NATS_SCHEDULE_TARGET, self.address.at(Place::Line));
+        self.headers.insert(NATS_SCHEDULE_TARGET, self.address.at(line));
         self.headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
         self.outgoing(Place::Timer)
     }
@@ -191,12 +200,13 @@ impl Draft {
     fn outgoing(mut self, place: Place) -> Outgoing {
         self.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.expected.to_string());
         self.headers.insert(EXPECTED_SUBJECT, self.address.anywhere());
-        let hint = match place {
-            Place::Line => Some(Hint::InLine),
-            Place::Timer => Some(Hint::OnTimer),
-            Place::Ended => None,
+        let hint = match (self.address.lane(place), place) {
+            (Some(lane), _) => Some((lane, Hint::InLine)),
+            // In which line it comes does not matter: a hint at a timer says that there is one.
+            (None, Place::Timer) => Some((Lane::Own(self.address.client.clone()), Hint::OnTimer)),
+            (None, _) => None,
         };
-        let hint = hint.map(|hint| (self.address.queue.clone(), self.address.client.clone(), hint));
+        let hint = hint.map(|(lane, hint)| (self.address.queue.clone(), lane, hint));
         Outgoing { subject: self.address.at(place), headers: self.headers, payload: self.envelope, hint }
     }
 }
@@ -208,7 +218,7 @@ pub(super) struct Outgoing {
     pub(super) headers: HeaderMap,
     pub(super) payload: Bytes,
     /// What workers are told of it.
-    pub(super) hint: Option<(QueueName, ClientId, Hint)>,
+    pub(super) hint: Option<(QueueName, Lane, Hint)>,
 }
 
 /// What an envelope that this build can't read is to its caller.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Nats;
-use super::names::{Address, Place};
+use super::names::{Address, Lane};
 use super::receipt::Token;
 use super::record::Record;
 use super::state::Held;
@@ -86,7 +86,7 @@ impl Nats {
         let settled = self.apply(receipt, &token, held.as_ref(), settlement).await;
         if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
             self.holding().remove(&token.key(receipt));
-            self.made_room(receipt).await;
+            self.made_room(receipt, &token.lane).await;
             let runs_no_more = held.filter(|held| held.told && held.ended.is_none());
             if let Some(held) = runs_no_more {
                 self.tell_state(receipt.job_id, &held, false).await;
@@ -115,10 +115,10 @@ impl Nats {
             }
         };
         if ended {
-            return self.let_go(&token.reply, &address, token.seq, token.keep_record).await;
+            return self.let_go(&token.reply, &token.lane, &address, token.seq, token.keep_record).await;
         }
         let found = self.record_at(&address, OPERATION).await?;
-        let Some(record) = found.filter(|record| record.seq == token.seq && record.place == Place::Line) else {
+        let Some(record) = found.filter(|record| record.seq == token.seq && record.place.is_in_line()) else {
             return Err(lost(OPERATION, "its record was replaced"));
         };
         let (delay, spent) = match settlement {
@@ -145,23 +145,24 @@ impl Nats {
     pub(super) async fn let_go(
         &self,
         reply: &str,
+        lane: &Lane,
         address: &Address,
         seq: u64,
         keep_record: bool,
     ) -> Result<(), BrokerError> {
         if keep_record {
-            return self.acknowledge(address, reply, "settle").await;
+            return self.acknowledge(&address.queue, lane, reply, "settle").await;
         }
         // Without its message there is no delivery: one step for both.
         self.api().delete(&address.stream(), seq, "settle").await.map(drop)
     }
 
-    /// A delivery ended: the client may run one more.
-    async fn made_room(&self, receipt: &Receipt) {
+    /// A delivery ended: its lane may give one more.
+    async fn made_room(&self, receipt: &Receipt, lane: &Lane) {
         if let Some(line) = self.known_line(&receipt.queue).await {
             let policy = self.policies().require(&receipt.queue, "settle").await;
             if policy.is_ok_and(|policy| policy.client(&receipt.client).max_running < u32::MAX) {
-                line.more(&receipt.client);
+                line.more(lane);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What time demands, in bounded steps that any replica may run: runs past their deadline end, cancels that a crash broke
 //! off are finished.
 //!
-//! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a client's line is looked at from its lowest
+//! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a lane is looked at from its lowest
 //! unsettled record to the first one that is not due. Deadlines out of that order left an entry of their own.
 
 use std::collections::HashMap;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::Nats;
 use super::batch::{BATCH_MAX, Stretch};
 use super::deliver::UNREADABLE_FOR;
-use super::names::{self, Address};
+use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored};
-use crate::contract::{ClientId, Failure, Job, Outcome, QueueName, Timestamp};
+use crate::contract::{Failure, Job, Outcome, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
 use crate::leasing::Recorded;
@@ -30,25 +30,25 @@ const BYTES_MAX: usize = 1024 * 1024;
 /// How long the entry of a cancel that was just begun is left alone.
 const BEGUN_JUST_NOW: Duration = Duration::from_secs(10);
 
-/// How far each client's line was looked at, and which queue comes first in the next step.
+/// How far each lane was looked at, and which queue comes first in the next step.
 #[derive(Debug, Default)]
 pub(super) struct Sweeping {
-    places: Mutex<HashMap<(QueueName, ClientId), u64>>,
+    places: Mutex<HashMap<(QueueName, Lane), u64>>,
     first: AtomicUsize,
 }
 
 impl Sweeping {
-    fn place(&self, queue: &QueueName, client: &ClientId) -> u64 {
+    fn place(&self, queue: &QueueName, lane: &Lane) -> u64 {
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.get(&(queue.clone(), client.clone())).copied().unwrap_or(0)
+        places.get(&(queue.clone(), lane.clone())).copied().unwrap_or(0)
     }
 
-    fn looked_to(&self, queue: &QueueName, client: &ClientId, next: u64) {
+    fn looked_to(&self, queue: &QueueName, lane: &Lane, next: u64) {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if places.len() >= PLACES_MAX {
             places.clear();
         }
-        places.insert((queue.clone(), client.clone()), next);
+        places.insert((queue.clone(), lane.clone()), next);
     }
 }
 
@@ -109,8 +109,8 @@ impl Nats {
                 return Ok(());
             }
             let open = info.num_pending + info.num_ack_pending > 0;
-            if let Some(client) = info.client().filter(|_| open) {
-                self.sweep_line(queue, &client, info.ack_floor.stream_seq + 1, &policy, step).await?;
+            if let Some(lane) = info.lane().filter(|_| open) {
+                self.sweep_lane(queue, &lane, info.ack_floor.stream_seq + 1, &policy, step).await?;
             }
         }
         Ok(())
@@ -159,35 +159,35 @@ impl Nats {
         }
     }
 
-    /// A client's line, from its lowest unsettled record on.
-    async fn sweep_line(
+    /// A lane, from its lowest unsettled record on.
+    async fn sweep_lane(
         &self,
         queue: &QueueName,
-        client: &ClientId,
+        lane: &Lane,
         floor: u64,
         policy: &QueuePolicy,
         step: &mut Step,
     ) -> Result<(), BrokerError> {
-        let remembered = self.0.line.sweeping.place(queue, client);
+        let remembered = self.0.line.sweeping.place(queue, lane);
         let mut from = floor.max(remembered);
         while step.left > 0 {
-            let subject = names::client_line(queue, client);
+            let subject = lane.filter(queue);
             let stretch = Stretch { from, subject, messages: step.page(), bytes: BYTES_MAX };
             let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
             let (is_end, read) = (batch.is_end, batch.messages.len());
             if read == 0 && from == remembered {
                 // Another stream than the one that was looked at, or all of it is done: from the floor next time.
-                self.0.line.sweeping.looked_to(queue, client, 0);
+                self.0.line.sweeping.looked_to(queue, lane, 0);
             }
             for stored in batch.messages {
                 let seq = stored.seq;
                 if !self.end_in_order(Record::read(stored)?, policy, step).await? {
-                    self.0.line.sweeping.looked_to(queue, client, seq);
+                    self.0.line.sweeping.looked_to(queue, lane, seq);
                     return Ok(());
                 }
                 from = seq + 1;
             }
-            self.0.line.sweeping.looked_to(queue, client, from);
+            self.0.line.sweeping.looked_to(queue, lane, from);
             if is_end || read == 0 {
                 break;
             }

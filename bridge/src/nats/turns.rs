@@ -1,18 +1,18 @@
-//! Whose turn it is in one queue: weighted deficit round robin over the clients that may have work, every job of cost
+//! Whose turn it is in one queue: weighted deficit round robin over the lanes that may have work, every job of cost
 //! one, and how much each may have, as far as hints and earlier pulls tell. Pure: no clock, no I/O.
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::contract::ClientId;
+use super::names::Lane;
 
-/// The most pulls in flight at once for one client of whom only is known that there is more.
+/// The most pulls in flight at once for one lane of which only is known that there is more.
 const PULLS_MAX: u32 = 8;
 
-/// The clients of a queue and their turns.
+/// The lanes of a queue and their turns.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    clients: HashMap<ClientId, Turn>,
-    order: VecDeque<ClientId>,
+    lanes: HashMap<Lane, Turn>,
+    order: VecDeque<Lane>,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ struct Turn {
     in_order: bool,
 }
 
-/// What is known of a client's line.
+/// What is known of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Has {
     #[default]
@@ -41,7 +41,7 @@ enum Has {
 /// A pull to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) client: ClientId,
+    pub(super) lane: Lane,
     pub(super) count: u32,
     /// Whether a hint told of all of it: it must be there, or about to be.
     pub(super) hinted: bool,
@@ -49,9 +49,9 @@ pub(super) struct Wanted {
 }
 
 impl Turns {
-    /// So many jobs came into the client's line.
-    pub(super) fn hint(&mut self, client: &ClientId, jobs: u32) {
-        let turn = self.enter(client);
+    /// So many jobs came into the lane.
+    pub(super) fn hint(&mut self, lane: &Lane, jobs: u32) {
+        let turn = self.enter(lane);
         turn.hints += u64::from(jobs);
         turn.has = match turn.has {
             Has::Nothing => Has::Hinted(jobs),
@@ -60,35 +60,35 @@ impl Turns {
         };
     }
 
-    /// There is more in the client's line than was hinted, or may be.
-    pub(super) fn more(&mut self, client: &ClientId) {
-        self.enter(client).has = Has::More;
+    /// There is more in the lane than was hinted, or may be.
+    pub(super) fn more(&mut self, lane: &Lane) {
+        self.enter(lane).has = Has::More;
     }
 
     /// Whether anybody may have work that nobody is fetching.
     pub(super) fn any(&self) -> bool {
-        self.order.iter().any(|client| self.clients.get(client).is_some_and(|turn| turn.available() > 0))
+        self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.available() > 0))
     }
 
-    /// Who is to be asked for how many, `max` in all, in the order of turns; each client at most once.
-    pub(super) fn plan(&mut self, max: u32, weight: impl Fn(&ClientId) -> u32) -> Vec<Wanted> {
+    /// Who is to be asked for how many, `max` in all, in the order of turns; each lane at most once.
+    pub(super) fn plan(&mut self, max: u32, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
         let (mut left, mut passed_over, mut plan) = (max, 0, Vec::<Wanted>::new());
         while left > 0 && passed_over < self.order.len() {
-            let Some(client) = self.order.pop_front() else { break };
-            let Some(turn) = self.clients.get_mut(&client) else { continue };
+            let Some(lane) = self.order.pop_front() else { break };
+            let Some(turn) = self.lanes.get_mut(&lane) else { continue };
             if turn.has == Has::Nothing {
                 (turn.in_order, turn.credit) = (false, 0);
                 continue;
             }
             let available = turn.available();
             if available == 0 {
-                self.order.push_back(client);
+                self.order.push_back(lane);
                 passed_over += 1;
                 continue;
             }
             passed_over = 0;
             if turn.credit == 0 {
-                turn.credit = weight(&client).max(1);
+                turn.credit = weight(&lane).max(1);
             }
             let count = turn.credit.min(available).min(left);
             turn.credit -= count;
@@ -98,17 +98,17 @@ impl Turns {
                 turn.has = if left > count { Has::Hinted(left - count) } else { Has::Nothing };
             }
             if turn.credit == 0 {
-                self.order.push_back(client.clone());
+                self.order.push_back(lane.clone());
             } else {
-                self.order.push_front(client.clone());
+                self.order.push_front(lane.clone());
             }
-            match plan.iter_mut().find(|wanted| wanted.client == client) {
+            match plan.iter_mut().find(|wanted| wanted.lane == lane) {
                 Some(wanted) => wanted.count += count,
-                None => plan.push(Wanted { client, count, hinted, hints }),
+                None => plan.push(Wanted { lane, count, hinted, hints }),
             }
         }
         for wanted in &plan {
-            if let Some(turn) = self.clients.get_mut(&wanted.client) {
+            if let Some(turn) = self.lanes.get_mut(&wanted.lane) {
                 turn.pulls += 1;
             }
         }
@@ -117,7 +117,7 @@ impl Turns {
 
     /// What came of a pull.
     pub(super) fn pulled(&mut self, wanted: &Wanted, got: u32) {
-        let Some(turn) = self.clients.get_mut(&wanted.client) else { return };
+        let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
         if got < wanted.count && turn.has == Has::More && !wanted.hinted {
             let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX);
@@ -125,11 +125,11 @@ impl Turns {
         }
     }
 
-    fn enter(&mut self, client: &ClientId) -> &mut Turn {
-        let turn = self.clients.entry(client.clone()).or_default();
+    fn enter(&mut self, lane: &Lane) -> &mut Turn {
+        let turn = self.lanes.entry(lane.clone()).or_default();
         if !turn.in_order {
             turn.in_order = true;
-            self.order.push_back(client.clone());
+            self.order.push_back(lane.clone());
         }
         turn
     }
@@ -150,7 +150,7 @@ impl Turn {
 mod tests {
     use super::*;
 
-    fn client(name: &str) -> ClientId {
+    fn client(name: &str) -> Lane {
         name.parse().unwrap()
     }
 
@@ -162,8 +162,8 @@ mod tests {
             turns.more(&client("light"));
             let (mut heavy, mut all) = (0, 0);
             while all < 400 {
-                for wanted in turns.plan(max, |client| if client.as_str() == "heavy" { 3 } else { 1 }) {
-                    heavy += if wanted.client.as_str() == "heavy" { wanted.count } else { 0 };
+                for wanted in turns.plan(max, |lane| if *lane == client("heavy") { 3 } else { 1 }) {
+                    heavy += if wanted.lane == client("heavy") { wanted.count } else { 0 };
                     all += wanted.count;
                     turns.pulled(&wanted, wanted.count);
                 }

@@ -187,6 +187,7 @@ impl Sqs {
                 lease_lost_certain: true,
                 // SQS keeps a client's backlog from others, and knows no weights.
                 fair: false,
+                one_line: false,
             },
             jobs: this.clone(),
             leasing: this.clone(),

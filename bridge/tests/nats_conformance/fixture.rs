@@ -14,7 +14,7 @@ use relay_bridge::contract::{Job, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::names::jobs_stream;
+use relay_bridge::nats::names::{Address, jobs_stream};
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::testing::{NatsCluster, NatsServer};
@@ -39,6 +39,8 @@ static CREATING: Semaphore = Semaphore::const_new(2);
 pub(crate) enum Nodes {
     /// One.
     One,
+    /// One, and queues have one line for all clients.
+    OneWithoutTurns,
     /// Three, and three copies of everything.
     Three,
 }
@@ -74,7 +76,7 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) async fn open(nodes: Nodes, promise: &str, stretch: u32) -> Self {
         let servers = match nodes {
-            Nodes::One => Servers::One(NatsServer::start().await),
+            Nodes::One | Nodes::OneWithoutTurns => Servers::One(NatsServer::start().await),
             Nodes::Three if promise.contains(CRASHING_WORDS) || CRASHING.contains(&promise) => {
                 let permit = CLUSTERS.acquire().await.unwrap();
                 Servers::Three(NatsCluster::start(3).await, permit)
@@ -130,7 +132,10 @@ async fn connect(url: &str, nodes: Nodes) -> Nats {
 impl relay_bridge::conformance::Fixture for Fixture {
     fn broker(&self) -> Broker {
         let mut broker = self.nats().broker();
-        broker.policies = Arc::new(Noting { queues: self.queues.clone(), policies: broker.policies });
+        let turns = self.nodes != Nodes::OneWithoutTurns;
+        broker.policies = Arc::new(Noting { queues: self.queues.clone(), policies: broker.policies, turns });
+        // Of its queues, whatever the adapter could do.
+        broker.capabilities.fair &= turns;
         broker
     }
 
@@ -145,7 +150,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
     fn lease(&self) -> Duration {
         // The smallest that a busy machine of two cores keeps.
         let lease = match self.nodes {
-            Nodes::One => Duration::from_secs(3),
+            Nodes::One | Nodes::OneWithoutTurns => Duration::from_secs(3),
             Nodes::Three => Duration::from_secs(4),
         };
         lease * self.stretch
@@ -153,7 +158,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
 
     fn slack(&self) -> Duration {
         let slack = match self.nodes {
-            Nodes::One => Duration::from_millis(900),
+            Nodes::One | Nodes::OneWithoutTurns => Duration::from_millis(900),
             Nodes::Three => Duration::from_millis(1_300),
         };
         slack * self.stretch
@@ -169,7 +174,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
 
     fn patience(&self) -> Duration {
         let patience = match self.nodes {
-            Nodes::One => Duration::from_millis(500),
+            Nodes::One | Nodes::OneWithoutTurns => Duration::from_millis(500),
             Nodes::Three => Duration::from_secs(1),
         };
         patience * self.stretch
@@ -199,9 +204,11 @@ impl relay_bridge::conformance::Fixture for Fixture {
     async fn make_newer(&self, job: &Job) -> bool {
         let url = self.servers.lock().await.url();
         let client = async_nats::connect(url.split(',').next().unwrap()).await.unwrap();
-        let subject = format!("relay.jobs.{}.{}.{}", job.queue, job.client, job.id);
         let jetstream = async_nats::jetstream::new(client);
-        jetstream.publish(subject, newer_envelope(job)).await.unwrap().await.unwrap();
+        let (stream, address) = (jobs_stream(&job.queue), Address::new(&job.queue, &job.client, job.id));
+        let stream = jetstream.get_stream(stream).await.unwrap();
+        let record = stream.get_last_raw_message_by_subject(&address.anywhere()).await.unwrap();
+        jetstream.publish(record.subject, newer_envelope(job)).await.unwrap().await.unwrap();
         true
     }
 }
@@ -249,6 +256,8 @@ impl Queues {
 struct Noting {
     queues: Arc<Queues>,
     policies: Arc<dyn PolicyStore>,
+    /// Whether clients have turns.
+    turns: bool,
 }
 
 #[async_trait]
@@ -265,6 +274,9 @@ impl PolicyStore for Noting {
         self.queues.lock().insert(queue.clone());
         // A cluster that is asked for many streams at once answers none of them in time.
         let _turn = CREATING.acquire().await.unwrap();
+        let one_line = QueuePolicy { fair: self.turns && policy.fair, ..policy.clone() };
+        // What a promise about shares asks for needs turns.
+        let policy = if one_line.shares_without_turns().is_empty() { &one_line } else { policy };
         self.policies.put_policy(queue, policy).await
     }
 

@@ -15,12 +15,15 @@ use std::process::ExitCode;
 
 use fixture::{Fixture, Nodes};
 use libtest_mimic::{Arguments, Trial};
-use relay_bridge::conformance::{Column, Fixture as _, RUNS, Run};
+use relay_bridge::conformance::{Column, Fixture as _, PROMISES, RUNS, Run};
 
 /// How many tests run at once. Each has a server of its own, or shares the cluster.
 const AT_ONCE: usize = 20;
 /// By how much times are longer when a promise is judged once more.
 const STRETCH: u32 = 2;
+/// What the suite runs on.
+const MODULES: &[(&str, Nodes)] =
+    &[("nats_1", Nodes::One), ("nats_one_line", Nodes::OneWithoutTurns), ("nats_3", Nodes::Three)];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -29,10 +32,12 @@ fn main() -> ExitCode {
     let mut runs = RUNS.to_vec();
     runs.sort_by_key(|(name, _)| !LONG.contains(name));
     let trials = runs.iter().flat_map(|(name, run)| {
-        [("nats_1", Nodes::One), ("nats_3", Nodes::Three)].map(|(module, nodes)| {
-            let (name, run) = (*name, *run);
+        let (name, run) = (*name, *run);
+        let group = PROMISES.iter().find(|(_, promise)| *promise == name).map_or("", |(group, _)| group);
+        let modules = MODULES.iter().filter(|(module, _)| Column::of(module).runs(group));
+        modules.map(move |(module, nodes)| {
             Trial::test(format!("{module}::{name}"), move || {
-                judge(module, nodes, name, run);
+                judge(module, *nodes, name, run);
                 Ok(())
             })
         })

@@ -33,7 +33,7 @@ async fn a_run_that_may_have_ended_is_given_out_once_that_is_known_and_spends_no
     let jetstream = async_nats::jetstream::new(options.connect(nats.url()).await.unwrap());
     let stream = jetstream.get_stream(names::jobs_stream(&before.queue)).await.unwrap();
     // Its client's next job makes it again, and it delivers everything anew.
-    stream.delete_consumer(&names::consumer(&"acme".parse().unwrap())).await.unwrap();
+    stream.delete_consumer("acme").await.unwrap();
 
     nats.configure(server(&format!("$JS.API.STREAM.MSG.GET.{}", names::RESULTS_STREAM)));
     nats.restart().await;

@@ -81,9 +81,8 @@ async fn a_change_of_leaders_loses_nothing_and_submissions_go_on() {
     let cluster = NatsCluster::start(3).await;
     let load = Load::start(&cluster).await;
     let stream = names::jobs_stream(&load.stage.queue);
-    let consumer = names::consumer(&"acme".parse().unwrap());
     let groups = [
-        format!("CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"),
+        format!("CONSUMER.LEADER.STEPDOWN.{stream}.acme"),
         format!("STREAM.LEADER.STEPDOWN.{stream}"),
         format!("STREAM.LEADER.STEPDOWN.{RESULTS}"),
     ];

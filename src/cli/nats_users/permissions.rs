@@ -112,7 +112,8 @@ impl Worker {
         let mut subscribe = vec![format!("{inbox}.>")];
         for queue in queues {
             let stream = names::jobs_stream(queue);
-            publish.extend(names::jobs_stream_subjects(queue));
+            // Its jobs in every place, and their deadlines.
+            publish.extend([names::records(queue), format!("relay.deadline.*.{queue}.*.*")]);
             publish.push(format!("relay.dead.*.*.{queue}.*"));
             // What it puts back in line or on a timer.
             publish.push(names::hints(queue));
@@ -124,8 +125,8 @@ impl Worker {
                 format!("CONSUMER.NAMES.{stream}"),
                 format!("CONSUMER.LIST.{stream}"),
                 format!("CONSUMER.INFO.{stream}.*"),
-                // Its clients' consumers only: the filter is part of the subject.
-                format!("CONSUMER.CREATE.{stream}.*.relay.jobs.{queue}.>"),
+                // Its lanes' consumers only: the filter is part of the subject.
+                format!("CONSUMER.CREATE.{stream}.*.{}", names::records(queue)),
                 format!("CONSUMER.MSG.NEXT.{stream}.*"),
             ]);
             subscribe.extend([
