@@ -1,15 +1,17 @@
 //! A cluster of three under load whose leaders change or die.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use relay_bridge::contract::JobId;
+use relay_bridge::leasing::Recorded;
 use relay_bridge::nats::names;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Lookup, Start};
 use relay_bridge::testing::NatsCluster;
 use tokio::task::JoinSet;
 
-use super::support::{CLUSTERS, PATIENCE, Stage, jobs};
+use super::support::{CLUSTERS, PATIENCE, SLOTS, Stage, jobs};
 
 const RESULTS: &str = "relay-results";
 /// Submitted before, while and after it happens.
@@ -91,4 +93,53 @@ async fn a_change_of_leaders_loses_nothing_and_submissions_go_on() {
         assert_eq!(answer["success"], true, "{group}: {answer}");
     }
     load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_step_down_while_jobs_are_leased_and_settled_lose_and_double_no_result() {
+    const JOBS: usize = 96;
+    let _alone = CLUSTERS.lock().await;
+    let cluster = NatsCluster::start(3).await;
+    let stage = Stage::open(&cluster.url(), 3, QueuePolicy::default()).await;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(&cluster.urls()[0]).await.unwrap());
+    let stream = names::jobs_stream(&stage.queue);
+    let groups = [
+        format!("CONSUMER.LEADER.STEPDOWN.{stream}.acme"),
+        format!("STREAM.LEADER.STEPDOWN.{stream}"),
+        format!("STREAM.LEADER.STEPDOWN.{RESULTS}"),
+    ];
+    let step_down = async |group: &String| {
+        // One that has no leader just now has stepped down already.
+        let answer: Result<serde_json::Value, _> = jetstream.request(group.clone(), &()).await;
+        answer.is_ok_and(|answer| answer["success"] == true)
+    };
+    let submitted: BTreeSet<_> = stage.submit_many("acme", "job", JOBS).await.into_iter().collect();
+    let (mut first, mut stepped) = (BTreeSet::new(), 0);
+    for turn in 0.. {
+        if first == submitted {
+            break;
+        }
+        let group = &groups[turn % groups.len()];
+        let held = stage.lease(SLOTS, PATIENCE).await;
+        assert!(!held.is_empty(), "{} of {JOBS} ran, and then nothing came", first.len());
+        for (number, delivery) in held.iter().enumerate() {
+            // While they are held, and once more between the result of one and its settlement.
+            if number == 0 {
+                stepped += usize::from(step_down(group).await);
+            }
+            let recorded = stage.record(delivery, "done").await;
+            if number == held.len() / 2 {
+                stepped += usize::from(step_down(group).await);
+            }
+            stage.settle(delivery).await;
+            if recorded == Recorded::First {
+                assert!(first.insert(delivery.job.id), "a second result was the first again");
+            }
+        }
+    }
+    assert!(stepped >= groups.len(), "{stepped} leaders stepped down");
+    let (read, _) = stage.read("acme", Start::Oldest).await;
+    assert_eq!(read.len(), JOBS);
+    assert_eq!(jobs(&read).into_iter().collect::<BTreeSet<_>>(), submitted);
+    assert!(stage.lease(SLOTS, Duration::ZERO).await.is_empty(), "a finished run came again");
 }

@@ -1,5 +1,6 @@
 //! A store put back from a backup, and readers who had read beyond it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -91,6 +92,22 @@ async fn a_cursor_that_a_restored_log_has_passed_again_starts_over_too() {
     assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), PART * 3));
     let rest = page(&stage, &again.next).await;
     assert_eq!((rest.reset, rest.entries.len()), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_put_back_a_second_time_starts_a_cursor_over_once_more() {
+    let (mut server, stage, backup, mut cursor) = read_beyond_a_backup().await;
+    for time in ["first", "second"] {
+        put_back(&mut server, &backup).await;
+        let again = page(&stage, &cursor).await;
+        assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), PART), "the {time} time");
+        let new = stage.submit_many("acme", &format!("after-the-{time}"), PART).await;
+        stage.run(PART).await;
+        let rest = page(&stage, &again.next).await;
+        let read: BTreeSet<_> = jobs(&rest.entries).into_iter().collect();
+        assert_eq!((rest.reset, read), (None, new.into_iter().collect()), "the {time} time");
+        cursor = rest.next;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use relay_bridge::contract::{JobState, Outcome};
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{Enqueued, JobFilter};
-use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::result_log::{Lookup, Start};
 use relay_bridge::testing::NatsServer;
 use tokio::task::JoinSet;
@@ -94,4 +96,37 @@ async fn one_key_submitted_at_once_through_two_replicas_is_one_job_with_one_resu
     let (read, _) = other.read("acme", Start::Oldest).await;
     assert_eq!(read.len(), KEYS);
     assert_eq!(jobs(&read).into_iter().collect::<BTreeSet<_>>(), created.into_iter().collect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_submissions_at_once_near_a_bound_ask_once_how_many_wait_and_keep_it() {
+    const BOUND: u64 = 5;
+    let server = NatsServer::start().await;
+    let client_defaults = ClientPolicy { max_queued: BOUND, ..ClientPolicy::default() };
+    let stage = Stage::open(&server.url(), 1, QueuePolicy { client_defaults, ..QueuePolicy::default() }).await;
+    // What is asked for once only, such as for the queue and the client's consumer, is known then.
+    stage.submit("acme", "first").await;
+    let watch = async_nats::connect(server.url()).await.unwrap();
+    let mut questions = watch.subscribe("$JS.API.CONSUMER.INFO.>").await.unwrap();
+    watch.request("relay.nobody", "".into()).await.unwrap_err();
+
+    let submissions = (0..50).map(|number| stage.broker.jobs.enqueue(stage.job("acme", &format!("key-{number}"))));
+    let mut created = 1;
+    for submitted in futures_util::future::join_all(submissions).await {
+        match submitted {
+            Ok(_) => created += 1,
+            Err(refused) => {
+                let full = BrokerErrorKind::QuotaExceeded { actual: BOUND, limit: BOUND };
+                assert_eq!(refused.kind(), full, "{refused}");
+            }
+        }
+    }
+    assert_eq!(created, BOUND);
+    // What was asked before this answer has come to the watcher before it.
+    watch.request("relay.nobody", "".into()).await.unwrap_err();
+    let mut asked = 0;
+    while questions.next().now_or_never().is_some() {
+        asked += 1;
+    }
+    assert_eq!(asked, 1, "questions of all of them");
 }

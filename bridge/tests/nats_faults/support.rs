@@ -98,13 +98,21 @@ impl Stage {
 
     /// Records and settles, as a worker does: again until it is answered. A lease that ended meanwhile is no trouble.
     pub(crate) async fn succeed(&self, delivery: &Delivery, payload: impl Into<Bytes>) -> Recorded {
+        let recorded = self.record(delivery, payload).await;
+        self.settle(delivery).await;
+        recorded
+    }
+
+    pub(crate) async fn record(&self, delivery: &Delivery, payload: impl Into<Bytes>) -> Recorded {
         let result = self.success(delivery, payload);
-        let recorded = self.insist(|| self.broker.leasing.record(&result)).await.unwrap();
+        self.insist(|| self.broker.leasing.record(&result)).await.unwrap()
+    }
+
+    pub(crate) async fn settle(&self, delivery: &Delivery) {
         let settled = self.insist(|| self.broker.leasing.settle(&delivery.receipt, &Settlement::Complete)).await;
         if let Err(error) = settled {
             assert_eq!(error.kind(), BrokerErrorKind::LeaseLost, "{error}");
         }
-        recorded
     }
 
     async fn succeed_all(&self, deliveries: &[Delivery]) {
