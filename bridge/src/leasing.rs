@@ -43,6 +43,13 @@ pub trait Leasing: Send + Sync {
     /// `LeaseLost`: the job is someone else's, or its run has ended in another way. Stop the handler.
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError>;
 
+    /// Returns when there is a reason to [`extend`](Self::extend) at once: the broker heard that the run may have ended
+    /// elsewhere. What `extend` answers counts. It may stay silent, and always does where a broker does not tell: who
+    /// holds a job beats all the same.
+    async fn hurried(&self, _receipt: &Receipt) {
+        std::future::pending().await
+    }
+
     /// Tells whoever watches how far the handler is. Best effort.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::job_queue::Enqueued;
-use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
+use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::names::{self, Address, Place};
@@ -230,4 +230,28 @@ async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
     assert!(stage.lease(64, Duration::ZERO).await.is_empty());
     assert_eq!(ran.len(), WAITING);
     assert_eq!(ran.into_iter().collect::<BTreeSet<_>>(), waiting);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_holds_a_job_that_another_process_cancels_is_told_at_once() {
+    let stage = Stage::open().await;
+    let [job, other] = [stage.submit("key", Duration::ZERO).await, stage.submit("other", Duration::ZERO).await];
+    let mut held = Vec::new();
+    while held.len() < 2 {
+        held.extend(stage.lease(2, LEASE).await);
+    }
+    let of = |job: &Job| held.iter().find(|delivery| delivery.job.id == job.id).unwrap().receipt.clone();
+    let (receipt, others) = (of(&job), of(&other));
+    let elsewhere = open(&stage._server).await;
+    let cancelled = elsewhere.broker().jobs.cancel(&stage.client, job.id).await.unwrap();
+    assert_eq!(cancelled.state, JobState::Finished(Outcome::Cancelled));
+    let leasing = &stage.broker.leasing;
+    tokio::time::timeout(CONNECT, leasing.hurried(&receipt)).await.expect("nobody told it");
+    assert_eq!(leasing.extend(&receipt).await.unwrap(), Held::Ended(Outcome::Cancelled));
+
+    // A word of somebody who has no say hurries, and changes nothing.
+    let anybody = stage.jetstream.client();
+    anybody.publish(names::control(&stage.queue), format!("ended {}", other.id).into()).await.unwrap();
+    tokio::time::timeout(CONNECT, leasing.hurried(&others)).await.expect("nobody told it");
+    assert_eq!(leasing.extend(&others).await.unwrap(), Held::Until(LEASE));
 }

@@ -135,6 +135,10 @@ impl Leasing for Watched {
         self.leasing.extend(receipt).await
     }
 
+    async fn hurried(&self, receipt: &Receipt) {
+        self.leasing.hurried(receipt).await;
+    }
+
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         self.leasing.progress(receipt, progress).await?;
         self.tell(receipt, || What::Progress(progress.clone()));

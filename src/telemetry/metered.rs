@@ -125,6 +125,10 @@ impl Leasing for Work {
         held
     }
 
+    async fn hurried(&self, receipt: &Receipt) {
+        self.inner.hurried(receipt).await;
+    }
+
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         self.inner.progress(receipt, progress).await
     }

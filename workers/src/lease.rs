@@ -81,15 +81,21 @@ impl Lease {
         self.lapsed.cancelled().await;
     }
 
-    /// Beats at a third of the lease until the lease is lost or its run ended. It never returns: drop it when the
+    /// Beats at a third of the lease, and once earlier if the broker hurries, until the lease is lost or its run ended. It
+    /// never returns: drop it when the
     /// delivery is settled.
     pub(crate) async fn keep(&self, leasing: &Arc<dyn Leasing>) -> Infallible {
+        // Once: then the answer to a beat is known, and what comes later is learned in time.
+        let (mut hurried, mut told) = (leasing.hurried(&self.receipt), false);
         loop {
             let (beat_at, live_until, beat_every) = {
                 let state = self.lock();
                 (state.beat_at, state.live_until, state.beat_every)
             };
-            sleep_until(beat_at.min(live_until)).await;
+            tokio::select! {
+                () = sleep_until(beat_at.min(live_until)) => {}
+                () = &mut hurried, if !told => told = true,
+            }
             let sent = Instant::now();
             let left = live_until.saturating_duration_since(sent);
             if left.is_zero() {

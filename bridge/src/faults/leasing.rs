@@ -52,6 +52,10 @@ impl Leasing for Faulty {
         self.faults.make("extend", self.inner.extend(receipt)).await
     }
 
+    async fn hurried(&self, receipt: &Receipt) {
+        self.inner.hurried(receipt).await;
+    }
+
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         self.faults.make("progress", self.inner.progress(receipt, progress)).await
     }

@@ -3,10 +3,13 @@
 //! A cancel has steps that a crash may come between: the record is marked, the result is recorded, the record leaves the
 //! line. Whoever leases or sweeps a marked record does the rest.
 
+use async_nats::HeaderMap;
+
 use super::Nats;
 use super::api::Written;
 use super::find::Found;
-use super::names::Place;
+use super::hints;
+use super::names::{self, Place};
 use super::record::{Outgoing, Record};
 use crate::contract::result::End;
 use crate::contract::{ClientId, Failure, Job, JobId, JobResult, JobStatus, Outcome};
@@ -32,6 +35,8 @@ impl Nats {
             self.api().publish(Outgoing::begun(&record.address, ENTRY_SECS), OPERATION).await?;
             let Some(marked) = self.mark(record).await? else { continue };
             self.finish_cancel(&marked, open).await?;
+            // Whoever holds it learns of it by a heartbeat anyway.
+            self.api().tell(names::control(&open.queue), HeaderMap::new(), hints::ended(job)).await;
             let found = self.look(client, job).await?;
             if let Some(status) = self.status_of(&found).await?.filter(|status| status.state.outcome().is_some()) {
                 return Ok(status);

@@ -8,6 +8,7 @@ use async_nats::Message;
 use async_nats::jetstream;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Line;
 use super::names::Lane;
@@ -249,6 +250,7 @@ impl Nats {
             due_at: job.due_at,
             ended: None,
             told: false,
+            hurry: CancellationToken::new(),
         };
         self.holding().insert(token.key(&receipt), held);
         Delivery { job, receipt, attempt, leased_at, lease }

@@ -1,8 +1,8 @@
 //! Hints: what says to the workers of a queue which lanes have jobs, so that they need not ask about all.
 //!
 //! Whoever puts a job in line says so beside the write, at most one message per lane and queue in [`EVERY`], with the
-//! number of jobs since the last one. A worker process listens to the hints of its queues, to changes of their policies,
-//! and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
+//! number of jobs since the last one. A worker process listens to the hints of its queues, to changes of their policies, to
+//! cancels of what it holds, and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +19,7 @@ use super::api::Api;
 use super::dispatch::Line;
 use super::names::Lane;
 use super::{Inner, Nats, names, policy};
-use crate::contract::QueueName;
+use crate::contract::{JobId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
@@ -28,6 +28,8 @@ const EVERY: Duration = Duration::from_millis(2);
 const LATELY_MAX: usize = 4_096;
 /// What a hint says of jobs on timers, instead of a number of jobs in line.
 const TIMER: &str = "timer";
+/// Before the job in what a control subject says of one.
+const ENDED: &str = "ended ";
 
 /// What a write means to workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +142,15 @@ pub(super) async fn keep_hinting(api: Api, closing: CancellationToken) {
     }
 }
 
+/// What says on a queue's control subject that a run of `job` ended.
+pub(super) fn ended(job: JobId) -> Bytes {
+    format!("{ENDED}{job}").into()
+}
+
+fn job_that_ended(told: &[u8]) -> Option<JobId> {
+    std::str::from_utf8(told).ok()?.strip_prefix(ENDED)?.parse().ok()
+}
+
 /// What a line listens to.
 pub(super) struct Listening {
     hints: async_nats::Subscriber,
@@ -199,7 +210,11 @@ impl Listening {
                     inner.policies.forget(&line.queue);
                     line.woken.notify_waiters();
                 }
-                Heard::Told(_) => {}
+                Heard::Told(what) => {
+                    if let Some(job) = job_that_ended(&what) {
+                        inner.line.holding.hurry(job);
+                    }
+                }
             }
             if changed && asking.is_terminated() {
                 changed = false;

@@ -68,6 +68,14 @@ impl Leasing for Nats {
         self.extend_lease(receipt).await
     }
 
+    async fn hurried(&self, receipt: &Receipt) {
+        let token = Token::read(receipt, "extend").ok();
+        match token.and_then(|token| self.holding().get(&token.key(receipt))) {
+            Some(held) => held.hurry.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         let token = Token::read(receipt, "progress")?;
         self.live(receipt, &token, "progress")?;

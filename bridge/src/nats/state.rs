@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Nats, names};
 use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
@@ -44,6 +45,8 @@ pub(super) struct Held {
     pub(super) ended: Option<Outcome>,
     /// Whether others were told.
     pub(super) told: bool,
+    /// Cancelled when its holder has a reason to ask how it stands.
+    pub(super) hurry: CancellationToken,
 }
 
 /// Everything this process holds. Bounded by what its workers asked for: an entry goes when it is settled, or a while
@@ -87,7 +90,15 @@ impl Holding {
         for (_, held) in all.range_mut((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
             if held.run == run {
                 held.ended = Some(outcome);
+                held.hurry.cancel();
             }
+        }
+    }
+
+    /// Somebody says that a run of `job` ended. Whoever in this process holds it asks the broker.
+    pub(super) fn hurry(&self, job: JobId) {
+        for (_, held) in self.all().range((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
+            held.hurry.cancel();
         }
     }
 

@@ -497,6 +497,37 @@ async fn a_run_that_ended_elsewhere_stops_the_handler_and_is_only_settled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_hurries_is_asked_before_the_next_beat_is_due() {
+    let broker = Scripted::new();
+    broker.put(job("x"), 1);
+    let begin = tokio::time::Instant::now();
+    let worker = start_one(
+        &broker,
+        handler(|_, context| async move {
+            context.cancelled().cancelled().await;
+            done()
+        }),
+    );
+    broker.until(|calls| !calls.is_empty()).await;
+    broker.reply("extend", [Reply::Held(Held::Ended(Outcome::Cancelled))]);
+    broker.hurry.cancel();
+    broker.settled(1).await;
+    assert!(begin.elapsed() < LEASE / 3, "it waited for its beat");
+    assert_eq!(broker.endings(), [Call::Settle(Settlement::Complete)]);
+    assert_eq!(worker.stop().await.ended_elsewhere, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_hurries_for_nothing_is_asked_once_more_and_the_job_goes_on() {
+    let broker = Scripted::new();
+    broker.hurry.cancel();
+    let report = run(&broker, busy_for(LEASE), 1).await;
+    assert_eq!(report.succeeded, 1);
+    // At once, and then as always: after each third that is not over.
+    assert_eq!(broker.calls().iter().filter(|call| **call == Call::Extend).count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_is_stopped_before_the_longest_lease_ends() {
     let broker = Scripted::new();
     broker.policy.lock().unwrap().lease_max = Duration::from_secs(200);

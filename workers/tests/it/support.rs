@@ -51,6 +51,8 @@ pub(crate) struct Scripted {
     calls: watch::Sender<Vec<Call>>,
     pub(crate) results: Mutex<Vec<JobResult>>,
     pub(crate) letters: Mutex<Vec<DeadLetter>>,
+    /// Cancelled when holders are to beat at once.
+    pub(crate) hurry: CancellationToken,
 }
 
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
@@ -66,6 +68,7 @@ impl Scripted {
             calls: watch::Sender::new(Vec::new()),
             results: Mutex::default(),
             letters: Mutex::default(),
+            hurry: CancellationToken::new(),
         })
     }
 
@@ -161,6 +164,10 @@ impl Leasing for Scripted {
             Some(Reply::Held(held)) => Ok(held),
             _ => Ok(Held::Until(self.policy.lock().unwrap().lease)),
         }
+    }
+
+    async fn hurried(&self, _: &Receipt) {
+        self.hurry.cancelled().await;
     }
 
     async fn progress(&self, _: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
