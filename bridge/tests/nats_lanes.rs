@@ -21,6 +21,7 @@ use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
+use serde_json::{Value, json};
 
 const CONNECT: Duration = Duration::from_secs(30);
 /// Far longer than anything takes on a busy machine.
@@ -133,9 +134,13 @@ async fn a_queue_without_turns_has_one_consumer_that_a_scaler_can_read_before_th
     }
     assert_eq!(stage.lease(5, PATIENCE).await.len(), 5);
     assert_eq!(stage.consumers().await, [Lane::ALL]);
-    let stream = stage.jetstream.get_stream(jobs_stream(&stage.queue)).await.unwrap();
-    let info = stream.consumer_info(Lane::ALL.to_string()).await.unwrap();
-    assert_eq!((info.num_pending, info.num_ack_pending), (15, 5), "what a scaler counts");
+    // As KEDA's `nats-jetstream` trigger asks, and what it adds up.
+    let seen = stage.server.monitor("/jsz?acc=$G&consumers=true&config=true").await.unwrap();
+    let named =
+        |list: &Value, name: &str| list.as_array().unwrap().iter().find(|one| one["name"] == name).cloned().unwrap();
+    let stream = named(&named(&seen["account_details"], "$G")["stream_detail"], "relay-jobs-work");
+    let consumer = named(&stream["consumer_detail"], "lane_0");
+    assert_eq!((&consumer["num_pending"], &consumer["num_ack_pending"]), (&json!(15), &json!(5)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,6 +282,9 @@ async fn a_client_that_shares_a_lane_has_its_own_bound_on_waiting_jobs_and_waits
     let beside_job = stage.submit(&beside, "key", Duration::ZERO).await;
     let waiting = async |client: &str| stage.broker.jobs.waiting(&client.parse().unwrap(), &stage.queue).await.unwrap();
     assert_eq!((waiting(busy).await, waiting(&beside).await), (Some(90), Some(1)), "each counts its own");
+    let before = stage.consumers().await;
+    assert_eq!(waiting("stranger").await, Some(0));
+    assert_eq!(stage.consumers().await, before, "a question made a consumer");
     let apart_job = stage.submit(&apart, "key", Duration::ZERO).await;
     // Turns are between lanes: with two of weight 1, the lone job is among the next four.
     let mut held = Vec::new();

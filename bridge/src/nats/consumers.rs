@@ -6,7 +6,7 @@
 //! jobs in different lanes, because one of them knows a newer policy, lose and double nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -18,7 +18,8 @@ use crate::contract::{ClientId, QueueName};
 use crate::error::BrokerError;
 use crate::policy::QueuePolicy;
 
-/// The most lanes of a queue that a new client gets one of its own in. Clients that the policy names get one all the same.
+/// How many consumers a queue has when new clients begin to share lanes. Those that the policy names have their own all the
+/// same.
 const OWN_MAX: usize = 500;
 /// The most jobs of a lane that are leased at once where the policy sets no limit of its own. The server keeps a list
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
@@ -35,8 +36,8 @@ pub(super) struct Consumers {
     made: Mutex<HashMap<(QueueName, Lane), Made>>,
     /// The clients that share a lane because there were others before them.
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
-    /// New ones are made one at a time, so that they can be counted.
-    making: tokio::sync::Mutex<()>,
+    /// New ones of a queue are made one at a time, so that they can be counted.
+    making: Mutex<HashMap<QueueName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,12 @@ impl Consumers {
         sharing.insert((queue.clone(), client.clone()));
     }
 
+    /// Held by the one who makes a consumer of the queue.
+    fn making(&self, queue: &QueueName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.entry(queue.clone()).or_default().clone()
+    }
+
     /// The consumer is gone: the next one who needs it makes it.
     pub(super) fn forget(&self, queue: &QueueName, lane: &Lane) {
         self.change(|known| known.remove(&(queue.clone(), lane.clone())));
@@ -157,7 +164,8 @@ impl Nats {
             return Ok(lane.clone());
         }
         // One after the other: many new clients at once would each see that there is room.
-        let _alone = self.consumers().making.lock().await;
+        let making = self.consumers().making(queue);
+        let _alone = making.lock().await;
         let lane = match self.known_lane(queue, client, policy) {
             Some(lane) => lane,
             None => self.choose_lane(queue, client).await?,
@@ -179,6 +187,25 @@ impl Nats {
             }
             () => None,
         }
+    }
+
+    /// The lane of the client's next job with what the server says of it, or `None` if it has no consumer yet. It makes none.
+    pub(super) async fn lane_info(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<Option<(Lane, ConsumerInfo)>, BrokerError> {
+        let lanes = match self.known_lane(queue, client, policy) {
+            Some(lane) => vec![lane],
+            None => vec![Lane::Own(client.clone()), Lane::shared_by(client)],
+        };
+        for lane in lanes {
+            if let Some(info) = self.consumer_info(queue, &lane).await? {
+                return Ok(Some((lane, info)));
+            }
+        }
+        Ok(None)
     }
 
     async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {

@@ -197,13 +197,12 @@ impl Nats {
         client: &ClientId,
         policy: &QueuePolicy,
     ) -> Result<u64, BrokerError> {
-        let lane = self.lane_for(queue, client, policy).await?;
         let in_lane = async {
-            let Some(info) = self.consumer_info(queue, &lane).await? else { return Ok(0) };
-            match lane {
-                Lane::Own(_) => Ok(info.num_pending),
+            match self.lane_info(queue, client, policy).await? {
+                None => Ok(0),
+                Some((Lane::Own(_), info)) => Ok(info.num_pending),
                 // The consumer counts all of them.
-                Lane::Shared(_) => {
+                Some((lane, info)) => {
                     let subject = lane.place().of_client(queue, client);
                     self.count(queue, subject, info.delivered.stream_seq + 1).await
                 }
