@@ -159,9 +159,13 @@ impl Nats {
         client: &ClientId,
         policy: &QueuePolicy,
     ) -> Result<Lane, BrokerError> {
-        let known = self.known_lane(queue, client, policy);
-        if let Some(lane) = known.as_ref().filter(|lane| self.consumers().knows(queue, lane)) {
-            return Ok(lane.clone());
+        let own = Lane::Own(client.clone());
+        if policy.fair && self.consumers().knows(queue, &own) {
+            return Ok(own);
+        }
+        let known = self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        if let Some(lane) = known {
+            return Ok(lane);
         }
         // One after the other: many new clients at once would each see that there is room.
         let making = self.consumers().making(queue);

@@ -1,8 +1,9 @@
 //! Hints: what says to the workers of a queue which lanes have jobs, so that they need not ask about all.
 //!
-//! Whoever puts a job in line says so beside the write, at most one message per lane and queue in [`EVERY`], with the
+//! Whoever puts a job in line says so beside the write, at most one message per lane in [`EVERY`], with the
 //! number of jobs since the last one. A worker process listens to the hints of its queues, to changes of their policies, to
-//! cancels of what it holds, and to consumers that were made or have another leader. All of it may be lost; a full round makes up for it.
+//! cancels of what it holds, and to consumers that were made or have another leader. All of it may be lost; full rounds and
+//! heartbeats make up for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
