@@ -9,17 +9,17 @@ use serde_json::Value;
 
 use crate::cli_support::{Running, code, run, stderr, stdout};
 
-const SERVE: [&str; 6] = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats"];
+pub(crate) const SERVE: [&str; 6] = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats"];
 /// Relay has subscribed by then.
-const OPEN: &str = "the NATS front door is open";
+pub(crate) const OPEN: &str = "the NATS front door is open";
 
-async fn request(client: &Client, subject: &str, body: &str) -> Value {
+pub(crate) async fn request(client: &Client, subject: &str, body: &str) -> Value {
     let answer = client.request(subject.to_owned(), body.to_owned().into()).await.unwrap();
     serde_json::from_slice(&answer.payload).unwrap()
 }
 
 /// What `relay nats permissions` gives `relay`, `me` and `gpu`, who are the only ones.
-fn permissions(more: &[&str]) -> String {
+pub(crate) fn permissions(more: &[&str]) -> String {
     let printed = run(["nats", "permissions", "--client", "me", "--worker", "gpu=default"].iter().chain(more));
     assert_eq!(code(&printed), 0, "{printed:?}");
     let users = ["RELAY_NATS_PASSWORD", "CLIENT_ME_PASSWORD", "WORKER_GPU_PASSWORD"];

@@ -5,6 +5,7 @@
 mod bridge;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
+mod lanes;
 mod listen;
 mod provision;
 mod serving;
