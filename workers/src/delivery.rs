@@ -11,7 +11,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Failure, Job, Outcome, Timestamp};
 use relay_bridge::leasing::{Delivery, Leasing, Progress};
 use relay_bridge::policy::QueuePolicy;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -44,8 +44,9 @@ pub(crate) struct Runtime {
     pub(crate) drain_over: CancellationToken,
 }
 
-/// Sees one delivery through. `asked_at` is when the lease call that brought it was sent.
-pub(crate) async fn attend(runtime: Arc<Runtime>, delivery: Delivery, asked_at: Instant) {
+/// Sees one delivery through. `asked_at` is when the lease call that brought it was sent; `slot` is what it takes until its
+/// run's end is recorded, or until it is settled.
+pub(crate) async fn attend(runtime: Arc<Runtime>, delivery: Delivery, asked_at: Instant, slot: OwnedSemaphorePermit) {
     let lease = Lease::new(delivery.receipt.clone(), asked_at, delivery.lease);
     let (progress, latest) = watch::channel(None);
     let attended = Attended {
@@ -59,7 +60,7 @@ pub(crate) async fn attend(runtime: Arc<Runtime>, delivery: Delivery, asked_at: 
     };
     tokio::select! {
         biased;
-        () = attended.see_through(progress) => {}
+        () = attended.see_through(progress, slot) => {}
         never = lease.keep(&runtime.leasing) => match never {},
         never = progress::report(&runtime.leasing, lease.receipt(), latest) => match never {},
     }
@@ -85,7 +86,7 @@ enum Interrupt {
 }
 
 impl Attended<'_> {
-    async fn see_through(&self, progress: watch::Sender<Option<Progress>>) {
+    async fn see_through(&self, progress: watch::Sender<Option<Progress>>, slot: OwnedSemaphorePermit) {
         let runtime = self.runtime;
         let policy = self.policy().await;
         let job = &self.job;
@@ -113,7 +114,7 @@ impl Attended<'_> {
             started_at,
             finished_at: self.now(),
         };
-        settler.apply(decision).await;
+        settler.apply(decision, slot).await;
     }
 
     async fn run(&self, policy: &QueuePolicy, progress: watch::Sender<Option<Progress>>) -> Ending {

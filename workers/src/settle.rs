@@ -11,6 +11,7 @@ use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Leasing, Recorded};
 use relay_bridge::settlement::Settlement;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::{Decision, RunEnd, too_large};
 use crate::lease::{Lease, Standing};
@@ -31,8 +32,9 @@ pub(crate) struct Settler<'a> {
 }
 
 impl Settler<'_> {
-    /// Applies the decision as far as the broker lets it, and counts what came of it.
-    pub(crate) async fn apply(&self, decision: Decision) {
+    /// Applies the decision as far as the broker lets it, and counts what came of it. `slot` is free once the run's end is
+    /// recorded: what is left then can be repeated by anybody, and nothing hangs on it.
+    pub(crate) async fn apply(&self, decision: Decision, slot: OwnedSemaphorePermit) {
         match decision {
             Decision::Nothing => self.lost(),
             Decision::Settle(settlement) => {
@@ -46,11 +48,11 @@ impl Settler<'_> {
                     }
                 }
             }
-            Decision::Finish { end, settlement } => self.finish(end, settlement).await,
+            Decision::Finish { end, settlement } => self.finish(end, settlement, slot).await,
         }
     }
 
-    async fn finish(&self, end: RunEnd, settlement: Option<Settlement>) {
+    async fn finish(&self, end: RunEnd, settlement: Option<Settlement>, slot: OwnedSemaphorePermit) {
         let (end, recorded) = match self.record(&end).await {
             Err(error) => match error.kind() {
                 // The broker's own limit is below the queue's.
@@ -67,6 +69,7 @@ impl Settler<'_> {
             recorded => (end, recorded),
         };
         let outcome = end.outcome();
+        drop(slot);
         match recorded {
             Ok(Recorded::First) => {
                 self.count_outcome(outcome);

@@ -11,6 +11,7 @@ use relay_bridge::contract::trace::TRACEPARENT;
 use relay_bridge::contract::{QueueName, TraceParent};
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::{Delivery, LEASE_BATCH_MAX, LeaseRequest, Leasing};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -103,13 +104,22 @@ async fn lease_until(
     deliveries: &mut JoinSet<()>,
 ) {
     let mut order = Order::new(config.order, &config.queues);
-    let slots = usize::try_from(config.slots.get()).unwrap_or(usize::MAX);
+    let most = usize::try_from(config.slots.get()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+    let slots = Arc::new(Semaphore::new(most));
     let mut failures: u32 = 0;
     loop {
-        let free = u32::try_from(slots.saturating_sub(deliveries.len())).unwrap_or(u32::MAX).min(LEASE_BATCH_MAX);
+        // At most as many settlements as slots are on their way.
+        let room = most.saturating_mul(2).saturating_sub(deliveries.len());
+        let free = u32::try_from(slots.available_permits().min(room)).unwrap_or(u32::MAX).min(LEASE_BATCH_MAX);
         let queues = order.draw();
         let Some(max) = NonZeroU32::new(free).filter(|_| !queues.is_empty()) else {
-            match attending(shutdown, deliveries, std::future::pending::<()>(), true).await {
+            let freed = async {
+                match room > 0 && !config.queues.is_empty() {
+                    true => drop(slots.acquire().await),
+                    false => std::future::pending().await,
+                }
+            };
+            match attending(shutdown, deliveries, freed, true).await {
                 Turn::Shutdown => return,
                 Turn::Freed | Turn::Answered(()) => continue,
             }
@@ -124,7 +134,7 @@ async fn lease_until(
                     failures = 0;
                 }
                 let early = leased.is_empty() && asked_at.elapsed() < wait;
-                start(runtime, deliveries, leased, max, asked_at);
+                start(runtime, deliveries, leased, &slots, asked_at);
                 early.then_some(EMPTY_PAUSE)
             }
             Turn::Answered(Err(error)) => {
@@ -197,20 +207,19 @@ async fn lease(
 fn start(
     runtime: &Arc<Runtime>,
     deliveries: &mut JoinSet<()>,
-    mut leased: Vec<Delivery>,
-    max: NonZeroU32,
+    leased: Vec<Delivery>,
+    slots: &Arc<Semaphore>,
     asked_at: Instant,
 ) {
-    let max = usize::try_from(max.get()).unwrap_or(usize::MAX);
-    if leased.len() > max {
-        tracing::error!(max, leased = leased.len(), "the broker leased more than asked for; the rest is left to it");
-        leased.truncate(max);
-    }
     for delivery in leased {
+        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+            tracing::error!("the broker leased more than asked for; the rest is left to it");
+            return;
+        };
         count(&runtime.stats.leased);
         let parent = delivery.job.headers.get(TRACEPARENT).and_then(|parent| parent.parse::<TraceParent>().ok());
         let span = parent.map_or_else(Span::none, |parent| tracing::info_span!("delivery", trace_id = parent.trace()));
-        deliveries.spawn(attend(runtime.clone(), delivery, asked_at).instrument(span));
+        deliveries.spawn(attend(runtime.clone(), delivery, asked_at, slot).instrument(span));
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use relay_bridge::contract::Outcome;
 use relay_bridge::error::BrokerErrorKind;
+use relay_bridge::settlement::Settlement;
 use relay_workers::QueueOrder;
 use tokio::sync::Semaphore;
 
@@ -15,7 +17,7 @@ fn leases(calls: &[Call]) -> Vec<u32> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_never_holds_more_leases_than_it_has_slots() {
+async fn a_worker_never_runs_more_jobs_than_it_has_slots() {
     let broker = Scripted::new();
     for n in 0..50_u8 {
         broker.put(job([n]), 1);
@@ -52,6 +54,23 @@ async fn a_worker_never_holds_more_leases_than_it_has_slots() {
     let report = worker.stop().await;
     assert_eq!(most.load(Ordering::SeqCst), 3);
     assert_eq!((report.leased, report.succeeded, report.running()), (50, 50, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_free_once_the_outcome_is_recorded_and_as_many_settlements_as_slots_may_be_open() {
+    let broker = Scripted::new();
+    for n in 0..3_u8 {
+        broker.put(job([n]), 1);
+    }
+    // Each is tried again after a while, and then answered.
+    broker.reply("settle", [Reply::Hang, Reply::Hang]);
+    let worker = start(&broker, handler(|_, _| async { done() }), config(1, Duration::from_secs(60)));
+    broker.settled(5).await;
+    let (recorded, settled) = (Call::Record(Outcome::Succeeded), Call::Settle(Settlement::Complete));
+    let [r, s] = [&recorded, &settled];
+    assert_eq!(broker.endings().iter().collect::<Vec<_>>()[..5], [r, s, r, s, s], "the third waits for a settlement");
+    let report = worker.stop().await;
+    assert_eq!((report.succeeded, report.unconfirmed, report.running()), (3, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
