@@ -288,8 +288,11 @@ impl Nats {
         &self.0.waits
     }
 
+    /// Changes when announcements may have been missed from now on.
     fn missed(&self) -> watch::Receiver<u64> {
-        self.0.missed.clone()
+        let mut missed = self.0.missed.clone();
+        missed.mark_unchanged();
+        missed
     }
 
     fn closing(&self) -> &CancellationToken {
