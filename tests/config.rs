@@ -176,6 +176,23 @@ fn what_contradicts_something_else_is_a_mistake() {
             &["relay.toml:3", "duplicate key", "leave one of them out"],
         ),
         ("data = \"x\"", &["did you mean", "store.data"]),
+        ("[worker]\nslot = 2", &["relay.toml:2: worker.slot", "did you mean `slots`?"]),
+        ("[worker]\ndrain = 30", &["worker.drain", "write \"30s\""]),
+        ("[worker]\ncommand = \"./handle\"", &["worker.command", "in brackets"]),
+        ("[worker]\nqueues = [\"a\", \"b=0\"]", &["worker.queues", "the weight in `b=0`", "urgent=5"]),
+        ("[worker]\nqueues = [\"a\", \"a=2\"]", &["worker.queues", "twice"]),
+        ("[worker]\nqueues = [\"a=2\"]\norder = \"strict\"", &["relay.toml:2: worker.queues", "leave the weights out"]),
+        ("[worker]\nid = \"a b\"", &["worker.id", "give it a name"]),
+        ("[worker]\nhttp = \"localhost:3000\"", &["worker.http", "http://127.0.0.1:3000/jobs"]),
+        (
+            "[worker]\nhttp = \"http://a\"\ncommand = [\"b\"]",
+            &["worker.http", "does a worker's jobs", "leave one of them out"],
+        ),
+        (
+            "[nats]\nservers = [\"a\"]\n[worker]\nconnect = \"b:1\"",
+            &["relay.toml:2: nats.servers", "`worker.connect` is set as well (line 4)", "takes its jobs from"],
+        ),
+        ("[sqs]\nenabled = true\n[worker]\nkey_file = \"k\"", &["sqs.enabled", "`worker.key_file`", "leave one"]),
         ("[[queue]]\nname = \"q\"\npaused = true", &["queue.q.paused", "a pause is not configuration"]),
     ] {
         let (code, said) = check(text);
@@ -225,11 +242,15 @@ fn a_flag_counts_before_a_variable_and_that_before_the_file() {
 fn shown_is_what_holds_and_where_it_comes_from() {
     let dir = tempdir().unwrap();
     let file = dir.path().join("relay.toml");
-    let text = "[listen]\ndrain = \"10s\"\n[nats]\nservers = [\"nats://relay:hush@a:4222\"]\n[[queue]]\nname = \"mail\"\npayload_max = \"1MiB\"\n";
+    let text = "[listen]\ndrain = \"10s\"\n[worker]\nqueues = [\"mail\", \"bulk=2\"]\ncommand = [\"./handle\", \"amqp://me:hush@b\"]\n[nats]\nservers = [\"nats://relay:hush@a:4222\"]\n[[queue]]\nname = \"mail\"\npayload_max = \"1MiB\"\n";
     fs::write(&file, text).unwrap();
     let mut command = relay(["config", "show", "--json", "--config", file.to_str().unwrap()]);
-    let output =
-        command.env("RELAY_DRAIN_DELAY", "5s").env("RELAY_ADMIN_TOKEN", "hush-hush-hush-hush").output().unwrap();
+    let output = command
+        .env("RELAY_DRAIN_DELAY", "5s")
+        .env("RELAY_WORKER_SLOTS", "3")
+        .env("RELAY_ADMIN_TOKEN", "hush-hush-hush-hush")
+        .output()
+        .unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(!stdout(&output).contains("hush"), "{}", stdout(&output));
     let shown: Value = serde_json::from_str(stdout(&output)).unwrap();
@@ -242,8 +263,13 @@ fn shown_is_what_holds_and_where_it_comes_from() {
     assert_eq!(of("listen.http"), ("127.0.0.1:7410".to_owned(), "default".to_owned()));
     assert_eq!(of("listen.drain"), ("10s".to_owned(), place(2)));
     assert_eq!(of("listen.drain_delay"), ("5s".to_owned(), "variable RELAY_DRAIN_DELAY".to_owned()));
-    assert_eq!(of("nats.servers"), ("nats://********@a:4222".to_owned(), place(4)));
-    assert_eq!(of("queue.mail.payload_max"), ("1048576B".to_owned(), place(7)));
+    assert_eq!(of("worker.queues"), ("mail,bulk=2".to_owned(), place(4)));
+    assert_eq!(of("worker.command"), ("./handle,amqp://********@b".to_owned(), place(5)));
+    assert_eq!(of("worker.order"), ("weighted".to_owned(), "default".to_owned()));
+    assert_eq!(of("worker.drain"), ("30s".to_owned(), "default".to_owned()));
+    assert_eq!(of("worker.slots"), ("3".to_owned(), "variable RELAY_WORKER_SLOTS".to_owned()));
+    assert_eq!(of("nats.servers"), ("nats://********@a:4222".to_owned(), place(7)));
+    assert_eq!(of("queue.mail.payload_max"), ("1048576B".to_owned(), place(10)));
     assert_eq!(of("RELAY_ADMIN_TOKEN"), ("********".to_owned(), "environment".to_owned()));
 }
 
@@ -350,6 +376,59 @@ lease = \"1m\"
     assert_eq!(*mail, mail_of_file);
     assert_eq!(*more, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
     store.close().await;
+}
+
+#[test]
+fn a_worker_is_what_the_file_says_and_flags_change_it() {
+    let dir = tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let key = |name: &str, more: &[&str]| {
+        let keys = path("keys.toml");
+        let made = run(["keys", "new", name, "--file", keys.to_str().unwrap()].iter().chain(more));
+        assert_eq!(code(&made), 0, "{}", stderr(&made));
+        stdout(&made).trim().to_owned()
+    };
+    let client = key("shop", &[]);
+    fs::write(path("worker.key"), key("gpu-1", &["--role", "worker"])).unwrap();
+    let file = |worker: &str| {
+        let server = "[store]\nmemory = true\n[access]\nkeys = \"keys.toml\"\n[listen]\nhttp = \"127.0.0.1:0\"\nworkers = \"127.0.0.1:0\"\ndrain = \"7s\"\n[[queue]]\nname = \"mail\"\n";
+        fs::write(path("relay.toml"), format!("{server}[worker]\n{worker}")).unwrap();
+    };
+    // One file for both: each takes what is its own.
+    file("");
+    let config = path("relay.toml");
+    let config = config.to_str().unwrap();
+    let server = Running::start(["serve", "--json", "--config", config]);
+    let done = |says: &str| {
+        let mut submit = relay(["submit", "--server", &server.url(), "--queue", "mail", "--wait", "-"]);
+        let submit = submit.env("RELAY_API_KEY", &client).stdin(std::process::Stdio::null());
+        let output = submit.output().unwrap();
+        assert_eq!((code(&output), stdout(&output).trim()), (0, says), "{}", stderr(&output));
+    };
+    let connect = format!("connect = \"{}\"", server.workers());
+    let more = "key_file = \"worker.key\"\nqueues = [\"mail=2\"]\nslots = 3\nid = \"of-the-file\"";
+    file(&format!("{connect}\n{more}\ncommand = [\"echo\", \"--json\", \"$HOME, of the file\"]"));
+    let worker = Running::start(["worker", "--json", "--config", config]);
+    assert_eq!(worker.ready["worker"]["id"], "of-the-file");
+    done("--json $HOME, of the file");
+    worker.stop();
+    let mut command = relay(["worker", "--json", "--id", "typed", "--", "echo", "typed"]);
+    command.env("RELAY_CONFIG", config);
+    let worker = Running::start_command(command);
+    assert_eq!(worker.ready["worker"]["id"], "typed", "a flag counts before the file");
+    done("typed");
+    worker.stop();
+    // What does the jobs is one thing: whoever types a command means it instead of the file's service.
+    file(&format!("{connect}\n{more}\nhttp = \"http://127.0.0.1:9/\""));
+    let worker = Running::start(["worker", "--json", "--config", config, "--", "echo", "instead"]);
+    done("instead");
+    worker.stop();
+    let neither = run(["worker", "--key", "x", "--connect", &server.workers(), "--queue", "mail"]);
+    assert_eq!(code(&neither), 2);
+    let wrong = run(["worker", "--config", config, "--key-file", "/no/such.key", "--", "cat"]);
+    assert_eq!(code(&wrong), 2);
+    assert!(stderr(&wrong).contains("--key-file /no/such.key: "), "{}", stderr(&wrong));
+    server.stop();
 }
 
 /// Reads results as a stream of events, to its end.

@@ -14,7 +14,7 @@ use super::output;
 use crate::config::file::File;
 use crate::config::kind::{Kind, Value};
 use crate::config::mistake::meant;
-use crate::config::settings::{POLICY, PolicySetting, SECRETS, SETTINGS, Setting, TABLES};
+use crate::config::settings::{COMMAND, POLICY, PolicySetting, SECRETS, SETTINGS, Setting, TABLES};
 
 /// What is shown of a secret.
 const MASK: &str = "********";
@@ -127,9 +127,9 @@ struct Shown {
 
 fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
     let file = path.as_deref().map(configured::read).transpose()?;
-    let serve = serve();
+    let commands = commands();
     let mut shown: Vec<Shown> =
-        SETTINGS.iter().filter_map(|setting| resolved(setting, &serve, file.as_ref())).collect();
+        SETTINGS.iter().filter_map(|setting| resolved(setting, &commands, file.as_ref())).collect();
     for secret in SECRETS.iter().filter(|name| variable(name).is_some()) {
         shown.push(Shown { key: (*secret).to_owned(), value: MASK.to_owned(), origin: "environment".to_owned() });
     }
@@ -171,8 +171,8 @@ fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
 }
 
 /// What holds for a setting, if anything does.
-fn resolved(setting: &Setting, serve: &Command, file: Option<&File>) -> Option<Shown> {
-    let argument = flag(serve, setting)?;
+fn resolved(setting: &Setting, commands: &Command, file: Option<&File>) -> Option<Shown> {
+    let argument = argument(commands, setting)?;
     let name = argument.get_env().and_then(|name| name.to_str()).unwrap_or_default();
     let written = file.and_then(|file| Some((file, file.values.get(setting.key)?)));
     let default = || argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
@@ -206,33 +206,39 @@ fn without_password(value: &str) -> String {
     addresses.collect::<Vec<_>>().join(",")
 }
 
-fn serve() -> Command {
+/// Every command, with what all of them take.
+fn commands() -> Command {
     let mut command = super::Cli::command();
     command.build();
-    command.find_subcommand("serve").cloned().unwrap_or_default()
+    command
 }
 
-fn flag<'a>(serve: &'a Command, setting: &Setting) -> Option<&'a Arg> {
-    serve.get_arguments().find(|argument| argument.get_long() == Some(setting.flag))
+/// What a setting stands for.
+fn argument<'a>(commands: &'a Command, setting: &Setting) -> Option<&'a Arg> {
+    commands.find_subcommand(setting.command())?.get_arguments().find(|argument| {
+        if setting.key == COMMAND { argument.is_last_set() } else { argument.get_long() == Some(setting.flag) }
+    })
 }
 
 /// `docs/configuration.md`.
 fn reference() -> String {
-    let serve = serve();
+    let commands = commands();
     let mut text = String::from(HEAD);
     for (table, about) in TABLES {
         // Writing to a string can't fail.
         write!(text, "\n## `[{table}]`\n\n{about}\n\n| key | value | default | flag and variable | |\n| --- | --- | --- | --- | --- |\n").ok();
         let prefix = format!("{table}.");
         for setting in SETTINGS.iter().filter(|setting| setting.key.starts_with(&prefix)) {
-            let Some(argument) = flag(&serve, setting) else { continue };
+            let Some(argument) = argument(&commands, setting) else { continue };
             let (help, in_help) = help(argument);
             let default = argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
             let default = default.or(in_help).map_or_else(String::new, |default| format!("`{default}`"));
-            let variable = argument.get_env().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let typed = match argument.get_env() {
+                Some(variable) => format!("`--{}` `{}`", setting.flag, variable.to_string_lossy()),
+                None => "behind `--`".to_owned(),
+            };
             let key = setting.key.trim_start_matches(&prefix);
-            writeln!(text, "| `{key}` | {} | {default} | `--{}` `{variable}` | {help} |", setting.kind, setting.flag)
-                .ok();
+            writeln!(text, "| `{key}` | {} | {default} | {typed} | {help} |", setting.kind).ok();
         }
     }
     text.push_str(QUEUES);
@@ -261,9 +267,11 @@ const HEAD: &str = r#"# Configuration
 
 Written by `relay config reference` from the table that also reads the file.
 
-`relay serve` and `relay provision` take a file with `--config FILE` or `RELAY_CONFIG`. Every setting of a process is also a
-flag of `relay serve` and a variable; the order is **flag, variable, file, default**. Of alternatives, such as the place where
-jobs are kept, the one that was named by a flag or a variable counts, and the file's is left out.
+`relay serve`, `relay worker` and `relay provision` take a file with `--config FILE` or `RELAY_CONFIG`, `relay bridge` with
+`--config FILE`. Every setting of a process is also a flag of `relay serve`, or of `relay worker` what is below `[worker]`, and a
+variable; the order is **flag, variable, file, default**. Of alternatives, such as the place where jobs are kept, the one that
+was named by a flag or a variable counts, and the file's is left out. Each process reads what it knows, so that one file may
+be for several: if they are on one machine, give one of them another `--admin`.
 
 A file is checked whole before anything starts: unknown keys, values without a unit or of another type, queues that are there
 twice, and what contradicts something else are all reported at once, each with file, line, value and what to write instead.
@@ -283,6 +291,12 @@ keys = "/etc/relay/keys.toml"
 
 [admin]
 listen = "127.0.0.1:7412"
+
+[worker]
+command = ["./handle", "--fast"]
+queues = ["orders=3", "thumbnails"]
+slots = 8
+key_file = "/etc/relay/worker.key"
 
 [queue_defaults]
 retention = "3d"
@@ -335,11 +349,16 @@ mod tests {
 
     #[test]
     fn every_setting_is_a_flag_with_a_variable_of_the_same_name() {
-        let serve = serve();
-        for setting in SETTINGS {
-            let argument = flag(&serve, setting).unwrap_or_else(|| panic!("--{} is not there", setting.flag));
-            // One is OpenTelemetry's, which every program reads.
-            let ours = if setting.flag == "otlp-endpoint" { "OTEL_EXPORTER" } else { "RELAY" };
+        let commands = commands();
+        for setting in SETTINGS.iter().filter(|setting| setting.key != COMMAND) {
+            let argument = argument(&commands, setting).unwrap_or_else(|| panic!("--{} is not there", setting.flag));
+            let ours = match (setting.flag, setting.command()) {
+                // One is OpenTelemetry's, which every program reads.
+                ("otlp-endpoint", _) => "OTEL_EXPORTER",
+                // Handlers are given `RELAY_QUEUE` and the like, and may start relay in turn.
+                (_, "worker") => "RELAY_WORKER",
+                _ => "RELAY",
+            };
             let variable = format!("{ours}_{}", setting.flag.to_uppercase().replace('-', "_"));
             assert_eq!(
                 argument.get_env().and_then(|name| name.to_str()),
@@ -350,18 +369,24 @@ mod tests {
         }
         for setting in POLICY {
             let Some(name) = setting.flag else { continue };
+            let serve = commands.find_subcommand("serve").unwrap();
             assert!(serve.get_arguments().any(|argument| argument.get_long() == Some(name)), "--{name}");
         }
     }
 
     #[test]
     fn every_flag_of_a_process_is_a_setting() {
-        let about_this_start = ["config", "help", "json", "force", "queue"];
-        let serve = serve();
-        for name in serve.get_arguments().filter_map(Arg::get_long) {
-            let known = SETTINGS.iter().any(|setting| setting.flag == name)
-                || POLICY.iter().any(|setting| setting.flag == Some(name));
-            assert!(known || about_this_start.contains(&name), "--{name} can't be written in a file");
+        let commands = commands();
+        for (command, about_this_start) in [
+            ("serve", &["config", "help", "json", "force", "queue"][..]),
+            ("worker", &["config", "help", "json", "key"]),
+        ] {
+            let flags = commands.find_subcommand(command).unwrap().get_arguments().filter_map(Arg::get_long);
+            for name in flags {
+                let known = SETTINGS.iter().any(|setting| setting.flag == name && setting.is_for(command))
+                    || POLICY.iter().any(|setting| setting.flag == Some(name));
+                assert!(known || about_this_start.contains(&name), "--{name} of {command} can't be written in a file");
+            }
         }
     }
 

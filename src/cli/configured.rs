@@ -10,12 +10,21 @@ use clap::{ArgMatches, Command};
 
 use super::exit::CliError;
 use crate::config::file::{self, File};
+use crate::config::kind::Kind;
 use crate::config::kind::Value;
-use crate::config::settings::SETTINGS;
+use crate::config::settings::{COMMAND, SETTINGS};
 
 /// Of each of these a command takes one: whoever names one on the command line means it instead of the file's.
-const ALTERNATIVES: [&[&str]; 3] =
-    [&["data", "memory", "nats", "sqs"], &["keys", "no-auth"], &["nats-listen", "no-nats-listen"]];
+const ALTERNATIVES: [&[&str]; 6] = [
+    &["data", "memory", "nats", "sqs"],
+    &["keys", "no-auth"],
+    &["nats-listen", "no-nats-listen"],
+    &["connect", "nats", "sqs"],
+    &["key", "key-file"],
+    &["http", HANDLER],
+];
+/// What stands behind a `--`, in place of a flag's name.
+const HANDLER: &str = "--";
 
 /// Reads the configuration file that a command names, if it has `--config` and names one.
 ///
@@ -28,7 +37,8 @@ pub(crate) fn load(command: &Command, arguments: &[OsString]) -> Result<Option<C
     let Ok(Some(path)) = of_command.try_get_one::<PathBuf>("config") else { return Ok(None) };
     let file = read(path)?;
     let known = command.find_subcommand(name).map(|command| flags(command, of_command)).unwrap_or_default();
-    Ok(Some(Configured { arguments: stand_ins(&file, &known), file }))
+    let (arguments, handler) = stand_ins(&file, name, &known);
+    Ok(Some(Configured { file, arguments, handler }))
 }
 
 /// Reads a file.
@@ -51,6 +61,8 @@ pub(crate) struct Configured {
     pub(crate) file: File,
     /// To be put behind the arguments that were typed, and before a `--`.
     arguments: Vec<OsString>,
+    /// To be put behind a `--`, where nothing was typed there.
+    handler: Vec<OsString>,
 }
 
 impl Configured {
@@ -58,7 +70,9 @@ impl Configured {
     pub(crate) fn complete(&self, typed: &[OsString]) -> Vec<OsString> {
         let end = typed.iter().position(|argument| argument == "--").unwrap_or(typed.len());
         let (before, after) = typed.split_at(end);
-        before.iter().chain(&self.arguments).chain(after).cloned().collect()
+        let typed = before.iter().chain(&self.arguments).chain(after).cloned();
+        let dashes = (!self.handler.is_empty() && after.is_empty()).then(|| OsString::from("--"));
+        typed.chain(dashes).chain(self.handler.iter().cloned()).collect()
     }
 }
 
@@ -74,7 +88,8 @@ fn flags(command: &Command, matches: &ArgMatches) -> Vec<Flag> {
         matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
     };
     let flags = command.get_arguments().filter_map(|argument| {
-        let name = argument.get_long()?.to_owned();
+        let behind = argument.is_last_set().then_some(HANDLER);
+        let name = argument.get_long().or(behind)?.to_owned();
         Some(Flag { name, given: given(argument.get_id().as_str()) })
     });
     // Those of every command.
@@ -83,8 +98,9 @@ fn flags(command: &Command, matches: &ArgMatches) -> Vec<Flag> {
         .collect()
 }
 
-/// The file's settings as flags of a command: those that it knows and nobody gave in another way.
-fn stand_ins(file: &File, known: &[Flag]) -> Vec<OsString> {
+/// The file's settings as flags of a command, and as what stands behind a `--`: those that it knows and nobody gave in
+/// another way.
+fn stand_ins(file: &File, command: &str, known: &[Flag]) -> (Vec<OsString>, Vec<OsString>) {
     let mut left_out: BTreeSet<&str> = BTreeSet::new();
     for flag in known.iter().filter(|flag| flag.given) {
         left_out.insert(&flag.name);
@@ -94,27 +110,29 @@ fn stand_ins(file: &File, known: &[Flag]) -> Vec<OsString> {
     }
     // Another broker was named: what the file says about one that is not used.
     let given = |names: &[&str]| known.iter().any(|flag| flag.given && names.contains(&flag.name.as_str()));
-    let (embedded, nats, sqs) = (given(&["data", "memory"]), given(&["nats"]), given(&["sqs"]));
+    let (elsewhere, nats, sqs) = (given(&["data", "memory", "connect"]), given(&["nats"]), given(&["sqs"]));
     let unused = |flag: &str| {
-        let of_nats = (embedded || sqs) && file.get("listen.nats").is_none() && flag.starts_with("nats-");
-        of_nats || ((embedded || nats) && flag.starts_with("sqs-")) || (embedded && flag == "provision")
+        let doors = command != "worker" && file.get("listen.nats").is_some();
+        let of_nats = (elsewhere || sqs) && !doors && flag.starts_with("nats-");
+        let of_sqs = (elsewhere || nats) && flag.starts_with("sqs-");
+        of_nats || of_sqs || (elsewhere && flag == "provision") || ((nats || sqs) && flag == "key-file")
     };
-    let mut arguments = Vec::new();
-    for setting in SETTINGS {
+    let (mut arguments, mut handler) = (Vec::new(), Vec::new());
+    for setting in SETTINGS.iter().filter(|setting| setting.is_for(command)) {
         let Some((value, _)) = file.get(setting.key) else { continue };
-        let takes = known.iter().any(|flag| flag.name == setting.flag);
-        if !takes || left_out.contains(setting.flag) || unused(setting.flag) {
+        let name = if setting.key == COMMAND { HANDLER } else { setting.flag };
+        let takes = known.iter().any(|flag| flag.name == name);
+        if !takes || left_out.contains(name) || unused(name) {
             continue;
         }
-        let flag = format!("--{}", setting.flag);
+        let flag = format!("--{name}");
         match value {
+            Value::List(texts) if setting.key == COMMAND => handler.extend(texts.iter().map(OsString::from)),
             Value::Flag(_) => arguments.push(flag),
             Value::List(texts) => arguments.extend(texts.iter().map(|text| format!("{flag}={text}"))),
-            Value::Number(bytes) if setting.kind == crate::config::kind::Kind::Size => {
-                arguments.push(format!("{flag}={bytes}B"))
-            }
+            Value::Number(bytes) if setting.kind == Kind::Size => arguments.push(format!("{flag}={bytes}B")),
             value => arguments.push(format!("{flag}={value}")),
         }
     }
-    arguments.into_iter().map(OsString::from).collect()
+    (arguments.into_iter().map(OsString::from).collect(), handler)
 }

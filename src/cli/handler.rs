@@ -17,10 +17,10 @@ use super::values;
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
     /// Send each job to this local service with POST; its answer is the result
-    #[arg(long, value_name = "URL", conflicts_with = "command")]
+    #[arg(long, value_name = "URL", env = "RELAY_WORKER_HTTP", conflicts_with = "command")]
     http: Option<String>,
     /// Stop a handler that takes longer; the attempt counts as failed and is retried
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_WORKER_TIMEOUT", value_parser = values::duration)]
     timeout: Option<Duration>,
     /// Run this command for each job: payload on stdin, `RELAY_JOB_ID` and the like in its environment, result from
     /// its stdout. Exit code 0 is success, 64 to 66 reject the job for good, others are tried again; the end of stderr

@@ -1,6 +1,7 @@
 //! `relay worker`: takes jobs of a server, of NATS, or of SQS, and runs a command, or calls a local service, for each of them.
 
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 
 use super::admin::AdminArgs;
+use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::handler::HandlerArgs;
 use super::nats::NatsArgs;
@@ -35,31 +37,44 @@ Examples:
   relay worker --queue urgent=5 --queue bulk --slots 8 -- ./resize --width 640
   relay worker --http http://127.0.0.1:3000/jobs --timeout 20s
   relay worker --nats nats://nats:4222 --queue orders -- ./handle          without a server in between
+  relay worker --config relay.toml                                         what [worker] says, also what to run
 
 A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
 and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
 A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
+    /// Read settings from this file; what a flag or a variable says counts instead. See `relay config`
+    #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
+    config: Option<PathBuf>,
     /// The server's worker address: what `relay serve --worker-listen` was given
-    #[arg(long, value_name = "ADDR", env = "RELAY_CONNECT", default_value = "127.0.0.1:7411", conflicts_with_all = ["nats", "sqs"])]
+    #[arg(long, value_name = "ADDR", env = "RELAY_WORKER_CONNECT", default_value = "127.0.0.1:7411", conflicts_with_all = ["nats", "sqs"])]
     connect: String,
     /// A queue to take jobs from, with its share among several; repeat it for more
-    #[arg(long = "queue", value_name = "NAME[=WEIGHT]", default_value = "default")]
+    #[arg(
+        long = "queue",
+        value_name = "NAME[=WEIGHT]",
+        env = "RELAY_WORKER_QUEUE",
+        value_delimiter = ',',
+        default_value = "default"
+    )]
     queues: Vec<WeightedQueue>,
     /// Which queue is asked first when several have jobs
-    #[arg(long, value_enum, default_value = "weighted")]
+    #[arg(long, value_enum, env = "RELAY_WORKER_ORDER", default_value = "weighted")]
     order: OrderArg,
     /// Handlers at work at once [default: the number of processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "RELAY_WORKER_SLOTS")]
     slots: Option<NonZeroU32>,
     /// What this worker is called in logs [default: worker- and the process id]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "RELAY_WORKER_ID")]
     id: Option<WorkerId>,
     /// The worker's key; a server without authentication needs none
     #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true, conflicts_with_all = ["nats", "sqs"])]
     key: Option<String>,
+    /// File with the worker's key, which stays out of the list of processes
+    #[arg(long, value_name = "FILE", env = "RELAY_WORKER_KEY_FILE", conflicts_with_all = ["key", "nats", "sqs"])]
+    key_file: Option<PathBuf>,
     /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", env = "RELAY_WORKER_DRAIN", default_value = "30s", value_parser = values::duration)]
     drain: Duration,
     /// Print one line of JSON on stdout when the worker is connected
     #[arg(long)]
@@ -96,7 +111,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
             .parse()
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
+    warn_of_unknown_variables();
     let handler = args.handler.resolve()?;
+    let key = args.key_file.as_deref().map(read_key).transpose()?.or(args.key);
     let admin = args.admin.resolve()?;
     let traces = args.traces.start()?;
     let nats = args.nats.resolve(&format!("relay-{id}"), &inbox)?;
@@ -108,7 +125,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     let source = match (nats, args.sqs.resolve(OthersArgs::default())?) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
         (None, Some(sqs)) => on_sqs(sqs),
-        (None, None) => SourceConfig::Tcp { address: args.connect, key: args.key },
+        (None, None) => SourceConfig::Tcp { address: args.connect, key },
     };
     let clock = Clock::system();
     // Whoever writes a result to the broker says so: of a worker behind a server, that is the server.
@@ -164,6 +181,15 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     tokio::select! {
         exit = drained => Ok(exit),
         () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
+    }
+}
+
+fn read_key(file: &Path) -> Result<String, CliError> {
+    let wrong = |what: String| CliError::usage(format!("--key-file {}: {what}", file.display()));
+    let key = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    match key.trim() {
+        "" => Err(wrong("it is empty".to_owned()).hint("`relay keys new NAME --role worker > FILE` writes one")),
+        key => Ok(key.to_owned()),
     }
 }
 

@@ -1,15 +1,19 @@
 //! What can't be true together, or has no effect: each value is well, and the file is not.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use relay_bridge::embedded::PAYLOAD_MAX;
 use relay_bridge::policy::QueuePolicy;
+use relay_workers::config::QUEUES_MAX;
+use relay_workers::handler::http::{Http, HttpConfig};
 
 use super::file::File;
 use super::kind::Value;
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::values::{show_duration, show_size};
+use super::values::{WeightedQueue, show_duration, show_size};
 
 /// Everything in `file` that contradicts something else there, or is without effect because something is missing.
 #[must_use]
@@ -19,6 +23,11 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
     finder.one_of(&["access.keys", "access.no_auth"], "whoever is let in is asked for a key, or nobody is");
     finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
     finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
+    finder.one_of(&["worker.connect", "nats.servers"], WORKS_IN_ONE_PLACE);
+    finder.one_of(&["worker.connect", "sqs.enabled"], WORKS_IN_ONE_PLACE);
+    finder.one_of(&["worker.key_file", "nats.servers"], "a worker's key is for the server that it connects to");
+    finder.one_of(&["worker.key_file", "sqs.enabled"], "a worker's key is for the server that it connects to");
+    finder.one_of(&["worker.command", "worker.http"], "one of them does a worker's jobs");
     finder.one_of(&["listen.nats", "nats.no_listen"], "clients are served over NATS, or they are not");
     for (key, needs) in [
         ("admin.token_file", "admin.listen"),
@@ -48,11 +57,13 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
             "add nats.password_file, or set RELAY_NATS_PASSWORD",
         );
     }
+    finder.worker(variable);
     finder.streams();
     finder.queues();
     finder.found
 }
 
+const WORKS_IN_ONE_PLACE: &str = "a worker takes its jobs from a server, or from the broker itself";
 const WITHOUT_RATE: &str = "without `rate` it says nothing";
 const ADD_RATE: &str = "leave it out, or add `rate`";
 
@@ -137,6 +148,37 @@ impl Finder<'_> {
         }
         if self.is("admin.token_file") && variable("RELAY_ADMIN_TOKEN").is_some() {
             self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");
+        }
+    }
+
+    fn worker(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
+        if self.is("worker.key_file") && variable("RELAY_WORKER_KEY").is_some() {
+            self.add("worker.key_file", "RELAY_WORKER_KEY is set as well", "leave one of them out");
+        }
+        if let Some((Value::Text(url), _)) = self.file.get("worker.http")
+            && let Err(error) = Http::new(HttpConfig { url: url.clone(), ..HttpConfig::default() })
+        {
+            self.add(
+                "worker.http",
+                error.to_string(),
+                "write \"http://127.0.0.1:3000/jobs\", with your service's port",
+            );
+        }
+        let Some((Value::List(texts), _)) = self.file.get("worker.queues") else { return };
+        let queues: Vec<WeightedQueue> = texts.iter().filter_map(|text| text.parse().ok()).collect();
+        let strict = self.file.get("worker.order").is_some_and(|(value, _)| value.to_string() == "strict");
+        if let Some(weighted) = queues.iter().find(|queue| strict && queue.weight != NonZeroU32::MIN) {
+            let what =
+                format!("`{}` has a weight, and in strict order the first queue that has jobs is asked", weighted.name);
+            self.add("worker.queues", what, "leave the weights out, or write order = \"weighted\"");
+        }
+        let names: BTreeSet<_> = queues.iter().map(|queue| &queue.name).collect();
+        if names.len() < queues.len() {
+            self.add("worker.queues", "a queue is there twice", "name each once");
+        }
+        if names.len() > QUEUES_MAX {
+            let what = format!("{} queues are more than one worker takes, which is {QUEUES_MAX}", names.len());
+            self.add("worker.queues", what, "divide them among several workers");
         }
     }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use relay_bridge::contract::{ClientId, MediaRange, QueueName, Rate};
+use relay_bridge::contract::{ClientId, MediaRange, QueueName, Rate, WorkerId};
 use toml::de::DeValue;
 
-use super::values;
+use super::values::{self, WeightedQueue};
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +35,10 @@ pub enum Kind {
     List,
     /// A queue's name.
     Queue,
+    /// Queues of a worker, each `NAME` or `NAME=WEIGHT`.
+    WeightedQueues,
+    /// A worker's name.
+    Worker,
     /// A client's name.
     Client,
     /// Names of clients, or `["*"]` for all: an empty list.
@@ -111,13 +115,13 @@ impl Kind {
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
-            (Self::List | Self::Clients | Self::ContentTypes, DeValue::Array(values)) => {
+            (Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues, DeValue::Array(values)) => {
                 let texts = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
                 let texts: Option<Vec<_>> = texts.collect();
                 let texts = texts.filter(|texts| !texts.is_empty() && texts.iter().all(|text| is_plain(text)));
                 self.read_list(texts.ok_or_else(|| not(format!("write {}", self.example())))?)
             }
-            (Self::List | Self::Clients | Self::ContentTypes, _) => {
+            (Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues, _) => {
                 Err(not(format!("write it in brackets: {}", self.example())))
             }
             (_, DeValue::String(text)) => self.read_text(text),
@@ -129,6 +133,7 @@ impl Kind {
         match self {
             Self::Clients => "[\"shop\", \"mail\"], or [\"*\"] for all",
             Self::ContentTypes => "[\"application/json\", \"text/*\"], or [\"*/*\"] for all",
+            Self::WeightedQueues => "[\"urgent=5\", \"bulk\"]",
             _ => "[\"a\", \"b\"]",
         }
     }
@@ -137,6 +142,7 @@ impl Kind {
         let (all, check): (_, fn(&str) -> Option<String>) = match self {
             Self::Clients => ("*", |text| text.parse::<ClientId>().err().map(|error| error.to_string())),
             Self::ContentTypes => ("*/*", |text| text.parse::<MediaRange>().err().map(|error| error.to_string())),
+            Self::WeightedQueues => ("", |text| text.parse::<WeightedQueue>().err()),
             _ => return Ok(Value::List(texts)),
         };
         if texts == [all] {
@@ -184,6 +190,10 @@ impl Kind {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "give it a name such as \"orders\"")),
             },
+            Self::Worker => match text.parse::<WorkerId>() {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "give it a name such as \"gpu-1\"")),
+            },
             Self::Client => match text.parse::<ClientId>() {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "write the name that its key has")),
@@ -226,6 +236,8 @@ impl fmt::Display for Kind {
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
             Self::List => f.write_str("a list of texts"),
             Self::Queue => f.write_str("a queue's name"),
+            Self::WeightedQueues => f.write_str("a list of queues, with weights or without"),
+            Self::Worker => f.write_str("a worker's name"),
             Self::Client => f.write_str("a client's name"),
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),
             Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),

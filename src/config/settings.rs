@@ -10,9 +10,38 @@ pub struct Setting {
     pub key: &'static str,
     /// What it may be.
     pub kind: Kind,
-    /// The flag of `relay serve` that it stands for, without the dashes.
+    /// The flag that it stands for, without the dashes, of the command that [`Setting::command`] names.
     pub flag: &'static str,
 }
+
+impl Setting {
+    /// Its table.
+    #[must_use]
+    pub fn table(&self) -> &'static str {
+        self.key.split_once('.').map_or(self.key, |(table, _)| table)
+    }
+
+    /// Whose flag it stands for: what is said of a worker is `relay worker`'s, everything else is `relay serve`'s.
+    #[must_use]
+    pub fn command(&self) -> &'static str {
+        if self.table() == WORKER { "worker" } else { "serve" }
+    }
+
+    /// Whether it holds for `command`, which may have a flag of the same name for something else.
+    #[must_use]
+    pub fn is_for(&self, command: &str) -> bool {
+        match self.table() {
+            WORKER => command == "worker",
+            "listen" | "store" | "access" | "streams" => command != "worker",
+            _ => true,
+        }
+    }
+}
+
+/// The table of what a worker does.
+const WORKER: &str = "worker";
+/// The command behind `--`, which is no flag.
+pub const COMMAND: &str = "worker.command";
 
 const fn setting(key: &'static str, kind: Kind, flag: &'static str) -> Setting {
     Setting { key, kind, flag }
@@ -69,6 +98,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("streams.placement_tags", Kind::List, "nats-placement-tag"),
     setting("streams.jobs_max", Kind::Size, "nats-jobs-max"),
     setting("streams.results_max", Kind::Size, "nats-results-max"),
+    setting("worker.connect", Kind::Text, "connect"),
+    setting("worker.key_file", Kind::Path, "key-file"),
+    setting("worker.queues", Kind::WeightedQueues, "queue"),
+    setting("worker.order", Kind::Choice(&["weighted", "strict"]), "order"),
+    setting("worker.slots", Kind::Count(1, u32::MAX as u64), "slots"),
+    setting("worker.id", Kind::Worker, "id"),
+    setting("worker.drain", Kind::Duration(0), "drain"),
+    setting(COMMAND, Kind::List, ""),
+    setting("worker.http", Kind::Text, "http"),
+    setting("worker.timeout", Kind::Duration(1), "timeout"),
     setting("telemetry.otlp_endpoint", Kind::Text, "otlp-endpoint"),
     setting("log.filter", Kind::Text, "log"),
     setting("log.format", Kind::Choice(&["text", "json"]), "log-format"),
@@ -90,6 +129,12 @@ pub const TABLES: &[(&str, &str)] = &[
         "SQS with DynamoDB as the broker. Credentials are those of the AWS tools: environment, profile, pod or machine.",
     ),
     ("streams", "What the streams on NATS are like that relay creates."),
+    (
+        "worker",
+        "What `relay worker --config FILE` does. It takes its jobs from the server at `connect`, or from NATS or SQS itself where \
+         `[nats]` or `[sqs]` says so. Beside it, `[admin]`, `[telemetry]` and `[log]` hold for a worker as well. Its key may also \
+         be in `RELAY_WORKER_KEY`. The command is seen from where the worker was started.",
+    ),
     (
         "telemetry",
         "Where spans of jobs go. The other variables of OpenTelemetry, such as `OTEL_TRACES_SAMPLER`, hold as everywhere.",
@@ -217,5 +262,5 @@ pub const POLICY: &[PolicySetting] = &[
     share("burst", Kind::Count(1, u32::MAX as u64), "100", "Submissions that may come at once before `rate` holds."),
 ];
 
-/// Settings without a flag, because a command line is no place for them: variables that hold a secret.
-pub const SECRETS: &[&str] = &["RELAY_ADMIN_TOKEN", "RELAY_NATS_PASSWORD", "RELAY_NATS_TOKEN"];
+/// Variables that hold a secret: a file is no place for them.
+pub const SECRETS: &[&str] = &["RELAY_ADMIN_TOKEN", "RELAY_NATS_PASSWORD", "RELAY_NATS_TOKEN", "RELAY_WORKER_KEY"];
