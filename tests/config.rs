@@ -460,7 +460,7 @@ fn streams_of_events_are_as_many_and_as_long_as_the_file_says() {
     none.stop();
     let refused = run(["serve", "--memory", "--no-auth", "--ping-every", "2m"]);
     assert_eq!(code(&refused), 2);
-    assert!(stderr(&refused).contains("--ping-every must be less than 2m"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--ping-every must be less than --idle (2m)"), "{}", stderr(&refused));
 }
 
 #[test]

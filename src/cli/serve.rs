@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
 use relay_bridge::nats::config::NatsConfig;
@@ -123,6 +124,9 @@ pub(crate) struct ListenArgs {
     /// How often a stream of events without any says that it is there: less than what idle connections are given on the way
     #[arg(long, value_name = "DURATION", env = "RELAY_PING_EVERY", default_value = "15s", value_parser = values::duration)]
     ping_every: Duration,
+    /// Hang up on a client that asks for nothing, or does not read its answer, for this long
+    #[arg(long, value_name = "DURATION", env = "RELAY_IDLE", default_value = "2m", value_parser = values::duration)]
+    idle: Duration,
     /// How long requests and handlers in flight may take once the server is asked to stop
     #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN", default_value = "30s", value_parser = values::duration)]
     drain: Duration,
@@ -147,14 +151,17 @@ impl ListenArgs {
         if self.follow_for < second || self.ping_every < second {
             return Err(CliError::usage("--follow-for and --ping-every must be at least 1s"));
         }
-        if self.ping_every >= usual.idle {
-            let idle = values::show_duration(usual.idle);
+        if self.ping_every >= self.idle {
+            let idle = values::show_duration(self.idle);
             return Err(CliError::usage(format!(
-                "--ping-every must be less than {idle}, after which relay itself hangs up"
+                "--ping-every must be less than --idle ({idle}), after which relay itself hangs up"
             )));
         }
         let followers = usize::try_from(self.followers).unwrap_or(usize::MAX);
-        Ok(Limits { followers, follow_for: self.follow_for, ping_every: self.ping_every, ..usual })
+        let Self { follow_for, ping_every, idle, .. } = *self;
+        // Over HTTP/1.1 each has a connection, and must not take the others' places.
+        let connections = (usual.connections - usual.followers).saturating_add(followers);
+        Ok(Limits { followers, connections, follow_for, ping_every, idle, ..usual })
     }
 
     /// How long the drain may take.
@@ -170,9 +177,20 @@ impl ServeArgs {
     }
 }
 
+/// Each connection is an open file, and many systems allow a process no more than 1,024 unless it asks for more. Handlers
+/// would inherit it, so that only a process without any does this.
+fn allow_open_files() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is: it may be reached before those of connections");
+    }
+}
+
 /// `relay serve`
 pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     warn_of_unknown_variables();
+    allow_open_files();
     let clock = Clock::system();
     let authenticator = match args.access.keys {
         Some(file) => Authenticator::keys(file, clock.clone())

@@ -55,6 +55,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("listen.followers", Kind::Count(0, 1_000_000), "followers"),
     setting("listen.follow_for", Kind::Duration(1_000), "follow-for"),
     setting("listen.ping_every", Kind::Duration(1_000), "ping-every"),
+    setting("listen.idle", Kind::Duration(2_000), "idle"),
     setting("listen.drain", Kind::Duration(0), "drain"),
     setting("listen.drain_delay", Kind::Duration(0), "drain-delay"),
     setting("store.data", Kind::Path, "data"),

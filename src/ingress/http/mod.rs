@@ -64,7 +64,8 @@ pub struct Limits {
     pub wait_max: Duration,
     /// Requests in flight, waiting ones included; beyond it 503 `overloaded`. Default 10,000.
     pub requests: usize,
-    /// Connections; beyond it new ones wait in the listen queue. Default 10,000.
+    /// Connections; beyond it new ones wait in the listen queue. Default 20,000: over HTTP/1.1 each of the `followers` has
+    /// one, and must not take the others' places.
     pub connections: usize,
     /// The time from a connection's start to the end of its first request's head. Default 10 s.
     pub first_request: Duration,
@@ -93,7 +94,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             wait_max: Duration::from_secs(55),
             requests: 10_000,
-            connections: 10_000,
+            connections: 20_000,
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             header_bytes: 16 * 1024,
