@@ -12,7 +12,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use cli_support::{Running, relay, stderr, stdout};
-use relay::client::{Client, ClientError, NewJob};
+use relay::api::Problem;
+use relay::client::retry::Patience;
+use relay::client::{Client, ClientError, JobsFilter, NewJob};
+use relay_bridge::contract::{JobId, Outcome};
 
 /// What the store may take on its full disk: some dozen of the test's jobs.
 const BYTES_MAX: u32 = 4 * 1024 * 1024;
@@ -64,7 +67,7 @@ impl Disk {
 /// The same command, whose writes fail where a file would grow beyond the limit. The store can't tell that from a broken
 /// disk.
 fn limited(command: &Command) -> Command {
-    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", BYTES_MAX / 512);
+    let script = format!("trap '' XFSZ; ulimit -S -f {}; exec \"$0\" \"$@\"", BYTES_MAX / 512);
     behind(Command::new("sh").args(["-c", &script]), command)
 }
 
@@ -94,15 +97,7 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let full = disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve));
     let server = Running::start_command(full);
     let client = Client::new(&server.url(), None).unwrap();
-    let mut acknowledged = Vec::new();
-    let refused = loop {
-        let at = u8::try_from(acknowledged.len()).expect("255 jobs of 100 KiB were taken into files of 4 MiB");
-        match client.submit(&job(at), None).await {
-            Ok(submitted) => acknowledged.push(submitted.job_id()),
-            Err(ClientError::Refused { problem, .. }) => break *problem,
-            Err(other) => panic!("{other}"),
-        }
-    };
+    let (acknowledged, refused) = until_refused(&client).await;
     assert!(acknowledged.len() > 10, "{} were taken", acknowledged.len());
     if disk.is_some() {
         assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
@@ -125,6 +120,57 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let next = u8::try_from(acknowledged.len()).unwrap();
     let next = client.submit(&job(next), None).await.unwrap();
     assert!(disk.is_none() || !next.replayed(), "nothing was kept of what was refused");
+    server.stop();
+}
+
+/// Jobs until one is refused: those that were taken, and the refusal.
+async fn until_refused(client: &Client) -> (Vec<JobId>, Box<Problem>) {
+    let mut acknowledged = Vec::new();
+    loop {
+        let at = u8::try_from(acknowledged.len()).expect("255 jobs of 100 KiB were taken into files of 4 MiB");
+        match client.submit(&job(at), None).await {
+            Ok(submitted) => acknowledged.push(submitted.job_id()),
+            Err(ClientError::Refused { problem, .. }) => return (acknowledged, problem),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(folder.path());
+    let serve = serve(folder.path());
+    let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
+    let client = Client::new(&server.url(), None).unwrap();
+    let (acknowledged, _) = until_refused(&client).await;
+    // It takes nothing while it is so, however often it is asked, and does not forget what it took.
+    let next = u8::try_from(acknowledged.len()).unwrap();
+    for _ in 0..3 {
+        let Err(ClientError::Refused { problem, .. }) = client.submit(&job(next), None).await else {
+            panic!("a full disk took a job");
+        };
+        assert!(matches!(problem.status, 503 | 504), "{problem:?}");
+    }
+    for id in &acknowledged {
+        assert_eq!(client.status(*id).await.unwrap().receipt.job_id, *id);
+    }
+    match &disk {
+        Some(disk) => disk.remount(folder.path(), "size=64m"),
+        None => {
+            let mut allow = Command::new("prlimit");
+            allow.args(["--fsize=unlimited", "--pid", &server.id().to_string()]);
+            assert!(allow.status().unwrap().success());
+        }
+    }
+    // The same process: what was refused is taken, once, and finished work can be recorded.
+    let patience = Patience::default();
+    let refused = job(next);
+    let taken = patience.repeat(true, || client.submit(&refused, None), |_| {}).await.unwrap();
+    assert!(disk.is_none() || !taken.replayed(), "nothing was kept of what was refused");
+    assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
+    let page = client.jobs(&JobsFilter { queue: None, state: None, after: None, limit: 100 }).await.unwrap();
+    assert_eq!(page.jobs.len(), acknowledged.len() + 1);
     server.stop();
 }
 
