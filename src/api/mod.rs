@@ -72,7 +72,7 @@ pub mod header {
     pub const STATE: &str = "relay-state";
     /// Response over NATS: why reading restarted at the oldest result that is kept.
     pub const RESET: &str = "relay-reset";
-    /// Response: names the request in relay's log. `x-request-id` has the same value.
+    /// Response: names the request in relay's log.
     pub const REQUEST_ID: &str = "relay-request-id";
     /// W3C trace context: of a request it reaches the handler, of a result it is what the job carries.
     pub const TRACEPARENT: &str = "traceparent";

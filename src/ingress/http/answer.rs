@@ -65,7 +65,6 @@ pub(super) fn finish(mut response: Response, asked: &Method, all: bool, request_
         write_problem(&mut response, problem, &request_id);
     }
     if let Ok(value) = HeaderValue::try_from(request_id) {
-        response.headers_mut().insert(HeaderName::from_static("x-request-id"), value.clone());
         response.headers_mut().insert(HeaderName::from_static(header::REQUEST_ID), value);
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
