@@ -41,6 +41,7 @@ fn help_names_every_command_and_every_exit_code() {
         "result",
         "results",
         "jobs",
+        "whoami",
         "context",
         "keys",
         "store",

@@ -164,6 +164,41 @@ fn lines_are_jobs_with_their_own_keys_and_a_bad_line_says_where_it_is() {
 }
 
 #[test]
+fn results_of_several_jobs_end_their_lines_and_that_of_one_is_what_the_handler_left() {
+    let dev = Running::dev(&[], "cat");
+    let submit = |more: &[&str], input: &str| {
+        let output = run_with(["submit", "--wait", "--server", &dev.url()].iter().chain(more), input.as_bytes());
+        assert_eq!(code(&output), 0, "{output:?}");
+        stdout(&output).to_owned()
+    };
+    let lines = "{\"text\": \"one\"}\n{\"text\": \"two\\n\"}\n{\"text\": \"three\"}\n";
+    assert_eq!(submit(&["--ndjson"], lines), "one\ntwo\nthree\n");
+    let as_json = submit(&["--ndjson", "--json"], lines);
+    assert!(as_json.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()) && as_json.lines().count() == 3);
+    assert_eq!(submit(&[], "one"), "one");
+    let dir = tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    fs::write(&a, "first").unwrap();
+    fs::write(&b, "second").unwrap();
+    assert_eq!(submit(&[path(&a), path(&b)], ""), "first\nsecond\n");
+    dev.stop();
+}
+
+#[test]
+fn whoami_says_who_one_is_and_what_is_left() {
+    let dev = Running::dev(&["--queue", "mail"], "cat");
+    let told = run(["whoami", "--client", "shop", "--server", &dev.url()]);
+    assert_eq!(code(&told), 0, "{told:?}");
+    for part in ["client        shop", "known by      development", "queues        all", "mail", "1000000", "256.0 KiB"]
+    {
+        assert!(stdout(&told).contains(part), "{part} is not in\n{}", stdout(&told));
+    }
+    let json = run(["whoami", "--json", "--server", &dev.url()]);
+    assert_eq!((&json_lines(&json)[0]["client"], stdout(&json).lines().count()), (&"dev".into(), 1));
+    dev.stop();
+}
+
+#[test]
 fn lines_are_submitted_as_they_come() {
     let dev = Running::dev(&[], "cat");
     let mut child = relay(["submit", "--ndjson", "--wait", "--json", "--server", &dev.url()])
@@ -192,7 +227,7 @@ fn a_pattern_stands_for_the_files_that_match_it() {
     let dev = Running::dev(&[], "cat");
     let pattern = format!("{}/*.csv", dir.path().display());
     let output = run(["submit", "--wait", &pattern, "--server", &dev.url()]);
-    assert_eq!((code(&output), stdout(&output)), (0, "a.csvb.csv"), "{output:?}");
+    assert_eq!((code(&output), stdout(&output)), (0, "a.csv\nb.csv\n"), "{output:?}");
     let nothing = run(["submit", &format!("{}/*.pdf", dir.path().display()), "--server", &dev.url()]);
     assert_eq!(code(&nothing), 2);
     assert!(stderr(&nothing).contains("no file matches"), "{nothing:?}");

@@ -6,7 +6,7 @@
 //! - `configured`: what a configuration file adds to a command line.
 //! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
-//! - `submit` with `inputs`, `result`, `results`, `jobs`, `context`: what a client does.
+//! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
@@ -49,6 +49,7 @@ mod sqs;
 mod store;
 mod submit;
 mod traces;
+mod whoami;
 mod worker;
 
 use configured::Configured;
@@ -109,6 +110,8 @@ enum Command {
     Results(results::ResultsArgs),
     /// List jobs, show where one stands, cancel it, run it again, erase it
     Jobs(jobs::JobsArgs),
+    /// Ask a server who it thinks that you are, what holds for you, and what is left
+    Whoami(whoami::WhoamiArgs),
     /// Keep the addresses and keys of several servers under names
     Context(context::ContextArgs),
     /// See how much waits in the queues, pause and resume them
@@ -217,6 +220,7 @@ async fn command(command: Command) -> Result<Exit, CliError> {
         Command::Result(args) => or_interrupted(result::run(args)).await,
         Command::Results(args) => or_interrupted(results::run(args)).await,
         Command::Jobs(args) => or_interrupted(jobs::run(args)).await,
+        Command::Whoami(args) => or_interrupted(whoami::run(args)).await,
         Command::Queues(args) => or_interrupted(queues::run(args)).await,
         Command::Dead(args) => or_interrupted(dead::run(args)).await,
         Command::Context(args) => context::run(args),

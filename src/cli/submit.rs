@@ -25,7 +25,7 @@ use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
-are printed instead. With --ndjson each line of a file, or of stdin, is a job: an object with one of
+are printed instead, the only one byte by byte, several with an end of line after each. With --ndjson each line of a file, or of stdin, is a job: an object with one of
 `payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in` and
 `meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
 
@@ -93,6 +93,7 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
     let client = args.server.clone().client()?;
     let concurrency = args.concurrency.get();
     let Inputs { count, mut jobs } = inputs::open(&args)?;
+    let form = Form { json: args.json, one_of_several: count != Some(1) };
     let bar = output::jobs_progress(count);
     let mut exit = Exit::Done;
     // Printed in the order they came: what finished out of turn waits in `done`, bounded by the concurrency.
@@ -121,7 +122,7 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
         }
         while let Some((name, ended)) = done.remove(&next) {
             bar.inc(1);
-            exit = worse(exit, bar.suspend(|| show(&name, ended, args.json))?);
+            exit = worse(exit, bar.suspend(|| show(&name, ended, form))?);
             next += 1;
         }
     }
@@ -164,7 +165,17 @@ async fn submit(
     })
 }
 
-fn show(name: &str, ended: Result<Sent, CliError>, json: bool) -> Result<Exit, CliError> {
+/// How jobs are printed.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// One object a line.
+    json: bool,
+    /// Results follow each other, so that each has to end its line. A single one is printed byte by byte.
+    one_of_several: bool,
+}
+
+fn show(name: &str, ended: Result<Sent, CliError>, form: Form) -> Result<Exit, CliError> {
+    let Form { json, one_of_several } = form;
     match ended {
         Ok(Sent::Finished(result)) if json => {
             let mut line = result::describe(&result);
@@ -173,7 +184,13 @@ fn show(name: &str, ended: Result<Sent, CliError>, json: bool) -> Result<Exit, C
             output::json(&line)?;
             Ok(if result.outcome == Outcome::Succeeded { Exit::Done } else { Exit::Failed })
         }
-        Ok(Sent::Finished(result)) => result::show(&result, false),
+        Ok(Sent::Finished(result)) => {
+            let exit = result::show(&result, false)?;
+            if one_of_several && exit == Exit::Done && result.payload.last() != Some(&b'\n') {
+                output::bytes(b"\n")?;
+            }
+            Ok(exit)
+        }
         Ok(Sent::Accepted(submitted)) => {
             match (&submitted, json) {
                 (Submitted::Accepted(receipt), true) => {

@@ -93,6 +93,11 @@ impl fmt::Display for ClientError {
 
 impl Error for ClientError {}
 
+/// What is at the bottom of an error: the server is named beside it, and the layers between say nothing more to people.
+pub(super) fn cause(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), cause)
+}
+
 /// The whole chain of an error in one line: reqwest alone says "error sending request".
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

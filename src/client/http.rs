@@ -10,8 +10,8 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::error::{ClientError, chain};
-use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, header};
+use super::error::{ClientError, cause, chain};
+use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, Whoami, header};
 
 /// How long a connection may take to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -280,6 +280,14 @@ impl Client {
         self.send(self.request(Method::DELETE, url, Duration::ZERO)).await.map(drop)
     }
 
+    /// Who the server thinks the caller is, what holds for it, and what is left.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the key is none, or the server is away.
+    pub async fn whoami(&self) -> Result<Whoami, ClientError> {
+        self.send(self.request(Method::GET, self.url(&["v1", "whoami"]), Duration::ZERO)).await?.json()
+    }
+
     /// A page of the caller's results, oldest first.
     ///
     /// # Errors
@@ -327,7 +335,7 @@ impl Client {
             return ClientError::Invalid(chain(error));
         }
         if error.is_connect() {
-            return ClientError::Unreachable { server: self.server.to_string(), detail: chain(error) };
+            return ClientError::Unreachable { server: self.server.to_string(), detail: cause(error) };
         }
         ClientError::Interrupted(chain(error))
     }

@@ -1,0 +1,76 @@
+//! `relay whoami`: who a server thinks the caller is, what holds for it, and what is left.
+
+use clap::Args;
+
+use super::exit::{CliError, Exit};
+use super::remote::ServerArgs;
+use super::{output, values};
+use crate::api::{QueueLimits, Whoami};
+use crate::client::retry::Patience;
+
+/// Which server to ask.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  relay whoami                            with the current context
+  relay whoami --context prod --json      everything that holds for a request, too")]
+pub(crate) struct WhoamiArgs {
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// `relay whoami`
+pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
+    let client = args.server.client()?;
+    let who = Patience::default().repeat(true, || client.whoami(), |_| {}).await?;
+    if args.json {
+        output::json(&who)?;
+        return Ok(Exit::Done);
+    }
+    let known_by = match &who.key_id {
+        Some(key) => format!("{} {key}", who.authenticated_by),
+        None => who.authenticated_by.clone(),
+    };
+    let queues = who.queues.as_ref().map_or_else(
+        || "all".to_owned(),
+        |queues| queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    );
+    for (name, value) in [
+        ("client", who.client.to_string()),
+        ("known by", known_by),
+        ("queues", queues),
+        ("durability", who.durability.clone()),
+        ("relay", who.version.clone()),
+        ("its time", who.server_time.to_string()),
+    ] {
+        output::line(format_args!("{name:<13} {value}"))?;
+    }
+    if !who.queue_limits.is_empty() {
+        output::line(format_args!("\n{}", limits(&who)))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn limits(who: &Whoami) -> String {
+    let header = ["queue", "waiting", "left", "rate", "payload max", "retention", ""];
+    let or_unknown = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    let rate = |of: &QueueLimits| match &of.rate {
+        Some(rate) => format!("{}, {} of {} left", rate.limit, rate.left, rate.burst),
+        None => "no limit".to_owned(),
+    };
+    let rows = who.queue_limits.iter().map(|of| {
+        [
+            of.queue.to_string(),
+            or_unknown(of.queued),
+            or_unknown(of.left),
+            rate(of),
+            values::show_size(of.payload_max),
+            of.retention.to_string(),
+            if of.paused { "paused" } else { "" }.to_owned(),
+        ]
+    });
+    output::table(&header, &[1, 2, 4], rows)
+}
