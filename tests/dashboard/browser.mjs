@@ -109,8 +109,29 @@ const scenes = {
           if (name === "job") await see("What is known");
           const wide = await page.evaluate(() => document.documentElement.scrollWidth);
           assert.ok(wide <= width, `${name} is ${wide} wide on a screen of ${width}`);
+          assert.deepEqual(await page.evaluate(unseen), [], `${name} on a screen of ${width}`);
           await page.screenshot({ path: `${pictures}/${name}-${width}-${scheme}.png` });
         }
+      }
+    }
+  },
+
+  async "what is said of a press covers neither what was pressed nor the footer"() {
+    for (const [width, height] of [[1280, 800], [390, 844], [390, 500]]) {
+      await page.setViewport({ width, height });
+      await page.goto(`${admin}/#/`);
+      for (const [press, says] of [["Pause slow", "slow is paused"], ["Resume slow", "slow goes on"]]) {
+        await page.waitForSelector(`[aria-label="${press}"]`);
+        await page.click(`[aria-label="${press}"]`);
+        await see(says);
+        await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
+        if (press.startsWith("Pause")) await page.screenshot({ path: `${pictures}/said-${width}-${height}.png` });
+        const covered = await page.evaluate(() => {
+          const of = (selector) => document.querySelector(selector).getBoundingClientRect();
+          const said = of("#said");
+          return ["footer", '[aria-label$=" slow"]'].filter((other) => of(other).top < said.bottom && of(other).bottom > said.top);
+        });
+        assert.deepEqual(covered, [], `${press} on a screen of ${width} by ${height}`);
       }
     }
   },
@@ -120,6 +141,17 @@ const scenes = {
     await see("the process is away");
   },
 };
+
+/** Runs in the page: buttons that are beside the screen, and values of a table whose heading is not in sight. */
+function unseen() {
+  const beside = [...document.querySelectorAll("main button")].filter((button) => {
+    const { left, right } = button.getBoundingClientRect();
+    return left < 0 || right > innerWidth;
+  });
+  const bare = [...document.querySelectorAll("tbody td")].filter((cell) => !cell.querySelector("button")
+    && !cell.closest("table").querySelector("thead").offsetHeight && getComputedStyle(cell, "::before").content === "none");
+  return [...beside, ...bare].map((element) => element.innerText);
+}
 
 let failed = 0;
 for (const [name, scene] of Object.entries(scenes)) {

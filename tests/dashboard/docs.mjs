@@ -61,6 +61,9 @@ const scenes = {
         const out = await page.$$eval("body *", (nodes) =>
           nodes.filter((node) => node.getBoundingClientRect().right > document.documentElement.clientWidth).map((node) => node.innerText));
         assert.deepEqual(out, [], `on a screen of ${width}`);
+        const bare = await page.$$eval("tbody td:not(:last-child):not(:empty)", (cells) => cells.filter((cell) =>
+          !cell.closest("table").querySelector("thead").offsetHeight && getComputedStyle(cell, "::before").content === "none").map((cell) => cell.innerText));
+        assert.deepEqual(bare, [], `every value has its heading in sight on a screen of ${width}`);
         assert.deepEqual(await page.evaluate(faint), [], scheme);
       }
     }

@@ -65,10 +65,10 @@ function spark(history, name) {
   return svg;
 }
 
-/** A table; `columns` are [title, class], the first cell of each row names it. */
+/** A table; `columns` are [title, class], the first cell of each row names it. Where it is narrow, each other shows its title. */
 function table(columns, rows, empty) {
   if (rows.length === 0) return make("div", { class: "scroll" }, make("p", { class: "empty" }, empty));
-  const cell = (content, at) => make(at === 0 ? "th" : "td", { class: columns[at][1], scope: at === 0 ? "row" : null }, content);
+  const cell = (content, at) => make(at === 0 ? "th" : "td", { class: columns[at][1], scope: at === 0 ? "row" : null, "data-of": at > 0 && columns[at][0] || null }, content);
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": columns[0][0] },
     make("table", {},
       make("thead", {}, make("tr", {}, columns.map(([title, kind]) => make("th", { class: kind, scope: "col" }, title)))),

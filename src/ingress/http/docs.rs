@@ -119,24 +119,16 @@ fn operation(html: &mut String, api: &Value, (path, method): (&str, &str), opera
             inline(&operation["description"])
         ),
     );
-    let mut parameters = list(&operation["parameters"]).peekable();
-    if parameters.peek().is_some() {
-        *html += "<table><thead><tr><th>Parameter<th>In<th>Type<th></tr></thead>";
-        for parameter in parameters {
-            let required = if parameter["required"] == true { " (required)" } else { "" };
-            write(
-                html,
-                format_args!(
-                    "<tr><td><code>{}</code>{required}<td>{}<td>{}<td>{}</tr>",
-                    inline(&parameter["name"]),
-                    inline(&parameter["in"]),
-                    kind(&parameter["schema"]),
-                    inline(&parameter["description"])
-                ),
-            );
-        }
-        *html += "</table>";
-    }
+    let parameters = list(&operation["parameters"]).map(|parameter| {
+        let required = if parameter["required"] == true { " (required)" } else { "" };
+        [
+            format!("<code>{}</code>{required}", inline(&parameter["name"])),
+            inline(&parameter["in"]),
+            kind(&parameter["schema"]),
+            inline(&parameter["description"]),
+        ]
+    });
+    table(html, ["Parameter", "In", "Type", ""], parameters);
     let body = &operation["requestBody"];
     if body.is_object() {
         write(
@@ -144,24 +136,37 @@ fn operation(html: &mut String, api: &Value, (path, method): (&str, &str), opera
             format_args!("<p><strong>Body:</strong> {} {}</p>", contents_of(body), inline(&body["description"])),
         );
     }
-    *html += "<table><thead><tr><th>Answer<th>Body<th></tr></thead>";
-    for (status, response) in map(&operation["responses"]) {
+    let answers = map(&operation["responses"]).map(|(status, response)| {
         let named = response["$ref"].as_str().and_then(|name| name.strip_prefix('#'));
         let response = named.and_then(|name| api.pointer(name)).unwrap_or(response);
         let headers: Vec<String> =
             map(&response["headers"]).map(|(name, _)| format!("<code>{}</code>", escaped(name))).collect();
         let headers = if headers.is_empty() { String::new() } else { format!(" Headers: {}.", headers.join(", ")) };
-        write(
-            html,
-            format_args!(
-                "<tr><td>{}<td>{}<td>{}{headers}</tr>",
-                escaped(status),
-                contents_of(response),
-                inline(&response["description"])
-            ),
-        );
+        [escaped(status), contents_of(response), format!("{}{headers}", inline(&response["description"]))]
+    });
+    table(html, ["Answer", "Body", ""], answers);
+    *html += "</section>";
+}
+
+/// A table, if it has rows; the last column needs no heading. Where there is no room for columns, each value shows its own.
+fn table<const N: usize>(html: &mut String, headings: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let mut rows = rows.peekable();
+    if rows.peek().is_none() {
+        return;
     }
-    *html += "</table></section>";
+    let heads: String = headings.iter().map(|heading| format!("<th>{heading}")).collect();
+    write(html, format_args!("<table><thead><tr>{heads}</tr></thead>"));
+    for row in rows {
+        *html += "<tr>";
+        for (heading, cell) in headings.iter().zip(row) {
+            match *heading {
+                "" => write(html, format_args!("<td>{cell}")),
+                heading => write(html, format_args!("<td data-of={heading}>{cell}")),
+            }
+        }
+        *html += "</tr>";
+    }
+    *html += "</table>";
 }
 
 /// Content types and their schemas.
@@ -173,13 +178,11 @@ fn contents_of(body: &Value) -> String {
 
 fn problems(html: &mut String) {
     *html += "<h2 id=\"problems\">Problems</h2><p>Every refusal is <code>application/problem+json</code> with one of these slugs. Its page says what to do.</p>";
-    *html += "<table><thead><tr><th>Slug<th>Status<th>Retry<th></tr></thead>";
-    for slug in Slug::ALL {
-        let (status, retry) = (slug.status(), slug.retry().as_str());
+    let slugs = Slug::ALL.iter().map(|slug| {
         let name = format!("<a href=\"problems/{slug}\"><code>{slug}</code></a>");
-        write(html, format_args!("<tr><td>{name}<td>{status}<td>{retry}<td>{}</tr>", slug.title()));
-    }
-    *html += "</table>";
+        [name, slug.status().to_string(), slug.retry().as_str().to_owned(), slug.title().to_owned()]
+    });
+    table(html, ["Slug", "Status", "Retry", ""], slugs);
 }
 
 fn schemas(html: &mut String, api: &Value) {
@@ -214,24 +217,13 @@ fn schemas(html: &mut String, api: &Value) {
 }
 
 fn properties(html: &mut String, schema: &Value) {
-    if !schema["properties"].is_object() {
-        return;
-    }
-    *html += "<table><thead><tr><th>Field<th>Type<th></tr></thead>";
-    for (name, property) in map(&schema["properties"]) {
+    let fields = map(&schema["properties"]).map(|(name, property)| {
         let required = list(&schema["required"]).any(|required| required == name);
         let optional = if required { "" } else { " (may be missing)" };
-        write(
-            html,
-            format_args!(
-                "<tr><td><code>{}</code>{optional}<td>{}<td>{}</tr>",
-                escaped(name),
-                kind(property),
-                inline(&property["description"])
-            ),
-        );
-    }
-    *html += "</table>";
+        let name = format!("<code>{}</code>{optional}", escaped(name));
+        [name, kind(property), inline(&property["description"])]
+    });
+    table(html, ["Field", "Type", ""], fields);
 }
 
 /// The type that a schema describes, in a few words.
