@@ -255,3 +255,21 @@ async fn who_holds_a_job_that_another_process_cancels_is_told_at_once() {
     tokio::time::timeout(CONNECT, leasing.hurried(&others)).await.expect("nobody told it");
     assert_eq!(leasing.extend(&others).await.unwrap(), Held::Until(LEASE));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_when_who_waited_has_gone_spends_no_attempt() {
+    let stage = Stage::open().await;
+    for round in 0..5 {
+        stage.submit(&format!("first-{round}"), Duration::ZERO).await;
+        let first = stage.lease(1, 10 * LEASE).await;
+        stage.succeed(&first[0]).await;
+        // Long enough for a pull to stand at the server, which outlives the call.
+        let waited = tokio::time::timeout(LEASE / 40, stage.lease(1, 10 * LEASE)).await;
+        assert!(waited.is_err(), "there was nothing");
+        let second = stage.submit(&format!("second-{round}"), Duration::ZERO).await;
+        let held = stage.lease(1, 10 * LEASE).await;
+        assert_eq!((held[0].job.id, held[0].attempt), (second.id, 1));
+        assert!(held[0].lease <= LEASE, "it began when the pull was sent");
+        stage.succeed(&held[0]).await;
+    }
+}

@@ -53,12 +53,27 @@ pub(super) struct Grant {
 }
 
 impl Grant {
+    pub(super) fn of(nats: Nats, delivery: Delivery) -> Self {
+        Self { nats, deliveries: vec![delivery] }
+    }
+
+    /// Its leases began earlier than whoever gets them asked.
+    pub(super) fn shorten(&mut self, by: Duration) {
+        for delivery in &mut self.deliveries {
+            delivery.lease = delivery.lease.saturating_sub(by);
+        }
+    }
+
     pub(super) fn take(mut self) -> Vec<Delivery> {
         std::mem::take(&mut self.deliveries)
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.deliveries.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.deliveries.len()
     }
 }
 
@@ -123,7 +138,7 @@ impl Nats {
     }
 
     /// The delivery, or `None` if the message was nothing to run.
-    async fn deliver(
+    pub(super) async fn deliver(
         &self,
         line: &Line,
         policy: &QueuePolicy,
@@ -142,7 +157,10 @@ impl Nats {
             line.more(&pulled.lane);
         }
         match self.examine(line, &pulled).await {
-            Ok(Some(job)) => Some(self.give_out(policy, pulled, job, asked_at)),
+            Ok(Some(job)) => {
+                line.standing.served(&pulled.lane);
+                Some(self.give_out(policy, pulled, job, asked_at))
+            }
             Ok(None) => None,
             Err(failure) => {
                 // It stays leased until its time is over; then it comes again.

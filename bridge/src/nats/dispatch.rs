@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use super::hints::Listening;
 use super::names::Lane;
-use super::turns::{Turns, Wanted};
+use super::standing::Standing;
+use super::turns::{Told, Turns, Wanted};
 use super::{Nats, names, stream_api};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -46,6 +47,7 @@ const PULL_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Line {
     pub(super) queue: QueueName,
     turns: Mutex<Turns>,
+    pub(super) standing: Standing,
     /// Lanes whose last pull ran out of its time, and when to ask about them.
     doubts: Mutex<HashMap<Lane, Instant>>,
     /// Woken once for each thing that may be there to take.
@@ -76,8 +78,8 @@ fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
 }
 
 /// What a pull brought.
-struct Pulled {
-    messages: Vec<Message>,
+pub(super) struct Pulled {
+    pub(super) messages: Vec<Message>,
     end: End,
 }
 
@@ -97,6 +99,7 @@ impl Line {
         Self {
             queue,
             turns: Mutex::default(),
+            standing: Standing::default(),
             doubts: Mutex::default(),
             woken: Notify::new(),
             mark: AtomicU64::new(u64::MAX),
@@ -126,8 +129,32 @@ impl Line {
     }
 
     pub(super) fn hint(&self, lane: &Lane, jobs: u32) {
-        self.turns().hint(lane, jobs);
+        match self.turns().hint(lane, jobs) {
+            Told::Work => self.woken.notify_one(),
+            Told::Nothing => {}
+            Told::Doubt => {
+                self.doubt(lane);
+                self.woken.notify_one();
+            }
+        }
+    }
+
+    /// A pull for one job of the lane stands at the server.
+    pub(super) fn stands(&self, lane: &Lane) {
+        self.turns().stands(lane);
+    }
+
+    /// It stands no more, and brought a job or none.
+    pub(super) fn stood(&self, lane: &Lane, brought: bool) {
+        if self.turns().stood(lane, brought) {
+            self.doubt(lane);
+        }
         self.woken.notify_one();
+    }
+
+    /// Whether there is somebody's job to fetch.
+    pub(super) fn has_work(&self) -> bool {
+        self.turns().any()
     }
 
     /// A job was put on a timer: nobody will hint at it when it comes into line.
@@ -198,11 +225,7 @@ impl Nats {
         policy: &QueuePolicy,
         since: Option<Instant>,
     ) -> Result<(), BrokerError> {
-        let connections = self.api().client().statistics().connects.load(Ordering::Relaxed);
-        let reconnected = line.connections.swap(connections, Ordering::AcqRel) != connections;
-        if reconnected {
-            self.raise_mark(line).await?;
-        }
+        let reconnected = self.raise_mark_if_reconnected(line).await?;
         let mut round = line.round.lock().await;
         let due = match (round.at, since) {
             (None, _) => true,
@@ -225,6 +248,16 @@ impl Nats {
             }
         }
         Ok(())
+    }
+
+    /// Raises the mark if the connection was made again since it was set, and says whether.
+    pub(super) async fn raise_mark_if_reconnected(&self, line: &Line) -> Result<bool, BrokerError> {
+        let connections = self.connections();
+        let reconnected = line.connections.swap(connections, Ordering::AcqRel) != connections;
+        if reconnected {
+            self.raise_mark(line).await?;
+        }
+        Ok(reconnected)
     }
 
     /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
@@ -253,6 +286,12 @@ impl Nats {
         Ok(())
     }
 
+    /// Whether there is nothing to look at now.
+    pub(super) async fn is_quiet(&self, line: &Line) -> bool {
+        let connected = line.connections.load(Ordering::Acquire) == self.connections();
+        connected && !line.has_work() && self.next_look(line).await > Instant::now()
+    }
+
     /// When there is something to look at without having been woken: a full round, or a doubt.
     pub(super) async fn next_look(&self, line: &Line) -> Instant {
         let round = line.round.lock().await;
@@ -270,7 +309,8 @@ impl Nats {
             if plan.is_empty() {
                 break;
             }
-            let pulls = plan.iter().map(|wanted| self.pull(line, wanted));
+            let wait = |wanted: &Wanted| if wanted.hinted { HINTED_WAIT } else { PULL_WAIT };
+            let pulls = plan.iter().map(|wanted| self.pull(line, wanted, wait(wanted)));
             let pulled = futures_util::future::join_all(pulls).await;
             let mut failed = None;
             for (wanted, pulled) in plan.iter().zip(pulled) {
@@ -316,8 +356,8 @@ impl Nats {
         Ok(())
     }
 
-    /// One pull, which waits hardly at all.
-    async fn pull(&self, line: &Line, wanted: &Wanted) -> Result<Pulled, BrokerError> {
+    /// One pull, which waits for so long if there is nothing.
+    pub(super) async fn pull(&self, line: &Line, wanted: &Wanted, wait: Duration) -> Result<Pulled, BrokerError> {
         let failed = |what: &str| BrokerError::new(BrokerErrorKind::Unavailable, "lease", what);
         let (client, context) = (self.api().client(), self.api().context());
         let inbox = client.new_inbox();
@@ -325,7 +365,8 @@ impl Nats {
             .subscribe(inbox.clone())
             .await
             .map_err(|e| failed("can't subscribe: the connection to NATS is closed").with_source(e))?;
-        let wait = if wanted.hinted { HINTED_WAIT } else { PULL_WAIT };
+        // With the last message that is asked for it ends by itself, and nothing is to be sent between that and the job.
+        drop(answers.unsubscribe_after(u64::from(wanted.count)).await);
         let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
         // What there is, at once; if there is nothing, what comes within `expires`.
         let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
@@ -357,7 +398,6 @@ impl Nats {
                 }
             }
         }
-        drop(answers.unsubscribe().await);
         Ok(pulled)
     }
 }

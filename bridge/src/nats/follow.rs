@@ -164,7 +164,7 @@ impl Nats {
     }
 
     /// How often the connection was made until now.
-    fn connections(&self) -> u64 {
+    pub(super) fn connections(&self) -> u64 {
         self.api().client().statistics().connects.load(Ordering::Relaxed)
     }
 

@@ -45,11 +45,14 @@ impl Leasing for Nats {
             woken.iter_mut().for_each(|woken| {
                 woken.as_mut().enable();
             });
-            let grant = self.take_apart(asked, max, since).await?;
-            let now = Instant::now();
-            if !grant.is_empty() || now >= deadline {
+            if let Some(grant) = self.granted(&asked, max, called, since).await? {
                 return Ok(grant.take());
             }
+            if Instant::now() >= deadline {
+                return Ok(Vec::new());
+            }
+            // No more than there are free slots.
+            asked.iter().take(max as usize).for_each(|asked| self.stand(asked));
             let mut again = deadline;
             for line in &lines {
                 again = again.min(self.next_look(line).await);
@@ -145,13 +148,44 @@ impl Nats {
         Ok(asked)
     }
 
-    /// Takes in a task of its own: a caller that goes away while a pull is answered leaves a grant, which goes back.
+    /// What there is: what a standing pull brought, or else what is in line as far as is known.
+    async fn granted(
+        &self,
+        asked: &[Asked],
+        max: u32,
+        called: Instant,
+        since: Option<Instant>,
+    ) -> Result<Option<Grant>, BrokerError> {
+        let stood = self.stood(asked, max, called);
+        if stood.is_some() {
+            return Ok(stood);
+        }
+        let (mut quiet, mut standing) = (since.is_none(), 0);
+        for Asked { line, .. } in asked {
+            quiet = quiet && self.is_quiet(line).await;
+            standing += u32::from(line.standing.is_out());
+        }
+        if quiet {
+            return Ok(None);
+        }
+        // What a standing pull may bring has its place.
+        let taking = self.take_apart(asked.to_vec(), max.saturating_sub(standing).max(1), since);
+        let taken = self.stood_or(asked, max, called, taking).await?;
+        Ok(Some(taken).filter(|taken| !taken.is_empty()))
+    }
+
+    /// Takes in a task of its own: a caller that goes away while a pull is answered leaves a grant, for the next one or to go
+    /// back.
     async fn take_apart(&self, asked: Vec<Asked>, max: u32, since: Option<Instant>) -> Result<Grant, BrokerError> {
         let (give, given) = oneshot::channel();
         let nats = self.clone();
         self.0.tasks.spawn(async move {
-            // If the caller is gone the grant is dropped here, and goes back.
-            drop(give.send(nats.take(&asked, max, since).await));
+            let asked_at = Instant::now();
+            if let Err(Ok(grant)) = give.send(nats.take(&asked, max, since).await)
+                && let Some(first) = asked.first()
+            {
+                nats.offer(&first.line, grant, asked_at).await;
+            }
         });
         given.await.map_err(|_| closed("lease"))?
     }

@@ -8,7 +8,7 @@
 //! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
 //!   `version`: which servers are too old.
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
-//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints` and `consumers`: who gets the next job; `deliver`:
+//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
@@ -49,6 +49,7 @@ mod receipt;
 mod record;
 mod results;
 mod settle;
+mod standing;
 mod state;
 mod stream_api;
 mod streams;

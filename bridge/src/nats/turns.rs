@@ -24,6 +24,12 @@ struct Turn {
     hints: u64,
     /// Pulls in flight.
     pulls: u32,
+    /// Whether a pull for one job stands at the server: the first job that is hinted at needs no other.
+    stands: bool,
+    /// Whether one that was hinted at before did not come to it: it went to another worker, or is late.
+    late: bool,
+    /// Jobs that standing pulls brought before their hints came.
+    ahead: u32,
     in_order: bool,
 }
 
@@ -48,16 +54,70 @@ pub(super) struct Wanted {
     hints: u64,
 }
 
+/// What a hint means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Jobs are to be fetched.
+    Work,
+    /// A pull that stands brings it.
+    Nothing,
+    /// A pull that stood has brought it already, it seems.
+    Doubt,
+}
+
+impl Wanted {
+    /// The lane's next job, whenever it comes.
+    pub(super) fn one(lane: Lane) -> Self {
+        Self { lane, count: 1, hinted: true, hints: 0 }
+    }
+}
+
 impl Turns {
     /// So many jobs came into the lane.
-    pub(super) fn hint(&mut self, lane: &Lane, jobs: u32) {
+    pub(super) fn hint(&mut self, lane: &Lane, jobs: u32) -> Told {
         let turn = self.enter(lane);
+        let here = jobs.min(turn.ahead);
+        turn.ahead -= here;
+        let jobs = jobs - here;
+        if jobs == 0 {
+            return if turn.stands { Told::Nothing } else { Told::Doubt };
+        }
         turn.hints += u64::from(jobs);
         turn.has = match turn.has {
+            Has::Hinted(_) if turn.stands => {
+                turn.late = true;
+                Has::Hinted(jobs)
+            }
             Has::Nothing => Has::Hinted(jobs),
             Has::Hinted(count) => Has::Hinted(count.saturating_add(jobs)),
             Has::More => Has::More,
         };
+        if turn.available() > 0 { Told::Work } else { Told::Nothing }
+    }
+
+    /// A pull for one of the lane's jobs stands at the server.
+    pub(super) fn stands(&mut self, lane: &Lane) {
+        let turn = self.enter(lane);
+        (turn.stands, turn.late) = (true, false);
+    }
+
+    /// It stands no more; whether it brought a job. Whether a hint told of one that it did not bring.
+    pub(super) fn stood(&mut self, lane: &Lane, brought: bool) -> bool {
+        let Some(turn) = self.lanes.get_mut(lane).filter(|turn| turn.stands) else { return false };
+        turn.stands = false;
+        turn.ahead = match turn.has {
+            Has::Nothing if brought => turn.ahead.saturating_add(1),
+            _ if brought => turn.ahead,
+            _ => 0,
+        };
+        let Has::Hinted(count) = turn.has else { return false };
+        turn.has = match count {
+            _ if !brought => Has::Nothing,
+            _ if turn.late => Has::More,
+            0 | 1 => Has::Nothing,
+            more => Has::Hinted(more - 1),
+        };
+        !brought
     }
 
     /// There is more in the lane than was hinted, or may be.
@@ -139,7 +199,7 @@ impl Turn {
     fn available(&self) -> u32 {
         match self.has {
             Has::Nothing => 0,
-            Has::Hinted(count) => count,
+            Has::Hinted(count) => count.saturating_sub(u32::from(self.stands)),
             Has::More if self.pulls >= PULLS_MAX => 0,
             Has::More => u32::MAX,
         }
@@ -179,6 +239,43 @@ mod tests {
         turns.hint(&client("a"), 1);
         assert_eq!(turns.plan(8, |_| 1).iter().map(|wanted| wanted.count).collect::<Vec<_>>(), [1]);
         assert!(turns.plan(8, |_| 1).is_empty());
+    }
+
+    #[test]
+    fn a_pull_that_stands_needs_no_other_for_one_job() {
+        let (mut turns, me) = (Turns::default(), client("a"));
+        turns.stands(&me);
+        assert_eq!(turns.hint(&me, 1), Told::Nothing, "it will bring it");
+        assert!(turns.plan(8, |_| 1).is_empty());
+        assert!(!turns.stood(&me, true));
+        assert!(!turns.any());
+        turns.stands(&me);
+        assert_eq!(turns.hint(&me, 3), Told::Work, "it brings one of them");
+        assert_eq!(turns.plan(8, |_| 8)[0].count, 2);
+    }
+
+    #[test]
+    fn what_a_standing_pull_was_to_bring_and_did_not_is_asked_about() {
+        let (mut turns, me) = (Turns::default(), client("a"));
+        turns.stands(&me);
+        turns.hint(&me, 1);
+        assert!(turns.stood(&me, false), "somebody else may have it");
+        assert!(!turns.any());
+        turns.stands(&me);
+        turns.hint(&me, 1);
+        assert_eq!(turns.hint(&me, 1), Told::Nothing, "the first one went elsewhere, or is late");
+        turns.stood(&me, true);
+        assert!(turns.any(), "which of the two it brought is not known");
+    }
+
+    #[test]
+    fn a_hint_that_comes_after_its_job_makes_no_pull() {
+        let (mut turns, me) = (Turns::default(), client("a"));
+        turns.stands(&me);
+        turns.stood(&me, true);
+        assert_eq!(turns.hint(&me, 1), Told::Doubt, "it told of what is here, or its job's hint was lost");
+        assert!(!turns.any());
+        assert_eq!(turns.hint(&me, 1), Told::Work);
     }
 
     #[test]

@@ -1,0 +1,214 @@
+//! Standing pulls: while somebody waits for jobs of a queue, one pull for one job stands at the server, for the lane
+//! whose job came last. If that lane's next job comes, it needs neither a hint nor a request to get here.
+//!
+//! What a pull brings is leased from the moment at which the server sends it, and a pull can't be called off without
+//! losing what is on its way. So each is owned by a task until its short time is over, and goes back, without spending an
+//! attempt, if nobody takes what it brought.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Nats;
+use super::deliver::{Asked, Grant};
+use super::dispatch::Line;
+use super::names::Lane;
+use super::turns::Wanted;
+use crate::error::BrokerError;
+
+/// How long a pull stands. Short, because it lasts longer than the call for which it was made, and is renewed.
+const STANDS_FOR: Duration = Duration::from_millis(250);
+/// For how long after a lane's last job its next one is waited for in this way.
+const EXPECTED_WITHIN: Duration = Duration::from_secs(60);
+/// How long what came is kept for somebody who asks: longer than a call may be busy with other pulls.
+const TAKEN_WITHIN: Duration = Duration::from_millis(100);
+
+/// The standing pull of a line, and what is there for whoever asks next.
+#[derive(Default)]
+pub(super) struct Standing {
+    state: Mutex<State>,
+    /// Told of each thing that came.
+    came: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whose job came last, and when.
+    last: Option<(Lane, Instant)>,
+    /// Whether a pull stands.
+    is_out: bool,
+    /// What nobody took yet, each held by a task for [`TAKEN_WITHIN`].
+    brought: VecDeque<Brought>,
+    /// Names what is brought next.
+    next: u64,
+}
+
+/// Jobs that nobody took yet.
+struct Brought {
+    name: u64,
+    grant: Grant,
+    asked_at: Instant,
+    /// Dropped when it is taken.
+    _taken: oneshot::Sender<()>,
+}
+
+impl Standing {
+    /// A job of this lane was given out.
+    pub(super) fn served(&self, lane: &Lane) {
+        let mut state = self.state();
+        let now = Instant::now();
+        match &mut state.last {
+            Some((last, at)) if last == lane => *at = now,
+            last => *last = Some((lane.clone(), now)),
+        }
+    }
+
+    /// Whether a pull stands, or has brought what nobody took yet.
+    pub(super) fn is_out(&self) -> bool {
+        let state = self.state();
+        state.is_out || !state.brought.is_empty()
+    }
+
+    /// Whom a pull is to stand for, if none stands.
+    fn begin(&self) -> Option<Lane> {
+        let mut state = self.state();
+        if state.is_out {
+            return None;
+        }
+        let (lane, at) = state.last.as_ref()?;
+        let lane = (at.elapsed() < EXPECTED_WITHIN).then(|| lane.clone())?;
+        state.is_out = true;
+        Some(lane)
+    }
+
+    /// It ended; `in_vain` and before its time, it is not made again until the lane's next job.
+    fn over(&self, in_vain: bool) {
+        let mut state = self.state();
+        state.is_out = false;
+        if in_vain {
+            state.last = None;
+        }
+    }
+
+    fn put(&self, grant: Grant, asked_at: Instant) -> (u64, oneshot::Receiver<()>) {
+        let (_taken, taken) = oneshot::channel();
+        let mut state = self.state();
+        let name = state.next;
+        state.next += 1;
+        state.brought.push_back(Brought { name, grant, asked_at, _taken });
+        (name, taken)
+    }
+
+    /// What came first, if it is no more than that.
+    fn take(&self, max: u32) -> Option<Brought> {
+        self.state().brought.pop_front_if(|brought| brought.grant.len() <= max as usize)
+    }
+
+    fn take_back(&self, name: u64) -> Option<Brought> {
+        let mut state = self.state();
+        let at = state.brought.iter().position(|brought| brought.name == name)?;
+        state.brought.remove(at)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nats {
+    /// What came without this call, which was made at `called`: its lease is shorter by what had passed then.
+    pub(super) fn stood(&self, asked: &[Asked], max: u32, called: Instant) -> Option<Grant> {
+        let Brought { mut grant, asked_at, .. } = asked.iter().find_map(|asked| asked.line.standing.take(max))?;
+        grant.shorten(called.saturating_duration_since(asked_at));
+        Some(grant)
+    }
+
+    /// What `taking` brings, or what a standing pull brings before.
+    pub(super) async fn stood_or(
+        &self,
+        asked: &[Asked],
+        max: u32,
+        called: Instant,
+        taking: impl Future<Output = Result<Grant, BrokerError>>,
+    ) -> Result<Grant, BrokerError> {
+        tokio::pin!(taking);
+        loop {
+            let came = select_all(asked.iter().map(|asked| Box::pin(asked.line.standing.came.notified())));
+            tokio::select! {
+                biased;
+                taken = &mut taking => return taken,
+                _ = came => {}
+            }
+            if let Some(stood) = self.stood(asked, max, called) {
+                return Ok(stood);
+            }
+        }
+    }
+
+    /// Keeps jobs for whoever asks next, for a short time; then they go back.
+    pub(super) async fn offer(&self, line: &Line, grant: Grant, asked_at: Instant) {
+        if grant.is_empty() {
+            return;
+        }
+        let (name, taken) = line.standing.put(grant, asked_at);
+        line.standing.came.notify_one();
+        line.woken.notify_one();
+        if timeout(TAKEN_WITHIN, taken).await.is_err() {
+            drop(line.standing.take_back(name));
+        }
+    }
+
+    /// Has a pull stand while the caller waits, if a job is likely to come and none stands yet.
+    pub(super) fn stand(&self, asked: &Asked) {
+        if asked.policy.paused {
+            return;
+        }
+        if let Some(lane) = asked.line.standing.begin() {
+            asked.line.stands(&lane);
+            self.0.tasks.spawn(self.clone().stand_for(asked.clone(), lane));
+        }
+    }
+
+    async fn stand_for(self, asked: Asked, lane: Lane) {
+        let line = Arc::clone(&asked.line);
+        let wanted = Wanted::one(lane);
+        let asked_at = Instant::now();
+        let brought = self.brought(&asked, &wanted, asked_at).await;
+        let grant = brought.ok().flatten();
+        line.standing.over(grant.is_none() && asked_at.elapsed() < STANDS_FOR.min(asked.policy.lease / 4));
+        match grant {
+            Some(grant) => self.offer(&line, grant, asked_at).await,
+            None => line.woken.notify_one(),
+        }
+    }
+
+    /// What came in the pull's time, if it is to be given out.
+    async fn brought(&self, asked: &Asked, wanted: &Wanted, asked_at: Instant) -> Result<Option<Grant>, BrokerError> {
+        let line = &asked.line;
+        let expires = STANDS_FOR.min(asked.policy.lease / 4);
+        let pull = self.pull(line, wanted, expires);
+        tokio::pin!(pull);
+        let pulled = tokio::select! {
+            pulled = &mut pull => pulled,
+            // Lost, maybe. Whatever comes is looked at all the same, but hints are followed again.
+            () = sleep(2 * expires) => {
+                line.stood(&wanted.lane, false);
+                pull.await
+            }
+        };
+        let message = pulled.map(|pulled| pulled.messages.into_iter().next());
+        line.stood(&wanted.lane, matches!(message, Ok(Some(_))));
+        let Some(message) = message? else { return Ok(None) };
+        // If that fails, every job is looked up.
+        drop(self.raise_mark_if_reconnected(line).await);
+        let policy = self.policies().require(&line.queue, "lease").await.unwrap_or_else(|_| Arc::clone(&asked.policy));
+        let delivery = self.deliver(line, &policy, message, asked_at).await;
+        let grant = delivery.map(|delivery| Grant::of(self.clone(), delivery));
+        // A queue that was paused meanwhile gives nothing: dropped, it goes back.
+        Ok(grant.filter(|_| !policy.paused))
+    }
+}
