@@ -21,6 +21,7 @@ fn main() {
             ["serve-bare", url] => bare::serve(url, false).await,
             ["serve-relay", url] => ours::serve_http(url).await,
             ["serve-workers", url] => ours::serve_tcp(url).await,
+            ["serve-bare-wait", url] => bare::serve_wait(url).await,
             ["serve-bare-create", url] => bare::serve(url, true).await,
             ref parts => parts::run(parts).await,
         }

@@ -10,7 +10,7 @@ use relay_bridge::leasing::Leasing;
 use relay_bridge::remote::{Remote, RemoteConfig};
 use relay_bridge::testing::{NatsCluster, NatsServer};
 
-use crate::bare::{Ack, Bare};
+use crate::bare::{Ack, Bare, Shape};
 use crate::figures::{Run, compare, compare_latencies, line};
 use crate::ours::{self, Ours};
 use crate::support::load::{Server, submit};
@@ -77,7 +77,7 @@ async fn load(nats: &NatsServer, server: &str) -> Run {
 }
 
 async fn publishing(nats: &NatsServer) {
-    let mut runs = Vec::new();
+    let (mut plain, mut contract) = (Vec::new(), Vec::new());
     for _ in 0..pairs() {
         let ours = Ours::open(&nats.url()).await;
         ours.publish(JOBS, JOBS / 10).await;
@@ -85,14 +85,18 @@ async fn publishing(nats: &NatsServer) {
         ours.close().await;
         clear(nats).await;
         let bare = Bare::create(&nats.url()).await;
-        runs.push((run, here(nats, bare.publish(JOBS)).await));
+        plain.push((run, here(nats, bare.publish(JOBS)).await));
+        clear(nats).await;
+        let bare = Bare::create(&nats.url()).await;
+        contract.push((run, here(nats, bare.publish_as(Shape::Contract, JOBS)).await));
         clear(nats).await;
     }
-    compare("enqueue through the seam / publish if absent, 512 in flight", "goal >= 0.70, stretch 1.30", &runs);
+    compare("enqueue through the seam / publish if absent, 512 in flight", "goal >= 0.70, stretch 1.30", &plain);
+    compare("enqueue through the seam / publish what the contract needs", "for comparison", &contract);
 }
 
 async fn cycle(nats: &NatsServer) {
-    let (mut sent, mut confirmed) = (Vec::new(), Vec::new());
+    let (mut sent, mut confirmed, mut contract) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pairs() {
         let relay = Ours::open(&nats.url()).await;
         let (begun, mut first) = (Instant::now(), JOBS);
@@ -107,17 +111,19 @@ async fn cycle(nats: &NatsServer) {
         let run = here(nats, work).await;
         relay.close().await;
         clear(nats).await;
-        sent.push((run, bare_cycle(nats, Ack::Sent).await));
-        confirmed.push((run, bare_cycle(nats, Ack::Confirmed).await));
+        sent.push((run, bare_cycle(nats, Shape::Plain, Ack::Sent).await));
+        confirmed.push((run, bare_cycle(nats, Shape::Plain, Ack::Confirmed).await));
+        contract.push((run, bare_cycle(nats, Shape::Contract, Ack::Confirmed).await));
     }
     compare("full cycle through the seam / bare loop", "goal >= 0.60, stretch 1.20", &sent);
     compare("full cycle through the seam / bare loop that confirms acks", "for comparison", &confirmed);
+    compare("full cycle through the seam / loop of what the contract needs", "for comparison", &contract);
 }
 
-async fn bare_cycle(nats: &NatsServer, ack: Ack) -> Run {
+async fn bare_cycle(nats: &NatsServer, shape: Shape, ack: Ack) -> Run {
     let bare = Bare::create(&nats.url()).await;
     let work = async {
-        tokio::join!(bare.publish(JOBS), bare.work(JOBS, ack));
+        tokio::join!(bare.publish_as(shape, JOBS), bare.work(shape, JOBS, ack));
     };
     let run = here(nats, work).await;
     clear(nats).await;
@@ -125,16 +131,21 @@ async fn bare_cycle(nats: &NatsServer, ack: Ack) -> Run {
 }
 
 async fn wait(nats: &NatsServer) {
-    let mut runs = Vec::new();
+    let (mut hops, mut over_http) = (Vec::new(), Vec::new());
     for _ in 0..pairs() {
         let ours = ours::round_trips(&nats.url(), ROUNDS).await;
         clear(nats).await;
         let bare = Bare::create(&nats.url()).await;
-        runs.push((ours, bare.round_trips(&nats.url(), ROUNDS, ROUNDS).await));
+        hops.push((ours, bare.round_trips(&nats.url(), ROUNDS, ROUNDS).await));
+        clear(nats).await;
+        let bare = Bare::create(&nats.url()).await;
+        over_http.push((ours, bare.round_trips_over_http(&nats.url(), ROUNDS, ROUNDS).await));
         clear(nats).await;
     }
     let what = "HTTP submit with `Prefer: wait`, idle worker / publish, deliver, publish, deliver";
-    compare_latencies(what, "goal p50 <= 1.50, stretch 1.20", &runs);
+    compare_latencies(what, "goal p50 <= 1.50, stretch 1.20", &hops);
+    let what = "the same / axum that publishes, and answers with the reply";
+    compare_latencies(what, "for comparison", &over_http);
 }
 
 /// Jobs that wait already are worked off, by a worker on NATS and by one that reaches it through relay.
