@@ -7,12 +7,14 @@
 
 mod floor;
 mod latency;
+mod operations;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::time::Instant;
 
+use servers::Watch;
 use support::load::{BATCH, Server, submit, submit_batches};
 use support::{Sample, cpu_of, pairs, report};
 
@@ -24,8 +26,10 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         match arguments[..] {
-            ["serve-relay"] => servers::relay(false).await,
-            ["serve-worker"] => servers::relay(true).await,
+            ["serve-relay"] => servers::relay(false, Watch::Nobody).await,
+            ["serve-worker"] => servers::relay(true, Watch::Nobody).await,
+            ["serve-admin"] => servers::relay(false, Watch::Admin).await,
+            ["serve-traced", collector] => servers::relay(false, Watch::Traces(collector)).await,
             ["serve-nothing"] => servers::nothing().await,
             ["serve-rows"] => floor::serve().await,
             ref parts => run(parts).await,
@@ -50,6 +54,9 @@ async fn run(names: &[&str]) {
     if wanted("wait") {
         latency::of_a_wait().await;
     }
+    if wanted("operations") {
+        operations::of_a_submission().await;
+    }
 }
 
 async fn submissions() {
@@ -58,8 +65,8 @@ async fn submissions() {
     {
         let mut measured = Vec::new();
         for _ in 0..pairs() {
-            let ours = load("serve-relay", keyed).await;
-            measured.push((ours, load("serve-nothing", keyed).await));
+            let ours = load(&["serve-relay"], keyed).await;
+            measured.push((ours, load(&["serve-nothing"], keyed).await));
         }
         report(what, 0.5, &measured);
     }
@@ -69,14 +76,14 @@ async fn submissions() {
 async fn floor() {
     let mut measured = Vec::new();
     for _ in 0..pairs() {
-        let rows = load("serve-rows", false).await;
-        measured.push((rows, load("serve-nothing", false).await));
+        let rows = load(&["serve-rows"], false).await;
+        measured.push((rows, load(&["serve-nothing"], false).await));
     }
     report("axum and the bare rows / axum no-op", 0.5, &measured);
 }
 
-async fn load(server: &str, keyed: bool) -> Sample {
-    let server = Server::start(&[server]);
+async fn load(server: &[&str], keyed: bool) -> Sample {
+    let server = Server::start(server);
     submit(server.address, keyed, REQUESTS / 10, 0).await;
     measured(&server, submit(server.address, keyed, REQUESTS, REQUESTS)).await
 }
@@ -89,7 +96,7 @@ async fn batches() {
         submit_batches(server.address, REQUESTS / 10 / BATCH).await;
         let batches = measured(&server, submit_batches(server.address, REQUESTS / BATCH)).await;
         drop(server);
-        measured_pairs.push((batches, load("serve-relay", false).await));
+        measured_pairs.push((batches, load(&["serve-relay"], false).await));
     }
     report("jobs in batches of 100 / one by one", 1.0, &measured_pairs);
 }

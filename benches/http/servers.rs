@@ -5,20 +5,35 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay::admin::Port;
+use relay::admin::sampler::Watched;
 use relay::auth::Authenticator;
 use relay::ingress::http::{Ingress, Limits, serve};
+use relay::telemetry::{Telemetry, Traces};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::Job;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::policy::QueuePolicy;
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Context, Output, QueueOrder, Worker, WorkerConfig};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::load::listen;
 
+/// Who looks at what relay does.
+#[derive(Clone, Copy)]
+pub(crate) enum Watch<'a> {
+    /// Nobody: nothing is counted.
+    Nobody,
+    /// Operators, at an admin port.
+    Admin,
+    /// They, and a collector at this address, which is sent spans of every job.
+    Traces(&'a str),
+}
+
 /// relay on a store on disk, with a worker in the same process if `works`.
-pub(crate) async fn relay(works: bool) {
+pub(crate) async fn relay(works: bool, watch: Watch<'_>) {
     // The process is killed, so nothing is tidied up at its end: the next one begins by that. Not in the folder for
     // temporary files, which may be in memory, where a flush costs nothing.
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-http");
@@ -28,7 +43,18 @@ pub(crate) async fn relay(works: bool) {
     let queue = "work".parse().unwrap();
     store.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
     let listener = listen().await;
-    let ingress = Ingress::new(store.broker(), Authenticator::development(), Limits::default(), Clock::system());
+    let (mut broker, mut port) = (store.broker(), None);
+    if !matches!(watch, Watch::Nobody) {
+        let traces = match watch {
+            Watch::Traces(collector) => Some(Traces::start(collector).unwrap()),
+            _ => None,
+        };
+        let telemetry = Telemetry::new(Clock::system(), traces);
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        broker = telemetry.broker(broker);
+        port.insert(Port::open(admin, None, telemetry)).watch(Watched::Broker(broker.clone()));
+    }
+    let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
     let config = WorkerConfig {
         id: "bench".parse().unwrap(),
         queues: vec![(queue, 1)],

@@ -109,6 +109,11 @@ async fn an_empty_payload_is_an_empty_input() {
 }
 
 #[tokio::test]
+async fn a_command_that_prints_nothing_has_an_empty_result() {
+    assert_eq!(output(run(shell("exit 0"), "x").await), b"");
+}
+
+#[tokio::test]
 async fn results_have_the_content_type_that_is_configured() {
     let config = ExecConfig { content_type: "text/plain".to_owned(), ..shell("echo hi") };
     let Attempt::Done(output) = run(config, "").await else { panic!() };
