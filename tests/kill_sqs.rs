@@ -1,6 +1,6 @@
 //! `kill -9` of two bridges in turn, while messages of a queue of SQS that knows nothing of relay become jobs, while jobs of a
 //! relay on SQS are done on NATS, and while jobs of another relay are done on SQS: each message is one job, what can't be one
-//! is put aside, and each job has one result.
+//! is put aside, and each job has one result, which is also sent to where the messages came from.
 //!
 //! `RELAY_KILL_JOBS` sets the number of messages (400 here, 150 where SQS is the target; the emulator is no place for more
 //! than 2,000); `RELAY_KILL_SEED` replays a run.
@@ -12,13 +12,15 @@ mod aws_support;
 mod cli_support;
 mod kill_support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use aws_support::{create_queue, on_sqs, with_credentials};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use cli_support::Running;
 use kill_support::bridges::{Bridges, each_has_one_result, moment};
 use kill_support::{Random, Starts, jobs_and_seed};
@@ -39,19 +41,22 @@ const JOBS_AT_TARGET: usize = 150;
 const KILLS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() {
+async fn every_message_of_a_queue_of_sqs_is_one_job_and_has_one_answer_whatever_bridge_is_killed() {
     let (messages, seed) = jobs_and_seed(MESSAGES);
     let dir = tempfile::tempdir().unwrap();
     let (emulator, inner) = (AwsEmulator::start().await, NatsServer::start().await);
     let sqs = |action: &str, body: &serde_json::Value| aws_support::sqs(&emulator, action, body);
-    let (orders, refused) = (create_queue(&emulator, "orders"), create_queue(&emulator, "refused"));
+    let [orders, refused, answers] = ["orders", "refused", "answers.fifo"].map(|name| create_queue(&emulator, name));
     let provisioned = cli_support::run(["provision", "--nats", &inner.url()]);
     assert_eq!(cli_support::code(&provisioned), 0, "{provisioned:?}");
     let text = |value: &str| json!({ "DataType": "String", "StringValue": value });
+    let mut sent = BTreeMap::new();
     for n in 0..messages {
         let attributes = json!({ "Order-Id": text(&format!("order-{n}")), "X-Tenant": text("blue") });
         let body = format!("payload of order-{n}");
-        sqs("SendMessage", &json!({ "QueueUrl": orders, "MessageBody": body, "MessageAttributes": attributes }));
+        let message = json!({ "QueueUrl": orders, "MessageBody": body, "MessageAttributes": attributes });
+        let id = sqs("SendMessage", &message)["MessageId"].as_str().unwrap().to_owned();
+        sent.insert(id, format!("order-{n}"));
     }
     sqs(
         "SendMessage",
@@ -59,7 +64,7 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
     );
 
     let (config, starts) = (dir.path().join("relay.toml"), Starts::new(dir.path()));
-    fs::write(&config, configured(&orders, &refused, &emulator, &inner)).unwrap();
+    fs::write(&config, configured(&orders, &refused, &answers, &emulator, &inner)).unwrap();
     let worker = Running::start_command(starts.worker(&["--nats", &inner.url()]));
     let (mut bridges, mut random) = (Bridges::start(|| bridge(&config)), Random::new(seed));
     let left = || {
@@ -79,14 +84,34 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_whatever_bridge_is_killed() 
     }
     bridges.stop();
     worker.stop();
+    let (mut answered, mut runs) = (BTreeSet::new(), BTreeSet::new());
+    loop {
+        let asked = json!({ "QueueUrl": answers, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] });
+        let received = sqs("ReceiveMessage", &asked);
+        let received = received["Messages"].as_array().filter(|messages| !messages.is_empty());
+        let Some(received) = received else { break };
+        for message in received {
+            let attribute = |name: &str| message["MessageAttributes"][name]["StringValue"].as_str().unwrap().to_owned();
+            assert_eq!(attribute("Relay-Outcome"), "succeeded");
+            assert!(runs.insert(attribute("Relay-Run-Id")), "a second answer of one run");
+            let to = sent.get(&attribute("Relay-In-Reply-To")).unwrap();
+            let body: serde_json::Value = serde_json::from_str(message["Body"].as_str().unwrap()).unwrap();
+            let payload = BASE64_STANDARD.decode(body["payload_base64"].as_str().unwrap()).unwrap();
+            assert_eq!(payload, format!("payload of {to}").into_bytes());
+            assert!(answered.insert(to.clone()), "a second answer to {to}");
+            sqs("DeleteMessage", &json!({ "QueueUrl": answers, "ReceiptHandle": message["ReceiptHandle"] }));
+        }
+    }
+    assert_eq!(answered.len(), messages, "one answer per message");
     let aside = sqs(
         "ReceiveMessage",
         &json!({ "QueueUrl": refused, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] }),
     );
     let aside = aside["Messages"].as_array().unwrap();
     println!(
-        "sent {messages} and one that is no order, jobs {}, put aside {}; kills of bridges {KILLS}",
+        "sent {messages} and one that is no order, jobs {}, answers {}, put aside {}; kills of bridges {KILLS}",
         starts.jobs().len(),
+        answered.len(),
         aside.len()
     );
     assert_eq!(starts.jobs().len(), messages, "one job per message");
@@ -201,12 +226,13 @@ async fn every_job_of_another_relay_has_one_result_from_sqs_whatever_bridge_is_k
     source.stop();
 }
 
-fn configured(orders: &str, refused: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {
+fn configured(orders: &str, refused: &str, answers: &str, emulator: &AwsEmulator, inner: &NatsServer) -> String {
     format!(
         r#"
 [[bridge]]
 name = "aws"
 slots = 32
+reply = "{answers}"
 from.sqs = {{ queue = "{orders}", put_aside = "{refused}", region = "eu-central-1", endpoint = "{}" }}
 to.nats = {{ servers = ["{}"] }}
 job = {{ client = "shop", queue = "default", key = "{{header.Order-Id}}", content_type = "text/plain", meta = ["X-Tenant"] }}

@@ -64,6 +64,8 @@ pub struct ForeignSqs {
     pub url: String,
     /// The URL of the queue for messages that can't become jobs.
     pub put_aside: String,
+    /// The URL of the queue for results: each message then stays until its result was sent there. `None`: results wait in relay.
+    pub reply: Option<String>,
     /// What its messages become.
     pub job: JobMapping,
 }

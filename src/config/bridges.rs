@@ -194,10 +194,7 @@ impl Table {
                         "say in `job` what they become",
                     );
                 }
-                if reply.is_some() {
-                    wrong.add("reply", "results are sent to NATS only", "leave it out, and read them from relay");
-                }
-                sqs.resolve(job, wrong)
+                sqs.resolve(job, reply, wrong)
             }
             FromTable { relay: None, nats: Some(nats), stream: Some(stream), .. } => {
                 let connection = nats.resolve("from.nats", wrong);
@@ -297,7 +294,7 @@ fn said(job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<(JobMapping, O
 
 impl SqsTable {
     #[cfg(feature = "sqs")]
-    fn resolve(self, job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<Origin> {
+    fn resolve(self, job: Option<JobMapping>, reply: Option<String>, wrong: &mut Wrong<'_>) -> Option<Origin> {
         use crate::bridge::config::ForeignSqs;
         use relay_bridge::sqs::config::SqsConfig;
 
@@ -305,11 +302,16 @@ impl SqsTable {
         let Self { queue: url, put_aside, region, endpoint } = self;
         let connection = SqsConfig { region, endpoint, ..SqsConfig::default() };
         check_sqs("from.sqs", &connection, wrong);
-        Some(Origin::Sqs(Box::new(ForeignSqs { connection, url, put_aside, job })))
+        let is_url = |reply: &String| ["http://", "https://"].iter().any(|scheme| reply.starts_with(scheme));
+        if let Some(reply) = reply.as_ref().filter(|reply| !is_url(reply)) {
+            let fix = "write its URL, https://sqs.REGION.amazonaws.com/ACCOUNT/NAME";
+            wrong.add("reply", format!("`{reply}` is no queue of SQS, where the messages come from"), fix);
+        }
+        Some(Origin::Sqs(Box::new(ForeignSqs { connection, url, put_aside, reply, job })))
     }
 
     #[cfg(not(feature = "sqs"))]
-    fn resolve(self, _: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<Origin> {
+    fn resolve(self, _: Option<JobMapping>, _: Option<String>, wrong: &mut Wrong<'_>) -> Option<Origin> {
         wrong.add("from.sqs", "this relay was built without SQS", "build it with the feature `sqs`");
         None
     }
@@ -539,9 +541,9 @@ job = { client = "shop", queue = "orders" }
 "#;
         let bridges = parse(ORDERS).unwrap();
         let Origin::Sqs(queue) = &bridges[0].from else { panic!("{bridges:?}") };
-        assert!(queue.url.ends_with("/orders") && queue.put_aside.ends_with("/refused"));
+        assert!(queue.url.ends_with("/orders") && queue.put_aside.ends_with("/refused") && queue.reply.is_none());
         for (from, to, expected) in [
-            ("job = {", "reply = \"x\"\njob = {", "bridge.aws.reply: results are sent to NATS only"),
+            ("job = {", "reply = \"x\"\njob = {", "bridge.aws.reply: `x` is no queue of SQS"),
             ("job = { client = \"shop\", queue = \"orders\" }", "", "bridge.aws.job: it is not said"),
             ("region = \"eu-central-1\"", "region = \"eu central\"", "bridge.aws.from.sqs.region"),
             (", put_aside = \"https://sqs/1/refused\"", "", "missing field `put_aside`"),

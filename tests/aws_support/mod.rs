@@ -29,7 +29,11 @@ pub(crate) fn with_credentials(mut command: Command) -> Command {
 
 /// The address of a new queue of SQS.
 pub(crate) fn create_queue(emulator: &AwsEmulator, name: &str) -> String {
-    sqs(emulator, "CreateQueue", &json!({ "QueueName": name }))["QueueUrl"].as_str().unwrap().to_owned()
+    let attributes = if name.ends_with(".fifo") { json!({ "FifoQueue": "true" }) } else { json!({}) };
+    sqs(emulator, "CreateQueue", &json!({ "QueueName": name, "Attributes": attributes }))["QueueUrl"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// One call of SQS, as whoever knows nothing of relay makes it.

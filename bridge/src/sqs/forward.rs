@@ -7,18 +7,16 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_sqs::types::QueueAttributeName;
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::config::FIFO;
-use super::connect::{Effect, failed};
 use super::item::Item;
-use super::line::{Outgoing, SqsQueue};
+use super::mailbox::Mailbox;
+pub use super::mailbox::Render;
 use super::table::Written;
 use super::{Sqs, names};
 use crate::contract::{ClientId, Cursor, Timestamp};
@@ -34,10 +32,6 @@ const WAIT: Duration = Duration::from_secs(20);
 const STAND_BACK: Duration = Duration::from_secs(20);
 /// Results of one step.
 const STEP: u32 = 50;
-/// Bytes of a message that its attributes take.
-const ATTRIBUTES: usize = 1_024;
-/// What a queue takes that does not say: what every queue took once.
-const MESSAGE_MAX: usize = 256 * 1_024;
 /// How long to wait after a failure: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(300);
@@ -85,9 +79,6 @@ impl Forward {
     }
 }
 
-/// Writes the body of a message about a result, of at most so many bytes.
-pub type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
-
 impl Sqs {
     /// Sends the results of every client that the configuration names, until `stop`. Any number of processes may do so at
     /// once: one of them is at work for each client. What a queue refuses is logged and tried again, and holds up no other
@@ -123,13 +114,6 @@ enum Ended {
     Elsewhere,
     /// It was told to stop.
     Stopped,
-}
-
-/// The queue, and the largest body that it takes.
-struct Mailbox {
-    queue: SqsQueue,
-    fifo: bool,
-    body_max: usize,
 }
 
 impl Forwarder {
@@ -239,13 +223,8 @@ impl Forwarder {
 
     async fn open(&self) -> Result<Mailbox, BrokerError> {
         let queues = &self.sqs.0.queues;
-        let call = queues.client().get_queue_attributes().queue_url(&self.to.url);
-        let call = call.attribute_names(QueueAttributeName::MaximumMessageSize);
-        let output = call.send().await.map_err(|error| failed(OPERATION, Effect::None, error))?;
-        let found = output.attributes.and_then(|all| all.get(&QueueAttributeName::MaximumMessageSize)?.parse().ok());
-        let body_max = found.unwrap_or(MESSAGE_MAX).saturating_sub(ATTRIBUTES);
-        let fifo = self.to.url.ends_with(FIFO);
-        Ok(Mailbox { queue: queues.at(self.to.url.clone(), fifo), fifo, body_max })
+        let queue = queues.at(self.to.url.clone(), self.to.url.ends_with(FIFO));
+        Mailbox::open(queues.client(), queue, OPERATION).await
     }
 
     /// Sends these results. How many of them, counted from the first one, are sent, and why not all.
@@ -254,32 +233,17 @@ impl Forwarder {
         if mailbox.fifo {
             // One after the other: a batch may fail in part, and the rest of it would overtake.
             for result in results {
-                answers.push(mailbox.queue.send(self.message(mailbox, result)).await);
+                answers.push(mailbox.queue.send(mailbox.message(&self.render, result)).await);
                 if answers.last().is_some_and(Result::is_err) {
                     break;
                 }
             }
         } else {
-            answers = join_all(results.iter().map(|result| mailbox.queue.send(self.message(mailbox, result)))).await;
+            answers =
+                join_all(results.iter().map(|result| mailbox.queue.send(mailbox.message(&self.render, result)))).await;
         }
         let sent = answers.iter().take_while(|answer| answer.is_ok()).count();
         (sent, answers.into_iter().find_map(Result::err))
-    }
-
-    fn message(&self, mailbox: &Mailbox, finished: &Finished) -> Outgoing {
-        let result = &finished.result;
-        Outgoing {
-            body: (self.render)(finished, mailbox.body_max),
-            group: mailbox.fifo.then(|| result.client.to_string()),
-            deduplication: mailbox.fifo.then(|| result.run_id.to_string()),
-            delay: Duration::ZERO,
-            attributes: vec![
-                ("Relay-Job-Id", result.job_id.to_string()),
-                ("Relay-Run-Id", result.run_id.to_string()),
-                ("Relay-Outcome", result.outcome.to_string()),
-                ("Relay-Queue", result.queue.to_string()),
-            ],
-        }
     }
 }
 

@@ -35,6 +35,7 @@ mod leasing;
 mod line;
 mod list;
 mod log;
+mod mailbox;
 mod message;
 mod names;
 pub mod plain;

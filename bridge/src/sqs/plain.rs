@@ -1,5 +1,5 @@
-//! A queue of SQS that knows nothing of relay, from which a bridge takes messages, and one where it puts aside what it
-//! can't take.
+//! A queue of SQS that knows nothing of relay, from which a bridge takes messages, one where it puts aside what it can't
+//! take, and one for the results, if somebody waits for them there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
@@ -11,7 +11,9 @@ use tokio_util::task::TaskTracker;
 use super::config::{FIFO, SqsConfig};
 use super::connect::{Clients, Effect, failed};
 use super::line::{BATCH_MAX, SqsQueue, whole_seconds};
+use super::mailbox::{Mailbox, Render};
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::result_log::Finished;
 
 /// The most attributes of a message: what AWS takes.
 const ATTRIBUTES_MAX: usize = 10;
@@ -24,6 +26,7 @@ pub struct PlainQueue {
     queue: SqsQueue,
     url: String,
     put_aside: String,
+    replies: Option<Mailbox>,
     tasks: TaskTracker,
 }
 
@@ -45,20 +48,25 @@ pub struct PlainMessage {
 
 impl PlainQueue {
     /// The queue at `url`, which is there. `config` says how SQS is reached; its table and prefix are of no matter.
-    /// `put_aside` is the queue for what can't be taken.
+    /// `put_aside` is the queue for what can't be taken, and `reply` the one for results.
     ///
     /// # Errors
     /// `Invalid` for a configuration that is wrong; `NotFound`, `Unauthorized` and `Unavailable` as AWS says.
-    pub async fn open(config: &SqsConfig, url: &str, put_aside: &str) -> Result<Self, BrokerError> {
+    pub async fn open(
+        config: &SqsConfig,
+        url: &str,
+        put_aside: &str,
+        reply: Option<&str>,
+    ) -> Result<Self, BrokerError> {
         const OPERATION: &str = "open queue";
-        for url in [url, put_aside] {
+        for url in [url, put_aside].into_iter().chain(reply) {
             if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
                 let why = format!("`{url}` is no queue: write its URL, https://sqs.REGION.amazonaws.com/ACCOUNT/NAME");
                 return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
             }
         }
-        if url == put_aside {
-            let why = "what is put aside would come back: name another queue for it";
+        if url == put_aside || reply.is_some_and(|reply| reply == url || reply == put_aside) {
+            let why = "what is put aside, or answered, would come back as a message: name three different queues";
             return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
         }
         let (clients, tasks) = (Clients::new(config).await?, TaskTracker::new());
@@ -66,7 +74,11 @@ impl PlainQueue {
         let opened = queue(url);
         opened.counts(OPERATION).await?;
         queue(put_aside).counts(OPERATION).await?;
-        Ok(Self { queue: opened, url: url.to_owned(), put_aside: put_aside.to_owned(), clients, tasks })
+        let replies = match reply {
+            Some(reply) => Some(Mailbox::open(&clients.queues, queue(reply), OPERATION).await?),
+            None => None,
+        };
+        Ok(Self { queue: opened, url: url.to_owned(), put_aside: put_aside.to_owned(), replies, clients, tasks })
     }
 
     /// The last word of its URL.
@@ -144,6 +156,25 @@ impl PlainQueue {
             .set_message_group_id(fifo.then(|| self.name().to_owned()))
             .set_message_deduplication_id(fifo.then(|| message.id.clone()));
         call.send().await.map(drop).map_err(|error| failed(OPERATION, Effect::Write, error))
+    }
+
+    /// Whether there is a queue for results.
+    #[must_use]
+    pub fn has_replies(&self) -> bool {
+        self.replies.is_some()
+    }
+
+    /// Sends a result to the queue for them, if there is one: what `render` makes of it, with the message's id as
+    /// `Relay-In-Reply-To`.
+    ///
+    /// # Errors
+    /// As AWS says. Repeated, it may be there twice, except in a FIFO queue within 5 minutes: readers deduplicate on
+    /// `Relay-Run-Id`.
+    pub async fn reply(&self, message: &PlainMessage, render: &Render, finished: &Finished) -> Result<(), BrokerError> {
+        let Some(replies) = &self.replies else { return Ok(()) };
+        let mut outgoing = replies.message(render, finished);
+        outgoing.attributes.push(("Relay-In-Reply-To", message.id.clone()));
+        replies.queue.send(outgoing).await
     }
 
     /// Waits until what was handed over is sent.

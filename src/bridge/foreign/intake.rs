@@ -10,8 +10,9 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, QueueName, Submission};
+use relay_bridge::contract::{ClientId, Failure, JobId, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::result_log::Lookup;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use crate::client::retry::jitter;
 
 /// How long a drain may take in all.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
+/// How long one wait for a result lasts, where somebody is to be told of it.
+const OUTCOME_WAIT: Duration = Duration::from_secs(20);
 /// How often a settlement is tried whose confirmation does not come.
 const SETTLE_TRIES: u32 = 5;
 /// After so many deliveries a message that the target refuses for no reason of its own is put aside.
@@ -39,8 +42,8 @@ pub struct Intake {
 /// What a message came to.
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
-    /// It is a job.
-    Taken,
+    /// It is this client's job.
+    Taken(ClientId, JobId),
     /// It will never be one.
     Poison(Failure),
     /// Not now.
@@ -162,7 +165,22 @@ impl Intake {
     ) {
         let receipt = &incoming.receipt;
         let settled = match self.decide(incoming, shutdown).await {
-            Verdict::Taken => insist(|| queue.taken(receipt)).await,
+            Verdict::Taken(client, job) if queue.replies() => match self.outcome(&client, job, shutdown).await {
+                Some(Lookup::Finished(finished)) => match insist(|| queue.reply(receipt, &finished)).await {
+                    Ok(()) => {
+                        count(&self.stats.replied);
+                        insist(|| queue.taken(receipt)).await
+                    }
+                    refused => refused,
+                },
+                // Its time is over: there is nothing to send.
+                Some(_) => insist(|| queue.taken(receipt)).await,
+                None => {
+                    count(&self.stats.given_back);
+                    queue.give_back(receipt, Duration::ZERO).await
+                }
+            },
+            Verdict::Taken(..) => insist(|| queue.taken(receipt)).await,
             Verdict::Poison(why) => {
                 let aside = insist(|| queue.put_aside(incoming, &why)).await;
                 if aside.is_ok() {
@@ -187,6 +205,30 @@ impl Intake {
         }
     }
 
+    /// What became of a job, once it ended or its record is gone. `None` in a drain.
+    async fn outcome(&self, client: &ClientId, job: JobId, shutdown: &CancellationToken) -> Option<Lookup> {
+        let mut tries = 0_u32;
+        loop {
+            let pause = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return None,
+                found = self.target.broker.results.wait(client, job, OUTCOME_WAIT) => match found {
+                    Ok(Lookup::Open(_)) => Duration::ZERO,
+                    Ok(ended) => return Some(ended),
+                    Err(error) => {
+                        tries = tries.saturating_add(1);
+                        tracing::debug!(%job, %error, "a result can't be waited for, trying again");
+                        AWAY.backoff(tries, jitter())
+                    }
+                },
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = shutdown.cancelled() => return None,
+            }
+        }
+    }
+
     async fn decide<R>(&self, incoming: &Incoming<R>, shutdown: &CancellationToken) -> Verdict {
         let message = &incoming.message;
         let submission = match self.mapping.submission(message) {
@@ -196,13 +238,13 @@ impl Intake {
         let mut tries = 0_u32;
         while !shutdown.is_cancelled() {
             let error = match self.target.submit(submission.clone()).await {
-                Ok(Placed::Created(_)) => {
+                Ok(Placed::Created(job)) => {
                     count(&self.stats.created);
-                    return Verdict::Taken;
+                    return Verdict::Taken(submission.client, job);
                 }
-                Ok(Placed::Found(_)) => {
+                Ok(Placed::Found(job)) => {
                     count(&self.stats.found);
-                    return Verdict::Taken;
+                    return Verdict::Taken(submission.client, job);
                 }
                 Ok(Placed::Conflict(first)) => return conflict(&submission, first),
                 Ok(Placed::NotTaken(why)) => return Verdict::Poison(why),
@@ -229,7 +271,7 @@ impl Intake {
     }
 }
 
-fn conflict(submission: &Submission, first: relay_bridge::contract::JobId) -> Verdict {
+fn conflict(submission: &Submission, first: JobId) -> Verdict {
     let key = submission.key.as_ref().map_or("", |key| key.as_str());
     Verdict::Poison(Failure::new(
         "idempotency-conflict",
@@ -310,7 +352,7 @@ mod tests {
                 Judged::Again(floor) => format!("again {floor:?}"),
                 Judged::Over(Verdict::Poison(why)) => aside(&why.reason),
                 Judged::Over(Verdict::GiveBack(after)) => format!("back {after:?}"),
-                Judged::Over(Verdict::Taken) => "taken".to_owned(),
+                Judged::Over(Verdict::Taken(..)) => "taken".to_owned(),
             };
             assert_eq!(judged, expected, "{kind:?} {fixed} {delivered}");
         }

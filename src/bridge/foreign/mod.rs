@@ -29,6 +29,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use relay_bridge::contract::Failure;
 use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::Finished;
 
 /// A message of a foreign queue, whatever it is that keeps it.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +79,19 @@ pub trait ForeignQueue: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Ambiguous`: repeat it, or the message comes again.
     async fn taken(&self, receipt: &Self::Receipt) -> Result<(), BrokerError>;
+
+    /// Whether somebody waits for the result where messages come from: then a message is held until it was sent there.
+    fn replies(&self) -> bool {
+        false
+    }
+
+    /// Sends the result of the job that the message became. The one that ends the message comes after it.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Ambiguous`: repeat it, or the message comes again.
+    async fn reply(&self, _receipt: &Self::Receipt, _finished: &Finished) -> Result<(), BrokerError> {
+        Ok(())
+    }
 
     /// Has the message come again, not before `after`.
     ///

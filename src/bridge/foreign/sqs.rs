@@ -1,8 +1,12 @@
 //! A queue of SQS as a foreign queue. What is put aside goes to another queue of SQS, and only then is it deleted here.
 //!
+//! With a queue for results a message is hidden until its result was sent there, and deleted then: the bridge keeps nothing,
+//! and whoever gets the message after a crash finds the job, and its result, once more.
+//!
 //! A message has no place: without a key its id is the key, which SQS gives each message that is sent.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,9 +14,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use relay_bridge::contract::Failure;
 use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::Finished;
+use relay_bridge::sqs::forward::Render;
 use relay_bridge::sqs::plain::{PlainMessage, PlainQueue};
 
 use super::{ForeignQueue, Incoming, Message};
+use crate::api::result::ResultView;
 
 /// How long a message in hand is hidden from others; it is hidden again at a third of it.
 const HIDDEN: Duration = Duration::from_secs(30);
@@ -42,6 +49,15 @@ impl ForeignQueue for PlainQueue {
 
     async fn taken(&self, receipt: &PlainMessage) -> Result<(), BrokerError> {
         self.delete(receipt).await
+    }
+
+    fn replies(&self) -> bool {
+        self.has_replies()
+    }
+
+    async fn reply(&self, receipt: &PlainMessage, finished: &Finished) -> Result<(), BrokerError> {
+        let render: Render = Arc::new(ResultView::message);
+        Self::reply(self, receipt, &render, finished).await
     }
 
     async fn give_back(&self, receipt: &PlainMessage, after: Duration) -> Result<(), BrokerError> {

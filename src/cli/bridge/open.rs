@@ -195,10 +195,10 @@ fn fixed(job: &JobMapping) -> Vec<QueueName> {
 
 #[cfg(feature = "sqs")]
 async fn open_sqs(slots: NonZeroU32, queue: ForeignSqs, target: &Target) -> Result<Work, CliError> {
-    let ForeignSqs { connection, url, put_aside, job } = queue;
-    let opened = patiently(|| PlainQueue::open(&connection, &url, &put_aside)).await;
+    let ForeignSqs { connection, url, put_aside, reply, job } = queue;
+    let opened = patiently(|| PlainQueue::open(&connection, &url, &put_aside, reply.as_deref())).await;
     let queue = opened.map_err(|error| match error.kind() {
-        BrokerErrorKind::NotFound => CliError::usage(format!("from.sqs: {error}")).hint("are both queues there?"),
+        BrokerErrorKind::NotFound => CliError::usage(format!("from.sqs: {error}")).hint("are all of its queues there?"),
         _ => CliError::usage(format!("from.sqs: {error}")),
     })?;
     let intake = Arc::new(Intake::new(target.broker(), Clock::system(), job));
