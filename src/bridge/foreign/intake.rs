@@ -173,8 +173,10 @@ impl Intake {
                     }
                     refused => refused,
                 },
-                // Its time is over: there is nothing to send.
-                Some(_) => insist(|| queue.taken(receipt)).await,
+                Some(_) => {
+                    tracing::warn!(%client, %job, "a job and its result are gone: its message ends without an answer");
+                    insist(|| queue.taken(receipt)).await
+                }
                 None => {
                     count(&self.stats.given_back);
                     queue.give_back(receipt, Duration::ZERO).await
