@@ -23,8 +23,8 @@ const RESULTS: &str = "BARE_RESULTS";
 /// What is in flight at a time, on each of the two sides.
 pub(crate) const WINDOW: usize = 512;
 /// What relay adds to a job's payload, and to a result's headers, in bytes.
-const JOB_ENVELOPE: usize = 340;
-const RESULT_ENVELOPE: usize = 430;
+const JOB_ENVELOPE: usize = 220;
+const RESULT_ENVELOPE: usize = 410;
 /// The longest wait for a message that must come.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -17,7 +17,8 @@ fn run(last: u8) -> RunId {
     RunId::from_bytes(bytes)
 }
 
-/// Every field set, every byte value in the payload.
+/// Every field set that can be left out, but a deadline other than the usual one, which nobody writes; every byte value in
+/// the payload.
 pub(crate) fn full_job() -> Job {
     let (client, queue, key) = ("acme".parse().unwrap(), "thumbnails".parse().unwrap(), "order-4711".parse().unwrap());
     let payload: Bytes = (0..=255u8).collect();
@@ -46,7 +47,7 @@ pub(crate) fn full_job() -> Job {
     }
 }
 
-/// Nothing set that may be left out.
+/// Nothing set that can be left out.
 pub(crate) fn bare_job() -> Job {
     Job {
         id: "019aae10-b100-7000-8000-0000000000ff".parse().unwrap(),
@@ -59,6 +60,7 @@ pub(crate) fn bare_job() -> Job {
         fingerprint: Fingerprint::of("application/octet-stream", None, b""),
         content_type: "application/octet-stream".to_owned(),
         due_at: at(1_763_865_086_007),
+        expires_at: at(1_763_886_686_007),
         keep_record: false,
         ..full_job()
     }

@@ -2,11 +2,13 @@
 //!
 //! `v` comes first. This build reads versions [`OLDEST`] to [`NEWEST`]; fields it does not know are kept and written
 //! back; a newer version is an error of its own, so that the reader hands the message back instead of dropping it.
-//! Version 1 writes ids as text, version 2 as 16 bytes. Golden files: `bridge/tests/golden/`.
+//! Version 1 writes ids as text, version 2 as 16 bytes. A field that has its usual value is left out: every byte is
+//! written, stored and read again for each job. Golden files: `bridge/tests/golden/`.
 
 pub(in crate::contract) mod msgpack;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use msgpack::{Reader, Writer};
@@ -76,30 +78,55 @@ pub enum EnvelopeError {
 #[must_use]
 pub fn encode_job(job: &Job, version: WireVersion) -> Vec<u8> {
     let capacity = 400 + job.payload.len() + job.headers.iter().map(|(k, v)| k.len() + v.len() + 8).sum::<usize>();
-    let mut to = Writer::map(JOB_FIELDS + job.extra.0.len(), capacity);
+    let mut to = Writer::map(capacity);
     to.unsigned("v", u64::from(version.number()));
     id(&mut to, version, "id", job.id.as_bytes(), &job.id);
     id(&mut to, version, "run", job.run_id.as_bytes(), &job.run_id);
-    to.unsigned("generation", u64::from(job.generation));
+    generation(&mut to, job.generation);
     to.text("client", job.client.as_str());
     to.text("queue", job.queue.as_str());
-    to.optional_text("key", job.key.as_ref().map(IdempotencyKey::as_str));
+    if let Some(key) = &job.key {
+        to.text("key", key.as_str());
+    }
     to.binary("fingerprint", job.fingerprint.as_bytes());
     to.text("content_type", &job.content_type);
-    to.optional_text("content_encoding", job.content_encoding.as_deref());
-    to.text_map("headers", job.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    if let Some(encoding) = &job.content_encoding {
+        to.text("content_encoding", encoding);
+    }
+    if !job.headers.is_empty() {
+        to.text_map("headers", job.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
     to.signed("accepted_at", job.accepted_at.as_millis());
-    to.signed("due_at", job.due_at.as_millis());
-    to.signed("expires_at", job.expires_at.as_millis());
+    if job.due_at != job.accepted_at {
+        to.signed("due_at", job.due_at.as_millis());
+    }
+    if job.expires_at != usual_deadline(job.due_at, job.ttl_ms) {
+        to.signed("expires_at", job.expires_at.as_millis());
+    }
     to.unsigned("ttl_ms", job.ttl_ms);
     to.unsigned("keep_ms", job.keep_ms);
-    to.boolean("keep_record", job.keep_record);
-    to.binary("payload", &job.payload);
+    if job.keep_record != job.key.is_some() {
+        to.boolean("keep_record", job.keep_record);
+    }
+    if !job.payload.is_empty() {
+        to.binary("payload", &job.payload);
+    }
     extra(&mut to, &job.extra);
     to.finish()
 }
 
-const JOB_FIELDS: usize = 18;
+/// The number of a job's first run.
+const FIRST: u32 = 1;
+
+fn generation(to: &mut Writer, generation: u32) {
+    if generation != FIRST {
+        to.unsigned("generation", u64::from(generation));
+    }
+}
+
+fn usual_deadline(due_at: Timestamp, ttl_ms: u64) -> Timestamp {
+    due_at + Duration::from_millis(ttl_ms)
+}
 
 /// Reads a job of any version this build knows. The payload is a slice of `bytes`.
 ///
@@ -107,7 +134,7 @@ const JOB_FIELDS: usize = 18;
 /// [`EnvelopeError`].
 pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
-    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, None, None, None);
+    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut key, mut fingerprint, mut content_type, mut content_encoding) = (None, None, None, None);
     let (mut headers, mut accepted_at, mut due_at, mut expires_at) = (BTreeMap::new(), None, None, None);
     let (mut ttl_ms, mut keep_ms, mut keep_record, mut payload) = (None, None, None, None);
@@ -116,7 +143,7 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
         match name {
             "id" => job_id = Some(JobId::from_bytes(read_id(from)?)),
             "run" => run_id = Some(RunId::from_bytes(read_id(from)?)),
-            "generation" => generation = Some(narrow(from.unsigned()?)?),
+            "generation" => generation = narrow(from.unsigned()?)?,
             "client" => client = Some(parse::<ClientId>(from.text()?)?),
             "queue" => queue = Some(parse::<QueueName>(from.text()?)?),
             "key" => key = from.optional(|from| parse::<IdempotencyKey>(from.text()?))?,
@@ -125,8 +152,8 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
             "content_encoding" => content_encoding = from.optional(|from| from.text().map(str::to_owned))?,
             "headers" => headers = read_headers(from)?,
             "accepted_at" => accepted_at = Some(Timestamp::from_millis(from.signed()?)),
-            "due_at" => due_at = Some(Timestamp::from_millis(from.signed()?)),
-            "expires_at" => expires_at = Some(Timestamp::from_millis(from.signed()?)),
+            "due_at" => due_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
+            "expires_at" => expires_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
             "ttl_ms" => ttl_ms = Some(from.unsigned()?),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
             "keep_record" => keep_record = Some(from.boolean()?),
@@ -134,10 +161,12 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
             other => fields.keep(other)?,
         }
     }
+    let (accepted_at, ttl_ms) = (need(accepted_at)?, need(ttl_ms)?);
+    let (due_at, has_key) = (due_at.unwrap_or(accepted_at), key.is_some());
     Ok(Job {
         id: need(job_id)?,
         run_id: need(run_id)?,
-        generation: need(generation)?,
+        generation,
         client: need(client)?,
         queue: need(queue)?,
         key,
@@ -145,13 +174,13 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
         content_type: need(content_type)?,
         content_encoding,
         headers,
-        payload: need(payload)?,
-        accepted_at: need(accepted_at)?,
-        due_at: need(due_at)?,
-        expires_at: need(expires_at)?,
-        ttl_ms: need(ttl_ms)?,
+        payload: payload.unwrap_or_default(),
+        accepted_at,
+        due_at,
+        expires_at: expires_at.unwrap_or_else(|| usual_deadline(due_at, ttl_ms)),
+        ttl_ms,
         keep_ms: need(keep_ms)?,
-        keep_record: need(keep_record)?,
+        keep_record: keep_record.unwrap_or(has_key),
         extra: fields.extra,
     })
 }
@@ -160,36 +189,35 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
 #[must_use]
 pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     let failure_bytes = result.failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
-    // Written only if it is there: most results have none.
-    let fields = RESULT_FIELDS + usize::from(result.traceparent.is_some()) + result.extra.0.len();
-    let mut to = Writer::map(fields, 340 + result.payload.len() + failure_bytes);
+    let mut to = Writer::map(340 + result.payload.len() + failure_bytes);
     to.unsigned("v", u64::from(version.number()));
     id(&mut to, version, "id", result.job_id.as_bytes(), &result.job_id);
     id(&mut to, version, "run", result.run_id.as_bytes(), &result.run_id);
-    to.unsigned("generation", u64::from(result.generation));
+    generation(&mut to, result.generation);
     to.text("client", result.client.as_str());
     to.text("queue", result.queue.as_str());
     to.text("outcome", result.outcome.as_str());
     to.unsigned("attempt", u64::from(result.attempt));
     to.text("content_type", &result.content_type);
-    to.optional_text("reason", result.failure.as_ref().map(|failure| failure.reason.as_str()));
-    to.optional_text("detail", result.failure.as_ref().map(|failure| failure.detail.as_str()));
+    if let Some(failure) = &result.failure {
+        to.text("reason", &failure.reason);
+        to.text("detail", &failure.detail);
+    }
     to.signed("accepted_at", result.accepted_at.as_millis());
-    match result.started_at {
-        Some(at) => to.signed("started_at", at.as_millis()),
-        None => to.nil("started_at"),
+    if let Some(at) = result.started_at {
+        to.signed("started_at", at.as_millis());
     }
     to.signed("finished_at", result.finished_at.as_millis());
     to.unsigned("keep_ms", result.keep_ms);
     if let Some(parent) = &result.traceparent {
         to.text(TRACEPARENT, parent);
     }
-    to.binary("payload", &result.payload);
+    if !result.payload.is_empty() {
+        to.binary("payload", &result.payload);
+    }
     extra(&mut to, &result.extra);
     to.finish()
 }
-
-const RESULT_FIELDS: usize = 16;
 
 /// Reads a result of any version this build knows. The payload is a slice of `bytes`.
 ///
@@ -197,7 +225,7 @@ const RESULT_FIELDS: usize = 16;
 /// [`EnvelopeError`].
 pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
-    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, None, None, None);
+    let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
     let (mut reason, mut detail, mut traceparent) = (None, None, None);
     let (mut accepted_at, mut started_at, mut finished_at, mut keep_ms) = (None, None, None, None);
@@ -206,7 +234,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         match name {
             "id" => job_id = Some(JobId::from_bytes(read_id(from)?)),
             "run" => run_id = Some(RunId::from_bytes(read_id(from)?)),
-            "generation" => generation = Some(narrow(from.unsigned()?)?),
+            "generation" => generation = narrow(from.unsigned()?)?,
             "client" => client = Some(parse::<ClientId>(from.text()?)?),
             "queue" => queue = Some(parse::<QueueName>(from.text()?)?),
             "outcome" => outcome = Some(parse::<Outcome>(from.text()?)?),
@@ -226,13 +254,13 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
     Ok(JobResult {
         job_id: need(job_id)?,
         run_id: need(run_id)?,
-        generation: need(generation)?,
+        generation,
         client: need(client)?,
         queue: need(queue)?,
         outcome: need(outcome)?,
         attempt: need(attempt)?,
         content_type: need(content_type)?,
-        payload: need(payload)?,
+        payload: payload.unwrap_or_default(),
         failure: reason.map(|reason| Failure { reason, detail: detail.unwrap_or_default() }),
         accepted_at: need(accepted_at)?,
         started_at,
@@ -247,7 +275,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
 #[must_use]
 pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> {
     let job = encode_job(&letter.job, version);
-    let mut to = Writer::map(LETTER_FIELDS + letter.extra.0.len(), 200 + job.len() + letter.failure.detail.len());
+    let mut to = Writer::map(200 + job.len() + letter.failure.detail.len());
     to.unsigned("v", u64::from(version.number()));
     to.text("outcome", letter.outcome.as_str());
     to.unsigned("attempt", u64::from(letter.attempt));
@@ -258,8 +286,6 @@ pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> 
     extra(&mut to, &letter.extra);
     to.finish()
 }
-
-const LETTER_FIELDS: usize = 7;
 
 /// Reads a dead letter of any version this build knows.
 ///

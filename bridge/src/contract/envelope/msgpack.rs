@@ -13,75 +13,73 @@ use super::EnvelopeError;
 /// How deep a value that this build does not know may nest.
 pub(in crate::contract) const DEPTH_MAX: u32 = 32;
 
-/// Writes the fields of a map whose number was given first.
-pub(in crate::contract) struct Writer(Vec<u8>);
+/// Writes a map, whose fields it counts.
+pub(in crate::contract) struct Writer {
+    bytes: Vec<u8>,
+    fields: u16,
+}
+
+/// The marker of a map whose number of fields takes two bytes, whatever it is.
+const MAP16: u8 = 0xde;
 
 // Writing to a `Vec` can't fail, so the results of `rmp::encode` say nothing here.
 #[expect(clippy::let_underscore_must_use, reason = "writing to a Vec is infallible")]
 impl Writer {
-    pub(in crate::contract) fn map(fields: usize, capacity: usize) -> Self {
-        let mut buffer = Vec::with_capacity(capacity);
-        let _ = encode::write_map_len(&mut buffer, u32::try_from(fields).unwrap_or(u32::MAX));
-        Self(buffer)
+    pub(in crate::contract) fn map(capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity);
+        bytes.extend_from_slice(&[MAP16, 0, 0]);
+        Self { bytes, fields: 0 }
     }
 
-    pub(in crate::contract) fn text(&mut self, key: &str, value: &str) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_str(&mut self.0, value);
+    fn name(&mut self, name: &str) -> &mut Vec<u8> {
+        self.fields += 1;
+        let _ = encode::write_str(&mut self.bytes, name);
+        &mut self.bytes
     }
 
-    pub(in crate::contract) fn optional_text(&mut self, key: &str, value: Option<&str>) {
-        match value {
-            Some(value) => self.text(key, value),
-            None => self.nil(key),
-        }
+    pub(in crate::contract) fn text(&mut self, name: &str, value: &str) {
+        let _ = encode::write_str(self.name(name), value);
     }
 
-    pub(in crate::contract) fn binary(&mut self, key: &str, value: &[u8]) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_bin(&mut self.0, value);
+    pub(in crate::contract) fn binary(&mut self, name: &str, value: &[u8]) {
+        let _ = encode::write_bin(self.name(name), value);
     }
 
-    pub(in crate::contract) fn unsigned(&mut self, key: &str, value: u64) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_uint(&mut self.0, value);
+    pub(in crate::contract) fn unsigned(&mut self, name: &str, value: u64) {
+        let _ = encode::write_uint(self.name(name), value);
     }
 
-    pub(in crate::contract) fn signed(&mut self, key: &str, value: i64) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_sint(&mut self.0, value);
+    pub(in crate::contract) fn signed(&mut self, name: &str, value: i64) {
+        let _ = encode::write_sint(self.name(name), value);
     }
 
-    pub(in crate::contract) fn boolean(&mut self, key: &str, value: bool) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_bool(&mut self.0, value);
-    }
-
-    pub(in crate::contract) fn nil(&mut self, key: &str) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_nil(&mut self.0);
+    pub(in crate::contract) fn boolean(&mut self, name: &str, value: bool) {
+        let _ = encode::write_bool(self.name(name), value);
     }
 
     pub(in crate::contract) fn text_map<'a>(
         &mut self,
-        key: &str,
+        name: &str,
         entries: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
     ) {
-        let _ = encode::write_str(&mut self.0, key);
-        let _ = encode::write_map_len(&mut self.0, u32::try_from(entries.len()).unwrap_or(u32::MAX));
+        let to = self.name(name);
+        let _ = encode::write_map_len(to, u32::try_from(entries.len()).unwrap_or(u32::MAX));
         for (name, value) in entries {
-            self.text(name, value);
+            let _ = encode::write_str(to, name);
+            let _ = encode::write_str(to, value);
         }
     }
 
     /// A value that is MessagePack already.
-    pub(in crate::contract) fn raw(&mut self, key: &str, value: &[u8]) {
-        let _ = encode::write_str(&mut self.0, key);
-        self.0.extend_from_slice(value);
+    pub(in crate::contract) fn raw(&mut self, name: &str, value: &[u8]) {
+        self.name(name).extend_from_slice(value);
     }
 
-    pub(in crate::contract) fn finish(self) -> Vec<u8> {
-        self.0
+    pub(in crate::contract) fn finish(mut self) -> Vec<u8> {
+        if let Some(count) = self.bytes.get_mut(1..3) {
+            count.copy_from_slice(&self.fields.to_be_bytes());
+        }
+        self.bytes
     }
 }
 
