@@ -184,7 +184,7 @@ impl Nats {
             if let Err(Ok(grant)) = give.send(nats.take(&asked, max, since).await)
                 && let Some(first) = asked.first()
             {
-                nats.offer(&first.line, grant, asked_at).await;
+                nats.offer(&first.line, grant, asked_at);
             }
         });
         given.await.map_err(|_| closed("lease"))?

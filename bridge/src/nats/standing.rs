@@ -2,16 +2,17 @@
 //! whose job came last. If that lane's next job comes, it needs neither a hint nor a request to get here.
 //!
 //! What a pull brings is leased from the moment at which the server sends it, and a pull can't be called off without
-//! losing what is on its way. So each is owned by a task until its short time is over, and goes back, without spending an
-//! attempt, if nobody takes what it brought.
+//! losing what is on its way. So each is owned by a task until its short time is over, and what it brought goes back, without
+//! spending an attempt, if nobody takes it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::Nats;
 use super::deliver::{Asked, Grant};
@@ -41,19 +42,17 @@ struct State {
     last: Option<(Lane, Instant)>,
     /// Whether a pull stands.
     is_out: bool,
-    /// What nobody took yet, each held by a task for [`TAKEN_WITHIN`].
+    /// What nobody took yet, in the order in which it came. Each is kept for [`TAKEN_WITHIN`].
     brought: VecDeque<Brought>,
-    /// Names what is brought next.
-    next: u64,
+    /// Whether a task sees to that.
+    is_kept: bool,
 }
 
 /// Jobs that nobody took yet.
 struct Brought {
-    name: u64,
     grant: Grant,
     asked_at: Instant,
-    /// Dropped when it is taken.
-    _taken: oneshot::Sender<()>,
+    until: Instant,
 }
 
 impl Standing {
@@ -94,13 +93,11 @@ impl Standing {
         }
     }
 
-    fn put(&self, grant: Grant, asked_at: Instant) -> (u64, oneshot::Receiver<()>) {
-        let (_taken, taken) = oneshot::channel();
+    /// Whether somebody is to see to it that it goes back.
+    fn put(&self, grant: Grant, asked_at: Instant) -> bool {
         let mut state = self.state();
-        let name = state.next;
-        state.next += 1;
-        state.brought.push_back(Brought { name, grant, asked_at, _taken });
-        (name, taken)
+        state.brought.push_back(Brought { grant, asked_at, until: Instant::now() + TAKEN_WITHIN });
+        !std::mem::replace(&mut state.is_kept, true)
     }
 
     /// What came first, if it is no more than that.
@@ -108,10 +105,13 @@ impl Standing {
         self.state().brought.pop_front_if(|brought| brought.grant.len() <= max as usize)
     }
 
-    fn take_back(&self, name: u64) -> Option<Brought> {
+    /// What nobody took in its time, and when to look again, if there is more.
+    fn overdue(&self, now: Instant) -> (Vec<Brought>, Option<Instant>) {
         let mut state = self.state();
-        let at = state.brought.iter().position(|brought| brought.name == name)?;
-        state.brought.remove(at)
+        let overdue = std::iter::from_fn(|| state.brought.pop_front_if(|brought| brought.until <= now)).collect();
+        let next = state.brought.front().map(|brought| brought.until);
+        state.is_kept = next.is_some();
+        (overdue, next)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -150,16 +150,16 @@ impl Nats {
     }
 
     /// Keeps jobs for whoever asks next, for a short time; then they go back.
-    pub(super) async fn offer(&self, line: &Line, grant: Grant, asked_at: Instant) {
+    pub(super) fn offer(&self, line: &Arc<Line>, grant: Grant, asked_at: Instant) {
         if grant.is_empty() {
             return;
         }
-        let (name, taken) = line.standing.put(grant, asked_at);
+        if line.standing.put(grant, asked_at) {
+            // One for all that comes in a row: a task for each would be woken when what it keeps is taken.
+            self.0.tasks.spawn(keep(Arc::clone(line), self.closing().clone()));
+        }
         line.standing.came.notify_one();
         line.woken.notify_one();
-        if timeout(TAKEN_WITHIN, taken).await.is_err() {
-            drop(line.standing.take_back(name));
-        }
     }
 
     /// Has a pull stand while the caller waits, if a job is likely to come and none stands yet.
@@ -181,7 +181,7 @@ impl Nats {
         let grant = brought.ok().flatten();
         line.standing.over(grant.is_none() && asked_at.elapsed() < STANDS_FOR.min(asked.policy.lease / 4));
         match grant {
-            Some(grant) => self.offer(&line, grant, asked_at).await,
+            Some(grant) => self.offer(&line, grant, asked_at),
             None => line.woken.notify_one(),
         }
     }
@@ -210,5 +210,17 @@ impl Nats {
         let grant = delivery.map(|delivery| Grant::of(self.clone(), delivery));
         // A queue that was paused meanwhile gives nothing: dropped, it goes back.
         Ok(grant.filter(|_| !policy.paused))
+    }
+}
+
+/// Gives back what nobody took, until there is nothing left.
+async fn keep(line: Arc<Line>, closing: CancellationToken) {
+    let mut next = Some(Instant::now() + TAKEN_WITHIN);
+    while let Some(at) = next {
+        let is_over = closing.run_until_cancelled(sleep_until(at)).await.is_none();
+        // Dropped, it goes back.
+        let (overdue, more) = line.standing.overdue(if is_over { at + TAKEN_WITHIN } else { Instant::now() });
+        drop(overdue);
+        next = more;
     }
 }
