@@ -30,6 +30,7 @@ use super::refusals::Refusals;
 use crate::auth::Authenticator;
 
 mod activity;
+mod again;
 mod answer;
 mod aside;
 mod bare;

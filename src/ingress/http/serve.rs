@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::activity::Activity;
+use super::again::Again;
 use super::aside::Aside;
 use super::bare::Described;
 use super::{Ingress, Limits, Served, gate, routes};
@@ -145,13 +146,14 @@ impl Connections {
                     debug!("a silent peer's connection is dropped");
                 }
             });
+            let again = Again::new();
             let mut draining = false;
             std::future::poll_fn(|context| {
                 if !draining && Pin::new(&mut drains).poll(context).is_ready() {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                if let Poll::Ready(ended) = again.poll(connection.as_mut(), context) {
                     if let Err(error) = ended {
                         debug!(error, "a connection ended with an error");
                     }
