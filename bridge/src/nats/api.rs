@@ -1,16 +1,16 @@
 //! JetStream calls as relay needs them: a bounded number of publishes in flight, conditions with three answers, reads at
 //! the leader, acknowledgements that were confirmed. What a server's error means for relay is decided here.
+//!
+//! Calls of async-nats are boxed: their futures are large, and so would be that of every caller, whichever call it makes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::context::{self, Context};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError, RawMessageErrorKind};
-use async_nats::{Client, HeaderMap, Request, RequestError};
+use async_nats::{Client, HeaderMap, jetstream};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::hints::Hints;
 use super::record::{Outgoing, Stored};
+use super::requests::{Question, Requests};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -74,6 +75,7 @@ pub(super) struct Api {
     client: Client,
     context: Context,
     in_flight: Arc<Semaphore>,
+    requests: Requests,
     hints: Arc<Hints>,
     /// Whether the server is one of several.
     clustered: bool,
@@ -81,12 +83,16 @@ pub(super) struct Api {
 
 impl Api {
     /// The connection's JetStream carries the domain.
-    pub(super) fn new(connection: Connection) -> Self {
+    ///
+    /// # Errors
+    /// `Unavailable` if the connection is closed.
+    pub(super) async fn new(connection: Connection) -> Result<Self, BrokerError> {
         let (client, mut context) = (connection.client().clone(), connection.jetstream().clone());
         context.set_timeout(ANSWER_WITHIN);
         let in_flight = Arc::new(Semaphore::new(connection.config().in_flight));
         let clustered = client.server_info().cluster.is_some();
-        Self { connection, client, context, in_flight, hints: Arc::default(), clustered }
+        let requests = Requests::start(&connection).await?;
+        Ok(Self { connection, client, context, in_flight, requests, hints: Arc::default(), clustered })
     }
 
     /// How the connection stands, and when announcements may have been missed.
@@ -119,20 +125,19 @@ impl Api {
     /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
     pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
-        // In this order: the hint follows the message on the same connection.
+        // In this order: a message that is sent at once is followed by its hint in the same write to the connection.
         let (written, ()) = tokio::join!(biased; self.write(message, operation), self.hint(&queue, &lane, hint));
         written
     }
 
     async fn write(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         // One server decides at once; only between several may a condition stay open.
-        let mut again = self.clustered.then(|| message.clone());
+        let mut again = self.clustered.then(|| Box::new(message.clone()));
         let (mut message, give_up) = (message, Instant::now() + UNDECIDED_MAX);
         loop {
-            let answer = self.publish_once(message, operation).await?;
-            let error = match answer {
-                Response::Ok(PublishAck { sequence, .. }) => return Ok(Written::At(sequence)),
-                Response::Err { error } => error,
+            let error = match self.publish_once(message, operation).await? {
+                Ok(sequence) => return Ok(Written::At(sequence)),
+                Err(error) => error,
             };
             match error.error_code().0 {
                 code::WRONG_LAST_SEQUENCE => return Ok(Written::Conflict(named_sequence(&error.to_string()))),
@@ -144,26 +149,36 @@ impl Api {
                         return Err(BrokerError::new(BrokerErrorKind::Ambiguous, operation, why));
                     };
                     tokio::time::sleep(wait).await;
-                    (again, message) = (Some(next.clone()), next);
+                    (again, message) = (Some(next.clone()), *next);
                 }
                 _ => return Err(refused(&error, operation)),
             }
         }
     }
 
+    /// The sequence it was stored with, or why it was not.
     async fn publish_once(
         &self,
         message: Outgoing,
         operation: &'static str,
-    ) -> Result<Response<PublishAck>, BrokerError> {
+    ) -> Result<Result<u64, jetstream::Error>, BrokerError> {
+        /// Only what is looked at: async-nats reads an answer twice to find out which kind it is.
+        #[derive(serde::Deserialize)]
+        struct Confirmed {
+            seq: Option<u64>,
+            error: Option<jetstream::Error>,
+        }
         let closed = |_| BrokerError::new(BrokerErrorKind::Unavailable, operation, "the adapter is closed");
-        let _permit = self.in_flight.acquire().await.map_err(closed)?;
+        let permit = Some(Arc::clone(&self.in_flight).acquire_owned().await.map_err(closed)?);
         // Looked at last: a message that the client queues while NATS is away would be sent when it is back.
         self.connection.up(operation)?;
         let Outgoing { subject, headers, payload, .. } = message;
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_WITHIN));
-        let answer = self.client.send_request(subject, request).await.map_err(|e| self.unanswered(e, operation))?;
-        read_json(&answer.payload, operation)
+        let answer = self.requests.ask(Question { subject, headers, payload, operation, permit }).await?;
+        match read_json(&answer.payload, operation)? {
+            Confirmed { error: Some(error), .. } => Ok(Err(error)),
+            Confirmed { seq: Some(sequence), .. } => Ok(Ok(sequence)),
+            Confirmed { .. } => Err(no_answer(operation)),
+        }
     }
 
     /// A call of JetStream's API. `subject` goes without its prefix.
@@ -177,7 +192,8 @@ impl Api {
         operation: &'static str,
     ) -> Result<T, BrokerError> {
         self.connection.up(operation)?;
-        let answer: Response<T> = self.context.request(subject, body).await.map_err(|e| unheard(e, operation))?;
+        let asked = Box::pin(self.context.request(subject, body));
+        let answer: Response<T> = asked.await.map_err(|e| unheard(e, operation))?;
         match answer {
             Response::Ok(answer) => Ok(answer),
             Response::Err { error } => Err(refused(&error, operation)),
@@ -193,7 +209,7 @@ impl Api {
     ) -> Result<Option<Stored>, BrokerError> {
         self.connection.up(operation)?;
         let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
-        match stream.get_last_raw_message_by_subject(&subject).await {
+        match Box::pin(stream.get_last_raw_message_by_subject(&subject)).await {
             Ok(found) => Ok(Some(stored(found))),
             Err(e) => match e.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(None),
@@ -216,7 +232,7 @@ impl Api {
     ) -> Result<Option<Stored>, BrokerError> {
         self.connection.up(operation)?;
         let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
-        let answer = stream.raw_message_builder().sequence(from).next_by_subject(subject).send().await;
+        let answer = Box::pin(stream.raw_message_builder().sequence(from).next_by_subject(subject).send()).await;
         found_or_none(answer, operation)
     }
 
@@ -243,11 +259,8 @@ impl Api {
         }
         self.connection.up(operation)?;
         let body = serde_json::json!({ "seq": seq, "no_erase": !overwrite });
-        let answer: Response<Deleted> = self
-            .context
-            .request(format!("STREAM.MSG.DELETE.{stream}"), &body)
-            .await
-            .map_err(|e| unheard(e, operation))?;
+        let asked = Box::pin(self.context.request(format!("STREAM.MSG.DELETE.{stream}"), &body));
+        let answer: Response<Deleted> = asked.await.map_err(|e| unheard(e, operation))?;
         match answer {
             Response::Ok(deleted) => Ok(deleted.success),
             Response::Err { error } => match error.error_code().0 {
@@ -269,17 +282,9 @@ impl Api {
         operation: &'static str,
     ) -> Result<(), BrokerError> {
         self.connection.up(operation)?;
-        let request = Request::new().payload(answer.into()).timeout(Some(ANSWER_WITHIN));
-        let confirmed = self.client.send_request(reply.to_owned(), request).await;
-        confirmed.map(drop).map_err(|e| self.unanswered(e, operation))
-    }
-
-    /// [`unanswered`], with a permission that is missing named where that is the likely reason.
-    fn unanswered(&self, error: RequestError, operation: &'static str) -> BrokerError {
-        match error.kind() {
-            RequestErrorKind::TimedOut => self.connection.unanswered(operation).with_source(error),
-            _ => unanswered(error, operation),
-        }
+        let (subject, headers, payload) = (reply.to_owned(), HeaderMap::new(), answer.into());
+        let question = Question { subject, headers, payload, operation, permit: None };
+        self.requests.ask(question).await.map(drop)
     }
 
     /// Publishes without a confirmation: best effort.
@@ -337,21 +342,6 @@ pub(super) fn refused(error: &async_nats::jetstream::Error, operation: &'static 
     BrokerError::new(kind, operation, format!("NATS refused it: {error}"))
 }
 
-/// What it means that there was no answer.
-pub(super) fn unanswered(error: RequestError, operation: &'static str) -> BrokerError {
-    let (kind, what) = match error.kind() {
-        RequestErrorKind::NoResponders => {
-            (BrokerErrorKind::Unavailable, "nothing in NATS serves this subject: is JetStream up and provisioned?")
-        }
-        RequestErrorKind::TimedOut => (BrokerErrorKind::Ambiguous, "NATS did not confirm it in time"),
-        RequestErrorKind::MaxPayloadExceeded => {
-            (BrokerErrorKind::TooLarge { actual: 0, limit: 0 }, "it is larger than the server's `max_payload`")
-        }
-        _ => (BrokerErrorKind::Ambiguous, "the connection to NATS broke"),
-    };
-    BrokerError::new(kind, operation, what).with_source(error)
-}
-
 /// What it means that JetStream's API did not answer.
 pub(super) fn unheard(error: context::RequestError, operation: &'static str) -> BrokerError {
     let (kind, what) = match error.kind() {
@@ -374,9 +364,11 @@ fn invalid(error: impl std::error::Error + Send + Sync + 'static, operation: &'s
 }
 
 fn read_json<T: DeserializeOwned>(bytes: &[u8], operation: &'static str) -> Result<T, BrokerError> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        BrokerError::new(BrokerErrorKind::Ambiguous, operation, "NATS answered what is no answer").with_source(e)
-    })
+    serde_json::from_slice(bytes).map_err(|e| no_answer(operation).with_source(e))
+}
+
+fn no_answer(operation: &'static str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Ambiguous, operation, "NATS answered what is no answer")
 }
 
 /// The N of `wrong last sequence: N`.

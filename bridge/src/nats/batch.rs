@@ -63,7 +63,7 @@ impl Api {
     ) -> Result<Batch, BrokerError> {
         let give_up = Instant::now() + SERVED_WITHIN;
         loop {
-            if let Some(batch) = self.batch_once(stream, stretch, operation).await? {
+            if let Some(batch) = Box::pin(self.batch_once(stream, stretch, operation)).await? {
                 return Ok(batch);
             }
             let is_there = stream_api::find(self, stream, operation).await?.is_some();

@@ -198,6 +198,16 @@ impl Connection {
         self.0.shared.counts()
     }
 
+    /// Runs a task that [`Self::close`] waits for; it has to end when [`Self::closing`] says so.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Cancelled when the connection is being closed.
+    pub(super) fn closing(&self) -> &CancellationToken {
+        &self.0.closing
+    }
+
     /// Whether a call may be begun now.
     ///
     /// # Errors

@@ -167,6 +167,15 @@ impl Nats {
         if let Some(lane) = known {
             return Ok(lane);
         }
+        Box::pin(self.lane_with_consumer(queue, client, policy)).await
+    }
+
+    async fn lane_with_consumer(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<Lane, BrokerError> {
         // One after the other: many new clients at once would each see that there is room.
         let making = self.consumers().making(queue);
         let _alone = making.lock().await;

@@ -98,7 +98,7 @@ impl Nats {
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let address = Address::new(&job.queue, &job.client, job.id);
         if let Some(refusal) = self.refusal(&job, &policy).await? {
-            return self.known(&address).await?.map_or(Err(refusal), |status| Ok(Enqueued::Known(status)));
+            return Box::pin(self.known(&address)).await?.map_or(Err(refusal), |status| Ok(Enqueued::Known(status)));
         }
         let line = self.lane_for(&job.queue, &job.client, &policy).await?.place();
         self.note_deadline(&job, Some(policy.job_ttl)).await?;
@@ -126,9 +126,8 @@ impl Nats {
             let found = record.job()?;
             let now = self.clock().now();
             if found.keep_until() > now {
-                return Ok(Enqueued::Known(
-                    self.status_known(Found { kept: None, record: Some((record, found)) }).await?,
-                ));
+                let found = Found { kept: None, record: Some((record, found)) };
+                return Box::pin(self.status_known(found)).await.map(Enqueued::Known);
             }
             // Past its keeping it counts as absent: the key starts anew, in a greater run.
             if job.run_id <= found.run_id {
@@ -168,11 +167,20 @@ impl Nats {
             return Ok(Some(refusal));
         }
         let limit = policy.client(&job.client).max_queued;
-        let (queue, client) = (&job.queue, &job.client);
-        let counts = &self.0.line.waiting;
-        if counts.is_far_below(queue, client, limit) {
+        if self.0.line.waiting.is_far_below(&job.queue, &job.client, limit) {
             return Ok(None);
         }
+        Box::pin(self.count_and_add(job, policy, limit)).await
+    }
+
+    /// Counts the line, and the job if it is below `limit`; else why not.
+    async fn count_and_add(
+        &self,
+        job: &Job,
+        policy: &QueuePolicy,
+        limit: u64,
+    ) -> Result<Option<BrokerError>, BrokerError> {
+        let (queue, client, counts) = (&job.queue, &job.client, &self.0.line.waiting);
         let called = Instant::now();
         // What many ask for at once is asked for once.
         let asking = counts.asking(queue, client);

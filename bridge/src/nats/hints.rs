@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::future::{Fuse, FusedFuture as _};
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
@@ -44,19 +45,36 @@ pub(super) enum Hint {
 /// What this process tells workers.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
-    /// Told lately; what came since then is told together.
+    /// Told lately; what comes within [`EVERY`] is told together.
     lately: Mutex<HashMap<(QueueName, Lane), Lately>>,
+    /// There is something to be told later.
     woken: Notify,
+}
+
+#[derive(Debug)]
+struct Lately {
+    told_at: Instant,
+    untold: Untold,
+}
+
+impl Lately {
+    fn is_quiet(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.told_at) >= EVERY
+    }
+
+    fn is_needed(&self, now: Instant) -> bool {
+        !self.untold.is_nothing() || !self.is_quiet(now)
+    }
 }
 
 /// What is still to be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Lately {
+struct Untold {
     in_line: u32,
     on_timer: bool,
 }
 
-impl Lately {
+impl Untold {
     fn add(&mut self, hint: Hint) {
         match hint {
             Hint::InLine => self.in_line = self.in_line.saturating_add(1),
@@ -76,28 +94,43 @@ impl Lately {
 }
 
 impl Hints {
-    /// Takes note of a write. What it returns is to be told at once.
-    fn note(&self, queue: &QueueName, lane: &Lane, hint: Hint) -> Option<Lately> {
+    /// Takes note of a write. What it returns is to be told at once; what it keeps, [`Self::due`] gives.
+    fn note(&self, queue: &QueueName, lane: &Lane, hint: Hint, now: Instant) -> Option<Untold> {
+        let mut told = Untold::default();
+        told.add(hint);
         let mut lately = self.lately();
         let key = (queue.clone(), lane.clone());
         if let Some(lately) = lately.get_mut(&key) {
-            lately.add(hint);
+            if lately.untold.is_nothing() {
+                if lately.is_quiet(now) {
+                    lately.told_at = now;
+                    return Some(told);
+                }
+                self.woken.notify_one();
+            }
+            lately.untold.add(hint);
             return None;
         }
-        if lately.len() < LATELY_MAX {
-            lately.insert(key, Lately::default());
-            self.woken.notify_one();
+        if lately.len() == LATELY_MAX {
+            lately.retain(|_, lately| lately.is_needed(now));
         }
-        let mut now = Lately::default();
-        now.add(hint);
-        Some(now)
+        if lately.len() < LATELY_MAX {
+            lately.insert(key, Lately { told_at: now, untold: Untold::default() });
+        }
+        Some(told)
     }
 
-    /// What came together meanwhile. Who has nothing new is told at once the next time.
-    fn due(&self) -> Vec<((QueueName, Lane), Lately)> {
+    /// What came together meanwhile.
+    fn due(&self, now: Instant) -> Vec<((QueueName, Lane), Untold)> {
         let mut lately = self.lately();
-        lately.retain(|_, told| !told.is_nothing());
-        lately.iter_mut().map(|(whose, told)| (whose.clone(), std::mem::take(told))).collect()
+        lately.retain(|_, lately| lately.is_needed(now));
+        let untold = lately.iter_mut().filter(|(_, lately)| !lately.untold.is_nothing());
+        untold
+            .map(|(whose, lately)| {
+                lately.told_at = now;
+                (whose.clone(), std::mem::take(&mut lately.untold))
+            })
+            .collect()
     }
 
     fn lately(&self) -> MutexGuard<'_, HashMap<(QueueName, Lane), Lately>> {
@@ -108,12 +141,13 @@ impl Hints {
 impl Api {
     /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
     pub(super) async fn hint(&self, queue: &QueueName, lane: &Lane, hint: Hint) {
-        if let Some(now) = self.hints().note(queue, lane, hint) {
-            self.tell_hints(queue, lane, now).await;
+        if let Some(told) = self.hints().note(queue, lane, hint, Instant::now()) {
+            // Boxed: few calls get here, and the future of all that write would be the larger by it.
+            Box::pin(self.tell_hints(queue, lane, told)).await;
         }
     }
 
-    async fn tell_hints(&self, queue: &QueueName, lane: &Lane, told: Lately) {
+    async fn tell_hints(&self, queue: &QueueName, lane: &Lane, told: Untold) {
         for text in told.texts() {
             self.tell(names::hint(queue, lane), HeaderMap::new(), text).await;
         }
@@ -132,7 +166,7 @@ pub(super) async fn keep_hinting(api: Api, closing: CancellationToken) {
                 () = tokio::time::sleep(EVERY) => {}
                 () = closing.cancelled() => return,
             }
-            let due = api.hints().due();
+            let due = api.hints().due(Instant::now());
             if due.is_empty() {
                 break;
             }
@@ -260,25 +294,56 @@ mod tests {
     fn the_first_job_is_told_at_once_and_what_follows_it_together() {
         let (hints, queue) = (Hints::default(), "mail".parse().unwrap());
         let [me, you] = ["me", "you"].map(|name| name.parse::<Lane>().unwrap());
-        let in_line = |in_line| Lately { in_line, on_timer: false };
-        assert_eq!(hints.note(&queue, &me, Hint::InLine), Some(in_line(1)));
-        assert_eq!(hints.note(&queue, &me, Hint::InLine), None);
-        assert_eq!(hints.note(&queue, &me, Hint::OnTimer), None);
-        assert_eq!(hints.note(&queue, &you, Hint::InLine), Some(in_line(1)));
-        assert_eq!(hints.note(&queue, &me, Hint::InLine), None);
-        assert_eq!(hints.due(), [((queue.clone(), me.clone()), Lately { in_line: 2, on_timer: true })]);
-        assert_eq!(hints.due(), [], "it was told");
-        assert_eq!(hints.note(&queue, &me, Hint::InLine), Some(in_line(1)), "after a pause it is at once again");
+        let in_line = |in_line| Untold { in_line, on_timer: false };
+        let start = Instant::now();
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, start), Some(in_line(1)));
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, start), None);
+        assert_eq!(hints.note(&queue, &me, Hint::OnTimer, start), None);
+        assert_eq!(hints.note(&queue, &you, Hint::InLine, start), Some(in_line(1)));
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, start + EVERY), None, "some are untold");
+        let later = start + EVERY;
+        assert_eq!(hints.due(later), [((queue.clone(), me.clone()), Untold { in_line: 2, on_timer: true })]);
+        assert_eq!(hints.due(later), [], "it was told");
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, later), None, "it was told just now");
+        let later = later + EVERY;
+        assert_eq!(hints.due(later), [((queue.clone(), me.clone()), in_line(1))]);
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, later + EVERY), Some(in_line(1)), "at once, after a pause");
+    }
+
+    #[test]
+    fn one_job_after_another_is_told_at_once_and_wakes_nobody_to_tell_more() {
+        let (hints, queue, me) = (Hints::default(), "mail".parse().unwrap(), "me".parse::<Lane>().unwrap());
+        let start = Instant::now();
+        for number in 0..3 {
+            assert!(hints.note(&queue, &me, Hint::InLine, start + number * EVERY).is_some());
+        }
+        assert!(hints.woken.notified().now_or_never().is_none());
+        assert_eq!(hints.note(&queue, &me, Hint::InLine, start + 2 * EVERY), None);
+        assert!(hints.woken.notified().now_or_never().is_some(), "this one is still to be told");
+    }
+
+    #[test]
+    fn more_lanes_than_are_remembered_are_told_of_at_once() {
+        let (hints, queue) = (Hints::default(), "mail".parse().unwrap());
+        let start = Instant::now();
+        let lane = |number: usize| format!("client-{number}").parse::<Lane>().unwrap();
+        for number in 0..=LATELY_MAX {
+            assert!(hints.note(&queue, &lane(number), Hint::InLine, start).is_some());
+        }
+        assert_eq!(hints.note(&queue, &lane(0), Hint::InLine, start), None, "it is remembered");
+        assert!(hints.note(&queue, &lane(LATELY_MAX), Hint::InLine, start).is_some(), "it is not");
+        assert!(hints.note(&queue, &lane(LATELY_MAX), Hint::InLine, start + EVERY).is_some());
+        assert_eq!(hints.note(&queue, &lane(LATELY_MAX), Hint::InLine, start + EVERY), None, "now it is");
     }
 
     #[test]
     fn a_worker_reads_of_a_hint_whose_jobs_came_and_how_many() {
         let (queue, lane) = ("mail".parse().unwrap(), "me".parse::<Lane>().unwrap());
-        let told = |lately: Lately| {
+        let told = |untold: Untold| {
             let heard = |text: Bytes| Heard::read(&names::hint(&queue, &lane), &text);
-            lately.texts().map(heard).collect::<Vec<_>>()
+            untold.texts().map(heard).collect::<Vec<_>>()
         };
-        assert!(matches!(&told(Lately { in_line: 3, on_timer: false })[..], [Heard::InLine(of, 3)] if *of == lane));
-        assert!(matches!(&told(Lately { in_line: 0, on_timer: true })[..], [Heard::OnTimer]));
+        assert!(matches!(&told(Untold { in_line: 3, on_timer: false })[..], [Heard::InLine(of, 3)] if *of == lane));
+        assert!(matches!(&told(Untold { in_line: 0, on_timer: true })[..], [Heard::OnTimer]));
     }
 }

@@ -47,6 +47,7 @@ mod policy;
 mod provision;
 mod receipt;
 mod record;
+mod requests;
 mod results;
 mod settle;
 mod standing;
@@ -172,10 +173,10 @@ impl Nats {
     /// An adapter on a connection.
     ///
     /// # Errors
-    /// None yet; `Unavailable` once it looks at the server.
+    /// `Unavailable` if the connection is closed.
     pub async fn open(connection: Connection, settings: Settings) -> Result<Self, BrokerError> {
         let payload_max = payload_max(connection.client().server_info().max_payload);
-        let api = Api::new(connection);
+        let api = Api::new(connection).await?;
         let policies = Arc::new(Policies::new(api.clone(), settings.streams.clone(), payload_max));
         let kept = Kept::by(usize::from(settings.streams.replicas.get()), settings.streams.memory);
         let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());

@@ -65,6 +65,8 @@ impl Nats {
         }
         let keep = job.expires_at.since(self.clock().now()) + Duration::from_millis(job.keep_ms) + KEEP_ALLOWANCE;
         let address = super::names::Address::new(&job.queue, &job.client, job.id);
-        self.api().publish(Outgoing::deadline(&address, job, keep.as_secs()), "note deadline").await.map(drop)
+        let deadline = Outgoing::deadline(&address, job, keep.as_secs());
+        // Boxed: few jobs need it, and the future of every submission would be the larger by it.
+        Box::pin(self.api().publish(deadline, "note deadline")).await.map(drop)
     }
 }
