@@ -35,6 +35,10 @@ const HINTED_WAIT: Duration = Duration::from_millis(60);
 /// How long any other pull waits. Not zero: where a lane has as many jobs leased as it may, the server answers a pull
 /// that does not wait never, and keeps it (measured on 2.15.1).
 const PULL_WAIT: Duration = Duration::from_millis(5);
+/// By how much a pull waits longer for each one before that brought nothing although the lane has jobs, up to 1.28 s. A
+/// server that looks at the first job of a long line may need longer than a pull waits, gives up, and begins anew with
+/// the next one: 25 ms for 40,000 jobs of a client on 2.15.1.
+const WAIT_FACTOR: u32 = 4;
 /// How long after a pull that ran out of its time its lane is asked about: a busy server may have left a pull alone
 /// although there was something.
 const DOUBT_AFTER: Duration = Duration::from_millis(50);
@@ -279,8 +283,10 @@ impl Nats {
     pub(super) async fn clear_doubts(&self, line: &Line) -> Result<(), BrokerError> {
         for lane in line.doubtful() {
             let info = self.consumer_info(&line.queue, &lane).await?;
-            if info.is_none_or(|info| info.num_pending > 0 && info.has_room()) {
-                line.turns().more(&lane);
+            match info {
+                None => line.turns().more(&lane),
+                Some(info) if info.num_pending > 0 && info.has_room() => line.turns().missed(&lane),
+                Some(_) => line.turns().nothing_missed(&lane),
             }
         }
         Ok(())
@@ -309,7 +315,10 @@ impl Nats {
             if plan.is_empty() {
                 break;
             }
-            let wait = |wanted: &Wanted| if wanted.hinted { HINTED_WAIT } else { PULL_WAIT };
+            let wait = |wanted: &Wanted| {
+                let patient = PULL_WAIT * WAIT_FACTOR.pow(wanted.misses);
+                if wanted.hinted { patient.max(HINTED_WAIT) } else { patient }
+            };
             let pulls = plan.iter().map(|wanted| self.pull(line, wanted, wait(wanted)));
             let pulled = futures_util::future::join_all(pulls).await;
             let mut failed = None;

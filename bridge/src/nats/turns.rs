@@ -7,6 +7,8 @@ use super::names::Lane;
 
 /// The most pulls in flight at once for one lane of which only is known that there is more.
 const PULLS_MAX: u32 = 8;
+/// The most misses that are counted.
+const MISSES_MAX: u32 = 4;
 
 /// The lanes of a queue and their turns.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ struct Turn {
     late: bool,
     /// Jobs that standing pulls brought before their hints came.
     ahead: u32,
+    /// Pulls in a row that brought nothing although it had jobs.
+    misses: u32,
     in_order: bool,
 }
 
@@ -52,6 +56,8 @@ pub(super) struct Wanted {
     /// Whether a hint told of all of it: it must be there, or about to be.
     pub(super) hinted: bool,
     hints: u64,
+    /// How many pulls in a row brought nothing although the lane had jobs, 4 at most: this one should wait longer.
+    pub(super) misses: u32,
 }
 
 /// What a hint means.
@@ -68,7 +74,7 @@ pub(super) enum Told {
 impl Wanted {
     /// The lane's next job, whenever it comes.
     pub(super) fn one(lane: Lane) -> Self {
-        Self { lane, count: 1, hinted: true, hints: 0 }
+        Self { lane, count: 1, hinted: true, hints: 0, misses: 0 }
     }
 }
 
@@ -125,6 +131,19 @@ impl Turns {
         self.enter(lane).has = Has::More;
     }
 
+    /// There are jobs in the lane, and the last pull did not bring any.
+    pub(super) fn missed(&mut self, lane: &Lane) {
+        let turn = self.enter(lane);
+        (turn.has, turn.misses) = (Has::More, (turn.misses + 1).min(MISSES_MAX));
+    }
+
+    /// The lane has nothing to give.
+    pub(super) fn nothing_missed(&mut self, lane: &Lane) {
+        if let Some(turn) = self.lanes.get_mut(lane) {
+            turn.misses = 0;
+        }
+    }
+
     /// Whether anybody may have work that nobody is fetching.
     pub(super) fn any(&self) -> bool {
         self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.available() > 0))
@@ -153,7 +172,7 @@ impl Turns {
             let count = turn.credit.min(available).min(left);
             turn.credit -= count;
             left -= count;
-            let (hinted, hints) = (turn.has != Has::More, turn.hints);
+            let (hinted, hints, misses) = (turn.has != Has::More, turn.hints, turn.misses);
             if let Has::Hinted(left) = turn.has {
                 turn.has = if left > count { Has::Hinted(left - count) } else { Has::Nothing };
             }
@@ -164,7 +183,7 @@ impl Turns {
             }
             match plan.iter_mut().find(|wanted| wanted.lane == lane) {
                 Some(wanted) => wanted.count += count,
-                None => plan.push(Wanted { lane, count, hinted, hints }),
+                None => plan.push(Wanted { lane, count, hinted, hints, misses }),
             }
         }
         for wanted in &plan {
@@ -179,6 +198,9 @@ impl Turns {
     pub(super) fn pulled(&mut self, wanted: &Wanted, got: u32) {
         let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
+        if got > 0 {
+            turn.misses = 0;
+        }
         if got < wanted.count && turn.has == Has::More && !wanted.hinted {
             let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX);
             turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
@@ -290,6 +312,29 @@ mod tests {
         assert_eq!(plan[0].count, 1);
         turns.pulled(&plan[0], 0);
         assert!(!turns.any());
+    }
+
+    #[test]
+    fn misses_are_counted_until_something_comes_or_there_is_nothing() {
+        let (mut turns, me) = (Turns::default(), client("a"));
+        turns.more(&me);
+        let pull = |turns: &mut Turns, got| {
+            let plan = turns.plan(2, |_| 2);
+            turns.pulled(&plan[0], got);
+            plan[0].misses
+        };
+        assert_eq!(pull(&mut turns, 0), 0);
+        for misses in [1, 2, 3, 4, 4] {
+            turns.missed(&me);
+            assert_eq!(pull(&mut turns, 0), misses);
+        }
+        turns.missed(&me);
+        assert_eq!(pull(&mut turns, 1), 4);
+        turns.missed(&me);
+        assert_eq!(pull(&mut turns, 0), 1);
+        turns.nothing_missed(&me);
+        turns.more(&me);
+        assert_eq!(pull(&mut turns, 0), 0);
     }
 
     #[test]
