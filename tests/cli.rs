@@ -71,6 +71,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["serve", "--no-auth", "--nats", "http://x", "--nats-ping", "1ms"], "--nats-ping"),
         (&["serve", "--memory", "--no-auth", "--nats-user", "relay"], "--nats"),
         (&["worker"], "COMMAND"),
+        (&["worker", "--queue", "a=2", "--order", "strict", "--", "cat"], "leave the weights out"),
+        (&["worker", "--queue", "a,b,a", "--", "cat"], "name each once"),
         (&["result", "not-an-id"], "UUID"),
         (&["submit", "a", "b", "--key", "k"], "--key-from"),
         (&["submit", "--server", "ftp://x"], "http://"),

@@ -26,6 +26,7 @@ use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
 use crate::admin::{Port, collect};
 use crate::app::TRACES_MAX;
+use crate::config::contradictions;
 use crate::ingress::nats::worker_inbox;
 use crate::telemetry::Telemetry;
 
@@ -112,6 +113,11 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     warn_of_unknown_variables();
+    if let Some((what, fix)) =
+        contradictions::of_queues(&args.queues, args.order == OrderArg::Strict).into_iter().next()
+    {
+        return Err(CliError::usage(format!("--queue: {what}")).hint(fix));
+    }
     let handler = args.handler.resolve()?;
     let key = args.key_file.as_deref().map(read_key).transpose()?.or(args.key);
     let admin = args.admin.resolve()?;

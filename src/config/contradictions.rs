@@ -15,6 +15,26 @@ use super::mistake::Mistake;
 use super::queues::Queue;
 use super::values::{WeightedQueue, show_duration, show_size};
 
+/// What is wrong with the queues of one worker together, and what to do about it.
+#[must_use]
+pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'static str)> {
+    let mut found = Vec::new();
+    if let Some(weighted) = queues.iter().find(|queue| strict && queue.weight != NonZeroU32::MIN) {
+        let what =
+            format!("`{}` has a weight, and in strict order the first queue that has jobs is asked", weighted.name);
+        found.push((what, "leave the weights out, or let the order be \"weighted\""));
+    }
+    let names: BTreeSet<_> = queues.iter().map(|queue| &queue.name).collect();
+    if names.len() < queues.len() {
+        found.push(("a queue is there twice".to_owned(), "name each once"));
+    }
+    if names.len() > QUEUES_MAX {
+        let what = format!("{} queues are more than one worker takes, which is {QUEUES_MAX}", names.len());
+        found.push((what, "divide them among several workers"));
+    }
+    found
+}
+
 /// Everything in `file` that contradicts something else there, or is without effect because something is missing.
 #[must_use]
 pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mistake> {
@@ -167,18 +187,8 @@ impl Finder<'_> {
         let Some((Value::List(texts), _)) = self.file.get("worker.queues") else { return };
         let queues: Vec<WeightedQueue> = texts.iter().filter_map(|text| text.parse().ok()).collect();
         let strict = self.file.get("worker.order").is_some_and(|(value, _)| value.to_string() == "strict");
-        if let Some(weighted) = queues.iter().find(|queue| strict && queue.weight != NonZeroU32::MIN) {
-            let what =
-                format!("`{}` has a weight, and in strict order the first queue that has jobs is asked", weighted.name);
-            self.add("worker.queues", what, "leave the weights out, or write order = \"weighted\"");
-        }
-        let names: BTreeSet<_> = queues.iter().map(|queue| &queue.name).collect();
-        if names.len() < queues.len() {
-            self.add("worker.queues", "a queue is there twice", "name each once");
-        }
-        if names.len() > QUEUES_MAX {
-            let what = format!("{} queues are more than one worker takes, which is {QUEUES_MAX}", names.len());
-            self.add("worker.queues", what, "divide them among several workers");
+        for (what, fix) in of_queues(&queues, strict) {
+            self.add("worker.queues", what, fix);
         }
     }
 
