@@ -124,6 +124,13 @@ struct Inner {
     closing: CancellationToken,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The tasks of an adapter that nobody closed end too, and with them its connection.
+        self.closing.cancel();
+    }
+}
+
 /// How several streams are kept.
 #[derive(Clone, Copy)]
 struct Kept {

@@ -1,10 +1,14 @@
 //! After the connection was lost.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use relay_bridge::error::BrokerErrorKind;
+use relay_bridge::leasing::LeaseRequest;
 use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::policy::QueuePolicy;
 use relay_bridge::testing::{NatsCluster, NatsServer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -139,4 +143,20 @@ async fn what_relays_user_may_not_do_is_counted_and_named() {
     let doubt = connection.unanswered("enqueue");
     assert_eq!(doubt.kind(), BrokerErrorKind::Ambiguous);
     assert!(doubt.to_string().contains("relay.jobs.q.c.j"), "{doubt}");
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_dropped_unclosed_leaves_no_connection() {
+    let server = NatsServer::start().await;
+    let nats = Nats::open(open(to(&server)).await, Settings::default()).await.unwrap();
+    let queue = "work".parse().unwrap();
+    nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    let request =
+        LeaseRequest { worker: "w".parse().unwrap(), queues: vec![queue], max: NonZeroU32::MIN, wait: Duration::ZERO };
+    assert!(nats.broker().leasing.lease(&request).await.unwrap().is_empty());
+    let connections = async || server.monitor("/connz").await.unwrap()["num_connections"].as_u64().unwrap();
+    assert_eq!(connections().await, 1);
+    drop(nats);
+    let gone = async { while connections().await > 0 {} };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap();
 }
