@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
+
 use super::Fixture;
 use super::stage::{Stage, refused, soon};
 use crate::contract::ClientId;
@@ -113,9 +115,10 @@ pub async fn failing_jobs_in_backoff_do_not_hold_up_a_healthy_one(fixture: &dyn 
         let stage = Stage::with(fixture, |policy| policy.lease *= 10).await;
         let client = stage.client("a");
         stage.backlog(&client, 300).await;
-        for delivery in stage.lease_all().await {
-            stage.settle(&delivery, Settlement::RetryAfter(backoff)).await;
-        }
+        // Together: one after the other, the first would be back before the last is put aside on a busy machine.
+        let failing = stage.lease_all().await;
+        let settled = failing.iter().map(|delivery| stage.settle(delivery, Settlement::RetryAfter(backoff)));
+        stream::iter(settled).buffer_unordered(32).collect::<()>().await;
         let healthy = stage.submit_plain(&client).await;
         let held = stage.lease_up_to(100).await;
         assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [healthy.id]);
