@@ -25,7 +25,7 @@ use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// How long the server may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a condition that another write in flight keeps undecided is tried again.
 const UNDECIDED_MAX: Duration = Duration::from_secs(2);
 

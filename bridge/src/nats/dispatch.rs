@@ -81,6 +81,13 @@ fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
     }
 }
 
+/// How long a pull waits. What it brings is leased from when it was asked for, so patience takes a quarter of a lease at
+/// most.
+fn patience(wanted: &Wanted, lease: Duration) -> Duration {
+    let least = if wanted.hinted { HINTED_WAIT } else { PULL_WAIT };
+    (PULL_WAIT * WAIT_FACTOR.pow(wanted.misses)).min(lease / 4).max(least)
+}
+
 /// What a pull brought.
 pub(super) struct Pulled {
     pub(super) messages: Vec<Message>,
@@ -315,11 +322,7 @@ impl Nats {
             if plan.is_empty() {
                 break;
             }
-            let wait = |wanted: &Wanted| {
-                let patient = PULL_WAIT * WAIT_FACTOR.pow(wanted.misses);
-                if wanted.hinted { patient.max(HINTED_WAIT) } else { patient }
-            };
-            let pulls = plan.iter().map(|wanted| self.pull(line, wanted, wait(wanted)));
+            let pulls = plan.iter().map(|wanted| self.pull(line, wanted, patience(wanted, policy.lease)));
             let pulled = futures_util::future::join_all(pulls).await;
             let mut failed = None;
             for (wanted, pulled) in plan.iter().zip(pulled) {
@@ -408,5 +411,22 @@ impl Nats {
             }
         }
         Ok(pulled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_with_each_miss_and_takes_a_quarter_of_a_lease_at_most() {
+        let millis = |hinted, misses, lease| {
+            let mut wanted = Wanted::one("a".parse().unwrap());
+            (wanted.hinted, wanted.misses) = (hinted, misses);
+            patience(&wanted, Duration::from_millis(lease)).as_millis()
+        };
+        assert_eq!([0, 1, 2, 3, 4].map(|misses| millis(false, misses, 30_000)), [5, 20, 80, 320, 1_280]);
+        assert_eq!([0, 1, 2, 3, 4].map(|misses| millis(true, misses, 30_000)), [60, 60, 80, 320, 1_280]);
+        assert_eq!([0, 1, 2, 3, 4].map(|misses| millis(false, misses, 1_000)), [5, 20, 80, 250, 250]);
     }
 }

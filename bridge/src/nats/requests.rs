@@ -21,11 +21,10 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::api::ANSWER_WITHIN;
 use super::connection::Connection;
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// How long the server may take to answer, at least.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether one took longer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Messages that wait to be sent together; more wait with their callers.
