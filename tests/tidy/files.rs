@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 /// Folders that hold nothing of the repository's own.
-const SKIPPED: [&str; 2] = ["target", ".git"];
+const SKIPPED: [&str; 3] = ["target", ".git", "vendor"];
 
 /// A text file of the repository.
 #[derive(Clone, Debug)]
