@@ -32,6 +32,8 @@ use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::testing::NatsServer;
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -212,6 +214,23 @@ async fn what_can_never_be_a_job_is_put_aside_with_the_reason_and_holds_up_nothi
     assert!(header(&aside[0], "Relay-Place").starts_with("ORDERS."));
     assert!(header(&aside[1], "Relay-Detail").contains("takes 10"), "{}", header(&aside[1], "Relay-Detail"));
     assert_eq!(shop.messages("ORDERS", 0).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_message_with_headers_that_are_none_is_put_aside_and_those_after_it_become_jobs() {
+    let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
+    let mut raw = TcpStream::connect(shop.nats.url().strip_prefix("nats://").unwrap()).await.unwrap();
+    raw.write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n").await.unwrap();
+    raw.write_all(b"HPUB orders.new 20 24\r\nNATS/1.0\r\nA: b\rc\r\n\r\nbody\r\n").await.unwrap();
+    shop.publish("orders.new", &[("Order-Id", "1")], "one").await;
+    let report = taking(&shop, &target, 1, async || {
+        jobs(&target, 1).await;
+        shop.messages("REFUSED", 1).await;
+    })
+    .await;
+    assert_eq!((report.created, report.put_aside), (1, 1), "{report:?}");
+    let aside = shop.messages("REFUSED", 1).await;
+    assert_eq!((header(&aside[0], "Relay-Reason"), &aside[0].payload[..]), ("invalid-header", &b"body"[..]));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod cli_support;
 mod connection;
 mod limits;
+mod malformed;
 mod permissions;
 mod results;
 mod service;

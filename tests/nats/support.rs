@@ -71,9 +71,9 @@ impl Setup {
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         let connection = connect(&server.url(), self.user).await;
-        serving.spawn(serve(connection, Arc::clone(&door), shutdown.clone(), self.drain));
+        serving.spawn(serve(connection.clone(), Arc::clone(&door), shutdown.clone(), self.drain));
         let client = self.operator.connect(server.url()).await.unwrap();
-        let relay = Relay { server, broker, door, client, shutdown, serving };
+        let relay = Relay { server, broker, door, connection, client, shutdown, serving };
         relay.answers().await;
         relay
     }
@@ -91,6 +91,7 @@ pub(crate) struct Relay {
     pub(crate) server: NatsServer,
     pub(crate) broker: Broker,
     pub(crate) door: Arc<Door>,
+    pub(crate) connection: Connection,
     pub(crate) client: Client,
     pub(crate) shutdown: CancellationToken,
     serving: JoinSet<std::io::Result<()>>,

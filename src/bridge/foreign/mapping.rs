@@ -45,6 +45,9 @@ impl JobMapping {
     /// # Errors
     /// Why it can't be one, for good: `missing`, `invalid-name`, `invalid-key`, `invalid-header`, `headers-too-large`.
     pub fn submission(&self, message: &Message) -> Result<Submission, Failure> {
+        if message.headers_malformed {
+            return Err(Failure::new("invalid-header", "the message has headers that can't be read"));
+        }
         let name = |error: relay_bridge::contract::ids::InvalidId| Failure::new("invalid-name", error.to_string());
         let key = match (&self.key, message.place.as_ref().or(message.id.as_ref())) {
             (Some(template), _) => template.fill(message)?,

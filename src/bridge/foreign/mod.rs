@@ -38,6 +38,8 @@ pub struct Message {
     pub subject: String,
     /// Headers or attributes that are text, by their names in lower case; of several under one name the first.
     pub headers: BTreeMap<String, String>,
+    /// There were headers and they can't be read.
+    pub headers_malformed: bool,
     /// The id that its producer, or its queue, gave it. The same id is the same message.
     pub id: Option<String>,
     /// Its place in its stream, unlike that of any other message there ever was; `None` where there are no places.

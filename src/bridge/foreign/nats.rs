@@ -283,6 +283,8 @@ fn incoming(message: async_nats::jetstream::Message, bound: &Bound) -> Result<In
         subject: message.subject.to_string(),
         id: headers.get("nats-msg-id").cloned(),
         headers,
+        // A delivery has no status, and without one this is all that a description can say.
+        headers_malformed: message.description.is_some(),
         place: Some(place.clone()),
         body: message.payload.clone(),
         delivered,

@@ -74,6 +74,7 @@ fn incoming(queue: &str, message: PlainMessage) -> Incoming<PlainMessage> {
     let read = Message {
         subject: queue.to_owned(),
         headers: message.attributes.clone(),
+        headers_malformed: false,
         id: Some(message.id.clone()),
         place: None,
         body: message.body.clone().into(),

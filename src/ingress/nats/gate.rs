@@ -123,7 +123,7 @@ impl Visit {
 
     fn read(&self) -> Result<Asked, Refusal> {
         let Address { client, queue } = Address::read(&self.message.subject)?;
-        let headers = request::headers(self.message.headers.as_ref(), &self.door.limits)?;
+        let headers = request::headers(&self.message, &self.door.limits)?;
         let body = self.message.payload.clone();
         Ok(Asked { client, queue, headers, body, begun: OnceLock::new() })
     }

@@ -1,6 +1,7 @@
 //! Reading a request: NATS headers become those of HTTP, so that the same code reads both; what begins with `Nats-` is
 //! NATS's own and goes no further.
 
+use async_nats::Message;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use relay_bridge::contract::{IdempotencyKey, JobId};
 
@@ -17,9 +18,16 @@ const MSG_ID: &str = "nats-msg-id";
 /// The headers of a request as HTTP has them, in lower case.
 ///
 /// # Errors
-/// `headers-too-large`; `malformed-request` for a name or value that HTTP has no room for.
-pub(super) fn headers(from: Option<&async_nats::HeaderMap>, limits: &Limits) -> Result<HeaderMap, Refusal> {
-    let Some(from) = from else { return Ok(HeaderMap::new()) };
+/// `headers-too-large`; `malformed-request` for a block of headers that is none, and for a name or value that HTTP has no
+/// room for.
+pub(super) fn headers(of: &Message, limits: &Limits) -> Result<HeaderMap, Refusal> {
+    // Only what a server itself says has a status; without one, the description is that there was no reading the headers.
+    if of.status.is_some() || of.description.is_some() {
+        let detail =
+            "the headers can't be read: NATS/1.0, then lines of `Name: value` in UTF-8, without other line breaks";
+        return Err(Refusal::malformed(detail));
+    }
+    let Some(from) = &of.headers else { return Ok(HeaderMap::new()) };
     let lines =
         || from.iter().flat_map(|(name, values)| values.iter().map(move |value| (name.as_ref(), value.as_str())));
     let bytes = lines().map(|(name, value): (&str, &str)| name.len() + value.len()).sum();
@@ -89,7 +97,16 @@ mod tests {
         for (name, value) in lines {
             from.append(*name, *value);
         }
-        headers(Some(&from), &Limits::default())
+        let message = Message {
+            subject: "relay.submit.me.mail".into(),
+            reply: None,
+            payload: "".into(),
+            headers: Some(from),
+            status: None,
+            description: None,
+            length: 0,
+        };
+        headers(&message, &Limits::default())
     }
 
     #[test]
