@@ -202,6 +202,33 @@ async fn a_client_can_not_have_relay_do_what_it_may_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn printed_for_an_account_they_are_its_users_and_another_account_may_be_let_in_to_submit() {
+    let users = permissions(&["--client", "me", "--in-account"]);
+    let users = users.replace("users: [", "users: [\n    { user: operator, password: secret }");
+    let server = format!(
+        "accounts {{
+           RELAY {{
+             exports: [{{ service: relay.submit.me.mail, accounts: [SHOP] }}]
+             {users}
+           }}
+           SHOP {{
+             users: [{{ user: shop, password: secret }}]
+             imports: [{{ service: {{ account: RELAY, subject: relay.submit.me.mail }} }}]
+           }}
+         }}"
+    );
+    let password = Secret::Value("secret".to_owned());
+    let user = Credentials::User { name: "relay".to_owned(), password };
+    let operator = ConnectOptions::with_user_and_password("operator".to_owned(), "secret".to_owned());
+    let relay = Setup { server, user, operator, ..Setup::default() }.start().await;
+    let me = User::connect(&relay, "me", "_INBOX_me").await;
+    let first = me.ask("relay.submit.me.mail", &[("Idempotency-Key", "k")], "x").await.job();
+    let shop = User::connect(&relay, "shop", "_INBOX").await;
+    let again = shop.ask("relay.submit.me.mail", &[("Idempotency-Key", "k")], "x").await;
+    assert_eq!((again.header("Idempotency-Replayed"), again.job()), ("true", first));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_else_is_let_in() {
     let relay = restricted().await;
     let anybody = async_nats::connect(relay.server.url()).await;

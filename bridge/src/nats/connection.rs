@@ -132,6 +132,9 @@ impl Connection {
         Version::accept(&info.version).map_err(|why| {
             BrokerError::new(Kind::Invalid, OPERATION, format!("server `{}` {why}", info.server_name))
         })?;
+        if let Some(why) = Version::warning(&info.version) {
+            tracing::warn!(server = %info.server_name, "this NATS server {why}");
+        }
         if config.credentials.reveals()
             && !info.tls_required
             && !config.addresses().iter().all(|address| config.tls.covers(address))

@@ -32,14 +32,17 @@ enum NatsCommand {
 /// Who is there.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Passwords are variables of the server's environment, which it demands at start; write nkeys
-in their place as you like. Each user needs the inbox prefix that the block names beside it:
+Passwords are variables of the server's environment, which it demands at start and reads as
+configuration: put the value into double quotes of its own. Write nkeys in their place as
+you like. Each user needs the inbox prefix that the block names beside it:
   nats --inbox-prefix _INBOX_orders --user orders ...
 
 Examples:
   relay nats permissions --client orders --client billing=mail,render --worker gpu-1=render
   relay nats permissions --keys keys.toml > relay-users.conf
-  nats-server --config nats.conf             with `include relay-users.conf` in it")]
+  nats-server --config nats.conf             with `include relay-users.conf` in it
+  relay nats permissions --keys keys.toml --in-account > relay-users.conf
+                                             with the `include` inside the account's block")]
 struct PermissionsArgs {
     /// A client that submits to all queues, or to those after `=`; repeat it for more
     #[arg(long = "client", value_name = "NAME[=QUEUE,...]")]
@@ -53,6 +56,9 @@ struct PermissionsArgs {
     /// The user that `relay serve` connects as
     #[arg(long, value_name = "NAME", default_value = "relay")]
     relay_user: ClientId,
+    /// Print `users` alone, for an account's block in `accounts`, instead of the `authorization` of a server without accounts
+    #[arg(long)]
+    in_account: bool,
     /// The JetStream domain, where relay and the workers reach the streams by one
     #[arg(long, value_name = "NAME", env = "RELAY_NATS_DOMAIN")]
     nats_domain: Option<String>,
@@ -124,6 +130,7 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
     Ok(Users {
         relay: args.relay_user,
         domain: args.nats_domain,
+        in_account: args.in_account,
         clients: clients.into_iter().map(|named| Client { name: named.name, queues: sorted(named.queues) }).collect(),
         workers: workers.into_iter().map(|named| Worker { name: named.name, queues: sorted(named.queues) }).collect(),
     })

@@ -16,6 +16,8 @@ pub(super) struct Users {
     pub(super) domain: Option<String>,
     pub(super) clients: Vec<Client>,
     pub(super) workers: Vec<Worker>,
+    /// Whether they are printed for the block of an account, and not as the server's only users.
+    pub(super) in_account: bool,
 }
 
 /// A submitter.
@@ -55,9 +57,11 @@ impl Users {
         std::iter::once(format!("$JS.API.{what}")).chain(of_domain)
     }
 
-    /// `relay serve`. It answers in the inboxes of these clients, and in those of users without permissions.
+    /// `relay serve`. It answers in the inboxes of these clients, in those of users without permissions, and in other
+    /// accounts.
     fn relay(&self) -> User {
-        let mut publish: Vec<_> = ["relay.>", "$JS.ACK.>", "$SYS.REQ.USER.INFO", "_INBOX.>"].map(Into::into).into();
+        let mut publish: Vec<_> =
+            ["relay.>", "$JS.ACK.>", "$SYS.REQ.USER.INFO", "_INBOX.>", "_R_.>"].map(Into::into).into();
         publish.extend(self.api(">"));
         publish.extend(self.clients.iter().map(|client| format!("{}.>", client_inbox(&client.name))));
         User {
@@ -166,8 +170,16 @@ impl fmt::Display for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Who may do what for relay; everything else is refused. Printed by `relay nats permissions`.")?;
         writeln!(f, "# $NAMES are variables of the server's environment. Without JetStream permissions of their own,")?;
-        writeln!(f, "# clients can neither read nor change a stream.")?;
-        writeln!(f, "authorization {{\n  users: [")?;
+        writeln!(
+            f,
+            "# clients can neither read nor change a stream. The server reads a variable's value as configuration:"
+        )?;
+        writeln!(
+            f,
+            "# put the value into double quotes, CLIENT_ME_PASSWORD='\"...\"', or parts of it may be left out."
+        )?;
+        let (open, close) = if self.in_account { ("users: [", "]") } else { ("authorization {\n  users: [", "  ]\n}") };
+        writeln!(f, "{open}")?;
         for user in self.all() {
             writeln!(f, "    # {}", user.about)?;
             writeln!(f, "    {{\n      user: \"{}\", password: ${}", user.name, user.password)?;
@@ -181,6 +193,6 @@ impl fmt::Display for Users {
             }
             writeln!(f, "      }}\n    }}")?;
         }
-        write!(f, "  ]\n}}")
+        write!(f, "{close}")
     }
 }
