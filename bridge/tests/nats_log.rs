@@ -168,6 +168,40 @@ async fn a_log_that_was_made_anew_starts_readers_over() {
 }
 
 #[tokio::test]
+async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses_nothing_of_it() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.jobs.enqueue(job("old-1", vec![])).await.unwrap();
+    broker.jobs.enqueue(job("old-2", vec![])).await.unwrap();
+    succeed(&broker).await;
+    let client = succeed(&broker).await.client;
+    let mut next = broker.results.page(&client, &Start::Oldest, 10, Duration::ZERO).await.unwrap().next;
+    let mut read = async |least| {
+        let (mut resets, mut found) = (Vec::new(), Vec::new());
+        while found.len() < least {
+            let after = Start::After(next.clone());
+            let page = broker.results.page(&client, &after, 10, Duration::from_millis(300)).await.unwrap();
+            next = page.next;
+            resets.extend(page.reset);
+            found.extend(page.entries.into_iter().map(|entry| entry.result.job_id));
+        }
+        (resets, found)
+    };
+    assert_eq!(read(0).await, (vec![], vec![]));
+    jetstream(&server).await.delete_stream("relay-results").await.unwrap();
+    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    let mut new = Vec::new();
+    for number in 0..3 {
+        broker.jobs.enqueue(job(&format!("new-{number}"), vec![])).await.unwrap();
+        new.push(succeed(&broker).await.id);
+        let heard = tokio::time::timeout(WAIT, read(1)).await.expect("the result is read");
+        let resets = if number == 0 { vec![Reset::LogReplaced] } else { vec![] };
+        assert_eq!(heard, (resets, vec![new[number]]));
+    }
+}
+
+#[tokio::test]
 async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() {
     let server = NatsServer::start().await;
     let nats = open(&server, StreamSettings::default()).await;

@@ -22,7 +22,8 @@ use crate::result_log::{Finished, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset,
 const OPERATION: &str = "read results";
 /// The most places that are remembered, over all clients.
 const PLACES_MAX: usize = 16_384;
-/// For how long a place that was found in the log counts as found, and the log as the same.
+/// For how long a place that was found in the log counts as found, and the log as the same; and for how long after the last
+/// read what was looked at counts.
 const TRUSTED_FOR: Duration = Duration::from_secs(10);
 /// Clocks of two hosts may differ by this much.
 const SKEW: Duration = Duration::from_secs(5);
@@ -45,7 +46,9 @@ struct Known {
     place: Place,
     /// Nothing of the client is between the place and this sequence.
     looked_to: u64,
-    seen: Instant,
+    /// When the place was found in the log: reading on from it does not prove that it is still there.
+    found: Instant,
+    read: Instant,
 }
 
 impl Positions {
@@ -64,13 +67,21 @@ impl Positions {
     fn find(&self, client: &ClientId, place: Place) -> Option<Known> {
         let remembered = self.remembered();
         let known = remembered.places.get(&(client.clone(), place.seq))?;
-        (known.place == place && known.seen.elapsed() < TRUSTED_FOR).then_some(*known)
+        (known.place == place && known.read.elapsed() < TRUSTED_FOR).then_some(*known)
     }
 
-    fn keep(&self, client: &ClientId, place: Place, looked_to: u64) {
-        let key = (client.clone(), place.seq);
-        let known = Known { place, looked_to: looked_to.max(place.seq), seen: Instant::now() };
+    fn forget(&self, client: &ClientId, place: Place) {
+        // Its key stays in the order, and is one that is not there when its turn comes.
+        self.remembered().places.remove(&(client.clone(), place.seq));
+    }
+
+    /// Remembers what was read while the connection had been made `connections` times, unless it was made again meanwhile.
+    fn keep(&self, client: &ClientId, known: Known, connections: u64) {
+        let key = (client.clone(), known.place.seq);
         let mut remembered = self.remembered();
+        if remembered.connections != connections {
+            return;
+        }
         if remembered.places.insert(key.clone(), known).is_none() {
             remembered.oldest.push_back(key);
         }
@@ -88,12 +99,17 @@ struct Log {
     id: LogId,
     first_seq: u64,
     last: Place,
+    /// Whether a read may be answered by a server that has not got all of it yet.
+    is_replicated: bool,
 }
 
 /// Where a page begins, and why that is not where the cursor said.
 struct Begin {
+    log: LogId,
     place: Place,
     looked_to: u64,
+    /// When the place was found in the log.
+    found: Instant,
     reset: Option<Reset>,
 }
 
@@ -121,7 +137,7 @@ impl Nats {
             _ => api::millis(info.state.last_timestamp.unix_timestamp_nanos()),
         };
         let last = Place { seq: info.state.last_sequence, at: last_at };
-        Ok(Log { id, first_seq: info.state.first_sequence, last })
+        Ok(Log { id, first_seq: info.state.first_sequence, last, is_replicated: info.config.num_replicas > 1 })
     }
 
     pub(super) async fn read_page(
@@ -145,14 +161,16 @@ impl Nats {
             from => from.clone(),
         };
         loop {
-            let page = self.stretch(client, &mut begin, limit).await?;
+            let page = self.stretch(client, &mut begin, limit, connections).await?;
             let made = self.connections();
-            if made != connections {
-                // Perhaps to a server with an older store: the cursor is held against it before anything is answered.
+            let Some(page) = page.filter(|_| made == connections) else {
+                // Another log, or perhaps a server with an older store: the cursor is held against it before anything is
+                // answered.
+                self.positions().forget(client, begin.place);
                 connections = made;
                 begin = self.begin(client, &stands).await?;
                 continue;
-            }
+            };
             let Some(waiting) = waiting.as_mut().filter(|waiting| !is_over && !waiting.is_over()) else {
                 return Ok(page);
             };
@@ -160,6 +178,16 @@ impl Nats {
                 return Ok(page);
             }
             is_over = waiting.woken().await == Woken::Over;
+            if begin.place != Place::START && begin.found.elapsed() >= TRUSTED_FOR {
+                let asked = Instant::now();
+                match self.reset(&begin.place.cursor(client, begin.log)).await? {
+                    None => begin.found = asked,
+                    Some(reset) => {
+                        let log = self.log_id().await?;
+                        begin = Begin { log, place: Place::START, looked_to: 0, found: asked, reset: Some(reset) };
+                    }
+                }
+            }
         }
     }
 
@@ -170,11 +198,15 @@ impl Nats {
 
     /// Where to read after, by the rules of a cursor.
     async fn begin(&self, client: &ClientId, from: &Start) -> Result<Begin, BrokerError> {
-        let at = |place: Place, reset| Begin { place, looked_to: place.seq, reset };
+        let found = Instant::now();
+        let at = |log, place: Place, reset| Begin { log, place, looked_to: place.seq, found, reset };
         self.positions().trust(self.connections());
         let cursor = match from {
-            Start::Oldest => return Ok(at(Place::START, None)),
-            Start::Now => return Ok(at(self.log().await?.last, None)),
+            Start::Oldest => return Ok(at(self.log_id().await?, Place::START, None)),
+            Start::Now => {
+                let log = self.log().await?;
+                return Ok(at(log.id, log.last, None));
+            }
             Start::After(cursor) => cursor,
         };
         if cursor.client != *client {
@@ -183,19 +215,22 @@ impl Nats {
         }
         if cursor.log != self.log_id().await? {
             // What is remembered may be out of date, and the cursor from the log that there is now.
-            if cursor.log != self.log().await?.id {
-                return Ok(at(Place::START, Some(Reset::LogReplaced)));
+            let id = self.log().await?.id;
+            if cursor.log != id {
+                return Ok(at(id, Place::START, Some(Reset::LogReplaced)));
             }
         }
         let place = Place { seq: cursor.sequence, at: cursor.at };
-        if let Some(known) = self.positions().find(client, place) {
-            return Ok(Begin { place, looked_to: known.looked_to, reset: None });
+        let known = self.positions().find(client, place);
+        let looked_to = known.map_or(place.seq, |known| known.looked_to);
+        let there = known.map(|known| known.found).filter(|found| found.elapsed() < TRUSTED_FOR);
+        if place != Place::START
+            && there.is_none()
+            && let Some(reset) = self.reset(cursor).await?
+        {
+            return Ok(at(self.log_id().await?, Place::START, Some(reset)));
         }
-        if place == Place::START {
-            return Ok(at(place, None));
-        }
-        let reset = self.reset(cursor).await?;
-        Ok(at(if reset.is_some() { Place::START } else { place }, reset))
+        Ok(Begin { log: cursor.log, place, looked_to, found: there.unwrap_or(found), reset: None })
     }
 
     /// Whether the log behind `cursor` is not the one that it was given out for.
@@ -226,11 +261,22 @@ impl Nats {
         Ok((!is_young).then_some(Reset::OlderThanRetention))
     }
 
-    /// The client's results after `begin`, at most `limit`; what was looked at in vain is remembered in it.
-    async fn stretch(&self, client: &ClientId, begin: &mut Begin, limit: usize) -> Result<Page, BrokerError> {
+    /// The client's results after `begin`, at most `limit`; what was looked at in vain is remembered in it. `None` if the log
+    /// is another one by now, or ends before what was looked at.
+    async fn stretch(
+        &self,
+        client: &ClientId,
+        begin: &mut Begin,
+        limit: usize,
+        connections: u64,
+    ) -> Result<Option<Page>, BrokerError> {
         let subject = names::client_results(client);
         // As it ended before it was read: there is nothing of the client up to there but what is found now.
         let log = self.log().await?;
+        if log.id != begin.log || log.last.seq < begin.looked_to {
+            return Ok(None);
+        }
+        let began = Instant::now();
         let mut page = Page { reset: begin.reset, entries: Vec::new(), next: begin.place.cursor(client, log.id) };
         // What the cursor says was read; an erased result that stands before it was read as well.
         let read_to = begin.place.seq;
@@ -268,6 +314,10 @@ impl Nats {
                     }
                 };
                 let was_read = entry.erased && entry.place.seq <= read_to;
+                if entry.erased {
+                    // Another server may have given it as it was before.
+                    page.entries.retain(|read| read.cursor.sequence != entry.place.seq);
+                }
                 if !was_read && !entry.is_past_keeping(self.clock().now()) {
                     bytes += entry.result.payload.len();
                     if bytes > PAGE_BYTES_MAX && !page.entries.is_empty() {
@@ -280,7 +330,7 @@ impl Nats {
                 }
                 from = seq + 1;
             }
-            if is_end && (at_leader || !self.is_replicated()) {
+            if is_end && (at_leader || !log.is_replicated) {
                 is_whole = true;
                 break;
             }
@@ -291,9 +341,12 @@ impl Nats {
             last = log.last;
         }
         let looked_to = if is_whole { log.last.seq.max(from - 1) } else { from - 1 };
-        self.positions().keep(client, last, looked_to);
+        // A place that was read now is one that is there; the one from before is not looked at by reading on.
+        let found = if page.entries.is_empty() && begin.reset.is_none() { begin.found } else { began };
+        let known = Known { place: last, looked_to: looked_to.max(last.seq), found, read: began };
+        self.positions().keep(client, known, connections);
         begin.looked_to = looked_to;
         page.next = last.cursor(client, log.id);
-        Ok(page)
+        Ok(Some(page))
     }
 }

@@ -312,11 +312,6 @@ impl Nats {
         self.0.payload_max
     }
 
-    /// Whether reads at other replicas than the leader may lag behind.
-    fn is_replicated(&self) -> bool {
-        self.kept().replicas_most > 1
-    }
-
     fn clock(&self) -> &Clock {
         &self.0.settings.clock
     }

@@ -110,7 +110,11 @@ impl<'a> Waiting<'a> {
                 None => Woken::Over,
             },
             changed = self.missed.changed() => match changed {
-                Ok(()) => Woken::Look,
+                Ok(()) => {
+                    // A server that this was moved to may need as long as at the beginning.
+                    self.look_again = Some(Instant::now() + LOOK_AGAIN);
+                    Woken::Look
+                }
                 // Nobody tells any more: time alone is left.
                 Err(_) => {
                     tokio::time::sleep_until(alarm).await;
