@@ -203,7 +203,11 @@ async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> 
             let changes = broker.provision.plan(&wanted).await?;
             let destructive = changes.into_iter().filter(|change| change.destructive);
             let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
-            Err(AppError::Destructive(texts.join("; ")))
+            match texts.is_empty() {
+                // Somebody else was changing the queue.
+                true => Err(error.into()),
+                false => Err(AppError::Destructive(texts.join("; "))),
+            }
         }
         Err(error) => Err(error.into()),
     }

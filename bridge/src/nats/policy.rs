@@ -196,6 +196,10 @@ impl Policies {
             tokio::time::sleep(Duration::from_millis(20 + jitter(80))).await;
         };
         let done = work.await;
+        // What is in doubt may still be done: others wait until the turn ends by itself.
+        if done.as_ref().is_err_and(|error| error.kind() == BrokerErrorKind::Ambiguous) {
+            return done;
+        }
         if let Err(error) = self.api.delete(names::STATE_STREAM, turn, operation).await {
             tracing::warn!(%queue, %error, "others can change the queue in {TURN_SECS} s only");
         }

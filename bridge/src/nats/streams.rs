@@ -8,7 +8,7 @@ use std::num::NonZeroU8;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{
-    Compression, Config, DiscardPolicy, Placement, Republish, RetentionPolicy, StorageType,
+    Compression, Config, DiscardPolicy, PersistenceMode, Placement, Republish, RetentionPolicy, StorageType,
 };
 
 use super::names;
@@ -189,7 +189,8 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
     let mut note = |what: String, needed: bool, destructive: bool, impossible: bool| {
         differences.push(Difference { what, needed, destructive, impossible });
     };
-    let missing: Vec<_> = wanted.subjects.iter().filter(|subject| !found.subjects.contains(subject)).collect();
+    let is_there = |subject: &String| found.subjects.iter().any(|wider| covers(wider, subject));
+    let missing: Vec<_> = wanted.subjects.iter().filter(|subject| !is_there(subject)).collect();
     if !missing.is_empty() {
         note(format!("subjects: add {missing:?}"), true, false, false);
         next.subjects.extend(missing.into_iter().cloned());
@@ -264,12 +265,44 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
         note(format!("placement: {:?} -> {:?}", found.placement, wanted.placement), false, false, false);
         next.placement.clone_from(&wanted.placement);
     }
-    for (name, set) in [("sealed", found.sealed), ("deny_delete", found.deny_delete), ("no_ack", found.no_ack)] {
+    if found.subject_transform.is_some() {
+        note("subject_transform: none, because records would be under other subjects".to_owned(), true, false, false);
+        next.subject_transform = None;
+    }
+    if found.consumer_limits.is_some() {
+        note("consumer_limits: none, because a client's consumer may need more".to_owned(), true, false, false);
+        next.consumer_limits = None;
+    }
+    if found.persist_mode == Some(PersistenceMode::Async) {
+        note("persist_mode: async -> default, because answers came before what they say".to_owned(), true, true, true);
+    }
+    // Letters are removed by purging their subjects; elsewhere nothing is purged.
+    let deny_purge = found.deny_purge && wanted.name == names::DEAD_STREAM;
+    for (name, set) in [
+        ("sealed", found.sealed),
+        ("deny_delete", found.deny_delete),
+        ("deny_purge", deny_purge),
+        ("no_ack", found.no_ack),
+    ] {
         if set {
             note(format!("{name}: true -> false"), true, true, true);
         }
     }
     (next, differences)
+}
+
+/// Whether everything that `subject` may be is of `wider`; both may have `*`, and a last `>`.
+fn covers(wider: &str, subject: &str) -> bool {
+    let mut parts = subject.split('.');
+    for word in wider.split('.') {
+        match (word, parts.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(part)) if part != ">" => {}
+            (word, Some(part)) if word == part => {}
+            _ => return false,
+        }
+    }
+    parts.next().is_none()
 }
 
 fn compressed(config: &Config) -> bool {
@@ -282,6 +315,8 @@ fn seconds(age: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::jetstream::stream::{ConsumerLimits, SubjectTransform};
+
     use super::*;
 
     fn wanted() -> Config {
@@ -307,7 +342,12 @@ mod tests {
     #[test]
     fn what_would_break_a_promise_is_needed_and_mended() {
         type Break = fn(&mut Config);
-        let breaks: [Break; 8] = [
+        const LIMITS: ConsumerLimits = ConsumerLimits { inactive_threshold: Duration::ZERO, max_ack_pending: 10 };
+        let breaks: [Break; 10] = [
+            |config| config.consumer_limits = Some(LIMITS),
+            |config| {
+                config.subject_transform = Some(SubjectTransform { source: ">".into(), destination: "x.>".into() })
+            },
             |config| config.max_messages_per_subject = -1,
             |config| config.max_bytes = 1_000_000,
             |config| config.max_messages = 10,
@@ -324,6 +364,42 @@ mod tests {
             assert!(differences.len() == 1 && differences[0].needed, "break {number}: {differences:?}");
             assert_eq!(reconcile(&next, &wanted(), Mend::All).1, [], "break {number} was not mended");
         }
+    }
+
+    #[test]
+    fn subjects_that_cover_the_needed_ones_are_enough() {
+        let mut found = wanted();
+        found.subjects = vec!["relay.>".to_owned()];
+        assert_eq!(reconcile(&found, &wanted(), Mend::All), (found.clone(), Vec::new()));
+        found.subjects = found.subjects.iter().map(|_| "relay.jobs.*".to_owned()).collect();
+        assert!(reconcile(&found, &wanted(), Mend::All).1[0].needed);
+        for (wider, subject, expected) in [
+            ("a.*.c", "a.b.c", true),
+            ("a.*.c", "a.*.c", true),
+            ("a.>", "a.*.>", true),
+            ("a.*", "a.>", false),
+            ("a.*.c", "a.b", false),
+            ("a.b", "a.*", false),
+            ("a.>", "a", false),
+        ] {
+            assert_eq!(covers(wider, subject), expected, "{wider} {subject}");
+        }
+    }
+
+    #[test]
+    fn what_no_server_can_mend_and_would_break_a_promise_is_told() {
+        let dead = || Config { name: names::DEAD_STREAM.to_owned(), ..wanted() };
+        for (found, wanted, says) in [
+            (Config { persist_mode: Some(PersistenceMode::Async), ..wanted() }, wanted(), "persist_mode"),
+            (Config { sealed: true, ..wanted() }, wanted(), "sealed"),
+            (Config { deny_purge: true, ..dead() }, dead(), "deny_purge"),
+        ] {
+            let differences = reconcile(&found, &wanted, Mend::Needed).1;
+            assert!(differences.len() == 1 && differences[0].what.contains(says), "{differences:?}");
+            assert!(differences[0].needed && differences[0].impossible);
+        }
+        let elsewhere = Config { deny_purge: true, ..wanted() };
+        assert_eq!(reconcile(&elsewhere, &wanted(), Mend::All).1, [], "nothing is purged there");
     }
 
     #[test]
