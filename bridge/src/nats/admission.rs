@@ -3,6 +3,7 @@
 //!
 //! What is stored is asked for in the background of the calls that want to know, at most once in [`AGE_MAX`].
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const SHARE: u64 = 90;
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     known: Mutex<Option<(Result<(), Full>, Instant)>>,
+    /// The bytes in each stream of jobs.
+    sizes: Mutex<HashMap<String, u64>>,
     /// One question at a time.
     asking: tokio::sync::Mutex<()>,
 }
@@ -41,6 +44,21 @@ impl Admission {
 
     fn learn(&self, known: Result<(), Full>, at: Instant) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((known, at));
+    }
+
+    /// The sum of what streams hold: of `answered`, and of those that are `silent` because they have no leader. These take
+    /// nothing, so they hold what they held.
+    fn sum(&self, answered: impl IntoIterator<Item = (String, u64)>, silent: Vec<String>) -> u64 {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next: HashMap<_, _> = answered.into_iter().collect();
+        for name in silent {
+            match sizes.get(&name) {
+                Some(bytes) => drop(next.insert(name, *bytes)),
+                None => tracing::warn!(stream = %name, "a stream has no leader: what it holds is not counted"),
+            }
+        }
+        *sizes = next;
+        sizes.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 }
 
@@ -80,8 +98,9 @@ impl Nats {
         let settings = self.policies().settings();
         let mut uses = Vec::new();
         if let Some(allowed) = settings.jobs_bytes_max {
-            let streams = stream_api::list(self.api(), streams::ALL_JOBS, OPERATION).await?;
-            uses.push(("jobs", streams.iter().map(|stream| stream.info.state.bytes).sum(), allowed));
+            let (answered, silent) = stream_api::list_answering(self.api(), streams::ALL_JOBS, OPERATION).await?;
+            let sizes = answered.into_iter().map(|stream| (stream.info.config.name, stream.info.state.bytes));
+            uses.push(("jobs", self.admission().sum(sizes, silent), allowed));
         }
         if let Some(allowed) = settings.results_bytes_max {
             let mut used = 0_u64;
@@ -116,6 +135,15 @@ fn share(allowed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_that_lost_its_leader_holds_what_it_held() {
+        let (admission, held) = (Admission::default(), |name: &str, bytes| (name.to_owned(), bytes));
+        assert_eq!(admission.sum([held("a", 5), held("b", 7)], vec![]), 12);
+        assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned()]), 13);
+        assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned(), "never-seen".to_owned()]), 13);
+        assert_eq!(admission.sum([held("b", 8)], vec![]), 8, "it was deleted");
+    }
 
     #[test]
     fn new_jobs_are_taken_below_nine_tenths_of_each_limit() {

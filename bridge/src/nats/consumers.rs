@@ -26,8 +26,6 @@ const OWN_MAX: usize = 500;
 const RUNNING_MAX: u32 = 50_000;
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
-/// The most consumers that are listed of one queue.
-const LISTED_MAX: usize = 20_000;
 
 /// What this process knows of consumers.
 #[derive(Debug, Default)]
@@ -260,13 +258,14 @@ impl Nats {
         Ok(())
     }
 
-    /// The consumers of a queue, as their leaders see them. Those whose settings are not what the policy says are changed.
+    /// The consumers of a queue that answer, as their leaders see them: who leases gets nothing from the others. Those whose
+    /// settings are not what the policy says are changed.
     pub(super) async fn list_consumers(
         &self,
         queue: &QueueName,
         policy: &QueuePolicy,
     ) -> Result<Vec<ConsumerInfo>, BrokerError> {
-        let listed = self.consumer_infos(queue).await?;
+        let (listed, _) = self.answering_consumers(queue).await?;
         for (info, lane) in listed.iter().filter_map(|info| Some((info, info.lane()?))) {
             if info.made() == Made::by(policy, &lane) {
                 self.consumers().remember(queue, &lane, info.made());
@@ -278,27 +277,24 @@ impl Nats {
     }
 
     /// The consumers of a queue, as their leaders see them.
+    ///
+    /// # Errors
+    /// `Unavailable` if one has no leader that answers: the others are not all.
     pub(super) async fn consumer_infos(&self, queue: &QueueName) -> Result<Vec<ConsumerInfo>, BrokerError> {
-        #[derive(Deserialize)]
-        struct Page {
-            #[serde(default)]
-            total: usize,
-            #[serde(default)]
-            consumers: Option<Vec<ConsumerInfo>>,
-        }
-        let stream = names::jobs_stream(queue);
-        let mut listed = Vec::new();
-        while listed.len() < LISTED_MAX {
-            let body = json!({ "offset": listed.len() });
-            let page: Page = self.api().call(format!("CONSUMER.LIST.{stream}"), &body, "list consumers").await?;
-            let more = page.consumers.unwrap_or_default();
-            let (ended, total) = (more.is_empty(), page.total);
-            listed.extend(more);
-            if ended || listed.len() >= total {
-                break;
-            }
-        }
-        Ok(listed)
+        let (listed, silent) = self.answering_consumers(queue).await?;
+        stream_api::whole(listed, &silent, "list consumers")
+    }
+
+    /// The same without those that have no leader that answers, and the names of these.
+    pub(super) async fn answering_consumers(
+        &self,
+        queue: &QueueName,
+    ) -> Result<(Vec<ConsumerInfo>, Vec<String>), BrokerError> {
+        let call = format!("CONSUMER.LIST.{}", names::jobs_stream(queue));
+        let (mut listed, silent) =
+            stream_api::pages::<ConsumerInfo>(self.api(), &call, json!({}), "list consumers").await?;
+        listed.retain(|info| !silent.contains(&info.name));
+        Ok((listed, silent))
     }
 
     /// What the server says of the lane's consumer, or `None` if there is none.

@@ -8,8 +8,9 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::Nats;
-use super::names::{Address, Place};
+use super::names::{self, Address, Place};
 use super::record::Record;
+use super::{stream_api, streams};
 use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
 use crate::error::BrokerError;
 use crate::result_log::Finished;
@@ -103,8 +104,10 @@ impl Nats {
             return Ok(names);
         }
         let asked = Instant::now();
-        let mut names: Vec<_> = self.policies().queues().await?.into_iter().map(|(queue, _)| queue).collect();
-        // The server's pages overlap if a stream is made while they are read.
+        // By name: a list of streams with what they are lacks those that have no leader just now, and their jobs are there.
+        let streams = stream_api::list_names(self.api(), streams::ALL_JOBS, "list queues").await?;
+        let mut names: Vec<_> = streams.iter().filter_map(|name| names::queue_of_stream(name)).collect();
+        names.sort();
         names.dedup();
         *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, names.clone()));
         Ok(names)

@@ -3,13 +3,14 @@
 
 use async_nats::jetstream::stream::{Config, Info};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::api::Api;
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// The most streams that are listed; a deployment has one a queue and three.
-const LISTED_MAX: usize = 10_000;
+/// The most streams, or consumers of one queue, that are listed.
+const LISTED_MAX: usize = 20_000;
 
 /// A stream that is there.
 #[derive(Clone, Debug)]
@@ -98,27 +99,79 @@ pub(super) async fn update(
 }
 
 /// Every stream with a subject that `subject` covers, in the order of names.
+///
+/// # Errors
+/// `Unavailable` if a stream has no leader that answers: the others are not all.
 pub(super) async fn list(api: &Api, subject: &str, operation: &'static str) -> Result<Vec<Stream>, BrokerError> {
+    let (streams, silent) = list_answering(api, subject, operation).await?;
+    whole(streams, &silent, operation)
+}
+
+/// The same without those that have no leader that answers, and the names of these. It takes 4 s if there are any.
+pub(super) async fn list_answering(
+    api: &Api,
+    subject: &str,
+    operation: &'static str,
+) -> Result<(Vec<Stream>, Vec<String>), BrokerError> {
+    let body = serde_json::json!({ "subject": subject });
+    let (found, silent) = pages::<Value>(api, "STREAM.LIST", body, operation).await?;
+    let mut streams = found.into_iter().map(|value| Stream::read(value, operation)).collect::<Result<Vec<_>, _>>()?;
+    // One whose servers are all away is listed as it was made, without what is in it.
+    streams.retain(|stream| !silent.contains(&stream.info.config.name));
+    streams.sort_by(|a, b| a.info.config.name.cmp(&b.info.config.name));
+    Ok((streams, silent))
+}
+
+/// The names of the streams with a subject that `subject` covers, whether they have a leader or not.
+pub(super) async fn list_names(api: &Api, subject: &str, operation: &'static str) -> Result<Vec<String>, BrokerError> {
+    let body = serde_json::json!({ "subject": subject });
+    pages(api, "STREAM.NAMES", body, operation).await.map(|(names, _)| names)
+}
+
+/// All pages of a list, and the names of what did not answer: between several servers a list ends after 4 s without it. The
+/// pages overlap if something is made while they are read.
+pub(super) async fn pages<T: DeserializeOwned>(
+    api: &Api,
+    call: &str,
+    mut body: Value,
+    operation: &'static str,
+) -> Result<(Vec<T>, Vec<String>), BrokerError> {
     #[derive(Deserialize)]
-    struct Listed {
+    struct Page<T> {
+        #[serde(default)]
         total: usize,
         #[serde(default)]
-        streams: Option<Vec<Value>>,
+        limit: usize,
+        #[serde(default = "none", alias = "streams", alias = "consumers")]
+        listed: Option<Vec<T>>,
+        #[serde(default)]
+        missing: Option<Vec<String>>,
     }
-    let mut streams = Vec::new();
+    fn none<T>() -> Option<Vec<T>> {
+        None
+    }
+    let (mut listed, mut silent, mut offset) = (Vec::new(), Vec::new(), 0);
     loop {
-        let page = serde_json::json!({ "offset": streams.len(), "subject": subject });
-        let page: Listed = api.call("STREAM.LIST".to_owned(), &page, operation).await?;
-        let found = page.streams.unwrap_or_default();
-        let is_last = found.is_empty();
-        for value in found {
-            streams.push(Stream::read(value, operation)?);
-        }
-        if is_last || streams.len() >= page.total.min(LISTED_MAX) {
-            streams.sort_by(|a, b| a.info.config.name.cmp(&b.info.config.name));
-            return Ok(streams);
+        body["offset"] = offset.into();
+        let page: Page<T> = api.call(call.to_owned(), &body, operation).await?;
+        listed.extend(page.listed.unwrap_or_default());
+        silent.extend(page.missing.unwrap_or_default());
+        // Not by what came: what is missing has its place as well.
+        offset += page.limit;
+        if page.limit == 0 || offset >= page.total.min(LISTED_MAX) {
+            return Ok((listed, silent));
         }
     }
+}
+
+/// What was listed, if nothing is missing.
+///
+/// # Errors
+/// `Unavailable`.
+pub(super) fn whole<T>(listed: Vec<T>, silent: &[String], operation: &'static str) -> Result<Vec<T>, BrokerError> {
+    let Some(first) = silent.first() else { return Ok(listed) };
+    let why = format!("`{first}`, and {} more, have no leader in NATS that answers", silent.len() - 1);
+    Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, why))
 }
 
 fn unreadable(operation: &'static str, error: serde_json::Error) -> BrokerError {

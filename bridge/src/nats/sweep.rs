@@ -104,7 +104,8 @@ impl Nats {
     async fn sweep_queue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
         let policy = self.policies().require(queue, OPERATION).await?;
         self.sweep_overdue(queue, step).await?;
-        for info in self.consumer_infos(queue).await? {
+        // A lane whose consumer has no leader just now is for the next step.
+        for info in self.answering_consumers(queue).await?.0 {
             if step.left == 0 {
                 return Ok(());
             }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use relay_bridge::contract::JobId;
+use relay_bridge::contract::{JobId, Outcome};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::JobFilter;
 use relay_bridge::leasing::Recorded;
 use relay_bridge::nats::names;
 use relay_bridge::policy::QueuePolicy;
@@ -75,6 +77,52 @@ async fn losing_the_node_that_leads_a_queue_loses_nothing_and_submissions_go_on(
     cluster.kill(cluster.position(&leader).unwrap());
     // It stays away.
     load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_queue_that_lost_its_leader_is_found_or_cannot_be_asked_for_and_is_never_said_to_be_gone() {
+    let _alone = CLUSTERS.lock().await;
+    let mut cluster = NatsCluster::start(3).await;
+    let stage = Stage::open(&cluster.url(), 3, QueuePolicy::default()).await;
+    let servers: Vec<async_nats::ServerAddr> = cluster.urls().iter().map(|url| url.parse().unwrap()).collect();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
+    let (client, stream) = ("acme".parse().unwrap(), names::jobs_stream(&stage.queue));
+    let job = stage.submit("acme", "job").await.status().job_id;
+    // Whoever leads JetStream's own group answers lists: the one that is killed must be another.
+    let old = loop {
+        let info = jetstream.get_stream(&stream).await.ok().and_then(|stream| stream.cached_info().cluster.clone());
+        let leader = info.and_then(|cluster| cluster.leader).and_then(|name| cluster.position(&name));
+        match (leader, cluster.leader().await) {
+            (Some(leader), Some(meta)) if leader != meta => break leader,
+            _ => {
+                let step_down = format!("STREAM.LEADER.STEPDOWN.{stream}");
+                drop(jetstream.request::<_, _, serde_json::Value>(step_down, &()).await);
+            }
+        }
+    };
+    let other = Stage::open(&cluster.url(), 3, QueuePolicy::default()).await.broker;
+    cluster.kill(old);
+
+    let is_honest = |error: &BrokerError| {
+        assert!(matches!(error.kind(), BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous), "{error}");
+    };
+    let all = JobFilter { queue: None, state: None, after: None, limit: 10 };
+    let mut found = 0;
+    while found < 20 {
+        // It learns anew which queues there are.
+        drop(other.jobs.sweep(100).await.inspect_err(is_honest));
+        match other.jobs.status(&client, job).await.inspect_err(is_honest) {
+            Ok(status) => found += usize::from(status.expect("the job is there").job_id == job),
+            Err(_) => found = 0,
+        }
+        let waited = other.results.wait(&client, job, Duration::from_millis(300)).await.inspect_err(is_honest);
+        assert!(!matches!(waited, Ok(Lookup::Absent)), "a wait ended: {waited:?}");
+        if let Ok(listed) = other.jobs.list(&client, &all).await.inspect_err(is_honest) {
+            assert_eq!(listed.jobs.len(), 1, "a list was short");
+        }
+    }
+    let cancelled = other.jobs.cancel(&client, job).await.unwrap();
+    assert_eq!(cancelled.state.outcome(), Some(Outcome::Cancelled));
 }
 
 #[tokio::test(flavor = "multi_thread")]
