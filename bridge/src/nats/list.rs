@@ -1,27 +1,36 @@
 //! A client's jobs, newest first. The stream is read forwards only, so windows of it are read from its end to its
-//! beginning, each twice as wide as the one before.
+//! beginning: each twice as wide as the one before while there is little in them. One with more in it than a read brings is
+//! halved until it ends with its first message, if it has any, which takes a message each time. Payloads come with the records and
+//! are dropped as soon as they are read.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::time::Duration;
 
+use async_nats::jetstream::response::Response;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 
 use super::Nats;
+use super::api::{code, refused, unread};
 use super::batch::{BATCH_MAX, Stretch};
 use super::find::Found;
 use super::names;
 use super::record::{Record, Stored};
-use crate::contract::{ClientId, JobId, JobStatus, QueueName, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{JobFilter, Listed};
 
 const OPERATION: &str = "list";
 /// The most jobs of one list.
 const LIST_MAX: u32 = 1_000;
-/// The most records that one call looks at.
+/// The most records that one call reads, over all queues, and at least [`BATCH_MAX`] of each.
 const LOOK_MAX: usize = 4_000;
+/// How many bytes of records one call reads, over all queues, about.
+const LOOK_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How many of them each queue may have, however many queues there are.
+const LOOK_BYTES_MIN: usize = 64 * 1024;
 /// The width of the first window, in sequences of the stream.
-const WINDOW: u64 = 512;
+const WINDOW: u64 = 32;
 /// How many jobs are looked up at once.
 const AT_ONCE: usize = 32;
 /// How many bytes of records come in one read, about.
@@ -29,6 +38,30 @@ const BYTES_MAX: usize = 1024 * 1024;
 
 /// What orders a list: when the record was written, then the job.
 type Rank = (Timestamp, JobId);
+
+/// A job of a list, without its payload.
+struct Line {
+    record: Record,
+    job: Job,
+    /// The bytes of the payload.
+    size: u64,
+}
+
+impl Line {
+    fn rank(&self) -> Rank {
+        (self.record.at, self.job.id)
+    }
+}
+
+/// How far one queue is looked at.
+struct Look {
+    before: Option<Rank>,
+    /// So many jobs are enough.
+    jobs: usize,
+    /// The most records that are read, and about how many bytes, once there is a job.
+    records: usize,
+    bytes: usize,
+}
 
 impl Nats {
     pub(super) async fn list_jobs(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
@@ -44,26 +77,30 @@ impl Nats {
             },
         };
         let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-        let share = (LOOK_MAX / queues.len().max(1)).max(BATCH_MAX);
-        let (mut records, mut cut) = (Vec::new(), None::<Rank>);
+        let records = (LOOK_MAX / queues.len().max(1)).max(BATCH_MAX);
+        let look = Look {
+            before,
+            // In which state a job is has to be looked up.
+            jobs: if filter.state.is_some() { records } else { limit },
+            records,
+            bytes: (LOOK_BYTES_MAX / queues.len().max(1)).max(LOOK_BYTES_MIN),
+        };
+        let (mut lines, mut cut) = (Vec::<Line>::new(), None);
         for queue in &queues {
-            let read = self.newest(queue, client, before, share.min(LOOK_MAX)).await;
-            let (found, complete) = match read {
+            let (found, unread) = match self.newest(queue, client, &look).await {
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
                 read => read?,
             };
-            // What is older than the oldest one seen of a queue that was not read to its beginning is for the next call.
-            if let Some(oldest) = found.last().map(rank).filter(|_| !complete) {
-                cut = Some(cut.map_or(oldest, |cut| cut.max(oldest)));
-            }
-            records.extend(found);
+            lines.extend(found);
+            lines.sort_by_key(|line| std::cmp::Reverse(line.rank()));
+            // What may come after something unread is for the next call.
+            cut = cut.max(unread).max(lines.get(LOOK_MAX).map(|line| line.record.at));
+            lines.retain(|line| cut.is_none_or(|cut| line.record.at > cut));
         }
-        records.retain(|record| cut.is_none_or(|cut| rank(record) >= cut));
-        records.sort_by_key(|record| std::cmp::Reverse(rank(record)));
         let mut listed = Listed::default();
-        let (mut last, count) = (None, records.len());
-        let mut statuses = futures_util::stream::iter(records)
-            .map(|record| async move { (record.address.job, self.shown(record).await) })
+        let (mut last, count) = (None, lines.len());
+        let mut statuses = futures_util::stream::iter(lines)
+            .map(|line| async move { (line.job.id, self.shown(line).await) })
             .buffered(AT_ONCE);
         let mut looked_at = 0;
         while let Some((job, status)) = statuses.next().await {
@@ -80,14 +117,14 @@ impl Nats {
         Ok(listed)
     }
 
-    /// The client's newest records in one queue, newest first, and whether there are no older ones.
+    /// The client's newest jobs in one queue, and when the newest record that was not read was written at the latest: `None`
+    /// if all were.
     async fn newest(
         &self,
         queue: &QueueName,
         client: &ClientId,
-        before: Option<Rank>,
-        max: usize,
-    ) -> Result<(Vec<Record>, bool), BrokerError> {
+        look: &Look,
+    ) -> Result<(Vec<Line>, Option<Timestamp>), BrokerError> {
         #[derive(Deserialize)]
         struct Info {
             state: State,
@@ -97,71 +134,92 @@ impl Nats {
             first_seq: u64,
             last_seq: u64,
         }
-        let stream = names::jobs_stream(queue);
+        let (stream, subject) = (names::jobs_stream(queue), names::client_records(queue, client));
         let Info { state } =
             self.api().call(format!("STREAM.INFO.{stream}"), &serde_json::json!({}), OPERATION).await?;
-        // The newest record of a job counts: an older one is what a crash left.
-        let mut newest: HashMap<JobId, Record> = HashMap::new();
-        let (mut end, mut width) = (state.last_seq + 1, WINDOW);
-        while end > state.first_seq && newest.len() < max {
-            let start = end.saturating_sub(width).max(state.first_seq);
-            for stored in self.window(&stream, queue, client, start, end).await? {
-                let record = Record::read(stored)?;
-                if before.is_none_or(|before| rank(&record) < before) {
-                    let known = newest.entry(record.address.job).or_insert_with(|| record.clone());
-                    if known.seq < record.seq {
-                        *known = record;
-                    }
-                }
-            }
-            (end, width) = (start, width.saturating_mul(2));
+        let mut end = match look.before {
+            None => None,
+            // Times are known to the millisecond.
+            Some((at, _)) => self.first_since(&stream, &subject, at + Duration::from_millis(1)).await?,
         }
-        let mut newest: Vec<_> = newest.into_values().collect();
-        newest.sort_by_key(|record| std::cmp::Reverse(rank(record)));
-        Ok((newest, end <= state.first_seq))
+        .unwrap_or(state.last_seq + 1);
+        let (mut newest, mut seen) = (Vec::<Line>::new(), HashSet::new());
+        let (mut records, mut bytes, mut width, mut too_wide) = (0, 0, WINDOW, false);
+        // Records of one millisecond are in another order than that of ranks.
+        let mut oldest = Timestamp::MAX;
+        while end > state.first_seq {
+            let settled = newest.iter().filter(|line| line.record.at > oldest).count();
+            if settled >= look.jobs || settled > 0 && (records >= look.records || bytes >= look.bytes) {
+                return Ok((newest, Some(oldest)));
+            }
+            let from = end.saturating_sub(width).max(state.first_seq);
+            let (messages, wanted) = if too_wide { (1, 1) } else { (BATCH_MAX, BYTES_MAX.min(look.bytes)) };
+            let stretch = Stretch { from, subject: subject.clone(), messages, bytes: wanted };
+            let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
+            let count = batch.messages.len();
+            let size: usize = batch.messages.iter().map(|stored| stored.payload.len()).sum();
+            records += count;
+            bytes += size;
+            // The newest are at the end of the window.
+            if !batch.is_end && batch.messages.last().is_some_and(|last| last.seq + 1 < end) {
+                (too_wide, width) = (true, (end - from) / 2);
+                continue;
+            }
+            for stored in batch.messages.into_iter().rev().filter(|stored| stored.seq < end) {
+                oldest = oldest.min(stored.at);
+                newest.extend(self.line_of(stored, look.before, &mut seen));
+            }
+            end = from;
+            // Behind one that was too wide is the rest of it: there is something, and soon.
+            too_wide &= count == 0;
+            if !too_wide && count < BATCH_MAX / 2 && size < BYTES_MAX.min(look.bytes) / 2 {
+                width = width.saturating_mul(2);
+            }
+        }
+        Ok((newest, None))
     }
 
-    async fn window(
-        &self,
-        stream: &str,
-        queue: &QueueName,
-        client: &ClientId,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Stored>, BrokerError> {
-        let (mut from, mut found) = (start, Vec::new());
-        loop {
-            let subject = names::client_records(queue, client);
-            let stretch = Stretch { from, subject, messages: BATCH_MAX, bytes: BYTES_MAX };
-            let batch = self.api().batch(stream, &stretch, OPERATION).await?;
-            let last = batch.messages.last().map(|stored| stored.seq);
-            found.extend(batch.messages.into_iter().filter(|stored| stored.seq < end));
-            match last {
-                Some(last) if !batch.is_end && last + 1 < end => from = last + 1,
-                _ => return Ok(found),
-            }
+    /// The sequence of the first message on `subject` that was stored at `at` or later, as the leader has it.
+    async fn first_since(&self, stream: &str, subject: &str, at: Timestamp) -> Result<Option<u64>, BrokerError> {
+        #[derive(Deserialize)]
+        struct Found {
+            message: Message,
+        }
+        #[derive(Deserialize)]
+        struct Message {
+            seq: u64,
+        }
+        self.api().connection().up(OPERATION)?;
+        let body = serde_json::json!({ "start_time": at.to_string(), "next_by_subj": subject });
+        let asked = Box::pin(self.api().context().request(format!("STREAM.MSG.GET.{stream}"), &body));
+        match asked.await.map_err(|error| unread(error, OPERATION))? {
+            Response::Ok(Found { message }) => Ok(Some(message.seq)),
+            Response::Err { error } if error.error_code().0 == code::NO_MESSAGE => Ok(None),
+            Response::Err { error } => Err(refused(&error, OPERATION)),
         }
     }
 
-    /// What a list shows of a job; `None` if it is past its keeping, or cannot be read.
-    async fn shown(&self, record: Record) -> Result<Option<JobStatus>, BrokerError> {
-        let job = match record.job() {
-            Ok(job) => job,
-            Err(unreadable) => {
-                tracing::warn!(job_id = %record.address.job, error = %unreadable, "job left out of a list");
-                return Ok(None);
-            }
-        };
-        if job.keep_until() <= self.clock().now() {
-            return Ok(None);
-        }
+    /// What a list shows of a record; `None` if it is past its keeping, cannot be read, belongs to another page, or is one
+    /// that a crash left: of a job in `seen`, the newer record counts.
+    fn line_of(&self, stored: Stored, before: Option<Rank>, seen: &mut HashSet<JobId>) -> Option<Line> {
+        let (seq, subject) = (stored.seq, stored.subject.clone());
+        let read = Record::read(stored).and_then(|record| record.job().map(|job| (record, job)));
+        let (mut record, mut job) = read
+            .inspect_err(|unreadable| tracing::warn!(%subject, seq, error = %unreadable, "left out of a list"))
+            .ok()?;
+        let size = job.payload.len() as u64;
+        (record.envelope, job.payload) = Default::default();
+        let line = Line { record, job, size };
+        let is_newest = seen.insert(line.job.id);
+        let is_here = before.is_none_or(|before| line.rank() < before);
+        (is_newest && is_here && line.job.keep_until() > self.clock().now()).then_some(line)
+    }
+
+    async fn shown(&self, Line { record, job, size }: Line) -> Result<Option<JobStatus>, BrokerError> {
         let kept = self.kept_result(&job.client, job.id).await?;
-        self.status_of(&Found { record: Some((record, job)), kept }).await
+        let status = self.status_of(&Found { record: Some((record, job)), kept }).await?;
+        Ok(status.map(|status| JobStatus { size, ..status }))
     }
-}
-
-fn rank(record: &Record) -> Rank {
-    (record.at, record.address.job)
 }
 
 fn wanted(status: &JobStatus, filter: &JobFilter) -> bool {
