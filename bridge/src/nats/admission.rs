@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::account::Account;
+
 use super::names::{DEAD_STREAM, RESULTS_STREAM};
 use super::{Nats, stream_api, streams};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -109,17 +111,24 @@ impl Nats {
             }
             uses.push(("results and dead letters", used, allowed));
         }
-        let account: async_nats::jetstream::account::Account =
-            self.api().call("INFO".to_owned(), &serde_json::Value::Null, OPERATION).await?;
-        let (used, allowed) = match settings.memory {
-            true => (account.memory, account.limits.max_memory),
-            false => (account.storage, account.limits.max_storage),
-        };
-        if let Some(allowed) = allowed.and_then(|allowed| u64::try_from(allowed).ok()) {
-            uses.push(("the account's streams", used, allowed));
-        }
+        let account: Account = self.api().call("INFO".to_owned(), &serde_json::Value::Null, OPERATION).await?;
+        let kept = self.kept();
+        uses.extend(of_account(&account, kept.memory, kept.replicas_most));
         Ok(judge(&uses))
     }
+}
+
+/// What the account uses of what it may use, if that is bounded; 0 is a bound. Where limits are by the number of replicas,
+/// what counts is that of relay's streams: its use is of all replicas together, its limit is of each.
+fn of_account(account: &Account, memory: bool, replicas: usize) -> Option<(&'static str, u64, u64)> {
+    let (used, limits, times) = match account.tiers.get(&format!("R{replicas}")) {
+        Some(tier) => (if memory { tier.memory } else { tier.storage }, tier.limits, replicas as u64),
+        // Those of the account itself are zeros then, and mean nothing. Without a tier the server refuses by itself.
+        None if !account.tiers.is_empty() => return None,
+        None => (if memory { account.memory } else { account.storage }, account.limits, 1),
+    };
+    let allowed = u64::try_from(if memory { limits.max_memory } else { limits.max_storage }?).ok()?;
+    Some(("the account's streams", used, allowed.saturating_mul(times)))
 }
 
 /// Finds the first use that is above its share.
@@ -134,6 +143,8 @@ fn share(allowed: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -143,6 +154,35 @@ mod tests {
         assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned()]), 13);
         assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned(), "never-seen".to_owned()]), 13);
         assert_eq!(admission.sum([held("b", 8)], vec![]), 8, "it was deleted");
+    }
+
+    #[test]
+    fn an_account_with_limits_by_replicas_is_judged_by_the_one_of_relays_streams() {
+        let limits = |memory: i64, storage: i64| {
+            json!({
+                "max_memory": memory, "max_storage": storage, "max_streams": -1, "max_consumers": -1, "max_ack_pending": -1,
+                "memory_max_stream_bytes": -1, "storage_max_stream_bytes": -1, "max_bytes_required": false,
+            })
+        };
+        let used = |memory: u64, storage: u64, limits: serde_json::Value| {
+            json!({
+                "memory": memory, "storage": storage, "reserved_memory": 0, "reserved_storage": 0, "streams": 4,
+                "consumers": 1, "limits": limits, "api": { "level": 4, "total": 9, "errors": 0 },
+            })
+        };
+        let read = |account: serde_json::Value| serde_json::from_value::<Account>(account).unwrap();
+        let mut tiered = used(0, 7_000, limits(0, 0));
+        tiered["tiers"] = json!({ "R1": used(5, 1_000, limits(-1, 1_000)), "R3": used(7, 6_000, limits(100, 4_000)) });
+        let tiered = read(tiered);
+        let streams = "the account's streams";
+        assert_eq!(of_account(&tiered, false, 3), Some((streams, 6_000, 12_000)));
+        assert_eq!(of_account(&tiered, true, 3), Some((streams, 7, 300)));
+        assert_eq!(of_account(&tiered, false, 1), Some((streams, 1_000, 1_000)));
+        assert_eq!(of_account(&tiered, true, 1), None, "it is not bounded");
+        assert_eq!(of_account(&tiered, false, 5), None);
+        let flat = read(used(1, 2, limits(0, 9)));
+        assert_eq!(of_account(&flat, false, 3), Some((streams, 2, 9)));
+        assert_eq!(of_account(&flat, true, 3), Some((streams, 1, 0)), "the server takes nothing there");
     }
 
     #[test]
