@@ -15,7 +15,7 @@ use super::api::{code, refused, unread};
 use super::batch::{BATCH_MAX, Stretch};
 use super::find::Found;
 use super::names;
-use super::record::{Record, Stored};
+use super::record::{Record, Stored, is_unreadable};
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{JobFilter, Listed};
@@ -215,8 +215,15 @@ impl Nats {
         (is_newest && is_here && line.job.keep_until() > self.clock().now()).then_some(line)
     }
 
+    /// The job as it is now; `None` if its result can't be read.
     async fn shown(&self, Line { record, job, size }: Line) -> Result<Option<JobStatus>, BrokerError> {
-        let kept = self.kept_result(&job.client, job.id).await?;
+        let kept = match self.kept_result(&job.client, job.id).await {
+            Err(error) if is_unreadable(&error) => {
+                tracing::warn!(job_id = %job.id, %error, "left out of a list");
+                return Ok(None);
+            }
+            kept => kept?,
+        };
         let status = self.status_of(&Found { record: Some((record, job)), kept }).await?;
         Ok(status.map(|status| JobStatus { size, ..status }))
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Nats;
 use super::api::Written;
 use super::record::{Outgoing, Record};
+use super::sweep::OUT_OF_ORDER;
 use crate::contract::{Job, Timestamp};
 use crate::error::BrokerError;
 
@@ -56,11 +57,15 @@ impl Nats {
     }
 
     /// Leaves an entry for the sweep if the deadline of `job`, whose record is being written now, comes before that of a
-    /// job submitted now: the sweep goes by the order of the stream and would find it late. `job_ttl` is the queue's, if
-    /// the record is a new one.
+    /// job submitted now, or long after it: the sweep goes by the order of the stream, and would find it late, or have
+    /// passed it by. `job_ttl` is the queue's, if the record is a new one.
     pub(super) async fn note_deadline(&self, job: &Job, job_ttl: Option<Duration>) -> Result<(), BrokerError> {
         let written = self.clock().now().max(job.due_at);
-        if job_ttl.is_some_and(|job_ttl| job.expires_at + IN_ORDER >= written + job_ttl) {
+        let is_in_order = |job_ttl| {
+            let usual = written + job_ttl;
+            job.expires_at + IN_ORDER >= usual && job.expires_at <= usual + OUT_OF_ORDER
+        };
+        if job_ttl.is_some_and(is_in_order) {
             return Ok(());
         }
         let keep = job.expires_at.since(self.clock().now()) + Duration::from_millis(job.keep_ms) + KEEP_ALLOWANCE;

@@ -230,6 +230,11 @@ pub(super) fn envelope_error(unreadable: &EnvelopeError, operation: &'static str
     BrokerError::new(kind, operation, format!("{whose}: {unreadable}"))
 }
 
+/// Whether it is about one message, which asking again does not make readable.
+pub(super) fn is_unreadable(error: &BrokerError) -> bool {
+    matches!(error.kind(), BrokerErrorKind::Corrupt | BrokerErrorKind::NewerVersion { .. })
+}
+
 /// A header that is a number.
 pub(super) fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
     headers.get(name)?.as_str().parse().ok()

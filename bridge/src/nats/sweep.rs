@@ -2,18 +2,22 @@
 //! off are finished.
 //!
 //! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a lane is looked at from its lowest
-//! unsettled record to the first one that is not due. Deadlines out of that order left an entry of their own.
+//! unsettled record to the first one that is not due. Deadlines out of that order leave an entry of their own: shorter
+//! ones when they are written, longer ones when they are passed by.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Nats;
 use super::batch::{BATCH_MAX, Stretch};
 use super::deliver::UNREADABLE_FOR;
 use super::names::{self, Address, Lane};
-use super::record::{Outgoing, Record, Stored};
+use super::record::{Outgoing, Record, Stored, is_unreadable};
+use super::stream_api;
 use crate::contract::{Failure, Job, Outcome, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
@@ -29,12 +33,24 @@ const PLACES_MAX: usize = 65_536;
 const BYTES_MAX: usize = 1024 * 1024;
 /// How long the entry of a cancel that was just begun is left alone.
 const BEGUN_JUST_NOW: Duration = Duration::from_secs(10);
+/// How much later than that of a job written in the same moment a deadline must be to be out of order.
+pub(super) const OUT_OF_ORDER: Duration = Duration::from_secs(10);
 
-/// How far each lane was looked at, and which queue comes first in the next step.
+/// How far each lane and the entries of each queue were looked at, and which queue comes first in the next step.
 #[derive(Debug, Default)]
 pub(super) struct Sweeping {
     places: Mutex<HashMap<(QueueName, Lane), u64>>,
+    entries: Mutex<HashMap<QueueName, LeftAlone>>,
     first: AtomicUsize,
+}
+
+/// The entries of a queue that were too young to be removed.
+#[derive(Clone, Copy, Debug)]
+struct LeftAlone {
+    /// When the oldest of them was stored.
+    since: Timestamp,
+    /// Behind them.
+    next: u64,
 }
 
 impl Sweeping {
@@ -50,23 +66,39 @@ impl Sweeping {
         }
         places.insert((queue.clone(), lane.clone()), next);
     }
+
+    /// Those of the queue that are to be left alone still.
+    fn left_alone(&self, queue: &QueueName, now: Timestamp) -> Option<LeftAlone> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(queue).copied().filter(|left| left.since + BEGUN_JUST_NOW > now)
+    }
+
+    fn leave_alone(&self, queue: &QueueName, left: Option<LeftAlone>) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= PLACES_MAX {
+            entries.clear();
+        }
+        match left {
+            Some(left) => drop(entries.insert(queue.clone(), left)),
+            None => drop(entries.remove(queue)),
+        }
+    }
 }
 
 /// One step as it goes.
 struct Step {
     swept: Swept,
+    /// How many records and entries may still be dealt with.
     left: u32,
+    /// How many entries may still be looked at: at most half of the step, so that lanes have theirs.
+    entries: u32,
     now: Timestamp,
 }
 
 impl Step {
-    fn looked_at(&mut self) {
+    fn dealt_with(&mut self) {
         self.left = self.left.saturating_sub(1);
         self.swept.more |= self.left == 0;
-    }
-
-    fn page(&self) -> usize {
-        BATCH_MAX.min(self.left as usize)
     }
 }
 
@@ -76,7 +108,8 @@ impl Nats {
         let first = self.0.line.sweeping.first.fetch_add(1, Ordering::Relaxed) % queues.len().max(1);
         queues.rotate_left(first);
         let left = limit.clamp(1, STEP_MAX);
-        let mut step = Step { swept: Swept::default(), left, now: self.clock().now() };
+        let entries = left.div_ceil(2);
+        let mut step = Step { swept: Swept::default(), left, entries, now: self.clock().now() };
         let mut failed = Vec::new();
         for queue in &queues {
             if step.left == 0 {
@@ -117,24 +150,32 @@ impl Nats {
         Ok(())
     }
 
-    /// Deadlines that have an entry, and cancels that were begun.
+    /// Deadlines that have an entry, and cancels that were begun. Entries that are left alone for now are no work that is due.
     async fn sweep_overdue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
-        let (stream, mut from) = (names::jobs_stream(queue), 1);
-        while step.left > 0 {
-            let subject = names::overdue(queue);
-            let stretch = Stretch { from, subject, messages: step.page(), bytes: BYTES_MAX };
+        let stream = names::jobs_stream(queue);
+        let mut young = self.0.line.sweeping.left_alone(queue, step.now);
+        let (mut from, mut any_done) = (young.map_or(1, |young| young.next), false);
+        while step.entries > 0 {
+            let (subject, messages) = (names::overdue(queue), BATCH_MAX.min(step.entries as usize));
+            let stretch = Stretch { from, subject, messages, bytes: BYTES_MAX };
             let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
             for entry in &batch.messages {
                 from = entry.seq + 1;
-                step.looked_at();
+                step.entries = step.entries.saturating_sub(1);
                 if self.end_overdue(entry, step).await? {
                     self.api().delete(&stream, entry.seq, OPERATION).await?;
+                    step.dealt_with();
+                    any_done = true;
+                } else {
+                    young = Some(LeftAlone { since: young.map_or(entry.at, |young| young.since), next: from });
                 }
             }
             if batch.is_end || batch.messages.is_empty() {
                 break;
             }
         }
+        step.swept.more |= step.entries == 0 && any_done;
+        self.0.line.sweeping.leave_alone(queue, young);
         Ok(())
     }
 
@@ -144,20 +185,20 @@ impl Nats {
         let Some(record) = self.record_at(&address, OPERATION).await? else {
             return Ok(entry.at + BEGUN_JUST_NOW <= step.now);
         };
-        match record.job() {
-            Ok(job) if job.expires_at <= step.now || record.is_cancelled() => {
-                self.end_by_time(&record, &job, step).await?;
-                Ok(true)
-            }
-            Ok(_) => Ok(entry.at + BEGUN_JUST_NOW <= step.now),
-            Err(unreadable) => {
-                // It must not hold up the others, nor be forgotten.
-                tracing::error!(job_id = %address.job, error = %unreadable, "expired job can't be read: left for later");
-                let again = Outgoing::deadline_at(&address, step.now + UNREADABLE_FOR, &entry.payload, KEEP_SECS);
-                self.api().publish(again, OPERATION).await?;
-                Ok(true)
-            }
-        }
+        let job = match record.job() {
+            Ok(job) if job.expires_at <= step.now || record.is_cancelled() => job,
+            Ok(_) => return Ok(entry.at + BEGUN_JUST_NOW <= step.now),
+            Err(unreadable) => return self.leave_for_later(&address, &unreadable, step).await.map(|()| true),
+        };
+        self.end_by_time(&record, &job, step).await?;
+        Ok(true)
+    }
+
+    /// What this build can't read must not hold up the others, nor be forgotten: it has an entry again in a while.
+    async fn leave_for_later(&self, address: &Address, why: &BrokerError, step: &Step) -> Result<(), BrokerError> {
+        tracing::error!(job_id = %address.job, error = %why, "a job can't be swept: left for later");
+        let again = Outgoing::deadline_at(address, step.now + UNREADABLE_FOR, &Bytes::new(), KEEP_SECS);
+        self.api().publish(again, OPERATION).await.map(drop)
     }
 
     /// A lane, from its lowest unsettled record on.
@@ -169,24 +210,30 @@ impl Nats {
         policy: &QueuePolicy,
         step: &mut Step,
     ) -> Result<(), BrokerError> {
+        let stream = names::jobs_stream(queue);
         let remembered = self.0.line.sweeping.place(queue, lane);
         let mut from = floor.max(remembered);
         while step.left > 0 {
-            let subject = lane.filter(queue);
-            let stretch = Stretch { from, subject, messages: step.page(), bytes: BYTES_MAX };
-            let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
+            let (subject, messages) = (lane.filter(queue), BATCH_MAX.min(step.left as usize));
+            let stretch = Stretch { from, subject, messages, bytes: BYTES_MAX };
+            let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
             let (is_end, read) = (batch.is_end, batch.messages.len());
             if read == 0 && from == remembered {
-                // Another stream than the one that was looked at, or all of it is done: from the floor next time.
-                self.0.line.sweeping.looked_to(queue, lane, 0);
+                let last = stream_api::get(self.api(), &stream, OPERATION).await?.info.state.last_sequence;
+                if remembered > last + 1 {
+                    // Another stream than the one that was looked at: from the floor next time.
+                    self.0.line.sweeping.looked_to(queue, lane, 0);
+                    break;
+                }
             }
             for stored in batch.messages {
                 let seq = stored.seq;
-                if !self.end_in_order(Record::read(stored)?, policy, step).await? {
+                if !self.end_in_order(stored, policy, step).await? {
                     self.0.line.sweeping.looked_to(queue, lane, seq);
                     return Ok(());
                 }
                 from = seq + 1;
+                step.dealt_with();
             }
             self.0.line.sweeping.looked_to(queue, lane, from);
             if is_end || read == 0 {
@@ -197,27 +244,38 @@ impl Nats {
     }
 
     /// Whether what comes after the record may be due as well.
-    async fn end_in_order(&self, record: Record, policy: &QueuePolicy, step: &mut Step) -> Result<bool, BrokerError> {
-        let job = match record.job() {
-            Ok(job) => job,
-            Err(unreadable) => {
-                tracing::error!(job_id = %record.address.job, error = %unreadable, "a job in line can't be read: passed over");
+    async fn end_in_order(&self, stored: Stored, policy: &QueuePolicy, step: &mut Step) -> Result<bool, BrokerError> {
+        let record = match Record::read(stored) {
+            Ok(record) => record,
+            Err(stray) => {
+                tracing::error!(error = %stray, "passed over by the sweep: look at it with `nats stream get`");
                 return Ok(true);
             }
         };
-        if job.expires_at > step.now && !record.is_cancelled() {
-            // A job that was given longer than the queue gives now, or that came back, says nothing of those behind it.
-            let in_order = job.expires_at <= record.at + policy.job_ttl + BEGUN_JUST_NOW;
-            return Ok(!in_order);
+        let job = match record.job() {
+            Ok(job) => job,
+            Err(unreadable) => return self.leave_for_later(&record.address, &unreadable, step).await.map(|()| true),
+        };
+        if job.expires_at <= step.now || record.is_cancelled() {
+            self.end_by_time(&record, &job, step).await?;
+            return Ok(true);
         }
-        step.looked_at();
-        self.end_by_time(&record, &job, step).await?;
+        if job.expires_at <= record.at + policy.job_ttl + OUT_OF_ORDER {
+            return Ok(false);
+        }
+        // A job that was given longer than the queue gives now says nothing of those behind it. Nobody comes by here again.
+        self.note_deadline(&job, None).await?;
         Ok(true)
     }
 
     /// Ends the run unless it has ended.
     async fn end_by_time(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
-        let kept = self.kept_result(&job.client, job.id).await?;
+        let kept = match self.kept_result(&job.client, job.id).await {
+            Err(error) if is_unreadable(&error) => {
+                return self.leave_for_later(&record.address, &error, step).await;
+            }
+            kept => kept?,
+        };
         if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
             return Ok(());
         }

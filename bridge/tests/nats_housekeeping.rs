@@ -1,0 +1,187 @@
+//! Lists and sweeps on a real server: what they read, and what they pass over.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{JobId, Outcome, QueueName, Submission};
+use relay_bridge::job_queue::{JobFilter, Listed};
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::names::{self, Address};
+use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::Lookup;
+use relay_bridge::testing::NatsServer;
+
+const CONNECT: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// A step of a sweep, as servers make them.
+const STEP: u32 = 500;
+/// Calls in flight at once.
+const AT_ONCE: usize = 64;
+
+struct Stage {
+    server: NatsServer,
+    broker: Broker,
+    queue: QueueName,
+    policy: QueuePolicy,
+    clock: Clock,
+}
+
+impl Stage {
+    async fn open(clock: Clock, job_ttl: Duration) -> Self {
+        let server = NatsServer::start().await;
+        let settings = Settings { clock: clock.clone(), ..Settings::default() };
+        let nats = Nats::connect(NatsConfig::new([server.url()]), Wait::AtMost(CONNECT), settings).await.unwrap();
+        let stage = Self {
+            server,
+            broker: nats.broker(),
+            queue: "work".parse().unwrap(),
+            policy: QueuePolicy { job_ttl, ..QueuePolicy::default() },
+            clock,
+        };
+        stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+        stage
+    }
+
+    async fn submit(&self, client: &str, key: Option<String>, payload: Vec<u8>) -> JobId {
+        let submission = Submission {
+            client: client.parse().unwrap(),
+            queue: self.queue.clone(),
+            key: key.map(|key| key.parse().unwrap()),
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: payload.into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let enqueued = self.broker.jobs.enqueue(submission.accept(&self.policy, self.clock.now())).await.unwrap();
+        enqueued.status().job_id
+    }
+
+    async fn submit_many(&self, client: &str, count: usize, size: usize) -> Vec<JobId> {
+        let submit = |number| self.submit(client, Some(format!("{client}-{number}")), vec![7; size]);
+        futures_util::stream::iter(0..count).map(submit).buffered(AT_ONCE).collect().await
+    }
+
+    async fn list(&self, client: &str, after: Option<JobId>, limit: u32) -> Listed {
+        let filter = JobFilter { queue: None, state: None, after, limit };
+        self.broker.jobs.list(&client.parse().unwrap(), &filter).await.unwrap()
+    }
+
+    /// Stores a message as somebody other than relay may, or as a process that died left it.
+    async fn publish(&self, subject: String) {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(self.server.url()).await.unwrap());
+        jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
+    }
+
+    async fn outcome(&self, client: &str, job: JobId) -> Option<Outcome> {
+        match self.broker.results.lookup(&client.parse().unwrap(), job).await.unwrap() {
+            Lookup::Finished(finished) => Some(finished.result.outcome),
+            Lookup::Open(_) => None,
+            Lookup::Absent => panic!("{job} is gone"),
+        }
+    }
+
+    /// How many bytes the server has sent so far.
+    async fn sent(&self) -> u64 {
+        self.server.monitor("/varz").await.unwrap()["out_bytes"].as_u64().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_list_reads_little_more_than_what_is_on_it_wherever_it_is() {
+    const JOBS: usize = 600;
+    const SIZE: usize = 32 * 1024;
+    let stage = Stage::open(Clock::system(), DAY).await;
+    let mut jobs = stage.submit_many("acme", JOBS, SIZE).await;
+    stage.submit_many("other", 3_000, 0).await;
+    let (mut listed, mut after, mut most) = (Vec::new(), None, 0);
+    loop {
+        let before = stage.sent().await;
+        let page = stage.list("acme", after, 10).await;
+        most = most.max(stage.sent().await - before);
+        assert!(page.jobs.len() <= 10 && page.jobs.iter().all(|job| job.size == SIZE as u64));
+        listed.extend(page.jobs.iter().map(|job| job.job_id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    // What is on a page has 320 KiB, all jobs 19 MiB; a read brings a MiB.
+    assert!(most < 4 * 1024 * 1024, "a page of 10 took {most} bytes");
+    assert_eq!(listed.len(), JOBS);
+    listed.sort();
+    jobs.sort();
+    assert!(listed == jobs, "each job is on one page");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_a_longer_time_than_its_queue_gives_now_expires_when_it_was_told() {
+    // Longer than the next ones by more than what counts as in order. Schedules are the server's: no clock can be moved.
+    let mut stage = Stage::open(Clock::system(), Duration::from_secs(14)).await;
+    let expires_at = stage.clock.now() + stage.policy.job_ttl;
+    let job = stage.submit("acme", Some("first".to_owned()), vec![]).await;
+    stage.policy.job_ttl = Duration::from_secs(2);
+    stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    let ended = async {
+        for number in 0.. {
+            // There is always one behind it that is not due.
+            stage.submit("acme", Some(format!("later-{number}")), vec![]).await;
+            stage.broker.jobs.sweep(STEP).await.unwrap();
+            let waited = stage.broker.results.wait(&"acme".parse().unwrap(), job, Duration::from_millis(200)).await;
+            if let Lookup::Finished(finished) = waited.unwrap() {
+                return finished.result;
+            }
+        }
+        unreachable!("it is tried again and again");
+    };
+    let result = tokio::time::timeout(Duration::from_secs(40), ended).await.expect("it ends");
+    assert_eq!(result.outcome, Outcome::Expired);
+    assert!(result.finished_at >= expires_at);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_left_alone_hold_up_no_lane_and_are_no_work_that_is_due() {
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(1)).await;
+    let job = stage.submit("acme", None, vec![]).await;
+    // As cancels leave them whose jobs without keys have gone.
+    let entries = (0..600).map(|_| {
+        let address = Address::new(&stage.queue, &"other".parse().unwrap(), JobId::mint());
+        stage.publish(address.overdue())
+    });
+    futures_util::stream::iter(entries).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+    stage.clock.advance(Duration::from_secs(2));
+    let swept = stage.broker.jobs.sweep(STEP).await.unwrap();
+    assert_eq!(swept.expired.iter().map(|result| result.job_id).collect::<Vec<_>>(), [job]);
+    assert!(!swept.more, "nothing that is left alone is due");
+    // Each of them has its time, and goes.
+    stage.clock.advance(Duration::from_secs(20));
+    let mut steps = 1;
+    while stage.broker.jobs.sweep(STEP).await.unwrap().more {
+        steps += 1;
+    }
+    assert_eq!(steps, 3, "600, 250 at a time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_job_or_cannot_be_read_holds_up_no_sweep_and_no_list() {
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(1)).await;
+    let first = stage.submit("acme", Some("first".to_owned()), vec![]).await;
+    stage.publish(format!("relay.jobs.{}.acme.test", stage.queue)).await;
+    // A result that no relay wrote.
+    stage.publish(names::result(&"acme".parse().unwrap(), first)).await;
+    let second = stage.submit("acme", Some("second".to_owned()), vec![]).await;
+    let other = stage.submit("other", Some("key".to_owned()), vec![]).await;
+    stage.clock.advance(Duration::from_secs(2));
+    while stage.broker.jobs.sweep(STEP).await.unwrap().more {}
+    assert_eq!(stage.outcome("acme", second).await, Some(Outcome::Expired));
+    assert_eq!(stage.outcome("other", other).await, Some(Outcome::Expired));
+    let listed = stage.list("acme", None, 10).await;
+    assert_eq!(listed.jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), [second]);
+}
