@@ -1,4 +1,4 @@
-//! Lists and sweeps on a real server: what they read, and what they pass over.
+//! Lists, sweeps and erasures on a real server: what they read, what they pass over, and what they leave.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
@@ -7,17 +7,23 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{JobId, Outcome, QueueName, Submission};
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{JobId, JobResult, Outcome, QueueName, Submission};
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{JobFilter, Listed};
-use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::leasing::LeaseRequest;
+use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::names::{self, Address};
 use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::Lookup;
+use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
 
 const CONNECT: Duration = Duration::from_secs(30);
+/// The user whose calls break off.
+const HALF: &str = "half";
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// A step of a sweep, as servers make them.
 const STEP: u32 = 500;
@@ -34,7 +40,12 @@ struct Stage {
 
 impl Stage {
     async fn open(clock: Clock, job_ttl: Duration) -> Self {
-        let server = NatsServer::start().await;
+        // One user may not delete jobs: what it writes goes through, and then it gets no further.
+        let users = format!(
+            "authorization {{ users: [{{ user: relay, password: p }}, {{ user: {HALF}, password: p, permissions: {{ publish: \
+             {{ deny: \"$JS.API.STREAM.MSG.DELETE.relay-jobs-work\" }} }} }}] }}\nno_auth_user: relay"
+        );
+        let server = NatsServer::builder().config(&users).start().await;
         let settings = Settings { clock: clock.clone(), ..Settings::default() };
         let nats = Nats::connect(NatsConfig::new([server.url()]), Wait::AtMost(CONNECT), settings).await.unwrap();
         let stage = Self {
@@ -86,6 +97,35 @@ impl Stage {
             Lookup::Open(_) => None,
             Lookup::Absent => panic!("{job} is gone"),
         }
+    }
+
+    /// Runs the one job that is in line.
+    async fn succeed(&self, payload: &'static str) -> JobId {
+        let request = LeaseRequest {
+            worker: "worker-1".parse().unwrap(),
+            queues: vec![self.queue.clone()],
+            max: 1.try_into().unwrap(),
+            wait: CONNECT,
+        };
+        let delivery = self.broker.leasing.lease(&request).await.unwrap().remove(0);
+        let end = End { attempt: 1, started_at: None, finished_at: self.clock.now() };
+        let result = JobResult::succeeded(&delivery.job, end, "text/plain", payload.into());
+        self.broker.leasing.record(&result).await.unwrap();
+        self.broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+        delivery.job.id
+    }
+
+    /// Whether a message of `stream` has `text` in it.
+    async fn stores(&self, stream: &str, text: &str) -> bool {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(self.server.url()).await.unwrap());
+        let stream = jetstream.get_stream(stream).await.unwrap();
+        for seq in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(seq).await;
+            if message.is_ok_and(|found| found.payload.windows(text.len()).any(|part| part == text.as_bytes())) {
+                return true;
+            }
+        }
+        false
     }
 
     /// How many bytes the server has sent so far.
@@ -184,4 +224,36 @@ async fn what_is_no_job_or_cannot_be_read_holds_up_no_sweep_and_no_list() {
     assert_eq!(stage.outcome("other", other).await, Some(Outcome::Expired));
     let listed = stage.list("acme", None, 10).await;
     assert_eq!(listed.jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), [second]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_that_leaves_something_is_not_said_to_be_done() {
+    for stream in ["relay-jobs-work", "relay-results"] {
+        let stage = Stage::open(Clock::system(), DAY).await;
+        stage.submit("acme", Some("key".to_owned()), "SECRET".into()).await;
+        let job = stage.succeed("SECRET").await;
+        let jetstream = async_nats::jetstream::new(async_nats::connect(stage.server.url()).await.unwrap());
+        let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
+        config.deny_delete = true;
+        jetstream.update_stream(config).await.unwrap();
+        let erased = stage.broker.jobs.erase(&"acme".parse().unwrap(), job).await;
+        assert!(stage.stores(stream, "SECRET").await, "the server refused to delete it");
+        assert_eq!(erased.unwrap_err().kind(), BrokerErrorKind::Ambiguous, "{stream}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_that_broke_off_is_done_by_the_next_one() {
+    let stage = Stage::open(Clock::system(), DAY).await;
+    stage.submit("acme", Some("key".to_owned()), "SECRET".into()).await;
+    let (client, job) = ("acme".parse().unwrap(), stage.succeed("SECRET").await);
+    let credentials = Credentials::User { name: HALF.to_owned(), password: Secret::Value("p".to_owned()) };
+    let config = NatsConfig { credentials, ..NatsConfig::new([stage.server.url()]) };
+    let half = Nats::connect(config, Wait::AtMost(CONNECT), Settings::default()).await.unwrap().broker();
+    half.jobs.erase(&client, job).await.unwrap_err();
+    assert!(stage.stores("relay-jobs-work", "SECRET").await, "it broke off before");
+    stage.broker.jobs.erase(&client, job).await.unwrap();
+    for stream in ["relay-jobs-work", "relay-results"] {
+        assert!(!stage.stores(stream, "SECRET").await, "{stream}");
+    }
 }

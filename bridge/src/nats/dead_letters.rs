@@ -25,6 +25,8 @@ use crate::job_queue::Enqueued;
 const LIST_MAX: u32 = 1_000;
 /// How many letters of a list are read at once.
 const READS: usize = 16;
+/// How often the letters of a job are looked for while they are erased, [`READS`] at a time.
+const ERASE_TRIES: usize = 64;
 /// Until when the letter is kept, in milliseconds since the epoch.
 const KEEP_UNTIL: &str = "Relay-Keep-Until";
 
@@ -149,7 +151,7 @@ impl Nats {
     /// Overwrites all letters of a job: its payload is to be gone.
     pub(super) async fn erase_letter(&self, address: &Address) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
-        loop {
+        for _ in 0..ERASE_TRIES {
             let letters = self.letters(&Letter::of_job(address.job), None, READS).await?;
             if letters.is_empty() {
                 return Ok(());
@@ -160,6 +162,8 @@ impl Nats {
                 }
             }
         }
+        let why = format!("dead letters of job {} are not deleted: erase it again", address.job);
+        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
 
     async fn remove_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<bool, BrokerError> {

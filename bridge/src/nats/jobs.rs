@@ -158,12 +158,12 @@ impl Nats {
                     ..kept.clone()
                 };
                 let draft = record.rewrite().with_job(&bare, self.wire()).erased();
-                if let Written::Conflict(_) = self.api().publish(draft.to(Place::Ended), OPERATION).await? {
-                    continue;
-                }
-                if record.place.is_in_line() {
-                    self.api().overwrite(&record.address.stream(), record.seq, OPERATION).await?;
-                }
+                let Written::At(seq) = self.api().publish(draft.to(Place::Ended), OPERATION).await? else { continue };
+                self.erase_before(&record.address, seq).await?;
+                self.erase_letter(&record.address).await?;
+            } else if let Some((record, _)) = &found.record {
+                // Erased already, but whoever did so may have ended before the rest.
+                self.erase_before(&record.address, record.seq).await?;
                 self.erase_letter(&record.address).await?;
             } else if let Some(kept) = &found.kept {
                 self.erase_letter(&Address::new(&kept.result.queue, client, job)).await?;
@@ -172,6 +172,20 @@ impl Nats {
             return Ok(());
         }
         let why = format!("others keep changing job {job}: erase it again");
+        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+    }
+
+    /// Overwrites what the address had before `seq`. That it is gone is seen by looking: the server gives one error for a
+    /// message that was gone and for one that it could not delete.
+    async fn erase_before(&self, address: &Address, seq: u64) -> Result<(), BrokerError> {
+        const OPERATION: &str = "erase";
+        let stream = address.stream();
+        for _ in 0..TRIES {
+            let first = self.api().next_at_leader(&stream, 1, address.anywhere(), OPERATION).await?;
+            let Some(old) = first.filter(|first| first.seq < seq) else { return Ok(()) };
+            self.api().overwrite(&stream, old.seq, OPERATION).await?;
+        }
+        let why = format!("a message of job {} is not deleted: erase it again", address.job);
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
 }

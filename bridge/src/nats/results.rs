@@ -128,15 +128,18 @@ impl Nats {
                 }
             }
             let subject = names::result(client, job);
-            if let Some(left) = self.api().last_at_leader(RESULTS_STREAM, subject, OPERATION).await? {
-                let seq = left.seq;
-                if Entry::read(left)?.result.run_id <= run {
-                    self.api().overwrite(RESULTS_STREAM, seq, OPERATION).await?;
-                }
+            let Some(left) = self.api().last_at_leader(RESULTS_STREAM, subject, OPERATION).await? else {
+                return Ok(Some(outcome));
+            };
+            let seq = left.seq;
+            if Entry::read(left)?.result.run_id > run {
+                return Ok(Some(outcome));
             }
-            return Ok(Some(outcome));
+            // That it is gone is seen by looking again: the server gives one error for a message that was gone and for one
+            // that it could not delete.
+            self.api().overwrite(RESULTS_STREAM, seq, OPERATION).await?;
         }
-        let why = format!("others keep writing results of job {job}: erase it again");
+        let why = format!("the result of job {job} is not deleted, or others keep writing results: erase it again");
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
 }
