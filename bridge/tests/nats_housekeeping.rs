@@ -210,6 +210,17 @@ async fn entries_that_are_left_alone_hold_up_no_lane_and_are_no_work_that_is_due
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_reads_one_job_of_a_lane_in_which_nothing_is_due() {
+    const SIZE: usize = 16 * 1024;
+    let stage = Stage::open(Clock::system(), DAY).await;
+    stage.submit_many("acme", 50, SIZE).await;
+    let before = stage.sent().await;
+    assert!(!stage.broker.jobs.sweep(STEP).await.unwrap().more);
+    let read = stage.sent().await - before;
+    assert!(read < 5 * SIZE as u64, "it took {read} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_job_or_cannot_be_read_holds_up_no_sweep_and_no_list() {
     let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(1)).await;
     let first = stage.submit("acme", Some("first".to_owned()), vec![]).await;

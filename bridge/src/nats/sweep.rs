@@ -212,9 +212,10 @@ impl Nats {
     ) -> Result<(), BrokerError> {
         let stream = names::jobs_stream(queue);
         let remembered = self.0.line.sweeping.place(queue, lane);
-        let mut from = floor.max(remembered);
+        // The first one tells whether there is anything to do, and mostly there is not.
+        let (mut from, mut messages) = (floor.max(remembered), 1);
         while step.left > 0 {
-            let (subject, messages) = (lane.filter(queue), BATCH_MAX.min(step.left as usize));
+            let subject = lane.filter(queue);
             let stretch = Stretch { from, subject, messages, bytes: BYTES_MAX };
             let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
             let (is_end, read) = (batch.is_end, batch.messages.len());
@@ -239,6 +240,7 @@ impl Nats {
             if is_end || read == 0 {
                 break;
             }
+            messages = BATCH_MAX.min(step.left.max(1) as usize);
         }
         Ok(())
     }
