@@ -68,6 +68,8 @@ pub mod header {
     pub const AFTER: &str = "relay-after";
     /// Request over NATS: how many results at most.
     pub const LIMIT: &str = "relay-limit";
+    /// Response over NATS: how many results came before this end of them.
+    pub const COUNT: &str = "relay-count";
     /// Response over NATS: where a job stands that has no result yet.
     pub const STATE: &str = "relay-state";
     /// Response over NATS: why reading restarted at the oldest result that is kept.

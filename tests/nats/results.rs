@@ -1,6 +1,19 @@
 //! Results over NATS: one, and all of a client's after a cursor.
 
-use crate::support::Relay;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use relay_bridge::broker::Broker;
+use relay_bridge::contract::{ClientId, JobId};
+use relay_bridge::error::BrokerError;
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::result_log::{Lookup, Page, ResultLog, Start};
+use tokio::sync::Semaphore;
+
+use crate::support::{Answer, Relay, Setup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_is_raw_with_its_facts_as_headers_and_until_then_there_is_the_state_and_no_body() {
@@ -141,7 +154,7 @@ async fn reading_from_now_on_begins_at_the_end_and_a_strange_cursor_is_refused_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_larger_than_a_message_is_named_and_not_sent() {
     let server = "max_payload: 8KB".to_owned();
-    let relay = crate::support::Setup { server, ..Default::default() }.start().await;
+    let relay = Setup { server, ..Default::default() }.start().await;
     let id = relay.submit(&[], "x").await.job();
     relay.work("text/plain", vec![b'r'; 20_000]).await;
     let refused = relay.ask("relay.result.me", &[], id.clone()).await;
@@ -149,4 +162,86 @@ async fn a_result_larger_than_a_message_is_named_and_not_sent() {
     let listed = relay.until_empty("relay.results.me", &[]).await;
     assert_eq!((listed.len(), listed[0].field("size")), (2, "20000".into()));
     assert_eq!(listed[0].field("link"), format!("/v1/jobs/{id}/result"));
+}
+
+/// Reads the log a result at a time, and each page after the first only when it is let.
+struct HeldLog {
+    inner: Arc<dyn ResultLog>,
+    pages: AtomicUsize,
+    begun: Arc<Semaphore>,
+    let_go: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl ResultLog for HeldLog {
+    async fn lookup(&self, client: &ClientId, job: JobId) -> Result<Lookup, BrokerError> {
+        self.inner.lookup(client, job).await
+    }
+    async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
+        self.inner.wait(client, job, wait).await
+    }
+    async fn page(&self, client: &ClientId, from: &Start, _: u32, wait: Duration) -> Result<Page, BrokerError> {
+        if self.pages.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.begun.add_permits(1);
+            self.let_go.acquire().await.unwrap().forget();
+        }
+        self.inner.page(client, from, 1, wait).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_results_come_in_answers_of_a_few_mebibytes_that_say_how_many_they_sent() {
+    let policy = QueuePolicy { result_max: 300_000, ..QueuePolicy::default() };
+    let relay = Setup { policy, ..Setup::default() }.start().await;
+    let mut runs = Vec::new();
+    for _ in 0..40 {
+        relay.client.publish("relay.submit.me.mail", "x".into()).await.unwrap();
+        runs.push(relay.work("text/plain", vec![b'r'; 256 << 10]).await.job.run_id.to_string());
+    }
+    let (mut read, mut after) = (Vec::new(), String::new());
+    loop {
+        let headers = [("Relay-Limit", "1000"), ("Relay-After", after.as_str())];
+        let answers = relay.until_empty("relay.results.me", &headers[..if after.is_empty() { 1 } else { 2 }]).await;
+        let (end, results) = answers.split_last().unwrap();
+        assert_eq!(end.header("Relay-Count"), results.len().to_string());
+        let bytes: usize = results.iter().map(|result| result.0.payload.len()).sum();
+        assert!(bytes <= 5 << 20, "{bytes} bytes in one answer");
+        if results.is_empty() {
+            break;
+        }
+        read.extend(results.iter().map(|result| result.header("Relay-Run-Id").to_owned()));
+        after = end.header("Relay-Cursor").to_owned();
+    }
+    assert_eq!(read, runs, "each once, in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
+    let (begun, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let gates = (Arc::clone(&begun), Arc::clone(&let_go));
+    let break_broker = Box::new(|broker: &mut Broker| {
+        let inner = Arc::clone(&broker.results);
+        broker.results = Arc::new(HeldLog { inner, pages: AtomicUsize::new(0), begun, let_go });
+    });
+    let mut relay = Setup { break_broker, ..Setup::default() }.start().await;
+    for answer in ["first", "second"] {
+        relay.submit(&[], "x").await.job();
+        relay.work("text/plain", answer).await;
+    }
+    let inbox = relay.client.new_inbox();
+    let mut replies = relay.client.subscribe(inbox.clone()).await.unwrap();
+    relay.client.publish_with_reply("relay.results.me", inbox, "".into()).await.unwrap();
+    let first = Answer(replies.next().await.unwrap());
+    assert_eq!(first.text(), "first");
+    gates.0.acquire().await.unwrap().forget();
+    relay.server.restart().await;
+    relay.answers().await;
+    gates.1.add_permits(1_000);
+    let mut answers = Vec::new();
+    while answers.last().is_none_or(|last: &Answer| !last.text().is_empty()) {
+        answers.push(Answer(replies.next().await.unwrap()));
+    }
+    let [.., refused, end] = &answers[..] else { panic!("an end without a problem") };
+    assert_eq!(refused.is_problem(503, "broker-unavailable").field("retry"), "safe");
+    assert_eq!((end.header("Nats-Service-Error"), end.header("Relay-Cursor")), ("broker-unavailable", ""));
 }

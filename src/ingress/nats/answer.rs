@@ -1,6 +1,8 @@
 //! Writing an answer: a body and headers, on the subject that the request named. Nothing of the request's own headers
 //! is sent on.
 
+use std::sync::atomic::Ordering;
+
 use async_nats::client::PublishErrorKind;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, HeaderMap, HeaderValue, Subject};
@@ -106,6 +108,19 @@ impl Outbox {
                 Err(Unsent::Closed)
             }
         }
+    }
+
+    /// Waits until what was handed to the connection has been written to it.
+    pub(super) async fn flush(&self) -> Result<(), Unsent> {
+        if self.to.is_none() {
+            return Ok(());
+        }
+        self.client.flush().await.map_err(|_| Unsent::Closed)
+    }
+
+    /// How often the connection was made: if it was made anew, what had not left by then is lost.
+    pub(super) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     /// The largest message that the server takes, headers included, in bytes.

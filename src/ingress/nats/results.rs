@@ -20,6 +20,9 @@ const ENTRY_CONTENT_TYPE: &str = "application/vnd.relay.result+json";
 const LIMIT_DEFAULT: u32 = 100;
 /// Results for one request at most.
 const LIMIT_MAX: u32 = 1_000;
+/// Payload bytes after which an answer ends, with what is left of its page, at most 1 MiB or one larger result. NATS
+/// hangs up on a reader of which more than `max_pending`, 64 MiB unless configured, wait to be read.
+const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The raw result, or the status in headers and no body yet.
 pub(super) async fn one(door: &Door, asked: &Asked) -> Answer {
@@ -35,7 +38,8 @@ pub(super) async fn one(door: &Door, asked: &Asked) -> Answer {
     }
 }
 
-/// A message per result, oldest first. What is given back is the end: an empty one that says where to read on.
+/// A message per result, oldest first. What is given back is the end: an empty one that says how many there were, by
+/// which a reader knows that none was lost, and where to read on.
 pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     let after = single(&asked.headers, header::AFTER)?.map(str::trim);
     let mut start = outcome::start(&asked.client, "header Relay-After", after)?;
@@ -44,18 +48,26 @@ pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
         return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
     }
     let _reading = door.readers.acquire().await;
-    let (mut left, mut reset) = (limit, None);
+    let connection = outbox.connects();
+    let (mut sent, mut bytes, mut reset) = (0, 0, None);
     loop {
-        let wanted = left.min(PAGE_ENTRIES_MAX);
+        let wanted = (limit - sent).min(PAGE_ENTRIES_MAX);
         let page = door.broker.results.page(&asked.client, &start, wanted, Duration::ZERO).await?;
         reset = page.reset.or(reset);
-        let found = page.entries.len();
+        let before = sent;
         for finished in page.entries {
+            sent += 1;
+            bytes += finished.result.payload.len();
             entry(outbox, finished, reset.take()).await?;
         }
-        left = left.saturating_sub(u32::try_from(found).unwrap_or(u32::MAX));
-        if found == 0 || left == 0 {
-            return Ok(with_reset(Reply::default(), reset).with(header::CURSOR, &page.next.to_string()));
+        // A reader has no more than a page in the connection's buffers.
+        outbox.flush().await.map_err(|_| gone())?;
+        if outbox.connects() != connection {
+            return Err(interrupted());
+        }
+        if sent == before || sent >= limit || bytes >= ANSWER_BYTES {
+            let end = with_reset(Reply::default(), reset).with(header::CURSOR, &page.next.to_string());
+            return Ok(end.with(header::COUNT, &sent.to_string()));
         }
         start = Start::After(page.next);
     }
@@ -81,6 +93,13 @@ async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Res
         Err(Unsent::TooLarge) => Err(too_large_to_send(outbox).into()),
         Err(Unsent::Closed) => Err(gone()),
     }
+}
+
+/// Of an answer of which a part was in the buffers of a connection that broke.
+fn interrupted() -> Refusal {
+    let detail = "the connection to NATS was lost during the answer, and some of these results may be: send the same \
+                  request again; results are recognised by Relay-Run-Id";
+    Refusal::new(Slug::BrokerUnavailable, detail)
 }
 
 fn gone() -> Refusal {
