@@ -5,6 +5,7 @@
 
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
+mod congestion;
 mod connection;
 mod limits;
 mod malformed;

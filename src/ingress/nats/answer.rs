@@ -13,6 +13,7 @@ use tracing::debug;
 
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug, header, receipt};
+use crate::ingress::budget::Share;
 use crate::ingress::refusal::Refusal;
 
 pub(super) const CONTENT_TYPE: &str = "Content-Type";
@@ -22,6 +23,8 @@ pub(super) const CONTENT_TYPE: &str = "Content-Type";
 pub(super) struct Reply {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// What a large body takes of the byte budget until it has left.
+    pub(super) room: Option<Share>,
 }
 
 impl Reply {

@@ -3,13 +3,14 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderMap;
 use relay_bridge::contract::{ClientId, JobId, QueueName};
+use tokio::task::unconstrained;
 use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error, info, info_span};
@@ -51,14 +52,20 @@ impl Visit {
         self.go(&id).instrument(span).await;
     }
 
-    /// Refuses the request without looking at it.
-    pub(super) async fn turn_away(self) {
+    /// Refuses the request without looking at it. Whether the connection took that within `patience`.
+    pub(super) async fn turn_away(self, patience: Duration) -> bool {
         let detail =
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
         let id = self.door.mint_request_id();
         match self.outbox() {
-            Ok(outbox) => self.answer(&outbox, &id, Err(Refusal::new(Slug::Overloaded, detail))).await,
-            Err(refusal) => self.ignore(&refusal),
+            Ok(outbox) => {
+                let refusal = Refusal::new(Slug::Overloaded, detail);
+                self.answer_within(patience, &outbox, &id, Err(refusal)).await
+            }
+            Err(refusal) => {
+                self.ignore(&refusal);
+                true
+            }
         }
     }
 
@@ -103,7 +110,7 @@ impl Visit {
             Endpoint::Submit => Box::pin(jobs::submit(door, asked)).await,
             Endpoint::Status => Box::pin(jobs::status(door, asked)).await,
             Endpoint::Cancel => Box::pin(jobs::cancel(door, asked)).await,
-            Endpoint::Result => Box::pin(results::one(door, asked)).await,
+            Endpoint::Result => Box::pin(results::one(door, asked, outbox)).await,
             Endpoint::Results => Box::pin(results::all(door, asked, outbox)).await,
         }
     }
@@ -146,8 +153,35 @@ impl Visit {
         Problem::new(Slug::Unconfirmed, detail).with_job(*job).into()
     }
 
-    /// Sends the answer, or its last message, and counts the request.
+    /// Sends the answer, or its last message, and counts the request. It waits no longer than who asked.
     async fn answer(&self, outbox: &Outbox, id: &str, answer: Answer) {
+        self.answer_within(self.door.limits.answer_within, outbox, id, answer).await;
+    }
+
+    /// The same; whether the connection took the answer within `patience`, zero for at once.
+    async fn answer_within(&self, patience: Duration, outbox: &Outbox, id: &str, mut answer: Answer) -> bool {
+        let room = answer.as_mut().ok().and_then(|reply| reply.room.take());
+        let sending = self.send(outbox, id, answer);
+        let sent = if patience.is_zero() {
+            // A timer takes a millisecond at least.
+            unconstrained(sending).now_or_never()
+        } else {
+            timeout(patience, sending).await.ok()
+        };
+        let Some(problem) = sent else {
+            self.count(Some(&Problem::new(Slug::Overloaded, "the connection to NATS did not take the answer")));
+            return false;
+        };
+        self.count(problem.as_ref());
+        if room.is_some() {
+            // Until then the connection has the body in its buffers.
+            outbox.flush().await.ok();
+        }
+        true
+    }
+
+    /// Sends the answer, or its last message. What is given back is what was wrong.
+    async fn send(&self, outbox: &Outbox, id: &str, answer: Answer) -> Option<Problem> {
         let problem = match answer {
             Ok(reply) => match outbox.send(reply.with(header::REQUEST_ID, id)).await {
                 Err(Unsent::TooLarge) => Some(results::too_large_to_send(outbox)),
@@ -155,20 +189,17 @@ impl Visit {
             },
             Err(Refusal(problem)) => Some(*problem),
         };
-        if let Some(mut problem) = problem {
-            problem.instance = format!("urn:relay:request:{id}");
-            if outbox.to.is_none() {
-                info!(slug = %problem.slug, detail = problem.detail, "a request without a reply subject was refused");
-            }
-            outbox.send(Reply::problem(&problem).with(header::REQUEST_ID, id)).await.ok();
-            if self.endpoint == Endpoint::Results {
-                // Who reads until the empty message must not wait for it in vain.
-                outbox.send(Reply::default().marked(&problem)).await.ok();
-            }
-            self.count(Some(&problem));
-        } else {
-            self.count(None);
+        let mut problem = problem?;
+        problem.instance = format!("urn:relay:request:{id}");
+        if outbox.to.is_none() {
+            info!(slug = %problem.slug, detail = problem.detail, "a request without a reply subject was refused");
         }
+        outbox.send(Reply::problem(&problem).with(header::REQUEST_ID, id)).await.ok();
+        if self.endpoint == Endpoint::Results {
+            // Who reads until the empty message must not wait for it in vain.
+            outbox.send(Reply::default().marked(&problem)).await.ok();
+        }
+        Some(problem)
     }
 
     /// A request that can't be answered where it wants to be is not done either.

@@ -25,13 +25,18 @@ const LIMIT_MAX: u32 = 1_000;
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The raw result, or the status in headers and no body yet.
-pub(super) async fn one(door: &Door, asked: &Asked) -> Answer {
+pub(super) async fn one(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     let id = request::job_id(&asked.body)?;
     match door.broker.results.lookup(&asked.client, id).await? {
         Lookup::Finished(finished) => {
             let reply = with_facts(Reply::default(), &finished);
             let result = outcome::readable(*finished)?;
-            Ok(raw(reply, result))
+            let bytes = result.payload.len() as u64;
+            if bytes > outbox.message_max() {
+                return Err(too_large_to_send(outbox).into());
+            }
+            let room = door.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
+            Ok(Reply { room: Some(room), ..raw(reply, result) })
         }
         Lookup::Open(status) => Ok(open(&status)),
         Lookup::Absent => Err(Refusal::no_job()),

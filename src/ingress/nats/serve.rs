@@ -1,7 +1,8 @@
 //! Subscriptions, bounded concurrency, and the drain.
 //!
 //! Messages are taken from the connection as they come: what waits there is dropped by the client library when its
-//! buffer is full, so whatever is beyond the limits is answered `overloaded` instead.
+//! buffer is full, so whatever is beyond the limits is answered `overloaded` instead. Who reads never waits for long until
+//! the connection takes that: while it takes nothing, what is beyond the limits is counted and not answered.
 
 use std::io;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use super::{Door, permissions};
 
 /// How long the last answers may take to leave the process.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
+/// How long reading may stand still until the connection takes that a request is too many.
+const TURN_AWAY_MAX: Duration = Duration::from_millis(100);
 
 /// More messages than a subscription ever has, and more than the server can read: it takes nine digits.
 const NEVER: u64 = 10_000_000_000;
@@ -126,10 +129,11 @@ impl Listening {
         until: impl Future<Output = ()>,
     ) -> bool {
         let mut until = std::pin::pin!(until);
+        let mut stuck = false;
         loop {
             tokio::select! {
                 message = requests.next() => match message {
-                    Some(message) => self.admit(endpoint, message).await,
+                    Some(message) => stuck = !self.admit(endpoint, message, stuck).await,
                     None => return true,
                 },
                 () = &mut until => return false,
@@ -137,17 +141,19 @@ impl Listening {
         }
     }
 
-    async fn admit(&self, endpoint: Endpoint, message: Message) {
+    /// Whether the connection takes refusals; `stuck` if it did not when last seen.
+    async fn admit(&self, endpoint: Endpoint, message: Message, stuck: bool) -> bool {
         let (door, client) = (Arc::clone(&self.door), self.client.clone());
         let visit = Visit { door, endpoint, client, message, came: Instant::now() };
         let Some(place) = self.door.requests.take(1) else {
-            return visit.turn_away().await;
+            return visit.turn_away(if stuck { Duration::ZERO } else { TURN_AWAY_MAX }).await;
         };
         let kill = self.kill.clone();
         self.tasks.spawn(async move {
             kill.run_until_cancelled(visit.attend()).await;
             drop(place);
         });
+        !stuck
     }
 
     /// Answers what is asked about the service.
