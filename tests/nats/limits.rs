@@ -247,6 +247,10 @@ async fn an_answer_goes_to_an_inbox_of_the_client_and_nowhere_else() {
         ("relay.submit.me.mail", "relay.reply.other.0193a4b0-0000-7000-8000-000000000000", "forged"),
         ("relay.submit.me.mail", "_INBOX_other.x", "forged"),
         ("relay.submit.me.mail", "_INBOX__relay.x", "forged"),
+        // What is no address is refused, and the refusal has to go somewhere, too.
+        ("relay.submit.me.BAD", "_INBOX_other.x", "forged"),
+        ("relay.submit.Me.mail", "_INBOX_other.x", "forged"),
+        ("relay.status._", "_INBOX_other.x", "forged"),
         ("relay.results.me", "$JS.API.STREAM.DELETE.relay-results", ""),
         ("$SRV.PING", "relay.submit.other.mail", ""),
     ] {
@@ -259,16 +263,13 @@ async fn an_answer_goes_to_an_inbox_of_the_client_and_nowhere_else() {
     let mut answers = 0;
     while answers < 2 {
         let message = everything.next().await.unwrap();
-        let from_relay = !matches!(
-            message.subject.as_str(),
-            "relay.result.me" | "relay.submit.me.mail" | "relay.results.me" | "$SRV.PING" | "relay.status.me"
-        );
+        let from_relay = message.reply.is_none();
         assert!(!from_relay || message.subject.as_str() == own, "{message:?}");
         answers += usize::from(from_relay);
     }
     let depth = relay.broker.jobs.depth(&"mail".parse().unwrap()).await.unwrap();
     assert_eq!(depth.waiting, 0, "what can't be answered where it wants to be is not done");
-    assert_eq!(relay.stats("submit").await["num_errors"], 3);
+    assert_eq!(relay.stats("submit").await["num_errors"], 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -117,11 +117,8 @@ impl Visit {
 
     /// Where the answer goes, if that is an inbox.
     fn outbox(&self) -> Result<Outbox, Refusal> {
-        let client = Address::read(&self.message.subject).map(|address| address.client);
-        let allowed = |reply: &str| match &client {
-            Ok(client) => subject::may_reply(client, reply),
-            Err(_) => subject::may_reply_to_service(reply),
-        };
+        let client = Address::client(&self.message.subject).ok();
+        let allowed = |reply: &str| subject::may_reply(client.as_ref(), reply);
         match self.message.reply.as_deref().map(allowed) {
             None | Some(true) => Ok(Outbox { client: self.client.clone(), to: self.message.reply.clone() }),
             Some(false) => Err(Refusal::new(Slug::Forbidden, "the reply subject is no inbox of this client")),

@@ -71,10 +71,17 @@ impl Address {
     /// # Errors
     /// `malformed-request` if client or queue are no names.
     pub(super) fn read(subject: &str) -> Result<Self, Refusal> {
-        let mut tokens = subject.split('.').skip(2);
-        let client = tokens.next().unwrap_or_default().parse()?;
-        let queue = tokens.next().map(str::parse).transpose()?;
+        let client = Self::client(subject)?;
+        let queue = subject.split('.').nth(3).map(str::parse).transpose()?;
         Ok(Self { client, queue })
+    }
+
+    /// The client alone, whatever the rest of the subject is.
+    ///
+    /// # Errors
+    /// `malformed-request` if it is no name.
+    pub(super) fn client(subject: &str) -> Result<ClientId, Refusal> {
+        Ok(subject.split('.').nth(2).unwrap_or_default().parse()?)
     }
 }
 
@@ -97,14 +104,14 @@ pub fn worker_inbox(worker: &ClientId) -> String {
     format!("_INBOX__worker-{worker}")
 }
 
-/// Whether a request of `client` may be answered on `reply`.
+/// Whether a request of `client` may be answered on `reply`; `None` if its subject names nobody that there can be.
 ///
 /// NATS does not check the reply subject that a request names, and relay may publish where its clients may not: a
 /// request could otherwise have relay publish a receipt, or a result that the client chose, on another client's subject,
 /// or an empty message on `$JS.API.STREAM.DELETE.*`.
-pub(super) fn may_reply(client: &ClientId, reply: &str) -> bool {
+pub(super) fn may_reply(client: Option<&ClientId>, reply: &str) -> bool {
     let Some((first, rest)) = reply.split_once('.') else { return false };
-    let own = first.strip_prefix("_INBOX_").is_some_and(|owner| owner == client.as_str());
+    let own = client.is_some_and(|client| first.strip_prefix("_INBOX_") == Some(client.as_str()));
     !rest.is_empty() && (own || INBOXES.contains(&first))
 }
 
@@ -130,13 +137,14 @@ mod tests {
         {
             assert!(Address::read(bad).is_err(), "{bad}");
         }
+        assert_eq!(Address::client("relay.submit.me.BAD").unwrap().as_str(), "me");
     }
 
     #[test]
     fn only_inboxes_are_answered_and_of_those_with_a_name_only_the_clients_own() {
         let me: ClientId = "me".parse().unwrap();
         for good in ["_INBOX.a", "_INBOX.a.b", "_INBOX_me.x.1", "_R_.x.y"] {
-            assert!(may_reply(&me, good), "{good}");
+            assert!(may_reply(Some(&me), good), "{good}");
         }
         for bad in [
             "",
@@ -153,8 +161,9 @@ mod tests {
             "$SRV.PING",
             "x._INBOX.y",
         ] {
-            assert!(!may_reply(&me, bad), "{bad}");
+            assert!(!may_reply(Some(&me), bad) && !may_reply(None, bad), "{bad}");
         }
+        assert!(may_reply(None, "_INBOX.a") && may_reply(None, "_R_.x") && !may_reply(None, "_INBOX_me.x"));
         assert!(may_reply_to_service("_INBOX_ops.x") && !may_reply_to_service("relay.submit.me.mail"));
         assert!(!may_reply_to_service("_INBOX__relay.x"));
     }
