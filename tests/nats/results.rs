@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use relay::ingress::nats::Limits;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, JobId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Lookup, Page, ResultLog, Start};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::support::{Answer, Relay, Setup};
 
@@ -164,9 +166,10 @@ async fn a_result_larger_than_a_message_is_named_and_not_sent() {
     assert_eq!(listed[0].field("link"), format!("/v1/jobs/{id}/result"));
 }
 
-/// Reads the log a result at a time, and each page after the first only when it is let.
+/// Reads the log a result at a time, and each page after the first `free` ones only when it is let.
 struct HeldLog {
     inner: Arc<dyn ResultLog>,
+    free: usize,
     pages: AtomicUsize,
     begun: Arc<Semaphore>,
     let_go: Arc<Semaphore>,
@@ -181,12 +184,28 @@ impl ResultLog for HeldLog {
         self.inner.wait(client, job, wait).await
     }
     async fn page(&self, client: &ClientId, from: &Start, _: u32, wait: Duration) -> Result<Page, BrokerError> {
-        if self.pages.fetch_add(1, Ordering::Relaxed) > 0 {
+        if self.pages.fetch_add(1, Ordering::Relaxed) >= self.free {
             self.begun.add_permits(1);
             self.let_go.acquire().await.unwrap().forget();
         }
         self.inner.page(client, from, 1, wait).await
     }
+}
+
+struct Gates {
+    begun: Arc<Semaphore>,
+    let_go: Arc<Semaphore>,
+}
+
+/// A relay whose log is held after `free` pages.
+async fn held(free: usize, limits: Limits) -> (Relay, Gates) {
+    let (begun, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let gates = Gates { begun: Arc::clone(&begun), let_go: Arc::clone(&let_go) };
+    let break_broker = Box::new(move |broker: &mut Broker| {
+        let inner = Arc::clone(&broker.results);
+        broker.results = Arc::new(HeldLog { inner, free, pages: AtomicUsize::new(0), begun, let_go });
+    });
+    (Setup { limits, break_broker, ..Setup::default() }.start().await, gates)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,13 +236,7 @@ async fn large_results_come_in_answers_of_a_few_mebibytes_that_say_how_many_they
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
-    let (begun, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let gates = (Arc::clone(&begun), Arc::clone(&let_go));
-    let break_broker = Box::new(|broker: &mut Broker| {
-        let inner = Arc::clone(&broker.results);
-        broker.results = Arc::new(HeldLog { inner, pages: AtomicUsize::new(0), begun, let_go });
-    });
-    let mut relay = Setup { break_broker, ..Setup::default() }.start().await;
+    let (mut relay, gates) = held(1, Limits::default()).await;
     for answer in ["first", "second"] {
         relay.submit(&[], "x").await.job();
         relay.work("text/plain", answer).await;
@@ -233,10 +246,10 @@ async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
     relay.client.publish_with_reply("relay.results.me", inbox, "".into()).await.unwrap();
     let first = Answer(replies.next().await.unwrap());
     assert_eq!(first.text(), "first");
-    gates.0.acquire().await.unwrap().forget();
+    gates.begun.acquire().await.unwrap().forget();
     relay.server.restart().await;
     relay.answers().await;
-    gates.1.add_permits(1_000);
+    gates.let_go.add_permits(1_000);
     let mut answers = Vec::new();
     while answers.last().is_none_or(|last: &Answer| !last.text().is_empty()) {
         answers.push(Answer(replies.next().await.unwrap()));
@@ -244,4 +257,42 @@ async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
     let [.., refused, end] = &answers[..] else { panic!("an end without a problem") };
     assert_eq!(refused.is_problem(503, "broker-unavailable").field("retry"), "safe");
     assert_eq!((end.header("Nats-Service-Error"), end.header("Relay-Cursor")), ("broker-unavailable", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_for_its_results_many_times_at_once_leaves_places_to_others() {
+    let limits = Limits { requests: 20, readers: 1, answer_within: Duration::from_secs(3_600), ..Limits::default() };
+    let (relay, gates) = held(0, limits).await;
+    let inbox = relay.client.new_inbox();
+    let mut replies = relay.client.subscribe(inbox.clone()).await.unwrap();
+    let ask = || relay.client.publish_with_reply("relay.results.me", inbox.clone(), "".into());
+    ask().await.unwrap();
+    gates.begun.acquire().await.unwrap().forget();
+    // One reads, three wait.
+    for _ in 0..3 {
+        ask().await.unwrap();
+    }
+    for _ in 0..27 {
+        ask().await.unwrap();
+        let refused = Answer(timeout(Duration::from_secs(60), replies.next()).await.unwrap().unwrap());
+        refused.is_problem(429, "rate-limited");
+        assert_eq!(Answer(replies.next().await.unwrap()).header("Nats-Service-Error"), "rate-limited");
+    }
+    relay.ask("relay.submit.other.mail", &[], "x").await.job();
+    gates.let_go.add_permits(1_000);
+    for _ in 0..4 {
+        assert_eq!(Answer(replies.next().await.unwrap()).header("Relay-Count"), "0");
+    }
+    // Its places are free as soon as they have answered.
+    while relay.until_empty("relay.results.me", &[]).await[0].header("Nats-Service-Error") == "rate-limited" {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_too_long_to_read_is_told_so() {
+    let limits = Limits { readers: 1, answer_within: Duration::from_millis(50), ..Limits::default() };
+    let (relay, gates) = held(0, limits).await;
+    relay.client.publish_with_reply("relay.results.me", "_INBOX.x", "".into()).await.unwrap();
+    gates.begun.acquire().await.unwrap().forget();
+    let refused = relay.until_empty("relay.results.other", &[]).await;
+    assert_eq!(refused[0].is_problem(503, "overloaded").field("retry"), "safe");
 }

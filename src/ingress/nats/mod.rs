@@ -9,7 +9,7 @@
 //! - `permissions`: whether NATS keeps clients apart, as far as relay can see.
 //! - `serve`: subscriptions, bounded concurrency, the drain.
 //! - `gate`: what every request passes first and every answer last.
-//! - `jobs`, `results`: the endpoints.
+//! - `jobs`, `results`: the endpoints; `readers`: how many read all of their results at a time.
 //! - `subject`, `request`, `answer`: what is read and written.
 //! - `stats`: what `nats micro ls`, `info`, `stats` and `ping` are answered.
 
@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::policies::Policies;
@@ -31,6 +30,7 @@ mod answer;
 mod gate;
 mod jobs;
 mod permissions;
+mod readers;
 mod request;
 mod results;
 mod serve;
@@ -40,6 +40,7 @@ mod subject;
 pub use serve::serve;
 pub use subject::{RELAY_INBOX, client_inbox, worker_inbox};
 
+use readers::Readers;
 use stats::Service;
 
 /// What one process takes over NATS from all clients together.
@@ -47,8 +48,11 @@ use stats::Service;
 pub struct Limits {
     /// Requests in flight; beyond it 503 `overloaded`. Default 4,096.
     pub requests: usize,
-    /// `relay.results` requests that read at a time, each with a page of at most 1 MiB in hand; others wait. Default 16.
+    /// `relay.results` requests that read at a time, each with a page of at most 1 MiB in hand; others wait, and are
+    /// `overloaded` after `answer_within`. Default 16.
     pub readers: usize,
+    /// `relay.results` requests of one client that read or wait; beyond it 429 `rate-limited`. Default 4.
+    pub readers_per_client: usize,
     /// How soon a request is answered, whatever the broker does. Default 3 s, below the 5 s that the `nats` CLI waits.
     pub answer_within: Duration,
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB.
@@ -62,6 +66,7 @@ impl Default for Limits {
         Self {
             requests: 4_096,
             readers: 16,
+            readers_per_client: 4,
             answer_within: Duration::from_secs(3),
             header_bytes: 16 * 1024,
             headers: 64,
@@ -79,7 +84,7 @@ pub struct Door {
     bytes: Arc<Budget>,
     requests: Arc<Budget>,
     refusals: Refusals,
-    readers: Semaphore,
+    readers: Readers,
     service: Service,
     request_count: AtomicU64,
 }
@@ -104,7 +109,7 @@ impl Door {
             policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
             requests: Budget::new(limits.requests.max(1)),
             refusals: Refusals::default(),
-            readers: Semaphore::new(limits.readers.clamp(1, Semaphore::MAX_PERMITS)),
+            readers: Readers::new(&limits),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
             broker,

@@ -52,7 +52,7 @@ pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     if outbox.to.is_none() {
         return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
     }
-    let _reading = door.readers.acquire().await;
+    let _reading = door.readers.enter(&asked.client, door.limits.answer_within).await?;
     let connection = outbox.connects();
     let (mut sent, mut bytes, mut reset) = (0, 0, None);
     loop {
