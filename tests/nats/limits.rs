@@ -120,6 +120,17 @@ async fn a_cancel_that_the_broker_does_not_confirm_in_time_is_unconfirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bug_in_the_middle_of_a_change_is_answered_with_the_job_that_it_is_about() {
+    let (relay, gates) = held(patient(100), 1 << 20).await;
+    gates.let_go.close();
+    let failed = relay.submit(&[("Idempotency-Key", "k")], "x").await;
+    let id = JobId::derive(&"me".parse().unwrap(), &"mail".parse().unwrap(), &"k".parse().unwrap());
+    assert_eq!(failed.is_problem(500, "internal").field("job_id"), id.to_string());
+    let failed = relay.ask("relay.cancel.me", &[], id.to_string()).await;
+    assert_eq!(failed.is_problem(500, "internal").field("job_id"), id.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_which_the_broker_has_not_heard_in_time_is_not_taken_later() {
     let limits = Limits { answer_within: Duration::from_millis(50), ..Limits::default() };
     let break_broker = Box::new(|broker: &mut Broker| broker.policies = Arc::new(Silent));

@@ -83,7 +83,7 @@ impl Visit {
             return self.answer(&outbox, id, Err(Refusal::too_many_bytes())).await;
         };
         let work = AssertUnwindSafe(self.work(&asked, &outbox)).catch_unwind();
-        let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic))) };
+        let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, &asked))) };
         if self.endpoint == Endpoint::Results {
             // Many messages, each as soon as it is read; the broker's and the reader's pace.
             let answer = work.await;
@@ -223,11 +223,15 @@ impl Visit {
     }
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Refusal {
+fn panicked(panic: &(dyn std::any::Any + Send), asked: &Asked) -> Refusal {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     error!(panic = text.unwrap_or("no text"), "a handler panicked");
     let detail = "relay failed, and this may or may not have been done: send it again with the same Idempotency-Key, and \
                   tell the operator of relay the request id";
-    Refusal::new(Slug::Internal, detail)
+    let problem = Problem::new(Slug::Internal, detail);
+    match asked.begun.get() {
+        Some(job) => problem.with_job(*job).into(),
+        None => problem.into(),
+    }
 }
