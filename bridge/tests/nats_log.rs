@@ -202,6 +202,18 @@ async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses
 }
 
 #[tokio::test]
+async fn a_result_is_found_after_its_queue_was_removed() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.jobs.enqueue(job("key", vec![])).await.unwrap();
+    let done = succeed(&broker).await;
+    jetstream(&server).await.delete_stream("relay-jobs-work").await.unwrap();
+    let found = broker.results.lookup(&done.client, done.id).await.unwrap();
+    assert!(matches!(found, Lookup::Finished(_)), "{found:?}");
+}
+
+#[tokio::test]
 async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() {
     let server = NatsServer::start().await;
     let nats = open(&server, StreamSettings::default()).await;

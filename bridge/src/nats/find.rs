@@ -88,7 +88,7 @@ impl Nats {
             match answer {
                 Ok(Some(record)) => return Ok(Some(record)),
                 Ok(None) => {}
-                // A queue that was removed just now has no such job.
+                // A queue that was removed has no such job; results outlive it.
                 Err(error) if error.kind() == crate::error::BrokerErrorKind::NotFound => {}
                 Err(error) => failed = Some(error),
             }
@@ -117,7 +117,7 @@ impl Nats {
     pub(super) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
         let mut kept = self.kept_result(client, job).await?;
         let record = match &kept {
-            Some(kept) => self.record_at(&Address::new(&kept.result.queue, client, job), "find job").await?,
+            Some(kept) => self.find_in(std::slice::from_ref(&kept.result.queue), client, job).await?,
             None => self.find(client, job).await?,
         };
         let Some(record) = record else {
