@@ -16,7 +16,7 @@ use super::receipt::Token;
 use super::record::{Record, Stored, doubtful};
 use super::state::Held;
 use super::{Nats, api};
-use crate::contract::Job;
+use crate::contract::{Job, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Delivery, LeaseRequest, Receipt};
 use crate::policy::QueuePolicy;
@@ -75,6 +75,24 @@ impl Grant {
     pub(super) fn len(&self) -> usize {
         self.deliveries.len()
     }
+
+    /// Its first `max` deliveries, which are no longer part of it.
+    pub(super) fn first(&mut self, max: usize) -> Self {
+        let max = max.min(self.deliveries.len());
+        Self { nats: self.nats.clone(), deliveries: self.deliveries.drain(..max).collect() }
+    }
+
+    /// A grant for each queue: who asks next may ask for one of them only.
+    pub(super) fn by_queue(mut self) -> Vec<(QueueName, Self)> {
+        let mut parts: Vec<(QueueName, Self)> = Vec::new();
+        for delivery in std::mem::take(&mut self.deliveries) {
+            match parts.iter_mut().find(|(queue, _)| *queue == delivery.job.queue) {
+                Some((_, part)) => part.deliveries.push(delivery),
+                None => parts.push((delivery.job.queue.clone(), Self::of(self.nats.clone(), delivery))),
+            }
+        }
+        parts
+    }
 }
 
 impl Drop for Grant {
@@ -100,8 +118,14 @@ impl Drop for Grant {
 }
 
 impl Nats {
-    /// Takes what there is, up to `max` jobs, the queues in the order given.
-    pub(super) async fn take(&self, asked: &[Asked], max: u32, since: Option<Instant>) -> Result<Grant, BrokerError> {
+    /// Takes what there is, up to `max` jobs, the queues in the order given; nothing more once `is_over`.
+    pub(super) async fn take(
+        &self,
+        asked: &[Asked],
+        max: u32,
+        since: Option<Instant>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Grant, BrokerError> {
         // Hints that have come already are heard first.
         tokio::task::yield_now().await;
         let mut grant = Grant { nats: self.clone(), deliveries: Vec::new() };
@@ -109,10 +133,18 @@ impl Nats {
             if policy.paused {
                 continue;
             }
-            self.full_round(line, policy, since).await?;
-            self.clear_doubts(line).await?;
+            let looked = async {
+                self.full_round(line, policy, since).await?;
+                self.clear_doubts(line).await
+            };
+            // What is known to be in line is taken all the same.
+            match looked.await {
+                Err(failure) if !line.has_work() && grant.is_empty() => return Err(failure),
+                Err(_) if !line.has_work() => return Ok(grant),
+                Ok(()) | Err(_) => {}
+            }
             // What is pulled and then not given out leaves room for more.
-            loop {
+            while !is_over() {
                 let left = max.saturating_sub(u32::try_from(grant.deliveries.len()).unwrap_or(u32::MAX));
                 let asked_at = Instant::now();
                 let messages = match self.fetch(line, policy, left).await {
@@ -123,6 +155,8 @@ impl Nats {
                 if messages.is_empty() {
                     break;
                 }
+                // The pull may have been answered after a reconnect. If that fails, every job is looked up.
+                drop(self.raise_mark_if_reconnected(line).await);
                 let deliveries = futures_util::stream::iter(messages)
                     .map(|message| self.deliver(line, policy, message, asked_at))
                     .buffered(AT_ONCE)

@@ -371,6 +371,8 @@ impl Nats {
     /// One pull, which waits for so long if there is nothing.
     pub(super) async fn pull(&self, line: &Line, wanted: &Wanted, wait: Duration) -> Result<Pulled, BrokerError> {
         let failed = |what: &str| BrokerError::new(BrokerErrorKind::Unavailable, "lease", what);
+        // While NATS is away it would be kept for when it is back, and answered to nobody.
+        self.connection().up("lease")?;
         let (client, context) = (self.api().client(), self.api().context());
         let inbox = client.new_inbox();
         let mut answers = client
@@ -386,9 +388,9 @@ impl Nats {
         let request = Request::new().inbox(inbox).payload(body.into());
         context.send_request(subject, request).await.map_err(|e| failed("can't ask for jobs").with_source(e))?;
         let mut pulled = Pulled { messages: Vec::new(), end: End::Answered };
-        let ends = Instant::now() + PULL_WITHIN;
         while pulled.messages.len() < wanted.count as usize {
-            let message = match tokio::time::timeout_at(ends, answers.next()).await {
+            // For each: a large batch over a slow network takes longer, and what is not waited for is leased to nobody.
+            let message = match tokio::time::timeout(PULL_WITHIN, answers.next()).await {
                 Ok(Some(message)) => message,
                 Ok(None) | Err(_) if pulled.messages.is_empty() => return Err(failed("NATS did not answer a pull")),
                 Ok(None) | Err(_) => {

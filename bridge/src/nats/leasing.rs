@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_trait::async_trait;
@@ -24,6 +25,8 @@ use crate::leasing::{
 use crate::policy::QueuePolicy;
 use crate::settlement::Settlement;
 
+/// How long a paused queue is left alone by who waits for its jobs.
+const PAUSED_FOR: Duration = Duration::from_secs(5);
 /// The longest message of a progress, in bytes.
 const MESSAGE_MAX: usize = 1_024;
 
@@ -54,8 +57,12 @@ impl Leasing for Nats {
             // No more than there are free slots.
             asked.iter().take(max as usize).for_each(|asked| self.stand(asked));
             let mut again = deadline;
-            for line in &lines {
-                again = again.min(self.next_look(line).await);
+            for Asked { line, policy } in &asked {
+                // Nothing is looked for in a paused queue; its policy is, should the word of a change be lost.
+                again = again.min(match policy.paused {
+                    true => Instant::now() + PAUSED_FOR,
+                    false => self.next_look(line).await,
+                });
             }
             tokio::select! {
                 _ = select_all(woken) => {}
@@ -161,8 +168,8 @@ impl Nats {
             return Ok(stood);
         }
         let (mut quiet, mut standing) = (since.is_none(), 0);
-        for Asked { line, .. } in asked {
-            quiet = quiet && self.is_quiet(line).await;
+        for Asked { line, policy } in asked {
+            quiet = quiet && (policy.paused || self.is_quiet(line).await);
             standing += u32::from(line.standing.is_out());
         }
         if quiet {
@@ -181,10 +188,12 @@ impl Nats {
         let nats = self.clone();
         self.0.tasks.spawn(async move {
             let asked_at = Instant::now();
-            if let Err(Ok(grant)) = give.send(nats.take(&asked, max, since).await)
-                && let Some(first) = asked.first()
-            {
-                nats.offer(&first.line, grant, asked_at);
+            let taken = nats.take(&asked, max, since, || give.is_closed()).await;
+            let Err(Ok(grant)) = give.send(taken) else { return };
+            for (queue, part) in grant.by_queue() {
+                if let Some(asked) = asked.iter().find(|asked| asked.line.queue == queue) {
+                    nats.offer(&asked.line, part, asked_at);
+                }
             }
         });
         given.await.map_err(|_| closed("lease"))?

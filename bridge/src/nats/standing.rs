@@ -100,9 +100,14 @@ impl Standing {
         !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// What came first, if it is no more than that.
+    /// What came first, as much of it as that.
     fn take(&self, max: u32) -> Option<Brought> {
-        self.state().brought.pop_front_if(|brought| brought.grant.len() <= max as usize)
+        let mut state = self.state();
+        let first = state.brought.front_mut()?;
+        if first.grant.len() > max as usize {
+            return Some(Brought { grant: first.grant.first(max as usize), ..*first });
+        }
+        state.brought.pop_front()
     }
 
     /// What nobody took in its time, and when to look again, if there is more.

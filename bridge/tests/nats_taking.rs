@@ -1,0 +1,108 @@
+//! Who gets what of the queues that it asked for, and how often a worker asks that waits. On a real server.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use relay_bridge::broker::Broker;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{JobResult, Submission};
+use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::nats::config::NatsConfig;
+use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::NatsServer;
+use tokio::task::JoinSet;
+
+/// Far longer than a test runs.
+const WAIT: Duration = Duration::from_secs(20);
+
+async fn open(server: &NatsServer, queues: &[&str]) -> Broker {
+    let config = NatsConfig::new([server.url()]);
+    let broker = Nats::connect(config, Wait::AtMost(WAIT), Settings::default()).await.unwrap().broker();
+    for queue in queues {
+        broker.policies.put_policy(&queue.parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    }
+    broker
+}
+
+async fn submit(broker: &Broker, queue: &str) {
+    let submission = Submission {
+        client: "acme".parse().unwrap(),
+        queue: queue.parse().unwrap(),
+        key: None,
+        content_type: "text/plain".to_owned(),
+        content_encoding: None,
+        headers: Default::default(),
+        payload: "x".into(),
+        delay: Duration::ZERO,
+        expires_in: None,
+    };
+    broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), Clock::system().now())).await.unwrap();
+}
+
+fn request(queues: &[&str], max: u32, wait: Duration) -> LeaseRequest {
+    let queues = queues.iter().map(|queue| queue.parse().unwrap()).collect();
+    LeaseRequest { worker: "worker-1".parse().unwrap(), queues, max: NonZeroU32::new(max).unwrap(), wait }
+}
+
+async fn lease(broker: &Broker, queues: &[&str], max: u32) -> Vec<Delivery> {
+    broker.leasing.lease(&request(queues, max, WAIT)).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_a_worker_that_went_away_was_given_goes_to_nobody_who_did_not_ask_for_its_queue() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, &["a", "b"]).await;
+    for round in 0..60 {
+        submit(&broker, "b").await;
+        let mut going = JoinSet::new();
+        let leasing = broker.leasing.clone();
+        going.spawn(async move { leasing.lease(&request(&["a", "b"], 1, WAIT)).await });
+        for _ in 0..round % 30 {
+            tokio::task::yield_now().await;
+        }
+        // Who is answered before it is gone gives the job back.
+        going.abort_all();
+        while let Some(ended) = going.join_next().await {
+            for delivery in ended.map(Result::unwrap).unwrap_or_default() {
+                let back = Settlement::HandBack(Duration::ZERO);
+                broker.leasing.settle(&delivery.receipt, &back).await.unwrap();
+            }
+        }
+        let other = broker.leasing.lease(&request(&["a"], 8, Duration::from_millis(20))).await.unwrap();
+        assert!(other.is_empty(), "round {round}: {:?}", other[0].job.queue);
+        let delivery = lease(&broker, &["b"], 1).await.remove(0);
+        assert_eq!((delivery.job.queue.as_str(), delivery.attempt), ("b", 1), "round {round}");
+        let end = End { attempt: 1, started_at: Some(delivery.leased_at), finished_at: Clock::system().now() };
+        let result = JobResult::succeeded(&delivery.job, end, "text/plain", "done".into());
+        broker.leasing.record(&result).await.unwrap();
+        broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_paused_queue_asks_for_nothing_and_hears_at_once_that_it_goes_on() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, &["a", "b"]).await;
+    let queue = "a".parse().unwrap();
+    submit(&broker, "a").await;
+    broker.policies.set_paused(&queue, true).await.unwrap();
+    let polls = std::cell::Cell::new(0_u32);
+    let request = request(&["a"], 1, WAIT);
+    let mut waiting = std::pin::pin!(broker.leasing.lease(&request));
+    let counted = std::future::poll_fn(|context| {
+        polls.set(polls.get() + 1);
+        waiting.as_mut().poll(context)
+    });
+    let counted = tokio::time::timeout(Duration::from_secs(2), counted).await;
+    assert!(counted.is_err(), "a paused queue gave a job");
+    assert!(polls.get() < 50, "it asked {} times in two seconds", polls.get());
+    let (taken, resumed) = tokio::join!(waiting, broker.policies.set_paused(&queue, false));
+    resumed.unwrap();
+    assert_eq!(taken.unwrap().len(), 1);
+}
