@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Nats;
+use super::api::taken;
 use super::names::Lane;
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -99,10 +100,10 @@ impl Nats {
         loop {
             let mut waiting = self.0.line.acks.next(&consumer);
             let Some(last) = waiting.pop() else { return };
-            let mut sent = Ok(());
+            let mut sent = self.api().connection().up(operation);
             for Waiting { reply, .. } in &waiting {
                 if sent.is_ok() {
-                    sent = self.api().client().publish(reply.clone(), ACK).await;
+                    sent = taken(self.api().client().publish(reply.clone(), ACK), operation).await;
                 }
             }
             let confirmed = match sent {

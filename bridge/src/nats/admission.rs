@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::account::Account;
 
+use super::alone::Alone;
 use super::names::{DEAD_STREAM, RESULTS_STREAM};
 use super::{Nats, stream_api, streams};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -26,8 +27,7 @@ pub(super) struct Admission {
     known: Mutex<Option<(Result<(), Full>, Instant)>>,
     /// The bytes in each stream of jobs.
     sizes: Mutex<HashMap<String, u64>>,
-    /// One question at a time.
-    asking: tokio::sync::Mutex<()>,
+    asking: Alone,
 }
 
 /// Why new jobs are refused.
@@ -74,15 +74,12 @@ impl Nats {
         let known = match admission.known(AGE_MAX) {
             Some(known) => known,
             None => {
-                let _alone = admission.asking.lock().await;
-                match admission.known(AGE_MAX) {
-                    Some(known) => known,
-                    None => {
-                        let (at, known) = (Instant::now(), self.storage().await?);
-                        admission.learn(known.clone(), at);
-                        known
-                    }
-                }
+                let asked = async {
+                    let (at, known) = (Instant::now(), self.storage().await?);
+                    admission.learn(known.clone(), at);
+                    Ok(known)
+                };
+                admission.asking.ask(|| admission.known(AGE_MAX), Box::pin(asked)).await?
             }
         };
         known.map_err(|Full { what, used, allowed }| {

@@ -1,25 +1,29 @@
 //! JetStream calls as relay needs them: a bounded number of publishes in flight, conditions with three answers, reads at
-//! the leader, acknowledgements that were confirmed. What a server's error means for relay is decided here.
+//! the leader, acknowledgements that were confirmed.
 //!
-//! Calls of async-nats are boxed: their futures are large, and so would be that of every caller, whichever call it makes.
+//! Nothing here waits for longer than a server may take to answer: while one hangs, the client library takes no messages,
+//! and its own calls then wait until the server is back.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{self, Context};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError, RawMessageErrorKind};
-use async_nats::{Client, HeaderMap, jetstream};
+use async_nats::jetstream::stream::RawMessage;
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap, Subscriber};
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 use super::hints::Hints;
 use super::record::{Outgoing, Stored};
+use super::refusal::{DUPLICATE_IN_FLIGHT, WRONG_LAST_SEQUENCE_IN_FLIGHT, refused};
 use super::requests::{Question, Requests};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -28,36 +32,6 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a condition that another write in flight keeps undecided is tried again.
 const UNDECIDED_MAX: Duration = Duration::from_secs(2);
-
-/// JetStream's error codes that mean something to relay: <https://github.com/nats-io/nats-server/blob/main/server/errors.json>
-pub(super) mod code {
-    /// The condition does not hold; the text names the sequence there is.
-    pub(crate) const WRONG_LAST_SEQUENCE: u64 = 10_071;
-    /// The condition can't be decided yet: a write under it is in flight.
-    pub(crate) const WRONG_LAST_SEQUENCE_IN_FLIGHT: u64 = 10_164;
-    /// The message id can't be decided yet: it is in flight.
-    pub(crate) const DUPLICATE_IN_FLIGHT: u64 = 10_158;
-    /// No message found.
-    pub(crate) const NO_MESSAGE: u64 = 10_037;
-    /// The message to delete is gone.
-    pub(crate) const SEQUENCE_NOT_FOUND: u64 = 10_043;
-    /// The message could not be deleted: it is gone.
-    pub(crate) const MESSAGE_DELETE_FAILED: u64 = 10_057;
-    /// There is no such stream.
-    pub(crate) const STREAM_NOT_FOUND: u64 = 10_059;
-    /// There is no such consumer.
-    pub(crate) const CONSUMER_NOT_FOUND: u64 = 10_014;
-    /// The account's storage is full.
-    pub(crate) const ACCOUNT_FULL: u64 = 10_002;
-    /// The server's storage is full.
-    pub(crate) const INSUFFICIENT_RESOURCES: u64 = 10_023;
-    /// The server's storage is full.
-    pub(crate) const STORAGE_FULL: u64 = 10_047;
-    /// The stream takes no larger message.
-    pub(crate) const MESSAGE_TOO_LARGE: u64 = 10_054;
-    /// Too many messages wait to be stored.
-    pub(crate) const TOO_MANY_WAITING: u64 = 10_167;
-}
 
 /// What became of a conditional publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +47,8 @@ pub(super) enum Written {
 pub(super) struct Api {
     connection: Connection,
     client: Client,
-    context: Context,
+    /// Of JetStream's API, with the domain.
+    prefix: String,
     in_flight: Arc<Semaphore>,
     requests: Requests,
     hints: Arc<Hints>,
@@ -87,12 +62,15 @@ impl Api {
     /// # Errors
     /// `Unavailable` if the connection is closed.
     pub(super) async fn new(connection: Connection) -> Result<Self, BrokerError> {
-        let (client, mut context) = (connection.client().clone(), connection.jetstream().clone());
-        context.set_timeout(ANSWER_WITHIN);
+        let client = connection.client().clone();
+        let prefix = match &connection.config().domain {
+            Some(domain) => format!("$JS.{domain}.API"),
+            None => "$JS.API".to_owned(),
+        };
         let in_flight = Arc::new(Semaphore::new(connection.config().in_flight));
         let clustered = client.server_info().cluster.is_some();
         let requests = Requests::start(&connection).await?;
-        Ok(Self { connection, client, context, in_flight, requests, hints: Arc::default(), clustered })
+        Ok(Self { connection, client, prefix, in_flight, requests, hints: Arc::default(), clustered })
     }
 
     /// How the connection stands, and when announcements may have been missed.
@@ -110,9 +88,9 @@ impl Api {
         &self.hints
     }
 
-    /// For managing streams and consumers.
+    /// For reading messages of consumers.
     pub(super) fn context(&self) -> &Context {
-        &self.context
+        self.connection.jetstream()
     }
 
     /// Publishes and waits for the confirmation. A condition in the headers that another write keeps undecided is tried
@@ -125,9 +103,15 @@ impl Api {
     /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
     pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
-        // In this order: a message that is sent at once is followed by its hint in the same write to the connection.
-        let (written, ()) = tokio::join!(biased; self.write(message, operation), self.hint(&queue, &lane, hint));
-        written
+        let mut writing = pin!(self.write(message, operation));
+        // In this order: a message that is sent at once is followed by its hint in the same write to the connection. A hint
+        // that can't be sent holds up nothing.
+        tokio::select! {
+            biased;
+            written = &mut writing => return written,
+            () = self.hint(&queue, &lane, hint) => {}
+        }
+        writing.await
     }
 
     async fn write(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
@@ -139,9 +123,11 @@ impl Api {
                 Ok(sequence) => return Ok(Written::At(sequence)),
                 Err(error) => error,
             };
-            match error.error_code().0 {
-                code::WRONG_LAST_SEQUENCE => return Ok(Written::Conflict(named_sequence(&error.to_string()))),
-                code::WRONG_LAST_SEQUENCE_IN_FLIGHT | code::DUPLICATE_IN_FLIGHT => {
+            match error.error_code() {
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE => {
+                    return Ok(Written::Conflict(named_sequence(&error.to_string())));
+                }
+                WRONG_LAST_SEQUENCE_IN_FLIGHT | DUPLICATE_IN_FLIGHT => {
                     let wait = Duration::from_millis(20 + jitter(180));
                     let next = again.take().filter(|_| Instant::now() + wait < give_up);
                     let Some(next) = next else {
@@ -184,19 +170,39 @@ impl Api {
     /// A call of JetStream's API. `subject` goes without its prefix.
     ///
     /// # Errors
-    /// As the server's error code says; `Ambiguous` without an answer in time.
+    /// As the server's error code says. Without an answer within 5 s: `Unavailable` if the call only reads, else
+    /// `Ambiguous`.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         subject: String,
         body: &impl Serialize,
         operation: &'static str,
     ) -> Result<T, BrokerError> {
+        self.call_raw(subject, body, operation).await?.map_err(|error| refused(&error, operation))
+    }
+
+    /// The same, with the server's error as it came.
+    pub(super) async fn call_raw<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        body: &impl Serialize,
+        operation: &'static str,
+    ) -> Result<Result<T, jetstream::Error>, BrokerError> {
         self.connection.up(operation)?;
-        let asked = Box::pin(self.context.request(subject, body));
-        let answer: Response<T> = asked.await.map_err(|e| unheard(e, operation))?;
+        let payload = serde_json::to_vec(body).map_err(|error| {
+            BrokerError::new(BrokerErrorKind::Invalid, operation, "what is asked is no JSON").with_source(error)
+        })?;
+        let reads = only_reads(&subject);
+        let (subject, headers) = (format!("{}.{subject}", self.prefix), HeaderMap::new());
+        let question = Question { subject, headers, payload: payload.into(), operation, permit: None };
+        let answer = self.requests.ask(question).await.and_then(|answer| read_json(&answer.payload, operation));
         match answer {
-            Response::Ok(answer) => Ok(answer),
-            Response::Err { error } => Err(refused(&error, operation)),
+            Ok(Response::Ok(answer)) => Ok(Ok(answer)),
+            Ok(Response::Err { error }) => Ok(Err(error)),
+            Err(error) if reads && error.kind() == BrokerErrorKind::Ambiguous => {
+                Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, error.detail()).with_source(error))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -207,19 +213,7 @@ impl Api {
         subject: String,
         operation: &'static str,
     ) -> Result<Option<Stored>, BrokerError> {
-        self.connection.up(operation)?;
-        let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
-        match Box::pin(stream.get_last_raw_message_by_subject(&subject)).await {
-            Ok(found) => Ok(Some(stored(found))),
-            Err(e) => match e.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(error) => match error.error_code().0 {
-                    code::NO_MESSAGE => Ok(None),
-                    _ => Err(refused(&error, operation)),
-                },
-                _ => Err(unread(e, operation)),
-            },
-        }
+        self.at_leader(stream, json!({ "last_by_subj": subject }), operation).await
     }
 
     /// The first message on `subject`, which may have wildcards, from sequence `from` on, as the leader has it.
@@ -230,10 +224,27 @@ impl Api {
         subject: String,
         operation: &'static str,
     ) -> Result<Option<Stored>, BrokerError> {
-        self.connection.up(operation)?;
-        let stream = self.context.get_stream_no_info(stream).await.map_err(|e| invalid(e, operation))?;
-        let answer = Box::pin(stream.raw_message_builder().sequence(from).next_by_subject(subject).send()).await;
-        found_or_none(answer, operation)
+        self.at_leader(stream, json!({ "seq": from, "next_by_subj": subject }), operation).await
+    }
+
+    async fn at_leader(
+        &self,
+        stream: &str,
+        which: serde_json::Value,
+        operation: &'static str,
+    ) -> Result<Option<Stored>, BrokerError> {
+        #[derive(Deserialize)]
+        struct Found {
+            message: RawMessage,
+        }
+        match self.call_raw(format!("STREAM.MSG.GET.{stream}"), &which, operation).await? {
+            Ok(Found { message }) => StreamMessage::try_from(message).map(stored).map(Some).map_err(|error| {
+                let why = "NATS sent a stored message that can't be read";
+                BrokerError::new(BrokerErrorKind::Corrupt, operation, why).with_source(error)
+            }),
+            Err(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Err(error) => Err(refused(&error, operation)),
+        }
     }
 
     /// Removes one message for good. `false` if it was gone, or had been replaced.
@@ -253,18 +264,18 @@ impl Api {
         overwrite: bool,
         operation: &'static str,
     ) -> Result<bool, BrokerError> {
-        #[derive(serde::Deserialize)]
+        #[derive(Deserialize)]
         struct Deleted {
             success: bool,
         }
-        self.connection.up(operation)?;
-        let body = serde_json::json!({ "seq": seq, "no_erase": !overwrite });
-        let asked = Box::pin(self.context.request(format!("STREAM.MSG.DELETE.{stream}"), &body));
-        let answer: Response<Deleted> = asked.await.map_err(|e| unheard(e, operation))?;
-        match answer {
-            Response::Ok(deleted) => Ok(deleted.success),
-            Response::Err { error } => match error.error_code().0 {
-                code::NO_MESSAGE | code::SEQUENCE_NOT_FOUND | code::MESSAGE_DELETE_FAILED => Ok(false),
+        let body = json!({ "seq": seq, "no_erase": !overwrite });
+        match self.call_raw(format!("STREAM.MSG.DELETE.{stream}"), &body, operation).await? {
+            Ok(Deleted { success }) => Ok(success),
+            Err(error) => match error.error_code() {
+                // It is gone.
+                ErrorCode::NO_MESSAGE_FOUND
+                | ErrorCode::SEQUENCE_NOT_FOUND
+                | ErrorCode::STREAM_MESSAGE_DELETE_FAILED => Ok(false),
                 _ => Err(refused(&error, operation)),
             },
         }
@@ -292,10 +303,55 @@ impl Api {
         if self.connection.up("tell").is_err() {
             return;
         }
-        if let Err(failure) = self.client.publish_with_headers(subject, headers, payload).await {
+        if let Err(failure) = taken(self.client.publish_with_headers(subject, headers, payload), "tell").await {
             tracing::debug!(error = %failure, "a message that may be lost was not sent");
         }
     }
+
+    /// Subscribes to a subject. Who asks something on the connection after it knows with the answer that it is in place.
+    ///
+    /// # Errors
+    /// `Unavailable` if the connection is down or closed, or takes nothing within 5 s.
+    pub(super) async fn subscribe(&self, subject: String, operation: &'static str) -> Result<Subscriber, BrokerError> {
+        self.connection.up(operation)?;
+        taken(self.client.subscribe(subject), operation).await
+    }
+
+    /// Sends a call of JetStream's API whose answers go to `reply`. `subject` goes without its prefix.
+    ///
+    /// # Errors
+    /// As [`Self::subscribe`]: nothing was sent.
+    pub(super) async fn send(
+        &self,
+        subject: String,
+        reply: String,
+        payload: Bytes,
+        operation: &'static str,
+    ) -> Result<(), BrokerError> {
+        self.connection.up(operation)?;
+        let subject = format!("{}.{subject}", self.prefix);
+        taken(self.client.publish_with_reply(subject, reply, payload), operation).await
+    }
+}
+
+/// Waits until the client library took something over. It takes nothing while the server does not read.
+pub(super) async fn taken<T, E: std::error::Error + Send + Sync + 'static>(
+    handing_over: impl Future<Output = Result<T, E>>,
+    operation: &'static str,
+) -> Result<T, BrokerError> {
+    let failed = |why| BrokerError::new(BrokerErrorKind::Unavailable, operation, why);
+    // Boxed: it is large, and every caller's future would be.
+    match timeout(ANSWER_WITHIN, Box::pin(handing_over)).await {
+        Ok(Ok(taken)) => Ok(taken),
+        Ok(Err(error)) => Err(failed("the connection to NATS is closed").with_source(error)),
+        Err(_) => Err(failed("NATS takes no more messages at present; nothing was done: try again")),
+    }
+}
+
+/// Whether a call of the API changes nothing, so that one without an answer had no effect.
+fn only_reads(subject: &str) -> bool {
+    let reading = ["INFO", "STREAM.INFO.", "STREAM.LIST", "STREAM.MSG.GET.", "CONSUMER.INFO.", "CONSUMER.LIST."];
+    reading.iter().any(|call| subject.starts_with(call))
 }
 
 /// A message of a stream as async-nats gives it.
@@ -307,60 +363,6 @@ pub(super) fn stored(message: StreamMessage) -> Stored {
 /// Nanoseconds since the epoch as relay's time.
 pub(super) fn millis(nanos: i128) -> Timestamp {
     Timestamp::from_millis(i64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(i64::MAX))
-}
-
-fn found_or_none(
-    answer: Result<StreamMessage, RawMessageError>,
-    operation: &'static str,
-) -> Result<Option<Stored>, BrokerError> {
-    match answer {
-        Ok(found) => Ok(Some(stored(found))),
-        Err(e) => match e.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            RawMessageErrorKind::JetStream(error) => match error.error_code().0 {
-                code::NO_MESSAGE => Ok(None),
-                _ => Err(refused(&error, operation)),
-            },
-            _ => Err(unread(e, operation)),
-        },
-    }
-}
-
-/// What a server's refusal means. It had no effect.
-pub(super) fn refused(error: &async_nats::jetstream::Error, operation: &'static str) -> BrokerError {
-    let kind = match error.error_code().0 {
-        code::STREAM_NOT_FOUND | code::CONSUMER_NOT_FOUND => BrokerErrorKind::NotFound,
-        code::ACCOUNT_FULL | code::INSUFFICIENT_RESOURCES | code::STORAGE_FULL => {
-            BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(10) }
-        }
-        code::TOO_MANY_WAITING => BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) },
-        // The server does not say by how much.
-        code::MESSAGE_TOO_LARGE => BrokerErrorKind::TooLarge { actual: 0, limit: 0 },
-        _ if error.code() == 503 => BrokerErrorKind::Unavailable,
-        _ => BrokerErrorKind::Invalid,
-    };
-    BrokerError::new(kind, operation, format!("NATS refused it: {error}"))
-}
-
-/// What it means that JetStream's API did not answer.
-pub(super) fn unheard(error: context::RequestError, operation: &'static str) -> BrokerError {
-    let (kind, what) = match error.kind() {
-        context::RequestErrorKind::NoResponders => {
-            (BrokerErrorKind::Unavailable, "nothing in NATS serves JetStream: is it enabled for this account?")
-        }
-        context::RequestErrorKind::TimedOut => (BrokerErrorKind::Ambiguous, "JetStream did not answer in time"),
-        _ => (BrokerErrorKind::Ambiguous, "the connection to NATS broke"),
-    };
-    BrokerError::new(kind, operation, what).with_source(error)
-}
-
-/// A read that had no answer: it had no effect either.
-pub(super) fn unread(error: impl std::error::Error + Send + Sync + 'static, operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::Unavailable, operation, "NATS did not answer").with_source(error)
-}
-
-fn invalid(error: impl std::error::Error + Send + Sync + 'static, operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::Invalid, operation, "not a stream's name").with_source(error)
 }
 
 fn read_json<T: DeserializeOwned>(bytes: &[u8], operation: &'static str) -> Result<T, BrokerError> {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Request, StatusCode};
+use async_nats::{HeaderMap, Message, StatusCode};
 use futures_util::StreamExt as _;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::api::Api;
+use super::api::{ANSWER_WITHIN, Api};
 use super::record::{Stored, number};
 use super::stream_api;
 use crate::contract::Timestamp;
@@ -15,8 +15,6 @@ use crate::error::{BrokerError, BrokerErrorKind};
 /// The most messages of one request: a read holds up the stream's writers. Measured on nats-server 2.15.1: publishes wait
 /// up to 260 ms behind large ones.
 pub(super) const BATCH_MAX: usize = 50;
-/// How long the server may take for the next message.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a stream that is there may take until it answers reads.
 const SERVED_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait before such a one is asked again.
@@ -84,17 +82,14 @@ impl Api {
     ) -> Result<Option<Batch>, BrokerError> {
         let away = |what: String| BrokerError::new(BrokerErrorKind::Unavailable, operation, what);
         let inbox = self.client().new_inbox();
-        let answers = self.client().subscribe(inbox.clone()).await;
-        let mut answers = answers.map_err(|error| away("the connection is closed".to_owned()).with_source(error))?;
+        let mut answers = self.subscribe(inbox.clone(), operation).await?;
         let body = serde_json::json!({
             "seq": stretch.from.max(1),
             "next_by_subj": stretch.subject,
             "batch": stretch.messages.clamp(1, BATCH_MAX),
             "max_bytes": stretch.bytes.max(1),
         });
-        let request = Request::new().payload(body.to_string().into()).inbox(inbox);
-        let sent = self.context().send_request(format!("DIRECT.GET.{stream}"), request).await;
-        sent.map_err(|error| away("the connection is closed".to_owned()).with_source(error))?;
+        self.send(format!("DIRECT.GET.{stream}"), inbox, body.to_string().into(), operation).await?;
         let mut batch = Batch::default();
         while let Some(answer) = timeout(ANSWER_WITHIN, answers.next())
             .await

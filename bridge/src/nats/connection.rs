@@ -348,7 +348,7 @@ async fn keep(inner: Weak<Inner>, shared: Arc<Shared>, closing: CancellationToke
         shared.reconcile(connected);
         if lame && connected && has_another(&client).await {
             tracing::info!(server = %info.server_name, "the NATS server is about to stop: moving to another");
-            client.force_reconnect().await.ok();
+            timeout(CLOSE_MAX, client.force_reconnect()).await.ok();
         }
         if connected && judged.as_ref() != Some(&info.server_id) {
             match Version::accept(&info.version) {
@@ -358,7 +358,7 @@ async fn keep(inner: Weak<Inner>, shared: Arc<Shared>, closing: CancellationToke
                     shared.refuse(format!("server `{}` {why}", info.server_name));
                     // The one from before may come back, and is to be accepted anew.
                     judged = None;
-                    client.force_reconnect().await.ok();
+                    timeout(CLOSE_MAX, client.force_reconnect()).await.ok();
                     continue;
                 }
             }
@@ -369,7 +369,8 @@ async fn keep(inner: Weak<Inner>, shared: Arc<Shared>, closing: CancellationToke
 
 /// Whether there is somewhere to move to. A single address that is a name may lead to another server, too.
 async fn has_another(client: &Client) -> bool {
-    let pool = client.server_pool().await.unwrap_or_default();
+    let pool = timeout(CLOSE_MAX, client.server_pool()).await;
+    let pool = pool.ok().and_then(Result::ok).unwrap_or_default();
     pool.len() > 1 || pool.iter().any(|server| server.addr.host().parse::<std::net::IpAddr>().is_err())
 }
 

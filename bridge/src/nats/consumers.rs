@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::alone::Alone;
 use super::names::Lane;
 use super::{Nats, names, stream_api};
 use crate::contract::{ClientId, QueueName};
@@ -35,7 +36,7 @@ pub(super) struct Consumers {
     /// The clients that share a lane because there were others before them.
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
     /// New ones of a queue are made one at a time, so that they can be counted.
-    making: Mutex<HashMap<QueueName, Arc<tokio::sync::Mutex<()>>>>,
+    making: Mutex<HashMap<QueueName, Arc<Alone>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +133,8 @@ impl Consumers {
         sharing.insert((queue.clone(), client.clone()));
     }
 
-    /// Held by the one who makes a consumer of the queue.
-    fn making(&self, queue: &QueueName) -> Arc<tokio::sync::Mutex<()>> {
+    /// Who makes a consumer of the queue.
+    fn making(&self, queue: &QueueName) -> Arc<Alone> {
         let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         making.entry(queue.clone()).or_default().clone()
     }
@@ -174,17 +175,17 @@ impl Nats {
         client: &ClientId,
         policy: &QueuePolicy,
     ) -> Result<Lane, BrokerError> {
-        // One after the other: many new clients at once would each see that there is room.
-        let making = self.consumers().making(queue);
-        let _alone = making.lock().await;
-        let lane = match self.known_lane(queue, client, policy) {
-            Some(lane) => lane,
-            None => self.choose_lane(queue, client).await?,
-        };
-        if !self.consumers().knows(queue, &lane) {
+        let known = || self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        let make = async {
+            let lane = match self.known_lane(queue, client, policy) {
+                Some(lane) => lane,
+                None => self.choose_lane(queue, client).await?,
+            };
             self.make_consumer(queue, &lane, policy).await?;
-        }
-        Ok(lane)
+            Ok(lane)
+        };
+        // One after the other: many new clients at once would each see that there is room.
+        self.consumers().making(queue).ask(known, make).await
     }
 
     /// The lane of the client's next job, as far as that is known without asking.

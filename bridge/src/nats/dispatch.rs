@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Message, Request, StatusCode};
+use async_nats::{Message, StatusCode};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::api::taken;
 use super::hints::Listening;
 use super::names::Lane;
 use super::standing::Standing;
@@ -371,22 +372,15 @@ impl Nats {
     /// One pull, which waits for so long if there is nothing.
     pub(super) async fn pull(&self, line: &Line, wanted: &Wanted, wait: Duration) -> Result<Pulled, BrokerError> {
         let failed = |what: &str| BrokerError::new(BrokerErrorKind::Unavailable, "lease", what);
-        // While NATS is away it would be kept for when it is back, and answered to nobody.
-        self.connection().up("lease")?;
-        let (client, context) = (self.api().client(), self.api().context());
-        let inbox = client.new_inbox();
-        let mut answers = client
-            .subscribe(inbox.clone())
-            .await
-            .map_err(|e| failed("can't subscribe: the connection to NATS is closed").with_source(e))?;
+        let inbox = self.api().client().new_inbox();
+        let mut answers = self.api().subscribe(inbox.clone(), "lease").await?;
         // With the last message that is asked for it ends by itself, and nothing is to be sent between that and the job.
-        drop(answers.unsubscribe_after(u64::from(wanted.count)).await);
+        taken(answers.unsubscribe_after(u64::from(wanted.count)), "lease").await?;
         let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
         // What there is, at once; if there is nothing, what comes within `expires`.
         let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
         let subject = format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), wanted.lane);
-        let request = Request::new().inbox(inbox).payload(body.into());
-        context.send_request(subject, request).await.map_err(|e| failed("can't ask for jobs").with_source(e))?;
+        self.api().send(subject, inbox, body.into(), "lease").await?;
         let mut pulled = Pulled { messages: Vec::new(), end: End::Answered };
         while pulled.messages.len() < wanted.count as usize {
             // For each: a large batch over a slow network takes longer, and what is not waited for is leased to nobody.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Nats;
+use super::alone::Alone;
 use super::api::Written;
 use super::batch::Stretch;
 use super::find::{Found, status_of_new};
@@ -33,8 +34,7 @@ pub(super) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
 #[derive(Debug, Default)]
 struct Line {
     counted: Option<Counted>,
-    /// Held by the one who asks the server.
-    asking: Arc<tokio::sync::Mutex<()>>,
+    asking: Arc<Alone>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ impl Waiting {
         })
     }
 
-    fn asking(&self, queue: &QueueName, client: &ClientId) -> Arc<tokio::sync::Mutex<()>> {
+    fn asking(&self, queue: &QueueName, client: &ClientId) -> Arc<Alone> {
         self.of(queue, client, |line| line.asking.clone())
     }
 
@@ -182,13 +182,13 @@ impl Nats {
     ) -> Result<Option<BrokerError>, BrokerError> {
         let (queue, client, counts) = (&job.queue, &job.client, &self.0.line.waiting);
         let called = Instant::now();
-        // What many ask for at once is asked for once.
-        let asking = counts.asking(queue, client);
-        let _alone = asking.lock().await;
-        if !counts.is_newer(queue, client, called) {
+        let count = async {
             let waiting = self.count_waiting(queue, client, policy).await?;
             counts.note(queue, client, waiting);
-        }
+            Ok(())
+        };
+        let known = || counts.is_newer(queue, client, called).then_some(());
+        counts.asking(queue, client).ask(known, count).await?;
         Ok(counts.add(queue, client, limit).err().map(|waiting| {
             BrokerError::new(
                 BrokerErrorKind::QuotaExceeded { actual: waiting, limit },

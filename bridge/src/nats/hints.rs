@@ -22,7 +22,7 @@ use super::dispatch::Line;
 use super::names::Lane;
 use super::{Inner, Nats, names, policy};
 use crate::contract::{JobId, QueueName};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 
 /// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
 const EVERY: Duration = Duration::from_millis(2);
@@ -196,13 +196,7 @@ pub(super) struct Listening {
 
 impl Listening {
     pub(super) async fn begin(nats: &Nats, queue: &QueueName) -> Result<Self, BrokerError> {
-        let client = nats.api().client();
-        let subscribe = |subject: String| async move {
-            client.subscribe(subject).await.map_err(|e| {
-                let what = "can't subscribe: the connection to NATS is closed";
-                BrokerError::new(BrokerErrorKind::Unavailable, "lease", what).with_source(e)
-            })
-        };
+        let subscribe = |subject: String| nats.api().subscribe(subject, "lease");
         let stream = names::jobs_stream(queue);
         let advisories = ["CREATED", "LEADER_ELECTED"];
         let mut changes = futures_util::stream::SelectAll::new();

@@ -6,16 +6,16 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use async_nats::jetstream::response::Response;
+use async_nats::jetstream::ErrorCode;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 
 use super::Nats;
-use super::api::{code, refused, unread};
 use super::batch::{BATCH_MAX, Stretch};
 use super::find::Found;
 use super::names;
 use super::record::{Record, Stored, is_unreadable};
+use super::refusal::refused;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{JobFilter, Listed};
@@ -189,13 +189,11 @@ impl Nats {
         struct Message {
             seq: u64,
         }
-        self.api().connection().up(OPERATION)?;
         let body = serde_json::json!({ "start_time": at.to_string(), "next_by_subj": subject });
-        let asked = Box::pin(self.api().context().request(format!("STREAM.MSG.GET.{stream}"), &body));
-        match asked.await.map_err(|error| unread(error, OPERATION))? {
-            Response::Ok(Found { message }) => Ok(Some(message.seq)),
-            Response::Err { error } if error.error_code().0 == code::NO_MESSAGE => Ok(None),
-            Response::Err { error } => Err(refused(&error, OPERATION)),
+        match self.api().call_raw(format!("STREAM.MSG.GET.{stream}"), &body, OPERATION).await? {
+            Ok(Found { message }) => Ok(Some(message.seq)),
+            Err(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Err(error) => Err(refused(&error, OPERATION)),
         }
     }
 

@@ -4,7 +4,7 @@
 //! # Layout
 //!
 //! - [`names`]: streams, consumers, subjects. `record`: a record as a message. `api` and `batch`: JetStream calls as relay
-//!   needs them.
+//!   needs them; `requests`, `alone` and `refusal`: how they are sent, asked once for many, and refused.
 //! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
 //!   `version`: which servers are too old.
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
@@ -22,6 +22,7 @@
 
 mod acks;
 mod admission;
+mod alone;
 mod api;
 mod batch;
 mod cancel;
@@ -47,6 +48,7 @@ mod policy;
 mod provision;
 mod receipt;
 mod record;
+mod refusal;
 mod requests;
 mod results;
 mod settle;

@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::Config;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::alone::Alone;
 use super::api::{Api, Written, jitter};
 use super::names;
 use super::record::Outgoing;
@@ -35,6 +36,9 @@ const TURN_SECS: u64 = 30;
 /// How long a writer waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(40);
 
+/// The most queues, also such as are not there, whose askers are remembered.
+const ASKING_MAX: usize = 16_384;
+
 const POLICY: &str = "relay.policy";
 const PAUSED: &str = "relay.paused";
 const OPERATION: &str = "read policy";
@@ -45,8 +49,8 @@ pub(super) struct Policies {
     settings: StreamSettings,
     payload_max: u64,
     copies: Mutex<HashMap<QueueName, Copied>>,
-    /// One question at a time: what many ask for at once is asked for once.
-    asking: tokio::sync::Mutex<()>,
+    /// Who asks for the policy of each queue.
+    asking: Mutex<HashMap<QueueName, Arc<Alone>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ struct Copied {
 
 impl Policies {
     pub(super) fn new(api: Api, settings: StreamSettings, payload_max: u64) -> Self {
-        Self { api, settings, payload_max, copies: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Self { api, settings, payload_max, copies: Mutex::default(), asking: Mutex::default() }
     }
 
     pub(super) fn api(&self) -> &Api {
@@ -74,11 +78,15 @@ impl Policies {
         if let Some(policy) = self.copy(queue) {
             return Ok(Some(policy));
         }
-        let _alone = self.asking.lock().await;
-        match self.copy(queue) {
-            Some(policy) => Ok(Some(policy)),
-            None => self.fresh(queue).await,
+        self.asking(queue).ask(|| self.copy(queue).map(Some), self.fresh(queue)).await
+    }
+
+    fn asking(&self, queue: &QueueName) -> Arc<Alone> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.len() >= ASKING_MAX {
+            asking.clear();
         }
+        asking.entry(queue.clone()).or_default().clone()
     }
 
     /// The same, asked of the stream's leader now.

@@ -80,10 +80,7 @@ impl<'a> Waiting<'a> {
     ) -> Result<Self, BrokerError> {
         let place = nats.waits().begin(operation)?;
         let missed = nats.missed();
-        let announced = nats.api().client().subscribe(subject).await.map_err(|error| {
-            BrokerError::new(BrokerErrorKind::Unavailable, operation, "the connection to NATS is closed")
-                .with_source(error)
-        })?;
+        let announced = nats.api().subscribe(subject, operation).await?;
         let now = Instant::now();
         let look_again = Some(now + LOOK_AGAIN);
         let deadline = now + wait.min(WAIT_MAX);

@@ -179,7 +179,7 @@ impl Stage {
     }
 }
 
-fn is_passing(error: &BrokerError) -> bool {
+pub(crate) fn is_passing(error: &BrokerError) -> bool {
     use BrokerErrorKind::{Ambiguous, Overloaded, Unavailable};
     matches!(error.kind(), Unavailable | Ambiguous | Overloaded { .. })
 }
