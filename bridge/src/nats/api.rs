@@ -23,7 +23,9 @@ use tokio::time::{Instant, timeout};
 use super::connection::Connection;
 use super::hints::Hints;
 use super::record::{Outgoing, Stored};
-use super::refusal::{DUPLICATE_IN_FLIGHT, WRONG_LAST_SEQUENCE_IN_FLIGHT, refused};
+use super::refusal::{
+    DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused,
+};
 use super::requests::{Question, Requests};
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -127,7 +129,7 @@ impl Api {
                 ErrorCode::STREAM_WRONG_LAST_SEQUENCE => {
                     return Ok(Written::Conflict(named_sequence(&error.to_string())));
                 }
-                WRONG_LAST_SEQUENCE_IN_FLIGHT | DUPLICATE_IN_FLIGHT => {
+                WRONG_LAST_SEQUENCE_IN_FLIGHT | LAST_SEQUENCE_NOT_READY | DUPLICATE_IN_FLIGHT => {
                     let wait = Duration::from_millis(20 + jitter(180));
                     let next = again.take().filter(|_| Instant::now() + wait < give_up);
                     let Some(next) = next else {
@@ -137,7 +139,7 @@ impl Api {
                     tokio::time::sleep(wait).await;
                     (again, message) = (Some(next.clone()), *next);
                 }
-                _ => return Err(refused(&error, operation)),
+                _ => return Err(not_stored(&error, operation)),
             }
         }
     }
