@@ -16,7 +16,7 @@ use super::alone::Alone;
 use super::names::Lane;
 use super::{Nats, names, stream_api};
 use crate::contract::{ClientId, QueueName};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
 
 /// How many consumers a queue has when new clients begin to share lanes. Those that the policy names have their own all the
@@ -82,6 +82,8 @@ pub(super) struct Floor {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct ConsumerConfig {
+    #[serde(default)]
+    filter_subject: String,
     #[serde(default)]
     ack_wait: u64,
     #[serde(default)]
@@ -271,7 +273,13 @@ impl Nats {
             if info.made() == Made::by(policy, &lane) {
                 self.consumers().remember(queue, &lane, info.made());
             } else {
-                self.make_consumer(queue, &lane, policy).await?;
+                match self.make_consumer(queue, &lane, policy).await {
+                    // It keeps its old settings, and must not stop the other lanes.
+                    Err(error) if error.kind() == BrokerErrorKind::Invalid => {
+                        tracing::warn!(%queue, consumer = %lane, %error, "a consumer can't be changed to what the policy says");
+                    }
+                    made => made?,
+                }
             }
         }
         Ok(listed)
@@ -286,7 +294,8 @@ impl Nats {
         stream_api::whole(listed, &silent, "list consumers")
     }
 
-    /// The same without those that have no leader that answers, and the names of these.
+    /// The same without those that have no leader that answers, and the names of these. What is no lane's is left out: others
+    /// may look on with consumers of their own, whose names may read like a client's.
     pub(super) async fn answering_consumers(
         &self,
         queue: &QueueName,
@@ -294,7 +303,10 @@ impl Nats {
         let call = format!("CONSUMER.LIST.{}", names::jobs_stream(queue));
         let (mut listed, silent) =
             stream_api::pages::<ConsumerInfo>(self.api(), &call, json!({}), "list consumers").await?;
-        listed.retain(|info| !silent.contains(&info.name));
+        listed.retain(|info| {
+            let of_lane = info.lane().is_some_and(|lane| info.config.filter_subject == lane.filter(queue));
+            of_lane && !silent.contains(&info.name)
+        });
         Ok((listed, silent))
     }
 

@@ -209,7 +209,15 @@ impl Nats {
         let record = &pulled.record;
         let in_doubt =
             pulled.delivered > 1 || record.charged() > 0 || record.is_doubtful() || line.is_below_mark(record.seq);
-        if pulled.delivered > 1 && self.is_replaced(record).await? {
+        let replaced = match pulled.delivered > 1 {
+            true => self.is_replaced(record).await,
+            false => Ok(false),
+        };
+        if let (Err(failure), Ok(job)) = (&replaced, record.job()) {
+            self.set_aside_in_doubt(pulled, &job, failure).await?;
+            return Ok(None);
+        }
+        if replaced? {
             // A timer or a later record stands for the job: this one is what a crash left of a step before.
             self.api().delete(&record.address.stream(), record.seq, "lease").await?;
             return Ok(None);

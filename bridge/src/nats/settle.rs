@@ -66,11 +66,19 @@ impl Nats {
             self.api().answer(&token.reply, answer, OPERATION),
             self.kept_result(&receipt.client, receipt.job_id)
         );
-        if let Some(kept) = kept?.filter(|kept| kept.result.run_id >= receipt.run_id) {
+        let ended = kept.as_ref().ok().and_then(Option::as_ref).filter(|kept| kept.result.run_id >= receipt.run_id);
+        if let Some(kept) = ended {
             self.holding().ended(receipt.job_id, receipt.run_id, kept.result.outcome);
             return Ok(StillHeld::Ended(kept.result.outcome));
         }
         confirmed?;
+        if held.is_some_and(|held| held.until <= Instant::now()) {
+            return Err(lost(OPERATION, "its time was over before the extension was confirmed"));
+        }
+        if let Err(error) = kept {
+            // The lease is extended all the same; whether the run has ended is for the next heartbeat.
+            tracing::debug!(job_id = %receipt.job_id, %error, "whether a run has ended could not be looked up");
+        }
         let key = token.key(receipt);
         self.holding().change(&key, |held| held.until = asked_at + lease);
         if let Some(held) = self.holding().get(&key).filter(|held| held.told) {
