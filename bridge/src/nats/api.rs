@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::RawMessage;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, Subscriber};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -105,13 +106,16 @@ impl Api {
     /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
     pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
-        let mut writing = pin!(self.write(message, operation));
+        let (mut writing, mut hinting) = (pin!(self.write(message, operation)), pin!(self.hint(&queue, &lane, hint)));
         // In this order: a message that is sent at once is followed by its hint in the same write to the connection. A hint
         // that can't be sent holds up nothing.
         tokio::select! {
             biased;
-            written = &mut writing => return written,
-            () = self.hint(&queue, &lane, hint) => {}
+            written = &mut writing => {
+                hinting.now_or_never();
+                return written;
+            }
+            () = &mut hinting => {}
         }
         writing.await
     }
