@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::alone::Alone;
-use super::names::Lane;
+use super::names::{Lane, SHARED_LANES};
 use super::{Nats, names, stream_api};
 use crate::contract::{ClientId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -177,14 +177,23 @@ impl Nats {
         client: &ClientId,
         policy: &QueuePolicy,
     ) -> Result<Lane, BrokerError> {
+        let own = Lane::Own(client.clone());
         let known = || self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
         let make = async {
             let lane = match self.known_lane(queue, client, policy) {
                 Some(lane) => lane,
                 None => self.choose_lane(queue, client).await?,
             };
-            self.make_consumer(queue, &lane, policy).await?;
-            Ok(lane)
+            match self.make_consumer(queue, &lane, policy).await {
+                // No room for one more consumer: unless it has a share of its own to hold, it needs none.
+                Err(full) if is_full(&full) && lane == own && !policy.clients.contains_key(client) => {
+                    let lane = Lane::shared_by(client);
+                    self.make_consumer(queue, &lane, policy).await?;
+                    self.consumers().shares(queue, client);
+                    Ok(lane)
+                }
+                made => made.map(|()| lane),
+            }
         };
         // One after the other: many new clients at once would each see that there is room.
         self.consumers().making(queue).ask(known, make).await
@@ -225,7 +234,10 @@ impl Nats {
     async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {
         let own = Lane::Own(client.clone());
         let stream = stream_api::get(self.api(), &names::jobs_stream(queue), "create consumer").await?;
-        if stream.info.state.consumer_count < OWN_MAX || self.consumer_info(queue, &own).await?.is_some() {
+        // Where the stream may have few, those who share come first.
+        let may_have = usize::try_from(stream.info.config.max_consumers).ok().filter(|most| *most > 0);
+        let own_max = may_have.map_or(OWN_MAX, |most| OWN_MAX.min(most.saturating_sub(usize::from(SHARED_LANES))));
+        if stream.info.state.consumer_count < own_max || self.consumer_info(queue, &own).await?.is_some() {
             return Ok(own);
         }
         self.consumers().shares(queue, client);
@@ -321,8 +333,12 @@ impl Nats {
         let info = self.api().call(format!("CONSUMER.INFO.{stream}.{lane}"), &body, "read consumer");
         match info.await {
             Ok(info) => Ok(Some(info)),
-            Err(error) if error.kind() == crate::error::BrokerErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_full(error: &BrokerError) -> bool {
+    matches!(error.kind(), BrokerErrorKind::Overloaded { .. })
 }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::jetstream::account::Account;
 use async_nats::jetstream::stream::Config;
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
 use super::alone::Alone;
 use super::api::{Api, Written, jitter};
@@ -48,6 +50,8 @@ pub(super) struct Policies {
     api: Api,
     settings: StreamSettings,
     payload_max: u64,
+    /// The most consumers that the account allows a stream, once the server was asked; `i32::MAX` if it does not care.
+    consumers_max: OnceCell<i32>,
     copies: Mutex<HashMap<QueueName, Copied>>,
     /// Who asks for the policy of each queue.
     asking: Mutex<HashMap<QueueName, Arc<Alone>>>,
@@ -61,7 +65,8 @@ struct Copied {
 
 impl Policies {
     pub(super) fn new(api: Api, settings: StreamSettings, payload_max: u64) -> Self {
-        Self { api, settings, payload_max, copies: Mutex::default(), asking: Mutex::default() }
+        let (consumers_max, copies, asking) = (OnceCell::new(), Mutex::default(), Mutex::default());
+        Self { api, settings, payload_max, consumers_max, copies, asking }
     }
 
     pub(super) fn api(&self) -> &Api {
@@ -147,7 +152,7 @@ impl Policies {
     pub(super) async fn put(&self, queue: &QueueName, policy: &QueuePolicy, mend: Mend) -> Result<(), BrokerError> {
         const OPERATION: &str = "write policy";
         self.check(policy)?;
-        let mut wanted = self.settings.jobs(queue, policy);
+        let mut wanted = self.within_account(self.settings.jobs(queue, policy)).await?;
         let found = match stream_api::find(&self.api, &wanted.name, OPERATION).await? {
             Some(found) => found,
             None => {
@@ -217,6 +222,7 @@ impl Policies {
     /// Creates a stream that all queues share, unless it is there.
     pub(super) async fn ensure(&self, wanted: &Config, mend: Mend) -> Result<(), BrokerError> {
         const OPERATION: &str = "provision";
+        let wanted = &self.within_account(wanted.clone()).await?;
         let found = match stream_api::find(&self.api, &wanted.name, OPERATION).await? {
             Some(found) => found,
             None => match stream_api::create(&self.api, wanted, OPERATION).await? {
@@ -232,6 +238,18 @@ impl Policies {
             stream_api::update(&self.api, &found, &next, OPERATION).await?;
         }
         Ok(())
+    }
+
+    /// `wanted` with no more consumers than the account allows a stream: the server refuses it otherwise.
+    pub(super) async fn within_account(&self, mut wanted: Config) -> Result<Config, BrokerError> {
+        let ask = || async {
+            let account: Account = self.api.call("INFO".to_owned(), &serde_json::Value::Null, "provision").await?;
+            let limit = account.limits.max_consumers.and_then(|limit| i32::try_from(limit).ok());
+            Ok::<_, BrokerError>(limit.filter(|limit| *limit > 0).unwrap_or(i32::MAX))
+        };
+        let consumers_max = *self.consumers_max.get_or_try_init(ask).await?;
+        wanted.max_consumers = wanted.max_consumers.min(consumers_max);
+        Ok(wanted)
     }
 
     pub(super) fn check(&self, policy: &QueuePolicy) -> Result<(), BrokerError> {

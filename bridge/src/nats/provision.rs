@@ -113,6 +113,7 @@ impl Nats {
             if let (true, Some(queue)) = (is_queue, names::queue_of_stream(&wanted.name)) {
                 wanted = policies.settings().jobs(&queue, &policy::read(&found.info.config)?);
             }
+            let wanted = policies.within_account(wanted).await?;
             let (_, differences) = reconcile(&found.info.config, &wanted, Mend::Needed);
             wrong.extend(differences.into_iter().map(|difference| format!("`{}`: {}", wanted.name, difference.what)));
         }
@@ -133,6 +134,7 @@ async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Resul
     // What all queues share is told with the first of them.
     if let Some((first, _)) = queues.first() {
         for wanted in policies.settings().shared() {
+            let wanted = policies.within_account(wanted).await?;
             let found = stream_api::find(policies.api(), &wanted.name, OPERATION).await?;
             let note = |what: String, destructive| Change {
                 queue: first.clone(),
@@ -154,7 +156,8 @@ async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Resul
         let before = found.as_ref().map(|found| policy::read(&found.info.config)).transpose()?;
         planned.extend(policy_changes(queue, before.as_ref(), wanted));
         if let Some(found) = found {
-            let (_, differences) = reconcile(&found.info.config, &policies.settings().jobs(queue, wanted), Mend::All);
+            let jobs = policies.within_account(policies.settings().jobs(queue, wanted)).await?;
+            let (_, differences) = reconcile(&found.info.config, &jobs, Mend::All);
             planned.extend(differences.into_iter().map(|differs| Change {
                 queue: queue.clone(),
                 what: differs.what,
