@@ -356,7 +356,8 @@ pub(super) async fn taken<T, E: std::error::Error + Send + Sync + 'static>(
 
 /// Whether a call of the API changes nothing, so that one without an answer had no effect.
 fn only_reads(subject: &str) -> bool {
-    let reading = ["INFO", "STREAM.INFO.", "STREAM.LIST", "STREAM.MSG.GET.", "CONSUMER.INFO.", "CONSUMER.LIST."];
+    let reading =
+        ["INFO", "STREAM.INFO.", "STREAM.LIST", "STREAM.NAMES", "STREAM.MSG.GET.", "CONSUMER.INFO.", "CONSUMER.LIST."];
     reading.iter().any(|call| subject.starts_with(call))
 }
 

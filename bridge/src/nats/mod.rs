@@ -26,6 +26,7 @@ mod alone;
 mod api;
 mod batch;
 mod cancel;
+mod census;
 pub mod config;
 pub mod connection;
 mod consumers;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::Nats;
 use super::batch::{BATCH_MAX, Stretch};
+use super::census::Census;
 use super::deliver::UNREADABLE_FOR;
 use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored, is_unreadable};
@@ -42,6 +43,7 @@ pub(super) struct Sweeping {
     places: Mutex<HashMap<(QueueName, Lane), u64>>,
     entries: Mutex<HashMap<QueueName, LeftAlone>>,
     first: AtomicUsize,
+    pub(super) census: Census,
 }
 
 /// The entries of a queue that were too young to be removed.
@@ -105,6 +107,7 @@ impl Step {
 impl Nats {
     pub(super) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
         let mut queues = self.queues(true).await?;
+        self.0.line.sweeping.census.retain(&queues);
         let first = self.0.line.sweeping.first.fetch_add(1, Ordering::Relaxed) % queues.len().max(1);
         queues.rotate_left(first);
         let left = limit.clamp(1, STEP_MAX);
@@ -136,6 +139,7 @@ impl Nats {
 
     async fn sweep_queue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
         let policy = self.policies().require(queue, OPERATION).await?;
+        self.restore_lost_lanes(queue, &policy).await;
         self.sweep_overdue(queue, step).await?;
         // A lane whose consumer has no leader just now is for the next step.
         for info in self.answering_consumers(queue).await?.0 {
