@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Job, QueueName, Submission};
-use relay_bridge::leasing::LeaseRequest;
+use relay_bridge::leasing::{Held, LeaseRequest};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, names};
@@ -93,4 +93,25 @@ async fn a_consumer_that_somebody_else_made_stops_no_queue_and_counts_nothing() 
     assert_eq!(broker.jobs.depth(&queue).await.unwrap().waiting, 1, "not once more for the inspector");
     let leased = broker.leasing.lease(&request(&queue, 1)).await.unwrap();
     assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_made_shorter_is_shorter_for_the_next_holder_and_not_for_who_holds_a_job() {
+    let server = NatsServer::start().await;
+    let (first, second) = (open(&server).await.broker(), open(&server).await.broker());
+    let queue: QueueName = "work".parse().unwrap();
+    let with_lease = |secs| QueuePolicy { lease: Duration::from_secs(secs), ..QueuePolicy::default() };
+    first.policies.put_policy(&queue, &with_lease(9)).await.unwrap();
+    first.jobs.enqueue(job(&queue)).await.unwrap();
+    let held = first.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    assert_eq!(held.lease, Duration::from_secs(9));
+    first.policies.put_policy(&queue, &with_lease(1)).await.unwrap();
+    // Long enough for a round, and for the shorter lease to pass without a heartbeat.
+    let meanwhile = LeaseRequest { wait: Duration::from_millis(7_500), ..request(&queue, 1) };
+    let taken = second.leasing.lease(&meanwhile).await.unwrap();
+    assert!(taken.is_empty(), "two hold the job");
+    assert!(matches!(first.leasing.extend(&held.receipt).await.unwrap(), Held::Until(_)));
+    second.jobs.enqueue(job(&queue)).await.unwrap();
+    let next = second.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    assert_eq!(next.lease, Duration::from_secs(1));
 }

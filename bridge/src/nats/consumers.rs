@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -25,6 +25,8 @@ const OWN_MAX: usize = 500;
 /// The most jobs of a lane that are leased at once where the policy sets no limit of its own. The server keeps a list
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
 const RUNNING_MAX: u32 = 50_000;
+/// How long after a change of a policy some process may still go by the one before.
+const POLICY_AGE_MAX: Duration = Duration::from_secs(10);
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
 
@@ -33,6 +35,8 @@ const KNOWN_MAX: usize = 65_536;
 pub(super) struct Consumers {
     /// The settings with which it last made, or found, each.
     made: Mutex<HashMap<(QueueName, Lane), Made>>,
+    /// Since when it is known of which that its lease is to be shorter.
+    lowering: Mutex<HashMap<(QueueName, Lane), Instant>>,
     /// The clients that share a lane because there were others before them.
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
     /// New ones of a queue are made one at a time, so that they can be counted.
@@ -146,6 +150,30 @@ impl Consumers {
         self.change(|known| known.remove(&(queue.clone(), lane.clone())));
     }
 
+    /// For how long a job of the lane is leased: the server goes by its consumer, and a holder that believed in more would
+    /// share the job with the next one.
+    pub(super) fn lease(&self, queue: &QueueName, lane: &Lane, policy: &QueuePolicy) -> Duration {
+        let made = self.change(|known| known.get(&(queue.clone(), lane.clone())).copied());
+        made.map_or(policy.lease, |made| made.lease.min(policy.lease))
+    }
+
+    /// The lease that the consumer may have now. The server judges what is leased already by a new one: a shorter one has to
+    /// wait until nobody can hold a job under the longer one.
+    fn lease_now(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo, wanted: Duration) -> Duration {
+        let mut lowering = self.lowering.lock().unwrap_or_else(PoisonError::into_inner);
+        let (key, found) = ((queue.clone(), lane.clone()), info.made().lease);
+        if wanted >= found {
+            lowering.remove(&key);
+            return wanted;
+        }
+        if lowering.len() >= KNOWN_MAX {
+            lowering.clear();
+        }
+        let since = *lowering.entry(key).or_insert_with(Instant::now);
+        let held = if info.num_ack_pending > 0 { found } else { Duration::ZERO };
+        if since.elapsed() < held + POLICY_AGE_MAX { found } else { wanted }
+    }
+
     fn knows(&self, queue: &QueueName, lane: &Lane) -> bool {
         self.change(|known| known.contains_key(&(queue.clone(), lane.clone())))
     }
@@ -244,15 +272,22 @@ impl Nats {
         Ok(Lane::shared_by(client))
     }
 
-    /// Makes the lane's consumer, or changes it to what the policy says.
+    /// Makes the lane's consumer, unless it is there. One that differs from what the policy says is changed by a round.
     pub(super) async fn make_consumer(
         &self,
         queue: &QueueName,
         lane: &Lane,
         policy: &QueuePolicy,
     ) -> Result<(), BrokerError> {
+        if let Some(info) = self.consumer_info(queue, lane).await? {
+            self.consumers().remember(queue, lane, info.made());
+            return Ok(());
+        }
+        self.make_as(queue, lane, Made::by(policy, lane)).await
+    }
+
+    async fn make_as(&self, queue: &QueueName, lane: &Lane, made: Made) -> Result<(), BrokerError> {
         let (stream, name, filter) = (names::jobs_stream(queue), lane.to_string(), lane.filter(queue));
-        let made = Made::by(policy, lane);
         let body = json!({
             "stream_name": stream,
             "config": {
@@ -282,10 +317,11 @@ impl Nats {
     ) -> Result<Vec<ConsumerInfo>, BrokerError> {
         let (listed, _) = self.answering_consumers(queue).await?;
         for (info, lane) in listed.iter().filter_map(|info| Some((info, info.lane()?))) {
-            if info.made() == Made::by(policy, &lane) {
-                self.consumers().remember(queue, &lane, info.made());
-            } else {
-                match self.make_consumer(queue, &lane, policy).await {
+            let wanted = Made::by(policy, &lane);
+            let wanted = Made { lease: self.consumers().lease_now(queue, &lane, info, wanted.lease), ..wanted };
+            self.consumers().remember(queue, &lane, info.made());
+            if info.made() != wanted {
+                match self.make_as(queue, &lane, wanted).await {
                     // It keeps its old settings, and must not stop the other lanes.
                     Err(error) if error.kind() == BrokerErrorKind::Invalid => {
                         tracing::warn!(%queue, consumer = %lane, %error, "a consumer can't be changed to what the policy says");

@@ -281,7 +281,8 @@ impl Nats {
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
         let Pulled { record, lane: from, reply, delivered } = &pulled;
-        let (attempt, leased_at, lease) = (attempt(&pulled), self.clock().now(), policy.lease);
+        let (attempt, leased_at, lease) =
+            (attempt(&pulled), self.clock().now(), self.consumers().lease(&job.queue, from, policy));
         let token = Token {
             seq: record.seq,
             delivered: *delivered,

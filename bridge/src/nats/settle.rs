@@ -56,9 +56,10 @@ impl Nats {
         if left.is_zero() {
             return Err(lost(OPERATION, "the job was held for `lease_max`"));
         }
-        let lease = left.min(policy.lease);
+        let whole = self.consumers().lease(&receipt.queue, &token.lane, &policy);
+        let lease = left.min(whole);
         // The server extends by a whole lease or, told that the job may be had again after a while, by that.
-        let answer = match lease == policy.lease {
+        let answer = match lease == whole {
             true => "+WPI".to_owned(),
             false => format!("-NAK {{\"delay\":{}}}", lease.as_nanos()),
         };
