@@ -378,6 +378,21 @@ async fn a_queue_that_the_key_does_not_grant_is_refused_in_every_request() {
 }
 
 #[tokio::test]
+async fn a_job_of_a_queue_that_the_key_does_not_grant_goes_back_unseen() {
+    let line = Line::new();
+    let served = Served::new(&line).await;
+    let remote = served.remote().await;
+    let (foreign, own) = (Job { queue: "other".parse().unwrap(), ..job("x") }, job("y"));
+    line.put(foreign.clone());
+    line.put(own.clone());
+    let mut given = remote.lease(&request("work", 1, LONG)).await.unwrap();
+    given.extend(remote.lease(&request("work", 1, LONG)).await.unwrap());
+    assert_eq!(given.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [own.id]);
+    let seen = line.until(|seen| !seen.settled.is_empty()).await;
+    assert_eq!(seen.settled, [(foreign.id, Settlement::HandBack(Duration::ZERO))]);
+}
+
+#[tokio::test]
 async fn a_wrong_key_is_told_so_and_nothing_else_is_served() {
     let line = Line::new();
     let served = Served::new(&line).await;

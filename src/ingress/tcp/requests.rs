@@ -76,8 +76,15 @@ impl Session {
     async fn divide(&self, id: u64, deliveries: Vec<Delivery>) -> Vec<FromServer> {
         let frame_max = usize::try_from(self.frame_max).unwrap_or(usize::MAX);
         let mut parts = vec![Vec::new()];
-        let (mut bytes, mut unfit) = (0, Vec::new());
+        let (mut bytes, mut unfit, mut foreign) = (0, Vec::new(), Vec::new());
         for delivery in deliveries {
+            if !self.grant.allows(&delivery.job.queue) {
+                // The worker could not settle it, and may not see it.
+                let (job_id, queue) = (delivery.job.id, &delivery.job.queue);
+                tracing::error!(%job_id, %queue, "a job of a queue that the worker's key does not grant is handed back");
+                foreign.push(delivery.receipt);
+                continue;
+            }
             let delivery = WireDelivery {
                 job: Bytes::from(envelope::encode_job(&delivery.job, self.envelope)),
                 receipt: delivery.receipt,
@@ -102,6 +109,7 @@ impl Session {
         }
         // As with an envelope that can't be read: another worker may take it.
         self.hand_back(unfit, UNFIT_AFTER).await;
+        self.hand_back(foreign, Duration::ZERO).await;
         let last = parts.len() - 1;
         let answer = |(index, deliveries)| FromServer::Response {
             id,
