@@ -256,7 +256,10 @@ impl Nats {
         let mut turns = line.turns();
         for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
             if let Some(lane) = info.lane() {
-                turns.more(&lane);
+                match info.num_pending {
+                    0 => turns.maybe(&lane),
+                    _ => turns.more(&lane),
+                }
             }
         }
         Ok(())

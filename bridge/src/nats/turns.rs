@@ -44,6 +44,8 @@ enum Has {
     Nothing,
     /// So many hinted jobs that nobody followed yet.
     Hinted(u32),
+    /// Leased ones, of which some may have come back. Whoever has more comes first.
+    Maybe,
     /// As many as a pull asked for: there may be more.
     More,
 }
@@ -96,7 +98,7 @@ impl Turns {
             }
             Has::Nothing => Has::Hinted(jobs),
             Has::Hinted(count) => Has::Hinted(count.saturating_add(jobs)),
-            Has::More => Has::More,
+            Has::Maybe | Has::More => Has::More,
         };
         if turn.available() > 0 { Told::Work } else { Told::Nothing }
     }
@@ -131,6 +133,16 @@ impl Turns {
         self.enter(lane).has = Has::More;
     }
 
+    /// The lane has leased jobs, and none that wait. Who was not asked since this was said last has its turn like others.
+    pub(super) fn maybe(&mut self, lane: &Lane) {
+        let turn = self.enter(lane);
+        turn.has = match turn.has {
+            Has::Nothing => Has::Maybe,
+            Has::Maybe => Has::More,
+            known => known,
+        };
+    }
+
     /// There are jobs in the lane, and the last pull did not bring any.
     pub(super) fn missed(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
@@ -149,10 +161,19 @@ impl Turns {
         self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.available() > 0))
     }
 
-    /// Who is to be asked for how many, `max` in all, in the order of turns; each lane at most once.
+    /// Who is to be asked for how many, `max` in all, in the order of turns, those last who only may have something; each
+    /// lane at most once.
     pub(super) fn plan(&mut self, max: u32, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
         let (mut left, mut passed_over, mut plan) = (max, 0, Vec::<Wanted>::new());
-        while left > 0 && passed_over < self.order.len() {
+        let mut is_last = false;
+        while left > 0 {
+            if passed_over >= self.order.len() {
+                if is_last {
+                    break;
+                }
+                (is_last, passed_over) = (true, 0);
+                continue;
+            }
             let Some(lane) = self.order.pop_front() else { break };
             let Some(turn) = self.lanes.get_mut(&lane) else { continue };
             if turn.has == Has::Nothing {
@@ -160,7 +181,7 @@ impl Turns {
                 continue;
             }
             let available = turn.available();
-            if available == 0 {
+            if available == 0 || (turn.has == Has::Maybe && !is_last) {
                 self.order.push_back(lane);
                 passed_over += 1;
                 continue;
@@ -172,7 +193,7 @@ impl Turns {
             let count = turn.credit.min(available).min(left);
             turn.credit -= count;
             left -= count;
-            let (hinted, hints, misses) = (turn.has != Has::More, turn.hints, turn.misses);
+            let (hinted, hints, misses) = (matches!(turn.has, Has::Hinted(_)), turn.hints, turn.misses);
             if let Has::Hinted(left) = turn.has {
                 turn.has = if left > count { Has::Hinted(left - count) } else { Has::Nothing };
             }
@@ -201,7 +222,12 @@ impl Turns {
         if got > 0 {
             turn.misses = 0;
         }
-        if got < wanted.count && turn.has == Has::More && !wanted.hinted {
+        if wanted.hinted || !matches!(turn.has, Has::Maybe | Has::More) {
+            return;
+        }
+        if got == wanted.count {
+            turn.has = Has::More;
+        } else {
             let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX);
             turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
         }
@@ -222,8 +248,8 @@ impl Turn {
         match self.has {
             Has::Nothing => 0,
             Has::Hinted(count) => count.saturating_sub(u32::from(self.stands)),
-            Has::More if self.pulls >= PULLS_MAX => 0,
-            Has::More => u32::MAX,
+            Has::Maybe | Has::More if self.pulls >= PULLS_MAX => 0,
+            Has::Maybe | Has::More => u32::MAX,
         }
     }
 }
@@ -335,6 +361,40 @@ mod tests {
         turns.nothing_missed(&me);
         turns.more(&me);
         assert_eq!(pull(&mut turns, 0), 0);
+    }
+
+    #[test]
+    fn who_has_leased_jobs_only_comes_after_who_has_some_in_line() {
+        let (mut turns, lone) = (Turns::default(), client("lone"));
+        let lanes: Vec<_> = (0..300).map(|number| client(&format!("client-{number}"))).collect();
+        lanes.iter().for_each(|lane| turns.maybe(lane));
+        turns.hint(&lone, 1);
+        let plan = turns.plan(1, |_| 1);
+        assert_eq!(plan.iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(), [&lone]);
+        turns.pulled(&plan[0], 1);
+        turns.more(&lanes[200]);
+        let plan = turns.plan(3, |_| 1);
+        assert_eq!(plan.iter().map(|wanted| (&wanted.lane, wanted.count)).collect::<Vec<_>>(), [(&lanes[200], 3)]);
+        turns.pulled(&plan[0], 0);
+        let plan = turns.plan(400, |_| 1);
+        assert_eq!(plan.len(), 299, "each of the others is asked");
+        plan.iter().for_each(|wanted| turns.pulled(wanted, 0));
+        assert!(!turns.any());
+    }
+
+    #[test]
+    fn a_job_that_came_back_is_not_hidden_by_a_backlog() {
+        let (mut turns, big, back) = (Turns::default(), client("big"), client("back"));
+        let mut asked = Vec::new();
+        for _round in 0..2 {
+            turns.more(&big);
+            turns.maybe(&back);
+            for wanted in turns.plan(8, |_| 1) {
+                turns.pulled(&wanted, wanted.count);
+                asked.push(wanted.lane);
+            }
+        }
+        assert!(asked.contains(&back));
     }
 
     #[test]
