@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Nats;
 use super::alone::Alone;
@@ -24,6 +24,8 @@ const OPERATION: &str = "enqueue";
 const TRIES: usize = 8;
 /// How old a count of what waits may be while it is far below the limit.
 const COUNT_AGE: Duration = Duration::from_secs(1);
+/// How long a consumer may not count yet what its stream has confirmed.
+const COUNT_LAG: Duration = Duration::from_millis(100);
 /// The most lines whose counts are remembered.
 const COUNTS_MAX: usize = 65_536;
 
@@ -34,7 +36,32 @@ pub(super) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
 #[derive(Debug, Default)]
 struct Line {
     counted: Option<Counted>,
+    lately: Lately,
     asking: Arc<Alone>,
+}
+
+/// How many this process added to a line within [`COUNT_LAG`], and up to as long before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lately {
+    since: Option<Instant>,
+    added: u64,
+    before: u64,
+}
+
+impl Lately {
+    fn count(&mut self, now: Instant) -> u64 {
+        let passed = self.since.map_or(Duration::MAX, |since| now - since);
+        if passed >= COUNT_LAG {
+            let before = if passed < 2 * COUNT_LAG { self.added } else { 0 };
+            *self = Self { since: Some(now), added: 0, before };
+        }
+        self.added + self.before
+    }
+
+    fn add(&mut self, now: Instant) {
+        self.count(now);
+        self.added += 1;
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +85,10 @@ impl Waiting {
         self.of(queue, client, |line| {
             let Some(counted) = &mut line.counted else { return false };
             let below = counted.at.elapsed() < COUNT_AGE && counted.waiting < limit / 10 * 9;
-            counted.waiting += u64::from(below);
+            if below {
+                counted.waiting += 1;
+                line.lately.add(Instant::now());
+            }
             below
         })
     }
@@ -76,12 +106,21 @@ impl Waiting {
         self.of(queue, client, |line| line.counted = Some(Counted { at: Instant::now(), waiting }));
     }
 
+    /// Whether there may be as many as `limit` with what the server did not count yet.
+    fn is_unsure(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
+        self.of(queue, client, |line| {
+            let waiting = line.counted.map_or(0, |counted| counted.waiting);
+            waiting < limit && waiting + line.lately.count(Instant::now()) >= limit
+        })
+    }
+
     /// Counts one more if it is below `limit`, else says how many there are.
     fn add(&self, queue: &QueueName, client: &ClientId, limit: u64) -> Result<(), u64> {
         self.of(queue, client, |line| match &mut line.counted {
             Some(counted) if counted.waiting >= limit => Err(counted.waiting),
             Some(counted) => {
                 counted.waiting += 1;
+                line.lately.add(Instant::now());
                 Ok(())
             }
             None => Ok(()),
@@ -181,14 +220,21 @@ impl Nats {
         limit: u64,
     ) -> Result<Option<BrokerError>, BrokerError> {
         let (queue, client, counts) = (&job.queue, &job.client, &self.0.line.waiting);
-        let called = Instant::now();
-        let count = async {
-            let waiting = self.count_waiting(queue, client, policy).await?;
-            counts.note(queue, client, waiting);
-            Ok(())
-        };
-        let known = || counts.is_newer(queue, client, called).then_some(());
-        counts.asking(queue, client).ask(known, count).await?;
+        // The last of them after a time without additions: then the server has counted all.
+        for again in (0..=3).rev() {
+            let called = Instant::now();
+            let count = async {
+                let waiting = self.count_waiting(queue, client, policy).await?;
+                counts.note(queue, client, waiting);
+                Ok(())
+            };
+            let known = || counts.is_newer(queue, client, called).then_some(());
+            counts.asking(queue, client).ask(known, count).await?;
+            if again == 0 || !counts.is_unsure(queue, client, limit) {
+                break;
+            }
+            sleep(COUNT_LAG).await;
+        }
         Ok(counts.add(queue, client, limit).err().map(|waiting| {
             BrokerError::new(
                 BrokerErrorKind::QuotaExceeded { actual: waiting, limit },
