@@ -69,6 +69,8 @@ struct Counted {
     at: Instant,
     /// What the server said then, and what this process added since.
     waiting: u64,
+    /// What this process had added just before, as far as the server seems not to have counted it.
+    uncounted: u64,
 }
 
 impl Waiting {
@@ -103,14 +105,20 @@ impl Waiting {
     }
 
     fn note(&self, queue: &QueueName, client: &ClientId, waiting: u64) {
-        self.of(queue, client, |line| line.counted = Some(Counted { at: Instant::now(), waiting }));
+        self.of(queue, client, |line| {
+            let at = Instant::now();
+            let expected = line.counted.map_or(0, |counted| counted.waiting + counted.uncounted);
+            let uncounted = line.lately.count(at).min(expected.saturating_sub(waiting));
+            line.counted = Some(Counted { at, waiting, uncounted });
+        });
     }
 
     /// Whether there may be as many as `limit` with what the server did not count yet.
     fn is_unsure(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
         self.of(queue, client, |line| {
-            let waiting = line.counted.map_or(0, |counted| counted.waiting);
-            waiting < limit && waiting + line.lately.count(Instant::now()) >= limit
+            line.counted.is_some_and(|counted| {
+                counted.waiting < limit && counted.waiting.saturating_add(counted.uncounted) >= limit
+            })
         })
     }
 
