@@ -71,6 +71,8 @@ pub(super) struct Line {
 #[derive(Debug, Default)]
 struct Round {
     at: Option<Instant>,
+    /// How often the connection had been made by then: what came while it was away had its hint lost.
+    connections: u64,
     made: u64,
 }
 
@@ -237,21 +239,21 @@ impl Nats {
         policy: &QueuePolicy,
         since: Option<Instant>,
     ) -> Result<(), BrokerError> {
-        let reconnected = self.raise_mark_if_reconnected(line).await?;
+        self.raise_mark_if_reconnected(line).await?;
         let mut round = line.round.lock().await;
+        let (asked, connections) = (Instant::now(), self.connections());
         let due = match (round.at, since) {
             (None, _) => true,
             (Some(at), Some(since)) => at < since,
             (Some(at), None) => at.elapsed() >= line.every(&round),
         };
-        if !due && !reconnected {
+        if !due && round.connections == connections {
             return Ok(());
         }
-        let asked = Instant::now();
         let timers = self.count(&line.queue, names::timers(&line.queue), 1);
         let (listed, timers) = tokio::try_join!(self.list_consumers(&line.queue, policy), timers)?;
         line.lively.store(timers > 0 || listed.iter().any(|info| info.num_ack_pending > 0), Ordering::Release);
-        round.at = Some(asked);
+        (round.at, round.connections) = (Some(asked), connections);
         round.made += 1;
         let mut turns = line.turns();
         for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
@@ -265,14 +267,13 @@ impl Nats {
         Ok(())
     }
 
-    /// Raises the mark if the connection was made again since it was set, and says whether.
-    pub(super) async fn raise_mark_if_reconnected(&self, line: &Line) -> Result<bool, BrokerError> {
+    /// Raises the mark if the connection was made again since it was set.
+    pub(super) async fn raise_mark_if_reconnected(&self, line: &Line) -> Result<(), BrokerError> {
         let connections = self.connections();
-        let reconnected = line.connections.swap(connections, Ordering::AcqRel) != connections;
-        if reconnected {
+        if line.connections.swap(connections, Ordering::AcqRel) != connections {
             self.raise_mark(line).await?;
         }
-        Ok(reconnected)
+        Ok(())
     }
 
     /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
@@ -292,9 +293,13 @@ impl Nats {
 
     /// Asks about the lanes that are in doubt.
     pub(super) async fn clear_doubts(&self, line: &Line) -> Result<(), BrokerError> {
-        for lane in line.doubtful() {
-            let info = self.consumer_info(&line.queue, &lane).await?;
-            match info {
+        let mut lanes = line.doubtful().into_iter();
+        while let Some(lane) = lanes.next() {
+            let info = self.consumer_info(&line.queue, &lane).await.inspect_err(|_| {
+                line.doubt(&lane);
+                lanes.by_ref().for_each(|lane| line.doubt(&lane));
+            });
+            match info? {
                 None => line.turns().more(&lane),
                 Some(info) if info.num_pending > 0 && info.has_room() => line.turns().missed(&lane),
                 Some(_) => line.turns().nothing_missed(&lane),
@@ -312,7 +317,10 @@ impl Nats {
     /// When there is something to look at without having been woken: a full round, or a doubt.
     pub(super) async fn next_look(&self, line: &Line) -> Instant {
         let round = line.round.lock().await;
-        let round = round.at.map_or_else(Instant::now, |at| at + line.every(&round));
+        let round = match round.at {
+            Some(at) if round.connections == self.connections() => at + line.every(&round),
+            _ => Instant::now(),
+        };
         line.doubts().values().min().map_or(round, |doubt| round.min(*doubt))
     }
 
@@ -334,6 +342,8 @@ impl Nats {
                     Ok(pulled) => pulled,
                     Err(failure) => {
                         line.turns().pulled(wanted, 0);
+                        // What it was told of is still there.
+                        line.doubt(&wanted.lane);
                         failed = Some(failure);
                         continue;
                     }

@@ -231,3 +231,65 @@ impl Nats {
 fn closed(operation: &'static str) -> BrokerError {
     BrokerError::new(BrokerErrorKind::Unavailable, operation, "the adapter is being closed")
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::super::Settings;
+    use super::super::config::NatsConfig;
+    use super::super::connection::Wait;
+    use super::*;
+    use crate::clock::Clock;
+    use crate::contract::Submission;
+    use crate::testing::NatsServer;
+
+    /// A queue, and as many jobs in line as are asked for.
+    async fn stage(jobs: usize) -> (NatsServer, Nats, Vec<Asked>) {
+        let server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let (broker, queue, policy) = (nats.broker(), "work".parse().unwrap(), QueuePolicy::default());
+        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        for _ in 0..jobs {
+            submit(&nats, &queue).await;
+        }
+        let asked = nats.asked(&[queue]).await.unwrap();
+        (server, nats, asked)
+    }
+
+    async fn submit(nats: &Nats, queue: &QueueName) {
+        let submission = Submission {
+            client: "acme".parse().unwrap(),
+            queue: queue.clone(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: [].into(),
+            payload: "payload".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let job = submission.accept(&QueuePolicy::default(), Clock::system().now());
+        nats.broker().jobs.enqueue(job).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_round_is_due_after_a_reconnect_whoever_noticed_it_first() {
+        let (mut server, nats, asked) = stage(0).await;
+        let line = &asked[0].line;
+        for _ in 0..2 {
+            assert!(nats.take(&asked, 1, Some(Instant::now()), || false).await.unwrap().is_empty());
+        }
+        let connections = nats.connections();
+        server.kill();
+        server.restart().await;
+        let again = async {
+            while nats.connections() == connections || nats.raise_mark_if_reconnected(line).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), again).await.unwrap();
+        assert!(!nats.is_quiet(line).await, "hints were lost meanwhile");
+    }
+}
