@@ -6,12 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::json;
-
-use super::Nats;
 use super::names::{self, Address, Lane};
+use super::{Nats, stream_api};
 use crate::contract::QueueName;
 use crate::error::BrokerError;
 use crate::policy::QueuePolicy;
@@ -85,27 +81,14 @@ impl Nats {
 
     /// The lanes with a record in line, of a job that waits, is leased, or has ended and is kept.
     async fn lanes_in_line(&self, queue: &QueueName) -> Result<BTreeSet<Lane>, BrokerError> {
-        #[derive(Deserialize)]
-        struct Page {
-            #[serde(default)]
-            total: usize,
-            state: State,
-        }
-        #[derive(Deserialize)]
-        struct State {
-            #[serde(default)]
-            subjects: Option<HashMap<String, IgnoredAny>>,
-        }
-        let call = format!("STREAM.INFO.{}", names::jobs_stream(queue));
+        let (stream, filter) = (names::jobs_stream(queue), names::records(queue));
         let (mut lanes, mut seen) = (BTreeSet::new(), 0);
         for _ in 0..PAGES_MAX {
-            let body = json!({ "subjects_filter": names::records(queue), "offset": seen });
-            let page: Page = self.api().call(call.clone(), &body, OPERATION).await?;
-            let subjects = page.state.subjects.unwrap_or_default();
+            let (subjects, total) = stream_api::subjects(self.api(), &stream, &filter, seen, OPERATION).await?;
             seen += subjects.len();
-            let parsed = subjects.keys().filter_map(|subject| Address::parse(subject));
+            let parsed = subjects.iter().filter_map(|subject| Address::parse(subject));
             lanes.extend(parsed.filter_map(|(place, address)| address.lane(place)));
-            if subjects.is_empty() || seen >= page.total {
+            if subjects.is_empty() || seen >= total {
                 break;
             }
         }

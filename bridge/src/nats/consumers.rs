@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::alone::Alone;
 use super::names::{Lane, SHARED_LANES};
-use super::{Nats, names, stream_api};
+use super::{Nats, names, policy, stream_api};
 use crate::contract::{ClientId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
@@ -26,7 +26,7 @@ const OWN_MAX: usize = 500;
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
 const RUNNING_MAX: u32 = 50_000;
 /// How long after a change of a policy some process may still go by the one before.
-const POLICY_AGE_MAX: Duration = Duration::from_secs(10);
+const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * policy::AGE_MAX.as_secs());
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
 

@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 
-use super::Nats;
 use super::entry::ttl_secs;
 use super::names::{self, Address, DEAD_STREAM, Letter};
 use super::record::{Outgoing, Record, Stored, envelope_error, number};
+use super::{Nats, stream_api};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use crate::contract::{JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::dead_letters::{DeadLetter, DeadLetters};
@@ -179,26 +179,14 @@ impl Nats {
     /// The names of the letters that `filter` covers, newest run first, older than `before`, at most `limit`.
     async fn letters(&self, filter: &str, before: Option<RunId>, limit: usize) -> Result<Vec<Letter>, BrokerError> {
         const OPERATION: &str = "list dead letters";
-        #[derive(Deserialize)]
-        struct Listed {
-            #[serde(default)]
-            total: usize,
-            state: State,
-        }
-        #[derive(Deserialize)]
-        struct State {
-            #[serde(default)]
-            subjects: BTreeMap<String, u64>,
-        }
         // The newest of all pages of names: no more of them are kept than are wanted.
         let mut newest = BTreeMap::new();
         let mut offset = 0;
         loop {
-            let body = serde_json::json!({ "subjects_filter": filter, "offset": offset });
-            let page: Listed = self.api().call(format!("STREAM.INFO.{DEAD_STREAM}"), &body, OPERATION).await?;
-            offset += page.state.subjects.len();
-            let is_last = page.state.subjects.is_empty() || offset >= page.total;
-            for subject in page.state.subjects.into_keys() {
+            let (subjects, total) = stream_api::subjects(self.api(), DEAD_STREAM, filter, offset, OPERATION).await?;
+            offset += subjects.len();
+            let is_last = subjects.is_empty() || offset >= total;
+            for subject in subjects {
                 let Some(letter) = Letter::parse(&subject) else { continue };
                 if before.is_none_or(|before| letter.run < before) {
                     newest.insert((letter.run, letter.address.job), letter);

@@ -137,12 +137,8 @@ impl Nats {
                 self.full_round(line, policy, since).await?;
                 self.clear_doubts(line).await
             };
-            // What is known to be in line is taken all the same.
-            match looked.await {
-                Err(failure) if !line.has_work() && grant.is_empty() => return Err(failure),
-                Err(_) if !line.has_work() => return Ok(grant),
-                Ok(()) | Err(_) => {}
-            }
+            // What is known to be in line is taken also if it can't be seen whether there is more.
+            let looked = looked.await;
             // What is pulled and then not given out leaves room for more.
             while !is_over() {
                 let left = max.saturating_sub(u32::try_from(grant.deliveries.len()).unwrap_or(u32::MAX));
@@ -163,6 +159,9 @@ impl Nats {
                     .filter_map(std::future::ready)
                     .collect::<Vec<_>>();
                 grant.deliveries.extend(deliveries.await);
+            }
+            if grant.is_empty() {
+                looked?;
             }
             if grant.deliveries.len() >= max as usize {
                 break;

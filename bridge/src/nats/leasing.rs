@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
-use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_trait::async_trait;
@@ -12,10 +11,10 @@ use tokio::sync::futures::Notified;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Nats;
 use super::deliver::{Asked, Grant, check};
 use super::names::{self, Address};
 use super::receipt::Token;
+use super::{Nats, policy};
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -25,8 +24,6 @@ use crate::leasing::{
 use crate::policy::QueuePolicy;
 use crate::settlement::Settlement;
 
-/// How long a paused queue is left alone by who waits for its jobs.
-const PAUSED_FOR: Duration = Duration::from_secs(5);
 /// The longest message of a progress, in bytes.
 const MESSAGE_MAX: usize = 1_024;
 
@@ -60,7 +57,7 @@ impl Leasing for Nats {
             for Asked { line, policy } in &asked {
                 // Nothing is looked for in a paused queue; its policy is, should the word of a change be lost.
                 again = again.min(match policy.paused {
-                    true => Instant::now() + PAUSED_FOR,
+                    true => Instant::now() + policy::AGE_MAX,
                     false => self.next_look(line).await,
                 });
             }
@@ -234,49 +231,24 @@ fn closed(operation: &'static str) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::timeout;
 
     use super::super::Settings;
     use super::super::config::NatsConfig;
     use super::super::connection::Wait;
     use super::*;
-    use crate::clock::Clock;
-    use crate::contract::Submission;
     use crate::testing::NatsServer;
-
-    /// A queue, and as many jobs in line as are asked for.
-    async fn stage(jobs: usize) -> (NatsServer, Nats, Vec<Asked>) {
-        let server = NatsServer::start().await;
-        let wait = Wait::AtMost(Duration::from_secs(30));
-        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
-        let (broker, queue, policy) = (nats.broker(), "work".parse().unwrap(), QueuePolicy::default());
-        broker.policies.put_policy(&queue, &policy).await.unwrap();
-        for _ in 0..jobs {
-            submit(&nats, &queue).await;
-        }
-        let asked = nats.asked(&[queue]).await.unwrap();
-        (server, nats, asked)
-    }
-
-    async fn submit(nats: &Nats, queue: &QueueName) {
-        let submission = Submission {
-            client: "acme".parse().unwrap(),
-            queue: queue.clone(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: [].into(),
-            payload: "payload".into(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        let job = submission.accept(&QueuePolicy::default(), Clock::system().now());
-        nats.broker().jobs.enqueue(job).await.unwrap();
-    }
 
     #[tokio::test]
     async fn a_round_is_due_after_a_reconnect_whoever_noticed_it_first() {
-        let (mut server, nats, asked) = stage(0).await;
+        let mut server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let queue = "work".parse().unwrap();
+        nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+        let asked = nats.asked(&[queue]).await.unwrap();
         let line = &asked[0].line;
         for _ in 0..2 {
             assert!(nats.take(&asked, 1, Some(Instant::now()), || false).await.unwrap().is_empty());

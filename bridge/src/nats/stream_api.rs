@@ -1,9 +1,11 @@
 //! Asking the server for its streams and changing them. Changes are made to the configuration as the server sent it, so
 //! that fields which this build does not know survive.
 
+use std::collections::BTreeMap;
+
 use async_nats::jetstream::stream::{Config, Info};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::api::Api;
@@ -162,6 +164,31 @@ pub(super) async fn pages<T: DeserializeOwned>(
             return Ok((listed, silent));
         }
     }
+}
+
+/// A page of the subjects that `filter` covers and that have messages, from place `offset` on, and how many there are in all:
+/// 100,000 come at once.
+pub(super) async fn subjects(
+    api: &Api,
+    stream: &str,
+    filter: &str,
+    offset: usize,
+    operation: &'static str,
+) -> Result<(Vec<String>, usize), BrokerError> {
+    #[derive(Deserialize)]
+    struct Page {
+        #[serde(default)]
+        total: usize,
+        state: State,
+    }
+    #[derive(Deserialize)]
+    struct State {
+        #[serde(default)]
+        subjects: Option<BTreeMap<String, IgnoredAny>>,
+    }
+    let body = serde_json::json!({ "subjects_filter": filter, "offset": offset });
+    let page: Page = api.call(format!("STREAM.INFO.{stream}"), &body, operation).await?;
+    Ok((page.state.subjects.unwrap_or_default().into_keys().collect(), page.total))
 }
 
 /// What was listed, if nothing is missing.
