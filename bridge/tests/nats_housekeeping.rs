@@ -139,7 +139,11 @@ async fn a_page_of_a_list_reads_little_more_than_what_is_on_it_wherever_it_is() 
     const JOBS: usize = 600;
     const SIZE: usize = 32 * 1024;
     let stage = Stage::open(Clock::system(), DAY).await;
-    let mut jobs = stage.submit_many("acme", JOBS, SIZE).await;
+    let mut jobs = Vec::new();
+    // One after the other: those of one millisecond are read together, however many they are.
+    for number in 0..JOBS {
+        jobs.push(stage.submit("acme", Some(format!("acme-{number}")), vec![7; SIZE]).await);
+    }
     stage.submit_many("other", 3_000, 0).await;
     let (mut listed, mut after, mut most) = (Vec::new(), None, 0);
     loop {
