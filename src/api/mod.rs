@@ -51,7 +51,7 @@ pub mod header {
     /// Request: the job expires this long after its delay.
     pub const EXPIRES_IN: &str = "relay-expires-in";
     /// Request: every header that begins so reaches the handler; 2 KiB together.
-    pub const META_PREFIX: &str = "relay-meta-";
+    pub const META_PREFIX: &str = relay_bridge::contract::job::META_PREFIX;
     /// Request, without authentication only: which client this is.
     pub const CLIENT: &str = "relay-client";
     /// Response: how the run ended.

@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use relay_bridge::contract::{ClientId, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::header::META_PREFIX;
 #[cfg(feature = "server")]
 use super::schema;
 
@@ -155,10 +154,6 @@ impl JobView {
     /// The job as its record says.
     #[must_use]
     pub fn of_status(status: &JobStatus, max_attempts: Option<u32>) -> Self {
-        let meta = status.headers.iter().filter_map(|(name, value)| {
-            let name = name.strip_prefix(META_PREFIX)?;
-            Some((name.to_owned(), value.clone()))
-        });
         Self {
             receipt: Receipt::new(status, false),
             attempt: status.attempt,
@@ -169,7 +164,7 @@ impl JobView {
             next_attempt_at: status.next_attempt_at,
             content_type: Some(status.content_type.clone()),
             size: Some(status.size),
-            meta: meta.collect(),
+            meta: relay_bridge::contract::job::meta(&status.headers),
         }
     }
 

@@ -14,6 +14,8 @@ use crate::policy::QueuePolicy;
 
 /// The longest delay a client may ask for: 7 days.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What the names of a client's own headers begin with, in lower case.
+pub const META_PREFIX: &str = "relay-meta-";
 /// The content type of a payload that came without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -122,6 +124,12 @@ impl Job {
         self.due_at + Duration::from_millis(self.keep_ms)
     }
 
+    /// The client's own headers, by their names without [`META_PREFIX`].
+    #[must_use]
+    pub fn meta(&self) -> BTreeMap<String, String> {
+        meta(&self.headers)
+    }
+
     /// The next run of this job, starting at `now` with its whole span before it.
     #[must_use]
     pub fn next_run(&self, now: Timestamp) -> Self {
@@ -133,6 +141,13 @@ impl Job {
             ..self.clone()
         }
     }
+}
+
+/// The client's own among allow-listed headers, by their names without [`META_PREFIX`].
+#[must_use]
+pub fn meta(headers: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let named = headers.iter().filter_map(|(name, value)| Some((name.strip_prefix(META_PREFIX)?, value)));
+    named.map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
 /// Where a job is in its life.

@@ -1,5 +1,6 @@
 //! How a run ended and what it left: one result per run, whichever attempt recorded it first.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::envelope::Extra;
 use super::trace::TRACEPARENT;
-use super::{ClientId, Job, JobId, QueueName, RunId, Timestamp};
+use super::{ClientId, IdempotencyKey, Job, JobId, QueueName, RunId, Timestamp};
 
 /// The content type of a result without handler output: JSON `{reason, detail}`.
 pub const FAILURE_CONTENT_TYPE: &str = "application/vnd.relay.failure+json";
@@ -97,6 +98,10 @@ pub struct JobResult {
     pub client: ClientId,
     /// Where the job was.
     pub queue: QueueName,
+    /// The idempotency key, if the client gave one.
+    pub key: Option<IdempotencyKey>,
+    /// The client's `relay-meta-*` headers, by their names without that prefix. Gone when the job is erased.
+    pub meta: BTreeMap<String, String>,
     /// How it ended.
     pub outcome: Outcome,
     /// The attempt that ended it; 0 if no handler ever started.
@@ -117,6 +122,8 @@ pub struct JobResult {
     pub keep_ms: u64,
     /// The `traceparent` that the job carries, so that whoever reads the result can go on with the trace.
     pub traceparent: Option<String>,
+    /// What the worker sent, where relay recorded something else: see [`claim`](Self::claim).
+    pub claimed: Option<Claim>,
     /// Fields of a newer writer, kept as they came.
     pub extra: Extra,
 }
@@ -135,6 +142,22 @@ impl JobResult {
         Self::new(job, outcome, end, FAILURE_CONTENT_TYPE.to_owned(), payload, Some(failure))
     }
 
+    /// Names what a worker says of the run: attempt, outcome, content type and payload, as the worker sent them. Two results
+    /// of one run with the same claim are one result that was sent twice.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        self.claimed.unwrap_or_else(|| {
+            let mut hash = blake3::Hasher::new();
+            hash.update(&self.attempt.to_be_bytes());
+            for part in [self.outcome.as_str().as_bytes(), self.content_type.as_bytes(), &self.payload] {
+                hash.update(&(part.len() as u64).to_be_bytes()).update(part);
+            }
+            let mut claim = [0; 16];
+            hash.finalize_xof().fill(&mut claim);
+            Claim(claim)
+        })
+    }
+
     fn new(
         job: &Job,
         outcome: Outcome,
@@ -149,6 +172,8 @@ impl JobResult {
             generation: job.generation,
             client: job.client.clone(),
             queue: job.queue.clone(),
+            key: job.key.clone(),
+            meta: job.meta(),
             outcome,
             attempt: end.attempt,
             content_type,
@@ -159,8 +184,27 @@ impl JobResult {
             finished_at: end.finished_at,
             keep_ms: job.keep_ms,
             traceparent: job.headers.get(TRACEPARENT).cloned(),
+            claimed: None,
             extra: Extra::default(),
         }
+    }
+}
+
+/// The first 16 bytes of a BLAKE3 hash over what a worker said of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim([u8; 16]);
+
+impl Claim {
+    /// From bytes that a store kept.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
     }
 }
 

@@ -50,7 +50,12 @@ fn golden_jobs_are_read_and_written_byte_for_byte() {
 #[test]
 fn golden_results_are_read_and_written_byte_for_byte() {
     for version in VERSIONS {
-        for (name, result) in [("result-succeeded", samples::succeeded()), ("result-expired", samples::expired())] {
+        let results = [
+            ("result-succeeded", samples::succeeded()),
+            ("result-expired", samples::expired()),
+            ("result-named", samples::named()),
+        ];
+        for (name, result) in results {
             check(name, version, &encode_result(&result, version), |bytes| {
                 let read = decode_result(bytes).unwrap();
                 assert_eq!(read, result);
@@ -89,7 +94,7 @@ fn a_field_with_its_usual_value_may_be_there_or_not() {
 
 #[test]
 fn the_documented_envelopes_are_the_golden_ones() {
-    let names = ["job-full", "job-bare", "result-succeeded", "result-expired", "dead-letter"];
+    let names = ["job-full", "job-bare", "result-succeeded", "result-expired", "result-named", "dead-letter"];
     let entries: Vec<Value> = names
         .iter()
         .flat_map(|name| VERSIONS.map(|version| (name, version)))

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use relay_bridge::contract::envelope::{
     Extra, WireVersion, decode_dead_letter, decode_job, decode_result, encode_dead_letter, encode_job, encode_result,
 };
+use relay_bridge::contract::result::Claim;
 use relay_bridge::contract::{
     ClientId, Cursor, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, LogId, Outcome, QueueName, RunId,
     Timestamp, WorkerId,
@@ -73,11 +74,11 @@ prop_compose! {
         job in job(), outcome in proptest::sample::select(&Outcome::ALL[..]), attempt in any::<u32>(),
         failure in proptest::option::of((any::<String>(), any::<String>())),
         started_at in proptest::option::of(time()), finished_at in time(), content_type in any::<String>(),
-        traceparent in proptest::option::of(any::<String>()),
+        traceparent in proptest::option::of(any::<String>()), claimed in proptest::option::of(any::<[u8; 16]>()),
     ) -> JobResult {
         JobResult {
             job_id: job.id, run_id: job.run_id, generation: job.generation, client: job.client, queue: job.queue,
-            outcome, attempt, content_type, payload: job.payload,
+            key: job.key, meta: job.headers, claimed: claimed.map(Claim::from_bytes), outcome, attempt, content_type, payload: job.payload,
             failure: failure.map(|(reason, detail)| Failure::new(reason, detail)),
             accepted_at: job.accepted_at, started_at, finished_at, keep_ms: job.keep_ms, traceparent, extra: Extra::default(),
         }

@@ -66,6 +66,7 @@ pub(crate) fn bare_job() -> Job {
     }
 }
 
+/// Of a job without a key and without headers of its client's own, as recorded as it was sent.
 pub(crate) fn succeeded() -> JobResult {
     let job = full_job();
     JobResult {
@@ -74,6 +75,8 @@ pub(crate) fn succeeded() -> JobResult {
         generation: job.generation,
         client: job.client,
         queue: job.queue,
+        key: None,
+        meta: BTreeMap::new(),
         outcome: Outcome::Succeeded,
         attempt: 3,
         content_type: "text/plain; charset=utf-8".to_owned(),
@@ -84,7 +87,24 @@ pub(crate) fn succeeded() -> JobResult {
         finished_at: at(1_763_865_148_250),
         keep_ms: job.keep_ms,
         traceparent: job.headers.get("traceparent").cloned(),
+        claimed: None,
         extra: Extra::default(),
+    }
+}
+
+/// Of a job with a key and headers of its client's own, and recorded otherwise than it was sent.
+pub(crate) fn named() -> JobResult {
+    let job = full_job();
+    let claimed = Some(succeeded().claim());
+    let failure = Failure::new("result-invalid", "the content type has 300 bytes, allowed are 255");
+    JobResult {
+        outcome: Outcome::Failed,
+        key: Some("order-17".parse().unwrap()),
+        meta: job.meta(),
+        payload: serde_json::to_vec(&failure).unwrap().into(),
+        failure: Some(failure),
+        claimed,
+        ..succeeded()
     }
 }
 

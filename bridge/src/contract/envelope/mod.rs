@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use msgpack::{Reader, Writer};
 
+use super::result::Claim;
 use super::trace::TRACEPARENT;
 use super::{
     ClientId, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, Outcome, QueueName, RunId, Timestamp,
@@ -196,6 +197,12 @@ pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     generation(&mut to, result.generation);
     to.text("client", result.client.as_str());
     to.text("queue", result.queue.as_str());
+    if let Some(key) = &result.key {
+        to.text("key", key.as_str());
+    }
+    if !result.meta.is_empty() {
+        to.text_map("meta", result.meta.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
     to.text("outcome", result.outcome.as_str());
     to.unsigned("attempt", u64::from(result.attempt));
     to.text("content_type", &result.content_type);
@@ -212,6 +219,9 @@ pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     if let Some(parent) = &result.traceparent {
         to.text(TRACEPARENT, parent);
     }
+    if let Some(claimed) = &result.claimed {
+        to.binary("claimed", claimed.as_bytes());
+    }
     if !result.payload.is_empty() {
         to.binary("payload", &result.payload);
     }
@@ -227,6 +237,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
+    let (mut key, mut meta, mut claimed) = (None, BTreeMap::new(), None);
     let (mut reason, mut detail, mut traceparent) = (None, None, None);
     let (mut accepted_at, mut started_at, mut finished_at, mut keep_ms) = (None, None, None, None);
     while let Some(name) = fields.next_name()? {
@@ -237,6 +248,8 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
             "generation" => generation = narrow(from.unsigned()?)?,
             "client" => client = Some(parse::<ClientId>(from.text()?)?),
             "queue" => queue = Some(parse::<QueueName>(from.text()?)?),
+            "key" => key = from.optional(|from| parse::<IdempotencyKey>(from.text()?))?,
+            "meta" => meta = read_headers(from)?,
             "outcome" => outcome = Some(parse::<Outcome>(from.text()?)?),
             "attempt" => attempt = Some(narrow(from.unsigned()?)?),
             "content_type" => content_type = Some(from.text()?.to_owned()),
@@ -246,6 +259,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
             "started_at" => started_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
             "finished_at" => finished_at = Some(Timestamp::from_millis(from.signed()?)),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
+            "claimed" => claimed = from.optional(|from| fixed(from.binary()?).map(Claim::from_bytes))?,
             TRACEPARENT => traceparent = from.optional(|from| from.text().map(str::to_owned))?,
             "payload" => payload = Some(from.shared_binary()?),
             other => fields.keep(other)?,
@@ -257,6 +271,8 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         generation,
         client: need(client)?,
         queue: need(queue)?,
+        key,
+        meta,
         outcome: need(outcome)?,
         attempt: need(attempt)?,
         content_type: need(content_type)?,
@@ -267,6 +283,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         finished_at: need(finished_at)?,
         keep_ms: need(keep_ms)?,
         traceparent,
+        claimed,
         extra: fields.extra,
     })
 }
