@@ -13,6 +13,7 @@
 //! - [`dead_letters`], [`policy`], [`provision`]: what an operator does.
 //! - [`settlement`]: the pure decision that ends a delivery.
 //! - [`error`]: what went wrong, whether it took effect, and what the caller can do.
+//! - [`rules`]: the contract's decisions, which every adapter asks.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
 //! - [`histogram`]: sizes and durations, counted without a lock.
 
@@ -27,6 +28,7 @@ pub mod leasing;
 pub mod policy;
 pub mod provision;
 pub mod result_log;
+pub mod rules;
 pub mod settlement;
 
 #[cfg(feature = "conformance")]

@@ -138,8 +138,7 @@ impl JobResult {
     /// The result of a run that ended otherwise; its payload is the failure as JSON.
     #[must_use]
     pub fn unsuccessful(job: &Job, outcome: Outcome, end: End, failure: Failure) -> Self {
-        let payload = serde_json::to_vec(&failure).unwrap_or_default().into();
-        Self::new(job, outcome, end, FAILURE_CONTENT_TYPE.to_owned(), payload, Some(failure))
+        Self::new(job, outcome, end, FAILURE_CONTENT_TYPE.to_owned(), words_of(&failure), Some(failure))
     }
 
     /// Names what a worker says of the run: attempt, outcome, content type and payload, as the worker sent them. Two results
@@ -206,6 +205,12 @@ impl Claim {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+}
+
+/// A failure as the payload of a result that has no other, of type [`FAILURE_CONTENT_TYPE`].
+#[must_use]
+pub fn words_of(failure: &Failure) -> Bytes {
+    serde_json::to_vec(failure).unwrap_or_default().into()
 }
 
 /// When and at which attempt a run ended.

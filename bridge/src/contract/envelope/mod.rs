@@ -59,6 +59,12 @@ impl Extra {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
+
+    /// How many bytes names and values have together.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
 }
 
 /// The bytes are not an envelope that this build can read.

@@ -1,0 +1,61 @@
+//! The words of refusals, which are the same on every broker.
+
+use crate::contract::{ClientId, JobId, QueueName, RunId};
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// No such job, or another client's.
+#[must_use]
+pub fn no_job(operation: &'static str, job: JobId) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"))
+}
+
+/// No such queue.
+#[must_use]
+pub fn no_queue(operation: &'static str, queue: &QueueName) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no queue `{queue}`"))
+}
+
+/// No dead letter of that run.
+#[must_use]
+pub fn no_letter(operation: &'static str, job: JobId, run: RunId) -> BrokerError {
+    let why = format!("there is no dead letter of job {job} in run {run}");
+    BrokerError::new(BrokerErrorKind::NotFound, operation, why)
+}
+
+/// More bytes than are taken.
+#[must_use]
+pub fn too_large(operation: &'static str, actual: u64, limit: u64) -> BrokerError {
+    let why = format!("{actual} bytes are more than the {limit} that are taken");
+    BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, operation, why)
+}
+
+/// Why a client's job is not put in line: `waiting` of its jobs are there and `limit` are allowed. `None` if there is room.
+#[must_use]
+pub fn quota(
+    operation: &'static str,
+    client: &ClientId,
+    queue: &QueueName,
+    waiting: u64,
+    limit: u64,
+) -> Option<BrokerError> {
+    (waiting >= limit).then(|| {
+        let why = format!("client `{client}` has {waiting} jobs waiting in `{queue}`, {limit} are allowed");
+        BrokerError::new(BrokerErrorKind::QuotaExceeded { actual: waiting, limit }, operation, why)
+    })
+}
+
+/// The thing is there and in another state than the call needs.
+#[must_use]
+pub fn conflict(operation: &'static str, why: impl Into<String>) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::StateConflict, operation, why)
+}
+
+/// Others keep changing the job: nothing is certain, and the call may be repeated.
+#[must_use]
+pub fn contended(operation: &'static str, job: JobId) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Ambiguous, operation, format!("others keep changing job {job}: try again"))
+}
+
+pub(super) fn unknown_run(operation: &'static str, what: &str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Invalid, operation, format!("the {what} names a run that no relay gave out"))
+}
