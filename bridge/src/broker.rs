@@ -10,6 +10,7 @@ use crate::leasing::Leasing;
 use crate::policy::PolicyStore;
 use crate::provision::Provision;
 use crate::result_log::ResultLog;
+use crate::rules::Counts;
 
 /// Everything that ingress and operators need. A worker needs [`Leasing`] alone, which also `remote` gives.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub struct Broker {
     pub policies: Arc<dyn PolicyStore>,
     /// For operators: creating what the broker needs.
     pub provision: Arc<dyn Provision>,
+    /// How often the adapter corrected or refused what a worker said.
+    pub counts: Arc<Counts>,
 }
 
 impl fmt::Debug for Broker {

@@ -1,10 +1,14 @@
 //! Jobs that ended badly, with their payload and the reason, kept `dead_retention` for an operator.
 
+use std::str::FromStr;
+
 use async_trait::async_trait;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::contract::envelope::Extra;
+use crate::contract::ids::InvalidId;
 use crate::contract::{Failure, Job, JobId, Outcome, QueueName, RunId, Timestamp};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 
 /// A job whose run ended `failed` or `exhausted`, as a worker hands it over and as an operator reads it.
@@ -24,16 +28,66 @@ pub struct DeadLetter {
     pub extra: Extra,
 }
 
+/// A page of dead letters.
+#[derive(Clone, Debug, Default)]
+pub struct Letters {
+    /// The letters, the one that was kept last first.
+    pub letters: Vec<DeadLetter>,
+    /// Where to go on; `None` if there is no older letter.
+    pub next: Option<LetterPlace>,
+}
+
+/// A place in a broker's list of dead letters, which only that broker reads: 1 to 128 visible ASCII characters. It stays good
+/// when the letter there is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LetterPlace(String);
+
+impl LetterPlace {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What an adapter answers to a place that is not its own.
+    #[must_use]
+    pub fn unknown(&self) -> BrokerError {
+        let why = format!("`{}` is no place in the list of dead letters: begin without one", self.0);
+        BrokerError::new(BrokerErrorKind::Invalid, "list dead letters", why)
+    }
+}
+
+impl FromStr for LetterPlace {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        const BYTES_MAX: usize = 128;
+        let fits = (1..=BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let problem = || format!("must be 1 to {BYTES_MAX} visible ASCII characters, as `next` of a page gave them");
+        fits.then(|| Self(text.to_owned())).ok_or_else(|| InvalidId { what: "place in the list", problem: problem() })
+    }
+}
+
+impl<'de> Deserialize<'de> for LetterPlace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Lists, redrives and removes dead letters, over all clients.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
-    /// Dead letters of `queue` (all queues if `None`), newest first, at most `limit` (1 to 1,000), older than run `before`.
+    /// Dead letters of `queue` (all queues if `None`) behind `after`, at most `limit` (1 to 1,000): the one first that the
+    /// broker kept last. A broker may look at a bounded number of them, so a page can be short, or empty, and have a next one.
+    ///
+    /// # Errors
+    /// `Invalid` if `after` is no place that this broker gave.
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError>;
+    ) -> Result<Letters, BrokerError>;
 
     /// The newest dead letter of `job`, or `None`.
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError>;
@@ -42,7 +96,8 @@ pub trait DeadLetters: Send + Sync {
     /// generation: a second call finds the run that the first one started.
     ///
     /// # Errors
-    /// `NotFound` if there is no dead letter of that run; `StateConflict` if the run succeeded after all.
+    /// `NotFound` if there is no dead letter of that run; `StateConflict` if the run did not fail after all, or if the key is
+    /// another job's by now. The letter stays.
     async fn redrive(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError>;
 
     /// Removes the dead letter of a run for good. `false` if there was none.

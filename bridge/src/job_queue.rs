@@ -32,10 +32,11 @@ pub trait JobQueue: Send + Sync {
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError>;
 
     /// Starts the run after generation `from` of a finished job. If that run was started already, nothing happens and
-    /// its status is the answer: repeating a rerun is harmless.
+    /// its status is the answer: repeating a rerun is harmless, also where the quota is full.
     ///
     /// # Errors
-    /// `NotFound`; `StateConflict` if the job is not at `from` or `from + 1`, is not finished, or kept no payload.
+    /// `NotFound`; `StateConflict` if the job is not at `from` or `from + 1`, is not finished, or kept no payload;
+    /// `QuotaExceeded` and `Overloaded` as for a submission.
     async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError>;
 
     /// Removes payload and result of a finished job for good; outcome, key and times stay. Idempotent.

@@ -67,11 +67,13 @@ pub trait Leasing: Send + Sync {
     /// or `exhausted`, whoever asks. Idempotent.
     async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError>;
 
-    /// Records the run's one result. The first one wins, whichever attempt it came from, with or without a lease.
+    /// Records the run's one result. The first one wins, whichever attempt it came from, with or without a lease; sent again,
+    /// it is the first one still. Of a worker's word, how the handler ended is taken and nothing else: see
+    /// [`rules::record`](crate::rules::record()), also for what can't be kept and ends the run as `failed`.
     ///
     /// # Errors
-    /// `TooLarge` above the broker's own limit; `NotFound` if relay keeps no such job; `StateConflict` never: a run
-    /// that ended is `Superseded`.
+    /// `NotFound` if relay keeps no such job; `Invalid` for a run that no relay gave out; `StateConflict` never: a run that
+    /// ended is `Superseded`.
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError>;
 
     /// Ends the delivery. It may be repeated: the second call is `Ok` or `LeaseLost`, never a second effect.

@@ -13,7 +13,7 @@ use http::StatusCode;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::ids::InvalidId;
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::dead_letters::{DeadLetter, LetterPlace};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::Enqueued;
 use serde::Deserialize;
@@ -162,12 +162,11 @@ async fn letters(
     let Query(Which { queue, before, limit }) = which
         .map_err(|error| Refused::new(Slug::MalformedRequest, format!("{error}: write queue=, before= and limit=")))?;
     let queue: Option<QueueName> = queue.map(|queue| queue.parse()).transpose()?;
-    let before: Option<RunId> = before.map(|before| before.parse()).transpose()?;
+    let before: Option<LetterPlace> = before.map(|before| before.parse()).transpose()?;
     let limit = limit.unwrap_or(LETTERS_DEFAULT).clamp(1, LETTERS_MAX);
-    let found = broker(&admin)?.dead_letters.list(queue.as_ref(), before, limit).await?;
-    let next = found.last().filter(|_| found.len() >= limit as usize).map(|last| last.job.run_id);
-    let letters = found.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
-    Ok(json(StatusCode::OK, &DeadLettersPage { letters, next }))
+    let found = broker(&admin)?.dead_letters.list(queue.as_ref(), before.as_ref(), limit).await?;
+    let letters = found.letters.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
+    Ok(json(StatusCode::OK, &DeadLettersPage { letters, next: found.next }))
 }
 
 async fn letter(State(admin): State<Arc<Admin>>, Path(job): Path<String>) -> Answer {

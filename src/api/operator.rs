@@ -1,6 +1,7 @@
 //! What operators see at the admin port: queues, and jobs that ended badly.
 
 use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::dead_letters::LetterPlace;
 use relay_bridge::policy::QueuePolicy;
 use serde::{Deserialize, Serialize};
 
@@ -88,5 +89,5 @@ pub struct DeadLettersPage {
     /// The letters.
     pub letters: Vec<DeadLetterView>,
     /// Pass it as `before` for the next page; `null` on the last one.
-    pub next: Option<RunId>,
+    pub next: Option<LetterPlace>,
 }

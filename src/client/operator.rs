@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use relay_bridge::contract::{JobId, QueueName, RunId};
+use relay_bridge::dead_letters::LetterPlace;
 use reqwest::Method;
 
 use super::error::ClientError;
@@ -19,8 +20,8 @@ pub struct Operator(Client);
 pub struct LettersFilter {
     /// Of this queue only.
     pub queue: Option<QueueName>,
-    /// Older than this run: the last page's `next`.
-    pub before: Option<RunId>,
+    /// Behind this place: the last page's `next`.
+    pub before: Option<LetterPlace>,
     /// How many at most, 1 to 500.
     pub limit: u32,
 }
@@ -69,7 +70,7 @@ impl Operator {
         let given = [
             Some(("limit", filter.limit.to_string())),
             filter.queue.as_ref().map(|queue| ("queue", queue.to_string())),
-            filter.before.map(|before| ("before", before.to_string())),
+            filter.before.as_ref().map(|before| ("before", before.as_str().to_owned())),
         ];
         url.query_pairs_mut().extend_pairs(given.into_iter().flatten());
         self.0.send(self.0.request(Method::GET, url, Duration::ZERO)).await?.json()

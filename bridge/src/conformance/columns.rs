@@ -95,7 +95,9 @@ pub const COLUMNS: &[Column] = &[
         what: "JetStream on one node, `fair = false` but where a promise is about `weight` or `max_running`",
         command: ON_NATS,
         capabilities: Capabilities { fair: false, ..NATS },
-        groups: Some(&["identity", "leases", "taking", "outcomes", "expiry", "endings", "sharing"]),
+        groups: Some(&[
+            "identity", "leases", "taking", "outcomes", "claims", "expiry", "endings", "letters", "reruns", "sharing",
+        ]),
     },
     Column {
         name: "nats_3",

@@ -16,23 +16,28 @@
 //! - [`payloads`]: bytes, headers, limits. [`identity`]: a retry is one job.
 //! - [`leases`]: one holder at a time, attempts, settling. [`taking`]: waiting, workers, queues, dropped futures.
 //! - [`outcomes`]: one outcome per run, whoever races. [`expiry`]: deadlines, sweeps, retention.
+//! - [`claims`]: a worker's word decides nothing that is relay's.
 //! - [`reading`]: cursors, order, isolation. [`waiting`]: waits that wake and end.
-//! - [`endings`]: dead letters, redrive, rerun, erasure.
+//! - [`endings`]: dead letters, redrive, rerun, erasure. [`letters`]: which dead letters are kept. [`reruns`]: quotas of reruns,
+//!   and the words of refusals.
 //! - [`sharing`]: fairness, quotas, pauses. [`operating`]: listings, policies, and what a crash leaves.
 
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
 #![expect(missing_docs, reason = "a promise's name is the sentence that documents it")]
 
+pub mod claims;
 mod columns;
 pub mod endings;
 pub mod expiry;
 mod fixture;
 pub mod identity;
 pub mod leases;
+pub mod letters;
 pub mod operating;
 pub mod outcomes;
 pub mod payloads;
 pub mod reading;
+pub mod reruns;
 pub mod sharing;
 mod stage;
 pub mod taking;
@@ -95,7 +100,7 @@ macro_rules! conformance_tests {
                 payloads_of_maximal_size_survive
                 a_payload_one_byte_too_large_is_refused_with_both_numbers
                 a_policy_above_the_brokers_limit_takes_no_larger_payload
-                a_result_too_large_is_refused_and_the_run_ends_as_failed
+                a_result_larger_than_the_broker_takes_ends_its_run_as_failed
                 headers_content_type_and_encoding_survive
                 a_failure_reaches_the_client_as_it_was_recorded
             }
@@ -156,7 +161,14 @@ macro_rules! conformance_tests {
                 cancel_and_completion_racing_end_in_one_outcome
                 cancel_completion_and_expiry_racing_end_in_one_outcome
                 many_results_for_one_run_racing_leave_one
-                a_reason_of_any_length_is_taken
+            }
+            claims {
+                a_worker_that_says_how_long_to_keep_is_not_believed
+                what_is_relays_in_a_result_comes_from_the_record
+                a_result_that_cannot_be_kept_ends_its_run_once_and_relay_keeps_the_letter
+                a_megabyte_of_detail_ends_its_run_once
+                the_same_result_again_is_the_first_one
+                a_page_is_bounded_by_what_its_entries_take
             }
             expiry {
                 expiry_is_recorded_without_any_worker
@@ -209,6 +221,22 @@ macro_rules! conformance_tests {
                 many_reruns_and_redrives_at_once_start_one_run
                 a_job_without_a_key_is_rerun_only_where_the_queue_keeps_it
                 erasing_removes_payload_and_result_and_keeps_outcome_and_key
+            }
+            letters {
+                a_letter_of_a_run_that_nobody_gave_out_is_not_kept
+                a_letter_has_what_relay_knows_of_its_job
+                a_letter_goes_when_its_run_is_cancelled_or_expires
+                a_redrive_does_not_touch_another_job_under_the_key
+                a_letter_that_comes_again_after_its_redrive_starts_nothing
+                dead_letters_are_listed_by_when_they_were_kept
+            }
+            reruns {
+                a_rerun_is_bounded_like_a_submission_and_a_redrive_is_not
+                many_reruns_do_not_pass_the_quota
+                a_rerun_in_a_paused_queue_waits
+                a_keyless_job_that_is_recorded_and_not_settled_is_not_rerun
+                refusals_about_a_job_have_the_same_words_everywhere
+                refusals_about_a_queue_have_the_same_words_everywhere
             }
             sharing {
                 a_lone_job_is_not_held_up_by_another_clients_backlog

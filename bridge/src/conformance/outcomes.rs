@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::Fixture;
 use super::stage::{Stage, finished, refused};
 use crate::contract::result::End;
-use crate::contract::{Failure, JobId, JobResult, JobState, Outcome};
+use crate::contract::{JobId, JobResult, JobState, Outcome};
 use crate::error::BrokerErrorKind;
 use crate::leasing::{Delivery, Held, Recorded};
 use crate::result_log::Start;
@@ -290,14 +290,4 @@ pub async fn many_results_for_one_run_racing_leave_one(fixture: &dyn Fixture) {
     assert_eq!(winners.len(), 1);
     assert_eq!(stage.finished(&job).await.result.payload, winners[0].1);
     assert_eq!(stage.read_all(&job.client, Start::Oldest).await.0.len(), 1);
-}
-
-pub async fn a_reason_of_any_length_is_taken(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
-    let job = stage.submit_plain(&stage.client("a")).await;
-    let delivery = stage.lease_one().await;
-    let failure = Failure::new("r".repeat(1_000), "d".repeat(100_000));
-    let result = JobResult::unsuccessful(&delivery.job, Outcome::Failed, stage.end(&delivery), failure);
-    stage.record_first(&result).await;
-    assert_eq!(stage.finished(&job).await.result.failure, result.failure);
 }

@@ -8,7 +8,6 @@ use super::Fixture;
 use super::stage::{Stage, refused};
 use crate::contract::{Failure, JobResult, Outcome};
 use crate::error::BrokerErrorKind;
-use crate::leasing::Recorded;
 use crate::settlement::Settlement;
 
 /// A pattern without a short period, so that a swapped or repeated block shows.
@@ -83,21 +82,18 @@ pub async fn a_policy_above_the_brokers_limit_takes_no_larger_payload(fixture: &
     assert_eq!(refused(answer), BrokerErrorKind::TooLarge { actual: limit + 1, limit });
 }
 
-pub async fn a_result_too_large_is_refused_and_the_run_ends_as_failed(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+pub async fn a_result_larger_than_the_broker_takes_ends_its_run_as_failed(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
     let limit = stage.broker.capabilities.payload_max;
+    stage.policy.result_max = u64::MAX;
+    stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
-    let oversized = stage.success(&delivery, vec![7; usize::try_from(limit + 1).unwrap()]);
-    let answer = stage.leasing.record(&oversized).await;
-    assert_eq!(refused(answer), BrokerErrorKind::TooLarge { actual: limit + 1, limit });
-    stage.open(&job).await;
-    let failure = Failure::new("result-too-large", format!("{} bytes, allowed are {limit}", limit + 1));
-    let failed = JobResult::unsuccessful(&delivery.job, Outcome::Failed, stage.end(&delivery), failure.clone());
-    assert_eq!(stage.leasing.record(&failed).await.unwrap(), Recorded::First);
-    stage.settle(&delivery, Settlement::DeadLetter).await;
+    stage.record_first(&stage.success(&delivery, vec![7; usize::try_from(limit + 1).unwrap()])).await;
+    stage.settle(&delivery, Settlement::Complete).await;
     let result = stage.finished(&job).await.result;
-    assert_eq!((result.outcome, result.failure), (Outcome::Failed, Some(failure)));
+    let why = format!("the result has {} bytes, allowed are {limit}", limit + 1);
+    assert_eq!((result.outcome, result.failure), (Outcome::Failed, Some(Failure::new("result-too-large", why))));
 }
 
 pub async fn headers_content_type_and_encoding_survive(fixture: &dyn Fixture) {

@@ -147,6 +147,7 @@ impl Embedded {
             dead_letters: this.clone(),
             policies: this.clone(),
             provision: this,
+            counts: self.0.shared.counts.clone(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::state::{Queue, damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
 use crate::contract::{JobId, Outcome, QueueName, RunId};
-use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::{PolicyStore, QueuePolicy};
@@ -25,22 +25,29 @@ impl DeadLetters for Embedded {
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError> {
+    ) -> Result<Letters, BrokerError> {
         let (queue, limit) = (queue.cloned(), limit.clamp(1, LIST_MAX));
-        let before = before.map_or([0xff; 16], |run| *run.as_bytes());
+        // Rows are numbered in the order in which letters were kept first.
+        let after = match after {
+            Some(place) => place.as_str().parse().map_err(|_| place.unknown())?,
+            None => i64::MAX,
+        };
         self.read(move |conn| {
             let sql = |e| unavailable(e, "list dead letters");
             let mut query = conn
                 .prepare_cached(
-                    "SELECT d.envelope FROM dead_letters AS d JOIN queues AS q ON q.id = d.queue
-                     WHERE d.run < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.run DESC LIMIT ?3",
+                    "SELECT d.rowid, d.envelope FROM dead_letters AS d JOIN queues AS q ON q.id = d.queue
+                     WHERE d.rowid < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.rowid DESC LIMIT ?3",
                 )
                 .map_err(sql)?;
-            let rows = query.query_map(params![before, queue.as_ref().map(QueueName::as_str), limit], |row| row.get(0));
-            let envelopes: Vec<Vec<u8>> = rows.and_then(Iterator::collect).map_err(sql)?;
-            envelopes.into_iter().map(read).collect()
+            let queue = queue.as_ref().map(QueueName::as_str);
+            let rows = query.query_map(params![after, queue, limit], |row| Ok((row.get(0)?, row.get(1)?)));
+            let rows: Vec<(i64, Vec<u8>)> = rows.and_then(Iterator::collect).map_err(sql)?;
+            let last = rows.last().filter(|_| rows.len() >= limit as usize).map(|(row, _)| row.to_string());
+            let letters = rows.into_iter().map(|(_, envelope)| read(envelope)).collect::<Result<_, _>>()?;
+            Ok(Letters { letters, next: last.and_then(|place| place.parse().ok()) })
         })
         .await
     }

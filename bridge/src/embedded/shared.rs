@@ -10,6 +10,7 @@ use super::ids::Recent;
 use crate::contract::{ClientId, JobId};
 use crate::histogram::Histogram;
 use crate::leasing::Receipt;
+use crate::rules::Counts;
 
 /// What commits cost, since the store was opened.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) jobs: Wakers<JobId>,
     pub(super) clients: Wakers<ClientId>,
     pub(super) recent: Arc<Recent>,
+    pub(super) counts: Arc<Counts>,
     /// Receipts whose `lease` future was dropped after the writer had answered.
     abandoned: Mutex<Vec<Receipt>>,
 }

@@ -17,7 +17,7 @@ use super::record::{Outgoing, Record, Stored, envelope_error, number};
 use super::{Nats, stream_api};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use crate::contract::{JobId, Outcome, QueueName, RunId, Timestamp};
-use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 
@@ -35,15 +35,19 @@ impl DeadLetters for Nats {
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError> {
+    ) -> Result<Letters, BrokerError> {
         let filter = queue.map_or_else(|| Letter::ALL.to_owned(), Letter::in_queue);
         let limit = usize::try_from(limit.clamp(1, LIST_MAX)).unwrap_or(1);
-        let mut before = before;
+        let mut before = match after {
+            Some(place) => Some(place.as_str().parse::<RunId>().map_err(|_| place.unknown())?),
+            None => None,
+        };
         loop {
             let newest = self.letters(&filter, before, limit).await?;
-            let Some(last) = newest.last() else { return Ok(Vec::new()) };
+            let Some(last) = newest.last() else { return Ok(Letters::default()) };
+            let is_last = newest.len() < limit;
             before = Some(last.run);
             let found: Vec<_> = futures_util::stream::iter(newest)
                 .map(|letter| async move { self.listed(&letter).await })
@@ -53,7 +57,8 @@ impl DeadLetters for Nats {
                 .await?;
             // Those that are past their keeping may fill a page.
             if !found.is_empty() {
-                return Ok(found);
+                let next = before.filter(|_| !is_last).and_then(|run| run.to_string().parse().ok());
+                return Ok(Letters { letters: found, next });
             }
         }
     }

@@ -111,6 +111,8 @@ pub struct Nats(Arc<Inner>);
 struct Inner {
     api: Api,
     settings: Settings,
+    /// How often the rules corrected or refused what a worker said.
+    rule_counts: Arc<crate::rules::Counts>,
     policies: Arc<Policies>,
     admission: Admission,
     positions: Positions,
@@ -204,6 +206,7 @@ impl Nats {
         let inner = Arc::new(Inner {
             api,
             settings,
+            rule_counts: Arc::default(),
             policies,
             admission: Admission::default(),
             positions: Positions::default(),
@@ -239,6 +242,7 @@ impl Nats {
             dead_letters: this.clone(),
             policies: self.0.policies.clone(),
             provision: this,
+            counts: self.0.rule_counts.clone(),
         }
     }
 

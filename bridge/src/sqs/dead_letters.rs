@@ -12,7 +12,7 @@ use super::schema::BY_TIME;
 use super::table::{Query, Written};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use crate::contract::{JobId, Outcome, QueueName, RunId};
-use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 
@@ -21,9 +21,9 @@ impl DeadLetters for Sqs {
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError> {
+    ) -> Result<Letters, BrokerError> {
         const OPERATION: &str = "list dead letters";
         let limit = usize::try_from(limit.clamp(1, 1_000)).unwrap_or(1);
         let queues = match queue {
@@ -31,11 +31,11 @@ impl DeadLetters for Sqs {
             None => self.policies().names(OPERATION).await?,
         };
         // Runs are ordered by when they began; `~` is behind all of them.
-        let mut before = before.map_or_else(|| "~".to_owned(), |run| run.to_string());
+        let mut before = after.map_or_else(|| "~".to_owned(), |place| place.as_str().to_owned());
         let mut letters = Vec::new();
         loop {
             let keys = self.letters_before(&queues, &before, limit, OPERATION).await?;
-            let Some((last, _)) = keys.last() else { return Ok(letters) };
+            let Some((last, _)) = keys.last() else { return Ok(Letters { letters, next: None }) };
             before = last.clone();
             let wanted: Vec<_> = keys.iter().map(|(_, key)| key.clone()).collect();
             // Few at once: each may be as large as an item can be.
@@ -44,7 +44,9 @@ impl DeadLetters for Sqs {
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
                 for item in found.iter().filter(|item| !item.is_past(self.clock().now())) {
                     if letters.len() == limit {
-                        return Ok(letters);
+                        let last: Option<&DeadLetter> = letters.last();
+                        let next = last.and_then(|last| last.job.run_id.to_string().parse().ok());
+                        return Ok(Letters { letters, next });
                     }
                     match letter(item) {
                         Ok(letter) => letters.push(letter),

@@ -116,6 +116,8 @@ pub struct Sqs(Arc<Inner>);
 /// What all parts of the adapter share.
 struct Inner {
     settings: Settings,
+    /// How often the rules corrected or refused what a worker said.
+    rule_counts: Arc<crate::rules::Counts>,
     table: Table,
     queues: Arc<line::SqsQueues>,
     policies: Arc<Policies>,
@@ -160,6 +162,7 @@ impl Sqs {
             endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone(), replies.clone()),
             replies,
             settings,
+            rule_counts: Arc::default(),
             table,
             queues,
             policies,
@@ -196,6 +199,7 @@ impl Sqs {
             dead_letters: this.clone(),
             policies: self.0.policies.clone(),
             provision: this,
+            counts: self.0.rule_counts.clone(),
         }
     }
 
