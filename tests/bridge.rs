@@ -298,7 +298,7 @@ async fn the_run_at_the_source_ends_as_it_ended_at_the_target() {
                     assert!(failure.detail.ends_with("as the handler said"), "{}", failure.detail);
                     let letters = source.dead_letters.list(None, None, 10).await.unwrap();
                     let dead = matches!(outcome, Outcome::Failed | Outcome::Exhausted);
-                    assert_eq!(letters.len(), usize::from(dead), "{outcome}");
+                    assert_eq!(letters.letters.len(), usize::from(dead), "{outcome}");
                     stop.cancel();
                 },
                 worker_at_target(target, attempt).run(stop.clone())
