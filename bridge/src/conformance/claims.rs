@@ -87,7 +87,7 @@ pub async fn a_result_that_cannot_be_kept_ends_its_run_once_and_relay_keeps_the_
         ("result-too-large", |result| result.payload = vec![7; 1_001].into()),
         ("result-invalid", |result| result.content_type = "x".repeat(256)),
         ("result-invalid", |result| result.content_type = "text/plain\r\nNats-Rollup: all".to_owned()),
-        ("result-invalid", |result| result.content_type = "text/pl\u{e4}in".to_owned()),
+        ("result-invalid", |result| result.content_type = "text/plain\u{7f}".to_owned()),
     ];
     for (number, (reason, spoil)) in cases.into_iter().enumerate() {
         let (job, delivery) = held(&stage, &format!("key-{number}")).await;

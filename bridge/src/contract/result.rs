@@ -141,6 +141,15 @@ impl JobResult {
         Self::new(job, outcome, end, FAILURE_CONTENT_TYPE.to_owned(), words_of(&failure), Some(failure))
     }
 
+    /// About how many bytes it takes in a page: its texts and its payload.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        let failure = self.failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
+        let meta: usize = self.meta.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let key = self.key.as_ref().map_or(0, |key| key.as_str().len());
+        self.payload.len() + self.content_type.len() + failure + meta + key + self.extra.byte_len()
+    }
+
     /// Names what a worker says of the run: attempt, outcome, content type and payload, as the worker sent them. Two results
     /// of one run with the same claim are one result that was sent twice.
     #[must_use]

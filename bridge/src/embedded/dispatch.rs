@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rusqlite::params;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -16,7 +17,7 @@ use super::shared::Shared;
 use super::state::{ClientRow, Lease, QueueRow};
 use super::writer::{After, Work, Writer, copy};
 use crate::contract::envelope::{EnvelopeError, decode_job};
-use crate::contract::{JobId, QueueName};
+use crate::contract::{Job, JobId, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Delivery, Receipt};
 
@@ -294,7 +295,8 @@ impl Writer {
             let until = monotonic + held;
             self.state.lease_ends.insert((until, row.seq));
             let (line, started) = ((queue, client), monotonic);
-            let lease = Lease { number, job: row.id, run: row.run, line, until, started, ended: None };
+            let bare = Job { payload: Bytes::new(), ..job.clone() };
+            let lease = Lease { number, job: bare, line, until, started, ended: None };
             self.state.leases.insert(row.seq, lease);
             self.state.line((queue, client)).running += 1;
             let receipt = Receipt {

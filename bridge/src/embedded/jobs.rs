@@ -8,21 +8,18 @@ use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, P
 use super::schema::unavailable;
 use super::writer::Writer;
 use super::{Embedded, PAYLOAD_MAX, list};
-use crate::contract::envelope::{Extra, decode_result, encode_job, encode_result};
-use crate::contract::result::End;
-use crate::contract::{
-    ClientId, Failure, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp,
-};
-use crate::dead_letters::DeadLetter;
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::contract::envelope::{decode_result, encode_job, encode_result};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use crate::error::BrokerError;
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::rules::{self, Known, refusal};
 
 #[async_trait]
 impl JobQueue for Embedded {
     async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
         let actual = job.payload.len() as u64;
         if actual > PAYLOAD_MAX {
-            return Err(too_large("enqueue", actual, PAYLOAD_MAX));
+            return Err(refusal::too_large("enqueue", actual, PAYLOAD_MAX));
         }
         self.call(move |writer| writer.enqueue(job)).await
     }
@@ -45,11 +42,7 @@ impl JobQueue for Embedded {
 
     async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         let client = client.clone();
-        self.call(move |writer| {
-            let (row, job) = writer.owned(&client, job, "rerun")?;
-            writer.rerun(row, &job, from)
-        })
-        .await
+        self.call(move |writer| writer.rerun(&client, job, from)).await
     }
 
     async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
@@ -133,19 +126,9 @@ impl Writer {
     /// Why a job that is not known yet is not taken.
     fn refusal(&self, job: &Job, queue: i64, max_queued: u64, payload_max: u64) -> Option<BrokerError> {
         if job.payload.len() as u64 > payload_max {
-            return Some(too_large("enqueue", job.payload.len() as u64, payload_max));
+            return Some(refusal::too_large("enqueue", job.payload.len() as u64, payload_max));
         }
-        let actual = self.count_waiting(&job.client, queue);
-        (actual >= max_queued).then(|| {
-            BrokerError::new(
-                BrokerErrorKind::QuotaExceeded { actual, limit: max_queued },
-                "enqueue",
-                format!(
-                    "client `{}` has {actual} jobs waiting in `{}`, {max_queued} are allowed",
-                    job.client, job.queue
-                ),
-            )
-        })
+        refusal::quota("enqueue", &job.client, &job.queue, self.count_waiting(&job.client, queue), max_queued)
     }
 
     /// The client's jobs of the queue that are in line or parked.
@@ -155,7 +138,7 @@ impl Writer {
     }
 
     /// Writes a job whose id is not known.
-    fn insert(&mut self, queue: i64, job: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
+    pub(super) fn insert(&mut self, queue: i64, job: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
         let sql = |e| unavailable(e, "enqueue");
         let client = self.state.client_row(&self.conn, &job.client)?;
         let seq = self.state.take_seq();
@@ -204,38 +187,33 @@ impl Writer {
         self.state.line_changed(key);
     }
 
-    /// The client's job, or `NotFound`: another client's job is answered like one that is not there.
-    fn owned(&self, client: &ClientId, job: JobId, operation: &'static str) -> Result<(JobRow, Job), BrokerError> {
-        let not_found = || BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"));
+    /// The client's job with what is known of it; another client's is like one that is not there.
+    fn owned(&self, client: &ClientId, job: JobId) -> Result<Option<(JobRow, Known)>, BrokerError> {
         let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
-        let row = row.ok_or_else(not_found)?;
-        let job = row.job(&self.conn)?;
-        if job.client == *client { Ok((row, job)) } else { Err(not_found()) }
+        let row = row.filter(|row| self.state.clients.get(&row.client) == Some(client));
+        let Some(row) = row else { return Ok(None) };
+        let known = self.known(&row, row.job(&self.conn)?);
+        Ok(Some((row, known)))
     }
 
     fn cancel(&mut self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
-        let (row, job) = self.owned(client, job, "cancel")?;
         let now = self.clock.now();
-        if !row.is_finished() {
-            self.end(&row, &job, Outcome::Cancelled, Failure::new("cancelled", "the client cancelled the job"))?;
+        let found = self.owned(client, job)?;
+        let verdict = rules::cancel(found.as_ref().map(|(_, known)| known), job, now);
+        let (written, row) = (verdict.refused()?, found.map(|(row, _)| row));
+        if let (Ok(result), Some(row)) = (written, row) {
+            self.finish(&row, &result)?;
         }
-        self.find(job.id)?
-            .ok_or_else(|| BrokerError::new(BrokerErrorKind::NotFound, "cancel", "the job is gone"))?
-            .status(&self.conn, now)
+        self.find(job)?.ok_or_else(|| refusal::no_job("cancel", job))?.status(&self.conn, now)
     }
 
-    /// Ends an open run without a handler's word.
-    pub(super) fn end(
-        &mut self,
-        row: &JobRow,
-        job: &Job,
-        outcome: Outcome,
-        failure: Failure,
-    ) -> Result<JobResult, BrokerError> {
-        let started_at = row.started_at.filter(|_| row.attempt > 0);
-        let end = End { attempt: row.attempt, started_at, finished_at: self.clock.now() };
-        let result = JobResult::unsuccessful(job, outcome, end, failure);
-        self.finish(row, &result)?;
+    /// Ends a run whose deadline has passed; `None` if it has ended.
+    pub(super) fn expire(&mut self, row: &JobRow, job: Job) -> Result<Option<JobResult>, BrokerError> {
+        let known = self.known(row, job);
+        let result = rules::expire(Some(&known), row.id, self.clock.now()).refused()?.ok();
+        if let Some(result) = &result {
+            self.finish(row, result)?;
+        }
         Ok(result)
     }
 
@@ -282,6 +260,12 @@ impl Writer {
                 ])
             })
             .map_err(sql)?;
+        if matches!(result.outcome, Outcome::Cancelled | Outcome::Expired)
+            && self.remove_dead_letter(row.id, row.run)?
+        {
+            // Its worker kept it, and did not come to its result.
+            self.counts().retracted();
+        }
         self.leave_line(row, result.outcome);
         self.finished.push((row.id, result.client.clone()));
         Ok(())
@@ -313,21 +297,6 @@ impl Writer {
         Ok(row.payload)
     }
 
-    /// Puts a dead letter's payload back into its record, which may have dropped it.
-    pub(super) fn restore_payload(&mut self, row: &JobRow, letter: &DeadLetter) -> Result<(), BrokerError> {
-        if row.payload != PAYLOAD_GONE {
-            return Ok(());
-        }
-        // The payload alone: all else of a letter is a worker's word.
-        let job = Job { payload: letter.job.payload.clone(), ..row.job(&self.conn)? };
-        self.begin()?;
-        self.replace_payload(row.seq, &job)?;
-        self.conn
-            .execute("UPDATE jobs SET payload = 1 WHERE seq = ?1", [row.seq])
-            .map_err(|e| unavailable(e, "redrive"))?;
-        Ok(())
-    }
-
     fn replace_payload(&self, seq: i64, job: &Job) -> Result<(), BrokerError> {
         self.conn
             .prepare_cached("UPDATE payloads SET envelope = ?2 WHERE seq = ?1")
@@ -336,23 +305,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Starts the run after generation `from`, or finds that it was started.
-    pub(super) fn rerun(&mut self, row: JobRow, job: &Job, from: u32) -> Result<Enqueued, BrokerError> {
+    fn rerun(&mut self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         let now = self.clock.now();
-        let refuse = |why: String| Err(BrokerError::new(BrokerErrorKind::StateConflict, "rerun", why));
-        if row.generation == from.saturating_add(1) {
-            return Ok(Enqueued::Known(row.status_of(job.clone(), now)));
+        let found = self.owned(client, job)?;
+        let verdict = rules::rerun(found.as_ref().map(|(_, known)| known), job, from, now).refused()?;
+        let Some((row, _)) = found else { return Err(refusal::no_job("rerun", job)) };
+        let Ok(next) = verdict else { return Ok(Enqueued::Known(row.status(&self.conn, now)?)) };
+        let (_, queue) = self.state.queue(&next.queue)?;
+        let limit = queue.policy.client(client).max_queued;
+        let waiting = self.count_waiting(client, row.queue);
+        match refusal::quota("rerun", client, &next.queue, waiting, limit) {
+            Some(full) => Err(full),
+            None => self.start(&row, next, now),
         }
-        if row.generation != from {
-            return refuse(format!("the job is in generation {}, not {from}", row.generation));
-        }
-        if !row.is_finished() {
-            return refuse(format!("generation {from} has not ended: wait for it, or cancel it"));
-        }
-        if row.payload == PAYLOAD_GONE {
-            return refuse("the payload was not kept: submit it again, or set `keep_keyless` for the queue".to_owned());
-        }
-        let next = job.next_run(now);
+    }
+
+    /// Puts the next run of a finished job in line.
+    pub(super) fn start(&mut self, row: &JobRow, next: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
         self.begin()?;
         self.conn
             .prepare_cached(
@@ -368,7 +337,14 @@ impl Writer {
                     next.expires_at.as_millis(),
                 ])
             })
-            .map_err(|e| unavailable(e, "rerun"))?;
+            .map_err(|e| unavailable(e, "start run"))?;
+        if row.payload == PAYLOAD_GONE {
+            // A dead letter brings it back.
+            self.replace_payload(row.seq, &next)?;
+            self.conn
+                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, PAYLOAD_KEPT])
+                .map_err(|e| unavailable(e, "start run"))?;
+        }
         // A holder of the run before may still be there: its lease must not count for the new run.
         self.state.end_lease(row.seq);
         self.join_line((row.queue, row.client), WAITING, now);
@@ -377,11 +353,9 @@ impl Writer {
 
     fn erase(&mut self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "erase");
-        let (row, job) = self.owned(client, job, "erase")?;
-        if !row.is_finished() {
-            let why = "the run has not ended: cancel it first";
-            return Err(BrokerError::new(BrokerErrorKind::StateConflict, "erase", why));
-        }
+        let found = self.owned(client, job)?;
+        let left = rules::erase(found.as_ref().map(|(_, known)| known), job).refused()?;
+        let (Some((row, _)), Ok(Some(stripped))) = (found, left) else { return Ok(()) };
         self.begin()?;
         let result: Option<Vec<u8>> = self
             .conn
@@ -393,13 +367,9 @@ impl Writer {
         let result = result.map_err(super::state::unreadable)?;
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
-        let id = job.id;
-        let stripped =
-            Job { payload: bytes::Bytes::new(), headers: Default::default(), extra: Extra::default(), ..job };
         self.replace_payload(row.seq, &stripped)?;
         if let Some(result) = result {
-            let failure = result.failure.map(|failure| Failure { detail: String::new(), ..failure });
-            let result = JobResult { payload: bytes::Bytes::new(), failure, extra: Extra::default(), ..result };
+            let result = rules::erased_result(result);
             self.conn
                 .execute(
                     "UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1",
@@ -408,7 +378,7 @@ impl Writer {
                 .map_err(sql)?;
         }
         self.conn.execute("UPDATE jobs SET payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
-        self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [id.as_bytes()]).map_err(sql)?;
+        self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [job.as_bytes()]).map_err(sql)?;
         self.conn.pragma_update(None, "secure_delete", "FAST").map_err(sql)
     }
 
@@ -453,9 +423,4 @@ fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
         finished_at: None,
         next_attempt_at: Some(job.due_at).filter(|due| *due > now),
     }
-}
-
-pub(super) fn too_large(operation: &'static str, actual: u64, limit: u64) -> BrokerError {
-    let why = format!("{actual} bytes are more than the {limit} that are taken");
-    BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, operation, why)
 }

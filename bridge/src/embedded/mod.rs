@@ -18,6 +18,7 @@ mod dispatch;
 mod filter;
 mod ids;
 mod jobs;
+mod known;
 mod list;
 mod map;
 mod operator;

@@ -5,17 +5,17 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::Embedded;
-use super::row::{JobRow, PAYLOAD_KEPT};
 use super::schema::unavailable;
 use super::state::{Queue, damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
-use crate::contract::{JobId, Outcome, QueueName, RunId};
+use crate::contract::{JobId, QueueName, RunId};
 use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::{PolicyStore, QueuePolicy};
 use crate::provision::{Change, Provision, policy_changes};
+use crate::rules::{self, refusal::no_letter};
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
@@ -78,8 +78,7 @@ fn read(envelope: Vec<u8>) -> Result<DeadLetter, BrokerError> {
 
 impl Writer {
     fn redrive(&mut self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
-        let not_found =
-            || BrokerError::new(BrokerErrorKind::NotFound, "redrive", format!("there is no dead letter of job {job}"));
+        let now = self.clock.now();
         let envelope: Option<Vec<u8>> = self
             .conn
             .query_row(
@@ -89,28 +88,27 @@ impl Writer {
             )
             .optional()
             .map_err(|e| unavailable(e, "redrive"))?;
-        let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
-        let Some(letter) = envelope.map(read).transpose()? else {
-            // A second call: the first one took the letter away and started the next run.
-            let row = row.filter(|row| row.run > run).ok_or_else(not_found)?;
-            return Ok(Enqueued::Known(row.status(&self.conn, self.clock.now())?));
+        let letter = envelope.map(read).transpose()?;
+        let row = self.find(job)?;
+        let live = row.as_ref().filter(|row| !row.is_past_keeping(now));
+        let known = match live {
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            None => None,
         };
-        let enqueued = match row {
-            Some(row) if row.outcome == Some(Outcome::Succeeded) => {
-                let why = "the run succeeded after all: purge the dead letter instead";
-                return Err(BrokerError::new(BrokerErrorKind::StateConflict, "redrive", why));
-            }
-            Some(row) if row.run == run => {
-                if !row.is_finished() {
-                    let why = "the run has not ended: its worker has not recorded the outcome yet";
-                    return Err(BrokerError::new(BrokerErrorKind::StateConflict, "redrive", why));
+        let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
+        let enqueued = match (verdict, live) {
+            (Ok(next), Some(live)) => self.start(live, next, now)?,
+            (Ok(next), None) => {
+                let (queue, _) = self.state.queue(&next.queue)?;
+                let mut next = next;
+                if let Some(past) = row {
+                    next.run_id = RunId::mint(now, Some(past.run.max(next.run_id)));
+                    self.remove(&past)?;
                 }
-                self.restore_payload(&row, &letter)?;
-                let (job, generation) = (row.job(&self.conn)?, row.generation);
-                self.rerun(JobRow { payload: PAYLOAD_KEPT, ..row }, &job, generation)?
+                self.insert(queue, next, now)?
             }
-            Some(row) => Enqueued::Known(row.status(&self.conn, self.clock.now())?),
-            None => self.enqueue(letter.job.next_run(self.clock.now()))?,
+            (Err(()), Some(live)) => Enqueued::Known(live.status(&self.conn, now)?),
+            (Err(()), None) => return Err(no_letter("redrive", job, run)),
         };
         self.remove_dead_letter(job, run)?;
         Ok(enqueued)

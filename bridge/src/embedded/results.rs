@@ -114,7 +114,7 @@ fn page(conn: &Connection, client: &ClientId, from: &Start, limit: u32, log: Log
     let (mut entries, mut bytes) = (Vec::<Finished>::new(), 0);
     while let Some(row) = rows.next().map_err(sql)? {
         let next = entry(entry_columns(row).map_err(sql)?, client, log)?;
-        bytes += next.result.payload.len();
+        bytes += next.result.byte_len();
         if bytes > PAGE_BYTES_MAX && !entries.is_empty() {
             break;
         }

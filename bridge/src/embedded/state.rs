@@ -12,7 +12,7 @@ use super::ids::{Ids, Recent};
 use super::map::{Map, Set};
 use super::schema::unavailable;
 use crate::contract::envelope::{EnvelopeError, NEWEST};
-use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{ClientId, Job, Outcome, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 use crate::policy::QueuePolicy;
@@ -75,8 +75,8 @@ pub(super) struct Line {
 /// A job in a worker's hands.
 pub(super) struct Lease {
     pub(super) number: u64,
-    pub(super) job: JobId,
-    pub(super) run: RunId,
+    /// The job in the run that was leased, without its payload.
+    pub(super) job: Job,
     pub(super) line: (QueueRow, ClientRow),
     pub(super) until: Duration,
     pub(super) started: Duration,
@@ -275,7 +275,7 @@ impl State {
             && self.leases.get(&seq).is_some_and(|lease| {
                 let queue = self.queues.get(&lease.line.0);
                 lease.number == u64::from_be_bytes(*number)
-                    && (lease.job, lease.run) == (receipt.job_id, receipt.run_id)
+                    && (lease.job.id, lease.job.run_id) == (receipt.job_id, receipt.run_id)
                     && queue.is_some_and(|queue| queue.name == receipt.queue)
             });
         stands.then_some(seq).ok_or_else(lost)

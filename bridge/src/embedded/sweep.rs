@@ -10,7 +10,7 @@ use super::dispatch::UNREADABLE_FOR;
 use super::row::{JobRow, job_columns};
 use super::schema::unavailable;
 use super::writer::{Writer, copy};
-use crate::contract::{Failure, Outcome, Timestamp};
+use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
 
@@ -57,8 +57,7 @@ impl Writer {
                         continue;
                     }
                 };
-                let failure = Failure::new("expired", format!("not finished by its deadline {}", row.expires_at));
-                swept.expired.push(self.end(&row, &job, Outcome::Expired, failure)?);
+                swept.expired.extend(self.expire(&row, job)?);
             }
         }
         // Only now: what failed above is walked over again.

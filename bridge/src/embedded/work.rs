@@ -5,39 +5,31 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use super::dispatch::{GiveBack, PENDING_MAX, Pending};
-use super::jobs::too_large;
 use super::row::JobRow;
-use super::schema::unavailable;
 use super::writer::{Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
-use crate::contract::envelope::encode_dead_letter;
 use crate::contract::job::DELAY_MAX;
-use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId};
+use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::{
-    Delivery, Held, LEASE_BATCH_MAX, LEASE_QUEUES_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt,
-    Recorded,
-};
+use crate::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use crate::policy::QueuePolicy;
+use crate::rules::refusal::no_job;
+use crate::rules::{self, Known, Verdict};
 use crate::settlement::Settlement;
 
 #[async_trait]
 impl Leasing for Embedded {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
-        if request.queues.is_empty() || request.queues.len() > LEASE_QUEUES_MAX {
-            let why = format!("{} queues were named, allowed are 1 to {LEASE_QUEUES_MAX}", request.queues.len());
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, "lease", why));
-        }
+        let request = rules::lease_request(request)?;
         let (reply, answer) = oneshot::channel();
         let pending = Pending {
-            queues: request.queues.clone(),
-            max: request.max.min(std::num::NonZeroU32::new(LEASE_BATCH_MAX).unwrap_or(request.max)),
-            deadline: self.clock().monotonic() + request.wait.min(LEASE_WAIT_MAX),
+            queues: request.queues,
+            max: request.max,
+            deadline: self.clock().monotonic() + request.wait,
             reply,
             give_back: GiveBack { shared: self.shared(), inbox: self.inbox()?.downgrade() },
         };
@@ -79,10 +71,6 @@ impl Leasing for Embedded {
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        let actual = result.payload.len() as u64;
-        if actual > PAYLOAD_MAX {
-            return Err(too_large("record", actual, PAYLOAD_MAX));
-        }
         let result = result.clone();
         self.call(move |writer| writer.record(&result)).await
     }
@@ -117,98 +105,71 @@ impl Writer {
     }
 
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
-        let (queue, found) = self.state.queue(&letter.job.queue)?;
-        let remove_at = self.clock.now() + found.policy.dead_retention;
-        let row = self.find(letter.job.id)?.filter(|row| self.belongs(row, &letter.job.client, &letter.job.queue));
-        let row = row.ok_or_else(|| {
-            BrokerError::new(BrokerErrorKind::NotFound, "dead-letter", format!("there is no job {}", letter.job.id))
-        })?;
-        if row.run > letter.job.run_id {
-            // The job is in a later run: this one needs no letter any more.
-            return Ok(());
+        let row = self.find(letter.job.id)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let known = match &row {
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            None => None,
+        };
+        match rules::keep_letter(known.as_ref(), letter, self.clock.now()) {
+            Verdict::Do(kept) => self.keep_letter(&kept),
+            Verdict::Already(()) => Ok(()),
+            Verdict::Refuse(error) => Err(error),
         }
-        if (row.run, row.generation) != (letter.job.run_id, letter.job.generation) {
-            let why = "the letter names a run that no relay gave out";
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, "dead-letter", why));
+    }
+
+    fn retract_dead_letter(&mut self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+        let Some(row) = self.find(job)? else { return Ok(()) };
+        let known = Known { record: None, ended: self.ended(&row)? };
+        if rules::retract_letter(Some(&known), run) && self.remove_dead_letter(job, run)? {
+            self.counts().retracted();
         }
-        self.begin()?;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO dead_letters(job, run, queue, remove_at, envelope) VALUES(?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO NOTHING",
-            )
-            .and_then(|mut insert| {
-                insert.execute(params![
-                    letter.job.id.as_bytes(),
-                    letter.job.run_id.as_bytes(),
-                    queue,
-                    remove_at.as_millis(),
-                    encode_dead_letter(letter, self.wire),
-                ])
-            })
-            .map_err(|e| unavailable(e, "dead-letter"))?;
         Ok(())
     }
 
-    /// Only a run that ended well, or by the client's or the clock's hand, needs no dead letter.
-    fn retract_dead_letter(&mut self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        let row = self.find(job)?.filter(|row| row.run == run);
-        match row.and_then(|row| row.outcome) {
-            Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Expired) => {
-                self.remove_dead_letter(job, run).map(|_| ())
-            }
-            Some(Outcome::Failed | Outcome::Exhausted) | None => Ok(()),
-        }
-    }
-
-    pub(super) fn remove_dead_letter(&mut self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
-        self.begin()?;
-        self.conn
-            .prepare_cached("DELETE FROM dead_letters WHERE job = ?1 AND run = ?2")
-            .and_then(|mut delete| delete.execute(params![job.as_bytes(), run.as_bytes()]))
-            .map(|removed| removed > 0)
-            .map_err(|e| unavailable(e, "remove dead letter"))
-    }
-
-    fn record(&mut self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        let not_found =
-            || BrokerError::new(BrokerErrorKind::NotFound, "record", format!("there is no job {}", result.job_id));
-        let row = self.find(result.job_id)?.ok_or_else(not_found)?;
+    fn record(&mut self, sent: &JobResult) -> Result<Recorded, BrokerError> {
         let now = self.clock.now();
-        let owner = self.belongs(&row, &result.client, &result.queue);
-        if row.is_past_keeping(now) || !owner {
-            return Err(not_found());
-        }
-        if row.run < result.run_id {
-            let why = "the run is greater than the job's: no relay gave it out";
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, "record", why));
-        }
-        if row.run == result.run_id && !row.is_finished() {
-            self.finish(&row, result)?;
-            return Ok(Recorded::First);
-        }
-        let outcome = match row.outcome {
-            Some(outcome) => outcome,
-            None => self.outcome_before(&row)?.unwrap_or(result.outcome),
+        let row = self.find(sent.job_id)?.filter(|row| !row.is_past_keeping(now));
+        let (_, queue) = self.state.queue(&sent.queue)?;
+        let result_max = queue.policy.result_max.min(PAYLOAD_MAX);
+        let known = match &row {
+            Some(row) => Some(self.known_to_record(row, sent)?),
+            None => None,
         };
-        tracing::info!(job_id = %row.id, run_id = %result.run_id, attempt = result.attempt, %outcome, "result superseded");
-        Ok(Recorded::Superseded(outcome))
+        let verdict = rules::record(known.as_ref(), sent, result_max, now);
+        self.counts().judged(&verdict);
+        let ending = match verdict.refused()? {
+            Ok(ending) => ending,
+            Err(recorded) => {
+                if let Recorded::Superseded(outcome) = &recorded {
+                    let attempt = sent.attempt;
+                    tracing::info!(job_id = %sent.job_id, run_id = %sent.run_id, attempt, %outcome, "result superseded");
+                }
+                return Ok(recorded);
+            }
+        };
+        let Some(row) = row else { return Err(no_job("record", sent.job_id)) };
+        if ending.keeps_letter
+            && let Some(letter) = rules::letters::own_letter(&row.job(&self.conn)?, &ending.result)
+        {
+            self.keep_letter(&letter)?;
+        }
+        self.finish(&row, &ending.result)?;
+        Ok(Recorded::First)
     }
 
-    /// Whether the job is this client's and in this queue: a worker of one queue ends no job of another.
-    fn belongs(&self, row: &JobRow, client: &ClientId, queue: &QueueName) -> bool {
-        self.state.clients.get(&row.client) == Some(client)
-            && self.state.queues.get(&row.queue).is_some_and(|found| found.name == *queue)
-    }
-
-    /// The outcome of the run before an open one.
-    fn outcome_before(&self, row: &JobRow) -> Result<Option<Outcome>, BrokerError> {
-        let outcome: Option<String> = self
-            .conn
-            .query_row("SELECT outcome FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
-            .optional()
-            .map_err(|e| unavailable(e, "record"))?;
-        Ok(outcome.and_then(|outcome| outcome.parse().ok()))
+    /// What [`rules::record`] needs, with no more reads than it needs: the job of a lease is in memory, and only a job that
+    /// has ended, or is in another run, can have a result.
+    fn known_to_record(&self, row: &JobRow, sent: &JobResult) -> Result<Known, BrokerError> {
+        let leased = self.state.leases.get(&row.seq).filter(|lease| lease.job.run_id == row.run);
+        let job = match leased {
+            Some(lease) => lease.job.clone(),
+            None => row.job(&self.conn)?,
+        };
+        let known = self.known(row, job);
+        if row.run == sent.run_id && !row.is_finished() {
+            return Ok(known);
+        }
+        Ok(Known { ended: self.ended(row)?, ..known })
     }
 
     fn settle(&mut self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {

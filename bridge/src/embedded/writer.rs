@@ -22,6 +22,7 @@ use crate::contract::envelope::WireVersion;
 use crate::contract::{ClientId, JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
+use crate::rules::Counts;
 
 /// The most operations in one commit.
 const BATCH_MAX: usize = 512;
@@ -134,6 +135,10 @@ impl Writer {
             }
         }
         self.last_batch = ran;
+    }
+
+    pub(super) fn counts(&self) -> &Counts {
+        &self.shared.counts
     }
 
     /// Joins the open transaction, or begins one. Whoever is about to write calls it first.

@@ -139,7 +139,7 @@ fn a_result_that_cannot_be_kept_ends_the_run_once_as_failed_and_relay_keeps_the_
         ),
         (JobResult { content_type: long(256), ..honest.clone() }, "result-invalid"),
         (JobResult { content_type: "text/plain\r\nx: y".to_owned(), ..honest.clone() }, "result-invalid"),
-        (JobResult { content_type: "text/\u{e9}".to_owned(), ..honest.clone() }, "result-invalid"),
+        (JobResult { content_type: "text/\u{7f}".to_owned(), ..honest.clone() }, "result-invalid"),
         (JobResult { failure: failure(1, 1), ..honest.clone() }, "result-invalid"),
         (JobResult { failure: failure(65, 1), ..failed.clone() }, "result-invalid"),
         (JobResult { failure: failure(1, DETAIL_BYTES_MAX + 1), ..failed.clone() }, "result-invalid"),
