@@ -134,6 +134,31 @@ pub(super) async fn find(
     }
 }
 
+/// Starts the run after generation `from`: a submission, to which applies what applies to submissions. A run that was started
+/// before is answered whatever applies now.
+///
+/// # Errors
+/// `not-found`, `state-conflict`, `forbidden`, `rate-limited`, `quota-exceeded`
+pub(super) async fn rerun(
+    (broker, policies, rates): (&Broker, &Policies, &Rates),
+    client: &ClientId,
+    id: JobId,
+    from: u32,
+) -> Result<Enqueued, Refusal> {
+    let jobs = &broker.jobs;
+    if let Some(status) = jobs.status(client, id).await?
+        && Some(status.generation) != from.checked_add(1)
+    {
+        let policy = policy(policies, &status.queue).await?;
+        check_client(&policy, client, &status.queue)?;
+        rates.take(client, &status.queue, policy.client(client))?;
+    }
+    jobs.rerun(client, id, from).await.map_err(|error| match error.kind() {
+        BrokerErrorKind::NotFound => Refusal::no_job(),
+        _ => unconfirmed(error, id),
+    })
+}
+
 /// Ends the job as `cancelled`, unless it ended before.
 ///
 /// # Errors

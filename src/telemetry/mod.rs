@@ -11,8 +11,8 @@
 //! - `traces`: spans of what goes through them.
 //! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -74,6 +74,8 @@ struct Inner {
     extended: Counter,
     leases_lost: Counter,
     reruns: Counter,
+    /// What the rules of the broker in this process corrected; unset where it is another process's.
+    rules: OnceLock<Arc<relay_bridge::rules::Counts>>,
 }
 
 impl Telemetry {
@@ -96,12 +98,14 @@ impl Telemetry {
             extended: Counter::default(),
             leases_lost: Counter::default(),
             reruns: Counter::default(),
+            rules: OnceLock::new(),
         }))
     }
 
     /// `broker`, with what is done through it counted.
     #[must_use]
     pub fn broker(&self, broker: Broker) -> Broker {
+        self.0.rules.get_or_init(|| broker.counts.clone());
         Broker {
             jobs: Arc::new(metered::Jobs { inner: broker.jobs, telemetry: self.clone() }),
             leasing: self.leasing(broker.leasing),

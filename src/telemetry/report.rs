@@ -37,6 +37,21 @@ impl Telemetry {
             .value(&[("settlement", "hand-back")], inner.handed_back.read());
         text.counter("relay_results_superseded_total", "Results that came second for their run and were dropped.")
             .value(&[], inner.superseded.read());
+        let counts = inner.rules.get().map(|rules| rules.read()).unwrap_or_default();
+        text.counter("relay_results_corrected_total", "Results of which something was not as their worker said.")
+            .value(&[("fact", "attempt")], counts.attempts_corrected)
+            .value(&[("fact", "record")], counts.facts_corrected)
+            .value(&[("fact", "time")], counts.times_corrected);
+        text.counter("relay_results_refused_total", "Results that could not be kept: their runs ended as failed.")
+            .value(&[("reason", "result-invalid")], counts.results_invalid)
+            .value(&[("reason", "result-too-large")], counts.results_too_large);
+        text.counter("relay_results_resent_total", "Results that came again and were their run's result.")
+            .value(&[], counts.results_resent);
+        text.counter(
+            "relay_dead_letters_retracted_total",
+            "Dead letters taken back from runs that did not fail after all.",
+        )
+        .value(&[], counts.letters_retracted);
         text.counter("relay_lease_extensions_total", "Heartbeats that held a job.").value(&[], inner.extended.read());
         text.counter("relay_lease_extensions_lost_total", "Heartbeats that came after the lease was lost.")
             .value(&[], inner.leases_lost.read());

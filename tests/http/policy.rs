@@ -151,3 +151,28 @@ async fn each_entry_of_a_batch_counts_and_a_batch_that_comes_too_early_is_not_ev
     clock.advance(HOUR / 3);
     assert_eq!(words(&relay.ask(BATCH, &[], &four).await)[..3], ["queued", "malformed-request", "rate-limited"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rerun_is_a_submission_to_its_clients_rate_and_to_the_queues_clients() {
+    let (relay, clock) = slow().await;
+    let id = relay.submit(&[("Idempotency-Key", "k")], "x").await.field("job_id");
+    assert_eq!(relay.ask(&format!("POST /v1/jobs/{id}/cancel"), &[], "").await.field("outcome"), "cancelled");
+    let rerun = async |from: u32| relay.ask(&format!("POST /v1/jobs/{id}/rerun?from={from}"), &[], "").await;
+    assert_eq!(rerun(1).await.status, 202);
+    // Both of the burst are spent; what was started is answered all the same.
+    assert_eq!(rerun(1).await.field("replayed"), "true");
+    assert_eq!(relay.ask(&format!("POST /v1/jobs/{id}/cancel"), &[], "").await.field("outcome"), "cancelled");
+    let refused = rerun(2).await;
+    refused.is_problem(429, "rate-limited");
+    assert_eq!(refused.header("retry-after"), "1200");
+    clock.advance(HOUR / 3);
+    assert_eq!(rerun(2).await.status, 202);
+
+    let mut setup = Setup::default();
+    setup.policy.allowed_clients = ["another".parse().unwrap()].into();
+    relay.set_policy("mail", &setup.policy).await;
+    clock.advance(HOUR);
+    assert_eq!(relay.ask(&format!("POST /v1/jobs/{id}/cancel"), &[], "").await.field("outcome"), "cancelled");
+    rerun(3).await.is_problem(403, "forbidden");
+    assert_eq!(rerun(2).await.field("replayed"), "true");
+}

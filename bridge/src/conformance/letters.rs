@@ -145,7 +145,9 @@ pub async fn a_letter_that_comes_again_after_its_redrive_starts_nothing(fixture:
 }
 
 pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    // Held until the last one has ended.
+    let stage =
+        Stage::with(fixture, |policy| (policy.lease, policy.lease_max) = (policy.lease * 20, policy.lease * 40)).await;
     let client = stage.client("a");
     let mut held = Vec::new();
     for number in 0..5 {

@@ -85,7 +85,7 @@ pub async fn a_policy_above_the_brokers_limit_takes_no_larger_payload(fixture: &
 pub async fn a_result_larger_than_the_broker_takes_ends_its_run_as_failed(fixture: &dyn Fixture) {
     let mut stage = Stage::new(fixture).await;
     let limit = stage.broker.capabilities.payload_max;
-    stage.policy.result_max = u64::MAX;
+    stage.policy.result_max = limit;
     stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;

@@ -129,7 +129,8 @@ pub async fn refusals_about_a_job_have_the_same_words_everywhere(fixture: &dyn F
 }
 
 pub async fn refusals_about_a_queue_have_the_same_words_everywhere(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let limit = fixture.broker().capabilities.payload_max;
+    let stage = Stage::with(fixture, |policy| policy.payload_max = limit).await;
     let client = stage.client("a");
     let nowhere: QueueName = format!("nowhere-{}", super::stage::unique()).parse().unwrap();
     let no_queue = format!("there is no queue `{nowhere}`");
@@ -147,7 +148,6 @@ pub async fn refusals_about_a_queue_have_the_same_words_everywhere(fixture: &dyn
     says(stage.leasing.lease(&request).await, not_found, &no_queue);
     request.queues = Vec::new();
     assert_eq!(refused(stage.leasing.lease(&request).await), BrokerErrorKind::Invalid);
-    let limit = broker.capabilities.payload_max;
     let mut large = stage.submission(&client);
     large.payload = vec![0; usize::try_from(limit).unwrap() + 1].into();
     let actual = limit + 1;

@@ -9,22 +9,32 @@ use crate::leasing::Recorded;
 /// Counters of one adapter. They only grow.
 #[derive(Debug, Default)]
 pub struct Counts {
+    times: AtomicU64,
+    attempts: AtomicU64,
+    facts: AtomicU64,
+    too_large: AtomicU64,
+    invalid: AtomicU64,
+    resent: AtomicU64,
+    retracted: AtomicU64,
+}
+
+/// What was counted since the adapter was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
     /// Results whose times were not within their run.
-    pub times_corrected: AtomicU64,
+    pub times_corrected: u64,
     /// Results that named an attempt which was not started.
-    pub attempts_corrected: AtomicU64,
+    pub attempts_corrected: u64,
     /// Results whose other facts (keeping, generation, acceptance, key, headers, trace) were not the record's.
-    pub facts_corrected: AtomicU64,
+    pub facts_corrected: u64,
     /// Results that ended their run as `failed` because they were too large.
-    pub results_too_large: AtomicU64,
+    pub results_too_large: u64,
     /// Results that ended their run as `failed` because of their content type, reason or detail.
-    pub results_invalid: AtomicU64,
-    /// Results that were sent again, and were the run's result.
-    pub results_resent: AtomicU64,
-    /// Results of runs that had ended before.
-    pub results_superseded: AtomicU64,
+    pub results_invalid: u64,
+    /// Results that came again, and were the run's result.
+    pub results_resent: u64,
     /// Dead letters that were taken back because their run did not fail after all.
-    pub letters_retracted: AtomicU64,
+    pub letters_retracted: u64,
 }
 
 impl Counts {
@@ -32,20 +42,19 @@ impl Counts {
     pub fn written(&self, ending: &Ending) {
         let Corrections { times, attempt, facts, too_large, invalid } = ending.corrections;
         let counters = [
-            (times, &self.times_corrected),
-            (attempt, &self.attempts_corrected),
-            (facts, &self.facts_corrected),
-            (too_large, &self.results_too_large),
-            (invalid, &self.results_invalid),
+            (times, &self.times),
+            (attempt, &self.attempts),
+            (facts, &self.facts),
+            (too_large, &self.too_large),
+            (invalid, &self.invalid),
         ];
         counters.into_iter().filter(|(is, _)| *is).for_each(|(_, counter)| add(counter));
     }
 
     /// Counts a result that was not written.
     pub fn not_written(&self, recorded: &Recorded) {
-        match recorded {
-            Recorded::First => add(&self.results_resent),
-            Recorded::Superseded(_) => add(&self.results_superseded),
+        if *recorded == Recorded::First {
+            add(&self.resent);
         }
     }
 
@@ -60,23 +69,22 @@ impl Counts {
 
     /// Counts a dead letter that was taken back.
     pub fn retracted(&self) {
-        add(&self.letters_retracted);
+        add(&self.retracted);
     }
 
-    /// Every counter with the word that metrics have for it.
+    /// As they are now.
     #[must_use]
-    pub fn read(&self) -> [(&'static str, u64); 8] {
-        [
-            ("times_corrected", &self.times_corrected),
-            ("attempt_corrected", &self.attempts_corrected),
-            ("facts_corrected", &self.facts_corrected),
-            ("result_too_large", &self.results_too_large),
-            ("result_invalid", &self.results_invalid),
-            ("result_resent", &self.results_resent),
-            ("result_superseded", &self.results_superseded),
-            ("letter_retracted", &self.letters_retracted),
-        ]
-        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    pub fn read(&self) -> Counted {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counted {
+            times_corrected: read(&self.times),
+            attempts_corrected: read(&self.attempts),
+            facts_corrected: read(&self.facts),
+            results_too_large: read(&self.too_large),
+            results_invalid: read(&self.invalid),
+            results_resent: read(&self.resent),
+            letters_retracted: read(&self.retracted),
+        }
     }
 }
 

@@ -202,13 +202,18 @@ impl Sqs {
             token: token.write(),
         };
         match self.whole_job(&record, received.wake.payload(), OPERATION).await {
-            Ok(job) => Ok(Claimed::Delivery(Box::new(Delivery {
-                job,
-                receipt,
-                attempt: record.attempt,
-                leased_at: record.started_at().unwrap_or_else(|| self.clock().now()),
-                lease: policy.lease.min(policy.lease_max),
-            }))),
+            Ok(job) => {
+                if let Some(known) = record.known(None)?.record {
+                    self.0.held.insert(known, until, self.clock().now());
+                }
+                Ok(Claimed::Delivery(Box::new(Delivery {
+                    job,
+                    receipt,
+                    attempt: record.attempt,
+                    leased_at: record.started_at().unwrap_or_else(|| self.clock().now()),
+                    lease: policy.lease.min(policy.lease_max),
+                })))
+            }
             Err(error) => {
                 let newer = matches!(error.kind(), BrokerErrorKind::NewerVersion { .. });
                 if newer || error.kind() == BrokerErrorKind::Corrupt {

@@ -15,8 +15,9 @@ use super::schema::BY_TIME;
 use super::table::Query;
 use super::{Sqs, names};
 use crate::contract::{ClientId, JobState, QueueName, Timestamp};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 use crate::job_queue::Depth;
+use crate::rules::refusal;
 
 /// Up to so many open records are looked at one by one.
 const EXACT_MAX: u64 = 1_000;
@@ -59,8 +60,8 @@ impl Sqs {
         queue: &QueueName,
         client: &ClientId,
         limit: u64,
+        operation: &'static str,
     ) -> Result<Option<BrokerError>, BrokerError> {
-        const OPERATION: &str = "enqueue";
         if self.open_at_most(queue, client, limit).await? < limit {
             return Ok(None);
         }
@@ -68,8 +69,7 @@ impl Sqs {
         if waiting < limit {
             return Ok(None);
         }
-        let why = format!("{waiting} jobs of this client wait in `{queue}`, allowed are {limit}");
-        Ok(Some(BrokerError::new(BrokerErrorKind::QuotaExceeded { actual: waiting, limit }, OPERATION, why)))
+        Ok(refusal::quota(operation, client, queue, waiting, limit))
     }
 
     /// At least as many open records as the client has, by the last count.

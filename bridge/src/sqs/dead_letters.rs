@@ -5,16 +5,17 @@ use futures_util::future::try_join_all;
 
 use super::Sqs;
 use super::item::Item;
-use super::jobs::no_job;
 use super::names::{self, Key};
 use super::record::{INLINE_MAX, Record, new_record, payload_item, unreadable};
 use super::schema::BY_TIME;
 use super::table::{Query, Written};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
-use crate::contract::{JobId, Outcome, QueueName, RunId};
+use crate::contract::{Job, JobId, QueueName, RunId};
 use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
+use crate::rules::refusal::{no_job, no_letter};
+use crate::rules::{self, Verdict};
 
 #[async_trait]
 impl DeadLetters for Sqs {
@@ -30,9 +31,13 @@ impl DeadLetters for Sqs {
             Some(queue) => vec![queue.clone()],
             None => self.policies().names(OPERATION).await?,
         };
-        // Runs are ordered by when they began; `~` is behind all of them.
-        let mut before = after.map_or_else(|| "~".to_owned(), |place| place.as_str().to_owned());
-        let mut letters = Vec::new();
+        // `~` is behind all places.
+        let mut before = match after {
+            Some(place) if names::is_dead_place(place.as_str()) => place.as_str().to_owned(),
+            Some(place) => return Err(place.unknown()),
+            None => "~".to_owned(),
+        };
+        let (mut letters, mut last_place) = (Vec::new(), String::new());
         loop {
             let keys = self.letters_before(&queues, &before, limit, OPERATION).await?;
             let Some((last, _)) = keys.last() else { return Ok(Letters { letters, next: None }) };
@@ -44,12 +49,13 @@ impl DeadLetters for Sqs {
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
                 for item in found.iter().filter(|item| !item.is_past(self.clock().now())) {
                     if letters.len() == limit {
-                        let last: Option<&DeadLetter> = letters.last();
-                        let next = last.and_then(|last| last.job.run_id.to_string().parse().ok());
-                        return Ok(Letters { letters, next });
+                        return Ok(Letters { letters, next: last_place.parse().ok() });
                     }
                     match letter(item) {
-                        Ok(letter) => letters.push(letter),
+                        Ok(letter) => {
+                            letters.push(letter);
+                            item.need_text("ix_at")?.clone_into(&mut last_place);
+                        }
                         Err(error) => tracing::warn!(%error, "a dead letter can't be read by this release"),
                     }
                 }
@@ -74,88 +80,94 @@ impl DeadLetters for Sqs {
 
     async fn redrive(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "redrive";
-        let conflict = |why: &str| Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
-        let no_letter = || {
-            BrokerError::new(
-                BrokerErrorKind::NotFound,
-                OPERATION,
-                format!("run {run} of job {job} left no dead letter"),
-            )
-        };
-        let key = names::dead_letter(job, run);
-        let item = self.table().get(&key, OPERATION).await?.filter(|item| !item.is_past(self.clock().now()));
+        let now = self.clock().now();
+        let item = self.table().get(&names::dead_letter(job, run), OPERATION).await?;
+        let letter = item.filter(|item| !item.is_past(now)).map(|item| letter(&item)).transpose()?;
         let record = self.record_of(job, OPERATION).await?;
-        let started = |record: &Record| record.item.get_text("prev").is_some_and(|prev| *prev == run.to_string());
-        if let Some(record) = record.as_ref().filter(|record| started(record)) {
-            let known = self.started_before(record, run, OPERATION)?;
-            // Started by somebody who did not come to removing it, or by a rerun.
-            self.table().remove(&key, OPERATION).await?;
-            return Ok(known);
-        }
-        let letter = letter(&item.ok_or_else(no_letter)?)?;
-        let started = match record {
-            None => self.begin_anew(&letter).await?,
-            Some(record) if record.run != run => return conflict("the job is in a later run already"),
-            Some(record) => match record.ended() {
-                Some(Outcome::Failed | Outcome::Exhausted) => {
-                    self.start_next(&record, &letter.job, true, OPERATION).await?
-                }
-                Some(outcome) => return conflict(&format!("the run ended as {outcome} after all")),
-                None => return conflict("the run has not ended"),
-            },
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
+        let started = match (verdict, &record) {
+            (Ok(next), Some(record)) => self.start_next(record, next, true, OPERATION).await?,
+            (Ok(next), None) => self.begin_anew(run, next).await?,
+            (Err(()), Some(record)) => Enqueued::Known(record.status(now)?),
+            (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
         };
-        self.table().remove(&key, OPERATION).await?;
+        self.remove_letter(job, run, OPERATION).await?;
         Ok(started)
     }
 
     async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
-        let removed = self.table().remove(&names::dead_letter(job, run), "purge dead letter").await?;
-        Ok(removed.is_some_and(|item| !item.is_past(self.clock().now())))
+        self.remove_letter(job, run, "purge dead letter").await
     }
 }
 
 impl Sqs {
-    /// Keeps the job and why its run ended, unless it is in a later run.
+    /// Keeps a worker's dead letter, as the rules say.
     pub(super) async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
         const OPERATION: &str = "dead-letter";
-        let job = &letter.job;
-        let record = self.record_of(job.id, OPERATION).await?;
-        let record = record.filter(|record| record.client == job.client && record.queue == job.queue);
-        let record = record.ok_or_else(|| no_job(job.id, OPERATION))?;
-        if record.run > job.run_id {
-            return Ok(());
+        let (job, run) = (letter.job.id, letter.job.run_id);
+        let record = self.record_of(job, OPERATION).await?;
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let verdict = rules::keep_letter(known.as_ref(), letter, self.clock().now()).refused()?;
+        let (Ok(mut kept), Some(record)) = (verdict, record) else { return Ok(()) };
+        if kept.job.payload.is_empty() {
+            kept.job = self.whole_job(&record, None, OPERATION).await?;
         }
+        self.put_letter(&kept).await?;
+        // The run may have been cancelled, or have ended and started anew, since the record was read.
+        let record = self.record_of(job, OPERATION).await?;
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        if matches!(rules::keep_letter(known.as_ref(), letter, self.clock().now()), Verdict::Already(())) {
+            self.remove_letter(job, run, OPERATION).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a dead letter, once per run: it has its place by when it was kept first.
+    pub(super) async fn put_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+        const OPERATION: &str = "dead-letter";
+        let (job, now) = (&letter.job, self.clock().now());
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let item = Item::at(&names::dead_letter(job.id, job.run_id))
             .text("ix", names::dead_partition(&job.queue))
-            .text("ix_at", job.run_id.to_string())
+            .text("ix_at", names::dead_place(now, job.run_id))
             .text("client", job.client.as_str())
             .binary("letter", encode_dead_letter(letter, self.wire()))
-            .kept_until(self.clock().now() + policy.dead_retention);
-        self.table().put(item, OPERATION).await
+            .kept_until(now + policy.dead_retention);
+        let values = Item::default().time(":now", now);
+        let condition = "attribute_not_exists(#pk) OR #keep <= :now";
+        self.table().put_if(item, condition, values, OPERATION).await.map(drop)
     }
 
     /// Takes back the dead letter of a run that did not fail after all.
     pub(super) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some(record) = self.record_of(job, OPERATION).await? else { return Ok(()) };
-        let ended_well = matches!(record.ended(), Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Expired));
-        if record.run == run && ended_well {
-            self.table().remove(&names::dead_letter(job, run), OPERATION).await?;
+        if rules::retract_letter(Some(&record.known(None)?), run) && self.remove_letter(job, run, OPERATION).await? {
+            self.0.rule_counts.retracted();
         }
         Ok(())
     }
 
-    /// Starts the next run of a job of which nothing but the dead letter is left.
-    async fn begin_anew(&self, letter: &DeadLetter) -> Result<Enqueued, BrokerError> {
+    /// Whether there was one.
+    pub(super) async fn remove_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        operation: &'static str,
+    ) -> Result<bool, BrokerError> {
+        let removed = self.table().remove(&names::dead_letter(job, run), operation).await?;
+        Ok(removed.is_some_and(|item| !item.is_past(self.clock().now())))
+    }
+
+    /// Starts `next`, the run after `before`, of a job of which nothing but the dead letter is left.
+    async fn begin_anew(&self, before: RunId, next: Job) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "redrive";
         let now = self.clock().now();
-        let next = letter.job.next_run(now);
         if next.payload.len() > INLINE_MAX {
             self.table().put(payload_item(&next), OPERATION).await?;
         }
-        let before = letter.job.run_id.to_string();
-        let item = new_record(&next, self.wire(), now, self.is_fifo()).text("prev", &before);
+        let item = new_record(&next, self.wire(), now, self.is_fifo()).text("prev", before.to_string());
         let values = Item::default().time(":now", now);
         let written =
             self.table().put_if(item.clone(), "attribute_not_exists(#pk) OR #keep <= :now", values, OPERATION).await?;
@@ -165,8 +177,8 @@ impl Sqs {
                 Ok(Enqueued::Created(Record::read(item)?.status(now)?))
             }
             Written::Refused(found) => {
-                let found = Record::read(found.ok_or_else(|| no_job(letter.job.id, OPERATION))?)?;
-                self.started_before(&found, letter.job.run_id, OPERATION)
+                let found = Record::read(found.ok_or_else(|| no_job(OPERATION, next.id))?)?;
+                self.started_before(&found, before, OPERATION)
             }
         }
     }

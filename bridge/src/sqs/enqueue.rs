@@ -21,7 +21,10 @@ impl Sqs {
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let refusal = match check_size(job.payload.len(), policy.payload_max, OPERATION) {
             Err(too_large) => Some(too_large),
-            Ok(()) => self.over_quota(&job.queue, &job.client, policy.client(&job.client).max_queued).await?,
+            Ok(()) => {
+                let limit = policy.client(&job.client).max_queued;
+                self.over_quota(&job.queue, &job.client, limit, OPERATION).await?
+            }
         };
         if let Some(refusal) = refusal {
             // A known job is answered where a new one would be refused.

@@ -18,16 +18,16 @@ use super::coalesce::{Bounds, Coalesce};
 use super::connect::Effect;
 use super::item::{Item, expires, names_in};
 use super::log::{Entry, write_entries};
-use super::record::{ENDED, OUTLIVES, Record, check_size};
+use super::record::{ENDED, OUTLIVES, Record, named_by};
 use super::replies::Replies;
 use super::table::{Attributes, Table, malformed};
 use super::{PAYLOAD_MAX, Sqs, names};
 use crate::clock::Clock;
 use crate::contract::envelope::encode_result;
-use crate::contract::result::End;
-use crate::contract::{ClientId, Failure, Job, JobResult, Outcome, Timestamp};
+use crate::contract::{ClientId, JobResult, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Recorded;
+use crate::rules::{self, Known};
 
 const OPERATION: &str = "record";
 /// The most runs that end in one transaction: with the page and the log's head it has at most 100 items.
@@ -310,29 +310,13 @@ impl Ending {
 /// What a record that refused a result says about it.
 fn decide(ending: &Ending, item: Option<Item>, now: Timestamp) -> Result<Recorded, BrokerError> {
     let result = &ending.result;
-    let not_found =
-        || BrokerError::new(BrokerErrorKind::NotFound, OPERATION, format!("there is no job {}", result.job_id));
-    let record = Record::read(item.filter(|item| !item.is_past(now)).ok_or_else(not_found)?)?;
-    if record.client != result.client || record.queue != result.queue {
-        return Err(not_found());
-    }
-    if let (Some(run), Some(outcome)) = (record.result_run(), record.last_outcome())
-        && run >= result.run_id
-    {
-        // Written by this very result: its answer was lost, or it is told again.
-        let own = run == result.run_id && record.item.get_text("result_by") == Some(&ending.by);
-        return Ok(if own { Recorded::First } else { Recorded::Superseded(outcome) });
-    }
-    match record.run.cmp(&result.run_id) {
-        // A later run is open, and this one's result is gone.
-        std::cmp::Ordering::Greater => Ok(Recorded::Superseded(result.outcome)),
-        std::cmp::Ordering::Less => {
-            let why = "the run is greater than the job's: no relay gave it out";
-            Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why))
-        }
-        std::cmp::Ordering::Equal => {
-            Err(BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "the record changed meanwhile"))
-        }
+    let known = match item.filter(|item| !item.is_past(now)) {
+        Some(item) => Some(Record::read(item)?.known(Some(result.claim()))?),
+        None => None,
+    };
+    match rules::record(known.as_ref(), result, u64::MAX, now).refused()? {
+        Err(recorded) => Ok(recorded),
+        Ok(_) => Err(BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "the record changed meanwhile")),
     }
 }
 
@@ -354,14 +338,52 @@ pub(super) fn random() -> f64 {
 }
 
 impl Sqs {
-    /// Ends the run of `result`, unless it has ended.
+    /// Ends the run of a worker's result as the rules say.
     ///
     /// # Errors
     /// As [`Leasing::record`](crate::leasing::Leasing::record).
+    pub(super) async fn record_result(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
+        let policy = self.policies().require(&sent.queue, OPERATION).await?;
+        let result_max = policy.result_max.min(PAYLOAD_MAX);
+        let held = self.0.held.of(sent.job_id).filter(|record| record.job.run_id == sent.run_id);
+        let known = match held {
+            // Whether it has ended is for the write to find.
+            Some(record) => Some(Known { record: Some(record), ended: None }),
+            None => match self.record_of(sent.job_id, OPERATION).await? {
+                Some(record) => Some(record.known(Some(sent.claim()))?),
+                None => None,
+            },
+        };
+        let counts = &self.0.rule_counts;
+        let ending = match rules::record(known.as_ref(), sent, result_max, self.clock().now()).refused()? {
+            Ok(ending) => ending,
+            Err(recorded) => {
+                counts.not_written(&recorded);
+                return Ok(recorded);
+            }
+        };
+        if ending.keeps_letter {
+            let record = self.record_of(sent.job_id, OPERATION).await?.filter(|record| record.run == sent.run_id);
+            if let Some(record) = record.filter(|record| record.ended().is_none()) {
+                let job = self.whole_job(&record, None, OPERATION).await?;
+                if let Some(letter) = rules::letters::own_letter(&job, &ending.result) {
+                    self.put_letter(&letter).await?;
+                }
+            }
+        }
+        let recorded = self.end(ending.result.clone()).await?;
+        match &recorded {
+            // Or found as it was sent before: the two are not told apart by the write.
+            Recorded::First => counts.written(&ending),
+            superseded => counts.not_written(superseded),
+        }
+        Ok(recorded)
+    }
+
+    /// Ends the run of `result`, unless it has ended.
     pub(super) async fn end(&self, result: JobResult) -> Result<Recorded, BrokerError> {
-        check_size(result.payload.len(), PAYLOAD_MAX, OPERATION)?;
         let envelope = encode_result(&result, self.wire());
-        let by = blake3::hash(&envelope).to_hex()[..16].to_owned();
+        let by = named_by(&result.claim());
         let fits = envelope.len() <= INLINE_MAX;
         if !fits {
             // Before what names it. If another result wins, it goes by its TTL.
@@ -381,25 +403,27 @@ impl Sqs {
         recorded
     }
 
-    /// Ends an open run without a handler's word.
+    /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not recorded.
     pub(super) async fn end_without_worker(
         &self,
         record: &Record,
-        job: &Job,
-        outcome: Outcome,
-        failure: Failure,
+        result: JobResult,
     ) -> Result<(JobResult, Recorded), BrokerError> {
-        let end = End { attempt: record.attempt, started_at: record.started_at(), finished_at: self.clock().now() };
-        let result = JobResult::unsuccessful(job, outcome, end, failure);
         let recorded = self.end(result.clone()).await?;
+        let is_first = recorded == Recorded::First;
+        // Where nobody ever held it, nobody kept one.
+        if is_first && record.attempt > 0 && self.remove_letter(record.job_id, record.run, OPERATION).await? {
+            self.0.rule_counts.retracted();
+        }
         Ok((result, recorded))
     }
 
-    /// Ends a run whose deadline has passed.
-    pub(super) async fn expire(&self, record: &Record) -> Result<(JobResult, Recorded), BrokerError> {
-        let job = record.job()?;
-        let failure = Failure::new("expired", format!("the deadline {} has passed", job.expires_at));
-        self.end_without_worker(record, &job, Outcome::Expired, failure).await
+    /// Ends a run whose deadline has passed; `None` if it has ended.
+    pub(super) async fn expire(&self, record: &Record) -> Result<Option<(JobResult, Recorded)>, BrokerError> {
+        match rules::expire(Some(&record.known(None)?), record.job_id, self.clock().now()).refused()? {
+            Ok(result) => self.end_without_worker(record, result).await.map(Some),
+            Err(()) => Ok(None),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::Sqs;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
 #[async_trait]
@@ -52,9 +52,4 @@ impl JobQueue for Sqs {
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.sweep_step(limit).await
     }
-}
-
-/// No such job, or another client's.
-pub(super) fn no_job(job: JobId, operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}"))
 }

@@ -1,6 +1,5 @@
 //! The worker's half: each call on the record, which decides; the message follows.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +13,9 @@ use super::receipt::Token;
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::{
-    Delivery, Held, LEASE_BATCH_MAX, LEASE_QUEUES_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt,
-    Recorded,
-};
+use crate::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use crate::policy::QueuePolicy;
+use crate::rules;
 use crate::settlement::Settlement;
 
 const OPERATION: &str = "lease";
@@ -26,13 +23,9 @@ const OPERATION: &str = "lease";
 #[async_trait]
 impl Leasing for Sqs {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
-        if request.queues.is_empty() || request.queues.len() > LEASE_QUEUES_MAX {
-            let why = format!("{} queues are asked for, allowed are 1 to {LEASE_QUEUES_MAX}", request.queues.len());
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
-        }
-        let max = request.max.min(NonZeroU32::new(LEASE_BATCH_MAX).unwrap_or(request.max)).get();
-        let max = usize::try_from(max).unwrap_or(1);
-        let deadline = Instant::now() + request.wait.min(LEASE_WAIT_MAX);
+        let request = rules::lease_request(request)?;
+        let max = usize::try_from(request.max.get()).unwrap_or(1);
+        let deadline = Instant::now() + request.wait;
         let mut lines = Vec::with_capacity(request.queues.len());
         for queue in &request.queues {
             self.policies().require(queue, OPERATION).await?;
@@ -79,7 +72,7 @@ impl Leasing for Sqs {
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        self.end(result.clone()).await
+        self.record_result(result).await
     }
 
     async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {

@@ -11,7 +11,8 @@ use super::record::Record;
 use super::results::finished_without_payload;
 use super::table::Query;
 use super::{Sqs, finish};
-use crate::contract::{ClientId, Cursor, JobId, LogId, RunId, Timestamp};
+use crate::contract::result::DETAIL_BYTES_MAX;
+use crate::contract::{ClientId, Cursor, JobId, LogId, Outcome, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::{Finished, PAGE_BYTES_MAX, Page, Reset, Start};
 
@@ -210,7 +211,7 @@ impl Sqs {
                     record.job_id == entry.job && record.result_run() == Some(entry.run) && record.client == *client
                 };
                 if let Some(record) = records.iter().find(current) {
-                    let size: usize = record.item.get_number("result_size").unwrap_or(0);
+                    let size = entry_size(record);
                     let beyond = *bytes + size > PAGE_BYTES_MAX && !page.entries.is_empty();
                     if page.entries.len() == limit || beyond {
                         return Ok(true);
@@ -251,6 +252,13 @@ impl Sqs {
 
     /// How often a log is looked at for others' results while somebody follows it.
     pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1_000);
+}
+
+/// The most bytes that a record's result takes in a page, by what the record says of it.
+fn entry_size(record: &Record) -> usize {
+    let payload: usize = record.item.get_number("result_size").unwrap_or(0);
+    let failure = if record.last_outcome() == Some(Outcome::Succeeded) { 0 } else { DETAIL_BYTES_MAX };
+    payload + failure + record.item.get_binary("job").map_or(0, |job| job.len())
 }
 
 #[cfg(test)]

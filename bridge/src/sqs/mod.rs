@@ -28,6 +28,7 @@ mod dead_letters;
 mod enqueue;
 mod finish;
 pub mod forward;
+mod held;
 pub mod iam;
 mod item;
 mod jobs;
@@ -127,6 +128,7 @@ struct Inner {
     lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
     counts: count::Counts,
     sweeping: sweep::Sweeping,
+    held: held::Held,
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
     waiting_clients: waiting::Wakes<ClientId>,
@@ -170,6 +172,7 @@ impl Sqs {
             lines: Mutex::default(),
             counts: count::Counts::default(),
             sweeping: sweep::Sweeping::default(),
+            held: held::Held::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
             tasks,

@@ -128,6 +128,19 @@ pub(super) fn dead_partition(queue: &QueueName) -> String {
     format!("dead#{queue}")
 }
 
+/// The place of a dead letter in that partition: when it was kept, in the form in which the text of a run says when it began,
+/// which was the place before this release.
+pub(super) fn dead_place(at: Timestamp, run: RunId) -> String {
+    let millis = at.as_millis().max(0);
+    format!("{:08x}-{:04x}-{run}", millis >> 16, millis & 0xffff)
+}
+
+/// Whether a text is the place of a dead letter, of this release or the one before.
+pub(super) fn is_dead_place(text: &str) -> bool {
+    let run = |text: &str| text.parse::<RunId>().is_ok();
+    run(text) || text.get(..14).is_some_and(|at| at.ends_with('-')) && text.get(14..).is_some_and(run)
+}
+
 /// A moment as text that sorts as moments do.
 pub(super) fn moment(at: Timestamp) -> String {
     format!("{:015}", at.as_millis().max(0))

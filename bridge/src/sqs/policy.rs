@@ -199,7 +199,7 @@ fn read(item: &Item) -> Result<QueuePolicy, BrokerError> {
 }
 
 pub(super) fn no_queue(queue: &QueueName, operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no queue `{queue}`: provision it first"))
+    crate::rules::refusal::no_queue(operation, queue)
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ use super::line::DELAY_MAX;
 use super::names::{self, Key};
 use super::{PAYLOAD_MAX, Sqs};
 use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, encode_job};
+use crate::contract::result::Claim;
 use crate::contract::{ClientId, Fingerprint, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::rules::{self, Ended, Known, Payload, refusal};
 
 /// Payloads up to this many bytes are in the record itself: a record of up to 1 KiB costs one unit to write.
 pub(super) const INLINE_MAX: usize = 256;
@@ -110,6 +112,27 @@ impl Record {
         self.item.get_time("started").filter(|_| self.attempt > 0)
     }
 
+    /// As the rules ask for it. `claim` is what a worker says of the run, which is compared with what the record kept of it.
+    ///
+    /// # Errors
+    /// As [`Self::job`].
+    pub(super) fn known(&self, claim: Option<Claim>) -> Result<Known, BrokerError> {
+        let job = self.job()?;
+        let payload = match (self.is_erased(), job.keep_record) {
+            (true, _) => Payload::Erased,
+            (false, true) => Payload::Kept,
+            (false, false) => Payload::NotKept,
+        };
+        let ended = self.result_run().zip(self.last_outcome()).map(|(run, outcome)| Ended {
+            run,
+            generation: job.generation.saturating_sub(u32::from(run < self.run)),
+            outcome,
+            claim: claim.filter(|claim| self.item.get_text("result_by") == Some(&named_by(claim)) && !self.is_erased()),
+        });
+        let (attempts, started_at) = (self.attempt, self.started_at());
+        Ok(Known { record: Some(rules::Record { job, attempts, started_at, payload }), ended })
+    }
+
     pub(super) fn state(&self) -> JobState {
         match self.ended() {
             Some(outcome) => JobState::Finished(outcome),
@@ -146,6 +169,11 @@ impl Record {
             next_attempt_at: waits.then_some(self.due),
         })
     }
+}
+
+/// How a record names the result that it has among others for the run.
+pub(super) fn named_by(claim: &Claim) -> String {
+    claim.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What makes a record of a run that begins: everything but its key, its client's place, and what ended runs left.
@@ -221,8 +249,7 @@ pub(super) fn check_size(bytes: usize, limit: u64, operation: &'static str) -> R
     if actual <= limit {
         return Ok(());
     }
-    let why = format!("{actual} bytes, allowed are {limit}");
-    Err(BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, operation, why))
+    Err(refusal::too_large(operation, actual, limit))
 }
 
 impl Sqs {

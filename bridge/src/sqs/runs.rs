@@ -1,77 +1,67 @@
 //! What a client does to a run: cancel it, start the next one, erase what it left.
 
-use bytes::Bytes;
-
 use super::Sqs;
 use super::item::Item;
-use super::jobs::no_job;
 use super::names;
 use super::record::{OUTLIVES, Record, beginning};
 use super::table::Written;
-use crate::contract::envelope::{Extra, encode_job, encode_result};
-use crate::contract::{ClientId, Failure, Job, JobId, JobResult, JobStatus, Outcome, RunId};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::contract::envelope::{encode_job, encode_result};
+use crate::contract::{ClientId, Job, JobId, JobStatus, RunId};
+use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
-
-fn conflict(operation: &'static str, why: impl Into<String>) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::StateConflict, operation, why)
-}
+use crate::rules;
+use crate::rules::refusal::{conflict, no_job};
 
 impl Sqs {
     /// Ends the run as cancelled, unless it ended before.
-    pub(super) async fn cancel_run(&self, client: &ClientId, job_id: JobId) -> Result<JobStatus, BrokerError> {
+    pub(super) async fn cancel_run(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         const OPERATION: &str = "cancel";
-        let record = self.owned(client, job_id, OPERATION).await?.ok_or_else(|| no_job(job_id, OPERATION))?;
-        if record.ended().is_some() {
-            return record.status(self.clock().now());
-        }
-        let failure = Failure::new("cancelled", "the client cancelled the job");
-        self.end_without_worker(&record, &record.job()?, Outcome::Cancelled, failure).await?;
+        let record = self.owned(client, job, OPERATION).await?;
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let verdict = rules::cancel(known.as_ref(), job, self.clock().now()).refused()?;
+        let record = record.ok_or_else(|| no_job(OPERATION, job))?;
+        let Ok(result) = verdict else { return record.status(self.clock().now()) };
+        self.end_without_worker(&record, result).await?;
         // Whoever ended it: this is how.
-        let record = self.owned(client, job_id, OPERATION).await?.ok_or_else(|| no_job(job_id, OPERATION))?;
+        let record = self.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
         record.status(self.clock().now())
     }
 
     /// Starts the run after generation `from`.
-    pub(super) async fn rerun_job(&self, client: &ClientId, job_id: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+    pub(super) async fn rerun_job(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "rerun";
-        let record = self.owned(client, job_id, OPERATION).await?.ok_or_else(|| no_job(job_id, OPERATION))?;
-        let job = record.job()?;
+        let record = self.owned(client, job, OPERATION).await?;
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
         let now = self.clock().now();
-        if from != 0 && job.generation == from.saturating_add(1) {
-            return Ok(Enqueued::Known(record.status(now)?));
+        let verdict = rules::rerun(known.as_ref(), job, from, now).refused()?;
+        let record = record.ok_or_else(|| no_job(OPERATION, job))?;
+        let Ok(next) = verdict else { return Ok(Enqueued::Known(record.status(now)?)) };
+        let policy = self.policies().require(&next.queue, OPERATION).await?;
+        let limit = policy.client(client).max_queued;
+        if let Some(full) = self.over_quota(&next.queue, client, limit, OPERATION).await? {
+            return Err(full);
         }
-        if job.generation != from {
-            return Err(conflict(OPERATION, format!("the job is at generation {}, not {from}", job.generation)));
-        }
-        if record.ended().is_none() {
-            return Err(conflict(OPERATION, "the run has not ended"));
-        }
-        if record.is_erased() || !job.keep_record {
-            return Err(conflict(OPERATION, "the job's payload is not kept"));
-        }
-        let job = self.whole_job(&record, None, OPERATION).await?;
-        self.start_next(&record, &job, false, OPERATION).await
+        let payload = self.whole_job(&record, None, OPERATION).await?.payload;
+        self.start_next(&record, Job { payload, ..next }, false, OPERATION).await
     }
 
-    /// Starts the run after that of `job`, which is the record's and has ended. `bring` writes the payload anew.
+    /// Starts `next`, the run after the record's, which has ended. `bring` writes the payload anew.
     pub(super) async fn start_next(
         &self,
         record: &Record,
-        job: &Job,
+        next: Job,
         bring: bool,
         operation: &'static str,
     ) -> Result<Enqueued, BrokerError> {
-        let now = self.clock().now();
-        let next = job.next_run(now);
+        let (now, job, before) = (self.clock().now(), next.id, record.run);
         let payload_run = if bring { Some(next.run_id) } else { record.payload_run() };
         let separate = payload_run.filter(|_| next.payload.len() > super::record::INLINE_MAX);
         if let Some(run) = separate {
             // Again with its bytes: its time was that of the run before, and it may be gone by now.
-            let item = Item::at(&names::payload(job.id, run)).binary("payload", next.payload.as_ref());
+            let item = Item::at(&names::payload(job, run)).binary("payload", next.payload.as_ref());
             self.table().put(item.kept_until(next.keep_until() + OUTLIVES), operation).await?;
         }
-        let mut values = Item::default().text(":before", job.run_id.to_string()).time(":now", now);
+        let mut values = Item::default().text(":before", before.to_string()).time(":now", now);
         let mut change = "SET #prev = :before".to_owned();
         let mut fields = beginning(&next, self.wire(), now, self.is_fifo());
         if let Some(run) = separate {
@@ -90,8 +80,8 @@ impl Sqs {
                 Ok(Enqueued::Created(Record::read(item)?.status(now)?))
             }
             Written::Refused(item) => {
-                let found = Record::read(item.ok_or_else(|| no_job(job.id, operation))?)?;
-                self.started_before(&found, job.run_id, operation)
+                let found = Record::read(item.ok_or_else(|| no_job(operation, job))?)?;
+                self.started_before(&found, before, operation)
             }
         }
     }
@@ -112,14 +102,11 @@ impl Sqs {
     /// Removes payload and result of a finished job.
     pub(super) async fn erase_job(&self, client: &ClientId, job_id: JobId) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
-        let record = self.owned(client, job_id, OPERATION).await?.ok_or_else(|| no_job(job_id, OPERATION))?;
-        if record.ended().is_none() {
-            return Err(conflict(OPERATION, "the run has not ended: cancel it first"));
-        }
-        let finished = self.finished(&record, OPERATION).await?;
-        let failure = finished.result.failure.map(|failure| Failure { detail: String::new(), ..failure });
-        let result = JobResult { payload: Bytes::new(), failure, extra: Extra::default(), ..finished.result };
-        let job = Job { payload: Bytes::new(), headers: Default::default(), extra: Extra::default(), ..record.job()? };
+        let record = self.owned(client, job_id, OPERATION).await?;
+        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let left = rules::erase(known.as_ref(), job_id).refused()?;
+        let (Some(record), Ok(Some(job))) = (record, left) else { return Ok(()) };
+        let result = rules::erased_result(self.finished(&record, OPERATION).await?.result);
         let values = Item::default()
             .binary(":job", encode_job(&job, self.wire()))
             .binary(":result", encode_result(&result, self.wire()))

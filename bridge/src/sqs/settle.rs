@@ -73,6 +73,9 @@ impl Sqs {
             Settlement::HandBack(delay) => self.put_back(receipt, &token, *delay, true, OPERATION).await,
         };
         let over = !matches!(&settled, Err(error) if error.kind() == BrokerErrorKind::Invalid || error.is_transient());
+        if over {
+            self.0.held.remove(receipt.job_id);
+        }
         if over && self.is_bounded(receipt).await {
             self.free_slot(&receipt.queue, &receipt.client, &token.lease).await?;
             self.slot_freed(&receipt.queue);

@@ -123,8 +123,8 @@ impl Sqs {
             return Ok(None);
         }
         if record.deadline <= now {
-            let (result, recorded) = self.expire(&record).await?;
-            return Ok((recorded == Recorded::First).then_some(result));
+            let expired = self.expire(&record).await?;
+            return Ok(expired.filter(|(_, recorded)| *recorded == Recorded::First).map(|(result, _)| result));
         }
         if record.is_leased() {
             self.look_again(item, look, record.deadline).await?;

@@ -141,7 +141,8 @@ pub(super) async fn cancel(
 /// Run a finished job again
 ///
 /// The next generation of the same job with the same payload. It names the generation that it starts from, so that
-/// repeating it is harmless: the receipt of the run that was started is replayed.
+/// repeating it is harmless: the receipt of the run that was started is replayed. Otherwise it is a submission: the client's
+/// rate and `max_queued` and the queue's `allowed_clients` apply, and in a paused queue it waits.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/rerun", tag = "jobs", operation_id = "rerun_job",
     params(
@@ -169,7 +170,8 @@ pub(super) async fn rerun(
     let from: u32 = from.ok_or_else(|| {
         Refusal::malformed("parameter `from` must be the generation that is run again: `generation` of the job")
     })?;
-    let enqueued = served.ingress.broker.jobs.rerun(&caller.client, id, from).await.map_err(no_job_if_not_found)?;
+    let Ingress { broker, policies, rates, .. } = &*served.ingress;
+    let enqueued = jobs::rerun((broker, policies, rates), &caller.client, id, from).await?;
     let replayed = matches!(enqueued, Enqueued::Known(_));
     Ok(answer::accepted(enqueued.status(), replayed))
 }
