@@ -341,6 +341,20 @@ fn a_worker_has_an_admin_port_of_its_own() {
     server.stop();
 }
 
+#[test]
+fn whoami_says_how_much_waits_and_how_much_may_still_come_also_where_there_is_an_admin_port() {
+    let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json"];
+    let server = Running::start(args);
+    let client = server.url().trim_start_matches("http://").to_owned();
+    let limits = || json(&get(&client, "/v1/whoami"))["queue_limits"][0].clone();
+    let (before, max) = (limits(), limits()["max_queued"].as_u64().unwrap());
+    assert_eq!((&before["queued"], &before["left"]), (&Value::from(0), &Value::from(max)), "{before}");
+    assert_eq!(send(&client, "POST", "/v1/queues/default/jobs", "", "x").0, 202);
+    let after = limits();
+    assert_eq!((&after["queued"], &after["left"]), (&Value::from(1), &Value::from(max - 1)), "{after}");
+    server.stop();
+}
+
 /// Policies that can't be read while `away` says so.
 struct Away(Arc<dyn PolicyStore>, CancellationToken);
 

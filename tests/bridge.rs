@@ -13,12 +13,14 @@ use relay::bridge::relay::{Mapping, RelayHandler};
 use relay::bridge::stats::RelayReport;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{ClientId, Failure, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::contract::{
+    ClientId, Failure, Job, JobId, JobResult, JobState, Outcome, QueueName, RunId, Submission,
+};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
-use relay_bridge::result_log::{Lookup, Page, ResultLog, Start};
+use relay_bridge::result_log::{Finished, Lookup, Page, ResultLog, Start};
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Attempt, Context, Handler, Output, QueueOrder, Worker, WorkerConfig, WorkerReport};
 use tokio::task::JoinSet;
@@ -336,6 +338,16 @@ impl ResultLog for Forgetful {
             0 => Ok(Lookup::Absent),
             _ => self.results.wait(client, job, wait).await,
         }
+    }
+
+    async fn wait_ahead(
+        &self,
+        _: &ClientId,
+        _: JobId,
+        _: RunId,
+        _: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        Ok(None)
     }
 
     async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {

@@ -111,6 +111,10 @@ impl Leasing for Line {
         }
     }
 
+    async fn hurried(&self, _: &Receipt) {
+        std::future::pending().await
+    }
+
     async fn progress(&self, _: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         self.seen.send_modify(|seen| seen.progress.push(progress.percent));
         Ok(())

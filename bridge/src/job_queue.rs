@@ -54,15 +54,11 @@ pub trait JobQueue: Send + Sync {
 
     /// How many of the client's jobs in `queue` count against its `max_queued`: in line, or waiting for a time. `None` if the
     /// broker can't tell without looking through them. `NotFound` if there is no such queue.
-    async fn waiting(&self, _client: &ClientId, _queue: &QueueName) -> Result<Option<u64>, BrokerError> {
-        Ok(None)
-    }
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError>;
 
     /// Since when the job could be taken that waits longest in `queue`, where the broker can say it cheaply; `None` if it
     /// can't, or if none waits.
-    async fn oldest(&self, _queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
-        Ok(None)
-    }
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError>;
 
     /// One bounded step of what time demands: ends runs past their deadline, removes what is past its keeping. At most
     /// `limit` records. Any number of replicas may run it at once. It never touches a finished run's outcome.

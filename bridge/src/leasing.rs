@@ -46,9 +46,7 @@ pub trait Leasing: Send + Sync {
     /// Returns when there is a reason to [`extend`](Self::extend) at once: the broker heard that the run may have ended
     /// elsewhere. What `extend` answers counts. It may stay silent, and always does where a broker does not tell: who
     /// holds a job beats all the same.
-    async fn hurried(&self, _receipt: &Receipt) {
-        std::future::pending().await
-    }
+    async fn hurried(&self, receipt: &Receipt);
 
     /// Tells whoever watches how far the handler is. Best effort.
     ///

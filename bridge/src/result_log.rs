@@ -29,13 +29,11 @@ pub trait ResultLog: Send + Sync {
     /// once. What it says of a job that was there already is nothing. Dropping the future costs nothing.
     async fn wait_ahead(
         &self,
-        _client: &ClientId,
-        _job: JobId,
-        _run: RunId,
-        _wait: Duration,
-    ) -> Result<Option<Box<Finished>>, BrokerError> {
-        Ok(None)
-    }
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        wait: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError>;
 
     /// The client's results after `from`, oldest first, at most `limit` (1 to [`PAGE_ENTRIES_MAX`]) and
     /// [`PAGE_BYTES_MAX`]; if there are none, waits up to `wait` for one. Entries of one client are in the order in

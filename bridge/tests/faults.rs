@@ -71,6 +71,18 @@ fn kind<T: std::fmt::Debug>(answer: Result<T, BrokerError>) -> BrokerErrorKind {
 }
 
 #[tokio::test]
+async fn a_broker_that_fails_answers_every_question_that_the_broker_beneath_it_answers() {
+    let stage = stage().await;
+    let faulty = Faults::new(FaultOptions::default()).broker(stage.store.broker());
+    let job = stage.job("key");
+    faulty.jobs.enqueue(job.clone()).await.unwrap();
+    assert_eq!(faulty.jobs.oldest(&stage.queue).await.unwrap(), Some(job.due_at));
+    assert_eq!(faulty.jobs.waiting(&stage.client, &stage.queue).await.unwrap(), Some(1));
+    let lost = Faults::new(FaultOptions { request_lost_percent: 100, ..FaultOptions::default() });
+    assert_eq!(kind(lost.jobs(stage.store.broker().jobs).oldest(&stage.queue).await), BrokerErrorKind::Unavailable);
+}
+
+#[tokio::test]
 async fn a_lost_request_has_no_effect() {
     let stage = stage().await;
     let faults = Faults::new(FaultOptions { request_lost_percent: 100, ..FaultOptions::default() });

@@ -86,6 +86,10 @@ impl JobQueue for Jobs {
         self.inner.depth(queue).await
     }
 
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.inner.waiting(client, queue).await
+    }
+
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.inner.oldest(queue).await
     }

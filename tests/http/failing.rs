@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
 use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
@@ -40,6 +40,12 @@ impl JobQueue for Failing {
         self.fail()
     }
     async fn depth(&self, _: &QueueName) -> Result<Depth, BrokerError> {
+        self.fail()
+    }
+    async fn waiting(&self, _: &ClientId, _: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.fail()
+    }
+    async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.fail()
     }
     async fn sweep(&self, _: u32) -> Result<Swept, BrokerError> {

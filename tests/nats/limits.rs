@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use relay::ingress::nats::Limits;
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::policy::{ClientPolicy, PolicyStore, QueuePolicy};
@@ -53,6 +53,12 @@ impl JobQueue for Held {
     }
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         self.inner.jobs.depth(queue).await
+    }
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.inner.jobs.waiting(client, queue).await
+    }
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.inner.jobs.oldest(queue).await
     }
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.inner.jobs.sweep(limit).await

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use relay::ingress::nats::Limits;
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::{ClientId, JobId};
+use relay_bridge::contract::{ClientId, JobId, RunId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Lookup, Page, ResultLog, Start};
+use relay_bridge::result_log::{Finished, Lookup, Page, ResultLog, Start};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -182,6 +182,15 @@ impl ResultLog for HeldLog {
     }
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
         self.inner.wait(client, job, wait).await
+    }
+    async fn wait_ahead(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        wait: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        self.inner.wait_ahead(client, job, run, wait).await
     }
     async fn page(&self, client: &ClientId, from: &Start, _: u32, wait: Duration) -> Result<Page, BrokerError> {
         if self.pages.fetch_add(1, Ordering::Relaxed) >= self.free {

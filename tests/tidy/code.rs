@@ -119,7 +119,8 @@ pub(crate) fn paths(file: &str, code: &str) -> Vec<Named> {
     found
 }
 
-fn tokens(code: &str) -> Vec<(&str, usize)> {
+/// The words and signs of `code`, each with its line.
+pub(crate) fn tokens(code: &str) -> Vec<(&str, usize)> {
     let mut tokens = Vec::new();
     for (line, text) in code.lines().enumerate() {
         let mut rest = text.trim_start();

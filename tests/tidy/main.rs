@@ -5,7 +5,7 @@
 //!
 //! - `files`: the repository's files, and a finding in one of them.
 //! - `code`: Rust source without comments and strings, and the paths that it names.
-//! - `sources`: what holds for every source file. `layers`: who may use whom.
+//! - `sources`: what holds for every source file. `layers`: who may use whom. `seams`: what a broker's traits may not have.
 //! - `documents`: links and decision records. `dependencies`: manifests, the lockfile and the bans.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
@@ -15,4 +15,5 @@ mod dependencies;
 mod documents;
 mod files;
 mod layers;
+mod seams;
 mod sources;

@@ -13,7 +13,7 @@ use super::row::JobRow;
 use super::schema::unavailable;
 use super::state::unreadable;
 use crate::contract::envelope::decode_result;
-use crate::contract::{ClientId, Cursor, JobId, LogId, Timestamp};
+use crate::contract::{ClientId, Cursor, JobId, LogId, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset, ResultLog, Start};
 
@@ -46,6 +46,17 @@ impl ResultLog for Embedded {
                 () = self.closing() => return Ok(found),
             }
         }
+    }
+
+    async fn wait_ahead(
+        &self,
+        _: &ClientId,
+        _: JobId,
+        _: RunId,
+        _: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        // Nothing is better than `wait`.
+        Ok(None)
     }
 
     async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {

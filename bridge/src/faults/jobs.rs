@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Faults;
-use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName};
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::BrokerError;
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
@@ -46,6 +46,10 @@ impl JobQueue for Faulty {
 
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         self.faults.make("waiting", self.inner.waiting(client, queue)).await
+    }
+
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.faults.make("oldest", self.inner.oldest(queue)).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

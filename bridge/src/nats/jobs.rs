@@ -8,7 +8,7 @@ use super::find::status_of_new;
 use super::names::{Address, Place};
 use super::record::Draft;
 use crate::contract::envelope::Extra;
-use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId};
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 
@@ -64,6 +64,11 @@ impl JobQueue for Nats {
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         let policy = self.policies().require(queue, "count").await?;
         self.count_waiting(queue, client, &policy).await.map(Some)
+    }
+
+    async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        // Each lane has a first one of its own: as many reads as there are clients.
+        Ok(None)
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

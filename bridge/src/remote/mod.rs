@@ -183,6 +183,11 @@ impl Leasing for Remote {
         }
     }
 
+    async fn hurried(&self, _: &Receipt) {
+        // The protocol has no word for it.
+        std::future::pending().await
+    }
+
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         self.done("progress", |_| Request::Progress(receipt.clone(), progress.clone())).await
     }

@@ -13,7 +13,7 @@ use super::Sqs;
 use super::record::Record;
 use super::replies::Asked;
 use crate::contract::result::End;
-use crate::contract::{ClientId, Cursor, Failure, JobId, JobResult, Outcome};
+use crate::contract::{ClientId, Cursor, Failure, JobId, JobResult, Outcome, RunId};
 use crate::error::BrokerError;
 use crate::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultLog, Start};
 
@@ -64,6 +64,17 @@ impl ResultLog for Sqs {
             }
             pause = pause.mul_f64(1.5);
         }
+    }
+
+    async fn wait_ahead(
+        &self,
+        _: &ClientId,
+        _: JobId,
+        _: RunId,
+        _: Duration,
+    ) -> Result<Option<Box<Finished>>, BrokerError> {
+        // Nothing is better than `wait`.
+        Ok(None)
     }
 
     async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
