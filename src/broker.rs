@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use relay_bridge::broker::{Broker, Durability};
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::QueueName;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
-use relay_bridge::policy::QueuePolicy;
-use relay_bridge::provision::policy_changes;
+use relay_bridge::provision::{Wanted, policy_changes, provision_queues};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
 use tokio::time::MissedTickBehavior;
@@ -177,22 +175,13 @@ impl Opened {
     }
 }
 
-async fn wanted(broker: &Broker, setup: &QueueSetup) -> Result<Vec<(QueueName, Stored, QueuePolicy)>, BrokerError> {
-    let mut wanted = Vec::with_capacity(setup.queues.len());
-    for queue in &setup.queues {
-        let stored = broker.policies.policy(queue).await?;
-        let policy = (setup.policy)(queue, stored.clone().unwrap_or_default());
-        wanted.push((queue.clone(), stored, policy));
-    }
-    Ok(wanted)
+/// The queues as they shall be, made of the policies that are stored now.
+async fn wanted(broker: &Broker, setup: &QueueSetup) -> Result<Vec<Wanted>, BrokerError> {
+    Wanted::read(&*broker.policies, &setup.queues, &*setup.policy).await
 }
 
-type Stored = Option<QueuePolicy>;
-
 async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
-    let wanted = wanted(broker, setup).await?.into_iter().map(|(queue, _, policy)| (queue, policy));
-    let wanted: Vec<_> = wanted.collect();
-    match broker.provision.apply(&wanted, setup.force).await {
+    match provision_queues(broker, &setup.queues, &*setup.policy, setup.force).await {
         Ok(changes) => {
             for change in changes {
                 info!(queue = %change.queue, change = %change.what, "queue provisioned");
@@ -200,11 +189,11 @@ async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> 
             Ok(())
         }
         Err(error) if error.kind() == BrokerErrorKind::StateConflict => {
-            let changes = broker.provision.plan(&wanted).await?;
+            let changes = broker.provision.plan(&wanted(broker, setup).await?).await?;
             let destructive = changes.into_iter().filter(|change| change.destructive);
             let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
             match texts.is_empty() {
-                // Somebody else was changing the queue.
+                // Others keep changing a queue, or the broker can't make this change.
                 true => Err(error.into()),
                 false => Err(AppError::Destructive(texts.join("; "))),
             }
@@ -239,7 +228,7 @@ async fn find(checked: Result<(), BrokerError>, broker: &Broker, setup: &QueueSe
     let differs: Vec<_> = wanted(broker, setup)
         .await?
         .iter()
-        .flat_map(|(queue, stored, policy)| policy_changes(queue, stored.as_ref(), policy))
+        .flat_map(|Wanted { queue, policy, seen }| policy_changes(queue, seen.as_ref(), policy))
         .map(|change| format!("{}: {}", change.queue, change.what))
         .collect();
     if differs.is_empty() {

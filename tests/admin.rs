@@ -371,8 +371,13 @@ impl PolicyStore for Away {
         self.0.policies().await
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        self.0.put_policy(queue, policy).await
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
+        self.0.put_policy(queue, policy, seen).await
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
@@ -384,7 +389,7 @@ impl PolicyStore for Away {
 async fn a_process_whose_broker_is_away_is_not_ready_and_keeps_what_it_knew() {
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
     let mut broker = store.broker();
-    broker.policies.put_policy(&"mail".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"mail".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let away = CancellationToken::new();
     broker.policies = Arc::new(Away(broker.policies, away.clone()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

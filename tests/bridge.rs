@@ -32,7 +32,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 async fn store(policy: QueuePolicy) -> Broker {
     let broker = Embedded::open(EmbeddedConfig::default()).await.unwrap().broker();
-    broker.policies.put_policy(&queue(), &policy).await.unwrap();
+    broker.policies.put_policy(&queue(), &policy, None).await.unwrap();
     broker
 }
 

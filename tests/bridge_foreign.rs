@@ -43,7 +43,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 async fn target(policy: QueuePolicy) -> Broker {
     let broker = Embedded::open(EmbeddedConfig::default()).await.unwrap().broker();
-    broker.policies.put_policy(&"orders".parse().unwrap(), &policy).await.unwrap();
+    broker.policies.put_policy(&"orders".parse().unwrap(), &policy, None).await.unwrap();
     broker
 }
 

@@ -137,7 +137,7 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
     let sqs = Sqs::connect(config, Settings::default()).await.unwrap();
     let (broker, queue): (_, QueueName) = (sqs.broker(), "default".parse().unwrap());
     let policy = QueuePolicy { lease: Duration::from_secs(2), ..QueuePolicy::default() };
-    broker.policies.put_policy(&queue, &policy).await.unwrap();
+    broker.policies.put_policy(&queue, &policy, None).await.unwrap();
     let mut submitted = Vec::new();
     for n in 0..jobs {
         let submission = Submission {

@@ -41,7 +41,7 @@ pub(crate) async fn relay(works: bool, watch: Watch<'_>) {
     let config = EmbeddedConfig { path: Some(folder.join("relay.db")), ..EmbeddedConfig::default() };
     let store = Embedded::open(config).await.unwrap();
     let queue = "work".parse().unwrap();
-    store.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    store.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     let listener = listen().await;
     let (mut broker, mut port) = (store.broker(), None);
     if !matches!(watch, Watch::Nobody) {

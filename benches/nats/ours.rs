@@ -48,7 +48,7 @@ impl Ours {
         let config = NatsConfig::new([url]);
         let nats = Nats::connect(config, Wait::AtMost(PATIENCE), Settings::default()).await.unwrap();
         let broker = nats.broker();
-        broker.policies.put_policy(&"work".parse().unwrap(), &policy()).await.unwrap();
+        broker.policies.put_policy(&"work".parse().unwrap(), &policy(), None).await.unwrap();
         Self { nats, broker }
     }
 

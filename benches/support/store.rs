@@ -28,7 +28,7 @@ pub const LEASED_AT_ONCE: u32 = 16;
 pub async fn open(path: &Path) -> Embedded {
     let config = EmbeddedConfig { path: Some(path.to_owned()), ..EmbeddedConfig::default() };
     let store = Embedded::open(config).await.unwrap();
-    store.broker().policies.put_policy(&"work".parse().unwrap(), &policy()).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &policy(), None).await.unwrap();
     store
 }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{ClientId, MediaRange, QueueName, Rate};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 
 /// What holds for one queue. Deadline and retention are fixed when a job is accepted; the rest applies live.
 ///
@@ -197,11 +197,92 @@ pub trait PolicyStore: Send + Sync {
     /// Every queue with its policy, in the order of names.
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError>;
 
-    /// Creates the queue or replaces its policy. A pause stands: `policy.paused` is ignored for a queue that exists.
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError>;
+    /// Creates the queue, or replaces its policy, if the stored one is still `seen`: what the caller read before it made
+    /// `policy` out of it, `None` if there was no such queue. Repeating it is harmless: a stored policy that is `policy`
+    /// already is left as it is, whatever was seen. A pause stands, and says nothing about what was seen: `paused` is
+    /// ignored in `seen`, and in `policy` for a queue that exists. [`change_policy`] reads, changes and writes.
+    ///
+    /// # Errors
+    /// `StateConflict` if the stored policy is neither `seen` nor `policy`: somebody else wrote it meanwhile, and it was
+    /// not touched; read it anew. `Invalid` if the broker can't keep such a policy. `Unavailable`: no effect.
+    /// `Ambiguous`: write it again.
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError>;
 
     /// Stops or resumes taking jobs. `NotFound` if there is no such queue.
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError>;
+}
+
+/// How often [`change_policy`] and [`provision_queues`](crate::provision::provision_queues) read and merge anew. Of any
+/// number of writers one gets through each time, so that many more than usual must write at once to use them up.
+pub(crate) const MERGES_MAX: u32 = 32;
+
+/// Reads the policy of `queue`, or takes the default one if there is no such queue; writes what `change` makes of it; and
+/// does so again with what is stored then, if somebody else wrote it meanwhile. Answers what was written.
+///
+/// # Errors
+/// Those of [`PolicyStore::put_policy`]; `StateConflict` only if others kept writing, or if the broker can't make such a
+/// change.
+pub async fn change_policy(
+    store: &dyn PolicyStore,
+    queue: &QueueName,
+    change: impl Fn(QueuePolicy) -> QueuePolicy + Send + Sync,
+) -> Result<QueuePolicy, BrokerError> {
+    let mut seen = store.policy(queue).await?;
+    let mut merged = 1;
+    loop {
+        let policy = change(seen.clone().unwrap_or_default());
+        let refused = match store.put_policy(queue, &policy, seen.as_ref()).await {
+            Ok(()) => return Ok(policy),
+            Err(error) if error.kind() == BrokerErrorKind::StateConflict && merged < MERGES_MAX => error,
+            Err(error) => return Err(error),
+        };
+        let found = store.policy(queue).await?;
+        if same_settings(found.as_ref(), seen.as_ref()) {
+            // Nobody wrote it: the broker refuses the change itself.
+            return Err(refused);
+        }
+        (seen, merged) = (found, merged + 1);
+    }
+}
+
+/// Whether `policy` is to be written over `stored` by a writer that saw `seen`; whether the queue is paused aside.
+///
+/// | stored is | answer |
+/// | --- | --- |
+/// | `policy`, whatever was seen | `false`: it is done |
+/// | `seen`, and not `policy` | `true` |
+/// | neither | `StateConflict` |
+pub(crate) fn replaces(
+    queue: &QueueName,
+    stored: Option<&QueuePolicy>,
+    policy: &QueuePolicy,
+    seen: Option<&QueuePolicy>,
+) -> Result<bool, BrokerError> {
+    if same_settings(stored, Some(policy)) {
+        return Ok(false);
+    }
+    if same_settings(stored, seen) {
+        return Ok(true);
+    }
+    let why = match (stored, seen) {
+        (Some(_), None) => format!("somebody else created queue `{queue}` meanwhile; nothing was changed: try again"),
+        (None, _) => format!("somebody else removed queue `{queue}` meanwhile; nothing was changed: try again"),
+        _ => format!("somebody else changed what holds for queue `{queue}` meanwhile; nothing was changed: try again"),
+    };
+    Err(BrokerError::new(BrokerErrorKind::StateConflict, "write policy", why))
+}
+
+/// Whether two policies are one, as they are stored: the pause stands apart, and times have whole milliseconds.
+pub(crate) fn same_settings(one: Option<&QueuePolicy>, other: Option<&QueuePolicy>) -> bool {
+    let stored = |policy: &QueuePolicy| {
+        serde_json::to_string(&QueuePolicy { paused: false, ..policy.clone() }).unwrap_or_default()
+    };
+    one.map(stored) == other.map(stored)
 }
 
 mod millis {
@@ -215,5 +296,44 @@ mod millis {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_written_over_what_its_writer_saw_and_over_nothing_else() {
+        let queue = "mail".parse().unwrap();
+        let of = |max_attempts| QueuePolicy { max_attempts, ..QueuePolicy::default() };
+        let all = [None, Some(of(1)), Some(of(2)), Some(of(3))];
+        for (stored, seen) in all.iter().flat_map(|stored| all.iter().map(move |seen| (stored, seen))) {
+            for policy in all.iter().flatten() {
+                let asked = |stored: Option<&QueuePolicy>| {
+                    replaces(&queue, stored, policy, seen.as_ref()).map_err(|error| error.kind())
+                };
+                let expected = match () {
+                    () if stored.as_ref() == Some(policy) => Ok(false),
+                    () if stored == seen => Ok(true),
+                    () => Err(BrokerErrorKind::StateConflict),
+                };
+                assert_eq!(asked(stored.as_ref()), expected, "{stored:?}, {seen:?}, {policy:?}");
+                assert_eq!(asked(Some(policy)), Ok(false), "the same call again finds it done");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pause_and_less_than_a_millisecond_are_no_other_policy() {
+        let queue = "mail".parse().unwrap();
+        let wanted = QueuePolicy { max_attempts: 3, ..QueuePolicy::default() };
+        let stored = QueuePolicy { lease: Duration::from_secs(9), ..QueuePolicy::default() };
+        let paused = QueuePolicy { paused: true, ..stored.clone() };
+        let finer = QueuePolicy { lease: stored.lease + Duration::from_nanos(1), ..stored.clone() };
+        for seen in [&paused, &finer] {
+            assert!(replaces(&queue, Some(&stored), &wanted, Some(seen)).unwrap());
+            assert!(!replaces(&queue, Some(&stored), seen, None).unwrap());
+        }
     }
 }

@@ -2,21 +2,99 @@
 
 use async_trait::async_trait;
 
+use crate::broker::Broker;
 use crate::contract::QueueName;
-use crate::error::BrokerError;
-use crate::policy::QueuePolicy;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::policy::{MERGES_MAX, PolicyStore, QueuePolicy, replaces, same_settings};
 
 /// Compares what is wanted with what there is, and makes it so.
 #[async_trait]
 pub trait Provision: Send + Sync {
     /// What `apply` would change for these queues, in order; empty if nothing.
-    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError>;
+    async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError>;
 
-    /// Makes it so, and says what it changed. Idempotent. Queues that are not named are left alone.
+    /// Makes it so, and says what it changed. Idempotent. Queues that are not named are left alone. Each policy is written
+    /// as [`PolicyStore::put_policy`] writes it: over the one that its writer saw.
     ///
     /// # Errors
-    /// `StateConflict` if a change is destructive and `force` is not set: nothing was changed.
-    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError>;
+    /// `StateConflict` if somebody else wrote the policy of a queue since it was seen, or if a change is destructive and
+    /// `force` is not set: nothing was changed. If a policy is written by somebody else while this call works, queues
+    /// before it may have been changed already: read anew and apply again. [`provision_queues`] does so.
+    async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError>;
+}
+
+/// A queue's policy as somebody wants it, and the one that was stored when it was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// The queue.
+    pub queue: QueueName,
+    /// Its policy as it shall be.
+    pub policy: QueuePolicy,
+    /// What was stored when `policy` was made; `None`: there was no such queue.
+    pub seen: Option<QueuePolicy>,
+}
+
+/// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
+pub type Merge<'a> = &'a (dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + Sync);
+
+impl Wanted {
+    /// The policies that `merge` makes of those of `queues` as they are stored now.
+    ///
+    /// # Errors
+    /// Those of [`PolicyStore::policy`].
+    pub async fn read(
+        policies: &dyn PolicyStore,
+        queues: &[QueueName],
+        merge: Merge<'_>,
+    ) -> Result<Vec<Self>, BrokerError> {
+        let mut wanted = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let seen = policies.policy(queue).await?;
+            let policy = merge(queue, seen.clone().unwrap_or_default());
+            wanted.push(Self { queue: queue.clone(), policy, seen });
+        }
+        Ok(wanted)
+    }
+
+    /// Whether `policy` is to be written over `stored`.
+    ///
+    /// # Errors
+    /// `StateConflict` if that is another one than was seen.
+    pub(crate) fn replaces(&self, stored: Option<&QueuePolicy>) -> Result<bool, BrokerError> {
+        replaces(&self.queue, stored, &self.policy, self.seen.as_ref())
+    }
+}
+
+/// Reads the policies of `queues` and applies what `merge` makes of them; and does so again with what is stored then, if
+/// somebody else wrote one of them meanwhile: no setting that `merge` leaves alone is lost. Answers what was changed, without
+/// what an application that was refused midway had changed before.
+///
+/// # Errors
+/// Those of [`Provision::apply`]; `StateConflict` only if a change is destructive and `force` is not set, if the broker
+/// can't make it, or if others kept writing.
+pub async fn provision_queues(
+    broker: &Broker,
+    queues: &[QueueName],
+    merge: Merge<'_>,
+    force: bool,
+) -> Result<Vec<Change>, BrokerError> {
+    let policies = &*broker.policies;
+    let mut wanted = Wanted::read(policies, queues, merge).await?;
+    let mut merged = 1;
+    loop {
+        let refused = match broker.provision.apply(&wanted, force).await {
+            Ok(changes) => return Ok(changes),
+            Err(error) if error.kind() == BrokerErrorKind::StateConflict && merged < MERGES_MAX => error,
+            Err(error) => return Err(error),
+        };
+        let anew = Wanted::read(policies, queues, merge).await?;
+        let pairs = || anew.iter().zip(&wanted);
+        if pairs().all(|(now, before)| same_settings(now.seen.as_ref(), before.seen.as_ref())) {
+            // Nobody wrote them: what is refused is the change itself.
+            return Err(refused);
+        }
+        (wanted, merged) = (anew, merged + 1);
+    }
 }
 
 /// One difference between what is wanted and what there is.

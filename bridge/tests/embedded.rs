@@ -22,7 +22,7 @@ use tempfile::TempDir;
 async fn open(path: &Path) -> Embedded {
     let config = EmbeddedConfig { path: Some(path.to_owned()), ..EmbeddedConfig::default() };
     let store = Embedded::open(config).await.unwrap();
-    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     store
 }
 
@@ -203,7 +203,7 @@ async fn a_manual_clock_wakes_a_waiting_lease_when_a_delay_ends() {
     let config = EmbeddedConfig { clock: clock.clone(), ..EmbeddedConfig::default() };
     let store = Embedded::open(config).await.unwrap();
     let broker = store.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let delayed = Submission { delay: Duration::from_secs(60), ..submission(None, b"later") };
     broker.jobs.enqueue(delayed.accept(&QueuePolicy::default(), clock.now())).await.unwrap();
     let request = LeaseRequest {
@@ -283,7 +283,7 @@ async fn the_job_that_waits_longest_is_told_by_when_it_could_be_taken() {
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
     let broker = store.broker();
     let queue = "work".parse().unwrap();
-    broker.policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), None);
     let now = Clock::system().now();
     for (client, key, delay) in [("bob", "b", 0), ("alice", "parked", 3_600), ("alice", "a", 0)] {

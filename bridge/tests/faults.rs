@@ -31,7 +31,7 @@ async fn stage() -> Stage {
     let store = Embedded::open(EmbeddedConfig { clock: clock.clone(), ..EmbeddedConfig::default() }).await.unwrap();
     let queue: QueueName = "thumbnails".parse().unwrap();
     let policy = QueuePolicy { max_attempts: 1_000, ..QueuePolicy::default() };
-    store.broker().policies.put_policy(&queue, &policy).await.unwrap();
+    store.broker().policies.put_policy(&queue, &policy, None).await.unwrap();
     Stage { store, clock, client: "acme".parse().unwrap(), queue, policy }
 }
 

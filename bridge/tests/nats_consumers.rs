@@ -49,7 +49,7 @@ fn request(queue: &QueueName, max: u32) -> LeaseRequest {
 async fn jobs_whose_consumer_was_lost_while_nobody_was_there_are_counted_and_given_out() {
     let server = NatsServer::start().await;
     let (before, queue): (_, QueueName) = (open(&server).await, "work".parse().unwrap());
-    before.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    before.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     let mut submitted = Vec::new();
     for _ in 0..3 {
         let job = job(&queue);
@@ -79,7 +79,7 @@ async fn jobs_whose_consumer_was_lost_while_nobody_was_there_are_counted_and_giv
 async fn a_consumer_that_somebody_else_made_stops_no_queue_and_counts_nothing() {
     let server = NatsServer::start().await;
     let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
-    broker.policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
     let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
     let inspector = pull::Config {
@@ -101,11 +101,11 @@ async fn a_lease_that_is_made_shorter_is_shorter_for_the_next_holder_and_not_for
     let (first, second) = (open(&server).await.broker(), open(&server).await.broker());
     let queue: QueueName = "work".parse().unwrap();
     let with_lease = |secs| QueuePolicy { lease: Duration::from_secs(secs), ..QueuePolicy::default() };
-    first.policies.put_policy(&queue, &with_lease(9)).await.unwrap();
+    first.policies.put_policy(&queue, &with_lease(9), None).await.unwrap();
     first.jobs.enqueue(job(&queue)).await.unwrap();
     let held = first.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
     assert_eq!(held.lease, Duration::from_secs(9));
-    first.policies.put_policy(&queue, &with_lease(1)).await.unwrap();
+    first.policies.put_policy(&queue, &with_lease(1), Some(&with_lease(9))).await.unwrap();
     // Long enough for a round, and for the shorter lease to pass without a heartbeat.
     let meanwhile = LeaseRequest { wait: Duration::from_millis(7_500), ..request(&queue, 1) };
     let taken = second.leasing.lease(&meanwhile).await.unwrap();

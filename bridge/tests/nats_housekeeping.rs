@@ -55,7 +55,7 @@ impl Stage {
             policy: QueuePolicy { job_ttl, ..QueuePolicy::default() },
             clock,
         };
-        stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+        stage.broker.policies.put_policy(&stage.queue, &stage.policy, None).await.unwrap();
         stage
     }
 
@@ -171,8 +171,9 @@ async fn a_job_with_a_longer_time_than_its_queue_gives_now_expires_when_it_was_t
     let mut stage = Stage::open(Clock::system(), Duration::from_secs(14)).await;
     let expires_at = stage.clock.now() + stage.policy.job_ttl;
     let job = stage.submit("acme", Some("first".to_owned()), vec![]).await;
+    let seen = stage.policy.clone();
     stage.policy.job_ttl = Duration::from_secs(2);
-    stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    stage.broker.policies.put_policy(&stage.queue, &stage.policy, Some(&seen)).await.unwrap();
     let ended = async {
         for number in 0.. {
             // There is always one behind it that is not due.

@@ -19,6 +19,7 @@ use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::names::{Lane, SHARED_LANES, jobs_stream};
 use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
+use relay_bridge::provision::provision_queues;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
 use serde_json::{Value, json};
@@ -56,8 +57,9 @@ impl Stage {
     }
 
     async fn provision(&self, policy: &QueuePolicy) -> Vec<String> {
-        let queues = [(self.queue.clone(), policy.clone())];
-        let changes = self.broker.provision.apply(&queues, false).await.unwrap();
+        let changes = provision_queues(&self.broker, std::slice::from_ref(&self.queue), &|_, _| policy.clone(), false)
+            .await
+            .unwrap();
         changes.into_iter().map(|change| change.what).collect()
     }
 
@@ -207,14 +209,14 @@ async fn shares_that_need_turns_are_refused_where_there_are_none() {
             QueuePolicy { clients: [("acme".parse().unwrap(), share.clone())].into(), ..stage.policy.clone() };
         let of_all = QueuePolicy { client_defaults: share, ..stage.policy.clone() };
         for policy in [of_client, of_all] {
-            let refused = stage.broker.policies.put_policy(&stage.queue, &policy).await.unwrap_err();
+            let refused = stage.broker.policies.put_policy(&stage.queue, &policy, None).await.unwrap_err();
             assert_eq!(refused.kind(), BrokerErrorKind::Invalid, "{refused}");
         }
     }
     // What can be held there is taken.
     let client_defaults = ClientPolicy { max_queued: 2, ..ClientPolicy::default() };
     let policy = QueuePolicy { client_defaults, ..stage.policy.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &policy).await.unwrap();
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,7 +51,7 @@ impl Stage {
         let nats = open(&server).await;
         let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
         let policy = QueuePolicy { lease: LEASE, ..QueuePolicy::default() };
-        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        broker.policies.put_policy(&queue, &policy, None).await.unwrap();
         let (client, clock) = ("acme".parse().unwrap(), Clock::system());
         Self { _server: server, jetstream, broker, nats, queue, client, policy, clock }
     }

@@ -14,7 +14,8 @@ use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings, names};
-use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy::{QueuePolicy, change_policy};
+use relay_bridge::provision::Wanted;
 use relay_bridge::result_log::{Lookup, Reset, Start};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
@@ -67,7 +68,7 @@ async fn storage_that_is_nearly_full_refuses_new_jobs_and_takes_outcomes() {
     let server = NatsServer::start().await;
     let streams = StreamSettings { jobs_bytes_max: Some(1_000_000), ..StreamSettings::default() };
     let broker = open(&server, streams).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let first = job("key-0", vec![1; 1_000]);
     broker.jobs.enqueue(first.clone()).await.unwrap();
     let mut refused = None;
@@ -91,7 +92,7 @@ async fn storage_that_is_nearly_full_refuses_new_jobs_and_takes_outcomes() {
 async fn who_waits_for_a_job_before_it_is_submitted_hears_of_its_run_and_of_no_earlier_one() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let job = job("key", vec![]);
     let later = RunId::mint(Clock::system().now(), Some(job.run_id));
     let submit = async {
@@ -114,7 +115,7 @@ async fn all_jobs_are_taken_however_few_publishes_may_be_in_flight() {
     let server = NatsServer::start().await;
     let config = NatsConfig { in_flight: 1, ..NatsConfig::new([server.url()]) };
     let broker = Nats::connect(config, Wait::AtMost(WAIT), Settings::default()).await.unwrap().broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let submissions = (0..50).map(|number| broker.jobs.enqueue(job(&format!("key-{number}"), vec![])));
     for taken in futures_util::future::join_all(submissions).await {
         assert!(matches!(taken.unwrap(), Enqueued::Created(_)));
@@ -126,7 +127,7 @@ async fn all_jobs_are_taken_however_few_publishes_may_be_in_flight() {
 async fn a_result_that_nobody_announced_is_found_by_who_waits() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let jetstream = jetstream(&server).await;
     let mut config = jetstream.get_stream("relay-results").await.unwrap().cached_info().config.clone();
     assert!(config.republish.take().is_some());
@@ -151,7 +152,7 @@ async fn a_result_that_nobody_announced_is_found_by_who_waits() {
 async fn a_log_that_was_made_anew_starts_readers_over() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("old", vec![])).await.unwrap();
     let old = succeed(&broker).await;
     let cursor = broker.results.page(&old.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap().next;
@@ -159,7 +160,7 @@ async fn a_log_that_was_made_anew_starts_readers_over() {
     jetstream(&server).await.delete_stream("relay-results").await.unwrap();
     // Any process that provisions makes it again.
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("new", vec![])).await.unwrap();
     let new = succeed(&broker).await;
     let page = broker.results.page(&old.client, &Start::After(cursor), 10, Duration::ZERO).await.unwrap();
@@ -171,7 +172,7 @@ async fn a_log_that_was_made_anew_starts_readers_over() {
 async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses_nothing_of_it() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("old-1", vec![])).await.unwrap();
     broker.jobs.enqueue(job("old-2", vec![])).await.unwrap();
     succeed(&broker).await;
@@ -190,7 +191,7 @@ async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses
     };
     assert_eq!(read(0).await, (vec![], vec![]));
     jetstream(&server).await.delete_stream("relay-results").await.unwrap();
-    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     let mut new = Vec::new();
     for number in 0..3 {
         broker.jobs.enqueue(job(&format!("new-{number}"), vec![])).await.unwrap();
@@ -205,7 +206,7 @@ async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses
 async fn a_result_is_found_after_its_queue_was_removed() {
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
-    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("key", vec![])).await.unwrap();
     let done = succeed(&broker).await;
     jetstream(&server).await.delete_stream("relay-jobs-work").await.unwrap();
@@ -223,7 +224,7 @@ async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() 
     for name in ["relay-jobs-work", "relay-results", "relay-dead", "relay-state", "relay provision"] {
         assert!(missing.detail().contains(name), "{missing}");
     }
-    nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     nats.check_provisioned(std::slice::from_ref(&queue)).await.unwrap();
 
     let jetstream = jetstream(&server).await;
@@ -233,11 +234,12 @@ async fn what_is_missing_is_told_at_start_and_what_is_beyond_the_need_is_fine() 
     config.max_age = Duration::ZERO;
     jetstream.update_stream(config.clone()).await.unwrap();
     nats.check_provisioned(std::slice::from_ref(&queue)).await.unwrap();
-    let wanted = [(queue.clone(), QueuePolicy::default())];
+    let wanted = [Wanted { queue: queue.clone(), policy: QueuePolicy::default(), seen: None }];
     assert_eq!(nats.broker().provision.plan(&wanted).await.unwrap(), []);
     // A change of policy leaves it alone, too.
     let policy = QueuePolicy { max_attempts: 3, ..QueuePolicy::default() };
-    nats.broker().provision.apply(&[(queue.clone(), policy)], false).await.unwrap();
+    let wanted = [Wanted { queue: queue.clone(), policy, seen: Some(QueuePolicy::default()) }];
+    nats.broker().provision.apply(&wanted, false).await.unwrap();
     let after = jetstream.get_stream("relay-jobs-work").await.unwrap().cached_info().config.clone();
     assert_eq!((after.subjects, after.max_age), (config.subjects.clone(), config.max_age));
     assert_eq!(after.metadata.get("team").map(String::as_str), Some("payments"));
@@ -256,15 +258,18 @@ async fn a_pause_stands_whoever_writes_the_queues_policy_in_the_same_moment() {
         (open(&server, StreamSettings::default()).await, open(&server, StreamSettings::default()).await);
     let (operator, writer) = (operator.broker().policies, server_process.broker().policies);
     let queue: QueueName = "work".parse().unwrap();
-    writer.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    writer.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let mut seen = QueuePolicy::default();
     for round in 1..=30 {
         let policy = QueuePolicy { max_attempts: round, ..QueuePolicy::default() };
-        let (paused, written) = tokio::join!(operator.set_paused(&queue, true), writer.put_policy(&queue, &policy));
+        let (paused, written) =
+            tokio::join!(operator.set_paused(&queue, true), writer.put_policy(&queue, &policy, Some(&seen)));
         paused.unwrap();
         written.unwrap();
         let found = operator.policy(&queue).await.unwrap().unwrap();
         assert!(found.paused && found.max_attempts == round, "round {round}: {found:?}");
         operator.set_paused(&queue, false).await.unwrap();
+        seen = policy;
     }
 }
 
@@ -273,7 +278,7 @@ async fn a_writer_that_vanished_with_its_turn_holds_up_a_pause_and_does_not_prev
     let server = NatsServer::start().await;
     let policies = open(&server, StreamSettings::default()).await.broker().policies;
     let queue: QueueName = "work".parse().unwrap();
-    policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     // As the writer leaves it, with less of its time left.
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-TTL", "2s");
@@ -292,4 +297,54 @@ async fn a_writer_that_vanished_with_its_turn_holds_up_a_pause_and_does_not_prev
     }
     pause.await.unwrap();
     assert!(policies.policy(&queue).await.unwrap().unwrap().paused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_change_different_settings_of_one_queue_all_keep_theirs() {
+    let server = NatsServer::start().await;
+    let (one, other) = (open(&server, StreamSettings::default()).await, open(&server, StreamSettings::default()).await);
+    let (one, other) = (one.broker().policies, other.broker().policies);
+    let queue: QueueName = "work".parse().unwrap();
+    for round in 1..=20_u32 {
+        let (written, also) = tokio::join!(
+            change_policy(&*one, &queue, |found| QueuePolicy { max_attempts: round, ..found }),
+            change_policy(&*other, &queue, |found| QueuePolicy { result_max: round.into(), ..found }),
+        );
+        written.unwrap();
+        also.unwrap();
+        let found = one.policy(&queue).await.unwrap().unwrap();
+        assert_eq!((found.max_attempts, found.result_max), (round, round.into()), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_was_written_in_another_writers_turn_is_not_overwritten_in_the_next() {
+    let server = NatsServer::start().await;
+    let policies = open(&server, StreamSettings::default()).await.broker().policies;
+    let (queue, seen): (QueueName, _) = ("work".parse().unwrap(), QueuePolicy::default());
+    policies.put_policy(&queue, &seen, None).await.unwrap();
+    // It is the turn of another writer, who has read and not written yet.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-TTL", "2s");
+    let jetstream = jetstream(&server).await;
+    jetstream.publish_with_headers(names::turn(&queue), headers, "".into()).await.unwrap().await.unwrap();
+    let mut config = jetstream.get_stream("relay-jobs-work").await.unwrap().cached_info().config.clone();
+
+    let late = QueuePolicy { result_max: 9, ..seen.clone() };
+    let mut write = std::pin::pin!(policies.put_policy(&queue, &late, Some(&seen)));
+    // The later writer finds what it saw, and waits for its turn.
+    let looked = async {
+        for _ in 0..20 {
+            assert_eq!(policies.policy(&queue).await.unwrap().as_ref(), Some(&seen));
+        }
+    };
+    tokio::select! {
+        written = &mut write => panic!("it did not wait for its turn: {written:?}"),
+        () = looked => {}
+    }
+    let meanwhile = QueuePolicy { max_attempts: 7, ..seen.clone() };
+    config.metadata.insert("relay.policy".to_owned(), serde_json::to_string(&meanwhile).unwrap());
+    jetstream.update_stream(config).await.unwrap();
+    assert_eq!(write.await.unwrap_err().kind(), BrokerErrorKind::StateConflict);
+    assert_eq!(policies.policy(&queue).await.unwrap(), Some(meanwhile));
 }

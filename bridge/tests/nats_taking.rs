@@ -25,7 +25,7 @@ async fn open(server: &NatsServer, queues: &[&str]) -> Broker {
     let config = NatsConfig::new([server.url()]);
     let broker = Nats::connect(config, Wait::AtMost(WAIT), Settings::default()).await.unwrap().broker();
     for queue in queues {
-        broker.policies.put_policy(&queue.parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+        broker.policies.put_policy(&queue.parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     }
     broker
 }

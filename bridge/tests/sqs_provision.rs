@@ -11,6 +11,7 @@ use aws_sdk_sqs::types::QueueAttributeName as Name;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::provision::Wanted;
 use relay_bridge::sqs::config::{Credentials, SqsConfig};
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::AwsEmulator;
@@ -50,7 +51,7 @@ impl Stage {
     /// What is planned, and done unless it needs force that is not given.
     async fn provision(&self, shares: &[String], force: bool) -> Vec<(String, bool)> {
         let sqs = self.relay(shares).await;
-        let wanted = [(self.queue.clone(), QueuePolicy::default())];
+        let wanted = [Wanted { queue: self.queue.clone(), policy: QueuePolicy::default(), seen: None }];
         let planned = sqs.broker().provision.plan(&wanted).await.unwrap();
         match sqs.broker().provision.apply(&wanted, force).await {
             Ok(done) => assert_eq!(done, planned),
@@ -147,7 +148,8 @@ async fn relays_own_queues_are_as_they_shall_be_and_what_somebody_changed_is_put
         [(Name::DeduplicationScope, "messageGroup"), (Name::FifoThroughputLimit, "perMessageGroupId")];
     for (fifo, name, more) in [(false, "relay-orders", &[][..]), (true, "relay-orders.fifo", &high_throughput)] {
         let sqs = stage.relay_with(&[], fifo).await;
-        let (provision, wanted) = (sqs.broker().provision, [(stage.queue.clone(), QueuePolicy::default())]);
+        let provision = sqs.broker().provision;
+        let wanted = [Wanted { queue: stage.queue.clone(), policy: QueuePolicy::default(), seen: None }];
         provision.apply(&wanted, false).await.unwrap();
         let (client, url) = (stage.account(OWN), stage.url(name).await);
         let found = async || {

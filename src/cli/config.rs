@@ -327,6 +327,7 @@ Each `[[queue]]` has a `name` and what holds for it; `[queue_defaults]` is below
 what is not written stays as it is there, and what shortens what clients rely on, such as a smaller retention, needs
 `--force`. Some of it may differ for single clients, in `[[queue.client]]` with the client's `name`. Flags change the policy of
 every queue that is named by `--queue` or in the file. A pause is not configuration: it stands until the queue is resumed.
+Servers and `relay provision` may write one queue at the same time: each writes what it names, over what the others wrote.
 
 A rate is counted by each server for itself, over HTTP and NATS together: of N servers behind one address each lets that much
 in. Every submission counts, also a retry and each entry of a batch. Bridges submit to the broker itself: `content_types` and

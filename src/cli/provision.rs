@@ -10,7 +10,7 @@ use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Estimate, ExpectedLoad, Nats, Settings, estimate};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::provision::Change;
+use relay_bridge::provision::{Change, Wanted, provision_queues};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
@@ -119,7 +119,10 @@ pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
             result_bytes: args.expected_result.min(policy.result_max),
             in_flight: IN_FLIGHT,
         };
-        done.wanted.iter().map(|(_, policy)| estimate(policy, &load(policy))).fold(Estimate::default(), Estimate::plus)
+        done.wanted
+            .iter()
+            .map(|wanted| estimate(&wanted.policy, &load(&wanted.policy)))
+            .fold(Estimate::default(), Estimate::plus)
     });
     report(done, estimated, args.json)
 }
@@ -162,7 +165,7 @@ fn report(done: Provisioned, estimated: Option<Estimate>, json: bool) -> Result<
 
 /// What came of it.
 struct Provisioned {
-    wanted: Vec<(QueueName, QueuePolicy)>,
+    wanted: Vec<Wanted>,
     changes: Vec<Change>,
     applied: bool,
     /// Why nothing was changed, if it should have been.
@@ -175,23 +178,23 @@ async fn provision(
     clients: &[ClientId],
     dry_run: bool,
 ) -> Result<Provisioned, CliError> {
-    let mut wanted = Vec::with_capacity(setup.queues.len());
-    for queue in &setup.queues {
-        let stored = broker.policies.policy(queue).await.map_err(from_broker)?;
-        let mut policy = (setup.policy)(queue, stored.unwrap_or_default());
+    let merge = |queue: &QueueName, stored: QueuePolicy| {
+        let mut policy = (setup.policy)(queue, stored);
         for client in clients {
             let defaults = policy.client_defaults.clone();
             policy.clients.entry(client.clone()).or_insert(defaults);
         }
-        wanted.push((queue.clone(), policy));
-    }
-    let changes = broker.provision.plan(&wanted).await.map_err(from_broker)?;
+        policy
+    };
+    let wanted = Wanted::read(&*broker.policies, &setup.queues, &merge).await.map_err(from_broker)?;
+    let mut changes = broker.provision.plan(&wanted).await.map_err(from_broker)?;
     let destructive = changes.iter().filter(|change| change.destructive).count();
     let refused = (destructive > 0 && !setup.force && !dry_run)
         .then(|| format!("{destructive} of these changes shorten what clients rely on; nothing was changed"));
     let applied = !dry_run && refused.is_none() && !changes.is_empty();
     if applied {
-        broker.provision.apply(&wanted, setup.force).await.map_err(from_broker)?;
+        // Read and merged anew: a setting that somebody else changed since the plan stays.
+        changes = provision_queues(broker, &setup.queues, &merge, setup.force).await.map_err(from_broker)?;
     }
     Ok(Provisioned { wanted, changes, applied, refused })
 }

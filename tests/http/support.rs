@@ -14,7 +14,7 @@ use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::leasing::{Delivery, LeaseRequest, Leasing};
-use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::policy::{PolicyStore, QueuePolicy, change_policy};
 use relay_bridge::settlement::Settlement;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,7 +52,7 @@ impl Setup {
         let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
         let broker = store.broker();
         for queue in ["mail", "other"] {
-            broker.policies.put_policy(&queue.parse().unwrap(), &self.policy).await.unwrap();
+            broker.policies.put_policy(&queue.parse().unwrap(), &self.policy, None).await.unwrap();
         }
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
@@ -85,7 +85,7 @@ impl Relay {
 
     /// Changes what holds for `queue`.
     pub(crate) async fn set_policy(&self, queue: &str, policy: &QueuePolicy) {
-        self.policies.put_policy(&queue.parse().unwrap(), policy).await.unwrap();
+        change_policy(&*self.policies, &queue.parse().unwrap(), |_| policy.clone()).await.unwrap();
         // The ingress remembers the old one for a second.
         self.clock.advance(Duration::from_secs(1));
     }

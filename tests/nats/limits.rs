@@ -76,7 +76,7 @@ impl PolicyStore for Silent {
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
         std::future::pending().await
     }
-    async fn put_policy(&self, _: &QueueName, _: &QueuePolicy) -> Result<(), BrokerError> {
+    async fn put_policy(&self, _: &QueueName, _: &QueuePolicy, _: Option<&QueuePolicy>) -> Result<(), BrokerError> {
         std::future::pending().await
     }
     async fn set_paused(&self, _: &QueueName, _: bool) -> Result<(), BrokerError> {

@@ -62,7 +62,7 @@ impl Setup {
         let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
         let broker = store.broker();
         for queue in ["mail", "other"] {
-            broker.policies.put_policy(&queue.parse().unwrap(), &self.policy).await.unwrap();
+            broker.policies.put_policy(&queue.parse().unwrap(), &self.policy, None).await.unwrap();
         }
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);

@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let broker = store.broker();
     let queue: QueueName = "words".parse()?;
     let policy = QueuePolicy { max_attempts: 5, ..QueuePolicy::default() };
-    broker.policies.put_policy(&queue, &policy).await?;
+    broker.policies.put_policy(&queue, &policy, None).await?;
 
     // A worker that runs up to four jobs at once, in a task of its own until it is told to stop.
     let config = WorkerConfig {

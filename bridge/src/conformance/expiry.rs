@@ -211,7 +211,7 @@ pub async fn retention_is_fixed_at_acceptance(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;
     let shorter = crate::policy::QueuePolicy { job_ttl: stage.lease, retention: stage.lease, ..stage.policy.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &shorter).await.unwrap();
+    stage.write_policy(&shorter).await;
     stage.pass(stage.policy.retention - stage.slack).await;
     stage.sweep().await;
     assert_eq!(stage.finished(&job).await.result.payload, "done");

@@ -257,6 +257,8 @@ macro_rules! conformance_tests {
                 jobs_are_listed_by_queue_and_state
                 depth_counts_what_waits_what_is_parked_and_what_runs
                 a_policy_is_read_as_it_was_written_and_applies_live
+                writers_of_different_settings_of_one_queue_all_keep_theirs
+                a_policy_that_changed_meanwhile_is_not_overwritten
                 provisioning_plans_what_it_does_and_does_it_once
                 a_destructive_change_needs_force
                 accepted_jobs_survive_a_crash_of_the_broker

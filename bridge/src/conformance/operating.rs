@@ -7,10 +7,11 @@ use bytes::Bytes;
 use super::Fixture;
 use super::stage::{Stage, refused};
 use crate::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
-use crate::contract::{Job, JobState, Outcome};
-use crate::error::BrokerErrorKind;
+use crate::contract::{Job, JobState, Outcome, QueueName};
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Depth;
-use crate::policy::QueuePolicy;
+use crate::policy::{QueuePolicy, change_policy};
+use crate::provision::{Wanted, provision_queues};
 use crate::result_log::Start;
 use crate::settlement::Settlement;
 
@@ -165,7 +166,7 @@ pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn F
     stage.policy.content_types = ["image/*", "text/plain"].map(|text| text.parse().unwrap()).into();
     stage.policy.max_attempts = 4;
     stage.policy.lease = stage.lease * 2;
-    policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    stage.write_policy(&stage.policy).await;
     assert_eq!(policies.policy(&stage.queue).await.unwrap().as_ref(), Some(&stage.policy));
     assert_eq!(stage.leasing.queue_policy(&stage.queue).await.unwrap(), stage.policy);
     stage.submit_plain(&stage.client("a")).await;
@@ -181,16 +182,94 @@ pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn F
     assert!(names.contains(&stage.queue) && names.contains(&other));
 }
 
+pub async fn writers_of_different_settings_of_one_queue_all_keep_theirs(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let policies = &*stage.broker.policies;
+    // The first round makes the queue.
+    let queue: QueueName = format!("queue-{}", super::stage::unique()).parse().unwrap();
+    for round in 1..=20_u32 {
+        let before = policies.policy(&queue).await.unwrap();
+        let provision = |_: &QueueName, found: QueuePolicy| QueuePolicy { payload_max: round.into(), ..found };
+        let queues = std::slice::from_ref(&queue);
+        tokio::join!(
+            answered(|| change_policy(policies, &queue, |found| QueuePolicy { max_attempts: round + 100, ..found })),
+            answered(|| change_policy(policies, &queue, |found| QueuePolicy { result_max: round.into(), ..found })),
+            answered(|| provision_queues(&stage.broker, queues, &provision, false)),
+        );
+        let found = policies.policy(&queue).await.unwrap().unwrap();
+        let kept = (found.max_attempts, found.result_max, found.payload_max);
+        assert_eq!(kept, (round + 100, round.into(), round.into()), "round {round}");
+        if let Some(before) = before {
+            let (max_attempts, result_max, payload_max) = kept;
+            assert_eq!(found, QueuePolicy { max_attempts, result_max, payload_max, ..before }, "and nothing else");
+        }
+    }
+}
+
+/// Makes the call, and again where the broker did not answer, as users do: a cluster does not answer a look at a stream that
+/// another writer is making.
+async fn answered<T, F: Future<Output = Result<T, BrokerError>>>(call: impl Fn() -> F) -> T {
+    for _ in 0..5 {
+        match call().await {
+            Err(error) if error.is_transient() => {}
+            done => return done.unwrap(),
+        }
+    }
+    call().await.unwrap()
+}
+
+pub async fn a_policy_that_changed_meanwhile_is_not_overwritten(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let (policies, queue) = (&stage.broker.policies, &stage.queue);
+    let seen = policies.policy(queue).await.unwrap().unwrap();
+    let meanwhile = QueuePolicy { max_attempts: 7, ..seen.clone() };
+    policies.put_policy(queue, &meanwhile, Some(&seen)).await.unwrap();
+    let late = QueuePolicy { result_max: 9, ..seen.clone() };
+    let changed = "somebody else changed what holds for queue";
+    for (seen, why) in [(Some(&seen), changed), (Some(&late), changed), (None, "somebody else created queue")] {
+        let error = policies.put_policy(queue, &late, seen).await.unwrap_err();
+        assert_eq!(error.kind(), BrokerErrorKind::StateConflict, "{error}");
+        assert_eq!(error.detail(), format!("{why} `{queue}` meanwhile; nothing was changed: try again"));
+        assert_eq!(policies.policy(queue).await.unwrap().as_ref(), Some(&meanwhile));
+    }
+    // Written again, as by a writer that was not told that it was done.
+    for seen in [Some(&seen), None] {
+        policies.put_policy(queue, &meanwhile, seen).await.unwrap();
+    }
+    // Nor by provisioning, which changes no other queue then.
+    let new: QueueName = format!("queue-{}", super::stage::unique()).parse().unwrap();
+    let wanted = [
+        Wanted { queue: new.clone(), policy: late.clone(), seen: None },
+        Wanted { queue: queue.clone(), policy: late.clone(), seen: Some(seen.clone()) },
+    ];
+    assert_eq!(refused(stage.broker.provision.apply(&wanted, true).await), BrokerErrorKind::StateConflict);
+    assert_eq!(policies.policy(queue).await.unwrap().as_ref(), Some(&meanwhile));
+    assert_eq!(policies.policy(&new).await.unwrap(), None);
+    // A queue that is gone is not made again by a writer that saw it.
+    assert_eq!(refused(policies.put_policy(&new, &late, Some(&seen)).await), BrokerErrorKind::StateConflict);
+    assert_eq!(policies.policy(&new).await.unwrap(), None);
+    // A pause is no change of it, and stands.
+    policies.set_paused(queue, true).await.unwrap();
+    policies.put_policy(queue, &late, Some(&meanwhile)).await.unwrap();
+    let paused = QueuePolicy { paused: true, ..late.clone() };
+    assert_eq!(policies.policy(queue).await.unwrap(), Some(paused.clone()));
+    policies.put_policy(queue, &meanwhile, Some(&paused)).await.unwrap();
+    assert_eq!(policies.policy(queue).await.unwrap(), Some(QueuePolicy { paused: true, ..meanwhile }));
+}
+
 pub async fn provisioning_plans_what_it_does_and_does_it_once(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let provision = &stage.broker.provision;
     let new = format!("queue-{}", super::stage::unique()).parse().unwrap();
-    let wanted = [(stage.queue.clone(), stage.policy.clone()), (new, stage.policy.clone())];
+    let (of_stage, new) =
+        (stage.wanted(&stage.policy).await, Wanted { queue: new, policy: stage.policy.clone(), seen: None });
+    let wanted = [of_stage, new];
+    let new = &wanted[1].queue;
     let plan = provision.plan(&wanted).await.unwrap();
-    assert!(!plan.is_empty() && plan.iter().all(|change| change.queue == wanted[1].0 && !change.destructive));
-    assert_eq!(stage.broker.policies.policy(&wanted[1].0).await.unwrap(), None, "a plan changes nothing");
+    assert!(!plan.is_empty() && plan.iter().all(|change| change.queue == *new && !change.destructive));
+    assert_eq!(stage.broker.policies.policy(new).await.unwrap(), None, "a plan changes nothing");
     assert_eq!(provision.apply(&wanted, false).await.unwrap(), plan);
-    assert_eq!(stage.broker.policies.policy(&wanted[1].0).await.unwrap().as_ref(), Some(&stage.policy));
+    assert_eq!(stage.broker.policies.policy(new).await.unwrap().as_ref(), Some(&stage.policy));
     assert!(provision.apply(&wanted, false).await.unwrap().is_empty());
     assert!(provision.plan(&wanted).await.unwrap().is_empty());
 }
@@ -200,12 +279,13 @@ pub async fn a_destructive_change_needs_force(fixture: &dyn Fixture) {
     let provision = &stage.broker.provision;
     let shorter = QueuePolicy { retention: stage.policy.retention / 2, ..stage.policy.clone() };
     let other = format!("queue-{}", super::stage::unique()).parse().unwrap();
-    let wanted = [(other, stage.policy.clone()), (stage.queue.clone(), shorter.clone())];
+    let other = Wanted { queue: other, policy: stage.policy.clone(), seen: None };
+    let wanted = [other, stage.wanted(&shorter).await];
     assert!(provision.plan(&wanted).await.unwrap().iter().any(|change| change.destructive));
     assert_eq!(refused(provision.apply(&wanted, false).await), BrokerErrorKind::StateConflict);
     let policies = &stage.broker.policies;
     assert_eq!(policies.policy(&stage.queue).await.unwrap().as_ref(), Some(&stage.policy));
-    assert_eq!(policies.policy(&wanted[0].0).await.unwrap(), None, "nothing was changed");
+    assert_eq!(policies.policy(&wanted[0].queue).await.unwrap(), None, "nothing was changed");
     provision.apply(&wanted, true).await.unwrap();
     assert_eq!(policies.policy(&stage.queue).await.unwrap(), Some(shorter));
 }

@@ -71,7 +71,7 @@ pub async fn a_policy_above_the_brokers_limit_takes_no_larger_payload(fixture: &
     let stage = Stage::new(fixture).await;
     let limit = stage.broker.capabilities.payload_max;
     let policy = crate::policy::QueuePolicy { payload_max: limit + 1, ..stage.policy.clone() };
-    if let Err(error) = stage.broker.policies.put_policy(&stage.queue, &policy).await {
+    if let Err(error) = stage.try_write_policy(&policy).await {
         assert_eq!(error.kind(), BrokerErrorKind::Invalid, "{error}");
         assert_eq!(stage.leasing.queue_policy(&stage.queue).await.unwrap(), stage.policy, "nothing was changed");
         return;
@@ -83,10 +83,8 @@ pub async fn a_policy_above_the_brokers_limit_takes_no_larger_payload(fixture: &
 }
 
 pub async fn a_result_larger_than_the_broker_takes_ends_its_run_as_failed(fixture: &dyn Fixture) {
-    let mut stage = Stage::new(fixture).await;
-    let limit = stage.broker.capabilities.payload_max;
-    stage.policy.result_max = limit;
-    stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    let limit = fixture.broker().capabilities.payload_max;
+    let stage = Stage::with(fixture, |policy| policy.result_max = limit).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     stage.record_first(&stage.success(&delivery, vec![7; usize::try_from(limit + 1).unwrap()])).await;

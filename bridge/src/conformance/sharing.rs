@@ -10,7 +10,7 @@ use super::stage::{Stage, refused, soon};
 use crate::contract::ClientId;
 use crate::error::BrokerErrorKind;
 use crate::leasing::{Delivery, LEASE_WAIT_MAX};
-use crate::policy::ClientPolicy;
+use crate::policy::{ClientPolicy, QueuePolicy};
 use crate::settlement::Settlement;
 
 fn count(held: &[Delivery], client: &ClientId) -> usize {
@@ -65,7 +65,7 @@ pub async fn weights_share_a_queue(fixture: &dyn Fixture) {
         let mut stage = Stage::new(fixture).await;
         let (heavy, light) = (stage.client("heavy"), stage.client("light"));
         stage.policy.clients.insert(heavy.clone(), ClientPolicy { weight: 3, ..ClientPolicy::default() });
-        stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+        stage.write_policy(&stage.policy).await;
         stage.backlog(&heavy, 250).await;
         stage.backlog(&light, 250).await;
         let held = take(&stage, 200, batch).await;
@@ -215,7 +215,7 @@ pub async fn a_paused_queue_gives_nothing_until_it_is_resumed(fixture: &dyn Fixt
     stage.assert_nothing_in_line().await;
     assert!(stage.leasing.queue_policy(queue).await.unwrap().paused);
     // A configuration that is written again does not end the pause.
-    policies.put_policy(queue, &stage.policy).await.unwrap();
+    stage.write_policy(&QueuePolicy { max_attempts: stage.policy.max_attempts + 1, ..stage.policy.clone() }).await;
     assert!(policies.policy(queue).await.unwrap().unwrap().paused);
     stage.assert_nothing_in_line().await;
     // What runs goes on.

@@ -19,7 +19,8 @@ use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter};
 use crate::leasing::{Delivery, LeaseRequest, Leasing, Recorded};
-use crate::policy::{QueuePolicy, RetryPolicy};
+use crate::policy::{QueuePolicy, RetryPolicy, change_policy};
+use crate::provision::Wanted;
 use crate::result_log::{Finished, Lookup, Page, Start};
 use crate::settlement::Settlement;
 
@@ -62,7 +63,7 @@ impl<'a> Stage<'a> {
         let broker = fixture.broker();
         let suffix = unique();
         let queue: QueueName = format!("queue-{suffix}").parse().unwrap();
-        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        broker.policies.put_policy(&queue, &policy, None).await.unwrap();
         let leasing = fixture.worker(&"worker-1".parse().unwrap()).await;
         Self { fixture, broker, leasing, queue, policy, lease, slack: fixture.slack(), suffix }
     }
@@ -70,8 +71,23 @@ impl<'a> Stage<'a> {
     /// A second queue with the same policy.
     pub(super) async fn another_queue(&self) -> QueueName {
         let queue: QueueName = format!("queue-{}", unique()).parse().unwrap();
-        self.broker.policies.put_policy(&queue, &self.policy).await.unwrap();
+        self.broker.policies.put_policy(&queue, &self.policy, None).await.unwrap();
         queue
+    }
+
+    /// Replaces the queue's policy, whatever it is now.
+    pub(super) async fn write_policy(&self, policy: &QueuePolicy) {
+        self.try_write_policy(policy).await.unwrap();
+    }
+
+    pub(super) async fn try_write_policy(&self, policy: &QueuePolicy) -> Result<(), BrokerError> {
+        change_policy(&*self.broker.policies, &self.queue, |_| policy.clone()).await.map(drop)
+    }
+
+    /// `policy` for the queue, over what is stored now.
+    pub(super) async fn wanted(&self, policy: &QueuePolicy) -> Wanted {
+        let seen = self.broker.policies.policy(&self.queue).await.unwrap();
+        Wanted { queue: self.queue.clone(), policy: policy.clone(), seen }
     }
 
     pub(super) fn client(&self, name: &str) -> ClientId {

@@ -14,7 +14,7 @@ use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::{PolicyStore, QueuePolicy};
-use crate::provision::{Change, Provision, policy_changes};
+use crate::provision::{Change, Provision, Wanted, policy_changes};
 use crate::rules::{self, refusal::no_letter};
 
 /// The most dead letters of one list.
@@ -132,9 +132,14 @@ impl PolicyStore for Embedded {
         .await
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        let (queue, policy) = (queue.clone(), policy.clone());
-        self.call(move |writer| writer.put_policy(&queue, policy)).await
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
+        let wanted = Wanted { queue: queue.clone(), policy: policy.clone(), seen: seen.cloned() };
+        self.call(move |writer| writer.put_policy(&wanted)).await
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
@@ -148,9 +153,17 @@ impl PolicyStore for Embedded {
 }
 
 impl Writer {
-    fn put_policy(&mut self, name: &QueueName, policy: QueuePolicy) -> Result<(), BrokerError> {
-        let paused = self.state.queue(name).map_or(policy.paused, |(_, queue)| queue.policy.paused);
-        self.write_policy(name, QueuePolicy { paused, ..policy })
+    fn stored_policy(&self, name: &QueueName) -> Option<&QueuePolicy> {
+        self.state.queue(name).ok().map(|(_, queue)| &queue.policy)
+    }
+
+    fn put_policy(&mut self, wanted: &Wanted) -> Result<(), BrokerError> {
+        let stored = self.stored_policy(&wanted.queue);
+        if !wanted.replaces(stored)? {
+            return Ok(());
+        }
+        let paused = stored.map_or(wanted.policy.paused, |stored| stored.paused);
+        self.write_policy(&wanted.queue, QueuePolicy { paused, ..wanted.policy.clone() })
     }
 
     fn write_policy(&mut self, name: &QueueName, policy: QueuePolicy) -> Result<(), BrokerError> {
@@ -180,25 +193,26 @@ impl Writer {
 
 #[async_trait]
 impl Provision for Embedded {
-    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+    async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError> {
         let queues = queues.to_vec();
-        self.call(move |writer| Ok(queues.iter().flat_map(|(name, wanted)| changes(writer, name, wanted)).collect()))
-            .await
+        self.call(move |writer| Ok(queues.iter().flat_map(|wanted| changes(writer, wanted)).collect())).await
     }
 
-    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
+    async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
         let queues = queues.to_vec();
         self.call(move |writer| {
-            let planned: Vec<Change> = queues.iter().flat_map(|(name, wanted)| changes(writer, name, wanted)).collect();
+            // All of them first: whatever is refused, nothing was changed.
+            for wanted in &queues {
+                wanted.replaces(writer.stored_policy(&wanted.queue))?;
+            }
+            let planned: Vec<Change> = queues.iter().flat_map(|wanted| changes(writer, wanted)).collect();
             if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
                 let why =
                     format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
                 return Err(BrokerError::new(BrokerErrorKind::StateConflict, "provision", why));
             }
-            for (name, wanted) in queues {
-                if planned.iter().any(|change| change.queue == name) {
-                    writer.put_policy(&name, wanted)?;
-                }
+            for wanted in &queues {
+                writer.put_policy(wanted)?;
             }
             Ok(planned)
         })
@@ -206,6 +220,6 @@ impl Provision for Embedded {
     }
 }
 
-fn changes(writer: &Writer, name: &QueueName, wanted: &QueuePolicy) -> Vec<Change> {
-    policy_changes(name, writer.state.queue(name).ok().map(|(_, queue)| &queue.policy), wanted)
+fn changes(writer: &Writer, wanted: &Wanted) -> Vec<Change> {
+    policy_changes(&wanted.queue, writer.stored_policy(&wanted.queue), &wanted.policy)
 }

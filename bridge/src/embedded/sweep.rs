@@ -180,7 +180,7 @@ mod tests {
         let open =
             || Embedded::open(EmbeddedConfig { path: Some(path.clone()), clock: clock.clone(), ..Default::default() });
         let opened = open().await.unwrap();
-        opened.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+        opened.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
         let mut jobs = Vec::new();
         for (key, delay, expires_in) in [
             ("first", 0, None),

@@ -247,7 +247,7 @@ mod tests {
         let wait = Wait::AtMost(Duration::from_secs(30));
         let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
         let queue = "work".parse().unwrap();
-        nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+        nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
         let asked = nats.asked(&[queue]).await.unwrap();
         let line = &asked[0].line;
         for _ in 0..2 {

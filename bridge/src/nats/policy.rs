@@ -2,7 +2,8 @@
 //!
 //! A copy is at most [`AGE_MAX`] old, and a change made through relay is told on the queue's control subject, so that
 //! others forget theirs at once. The pause has a field of its own: writing a configuration again does not end it. The
-//! server takes a stream's configuration without a condition, so writers take turns by a message that only one can create.
+//! server takes a stream's configuration without a condition, so writers take turns by a message that only one can create;
+//! the writer that has the turn compares the stored policy with the one that its caller saw, and then writes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ use super::streams::{self, Difference, Mend, StreamSettings, reconcile};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{PolicyStore, QueuePolicy};
+use crate::provision::Wanted;
 
 /// How old a copy may be before the broker is asked again: what a worker misses of a change that nobody told it.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
@@ -148,40 +150,50 @@ impl Policies {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates the stream of `queue` and what all queues share, or changes it to what `policy` needs.
-    pub(super) async fn put(&self, queue: &QueueName, policy: &QueuePolicy, mend: Mend) -> Result<(), BrokerError> {
+    /// Creates the stream of a queue and what all queues share, or changes it to what its policy needs, if its policy is
+    /// the one that was seen.
+    pub(super) async fn put(&self, wanted: &Wanted, mend: Mend) -> Result<(), BrokerError> {
         const OPERATION: &str = "write policy";
+        let Wanted { queue, policy, .. } = wanted;
         self.check(policy)?;
-        let mut wanted = self.within_account(self.settings.jobs(queue, policy)).await?;
-        let found = match stream_api::find(&self.api, &wanted.name, OPERATION).await? {
-            Some(found) => found,
+        let needed = self.within_account(self.settings.jobs(queue, policy)).await?;
+        match stream_api::find(&self.api, &needed.name, OPERATION).await? {
+            Some(found) if changed(&found.info.config, &needed, wanted, mend)?.is_none() => return Ok(()),
+            Some(_) => {}
             None => {
+                wanted.replaces(None)?;
                 for shared in self.settings.shared() {
                     self.ensure(&shared, mend).await?;
                 }
-                write(&mut wanted, policy)?;
-                match stream_api::create(&self.api, &wanted, OPERATION).await? {
-                    Created::New => {
-                        self.told(queue).await;
-                        return Ok(());
-                    }
+            }
+        }
+        // Boxed: it is large, and every caller's future would be.
+        Box::pin(self.alone(queue, OPERATION, self.put_in_turn(&needed, wanted, mend))).await?;
+        self.told(queue).await;
+        Ok(())
+    }
+
+    /// Creates or changes the stream of a queue as `needed`. The caller has the queue's turn: nobody else writes, so what is
+    /// compared here stands until it is written. Streams are created in turn as well: a cluster that is asked for one name
+    /// with two configurations refuses the second while the first is not there yet.
+    async fn put_in_turn(&self, needed: &Config, wanted: &Wanted, mend: Mend) -> Result<(), BrokerError> {
+        const OPERATION: &str = "write policy";
+        let found = match stream_api::find(&self.api, &needed.name, OPERATION).await? {
+            Some(found) => found,
+            None => {
+                wanted.replaces(None)?;
+                let mut new = needed.clone();
+                write(&mut new, &wanted.policy)?;
+                match stream_api::create(&self.api, &new, OPERATION).await? {
+                    Created::New => return Ok(()),
+                    // By somebody who takes no turns.
                     Created::Known(found) => *found,
                 }
             }
         };
-        if changed(&found.info.config, &wanted, policy, mend)?.is_none() {
-            return Ok(());
+        if let Some(next) = changed(&found.info.config, needed, wanted, mend)? {
+            stream_api::update(&self.api, &found, &next, OPERATION).await?;
         }
-        // Boxed: it is large, and every caller's future would be.
-        let alone = self.alone(queue, OPERATION, async {
-            let found = stream_api::get(&self.api, &wanted.name, OPERATION).await?;
-            if let Some(next) = changed(&found.info.config, &wanted, policy, mend)? {
-                stream_api::update(&self.api, &found, &next, OPERATION).await?;
-            }
-            Ok(())
-        });
-        Box::pin(alone).await?;
-        self.told(queue).await;
         Ok(())
     }
 
@@ -289,8 +301,14 @@ impl PolicyStore for Policies {
         Ok(self.queues().await?.into_iter().map(|(queue, policy)| (queue, (*policy).clone())).collect())
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        self.put(queue, policy, Mend::Needed).await
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
+        let wanted = Wanted { queue: queue.clone(), policy: policy.clone(), seen: seen.cloned() };
+        self.put(&wanted, Mend::Needed).await
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
@@ -312,13 +330,17 @@ impl PolicyStore for Policies {
 }
 
 /// What the stream of a queue is to be instead of `found`, if that is something else. A pause stands.
-fn changed(found: &Config, wanted: &Config, policy: &QueuePolicy, mend: Mend) -> Result<Option<Config>, BrokerError> {
-    let (mut next, differences) = reconcile(found, wanted, mend);
+///
+/// # Errors
+/// `StateConflict` if the policy in `found` is another one than was seen.
+fn changed(found: &Config, needed: &Config, wanted: &Wanted, mend: Mend) -> Result<Option<Config>, BrokerError> {
+    let stored = read(found)?;
+    wanted.replaces(Some(&stored))?;
+    let (mut next, differences) = reconcile(found, needed, mend);
     if let Some(difference) = differences.iter().find(|difference| difference.impossible) {
-        return Err(impossible(&wanted.name, difference, "write policy"));
+        return Err(impossible(&needed.name, difference, "write policy"));
     }
-    let paused = read(found).map_or(policy.paused, |policy| policy.paused);
-    write(&mut next, &QueuePolicy { paused, ..policy.clone() })?;
+    write(&mut next, &QueuePolicy { paused: stored.paused, ..wanted.policy.clone() })?;
     Ok((next != *found).then_some(next))
 }
 

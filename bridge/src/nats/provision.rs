@@ -16,26 +16,22 @@ use super::{Kept, Nats, names};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::QueuePolicy;
-use crate::provision::{Change, Provision, policy_changes};
+use crate::provision::{Change, Provision, Wanted, policy_changes};
 
 const OPERATION: &str = "provision";
 
 #[async_trait]
 impl Provision for Nats {
-    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
-        let mut planned = plan(self.policies(), queues).await?;
-        for (queue, lane, _) in self.without_consumer(queues).await? {
-            let what = match lane {
-                Lane::Own(client) => format!("client `{client}`: create its consumer"),
-                Lane::Shared(_) => format!("create the consumer of all clients, `{lane}`"),
-            };
-            planned.push(Change { queue: queue.clone(), what, destructive: false });
-        }
-        Ok(planned)
+    async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError> {
+        Ok(self.plan_over(queues).await?.0)
     }
 
-    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
-        let planned = self.plan(queues).await?;
+    async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
+        let (planned, stored) = self.plan_over(queues).await?;
+        // All of them first: whatever is refused here, nothing was changed.
+        for (wanted, stored) in queues.iter().zip(&stored) {
+            wanted.replaces(stored.as_ref())?;
+        }
         if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
             let why = format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
             return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
@@ -45,26 +41,37 @@ impl Provision for Nats {
                 self.policies().ensure(&shared, Mend::All).await?;
             }
         }
-        for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
-            self.policies().put(queue, wanted, Mend::All).await?;
+        for wanted in queues.iter().filter(|wanted| planned.iter().any(|change| change.queue == wanted.queue)) {
+            self.policies().put(wanted, Mend::All).await?;
         }
-        for (queue, lane, wanted) in self.without_consumer(queues).await? {
-            self.make_consumer(queue, &lane, wanted).await?;
+        for (wanted, lane) in self.without_consumer(queues).await? {
+            self.make_consumer(&wanted.queue, &lane, &wanted.policy).await?;
         }
-        self.look_at_streams(queues.iter().map(|(queue, _)| queue)).await?;
+        self.look_at_streams(queues.iter().map(|wanted| &wanted.queue)).await?;
         Ok(planned)
     }
 }
 
 impl Nats {
+    /// The changes that would be made, and the stored policies, one for each of `queues`.
+    async fn plan_over(&self, queues: &[Wanted]) -> Result<(Vec<Change>, Vec<Option<QueuePolicy>>), BrokerError> {
+        let (mut planned, stored) = plan(self.policies(), queues).await?;
+        for (Wanted { queue, .. }, lane) in self.without_consumer(queues).await? {
+            let what = match lane {
+                Lane::Own(client) => format!("client `{client}`: create its consumer"),
+                Lane::Shared(_) => format!("create the consumer of all clients, `{lane}`"),
+            };
+            planned.push(Change { queue: queue.clone(), what, destructive: false });
+        }
+        Ok((planned, stored))
+    }
+
     /// The lanes that these policies call for and that have no consumer: those of the clients that are named, or the one of
     /// all. Of a queue that is not there: none.
-    async fn without_consumer<'a>(
-        &self,
-        queues: &'a [(QueueName, QueuePolicy)],
-    ) -> Result<Vec<(&'a QueueName, Lane, &'a QueuePolicy)>, BrokerError> {
+    async fn without_consumer<'a>(&self, queues: &'a [Wanted]) -> Result<Vec<(&'a Wanted, Lane)>, BrokerError> {
         let mut without = Vec::new();
-        for (queue, policy) in queues.iter().filter(|(_, policy)| !policy.fair || !policy.clients.is_empty()) {
+        for wanted in queues.iter().filter(|wanted| !wanted.policy.fair || !wanted.policy.clients.is_empty()) {
+            let Wanted { queue, policy, .. } = wanted;
             let found = match self.consumer_infos(queue).await {
                 Ok(infos) => infos.iter().filter_map(ConsumerInfo::lane).collect::<HashSet<_>>(),
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
@@ -75,7 +82,7 @@ impl Nats {
                 false => vec![Lane::ALL],
             };
             let missing = lanes.into_iter().filter(|lane| !found.contains(lane));
-            without.extend(missing.map(|lane| (queue, lane, policy)));
+            without.extend(missing.map(|lane| (wanted, lane)));
         }
         Ok(without)
     }
@@ -129,10 +136,10 @@ impl Nats {
     }
 }
 
-async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
-    let mut planned = Vec::new();
+async fn plan(policies: &Policies, queues: &[Wanted]) -> Result<(Vec<Change>, Vec<Option<QueuePolicy>>), BrokerError> {
+    let (mut planned, mut stored) = (Vec::new(), Vec::with_capacity(queues.len()));
     // What all queues share is told with the first of them.
-    if let Some((first, _)) = queues.first() {
+    if let Some(Wanted { queue: first, .. }) = queues.first() {
         for wanted in policies.settings().shared() {
             let wanted = policies.within_account(wanted).await?;
             let found = stream_api::find(policies.api(), &wanted.name, OPERATION).await?;
@@ -150,11 +157,12 @@ async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Resul
             }
         }
     }
-    for (queue, wanted) in queues {
+    for Wanted { queue, policy: wanted, .. } in queues {
         policies.check(wanted)?;
         let found = stream_api::find(policies.api(), &names::jobs_stream(queue), OPERATION).await?;
         let before = found.as_ref().map(|found| policy::read(&found.info.config)).transpose()?;
         planned.extend(policy_changes(queue, before.as_ref(), wanted));
+        stored.push(before);
         if let Some(found) = found {
             let jobs = policies.within_account(policies.settings().jobs(queue, wanted)).await?;
             let (_, differences) = reconcile(&found.info.config, &jobs, Mend::All);
@@ -165,5 +173,5 @@ async fn plan(policies: &Policies, queues: &[(QueueName, QueuePolicy)]) -> Resul
             }));
         }
     }
-    Ok(planned)
+    Ok((planned, stored))
 }

@@ -1,5 +1,6 @@
 //! Policies, kept as JSON in an item each, and a copy in this process that is at most [`AGE_MAX`] old. The pause has an
-//! attribute of its own: writing a configuration again does not end it.
+//! attribute of its own: writing a configuration again does not end it. A policy is written under the condition that the
+//! text of the one before is still there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,11 +16,15 @@ use super::{PAYLOAD_MAX, provision};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{PolicyStore, QueuePolicy};
+use crate::provision::Wanted;
 
 /// How old a copy may be: how late another process's change is noticed.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: an item holds 400 KiB.
 const BYTES_MAX: usize = 256 * 1_024;
+/// How often a policy is compared and written: more than once only if the same policy was written in another form meanwhile.
+const WRITES_MAX: u32 = 4;
+const WRITE: &str = "write policy";
 
 /// Reads and writes policies.
 pub(super) struct Policies {
@@ -127,23 +132,40 @@ impl Policies {
         self.changed.notify_waiters();
     }
 
-    /// Writes the item of `queue`. A pause stands.
-    pub(super) async fn write(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        const OPERATION: &str = "write policy";
+    /// Writes the item of a queue over the one that was seen. A pause stands.
+    pub(super) async fn write(&self, wanted: &Wanted) -> Result<(), BrokerError> {
+        let Wanted { queue, policy, .. } = wanted;
         check(policy)?;
         let text = serde_json::to_string(&QueuePolicy { paused: false, ..policy.clone() }).unwrap_or_default();
         if text.len() > BYTES_MAX {
             let why =
                 format!("the policy has {} bytes as JSON, allowed are {BYTES_MAX}: name fewer clients", text.len());
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, WRITE, why));
         }
-        let values = Item::default().text(":policy", text).flag(":paused", policy.paused);
-        let change = "SET #policy = :policy, #paused = if_not_exists(#paused, :paused)";
-        // Always true: the last writer wins, as with a configuration file.
-        let always = "attribute_exists(#pk) OR attribute_not_exists(#pk)";
-        self.table.update(&names::policy(queue), change, always, values, OPERATION).await?;
-        self.forget(queue);
-        Ok(())
+        let (key, change) = (names::policy(queue), "SET #policy = :policy, #paused = if_not_exists(#paused, :paused)");
+        let mut found = self.table.get(&key, WRITE).await?;
+        for _ in 0..WRITES_MAX {
+            let stored = found.as_ref().map(read).transpose()?;
+            if !wanted.replaces(stored.as_ref())? {
+                self.forget(queue);
+                return Ok(());
+            }
+            let values = Item::default().text(":policy", text.clone()).flag(":paused", policy.paused);
+            let (condition, values) = match &found {
+                None => ("attribute_not_exists(#pk)", values),
+                Some(item) => ("#policy = :before", values.text(":before", item.need_text("policy")?)),
+            };
+            match self.table.update(&key, change, condition, values, WRITE).await? {
+                Written::Done(_) => {
+                    self.forget(queue);
+                    return Ok(());
+                }
+                // It is judged anew: the SDK repeats a call whose answer was lost, and meets its own item.
+                Written::Refused(item) => found = item,
+            }
+        }
+        let why = format!("somebody else keeps changing queue `{queue}`: try again");
+        Err(BrokerError::new(BrokerErrorKind::StateConflict, WRITE, why))
     }
 }
 
@@ -158,12 +180,22 @@ impl PolicyStore for Policies {
         Ok(all.into_iter().map(|(queue, policy)| (queue, policy.as_ref().clone())).collect())
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
         check(policy)?;
-        if self.fresh(queue, "write policy").await?.is_none() {
-            provision::create(self, queue).await?;
+        let wanted = Wanted { queue: queue.clone(), policy: policy.clone(), seen: seen.cloned() };
+        let stored = self.fresh(queue, WRITE).await?;
+        if wanted.replaces(stored.as_deref())? {
+            if stored.is_none() {
+                provision::create(self, queue).await?;
+            }
+            self.write(&wanted).await?;
         }
-        self.write(queue, policy).await
+        Ok(())
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
@@ -184,7 +216,7 @@ pub(super) fn check(policy: &QueuePolicy) -> Result<(), BrokerError> {
     for (name, wanted) in [("payload_max", policy.payload_max), ("result_max", policy.result_max)] {
         if wanted > PAYLOAD_MAX {
             let why = format!("{name} is {wanted} bytes, an item of DynamoDB takes {PAYLOAD_MAX}: lower it");
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, "write policy", why));
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, WRITE, why));
         }
     }
     Ok(())

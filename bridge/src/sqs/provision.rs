@@ -12,24 +12,52 @@ use super::{Sqs, names, policy, schema, share};
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{PolicyStore as _, QueuePolicy};
-use crate::provision::{Change, Provision, policy_changes};
+use crate::provision::{Change, Provision, Wanted, policy_changes};
 
 const OPERATION: &str = "provision";
 
 #[async_trait]
 impl Provision for Sqs {
-    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+    async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError> {
+        Ok(self.plan_over(queues).await?.0)
+    }
+
+    async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
+        let (planned, stored) = self.plan_over(queues).await?;
+        // All of them first: whatever is refused here, nothing was changed.
+        for (wanted, stored) in queues.iter().zip(&stored) {
+            wanted.replaces(stored.as_ref())?;
+        }
+        if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
+            let why = format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
+            return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
+        }
+        for wanted in queues.iter().filter(|wanted| planned.iter().any(|change| change.queue == wanted.queue)) {
+            create(self.policies(), &wanted.queue).await?;
+            self.policies().write(wanted).await?;
+        }
+        if !planned.is_empty() {
+            share::apply(self.policies().queues()).await?;
+        }
+        Ok(planned)
+    }
+}
+
+impl Sqs {
+    /// The changes that would be made, and the stored policies, one for each of `queues`.
+    async fn plan_over(&self, queues: &[Wanted]) -> Result<(Vec<Change>, Vec<Option<QueuePolicy>>), BrokerError> {
         let policies = self.policies();
-        let mut planned = Vec::new();
+        let (mut planned, mut found) = (Vec::new(), Vec::with_capacity(queues.len()));
         let change = |queue: &QueueName, what: String| Change { queue: queue.clone(), what, destructive: false };
         let there = schema::table_exists(policies.table()).await?;
-        if let Some((first, _)) = queues.first().filter(|_| !there) {
+        if let Some(Wanted { queue: first, .. }) = queues.first().filter(|_| !there) {
             planned.push(change(first, format!("table `{}`, for all queues: create it", policies.table().name())));
         }
-        for (queue, wanted) in queues {
-            policy::check(wanted)?;
+        for Wanted { queue, policy, .. } in queues {
+            policy::check(policy)?;
             let stored = if there { policies.policy(queue).await? } else { None };
-            planned.extend(policy_changes(queue, stored.as_ref(), wanted));
+            planned.extend(policy_changes(queue, stored.as_ref(), policy));
+            found.push(stored);
             let sqs = names::sqs_queue(policies.queues().config(), queue, OPERATION)?;
             match differences(policies, queue).await? {
                 None => planned.push(change(queue, format!("queue `{sqs}` of SQS: create it"))),
@@ -41,30 +69,12 @@ impl Provision for Sqs {
                 }
             }
         }
-        if let Some((first, _)) = queues.first() {
+        if let Some(Wanted { queue: first, .. }) = queues.first() {
             planned.extend(share::plan(policies.queues(), first).await?);
         }
-        Ok(planned)
+        Ok((planned, found))
     }
 
-    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
-        let planned = self.plan(queues).await?;
-        if let Some(refused) = planned.iter().find(|change| change.destructive && !force) {
-            let why = format!("{}: {} shortens what clients rely on; it needs `force`", refused.queue, refused.what);
-            return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
-        }
-        for (queue, wanted) in queues.iter().filter(|(queue, _)| planned.iter().any(|change| change.queue == *queue)) {
-            create(self.policies(), queue).await?;
-            self.policies().write(queue, wanted).await?;
-        }
-        if !planned.is_empty() {
-            share::apply(self.policies().queues()).await?;
-        }
-        Ok(planned)
-    }
-}
-
-impl Sqs {
     /// Finds that the table and the queues of `queues` are there, for a process that may not create them.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ async fn an_erased_payload_and_result_are_not_in_the_file_any_more() {
         let config = EmbeddedConfig { path: Some(path.clone()), ..EmbeddedConfig::default() };
         let store = Embedded::open(config).await.unwrap();
         let (broker, policy, now) = (store.broker(), QueuePolicy::default(), Clock::system().now());
-        broker.policies.put_policy(&"work".parse().unwrap(), &policy).await.unwrap();
+        broker.policies.put_policy(&"work".parse().unwrap(), &policy, None).await.unwrap();
         let submission = |key: &str, payload: Vec<u8>| Submission {
             client: "acme".parse().unwrap(),
             queue: "work".parse().unwrap(),

@@ -270,14 +270,19 @@ impl PolicyStore for Noting {
         self.policies.policies().await
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
         self.queues.lock().insert(queue.clone());
         // A cluster that is asked for many streams at once answers none of them in time.
         let _turn = CREATING.acquire().await.unwrap();
         let one_line = QueuePolicy { fair: self.turns && policy.fair, ..policy.clone() };
         // What a promise about shares asks for needs turns.
         let policy = if one_line.shares_without_turns().is_empty() { &one_line } else { policy };
-        self.policies.put_policy(queue, policy).await
+        self.policies.put_policy(queue, policy, seen).await
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {

@@ -150,7 +150,7 @@ async fn an_adapter_that_is_dropped_unclosed_leaves_no_connection() {
     let server = NatsServer::start().await;
     let nats = Nats::open(open(to(&server)).await, Settings::default()).await.unwrap();
     let queue = "work".parse().unwrap();
-    nats.broker().policies.put_policy(&queue, &QueuePolicy::default()).await.unwrap();
+    nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
     let request =
         LeaseRequest { worker: "w".parse().unwrap(), queues: vec![queue], max: NonZeroU32::MIN, wait: Duration::ZERO };
     assert!(nats.broker().leasing.lease(&request).await.unwrap().is_empty());

@@ -8,7 +8,7 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::nats::config::{Credentials, NatsConfig, Secret, Tls};
 use relay_bridge::nats::{Nats, Settings, StreamSettings, names};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::provision::Provision as _;
+use relay_bridge::provision::{Provision as _, Wanted};
 use relay_bridge::testing::{NatsCluster, NatsServer};
 use tokio::time::{sleep, timeout};
 
@@ -70,7 +70,8 @@ async fn the_example_cluster_keeps_three_flushed_copies_and_goes_on_without_one_
     let streams = StreamSettings { replicas: NonZeroU8::new(3).unwrap(), ..StreamSettings::default() };
     let nats = Nats::open(connection.clone(), Settings { streams, ..Settings::default() }).await.unwrap();
     let queue: QueueName = "work".parse().unwrap();
-    nats.apply(&[(queue.clone(), QueuePolicy::default())], false).await.unwrap();
+    let wanted = Wanted { queue: queue.clone(), policy: QueuePolicy::default(), seen: None };
+    nats.apply(&[wanted], false).await.unwrap();
 
     let context = connection.jetstream();
     let stored = context.publish("relay.jobs.work.me.first", "".into()).await.unwrap().await.unwrap();

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt as _;
 use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use relay_bridge::nats::names::{self, Lane, SHARED_LANES};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::provision::Wanted;
 use relay_bridge::testing::{NatsServer, NatsServerBuilder};
 
 use super::support::Stage;
@@ -50,8 +51,8 @@ async fn where_an_account_may_have_few_consumers_clients_share_lanes_and_all_are
     assert_eq!(own, OWN);
     assert_eq!(stage.run(CLIENTS).await.into_iter().collect::<BTreeSet<_>>(), jobs);
     // What it has is as it is needed.
-    let queues = [(stage.queue.clone(), stage.policy.clone())];
-    assert_eq!(stage.broker.provision.apply(&queues, false).await.unwrap(), []);
+    let wanted = [Wanted { queue: stage.queue.clone(), policy: stage.policy.clone(), seen: None }];
+    assert_eq!(stage.broker.provision.apply(&wanted, false).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ async fn a_queue_takes_jobs_as_soon_as_it_is_made_whichever_server_relay_is_conn
     let policy = QueuePolicy::default();
     for number in 0..QUEUES {
         let queue: QueueName = format!("queue-{number}").parse().unwrap();
-        replicas[number % 3].broker().policies.put_policy(&queue, &policy).await.unwrap();
+        replicas[number % 3].broker().policies.put_policy(&queue, &policy, None).await.unwrap();
         let submissions = replicas.iter().enumerate().map(|(replica, nats)| {
             let submission = Submission {
                 client: format!("client-{replica}").parse().unwrap(),

@@ -51,7 +51,7 @@ impl Stage {
         let settings = Settings { streams, ..Settings::default() };
         let nats = Nats::connect(config, Wait::AtMost(PATIENCE), settings).await.unwrap();
         let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
-        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        broker.policies.put_policy(&queue, &policy, None).await.unwrap();
         Self { broker, queue, policy, clock: Clock::system() }
     }
 

@@ -3,6 +3,7 @@
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Held, Recorded};
+use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::Start;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
@@ -104,4 +105,16 @@ async fn a_job_that_was_accepted_and_could_not_be_sent_is_accepted() {
     stage.clock.advance(std::time::Duration::from_secs(30));
     broker.jobs.sweep(100).await.unwrap();
     assert_eq!(stage.lease(&broker).await.job.id, job.id);
+}
+
+#[tokio::test]
+async fn a_policy_whose_answer_is_lost_is_written_and_no_conflict_with_itself() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
+    let policy = QueuePolicy { max_attempts: 7, ..stage.policy.clone() };
+    broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    assert_eq!(proxy.calls("UpdateItem"), 2);
+    assert_eq!(stage.broker.policies.policy(&stage.queue).await.unwrap(), Some(policy));
 }

@@ -82,7 +82,7 @@ async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let broker = stage.process(proxy.url()).await;
     let other: QueueName = "other".parse().unwrap();
-    broker.policies.put_policy(&other, &stage.policy).await.unwrap();
+    broker.policies.put_policy(&other, &stage.policy, None).await.unwrap();
     proxy.fault("ReceiveMessage", AwsFault::Hold);
     let (leasing, request) = (broker.leasing.clone(), stage.request(1, PATIENCE));
     let mut hanging = JoinSet::new();

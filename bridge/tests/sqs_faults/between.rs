@@ -6,6 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
@@ -27,7 +28,7 @@ async fn a_slot_that_was_taken_for_no_lease_is_free_when_the_lease_would_be_over
     let stage = Stage::at_a_clock_that_is_moved().await;
     let one_at_a_time = ClientPolicy { max_running: 1, ..ClientPolicy::default() };
     let policy = QueuePolicy { clients: [(stage.client(), one_at_a_time)].into(), ..stage.policy.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &policy).await.unwrap();
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
     stage.submit().await;
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let (process, dying, request) = (stage.process(proxy.url()).await, mortal(), stage.request(1, PATIENCE));
@@ -47,7 +48,7 @@ async fn a_slot_that_was_taken_for_no_lease_is_free_when_the_lease_would_be_over
 async fn a_lease_that_was_extended_and_whose_message_was_not_hidden_is_given_to_nobody_else_before_its_end() {
     let stage = Stage::at_a_clock_that_is_moved().await;
     let policy = QueuePolicy { lease: Duration::from_secs(2), ..stage.policy.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &policy).await.unwrap();
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
     stage.submit().await;
     let (holding, looking) =
         (AwsProxy::start(&stage.emulator.url()).await, AwsProxy::start(&stage.emulator.url()).await);
@@ -133,4 +134,23 @@ async fn a_redrive_that_died_before_it_removed_the_letter_is_repeated_as_the_sam
     assert_eq!((status.run_id, status.generation), (next.job.run_id, 2));
     assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None, "the letter is gone");
     stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_changed_between_a_writers_look_and_its_write_is_not_overwritten() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let (queue, seen) = (&stage.queue, Some(&stage.policy));
+    let late = QueuePolicy { result_max: 9, ..stage.policy.clone() };
+    let meanwhile = QueuePolicy { max_attempts: 7, ..stage.policy.clone() };
+    proxy.fault("UpdateItem", AwsFault::Hold);
+    let other = async {
+        proxy.held().await;
+        stage.broker.policies.put_policy(queue, &meanwhile, seen).await.unwrap();
+        proxy.let_go();
+    };
+    let (refused, ()) = tokio::join!(broker.policies.put_policy(queue, &late, seen), other);
+    assert_eq!(refused.unwrap_err().kind(), BrokerErrorKind::StateConflict);
+    assert_eq!(stage.broker.policies.policy(queue).await.unwrap(), Some(meanwhile));
 }

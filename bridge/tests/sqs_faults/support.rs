@@ -61,7 +61,7 @@ impl Stage {
         };
         let broker = connect(&config, &clock).await;
         let (queue, policy): (QueueName, _) = ("work".parse().unwrap(), QueuePolicy::default());
-        broker.policies.put_policy(&queue, &policy).await.unwrap();
+        broker.policies.put_policy(&queue, &policy, None).await.unwrap();
         Self { emulator, config, clock, queue, policy, broker }
     }
 

@@ -30,7 +30,7 @@ impl World {
         let broker = store.broker();
         let retry = RetryPolicy { base: Duration::from_millis(1), ..RetryPolicy::default() };
         let policy = QueuePolicy { retry, max_attempts: 3, lease, ..QueuePolicy::default() };
-        broker.policies.put_policy(&"work".parse().unwrap(), &policy).await.unwrap();
+        broker.policies.put_policy(&"work".parse().unwrap(), &policy, None).await.unwrap();
         Self { store, broker }
     }
 
