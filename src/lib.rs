@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //!
-//! - [`api`]: the HTTP contract as types: receipts, jobs, results, problems. A client needs this and nothing of the server.
+//! - [`api`]: the contract's shapes of HTTP as types: receipts, jobs, results, problems. A client needs this and nothing of the server.
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.

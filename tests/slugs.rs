@@ -1,4 +1,4 @@
-//! Slugs are contract: each has a page, and a released one never vanishes.
+//! Slugs are part of the contract: each has a page, and a released one never vanishes.
 #![cfg(any(feature = "client", feature = "server"))]
 
 use std::collections::BTreeSet;

@@ -39,7 +39,7 @@ impl fmt::Debug for Broker {
     }
 }
 
-/// How adapters differ where the contract lets them.
+/// How adapters differ where the contract (`docs/contract.md`) lets them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// The adapter: `embedded`, `nats`, `sqs`.

@@ -1,4 +1,4 @@
-//! The message contract of relay, the seams a broker fills, and the brokers themselves.
+//! The contract of relay (`docs/contract.md`) as values and bytes, the seams a broker fills, and the brokers themselves.
 //!
 //! Ingress accepts a job, a broker keeps it until a worker settles it, and the result log keeps the one outcome
 //! until the client has read it. This crate knows neither HTTP nor handlers.

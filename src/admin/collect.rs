@@ -1,4 +1,4 @@
-//! The numbers of a process's parts as metrics. Names are contract, as those of `telemetry` are; label values are a bounded
+//! The numbers of a process's parts as metrics. Names are part of the contract, as those of `telemetry` are; label values are a bounded
 //! set: queues of the operator, slugs, and words of relay's own.
 
 use relay_bridge::contract::Timestamp;

@@ -1,4 +1,4 @@
-//! The HTTP contract as types, for server and client alike. No server crate and no broker is needed to use them.
+//! The contract's shapes of HTTP (`docs/contract.md`, section 5) as types, for server and client alike. No server crate and no broker is needed to use them.
 //!
 //! # Layout
 //!

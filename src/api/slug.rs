@@ -1,4 +1,4 @@
-//! The names of everything that can be refused. A slug is contract: a released one never vanishes, and each has a page
+//! The names of everything that can be refused. Slugs are part of the contract: a released one never vanishes, and each has a page
 //! under `docs/problems/`.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What bridges count, as metrics. Names are contract, as those of `telemetry` are; the label is a bridge's name.
+//! What bridges count, as metrics. Names are part of the contract, as those of `telemetry` are; the label is a bridge's name.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! These numbers as Prometheus reads them. Names are contract: dashboards and alerts are written against them.
+//! These numbers as Prometheus reads them. Names are part of the contract: dashboards and alerts are written against them.
 
 use relay_bridge::contract::Outcome;
 

@@ -9,18 +9,18 @@ const RECORD_HEADINGS: [&str; 3] = ["## Context", "## Decision", "## Consequence
 /// A record that is longer is a design document.
 const RECORD_LINES_MAX: usize = 80;
 /// What a newcomer reads in one go.
-const ARCHITECTURE_LINES_MAX: usize = 250;
+const ARCHITECTURE_LINES_MAX: usize = 280;
 
 /// A link of a document.
 #[derive(Debug, PartialEq, Eq)]
-struct Link<'a> {
-    text: &'a str,
-    target: &'a str,
-    line: usize,
+pub(crate) struct Link<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) line: usize,
 }
 
 /// Every `[text](target)` outside of fenced code.
-fn links(text: &str) -> Vec<Link<'_>> {
+pub(crate) fn links(text: &str) -> Vec<Link<'_>> {
     let mut found = Vec::new();
     let mut from = 0;
     while let Some(middle) = text[from..].find("](").map(|at| from + at) {
@@ -41,7 +41,7 @@ fn in_fence(before: &str) -> bool {
 }
 
 /// The path of `target` seen from `document`, with `.` and `..` resolved.
-fn target_path(document: &str, target: &str) -> String {
+pub(crate) fn target_path(document: &str, target: &str) -> String {
     let mut parts: Vec<&str> = document.split('/').collect();
     parts.pop();
     for part in target.split('/') {
@@ -97,7 +97,7 @@ fn broken_links(documents: &[TextFile], files: &[TextFile], exists: impl Fn(&str
     findings
 }
 
-fn is_function_name(name: &str) -> bool {
+pub(crate) fn is_function_name(name: &str) -> bool {
     name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
@@ -138,19 +138,6 @@ fn every_link_leads_somewhere_and_every_named_test_exists() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let files = all(&[".md", ".rs"]);
     assert_none(&broken_links(&documents(), &files, |path| root.join(path).exists()));
-}
-
-#[test]
-fn every_promise_of_the_readme_names_a_test() {
-    let readme = one("README.md");
-    let section = readme.text.split("\n## ").find(|section| section.starts_with("Promises")).unwrap();
-    for number in 1..=9 {
-        let start = format!("\n{number}. **");
-        let (_, promise) = section.split_once(&start).unwrap_or_else(|| panic!("promise {number} is not there"));
-        let promise = promise.split_once(&format!("\n{}. **", number + 1)).map_or(promise, |(promise, _)| promise);
-        let tests = links(promise).iter().filter(|link| link.target.ends_with(".rs")).count();
-        assert!(tests > 0, "promise {number} names no test");
-    }
 }
 
 #[test]

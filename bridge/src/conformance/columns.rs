@@ -151,7 +151,7 @@ fn yes(is: bool) -> &'static str {
 
 const HEAD: &str = "# What is tested on which broker
 
-One suite holds every broker to the contract. This page is made from the suite itself: a test fails where they differ.
+One suite holds every broker to [the contract](contract.md). This page is made from the suite itself: a test fails where they differ.
 `yes` means that the promise has a test which runs there with every `cargo test --workspace`, against a real server or, for
 SQS and DynamoDB, an emulator.
 

@@ -1,4 +1,5 @@
-//! The one suite that every adapter runs: one test per promise, named as the sentence that it keeps.
+//! The one suite that every adapter runs: one test per promise, named as the sentence that it keeps. The promises that
+//! users rely on are in section 3 of `docs/contract.md`, which names the tests here that keep them.
 //!
 //! An adapter writes a [`Fixture`] and one line:
 //!

@@ -1,4 +1,5 @@
-//! The nouns of relay and how they are written down. Nothing here does I/O or knows a broker.
+//! The nouns of the contract (`docs/contract.md`, section 2) and how they are written down. Nothing here does I/O or knows a
+//! broker.
 //!
 //! # Layout
 //!
