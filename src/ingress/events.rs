@@ -61,7 +61,8 @@ impl Events {
         Watch { events: Arc::clone(self), job, heard: Some(heard) }
     }
 
-    fn tell(&self, job: JobId, event: impl FnOnce() -> Told) {
+    /// Tells whoever watches `job`.
+    pub(super) fn tell(&self, job: JobId, event: impl FnOnce() -> Told) {
         if self.watched.load(Ordering::SeqCst) > 0
             && let Some(watchers) = self.jobs().get(&job)
         {
@@ -92,6 +93,17 @@ impl Watch {
                 Ok(event) => return event,
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => self.heard = None,
+            }
+        }
+    }
+
+    /// The next event, if it was told already.
+    pub(super) fn told(&mut self) -> Option<Told> {
+        loop {
+            match self.heard.as_mut()?.try_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+                Err(_) => return None,
             }
         }
     }

@@ -123,7 +123,14 @@ impl Watcher {
             }
             let mut waiting = self.waiting.take().unwrap_or_else(|| self.wait());
             tokio::select! {
-                found = &mut waiting => self.found(found),
+                found = &mut waiting => {
+                    // A worker's part in the run was told before it recorded the end: it comes first, whichever of the two
+                    // was looked at first.
+                    while let Some(told) = self.watch.told() {
+                        self.tell(told);
+                    }
+                    self.found(found);
+                }
                 told = self.watch.next() => {
                     self.waiting = Some(waiting);
                     self.tell(told);
@@ -195,5 +202,74 @@ impl Watcher {
     fn end(&mut self) {
         self.ready.push_back(self.pulse.closing());
         self.ended = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_bridge::clock::Clock;
+    use relay_bridge::contract::result::End;
+    use relay_bridge::contract::{Cursor, JobResult, LogId, Submission};
+    use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+    use relay_bridge::policy::QueuePolicy;
+    use relay_bridge::result_log::Finished;
+
+    use super::super::Limits;
+    use super::*;
+    use crate::auth::Authenticator;
+
+    /// One who watches a job, and the result that the job will have.
+    async fn watcher() -> (Watcher, Finished) {
+        let broker = Embedded::open(EmbeddedConfig::default()).await.unwrap().broker();
+        let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
+        let served = Served { ingress, shutdown: Default::default(), tasks: Default::default() };
+        let submission = Submission {
+            client: "shop".parse().unwrap(),
+            queue: "orders".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: Default::default(),
+            delay: Default::default(),
+            expires_in: None,
+        };
+        let at = Timestamp::from_millis(1_763_865_086_007);
+        let job = submission.accept(&QueuePolicy::default(), at);
+        let end = End { attempt: 1, started_at: Some(at), finished_at: at };
+        let cursor = Cursor { client: job.client.clone(), log: LogId([7; 16]), sequence: 1, at };
+        let result = JobResult::succeeded(&job, end, "text/plain", Bytes::new());
+        let watcher = Watcher {
+            client: job.client,
+            job: (job.id, job.run_id),
+            attempt: 0,
+            pulse: Pulse::start(&served).unwrap(),
+            watch: served.ingress.events.watch(job.id),
+            ready: VecDeque::new(),
+            waiting: None,
+            ended: false,
+            served: Arc::new(served),
+        };
+        (watcher, Finished { result, cursor, erased: false })
+    }
+
+    #[tokio::test]
+    async fn what_was_told_of_a_run_comes_before_its_end() {
+        let (mut watcher, finished) = watcher().await;
+        let (events, (job, run_id), at) =
+            (Arc::clone(&watcher.served.ingress.events), watcher.job, finished.result.finished_at);
+        // Nothing was told when the watcher looked last, and by the time it learns of the end everything was.
+        watcher.waiting = Some(Box::pin(async move {
+            events.tell(job, || Told { run_id, at, what: What::Started(1) });
+            events.tell(job, || Told { run_id, at, what: What::Retrying(Default::default()) });
+            events.tell(job, || Told { run_id, at, what: What::Started(2) });
+            Ok(Lookup::Finished(Box::new(finished)))
+        }));
+        let mut events = Vec::new();
+        while let Some(chunk) = watcher.next().await {
+            let text = std::str::from_utf8(&chunk).unwrap().to_owned();
+            events.extend(text.lines().filter_map(|line| Some(line.strip_prefix("event: ")?.to_owned())));
+        }
+        assert_eq!(events, ["started", "retrying", "started", "finished"]);
     }
 }
