@@ -208,7 +208,9 @@ impl App {
             if let Some(traces) = config.traces.clone() {
                 port.admin().collect(move |text| traces.report(text));
             }
-            port.watch(Watched::Broker(broker.clone()));
+            port.admin().hands_back(opened.newer_jobs());
+            let queues = config.queues.queues;
+            port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&queues), queues });
         }
         Ok(Self {
             opened,
@@ -244,7 +246,7 @@ impl App {
         self.port.as_ref()?.address()
     }
 
-    /// Readiness holds from now on, until `stop` drains: for whoever says that the process is there before it runs.
+    /// Readiness holds from now on, until `stop` drains, whatever becomes of the broker: for whoever says that the process is there before it runs.
     pub fn serves_until(&self, stop: &Stop) {
         if let Some(port) = &self.port {
             port.admin().serves_until(stop.drain.clone());

@@ -1,6 +1,7 @@
 //! The broker that a process works on: the embedded store, NATS, or SQS. Opened, looked at before anything is served, closed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use relay_bridge::broker::{Broker, Durability};
@@ -10,6 +11,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
+use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::provision::{Wanted, policy_changes, provision_queues};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
@@ -17,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::admin::sampler::Check;
 use crate::admin::{Admin, collect};
 use crate::app::{AppError, QueueSetup};
 
@@ -96,6 +99,26 @@ impl Opened {
         }
     }
 
+    /// The jobs that it hands back because a newer relay wrote them.
+    pub(crate) fn newer_jobs(&self) -> Arc<NewerJobs> {
+        match self {
+            Self::Embedded(store) => store.newer_jobs(),
+            Self::Nats { nats, .. } => nats.newer_jobs(),
+            #[cfg(feature = "sqs")]
+            Self::Sqs { sqs, .. } => sqs.newer_jobs(),
+        }
+    }
+
+    /// Finds that `queues`, and what all queues share, are still there; `None` where the list of queues says it all.
+    pub(crate) fn check(&self, queues: &[QueueName]) -> Option<Check> {
+        let Self::Nats { nats, .. } = self else { return None };
+        let (nats, queues) = (nats.clone(), Arc::<[QueueName]>::from(queues));
+        Some(Box::new(move || {
+            let (nats, queues) = (nats.clone(), Arc::clone(&queues));
+            Box::pin(async move { nats.check_provisioned(&queues).await })
+        }))
+    }
+
     /// Adds what is known of it to the metrics.
     pub(crate) fn describe(&self, admin: &Admin) {
         match self {
@@ -157,9 +180,7 @@ impl Opened {
     pub(crate) async fn forward(&self, stop: CancellationToken) {
         match self {
             #[cfg(feature = "sqs")]
-            Self::Sqs { sqs, .. } => {
-                sqs.forward(std::sync::Arc::new(crate::api::result::ResultView::message), stop).await
-            }
+            Self::Sqs { sqs, .. } => sqs.forward(Arc::new(crate::api::result::ResultView::message), stop).await,
             _ => stop.cancelled().await,
         }
     }

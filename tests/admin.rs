@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cli_support::{Running, code, run, run_with, stderr};
@@ -16,10 +17,12 @@ use nix::sys::signal::Signal;
 use relay::admin::Port;
 use relay::admin::sampler::Watched;
 use relay::telemetry::Telemetry;
+use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::QueueName;
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -258,11 +261,12 @@ fn readiness_fails_first_in_a_drain_while_everything_else_goes_on() {
     let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json"];
     let mut relay = Running::start(args.iter().chain(&["--drain-delay", "1h"]));
     let admin = admin(&relay);
-    assert_eq!(json(&get(&admin, "/readyz")), serde_json::json!({ "ready": true, "reasons": [] }));
+    assert_eq!(json(&get(&admin, "/readyz")), serde_json::json!({ "ready": true, "reasons": [], "refusing": [] }));
     relay.signal(Signal::SIGTERM);
     relay.wait_for_line("stopping: ");
     let unready = get(&admin, "/readyz");
     assert_eq!((unready.0, &json(&unready)["reasons"][0]["reason"]), (503, &Value::from("draining")));
+    assert!(get(&admin, "/metrics").1.contains("relay_ready 0\n"));
     assert_eq!(get(&admin, "/livez").0, 200);
     let http = relay.ready["listening"]["http"].as_str().unwrap().to_owned();
     assert_eq!(get(&http, "/v1/whoami").0, 200);
@@ -318,6 +322,7 @@ fn the_admin_port_is_there_before_the_broker_is() {
     let address = line.rsplit_once("http://").unwrap().1.trim();
     let unready = get(address, "/readyz");
     assert_eq!((unready.0, &json(&unready)["reasons"][0]["reason"]), (503, &Value::from("starting")));
+    assert!(get(address, "/metrics").1.contains("relay_ready 0\n"));
     assert_eq!(get(address, "/livez").0, 200);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -355,20 +360,48 @@ fn whoami_says_how_much_waits_and_how_much_may_still_come_also_where_there_is_an
     server.stop();
 }
 
-/// Policies that can't be read while `away` says so.
-struct Away(Arc<dyn PolicyStore>, CancellationToken);
+/// A broker of which some things can't be read, as the test says.
+#[derive(Clone)]
+struct Faulty {
+    policies: Arc<dyn PolicyStore>,
+    jobs: Arc<dyn JobQueue>,
+    fails: Arc<Mutex<BTreeMap<&'static str, BrokerErrorKind>>>,
+}
+
+impl Faulty {
+    /// `broker` with faults that can be switched on.
+    fn wrap(broker: &mut Broker) -> Self {
+        let faulty =
+            Self { policies: Arc::clone(&broker.policies), jobs: Arc::clone(&broker.jobs), fails: Arc::default() };
+        broker.policies = Arc::new(faulty.clone());
+        broker.jobs = Arc::new(faulty.clone());
+        faulty
+    }
+
+    /// From now on what is called so fails like this: `policies`, or the name of a queue.
+    fn fail(&self, faults: &[(&'static str, BrokerErrorKind)]) {
+        *self.fails.lock().unwrap() = faults.iter().copied().collect();
+    }
+
+    fn check(&self, what: &str) -> Result<(), BrokerError> {
+        match self.fails.lock().unwrap().get(what) {
+            None => Ok(()),
+            Some(kind) => Err(BrokerError::new(*kind, "look", format!("the cable of {what} was pulled"))),
+        }
+    }
+}
 
 #[async_trait]
-impl PolicyStore for Away {
+impl PolicyStore for Faulty {
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
-        self.0.policy(queue).await
+        self.policies.policy(queue).await
     }
 
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
-        if self.1.is_cancelled() {
-            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "policies", "the cable was pulled"));
-        }
-        self.0.policies().await
+        self.check("policies")?;
+        let mut policies = self.policies.policies().await?;
+        policies.retain(|(queue, _)| self.check(&format!("list of {queue}")).is_ok());
+        Ok(policies)
     }
 
     async fn put_policy(
@@ -377,35 +410,169 @@ impl PolicyStore for Away {
         policy: &QueuePolicy,
         seen: Option<&QueuePolicy>,
     ) -> Result<(), BrokerError> {
-        self.0.put_policy(queue, policy, seen).await
+        self.policies.put_policy(queue, policy, seen).await
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
-        self.0.set_paused(queue, paused).await
+        self.policies.set_paused(queue, paused).await
     }
 }
 
-#[tokio::test]
-async fn a_process_whose_broker_is_away_is_not_ready_and_keeps_what_it_knew() {
+#[async_trait]
+impl JobQueue for Faulty {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        self.jobs.enqueue(job).await
+    }
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        self.jobs.status(client, job).await
+    }
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        self.jobs.cancel(client, job).await
+    }
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        self.jobs.rerun(client, job, from).await
+    }
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        self.jobs.erase(client, job).await
+    }
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        self.jobs.list(client, filter).await
+    }
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        self.check(queue.as_str())?;
+        self.jobs.depth(queue).await
+    }
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.check("oldest")?;
+        self.jobs.oldest(queue).await
+    }
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.jobs.waiting(client, queue).await
+    }
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.jobs.sweep(limit).await
+    }
+}
+
+/// A ready process that looks at a broker with the queues `mail` and `other`, which it was started for.
+async fn looking() -> (Port, Faulty) {
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
     let mut broker = store.broker();
-    broker.policies.put_policy(&"mail".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
-    let away = CancellationToken::new();
-    broker.policies = Arc::new(Away(broker.policies, away.clone()));
+    let queues: Vec<QueueName> = ["mail", "other"].map(|queue| queue.parse().unwrap()).into();
+    for queue in &queues {
+        broker.policies.put_policy(queue, &QueuePolicy::default(), None).await.unwrap();
+    }
+    let faulty = Faulty::wrap(&mut broker);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut port = Port::open(listener, None, Telemetry::new(Clock::system(), None));
-    let admin = Arc::clone(port.admin());
-    let mut samples = admin.samples();
-    port.watch(Watched::Broker(broker));
-    admin.serves_until(CancellationToken::new());
-    samples.wait_for(|sample| !sample.queues.is_empty()).await.unwrap();
-    assert_eq!(admin.unready(), []);
-    away.cancel();
-    samples.wait_for(|sample| sample.trouble.is_some()).await.unwrap();
-    let reasons = admin.unready();
-    assert_eq!(reasons[0].reason, "broker");
-    assert!(reasons[0].detail.contains("the cable was pulled"), "{reasons:?}");
-    assert!(admin.metrics().contains("relay_ready 0\n"));
-    assert!(admin.metrics().contains("relay_queue_jobs{queue=\"mail\",state=\"waiting\"} 0\n"));
+    let telemetry = Telemetry::new(Clock::system(), None);
+    let mut port = Port::open(listener, None, telemetry.clone());
+    port.admin().serves_until(CancellationToken::new());
+    port.watch(Watched::Broker { broker: telemetry.broker(broker), queues, check: None });
+    port.admin().samples().wait_for(|sample| sample.queues.len() == 2).await.unwrap();
+    (port, faulty)
+}
+
+/// What is refused once that is `wanted`, as the answer of `/readyz` says it; the process is ready and its metrics agree.
+async fn refused(port: &Port, wanted: &[&str]) -> Value {
+    let mut samples = port.admin().samples();
+    loop {
+        let address = port.address().unwrap().to_string();
+        let (answer, text) =
+            tokio::task::spawn_blocking(move || (get(&address, "/readyz"), get(&address, "/metrics").1)).await.unwrap();
+        let body = json(&answer);
+        assert_eq!((answer.0, &body["ready"], &body["reasons"]), (200, &Value::from(true), &serde_json::json!([])));
+        assert!(text.contains("relay_ready 1\n"));
+        let what: Vec<_> =
+            body["refusing"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+        if what == wanted {
+            for known in ["broker", "storage", "queue", "newer-version"] {
+                let line = format!("relay_refusing{{what=\"{known}\"}} {}\n", u8::from(wanted.contains(&known)));
+                assert!(text.contains(&line), "{line} in\n{text}");
+            }
+            return body["refusing"].clone();
+        }
+        port.admin().look_soon();
+        samples.changed().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_withdraws_no_process_and_is_named_until_it_is_back() {
+    use BrokerErrorKind::Unavailable;
+    let (port, faulty) = looking().await;
+    assert_eq!(refused(&port, &[]).await, serde_json::json!([]));
+    faulty.fail(&[("policies", Unavailable), ("mail", Unavailable), ("other", Unavailable)]);
+    let named = refused(&port, &["broker"]).await;
+    assert!(named[0]["detail"].as_str().unwrap().contains("the cable of policies was pulled"), "{named}");
+    let metrics = port.admin().metrics();
+    assert!(metrics.contains("relay_queue_jobs{queue=\"mail\",state=\"waiting\"} 0\n"), "what was known stays");
+    faulty.fail(&[]);
+    refused(&port, &[]).await;
     port.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_missing_or_can_not_be_read_is_named_and_the_others_are_looked_at() {
+    let (port, faulty) = looking().await;
+    for (faults, named) in [
+        // It can't be read: its policy, its messages, or anything of it in time.
+        (&[("mail", BrokerErrorKind::Corrupt)][..], "mail: look: the cable of mail was pulled"),
+        (&[("mail", BrokerErrorKind::Unavailable)], "mail: look: the cable of mail was pulled"),
+        // It can't be named with the others, for whichever reason: the others answer.
+        (&[("policies", BrokerErrorKind::Unavailable)], "look: the cable of policies was pulled"),
+        // It was removed.
+        (&[("list of mail", BrokerErrorKind::NotFound)], "mail: there is no such queue any more"),
+        (&[("mail", BrokerErrorKind::NotFound)], "mail: look: the cable of mail was pulled"),
+    ] {
+        faulty.fail(faults);
+        let refusing = refused(&port, &["queue"]).await;
+        assert_eq!(refusing[0]["detail"], named);
+        assert!(port.admin().metrics().contains("relay_queue_jobs{queue=\"other\",state=\"waiting\"} 0\n"));
+        faulty.fail(&[]);
+        refused(&port, &[]).await;
+    }
+    port.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_figure_that_can_not_be_read_now_means_that_nothing_is_refused() {
+    let (port, faulty) = looking().await;
+    let overloaded = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) };
+    faulty.fail(&[("mail", overloaded), ("oldest", BrokerErrorKind::Unavailable)]);
+    let mut samples = port.admin().samples();
+    for _ in 0..2 {
+        port.admin().look_soon();
+        samples.changed().await.unwrap();
+    }
+    assert_eq!(refused(&port, &[]).await, serde_json::json!([]));
+    assert!(port.admin().metrics().contains("relay_queue_jobs{queue=\"mail\",state=\"waiting\"} 0\n"));
+    port.close().await;
+}
+
+#[test]
+fn jobs_of_a_newer_relay_withdraw_no_process_and_are_named() {
+    let dir = tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];
+    let server = Running::start(args.iter().chain(&["--admin", "127.0.0.1:0", "--data", data]));
+    assert_eq!(code(&run_with(["submit", "--server", &server.url()], b"x")), 0);
+    // The same fields behind a version that this build does not read.
+    let store = rusqlite::Connection::open(dir.path().join("relay.db")).unwrap();
+    let mut envelope: Vec<u8> = store.query_row("SELECT envelope FROM payloads", [], |row| row.get(0)).unwrap();
+    let version = envelope.windows(2).position(|pair| pair == [0xa1, b'v']).unwrap() + 2;
+    envelope[version] = 100;
+    assert_eq!(store.execute("UPDATE payloads SET envelope = ?1", [envelope]).unwrap(), 1);
+
+    let worker = Running::start(["worker", "--connect", &server.workers(), "--json", "--", "cat"]);
+    let admin = admin(&server);
+    let text = metrics_with(&admin, &["relay_refusing{what=\"newer-version\"} 1\n"]);
+    assert!(text.contains("relay_ready 1\n"), "{text}");
+    let answer = get(&admin, "/readyz");
+    let refusing = &json(&answer)["refusing"];
+    assert_eq!((answer.0, &refusing[0]["what"]), (200, &Value::from("newer-version")));
+    assert_eq!(refusing.as_array().unwrap().len(), 1);
+    // Nothing else is held up.
+    assert_eq!(code(&run_with(["submit", "--wait", "--server", &server.url()], b"y")), 0);
+    worker.stop();
+    server.stop();
 }

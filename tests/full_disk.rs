@@ -7,6 +7,8 @@ mod cli_support;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -34,7 +36,8 @@ fn job(at: u8) -> NewJob {
 
 fn serve(data: &Path) -> Command {
     let data = data.to_str().unwrap();
-    relay(["serve", "--json", "--no-auth", "--listen", "127.0.0.1:0", "--queue", "default", "--data", data])
+    let args = ["serve", "--json", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data", data];
+    relay(args.iter().chain(&["--queue", "default"]))
 }
 
 /// A small file system of its own, which other processes do not see, where the system lets its users have one.
@@ -105,7 +108,8 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     } else {
         assert_eq!((refused.status, refused.retry.as_str()), (504, "with-idempotency-key"), "{refused:?}");
     }
-    // It goes on answering.
+    // It goes on answering, and says what it can't do.
+    assert!(storage_refuses(&server));
     assert_eq!(client.status(acknowledged[0]).await.unwrap().receipt.job_id, acknowledged[0]);
     server.kill();
 
@@ -121,6 +125,30 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let next = client.submit(&job(next), None).await.unwrap();
     assert!(disk.is_none() || !next.replayed(), "nothing was kept of what was refused");
     server.stop();
+}
+
+/// That the server is ready, and whether it says that its storage refuses something, in `/readyz` and in its metrics alike.
+fn storage_refuses(server: &Running) -> bool {
+    let admin = server.ready["listening"]["admin"].as_str().unwrap();
+    let (status, body) = get(admin, "/readyz");
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["ready"]), (200, &true.into()), "{body}");
+    let what: Vec<_> = body["refusing"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert!(what.iter().all(|what| *what == "storage"), "{body}");
+    let metrics = get(admin, "/metrics").1;
+    assert!(metrics.contains("relay_ready 1\n"), "{metrics}");
+    let refused = metrics.contains("relay_refusing{what=\"storage\"} 1\n");
+    assert_eq!(refused, !what.is_empty(), "{body}");
+    refused
+}
+
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// Jobs until one is refused: those that were taken, and the refusal.
@@ -143,7 +171,9 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     let serve = serve(folder.path());
     let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
     let client = Client::new(&server.url(), None).unwrap();
+    assert!(!storage_refuses(&server));
     let (acknowledged, _) = until_refused(&client).await;
+    assert!(storage_refuses(&server), "a full disk withdraws no server");
     // It takes nothing while it is so, however often it is asked, and does not forget what it took.
     let next = u8::try_from(acknowledged.len()).unwrap();
     for _ in 0..3 {
@@ -168,6 +198,7 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     let refused = job(next);
     let taken = patience.repeat(true, || client.submit(&refused, None), |_| {}).await.unwrap();
     assert!(disk.is_none() || !taken.replayed(), "nothing was kept of what was refused");
+    assert!(!storage_refuses(&server));
     assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
     let page = client.jobs(&JobsFilter { queue: None, state: None, after: None, limit: 100 }).await.unwrap();
     assert_eq!(page.jobs.len(), acknowledged.len() + 1);

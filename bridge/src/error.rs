@@ -13,6 +13,7 @@ pub struct BrokerError {
     operation: &'static str,
     detail: String,
     source: Option<Source>,
+    of_storage: bool,
 }
 
 /// What the caller can do about a [`BrokerError`]. Exhaustive on purpose: whoever turns errors into answers must decide
@@ -68,7 +69,15 @@ impl BrokerError {
     /// An error of `operation` (a word or two: `enqueue`, `open store`), with what happened and what to do.
     #[must_use]
     pub fn new(kind: BrokerErrorKind, operation: &'static str, detail: impl Into<String>) -> Self {
-        Self { kind, operation, detail: detail.into(), source: None }
+        Self { kind, operation, detail: detail.into(), source: None, of_storage: false }
+    }
+
+    /// The same, because the broker's storage has no room or can't be written: more than this call is refused until an
+    /// operator sees to it.
+    #[must_use]
+    pub fn of_storage(mut self) -> Self {
+        self.of_storage = true;
+        self
     }
 
     /// The same with the error below it, for the log.
@@ -94,6 +103,12 @@ impl BrokerError {
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Whether the broker's storage has no room or can't be written. `false` of an error that came from another process.
+    #[must_use]
+    pub fn is_of_storage(&self) -> bool {
+        self.of_storage
     }
 
     /// Whether the same call may succeed later without any change.

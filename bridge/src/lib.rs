@@ -12,6 +12,7 @@
 //! - [`result_log`]: what a reader does: get, wait, page through a client's results after a cursor.
 //! - [`dead_letters`], [`policy`], [`provision`]: what an operator does.
 //! - [`settlement`]: the pure decision that ends a delivery.
+//! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
 //! - [`error`]: what went wrong, whether it took effect, and what the caller can do.
 //! - [`rules`]: the contract's decisions, which every adapter asks.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
@@ -25,6 +26,7 @@ pub mod error;
 pub mod histogram;
 pub mod job_queue;
 pub mod leasing;
+pub mod newer_jobs;
 pub mod policy;
 pub mod provision;
 pub mod result_log;

@@ -36,7 +36,7 @@ fn resident_bytes() -> Option<u64> {
 }
 
 /// Queues as they were found last. While the broker is away they are as they were before, and say how old they are by no
-/// word: `relay_ready` does.
+/// word: `relay_refusing` does.
 pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
     if sample.taken_at.is_none() {
         return;

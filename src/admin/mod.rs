@@ -7,6 +7,7 @@
 //! # Layout
 //!
 //! - `port`: what a process holds of it; `serve`: the listener; `access`: who may ask; `routes`: what is answered.
+//! - [`refusing`]: what the process can't do at present, although it is ready.
 //! - `operator`: what operators look at and change; `jobs`: jobs as they look them up; `overview`: all at once, as it changes.
 //! - `dashboard`: the pages that show it in a browser.
 //! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::Timestamp;
+use relay_bridge::newer_jobs::NewerJobs;
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,7 @@ mod jobs;
 mod operator;
 mod overview;
 mod port;
+pub mod refusing;
 mod routes;
 pub mod sampler;
 mod serve;
@@ -55,6 +58,8 @@ pub struct Admin {
     sample: watch::Sender<Arc<Sample>>,
     /// What operators act on; set once it is there.
     broker: OnceLock<Broker>,
+    /// Where jobs come from, once that is looked at.
+    newer_jobs: OnceLock<Arc<NewerJobs>>,
     /// Set when the process serves; cancelled when it drains.
     serving: OnceLock<CancellationToken>,
     live: Arc<Semaphore>,
@@ -73,7 +78,7 @@ impl fmt::Debug for Admin {
 /// Why a process should get no new work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unready {
-    /// For programs: `starting`, `draining` or `broker`.
+    /// For programs: `starting` or `draining`.
     pub reason: &'static str,
     /// For people.
     pub detail: String,
@@ -92,6 +97,7 @@ impl Admin {
             collectors: Mutex::default(),
             sample: watch::Sender::new(Arc::default()),
             broker: OnceLock::new(),
+            newer_jobs: OnceLock::new(),
             serving: OnceLock::new(),
             live: Arc::new(Semaphore::new(LIVE_MAX)),
             look_now: Notify::new(),
@@ -104,7 +110,7 @@ impl Admin {
         self.collectors.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(part));
     }
 
-    /// The process serves from now until `drain` is cancelled.
+    /// The process has reached its broker, and serves from now until `drain` is cancelled.
     pub fn serves_until(&self, drain: CancellationToken) {
         // A second call would be about the same process.
         self.serving.set(drain).ok();
@@ -116,9 +122,25 @@ impl Admin {
         self.broker.set(broker).ok();
     }
 
+    /// The jobs that are handed back because a newer relay wrote them are counted here.
+    pub fn hands_back(&self, newer_jobs: Arc<NewerJobs>) {
+        // A second call would be about the same broker.
+        self.newer_jobs.set(newer_jobs).ok();
+    }
+
+    /// How many jobs were handed back because a newer relay wrote them.
+    fn newer_jobs(&self) -> u64 {
+        self.newer_jobs.get().map_or(0, |newer_jobs| newer_jobs.read())
+    }
+
     /// What operators act on, if it is there already.
     fn broker(&self) -> Option<&Broker> {
         self.broker.get()
+    }
+
+    /// Asks for a look at the broker before its time.
+    pub fn look_soon(&self) {
+        self.look_now.notify_one();
     }
 
     /// What the looks at the broker find, each as soon as it was taken.
@@ -127,7 +149,8 @@ impl Admin {
         self.sample.subscribe()
     }
 
-    /// Why the process should get no new work; empty when it is ready.
+    /// Why the process should get no new work; empty when it is ready: from the first time that it reached its broker until
+    /// it drains, whatever it refuses in between.
     #[must_use]
     pub fn unready(&self) -> Vec<Unready> {
         let mut reasons = Vec::new();
@@ -139,11 +162,7 @@ impl Admin {
                 let detail = "the process finishes what it has in hand and ends".to_owned();
                 reasons.push(Unready { reason: "draining", detail });
             }
-            Some(_) => {
-                if let Some(trouble) = &self.sample.borrow().trouble {
-                    reasons.push(Unready { reason: "broker", detail: trouble.clone() });
-                }
-            }
+            Some(_) => {}
         }
         reasons
     }
@@ -153,6 +172,7 @@ impl Admin {
     pub fn metrics(&self) -> String {
         let mut text = Exposition::default();
         collect::process(&mut text, self.started_at, self.unready().is_empty());
+        refusing::report(&mut text, self);
         self.telemetry.report(&mut text);
         collect::queues(&mut text, &self.sample.borrow());
         for part in self.collectors.lock().unwrap_or_else(PoisonError::into_inner).iter() {

@@ -143,7 +143,7 @@ async fn set_paused(State(admin): State<Arc<Admin>>, Path(name): Path<String>, p
     let queue: QueueName = name.parse()?;
     broker(&admin)?.policies.set_paused(&queue, paused).await?;
     tracing::info!(%queue, paused, "an operator changed whether jobs are given out");
-    admin.look_now.notify_one();
+    admin.look_soon();
     Ok(json(StatusCode::OK, &PausedView { queue, paused }))
 }
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::operator::{Answer, Refused};
+use super::refusing::Refusing;
 use super::routes;
 use super::{Admin, Unready};
 use crate::api::Slug;
@@ -34,6 +35,7 @@ struct Overview {
     uptime_seconds: u64,
     ready: bool,
     reasons: Vec<Unready>,
+    refusing: Vec<Refusing>,
     /// Whether the broker was looked at yet.
     sampled: bool,
     queues: Vec<Queue>,
@@ -151,6 +153,7 @@ fn overview(admin: &Admin) -> Value {
         uptime_seconds: admin.telemetry.clock().now().since(admin.started_at).as_secs(),
         ready: reasons.is_empty(),
         reasons,
+        refusing: admin.refusing(),
         sampled: sample.taken_at.is_some(),
         queues: queues.collect(),
         clients: clients

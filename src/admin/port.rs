@@ -30,7 +30,7 @@ impl Port {
 
     /// Looks at where jobs come from, from now on.
     pub fn watch(&mut self, watched: Watched) {
-        if let Watched::Broker(broker) = &watched {
+        if let Watched::Broker { broker, .. } = &watched {
             self.admin.operates(broker.clone());
         }
         self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.admin.closing.clone()));

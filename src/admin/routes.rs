@@ -12,6 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderName, StatusCode};
 use serde::Serialize;
 
+use super::refusing::Refusing;
 use super::{Admin, Unready, access, dashboard, jobs, operator, overview};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug};
@@ -64,19 +65,22 @@ async fn live() -> Response {
     json(StatusCode::OK, &serde_json::json!({ "live": true }))
 }
 
-/// 200 when ready, else 503 with every reason. Details may name hosts: they are for whoever may ask for more.
+/// 200 when ready, else 503 with every reason; and what is refused, which changes nothing of that. Details may name hosts:
+/// they are for whoever may ask for more.
 async fn ready(State(admin): State<Arc<Admin>>, request: Request) -> Response {
     #[derive(Serialize)]
     struct Readiness {
         ready: bool,
         reasons: Vec<Unready>,
+        refusing: Vec<Refusing>,
     }
-    let mut reasons = admin.unready();
+    let (mut reasons, mut refusing) = (admin.unready(), admin.refusing());
     if access::check(&admin, &request.into_parts().0).is_err() {
         reasons.iter_mut().for_each(|reason| reason.detail.clear());
+        refusing.iter_mut().for_each(|refused| refused.detail.clear());
     }
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(status, &Readiness { ready: reasons.is_empty(), reasons })
+    json(status, &Readiness { ready: reasons.is_empty(), reasons, refusing })
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {

@@ -4,45 +4,66 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, stream};
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::QueueName;
+use relay_bridge::contract::{QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::job_queue::Depth;
+use relay_bridge::job_queue::{Depth, JobQueue};
 use relay_bridge::leasing::Leasing;
 use relay_bridge::policy::QueuePolicy;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Admin;
+use super::refusing::Refusing;
 use crate::telemetry::Counts;
 
 /// The shortest time between two looks.
 const EVERY: Duration = Duration::from_secs(2);
 /// A look that takes long is followed by a pause of so many times as long: looking costs at most a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
-/// A broker that takes longer is away.
+/// A broker that takes longer to name its queues is away, and so is a queue that takes longer to say how much waits in it.
 const LOOK_MAX: Duration = Duration::from_secs(5);
+/// Queues that are asked at once: one that does not answer holds up no other.
+const AT_ONCE: usize = 8;
+/// How often it is checked that what all queues need is there: it costs more than a look.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Queues that are looked at.
 const QUEUES_MAX: usize = 1_000;
 /// Depths that are remembered of each queue.
 const HISTORY: usize = 60;
 
+/// Finds that the broker has what relay needs there, as it was when the process started.
+pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), BrokerError>> + Send + Sync>;
+
 /// Where a process's jobs come from.
 pub enum Watched {
     /// A server: every queue of its broker.
-    Broker(Broker),
+    Broker {
+        /// The broker.
+        broker: Broker,
+        /// The queues that must be there.
+        queues: Vec<QueueName>,
+        /// Where a broker has more than its queues.
+        check: Option<Check>,
+    },
     /// A worker: whether it can ask for the policies of its queues.
     Leasing(Arc<dyn Leasing>, Vec<QueueName>),
 }
 
 /// What the last look found.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// When it was taken, on the monotonic clock; `None` before the first one.
+    /// When the last look was taken that reached the broker, on the monotonic clock; `None` before the first one.
     pub taken_at: Option<Duration>,
-    /// Why the broker can't be used, if it can't. What is below is then from the last look that went well.
+    /// Why the broker can't be used, if it can't. What is below is then from the last look that reached it.
     pub trouble: Option<String>,
-    /// Every queue, in the order of names, [`QUEUES_MAX`] at most.
+    /// Each queue that can't be used although the broker can, and why; also of what all queues share.
+    pub unusable: Vec<String>,
+    /// When it was last seen that jobs of a newer relay were handed back, on the monotonic clock.
+    pub newer_at: Option<Duration>,
+    /// Every queue, in the order of names, [`QUEUES_MAX`] at most. One that could not be read is as it was.
     pub queues: Vec<QueueSample>,
 }
 
@@ -69,23 +90,32 @@ pub struct QueueSample {
 
 /// Looks until `stop`.
 pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: CancellationToken) {
-    stop.run_until_cancelled(async {
+    let mut checked = None;
+    let (mut newer, mut told) = (0, Vec::new());
+    let looking = async {
         loop {
             let before = Arc::clone(&admin.sample.borrow());
             let began = Instant::now();
-            let looked = timeout(LOOK_MAX, look(&admin, &watched, &before)).await;
-            let sample = match looked {
-                Ok(Ok(queues)) => Sample { taken_at: Some(admin.telemetry.clock().monotonic()), trouble: None, queues },
-                Ok(Err(error)) => troubled(&before, error.to_string()),
-                Err(_) => troubled(&before, format!("the broker did not answer within {LOOK_MAX:?}")),
-            };
-            if sample.trouble != before.trouble {
-                match &sample.trouble {
-                    Some(trouble) => tracing::warn!(error = %trouble, "not ready: the broker can't be used"),
-                    None => tracing::info!("ready again"),
+            let mut sample = match look(&admin, &watched, &before).await {
+                Ok(Looked { queues, unusable }) => {
+                    let taken_at = Some(admin.telemetry.clock().monotonic());
+                    Sample { taken_at, trouble: None, unusable, newer_at: before.newer_at, queues }
                 }
+                Err(trouble) => Sample { trouble: Some(trouble), ..(*before).clone() },
+            };
+            if sample.trouble.is_none()
+                && let Watched::Broker { check: Some(check), .. } = &watched
+            {
+                sample.unusable.extend(is_there(check, &mut checked).await);
+            }
+            let handed_back = admin.newer_jobs();
+            if handed_back > newer {
+                (newer, sample.newer_at) = (handed_back, Some(admin.telemetry.clock().monotonic()));
             }
             admin.sample.send_replace(Arc::new(sample));
+            let refusing = admin.refusing();
+            tell(&told, &refusing);
+            told = refusing;
             // Whoever changed something wants to see it.
             let pause = sleep(EVERY.max(began.elapsed() * PAUSE_FACTOR));
             tokio::select! {
@@ -93,44 +123,172 @@ pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: Cancellatio
                 () = admin.look_now.notified() => {}
             }
         }
-    })
-    .await;
-}
-
-fn troubled(before: &Sample, trouble: String) -> Sample {
-    Sample { taken_at: before.taken_at, trouble: Some(trouble), queues: before.queues.clone() }
-}
-
-async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Vec<QueueSample>, BrokerError> {
-    let broker = match watched {
-        Watched::Broker(broker) => broker,
-        Watched::Leasing(leasing, queues) => {
-            for queue in queues {
-                leasing.queue_policy(queue).await?;
-            }
-            return Ok(Vec::new());
-        }
     };
-    let elapsed = before.taken_at.map(|taken_at| admin.telemetry.clock().monotonic().saturating_sub(taken_at));
-    let seconds = elapsed.unwrap_or_default().as_secs_f64();
-    let mut known: BTreeMap<&QueueName, &QueueSample> =
-        before.queues.iter().map(|queue| (&queue.name, queue)).collect();
-    let flows = admin.telemetry.flows().by_queue();
-    let mut queues = Vec::new();
-    for (name, policy) in broker.policies.policies().await?.into_iter().take(QUEUES_MAX) {
-        let depth = match broker.jobs.depth(&name).await {
-            Ok(depth) => depth,
+    stop.run_until_cancelled(looking).await;
+}
+
+/// Logs what is refused from now on, and what no longer is.
+fn tell(before: &[Refusing], now: &[Refusing]) {
+    let is_among = |all: &[Refusing], one: &Refusing| all.iter().any(|refusing| refusing.what == one.what);
+    for begun in now.iter().filter(|refusing| !is_among(before, refusing)) {
+        tracing::warn!(what = begun.what, detail = %begun.detail, "some of what is asked is refused");
+    }
+    for ended in before.iter().filter(|refusing| !is_among(now, refusing)) {
+        tracing::info!(what = ended.what, "no longer refused");
+    }
+}
+
+/// Why what all queues need is not there, if it is not; asked at most every [`CHECK_EVERY`]. That it can't be found out says
+/// nothing.
+async fn is_there(check: &Check, checked: &mut Option<(Instant, Option<String>)>) -> Option<String> {
+    if let Some((_, found)) = checked.as_ref().filter(|(at, _)| at.elapsed() < CHECK_EVERY) {
+        return found.clone();
+    }
+    let found = match timeout(LOOK_MAX, check()).await {
+        Ok(Err(error)) if !is_away(&error) => Some(error.to_string()),
+        Ok(Ok(())) => None,
+        Ok(Err(_)) | Err(_) => checked.take().and_then(|(_, found)| found),
+    };
+    *checked = Some((Instant::now(), found.clone()));
+    found
+}
+
+/// What a look found, of a broker that answers.
+struct Looked {
+    queues: Vec<QueueSample>,
+    unusable: Vec<String>,
+}
+
+/// # Errors
+/// Why the broker can't be used: no queue of it can.
+async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Looked, String> {
+    match watched {
+        Watched::Broker { broker, queues, .. } => look_at_broker(admin, broker, queues, before).await,
+        Watched::Leasing(leasing, queues) => look_at_source(&**leasing, queues).await,
+    }
+}
+
+async fn look_at_source(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<Looked, String> {
+    let (mut unusable, mut away) = (Vec::new(), Vec::new());
+    let until = Instant::now() + LOOK_MAX;
+    for queue in queues {
+        match timeout_at(until, leasing.queue_policy(queue)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) if is_away(&error) => away.push(format!("{queue}: {error}")),
+            Ok(Err(error)) => unusable.push(format!("{queue}: {error}")),
+            Err(_) => away.push(format!("{queue}: no answer within {LOOK_MAX:?}")),
+        }
+    }
+    // As long as one queue is answered for, it is the others that are in trouble.
+    if !away.is_empty() && away.len() == queues.len() {
+        return Err(away.swap_remove(0));
+    }
+    unusable.append(&mut away);
+    Ok(Looked { queues: Vec::new(), unusable })
+}
+
+async fn look_at_broker(
+    admin: &Admin,
+    broker: &Broker,
+    wanted: &[QueueName],
+    before: &Sample,
+) -> Result<Looked, String> {
+    let named = match timeout(LOOK_MAX, broker.policies.policies()).await {
+        Ok(Ok(policies)) => Ok(policies),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the broker did not answer within {LOOK_MAX:?}")),
+    };
+    let mut unusable = Vec::new();
+    let policies = match &named {
+        Ok(policies) => {
+            let missing = wanted.iter().filter(|queue| policies.iter().all(|(name, _)| name != *queue));
+            unusable.extend(missing.map(|queue| format!("{queue}: there is no such queue any more")));
+            policies.clone()
+        }
+        // One queue may be why they can't be named: those that are known are asked.
+        Err(_) => before.queues.iter().map(|queue| (queue.name.clone(), queue.policy.clone())).collect(),
+    };
+    let until = Instant::now() + LOOK_MAX;
+    let policies = policies.into_iter().take(QUEUES_MAX);
+    let asked = stream::iter(policies.map(|(name, policy)| async {
+        let found = timeout_at(until, fill(&*broker.jobs, &name)).await;
+        (name, policy, found)
+    }));
+    let mut asked = asked.buffered(AT_ONCE);
+    let sampling = Sampling::begin(admin, before);
+    let (mut queues, mut answered) = (Vec::new(), false);
+    while let Some((name, policy, found)) = asked.next().await {
+        let why = match found {
+            Ok(Ok((depth, oldest))) => {
+                answered = true;
+                queues.push(sampling.queue(name, policy, depth, oldest));
+                continue;
+            }
             // Removed since the policies were read.
-            Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
+            Ok(Err(error)) if error.kind() == BrokerErrorKind::NotFound && !wanted.contains(&name) => continue,
+            // That it is asked too often says nothing of what clients ask.
+            Ok(Err(error)) if matches!(error.kind(), BrokerErrorKind::Overloaded { .. }) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {LOOK_MAX:?}")),
         };
-        let since = if depth.waiting > 0 { broker.jobs.oldest(&name).await? } else { None };
-        let counts = flows.get(&name).copied().unwrap_or_default();
-        let last = known.remove(&name);
+        unusable.extend(why.map(|why| format!("{name}: {why}")));
+        queues.extend(sampling.as_before(&name));
+    }
+    match named {
+        Err(trouble) if !answered => Err(trouble),
+        Err(trouble) => {
+            unusable.push(trouble);
+            Ok(Looked { queues, unusable })
+        }
+        Ok(_) => Ok(Looked { queues, unusable }),
+    }
+}
+
+/// How much waits and runs in a queue, and since when the job waits that waits longest.
+async fn fill(jobs: &dyn JobQueue, queue: &QueueName) -> Result<(Depth, Option<Timestamp>), BrokerError> {
+    let depth = jobs.depth(queue).await?;
+    // Without it the rest is worth as much.
+    let oldest = if depth.waiting > 0 { jobs.oldest(queue).await.ok().flatten() } else { None };
+    Ok((depth, oldest))
+}
+
+/// Whether an error is of the broker as such rather than of what was asked for.
+fn is_away(error: &BrokerError) -> bool {
+    error.is_transient() || error.kind() == BrokerErrorKind::Unauthorized
+}
+
+/// Turns what was found of queues into samples.
+struct Sampling<'a> {
+    admin: &'a Admin,
+    /// Since the look before.
+    seconds: f64,
+    known: BTreeMap<&'a QueueName, &'a QueueSample>,
+    flows: BTreeMap<QueueName, Counts>,
+}
+
+impl<'a> Sampling<'a> {
+    fn begin(admin: &'a Admin, before: &'a Sample) -> Self {
+        let elapsed = before.taken_at.map(|taken_at| admin.telemetry.clock().monotonic().saturating_sub(taken_at));
+        Self {
+            admin,
+            seconds: elapsed.unwrap_or_default().as_secs_f64(),
+            known: before.queues.iter().map(|queue| (&queue.name, queue)).collect(),
+            flows: admin.telemetry.flows().by_queue(),
+        }
+    }
+
+    /// A queue that could not be read.
+    fn as_before(&self, name: &QueueName) -> Option<QueueSample> {
+        self.known.get(name).map(|queue| (*queue).clone())
+    }
+
+    fn queue(&self, name: QueueName, policy: QueuePolicy, depth: Depth, since: Option<Timestamp>) -> QueueSample {
+        let counts = self.flows.get(&name).copied().unwrap_or_default();
+        let last = self.known.get(&name).copied();
         let rate = |of: fn(&Counts) -> u64| {
             let more = of(&counts).saturating_sub(last.map_or(0, |last| of(&last.counts)));
             #[expect(clippy::cast_precision_loss, reason = "a rate is rounded for people")]
-            let rate = more as f64 / seconds;
+            let rate = more as f64 / self.seconds;
             if last.is_some() && rate.is_finite() { rate } else { 0.0 }
         };
         let mut history = last.map(|last| last.history.clone()).unwrap_or_default();
@@ -138,16 +296,15 @@ async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Vec<Q
             history.pop_front();
         }
         history.push_back(depth.waiting + depth.parked);
-        queues.push(QueueSample {
+        QueueSample {
             submitted_rate: rate(|counts| counts.submitted),
             settled_rate: rate(|counts| counts.settled.iter().sum()),
             name,
             policy,
             depth,
-            oldest: since.map(|since| admin.telemetry.clock().now().since(since)),
+            oldest: since.map(|since| self.admin.telemetry.clock().now().since(since)),
             counts,
             history,
-        });
+        }
     }
-    Ok(queues)
 }

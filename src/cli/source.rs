@@ -9,6 +9,7 @@ use relay_bridge::leasing::Leasing;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings};
+use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::remote::{Remote, RemoteConfig};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::Sqs;
@@ -85,6 +86,16 @@ impl Source {
             Self::Nats(nats) => nats.broker().leasing,
             #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.broker().leasing,
+        }
+    }
+
+    /// The jobs that are handed back because a newer relay wrote them; a server does that itself.
+    pub(crate) fn newer_jobs(&self) -> Option<Arc<NewerJobs>> {
+        match self {
+            Self::Remote(_) => None,
+            Self::Nats(nats) => Some(nats.newer_jobs()),
+            #[cfg(feature = "sqs")]
+            Self::Sqs(sqs) => Some(sqs.newer_jobs()),
         }
     }
 

@@ -154,6 +154,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     }
     let leasing = telemetry.map_or_else(|| source.leasing(), |telemetry| telemetry.leasing(source.leasing()));
     if let Some(port) = &mut port {
+        if let Some(newer_jobs) = source.newer_jobs() {
+            port.admin().hands_back(newer_jobs);
+        }
         port.watch(Watched::Leasing(Arc::clone(&leasing), names.clone()));
         port.admin().serves_until(signals.stop.drain.clone());
     }

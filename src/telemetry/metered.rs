@@ -14,6 +14,7 @@ use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Rec
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 
+use super::storage::Writes;
 use super::{Telemetry, micros};
 
 /// The submitter's half.
@@ -28,6 +29,20 @@ pub(super) struct Work {
     pub(super) telemetry: Telemetry,
 }
 
+/// Notes what became of a write; `is_stored` says whether an answer means that something was written.
+fn note<T>(
+    writes: &Writes,
+    telemetry: &Telemetry,
+    answer: &Result<T, BrokerError>,
+    is_stored: impl FnOnce(&T) -> bool,
+) {
+    match answer {
+        Ok(answer) if is_stored(answer) => writes.stored(),
+        Ok(_) => {}
+        Err(error) => writes.failed(error, telemetry.clock().monotonic()),
+    }
+}
+
 #[async_trait]
 impl JobQueue for Jobs {
     async fn enqueue(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
@@ -37,6 +52,9 @@ impl JobQueue for Jobs {
         if let Some(span) = span {
             span.submitted(&enqueued);
         }
+        note(&self.telemetry.storage().jobs, &self.telemetry, &enqueued, |enqueued| {
+            matches!(enqueued, Enqueued::Created(_))
+        });
         let enqueued = enqueued?;
         let flow = |status: &JobStatus| self.telemetry.flows().of(&status.queue, &status.client);
         match &enqueued {
@@ -67,7 +85,11 @@ impl JobQueue for Jobs {
     }
 
     async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
-        let enqueued = self.inner.rerun(client, job, from).await?;
+        let enqueued = self.inner.rerun(client, job, from).await;
+        note(&self.telemetry.storage().jobs, &self.telemetry, &enqueued, |enqueued| {
+            matches!(enqueued, Enqueued::Created(_))
+        });
+        let enqueued = enqueued?;
         if matches!(enqueued, Enqueued::Created(_)) {
             self.telemetry.0.reruns.add(1);
         }
@@ -151,6 +173,7 @@ impl Leasing for Work {
         if let Some(span) = span {
             span.recorded(&recorded);
         }
+        note(&self.telemetry.storage().results, &self.telemetry, &recorded, |recorded| *recorded == Recorded::First);
         let recorded = recorded?;
         match recorded {
             Recorded::First => self.count_end(result),

@@ -7,6 +7,7 @@
 //!
 //! - `flows`: what came in and went out, by queue and client.
 //! - `crew`: which workers ask for jobs.
+//! - `storage`: what the broker's storage refused lately.
 //! - `metered`: the decorators that count.
 //! - `traces`: spans of what goes through them.
 //! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
@@ -25,10 +26,12 @@ pub mod exposition;
 mod flows;
 mod metered;
 mod report;
+mod storage;
 mod traces;
 
 pub use crew::{Crew, Seen};
 pub use flows::{Counts, Flow, Flows};
+pub use storage::{LATELY, Storage};
 pub use traces::Traces;
 
 /// Upper bounds of latencies in microseconds: 1 ms to 1 h. Jobs may take either.
@@ -63,6 +66,7 @@ struct Inner {
     traces: Option<Traces>,
     flows: Flows,
     crew: Crew,
+    storage: Storage,
     handler: Histogram,
     end_to_end: Histogram,
     leased: Counter,
@@ -87,6 +91,7 @@ impl Telemetry {
             traces,
             flows: Flows::default(),
             crew: Crew::default(),
+            storage: Storage::default(),
             handler: Histogram::new(LATENCIES),
             end_to_end: Histogram::new(LATENCIES),
             leased: Counter::default(),
@@ -129,6 +134,12 @@ impl Telemetry {
     #[must_use]
     pub fn crew(&self) -> &Crew {
         &self.0.crew
+    }
+
+    /// What the broker's storage refused lately.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.0.storage
     }
 
     /// Where spans go, if they are wanted.

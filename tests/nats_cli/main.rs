@@ -8,4 +8,5 @@ mod cli_support;
 mod lanes;
 mod listen;
 mod provision;
+mod readiness;
 mod serving;

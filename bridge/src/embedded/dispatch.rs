@@ -315,7 +315,10 @@ impl Writer {
     fn set_aside(&mut self, row: &JobRow, unreadable: &EnvelopeError) -> Result<(), BrokerError> {
         let job: JobId = row.id;
         match unreadable {
-            EnvelopeError::Newer { found } => warn!(job_id = %job, version = found, "job of a newer relay set aside"),
+            EnvelopeError::Newer { found } => {
+                warn!(job_id = %job, version = found, "job of a newer relay set aside");
+                self.note_newer();
+            }
             EnvelopeError::Malformed(what) => {
                 error!(job_id = %job, what, "damaged job set aside: run `relay store check`")
             }

@@ -49,6 +49,7 @@ use crate::clock::Clock;
 use crate::contract::LogId;
 use crate::contract::envelope::WireVersion;
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::newer_jobs::NewerJobs;
 
 /// The largest payload or result, in bytes: 16 MiB. SQLite would take more; memory for bodies in flight would not.
 pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
@@ -156,6 +157,12 @@ impl Embedded {
     #[must_use]
     pub fn commits(&self) -> Arc<Commits> {
         Arc::clone(&self.0.shared.commits)
+    }
+
+    /// The jobs that this store hands back because a newer relay wrote them.
+    #[must_use]
+    pub fn newer_jobs(&self) -> Arc<NewerJobs> {
+        Arc::clone(&self.0.shared.newer_jobs)
     }
 
     /// Ends all waits, commits what was taken in, and lets go of the file. Calls after it are `Unavailable`.

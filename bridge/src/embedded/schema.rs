@@ -256,11 +256,16 @@ fn explain(error: rusqlite::Error, shown: &str) -> BrokerError {
 /// An SQLite error of a running store: nothing of the transaction took effect.
 pub(super) fn unavailable(error: rusqlite::Error, operation: &'static str) -> BrokerError {
     use rusqlite::ErrorCode as Code;
-    let (kind, detail) = match error.sqlite_error_code() {
+    let code = error.sqlite_error_code();
+    let (kind, detail) = match code {
         Some(Code::NotADatabase | Code::DatabaseCorrupt) => (BrokerErrorKind::Corrupt, "the store is damaged"),
         Some(Code::DiskFull) => (BrokerErrorKind::Unavailable, "the store has no space left"),
         Some(Code::ReadOnly | Code::PermissionDenied) => (BrokerErrorKind::Unavailable, "the store can't be written"),
         _ => (BrokerErrorKind::Unavailable, "the store did not do it"),
     };
-    BrokerError::new(kind, operation, detail).with_source(error)
+    let failure = BrokerError::new(kind, operation, detail).with_source(error);
+    match code {
+        Some(Code::DiskFull | Code::ReadOnly | Code::PermissionDenied) => failure.of_storage(),
+        _ => failure,
+    }
 }

@@ -10,6 +10,7 @@ use super::ids::Recent;
 use crate::contract::{ClientId, JobId};
 use crate::histogram::Histogram;
 use crate::leasing::Receipt;
+use crate::newer_jobs::NewerJobs;
 use crate::rules::Counts;
 
 /// What commits cost, since the store was opened.
@@ -32,6 +33,7 @@ impl Default for Commits {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) commits: Arc<Commits>,
+    pub(super) newer_jobs: Arc<NewerJobs>,
     pub(super) jobs: Wakers<JobId>,
     pub(super) clients: Wakers<ClientId>,
     pub(super) recent: Arc<Recent>,

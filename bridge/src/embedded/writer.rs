@@ -154,6 +154,7 @@ impl Writer {
     fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
         if self.broken && !self.reopen() {
             let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
+            let away = away.of_storage();
             batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
             self.pending.drain(..).for_each(|pending| pending.refuse(&away));
             return;
@@ -179,6 +180,11 @@ impl Writer {
     /// The job with this id, whosever it is.
     pub(super) fn find(&self, id: JobId) -> Result<Option<JobRow>, BrokerError> {
         JobRow::find(&self.conn, self.state.ids.recent(), id)
+    }
+
+    /// A job that a newer relay wrote was set aside.
+    pub(super) fn note_newer(&self) {
+        self.shared.newer_jobs.add();
     }
 
     pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
@@ -242,6 +248,7 @@ impl Writer {
         error!(error = %failure, "commit failed: the store is closed and opened again");
         self.broken = true;
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, "commit", "the store did not confirm the write")
+            .of_storage()
             .with_source(failure))
     }
 
@@ -338,7 +345,8 @@ pub(super) fn work<T: Send + 'static>(
 
 /// The same failure for each of the operations that shared a commit.
 pub(super) fn copy(failure: &BrokerError) -> BrokerError {
-    BrokerError::new(failure.kind(), failure.operation(), failure.detail())
+    let copy = BrokerError::new(failure.kind(), failure.operation(), failure.detail());
+    if failure.is_of_storage() { copy.of_storage() } else { copy }
 }
 
 pub(super) fn closed() -> BrokerError {

@@ -88,7 +88,7 @@ impl Nats {
                 "{what} take {used} of {allowed} bytes, new jobs are taken below {SHARE} %: raise the limit, shorten \
                  `retention`, or wait until results are past it"
             );
-            BrokerError::new(full, "enqueue", why)
+            BrokerError::new(full, "enqueue", why).of_storage()
         })
     }
 

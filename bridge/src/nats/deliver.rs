@@ -262,6 +262,7 @@ impl Nats {
         let job_id = pulled.record.address.job;
         if matches!(unreadable.kind(), BrokerErrorKind::NewerVersion { .. }) {
             tracing::warn!(%job_id, error = %unreadable, "job of a newer relay set aside");
+            self.0.newer_jobs.add();
         } else {
             tracing::error!(%job_id, error = %unreadable, "damaged job set aside: look at it with `nats stream get`");
         }

@@ -91,6 +91,7 @@ use crate::clock::Clock;
 use crate::contract::QueueName;
 use crate::contract::envelope::WireVersion;
 use crate::error::BrokerError;
+use crate::newer_jobs::NewerJobs;
 
 /// What holds for all of an adapter's work.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +124,7 @@ struct Inner {
     /// How streams are kept, as far as they were looked at.
     kept: Mutex<Kept>,
     line: LineState,
+    newer_jobs: Arc<NewerJobs>,
     /// Every task that the adapter spawned, for [`Nats::close`].
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
@@ -215,6 +217,7 @@ impl Nats {
             payload_max,
             kept: Mutex::new(kept),
             line,
+            newer_jobs: Arc::default(),
             tasks,
             closing,
         });
@@ -268,6 +271,12 @@ impl Nats {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.api.connection().close().await;
+    }
+
+    /// The jobs that this adapter hands back because a newer relay wrote them.
+    #[must_use]
+    pub fn newer_jobs(&self) -> Arc<NewerJobs> {
+        Arc::clone(&self.0.newer_jobs)
     }
 
     /// The connection: how it stands, and what went wrong.

@@ -49,7 +49,14 @@ pub(super) fn refused(error: &Error, operation: &'static str) -> BrokerError {
         _ if (500..600).contains(&error.code()) => (Unavailable, ""),
         _ => (Invalid, ""),
     };
-    BrokerError::new(kind, operation, format!("NATS refused it: {error}{what_to_do}"))
+    let refusal = BrokerError::new(kind, operation, format!("NATS refused it: {error}{what_to_do}"));
+    match error.error_code() {
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED => refusal.of_storage(),
+        _ => refusal,
+    }
 }
 
 /// What the refusal of a publish means.

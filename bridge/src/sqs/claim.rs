@@ -216,6 +216,9 @@ impl Sqs {
             }
             Err(error) => {
                 let newer = matches!(error.kind(), BrokerErrorKind::NewerVersion { .. });
+                if newer {
+                    self.0.newer_jobs.add();
+                }
                 if newer || error.kind() == BrokerErrorKind::Corrupt {
                     tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a job can't be read: it is handed back");
                 }

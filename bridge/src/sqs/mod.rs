@@ -73,6 +73,7 @@ use crate::clock::Clock;
 use crate::contract::envelope::WireVersion;
 use crate::contract::{ClientId, JobId, QueueName};
 use crate::error::BrokerError;
+use crate::newer_jobs::NewerJobs;
 
 /// The largest payload or result in bytes: an item of DynamoDB holds 400 KiB with everything about it, a dead letter's
 /// reason included.
@@ -132,6 +133,7 @@ struct Inner {
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
     waiting_clients: waiting::Wakes<ClientId>,
+    newer_jobs: Arc<NewerJobs>,
     /// Every task that the adapter spawned, for [`Sqs::close`].
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
@@ -175,6 +177,7 @@ impl Sqs {
             held: held::Held::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
+            newer_jobs: Arc::default(),
             tasks,
             _unused: closing.clone().drop_guard(),
             closing,
@@ -204,6 +207,12 @@ impl Sqs {
             provision: this,
             counts: self.0.rule_counts.clone(),
         }
+    }
+
+    /// The jobs that this adapter hands back because a newer relay wrote them.
+    #[must_use]
+    pub fn newer_jobs(&self) -> Arc<NewerJobs> {
+        Arc::clone(&self.0.newer_jobs)
     }
 
     /// Ends all receives and joins every task. What was leased for nobody goes back first.

@@ -138,6 +138,7 @@ function queuesView() {
   return [
     make("h1", {}, "Queues"),
     ...overview.reasons.map(({ reason, detail }) => make("p", { class: "notice" }, make("strong", {}, `Not ready (${reason}). `), detail)),
+    ...overview.refusing.map(({ what, detail }) => make("p", { class: "notice" }, make("strong", {}, `Refused (${what}). `), detail)),
     make("dl", { class: "tiles" },
       tile("waiting", number(sum(queues, (queue) => queue.waiting))), tile("with workers", number(sum(queues, (queue) => queue.leased))),
       tile("accepted a second", rate(sum(queues, (queue) => queue.submitted_rate))),
@@ -301,11 +302,12 @@ async function show() {
   }
 }
 
-/** What is always in sight: whether the process is ready, and how old that is. */
+/** What is always in sight: whether the process is ready, what it refuses, and how old that is. */
 function head() {
   const state = byId("state");
-  state.className = lost ? "lost" : overview.ready ? "ready" : "unready";
-  byId("state-text").textContent = lost || (overview.ready ? "ready" : `not ready: ${overview.reasons.map(({ reason }) => reason).join(", ")}`);
+  state.className = lost ? "lost" : !overview.ready ? "unready" : overview.refusing.length ? "refusing" : "ready";
+  const refused = overview?.refusing.map(({ what }) => what).join(", ");
+  byId("state-text").textContent = lost || (overview.ready ? (refused ? `ready, refuses: ${refused}` : "ready") : `not ready: ${overview.reasons.map(({ reason }) => reason).join(", ")}`);
   if (overview) byId("about").textContent = `relay ${overview.version}, ${overview.adapter ?? "no broker"}${overview.durability ? ` (${overview.durability})` : ""}, up ${span(overview.uptime_seconds)}`;
 }
 
