@@ -8,6 +8,7 @@
 //! - [`batch`]: many submissions in one request.
 //! - [`event`]: what happens to a job while its client watches.
 //! - [`result`]: results as list entries, and a page of them.
+//! - `fit`: what of a result can be told, whatever wrote it.
 //! - [`whoami`]: who relay thinks the caller is.
 //! - [`operator`]: what the admin port answers operators.
 //! - `schema`: how ids, times and words look in the OpenAPI document.
@@ -16,6 +17,7 @@
 pub mod batch;
 pub mod duration;
 pub mod event;
+pub(crate) mod fit;
 pub mod operator;
 pub mod problem;
 pub mod receipt;

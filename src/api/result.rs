@@ -6,9 +6,9 @@ use relay_bridge::contract::{Failure, JobId, Outcome, QueueName, RunId, Timestam
 use relay_bridge::result_log::{Finished, Reset};
 use serde::{Deserialize, Serialize};
 
-use super::Links;
 #[cfg(feature = "server")]
 use super::schema;
+use super::{Links, fit};
 
 /// The largest payload that an entry holds itself, in bytes; a larger one is linked.
 pub const INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -91,12 +91,12 @@ impl ResultView {
             queue: result.queue.clone(),
             outcome: result.outcome,
             attempt: result.attempt,
-            content_type: result.content_type.clone(),
+            content_type: fit::content_type(result).to_owned(),
             size: result.payload.len() as u64,
             accepted_at: result.accepted_at,
             started_at: result.started_at,
             finished_at: result.finished_at,
-            failure: result.failure.clone(),
+            failure: fit::failure(result),
             payload_base64: inline.then(|| STANDARD.encode(&result.payload)),
             link: linked.then(|| Links::of(result.job_id).result),
             cursor: finished.cursor.to_string(),
@@ -163,9 +163,11 @@ mod tests {
 
     #[test]
     fn a_message_has_no_character_that_sqs_refuses() {
-        let content_type = "text/plain; a=\u{fffe}\u{ffff}\u{1}";
-        let text = ResultView::message(&finished(Vec::new(), content_type), 10_000);
+        let failure = Failure::new("no", "a\u{fffe}\u{ffff}\u{1}");
+        let mut finished = finished(Vec::new(), "text/plain");
+        (finished.result.outcome, finished.result.failure) = (Outcome::Failed, Some(failure.clone()));
+        let text = ResultView::message(&finished, 10_000);
         assert!(!text.contains(['\u{fffe}', '\u{ffff}', '\u{1}']), "{text}");
-        assert_eq!(serde_json::from_str::<ResultView>(&text).unwrap().content_type, content_type);
+        assert_eq!(serde_json::from_str::<ResultView>(&text).unwrap().failure, Some(failure));
     }
 }

@@ -11,6 +11,7 @@ use relay_bridge::contract::trace;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission, TraceParent};
 
 use super::refusal::Refusal;
+use crate::api::fit::is_header_text;
 use crate::api::{DurationText, Problem, Slug, header};
 
 /// All `Relay-Meta-*` together: names without the prefix, and values, in bytes.
@@ -174,11 +175,6 @@ fn check_meta_bytes(bytes: usize) -> Result<(), Refusal> {
     }
     let detail = "the Relay-Meta-* headers are too large together: send the data in the body";
     Err(Problem::new(Slug::MalformedRequest, detail).with_limit(META_BYTES_MAX as u64, bytes as u64).into())
-}
-
-/// Whether a header's value can carry `text` as it is.
-fn is_header_text(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text
 }
 
 /// Refuses a head that is larger than relay takes: the number of headers and their bytes, each beside its limit.

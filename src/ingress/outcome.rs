@@ -4,7 +4,7 @@ use relay_bridge::contract::{ClientId, Cursor, JobResult};
 use relay_bridge::result_log::{Finished, Start};
 
 use super::refusal::Refusal;
-use crate::api::{Problem, Slug, header};
+use crate::api::{Problem, Slug, fit, header};
 
 /// What the headers of a result say, by name.
 pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (&'static str, String)> + use<> {
@@ -16,7 +16,7 @@ pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (&'static str, 
         (header::JOB_ID, result.job_id.to_string()),
         (header::CURSOR, finished.cursor.to_string()),
     ];
-    let parent = result.traceparent.clone().map(|parent| (header::TRACEPARENT, parent));
+    let parent = fit::traceparent(result).map(|parent| (header::TRACEPARENT, parent.to_owned()));
     facts.into_iter().chain(parent)
 }
 

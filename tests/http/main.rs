@@ -8,9 +8,12 @@ mod connections;
 mod docs;
 mod events;
 mod failing;
+#[path = "../foreign_results/mod.rs"]
+mod foreign_results;
 mod jobs;
 mod policy;
 mod refusals;
 mod results;
 mod submit;
 mod support;
+mod unfit;

@@ -7,6 +7,8 @@
 mod cli_support;
 mod congestion;
 mod connection;
+#[path = "../foreign_results/mod.rs"]
+mod foreign_results;
 mod limits;
 mod malformed;
 mod permissions;
@@ -14,3 +16,4 @@ mod results;
 mod service;
 mod submit;
 mod support;
+mod unfit;

@@ -22,7 +22,7 @@ use relay_bridge::result_log::{Finished, PAGE_ENTRIES_MAX, Start};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::header;
+use crate::api::{fit, header};
 use crate::bridge::stats::{ForeignStats, count};
 use crate::bridge::target::AWAY;
 use crate::client::retry::jitter;
@@ -232,7 +232,7 @@ fn headers(entry: &Finished, status: Option<&JobStatus>) -> HeaderMap {
         (header::OUTCOME, result.outcome.to_string()),
         (header::ATTEMPT, result.attempt.to_string()),
         (header::CURSOR, entry.cursor.to_string()),
-        ("content-type", result.content_type.clone()),
+        ("content-type", fit::content_type(result).to_owned()),
     ] {
         set(spelled(name), &value);
     }

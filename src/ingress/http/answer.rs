@@ -14,7 +14,7 @@ use relay_bridge::result_log::Finished;
 use serde::Serialize;
 
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
-use crate::api::{Links, Problem, Slug, header, receipt};
+use crate::api::{Links, Problem, Slug, fit, header, receipt};
 use crate::ingress::outcome;
 pub(super) use crate::ingress::refusal::Refusal;
 
@@ -169,8 +169,8 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap, replayed: bool) {
 pub(super) fn result(finished: Finished) -> Answer {
     let facts = outcome::facts(&finished);
     let result = outcome::readable(finished)?;
+    let content_type = HeaderValue::from_str(fit::content_type(&result));
     let mut response = Response::new(Body::from(result.payload));
-    let content_type = HeaderValue::from_str(&result.content_type);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static(DEFAULT_CONTENT_TYPE)));
     // The bytes are a handler's: a browser must not guess what they are.

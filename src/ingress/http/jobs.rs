@@ -8,8 +8,11 @@ use http::{StatusCode, Uri};
 use relay_bridge::contract::{IdempotencyKey, JobId};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{Enqueued, JobFilter};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::answer::{self, Answer, Refusal};
+use super::page::Entries;
 use super::request::{self, Parameters};
 use super::{Ingress, Served};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
@@ -110,11 +113,24 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         return Err(Refusal::malformed(detail));
     }
     let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
-    let mut views = Vec::with_capacity(listed.jobs.len());
+    let (mut views, mut next) = (Entries::default(), listed.next);
+    let mut before = None;
     for status in &listed.jobs {
-        views.push(jobs::view(&served.ingress.policies, status).await);
+        if !views.add(&jobs::view(&served.ingress.policies, status).await)? {
+            // The page is full: the next one begins with this job.
+            next = before;
+            break;
+        }
+        before = Some(status.job_id);
     }
-    answer::json(StatusCode::OK, &JobsPage { jobs: views, next: listed.next })
+    answer::json(StatusCode::OK, &WrittenPage { jobs: views.into_written(), next })
+}
+
+/// A [`JobsPage`] whose jobs are JSON already.
+#[derive(Serialize)]
+struct WrittenPage {
+    jobs: Vec<Box<RawValue>>,
+    next: Option<JobId>,
 }
 
 /// Cancel a job

@@ -9,6 +9,7 @@
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
+//! - `page`: a list within its bytes.
 //! - `answer`: writing an answer; `bare`: what hyper answers by itself.
 
 use std::fmt;
@@ -42,6 +43,7 @@ mod follow;
 mod gate;
 mod jobs;
 mod linger;
+mod page;
 mod prefer;
 mod request;
 mod results;

@@ -7,10 +7,13 @@ use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode, Uri};
 use relay_bridge::contract::{ClientId, JobId, QueueName};
 use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Start};
+use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Reset, Start};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::answer::{self, Answer, Refusal};
+use super::page::Entries;
 use super::request::{self, Parameters};
 use super::{Served, follow, sse};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
@@ -84,7 +87,8 @@ pub(super) async fn wait(
 /// Read results
 ///
 /// All of the caller's, oldest first, behind a cursor: a page, or for `Accept: text/event-stream` a stream that goes on with
-/// what comes. The stream has events `result`, whose id is its cursor, `reset` if the cursor could not be continued, and
+/// what comes. A page ends after 100 results or about 1 MiB. The stream has events `result`, whose id is its cursor, `reset`
+/// if the cursor could not be continued, and
 /// `problem` before it breaks off; it ends on purpose after some minutes. Reading consumes nothing.
 #[utoipa::path(
     get, path = "/v1/results", tag = "results", operation_id = "list_results",
@@ -118,12 +122,26 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
     let page = read(&served, &caller.client, start, queue.as_ref(), limit, wait).await?;
-    let body = ResultsPage {
-        reset: page.reset,
-        entries: page.entries.iter().map(ResultView::new).collect(),
-        next: page.next.to_string(),
-    };
-    answer::json(StatusCode::OK, &body)
+    let (mut entries, mut next) = (Entries::default(), page.next);
+    let mut before = None;
+    for finished in &page.entries {
+        if !entries.add(&ResultView::new(finished))? {
+            // The page is full: the next one begins with this result.
+            next = before.unwrap_or(next);
+            break;
+        }
+        before = Some(finished.cursor.clone());
+    }
+    let (entries, next) = (entries.into_written(), next.to_string());
+    answer::json(StatusCode::OK, &WrittenPage { reset: page.reset, entries, next })
+}
+
+/// A [`ResultsPage`] whose entries are JSON already.
+#[derive(Serialize)]
+struct WrittenPage {
+    reset: Option<Reset>,
+    entries: Vec<Box<RawValue>>,
+    next: String,
 }
 
 /// One page of the results of `queue`, or of all queues. It may be short, or empty with a `next` that has moved on.

@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use relay_bridge::contract::{JobResult, JobStatus};
-use relay_bridge::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Reset, Start};
+use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, Start};
 use std::time::Duration;
 
 use super::Door;
 use super::answer::{CONTENT_TYPE, Outbox, Reply, Unsent};
 use super::gate::{Answer, Asked};
 use super::request;
-use crate::api::{Problem, ResultView, Slug, header};
+use crate::api::{Problem, ResultView, Slug, fit, header};
 use crate::ingress::headers::single;
 use crate::ingress::outcome;
 use crate::ingress::refusal::Refusal;
@@ -20,8 +20,8 @@ const ENTRY_CONTENT_TYPE: &str = "application/vnd.relay.result+json";
 const LIMIT_DEFAULT: u32 = 100;
 /// Results for one request at most.
 const LIMIT_MAX: u32 = 1_000;
-/// Payload bytes after which an answer ends, with what is left of its page, at most 1 MiB or one larger result. NATS
-/// hangs up on a reader of which more than `max_pending`, 64 MiB unless configured, wait to be read.
+/// Bytes of bodies after which an answer ends. NATS hangs up on a reader of which more than `max_pending`, 64 MiB unless
+/// configured, wait to be read.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The raw result, or the status in headers and no body yet.
@@ -54,47 +54,58 @@ pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     }
     let _reading = door.readers.enter(&asked.client, door.limits.answer_within).await?;
     let connection = outbox.connects();
-    let (mut sent, mut bytes, mut reset) = (0, 0, None);
+    let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);
     loop {
         let wanted = (limit - sent).min(PAGE_ENTRIES_MAX);
         let page = door.broker.results.page(&asked.client, &start, wanted, Duration::ZERO).await?;
         reset = page.reset.or(reset);
-        let before = sent;
+        let (before, mut next) = (sent, page.next);
         for finished in page.entries {
-            sent += 1;
-            bytes += finished.result.payload.len();
-            entry(outbox, finished, reset.take()).await?;
+            let cursor = finished.cursor.clone();
+            let body = entry(outbox, finished, reset.take()).await?;
+            (sent, bytes, unflushed) = (sent + 1, bytes + body, unflushed + body);
+            // A reader has no more than a page in the connection's buffers.
+            if unflushed >= PAGE_BYTES_MAX {
+                outbox.flush().await.map_err(|_| gone())?;
+                unflushed = 0;
+            }
+            if bytes >= ANSWER_BYTES {
+                next = cursor;
+                break;
+            }
         }
-        // A reader has no more than a page in the connection's buffers.
         outbox.flush().await.map_err(|_| gone())?;
+        unflushed = 0;
         if outbox.connects() != connection {
             return Err(interrupted());
         }
         if sent == before || sent >= limit || bytes >= ANSWER_BYTES {
-            let end = with_reset(Reply::default(), reset).with(header::CURSOR, &page.next.to_string());
+            let end = with_reset(Reply::default(), reset).with(header::CURSOR, &next.to_string());
             return Ok(end.with(header::COUNT, &sent.to_string()));
         }
-        start = Start::After(page.next);
+        start = Start::After(next);
     }
 }
 
 /// Sends one result. Its payload is the body; where that can't be, because it is empty, which would read as the end, or
-/// erased, or larger than a message, the body is the entry as JSON.
-async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Result<(), Refusal> {
+/// erased, or larger than a message, the body is the entry as JSON. How many bytes the body had.
+async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Result<usize, Refusal> {
     let view = ResultView::new(&finished);
     let reply = with_reset(with_facts(Reply::default(), &finished), reset);
     let headers = reply.headers.clone();
     if !finished.erased && !finished.result.payload.is_empty() {
+        let bytes = finished.result.payload.len();
         match outbox.send(raw(reply, finished.result)).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(bytes),
             Err(Unsent::Closed) => return Err(gone()),
             Err(Unsent::TooLarge) => {}
         }
     }
     let view = ResultView { payload_base64: None, ..view };
     let reply = Reply { headers, ..Reply::json(&view)? }.with(CONTENT_TYPE, ENTRY_CONTENT_TYPE);
+    let bytes = reply.body.len();
     match outbox.send(reply).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(bytes),
         Err(Unsent::TooLarge) => Err(too_large_to_send(outbox).into()),
         Err(Unsent::Closed) => Err(gone()),
     }
@@ -123,9 +134,9 @@ pub(super) fn too_large_to_send(outbox: &Outbox) -> Problem {
     problem
 }
 
-fn raw(mut reply: Reply, result: JobResult) -> Reply {
-    reply.body = result.payload;
-    reply.with(CONTENT_TYPE, &result.content_type)
+fn raw(reply: Reply, result: JobResult) -> Reply {
+    let reply = reply.with(CONTENT_TYPE, fit::content_type(&result));
+    Reply { body: result.payload, ..reply }
 }
 
 fn open(status: &JobStatus) -> Reply {

@@ -1,0 +1,117 @@
+//! Of a result, what a reader can be told. Relay holds what its workers record against the contract, but a process with the
+//! broker's own credentials can write anything: here it is brought within what a result may be, and never an error.
+
+#[cfg(feature = "server")]
+use relay_bridge::contract::TraceParent;
+use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::result::{DETAIL_BYTES_MAX, REASON_BYTES_MAX};
+use relay_bridge::contract::{Failure, JobResult, Outcome};
+
+/// The longest content type, in bytes.
+const CONTENT_TYPE_BYTES_MAX: usize = 255;
+
+/// Its content type, if a header can carry it, else [`DEFAULT_CONTENT_TYPE`].
+pub(crate) fn content_type(result: &JobResult) -> &str {
+    let text = result.content_type.as_str();
+    let fits = !text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX && is_header_text(text);
+    if fits { text } else { DEFAULT_CONTENT_TYPE }
+}
+
+/// What the value of a header can be, everywhere: printable ASCII without space around it.
+pub(crate) fn is_header_text(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text
+}
+
+/// Why it did not succeed, within the lengths of a [`Failure`]: there exactly if it did not.
+pub(crate) fn failure(result: &JobResult) -> Option<Failure> {
+    match (result.outcome, &result.failure) {
+        (Outcome::Succeeded, _) => None,
+        // Cut before it is copied: it may have any length.
+        (_, Some(Failure { reason, detail })) => {
+            Some(Failure::new(head(reason, REASON_BYTES_MAX), head(detail, DETAIL_BYTES_MAX)))
+        }
+        (outcome, None) => Some(Failure::new(outcome.as_str(), "")),
+    }
+}
+
+/// Its trace context, if it is one.
+#[cfg(feature = "server")]
+pub(crate) fn traceparent(result: &JobResult) -> Option<&str> {
+    result.traceparent.as_deref().filter(|parent| parent.parse::<TraceParent>().is_ok())
+}
+
+/// The beginning of `text`, of at most `bytes_max` bytes, cut at a character boundary.
+fn head(text: &str, bytes_max: usize) -> &str {
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use relay_bridge::contract::result::End;
+    use relay_bridge::contract::{Submission, Timestamp};
+    use relay_bridge::policy::QueuePolicy;
+
+    use super::*;
+
+    fn result() -> JobResult {
+        let submission = Submission {
+            client: "shop".parse().unwrap(),
+            queue: "orders".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: Default::default(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        let at = Timestamp::from_millis(1_763_865_086_007);
+        let job = submission.accept(&QueuePolicy::default(), at);
+        JobResult::succeeded(&job, End { attempt: 1, started_at: None, finished_at: at }, "", Default::default())
+    }
+
+    #[test]
+    fn a_content_type_is_told_as_it_is_if_a_header_can_carry_it() {
+        let longest = format!("text/{}", "x".repeat(250));
+        for fits in ["text/plain", "application/json; charset=utf-8", "no type at all", &longest] {
+            assert_eq!(content_type(&JobResult { content_type: fits.to_owned(), ..result() }), fits);
+        }
+        for unfit in ["", " ", " text/plain", "a/b\r\nc: d", "a/b\t", "a/b\0", "a/\u{fc}", &(longest.clone() + "x")] {
+            let told = JobResult { content_type: unfit.to_owned(), ..result() };
+            assert_eq!(content_type(&told), DEFAULT_CONTENT_TYPE, "{unfit:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_exactly_where_a_run_did_not_succeed_and_within_its_lengths() {
+        let long = Failure { reason: "\u{43f}".repeat(100), detail: format!("x{}", "\u{43f}".repeat(10_000)) };
+        let of = |outcome, failure: Option<&Failure>| failure_of(outcome, failure.cloned());
+        assert_eq!(of(Outcome::Succeeded, Some(&long)), None);
+        assert_eq!(of(Outcome::Succeeded, None), None);
+        assert_eq!(of(Outcome::Expired, None), Some(Failure::new("expired", "")));
+        let short = Failure::new("", "");
+        assert_eq!(of(Outcome::Failed, Some(&short)).as_ref(), Some(&short));
+        let cut = of(Outcome::Exhausted, Some(&long)).unwrap();
+        assert_eq!((cut.reason.len(), cut.detail.len()), (REASON_BYTES_MAX, DETAIL_BYTES_MAX - 1));
+    }
+
+    fn failure_of(outcome: Outcome, of: Option<Failure>) -> Option<Failure> {
+        failure(&JobResult { outcome, failure: of, ..result() })
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn what_is_no_trace_context_is_left_out() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        for (said, told) in [(Some(parent), Some(parent)), (Some("00-x"), None), (Some("\r\n"), None), (None, None)] {
+            let result = JobResult { traceparent: said.map(ToOwned::to_owned), ..result() };
+            assert_eq!(traceparent(&result), told);
+        }
+    }
+}
