@@ -23,6 +23,8 @@ use crate::telemetry::Counts;
 const EVERY: Duration = Duration::from_secs(2);
 /// A look that takes long is followed by a pause of so many times as long: looking costs at most a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
+/// The longest pause after a look that met trouble: it took long by waiting, and the end of the trouble is to be seen soon.
+const TROUBLED_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A broker that takes longer to name its queues is away, and so is a queue that takes longer to say how much waits in it.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Queues that are asked at once: one that does not answer holds up no other.
@@ -112,14 +114,16 @@ pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: Cancellatio
             if handed_back > newer {
                 (newer, sample.newer_at) = (handed_back, Some(admin.telemetry.clock().monotonic()));
             }
+            let troubled = sample.trouble.is_some() || !sample.unusable.is_empty();
             admin.sample.send_replace(Arc::new(sample));
             let refusing = admin.refusing();
             tell(&told, &refusing);
             told = refusing;
             // Whoever changed something wants to see it.
-            let pause = sleep(EVERY.max(began.elapsed() * PAUSE_FACTOR));
+            let pause = EVERY.max(began.elapsed() * PAUSE_FACTOR);
+            let pause = if troubled { pause.min(TROUBLED_PAUSE_MAX) } else { pause };
             tokio::select! {
-                () = pause => {}
+                () = sleep(pause) => {}
                 () = admin.look_now.notified() => {}
             }
         }
