@@ -9,7 +9,7 @@ use axum::extract::{Query, State};
 use axum::routing::get;
 use http::StatusCode;
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, JobState, Outcome, QueueName, Timestamp};
+use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, JobId, JobState, Outcome, QueueName, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::result_log::{Finished, Lookup};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Admin;
 use super::operator::{self, Answer, Refused};
 use super::routes::json;
-use crate::api::{JobView, JobsPage, Slug};
+use crate::api::{JobView, JobsPage, Slug, fit};
 
 /// Clients among which a job is looked for when none is named: those with the most jobs.
 const CLIENTS_MAX: usize = 200;
@@ -177,12 +177,13 @@ async fn life(broker: &Broker, client: &ClientId, id: JobId, payload: bool) -> R
 
 fn ended(finished: &Finished, payload: bool) -> Ended {
     let result = &finished.result;
+    let (reason, detail) = fit::failure(result).map(|Failure { reason, detail }| (reason, detail)).unzip();
     Ended {
         outcome: result.outcome,
         attempt: result.attempt,
-        reason: result.failure.as_ref().map(|failure| failure.reason.clone()),
-        detail: result.failure.as_ref().map(|failure| failure.detail.clone()),
-        content_type: result.content_type.clone(),
+        reason,
+        detail,
+        content_type: fit::content_type(result).to_owned(),
         size: result.payload.len() as u64,
         erased: finished.erased,
         preview: payload.then(|| Preview::of(&result.payload)),

@@ -24,7 +24,7 @@ use super::sampler::QueueSample;
 use crate::api::operator::{
     DeadLetterView, DeadLettersPage, LETTERS_MAX, PAYLOAD_BYTES_MAX, PausedView, QueueView, QueuesView,
 };
-use crate::api::{Problem, Receipt, Slug};
+use crate::api::{Problem, Receipt, Slug, fit};
 
 /// Letters of a page if the request does not say.
 const LETTERS_DEFAULT: u32 = 50;
@@ -101,7 +101,7 @@ impl DeadLetterView {
             key: job.key.clone(),
             outcome: letter.outcome,
             attempt: letter.attempt,
-            failure: letter.failure.clone(),
+            failure: fit::within_lengths(&letter.failure),
             at: letter.at,
             content_type: job.content_type.clone(),
             size: job.payload.len() as u64,

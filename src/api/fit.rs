@@ -26,12 +26,15 @@ pub(crate) fn is_header_text(text: &str) -> bool {
 pub(crate) fn failure(result: &JobResult) -> Option<Failure> {
     match (result.outcome, &result.failure) {
         (Outcome::Succeeded, _) => None,
-        // Cut before it is copied: it may have any length.
-        (_, Some(Failure { reason, detail })) => {
-            Some(Failure::new(head(reason, REASON_BYTES_MAX), head(detail, DETAIL_BYTES_MAX)))
-        }
+        (_, Some(failure)) => Some(within_lengths(failure)),
         (outcome, None) => Some(Failure::new(outcome.as_str(), "")),
     }
+}
+
+/// The same failure, cut to the lengths that a [`Failure`] has.
+pub(crate) fn within_lengths(Failure { reason, detail }: &Failure) -> Failure {
+    // Cut before it is copied: it may have any length.
+    Failure::new(head(reason, REASON_BYTES_MAX), head(detail, DETAIL_BYTES_MAX))
 }
 
 /// Its trace context, if it is one.
