@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use relay_bridge::broker::{Broker, Durability};
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::QueueName;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::config::NatsConfig;

@@ -52,7 +52,11 @@ pub(crate) async fn relay(works: bool, watch: Watch<'_>) {
         let telemetry = Telemetry::new(Clock::system(), traces);
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         broker = telemetry.broker(broker);
-        port.insert(Port::open(admin, None, telemetry)).watch(Watched::Broker(broker.clone()));
+        port.insert(Port::open(admin, None, telemetry)).watch(Watched::Broker {
+            broker: broker.clone(),
+            queues: Vec::new(),
+            check: None,
+        });
     }
     let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
     let config = WorkerConfig {

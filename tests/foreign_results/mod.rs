@@ -84,8 +84,11 @@ pub(crate) fn log(results: impl IntoIterator<Item = JobResult>) -> Log {
     Log(finished.collect())
 }
 
+/// What spoils a result, and its name.
+type Spoiled = (&'static str, fn(&mut JobResult));
+
 /// What makes a result unfit for its readers, by name.
-pub(crate) const UNFIT: [(&str, fn(&mut JobResult)); 18] = [
+pub(crate) const UNFIT: [Spoiled; 18] = [
     ("line-break", |result| result.content_type = "text/plain\r\nX-Injected: 1".to_owned()),
     ("nul", |result| result.content_type = "text/plain\0".to_owned()),
     ("not-ascii", |result| result.content_type = "text/\u{43f}\u{43b}\u{43e}\u{445}\u{43e}".to_owned()),

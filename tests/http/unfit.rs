@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use relay::api::{JobView, ResultView, ResultsPage};
+use relay_bridge::broker::Broker;
 use relay_bridge::contract::{Failure, JobId, Outcome};
 
 use crate::foreign_results::{UNFIT, is_fit, log, result, unfit};
@@ -96,9 +97,8 @@ async fn jobs_with_such_results_can_be_submitted_again_in_a_batch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_results_ends_at_a_mebibyte_as_it_is_sent_and_the_next_goes_on_behind_it() {
     const LIMIT: usize = 1 << 20;
-    let mut setup = Setup::default();
     // Three kinds of growth: base64, the escapes of JSON, and a failure beside the payload.
-    setup.break_broker = |broker| {
+    let break_broker = |broker: &mut Broker| {
         broker.results = Arc::new(log((0..90).map(|at| {
             let mut large = result("dev", &format!("key-{at}"), vec![b'x'; 16 * 1024]);
             if at % 3 == 0 {
@@ -108,6 +108,7 @@ async fn a_page_of_results_ends_at_a_mebibyte_as_it_is_sent_and_the_next_goes_on
             large
         })));
     };
+    let setup = Setup { break_broker, ..Setup::default() };
     let relay = setup.start().await;
     let (mut after, mut seen, mut pages) = (String::new(), Vec::new(), 0);
     loop {
