@@ -103,6 +103,8 @@ impl Lease {
             }
             // One beat that hangs must leave time for another.
             match answered("extend", beat_every.min(left), leasing.extend(&self.receipt)).await {
+                // Somebody else may have got the job between the lease's end and the answer.
+                Ok(Held::Until(_)) if Instant::now() >= live_until => return self.lapse(Standing::Lost).await,
                 Ok(Held::Until(lease)) => self.confirm(sent, lease),
                 Ok(Held::Ended(outcome)) => return self.lapse(Standing::Ended(outcome)).await,
                 Err(error) if error.kind() == BrokerErrorKind::LeaseLost => return self.lapse(Standing::Lost).await,

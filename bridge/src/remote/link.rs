@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +36,8 @@ pub(super) struct Link {
     pub(super) tasks: TaskTracker,
     /// Deliveries on their way back.
     pub(super) orphans: TaskTracker,
+    /// A request other than a lease waits for a connection: it is of a job that is held, whose lease goes on meanwhile.
+    wanted: Notify,
     runtime: tokio::runtime::Handle,
 }
 
@@ -62,6 +64,7 @@ impl Link {
             close: CancellationToken::new(),
             tasks: TaskTracker::new(),
             orphans: TaskTracker::new(),
+            wanted: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
         }
     }
@@ -85,8 +88,12 @@ impl Link {
         loop {
             let settled = |state: &LinkState| match state {
                 LinkState::Up(connection) => connection.takes(lease),
-                LinkState::Down(Some((kind, _))) => !may_pass(*kind),
-                LinkState::Down(None) => false,
+                LinkState::Down(why) => {
+                    if !lease {
+                        self.wanted.notify_one();
+                    }
+                    why.as_ref().is_some_and(|(kind, _)| !may_pass(*kind))
+                }
                 LinkState::Closed => true,
             };
             let Ok(Ok(found)) =
@@ -202,7 +209,13 @@ pub(super) async fn supervise(link: Arc<Link>, first: Established) {
         let established = tokio::select! {
             () = link.close.cancelled() => break,
             established = async {
-                time::sleep(wait).await;
+                tokio::select! {
+                    () = time::sleep(wait) => {}
+                    () = async {
+                        link.wanted.notified().await;
+                        time::sleep(backoff(failures, WANTED_WITHIN.min(link.config.backoff_max))).await;
+                    } => {}
+                }
                 establish(&link.config).await
             } => established,
         };
@@ -326,5 +339,7 @@ fn backoff(failures: u32, max: Duration) -> Duration {
 }
 
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
+/// The longest wait between two attempts to connect while a request of a job that is held waits for it.
+const WANTED_WITHIN: Duration = Duration::from_millis(250);
 /// A connection that held this long was a good one: the next backoff begins anew.
 const SETTLED: Duration = Duration::from_secs(5);

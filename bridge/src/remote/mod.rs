@@ -53,7 +53,8 @@ pub struct RemoteConfig {
     pub requests_max: u32,
     /// The longest frame taken and sent, in bytes: 64 KiB to 17 MiB. Default 17 MiB.
     pub frame_max: u32,
-    /// The longest wait between two attempts to connect. Default 5 s.
+    /// The longest wait between two attempts to connect. Default 5 s. While a heartbeat or another request of a job that is
+    /// held waits for the connection it is at most 250 ms.
     pub backoff_max: Duration,
 }
 

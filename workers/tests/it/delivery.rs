@@ -431,6 +431,33 @@ async fn a_lost_lease_cancels_the_handler_and_records_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extension_whose_answer_comes_after_the_lease_is_not_taken() {
+    let broker = Scripted::new();
+    // Asked for at a third of the lease, and confirmed when it is over: somebody else may have the job by then.
+    broker.reply("extend", [Reply::Late(LEASE * 5 / 6)]);
+    broker.put(job("x"), 10);
+    let stopped = Arc::new(Semaphore::new(0));
+    let worker = start_one(
+        &broker,
+        handler({
+            let stopped = stopped.clone();
+            move |_, context| {
+                let stopped = stopped.clone();
+                async move {
+                    context.cancelled().cancelled().await;
+                    stopped.add_permits(1);
+                    Attempt::reject("bad-data", "too late")
+                }
+            }
+        }),
+    );
+    stopped.acquire().await.unwrap().forget();
+    assert_eq!(broker.calls().iter().filter(|call| **call == Call::Extend).count(), 1, "the lease went on");
+    assert_eq!(worker.stop().await.leases_lost, 1);
+    assert!(broker.endings().is_empty(), "{:?}", broker.endings());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_success_after_a_lost_lease_is_recorded_and_not_settled() {
     let broker = Scripted::new();
     broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);

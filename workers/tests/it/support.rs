@@ -36,6 +36,8 @@ pub(crate) enum Reply {
     Error(BrokerErrorKind),
     Hang,
     Held(Held),
+    /// As usual, so much later, of which the worker's timers do not know.
+    Late(Duration),
     Superseded(Outcome),
 }
 
@@ -162,6 +164,10 @@ impl Leasing for Scripted {
         self.record_call(Call::Extend);
         match self.scripted("extend").await? {
             Some(Reply::Held(held)) => Ok(held),
+            Some(Reply::Late(by)) => {
+                tokio::time::advance(by).await;
+                Ok(Held::Until(self.policy.lock().unwrap().lease))
+            }
             _ => Ok(Held::Until(self.policy.lock().unwrap().lease)),
         }
     }
