@@ -174,7 +174,12 @@ impl Consumers {
         if since.elapsed() < held + POLICY_AGE_MAX { found } else { wanted }
     }
 
-    fn knows(&self, queue: &QueueName, lane: &Lane) -> bool {
+    /// The server said this of the lane's consumer.
+    pub(super) fn saw(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo) {
+        self.remember(queue, lane, info.made());
+    }
+
+    pub(super) fn knows(&self, queue: &QueueName, lane: &Lane) -> bool {
         self.change(|known| known.contains_key(&(queue.clone(), lane.clone())))
     }
 }

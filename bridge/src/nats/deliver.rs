@@ -192,7 +192,13 @@ impl Nats {
         match self.examine(line, &pulled).await {
             Ok(Some(job)) => {
                 line.standing.served(&pulled.lane);
-                Some(self.give_out(policy, pulled, job, asked_at))
+                let again = pulled.delivered > 1;
+                let delivery = self.give_out(policy, pulled, job, asked_at);
+                if again && let Some(held) = self.holds(delivery.job.id) {
+                    // At once: whoever asks on behalf of its last holder learns that it is somebody else's.
+                    self.tell_state(delivery.job.id, &held, true).await;
+                }
+                Some(delivery)
             }
             Ok(None) => None,
             Err(failure) => {
@@ -307,10 +313,11 @@ impl Nats {
             attempt,
             until: asked_at + lease,
             started: asked_at,
+            held_before: None,
             leased_at,
             due_at: job.due_at,
             ended: None,
-            told: false,
+            told: *delivered > 1,
             hurry: CancellationToken::new(),
         };
         self.holding().insert(token.key(&receipt), held);

@@ -22,6 +22,7 @@
 
 mod acks;
 mod admission;
+mod adopt;
 mod alone;
 mod api;
 mod batch;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Nats;
+use super::adopt::Adopted;
 use super::names::{Address, Lane};
 use super::receipt::Token;
 use super::record::Record;
@@ -20,7 +21,7 @@ use crate::settlement::Settlement;
 const RETRY_MIN: Duration = Duration::from_millis(1);
 
 impl Nats {
-    /// What this process knows of a lease, if it is not over.
+    /// What this process knows of a lease, if it is not over; `None` if another process gave it out, or it was settled.
     pub(super) fn live(
         &self,
         receipt: &Receipt,
@@ -28,12 +29,7 @@ impl Nats {
         operation: &'static str,
     ) -> Result<Option<Held>, BrokerError> {
         let held = self.holding().get(&token.key(receipt));
-        let over = match &held {
-            Some(held) => held.until <= Instant::now(),
-            // Given out by another process, or settled before: its first lease, by the wall clock.
-            None => token.leased_at + token.lease <= self.clock().now(),
-        };
-        if over {
+        if held.as_ref().is_some_and(|held| held.until <= Instant::now()) {
             return Err(lost(operation, "its time is over"));
         }
         Ok(held.filter(|held| held.run == receipt.run_id))
@@ -42,17 +38,21 @@ impl Nats {
     pub(super) async fn extend_lease(&self, receipt: &Receipt) -> Result<StillHeld, BrokerError> {
         const OPERATION: &str = "extend";
         let token = Token::read(receipt, OPERATION)?;
-        let held = self.live(receipt, &token, OPERATION)?;
-        if let Some(outcome) = held.as_ref().and_then(|held| held.ended) {
+        let Some(held) = self.live(receipt, &token, OPERATION)? else {
+            return match self.adopt(receipt, &token, OPERATION).await? {
+                Adopted::Ended(outcome) => Ok(StillHeld::Ended(outcome)),
+                Adopted::Held(held) => {
+                    self.tell_state(receipt.job_id, &held, true).await;
+                    Ok(StillHeld::Until(held.until - held.started))
+                }
+            };
+        };
+        if let Some(outcome) = held.ended {
             return Ok(StillHeld::Ended(outcome));
         }
         let policy = self.policies().require(&receipt.queue, OPERATION).await?;
-        let (asked_at, now) = (Instant::now(), self.clock().now());
-        let held_for = match &held {
-            Some(held) => asked_at - held.started,
-            None => now.since(token.leased_at),
-        };
-        let left = policy.lease_max.saturating_sub(held_for);
+        let asked_at = Instant::now();
+        let left = policy.lease_max.saturating_sub(asked_at - held.started + held.held_before.unwrap_or_default());
         if left.is_zero() {
             return Err(lost(OPERATION, "the job was held for `lease_max`"));
         }
@@ -63,9 +63,17 @@ impl Nats {
             true => "+WPI".to_owned(),
             false => format!("-NAK {{\"delay\":{}}}", lease.as_nanos()),
         };
-        let (confirmed, kept) = tokio::join!(
+        // A worker that came with a receipt of another process may not keep to its clock: the others are heard each time.
+        let said = async {
+            match held.held_before {
+                Some(_) => self.said(&receipt.client, receipt.job_id).await.ok().flatten(),
+                None => None,
+            }
+        };
+        let (confirmed, kept, said) = tokio::join!(
             self.api().answer(&token.reply, answer, OPERATION),
-            self.kept_result(&receipt.client, receipt.job_id)
+            self.kept_result(&receipt.client, receipt.job_id),
+            said,
         );
         let ended = kept.as_ref().ok().and_then(Option::as_ref).filter(|kept| kept.result.run_id >= receipt.run_id);
         if let Some(kept) = ended {
@@ -73,7 +81,11 @@ impl Nats {
             return Ok(StillHeld::Ended(kept.result.outcome));
         }
         confirmed?;
-        if held.is_some_and(|held| held.until <= Instant::now()) {
+        if said.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
+            self.holding().remove(&token.key(receipt));
+            return Err(lost(OPERATION, "somebody else has the job"));
+        }
+        if held.until <= Instant::now() {
             return Err(lost(OPERATION, "its time was over before the extension was confirmed"));
         }
         if let Err(error) = kept {
@@ -91,7 +103,14 @@ impl Nats {
     pub(super) async fn settle_delivery(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
         const OPERATION: &str = "settle";
         let token = Token::read(receipt, OPERATION)?;
-        let held = self.live(receipt, &token, OPERATION)?;
+        let held = match self.live(receipt, &token, OPERATION)? {
+            Some(held) => Some(held),
+            None => match self.adopt(receipt, &token, OPERATION).await? {
+                Adopted::Held(held) => Some(held),
+                // Whatever is asked for, it leaves the line.
+                Adopted::Ended(_) => None,
+            },
+        };
         let settled = self.apply(receipt, &token, held.as_ref(), settlement).await;
         if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
             self.holding().remove(&token.key(receipt));

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Nats, names};
 use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 
 /// How often what is held is looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -36,8 +36,10 @@ pub(super) struct Held {
     pub(super) attempt: u32,
     /// When the lease ends, unless it is extended.
     pub(super) until: Instant,
-    /// When it was taken.
+    /// When this process took it, or took it over.
     pub(super) started: Instant,
+    /// How long another process had it before; `None` if this one gave it out.
+    pub(super) held_before: Option<Duration>,
     pub(super) leased_at: Timestamp,
     /// When the run was due.
     pub(super) due_at: Timestamp,
@@ -164,18 +166,18 @@ impl Nats {
             let until = now + held.until.saturating_duration_since(Instant::now());
             return Ok(Some(Running { run, attempt: held.attempt, started_at: held.leased_at, until }));
         }
-        let said = self.api().last_at_leader(names::STATE_STREAM, names::state(client, job), "read state").await;
-        let said = match said {
-            // Without the stream nothing is known of what runs; everything else holds.
-            Err(error) if error.kind() == BrokerErrorKind::NotFound => None,
-            said => said?,
-        };
-        let said: Option<Running> = said.and_then(|said| serde_json::from_slice(&said.payload).ok());
+        let said = self.said(client, job).await?;
         Ok(said.filter(|said| said.run == run))
     }
 }
 
 impl Running {
+    /// Whether this was said of a later delivery of `run` than the one that is its attempt number `attempt`. That one was
+    /// settled says nothing: a job that was handed back is given out as the same attempt again.
+    pub(super) fn is_later(&self, run: RunId, attempt: u32) -> bool {
+        self.run == run && self.attempt > attempt
+    }
+
     /// Whether a worker holds the job, as far as is known.
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
         self.until > now
@@ -206,6 +208,25 @@ pub(super) async fn keep_telling(inner: Weak<Inner>) {
         }
         for ((job, ..), held) in nats.holding().look_over() {
             nats.tell_state(job, &held, true).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_later_attempt_of_the_same_run_is_somebody_elses() {
+        let at = Timestamp::from_millis(1_763_865_086_007);
+        let run = RunId::mint(at, None);
+        for (attempt, later) in [(1, false), (2, false), (3, true)] {
+            // How far `until` is past says nothing: clocks of two hosts differ, and the last word may be a heartbeat old.
+            for until in [at, Timestamp::from_millis(0)] {
+                let said = Running { run, attempt, started_at: at, until };
+                assert_eq!(said.is_later(run, 2), later, "attempt {attempt}");
+                assert!(!said.is_later(RunId::mint(at, Some(run)), 2), "of another run");
+            }
         }
     }
 }
