@@ -188,7 +188,8 @@ impl App {
         let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
         let port = listeners.admin.take().zip(telemetry.clone());
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
-        let opened = Opened::open(config.broker, &clock).await?;
+        let local = config.worker.as_ref().map(|worker| worker.config.id.clone());
+        let opened = Opened::open(config.broker, local, &clock).await?;
         if let Err(error) = opened.prepare(&config.queues).await {
             opened.close().await;
             return Err(error);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_bridge::broker::{Broker, Durability};
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::QueueName;
+use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::config::NatsConfig;
@@ -67,14 +67,19 @@ pub(crate) enum Opened {
 }
 
 impl Opened {
-    /// Opens it. NATS is waited for until it is there.
+    /// Opens it. NATS is waited for until it is there. `local` is the worker in this process, if there is one.
     ///
     /// # Errors
     /// As [`Embedded::open`], [`Nats::connect`] and `Sqs::connect`.
-    pub(crate) async fn open(config: BrokerConfig, clock: &Clock) -> Result<Self, BrokerError> {
+    pub(crate) async fn open(
+        config: BrokerConfig,
+        local: Option<WorkerId>,
+        clock: &Clock,
+    ) -> Result<Self, BrokerError> {
         match config {
             BrokerConfig::Embedded(path) => {
-                let config = EmbeddedConfig { path, clock: clock.clone(), ..EmbeddedConfig::default() };
+                let config =
+                    EmbeddedConfig { path, clock: clock.clone(), local_worker: local, ..EmbeddedConfig::default() };
                 Ok(Self::Embedded(Embedded::open(config).await?))
             }
             BrokerConfig::Nats(broker) => {

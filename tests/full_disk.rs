@@ -12,12 +12,15 @@ use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cli_support::{Running, relay, stderr, stdout};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use relay::api::Problem;
 use relay::client::retry::Patience;
 use relay::client::{Client, ClientError, JobsFilter, NewJob};
-use relay_bridge::contract::{JobId, Outcome};
+use relay_bridge::contract::{JobId, JobState, Outcome};
 
 /// What the store may take on its full disk: some dozen of the test's jobs.
 const BYTES_MAX: u32 = 4 * 1024 * 1024;
@@ -202,6 +205,56 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
     let page = client.jobs(&JobsFilter { queue: None, state: None, after: None, limit: 100 }).await.unwrap();
     assert_eq!(page.jobs.len(), acknowledged.len() + 1);
+    server.stop();
+}
+
+/// How often a client is refused while another one's job runs.
+const REFUSALS: usize = 50;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(folder.path());
+    let mut serve = serve(folder.path());
+    // Heartbeats come while submissions are refused.
+    serve.args(["--queue", "slow", "--lease", "1s", "--worker-listen", "127.0.0.1:0"]);
+    let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
+    let handlers = tempfile::tempdir().unwrap();
+    let (gate, starts) = (handlers.path().join("gate"), handlers.path().join("starts"));
+    mkfifo(&gate, Mode::S_IRWXU).unwrap();
+    let handler = format!("echo started >> '{}'; cat '{}'", starts.display(), gate.display());
+    let worker = ["worker", "--json", "--connect", &server.workers(), "--queue", "slow", "--slots", "2", "--"];
+    let worker = Running::start(worker.into_iter().chain(["sh", "-c", &handler]));
+
+    let one = Client::new(&server.url(), None).unwrap().named("one".parse().unwrap());
+    let other = Client::new(&server.url(), None).unwrap().named("other".parse().unwrap());
+    let slow = NewJob { queue: "slow".parse().unwrap(), payload: "slow".into(), ..job(0) };
+    let running = one.submit(&slow, None).await.unwrap().job_id();
+    // Opens once the handler reads.
+    let gate = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(gate).unwrap());
+    let gate = gate.await.unwrap();
+    let (acknowledged, _) = until_refused(&other).await;
+    let next = job(u8::try_from(acknowledged.len()).unwrap());
+    for _ in 0..REFUSALS {
+        assert!(other.submit(&next, None).await.is_err(), "a full disk took a job");
+    }
+    let status = one.status(running).await.unwrap();
+    assert_eq!((status.receipt.state, status.attempt), (JobState::Leased, 1));
+
+    match &disk {
+        Some(disk) => disk.remount(folder.path(), "size=64m"),
+        None => {
+            let mut allow = Command::new("prlimit");
+            allow.args(["--fsize=unlimited", "--pid", &server.id().to_string()]);
+            assert!(allow.status().unwrap().success());
+        }
+    }
+    drop(gate);
+    let waited = Patience::default().repeat(true, || one.result(running, Duration::from_secs(20)), |_| {});
+    let result = waited.await.unwrap().unwrap();
+    assert_eq!((result.outcome, result.attempt), (Outcome::Succeeded, 1));
+    assert_eq!(std::fs::read_to_string(starts).unwrap(), "started\n", "the handler was started again");
+    worker.stop();
     server.stop();
 }
 

@@ -79,14 +79,85 @@ async fn jobs_leases_attempts_and_results_survive_a_restart() {
     let finished = broker.results.lookup(&done.client, done.job_id).await.unwrap();
     assert!(matches!(finished, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
     let status = broker.jobs.status(&open_job.client, open_job.job_id).await.unwrap().unwrap();
-    assert_eq!((status.state, status.attempt), (JobState::Queued, 1));
+    assert_eq!((status.state, status.attempt), (JobState::Leased, 1));
+    assert!(lease(&store, 2).await.is_empty());
+    assert_eq!(finish(&store, &deliveries[1]).await, Recorded::First);
+    store.close().await;
+
+    // Settlements whose answers were lost with the process are repeated, to no effect.
+    let store = open(&path).await;
+    for delivery in &deliveries {
+        let leasing = store.broker().leasing;
+        assert_eq!(leasing.extend(&delivery.receipt).await.unwrap(), Held::Ended(Outcome::Succeeded));
+        leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    }
+    assert!(lease(&store, 2).await.is_empty());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let open = || async {
+        let local_worker = Some("w1".parse().unwrap());
+        let config = EmbeddedConfig { path: Some(path.clone()), local_worker, ..EmbeddedConfig::default() };
+        let store = Embedded::open(config).await.unwrap();
+        store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+        store
+    };
+    let store = open().await;
+    submit(&store, "here").await;
+    let here = lease(&store, 1).await.remove(0);
+    submit(&store, "elsewhere").await;
+    let request = LeaseRequest {
+        worker: "w2".parse().unwrap(),
+        queues: vec!["work".parse().unwrap()],
+        max: NonZeroU32::MIN,
+        wait: Duration::ZERO,
+    };
+    let elsewhere = store.broker().leasing.lease(&request).await.unwrap().remove(0);
+    store.close().await;
+
+    let store = open().await;
     let again = lease(&store, 2).await;
-    assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(open_job.job_id, 2)]);
-    assert_eq!(
-        broker.leasing.settle(&deliveries[1].receipt, &Settlement::Complete).await.unwrap_err().kind(),
-        BrokerErrorKind::LeaseLost,
-        "a receipt of the store's life before is dead"
-    );
+    assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(here.job.id, 2)]);
+    let leasing = store.broker().leasing;
+    assert_eq!(leasing.extend(&here.receipt).await.unwrap_err().kind(), BrokerErrorKind::LeaseLost);
+    assert!(matches!(leasing.extend(&elsewhere.receipt).await.unwrap(), Held::Until(_)));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_job_that_is_leased_over_a_restart_is_found() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let clock = Clock::manual(Clock::system().now());
+    let config = EmbeddedConfig { path: Some(path.clone()), clock: clock.clone(), ..EmbeddedConfig::default() };
+    open(&path).await.close().await;
+    let store = Embedded::open(config.clone()).await.unwrap();
+    let policy = QueuePolicy::default();
+    let job = submission(Some("held"), b"held").accept(&policy, clock.now());
+    store.broker().jobs.enqueue(job.clone()).await.unwrap();
+    let held = lease(&store, 1).await.remove(0);
+    store.close().await;
+
+    let store = Embedded::open(config).await.unwrap();
+    // In two steps: a job is held for `lease_max` at most.
+    clock.advance(policy.job_ttl - policy.lease);
+    let again = lease(&store, 1).await.remove(0);
+    assert_eq!((again.job.id, again.attempt), (held.job.id, 2));
+    store.close().await;
+
+    let config = EmbeddedConfig { path: Some(path), clock: clock.clone(), ..EmbeddedConfig::default() };
+    let store = Embedded::open(config).await.unwrap();
+    clock.advance(policy.lease * 2 / 3);
+    let leasing = store.broker().leasing;
+    assert!(matches!(leasing.extend(&again.receipt).await.unwrap(), Held::Until(_)));
+    clock.advance(policy.lease * 2 / 3);
+    let swept = store.broker().jobs.sweep(10).await.unwrap();
+    assert_eq!(swept.expired.iter().map(|result| result.job_id).collect::<Vec<_>>(), [job.id]);
+    assert_eq!(leasing.extend(&again.receipt).await.unwrap(), Held::Ended(Outcome::Expired));
     store.close().await;
 }
 
@@ -141,9 +212,10 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     let (first, second) = (submit(&store, "first").await, submit(&store, "second").await);
     finish(&store, &lease(&store, 1).await.remove(0)).await;
     store.close().await;
-    // What 1.1 added, taken away again.
-    let old =
-        "DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at; ALTER TABLE counters DROP COLUMN in_order_to;
+    // What later versions added, taken away again.
+    let old = "ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
+               DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at;
+               ALTER TABLE counters DROP COLUMN in_order_to;
                CREATE INDEX jobs_timer ON jobs(timer_at); PRAGMA user_version = 1000;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
@@ -158,9 +230,31 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     assert_eq!(expired, [second.job_id, third.job_id]);
     let first = store.broker().results.lookup(&first.client, first.job_id).await.unwrap();
     assert!(matches!(first, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
-    assert_eq!(store::stats(&path).unwrap().version, "1.1");
+    assert_eq!(store::stats(&path).unwrap().version, "1.2");
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_of_1_1_is_opened_and_what_was_leased_in_it_waits_again() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let (held, waits) = (submit(&store, "held").await, submit(&store, "waits").await);
+    let before = lease(&store, 1).await.remove(0);
+    store.close().await;
+    let old =
+        "ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; PRAGMA user_version = 1001;";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
+
+    let store = open(&path).await;
+    assert_eq!(store::stats(&path).unwrap().version, "1.2");
+    let again = lease(&store, 10).await;
+    assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(held.job_id, 2), (waits.job_id, 1)]);
+    let lost = store.broker().leasing.extend(&before.receipt).await.unwrap_err();
+    assert_eq!(lost.kind(), BrokerErrorKind::LeaseLost);
+    store.close().await;
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
 }
 
 #[tokio::test]

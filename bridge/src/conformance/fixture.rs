@@ -59,6 +59,12 @@ pub trait Fixture: Send + Sync {
     /// it stores nothing; its durability must then say so.
     async fn reopen(&self) -> bool;
 
+    /// The process that has the broker open ends without a farewell, and another one opens it: what is only in a process's
+    /// memory is gone. A broker that is a server of its own goes on meanwhile. Default: [`reopen`](Self::reopen).
+    async fn replace(&self) -> bool {
+        self.reopen().await
+    }
+
     /// Rewrites the envelope of `job`, which waits in line, as a version that this build does not read
     /// (see [`newer_envelope`](super::newer_envelope)). `false` if the adapter stores no envelope for a job in line;
     /// the promise is then tested on the envelope alone.

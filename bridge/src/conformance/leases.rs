@@ -6,7 +6,7 @@ use super::Fixture;
 use super::stage::{Stage, ok_or_lost, refused};
 use crate::contract::{JobState, Outcome};
 use crate::error::BrokerErrorKind;
-use crate::leasing::{Held, Progress};
+use crate::leasing::{Delivery, Held, Progress};
 use crate::settlement::Settlement;
 
 pub async fn a_leased_job_is_hidden_until_its_lease_ends(fixture: &dyn Fixture) {
@@ -264,4 +264,139 @@ pub async fn a_receipt_that_no_broker_gave_is_lost_or_invalid(fixture: &dyn Fixt
         assert!(allowed(refused(stage.leasing.settle(&receipt, &Settlement::Complete).await)));
     }
     assert!(matches!(stage.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+}
+
+pub async fn a_receipt_is_good_beyond_the_process_that_gave_it(fixture: &dyn Fixture) {
+    let mut stage = Stage::with(fixture, |policy| policy.lease_max = policy.lease * 8).await;
+    let job = stage.submit_plain(&stage.client("a")).await;
+    let held = stage.lease_one().await;
+    stage.pass(stage.lease / 3).await;
+    extended(&stage, &held).await;
+    for _ in 0..3 {
+        // More than one lease in each process, and none of them gave the receipt but the first.
+        if !stage.replace().await {
+            return;
+        }
+        for _ in 0..2 {
+            extended(&stage, &held).await;
+            stage.pass(stage.lease * 2 / 3).await;
+            extended(&stage, &held).await;
+            stage.assert_nothing_in_line().await;
+        }
+    }
+    assert_eq!(stage.status(&job).await.attempt, 1, "a restart spends no attempt");
+    stage.succeed(&held).await;
+    let finished = stage.finished(&job).await.result;
+    assert_eq!((finished.outcome, finished.attempt), (Outcome::Succeeded, 1));
+    stage.pass_lease().await;
+    stage.assert_nothing_in_line().await;
+}
+
+pub async fn a_job_is_handed_back_and_retried_by_a_receipt_of_another_process(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    stage.submit_plain(&stage.client("a")).await;
+    let first = stage.lease_one().await;
+    if !stage.replace().await {
+        return;
+    }
+    stage.settle(&first, Settlement::HandBack(Duration::ZERO)).await;
+    let second = stage.lease_one().await;
+    assert_eq!(second.attempt, 1, "a hand-back spends no attempt");
+    stage.settle_late(&first, Settlement::HandBack(Duration::ZERO)).await;
+    ok_or_lost(stage.leasing.extend(&first.receipt).await);
+    stage.assert_nothing_in_line().await;
+    stage.replace().await;
+    // Settled before the last process came, so it is nobody's receipt there.
+    stage.settle_late(&first, Settlement::HandBack(Duration::ZERO)).await;
+    stage.assert_nothing_in_line().await;
+    stage.settle(&second, Settlement::RetryAfter(stage.slack)).await;
+    stage.pass(stage.slack * 2).await;
+    let third = stage.lease_one().await;
+    assert_eq!(third.attempt, 2);
+    stage.succeed(&third).await;
+}
+
+pub async fn a_leased_job_counts_as_running_in_the_next_process_and_ends_with_its_lease(fixture: &dyn Fixture) {
+    let mut stage = Stage::with(fixture, |policy| policy.client_defaults.max_running = 1).await;
+    stage.backlog(&stage.client("a"), 2).await;
+    let held = stage.lease_one().await;
+    stage.assert_nothing_in_line().await;
+    if !stage.replace().await {
+        return;
+    }
+    stage.assert_nothing_in_line().await;
+    extended(&stage, &held).await;
+    stage.assert_nothing_in_line().await;
+    stage.replace().await;
+    // Its worker is gone for good: nobody beats any more.
+    stage.assert_nothing_in_line().await;
+    stage.pass_lease().await;
+    let mut next = stage.lease_one().await;
+    if next.job.id != held.job.id {
+        // Of two that are in line either may come first.
+        assert_eq!(next.attempt, 1);
+        stage.succeed(&next).await;
+        next = stage.lease_one().await;
+    }
+    assert_eq!((next.job.id, next.attempt), (held.job.id, 2));
+    stage.assert_nothing_in_line().await;
+}
+
+pub async fn a_lease_ends_at_lease_max_whichever_process_extends_it(fixture: &dyn Fixture) {
+    let mut stage = Stage::with(fixture, |policy| policy.lease_max = policy.lease * 2).await;
+    stage.submit_plain(&stage.client("a")).await;
+    let held = stage.lease_one().await;
+    stage.pass(stage.lease / 2).await;
+    extended(&stage, &held).await;
+    if !stage.replace().await {
+        return;
+    }
+    stage.pass(stage.lease / 2).await;
+    extended(&stage, &held).await;
+    stage.replace().await;
+    stage.pass(stage.lease / 2).await;
+    // 1.5 of 2 leases have passed.
+    match stage.leasing.extend(&held.receipt).await.unwrap() {
+        Held::Until(left) => assert!(left <= stage.lease / 2 + stage.slack, "{left:?} goes beyond lease_max"),
+        ended => panic!("{ended:?}"),
+    }
+    stage.pass(stage.lease / 2 + stage.slack).await;
+    assert_eq!(refused(stage.leasing.extend(&held.receipt).await), BrokerErrorKind::LeaseLost);
+    // A broker that judges by the holder's word may keep the job hidden for what the last extension promised.
+    stage.pass(stage.lease / 2).await;
+    assert_eq!(stage.lease_one().await.attempt, 2);
+}
+
+pub async fn a_receipt_whose_job_somebody_else_holds_is_lost_in_every_process(fixture: &dyn Fixture) {
+    let mut stage = Stage::new(fixture).await;
+    let job = stage.submit_plain(&stage.client("a")).await;
+    let late = stage.lease_one().await;
+    stage.pass_lease().await;
+    let holder = stage.lease_one().await;
+    assert_eq!(holder.attempt, 2);
+    if !stage.replace().await {
+        return;
+    }
+    assert_eq!(refused(stage.leasing.extend(&late.receipt).await), BrokerErrorKind::LeaseLost);
+    for settlement in [Settlement::HandBack(Duration::ZERO), Settlement::RetryAfter(Duration::from_millis(1))] {
+        assert_eq!(refused(stage.leasing.settle(&late.receipt, &settlement).await), BrokerErrorKind::LeaseLost);
+        stage.assert_nothing_in_line().await;
+    }
+    extended(&stage, &holder).await;
+    assert_eq!(stage.status(&job).await.attempt, 2);
+    stage.succeed(&holder).await;
+    stage.replace().await;
+    // The run has ended: the late holder is told how, or that its lease is over.
+    match stage.leasing.extend(&late.receipt).await {
+        Ok(held) => assert_eq!(held, Held::Ended(Outcome::Succeeded)),
+        lost => assert_eq!(refused(lost), BrokerErrorKind::LeaseLost),
+    }
+}
+
+/// The lease is held for one more lease.
+async fn extended(stage: &Stage<'_>, delivery: &Delivery) {
+    match stage.leasing.extend(&delivery.receipt).await.unwrap() {
+        Held::Until(held) => assert!(held <= stage.lease && held > stage.lease / 2, "{held:?}"),
+        ended => panic!("{ended:?}"),
+    }
 }

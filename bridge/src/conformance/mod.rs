@@ -133,6 +133,11 @@ macro_rules! conformance_tests {
                 a_crashed_worker_spends_an_attempt_and_the_last_one_is_told
                 progress_is_taken_from_the_holder
                 a_receipt_that_no_broker_gave_is_lost_or_invalid
+                a_receipt_is_good_beyond_the_process_that_gave_it
+                a_job_is_handed_back_and_retried_by_a_receipt_of_another_process
+                a_leased_job_counts_as_running_in_the_next_process_and_ends_with_its_lease
+                a_lease_ends_at_lease_max_whichever_process_extends_it
+                a_receipt_whose_job_somebody_else_holds_is_lost_in_every_process
             }
             taking {
                 a_lease_returns_at_once_when_something_is_there

@@ -108,6 +108,14 @@ impl<'a> Stage<'a> {
         kept
     }
 
+    /// Ends the process that has the broker open, and opens it in another. `false` if it forgot everything.
+    pub(super) async fn replace(&mut self) -> bool {
+        let kept = self.fixture.replace().await;
+        self.broker = self.fixture.broker();
+        self.leasing = self.worker("worker-1").await;
+        kept
+    }
+
     pub(super) async fn pass(&self, time: Duration) {
         self.fixture.pass(time).await;
     }

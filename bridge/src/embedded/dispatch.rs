@@ -11,10 +11,12 @@ use rusqlite::params;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
+use super::lines::Key;
 use super::row::{JobRow, LEASED, PARKED, WAITING, job_columns};
 use super::schema::unavailable;
 use super::shared::Shared;
-use super::state::{ClientRow, Lease, QueueRow};
+use super::state::{ClientRow, Lease, QueueRow, token};
+use super::undo::Change;
 use super::writer::{After, Work, Writer, copy};
 use crate::contract::envelope::{EnvelopeError, decode_job};
 use crate::contract::{Job, JobId, QueueName};
@@ -33,6 +35,8 @@ pub(super) struct Pending {
     pub(super) queues: Vec<QueueName>,
     pub(super) max: NonZeroU32,
     pub(super) deadline: Duration,
+    /// Whether the worker's handlers end with this process.
+    pub(super) is_here: bool,
     pub(super) reply: oneshot::Sender<Result<Grant, BrokerError>>,
     pub(super) give_back: GiveBack,
 }
@@ -78,8 +82,8 @@ impl Drop for Grant {
 impl Writer {
     /// Ends leases whose time is over, takes back leases nobody took, and puts due jobs in line.
     pub(super) fn what_time_demands(&mut self) -> Result<(), BrokerError> {
-        for receipt in self.take_abandoned() {
-            if let Ok(seq) = self.state.leased_seq(&receipt) {
+        for at in 0..self.take_abandoned() {
+            if let Some(Ok(seq)) = self.abandoned.get(at).map(|receipt| self.state.leased_seq(receipt)) {
                 self.put_back(seq, Duration::ZERO, true)?;
             }
         }
@@ -95,7 +99,7 @@ impl Writer {
 
     fn wake_due(&mut self) -> Result<(), BrokerError> {
         let now = self.clock.now();
-        if self.state.next_due.is_none_or(|due| due > now) {
+        if self.state.counters.next_due.is_none_or(|due| due > now) {
             return Ok(());
         }
         self.begin()?;
@@ -116,12 +120,12 @@ impl Writer {
                 .prepare_cached("UPDATE jobs SET state = 0 WHERE seq = ?1")
                 .and_then(|mut update| update.execute([seq]))
                 .map_err(sql)?;
-            let line = self.state.line((queue, client));
+            let line = self.state.lines.at((queue, client));
             line.parked = line.parked.saturating_sub(1);
             line.waiting += 1;
             self.state.line_changed((queue, client));
         }
-        self.state.next_due = super::state::next_due(&self.conn)?;
+        self.state.counters.next_due = super::state::next_due(&self.conn)?;
         Ok(())
     }
 
@@ -140,7 +144,7 @@ impl Writer {
             .prepare_cached("UPDATE jobs SET state = ?2, attempt = max(attempt - ?3, 0), due_at = ?4 WHERE seq = ?1")
             .and_then(|mut update| update.execute(params![seq, state, i64::from(refund), due.as_millis()]))
             .map_err(|e| unavailable(e, "put back"))?;
-        let line = self.state.line(lease.line);
+        let line = self.state.lines.at(lease.line);
         if state == PARKED {
             line.parked += 1;
             self.state.note_due(due);
@@ -195,7 +199,7 @@ impl Writer {
             .map(|name| self.state.queue(name).map(|(queue, found)| (queue, found.policy.paused)))
             .collect::<Result<_, _>>()?;
         for queue in queues.into_iter().filter_map(|(queue, paused)| (!paused).then_some(queue)) {
-            self.take_from(queue, max, deliveries)?;
+            self.take_from(queue, max, pending.is_here, deliveries)?;
             if deliveries.len() >= max {
                 break;
             }
@@ -203,7 +207,13 @@ impl Writer {
         Ok(())
     }
 
-    fn take_from(&mut self, queue: QueueRow, max: usize, deliveries: &mut Vec<Delivery>) -> Result<(), BrokerError> {
+    fn take_from(
+        &mut self,
+        queue: QueueRow,
+        max: usize,
+        is_here: bool,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), BrokerError> {
         let mut passed_over = 0;
         while deliveries.len() < max {
             let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
@@ -211,10 +221,11 @@ impl Writer {
                 return Ok(());
             }
             let Some(client) = found.turns.pop_front() else { return Ok(()) };
+            self.state.undo.note(Change::TurnTaken(queue, client));
             let policy =
                 self.state.clients.get(&client).map_or(&found.policy.client_defaults, |name| found.policy.client(name));
             let (weight, max_running) = (policy.weight.max(1), policy.max_running);
-            let line = self.state.lines.entry((queue, client)).or_default();
+            let line = self.state.lines.at((queue, client));
             let room = u64::from(max_running.saturating_sub(line.running));
             if line.waiting == 0 {
                 line.in_turn = false;
@@ -222,6 +233,7 @@ impl Writer {
             }
             if room == 0 {
                 found.turns.push_back(client);
+                self.state.undo.note(Change::TurnGiven(queue));
                 passed_over += 1;
                 continue;
             }
@@ -230,9 +242,9 @@ impl Writer {
                 line.credit = weight;
             }
             let wanted = u64::from(line.credit).min(line.waiting).min(room).min((max - deliveries.len()) as u64);
-            let taken = self.lease_rows(queue, client, wanted, deliveries)?;
+            let taken = self.lease_rows((queue, client), wanted, is_here, deliveries)?;
             let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
-            let line = self.state.lines.entry((queue, client)).or_default();
+            let line = self.state.lines.at((queue, client));
             if taken < wanted {
                 error!(queue = %found.name, counted = line.waiting, "fewer jobs wait than were counted: run `relay store check`");
                 line.waiting = taken;
@@ -243,8 +255,10 @@ impl Writer {
                 line.in_turn = false;
             } else if line.credit == 0 {
                 found.turns.push_back(client);
+                self.state.undo.note(Change::TurnGiven(queue));
             } else {
                 found.turns.push_front(client);
+                self.state.undo.note(Change::TurnKept(queue));
             }
             self.state.line_changed((queue, client));
         }
@@ -254,9 +268,9 @@ impl Writer {
     /// Leases the oldest `wanted` waiting jobs of one line. Answers how many rows left the line.
     fn lease_rows(
         &mut self,
-        queue: QueueRow,
-        client: ClientRow,
+        (queue, client): Key,
         wanted: u64,
+        is_here: bool,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<u64, BrokerError> {
         let sql = |e| unavailable(e, "lease");
@@ -287,24 +301,34 @@ impl Writer {
                 }
             };
             let job = row.in_current_run(job);
-            self.conn
-                .prepare_cached("UPDATE jobs SET state = ?2, attempt = ?3, started_at = ?4 WHERE seq = ?1")
-                .and_then(|mut update| update.execute(params![row.seq, LEASED, attempt, now.as_millis()]))
-                .map_err(sql)?;
             let number = self.state.take_lease();
-            let until = monotonic + held;
-            self.state.lease_ends.insert((until, row.seq));
-            let (line, started) = ((queue, client), monotonic);
-            let bare = Job { payload: Bytes::new(), ..job.clone() };
-            let lease = Lease { number, job: bare, line, until, started, ended: None };
-            self.state.leases.insert(row.seq, lease);
-            self.state.line((queue, client)).running += 1;
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobs SET state = ?2, attempt = ?3, started_at = ?4, lease = ?5, lease_here = ?6
+                     WHERE seq = ?1",
+                )
+                .and_then(|mut update| {
+                    update.execute(params![row.seq, LEASED, attempt, now.as_millis(), number, is_here])
+                })
+                .map_err(sql)?;
+            let lease = Lease {
+                number,
+                job: row.id,
+                run: row.run,
+                known: Some(Arc::new(Job { payload: Bytes::new(), ..job.clone() })),
+                line: (queue, client),
+                until: monotonic + held,
+                started: monotonic,
+                held_before: Duration::ZERO,
+                ended: None,
+            };
+            self.state.begin_lease(row.seq, lease);
             let receipt = Receipt {
                 job_id: row.id,
                 run_id: row.run,
                 client: job.client.clone(),
                 queue: job.queue.clone(),
-                token: self.state.token(number, row.seq),
+                token: token(number, row.seq),
             };
             deliveries.push(Delivery { job, receipt, attempt, leased_at: now, lease: held });
         }
@@ -328,7 +352,7 @@ impl Writer {
             .prepare_cached("UPDATE jobs SET state = ?2, due_at = ?3 WHERE seq = ?1")
             .and_then(|mut update| update.execute(params![row.seq, PARKED, due.as_millis()]))
             .map_err(|e| unavailable(e, "set aside"))?;
-        self.state.line((row.queue, row.client)).parked += 1;
+        self.state.lines.at((row.queue, row.client)).parked += 1;
         self.state.note_due(due);
         Ok(())
     }

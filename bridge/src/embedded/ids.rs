@@ -64,6 +64,8 @@ pub(super) struct Ids {
     maybe_ahead: bool,
     /// The index got complete up to here in the transaction that is open.
     completed: Option<i64>,
+    /// How much of the run was written before the step that is being run; `None` if there was no run.
+    written_before: Option<usize>,
 }
 
 struct Run {
@@ -81,7 +83,15 @@ impl Ids {
         let rows = query.query_map([upto], |row| Ok((JobId::from_bytes(row.get(0)?), row.get(1)?)));
         let found: Map<JobId, i64> = rows.and_then(Iterator::collect).map_err(sql)?;
         recent.change(|ids| *ids = found);
-        Ok(Self { recent, merge_from: MERGE_FROM, upto, run: None, maybe_ahead: true, completed: None })
+        Ok(Self {
+            recent,
+            merge_from: MERGE_FROM,
+            upto,
+            run: None,
+            maybe_ahead: true,
+            completed: None,
+            written_before: None,
+        })
     }
 
     pub(super) fn recent(&self) -> &Arc<Recent> {
@@ -90,6 +100,29 @@ impl Ids {
 
     pub(super) fn add(&self, id: JobId, seq: i64) {
         self.recent.change(|ids| ids.insert(id, seq));
+    }
+
+    /// Whether the id is in memory.
+    pub(super) fn is_recent(&self, id: JobId) -> bool {
+        self.recent.seq(id).is_some()
+    }
+
+    /// Takes back [`add`](Self::add).
+    pub(super) fn forget(&self, id: JobId) {
+        self.recent.change(|ids| ids.remove(&id));
+    }
+
+    pub(super) fn begin_step(&mut self) {
+        self.written_before = self.run.as_ref().map(|run| run.next);
+    }
+
+    /// What was written into the index since [`begin_step`](Self::begin_step) was rolled back.
+    pub(super) fn undo_step(&mut self) {
+        self.completed = None;
+        match (self.written_before, &mut self.run) {
+            (Some(next), Some(run)) => run.next = next,
+            _ => self.run = None,
+        }
     }
 
     /// Forgets a job whose row is being removed.
@@ -190,6 +223,12 @@ mod tests {
                 gone.push(old);
             }
             if seq % 50 == 0 {
+                // A transaction that is not committed, and then one that is.
+                ids.begin_step();
+                conn.execute_batch("BEGIN").unwrap();
+                ids.write_some(&conn, 50, seq).unwrap();
+                conn.execute_batch("ROLLBACK").unwrap();
+                ids.undo_step();
                 ids.write_some(&conn, 50, seq).unwrap();
                 ids.committed();
             }

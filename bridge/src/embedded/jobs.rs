@@ -171,13 +171,13 @@ impl Writer {
             .prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
             .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
             .map_err(sql)?;
-        self.state.ids.add(job.id, seq);
+        self.state.add_id(job.id, seq);
         self.join_line((queue, client), state, job.due_at);
         Ok(Enqueued::Created(status_of_new(job, now)))
     }
 
     fn join_line(&mut self, key: (i64, i64), state: i64, due_at: Timestamp) {
-        let line = self.state.line(key);
+        let line = self.state.lines.at(key);
         if state == PARKED {
             line.parked += 1;
             self.state.note_due(due_at);
@@ -275,12 +275,10 @@ impl Writer {
         let key = (row.queue, row.client);
         if row.state == LEASED {
             // The holder keeps its place among the running until it learns of the end.
-            if let Some(lease) = self.state.leases.get_mut(&row.seq) {
-                lease.ended = Some(outcome);
-            }
+            self.state.end_leased_run(row.seq, outcome);
             return;
         }
-        let line = self.state.line(key);
+        let line = self.state.lines.at(key);
         match row.state {
             PARKED => line.parked = line.parked.saturating_sub(1),
             _ => line.waiting = line.waiting.saturating_sub(1),
@@ -397,7 +395,7 @@ impl Writer {
                 .and_then(|mut delete| delete.execute([row.seq]))
                 .map_err(sql)?;
         }
-        self.state.ids.remove(conn, row.id, row.seq)?;
+        self.state.remove_id(conn, row.id, row.seq)?;
         self.state.end_lease(row.seq);
         Ok(())
     }

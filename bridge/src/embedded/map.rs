@@ -4,12 +4,11 @@
 //! able to choose ones that collide. It is weaker than the standard library's against whoever could watch the timing of
 //! single look-ups, which nobody outside the process can.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 
 pub(super) type Map<K, V> = HashMap<K, V, Keyed>;
-pub(super) type Set<K> = HashSet<K, Keyed>;
 
 /// Makes hashers of one random key.
 #[derive(Clone)]
@@ -67,6 +66,8 @@ impl Hasher for Folding {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]

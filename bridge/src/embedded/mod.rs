@@ -5,7 +5,8 @@
 //! # Layout
 //!
 //! - `schema`: the file, its lock, its versions, its tables.
-//! - `writer`: the thread that commits; `state`: what it keeps in memory; `shared`: what it shares with its callers.
+//! - `writer`: the thread that commits; `state` with `lines`: what it keeps in memory; `load`: how that is made from
+//!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
 //! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file.
@@ -19,7 +20,9 @@ mod filter;
 mod ids;
 mod jobs;
 mod known;
+mod lines;
 mod list;
+mod load;
 mod map;
 mod operator;
 mod results;
@@ -29,6 +32,7 @@ mod shared;
 mod state;
 pub mod store;
 mod sweep;
+mod undo;
 mod work;
 mod writer;
 
@@ -46,8 +50,8 @@ use writer::{Work, Writer, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
 use crate::clock::Clock;
-use crate::contract::LogId;
 use crate::contract::envelope::WireVersion;
+use crate::contract::{LogId, WorkerId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::newer_jobs::NewerJobs;
 
@@ -64,6 +68,9 @@ pub struct EmbeddedConfig {
     pub clock: Clock,
     /// The envelope version that is written.
     pub wire_version: WireVersion,
+    /// The worker whose handlers run in this process and end with it. When another process opens the store, its jobs go
+    /// back in line at once, with the attempt spent; those of all other workers stay leased for one lease more.
+    pub local_worker: Option<WorkerId>,
 }
 
 /// An open store. Clones share it.
@@ -76,6 +83,7 @@ struct Inner {
     clock: Clock,
     log: LogId,
     path: Option<PathBuf>,
+    local_worker: Option<WorkerId>,
     readers: Mutex<Vec<Connection>>,
     reading: Arc<Semaphore>,
     closing: watch::Sender<bool>,
@@ -97,7 +105,7 @@ impl Embedded {
     }
 
     fn open_blocking(config: EmbeddedConfig) -> Result<Self, BrokerError> {
-        let EmbeddedConfig { path, clock, wire_version } = config;
+        let EmbeddedConfig { path, clock, wire_version, local_worker } = config;
         let opened = schema::open(path.as_deref())?;
         let shared = Arc::new(Shared::default());
         let log = opened.log;
@@ -122,6 +130,7 @@ impl Embedded {
             clock,
             log,
             path,
+            local_worker,
             readers: Mutex::default(),
             reading: Arc::new(Semaphore::new(READERS_MAX)),
             closing,
@@ -180,6 +189,10 @@ impl Embedded {
 
     fn clock(&self) -> &Clock {
         &self.0.clock
+    }
+
+    fn local_worker(&self) -> Option<&WorkerId> {
+        self.0.local_worker.as_ref()
     }
 
     fn log(&self) -> LogId {

@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::Embedded;
 use super::schema::unavailable;
-use super::state::{Queue, damaged, unreadable};
+use super::state::{damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
 use crate::contract::{JobId, QueueName, RunId};
@@ -180,13 +180,7 @@ impl Writer {
             .conn
             .query_row("SELECT id FROM queues WHERE name = ?1", [name.as_str()], |row| row.get(0))
             .map_err(sql)?;
-        self.state.queue_rows.insert(name.clone(), row);
-        match self.state.queues.get_mut(&row) {
-            Some(queue) => queue.policy = policy,
-            None => {
-                self.state.queues.insert(row, Queue { name: name.clone(), policy, turns: Default::default() });
-            }
-        }
+        self.state.set_policy(row, name, policy);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 /// The schema this build writes.
 pub(super) const MAJOR: i32 = 1;
-pub(super) const MINOR: i32 = 1;
+pub(super) const MINOR: i32 = 2;
 
 /// After a commit that leaves this many pages (8 MiB) in the write-ahead log, SQLite copies them into the file and starts
 /// the log over. It never waits for a reader.
@@ -34,6 +34,8 @@ const READER_CACHE_KIB: i32 = 1024;
 // state: 0 waiting, 1 leased, 2 parked, 3 finished. timer_at: when a sweep must look at it: the deadline of an open
 // run, the end of keeping of a finished one. in_order_at: the deadline of the first run, if no row before this one has a
 // later one there (see `sweep.rs`): while timer_at is the same, the row is found by its place and is in no index of times.
+// lease: the number of the last lease, which its receipt holds too. lease_here: 1 if its holder is a handler in the process
+// that has the store open.
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
 CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL,
@@ -46,7 +48,8 @@ CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRIC
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGER NOT NULL, id BLOB NOT NULL,
   run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
   timer_at INTEGER NOT NULL, due_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, size INTEGER NOT NULL,
-  payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT, in_order_at INTEGER) STRICT;
+  payload INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER, outcome TEXT, in_order_at INTEGER,
+  lease INTEGER, lease_here INTEGER) STRICT;
 CREATE INDEX jobs_line ON jobs(queue, client, state, seq);
 CREATE INDEX jobs_due ON jobs(due_at) WHERE state = 2;
 CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
@@ -67,6 +70,15 @@ ALTER TABLE jobs ADD COLUMN in_order_at INTEGER;
 DROP INDEX jobs_timer;
 CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 ";
+
+/// From 1.1 to 1.2. A relay of 1.1 opens the outcome: it puts every leased job back in line when it opens the store.
+const TO_MINOR_2: &str = "
+ALTER TABLE jobs ADD COLUMN lease INTEGER;
+ALTER TABLE jobs ADD COLUMN lease_here INTEGER;
+";
+
+/// What leads to each minor version from the one before, in their order.
+const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2)];
 
 /// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).
 pub(super) struct Opened {
@@ -186,9 +198,11 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
-    if version.is_some_and(|version| version < MAJOR * 1000 + 1) {
+    if let Some(version) = version.filter(|version| *version < MAJOR * 1000 + MINOR) {
         let transaction = connection.unchecked_transaction().map_err(sql)?;
-        transaction.execute_batch(TO_MINOR_1).map_err(sql)?;
+        for (_, upgrade) in UPGRADES.iter().filter(|(minor, _)| version < MAJOR * 1000 + minor) {
+            transaction.execute_batch(upgrade).map_err(sql)?;
+        }
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }

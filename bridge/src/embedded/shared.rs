@@ -56,6 +56,10 @@ impl Shared {
         lock(&self.abandoned).extend(receipts);
     }
 
+    pub(super) fn has_abandoned(&self) -> bool {
+        !lock(&self.abandoned).is_empty()
+    }
+
     pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
         std::mem::take(&mut *lock(&self.abandoned))
     }

@@ -61,7 +61,7 @@ impl Writer {
             }
         }
         // Only now: what failed above is walked over again.
-        self.state.first_in_order = walk.upto;
+        self.state.counters.first_in_order = walk.upto;
         let letters: i64 = self
             .conn
             .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE remove_at <= ?1 LIMIT 1)")
@@ -94,7 +94,7 @@ impl Writer {
     /// Rows whose deadlines are in order, up to the first that is not due. Looks at `limit` rows.
     fn due_in_order(&self, now: Timestamp, limit: u32) -> Result<Walk, BrokerError> {
         let sql = |e| unavailable(e, "sweep");
-        let mut walk = Walk { due: Vec::new(), upto: self.state.first_in_order, more: false };
+        let mut walk = Walk { due: Vec::new(), upto: self.state.counters.first_in_order, more: false };
         let mut query = self
             .conn
             .prepare_cached(concat!(

@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 
 use super::dispatch::{GiveBack, PENDING_MAX, Pending};
 use super::row::JobRow;
-use super::writer::{Writer, closed};
+use super::schema::unavailable;
+use super::state::read_token;
+use super::writer::{Beat, Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
 use crate::contract::job::DELAY_MAX;
 use crate::contract::{JobId, JobResult, QueueName, RunId};
@@ -30,6 +32,7 @@ impl Leasing for Embedded {
             queues: request.queues,
             max: request.max,
             deadline: self.clock().monotonic() + request.wait,
+            is_here: self.local_worker() == Some(&request.worker),
             reply,
             give_back: GiveBack { shared: self.shared(), inbox: self.inbox()?.downgrade() },
         };
@@ -47,8 +50,14 @@ impl Leasing for Embedded {
     }
 
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
-        let receipt = receipt.clone();
-        self.call(move |writer| writer.extend(&receipt)).await
+        let (reply, answer) = oneshot::channel();
+        let beat = Beat { receipt: receipt.clone(), reply };
+        let work = move |writer: &mut Writer| {
+            writer.beats.push(beat);
+            None
+        };
+        self.inbox()?.send(Box::new(work)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
     }
 
     async fn hurried(&self, _: &Receipt) {
@@ -92,21 +101,44 @@ impl Leasing for Embedded {
 }
 
 impl Writer {
-    fn extend(&mut self, receipt: &Receipt) -> Result<Held, BrokerError> {
+    /// Holds a lease for longer. Nothing is written: where the process ends, the lease begins anew with the next one.
+    pub(super) fn extend(&mut self, receipt: &Receipt) -> Result<Held, BrokerError> {
         let lost = || BrokerError::new(BrokerErrorKind::LeaseLost, "extend", "the lease ended before");
-        let seq = self.state.leased_seq(receipt)?;
+        let seq = match self.state.leased_seq(receipt) {
+            Ok(seq) => seq,
+            Err(lost) => return self.end_of_run(receipt)?.map(Held::Ended).ok_or(lost),
+        };
         let lease = self.state.leases.get(&seq).ok_or_else(lost)?;
         if let Some(outcome) = lease.ended {
             return Ok(Held::Ended(outcome));
         }
         let policy = self.state.queues.get(&lease.line.0).map(|queue| &queue.policy).ok_or_else(lost)?;
         let now = self.clock.monotonic();
-        let until = (now + policy.lease).min(lease.started + policy.lease_max);
+        let until = lease.extended(now, policy);
         if until <= now {
             return Err(BrokerError::new(BrokerErrorKind::LeaseLost, "extend", "the job was held for `lease_max`"));
         }
         self.state.extend_lease(seq, until);
         Ok(Held::Until(until - now))
+    }
+
+    /// How the run ended that was under this receipt's lease, if it was the last one: its lease may be forgotten, because
+    /// the store was opened since or because it was settled.
+    fn end_of_run(&self, receipt: &Receipt) -> Result<Option<Outcome>, BrokerError> {
+        let Some((number, seq)) = read_token(receipt) else { return Ok(None) };
+        let Ok((queue, _)) = self.state.queue(&receipt.queue) else { return Ok(None) };
+        let outcome: Option<Option<String>> = self
+            .conn
+            .prepare_cached(
+                "SELECT outcome FROM jobs WHERE seq = ?1 AND id = ?2 AND run = ?3 AND queue = ?4 AND lease = ?5
+                 AND state = 3",
+            )
+            .and_then(|mut query| {
+                let of = params![seq, receipt.job_id.as_bytes(), receipt.run_id.as_bytes(), queue, number];
+                query.query_row(of, |row| row.get(0)).optional()
+            })
+            .map_err(|e| unavailable(e, "find lease"))?;
+        Ok(outcome.flatten().and_then(|outcome| outcome.parse().ok()))
     }
 
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
@@ -165,9 +197,9 @@ impl Writer {
     /// What [`rules::record`] needs, with no more reads than it needs: the job of a lease is in memory, and only a job that
     /// has ended, or is in another run, can have a result.
     fn known_to_record(&self, row: &JobRow, sent: &JobResult) -> Result<Known, BrokerError> {
-        let leased = self.state.leases.get(&row.seq).filter(|lease| lease.job.run_id == row.run);
-        let job = match leased {
-            Some(lease) => lease.job.clone(),
+        let leased = self.state.leases.get(&row.seq).filter(|lease| lease.run == row.run);
+        let job = match leased.and_then(|lease| lease.known.as_deref()) {
+            Some(job) => job.clone(),
             None => row.job(&self.conn)?,
         };
         let known = self.known(row, job);
@@ -178,7 +210,11 @@ impl Writer {
     }
 
     fn settle(&mut self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
-        let seq = self.state.leased_seq(receipt)?;
+        let seq = match self.state.leased_seq(receipt) {
+            Ok(seq) => seq,
+            // Out of line already.
+            Err(lost) => return self.end_of_run(receipt)?.map(|_| ()).ok_or(lost),
+        };
         match settlement {
             Settlement::Complete | Settlement::DeadLetter => {
                 if self.state.leases.get(&seq).is_some_and(|lease| lease.ended.is_none()) {

@@ -1,7 +1,8 @@
 //! The one thread that writes. It drains a bounded channel into one transaction, commits once, and answers then: a
 //! commit costs the same for one operation and for five hundred.
 //!
-//! What is only in memory (leases, who has work) is rebuilt from the file whenever a transaction fails.
+//! A transaction that is rolled back leaves nothing in memory either ([`undo`](super::undo)); leases, turns and whoever waits
+//! stay as they were. Only when it is not known whether a commit took effect, memory is rebuilt from the file.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use crate::clock::Clock;
 use crate::contract::envelope::WireVersion;
 use crate::contract::{ClientId, JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::Receipt;
+use crate::leasing::{Held, Receipt};
 use crate::rules::Counts;
 
 /// The most operations in one commit.
@@ -38,11 +39,26 @@ const NAP: Duration = Duration::from_micros(1);
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// How long after a transaction was rolled back what time demands is not tried again, unless another one is committed.
+const HOLD_OFF: Duration = Duration::from_millis(500);
 
 /// One operation: runs inside the transaction, and may leave something to do after the commit.
 pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
 /// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
 pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
+
+/// A heartbeat that waits for its answer.
+pub(super) struct Beat {
+    pub(super) receipt: Receipt,
+    pub(super) reply: oneshot::Sender<Result<Held, BrokerError>>,
+}
+
+impl Beat {
+    fn refuse(self, failure: &BrokerError) {
+        // A worker that does not wait any more has lost nothing by it.
+        drop(self.reply.send(Err(copy(failure))));
+    }
+}
 
 /// What an operation works on.
 pub(super) struct Writer {
@@ -54,6 +70,10 @@ pub(super) struct Writer {
     pub(super) pending: VecDeque<Pending>,
     /// Readers to wake after the commit.
     pub(super) finished: Vec<(JobId, ClientId)>,
+    /// Heartbeats, which are answered from what is committed, whatever becomes of the transaction beside them.
+    pub(super) beats: Vec<Beat>,
+    /// Receipts that nobody took and that this step hands back.
+    pub(super) abandoned: Vec<Receipt>,
     shared: Arc<Shared>,
     path: Option<PathBuf>,
     in_transaction: bool,
@@ -61,8 +81,10 @@ pub(super) struct Writer {
     failed: bool,
     /// Set while the file can't be opened.
     broken: bool,
-    /// Set when jobs came back in line by a roll-back: whoever waits is served at once.
+    /// Set when the store was opened again: whoever waits is served at once.
     again: bool,
+    /// Until when what time demands is not tried: the last transaction was rolled back.
+    held_off: Option<Duration>,
     /// Operations of the last commit.
     last_batch: usize,
 }
@@ -76,7 +98,7 @@ impl Writer {
         shared: Arc<Shared>,
     ) -> Result<Self, BrokerError> {
         let (conn, log) = opened;
-        let state = State::load(&conn, Arc::clone(&shared.recent))?;
+        let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
         Ok(Self {
             conn,
             state,
@@ -85,12 +107,15 @@ impl Writer {
             log,
             pending: VecDeque::new(),
             finished: Vec::new(),
+            beats: Vec::new(),
+            abandoned: Vec::new(),
             shared,
             path,
             in_transaction: false,
             failed: false,
             broken: false,
             again: false,
+            held_off: None,
             last_batch: 0,
         })
     }
@@ -157,12 +182,16 @@ impl Writer {
             let away = away.of_storage();
             batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
             self.pending.drain(..).for_each(|pending| pending.refuse(&away));
+            self.beats.drain(..).for_each(|beat| beat.refuse(&away));
             return;
         }
         self.again = false;
+        self.state.begin_step();
         let mut after: Vec<After> = Vec::with_capacity(batch.len());
         // A failure is noted in `failed`, and every operation of the batch is then answered with it.
-        drop(self.guarded(Self::what_time_demands));
+        if self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
+            drop(self.guarded(Self::what_time_demands));
+        }
         self.run_batch(batch, inbox, &mut after);
         if !self.failed {
             let mut granted = Vec::new();
@@ -175,6 +204,20 @@ impl Writer {
             self.shared.wake(self.finished.drain(..));
         }
         self.finished.clear();
+        self.abandoned.clear();
+        self.answer_beats();
+    }
+
+    fn answer_beats(&mut self) {
+        for beat in std::mem::take(&mut self.beats) {
+            if self.broken {
+                let why = "whether the lease stands is known when the store is open again";
+                beat.refuse(&BrokerError::new(BrokerErrorKind::Unavailable, "extend", why));
+            } else {
+                let held = self.extend(&beat.receipt);
+                drop(beat.reply.send(held));
+            }
+        }
     }
 
     /// The job with this id, whosever it is.
@@ -187,8 +230,10 @@ impl Writer {
         self.shared.newer_jobs.add();
     }
 
-    pub(super) fn take_abandoned(&self) -> Vec<Receipt> {
-        self.shared.take_abandoned()
+    /// Takes what nobody took into this step; answers how many they are.
+    pub(super) fn take_abandoned(&mut self) -> usize {
+        self.abandoned = self.shared.take_abandoned();
+        self.abandoned.len()
     }
 
     /// Runs `op`, and notes when it may have left half of its writes.
@@ -234,54 +279,58 @@ impl Writer {
             self.shared.commits.operations.add(operations as u64);
             self.shared.commits.micros.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
             self.state.ids.committed();
+            self.held_off = None;
             return Ok(());
         };
         // Without space the record that makes the transaction one was not written: nothing took effect.
         if failure.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
             let failure = schema::unavailable(failure, "commit");
             error!(error = %failure, "commit failed");
-            self.in_transaction = !self.conn.is_autocommit();
             self.roll_back();
             return Err(failure);
         }
-        // Whether the commit reached the disk is unknown: say so, and trust nothing that is in memory.
+        // Whether the commit reached the disk is unknown: say so, and trust the file alone.
         error!(error = %failure, "commit failed: the store is closed and opened again");
+        self.undo_step();
         self.broken = true;
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, "commit", "the store did not confirm the write")
             .of_storage()
             .with_source(failure))
     }
 
+    /// Takes back everything that this step did, in the file and in memory.
     fn roll_back(&mut self) {
         self.failed = false;
-        self.again = true;
-        let rolled_back = !self.in_transaction || self.conn.execute_batch("ROLLBACK").is_ok();
         self.in_transaction = false;
+        // SQLite ends a transaction by itself when there is no space for what it holds.
+        let rolled_back = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
+        self.undo_step();
+        self.held_off = Some(self.clock.monotonic() + HOLD_OFF);
         if !rolled_back {
-            // What this connection sees was never committed: nothing may be loaded from it.
+            // What this connection sees was never committed: nothing may be read from it.
             self.broken = true;
-            return;
         }
-        match State::load(&self.conn, Arc::clone(&self.shared.recent)) {
-            Ok(state) => self.state = state,
-            Err(_) => self.broken = true,
-        }
+    }
+
+    fn undo_step(&mut self) {
+        self.state.undo_step();
+        self.shared.abandon(self.abandoned.drain(..));
     }
 
     fn reopen(&mut self) -> bool {
         let Some(path) = self.path.clone() else {
             // Memory can't be opened again without losing what it holds: the connection stays.
             let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
-            let loaded = if idle { State::load(&self.conn, Arc::clone(&self.shared.recent)).ok() } else { None };
-            self.broken = loaded.is_none();
-            self.state = loaded.unwrap_or_else(State::default);
+            match if idle { self.load_again(&self.conn).ok() } else { None } {
+                Some(state) => (self.state, self.broken, self.again) = (state, false, true),
+                None => self.broken = true,
+            }
             return !self.broken;
         };
         if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
             warn!("the old connection holds a transaction that can't be rolled back");
         }
-        let opened = schema::reconnect(&path, self.log)
-            .and_then(|conn| Ok((State::load(&conn, Arc::clone(&self.shared.recent))?, conn)));
+        let opened = schema::reconnect(&path, self.log).and_then(|conn| Ok((self.load_again(&conn)?, conn)));
         match opened {
             Ok((state, conn)) => {
                 warn!(path = %path.display(), "store opened again");
@@ -293,6 +342,11 @@ impl Writer {
                 false
             }
         }
+    }
+
+    /// What the file says after it was lost, with the leases that this process gave out.
+    fn load_again(&self, conn: &Connection) -> Result<State, BrokerError> {
+        State::load(conn, Arc::clone(&self.shared.recent), &self.clock, Some(&self.state.leases))
     }
 
     /// Copies what is left of the log into the file, at the end.
@@ -317,10 +371,14 @@ impl Writer {
         if self.again {
             return Some(now);
         }
-        let due = self.state.next_due.map(|due| now + due.since(self.clock.now()));
+        let due = self.state.counters.next_due.map(|due| now + due.since(self.clock.now()));
         let lease = self.state.lease_ends.first().map(|(at, _)| *at);
+        let demanded = [due, lease].into_iter().flatten().min();
+        let demanded = demanded.map(|at| self.held_off.map_or(at, |until| at.max(until)));
+        // What a roll-back left to be handed back again.
+        let abandoned = self.held_off.filter(|_| self.shared.has_abandoned());
         let pending = self.pending.iter().map(|pending| pending.deadline).min();
-        [due, lease, pending].into_iter().flatten().min()
+        [demanded, abandoned, pending].into_iter().flatten().min()
     }
 }
 

@@ -201,6 +201,13 @@ impl relay_bridge::conformance::Fixture for Fixture {
         true
     }
 
+    async fn replace(&self) -> bool {
+        let again = connect(&self.servers.lock().await.url(), self.nodes).await;
+        let before = std::mem::replace(&mut *self.nats.lock().unwrap_or_else(PoisonError::into_inner), again);
+        before.close().await;
+        true
+    }
+
     async fn make_newer(&self, job: &Job) -> bool {
         let url = self.servers.lock().await.url();
         let client = async_nats::connect(url.split(',').next().unwrap()).await.unwrap();

@@ -1,0 +1,82 @@
+//! How many jobs each client has waiting, parked and running in each queue; and which of these numbers the step that is
+//! being run has changed.
+
+use super::map::Map;
+use super::state::{ClientRow, QueueRow};
+
+/// A client's part of a queue.
+pub(super) type Key = (QueueRow, ClientRow);
+
+/// One client's part of one queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Line {
+    pub(super) waiting: u64,
+    pub(super) parked: u64,
+    pub(super) running: u32,
+    /// How many more jobs its turn is good for.
+    pub(super) credit: u32,
+    /// Whether it stands in `Queue::turns`.
+    pub(super) in_turn: bool,
+    /// The last step that touched it.
+    step: u64,
+}
+
+impl Line {
+    pub(super) fn new(waiting: u64, parked: u64) -> Self {
+        Self { waiting, parked, ..Self::default() }
+    }
+}
+
+/// All lines.
+#[derive(Default)]
+pub(super) struct Lines {
+    all: Map<Key, Line>,
+    step: u64,
+    /// Lines that the step touched, as they were before it.
+    before: Vec<(Key, Line)>,
+}
+
+impl Lines {
+    pub(super) fn get(&self, key: &Key) -> Option<&Line> {
+        self.all.get(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Line)> {
+        self.all.iter()
+    }
+
+    /// Adds a line as it is in the file.
+    pub(super) fn insert(&mut self, key: Key, line: Line) {
+        self.all.insert(key, line);
+    }
+
+    /// The line, to be changed; an empty one if there was none.
+    pub(super) fn at(&mut self, key: Key) -> &mut Line {
+        let line = self.all.entry(key).or_default();
+        if line.step != self.step {
+            self.before.push((key, line.clone()));
+            line.step = self.step;
+        }
+        line
+    }
+
+    pub(super) fn begin_step(&mut self) {
+        self.step += 1;
+        self.before.clear();
+    }
+
+    pub(super) fn undo_step(&mut self) {
+        for (key, before) in self.before.drain(..) {
+            self.all.insert(key, before);
+        }
+    }
+
+    /// Lines of which the file must be told: their key, and how many wait and are parked.
+    pub(super) fn changed(&self) -> impl Iterator<Item = (Key, u64, u64)> {
+        self.before.iter().filter_map(|(key, before)| {
+            let line = self.all.get(key)?;
+            let differs = (line.waiting, line.parked) != (before.waiting, before.parked);
+            differs.then_some((*key, line.waiting, line.parked))
+        })
+    }
+}
