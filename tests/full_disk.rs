@@ -250,7 +250,8 @@ async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_not
         }
     }
     drop(gate);
-    let waited = Patience::default().repeat(true, || one.result(running, Duration::from_secs(20)), |_| {});
+    let patience = Patience::default();
+    let waited = patience.repeat(true, || one.result(running, Duration::from_secs(20)), |_| {});
     let result = waited.await.unwrap().unwrap();
     assert_eq!((result.outcome, result.attempt), (Outcome::Succeeded, 1));
     assert_eq!(std::fs::read_to_string(starts).unwrap(), "started\n", "the handler was started again");

@@ -103,7 +103,7 @@ async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
         let local_worker = Some("w1".parse().unwrap());
         let config = EmbeddedConfig { path: Some(path.clone()), local_worker, ..EmbeddedConfig::default() };
         let store = Embedded::open(config).await.unwrap();
-        store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default()).await.unwrap();
+        store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
         store
     };
     let store = open().await;

@@ -164,7 +164,7 @@ mod tests {
             let store = Embedded::open(EmbeddedConfig { clock: clock.clone(), ..Default::default() }).await.unwrap();
             let mut policy = QueuePolicy::default();
             change(&mut policy);
-            store.broker().policies.put_policy(&"work".parse().unwrap(), &policy).await.unwrap();
+            store.broker().policies.put_policy(&"work".parse().unwrap(), &policy, None).await.unwrap();
             Self { clock, store }
         }
 
@@ -290,6 +290,7 @@ mod tests {
         let broker = store.store.broker();
         let (work, new): (QueueName, QueueName) = ("work".parse().unwrap(), "new".parse().unwrap());
         let policy = QueuePolicy { max_attempts: 77, ..QueuePolicy::default() };
+        let seen = broker.policies.policy(&work).await.unwrap();
         let result = store.result(&held[1]);
         let back = Settlement::HandBack(Duration::from_secs(5));
         let request = request(5);
@@ -303,8 +304,8 @@ mod tests {
                 broker.leasing.settle(&held[0].receipt, &Settlement::Complete),
                 broker.jobs.cancel(&keyed.client, keyed.id),
                 broker.jobs.rerun(&keyed.client, keyed.id, 1),
-                broker.policies.put_policy(&work, &policy),
-                broker.policies.put_policy(&new, &policy),
+                broker.policies.put_policy(&work, &policy, seen.as_ref()),
+                broker.policies.put_policy(&new, &policy, None),
                 broker.leasing.lease(&request),
             )
         });

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rusqlite::{OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use super::dispatch::{GiveBack, PENDING_MAX, Pending};
@@ -14,7 +15,7 @@ use super::state::read_token;
 use super::writer::{Beat, Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
 use crate::contract::job::DELAY_MAX;
-use crate::contract::{JobId, JobResult, QueueName, RunId};
+use crate::contract::{JobId, JobResult, Outcome, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
