@@ -270,8 +270,7 @@ fn readiness_fails_first_in_a_drain_while_everything_else_goes_on() {
     assert_eq!(get(&admin, "/livez").0, 200);
     let http = relay.ready["listening"]["http"].as_str().unwrap().to_owned();
     assert_eq!(get(&http, "/v1/whoami").0, 200);
-    relay.signal(Signal::SIGTERM);
-    assert_eq!(relay.wait().0, Some(130));
+    assert_eq!(relay.force(Signal::SIGTERM).0, Some(130));
 }
 
 #[test]

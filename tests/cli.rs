@@ -443,7 +443,7 @@ fn a_signal_drains_also_when_nobody_reads_the_logs_any_more() {
 }
 
 #[test]
-fn the_first_signal_drains_and_the_second_one_forces() {
+fn the_first_signal_drains_and_a_later_one_forces() {
     let dir = tempdir().unwrap();
     let started = dir.path().join("started");
     mkfifo(&started, Mode::S_IRWXU).unwrap();
@@ -452,7 +452,27 @@ fn the_first_signal_drains_and_the_second_one_forces() {
     fs::File::open(&started).unwrap().read_to_string(&mut String::new()).unwrap();
     dev.signal(Signal::SIGTERM);
     dev.wait_for_line("stopping:");
-    dev.signal(Signal::SIGINT);
-    let (code, text) = dev.wait();
+    let (code, text) = dev.force(Signal::SIGINT);
     assert_eq!(code, Some(130), "{text}");
+}
+
+#[test]
+fn a_signal_that_is_sent_twice_at_a_time_drains_and_does_not_force() {
+    let dir = tempdir().unwrap();
+    let [started, goes_on] = ["started", "goes-on"].map(|name| dir.path().join(name));
+    for fifo in [&started, &goes_on] {
+        mkfifo(fifo, Mode::S_IRWXU).unwrap();
+    }
+    let script = format!("echo > {}; cat {}", started.display(), goes_on.display());
+    let mut dev = Running::dev(&["--drain", "1h"], &script);
+    assert_eq!(code(&run_with(["submit", "--server", &dev.url()], b"x")), 0);
+    fs::File::open(&started).unwrap().read_to_string(&mut String::new()).unwrap();
+    // Of two kinds, so that the system does not make one of them.
+    dev.signal(Signal::SIGTERM);
+    dev.signal(Signal::SIGINT);
+    dev.wait_for_line("stopping:");
+    fs::write(&goes_on, "done").unwrap();
+    let (code, text) = dev.wait();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("outcome=succeeded"), "{text}");
 }

@@ -46,8 +46,8 @@ Examples:
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
-closed. A second signal forces. With --json the addresses are one line of JSON on stdout, as soon
-as the server is ready:
+closed. Another signal, half a second later or more, forces. With --json the addresses are one line
+of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`

@@ -1,8 +1,14 @@
-//! The stop signals of a process that serves: the first SIGTERM or SIGINT drains, the second one forces.
+//! The stop signals of a process that serves: the first SIGTERM or SIGINT drains, a later one forces.
+//!
+//! Many a process is sent its signal twice at a time: a terminal sends it to a whole group, whose leader passes it on;
+//! a supervisor signals a process by its id and by its group. So what comes within half a second of the first signal
+//! is the first one again.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Stop;
@@ -26,19 +32,50 @@ impl Signals {
         let tokens = stop.clone();
         let mut watch = tokio::task::JoinSet::new();
         watch.spawn(async move {
-            for (token, say) in [
-                (tokens.drain, "stopping: work in hand is finished or handed back (a second signal forces)"),
-                (tokens.force, "forced: work in hand is left to its lease"),
-            ] {
+            let mut first = None;
+            while !tokens.force.is_cancelled() {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                tracing::info!("{say}");
-                token.cancel();
+                match meaning(&mut first, Instant::now()) {
+                    Meaning::Drain => {
+                        tracing::info!("stopping: work in hand is finished or handed back (another signal forces)");
+                        tokens.drain.cancel();
+                    }
+                    Meaning::Again => tracing::debug!("the same signal again"),
+                    Meaning::Force => {
+                        tracing::info!("forced: work in hand is left to its lease");
+                        tokens.force.cancel();
+                    }
+                }
             }
         });
         Ok(Self { stop, watch })
+    }
+}
+
+/// How long after the first signal another one is the same.
+const AGAIN_MAX: Duration = Duration::from_millis(500);
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Drain,
+    /// Nothing that was not asked for: it was sent twice.
+    Again,
+    Force,
+}
+
+/// What the signal means that came `now`. `first` is when the first one came.
+fn meaning(first: &mut Option<Instant>, now: Instant) -> Meaning {
+    match *first {
+        None => {
+            *first = Some(now);
+            Meaning::Drain
+        }
+        Some(first) if now < first + AGAIN_MAX => Meaning::Again,
+        Some(_) => Meaning::Force,
     }
 }
 
@@ -61,5 +98,22 @@ pub(crate) async fn interrupted() {
     tokio::select! {
         () = terminate => {}
         _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_within_half_a_second_of_the_first_is_the_first_one_again_and_a_later_one_forces() {
+        let (mut first, begin) = (None, Instant::now());
+        let mut after = |millis| meaning(&mut first, begin + Duration::from_millis(millis));
+        assert_eq!(after(0), Meaning::Drain);
+        assert_eq!(after(0), Meaning::Again);
+        assert_eq!(after(499), Meaning::Again);
+        // Counted from the first one, or somebody who insists would never be heard.
+        assert_eq!(after(500), Meaning::Force);
+        assert_eq!(after(3_600_000), Meaning::Force);
     }
 }

@@ -140,6 +140,26 @@ impl Running {
         assert_eq!(code, Some(0), "{text}");
     }
 
+    /// Signals until it has ended, and gives exit code and what it said: what comes within half a second of the first
+    /// signal is that one again.
+    pub(crate) fn force(mut self, signal: Signal) -> (Option<i32>, String) {
+        let mut stderr = self.stderr.take().unwrap();
+        std::thread::scope(|scope| {
+            let (tell, ended) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                let mut text = String::new();
+                stderr.read_to_string(&mut text).unwrap();
+                tell.send(text).unwrap();
+            });
+            loop {
+                self.signal(signal);
+                if let Ok(text) = ended.recv_timeout(std::time::Duration::from_millis(50)) {
+                    return (self.child.wait().unwrap().code(), text);
+                }
+            }
+        })
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
