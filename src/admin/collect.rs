@@ -111,7 +111,12 @@ pub fn nats_link(text: &mut Exposition, connection: &Connection) {
 /// A worker in this process.
 pub fn worker(text: &mut Exposition, report: &WorkerReport) {
     text.gauge("relay_worker_running", "Deliveries in hand.").value(&[], report.running());
-    text.counter("relay_worker_handlers_started_total", "Handlers started.").value(&[], report.started);
+    text.counter("relay_worker_handlers_started_total", "Handlers started, those included whose start failed.")
+        .value(&[], report.started);
+    let help = "Starts that failed for a reason of this host; the jobs were handed back.";
+    text.counter("relay_worker_starts_failed_total", help).value(&[], report.not_started);
+    let help = "Whether the handler can't be started on this host, and leasing waits until it can.";
+    text.gauge("relay_worker_starts_failing", help).value(&[], report.starts_failing);
     text.counter("relay_worker_deliveries_total", "Deliveries of this worker, by how they ended.")
         .value(&[("end", "succeeded")], report.succeeded)
         .value(&[("end", "retried")], report.retried)

@@ -57,6 +57,8 @@ pub(crate) struct DevArgs {
 /// `relay dev`
 pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     no_auth_only_on_loopback("--listen", args.listen.address())?;
+    // Before anything is created or opened.
+    let handler = args.handler.resolve()?;
     tracing::warn!("no authentication: for development on this machine only");
     // For trying things out: nobody runs `relay provision` first.
     let (broker, nats) = choose(args.data, args.nats, args.nats_listen, args.streams, true)?;
@@ -65,7 +67,6 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, CliError> {
     let slots = args.slots.unwrap_or_else(default_slots);
     let id = "dev".parse().map_err(|error: InvalidId| CliError::failed(error.to_string()))?;
     let config = worker_config(id, queues, OrderArg::Weighted, slots, args.listen.drain());
-    let handler = args.handler.resolve()?;
     let serving = Serving {
         broker,
         authenticator: Authenticator::development(),

@@ -33,7 +33,7 @@ impl HandlerArgs {
     /// The handler that was typed.
     ///
     /// # Errors
-    /// A usage error if the URL can't be used.
+    /// A usage error if the URL can't be used, or the command's program is not there: no job could be started.
     pub(crate) fn resolve(self) -> Result<Arc<dyn Handler>, CliError> {
         if let Some(url) = self.http {
             let mut config = HttpConfig { url, ..HttpConfig::default() };
@@ -42,6 +42,8 @@ impl HandlerArgs {
             return Ok(Arc::new(http.map_err(|error| CliError::usage(error.to_string()))?));
         }
         let exec = Exec::new(ExecConfig { command: self.command, timeout: self.timeout, ..ExecConfig::default() });
-        Ok(Arc::new(exec.map_err(|error| CliError::usage(error.to_string()))?))
+        let exec = exec.map_err(|error| CliError::usage(error.to_string()))?;
+        exec.check().map_err(|error| CliError::usage(error.to_string()).hint(error.hint()))?;
+        Ok(Arc::new(exec))
     }
 }

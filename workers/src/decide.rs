@@ -98,6 +98,10 @@ pub(crate) fn decide(ending: Ending, standing: Standing, attempt: u32, policy: &
         Ending::Returned(Attempt::HandBack { after }) => {
             return Decision::Settle(Settlement::HandBack(bounded(after, policy)));
         }
+        // At once: another worker may be able to, and this one waits before it leases again.
+        Ending::Returned(Attempt::NotStarted { .. }) => {
+            return Decision::Settle(Settlement::HandBack(Duration::ZERO));
+        }
         Ending::Returned(Attempt::Exhausted { failure }) => RunEnd::Exhausted(failure),
         Ending::Returned(Attempt::Expired { failure }) => RunEnd::Expired(failure),
         Ending::Returned(Attempt::Cancelled { failure }) => RunEnd::Cancelled(failure),
@@ -154,6 +158,10 @@ mod tests {
         Ending::Returned(Attempt::HandBack { after })
     }
 
+    fn not_started() -> Ending {
+        Ending::Returned(Attempt::NotStarted { failure: Failure::new("spawn-failed", "no such program") })
+    }
+
     /// The ways in which a run that was passed on ended there.
     fn elsewhere() -> [Ending; 3] {
         let failure = Failure::new("there", "why");
@@ -196,6 +204,7 @@ mod tests {
             (hand_back(second), Standing::Held, 3, "HandBack(1s)"),
             (hand_back(Duration::ZERO), Standing::Held, 1, "HandBack(1ms)"),
             (hand_back(Duration::MAX), Standing::Held, 1, "HandBack(21600s)"),
+            (not_started(), Standing::Held, 3, "HandBack(0ns)"),
             (exhausted.clone(), Standing::Held, 1, "exhausted Some(DeadLetter)"),
             (expired.clone(), Standing::Held, 1, "expired Some(Complete)"),
             (cancelled.clone(), Standing::Held, 1, "cancelled Some(Complete)"),
@@ -209,6 +218,7 @@ mod tests {
             (reject(), Standing::Lost, 1, "nothing"),
             (retry(None), Standing::Lost, 3, "nothing"),
             (hand_back(second), Standing::Lost, 1, "nothing"),
+            (not_started(), Standing::Lost, 1, "nothing"),
             (exhausted.clone(), Standing::Lost, 1, "nothing"),
             (expired.clone(), Standing::Lost, 1, "nothing"),
             (cancelled.clone(), Standing::Lost, 1, "nothing"),
@@ -219,6 +229,7 @@ mod tests {
             (done(1), ended, 1, "Complete"),
             (retry(None), ended, 3, "Complete"),
             (hand_back(second), ended, 1, "Complete"),
+            (not_started(), ended, 1, "Complete"),
             (exhausted, ended, 1, "Complete"),
             (expired, ended, 1, "Complete"),
             (cancelled, ended, 1, "Complete"),
@@ -270,6 +281,7 @@ mod tests {
             (0_usize..200).prop_map(done),
             prop::option::of(0_u64..100_000).prop_map(|ms| retry(ms.map(Duration::from_millis))),
             Just(reject()),
+            Just(not_started()),
             (0_u64..100_000).prop_map(|ms| hand_back(Duration::from_millis(ms))),
             prop::sample::select(elsewhere().to_vec()),
             Just(Ending::Spent),
@@ -295,7 +307,7 @@ mod tests {
         fn what_a_handler_sends_back_has_a_delay_and_a_retry_needs_an_attempt_left(
             ending in any_ending(), attempt in 1_u32..20, jitter in 0.0_f64..1.0,
         ) {
-            let returned = matches!(ending, Ending::Returned(_));
+            let returned = matches!(ending, Ending::Returned(_)) && ending != not_started();
             match decide(ending, Standing::Held, attempt, &policy(), jitter) {
                 Decision::Settle(Settlement::RetryAfter(wait)) => {
                     prop_assert!(attempt < policy().max_attempts);

@@ -25,6 +25,7 @@ use crate::policies::Policies;
 use crate::progress;
 use crate::retry::Jitter;
 use crate::settle::Settler;
+use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerStats, count};
 
 /// How long a handler that was aborted may take to be gone. One that blocks its thread is left behind.
@@ -39,20 +40,29 @@ pub(crate) struct Runtime {
     pub(crate) clock: Clock,
     pub(crate) policies: Policies,
     pub(crate) stats: Arc<WorkerStats>,
+    /// Whether the handler can be started here.
+    pub(crate) starts: Arc<StartGate>,
     pub(crate) jitter: Jitter,
     /// The drain's time is over: cancel what still runs and hand it back.
     pub(crate) drain_over: CancellationToken,
 }
 
 /// Sees one delivery through. `asked_at` is when the lease call that brought it was sent; `slot` is what it takes until its
-/// run's end is recorded, or until it is settled.
-pub(crate) async fn attend(runtime: Arc<Runtime>, delivery: Delivery, asked_at: Instant, slot: OwnedSemaphorePermit) {
+/// run's end is recorded, or until it is settled; `start` is told how its start went.
+pub(crate) async fn attend(
+    runtime: Arc<Runtime>,
+    delivery: Delivery,
+    asked_at: Instant,
+    slot: OwnedSemaphorePermit,
+    start: StartReport,
+) {
     let lease = Lease::new(delivery.receipt.clone(), asked_at, delivery.lease);
     let (progress, latest) = watch::channel(None);
     let attended = Attended {
         runtime: &runtime,
         lease: &lease,
         asked_at,
+        start,
         attempt: delivery.attempt,
         leased_at: delivery.leased_at,
         arrived: runtime.clock.monotonic(),
@@ -71,6 +81,7 @@ struct Attended<'a> {
     runtime: &'a Runtime,
     lease: &'a Lease,
     asked_at: Instant,
+    start: StartReport,
     attempt: u32,
     leased_at: Timestamp,
     arrived: Duration,
@@ -94,7 +105,9 @@ impl Attended<'_> {
         let (ending, started_at) = match admission {
             Admission::Start => {
                 let started_at = self.now();
-                (self.run(&policy, progress).await, Some(started_at))
+                let ending = self.run(&policy, progress).await;
+                self.start.ended(&ending, &runtime.jitter);
+                (ending, Some(started_at))
             }
             Admission::Exhausted => (Ending::Spent, None),
             Admission::Expired => (Ending::Expired, None),
@@ -130,7 +143,8 @@ impl Attended<'_> {
             (self.now() + budget, Instant::now() + budget),
             CancellationToken::new(),
             progress,
-        );
+        )
+        .reporting(self.start.clone());
         count(&runtime.stats.started);
         tracing::debug!(job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, "attempt started");
         let mut task = JoinSet::new();
@@ -164,7 +178,9 @@ impl Attended<'_> {
             (_, Interrupt::Lapsed) => Ending::Lapsed,
             (_, Interrupt::Expired) => Ending::Expired,
             (_, Interrupt::Drained) => Ending::Drained,
-            (Some(back @ Attempt::HandBack { .. }), Interrupt::TimedOut) => Ending::Returned(back),
+            (Some(back @ (Attempt::HandBack { .. } | Attempt::NotStarted { .. })), Interrupt::TimedOut) => {
+                Ending::Returned(back)
+            }
             (last, Interrupt::TimedOut) => Ending::Returned(timed_out(policy.lease_max, last)),
         }
     }

@@ -11,6 +11,7 @@
 //! - [`config`], [`stats`]: what a worker is told and what it counts.
 //! - `delivery`: one delivery's life, from the lease to the settlement.
 //! - `admission`, `decide`, `order`: the decisions, as pure functions.
+//! - `starts`: whether the handler can be started on this host, and what may be leased while it can't.
 //! - `lease`: the heartbeat, and whether the lease still stands.
 //! - `settle`: the one place that applies a decision.
 //! - `policies`, `progress`, `retry`: a cache of queue policies, coalesced progress, repeated broker calls.
@@ -29,6 +30,7 @@ mod policies;
 mod progress;
 mod retry;
 mod settle;
+mod starts;
 
 pub use config::{QueueOrder, WorkerConfig};
 pub use handler::{Attempt, Context, Handler, Output};

@@ -1,4 +1,5 @@
-//! What a worker counts. Every number only grows; `running` is the difference between what came in and what ended.
+//! What a worker counts. Every number only grows, but `starts_failing`; `running` is the difference between what came in
+//! and what ended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,8 +32,12 @@ macro_rules! counters {
 counters! {
     /// Deliveries that came in.
     leased,
-    /// Handlers started.
+    /// Handlers started, those included whose start failed.
     started,
+    /// Starts that failed for a reason of this host, whose jobs were handed back.
+    not_started,
+    /// 1 while the handler can't be started here and leasing waits, else 0.
+    starts_failing,
     /// Runs whose success this worker recorded first.
     succeeded,
     /// Attempts that ended with a retry to come.

@@ -23,6 +23,7 @@ use crate::handler::Handler;
 use crate::order::Order;
 use crate::policies::Policies;
 use crate::retry::{CALL_MAX, Jitter, answered};
+use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerReport, WorkerStats, count};
 
 /// The longest one lease call waits for a job.
@@ -45,12 +46,14 @@ impl Worker {
     /// A worker that has not started. `leasing` gives it jobs; `clock` stamps its results.
     #[must_use]
     pub fn new(leasing: Arc<dyn Leasing>, handler: Arc<dyn Handler>, clock: Clock, config: WorkerConfig) -> Self {
+        let stats = Arc::<WorkerStats>::default();
         let runtime = Runtime {
             policies: Policies::new(leasing.clone()),
             leasing,
             handler,
             clock,
-            stats: Arc::default(),
+            starts: Arc::new(StartGate::new(stats.clone())),
+            stats,
             jitter: Jitter::new(),
             drain_over: CancellationToken::new(),
         };
@@ -67,7 +70,8 @@ impl Worker {
     /// cancelled and handed back without spending an attempt. Returns when every task has ended, which takes at most
     /// the drain, the handler's grace and 30 s to settle in.
     ///
-    /// A broker that is away is waited for, with backoff. Dropping the future stops everything at once: handlers are
+    /// A broker that is away is waited for, with backoff, and so is a handler that can't be started on this host
+    /// ([`Attempt::NotStarted`](crate::Attempt::NotStarted)). Dropping the future stops everything at once: handlers are
     /// dropped, commands killed, and their jobs come again when their leases end.
     pub async fn run(self, shutdown: CancellationToken) -> WorkerReport {
         let Self { config, runtime } = self;
@@ -108,9 +112,16 @@ async fn lease_until(
     let slots = Arc::new(Semaphore::new(most));
     let mut failures: u32 = 0;
     loop {
+        // Nothing while the handler can't be started here, and then one job to see whether it can.
+        let probe = match attending(shutdown, deliveries, runtime.starts.open(), false).await {
+            Turn::Shutdown => return,
+            Turn::Answered(probe) => probe,
+            Turn::Freed => continue,
+        };
         // At most as many settlements as slots are on their way.
         let room = most.saturating_mul(2).saturating_sub(deliveries.len());
         let free = u32::try_from(slots.available_permits().min(room)).unwrap_or(u32::MAX).min(LEASE_BATCH_MAX);
+        let free = if probe { free.min(1) } else { free };
         let queues = order.draw();
         let Some(max) = NonZeroU32::new(free).filter(|_| !queues.is_empty()) else {
             let freed = async {
@@ -219,7 +230,8 @@ fn start(
         count(&runtime.stats.leased);
         let parent = delivery.job.headers.get(TRACEPARENT).and_then(|parent| parent.parse::<TraceParent>().ok());
         let span = parent.map_or_else(Span::none, |parent| tracing::info_span!("delivery", trace_id = parent.trace()));
-        deliveries.spawn(attend(runtime.clone(), delivery, asked_at, slot).instrument(span));
+        let start = StartReport::new(runtime.starts.clone());
+        deliveries.spawn(attend(runtime.clone(), delivery, asked_at, slot, start).instrument(span));
     }
 }
 

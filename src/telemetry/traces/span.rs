@@ -171,6 +171,7 @@ impl Open {
             Attempt::Done(_) => ("done", None),
             Attempt::Retry { failure, .. } => ("retry", Some(failure)),
             Attempt::Reject { failure } => ("reject", Some(failure)),
+            Attempt::NotStarted { failure } => ("not-started", Some(failure)),
             Attempt::HandBack { .. } => ("hand-back", None),
             Attempt::Exhausted { failure } => ("exhausted", Some(failure)),
             Attempt::Expired { failure } => ("expired", Some(failure)),

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::progress;
+use crate::starts::StartReport;
 
 /// Runs jobs. Failing is a value; a panic becomes one.
 #[async_trait]
@@ -63,6 +64,14 @@ pub enum Attempt {
     HandBack {
         /// Not before this long. At least 1 ms, at most the queue's `job_ttl`.
         after: Duration,
+    },
+    /// Not on this host as it is: the handler could not be started at all, for a reason that the next job would meet as
+    /// well, such as a program that is gone, no room for another process, or a service that refuses connections. The
+    /// job goes back in line at once, and the attempt is not spent. The worker warns, once a minute, and leases nothing
+    /// for 1 s, doubled up to 1 min; then a single job, until one could be started.
+    NotStarted {
+        /// Why, for the log.
+        failure: Failure,
     },
     /// Whoever the handler passed the run on to spent all attempts: the run ends as `exhausted`, and the job is
     /// dead-lettered, however many attempts are left here.
@@ -165,6 +174,7 @@ pub struct Context {
     cancel: CancellationToken,
     run_ended: Arc<OnceLock<Outcome>>,
     progress: watch::Sender<Option<Progress>>,
+    start: Option<StartReport>,
 }
 
 impl Context {
@@ -184,7 +194,30 @@ impl Context {
         progress: watch::Sender<Option<Progress>>,
     ) -> Self {
         let QueuePolicy { max_attempts, result_max, .. } = *policy;
-        Self { attempt, max_attempts, deadline, result_max, ends, cancel, run_ended: Arc::default(), progress }
+        Self {
+            attempt,
+            max_attempts,
+            deadline,
+            result_max,
+            ends,
+            cancel,
+            run_ended: Arc::default(),
+            progress,
+            start: None,
+        }
+    }
+
+    /// With somebody to tell that the handler was started.
+    pub(crate) fn reporting(self, start: StartReport) -> Self {
+        Self { start: Some(start), ..self }
+    }
+
+    /// Tells that the handler could be started, where that is known before it returns: a worker whose last start failed
+    /// takes more than one job again. A handler that never returns [`Attempt::NotStarted`] need not call it.
+    pub fn started(&self) {
+        if let Some(start) = &self.start {
+            start.worked();
+        }
     }
 
     /// How long until the runtime stops the handler, on this host's monotonic clock.

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -177,11 +178,39 @@ async fn every_exit_code_has_its_place_in_the_table() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_a_retry() {
-    let config = ExecConfig { command: vec!["/no/such/program".into()], ..ExecConfig::default() };
-    let (how, reason, detail) = failed(run(config, "x").await);
-    assert_eq!((how, reason.as_str()), ("retry", "spawn-failed"), "{detail}");
+async fn a_program_that_this_host_cannot_start_is_no_failure_of_the_job() {
     assert!(Exec::new(ExecConfig::default()).is_err());
+    let directory = tempfile::tempdir().unwrap();
+    let [plain, busy, other] = ["plain", "busy", "other-machine"].map(|name| directory.path().join(name));
+    for (file, mode) in [(&plain, 0o644), (&busy, 0o755), (&other, 0o755)] {
+        std::fs::write(file, "\x7fELF of no machine").unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // A program that is being written, as in a deployment, is ETXTBSY.
+    let _writing = OpenOptions::new().write(true).open(&busy).unwrap();
+    for (program, directory) in [
+        ("/no/such/program".into(), None),
+        (plain, None),
+        (busy, None),
+        (other, None),
+        ("/bin/true".into(), Some("/no/such/directory".into())),
+    ] {
+        let config = ExecConfig { command: vec![program.clone().into()], directory, ..ExecConfig::default() };
+        let attempt = run(config, "x").await;
+        let Attempt::NotStarted { failure } = attempt else { panic!("{}: {attempt:?}", program.display()) };
+        assert_eq!(failure.reason, "spawn-failed");
+        assert!(failure.detail.starts_with("the command did not start: "), "{}", failure.detail);
+    }
+}
+
+#[tokio::test]
+async fn metadata_that_is_too_long_for_a_start_is_that_jobs_failure() {
+    let mut job = job("x");
+    // More than one string of an environment may have on Linux, and more than all of it elsewhere.
+    job.headers.insert("relay-meta-long".to_owned(), "x".repeat(4 * 1024 * 1024));
+    let attempt = Exec::new(shell("true")).unwrap().handle(&job, &context(CancellationToken::new())).await;
+    let (how, reason, detail) = failed(attempt);
+    assert_eq!((how, reason.as_str()), ("retry", "spawn-failed"), "{detail}");
 }
 
 #[tokio::test]

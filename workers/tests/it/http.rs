@@ -12,6 +12,7 @@ use axum::routing::post;
 use relay_bridge::policy::QueuePolicy;
 use relay_workers::handler::http::{Http, HttpConfig, InvalidHttp};
 use relay_workers::{Attempt, Context, Handler, Output};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -203,11 +204,26 @@ async fn a_service_that_takes_too_long_is_a_retry() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_there_is_a_retry_that_does_not_name_it() {
+async fn a_service_that_is_not_there_is_no_failure_of_the_job_and_is_not_named() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let Attempt::Retry { failure, .. } = call(format!("http://{gone}/secret-path")).await else { panic!() };
-    assert_eq!(failure.reason, "http-failed");
-    assert!(!failure.detail.contains("secret-path"), "{}", failure.detail);
+    for url in [format!("http://{gone}/secret-path"), "http://no-such-host.invalid/secret-path".to_owned()] {
+        let attempt = call(url.clone()).await;
+        let Attempt::NotStarted { failure } = attempt else { panic!("{url}: {attempt:?}") };
+        assert_eq!(failure.reason, "http-failed");
+        assert!(!failure.detail.contains("secret-path"), "{}", failure.detail);
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_takes_the_request_and_hangs_up_is_a_failure_of_the_job() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let hang_up = async {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connection.read_u8().await.unwrap();
+    };
+    let (attempt, ()) = tokio::join!(call(url), hang_up);
+    assert_eq!(failed(attempt), ("retry", "http-failed".to_owned(), None));
 }
 
 #[tokio::test]

@@ -8,4 +8,5 @@ mod exec;
 mod function;
 mod http;
 mod lease_loop;
+mod starts;
 mod support;

@@ -1,8 +1,11 @@
 //! What a command's end means for the attempt: the table in [`exec`](super).
 
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use nix::errno::Errno;
+use relay_bridge::contract::Failure;
 use relay_bridge::contract::result::DETAIL_BYTES_MAX;
 
 use super::ExecConfig;
@@ -32,7 +35,7 @@ pub(super) fn attempt(ran: Ran, config: &ExecConfig, stdout_max: usize) -> Attem
             }
             (None, None) => Attempt::retry("exit-code", detail(exited(status))),
         },
-        End::NotStarted(error) => Attempt::retry("spawn-failed", format!("the command did not start: {error}")),
+        End::NotStarted(error) => not_started(&error),
         End::Unknown(error) => Attempt::retry("exit-code", detail(format!("the command was lost: {error}"))),
         End::TooMuchOutput => Attempt::reject(
             "result-too-large",
@@ -46,6 +49,41 @@ pub(super) fn attempt(ran: Ran, config: &ExecConfig, stdout_max: usize) -> Attem
     }
 }
 
+/// Only one reason is the job's own: arguments and environment, which hold its metadata, are too long together. Any other
+/// is this host's, and the next job would meet it as well.
+fn not_started(error: &io::Error) -> Attempt {
+    let failure = Failure::new("spawn-failed", format!("the command did not start: {error}"));
+    if error.raw_os_error() == Some(Errno::E2BIG as i32) {
+        return Attempt::Retry { failure, after: None };
+    }
+    Attempt::NotStarted { failure }
+}
+
 fn exited(status: ExitStatus) -> String {
     format!("the command exited with {}", status.code().unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_fails_is_this_hosts_fault_unless_the_job_is_too_large_for_one() {
+        let of = |errno: Errno| not_started(&io::Error::from(errno));
+        for errno in [
+            Errno::EAGAIN,
+            Errno::ENOMEM,
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::ENOENT,
+            Errno::EACCES,
+            Errno::ENOTDIR,
+            Errno::ENOEXEC,
+            Errno::ETXTBSY,
+            Errno::EIO,
+        ] {
+            assert!(matches!(of(errno), Attempt::NotStarted { .. }), "{errno}");
+        }
+        assert!(matches!(of(Errno::E2BIG), Attempt::Retry { after: None, .. }));
+    }
 }

@@ -14,7 +14,9 @@
 //! | exits with 0 | done, stdout is the result | |
 //! | exits with 64, 65 or 66 (`EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT`) | rejected for good | `exit-code` |
 //! | exits with 75 (`EX_TEMPFAIL`) or any other code | retry | `exit-code` |
-//! | exits with 126 or 127 (a shell's "cannot run", "not found"), or can't be started | retry | `spawn-failed` |
+//! | exits with 126 or 127 (a shell's "cannot run", "not found") | retry | `spawn-failed` |
+//! | can't be started with the metadata of this job: `E2BIG` | retry | `spawn-failed` |
+//! | can't be started on this host: any other error | handed back, [`Attempt::NotStarted`] | `spawn-failed` |
 //! | is killed by a signal | retry | `signal` |
 //! | runs longer than `timeout` | stopped, retry | `timeout` |
 //! | writes more than `stdout_max` or the queue's `result_max` | killed, rejected for good | `result-too-large` |
@@ -27,6 +29,7 @@
 mod environment;
 mod exit;
 mod process;
+pub mod program;
 mod streams;
 
 use std::ffi::OsString;
@@ -37,6 +40,7 @@ use async_trait::async_trait;
 use relay_bridge::contract::Job;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 
+use self::program::CannotStart;
 use super::{Attempt, Context, Handler};
 
 /// What the command handler is told.
@@ -87,7 +91,8 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// A handler that runs `config.command`. Whether the program exists shows at the first job.
+    /// A handler that runs `config.command`. Whether the program exists is for [`check`](Self::check) to say, or shows at
+    /// the first job.
     ///
     /// # Errors
     /// [`EmptyCommand`].
@@ -97,6 +102,15 @@ impl Exec {
         }
         Ok(Self { config })
     }
+
+    /// Finds the program as the system will look for it, and the directory it is to run in. For the start of a process:
+    /// a mistake in the command shows at once, and not at the first job.
+    ///
+    /// # Errors
+    /// [`CannotStart`], if no job could be started as things are.
+    pub fn check(&self) -> Result<PathBuf, CannotStart> {
+        program::find(&self.config)
+    }
 }
 
 #[async_trait]
@@ -104,7 +118,7 @@ impl Handler for Exec {
     async fn handle(&self, job: &Job, context: &Context) -> Attempt {
         let environment = environment::of(job, context, &self.config.environment);
         let stdout_max = usize::try_from(context.result_max).unwrap_or(usize::MAX).min(self.config.stdout_max);
-        let ran = process::run(&self.config, environment, &job.payload, stdout_max, &context.cancelled()).await;
+        let ran = process::run(&self.config, environment, &job.payload, stdout_max, context).await;
         exit::attempt(ran, &self.config, stdout_max)
     }
 

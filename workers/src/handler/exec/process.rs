@@ -15,9 +15,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::ExecConfig;
 use super::environment::is_private;
 use super::streams::{Capped, Overflow, Tail};
+use super::{Context, ExecConfig};
 
 /// How long the output of a command that has exited is read on, if something it left behind holds it open; and how
 /// long one that was sent SIGKILL may take to be gone.
@@ -49,12 +49,15 @@ pub(super) async fn run(
     environment: Vec<(OsString, OsString)>,
     payload: &[u8],
     stdout_max: usize,
-    cancelled: &CancellationToken,
+    context: &Context,
 ) -> Ran {
     let mut stdout = Capped::new(stdout_max);
     let mut stderr = Tail::new(config.stderr_max);
     let end = match start(config, environment) {
-        Ok(child) => follow(config, child, payload, &mut stdout, &mut stderr, cancelled).await,
+        Ok(child) => {
+            context.started();
+            follow(config, child, payload, &mut stdout, &mut stderr, &context.cancelled()).await
+        }
         Err(error) => End::NotStarted(error),
     };
     Ran { end, stdout: stdout.bytes, stderr }

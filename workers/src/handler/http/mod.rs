@@ -17,9 +17,10 @@
 //! | answers 408, 409, 425, 429 or 5xx | retry, not before `Retry-After` (seconds, at most `retry_after_max`) | `http-status` |
 //! | answers any other 4xx | rejected for good | `http-status` |
 //! | answers 3xx: no redirect is followed | rejected for good | `http-redirect` |
-//! | can't be reached, or breaks off | retry | `http-failed` |
+//! | can't be reached: it refuses connections, its name is unknown, its certificate is wrong | handed back, [`Attempt::NotStarted`] | `http-failed` |
+//! | breaks off | retry | `http-failed` |
 //! | takes longer than `timeout` | retry | `timeout` |
-//! | resolves to refused addresses only | retry | `address-refused` |
+//! | resolves to refused addresses only | handed back, [`Attempt::NotStarted`] | `address-refused` |
 //! | is still at it when the attempt is cancelled | retry | `cancelled` |
 //!
 //! 409 is a retry, because services that keep idempotency keys answer it while the first request is being processed.
@@ -36,9 +37,11 @@ mod status;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use relay_bridge::contract::Job;
+use relay_bridge::contract::{Failure, Job};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
+
+use tokio::time::sleep;
 
 use self::address::{Guarded, REFUSED, refused_host};
 use self::status::Verdict;
@@ -134,7 +137,11 @@ impl Http {
     async fn call(&self, job: &Job, context: &Context) -> Attempt {
         let request = self.client.post(self.url.clone()).headers(headers(job, context)).body(job.payload.clone());
         match request.send().await {
-            Ok(response) => self.read(response, context).await.unwrap_or_else(|error| failed(&error)),
+            // One that is answered has started, and its body may take long.
+            Ok(response) => {
+                context.started();
+                self.read(response, context).await.unwrap_or_else(|error| failed(&error))
+            }
             Err(error) => failed(&error),
         }
     }
@@ -163,10 +170,21 @@ impl Http {
 impl Handler for Http {
     async fn handle(&self, job: &Job, context: &Context) -> Attempt {
         let cancelled = context.cancelled();
-        tokio::select! {
-            biased;
-            attempt = self.call(job, context) => attempt,
-            () = cancelled.cancelled() => Attempt::retry("cancelled", "the request was dropped"),
+        let call = self.call(job, context);
+        // After this long there is a connection, or the call has failed.
+        let connected = sleep(self.config.connect_timeout);
+        tokio::pin!(call, connected);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                attempt = &mut call => return attempt,
+                () = cancelled.cancelled() => return Attempt::retry("cancelled", "the request was dropped"),
+                () = &mut connected, if !told => {
+                    context.started();
+                    told = true;
+                }
+            }
         }
     }
 }
@@ -217,13 +235,16 @@ fn failed(error: &reqwest::Error) -> Attempt {
         let Some(source) = below else { break };
         cause = source.to_string();
         if cause == REFUSED {
-            return Attempt::retry("address-refused", REFUSED);
+            return Attempt::NotStarted { failure: Failure::new("address-refused", REFUSED) };
         }
         below = source.source();
+    }
+    if error.is_connect() {
+        let detail = format!("the service can't be reached: {cause}");
+        return Attempt::NotStarted { failure: Failure::new("http-failed", detail) };
     }
     if error.is_timeout() {
         return Attempt::retry("timeout", "the service did not answer in time");
     }
-    let what = if error.is_connect() { "the service can't be reached" } else { "the request broke off" };
-    Attempt::retry("http-failed", format!("{what}: {cause}"))
+    Attempt::retry("http-failed", format!("the request broke off: {cause}"))
 }
