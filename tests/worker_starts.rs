@@ -1,22 +1,28 @@
-//! How a worker starts its handlers, from outside: what it can't start it says.
+//! How a worker starts its handlers, from outside: what it can't start it says, and what it started does not outlive it.
+//!
+//! A fifo shows that a process lived and is gone: the process holds its writing end, and the test reads to its end.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod cli_support;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::tempdir;
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, mkfifo};
+use tempfile::{TempDir, tempdir};
 
 /// How long a test waits for what must happen, before it fails.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -161,4 +167,151 @@ fn a_service_that_refuses_connections_costs_no_attempt_and_its_jobs_run_once_it_
     let answer = run(["result", &id, "--wait", "--server", &server.url()]);
     assert_eq!((code(&answer), stdout(&answer)), (0, "back"), "{}", stderr(&answer));
     server.stop();
+}
+
+/// A fifo whose writing end a process under test holds.
+struct Witness {
+    dir: TempDir,
+    events: mpsc::Receiver<Event>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    Lives,
+    Gone,
+}
+
+impl Witness {
+    fn new() -> Self {
+        let dir = tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let (tell, events) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(File::open(fifo).unwrap());
+            reader.read_line(&mut String::new()).unwrap();
+            tell.send(Event::Lives).ok();
+            reader.read_to_end(&mut Vec::new()).unwrap();
+            tell.send(Event::Gone).ok();
+        });
+        Self { dir, events }
+    }
+
+    /// A script whose child says that it lives, and then goes on until it is killed; so does the script.
+    fn script(&self) -> String {
+        let fifo = self.dir.path().join("fifo");
+        format!("(exec 3>{}; echo lives >&3; trap '' TERM; exec sleep 100000) & wait", fifo.display())
+    }
+
+    fn lives(&self) {
+        assert_eq!(self.events.recv_timeout(LIMIT), Ok(Event::Lives));
+    }
+
+    fn gone(&self) {
+        assert_eq!(self.events.recv_timeout(LIMIT), Ok(Event::Gone), "what the worker started is still there");
+    }
+}
+
+/// The guard's process: the worker's child that is told so.
+fn guard_of(worker: &Running) -> Pid {
+    let of = |id: &str| fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+    let children = fs::read_dir(format!("/proc/{}/task", worker.id())).unwrap().flatten().flat_map(|task| {
+        let ids = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        ids.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>()
+    });
+    let guard = children.into_iter().find(|id| of(id).split('\0').nth(1) == Some("guard")).expect("no guard");
+    Pid::from_raw(guard.parse().unwrap())
+}
+
+#[test]
+fn handlers_and_their_children_do_not_outlive_a_worker_that_is_killed() {
+    let witness = Witness::new();
+    let worker = Running::dev(&[], &witness.script());
+    submit(&worker);
+    witness.lives();
+    worker.kill();
+    witness.gone();
+}
+
+#[test]
+fn what_stops_a_worker_does_not_stop_its_guard_and_the_guard_ends_after_it() {
+    // Whoever loses its parent becomes a child of this process, which can wait for its end then.
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    let witness = Witness::new();
+    let worker = Running::dev(&[], &witness.script());
+    submit(&worker);
+    witness.lives();
+    let guard = guard_of(&worker);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        kill(guard, signal).unwrap();
+    }
+    assert_ne!(nix::unistd::getpgid(Some(guard)), nix::unistd::getpgid(Some(Pid::from_raw(worker.id() as i32))));
+    worker.kill();
+    witness.gone();
+    assert_eq!(waitpid(guard, None), Ok(WaitStatus::Exited(guard, 0)));
+
+    let drained = Running::dev(&[], "cat");
+    assert_eq!(code(&run_with(["submit", "--wait", "--server", &drained.url()], b"x")), 0);
+    let guard = guard_of(&drained);
+    drained.stop();
+    // The worker has collected it already, if there was time for that.
+    let ended = waitpid(guard, None);
+    assert!(matches!(ended, Ok(WaitStatus::Exited(_, 0)) | Err(Errno::ECHILD)), "{ended:?}");
+}
+
+#[test]
+fn a_guard_that_was_killed_is_started_again_and_knows_what_runs() {
+    let (first, second) = (Witness::new(), Witness::new());
+    let turns = tempdir().unwrap();
+    let turn = turns.path().join("turn");
+    let script = format!("if mkdir {}; then {}; else {}; fi", turn.display(), first.script(), second.script());
+    let worker = Running::dev(&["--slots", "2"], &script);
+    submit(&worker);
+    first.lives();
+    let guard = guard_of(&worker);
+    kill(guard, Signal::SIGKILL).unwrap();
+    submit(&worker);
+    second.lives();
+    assert_ne!(guard_of(&worker), guard);
+    worker.kill();
+    first.gone();
+    second.gone();
+}
+
+/// A guard that a test speaks to as a worker would.
+fn guard() -> Child {
+    let mut command = relay(["guard"]);
+    command.stdin(Stdio::piped()).process_group(0);
+    command.spawn().unwrap()
+}
+
+/// A command of that worker, in a group of its own.
+fn command(mark: &str) -> Child {
+    Command::new("sleep").arg("100000").env("RELAY_GUARD", mark).process_group(0).spawn().unwrap()
+}
+
+/// Says this, is gone, and waits for the guard's end.
+fn say_and_go(mut guard: Child, text: &str) {
+    guard.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(guard.wait().unwrap().success());
+}
+
+#[test]
+fn a_command_whose_group_the_guard_was_not_told_of_is_killed_too() {
+    let (mut announced, mut other) = (command("token-1"), command("token-11"));
+    say_and_go(guard(), "token token\n? 1\n");
+    assert_eq!(announced.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+    assert_eq!(other.try_wait().unwrap(), None, "another start's command was killed");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_group_that_has_ended_is_not_killed_by_its_number() {
+    let (mut ended, mut left) = (command("token-1"), command("token-2"));
+    say_and_go(guard(), &format!("token token\n? 1\n+ 1 {}\n? 2\n+ 2 {}\n- 1\n", ended.id(), left.id()));
+    assert_eq!(left.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+    assert_eq!(ended.try_wait().unwrap(), None, "a group that had ended was killed");
+    ended.kill().unwrap();
+    ended.wait().unwrap();
 }

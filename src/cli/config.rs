@@ -97,6 +97,7 @@ const GIVEN: &[&str] = &[
     "DEADLINE",
     "EXPIRES_AT",
     "GENERATION",
+    "GUARD",
     "IDEMPOTENCY_KEY",
     "JOB_ID",
     "MAX_ATTEMPTS",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use relay_workers::Handler;
+use relay_workers::handler::exec::guard::Guard;
 use relay_workers::handler::exec::{Exec, ExecConfig};
 use relay_workers::handler::http::{Http, HttpConfig};
 
@@ -44,6 +45,7 @@ impl HandlerArgs {
         let exec = Exec::new(ExecConfig { command: self.command, timeout: self.timeout, ..ExecConfig::default() });
         let exec = exec.map_err(|error| CliError::usage(error.to_string()))?;
         exec.check().map_err(|error| CliError::usage(error.to_string()).hint(error.hint()))?;
-        Ok(Arc::new(exec))
+        let guard = Guard::of_this_program([super::GUARD]);
+        Ok(Arc::new(exec.guarded(Arc::new(guard))))
     }
 }

@@ -52,6 +52,8 @@ mod traces;
 mod whoami;
 mod worker;
 
+use relay_workers::handler::exec::guard;
+
 use configured::Configured;
 use exit::CliError;
 pub use exit::Exit;
@@ -59,6 +61,9 @@ use logs::LogFormat;
 
 use crate::config::queues::Queue;
 use crate::config::values;
+
+/// `relay guard` is the guard of a worker's commands. A worker starts it, and nobody else: it is in no help.
+const GUARD: &str = "guard";
 
 /// What is said about exit codes at the end of the help.
 const EXIT_CODES: &str = "\
@@ -158,6 +163,11 @@ impl Command {
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let typed: Vec<OsString> = args.into_iter().collect();
+    // Before there is any other thread.
+    if typed.len() == 2 && typed[1] == GUARD {
+        guard::serve();
+        return Exit::Done.into();
+    }
     let configured = match configured::load(&Cli::command(), &typed) {
         Ok(configured) => configured,
         Err(error) => {

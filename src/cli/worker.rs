@@ -44,6 +44,7 @@ A command gets the payload on stdin; what it prints is the result. Exit code 0 i
 and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
 A command that is not there is refused at the start. One that can't be started later, or a service that
 refuses connections, costs no attempt: its jobs go back, and the worker warns and tries one now and then.
+What a command started does not outlive it, nor a worker that is killed.
 A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
     /// Read settings from this file; what a flag or a variable says counts instead. See `relay config`

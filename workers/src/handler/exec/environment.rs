@@ -19,8 +19,13 @@ pub(super) fn of(job: &Job, context: &Context, more: &[(OsString, OsString)]) ->
 }
 
 /// Whether a variable of the worker stays with the worker: its own settings, which may hold its key.
-pub(super) fn is_private(name: &OsStr) -> bool {
+fn is_private(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"RELAY_")
+}
+
+/// Names each variable of this process that is private.
+pub(super) fn remove_private(mut remove: impl FnMut(&OsStr)) {
+    std::env::vars_os().filter(|(name, _)| is_private(name)).for_each(|(name, _)| remove(&name));
 }
 
 /// `prefix` and the name in upper case, everything but ASCII letters and digits as `_`.

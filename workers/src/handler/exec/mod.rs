@@ -6,6 +6,7 @@
 //! `RELAY_GENERATION`, `RELAY_CLIENT`, `RELAY_QUEUE`, `RELAY_ATTEMPT`, `RELAY_MAX_ATTEMPTS`, `RELAY_CONTENT_TYPE`,
 //! `RELAY_ACCEPTED_AT`, `RELAY_EXPIRES_AT`, `RELAY_DEADLINE` (times in RFC 3339); where the job has them also
 //! `RELAY_CONTENT_ENCODING`, `RELAY_IDEMPOTENCY_KEY`, `RELAY_META_<NAME>`, `TRACEPARENT` and `TRACESTATE`.
+//! With a [`Guard`] also `RELAY_GUARD`, which is of no use to the command.
 //!
 //! # How it ends
 //!
@@ -25,21 +26,30 @@
 //! The failure's detail ends with the end of stderr. To stop is SIGTERM to the whole process group, `grace`, SIGKILL.
 //! When the command itself has exited, what it left behind in its group is killed. A command that ignores its stdin is
 //! fine.
+//!
+//! # When the worker is killed
+//!
+//! A worker that is killed can't stop its commands. With a [`Guard`](guard::Guard) they are killed for it, with all that
+//! is in their groups.
 
 mod environment;
 mod exit;
+pub mod guard;
 mod process;
 pub mod program;
 mod streams;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use relay_bridge::contract::Job;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 
+use self::guard::Guard;
+use self::process::Start;
 use self::program::CannotStart;
 use super::{Attempt, Context, Handler};
 
@@ -88,6 +98,7 @@ pub struct EmptyCommand;
 #[derive(Debug)]
 pub struct Exec {
     config: ExecConfig,
+    guard: Option<Arc<Guard>>,
 }
 
 impl Exec {
@@ -100,7 +111,13 @@ impl Exec {
         if config.command.is_empty() {
             return Err(EmptyCommand);
         }
-        Ok(Self { config })
+        Ok(Self { config, guard: None })
+    }
+
+    /// With a guard, so that its commands do not outlive this process. Without one they do if it is killed.
+    #[must_use]
+    pub fn guarded(self, guard: Arc<Guard>) -> Self {
+        Self { guard: Some(guard), ..self }
     }
 
     /// Finds the program as the system will look for it, and the directory it is to run in. For the start of a process:
@@ -118,7 +135,8 @@ impl Handler for Exec {
     async fn handle(&self, job: &Job, context: &Context) -> Attempt {
         let environment = environment::of(job, context, &self.config.environment);
         let stdout_max = usize::try_from(context.result_max).unwrap_or(usize::MAX).min(self.config.stdout_max);
-        let ran = process::run(&self.config, environment, &job.payload, stdout_max, context).await;
+        let start = Start { config: &self.config, guard: self.guard.as_ref(), environment };
+        let ran = process::run(start, &job.payload, stdout_max, context).await;
         exit::attempt(ran, &self.config, stdout_max)
     }
 

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -15,13 +16,22 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::environment::is_private;
+use super::environment;
+use super::guard::{Guard, Guarded};
 use super::streams::{Capped, Overflow, Tail};
 use super::{Context, ExecConfig};
 
 /// How long the output of a command that has exited is read on, if something it left behind holds it open; and how
 /// long one that was sent SIGKILL may take to be gone.
 pub(super) const COLLECT_MAX: Duration = Duration::from_millis(500);
+
+/// What a command is started with.
+#[derive(Debug)]
+pub(super) struct Start<'a> {
+    pub(super) config: &'a ExecConfig,
+    pub(super) guard: Option<&'a Arc<Guard>>,
+    pub(super) environment: Vec<(OsString, OsString)>,
+}
 
 /// What a command did.
 #[derive(Debug)]
@@ -44,26 +54,38 @@ pub(super) enum End {
 }
 
 /// Runs the command to its end, or stops it.
-pub(super) async fn run(
-    config: &ExecConfig,
-    environment: Vec<(OsString, OsString)>,
-    payload: &[u8],
-    stdout_max: usize,
-    context: &Context,
-) -> Ran {
+pub(super) async fn run(start: Start<'_>, payload: &[u8], stdout_max: usize, context: &Context) -> Ran {
+    let config = start.config;
     let mut stdout = Capped::new(stdout_max);
     let mut stderr = Tail::new(config.stderr_max);
-    let end = match start(config, environment) {
-        Ok(child) => {
+    let end = match start_guarded(start) {
+        Ok((child, group)) => {
             context.started();
-            follow(config, child, payload, &mut stdout, &mut stderr, &context.cancelled()).await
+            let running = (child, group);
+            follow(config, running, payload, &mut stdout, &mut stderr, &context.cancelled()).await
         }
         Err(error) => End::NotStarted(error),
     };
     Ran { end, stdout: stdout.bytes, stderr }
 }
 
-fn start(config: &ExecConfig, environment: Vec<(OsString, OsString)>) -> io::Result<Child> {
+/// The guard hears of the start before it is made, and of the group right after: a worker that is killed in between
+/// leaves nothing behind either.
+fn start_guarded(start: Start<'_>) -> io::Result<(Child, Group)> {
+    let Start { config, guard, mut environment } = start;
+    let mut guarded = guard.map(|guard| guard.announce()).transpose()?;
+    if let Some(guarded) = &guarded {
+        environment.push(guarded.mark());
+    }
+    let child = spawn(config, environment)?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    if let Some((guarded, group)) = guarded.as_mut().zip(group) {
+        guarded.started(group);
+    }
+    Ok((child, Group { group, _guarded: guarded }))
+}
+
+fn spawn(config: &ExecConfig, variables: Vec<(OsString, OsString)>) -> io::Result<Child> {
     let [program, arguments @ ..] = config.command.as_slice() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
     };
@@ -74,21 +96,20 @@ fn start(config: &ExecConfig, environment: Vec<(OsString, OsString)>) -> io::Res
     if let Some(directory) = &config.directory {
         command.current_dir(directory);
     }
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_private(name)) {
+    environment::remove_private(|name| {
         command.env_remove(name);
-    }
-    command.envs(environment).spawn()
+    });
+    command.envs(variables).spawn()
 }
 
 async fn follow(
     config: &ExecConfig,
-    mut child: Child,
+    (mut child, mut group): (Child, Group),
     payload: &[u8],
     stdout: &mut Capped,
     stderr: &mut Tail,
     cancelled: &CancellationToken,
 ) -> End {
-    let mut group = Group::of(&child);
     let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
@@ -165,17 +186,16 @@ async fn follow(
     end
 }
 
-/// The command's process group. Dropping it kills what is left of it.
-struct Group(Option<Pid>);
+/// The command's process group. Dropping it kills what is left of it, and then tells the guard that it is gone.
+struct Group {
+    group: Option<Pid>,
+    _guarded: Option<Guarded>,
+}
 
 impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
-    }
-
     fn signal(&self, signal: Signal) {
         // Nobody left in it is the usual case.
-        if let Some(Err(error)) = self.0.map(|group| killpg(group, signal))
+        if let Some(Err(error)) = self.group.map(|group| killpg(group, signal))
             && error != nix::errno::Errno::ESRCH
         {
             tracing::debug!(%error, ?signal, "signal not sent to a command's group");
@@ -185,7 +205,7 @@ impl Group {
     /// Kills it, once: later its number may be someone else's.
     fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
-        self.0 = None;
+        self.group = None;
     }
 }
 
