@@ -9,9 +9,9 @@ mod cli_support;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -314,4 +314,71 @@ fn a_group_that_has_ended_is_not_killed_by_its_number() {
     assert_eq!(ended.try_wait().unwrap(), None, "a group that had ended was killed");
     ended.kill().unwrap();
     ended.wait().unwrap();
+}
+
+/// relay as the first process of a namespace of its own.
+struct FirstProcess {
+    unshare: Running,
+    relay: Pid,
+}
+
+impl FirstProcess {
+    fn dev(command: &str) -> Self {
+        let mut unshare = Command::new("unshare");
+        // With root of its own where the test's user is not root.
+        let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+        let user = if root { &[][..] } else { &["--user", "--map-root-user"] };
+        unshare.args(user).args(["--pid", "--mount-proc", "--fork", "--kill-child", env!("CARGO_BIN_EXE_relay")]);
+        unshare.args(["dev", "--listen", "127.0.0.1:0", "--json", "--max-attempts", "1", "--", "sh", "-c", command]);
+        unshare.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Where namespaces are not permitted this fails with what unshare says.
+        let unshare = Running::start_command(unshare);
+        let children = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let relay = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        Self { unshare, relay: Pid::from_raw(relay) }
+    }
+}
+
+/// Processes that have ended and that their parent did not collect.
+fn zombies_of(parent: Pid) -> Vec<PathBuf> {
+    let is_zombie = |process: &PathBuf| {
+        let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().take(2).collect::<Vec<_>>());
+        fields.is_some_and(|fields| fields == ["Z", parent.to_string().as_str()])
+    };
+    fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(is_zombie).collect()
+}
+
+#[test]
+fn the_first_process_of_a_container_collects_orphans_and_only_orphans() {
+    // Each handler leaves a child behind, which loses its parent and is killed with the group; the exit code is the
+    // handler's own.
+    let script = "sleep 100000 & read -r code; exit \"$code\"";
+    let first = FirstProcess::dev(script);
+    let ended = |code: u32| {
+        let (input, server) = (format!("{code}\n"), first.unshare.url());
+        let output = run_with(["submit", "--wait", "--json", "--server", &server], input.as_bytes());
+        json_lines(&output).remove(0)
+    };
+    for job in 0..40 {
+        let code = [0, 65, 3, 70][job % 4];
+        let result = ended(code);
+        let (outcome, detail) = match code {
+            0 => ("succeeded", None),
+            65 => ("failed", Some("exited with 65")),
+            3 => ("exhausted", Some("exited with 3")),
+            _ => ("exhausted", Some("exited with 70")),
+        };
+        assert_eq!(result["outcome"], outcome, "{result}");
+        let says = result["failure"]["detail"].as_str();
+        assert!(detail.is_none_or(|detail| says.is_some_and(|says| says.contains(detail))), "{result}");
+    }
+    // The last ones may be on their way: their end and its collection are nothing that anybody is told of.
+    let begin = std::time::Instant::now();
+    while !zombies_of(first.relay).is_empty() {
+        assert!(begin.elapsed() < LIMIT, "zombies: {:?}", zombies_of(first.relay));
+        std::thread::yield_now();
+    }
+    kill(first.relay, Signal::SIGTERM).unwrap();
+    assert_eq!(first.unshare.wait().0, Some(0));
 }

@@ -8,6 +8,7 @@
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
+//! - `init`: what the first process of a container has to do.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ mod demo;
 mod dev;
 pub mod exit;
 mod handler;
+mod init;
 mod inputs;
 mod jobs;
 mod keys;
@@ -189,7 +191,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if message.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    let exit = match run_to_end(cli) {
+    let exit = match init::reaping_orphans(|| run_to_end(cli)) {
         Ok(exit) => exit,
         Err(error) => {
             error.report();
