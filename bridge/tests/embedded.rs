@@ -128,6 +128,31 @@ async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
     store.close().await;
 }
 
+/// The job is in line for no step of the writer: what waits is zero before and after.
+#[tokio::test]
+async fn a_clients_first_job_that_a_waiting_worker_gets_at_once_stays_leased_over_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let broker = store.broker();
+    let request = LeaseRequest {
+        worker: "w2".parse().unwrap(),
+        queues: vec!["work".parse().unwrap()],
+        max: NonZeroU32::MIN,
+        wait: Duration::from_secs(60),
+    };
+    let (held, job) = tokio::join!(biased; broker.leasing.lease(&request), submit(&store, "first"));
+    let held = held.unwrap().remove(0);
+    assert_eq!(held.job.id, job.job_id);
+    store.close().await;
+
+    let store = open(&path).await;
+    let leasing = store.broker().leasing;
+    assert!(matches!(leasing.extend(&held.receipt).await.unwrap(), Held::Until(_)));
+    assert!(lease(&store, 1).await.is_empty(), "it is in one worker's hands");
+    store.close().await;
+}
+
 #[tokio::test]
 async fn the_deadline_of_a_job_that_is_leased_over_a_restart_is_found() {
     let folder = TempDir::new().unwrap();

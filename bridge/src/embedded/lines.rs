@@ -19,11 +19,13 @@ pub(super) struct Line {
     pub(super) in_turn: bool,
     /// The last step that touched it.
     step: u64,
+    /// Whether the file has a row of it, by which its jobs are found when the store is opened.
+    in_file: bool,
 }
 
 impl Line {
     pub(super) fn new(waiting: u64, parked: u64) -> Self {
-        Self { waiting, parked, ..Self::default() }
+        Self { waiting, parked, in_file: true, ..Self::default() }
     }
 }
 
@@ -76,7 +78,16 @@ impl Lines {
         self.before.iter().filter_map(|(key, before)| {
             let line = self.all.get(key)?;
             let differs = (line.waiting, line.parked) != (before.waiting, before.parked);
-            differs.then_some((*key, line.waiting, line.parked))
+            (differs || !line.in_file).then_some((*key, line.waiting, line.parked))
         })
+    }
+
+    /// The file was told of all of them. If the step is not committed after all, `undo_step` takes this back too.
+    pub(super) fn saved(&mut self) {
+        for (key, _) in self.before.iter().filter(|(_, before)| !before.in_file) {
+            if let Some(line) = self.all.get_mut(key) {
+                line.in_file = true;
+            }
+        }
     }
 }

@@ -99,6 +99,7 @@ impl State {
                 .and_then(|mut update| update.execute(params![queue, client, waiting, parked]))
                 .map_err(sql)?;
         }
+        self.lines.saved();
         Ok(())
     }
 
