@@ -1,6 +1,7 @@
 //! A deadline that passes is recorded, also when no worker runs; and nothing is removed before its time.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::Fixture;
 use super::stage::{Stage, refused};
@@ -39,7 +40,7 @@ pub async fn expiry_is_recorded_without_any_worker(fixture: &dyn Fixture) {
     stage.sweep().await;
     assert_eq!(stage.finished(&capped).await.result.outcome, Outcome::Expired);
     stage.assert_nothing_in_line().await;
-    assert_eq!(stage.depth().await, crate::job_queue::Depth::default());
+    stage.assert_depth(crate::job_queue::Depth::default()).await;
 }
 
 pub async fn an_expired_job_does_not_start(fixture: &dyn Fixture) {
@@ -118,7 +119,7 @@ async fn finished_jobs(stage: &Stage<'_>) -> Vec<Job> {
 }
 
 pub async fn a_sweep_writes_nothing_for_finished_runs_at_any_edge(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::brief(fixture).await;
     let jobs = finished_jobs(&stage).await;
     let client = jobs[0].client.clone();
     let mut before: Vec<Finished> = Vec::new();
@@ -129,6 +130,8 @@ pub async fn a_sweep_writes_nothing_for_finished_runs_at_any_edge(fixture: &dyn 
     let retention = stage.policy.retention;
     let mut edges = BTreeSet::new();
     let near = i64::try_from(fixture.edge().as_millis()).unwrap();
+    // For how long a submission may be on its way.
+    let real = if fixture.calls().is_some() { fixture.edge() * 2 } else { Duration::ZERO };
     for (job, finished) in jobs.iter().zip(&before) {
         let finish = finished.result.finished_at;
         for edge in [job.expires_at, finish + stage.policy.job_ttl, finish + retention, job.keep_until()] {
@@ -136,21 +139,36 @@ pub async fn a_sweep_writes_nothing_for_finished_runs_at_any_edge(fixture: &dyn 
             edges.extend([edge - near, edge, edge + near]);
         }
     }
+    let last_edge = edges.last().copied().map(crate::contract::Timestamp::from_millis).unwrap();
     for edge in edges {
         let edge = crate::contract::Timestamp::from_millis(edge);
         stage.pass(edge.since(fixture.now())).await;
+        if fixture.now() > last_edge + fixture.edge() {
+            // On a slow machine the looks at one edge last beyond the others.
+            break;
+        }
         let expired = stage.sweep().await;
         assert!(expired.iter().all(|result| result.client != client), "a finished run ended again: {expired:?}");
         for (job, before) in jobs.iter().zip(&before) {
-            // A result is kept from when it was recorded as long as its record is from its start.
-            if fixture.now() + fixture.edge() > before.result.finished_at + stage.policy.job_ttl + retention {
-                continue;
+            // In real time the look may come after the edge: what counts is the time once it was answered.
+            let (lookup, kept) = (stage.lookup(job).await, fixture.now());
+            match lookup {
+                Lookup::Finished(now) => {
+                    let found = (&now.result, &now.cursor, now.erased);
+                    assert_eq!(found, (&before.result, &before.cursor, false), "at {edge}");
+                }
+                // A result is kept from when it was recorded as long as its record is from its start.
+                gone => {
+                    let until = before.result.finished_at + stage.policy.job_ttl + retention;
+                    assert!(kept + fixture.edge() > until, "{gone:?} at {edge}");
+                }
             }
-            let now = stage.finished(job).await;
-            assert_eq!((&now.result, &now.cursor, now.erased), (&before.result, &before.cursor, false), "at {edge}");
-            if fixture.now() < job.keep_until() {
-                let status = stage.status(job).await;
-                assert_eq!(status.state, JobState::Finished(before.result.outcome));
+            let (status, kept) = (stage.broker.jobs.status(&client, job.id).await.unwrap(), fixture.now());
+            match status {
+                Some(status) => assert_eq!(status.state, JobState::Finished(before.result.outcome)),
+                None => assert!(kept >= job.keep_until(), "no record at {edge}"),
+            }
+            if fixture.now() + real < job.keep_until() {
                 assert_eq!(stage.replay(stage.keyed(&client, before.result.outcome.as_str())).await.run_id, job.run_id);
             }
         }
@@ -169,12 +187,12 @@ pub async fn a_sweep_writes_nothing_for_finished_runs_at_any_edge(fixture: &dyn 
 }
 
 pub async fn a_result_is_readable_for_its_retention_after_completion(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::brief(fixture).await;
     let client = stage.client("a");
     // The latest completion there is: just before the deadline.
     let keyed = stage.submit(stage.keyed(&client, "key")).await;
     let keyless = stage.submit_plain(&client).await;
-    stage.pass(stage.policy.job_ttl - stage.slack).await;
+    stage.pass(stage.policy.job_ttl - stage.slack * 3).await;
     for _ in 0..2 {
         stage.succeed(&stage.lease_one().await).await;
     }
@@ -183,10 +201,16 @@ pub async fn a_result_is_readable_for_its_retention_after_completion(fixture: &d
         stage.pass_until(finished_at + stage.policy.retention / 4 * quarter, -2).await;
         stage.sweep().await;
         for job in [&keyed, &keyless] {
-            assert_eq!(stage.finished(job).await.result.payload, "done");
+            match stage.lookup(job).await {
+                Lookup::Finished(finished) => assert_eq!(finished.result.payload, "done"),
+                // In real time a sweep of all queues may last beyond the edge.
+                gone => assert!(fixture.now() >= finished_at + stage.policy.retention, "{gone:?} in quarter {quarter}"),
+            }
         }
-        assert_eq!(stage.replay(stage.keyed(&client, "key")).await.run_id, keyed.run_id);
-        assert_eq!(stage.read_all(&client, Start::Oldest).await.0.len(), 2);
+        if quarter < 4 || fixture.calls().is_none() {
+            assert_eq!(stage.replay(stage.keyed(&client, "key")).await.run_id, keyed.run_id);
+            assert_eq!(stage.read_all(&client, Start::Oldest).await.0.len(), 2);
+        }
     }
     stage.pass(stage.policy.job_ttl + stage.policy.retention).await;
     stage.sweep().await;
@@ -195,7 +219,7 @@ pub async fn a_result_is_readable_for_its_retention_after_completion(fixture: &d
 }
 
 pub async fn a_result_past_its_keeping_is_absent_before_any_sweep(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::brief(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;
     stage.pass(stage.policy.job_ttl + stage.policy.retention + stage.slack).await;
     match stage.lookup(&job).await {
@@ -208,7 +232,7 @@ pub async fn a_result_past_its_keeping_is_absent_before_any_sweep(fixture: &dyn 
 }
 
 pub async fn retention_is_fixed_at_acceptance(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::brief(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;
     let shorter = crate::policy::QueuePolicy { job_ttl: stage.lease, retention: stage.lease, ..stage.policy.clone() };
     stage.write_policy(&shorter).await;
@@ -219,7 +243,7 @@ pub async fn retention_is_fixed_at_acceptance(fixture: &dyn Fixture) {
 }
 
 pub async fn a_job_without_a_key_leaves_only_its_result(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.run(stage.submission(&stage.client("a"))).await;
     assert_eq!(stage.finished(&job).await.result.payload, "done");
     if let Some(status) = stage.broker.jobs.status(&job.client, job.id).await.unwrap() {

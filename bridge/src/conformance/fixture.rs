@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::Calls;
 use crate::broker::Broker;
 use crate::contract::{Job, Timestamp, WorkerId};
 use crate::leasing::Leasing;
@@ -19,6 +20,12 @@ pub trait Fixture: Send + Sync {
     /// The handle of one worker. An adapter that is reached over a connection gives each worker one of its own.
     async fn worker(&self, _worker: &WorkerId) -> Arc<dyn Leasing> {
         self.broker().leasing
+    }
+
+    /// What the suite makes its calls through. Default `None`: each call is made once, and none may fail for want of time,
+    /// which holds for a broker in the test's own process. A broker in a process of its own wants [`Calls`].
+    fn calls(&self) -> Option<&Calls> {
+        None
     }
 
     /// The broker's wall clock.
@@ -50,7 +57,8 @@ pub trait Fixture: Send + Sync {
         Duration::from_millis(1)
     }
 
-    /// How long a lease may take to find what is in line. Default zero: at once.
+    /// How long a lease looks for what may be in line. Default zero: at once. What must be there is waited for where this is
+    /// not zero.
     fn patience(&self) -> Duration {
         Duration::ZERO
     }

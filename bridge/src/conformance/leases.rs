@@ -29,18 +29,20 @@ pub async fn an_extended_lease_keeps_the_job_hidden(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
-    for _ in 0..4 {
-        stage.pass(stage.lease * 2 / 3).await;
+    // As often as workers do.
+    for _ in 0..9 {
+        stage.pass(stage.lease / 3).await;
         match stage.leasing.extend(&delivery.receipt).await.unwrap() {
             Held::Until(held) => assert!(held <= stage.lease && held > stage.lease / 2, "{held:?}"),
             ended => panic!("{ended:?}"),
         }
         stage.assert_nothing_in_line().await;
     }
+    assert_eq!(stage.status(&delivery.job).await.attempt, 1, "heartbeats spend no attempt");
     stage.pass(stage.lease - stage.slack).await;
     stage.assert_nothing_in_line().await;
-    assert_eq!(stage.status(&delivery.job).await.attempt, 1, "heartbeats spend no attempt");
-    stage.succeed(&delivery).await;
+    stage.record_first(&stage.success(&delivery, "done")).await;
+    stage.settle_late(&delivery, Settlement::Complete).await;
     stage.pass_lease().await;
     stage.assert_nothing_in_line().await;
 }
@@ -49,9 +51,11 @@ pub async fn a_lease_ends_at_lease_max_however_often_it_is_extended(fixture: &dy
     let stage = Stage::with(fixture, |policy| policy.lease_max = policy.lease * 2).await;
     stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
-    stage.pass(stage.lease / 2).await;
-    stage.leasing.extend(&delivery.receipt).await.unwrap();
-    stage.pass(stage.lease * 3 / 4).await;
+    stage.pass(stage.lease / 4).await;
+    for _ in 0..4 {
+        stage.leasing.extend(&delivery.receipt).await.unwrap();
+        stage.pass(stage.lease / 4).await;
+    }
     // 1.25 of 2 leases have passed: less than a whole lease is left.
     match stage.leasing.extend(&delivery.receipt).await.unwrap() {
         Held::Until(held) => assert!(held <= stage.lease * 3 / 4 + stage.slack, "{held:?} goes beyond lease_max"),
@@ -174,7 +178,7 @@ pub async fn a_retry_is_never_before_its_delay(fixture: &dyn Fixture) {
 }
 
 pub async fn a_retry_spends_an_attempt_and_a_hand_back_does_not(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     for _ in 0..3 {
         let delivery = stage.lease_one().await;
@@ -253,7 +257,7 @@ pub async fn progress_is_taken_from_the_holder(fixture: &dyn Fixture) {
 }
 
 pub async fn a_receipt_that_no_broker_gave_is_lost_or_invalid(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     for token in [vec![], vec![0xff; 8], vec![0x00; 1_024], [&delivery.receipt.token[..], &[0]].concat()] {

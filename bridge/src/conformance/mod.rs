@@ -12,6 +12,12 @@
 //! What adapters may do differently is read from [`Capabilities`](crate::broker::Capabilities) and tested for what is
 //! claimed; no promise is skipped.
 //!
+//! # What fails
+//!
+//! A promise is judged once: an assertion that does not hold has failed. On a broker in a process of its own a call may get no
+//! answer because the machine is busy: [`Calls`] repeats it as users do, and counts it. Whatever must come is waited for;
+//! what must not have come yet is judged by when it came, not by when a test meant to look.
+//!
 //! # Layout
 //!
 //! - [`payloads`]: bytes, headers, limits. [`identity`]: a retry is one job.
@@ -26,6 +32,7 @@
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
 #![expect(missing_docs, reason = "a promise's name is the sentence that documents it")]
 
+mod calls;
 pub mod claims;
 mod columns;
 pub mod endings;
@@ -47,6 +54,7 @@ pub mod waiting;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use calls::{Calls, Pace};
 pub use columns::{COLUMNS, Column, document};
 pub use fixture::Fixture;
 pub use operating::newer_envelope;

@@ -91,7 +91,7 @@ pub async fn jobs_are_listed_newest_first_page_by_page(fixture: &dyn Fixture) {
 }
 
 pub async fn jobs_of_one_moment_are_listed_once_each(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     stage.backlog(&client, 25).await;
     let (mut seen, mut after) = (Vec::new(), None);
@@ -108,7 +108,7 @@ pub async fn jobs_of_one_moment_are_listed_once_each(fixture: &dyn Fixture) {
 }
 
 pub async fn jobs_are_listed_by_queue_and_state(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let done = stage.run(stage.keyed(&client, "done")).await.id;
     let leased = stage.submit(stage.keyed(&client, "leased")).await.id;
@@ -134,26 +134,25 @@ pub async fn jobs_are_listed_by_queue_and_state(fixture: &dyn Fixture) {
 pub async fn depth_counts_what_waits_what_is_parked_and_what_runs(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let client = stage.client("a");
-    assert_eq!(stage.depth().await, Depth::default());
+    stage.assert_depth(Depth::default()).await;
     stage.backlog(&client, 3).await;
     stage.backlog(&stage.client("b"), 2).await;
     let mut delayed = stage.submission(&client);
     delayed.delay = stage.lease * 2;
     stage.submit(delayed).await;
-    assert_eq!(stage.depth().await, Depth { waiting: 5, parked: 1, leased: 0 });
-    let held = stage.lease_up_to(2).await;
+    stage.assert_depth(Depth { waiting: 5, parked: 1, leased: 0 }).await;
+    let held = stage.lease_some(2).await;
     let leased = u64::try_from(held.len()).unwrap();
-    assert_eq!(stage.depth().await, Depth { waiting: 5 - leased, parked: 1, leased });
+    stage.assert_depth(Depth { waiting: 5 - leased, parked: 1, leased }).await;
     stage.settle(&held[0], Settlement::RetryAfter(stage.lease * 2)).await;
-    assert_eq!(stage.depth().await, Depth { waiting: 5 - leased, parked: 2, leased: leased - 1 });
+    stage.assert_depth(Depth { waiting: 5 - leased, parked: 2, leased: leased - 1 }).await;
     stage.pass(stage.lease * 2 + stage.slack).await;
-    let held = stage.lease_all().await;
-    assert_eq!(held.len(), 6);
-    assert_eq!(stage.depth().await, Depth { waiting: 0, parked: 0, leased: 6 });
+    let held = stage.lease_exactly(6).await;
+    stage.assert_depth(Depth { waiting: 0, parked: 0, leased: 6 }).await;
     for delivery in &held {
         stage.succeed(delivery).await;
     }
-    assert_eq!(stage.depth().await, Depth::default());
+    stage.assert_depth(Depth::default()).await;
 }
 
 pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn Fixture) {
@@ -306,7 +305,7 @@ pub async fn accepted_jobs_survive_a_crash_of_the_broker(fixture: &dyn Fixture) 
         return;
     }
     assert_eq!(stage.replay(submission).await.run_id, keyed.run_id);
-    let mut held = stage.lease_all().await;
+    let mut held = stage.lease_exactly(2).await;
     held.sort_by_key(|delivery| delivery.job.id != keyed.id);
     assert_eq!(
         held.iter().map(|delivery| (&delivery.job, delivery.attempt)).collect::<Vec<_>>(),
@@ -391,7 +390,7 @@ pub async fn policies_and_pauses_survive_a_crash_of_the_broker(fixture: &dyn Fix
     assert_eq!(stage.broker.policies.policy(&stage.queue).await.unwrap(), Some(paused));
     stage.assert_nothing_in_line().await;
     stage.broker.policies.set_paused(&stage.queue, false).await.unwrap();
-    assert_eq!(stage.lease_all().await.len(), 1, "max_running holds as before");
+    stage.lease_exactly(1).await;
 }
 
 pub async fn fairness_and_quotas_survive_a_crash_of_the_broker(fixture: &dyn Fixture) {
@@ -404,7 +403,7 @@ pub async fn fairness_and_quotas_survive_a_crash_of_the_broker(fixture: &dyn Fix
     }
     let refusal = stage.broker.jobs.enqueue(stage.accept(stage.submission(&busy))).await;
     assert_eq!(refused(refusal), BrokerErrorKind::QuotaExceeded { actual: 50, limit: 50 });
-    assert_eq!(stage.depth().await, Depth { waiting: 51, parked: 0, leased: 0 });
+    stage.assert_depth(Depth { waiting: 51, parked: 0, leased: 0 }).await;
     let mut held = Vec::new();
     for _ in 0..4 {
         held.push(stage.lease_one().await.job.id);

@@ -14,7 +14,7 @@ use crate::result_log::Start;
 use crate::settlement::Settlement;
 
 pub async fn a_second_result_is_refused(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     stage.record_first(&stage.success(&delivery, "first")).await;
@@ -69,7 +69,7 @@ pub async fn a_run_that_was_recorded_but_not_settled_keeps_its_result(fixture: &
 }
 
 pub async fn a_result_of_a_smaller_run_never_replaces_a_greater_one(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit(stage.keyed(&stage.client("a"), "key")).await;
     let first = stage.lease_one().await;
     stage.succeed(&first).await;
@@ -85,7 +85,7 @@ pub async fn a_result_of_a_smaller_run_never_replaces_a_greater_one(fixture: &dy
 }
 
 pub async fn a_result_without_a_job_is_not_found(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let unknown = stage.accept(stage.submission(&stage.client("a")));
     let end = End { attempt: 1, started_at: None, finished_at: fixture.now() };
     let result = JobResult::succeeded(&unknown, end, "text/plain", "done".into());
@@ -94,7 +94,7 @@ pub async fn a_result_without_a_job_is_not_found(fixture: &dyn Fixture) {
 }
 
 pub async fn a_result_that_names_another_client_queue_or_run_ends_nothing(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     let result = stage.success(&delivery, "done");
@@ -150,7 +150,7 @@ pub async fn a_cancelled_queued_job_never_starts(fixture: &dyn Fixture) {
     stage.assert_nothing_in_line().await;
     stage.pass(stage.lease * 3).await;
     stage.assert_nothing_in_line().await;
-    assert_eq!(stage.depth().await, crate::job_queue::Depth::default());
+    stage.assert_depth(crate::job_queue::Depth::default()).await;
     assert_eq!(stage.read_all(&client, Start::Oldest).await.0.len(), 3);
 }
 
@@ -168,7 +168,7 @@ pub async fn a_holder_learns_of_a_cancel_at_its_next_heartbeat(fixture: &dyn Fix
     stage.settle_late(&delivery, Settlement::Complete).await;
     stage.pass_lease().await;
     stage.assert_nothing_in_line().await;
-    assert_eq!(stage.depth().await, crate::job_queue::Depth::default());
+    stage.assert_depth(crate::job_queue::Depth::default()).await;
 }
 
 pub async fn a_cancelled_job_whose_holder_retries_does_not_come_back(fixture: &dyn Fixture) {
@@ -186,7 +186,7 @@ pub async fn a_cancelled_job_whose_holder_retries_does_not_come_back(fixture: &d
 }
 
 pub async fn cancelling_a_finished_job_answers_its_outcome(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;
     let status = stage.broker.jobs.cancel(&job.client, job.id).await.unwrap();
     assert_eq!(status.state, JobState::Finished(Outcome::Succeeded));
@@ -238,8 +238,7 @@ pub async fn cancel_completion_and_expiry_racing_end_in_one_outcome(fixture: &dy
             submission.expires_in = Some(stage.lease / 2);
             stage.submit(submission).await;
         }
-        let held = stage.lease_all().await;
-        assert_eq!(held.len(), 6);
+        let held = stage.lease_exactly(6).await;
         stage.pass(stage.lease / 2 + stage.slack).await;
         // At once, because a sweep ends all that are past their deadline.
         futures_util::future::join_all(held.iter().map(|delivery| race_to_the_end(&stage, delivery))).await;
@@ -276,7 +275,7 @@ async fn race_to_the_end(stage: &Stage<'_>, delivery: &Delivery) {
 }
 
 pub async fn many_results_for_one_run_racing_leave_one(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     let mut racing = JoinSet::new();

@@ -8,6 +8,7 @@ use super::Fixture;
 use super::stage::{Stage, refused};
 use crate::contract::{Failure, JobResult, Outcome};
 use crate::error::BrokerErrorKind;
+use crate::job_queue::Depth;
 use crate::settlement::Settlement;
 
 /// A pattern without a short period, so that a swapped or repeated block shows.
@@ -16,7 +17,7 @@ fn pattern(bytes: u64) -> Bytes {
 }
 
 pub async fn payloads_of_every_byte_value_survive(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let payload: Bytes = (0..=255_u8).chain((0..=255).rev()).collect();
     let mut submission = stage.submission(&stage.client("a"));
     submission.payload = payload.clone();
@@ -28,7 +29,7 @@ pub async fn payloads_of_every_byte_value_survive(fixture: &dyn Fixture) {
 }
 
 pub async fn empty_payloads_survive(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let mut submission = stage.submission(&stage.client("a"));
     submission.payload = Bytes::new();
     let job = stage.submit(submission).await;
@@ -64,7 +65,7 @@ pub async fn a_payload_one_byte_too_large_is_refused_with_both_numbers(fixture: 
     let expected = BrokerErrorKind::TooLarge { actual: 1_001, limit: 1_000 };
     assert_eq!(refused(stage.broker.jobs.enqueue(job.clone()).await), expected);
     stage.assert_absent(&job).await;
-    assert_eq!(stage.depth().await.waiting, 1);
+    stage.assert_depth(Depth { waiting: 1, ..Depth::default() }).await;
 }
 
 pub async fn a_policy_above_the_brokers_limit_takes_no_larger_payload(fixture: &dyn Fixture) {
@@ -95,7 +96,7 @@ pub async fn a_result_larger_than_the_broker_takes_ends_its_run_as_failed(fixtur
 }
 
 pub async fn headers_content_type_and_encoding_survive(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let mut submission = stage.keyed(&stage.client("a"), "order 4711".replace(' ', "!\"\\").as_str());
     submission.content_type = "Application/Vnd.Example+JSON; charset=\"utf-8\"; q=é".to_owned();
     submission.content_encoding = Some("x-Custom, gzip".to_owned());
@@ -118,7 +119,7 @@ pub async fn headers_content_type_and_encoding_survive(fixture: &dyn Fixture) {
 }
 
 pub async fn a_failure_reaches_the_client_as_it_was_recorded(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     let delivery = stage.lease_one().await;
     let failure = Failure::new("exit-code", "exit status: 2\n\"nö such file\"\0".repeat(100));

@@ -24,11 +24,11 @@ pub(super) async fn finish(stage: &Stage<'_>, name: &str, count: usize) -> Vec<J
 }
 
 pub async fn results_come_in_the_order_in_which_they_were_recorded(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     stage.backlog(&client, 12).await;
     stage.backlog(&stage.client("b"), 3).await;
-    let mut held = stage.lease_all().await;
+    let mut held = stage.lease_exactly(15).await;
     // Recorded in another order than submitted or leased.
     held.sort_by_key(|delivery| delivery.job.id.as_bytes()[15]);
     let mut recorded = Vec::new();
@@ -49,7 +49,7 @@ pub async fn results_come_in_the_order_in_which_they_were_recorded(fixture: &dyn
 }
 
 pub async fn a_cursor_resumes_with_nothing_lost_or_doubled(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let mut expected = finish(&stage, "a", 10).await;
     let (mut seen, mut from) = (Vec::new(), Start::Oldest);
@@ -75,7 +75,7 @@ pub async fn a_cursor_resumes_with_nothing_lost_or_doubled(fixture: &dyn Fixture
 }
 
 pub async fn a_cursor_from_before_the_first_result_resumes(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     for start in [Start::Oldest, Start::Now] {
         let empty = stage.page(&client, &start, 10).await;
@@ -87,7 +87,7 @@ pub async fn a_cursor_from_before_the_first_result_resumes(fixture: &dyn Fixture
 }
 
 pub async fn reading_from_now_skips_what_was_there(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     finish(&stage, "a", 3).await;
     let page = stage.page(&client, &Start::Now, 100).await;
@@ -108,7 +108,7 @@ async fn assert_reset(stage: &Stage<'_>, cursor: Cursor, reset: Reset, expected:
 }
 
 pub async fn a_cursor_of_another_log_starts_over_and_says_so(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let jobs = finish(&stage, "a", 3).await;
     let (entries, end) = stage.read_all(&stage.client("a"), Start::Oldest).await;
     let replaced = Cursor { log: LogId([0x5a; 16]), ..end.clone() };
@@ -122,7 +122,7 @@ pub async fn a_cursor_of_another_log_starts_over_and_says_so(fixture: &dyn Fixtu
 }
 
 pub async fn a_cursor_older_than_retention_starts_over_and_says_so(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::brief(fixture).await;
     let client = stage.client("a");
     finish(&stage, "a", 3).await;
     let (entries, end) = stage.read_all(&client, Start::Oldest).await;
@@ -167,7 +167,7 @@ pub async fn a_reader_goes_on_past_results_that_were_removed_before_older_ones(f
 }
 
 pub async fn another_clients_cursor_is_invalid(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     finish(&stage, "a", 2).await;
     finish(&stage, "b", 2).await;
     let (_, cursor) = stage.read_all(&stage.client("a"), Start::Oldest).await;
@@ -176,7 +176,7 @@ pub async fn another_clients_cursor_is_invalid(fixture: &dyn Fixture) {
 }
 
 pub async fn a_result_that_a_later_run_replaced_is_no_longer_among_the_results(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;
     let other = finish(&stage, "a", 1).await;
     let (_, before) = stage.read_all(&job.client, Start::Oldest).await;
@@ -192,7 +192,7 @@ pub async fn a_result_that_a_later_run_replaced_is_no_longer_among_the_results(f
 }
 
 pub async fn a_page_is_bounded_in_entries_and_bytes(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let bytes = (PAGE_BYTES_MAX / 3).min(usize::try_from(stage.broker.capabilities.payload_max).unwrap());
     for _ in 0..7 {
@@ -217,7 +217,7 @@ pub async fn a_page_is_bounded_in_entries_and_bytes(fixture: &dyn Fixture) {
 }
 
 pub async fn a_result_larger_than_a_page_comes_alone(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let largest = usize::try_from(stage.broker.capabilities.payload_max).unwrap().min(PAGE_BYTES_MAX + 1);
     for payload in [vec![1; 10], vec![2; largest], vec![3; 10]] {
@@ -266,12 +266,11 @@ pub async fn a_client_sees_nothing_of_another(fixture: &dyn Fixture) {
 
 pub async fn a_follower_sees_each_result_once_while_many_record(fixture: &dyn Fixture) {
     const JOBS: usize = 200;
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     stage.backlog(&client, JOBS).await;
     stage.backlog(&stage.client("b"), JOBS / 2).await;
-    let held = stage.lease_all().await;
-    assert_eq!(held.len(), JOBS + JOBS / 2);
+    let held = stage.lease_exactly(JOBS + JOBS / 2).await;
     let mut recording = JoinSet::new();
     for share in held.chunks(JOBS / 8) {
         let results: Vec<_> = share.iter().map(|delivery| stage.success(delivery, "done")).collect();

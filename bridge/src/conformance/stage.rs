@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 
 use super::Fixture;
 use crate::broker::Broker;
@@ -18,14 +19,22 @@ use crate::contract::{
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter};
-use crate::leasing::{Delivery, LeaseRequest, Leasing, Recorded};
+use crate::leasing::{Delivery, LEASE_WAIT_MAX, LeaseRequest, Leasing, Recorded};
 use crate::policy::{QueuePolicy, RetryPolicy, change_policy};
 use crate::provision::Wanted;
 use crate::result_log::{Finished, Lookup, Page, Start};
 use crate::settlement::Settlement;
 
-/// How long a call that must not wait may take before the test is given up as hanging.
-const HANGING: Duration = Duration::from_secs(30);
+/// How long a call that must not wait may take, repetitions included, before the test is given up as hanging.
+const HANGING: Duration = Duration::from_secs(120);
+/// How long a job that must be in line is waited for.
+const AWAITED: Duration = LEASE_WAIT_MAX;
+/// By how much what ends by itself takes longer in a promise in which no time passes.
+const STEADY: u32 = 20;
+/// Before what a broker does not announce is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How many calls of one test are made at once.
+const AT_ONCE: usize = 64;
 /// Steps of time after which a call that must end has hung.
 const STEPS_MAX: u32 = 1_000;
 
@@ -40,6 +49,8 @@ pub(super) struct Stage<'a> {
     pub(super) lease: Duration,
     pub(super) slack: Duration,
     suffix: String,
+    /// What a look for nothing found, because it came later than it was meant to: for whoever leases next.
+    found_late: Mutex<Vec<Delivery>>,
 }
 
 impl<'a> Stage<'a> {
@@ -60,12 +71,39 @@ impl<'a> Stage<'a> {
             ..QueuePolicy::default()
         };
         change(&mut policy);
-        let broker = fixture.broker();
+        let broker = called(fixture);
         let suffix = unique();
         let queue: QueueName = format!("queue-{suffix}").parse().unwrap();
         broker.policies.put_policy(&queue, &policy, None).await.unwrap();
-        let leasing = fixture.worker(&"worker-1".parse().unwrap()).await;
-        Self { fixture, broker, leasing, queue, policy, lease, slack: fixture.slack(), suffix }
+        let leasing = worker(fixture, "worker-1").await;
+        let slack = fixture.slack();
+        Self { fixture, broker, leasing, queue, policy, lease, slack, suffix, found_late: Mutex::default() }
+    }
+
+    /// A queue for a promise in which no time passes: what ends by itself takes far longer than a test on a busy machine.
+    pub(super) async fn steady(fixture: &'a dyn Fixture) -> Self {
+        Self::with(fixture, |policy| {
+            for span in [
+                &mut policy.lease,
+                &mut policy.lease_max,
+                &mut policy.job_ttl,
+                &mut policy.retention,
+                &mut policy.dead_retention,
+            ] {
+                *span *= STEADY;
+            }
+        })
+        .await
+    }
+
+    /// A queue for a promise about what is past its keeping: half as long as elsewhere, because the test waits for it.
+    pub(super) async fn brief(fixture: &'a dyn Fixture) -> Self {
+        Self::with(fixture, |policy| {
+            for span in [&mut policy.job_ttl, &mut policy.retention] {
+                *span /= 2;
+            }
+        })
+        .await
     }
 
     /// A second queue with the same policy.
@@ -95,13 +133,13 @@ impl<'a> Stage<'a> {
     }
 
     pub(super) async fn worker(&self, name: &str) -> Arc<dyn Leasing> {
-        self.fixture.worker(&name.parse().unwrap()).await
+        worker(self.fixture, name).await
     }
 
     /// Crashes the broker. `false` if it forgot everything, which its durability must then say.
     pub(super) async fn crash(&mut self) -> bool {
         let kept = self.fixture.reopen().await;
-        self.broker = self.fixture.broker();
+        self.broker = called(self.fixture);
         let durability = self.broker.capabilities.durability;
         assert_eq!(kept, durability != crate::broker::Durability::None, "reopened: {kept}; claimed: {durability:?}");
         self.leasing = self.worker("worker-1").await;
@@ -201,11 +239,10 @@ impl<'a> Stage<'a> {
 
     /// Enqueues `count` jobs of `client`, many at a time.
     pub(super) async fn backlog(&self, client: &ClientId, count: usize) {
-        for chunk in (0..count).collect::<Vec<_>>().chunks(250) {
-            let calls = chunk.iter().map(|_| self.broker.jobs.enqueue(self.accept(self.submission(client))));
-            for enqueued in futures_util::future::join_all(calls).await {
-                assert!(matches!(enqueued.unwrap(), Enqueued::Created(_)));
-            }
+        let calls = (0..count).map(|_| self.broker.jobs.enqueue(self.accept(self.submission(client))));
+        let mut answers = stream::iter(calls).buffer_unordered(AT_ONCE);
+        while let Some(enqueued) = answers.next().await {
+            assert!(matches!(enqueued.unwrap(), Enqueued::Created(_)));
         }
     }
 
@@ -220,17 +257,45 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What is in line, up to `max`.
+    /// What may be in line, up to `max`.
     pub(super) async fn lease_up_to(&self, max: u32) -> Vec<Delivery> {
-        let request = self.request(max, self.fixture.patience());
-        let deliveries = soon(self.leasing.lease(&request)).await.unwrap();
-        assert!(deliveries.len() <= usize::try_from(max).unwrap(), "{} of {max} asked for", deliveries.len());
+        let most = usize::try_from(max).unwrap();
+        let found = {
+            let mut found = self.found_late.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = found.len().saturating_sub(most);
+            found.split_off(left)
+        };
+        if !found.is_empty() {
+            return found;
+        }
+        let deliveries = soon(self.leasing.lease(&self.request(max, self.fixture.patience()))).await.unwrap();
+        assert!(deliveries.len() <= most, "{} of {max} asked for", deliveries.len());
         deliveries
+    }
+
+    /// What must be in line, one job at least and up to `max`.
+    pub(super) async fn lease_some(&self, max: u32) -> Vec<Delivery> {
+        // As often as it takes, and not for longer at a time than where nothing may be in line: a pull that waits at a
+        // server outlives its call, and would take what comes back later.
+        let until = Instant::now() + self.awaited();
+        loop {
+            let deliveries = self.lease_up_to(max).await;
+            if !deliveries.is_empty() {
+                return deliveries;
+            }
+            assert!(Instant::now() < until, "a job is in line");
+        }
+    }
+
+    /// How long a lease waits for what must be in line.
+    pub(super) fn awaited(&self) -> Duration {
+        // On a clock that is moved nothing comes while it stands.
+        if self.fixture.patience().is_zero() { Duration::ZERO } else { AWAITED }
     }
 
     /// The one delivery that must be there.
     pub(super) async fn lease_one(&self) -> Delivery {
-        self.lease_up_to(1).await.pop().expect("a job is in line")
+        self.lease_some(1).await.pop().expect("a job is in line")
     }
 
     /// Everything that is in line, which takes several calls where a broker gives less than was asked for.
@@ -246,9 +311,29 @@ impl<'a> Stage<'a> {
         panic!("the line does not end");
     }
 
+    /// The `count` deliveries that must be there, and no more.
+    pub(super) async fn lease_exactly(&self, count: usize) -> Vec<Delivery> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            all.extend(self.lease_some(100).await);
+        }
+        all.extend(self.lease_all().await);
+        assert_eq!(all.len(), count, "deliveries");
+        all
+    }
+
+    /// There is no job in line. One that came when it was due again, because this looked later than it was meant to, says
+    /// nothing about that: it is kept for whoever leases next.
     pub(super) async fn assert_nothing_in_line(&self) {
         let deliveries = soon(self.leasing.lease(&self.request(10, Duration::ZERO))).await.unwrap();
-        assert!(deliveries.is_empty(), "leased {deliveries:?}");
+        let (late, early): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|delivery| self.was_due(delivery));
+        assert!(early.is_empty(), "leased {early:?}");
+        self.found_late.lock().unwrap_or_else(PoisonError::into_inner).extend(late);
+    }
+
+    /// Whether `delivery` came after the lease or the delay that kept its run out of line, in real time.
+    pub(super) fn was_due(&self, delivery: &Delivery) -> bool {
+        self.fixture.calls().is_some_and(|calls| calls.was_due(delivery))
     }
 
     /// A success of `delivery` with `payload`.
@@ -367,6 +452,17 @@ impl<'a> Stage<'a> {
         self.broker.jobs.depth(&self.queue).await.unwrap()
     }
 
+    /// The queue's depth is `expected`, or becomes so: a broker may count a moment after it answered.
+    pub(super) async fn assert_depth(&self, expected: Depth) {
+        let until = Instant::now() + self.awaited();
+        let mut depth = self.depth().await;
+        while depth != expected && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            depth = self.depth().await;
+        }
+        assert_eq!(depth, expected);
+    }
+
     /// Sweeps until nothing is due, in steps of `limit`; the results of runs that ended as expired.
     pub(super) async fn sweep(&self) -> Vec<JobResult> {
         let mut expired = Vec::new();
@@ -378,6 +474,24 @@ impl<'a> Stage<'a> {
             }
         }
         panic!("the sweep does not end");
+    }
+}
+
+/// The broker as the suite calls it.
+fn called(fixture: &dyn Fixture) -> Broker {
+    let broker = fixture.broker();
+    match fixture.calls() {
+        Some(calls) => calls.broker(broker),
+        None => broker,
+    }
+}
+
+/// The handle of a worker as the suite calls it.
+async fn worker(fixture: &dyn Fixture, name: &str) -> Arc<dyn Leasing> {
+    let leasing = fixture.worker(&name.parse().unwrap()).await;
+    match fixture.calls() {
+        Some(calls) => calls.leasing(leasing, fixture.broker().results),
+        None => leasing,
     }
 }
 

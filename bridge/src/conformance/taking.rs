@@ -1,6 +1,8 @@
 //! Taking jobs: at once or after a wait, by many workers, over several queues, and with futures that are dropped.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -12,7 +14,7 @@ use crate::leasing::{LEASE_BATCH_MAX, LEASE_WAIT_MAX};
 use crate::settlement::Settlement;
 
 pub async fn a_lease_returns_at_once_when_something_is_there(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     // Asks for far more than there is, and may wait for it: it must not.
     let request = stage.request(LEASE_BATCH_MAX, LEASE_WAIT_MAX);
@@ -29,7 +31,7 @@ pub async fn a_lease_is_empty_after_its_wait(fixture: &dyn Fixture) {
 }
 
 pub async fn a_waiting_lease_is_woken_by_a_new_job(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     for _ in 0..20 {
         let request = stage.request(1, LEASE_WAIT_MAX);
@@ -58,7 +60,7 @@ pub async fn a_waiting_lease_is_woken_when_a_delay_ends(fixture: &dyn Fixture) {
 }
 
 pub async fn a_waiting_lease_is_woken_by_a_hand_back(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     stage.submit_plain(&stage.client("a")).await;
     let held = stage.lease_one().await;
     let request = stage.request(1, LEASE_WAIT_MAX);
@@ -73,7 +75,7 @@ pub async fn a_waiting_lease_is_woken_by_a_hand_back(fixture: &dyn Fixture) {
 }
 
 pub async fn a_lease_gives_no_more_than_was_asked_for(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     stage.backlog(&stage.client("a"), 10).await;
     let mut seen = BTreeSet::new();
     for _ in 0..10 {
@@ -94,32 +96,33 @@ pub async fn a_lease_gives_no_more_than_was_asked_for(fixture: &dyn Fixture) {
 
 pub async fn two_workers_never_hold_the_same_job(fixture: &dyn Fixture) {
     const JOBS: usize = 300;
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     stage.backlog(&stage.client("a"), JOBS / 2).await;
     stage.backlog(&stage.client("b"), JOBS / 2).await;
+    let taken = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
     for number in 0..8 {
         let leasing = stage.worker(&format!("worker-{number}")).await;
-        let request = stage.request(7, stage.fixture.patience());
+        let (request, taken) = (stage.request(7, stage.fixture.patience()), Arc::clone(&taken));
         workers.spawn(async move {
             let mut held = Vec::new();
-            loop {
+            while taken.load(Ordering::Relaxed) < JOBS {
                 let deliveries = soon(leasing.lease(&request)).await.unwrap();
-                if deliveries.is_empty() {
-                    return held;
-                }
+                taken.fetch_add(deliveries.len(), Ordering::Relaxed);
                 held.extend(deliveries);
             }
+            held
         });
     }
     let held: Vec<_> = workers.join_all().await.into_iter().flatten().collect();
+    stage.assert_nothing_in_line().await;
     assert_eq!(held.len(), JOBS);
     assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<BTreeSet<_>>().len(), JOBS);
     assert!(held.iter().all(|delivery| delivery.attempt == 1));
 }
 
 pub async fn queues_are_asked_in_the_order_given(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let (first, second) = (stage.another_queue().await, stage.another_queue().await);
     let client = stage.client("a");
     for queue in [&second, &first, &second, &first] {
@@ -128,7 +131,7 @@ pub async fn queues_are_asked_in_the_order_given(fixture: &dyn Fixture) {
         stage.submit(submission).await;
     }
     let mut taken = Vec::new();
-    let mut request = stage.request(1, stage.fixture.patience());
+    let mut request = stage.request(1, stage.awaited());
     request.queues = vec![stage.queue.clone(), first.clone(), second.clone()];
     for _ in 0..4 {
         taken.extend(soon(stage.leasing.lease(&request)).await.unwrap().into_iter().map(|held| held.job.queue));
@@ -137,7 +140,7 @@ pub async fn queues_are_asked_in_the_order_given(fixture: &dyn Fixture) {
 }
 
 pub async fn a_waiting_lease_is_woken_by_any_of_its_queues(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let last = stage.another_queue().await;
     let mut request = stage.request(1, LEASE_WAIT_MAX);
     request.queues.push(last.clone());
@@ -171,7 +174,7 @@ pub async fn an_unknown_queue_is_not_found(fixture: &dyn Fixture) {
 }
 
 pub async fn a_dropped_lease_future_loses_nothing(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let request = stage.request(1, LEASE_WAIT_MAX);
 

@@ -22,7 +22,7 @@ async fn waiter(stage: &Stage<'_>, job: &Job) -> JoinSet<Lookup> {
 }
 
 pub async fn everyone_who_waits_for_a_job_is_woken_by_its_outcome(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let job = stage.submit(stage.keyed(&client, "succeeds")).await;
     let waiting = waiter(&stage, &job).await;
@@ -73,7 +73,7 @@ pub async fn a_wait_ends_with_the_open_job_after_its_time(fixture: &dyn Fixture)
 }
 
 pub async fn a_wait_of_any_length_is_taken(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     // So that the sum of both is beyond any clock.
     stage.pass(stage.slack).await;
@@ -92,7 +92,7 @@ pub async fn a_wait_of_any_length_is_taken(fixture: &dyn Fixture) {
 }
 
 pub async fn a_waiting_page_is_woken_by_a_result(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let client = stage.client("a");
     let mut from = Start::Now;
     for _ in 0..10 {
@@ -127,7 +127,7 @@ pub async fn a_waiting_page_ends_empty_after_its_time(fixture: &dyn Fixture) {
 }
 
 pub async fn a_dropped_wait_costs_nothing(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::steady(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     for _ in 0..50 {
         let mut waiting = waiter(&stage, &job).await;

@@ -4,6 +4,7 @@
 
 mod embedded;
 mod erasure;
+mod losing;
 mod whole;
 
 relay_bridge::conformance_tests!(embedded_memory, crate::embedded::Fixture::memory().await);

@@ -1,7 +1,7 @@
 //! The NATS broker in real time: a server for each test, or one cluster for all that don't crash it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DirectGetErrorKind;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::conformance::newer_envelope;
+use relay_bridge::conformance::{Calls, Pace, newer_envelope};
 use relay_bridge::contract::{Job, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::nats::config::NatsConfig;
@@ -29,10 +29,17 @@ static SHARED: tokio::sync::Mutex<Option<Arc<NatsCluster>>> = tokio::sync::Mutex
 /// Clusters at once, beside the shared one: three servers each.
 static CLUSTERS: Semaphore = Semaphore::const_new(1);
 /// Tests at once on the shared cluster: each stream and each consumer is a group of its own, which its servers keep up.
-static SHARES: Semaphore = Semaphore::const_new(10);
+static SHARES: Semaphore = Semaphore::const_new(14);
 
+/// Tests at once, on a machine that does nothing else.
+static AT_ONCE: Semaphore = Semaphore::const_new(40);
 /// Streams that are made at once.
 static CREATING: Semaphore = Semaphore::const_new(2);
+
+/// The calls of each column. The servers of one are in the way of the others: their times are alike.
+static CALLS: LazyLock<[Calls; 3]> = LazyLock::new(|| [Calls::new(64), Calls::new(64), Calls::new(48)]);
+/// How long a call takes where the times below are long enough.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
 
 /// How many servers a test's broker has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,13 @@ pub(crate) enum Nodes {
     OneWithoutTurns,
     /// Three, and three copies of everything.
     Three,
+}
+
+impl Nodes {
+    /// The calls of its column.
+    pub(crate) fn calls(self) -> &'static Calls {
+        &CALLS[self as usize]
+    }
 }
 
 enum Servers {
@@ -65,8 +79,9 @@ impl Servers {
 pub(crate) struct Fixture {
     servers: tokio::sync::Mutex<Servers>,
     nodes: Nodes,
-    /// By how much every span of time is longer than usual.
-    stretch: u32,
+    pace: Pace,
+    /// Its part of what the machine does at once.
+    _place: SemaphorePermit<'static>,
     nats: Mutex<Nats>,
     clock: Clock,
     /// What is to be deleted when the test is over.
@@ -74,7 +89,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    pub(crate) async fn open(nodes: Nodes, promise: &str, stretch: u32) -> Self {
+    pub(crate) async fn open(nodes: Nodes, promise: &str) -> Self {
         let servers = match nodes {
             Nodes::One | Nodes::OneWithoutTurns => Servers::One(NatsServer::start().await),
             Nodes::Three if promise.contains(CRASHING_WORDS) || CRASHING.contains(&promise) => {
@@ -91,11 +106,14 @@ impl Fixture {
                 Servers::Shared(cluster, permit)
             }
         };
+        let place = AT_ONCE.acquire_many(nodes.calls().weight(ROUND_TRIP)).await.unwrap();
         let nats = connect(&servers.url(), nodes).await;
+        let pace = nodes.calls().pace(&nats.broker(), ROUND_TRIP).await;
         Self {
             servers: tokio::sync::Mutex::new(servers),
             nodes,
-            stretch,
+            pace,
+            _place: place,
             nats: Mutex::new(nats),
             clock: Clock::system(),
             queues: Arc::default(),
@@ -139,6 +157,10 @@ impl relay_bridge::conformance::Fixture for Fixture {
         broker
     }
 
+    fn calls(&self) -> Option<&Calls> {
+        Some(self.nodes.calls())
+    }
+
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -153,7 +175,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
             Nodes::One | Nodes::OneWithoutTurns => Duration::from_secs(3),
             Nodes::Three => Duration::from_secs(4),
         };
-        lease * self.stretch
+        self.pace.of(lease)
     }
 
     fn slack(&self) -> Duration {
@@ -161,7 +183,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
             Nodes::One | Nodes::OneWithoutTurns => Duration::from_millis(900),
             Nodes::Three => Duration::from_millis(1_300),
         };
-        slack * self.stretch
+        self.pace.of(slack)
     }
 
     fn span(&self) -> u32 {
@@ -177,7 +199,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
             Nodes::One | Nodes::OneWithoutTurns => Duration::from_millis(500),
             Nodes::Three => Duration::from_secs(1),
         };
-        patience * self.stretch
+        self.nodes.calls().now(patience, ROUND_TRIP)
     }
 
     async fn reopen(&self) -> bool {

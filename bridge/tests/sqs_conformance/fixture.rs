@@ -1,6 +1,6 @@
 //! SQS and DynamoDB in real time: one emulator for all tests, a table and queues of its own for each.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,15 +9,23 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::conformance::newer_envelope;
+use relay_bridge::conformance::{Calls, Pace, newer_envelope};
 use relay_bridge::contract::{Job, JobId, Timestamp};
 use relay_bridge::sqs::config::{Credentials, SqsConfig};
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::AwsEmulator;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 /// The emulator of all tests; started by the first of them.
 static SHARED: tokio::sync::Mutex<Option<Arc<AwsEmulator>>> = tokio::sync::Mutex::const_new(None);
+
+/// Tests at once, on a machine that does nothing else.
+static AT_ONCE: Semaphore = Semaphore::const_new(20);
+/// The calls of each column.
+static CALLS: LazyLock<[Calls; 2]> = LazyLock::new(|| [Calls::new(24), Calls::new(24)]);
+/// How long a call takes where the times below are long enough.
+const ROUND_TRIP: Duration = Duration::from_millis(150);
 
 /// Which kind of queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +36,21 @@ pub(crate) enum Kind {
     Fifo,
 }
 
+impl Kind {
+    /// The calls of its column.
+    pub(crate) fn calls(self) -> &'static Calls {
+        &CALLS[self as usize]
+    }
+}
+
 /// A table of its own for each test, in an emulator that all share.
 pub(crate) struct Fixture {
     emulator: Arc<AwsEmulator>,
     config: SqsConfig,
-    /// By how much every span of time is longer than usual.
-    stretch: u32,
+    kind: Kind,
+    pace: Pace,
+    /// Its part of what the machine does at once.
+    _place: SemaphorePermit<'static>,
     sqs: Arc<Mutex<Sqs>>,
     clock: Clock,
     /// On FIFO queues a delay ends by the sweep, which a server runs all the time.
@@ -41,7 +58,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    pub(crate) async fn open(kind: Kind, stretch: u32) -> Self {
+    pub(crate) async fn open(kind: Kind) -> Self {
         let emulator = {
             let mut shared = SHARED.lock().await;
             match &*shared {
@@ -49,6 +66,7 @@ impl Fixture {
                 None => shared.insert(Arc::new(AwsEmulator::start().await)).clone(),
             }
         };
+        let place = AT_ONCE.acquire_many(kind.calls().weight(ROUND_TRIP)).await.unwrap();
         let unique: String = JobId::mint().to_string().chars().rev().take(10).collect();
         let config = SqsConfig {
             region: Some("eu-central-1".to_owned()),
@@ -64,7 +82,9 @@ impl Fixture {
         if kind == Kind::Fifo {
             sweeping.spawn(keep_sweeping(sqs.clone()));
         }
-        Self { emulator, config, stretch, sqs, clock: Clock::system(), _sweeping: sweeping }
+        let broker = sqs.lock().unwrap_or_else(PoisonError::into_inner).broker();
+        let pace = kind.calls().pace(&broker, ROUND_TRIP).await;
+        Self { emulator, config, kind, pace, _place: place, sqs, clock: Clock::system(), _sweeping: sweeping }
     }
 
     pub(crate) async fn close(&self) {
@@ -97,6 +117,10 @@ impl relay_bridge::conformance::Fixture for Fixture {
         self.sqs().broker()
     }
 
+    fn calls(&self) -> Option<&Calls> {
+        Some(self.kind.calls())
+    }
+
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -107,11 +131,12 @@ impl relay_bridge::conformance::Fixture for Fixture {
 
     fn lease(&self) -> Duration {
         // SQS hides messages for whole seconds.
-        Duration::from_secs(5) * self.stretch
+        let lease = self.pace.of(Duration::from_secs(5));
+        Duration::from_secs(lease.as_secs() + u64::from(lease.subsec_nanos() > 0))
     }
 
     fn slack(&self) -> Duration {
-        Duration::from_millis(1_600) * self.stretch
+        self.pace.of(Duration::from_millis(1_600))
     }
 
     fn span(&self) -> u32 {
@@ -123,7 +148,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_millis(1_000) * self.stretch
+        self.kind.calls().now(Duration::from_millis(1_000), ROUND_TRIP)
     }
 
     async fn reopen(&self) -> bool {
