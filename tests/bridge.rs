@@ -235,7 +235,7 @@ async fn finished(broker: &Broker, job: &Job) -> JobResult {
 #[tokio::test]
 async fn a_job_that_is_cancelled_at_the_source_is_cancelled_at_the_target() {
     let job = job("x");
-    let quick = QueuePolicy { lease: Duration::from_millis(300), ..QueuePolicy::default() };
+    let quick = QueuePolicy { lease: Duration::from_secs(3), ..QueuePolicy::default() };
     let (report, stats) = bridged(quick, QueuePolicy::default(), vec![job.clone()], async |source, target| {
         arrived(target).await;
         source.jobs.cancel(&job.client, job.id).await.unwrap();

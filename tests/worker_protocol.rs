@@ -479,7 +479,7 @@ async fn requests_beyond_the_grant_are_answered_overloaded_and_lose_nothing() {
 #[tokio::test]
 async fn a_peer_that_falls_silent_loses_its_connection_and_its_waiting_lease() {
     let line = Line::new();
-    let limits = WorkerLimits { ping: Duration::from_millis(20), ..WorkerLimits::default() };
+    let limits = WorkerLimits { ping: Duration::from_millis(200), ..WorkerLimits::default() };
     let served = Served::with(&line, limits).await;
     let mut raw = Raw::welcomed(&served).await;
     raw.send(&FromWorker::Request { id: 1, request: Request::Lease(request("work", 1, LONG)) }).await;
@@ -609,7 +609,7 @@ async fn a_remote_comes_back_after_its_server_and_its_receipts_stay_good() {
 async fn a_request_that_was_sent_when_the_connection_broke_is_ambiguous_and_a_later_one_unavailable() {
     let line = Line::new();
     let served = Served::new(&line).await;
-    let config = RemoteConfig { request_timeout: Duration::from_millis(500), ..served.config() };
+    let config = RemoteConfig { request_timeout: Duration::from_secs(2), ..served.config() };
     let remote = Remote::connect(config).await.unwrap();
     line.gate.send_replace(true);
     let sent = job("x");
@@ -630,7 +630,7 @@ async fn a_drain_answers_waiting_leases_and_lets_held_jobs_be_settled() {
     let line = Line::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut served = Served::on(listener, &line, WorkerLimits::default(), LONG);
-    let config = RemoteConfig { request_timeout: Duration::from_millis(500), ..served.config() };
+    let config = RemoteConfig { request_timeout: Duration::from_secs(2), ..served.config() };
     let remote = Remote::connect(config).await.unwrap();
     line.put(job("x"));
     let delivery = remote.lease(&request("work", 1, LONG)).await.unwrap().remove(0);

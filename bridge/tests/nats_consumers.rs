@@ -90,6 +90,10 @@ async fn a_consumer_that_somebody_else_made_stops_no_queue_and_counts_nothing() 
     stream.create_consumer(inspector).await.unwrap();
     let job = job(&queue);
     broker.jobs.enqueue(job.clone()).await.unwrap();
+    // A consumer counts a job a moment after the stream confirmed it.
+    for consumer in ["inspector", "acme"] {
+        while stream.consumer_info(consumer).await.unwrap().num_pending == 0 {}
+    }
     assert_eq!(broker.jobs.depth(&queue).await.unwrap().waiting, 1, "not once more for the inspector");
     let leased = broker.leasing.lease(&request(&queue, 1)).await.unwrap();
     assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
@@ -101,11 +105,11 @@ async fn a_lease_that_is_made_shorter_is_shorter_for_the_next_holder_and_not_for
     let (first, second) = (open(&server).await.broker(), open(&server).await.broker());
     let queue: QueueName = "work".parse().unwrap();
     let with_lease = |secs| QueuePolicy { lease: Duration::from_secs(secs), ..QueuePolicy::default() };
-    first.policies.put_policy(&queue, &with_lease(9), None).await.unwrap();
+    first.policies.put_policy(&queue, &with_lease(60), None).await.unwrap();
     first.jobs.enqueue(job(&queue)).await.unwrap();
     let held = first.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
-    assert_eq!(held.lease, Duration::from_secs(9));
-    first.policies.put_policy(&queue, &with_lease(1), Some(&with_lease(9))).await.unwrap();
+    assert_eq!(held.lease, Duration::from_secs(60));
+    first.policies.put_policy(&queue, &with_lease(1), Some(&with_lease(60))).await.unwrap();
     // Long enough for a round, and for the shorter lease to pass without a heartbeat.
     let meanwhile = LeaseRequest { wait: Duration::from_millis(7_500), ..request(&queue, 1) };
     let taken = second.leasing.lease(&meanwhile).await.unwrap();

@@ -177,7 +177,8 @@ async fn a_worker_killed_between_recording_and_settling_leaves_nothing_that_runs
     let stage = Stage { broker: other.broker(), nats: other, ..stage };
     assert!(stage.lease(1, LEASE * 2).await.is_empty(), "a finished run came again");
     assert_eq!(stage.state(&job).await, JobState::Finished(Outcome::Succeeded));
-    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap().leased, 0, "its delivery was ended");
+    // Its delivery was ended; the server counts it a moment later.
+    while stage.broker.jobs.depth(&stage.queue).await.unwrap().leased > 0 {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +199,7 @@ async fn what_comes_back_when_its_lease_ends_does_not_hide_what_came_into_line_s
     let new: BTreeSet<_> = stage.submit_many("new", JOBS).await.into_iter().collect();
     let mut given = BTreeSet::new();
     while given.len() < JOBS {
-        let deliveries = stage.lease(100, LEASE / 2).await;
+        let deliveries = stage.lease(100, LEASE).await;
         assert!(!deliveries.is_empty(), "{} of {JOBS} are in line, and nobody looks", JOBS - given.len());
         given.extend(deliveries.into_iter().map(|delivery| delivery.job.id));
     }

@@ -22,7 +22,8 @@ async fn a_peer_that_sends_nothing_or_half_a_head_is_dropped() {
     let relay = setup.start().await;
     for sent in ["", "P", "PRI * HTTP/2.0", "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: re"] {
         let mut peer = relay.connect().await;
-        peer.write(sent.as_bytes()).await;
+        // On a busy machine it may be dropped before it has sent that.
+        peer.try_write(sent.as_bytes()).await;
         assert_eq!(peer.closed().await, "", "{sent}");
     }
 }
@@ -53,7 +54,7 @@ async fn a_later_head_that_does_not_end_is_dropped_too() {
     let mut peer = relay.connect().await;
     peer.send("GET /v1/whoami", &[], "").await;
     assert_eq!(peer.reply().await.status, 200);
-    peer.write(b"GET /v1/whoami HT").await;
+    peer.try_write(b"GET /v1/whoami HT").await;
     assert!(!peer.closed().await.contains(" 200 "));
 }
 
@@ -61,7 +62,8 @@ async fn a_later_head_that_does_not_end_is_dropped_too() {
 async fn a_peer_that_does_not_read_its_answer_is_dropped() {
     let mut setup = Setup::default();
     setup.limits.idle = Duration::from_millis(50);
-    setup.limits.first_request = Duration::from_millis(50);
+    // Long enough for a busy machine: each request here is the first of its connection.
+    setup.limits.first_request = Duration::from_secs(1);
     setup.limits.connections = 1;
     let relay = setup.start().await;
     relay.submit(&[("Idempotency-Key", "k")], "x").await;

@@ -267,8 +267,8 @@ async fn unusual_requests_have_usual_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_requests_never_end_in_an_internal_error() {
     let mut setup = Setup::default();
-    // So that whatever is not a whole request ends soon.
-    let short = std::time::Duration::from_millis(50);
+    // So that whatever is not a whole request ends soon, and one that is whole is read before, on a busy machine too.
+    let short = std::time::Duration::from_secs(1);
     (setup.limits.first_request, setup.limits.idle) = (short, short);
     (setup.limits.body_timeout, setup.limits.wait_max) = (short, short);
     let relay = setup.start().await;
@@ -288,8 +288,8 @@ async fn damaged_requests_never_end_in_an_internal_error() {
         usize::try_from(seed % below as u64).unwrap()
     };
     let mut answered = 0;
-    for _ in 0..20 {
-        let damaged = requests.iter().cycle().take(50).map(|request| {
+    for _ in 0..4 {
+        let damaged = requests.iter().cycle().take(250).map(|request| {
             let mut bytes = request.as_bytes().to_vec();
             for _ in 0..=random(4) {
                 let at = random(bytes.len());

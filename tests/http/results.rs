@@ -195,7 +195,7 @@ async fn streams_are_bounded_and_a_reader_that_leaves_makes_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_do_not_read_hold_little_and_are_dropped() {
-    const READERS: usize = 30;
+    const READERS: usize = 60;
     let mut setup = Setup::default();
     // Long enough for a busy machine: a stream is looked at after that.
     setup.limits.first_request = Duration::from_secs(3);
@@ -229,8 +229,8 @@ async fn readers_that_do_not_read_hold_little_and_are_dropped() {
         }
         most = most.max(resident_bytes().saturating_sub(before));
     }
-    // Other tests run beside this one; all that could be held would be 390 MB.
-    assert!(most < 200_000_000, "{most} bytes for {READERS} readers");
+    // Other tests run beside this one; all that could be held would be 780 MB.
+    assert!(most < 400_000_000, "{most} bytes for {READERS} readers");
     for peer in &mut peers {
         assert!(peer.closed().await.len() < 600 * 16 * 1024, "its connection was cut");
     }
