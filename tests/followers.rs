@@ -92,7 +92,7 @@ async fn ten_thousand_followers_that_never_read_hold_little_keep_nobody_out_and_
         "--admin",
         "127.0.0.1:0",
         "--idle",
-        "60s",
+        "30s",
     ]);
     let server = Running::start_command(with_few_files(&serve));
     let worker = Running::start(["worker", "--json", "--connect", &server.workers(), "--", "cat"]);
