@@ -273,3 +273,16 @@ async fn an_erasure_that_broke_off_is_done_by_the_next_one() {
         assert!(!stage.stores(stream, "SECRET").await, "{stream}");
     }
 }
+
+#[tokio::test]
+async fn a_finished_run_is_not_ended_once_more_where_the_server_keeps_its_record_longer() {
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(1)).await;
+    let job = stage.submit("acme", Some("key".to_owned()), b"payload".to_vec()).await;
+    assert_eq!(stage.succeed("done").await, job);
+    // Nobody has swept until both are past their keeping; the server removes the record an hour later.
+    stage.clock.advance(stage.policy.job_ttl + stage.policy.retention + Duration::from_secs(1));
+    let swept = stage.broker.jobs.sweep(STEP).await.unwrap();
+    assert!(swept.expired.is_empty(), "{:?}", swept.expired);
+    let lookup = stage.broker.results.lookup(&"acme".parse().unwrap(), job).await.unwrap();
+    assert!(matches!(lookup, Lookup::Absent), "{lookup:?}");
+}

@@ -285,6 +285,11 @@ impl Nats {
         if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
             return Ok(());
         }
+        // A record past its keeping counts as absent. The result of its run, which is kept at least as long, may be gone: a run
+        // that ended would end once more. The server removes the record.
+        if job.keep_until() <= self.clock().now() {
+            return Ok(());
+        }
         if record.is_cancelled() {
             return self.finish_cancel(record, job).await.map(drop);
         }
