@@ -1,7 +1,7 @@
 //! Which dead letters are kept, and which are taken back.
 
 use super::refusal::{no_job, unknown_run};
-use super::{Known, Verdict};
+use super::{Known, Payload, Verdict};
 use crate::contract::{Failure, Fingerprint, Job, JobResult, Outcome, RunId, Timestamp};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -22,7 +22,7 @@ pub fn leaves_letter(outcome: Outcome) -> bool {
 /// | no record, or another client's or queue's | refused: there is no such job |
 /// | a record of a later run | already: that run needs no letter any more |
 /// | a record of another run or generation | refused: no relay gave that run out |
-/// | a record of this run, which did not fail | already: it leaves no letter |
+/// | a record of this run, which did not fail, or whose payload was erased | already: it leaves no letter |
 /// | a record of this run, open or failed | do: the letter as relay keeps it |
 /// | an outcome that leaves no letter | refused: `failed` and `exhausted` do |
 #[must_use]
@@ -44,7 +44,8 @@ pub fn keep_letter(known: Option<&Known>, letter: &DeadLetter, now: Timestamp) -
         let why = format!("a run that ends as `{}` leaves no dead letter", letter.outcome);
         return Verdict::Refuse(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
     }
-    if known.and_then(Known::outcome).is_some_and(|outcome| !leaves_letter(outcome)) {
+    let ended_well = known.and_then(Known::outcome).is_some_and(|outcome| !leaves_letter(outcome));
+    if ended_well || record.payload == Payload::Erased {
         return Verdict::Already(());
     }
     let payload = if job.payload.is_empty() && is_payload_of(job, sent) { &sent.payload } else { &job.payload };

@@ -275,6 +275,9 @@ fn a_letter_is_kept_of_a_run_that_relay_gave_out_with_what_relay_knows() {
     assert_eq!(ask(Some(known(&job, None)), &letter(&next)), "Invalid: the letter names a run that no relay gave out");
     assert_eq!(ask(Some(known(&job, Some(Outcome::Cancelled))), &letter(&job)), "already");
     assert_eq!(ask(Some(known(&job, Some(Outcome::Failed))), &letter(&job)), "do");
+    let mut erased = known(&job, Some(Outcome::Failed));
+    erased.record.as_mut().unwrap().payload = Payload::Erased;
+    assert_eq!(ask(Some(erased), &letter(&job)), "already", "what was erased does not come back");
     let succeeded = DeadLetter { outcome: Outcome::Succeeded, ..letter(&job) };
     assert!(ask(Some(known(&job, None)), &succeeded).starts_with("Invalid"));
 }

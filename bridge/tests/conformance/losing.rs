@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream};
 use relay_bridge::broker::Broker;
 use relay_bridge::conformance::{Calls, Fixture as _, RUNS};
 use relay_bridge::contract::{Job, JobId, JobResult, QueueName, RunId, Timestamp};
-use relay_bridge::dead_letters::{DeadLetter, DeadLetters};
+use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::faults::{FaultOptions, Faults};
 use relay_bridge::job_queue::Enqueued;
@@ -170,10 +170,10 @@ impl DeadLetters for LosingLetters {
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError> {
-        self.inner.list(queue, before, limit).await
+    ) -> Result<Letters, BrokerError> {
+        self.inner.list(queue, after, limit).await
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {

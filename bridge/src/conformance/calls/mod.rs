@@ -125,6 +125,7 @@ impl Calls {
             dead_letters: Arc::new(others::Repeating { inner: broker.dead_letters, calls: self.clone() }),
             policies: Arc::new(others::Repeating { inner: broker.policies, calls: self.clone() }),
             provision: Arc::new(others::Repeating { inner: broker.provision, calls: self.clone() }),
+            counts: broker.counts,
         }
     }
 

@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use super::Calls;
 use crate::clock::Clock;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId, Timestamp};
-use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::BrokerError;
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 use crate::policy::{PolicyStore, QueuePolicy};
-use crate::provision::{Change, Provision};
+use crate::provision::{Change, Provision, Wanted};
 use crate::result_log::{Finished, Lookup, Page, ResultLog, Start};
 
 /// One capability of a broker.
@@ -109,10 +109,10 @@ impl DeadLetters for Repeating<dyn DeadLetters> {
     async fn list(
         &self,
         queue: Option<&QueueName>,
-        before: Option<RunId>,
+        after: Option<&LetterPlace>,
         limit: u32,
-    ) -> Result<Vec<DeadLetter>, BrokerError> {
-        self.calls.call("list dead letters", || self.inner.list(queue, before, limit)).await.answer
+    ) -> Result<Letters, BrokerError> {
+        self.calls.call("list dead letters", || self.inner.list(queue, after, limit)).await.answer
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
@@ -142,8 +142,13 @@ impl PolicyStore for Repeating<dyn PolicyStore> {
         self.calls.call("policies", || self.inner.policies()).await.answer
     }
 
-    async fn put_policy(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        self.calls.call("put policy", || self.inner.put_policy(queue, policy)).await.answer
+    async fn put_policy(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+        seen: Option<&QueuePolicy>,
+    ) -> Result<(), BrokerError> {
+        self.calls.call("put policy", || self.inner.put_policy(queue, policy, seen)).await.answer
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
@@ -153,11 +158,11 @@ impl PolicyStore for Repeating<dyn PolicyStore> {
 
 #[async_trait]
 impl Provision for Repeating<dyn Provision> {
-    async fn plan(&self, queues: &[(QueueName, QueuePolicy)]) -> Result<Vec<Change>, BrokerError> {
+    async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError> {
         self.calls.call("plan", || self.inner.plan(queues)).await.answer
     }
 
-    async fn apply(&self, queues: &[(QueueName, QueuePolicy)], force: bool) -> Result<Vec<Change>, BrokerError> {
+    async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
         // Asked before: a repetition changes only what is left.
         let planned = self.plan(queues).await?;
         let answered = self.calls.call("apply", || self.inner.apply(queues, force)).await;
