@@ -25,7 +25,7 @@ use super::connection::Connection;
 use super::hints::Hints;
 use super::record::{Outgoing, Stored};
 use super::refusal::{
-    DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused,
+    DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,
 };
 use super::requests::{Question, Requests};
 use crate::contract::{JobId, Timestamp};
@@ -184,13 +184,14 @@ impl Api {
         body: &impl Serialize,
         operation: &'static str,
     ) -> Result<T, BrokerError> {
-        self.call_raw(subject, body, operation).await?.map_err(|error| refused(&error, operation))
+        let called = self.call_raw(&subject, body, operation).await?;
+        called.map_err(|error| refused_about(&subject, &error, operation))
     }
 
     /// The same, with the server's error as it came.
     pub(super) async fn call_raw<T: DeserializeOwned>(
         &self,
-        subject: String,
+        subject: &str,
         body: &impl Serialize,
         operation: &'static str,
     ) -> Result<Result<T, jetstream::Error>, BrokerError> {
@@ -198,7 +199,7 @@ impl Api {
         let payload = serde_json::to_vec(body).map_err(|error| {
             BrokerError::new(BrokerErrorKind::Invalid, operation, "what is asked is no JSON").with_source(error)
         })?;
-        let reads = only_reads(&subject);
+        let reads = only_reads(subject);
         let (subject, headers) = (format!("{}.{subject}", self.prefix), HeaderMap::new());
         let question = Question { subject, headers, payload: payload.into(), operation, permit: None };
         let answer = self.requests.ask(question).await.and_then(|answer| read_json(&answer.payload, operation));
@@ -243,13 +244,13 @@ impl Api {
         struct Found {
             message: RawMessage,
         }
-        match self.call_raw(format!("STREAM.MSG.GET.{stream}"), &which, operation).await? {
+        match self.call_raw(&format!("STREAM.MSG.GET.{stream}"), &which, operation).await? {
             Ok(Found { message }) => StreamMessage::try_from(message).map(stored).map(Some).map_err(|error| {
                 let why = "NATS sent a stored message that can't be read";
                 BrokerError::new(BrokerErrorKind::Corrupt, operation, why).with_source(error)
             }),
             Err(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Err(error) => Err(refused(&error, operation)),
+            Err(error) => Err(refused_about(stream, &error, operation)),
         }
     }
 
@@ -275,14 +276,14 @@ impl Api {
             success: bool,
         }
         let body = json!({ "seq": seq, "no_erase": !overwrite });
-        match self.call_raw(format!("STREAM.MSG.DELETE.{stream}"), &body, operation).await? {
+        match self.call_raw(&format!("STREAM.MSG.DELETE.{stream}"), &body, operation).await? {
             Ok(Deleted { success }) => Ok(success),
             Err(error) => match error.error_code() {
                 // It is gone.
                 ErrorCode::NO_MESSAGE_FOUND
                 | ErrorCode::SEQUENCE_NOT_FOUND
                 | ErrorCode::STREAM_MESSAGE_DELETE_FAILED => Ok(false),
-                _ => Err(refused(&error, operation)),
+                _ => Err(refused_about(stream, &error, operation)),
             },
         }
     }

@@ -8,9 +8,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{ANSWER_WITHIN, Api};
 use super::record::{Stored, number};
-use super::stream_api;
+use super::{names, stream_api};
 use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::rules;
 
 /// The most messages of one request: a read holds up the stream's writers. Measured on nats-server 2.15.1: publishes wait
 /// up to 260 ms behind large ones.
@@ -65,6 +66,9 @@ impl Api {
                 return Ok(batch);
             }
             let is_there = stream_api::find(self, stream, operation).await?.is_some();
+            if !is_there && let Some(queue) = names::queue_of_stream(stream) {
+                return Err(rules::refusal::no_queue(operation, &queue));
+            }
             if !is_there || Instant::now() >= give_up {
                 let why = format!("nothing serves stream `{stream}`: is it provisioned?");
                 return Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, why));

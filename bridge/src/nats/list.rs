@@ -190,7 +190,7 @@ impl Nats {
             seq: u64,
         }
         let body = serde_json::json!({ "start_time": at.to_string(), "next_by_subj": subject });
-        match self.api().call_raw(format!("STREAM.MSG.GET.{stream}"), &body, OPERATION).await? {
+        match self.api().call_raw(&format!("STREAM.MSG.GET.{stream}"), &body, OPERATION).await? {
             Ok(Found { message }) => Ok(Some(message.seq)),
             Err(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
             Err(error) => Err(refused(&error, OPERATION)),

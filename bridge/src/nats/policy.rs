@@ -27,6 +27,7 @@ use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{PolicyStore, QueuePolicy};
 use crate::provision::Wanted;
+use crate::rules::refusal::no_queue;
 
 /// How old a copy may be before the broker is asked again: what a worker misses of a change that nobody told it.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
@@ -113,7 +114,7 @@ impl Policies {
         queue: &QueueName,
         operation: &'static str,
     ) -> Result<Arc<QueuePolicy>, BrokerError> {
-        self.current(queue).await?.ok_or_else(|| no_queue(queue, operation))
+        self.current(queue).await?.ok_or_else(|| no_queue(operation, queue))
     }
 
     /// The names of all queues, in their order; their policies are kept on the way.
@@ -314,7 +315,7 @@ impl PolicyStore for Policies {
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<(), BrokerError> {
         const OPERATION: &str = "pause";
         let stream = names::jobs_stream(queue);
-        let found = stream_api::find(&self.api, &stream, OPERATION).await?.ok_or_else(|| no_queue(queue, OPERATION))?;
+        let found = stream_api::find(&self.api, &stream, OPERATION).await?.ok_or_else(|| no_queue(OPERATION, queue))?;
         if read(&found.info.config)?.paused != paused {
             self.alone(queue, OPERATION, async {
                 let found = stream_api::get(&self.api, &stream, OPERATION).await?;
@@ -378,10 +379,6 @@ pub(super) fn write(config: &mut Config, policy: &QueuePolicy) -> Result<(), Bro
     config.metadata.insert(POLICY.to_owned(), text);
     config.metadata.insert(PAUSED.to_owned(), policy.paused.to_string());
     Ok(())
-}
-
-pub(super) fn no_queue(queue: &QueueName, operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no queue `{queue}`: provision it first"))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::{Error, ErrorCode};
 
+use super::names;
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::rules;
 
 /// The condition can't be decided yet: a write under it is in flight.
 pub(super) const WRONG_LAST_SEQUENCE_IN_FLIGHT: ErrorCode = ErrorCode(10_164);
@@ -57,6 +59,16 @@ pub(super) fn refused(error: &Error, operation: &'static str) -> BrokerError {
         | ErrorCode::STORAGE_RESOURCES_EXCEEDED => refusal.of_storage(),
         _ => refusal,
     }
+}
+
+/// The same of a call whose subject names a stream: without its stream there is no such queue.
+pub(super) fn refused_about(subject: &str, error: &Error, operation: &'static str) -> BrokerError {
+    if error.error_code() == ErrorCode::STREAM_NOT_FOUND
+        && let Some(queue) = subject.split('.').find_map(names::queue_of_stream)
+    {
+        return rules::refusal::no_queue(operation, &queue);
+    }
+    refused(error, operation)
 }
 
 /// What the refusal of a publish means.
@@ -123,6 +135,16 @@ mod tests {
             assert_eq!(refused(&error, "test").kind(), of_call, "{error}");
             assert_eq!(not_stored(&error, "test").kind(), of_publish, "{error}");
         }
+    }
+
+    #[test]
+    fn without_its_stream_there_is_no_such_queue() {
+        let gone = error(404, 10_059);
+        for subject in ["STREAM.MSG.GET.relay-jobs-mail", "CONSUMER.INFO.relay-jobs-mail.acme", "relay-jobs-mail"] {
+            let refused = refused_about(subject, &gone, "test");
+            assert_eq!((refused.kind(), refused.detail()), (BrokerErrorKind::NotFound, "there is no queue `mail`"));
+        }
+        assert!(refused_about("STREAM.INFO.relay-dead", &gone, "test").detail().contains("10059"));
     }
 
     #[test]

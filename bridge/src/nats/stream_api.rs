@@ -9,7 +9,9 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::api::Api;
+use super::names;
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::rules;
 
 /// The most streams, or consumers of one queue, that are listed.
 const LISTED_MAX: usize = 20_000;
@@ -65,6 +67,9 @@ pub(super) async fn find(api: &Api, name: &str, operation: &'static str) -> Resu
 /// The stream `name`, which must be there.
 pub(super) async fn get(api: &Api, name: &str, operation: &'static str) -> Result<Stream, BrokerError> {
     find(api, name, operation).await?.ok_or_else(|| {
+        if let Some(queue) = names::queue_of_stream(name) {
+            return rules::refusal::no_queue(operation, &queue);
+        }
         let why = format!("there is no stream `{name}`: run `relay provision`");
         BrokerError::new(BrokerErrorKind::NotFound, operation, why)
     })
