@@ -9,7 +9,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Job, JobResult, QueueName, RunId, Submission};
 use relay_bridge::error::BrokerErrorKind;
-use relay_bridge::job_queue::Enqueued;
+use relay_bridge::job_queue::{Enqueued, JobFilter};
 use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
@@ -347,4 +347,54 @@ async fn a_policy_that_was_written_in_another_writers_turn_is_not_overwritten_in
     jetstream.update_stream(config).await.unwrap();
     assert_eq!(write.await.unwrap_err().kind(), BrokerErrorKind::StateConflict);
     assert_eq!(policies.policy(&queue).await.unwrap(), Some(meanwhile));
+}
+
+#[tokio::test]
+async fn a_result_that_no_relay_wrote_ends_no_reading_and_is_replaced_by_the_real_one() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    let queue = "work".parse().unwrap();
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let sent = job("key", b"in".to_vec());
+    broker.jobs.enqueue(sent.clone()).await.unwrap();
+    let jetstream = jetstream(&server).await;
+    let write = async || {
+        let subject = names::result(&sent.client, sent.id);
+        jetstream.publish(subject, "by whoever has credentials".into()).await.unwrap().await.unwrap();
+    };
+    write().await;
+    assert!(matches!(broker.results.lookup(&sent.client, sent.id).await.unwrap(), Lookup::Open(_)));
+    assert!(broker.jobs.status(&sent.client, sent.id).await.unwrap().is_some());
+    let all = JobFilter { queue: None, state: None, limit: 10, after: None };
+    assert_eq!(broker.jobs.list(&sent.client, &all).await.unwrap().jobs.len(), 1);
+    let page = broker.results.page(&sent.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap();
+    assert!(page.entries.is_empty());
+    succeed(&broker).await;
+    assert!(matches!(broker.results.lookup(&sent.client, sent.id).await.unwrap(), Lookup::Finished(_)));
+    // Nor does it keep a client from having its job erased.
+    write().await;
+    broker.jobs.cancel(&sent.client, sent.id).await.unwrap();
+    write().await;
+    broker.jobs.cancel(&sent.client, sent.id).await.unwrap();
+    broker.jobs.erase(&sent.client, sent.id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_stream_there_is_no_such_queue_in_every_answer() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    let (queue, client) = ("work".parse().unwrap(), "acme".parse().unwrap());
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let sent = job("key", b"in".to_vec());
+    broker.jobs.enqueue(sent.clone()).await.unwrap();
+    let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&sent, end, "text/plain", "done".into());
+    broker.leasing.queue_policy(&queue).await.unwrap();
+    jetstream(&server).await.delete_stream(names::jobs_stream(&queue)).await.unwrap();
+    let no_queue = |error: relay_bridge::error::BrokerError| {
+        assert_eq!((error.kind(), error.detail()), (BrokerErrorKind::NotFound, "there is no queue `work`"));
+    };
+    no_queue(broker.leasing.record(&result).await.unwrap_err());
+    no_queue(broker.jobs.depth(&queue).await.unwrap_err());
+    no_queue(broker.jobs.waiting(&client, &queue).await.unwrap_err());
 }

@@ -7,14 +7,14 @@ use async_nats::HeaderMap;
 
 use super::Nats;
 use super::api::Written;
-use super::find::Found;
+use super::find::known_record;
 use super::hints;
 use super::names::{self, Place};
 use super::record::{Outgoing, Record};
-use crate::contract::result::End;
-use crate::contract::{ClientId, Failure, Job, JobId, JobResult, JobStatus, Outcome};
-use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::Recorded;
+use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Timestamp};
+use crate::error::BrokerError;
+use crate::rules::refusal::{contended, no_job};
+use crate::rules::{self, Known, Verdict};
 
 const OPERATION: &str = "cancel";
 /// How long the sweep's entry of a cancel is kept, in seconds, if nobody sweeps.
@@ -26,11 +26,14 @@ impl Nats {
     pub(super) async fn cancel_job(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         for _ in 0..TRIES {
             let found = self.look(client, job).await?;
-            let Some((record, open)) = found.record.as_ref().filter(|_| found.ended().is_none()) else {
-                let not_found =
-                    || BrokerError::new(BrokerErrorKind::NotFound, OPERATION, format!("there is no job {job}"));
-                return self.status_of(&found).await?.ok_or_else(not_found);
-            };
+            if rules::cancel(found.known().as_ref(), job, self.clock().now()).refused()?.is_err() {
+                if let Some(ended) = found.ended() {
+                    // The first call may have broken off before.
+                    self.drop_letter_of(ended).await?;
+                }
+                return self.status_of(&found).await?.ok_or_else(|| no_job(OPERATION, job));
+            }
+            let Some((record, open)) = &found.record else { continue };
             // Should this process end here, a sweep finishes it.
             self.api().publish(Outgoing::begun(&record.address, ENTRY_SECS), OPERATION).await?;
             let Some(marked) = self.mark(record).await? else { continue };
@@ -45,8 +48,7 @@ impl Nats {
                 break;
             }
         }
-        let why = format!("others keep changing job {job}: cancel it again");
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(contended(OPERATION, job))
     }
 
     /// The record with its mark, or `None` if it was replaced meanwhile.
@@ -65,32 +67,31 @@ impl Nats {
     }
 
     /// The second step of a cancel: the outcome, then the record leaves the line.
-    pub(super) async fn finish_cancel(&self, record: &Record, job: &Job) -> Result<Recorded, BrokerError> {
-        let failure = Failure::new("cancelled", "the client cancelled the job");
-        self.end_run(record, job, Outcome::Cancelled, failure).await.map(|(_, recorded)| recorded)
+    pub(super) async fn finish_cancel(&self, record: &Record, job: &Job) -> Result<(), BrokerError> {
+        self.end_run(record, job, rules::cancel).await.map(drop)
     }
 
-    /// Ends an open run without a handler's word, and takes its record out of line.
+    /// Ends an open run without a handler's word, as `rule` says, and takes its record out of line. The result, if it is this
+    /// call's.
     pub(super) async fn end_run(
         &self,
         record: &Record,
         job: &Job,
-        outcome: Outcome,
-        failure: Failure,
-    ) -> Result<(JobResult, Recorded), BrokerError> {
+        rule: fn(Option<&Known>, JobId, Timestamp) -> Verdict<JobResult>,
+    ) -> Result<Option<JobResult>, BrokerError> {
         let running = self.running(&job.client, job.id, job.run_id).await?;
-        let attempt = running.as_ref().map_or(0, |running| running.attempt).max(record.charged());
-        let started_at = running.map(|running| running.started_at).filter(|_| attempt > 0);
-        let end = End { attempt, started_at, finished_at: self.clock().now() };
-        let result = JobResult::unsuccessful(job, outcome, end, failure);
-        let recorded = self.record_result(&result, job.due_at).await?;
-        let ended = match recorded {
-            Recorded::First => outcome,
-            Recorded::Superseded(outcome) => outcome,
-        };
-        self.holding().ended(job.id, job.run_id, ended);
+        let attempts = running.as_ref().map_or(0, |running| running.attempt).max(record.charged());
+        let started_at = running.map(|running| running.started_at);
+        let facts = rules::Record { attempts, started_at, ..known_record(record, job) };
+        let known = Known { record: Some(facts), ended: None };
+        let (outcome, result) = self.record_end(job, known, rule).await?;
+        self.holding().ended(job.id, job.run_id, outcome);
+        // One that waits for its time and was never given out has no letter.
+        if attempts > 0 || record.place != Place::Timer {
+            self.drop_letter(&job.client, job.id, job.run_id, outcome).await?;
+        }
         self.retire(record, job).await?;
-        Ok((result, recorded))
+        Ok(result)
     }
 
     /// Takes the record of a run that ended out of line: it goes if nobody needs it any more. Whatever comes between the
@@ -110,14 +111,5 @@ impl Nats {
             self.api().delete(&stream, record.seq, "retire").await?;
         }
         Ok(())
-    }
-}
-
-impl Found {
-    /// The record and its job, which must be there.
-    pub(super) fn require(&self, job: JobId, operation: &'static str) -> Result<&(Record, Job), BrokerError> {
-        self.record
-            .as_ref()
-            .ok_or_else(|| BrokerError::new(BrokerErrorKind::NotFound, operation, format!("there is no job {job}")))
     }
 }

@@ -1,25 +1,27 @@
-//! Dead letters: one message each, whose subject says of which run, so that a listing reads names and not payloads.
+//! Dead letters: one message each, whose subject says of which run and since when, so that a listing reads names and not
+//! payloads.
 //!
-//! A letter is written once per run, before the run's result. One of a run that succeeded after all is taken back by the
-//! worker; until then nobody can redrive it.
+//! A letter is written once per run, before the run's result. One of a run that did not fail after all is taken back.
 
 use std::collections::BTreeMap;
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use serde::Deserialize;
 
 use super::entry::ttl_secs;
-use super::names::{self, Address, DEAD_STREAM, Letter};
-use super::record::{Outgoing, Record, Stored, envelope_error, number};
+use super::names::{Address, DEAD_STREAM, Letter, LetterKind};
+use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
 use super::{Nats, stream_api};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
-use crate::contract::{JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
 use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
+use crate::policy::QueuePolicy;
+use crate::rules::{self, Ended, Known};
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
@@ -29,6 +31,9 @@ const READS: usize = 16;
 const ERASE_TRIES: usize = 64;
 /// Until when the letter is kept, in milliseconds since the epoch.
 const KEEP_UNTIL: &str = "Relay-Keep-Until";
+
+/// What orders a list: when the letter was kept first, then its run.
+type Rank = (u64, RunId);
 
 #[async_trait]
 impl DeadLetters for Nats {
@@ -40,27 +45,20 @@ impl DeadLetters for Nats {
     ) -> Result<Letters, BrokerError> {
         let filter = queue.map_or_else(|| Letter::ALL.to_owned(), Letter::in_queue);
         let limit = usize::try_from(limit.clamp(1, LIST_MAX)).unwrap_or(1);
-        let mut before = match after {
-            Some(place) => Some(place.as_str().parse::<RunId>().map_err(|_| place.unknown())?),
+        let before = match after {
+            Some(place) => Some(rank(place).ok_or_else(|| place.unknown())?),
             None => None,
         };
-        loop {
-            let newest = self.letters(&filter, before, limit).await?;
-            let Some(last) = newest.last() else { return Ok(Letters::default()) };
-            let is_last = newest.len() < limit;
-            before = Some(last.run);
-            let found: Vec<_> = futures_util::stream::iter(newest)
-                .map(|letter| async move { self.listed(&letter).await })
-                .buffered(READS)
-                .try_filter_map(|letter| std::future::ready(Ok(letter)))
-                .try_collect()
-                .await?;
-            // Those that are past their keeping may fill a page.
-            if !found.is_empty() {
-                let next = before.filter(|_| !is_last).and_then(|run| run.to_string().parse().ok());
-                return Ok(Letters { letters: found, next });
-            }
-        }
+        let newest = self.letters(&filter, before, limit).await?;
+        let last = newest.last().map(Letter::rank).filter(|_| newest.len() == limit);
+        // Those that are past their keeping make a page shorter.
+        let letters = futures_util::stream::iter(newest)
+            .map(|name| async move { self.listed(&name).await })
+            .buffered(READS)
+            .try_filter_map(|letter| std::future::ready(Ok(letter)))
+            .try_collect()
+            .await?;
+        Ok(Letters { letters, next: last.and_then(|(at, run)| format!("{at}.{run}").parse().ok()) })
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
@@ -71,86 +69,109 @@ impl DeadLetters for Nats {
     }
 
     async fn redrive(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
-        const OPERATION: &str = "redrive";
-        let name = self.letters(&Letter::of_run(job, run), None, 1).await?.pop();
-        let letter = match &name {
-            Some(name) => self.letter(name).await?.map(|letter| (name, letter)),
-            None => None,
-        };
-        let Some((name, letter)) = letter else {
-            // A second call: the first one took the letter away and started the next run.
-            let record = self.record_of_anybody(job).await?;
-            let known = match record.map(|record| record.job()).transpose()?.filter(|job| job.run_id > run) {
-                Some(known) => self.status_of(&self.look(&known.client, job).await?).await?,
-                None => None,
-            };
-            return known.map(Enqueued::Known).ok_or_else(|| {
-                let why = format!("there is no dead letter of job {job} in run {run}");
-                BrokerError::new(BrokerErrorKind::NotFound, OPERATION, why)
-            });
-        };
-        let kept = self.kept_result(&name.address.client, job).await?;
-        if kept.is_some_and(|kept| kept.result.run_id == run && kept.result.outcome == Outcome::Succeeded) {
-            let why = "the run succeeded after all: purge the dead letter instead";
-            return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
-        }
-        let started = self.next_run(&name.address, letter.job.generation, Some(&letter.job)).await?;
-        self.remove_letter(job, run, OPERATION).await?;
-        Ok(started)
+        self.redrive_letter(job, run).await
     }
 
     async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
-        self.remove_letter(job, run, "purge dead letter").await
+        self.remove_letters(job, run, "purge dead letter").await
     }
 }
 
 impl Nats {
-    /// Keeps a dead letter: once per run, and only of the run that the job is in.
-    pub(super) async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+    /// Keeps a dead letter as the rules say.
+    pub(super) async fn keep_letter(&self, sent: &DeadLetter) -> Result<(), BrokerError> {
         const OPERATION: &str = "dead-letter";
-        let job = &letter.job;
+        let job = &sent.job;
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let address = Address::new(&job.queue, &job.client, job.id);
-        let name = Letter { address: address.clone(), run: job.run_id };
-        let Some(record) = self.record_at(&address, OPERATION).await? else {
+        let (found, _) = self.look_at(&address, OPERATION).await?;
+        let mut known = found.known();
+        if let Some(record) = known.as_mut().and_then(|known| known.record.as_mut()) {
+            let held = self.holds(job.id).filter(|held| held.run == job.run_id);
+            // As of a result: who does not hold the job says no more than the policy allows.
+            record.attempts = match held {
+                Some(held) => held.attempt,
+                None => record.attempts.max(policy.max_attempts.saturating_add(1)),
+            };
+        }
+        let kept = match rules::keep_letter(known.as_ref(), sent, self.clock().now()).refused() {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(())) => return Ok(()),
             // A job without a key is gone when its run is settled; a letter that is there was written before.
-            if self.letter(&name).await?.is_some() {
-                return Ok(());
+            Err(refused) if found.record.is_none() => {
+                let last = self.last_about(job.id, job.run_id, OPERATION).await?;
+                return last.filter(|(name, _)| name.address == address).map(drop).ok_or(refused);
             }
-            let why = format!("there is no job {}", job.id);
-            return Err(BrokerError::new(BrokerErrorKind::NotFound, OPERATION, why));
+            Err(refused) => return Err(refused),
         };
-        let current = record.job()?;
-        if current.run_id > job.run_id {
-            // The job is in a later run: this one needs no letter any more.
+        if found.record.as_ref().is_some_and(|(record, _)| record.is_erased()) {
+            // Its payload is to be gone.
             return Ok(());
         }
-        if (current.run_id, current.generation) != (job.run_id, job.generation) {
-            let why = "the letter names a run that no relay gave out";
-            return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+        self.write_letter(&kept, &policy, OPERATION).await?;
+        // Whoever ended the run meanwhile may have looked for its letter before it was there.
+        if found.ended().is_none() {
+            self.retract_letter(job.id, job.run_id).await?;
         }
+        Ok(())
+    }
+
+    /// Writes a letter, unless the run has one, or had one that was redriven.
+    pub(super) async fn write_letter(
+        &self,
+        letter: &DeadLetter,
+        policy: &QueuePolicy,
+        operation: &'static str,
+    ) -> Result<(), BrokerError> {
+        let job = &letter.job;
         let now = self.clock().now();
-        let keep_until = now + policy.dead_retention;
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
-        headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl_secs(keep_until, now)));
-        headers.insert(KEEP_UNTIL, keep_until.as_millis().to_string());
+        let kind = LetterKind::Kept(u64::try_from(now.as_millis()).unwrap_or(0));
+        let name = Letter { address: Address::new(&job.queue, &job.client, job.id), run: job.run_id, kind };
         let payload = encode_dead_letter(letter, self.wire()).into();
-        let message = Outgoing { subject: name.subject(), headers, payload, hint: None };
+        let message = message(&name, HeaderMap::new(), payload, now + policy.dead_retention, now, 0);
         // A conflict is the letter of this run, written before.
-        self.api().publish(message, OPERATION).await.map(drop)
+        self.api().publish(message, operation).await.map(drop)
     }
 
     /// Takes back the letter of a run that ended well, or by the client's or the clock's hand.
     pub(super) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        let Some(name) = self.letters(&Letter::of_run(job, run), None, 1).await?.pop() else { return Ok(()) };
-        let kept = self.kept_result(&name.address.client, job).await?.map(|kept| kept.result);
-        match kept.filter(|result| result.run_id == run).map(|result| result.outcome) {
-            Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Expired) => {
-                self.remove_letter(job, run, "retract dead letter").await.map(drop)
-            }
-            Some(Outcome::Failed | Outcome::Exhausted) | None => Ok(()),
+        const OPERATION: &str = "retract dead letter";
+        let Some((name, seq)) = self.last_about(job, run, OPERATION).await?.filter(|(name, _)| !name.is_mark()) else {
+            return Ok(());
+        };
+        let kept = self.kept_result(&name.address.client, job).await?;
+        let known = kept.map(|kept| Known { record: None, ended: Some(Ended::of(&kept.result)) });
+        if rules::retract_letter(known.as_ref(), run) && self.api().delete(DEAD_STREAM, seq, OPERATION).await? {
+            self.rule_counts().retracted();
         }
+        Ok(())
+    }
+
+    /// Removes the letter of a run that ended with `outcome`, if that leaves none. Only for outcomes that nobody takes a letter
+    /// back for: after a success its worker does.
+    pub(super) async fn drop_letter(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        outcome: Outcome,
+    ) -> Result<(), BrokerError> {
+        const OPERATION: &str = "retract dead letter";
+        if !matches!(outcome, Outcome::Cancelled | Outcome::Expired) {
+            return Ok(());
+        }
+        let last = self.last_about(job, run, OPERATION).await?;
+        if let Some((_, seq)) = last.filter(|(name, _)| !name.is_mark() && name.address.client == *client)
+            && self.api().delete(DEAD_STREAM, seq, OPERATION).await?
+        {
+            self.rule_counts().retracted();
+        }
+        Ok(())
+    }
+
+    /// The same of the run that a result ended.
+    pub(super) async fn drop_letter_of(&self, result: &JobResult) -> Result<(), BrokerError> {
+        self.drop_letter(&result.client, result.job_id, result.run_id, result.outcome).await
     }
 
     /// Overwrites all letters of a job: its payload is to be gone.
@@ -171,18 +192,48 @@ impl Nats {
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
 
-    async fn remove_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<bool, BrokerError> {
-        #[derive(Deserialize)]
-        struct Purged {
-            purged: u64,
+    /// Removes the letter of a run, and leaves its mark. `false` if there was no letter.
+    pub(super) async fn remove_letters(
+        &self,
+        job: JobId,
+        run: RunId,
+        operation: &'static str,
+    ) -> Result<bool, BrokerError> {
+        let mut any = false;
+        // One, unless a release before this one wrote one as well.
+        for name in self.names_of(job, run, operation).await?.into_iter().filter(|name| !name.is_mark()) {
+            if let Some(found) = self.api().last_at_leader(DEAD_STREAM, name.subject(), operation).await? {
+                any |= self.api().delete(DEAD_STREAM, found.seq, operation).await?;
+            }
         }
-        let body = serde_json::json!({ "filter": Letter::of_run(job, run) });
-        let purged: Purged = self.api().call(format!("STREAM.PURGE.{DEAD_STREAM}"), &body, operation).await?;
-        Ok(purged.purged > 0)
+        Ok(any)
     }
 
-    /// The names of the letters that `filter` covers, newest run first, older than `before`, at most `limit`.
-    async fn letters(&self, filter: &str, before: Option<RunId>, limit: usize) -> Result<Vec<Letter>, BrokerError> {
+    /// The names of the letter and the mark of a run.
+    pub(super) async fn names_of(
+        &self,
+        job: JobId,
+        run: RunId,
+        operation: &'static str,
+    ) -> Result<Vec<Letter>, BrokerError> {
+        let filter = Letter::of_run(job, run);
+        let (subjects, _) = stream_api::subjects(self.api(), DEAD_STREAM, &filter, 0, operation).await?;
+        Ok(subjects.iter().filter_map(|subject| Letter::parse(subject)).collect())
+    }
+
+    /// The name and the sequence of the last message about a run.
+    async fn last_about(
+        &self,
+        job: JobId,
+        run: RunId,
+        operation: &'static str,
+    ) -> Result<Option<(Letter, u64)>, BrokerError> {
+        let found = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
+        Ok(found.and_then(|found| Some((Letter::parse(&found.subject)?, found.seq))))
+    }
+
+    /// The names of the letters that `filter` covers, that which was kept last first, older than `before`, at most `limit`.
+    async fn letters(&self, filter: &str, before: Option<Rank>, limit: usize) -> Result<Vec<Letter>, BrokerError> {
         const OPERATION: &str = "list dead letters";
         // The newest of all pages of names: no more of them are kept than are wanted.
         let mut newest = BTreeMap::new();
@@ -192,9 +243,9 @@ impl Nats {
             offset += subjects.len();
             let is_last = subjects.is_empty() || offset >= total;
             for subject in subjects {
-                let Some(letter) = Letter::parse(&subject) else { continue };
-                if before.is_none_or(|before| letter.run < before) {
-                    newest.insert((letter.run, letter.address.job), letter);
+                let Some(letter) = Letter::parse(&subject).filter(|letter| !letter.is_mark()) else { continue };
+                if before.is_none_or(|before| letter.rank() < before) {
+                    newest.insert(letter.rank(), letter);
                     if newest.len() > limit {
                         newest.pop_first();
                     }
@@ -206,42 +257,79 @@ impl Nats {
         }
     }
 
-    /// For a list, which one letter that can't be read does not end.
-    async fn listed(&self, letter: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
-        match self.letter(letter).await {
+    async fn letter(&self, name: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
+        match self.api().last_at_leader(DEAD_STREAM, name.subject(), "read dead letter").await? {
+            Some(found) => self.read_letter(name, found),
+            None => Ok(None),
+        }
+    }
+
+    /// For a list, which one letter that only a newer relay can read does not end.
+    async fn listed(&self, name: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
+        match self.letter(name).await {
             Err(error) if !error.is_transient() => {
-                tracing::error!(job_id = %letter.address.job, run_id = %letter.run, %error, "a dead letter can't be read");
+                tracing::error!(job_id = %name.address.job, run_id = %name.run, %error, "a dead letter can't be read");
                 Ok(None)
             }
             other => other,
         }
     }
 
-    async fn letter(&self, letter: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
-        const OPERATION: &str = "read dead letter";
-        let found = self.api().last_at_leader(DEAD_STREAM, letter.subject(), OPERATION).await?;
-        let kept = |found: &Stored| {
-            let until = number::<i64>(&found.headers, KEEP_UNTIL).map_or(Timestamp::MAX, Timestamp::from_millis);
-            until > self.clock().now()
-        };
-        let Some(found) = found.filter(kept) else { return Ok(None) };
-        let read = decode_dead_letter(&found.payload);
-        read.map(Some)
-            .map_err(|why| envelope_error(&why, OPERATION, &format!("dead letter of job {}", letter.address.job)))
-    }
-
-    /// The record of a job whose client and queue nobody named.
-    async fn record_of_anybody(&self, job: JobId) -> Result<Option<Record>, BrokerError> {
-        for (queue, _) in self.policies().queues().await? {
-            let stream = names::jobs_stream(&queue);
-            match self.api().last_at_leader(&stream, names::record_of_anybody(job), "redrive").await {
-                Ok(Some(found)) => return Record::read(found).map(Some),
-                Ok(None) => {}
-                // The queue was removed just now.
-                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+    /// The letter in a message; `None` if it is past its keeping, or no letter: whoever may write there may write anything.
+    ///
+    /// # Errors
+    /// `NewerVersion`.
+    pub(super) fn read_letter(&self, name: &Letter, found: Stored) -> Result<Option<DeadLetter>, BrokerError> {
+        if keep_until(&found) <= self.clock().now() {
+            return Ok(None);
         }
-        Ok(None)
+        let whose = format!("dead letter of job {}", name.address.job);
+        let read = decode_dead_letter(&found.payload);
+        match read.map_err(|why| envelope_error(&why, "read dead letter", &whose)) {
+            Err(error) if error.kind() == BrokerErrorKind::Corrupt => {
+                tracing::error!(run_id = %name.run, %error, "it counts as absent");
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+}
+
+/// A message about a run that ended badly, if the last one about it has sequence `expected` (0: there is none).
+pub(super) fn message(
+    name: &Letter,
+    mut headers: HeaderMap,
+    payload: Bytes,
+    keep_until: Timestamp,
+    now: Timestamp,
+    expected: u64,
+) -> Outgoing {
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
+    headers.insert(EXPECTED_SUBJECT, Letter::of_run(name.address.job, name.run));
+    headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl_secs(keep_until, now)));
+    headers.insert(KEEP_UNTIL, keep_until.as_millis().to_string());
+    Outgoing { subject: name.subject(), headers, payload, hint: None }
+}
+
+pub(super) fn keep_until(found: &Stored) -> Timestamp {
+    number::<i64>(&found.headers, KEEP_UNTIL).map_or(Timestamp::MAX, Timestamp::from_millis)
+}
+
+fn rank(place: &LetterPlace) -> Option<Rank> {
+    let (at, run) = place.as_str().split_once('.')?;
+    Some((at.parse().ok()?, run.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_list_is_read_as_it_was_given() {
+        let run = RunId::mint(Timestamp::from_millis(7), None);
+        assert_eq!(rank(&format!("7.{run}").parse().unwrap()), Some((7, run)));
+        for no_place in ["7", "seven.1", &run.to_string()] {
+            assert_eq!(rank(&no_place.parse().unwrap()), None, "{no_place}");
+        }
     }
 }

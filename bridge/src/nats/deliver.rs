@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::Message;
 use async_nats::jetstream;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use super::state::Held;
 use super::{Nats, api};
 use crate::contract::{Job, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::{Delivery, LeaseRequest, Receipt};
+use crate::leasing::{Delivery, Receipt};
 use crate::policy::QueuePolicy;
 use crate::settlement::Settlement;
 
@@ -246,7 +247,8 @@ impl Nats {
                     return Ok(None);
                 }
             };
-            if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
+            if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
+                self.drop_letter_of(&kept.result).await?;
                 self.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
                 return Ok(None);
             }
@@ -308,14 +310,13 @@ impl Nats {
         };
         let held = Held {
             client: job.client.clone(),
-            queue: job.queue.clone(),
             run: job.run_id,
             attempt,
             until: asked_at + lease,
             started: asked_at,
             held_before: None,
             leased_at,
-            due_at: job.due_at,
+            job: Some(Arc::new(Job { payload: Bytes::new(), ..job.clone() })),
             ended: None,
             told: *delivered > 1,
             hurry: CancellationToken::new(),
@@ -342,14 +343,4 @@ fn read(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerE
     let record = Record::read(Stored { subject, seq, headers: headers.unwrap_or_default(), payload, at })?;
     let lane = record.address.lane(record.place).ok_or_else(|| corrupt("a record that is in no line"))?;
     Ok(Pulled { record, lane, reply: reply.into_string(), delivered })
-}
-
-/// Whether a request asks for what a lease can give.
-pub(super) fn check(request: &LeaseRequest) -> Result<(), BrokerError> {
-    use crate::leasing::LEASE_QUEUES_MAX;
-    if request.queues.is_empty() || request.queues.len() > LEASE_QUEUES_MAX {
-        let why = format!("{} queues were named, allowed are 1 to {LEASE_QUEUES_MAX}", request.queues.len());
-        return Err(BrokerError::new(BrokerErrorKind::Invalid, "lease", why));
-    }
-    Ok(())
 }

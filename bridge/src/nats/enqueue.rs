@@ -18,6 +18,7 @@ use crate::contract::{ClientId, Job, JobStatus, QueueName, RunId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::QueuePolicy;
+use crate::rules::refusal;
 
 const OPERATION: &str = "enqueue";
 /// How often a condition that fails because others write is tried again.
@@ -140,12 +141,12 @@ impl Nats {
     pub(super) async fn accept(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
         let (actual, limit) = (job.payload.len() as u64, self.payload_max());
         if actual > limit {
-            return Err(too_large(actual, limit));
+            return Err(refusal::too_large(OPERATION, actual, limit));
         }
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let address = Address::new(&job.queue, &job.client, job.id);
-        if let Some(refusal) = self.refusal(&job, &policy).await? {
-            return Box::pin(self.known(&address)).await?.map_or(Err(refusal), |status| Ok(Enqueued::Known(status)));
+        if let Some(refused) = self.refusal(&job, &policy).await? {
+            return Box::pin(self.known(&address)).await?.map_or(Err(refused), |status| Ok(Enqueued::Known(status)));
         }
         let line = self.lane_for(&job.queue, &job.client, &policy).await?.place();
         self.note_deadline(&job, Some(policy.job_ttl)).await?;
@@ -182,8 +183,7 @@ impl Nats {
             }
             old = Some(record);
         }
-        let why = "others keep writing this job: enqueue it again with the same key";
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(refusal::contended(OPERATION, job.id))
     }
 
     /// The job, if it is known.
@@ -208,26 +208,39 @@ impl Nats {
     async fn refusal(&self, job: &Job, policy: &QueuePolicy) -> Result<Option<BrokerError>, BrokerError> {
         let actual = job.payload.len() as u64;
         if actual > policy.payload_max {
-            return Ok(Some(too_large(actual, policy.payload_max)));
+            return Ok(Some(refusal::too_large(OPERATION, actual, policy.payload_max)));
         }
-        if let Err(refusal) = self.admit().await {
-            return Ok(Some(refusal));
-        }
-        let limit = policy.client(&job.client).max_queued;
-        if self.0.line.waiting.is_far_below(&job.queue, &job.client, limit) {
-            return Ok(None);
-        }
-        Box::pin(self.count_and_add(job, policy, limit)).await
+        self.no_room(&job.queue, &job.client, policy, OPERATION).await
     }
 
-    /// Counts the line, and the job if it is below `limit`; else why not.
+    /// Why one more job of the client is not put in line, if it is not; else it is counted.
+    pub(super) async fn no_room(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+        operation: &'static str,
+    ) -> Result<Option<BrokerError>, BrokerError> {
+        if let Err(full) = self.admit().await {
+            return Ok(Some(full));
+        }
+        let limit = policy.client(client).max_queued;
+        if self.0.line.waiting.is_far_below(queue, client, limit) {
+            return Ok(None);
+        }
+        let added = Box::pin(self.count_and_add(queue, client, policy, limit)).await?;
+        Ok(added.err().and_then(|waiting| refusal::quota(operation, client, queue, waiting, limit)))
+    }
+
+    /// Counts the line, and the job if it is below `limit`; else how many there are.
     async fn count_and_add(
         &self,
-        job: &Job,
+        queue: &QueueName,
+        client: &ClientId,
         policy: &QueuePolicy,
         limit: u64,
-    ) -> Result<Option<BrokerError>, BrokerError> {
-        let (queue, client, counts) = (&job.queue, &job.client, &self.0.line.waiting);
+    ) -> Result<Result<(), u64>, BrokerError> {
+        let counts = &self.0.line.waiting;
         // The last of them after a time without additions: then the server has counted all.
         for again in (0..=3).rev() {
             let called = Instant::now();
@@ -243,13 +256,7 @@ impl Nats {
             }
             sleep(COUNT_LAG).await;
         }
-        Ok(counts.add(queue, client, limit).err().map(|waiting| {
-            BrokerError::new(
-                BrokerErrorKind::QuotaExceeded { actual: waiting, limit },
-                OPERATION,
-                format!("client `{client}` has {waiting} jobs waiting in `{queue}`, {limit} are allowed"),
-            )
-        }))
+        Ok(counts.add(queue, client, limit))
     }
 
     /// The client's jobs on timers, and in the lane that takes its next one: never delivered yet.
@@ -282,9 +289,4 @@ impl Nats {
         let batch = self.api().batch(&names::jobs_stream(queue), &stretch, "count").await?;
         Ok(batch.messages.len() as u64 + batch.left)
     }
-}
-
-pub(super) fn too_large(actual: u64, limit: u64) -> BrokerError {
-    let why = format!("{actual} bytes are more than the {limit} that are taken");
-    BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, OPERATION, why)
 }

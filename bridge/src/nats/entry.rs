@@ -14,11 +14,12 @@ use bytes::Bytes;
 
 use super::names;
 use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
-use crate::contract::envelope::{Extra, WireVersion, decode_result, encode_result};
+use crate::contract::envelope::{WireVersion, decode_result, encode_result};
 use crate::contract::trace::TRACEPARENT;
-use crate::contract::{ClientId, Cursor, Failure, JobResult, LogId, Timestamp};
+use crate::contract::{ClientId, Cursor, JobResult, LogId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::Finished;
+use crate::rules::{self, Ended};
 
 /// The result's envelope with an empty payload, in base64.
 const ENVELOPE: &str = "Relay-Envelope";
@@ -97,6 +98,21 @@ impl Entry {
         self.keep_until <= now
     }
 
+    /// As the rules see it.
+    pub(super) fn ended(&self) -> Ended {
+        let ended = Ended::of(&self.result);
+        // Of an erased one nothing says what a worker sent.
+        if self.erased { Ended { claim: None, ..ended } } else { ended }
+    }
+
+    /// What it takes in a page, in bytes.
+    pub(super) fn size(&self) -> usize {
+        let JobResult { payload, failure, meta, key, content_type, .. } = &self.result;
+        let failure = failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
+        let meta: usize = meta.iter().map(|(name, value)| name.len() + value.len()).sum();
+        payload.len() + failure + meta + key.as_ref().map_or(0, |key| key.as_str().len()) + content_type.len()
+    }
+
     /// As a reader sees it.
     pub(super) fn finished(self, log: LogId) -> Finished {
         let cursor = self.place.cursor(&self.result.client, log);
@@ -105,8 +121,7 @@ impl Entry {
 
     /// What remains when the payload is erased: outcome, key and times, in the same place.
     pub(super) fn erase(self, version: WireVersion, now: Timestamp) -> Outgoing {
-        let failure = self.result.failure.map(|failure| Failure { detail: String::new(), ..failure });
-        let result = JobResult { payload: Bytes::new(), failure, extra: Extra::default(), ..self.result };
+        let result = rules::erased_result(self.result);
         let subject = names::erased(&result.client, result.job_id);
         let mut message = outgoing(subject, &result, self.keep_until, now, version);
         message.headers.insert(ERASED_SEQUENCE, self.place.seq.to_string());
@@ -176,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::contract::result::End;
-    use crate::contract::{Outcome, Submission};
+    use crate::contract::{Failure, Outcome, Submission};
     use crate::policy::QueuePolicy;
 
     const NOW: Timestamp = Timestamp::EPOCH;

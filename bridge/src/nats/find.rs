@@ -14,6 +14,7 @@ use super::{stream_api, streams};
 use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
 use crate::error::BrokerError;
 use crate::result_log::Finished;
+use crate::rules::{self, Ended, Known, Payload};
 
 /// How long the names of the queues are believed.
 const QUEUES_AGE: Duration = Duration::from_secs(5);
@@ -39,6 +40,26 @@ impl Found {
         let open = self.record.as_ref().is_some_and(|(_, job)| job.run_id > result.run_id);
         (!open).then_some(result)
     }
+
+    /// As the rules see it; `None` if there is nothing.
+    pub(super) fn known(&self) -> Option<Known> {
+        let record = self.record.as_ref().map(|(record, job)| known_record(record, job));
+        let ended = self.kept.as_ref().map(|kept| match kept.erased {
+            true => Ended { claim: None, ..Ended::of(&kept.result) },
+            false => Ended::of(&kept.result),
+        });
+        (record.is_some() || ended.is_some()).then_some(Known { record, ended })
+    }
+}
+
+/// A record as the rules see it, with the attempts that its message says.
+pub(super) fn known_record(record: &Record, job: &Job) -> rules::Record {
+    let payload = match (record.is_erased(), job.keep_record) {
+        (true, _) => Payload::Erased,
+        (false, true) => Payload::Kept,
+        (false, false) => Payload::NotKept,
+    };
+    rules::Record { job: job.clone(), attempts: record.charged(), started_at: None, payload }
 }
 
 /// What is seen of a job with all questions asked at once.
@@ -136,6 +157,30 @@ impl Nats {
             kept = self.kept_result(client, job.id).await?;
         }
         Ok(Found { record: Some((record, job)), kept })
+    }
+
+    /// What there is at an address, and the record that is to be replaced there: also one past its keeping, which counts as
+    /// absent.
+    pub(super) async fn look_at(
+        &self,
+        address: &Address,
+        operation: &'static str,
+    ) -> Result<(Found, Option<Record>), BrokerError> {
+        let Address { client, job, .. } = address;
+        let mut kept = self.kept_result(client, *job).await?;
+        let written = self.record_at(address, operation).await?;
+        if kept.is_none() {
+            // As in `look`: recorded, and the record removed or rewritten, between the two questions.
+            kept = self.kept_result(client, *job).await?;
+        }
+        let mut found = Found { record: None, kept };
+        if let Some(record) = &written {
+            let job = record.job()?;
+            if job.keep_until() > self.clock().now() {
+                found.record = Some((record.clone(), job));
+            }
+        }
+        Ok((found, written))
     }
 
     /// Whether the run of the client's job ended, in one round trip: the record and the result are asked for together, the

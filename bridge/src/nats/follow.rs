@@ -319,7 +319,7 @@ impl Nats {
                     page.entries.retain(|read| read.cursor.sequence != entry.place.seq);
                 }
                 if !was_read && !entry.is_past_keeping(self.clock().now()) {
-                    bytes += entry.result.payload.len();
+                    bytes += entry.size();
                     if bytes > PAGE_BYTES_MAX && !page.entries.is_empty() {
                         break 'reading;
                     }

@@ -6,11 +6,13 @@ use super::Nats;
 use super::api::Written;
 use super::find::status_of_new;
 use super::names::{Address, Place};
-use super::record::Draft;
-use crate::contract::envelope::Extra;
-use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId, Timestamp};
+use super::record::{Draft, Record};
+use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::policy::QueuePolicy;
+use crate::rules;
+use crate::rules::refusal::{contended, no_job};
 
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
@@ -31,15 +33,7 @@ impl JobQueue for Nats {
     }
 
     async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
-        let found = self.look(client, job).await?;
-        let address = match (&found.record, &found.kept) {
-            (Some((record, _)), _) => record.address.clone(),
-            (None, Some(kept)) => Address::new(&kept.result.queue, client, job),
-            (None, None) => {
-                return Err(BrokerError::new(BrokerErrorKind::NotFound, "rerun", format!("there is no job {job}")));
-            }
-        };
-        self.next_run(&address, from, None).await
+        self.rerun_job(client, job, from).await
     }
 
     async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
@@ -77,72 +71,58 @@ impl JobQueue for Nats {
 }
 
 impl Nats {
-    /// Starts the run after generation `from` of a finished job, or finds that it was started. `dead` is the job of a
-    /// dead letter: with it the payload is there although the record may not be, and the run that died must have ended.
-    ///
-    /// # Errors
-    /// `NotFound`, `StateConflict`.
-    pub(super) async fn next_run(
-        &self,
-        address: &Address,
-        from: u32,
-        dead: Option<&Job>,
-    ) -> Result<Enqueued, BrokerError> {
+    async fn rerun_job(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "rerun";
-        let refuse = |why: String| Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
-        let (client, job) = (&address.client, address.job);
+        let found = self.look(client, job).await?;
+        let queue = match (&found.record, &found.kept) {
+            (Some((record, _)), _) => record.address.queue.clone(),
+            (None, Some(kept)) => kept.result.queue.clone(),
+            (None, None) => return Err(no_job(OPERATION, job)),
+        };
+        let address = Address::new(&queue, client, job);
+        let (mut facts, mut has_room) = ((found, None), false);
         for _ in 0..TRIES {
-            let (now, kept) = (self.clock().now(), self.kept_result(client, job).await?);
-            let record = self.record_at(address, OPERATION).await?;
-            let current = record.as_ref().map(|record| record.job()).transpose()?;
-            let live = current.as_ref().filter(|current| current.keep_until() > now);
-            if let (Some(record), Some(live)) = (&record, live) {
-                let ended = kept.as_ref().map(|kept| &kept.result).filter(|result| result.run_id >= live.run_id);
-                if live.generation == from.saturating_add(1) && live.generation > from {
-                    return Ok(Enqueued::Known(self.status_of_record(record, live, ended).await?));
-                }
-                if live.generation != from {
-                    return refuse(format!("the job is in generation {}, not {from}", live.generation));
-                }
-                if ended.is_none() {
-                    return refuse(format!("generation {from} has not ended: wait for it, or cancel it"));
-                }
-                if record.is_erased() {
-                    return refuse("the payload was erased: submit the job again".to_owned());
-                }
-            } else if let Some(kept) = kept.as_ref().filter(|kept| kept.result.generation == from.saturating_add(1)) {
-                // That run came and went: its record is not kept any more.
-                let done = super::find::Found { record: None, kept: Some(kept.clone()) };
-                let status = self.status_of(&done).await?;
-                return status.map(Enqueued::Known).ok_or_else(|| gone(job));
+            let (found, written) = facts;
+            let now = self.clock().now();
+            let Ok(next) = rules::rerun(found.known().as_ref(), job, from, now).refused()? else {
+                let status = self.status_of(&found).await?;
+                return status.map(Enqueued::Known).ok_or_else(|| no_job(OPERATION, job));
+            };
+            let policy = self.policies().require(&queue, OPERATION).await?;
+            if !has_room && let Some(refused) = self.no_room(&queue, client, &policy, OPERATION).await? {
+                return Err(refused);
             }
-            // A record that is there is the truth; a worker's letter brings back the payload alone.
-            let Some(base) = live.or(dead) else {
-                return match kept {
-                    Some(_) => refuse("the payload was not kept: submit it again, or set `keep_keyless`".to_owned()),
-                    None => Err(gone(job)),
-                };
-            };
-            let before = [current.as_ref().map(|job| job.run_id), kept.map(|kept| kept.result.run_id)];
-            let before = before.into_iter().flatten().max().unwrap_or(base.run_id).max(base.run_id);
-            let mut next = base.next_run(now);
-            next.run_id = RunId::mint(now, Some(before));
-            let policy = self.policies().require(&address.queue, OPERATION).await?;
-            let line = self.lane_for(&address.queue, client, &policy).await?.place();
-            self.note_deadline(&next, Some(policy.job_ttl)).await?;
-            let draft = match &record {
-                Some(record) => record.rewrite().with_job(&next, self.wire()).charged(0).cancelled(None),
-                None => Draft::new(&next, self.wire()),
-            };
-            if let Written::At(_) = self.api().publish(draft.to(line), OPERATION).await? {
-                if let Some(old) = record.filter(|record| record.place != line) {
-                    self.api().delete(&address.stream(), old.seq, OPERATION).await?;
-                }
+            has_room = true;
+            let record = found.record.map(|(record, _)| record).or(written);
+            if self.start(&address, &next, record, &policy, OPERATION).await? {
                 return Ok(Enqueued::Created(status_of_new(&next)));
             }
+            facts = self.look_at(&address, OPERATION).await?;
         }
-        let why = format!("others keep changing job {job}: try again");
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(contended(OPERATION, job))
+    }
+
+    /// Puts the next run of a job in line, in the place of `record`. `false` if something else is there by now.
+    pub(super) async fn start(
+        &self,
+        address: &Address,
+        next: &Job,
+        record: Option<Record>,
+        policy: &QueuePolicy,
+        operation: &'static str,
+    ) -> Result<bool, BrokerError> {
+        let line = self.lane_for(&address.queue, &address.client, policy).await?.place();
+        self.note_deadline(next, Some(policy.job_ttl)).await?;
+        let draft = match &record {
+            Some(record) if record.is_erased() => Draft::instead_of(record, next, self.wire()),
+            Some(record) => record.rewrite().with_job(next, self.wire()).charged(0).cancelled(None),
+            None => Draft::new(next, self.wire()),
+        };
+        let Written::At(_) = self.api().publish(draft.to(line), operation).await? else { return Ok(false) };
+        if let Some(old) = record.filter(|record| record.place != line) {
+            self.api().delete(&address.stream(), old.seq, operation).await?;
+        }
+        Ok(true)
     }
 
     /// The record first: a crash after it leaves the call unanswered and nothing that could run again.
@@ -150,18 +130,9 @@ impl Nats {
         const OPERATION: &str = "erase";
         for _ in 0..TRIES {
             let found = self.look(client, job).await?;
-            if found.ended().is_none() {
-                found.require(job, OPERATION)?;
-                let why = "the run has not ended: cancel it first";
-                return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
-            }
-            if let Some((record, kept)) = found.record.as_ref().filter(|(record, _)| !record.is_erased()) {
-                let bare = Job {
-                    payload: bytes::Bytes::new(),
-                    headers: Default::default(),
-                    extra: Extra::default(),
-                    ..kept.clone()
-                };
+            let Ok(left) = rules::erase(found.known().as_ref(), job).refused()? else { return Ok(()) };
+            let bare = left.filter(|_| found.record.as_ref().is_some_and(|(record, _)| !record.is_erased()));
+            if let (Some((record, _)), Some(bare)) = (&found.record, bare) {
                 let draft = record.rewrite().with_job(&bare, self.wire()).erased();
                 let Written::At(seq) = self.api().publish(draft.to(Place::Ended), OPERATION).await? else { continue };
                 self.erase_before(&record.address, seq).await?;
@@ -176,8 +147,7 @@ impl Nats {
             self.erase_result(client, job).await?;
             return Ok(());
         }
-        let why = format!("others keep changing job {job}: erase it again");
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(contended(OPERATION, job))
     }
 
     /// Overwrites what the address had before `seq`. That it is gone is seen by looking: the server gives one error for a
@@ -193,8 +163,4 @@ impl Nats {
         let why = format!("a message of job {} is not deleted: erase it again", address.job);
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
-}
-
-fn gone(job: JobId) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::NotFound, "rerun", format!("there is no job {job}"))
 }

@@ -1,6 +1,5 @@
 //! The worker's half: lease, extend, progress, dead letters on their way in, record, settle.
 
-use std::num::NonZeroU32;
 use std::pin::Pin;
 
 use async_nats::HeaderMap;
@@ -11,17 +10,16 @@ use tokio::sync::futures::Notified;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::deliver::{Asked, Grant, check};
-use super::names::{self, Address};
+use super::deliver::{Asked, Grant};
+use super::names;
 use super::receipt::Token;
 use super::{Nats, policy};
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::{
-    Delivery, Held, LEASE_BATCH_MAX, LEASE_WAIT_MAX, LeaseRequest, Leasing, Progress, Receipt, Recorded,
-};
+use crate::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use crate::policy::QueuePolicy;
+use crate::rules;
 use crate::settlement::Settlement;
 
 /// The longest message of a progress, in bytes.
@@ -30,10 +28,10 @@ const MESSAGE_MAX: usize = 1_024;
 #[async_trait]
 impl Leasing for Nats {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
-        check(request)?;
-        let max = request.max.min(NonZeroU32::new(LEASE_BATCH_MAX).unwrap_or(request.max)).get();
+        let request = &rules::lease_request(request)?;
+        let max = request.max.get();
         let called = Instant::now();
-        let deadline = called + request.wait.min(LEASE_WAIT_MAX);
+        let deadline = called + request.wait;
         // Who does not wait gets the truth now; who waits is woken by hints and by rounds that are due.
         let mut since = request.wait.is_zero().then_some(called);
         let mut asked = self.asked(&request.queues).await?;
@@ -113,23 +111,7 @@ impl Leasing for Nats {
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        let due_at = match self
-            .holds(result.job_id)
-            .filter(|held| held.run == result.run_id && held.client == result.client && held.queue == result.queue)
-        {
-            Some(held) => held.due_at,
-            None => match self.due_at(result).await? {
-                Ok(due_at) => due_at,
-                Err(recorded) => return Ok(recorded),
-            },
-        };
-        let recorded = self.record_result(result, due_at).await?;
-        let outcome = match recorded {
-            Recorded::First => result.outcome,
-            Recorded::Superseded(outcome) => outcome,
-        };
-        self.holding().ended(result.job_id, result.run_id, outcome);
-        Ok(recorded)
+        self.record_sent(result).await
     }
 
     async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
@@ -194,34 +176,6 @@ impl Nats {
             }
         });
         given.await.map_err(|_| closed("lease"))?
-    }
-
-    /// When the run of a result was due, for a worker that does not hold the job; or what became of the run.
-    async fn due_at(&self, result: &JobResult) -> Result<Result<crate::contract::Timestamp, Recorded>, BrokerError> {
-        const OPERATION: &str = "record";
-        let not_found =
-            || BrokerError::new(BrokerErrorKind::NotFound, OPERATION, format!("there is no job {}", result.job_id));
-        let address = Address::new(&result.queue, &result.client, result.job_id);
-        let kept = self.kept_result(&result.client, result.job_id).await?;
-        let kept = kept.filter(|kept| kept.result.queue == result.queue);
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.result.run_id >= result.run_id) {
-            return Ok(Err(Recorded::Superseded(kept.result.outcome)));
-        }
-        let record = self.record_at(&address, OPERATION).await?.ok_or_else(not_found)?;
-        let job = record.job()?;
-        if job.keep_until() <= self.clock().now() {
-            return Err(not_found());
-        }
-        match job.run_id.cmp(&result.run_id) {
-            std::cmp::Ordering::Equal => Ok(Ok(job.due_at)),
-            std::cmp::Ordering::Greater => {
-                Ok(Err(Recorded::Superseded(kept.map_or(result.outcome, |kept| kept.result.outcome))))
-            }
-            std::cmp::Ordering::Less => {
-                let why = "the run is greater than the job's: no relay gave it out";
-                Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why))
-            }
-        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
-//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`.
+//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`, `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
@@ -50,6 +50,7 @@ mod policy;
 mod provision;
 mod receipt;
 mod record;
+mod redrive;
 mod refusal;
 mod requests;
 mod results;
@@ -292,6 +293,10 @@ impl Nats {
 
     fn holding(&self) -> &Holding {
         &self.0.line.holding
+    }
+
+    fn rule_counts(&self) -> &crate::rules::Counts {
+        &self.0.rule_counts
     }
 
     fn consumers(&self) -> &Consumers {

@@ -159,13 +159,29 @@ pub fn turn(queue: &QueueName) -> String {
     format!("relay.state.turn.{queue}.policy")
 }
 
-/// A dead letter: which job's, of which run, whose.
+/// A dead letter, or the mark that an operator redrove it: which job's, of which run, whose.
+///
+/// The number of its subject's tokens is that of releases before this one, whose permissions stay good. No client can be called
+/// as its last token is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     /// The job and where it was.
     pub address: Address,
     /// The run that ended badly.
     pub run: RunId,
+    /// Which of the two.
+    pub kind: LetterKind,
+}
+
+/// What a message about a run that ended badly is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LetterKind {
+    /// The letter, and when relay first kept it, in milliseconds since the epoch.
+    Kept(u64),
+    /// A letter of a release before this one, which did not say when.
+    Undated,
+    /// The mark that it was redriven.
+    Redriven,
 }
 
 impl Letter {
@@ -176,7 +192,29 @@ impl Letter {
     #[must_use]
     pub fn subject(&self) -> String {
         let Address { queue, client, job } = &self.address;
-        format!("relay.dead.{job}.{}.{queue}.{client}", self.run)
+        let named = format!("relay.dead.{job}.{}.{queue}.{client}", self.run);
+        match self.kind {
+            LetterKind::Kept(at) => format!("{named}_{at}"),
+            LetterKind::Undated => named,
+            LetterKind::Redriven => format!("{named}_{REDRIVEN}"),
+        }
+    }
+
+    /// What orders a list: when it was kept first, in milliseconds since the epoch, then the run. One without a date counts
+    /// from its run.
+    #[must_use]
+    pub fn rank(&self) -> (u64, RunId) {
+        let at = match self.kind {
+            LetterKind::Kept(at) => at,
+            LetterKind::Undated | LetterKind::Redriven => self.run.millis(),
+        };
+        (at, self.run)
+    }
+
+    /// Whether it is the mark, and no letter.
+    #[must_use]
+    pub fn is_mark(&self) -> bool {
+        self.kind == LetterKind::Redriven
     }
 
     /// Reads the subject of a letter.
@@ -184,8 +222,14 @@ impl Letter {
     pub fn parse(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("relay.dead.")?.split('.');
         let (job, run) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
-        let (queue, client) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
-        tokens.next().is_none().then_some(Self { address: Address { queue, client, job }, run })
+        let (queue, last) = (tokens.next()?.parse().ok()?, tokens.next()?);
+        let (client, kind) = match last.split_once('_') {
+            None => (last, LetterKind::Undated),
+            Some((client, REDRIVEN)) => (client, LetterKind::Redriven),
+            Some((client, at)) => (client, LetterKind::Kept(at.parse().ok()?)),
+        };
+        let address = Address { queue, client: client.parse().ok()?, job };
+        tokens.next().is_none().then_some(Self { address, run, kind })
     }
 
     /// All letters of a job.
@@ -194,10 +238,10 @@ impl Letter {
         format!("relay.dead.{job}.>")
     }
 
-    /// The letter of a run, whoever's it is.
+    /// The letter of a run and its mark, whoever's they are: what each condition on them names.
     #[must_use]
     pub fn of_run(job: JobId, run: RunId) -> String {
-        format!("relay.dead.{job}.{run}.>")
+        format!("relay.dead.{job}.{run}.*.*")
     }
 
     /// All letters of a queue.
@@ -206,6 +250,9 @@ impl Letter {
         format!("relay.dead.*.*.{queue}.*")
     }
 }
+
+/// What a mark is called.
+const REDRIVEN: &str = "redriven";
 
 /// A job's record in a queue's stream, whoever's it is: for operators, who know the job alone. It costs the server a look
 /// at every subject.
@@ -444,6 +491,26 @@ mod tests {
         for lane in lanes {
             assert_eq!(lane.to_string().parse(), Ok(lane));
         }
+    }
+
+    #[test]
+    fn a_letter_and_its_mark_are_read_as_they_were_written_also_one_of_before() {
+        let address = Address::new(&"mail_out".parse().unwrap(), &"acme-1".parse().unwrap(), JobId::mint());
+        let run = RunId::mint(crate::contract::Timestamp::from_millis(1_700_000_000_000), None);
+        for (kind, at) in [
+            (LetterKind::Kept(7), 7),
+            (LetterKind::Undated, 1_700_000_000_000),
+            (LetterKind::Redriven, 1_700_000_000_000),
+        ] {
+            let letter = Letter { address: address.clone(), run, kind };
+            let subject = letter.subject();
+            assert_eq!(Letter::parse(&subject), Some(letter.clone()));
+            assert_eq!((letter.rank(), letter.is_mark()), ((at, run), kind == LetterKind::Redriven));
+            for filter in [Letter::of_run(address.job, run), Letter::in_queue(&address.queue)] {
+                assert!(covers(&filter, &subject), "{filter} {subject}");
+            }
+        }
+        assert_eq!(Letter::parse(&format!("relay.dead.{}.{run}.mail.acme_x", address.job)), None);
     }
 
     fn covers(filter: &str, subject: &str) -> bool {

@@ -10,11 +10,16 @@ use async_trait::async_trait;
 use super::Nats;
 use super::api::Written;
 use super::entry::{self, Entry};
-use super::names::{self, RESULTS_STREAM};
-use crate::contract::{ClientId, JobId, JobResult, Outcome, RunId, Timestamp};
+use super::find::known_record;
+use super::names::{self, Address, RESULTS_STREAM};
+use super::record::Stored;
+use crate::contract::{ClientId, Job, JobId, JobResult, Outcome, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Recorded;
+use crate::policy::QueuePolicy;
 use crate::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use crate::rules::refusal::contended;
+use crate::rules::{self, Known, Payload, Verdict};
 
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
@@ -45,58 +50,177 @@ impl ResultLog for Nats {
 }
 
 impl Nats {
-    /// Records `result` unless the run, or a greater one, has one. The caller has looked at the record, whose run is the
-    /// result's, and says when that run was due: the result is kept at least as long as the record.
+    /// Records what a worker sent, as the rules say. Of a job that this process holds no record is read.
     ///
     /// # Errors
-    /// `TooLarge`, `Overloaded`, `Unavailable`: no effect. `Ambiguous`: record it again.
-    pub(super) async fn record_result(&self, result: &JobResult, due_at: Timestamp) -> Result<Recorded, BrokerError> {
+    /// `NotFound`, `Invalid`; `Overloaded`, `Unavailable`: no effect. `Ambiguous`: record it again.
+    pub(super) async fn record_sent(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
         const OPERATION: &str = "record";
-        let (actual, limit) = (result.payload.len() as u64, self.payload_max());
-        if actual > limit {
-            let why = format!("the result has {actual} bytes, the server takes {limit}");
-            return Err(BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, OPERATION, why));
-        }
+        let policy = self.policies().require(&sent.queue, OPERATION).await?;
+        let (result_max, run) = (policy.result_max.min(self.payload_max()), sent.run_id);
+        let mut known = self.held_record(sent).map(|record| Known { record: Some(record), ended: None });
         let mut expected = 0;
         for _ in 0..TRIES {
-            let now = self.clock().now();
-            let keep_until = now.max(due_at) + Duration::from_millis(result.keep_ms);
-            let message = entry::record(result, keep_until, now, self.wire(), expected);
-            if let Written::At(_) = self.api().publish(message, OPERATION).await? {
-                return Ok(Recorded::First);
+            if known.is_none() {
+                let found;
+                (found, expected) = self.known_to_record(sent, &policy, OPERATION).await?;
+                known = found;
             }
-            let Some(found) = self.entry_at_leader(&result.client, result.job_id).await? else {
-                expected = 0;
+            let now = self.clock().now();
+            let verdict = rules::record(known.as_ref(), sent, result_max, now);
+            let ending = match verdict.refused()? {
+                Ok(ending) => ending,
+                Err(recorded) => {
+                    self.rule_counts().not_written(&recorded);
+                    let ended = known.as_ref().and_then(|known| known.ended.as_ref()).map(|ended| ended.outcome);
+                    let outcome = match recorded {
+                        Recorded::Superseded(outcome) => outcome,
+                        Recorded::First => ended.unwrap_or(sent.outcome),
+                    };
+                    self.holding().ended(sent.job_id, run, outcome);
+                    self.drop_letter(&sent.client, sent.job_id, run, outcome).await?;
+                    return Ok(recorded);
+                }
+            };
+            let Some(due_at) = known.as_ref().and_then(|known| known.record.as_ref()).map(|record| record.job.due_at)
+            else {
+                known = None;
                 continue;
             };
-            if found.result == *result && !found.erased {
-                // Its own first try, whose confirmation was lost.
+            if ending.keeps_letter && !self.keep_own_letter(&ending.result, &policy).await? {
+                // The job is in another run by now, or gone.
+                known = None;
+                continue;
+            }
+            if let Written::At(_) = self.write_result(&ending.result, due_at, expected, OPERATION).await? {
+                self.rule_counts().written(&ending);
+                self.holding().ended(sent.job_id, run, ending.result.outcome);
+                self.drop_letter_of(&ending.result).await?;
                 return Ok(Recorded::First);
             }
-            if found.result.run_id >= result.run_id {
-                let (outcome, attempt) = (found.result.outcome, result.attempt);
-                tracing::info!(job_id = %result.job_id, run_id = %result.run_id, attempt, %outcome, "result superseded");
-                return Ok(Recorded::Superseded(outcome));
+            let last = self.last_result(&sent.client, sent.job_id).await?;
+            expected = last.as_ref().map_or(0, |last| last.seq);
+            if let Some(known) = &mut known {
+                known.ended = last.and_then(|last| last.entry).map(|entry| entry.ended());
             }
-            expected = found.seq;
         }
-        let why = format!("others keep writing results of job {}: record it again", result.job_id);
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(contended(OPERATION, sent.job_id))
     }
 
-    /// The job's result that is kept, of whatever run, as the leader has it.
+    /// The record of a job that this process holds in the run of a result, as it was when it was given out.
+    fn held_record(&self, sent: &JobResult) -> Option<rules::Record> {
+        let held = self.holds(sent.job_id)?;
+        let job =
+            held.job.filter(|job| (job.run_id, &job.client, &job.queue) == (sent.run_id, &sent.client, &sent.queue))?;
+        let payload = if job.keep_record { Payload::Kept } else { Payload::NotKept };
+        let (attempts, started_at) = (held.attempt, Some(held.leased_at));
+        Some(rules::Record { job: (*job).clone(), attempts, started_at, payload })
+    }
+
+    /// What the leaders know of the job of a result, and the sequence of the result that is to be replaced. How many attempts
+    /// there were is not known here: no more than the policy allows, and one that finds them spent.
+    async fn known_to_record(
+        &self,
+        sent: &JobResult,
+        policy: &QueuePolicy,
+        operation: &'static str,
+    ) -> Result<(Option<Known>, u64), BrokerError> {
+        let last = self.last_result(&sent.client, sent.job_id).await?;
+        let expected = last.as_ref().map_or(0, |last| last.seq);
+        let ended = last.and_then(|last| last.entry).filter(|entry| entry.result.queue == sent.queue);
+        let address = Address::new(&sent.queue, &sent.client, sent.job_id);
+        let record = match self.record_at(&address, operation).await? {
+            Some(record) => {
+                let job = record.job()?;
+                let mut known = known_record(&record, &job);
+                known.attempts = known.attempts.max(policy.max_attempts.saturating_add(1));
+                Some(known).filter(|_| job.keep_until() > self.clock().now())
+            }
+            None => None,
+        };
+        let ended = ended.map(|entry| entry.ended());
+        let known = (record.is_some() || ended.is_some()).then_some(Known { record, ended });
+        Ok((known, expected))
+    }
+
+    /// Keeps the letter of a run that relay itself ends as failed, before its result. `false` if the job is not in that run.
+    async fn keep_own_letter(&self, result: &JobResult, policy: &QueuePolicy) -> Result<bool, BrokerError> {
+        const OPERATION: &str = "record";
+        let address = Address::new(&result.queue, &result.client, result.job_id);
+        let Some(record) = self.record_at(&address, OPERATION).await? else { return Ok(false) };
+        let job = record.job()?;
+        if job.run_id != result.run_id {
+            return Ok(false);
+        }
+        if let Some(letter) = rules::letters::own_letter(&job, result).filter(|_| !record.is_erased()) {
+            self.write_letter(&letter, policy, OPERATION).await?;
+        }
+        Ok(true)
+    }
+
+    /// Ends a run as `rule` says, unless it has ended: its outcome, and the result if it is this call's.
+    pub(super) async fn record_end(
+        &self,
+        job: &Job,
+        mut known: Known,
+        rule: fn(Option<&Known>, JobId, Timestamp) -> Verdict<JobResult>,
+    ) -> Result<(Outcome, Option<JobResult>), BrokerError> {
+        const OPERATION: &str = "end run";
+        let mut expected = 0;
+        for _ in 0..TRIES {
+            let verdict = rule(Some(&known), job.id, self.clock().now());
+            let Ok(result) = verdict.refused()? else {
+                let outcome = known.outcome().ok_or_else(|| contended(OPERATION, job.id))?;
+                return Ok((outcome, None));
+            };
+            if let Written::At(_) = self.write_result(&result, job.due_at, expected, OPERATION).await? {
+                return Ok((result.outcome, Some(result)));
+            }
+            let last = self.last_result(&job.client, job.id).await?;
+            expected = last.as_ref().map_or(0, |last| last.seq);
+            let entry = last.and_then(|last| last.entry);
+            if entry.as_ref().is_some_and(|entry| entry.result == result) {
+                // Its own first try, whose confirmation was lost.
+                return Ok((result.outcome, Some(result)));
+            }
+            known.ended = entry.map(|entry| entry.ended());
+        }
+        Err(contended(OPERATION, job.id))
+    }
+
+    /// Writes a result if the last one of its job has sequence `expected` (0: there is none).
+    async fn write_result(
+        &self,
+        result: &JobResult,
+        due_at: Timestamp,
+        expected: u64,
+        operation: &'static str,
+    ) -> Result<Written, BrokerError> {
+        let now = self.clock().now();
+        let keep_until = rules::record::keep_until(result, due_at, now);
+        self.api().publish(entry::record(result, keep_until, now, self.wire(), expected), operation).await
+    }
+
+    /// The job's result that is kept, of whatever run, as the leader has it. One that nobody can read is none.
     pub(super) async fn kept_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
-        let found = self.entry_at_leader(client, job).await?;
+        let found = self.last_result(client, job).await?.and_then(|last| last.entry);
         match found.filter(|entry| !entry.is_past_keeping(self.clock().now())) {
             Some(entry) => Ok(Some(entry.finished(self.log_id().await?))),
             None => Ok(None),
         }
     }
 
-    async fn entry_at_leader(&self, client: &ClientId, job: JobId) -> Result<Option<Entry>, BrokerError> {
+    /// The last message about the job's result.
+    ///
+    /// # Errors
+    /// `NewerVersion`: a newer relay wrote it.
+    async fn last_result(&self, client: &ClientId, job: JobId) -> Result<Option<Last>, BrokerError> {
         let subject = names::result_anywhere(client, job);
-        let found = self.api().last_at_leader(RESULTS_STREAM, subject, "read result").await?;
-        found.map(Entry::read).transpose()
+        let Some(found) = self.api().last_at_leader(RESULTS_STREAM, subject, "read result").await? else {
+            return Ok(None);
+        };
+        let seq = found.seq;
+        Ok(Some(Last { seq, entry: readable(found)? }))
     }
 
     /// Where the client's job stands, as the leaders have it.
@@ -114,12 +238,17 @@ impl Nats {
     /// Removes the payload of the job's result for good; its outcome and its place stay. Idempotent. `None` if the job has
     /// no result.
     ///
-    /// First what stays is written, then the result is deleted: a crash between the two leaves the call unanswered and the
-    /// result as it was, to be erased again.
+    /// One that can't be read is deleted. First what stays is written, then the result is deleted: a crash between the two leaves
+    /// the call unanswered and the result as it was, to be erased again.
     pub(super) async fn erase_result(&self, client: &ClientId, job: JobId) -> Result<Option<Outcome>, BrokerError> {
         const OPERATION: &str = "erase";
         for _ in 0..TRIES {
-            let Some(entry) = self.entry_at_leader(client, job).await? else { return Ok(None) };
+            let Some(last) = self.last_result(client, job).await? else { return Ok(None) };
+            let Some(entry) = last.entry else {
+                // It is to be gone, whatever it says.
+                self.api().overwrite(RESULTS_STREAM, last.seq, OPERATION).await?;
+                continue;
+            };
             let (outcome, run) = (entry.result.outcome, entry.result.run_id);
             if !entry.erased {
                 let stub = entry.erase(self.wire(), self.clock().now());
@@ -132,14 +261,31 @@ impl Nats {
                 return Ok(Some(outcome));
             };
             let seq = left.seq;
-            if Entry::read(left)?.result.run_id > run {
+            if readable(left)?.is_some_and(|left| left.result.run_id > run) {
                 return Ok(Some(outcome));
             }
             // That it is gone is seen by looking again: the server gives one error for a message that was gone and for one
             // that it could not delete.
             self.api().overwrite(RESULTS_STREAM, seq, OPERATION).await?;
         }
-        let why = format!("the result of job {job} is not deleted, or others keep writing results: erase it again");
-        Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
+        Err(contended(OPERATION, job))
+    }
+}
+
+/// The last message about a job's result.
+struct Last {
+    seq: u64,
+    /// What it says; `None` if nobody can read it.
+    entry: Option<Entry>,
+}
+
+/// A result as it was stored. Whoever may write there may write what is none: that is told, and ends no reading.
+fn readable(stored: Stored) -> Result<Option<Entry>, BrokerError> {
+    match Entry::read(stored) {
+        Err(error) if error.kind() == BrokerErrorKind::Corrupt => {
+            tracing::error!(%error, "a result can't be read: it counts as absent");
+            Ok(None)
+        }
+        read => read.map(Some),
     }
 }

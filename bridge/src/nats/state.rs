@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Nats, names};
-use crate::contract::{ClientId, JobId, Outcome, QueueName, RunId, Timestamp};
-use crate::error::BrokerError;
+use crate::contract::{ClientId, Job, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::error::{BrokerError, BrokerErrorKind};
 
 /// How often what is held is looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -31,7 +31,6 @@ pub(super) type Key = (JobId, u64, u64);
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) client: ClientId,
-    pub(super) queue: QueueName,
     pub(super) run: RunId,
     pub(super) attempt: u32,
     /// When the lease ends, unless it is extended.
@@ -41,8 +40,8 @@ pub(super) struct Held {
     /// How long another process had it before; `None` if this one gave it out.
     pub(super) held_before: Option<Duration>,
     pub(super) leased_at: Timestamp,
-    /// When the run was due.
-    pub(super) due_at: Timestamp,
+    /// The job without its payload, for judging its result without reading the record.
+    pub(super) job: Option<Arc<Job>>,
     /// How the run ended, if this process knows that it did.
     pub(super) ended: Option<Outcome>,
     /// Whether others were told.

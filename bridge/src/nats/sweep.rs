@@ -19,11 +19,11 @@ use super::deliver::UNREADABLE_FOR;
 use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored, is_unreadable};
 use super::stream_api;
-use crate::contract::{Failure, Job, Outcome, QueueName, Timestamp};
+use crate::contract::{Job, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
-use crate::leasing::Recorded;
 use crate::policy::QueuePolicy;
+use crate::rules;
 
 const OPERATION: &str = "sweep";
 /// The most records of one step.
@@ -282,8 +282,9 @@ impl Nats {
             }
             kept => kept?,
         };
-        if kept.is_some_and(|kept| kept.result.run_id >= job.run_id) {
-            return Ok(());
+        if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
+            // Whoever ended it may have broken off before its letter went.
+            return self.drop_letter_of(&kept.result).await;
         }
         // A record past its keeping counts as absent. The result of its run, which is kept at least as long, may be gone: a run
         // that ended would end once more. The server removes the record.
@@ -291,13 +292,9 @@ impl Nats {
             return Ok(());
         }
         if record.is_cancelled() {
-            return self.finish_cancel(record, job).await.map(drop);
+            return self.finish_cancel(record, job).await;
         }
-        let failure = Failure::new("expired", format!("not finished by its deadline {}", job.expires_at));
-        let (result, recorded) = self.end_run(record, job, Outcome::Expired, failure).await?;
-        if recorded == Recorded::First {
-            step.swept.expired.push(result);
-        }
+        step.swept.expired.extend(self.end_run(record, job, rules::expire).await?);
         Ok(())
     }
 }

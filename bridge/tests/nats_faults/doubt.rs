@@ -10,6 +10,7 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use relay_bridge::nats::names;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{NatsServer, NatsServerBuilder};
 
 use super::support::{PATIENCE, Stage};
@@ -113,4 +114,15 @@ async fn a_rerun_that_broke_off_before_the_old_record_went_from_another_lane_run
     assert!(stage.lease(10, Duration::ZERO).await.is_empty(), "the old record was given out");
     let status = stage.broker.jobs.status(&acme, job).await.unwrap().unwrap();
     assert_eq!((status.state, status.generation), (JobState::Finished(Outcome::Succeeded), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_holds_a_job_records_and_settles_it_without_reading_anything() {
+    let nats = server("$JS.API.STREAM.MSG.GET.>").start().await;
+    let stage = open(&nats).await;
+    stage.submit("acme", "key").await;
+    let delivery = stage.lease(1, PATIENCE).await.remove(0);
+    let result = stage.success(&delivery, "done");
+    assert_eq!(stage.broker.leasing.record(&result).await.unwrap(), relay_bridge::leasing::Recorded::First);
+    stage.broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
 }

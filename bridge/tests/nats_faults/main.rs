@@ -4,6 +4,7 @@
 
 mod doubt;
 mod hanging;
+mod letters;
 mod limits;
 mod listening;
 mod losing_nodes;

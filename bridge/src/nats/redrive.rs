@@ -1,0 +1,152 @@
+//! Redriving a dead letter, in three steps that a crash may come between: a mark that names the next run, that run, and the
+//! letter goes. The mark stays as long as the letter would have: a letter that comes late finds it, and is not kept.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+
+use super::Nats;
+use super::api::Written;
+use super::dead_letters::{keep_until, message};
+use super::find::status_of_new;
+use super::names::{self, Address, DEAD_STREAM, Letter, LetterKind};
+use super::record::{Record, number};
+use crate::contract::{Job, JobId, RunId, Timestamp};
+use crate::dead_letters::DeadLetter;
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::job_queue::Enqueued;
+use crate::rules::refusal::{contended, no_letter};
+use crate::rules::{self, SKEW};
+
+/// How often a condition that fails because others write is tried again.
+const TRIES: usize = 8;
+/// Of a mark: the run that the letter was redriven in.
+const REDRIVEN_RUN: &str = "Relay-Redriven-Run";
+/// Of a mark: when it was written, in milliseconds since the epoch.
+const REDRIVEN_AT: &str = "Relay-Redriven-At";
+
+/// What there is of a run that ended badly.
+#[derive(Default)]
+struct Dead {
+    letter: Option<DeadLetter>,
+    /// Until when the letter is kept.
+    keep_until: Option<Timestamp>,
+    redriven: Option<Redriven>,
+    /// Whose it was.
+    address: Option<Address>,
+    /// The sequence of the last message about the run.
+    last: u64,
+}
+
+/// What a mark says.
+struct Redriven {
+    /// The run that starts, or was started.
+    run: RunId,
+    at: Timestamp,
+}
+
+impl Nats {
+    /// Starts what the letter of a run has, and removes the letter.
+    pub(super) async fn redrive_letter(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
+        const OPERATION: &str = "redrive";
+        for _ in 0..TRIES {
+            let dead = self.dead(job, run, OPERATION).await?;
+            let address = match &dead.address {
+                Some(address) => Some(address.clone()),
+                None => self.record_of_anybody(job).await?.map(|record| record.address),
+            };
+            let Some(address) = address else { return Err(no_letter(OPERATION, job, run)) };
+            let (found, written) = self.look_at(&address, OPERATION).await?;
+            let (known, now) = (found.known(), self.clock().now());
+            let verdict = rules::redrive(known.as_ref(), dead.letter.as_ref(), job, run, now);
+            let Ok(next) = verdict.refused()? else {
+                self.remove_letters(job, run, OPERATION).await?;
+                let status = self.status_of(&found).await?;
+                return status.map(Enqueued::Known).ok_or_else(|| no_letter(OPERATION, job, run));
+            };
+            let next = match &dead.redriven {
+                // What it started may have ended and gone.
+                Some(begun) if known.is_none() && begun.at + Duration::from_millis(next.keep_ms) <= now + SKEW => {
+                    self.remove_letters(job, run, OPERATION).await?;
+                    return Err(no_letter(OPERATION, job, run));
+                }
+                Some(begun) => Job { run_id: begun.run, ..next },
+                None => {
+                    let next = after(next, written.as_ref(), now);
+                    if !self.mark_redriven(&address, run, &dead, next.run_id).await? {
+                        continue;
+                    }
+                    next
+                }
+            };
+            let policy = self.policies().require(&address.queue, OPERATION).await?;
+            if self.start(&address, &next, written, &policy, OPERATION).await? {
+                self.remove_letters(job, run, OPERATION).await?;
+                return Ok(Enqueued::Created(status_of_new(&next)));
+            }
+        }
+        Err(contended(OPERATION, job))
+    }
+
+    /// Writes the mark of a letter that starts `next`. `false` if there is something else about the run by now.
+    async fn mark_redriven(
+        &self,
+        address: &Address,
+        run: RunId,
+        dead: &Dead,
+        next: RunId,
+    ) -> Result<bool, BrokerError> {
+        let now = self.clock().now();
+        let name = Letter { address: address.clone(), run, kind: LetterKind::Redriven };
+        let mut headers = HeaderMap::new();
+        headers.insert(REDRIVEN_RUN, next.to_string());
+        headers.insert(REDRIVEN_AT, now.as_millis().to_string());
+        let mark = message(&name, headers, Bytes::new(), dead.keep_until.unwrap_or(now), now, dead.last);
+        Ok(matches!(self.api().publish(mark, "redrive").await?, Written::At(_)))
+    }
+
+    /// What there is of a run that ended badly.
+    async fn dead(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Dead, BrokerError> {
+        let mut dead = Dead::default();
+        for name in self.names_of(job, run, operation).await? {
+            let found = self.api().last_at_leader(DEAD_STREAM, name.subject(), operation).await?;
+            let Some(found) = found else { continue };
+            dead.last = dead.last.max(found.seq);
+            dead.address = Some(name.address.clone());
+            if name.is_mark() {
+                let begun = found.headers.get(REDRIVEN_RUN).and_then(|run| run.as_str().parse().ok());
+                let at = number::<i64>(&found.headers, REDRIVEN_AT).map(Timestamp::from_millis);
+                dead.redriven = begun.zip(at).map(|(run, at)| Redriven { run, at });
+                continue;
+            }
+            dead.keep_until = Some(keep_until(&found));
+            dead.letter = self.read_letter(&name, found)?.or(dead.letter);
+        }
+        Ok(dead)
+    }
+
+    /// The record of a job whose client and queue nobody named.
+    async fn record_of_anybody(&self, job: JobId) -> Result<Option<Record>, BrokerError> {
+        for (queue, _) in self.policies().queues().await? {
+            let stream = names::jobs_stream(&queue);
+            match self.api().last_at_leader(&stream, names::record_of_anybody(job), "redrive").await {
+                Ok(Some(found)) => return Record::read(found).map(Some),
+                Ok(None) => {}
+                // The queue was removed just now.
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The next run of a job, after the one of a record that is past its keeping too.
+fn after(next: Job, written: Option<&Record>, now: Timestamp) -> Job {
+    let before = written.and_then(|record| record.job().ok()).map(|job| job.run_id);
+    match before.filter(|before| next.run_id <= *before) {
+        Some(before) => Job { run_id: RunId::mint(now, Some(before)), ..next },
+        None => next,
+    }
+}
