@@ -117,8 +117,8 @@ async fn a_rerun_that_broke_off_before_the_old_record_went_from_another_lane_run
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_holds_a_job_records_and_settles_it_without_reading_anything() {
-    let nats = server("$JS.API.STREAM.MSG.GET.>").start().await;
+async fn who_holds_a_job_records_and_settles_it_without_reading_its_record() {
+    let nats = server("$JS.API.STREAM.MSG.GET.relay-jobs-work").start().await;
     let stage = open(&nats).await;
     stage.submit("acme", "key").await;
     let delivery = stage.lease(1, PATIENCE).await.remove(0);
