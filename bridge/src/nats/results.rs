@@ -127,14 +127,16 @@ impl Nats {
     ) -> Result<(Option<Known>, u64), BrokerError> {
         let last = self.last_result(&sent.client, sent.job_id).await?;
         let expected = last.as_ref().map_or(0, |last| last.seq);
-        let ended = last.and_then(|last| last.entry).filter(|entry| entry.result.queue == sent.queue);
+        let now = self.clock().now();
+        let is_kept = |entry: &Entry| entry.result.queue == sent.queue && !entry.is_past_keeping(now);
+        let ended = last.and_then(|last| last.entry).filter(is_kept);
         let address = Address::new(&sent.queue, &sent.client, sent.job_id);
         let record = match self.record_at(&address, operation).await? {
             Some(record) => {
                 let job = record.job()?;
                 let mut known = known_record(&record, &job);
                 known.attempts = known.attempts.max(policy.max_attempts.saturating_add(1));
-                Some(known).filter(|_| job.keep_until() > self.clock().now())
+                Some(known).filter(|_| job.keep_until() > now)
             }
             None => None,
         };

@@ -21,7 +21,8 @@ use relay_bridge::testing::{NatsCluster, NatsServer};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The tests that stop the broker, on three nodes: each has a cluster of its own.
-const CRASHING: &[&str] = &["a_replay_is_answered_after_the_first_write_is_durable"];
+const CRASHING: &[&str] =
+    &["a_replay_is_answered_after_the_first_write_is_durable", "the_same_result_again_is_the_first_one"];
 const CRASHING_WORDS: &str = "survive_a_crash_of_the_broker";
 
 /// The cluster of all tests that don't stop it; started by the first of them.
