@@ -7,6 +7,9 @@
 //! looked at: an answer that comes in time comes before anybody else could have got the job. For a worker that does not
 //! keep to its clock there are the record, the result, and what whoever got the job since said of it.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +18,7 @@ use super::names::{self, Address};
 use super::receipt::Token;
 use super::settle::lost;
 use super::state::{Held, Running};
-use crate::contract::{ClientId, JobId, Outcome};
+use crate::contract::{ClientId, Job, JobId, Outcome};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 
@@ -68,14 +71,13 @@ impl Nats {
         }
         let held = Held {
             client: receipt.client.clone(),
-            queue: receipt.queue.clone(),
             run: receipt.run_id,
             attempt: token.attempt,
             until: asked_at + lease,
             started: asked_at,
             held_before: Some(held_before),
             leased_at: token.leased_at,
-            due_at: job.due_at,
+            job: Some(Arc::new(Job { payload: Bytes::new(), ..job })),
             ended: None,
             told: true,
             hurry: CancellationToken::new(),

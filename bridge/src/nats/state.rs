@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Nats, names};
-use crate::contract::{ClientId, Job, JobId, Outcome, QueueName, RunId, Timestamp};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::contract::{ClientId, Job, JobId, Outcome, RunId, Timestamp};
+use crate::error::BrokerError;
 
 /// How often what is held is looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
