@@ -31,7 +31,7 @@ async fn open(server: &NatsServer, user: &str, clock: &Clock) -> Stage {
     let nats = Nats::connect(config, Wait::AtMost(PATIENCE), settings).await.unwrap();
     let policy = QueuePolicy { retention: Duration::from_secs(3_600), ..QueuePolicy::default() };
     let stage = Stage { broker: nats.broker(), queue: "work".parse().unwrap(), policy, clock: clock.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &stage.policy).await.unwrap();
+    stage.broker.policies.put_policy(&stage.queue, &stage.policy, None).await.unwrap();
     stage
 }
 
