@@ -20,7 +20,7 @@ use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
-use relay_bridge::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Attempt, Context, Handler, Output, QueueOrder, Worker, WorkerConfig, WorkerReport};
 use tokio::task::JoinSet;
@@ -80,7 +80,7 @@ fn worker(broker: &Broker, name: &str, handler: Arc<dyn Handler>) -> Worker {
 }
 
 async fn at_target(target: &Broker) -> Vec<JobState> {
-    let filter = JobFilter { queue: None, state: None, after: None, limit: 1000 };
+    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1000 };
     let listed = target.jobs.list(&"acme".parse().unwrap(), &filter).await.unwrap();
     listed.jobs.into_iter().map(|status| status.state).collect()
 }
@@ -153,7 +153,7 @@ async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
         arrived(&target).await;
         cancel.cancel();
     });
-    let filter = JobFilter { queue: None, state: None, after: None, limit: 10 };
+    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
     let listed = target.jobs.list(&job.client, &filter).await.unwrap().jobs;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].key.as_ref().unwrap().as_str(), job.run_id.to_string());
@@ -211,7 +211,7 @@ async fn a_client_at_its_limit_at_the_target_keeps_no_slot_from_the_others() {
             tokio::task::yield_now().await;
         }
         source.jobs.enqueue(other.clone()).await.unwrap();
-        let filter = JobFilter { queue: None, state: None, after: None, limit: 10 };
+        let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
         let arrived = async {
             while target.jobs.list(&other.client, &filter).await.unwrap().jobs.is_empty() {
                 tokio::task::yield_now().await;
@@ -298,7 +298,7 @@ async fn the_run_at_the_source_ends_as_it_ended_at_the_target() {
                     let failure = result.failure.unwrap();
                     assert_eq!(failure.reason, reason);
                     assert!(failure.detail.ends_with("as the handler said"), "{}", failure.detail);
-                    let letters = source.dead_letters.list(None, None, 10).await.unwrap();
+                    let letters = source.dead_letters.list(None, None, None, 10).await.unwrap();
                     let dead = matches!(outcome, Outcome::Failed | Outcome::Exhausted);
                     assert_eq!(letters.letters.len(), usize::from(dead), "{outcome}");
                     stop.cancel();
@@ -350,8 +350,15 @@ impl ResultLog for Forgetful {
         Ok(None)
     }
 
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
-        self.results.page(client, from, limit, wait).await
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
+        self.results.page(client, from, filter, limit, wait).await
     }
 }
 

@@ -27,6 +27,29 @@ fn submit(dev: &Running, key: &str) -> String {
 }
 
 #[test]
+fn a_client_that_came_back_finds_jobs_and_results_by_the_keys_that_it_makes() {
+    let dev = Running::dev(&[], "cat");
+    for key in ["night-1", "day-1", "night-2"] {
+        let args = ["submit", "--wait", "--key", key, "--meta", "order=7", "--server", &dev.url()];
+        assert_eq!(code(&run_with(args, key.as_bytes())), 0);
+    }
+    let keys = |command: &[&str], prefix: &str| {
+        let more = ["--json", "--key-prefix", prefix, "--server", &dev.url()];
+        let found = run(command.iter().chain(&more));
+        assert_eq!(code(&found), 0, "{found:?}");
+        let of = |line: &Value| (line["key"].as_str().unwrap().to_owned(), line["meta"]["order"].clone());
+        json_lines(&found).iter().map(of).collect::<Vec<_>>()
+    };
+    let [one, two] = ["night-1", "night-2"].map(|key| (key.to_owned(), Value::from("7")));
+    assert_eq!(keys(&["results"], "night-"), [one.clone(), two.clone()]);
+    assert_eq!(keys(&["jobs", "list"], "night-"), [two, one]);
+    assert_eq!((keys(&["results"], "week"), keys(&["jobs", "list"], "week")), (vec![], vec![]));
+    let table = run(["results", "--key-prefix", "day-", "--server", &dev.url()]);
+    assert!(stdout(&table).contains(" default key day-1 attempt 1 "), "{table:?}");
+    dev.stop();
+}
+
+#[test]
 fn jobs_are_listed_newest_first_by_queue_and_state_and_found_by_key() {
     let dev = Running::dev(&["--queue", "mail", "--queue", "sms"], "grep -q good");
     let ids: Vec<_> = ["good-1", "bad-1", "good-2"]
@@ -52,6 +75,7 @@ fn jobs_are_listed_newest_first_by_queue_and_state_and_found_by_key() {
     assert!(stdout(&shown).contains("order=7"), "{shown:?}");
     let table = run(["jobs", "list", "--server", &dev.url()]);
     assert_eq!(stdout(&table).lines().count(), 4, "a header and a line for each: {table:?}");
+    assert!(stdout(&table).lines().nth(1).unwrap().ends_with("good-2"), "the client's own key: {table:?}");
     let wrong = run(["jobs", "list", "--state", "lost", "--server", &dev.url()]);
     assert_eq!(code(&wrong), 2, "{wrong:?}");
     dev.stop();

@@ -82,6 +82,8 @@ fn dead_letters_are_read_redriven_and_purged_and_other_clients_are_seen_too() {
     assert_eq!(ids(&[]), [third.clone(), second.clone(), first.clone()], "newest first");
     assert_eq!(ids(&["--limit", "1"]), std::slice::from_ref(&third));
     assert_eq!(ids(&["--queue", "mail"]), [second.clone(), first.clone()]);
+    assert_eq!(ids(&["--key-prefix", "t"]), [third.clone(), second.clone()], "keys that begin so");
+    assert_eq!(ids(&["--key-prefix", "tw", "--queue", "sms"]), [""; 0]);
     let shown = ask(&dev, &["dead", "show", &first]);
     assert!(stdout(&shown).contains("out of paper"), "{shown:?}");
     assert_eq!(ask(&dev, &["dead", "show", &first, "--payload"]).stdout, b"one");

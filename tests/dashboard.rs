@@ -78,7 +78,7 @@ fn a_job_is_found_without_its_client_and_its_payload_shown_only_if_asked_for() {
     let (admin, job) = (admin(&relay), dead(&relay));
     let by_id = ask(&admin, "GET", &format!("/v1/job?id={job}"), "").2;
     assert_eq!(by_id["job"]["job_id"], Value::from(job.clone()));
-    assert_eq!((&by_id["key"], &by_id["dead_letter"]["preview"]), (&Value::from("k"), &Value::Null));
+    assert_eq!((&by_id["job"]["key"], &by_id["dead_letter"]["preview"]), (&Value::from("k"), &Value::Null));
     let by_key = ask(&admin, "GET", "/v1/job?queue=bad&key=k&payload=true", "").2;
     assert_eq!(by_key["job"]["job_id"], Value::from(job.clone()));
     assert_eq!(by_key["dead_letter"]["preview"]["text"], Value::from("x"));

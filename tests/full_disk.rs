@@ -203,7 +203,8 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     assert!(disk.is_none() || !taken.replayed(), "nothing was kept of what was refused");
     assert!(!storage_refuses(&server));
     assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
-    let page = client.jobs(&JobsFilter { queue: None, state: None, after: None, limit: 100 }).await.unwrap();
+    let page =
+        client.jobs(&JobsFilter { queue: None, state: None, key_prefix: None, after: None, limit: 100 }).await.unwrap();
     assert_eq!(page.jobs.len(), acknowledged.len() + 1);
     server.stop();
 }

@@ -27,7 +27,7 @@ use kill_support::{Random, Starts, jobs_and_seed};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Outcome, QueueName, Submission};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::result_log::{Lookup, ResultFilter, Start};
 use relay_bridge::sqs::config::{Credentials, SqsConfig};
 use relay_bridge::sqs::{Settings, Sqs};
 use relay_bridge::testing::{AwsEmulator, NatsServer};
@@ -180,7 +180,7 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
     }
     let (mut seen, mut start) = (BTreeSet::new(), Start::Oldest);
     loop {
-        let page = broker.results.page(&client, &start, 100, Duration::ZERO).await.unwrap();
+        let page = broker.results.page(&client, &start, &ResultFilter::ALL, 100, Duration::ZERO).await.unwrap();
         if page.entries.is_empty() {
             break;
         }

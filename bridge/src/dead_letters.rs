@@ -7,9 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::contract::envelope::Extra;
 use crate::contract::ids::InvalidId;
-use crate::contract::{Failure, Job, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{Failure, IdempotencyKey, Job, JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
+
+/// The most dead letters that one [`list`](DeadLetters::list) reads in vain, because their keys begin otherwise.
+pub const LETTERS_PASSED_MAX: usize = 1_000;
 
 /// A job whose run ended `failed` or `exhausted`, as a worker hands it over and as an operator reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,14 @@ pub struct DeadLetter {
     pub at: Timestamp,
     /// Fields of a newer writer, kept as they came.
     pub extra: Extra,
+}
+
+impl DeadLetter {
+    /// Whether its job's key begins with `prefix`. Without a prefix each letter counts.
+    #[must_use]
+    pub fn has_key_prefix(&self, prefix: Option<&str>) -> bool {
+        IdempotencyKey::begins_with(self.job.key.as_ref(), prefix)
+    }
 }
 
 /// A page of dead letters.
@@ -77,14 +88,16 @@ impl<'de> Deserialize<'de> for LetterPlace {
 /// Lists, redrives and removes dead letters, over all clients.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
-    /// Dead letters of `queue` (all queues if `None`) behind `after`, at most `limit` (1 to 1,000): the one first that the
-    /// broker kept last. A broker may look at a bounded number of them, so a page can be short, or empty, and have a next one.
+    /// Dead letters of `queue` (all queues if `None`) whose job's key begins with `key_prefix` (any if `None`), behind `after`, at
+    /// most `limit` (1 to 1,000): the one first that the broker kept last. A broker looks at a bounded number of letters, so a
+    /// page can be short, or empty, and still have a next one.
     ///
     /// # Errors
     /// `Invalid` if `after` is no place that this broker gave.
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError>;

@@ -39,7 +39,8 @@ pub trait JobQueue: Send + Sync {
     /// `QuotaExceeded` and `Overloaded` as for a submission.
     async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError>;
 
-    /// Removes payload and result of a finished job for good; outcome, key and times stay. Idempotent.
+    /// Removes payload, result and the client's own headers of a finished job for good, wherever they are; outcome, key and
+    /// times stay. Idempotent.
     ///
     /// # Errors
     /// `NotFound`; `StateConflict` while the run is open.
@@ -92,6 +93,8 @@ pub struct JobFilter {
     pub queue: Option<QueueName>,
     /// Only in this state.
     pub state: Option<JobState>,
+    /// Only jobs whose key begins with this; those without a key are left out.
+    pub key_prefix: Option<String>,
     /// Only older than this job of the client: `next` of the page before. Another client's job finds nothing.
     pub after: Option<JobId>,
     /// At most this many, 1 to 1,000.

@@ -5,13 +5,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::contract::{ClientId, Cursor, JobId, JobResult, JobStatus, RunId};
+use crate::contract::{ClientId, Cursor, IdempotencyKey, JobId, JobResult, JobStatus, QueueName, RunId};
 use crate::error::BrokerError;
 
 /// The most entries of one [`page`](ResultLog::page).
 pub const PAGE_ENTRIES_MAX: u32 = 100;
 /// The most payload bytes of one [`page`](ResultLog::page); a single larger entry still comes, alone.
 pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
+/// The most results that one [`page`](ResultLog::page) passes over because its filter leaves them out.
+pub const PASSED_MAX: usize = 1_000;
+/// The most payload bytes of results that one [`page`](ResultLog::page) passes over, and one result more.
+pub const PASSED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Reads results. Every call is filtered by its client.
 #[async_trait]
@@ -35,13 +39,50 @@ pub trait ResultLog: Send + Sync {
         wait: Duration,
     ) -> Result<Option<Box<Finished>>, BrokerError>;
 
-    /// The client's results after `from`, oldest first, at most `limit` (1 to [`PAGE_ENTRIES_MAX`]) and
-    /// [`PAGE_BYTES_MAX`]; if there are none, waits up to `wait` for one. Entries of one client are in the order in
-    /// which they were recorded; a result that a later run replaced is no longer among them.
+    /// The client's results after `from` that `filter` wants, oldest first, at most `limit` (1 to [`PAGE_ENTRIES_MAX`])
+    /// and [`PAGE_BYTES_MAX`]; if there are no results at all, waits up to `wait` for one. Entries of one client are in
+    /// the order in which they were recorded; a result that a later run replaced is no longer among them.
+    ///
+    /// A result that the filter leaves out counts as read: `next` is behind it, and a wait ends with it. A page passes over
+    /// at most [`PASSED_MAX`] such results, so it may be short, or empty, and still have moved on.
     ///
     /// # Errors
     /// `Invalid` if the cursor is another client's.
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError>;
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError>;
+}
+
+/// Which of a client's results are wanted: by default all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResultFilter {
+    /// Only of this queue.
+    pub queue: Option<QueueName>,
+    /// Only of jobs whose key begins with this; those without a key are left out.
+    pub key_prefix: Option<String>,
+}
+
+impl ResultFilter {
+    /// All of them.
+    pub const ALL: Self = Self { queue: None, key_prefix: None };
+
+    /// Whether it leaves nothing out.
+    #[must_use]
+    pub fn wants_all(&self) -> bool {
+        self.queue.is_none() && self.key_prefix.is_none()
+    }
+
+    /// Whether the result of a job in `queue` with this key is wanted.
+    #[must_use]
+    pub fn wants(&self, queue: &QueueName, key: Option<&IdempotencyKey>) -> bool {
+        self.queue.as_ref().is_none_or(|wanted| wanted == queue)
+            && IdempotencyKey::begins_with(key, self.key_prefix.as_deref())
+    }
 }
 
 /// What there is to know about a job's result.

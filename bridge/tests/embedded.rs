@@ -15,7 +15,7 @@ use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Lookup, Reset, Start};
+use relay_bridge::result_log::{Lookup, Reset, ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
 use tempfile::TempDir;
 
@@ -290,7 +290,8 @@ async fn a_backup_is_whole_and_resets_old_cursors() {
     let job = submit(&store, "one").await;
     let delivery = lease(&store, 1).await.remove(0);
     finish(&store, &delivery).await;
-    let page = store.broker().results.page(&job.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap();
+    let page =
+        store.broker().results.page(&job.client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     store::backup(&path, &copy).unwrap();
     assert!(store::backup(&path, &copy).unwrap_err().detail().contains("overwrites nothing"));
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
@@ -298,7 +299,8 @@ async fn a_backup_is_whole_and_resets_old_cursors() {
 
     let restored = open(&copy).await;
     let after = Start::After(page.next);
-    let again = restored.broker().results.page(&job.client, &after, 10, Duration::ZERO).await.unwrap();
+    let again =
+        restored.broker().results.page(&job.client, &after, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     assert_eq!((again.reset, again.entries.len()), (Some(Reset::LogReplaced), 1));
     restored.close().await;
     assert_eq!(store::check(&copy).unwrap().problems, Vec::<String>::new());

@@ -15,7 +15,7 @@ use relay_bridge::faults::{FaultCounts, FaultOptions, Faults};
 use relay_bridge::job_queue::{Depth, Enqueued};
 use relay_bridge::leasing::{Held, LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::result_log::{Lookup, ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
 
 struct Stage {
@@ -144,7 +144,8 @@ async fn a_duplicate_delivery_settles_once() {
     let result = stage.success(&twice[0].job, 1);
     assert_eq!(faulty.leasing.record(&result).await.unwrap(), Recorded::First);
     assert_eq!(faulty.leasing.record(&result).await.unwrap(), Recorded::First, "the same result again");
-    let page = faulty.results.page(&stage.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap();
+    let page =
+        faulty.results.page(&stage.client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     assert_eq!(page.entries.len(), 1);
     faulty.leasing.settle(&twice[0].receipt, &Settlement::Complete).await.unwrap();
     let second = faulty.leasing.settle(&twice[1].receipt, &Settlement::Complete).await;
@@ -211,7 +212,8 @@ async fn storm(seed: u64) -> u64 {
         stage.clock.advance(stage.policy.lease / 4);
     }
     assert_eq!(broker.jobs.depth(&stage.queue).await.unwrap(), Depth::default(), "seed {seed}: something is left");
-    let page = broker.results.page(&stage.client, &Start::Oldest, 100, Duration::ZERO).await.unwrap();
+    let page =
+        broker.results.page(&stage.client, &Start::Oldest, &ResultFilter::ALL, 100, Duration::ZERO).await.unwrap();
     let finished: BTreeSet<_> = page.entries.iter().map(|entry| entry.result.job_id).collect();
     assert_eq!((page.entries.len(), finished), (40, accepted), "seed {seed}: each accepted job has one result");
     for entry in page.entries {

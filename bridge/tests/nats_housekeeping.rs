@@ -81,7 +81,7 @@ impl Stage {
     }
 
     async fn list(&self, client: &str, after: Option<JobId>, limit: u32) -> Listed {
-        let filter = JobFilter { queue: None, state: None, after, limit };
+        let filter = JobFilter { queue: None, state: None, key_prefix: None, after, limit };
         self.broker.jobs.list(&client.parse().unwrap(), &filter).await.unwrap()
     }
 

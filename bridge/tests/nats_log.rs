@@ -16,7 +16,7 @@ use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings, names};
 use relay_bridge::policy::{QueuePolicy, change_policy};
 use relay_bridge::provision::Wanted;
-use relay_bridge::result_log::{Lookup, Reset, Start};
+use relay_bridge::result_log::{Lookup, Reset, ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
 
@@ -140,7 +140,7 @@ async fn a_result_that_nobody_announced_is_found_by_who_waits() {
     let (lookup, ahead, page, _) = tokio::join!(
         broker.results.wait(&job.client, job.id, wait),
         broker.results.wait_ahead(&job.client, job.id, job.run_id, wait),
-        broker.results.page(&job.client, &Start::Oldest, 10, wait),
+        broker.results.page(&job.client, &Start::Oldest, &ResultFilter::ALL, 10, wait),
         succeed(&broker),
     );
     assert!(matches!(lookup.unwrap(), Lookup::Finished(_)));
@@ -155,7 +155,8 @@ async fn a_log_that_was_made_anew_starts_readers_over() {
     broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("old", vec![])).await.unwrap();
     let old = succeed(&broker).await;
-    let cursor = broker.results.page(&old.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap().next;
+    let cursor =
+        broker.results.page(&old.client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap().next;
 
     jetstream(&server).await.delete_stream("relay-results").await.unwrap();
     // Any process that provisions makes it again.
@@ -163,7 +164,8 @@ async fn a_log_that_was_made_anew_starts_readers_over() {
     broker.policies.put_policy(&"other".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
     broker.jobs.enqueue(job("new", vec![])).await.unwrap();
     let new = succeed(&broker).await;
-    let page = broker.results.page(&old.client, &Start::After(cursor), 10, Duration::ZERO).await.unwrap();
+    let page =
+        broker.results.page(&old.client, &Start::After(cursor), &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     assert_eq!(page.reset, Some(Reset::LogReplaced));
     assert_eq!(page.entries.iter().map(|entry| entry.result.job_id).collect::<Vec<_>>(), [new.id]);
 }
@@ -177,12 +179,14 @@ async fn who_reads_on_at_the_end_of_a_log_hears_that_it_was_made_anew_and_misses
     broker.jobs.enqueue(job("old-2", vec![])).await.unwrap();
     succeed(&broker).await;
     let client = succeed(&broker).await.client;
-    let mut next = broker.results.page(&client, &Start::Oldest, 10, Duration::ZERO).await.unwrap().next;
+    let mut next =
+        broker.results.page(&client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap().next;
     let mut read = async |least| {
         let (mut resets, mut found) = (Vec::new(), Vec::new());
         while found.len() < least {
             let after = Start::After(next.clone());
-            let page = broker.results.page(&client, &after, 10, Duration::from_millis(300)).await.unwrap();
+            let page =
+                broker.results.page(&client, &after, &ResultFilter::ALL, 10, Duration::from_millis(300)).await.unwrap();
             next = page.next;
             resets.extend(page.reset);
             found.extend(page.entries.into_iter().map(|entry| entry.result.job_id));
@@ -365,9 +369,9 @@ async fn a_result_that_no_relay_wrote_ends_no_reading_and_is_replaced_by_the_rea
     write().await;
     assert!(matches!(broker.results.lookup(&sent.client, sent.id).await.unwrap(), Lookup::Open(_)));
     assert!(broker.jobs.status(&sent.client, sent.id).await.unwrap().is_some());
-    let all = JobFilter { queue: None, state: None, limit: 10, after: None };
+    let all = JobFilter { queue: None, key_prefix: None, state: None, limit: 10, after: None };
     assert_eq!(broker.jobs.list(&sent.client, &all).await.unwrap().jobs.len(), 1);
-    let page = broker.results.page(&sent.client, &Start::Oldest, 10, Duration::ZERO).await.unwrap();
+    let page = broker.results.page(&sent.client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     assert!(page.entries.is_empty());
     succeed(&broker).await;
     assert!(matches!(broker.results.lookup(&sent.client, sent.id).await.unwrap(), Lookup::Finished(_)));

@@ -48,7 +48,6 @@ struct Sought {
 #[derive(Serialize)]
 struct Life {
     job: JobView,
-    key: Option<String>,
     /// Trace context, as it came in and is given to handlers.
     trace: BTreeMap<String, String>,
     result: Option<Ended>,
@@ -134,7 +133,7 @@ async fn find(State(admin): State<Arc<Admin>>, sought: Result<Query<Sought>, Que
 fn unreadable(error: QueryRejection) -> Refused {
     Refused::new(
         Slug::MalformedRequest,
-        format!("{error}: write id=, queue=, key=, client=, state= and after=, as the path has them"),
+        format!("{error}: write id=, queue=, key=, client=, state=, key_prefix= and after=, as the path has them"),
     )
 }
 
@@ -168,7 +167,6 @@ async fn life(broker: &Broker, client: &ClientId, id: JobId, payload: bool) -> R
     let letter = broker.dead_letters.get(id).await?.filter(|letter| letter.job.client == *client);
     Ok(Some(Life {
         job,
-        key: status.as_ref().and_then(|status| status.key.as_ref()).map(|key| key.as_str().to_owned()),
         trace: trace.map(|(name, value)| (name.clone(), value.clone())).collect(),
         result: finished.as_ref().map(|finished| ended(finished, payload)),
         dead_letter: letter.as_ref().map(|letter| dead(letter, payload)),
@@ -201,10 +199,17 @@ struct Listed {
     client: String,
     queue: Option<String>,
     state: Option<String>,
+    key_prefix: Option<String>,
     after: Option<String>,
 }
 
-/// `GET /v1/jobs?client=&queue=&state=&after=`: a client's jobs, newest first.
+/// What keys begin with: as a key, it is some visible ASCII.
+pub(super) fn key_prefix(text: &str) -> Result<String, Refused> {
+    let prefix: IdempotencyKey = text.parse()?;
+    Ok(prefix.as_str().to_owned())
+}
+
+/// `GET /v1/jobs?client=&queue=&state=&key_prefix=&after=`: a client's jobs, newest first.
 async fn list(State(admin): State<Arc<Admin>>, listed: Result<Query<Listed>, QueryRejection>) -> Answer {
     let Query(listed) = listed.map_err(unreadable)?;
     let broker = operator::broker(&admin)?;
@@ -219,6 +224,7 @@ async fn list(State(admin): State<Arc<Admin>>, listed: Result<Query<Listed>, Que
     let filter = JobFilter {
         queue: given(listed.queue).as_deref().map(str::parse).transpose()?,
         state,
+        key_prefix: given(listed.key_prefix).as_deref().map(key_prefix).transpose()?,
         after: given(listed.after).as_deref().map(str::parse).transpose()?,
         limit: PAGE,
     };

@@ -13,12 +13,13 @@ use http::StatusCode;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::ids::InvalidId;
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::{DeadLetter, LetterPlace};
+use relay_bridge::dead_letters::{DeadLetter, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::Enqueued;
 use serde::Deserialize;
 
 use super::Admin;
+use super::jobs;
 use super::routes::{json, problem};
 use super::sampler::QueueSample;
 use crate::api::operator::{
@@ -99,6 +100,7 @@ impl DeadLetterView {
             client: job.client.clone(),
             queue: job.queue.clone(),
             key: job.key.clone(),
+            meta: job.meta(),
             outcome: letter.outcome,
             attempt: letter.attempt,
             failure: fit::within_lengths(&letter.failure),
@@ -151,6 +153,7 @@ async fn set_paused(State(admin): State<Arc<Admin>>, Path(name): Path<String>, p
 #[serde(deny_unknown_fields)]
 struct Which {
     queue: Option<String>,
+    key_prefix: Option<String>,
     before: Option<String>,
     limit: Option<u32>,
 }
@@ -159,14 +162,17 @@ async fn letters(
     State(admin): State<Arc<Admin>>,
     which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
 ) -> Answer {
-    let Query(Which { queue, before, limit }) = which
-        .map_err(|error| Refused::new(Slug::MalformedRequest, format!("{error}: write queue=, before= and limit=")))?;
+    let Query(Which { queue, key_prefix, before, limit }) = which.map_err(|error| {
+        Refused::new(Slug::MalformedRequest, format!("{error}: write queue=, key_prefix=, before= and limit="))
+    })?;
     let queue: Option<QueueName> = queue.map(|queue| queue.parse()).transpose()?;
     let before: Option<LetterPlace> = before.map(|before| before.parse()).transpose()?;
     let limit = limit.unwrap_or(LETTERS_DEFAULT).clamp(1, LETTERS_MAX);
-    let found = broker(&admin)?.dead_letters.list(queue.as_ref(), before.as_ref(), limit).await?;
-    let letters = found.letters.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
-    Ok(json(StatusCode::OK, &DeadLettersPage { letters, next: found.next }))
+    let key_prefix = key_prefix.map(|prefix| jobs::key_prefix(&prefix)).transpose()?;
+    let letters = &broker(&admin)?.dead_letters;
+    let Letters { letters, next } = letters.list(queue.as_ref(), key_prefix.as_deref(), before.as_ref(), limit).await?;
+    let letters = letters.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
+    Ok(json(StatusCode::OK, &DeadLettersPage { letters, next }))
 }
 
 async fn letter(State(admin): State<Arc<Admin>>, Path(job): Path<String>) -> Answer {

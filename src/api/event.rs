@@ -1,12 +1,14 @@
 //! What happens to a job, as its client is told while it watches.
 
-use relay_bridge::contract::{JobId, Outcome, RunId, Timestamp};
+use std::collections::BTreeMap;
+
+use relay_bridge::contract::{IdempotencyKey, JobId, Outcome, RunId, Timestamp};
 use relay_bridge::leasing::Progress;
 use serde::{Deserialize, Serialize};
 
-use super::JobView;
 #[cfg(feature = "server")]
 use super::schema;
+use super::{JobView, Receipt};
 
 /// Something that happened to a job. Fields that do not apply are left out of the JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,13 @@ pub struct JobEvent {
     /// The run that it happened in.
     #[cfg_attr(feature = "server", schema(value_type = schema::RunId))]
     pub run_id: RunId,
+    /// The job's idempotency key, if the client gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Key>))]
+    pub key: Option<IdempotencyKey>,
+    /// The job's `Relay-Meta-*` headers, without the prefix, in lower case; none once it is erased.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
     /// What it was; the name of the event, too.
     #[serde(rename = "type")]
     pub kind: JobEventKind,
@@ -76,18 +85,28 @@ impl JobEventKind {
 }
 
 impl JobEvent {
-    /// An event with nothing but what every event has.
+    /// An event of `job` with nothing but what every event has.
     #[must_use]
-    pub fn new(kind: JobEventKind, (job_id, run_id): (JobId, RunId), at: Timestamp, attempt: u32) -> Self {
-        let (progress, next_attempt_at, outcome, job) = (None, None, None, None);
-        Self { job_id, run_id, kind, at, attempt, progress, next_attempt_at, outcome, job }
+    pub fn new(kind: JobEventKind, job: &Receipt, at: Timestamp, attempt: u32) -> Self {
+        Self {
+            job_id: job.job_id,
+            run_id: job.run_id,
+            key: job.key.clone(),
+            meta: job.meta.clone(),
+            kind,
+            at,
+            attempt,
+            progress: None,
+            next_attempt_at: None,
+            outcome: None,
+            job: None,
+        }
     }
 
     /// Where the job stands at `now`.
     #[must_use]
     pub fn snapshot(job: JobView, now: Timestamp) -> Self {
-        let ids = (job.receipt.job_id, job.receipt.run_id);
-        let event = Self::new(JobEventKind::Snapshot, ids, now, job.attempt);
+        let event = Self::new(JobEventKind::Snapshot, &job.receipt, now, job.attempt);
         Self { job: Some(Box::new(job)), ..event }
     }
 }

@@ -1,5 +1,7 @@
 //! What operators see at the admin port: queues, and jobs that ended badly.
 
+use std::collections::BTreeMap;
+
 use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
 use relay_bridge::dead_letters::LetterPlace;
 use relay_bridge::policy::QueuePolicy;
@@ -66,6 +68,9 @@ pub struct DeadLetterView {
     pub queue: QueueName,
     /// The idempotency key, if there is one.
     pub key: Option<IdempotencyKey>,
+    /// The `Relay-Meta-*` headers, without the prefix, in lower case.
+    #[serde(default)]
+    pub meta: BTreeMap<String, String>,
     /// `failed` or `exhausted`.
     pub outcome: Outcome,
     /// The attempt that ended it.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 #[cfg(feature = "server")]
 use std::fmt::Write as _;
 
-use relay_bridge::contract::{ClientId, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::contract::job::meta;
+use relay_bridge::contract::{
+    ClientId, IdempotencyKey, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "server")]
@@ -28,6 +31,13 @@ pub struct Receipt {
     /// Where it waits.
     #[cfg_attr(feature = "server", schema(value_type = schema::QueueName))]
     pub queue: QueueName,
+    /// The idempotency key; `null` if the client gave none.
+    #[serde(default)]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Key>))]
+    pub key: Option<IdempotencyKey>,
+    /// The `Relay-Meta-*` headers, without the prefix, in lower case; none once the job is erased.
+    #[serde(default)]
+    pub meta: BTreeMap<String, String>,
     /// `queued`, `leased`, or the outcome.
     #[serde(with = "state_text")]
     #[cfg_attr(feature = "server", schema(value_type = schema::State))]
@@ -82,6 +92,8 @@ impl Receipt {
             generation: status.generation,
             client: status.client.clone(),
             queue: status.queue.clone(),
+            key: status.key.clone(),
+            meta: meta(&status.headers),
             state: status.state,
             replayed,
             accepted_at: status.accepted_at,
@@ -92,11 +104,13 @@ impl Receipt {
 }
 
 /// The receipt of a job as it stands, as JSON: byte for byte what [`Receipt::new`] is with `serde_json`. It answers most
-/// requests, and nothing in it needs an escape: names, ids, times and paths of an id are plain ASCII.
+/// requests, and little in it can need an escape: names, ids, times and paths of an id are plain ASCII.
 #[cfg(feature = "server")]
 pub(crate) fn to_json(status: &JobStatus, replayed: bool) -> Vec<u8> {
-    // Room for names of the greatest length: it never grows.
-    let mut json = String::with_capacity(640);
+    let meta = meta(&status.headers);
+    // Room for names of the greatest length: only what needs escapes makes it grow.
+    let own: usize = meta.iter().map(|(name, value)| name.len() + value.len() + 6).sum();
+    let mut json = String::with_capacity(672 + own + status.key.as_ref().map_or(0, |key| key.as_str().len()));
     let id = status.job_id.to_string();
     json.push_str(r#"{"job_id":""#);
     json.push_str(&id);
@@ -105,7 +119,21 @@ pub(crate) fn to_json(status: &JobStatus, replayed: bool) -> Vec<u8> {
     json.push_str(status.client.as_str());
     json.push_str(r#"","queue":""#);
     json.push_str(status.queue.as_str());
-    json.push_str(r#"","state":""#);
+    json.push_str(r#"","key":"#);
+    match &status.key {
+        None => json.push_str("null"),
+        Some(key) => push_text(&mut json, key.as_str()),
+    }
+    json.push_str(r#","meta":{"#);
+    for (at, (name, value)) in meta.iter().enumerate() {
+        if at > 0 {
+            json.push(',');
+        }
+        push_text(&mut json, name);
+        json.push(':');
+        push_text(&mut json, value);
+    }
+    json.push_str(r#"},"state":""#);
     json.push_str(status.state.as_str());
     json.push_str(if replayed { r#"","replayed":true"# } else { r#"","replayed":false"# });
     write!(json, r#","accepted_at":"{}","expires_at":"{}""#, status.accepted_at, status.expires_at).ok();
@@ -117,6 +145,19 @@ pub(crate) fn to_json(status: &JobStatus, replayed: bool) -> Vec<u8> {
     json.push_str(&id);
     json.push_str(r#"/events"}}"#);
     json.into_bytes()
+}
+
+/// Appends a client's own text, quoted.
+#[cfg(feature = "server")]
+fn push_text(json: &mut String, text: &str) {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        json.push('"');
+        json.push_str(text);
+        json.push('"');
+    } else {
+        // A text can always be written.
+        json.push_str(&serde_json::to_string(text).unwrap_or_default());
+    }
 }
 
 /// A job as its client sees it: the receipt and how far it is.
@@ -146,8 +187,6 @@ pub struct JobView {
     pub content_type: Option<String>,
     /// The payload's size in bytes; `null` if nothing but the result is kept.
     pub size: Option<u64>,
-    /// The `Relay-Meta-*` headers, without the prefix, in lower case.
-    pub meta: BTreeMap<String, String>,
 }
 
 impl JobView {
@@ -164,7 +203,6 @@ impl JobView {
             next_attempt_at: status.next_attempt_at,
             content_type: Some(status.content_type.clone()),
             size: Some(status.size),
-            meta: relay_bridge::contract::job::meta(&status.headers),
         }
     }
 
@@ -186,6 +224,8 @@ impl JobView {
                     generation: result.generation,
                     client: result.client.clone(),
                     queue: result.queue.clone(),
+                    key: result.key.clone(),
+                    meta: result.meta.clone(),
                     state: JobState::Finished(result.outcome),
                     replayed: false,
                     accepted_at: result.accepted_at,
@@ -202,7 +242,6 @@ impl JobView {
                     next_attempt_at: None,
                     content_type: None,
                     size: None,
-                    meta: BTreeMap::new(),
                 };
                 view.finish(result);
                 view
@@ -265,22 +304,36 @@ mod tests {
     #[test]
     fn a_receipt_is_written_by_hand_as_serde_would_write_it() {
         let now = Timestamp::from_millis(1_763_865_086_007);
-        for (name, state, replayed) in
-            [("c", JobState::Queued, false), (&"n-9".repeat(21)[..], JobState::Finished(Outcome::Succeeded), true)]
-        {
+        let meta = |name: &str, value: &str| (format!("relay-meta-{name}"), value.to_owned());
+        let headers = [
+            BTreeMap::new(),
+            [
+                ("traceparent".to_owned(), "00".to_owned()),
+                meta("n", "1"),
+                meta("z", "\"quoted\" \\ and\ttabbed \u{e9}"),
+            ]
+            .into(),
+        ];
+        let names = ["c".to_owned(), "n-9".repeat(21)];
+        let ends = [(JobState::Queued, false), (JobState::Finished(Outcome::Succeeded), true)];
+        for (name, (state, replayed), key, headers) in names.iter().zip(ends).flat_map(|(name, end)| {
+            let keys = [None, Some("order-17"), Some(r#"a"quoted"\key"#)];
+            let headers = &headers;
+            keys.into_iter().flat_map(move |key| headers.iter().map(move |headers| (name, end, key, headers)))
+        }) {
             let status = JobStatus {
                 job_id: JobId::mint(),
                 run_id: RunId::mint(now, None),
                 generation: u32::MAX,
                 client: name.parse().unwrap(),
                 queue: name.replace('-', "_").parse().unwrap(),
-                key: None,
+                key: key.map(|key| key.parse().unwrap()),
                 fingerprint: relay_bridge::contract::Fingerprint::of("", None, b""),
                 state,
                 attempt: 1,
                 content_type: String::new(),
                 size: 0,
-                headers: BTreeMap::new(),
+                headers: headers.clone(),
                 accepted_at: now,
                 expires_at: now + Duration::MAX,
                 started_at: None,
@@ -289,7 +342,7 @@ mod tests {
             };
             let json = String::from_utf8(to_json(&status, replayed)).unwrap();
             assert_eq!(json, serde_json::to_string(&Receipt::new(&status, replayed)).unwrap());
-            assert!(json.len() <= 640, "{}", json.len());
+            assert!(json.len() <= 800, "{}", json.len());
         }
     }
 }

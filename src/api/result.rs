@@ -1,8 +1,10 @@
 //! Results as list entries. A single result is not wrapped: its body is the handler's output, its headers the rest.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use relay_bridge::contract::{Failure, JobId, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::contract::{Failure, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
 use relay_bridge::result_log::{Finished, Reset};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,13 @@ pub struct ResultView {
     /// Where the job was.
     #[cfg_attr(feature = "server", schema(value_type = schema::QueueName))]
     pub queue: QueueName,
+    /// The job's idempotency key; `null` if the client gave none.
+    #[serde(default)]
+    #[cfg_attr(feature = "server", schema(value_type = Option<schema::Key>))]
+    pub key: Option<IdempotencyKey>,
+    /// The job's `Relay-Meta-*` headers, without the prefix, in lower case; none once it is erased.
+    #[serde(default)]
+    pub meta: BTreeMap<String, String>,
     /// How it ended.
     #[cfg_attr(feature = "server", schema(value_type = schema::Outcome))]
     pub outcome: Outcome,
@@ -89,6 +98,8 @@ impl ResultView {
             run_id: result.run_id,
             generation: result.generation,
             queue: result.queue.clone(),
+            key: result.key.clone(),
+            meta: result.meta.clone(),
             outcome: result.outcome,
             attempt: result.attempt,
             content_type: fit::content_type(result).to_owned(),

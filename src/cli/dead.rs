@@ -39,6 +39,9 @@ enum DeadCommand {
         /// Only those of this queue
         #[arg(long, value_name = "NAME")]
         queue: Option<QueueName>,
+        /// Only those of jobs whose key begins so
+        #[arg(long, value_name = "PREFIX")]
+        key_prefix: Option<String>,
         /// How many at most
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
@@ -79,6 +82,9 @@ struct WhichArgs {
     /// With --all: only those of this queue
     #[arg(long, value_name = "NAME", requires = "all")]
     queue: Option<QueueName>,
+    /// With --all: only those of jobs whose key begins so
+    #[arg(long, value_name = "PREFIX", requires = "all")]
+    key_prefix: Option<String>,
     /// Print one line of JSON per job
     #[arg(long)]
     json: bool,
@@ -95,7 +101,10 @@ enum Action {
 /// `relay dead`
 pub(crate) async fn run(args: DeadArgs) -> Result<Exit, CliError> {
     match args.command {
-        DeadCommand::List { queue, limit, json, server } => list(&server.operator()?, queue, limit, json).await,
+        DeadCommand::List { queue, key_prefix, limit, json, server } => {
+            let filter = LettersFilter { queue, key_prefix, before: None, limit: PAGE };
+            list(&server.operator()?, filter, limit, json).await
+        }
         DeadCommand::Show { id, payload, json, server } => {
             let operator = server.operator()?;
             let letter = patient(|| operator.letter(id)).await?;
@@ -110,8 +119,7 @@ async fn patient<T, F: Future<Output = Result<T, ClientError>>>(call: impl FnMut
     Ok(Patience::default().repeat(true, call, |_| {}).await?)
 }
 
-async fn list(operator: &Operator, queue: Option<QueueName>, limit: usize, json: bool) -> Result<Exit, CliError> {
-    let mut filter = LettersFilter { queue, before: None, limit: PAGE };
+async fn list(operator: &Operator, mut filter: LettersFilter, limit: usize, json: bool) -> Result<Exit, CliError> {
     let mut letters = Vec::new();
     while letters.len() < limit {
         filter.limit = PAGE.min(u32::try_from(limit - letters.len()).unwrap_or(PAGE));
@@ -125,7 +133,7 @@ async fn list(operator: &Operator, queue: Option<QueueName>, limit: usize, json:
         return Ok(Exit::Done);
     }
     let rows = letters.iter().map(|letter| {
-        let DeadLetterView { job_id, client, queue, outcome, attempt, failure, at, .. } = letter;
+        let DeadLetterView { job_id, client, queue, key, outcome, attempt, failure, at, .. } = letter;
         [
             at.to_string(),
             job_id.to_string(),
@@ -134,9 +142,10 @@ async fn list(operator: &Operator, queue: Option<QueueName>, limit: usize, json:
             outcome.to_string(),
             attempt.to_string(),
             failure.reason.clone(),
+            key.as_ref().map_or_else(String::new, ToString::to_string),
         ]
     });
-    let header = ["ended", "job", "client", "queue", "outcome", "attempt", "reason"];
+    let header = ["ended", "job", "client", "queue", "outcome", "attempt", "reason", "key"];
     output::line(output::table(&header, &[5], rows))?;
     Ok(Exit::Done)
 }
@@ -170,6 +179,9 @@ fn show(letter: &DeadLetterView, payload: bool, json: bool) -> Result<Exit, CliE
     ] {
         output::line(format_args!("{name:<13} {value}"))?;
     }
+    for (name, value) in &letter.meta {
+        output::line(format_args!("{:<13} {name}={value}", "meta"))?;
+    }
     Ok(Exit::Done)
 }
 
@@ -178,7 +190,7 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
     let operator = args.server.operator()?;
     let (mut done, mut failed) = (0_u64, 0_u64);
     if args.all {
-        let mut filter = LettersFilter { queue: args.queue, before: None, limit: PAGE };
+        let mut filter = LettersFilter { queue: args.queue, key_prefix: args.key_prefix, before: None, limit: PAGE };
         loop {
             // Newest first and always behind the last one: what comes meanwhile is not seen.
             let DeadLettersPage { letters, next } = patient(|| operator.letters(&filter)).await?;

@@ -21,6 +21,7 @@ Examples:
   relay jobs list --state failed                            the newest 50 that failed
   relay jobs list --all --json | jq -r .job_id              every job, one line of JSON each
   relay jobs show 018f6f6e-0000-7000-8000-000000000000
+  relay jobs list --key-prefix order-                       those of one's own keys, after a crash
   relay jobs show --queue mail --key order-4711             by its idempotency key
   relay jobs rerun 018f6f6e-0000-7000-8000-000000000000     a finished job once more")]
 pub(crate) struct JobsArgs {
@@ -56,6 +57,9 @@ struct ListArgs {
     /// Only jobs in this state: queued, leased, succeeded, failed, exhausted, expired, cancelled
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Option<JobState>,
+    /// Only jobs whose key begins so
+    #[arg(long, value_name = "PREFIX")]
+    key_prefix: Option<String>,
     /// How many at most
     #[arg(long, value_name = "N", default_value_t = 50, conflicts_with = "all")]
     limit: usize,
@@ -155,7 +159,8 @@ async fn patient<T, F: Future<Output = Result<T, ClientError>>>(call: impl FnMut
 async fn list(args: ListArgs) -> Result<Exit, CliError> {
     let client = args.server.client()?;
     let mut left = if args.all { usize::MAX } else { args.limit };
-    let mut filter = JobsFilter { queue: args.queue, state: args.state, after: None, limit: PAGE };
+    let ListArgs { queue, state, key_prefix, .. } = args;
+    let mut filter = JobsFilter { queue, state, key_prefix, after: None, limit: PAGE };
     let mut rows = Vec::new();
     while left > 0 {
         filter.limit = PAGE.min(u32::try_from(left).unwrap_or(PAGE));
@@ -184,15 +189,16 @@ async fn page(client: &Client, filter: &JobsFilter) -> Result<JobsPage, CliError
     patient(|| client.jobs(filter)).await
 }
 
-fn row(job: &JobView) -> [String; 6] {
+fn row(job: &JobView) -> [String; 7] {
     let receipt = &job.receipt;
     let size = job.size.map_or_else(String::new, values::show_size);
     let (id, queue) = (receipt.job_id.to_string(), receipt.queue.to_string());
-    [id, queue, receipt.state.to_string(), attempts(job), size, receipt.accepted_at.to_string()]
+    let key = receipt.key.as_ref().map_or_else(String::new, ToString::to_string);
+    [id, queue, receipt.state.to_string(), attempts(job), size, receipt.accepted_at.to_string(), key]
 }
 
-fn print(rows: &mut Vec<[String; 6]>) -> Result<(), CliError> {
-    let header = ["job", "queue", "state", "attempt", "size", "accepted"];
+fn print(rows: &mut Vec<[String; 7]>) -> Result<(), CliError> {
+    let header = ["job", "queue", "state", "attempt", "size", "accepted", "key"];
     output::line(output::table(&header, &[4], std::mem::take(rows)))
 }
 
@@ -224,11 +230,12 @@ fn show(job: &JobView, json: bool) -> Result<Exit, CliError> {
     ] {
         rows.extend(at.map(|at| (name, at.to_string())));
     }
+    rows.extend(receipt.key.as_ref().map(|key| ("key", key.to_string())));
     rows.extend((receipt.generation > 1).then(|| ("generation", receipt.generation.to_string())));
     for (name, value) in rows {
         output::line(format_args!("{name:<13} {value}"))?;
     }
-    for (name, value) in &job.meta {
+    for (name, value) in &receipt.meta {
         output::line(format_args!("{:<13} {name}={value}", "meta"))?;
     }
     Ok(Exit::Done)

@@ -111,6 +111,8 @@ pub(crate) fn describe(result: &RunResult) -> serde_json::Value {
     json!({
         "job_id": result.job_id,
         "run_id": result.run_id,
+        "key": result.key,
+        "meta": result.meta,
         "outcome": result.outcome,
         "attempt": result.attempt,
         "content_type": result.content_type,

@@ -32,6 +32,7 @@ results are the same if their run_id is.
 Examples:
   relay results                                    all that are kept
   relay results --follow --after now               those that come from now on
+  relay results --key-prefix order-                those of one's own keys, after a crash
   relay results --follow --resume place --json     every result, across restarts of this command and of relay")]
 pub(crate) struct ResultsArgs {
     /// Begin behind this cursor, or with `now` behind everything there is [default: the oldest result that is kept]
@@ -46,6 +47,9 @@ pub(crate) struct ResultsArgs {
     /// Only results of this queue
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
+    /// Only results of jobs whose key begins so
+    #[arg(long, value_name = "PREFIX")]
+    key_prefix: Option<String>,
     /// Print one line of JSON per result, with payloads of up to 16 KiB in base64
     #[arg(long)]
     json: bool,
@@ -61,7 +65,7 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
         None => args.after,
     };
     let wait = if args.follow { WAIT_MAX } else { Duration::ZERO };
-    let mut filter = ResultsFilter { after, queue: args.queue, limit: PAGE, wait };
+    let mut filter = ResultsFilter { after, queue: args.queue, key_prefix: args.key_prefix, limit: PAGE, wait };
     loop {
         let page = page(&client, &filter, args.follow).await?;
         if let Some(reset) = page.reset {
@@ -77,7 +81,8 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
             write_place(file, &page.next)?;
         }
         filter.after = Some(page.next);
-        if !args.follow && (page.entries.is_empty() || !moved) {
+        // A page without results has moved on if there are some that were not asked for.
+        if !args.follow && !moved {
             return Ok(Exit::Done);
         }
     }
@@ -114,11 +119,9 @@ fn print(entries: &[ResultView], json: bool) -> Result<(), CliError> {
             Some(failure) if entry.outcome != Outcome::Succeeded => format!(" ({})", failure.reason),
             _ => String::new(),
         };
-        writeln!(
-            text,
-            "{} {} {} attempt {} {} B {}{why} {}",
-            entry.finished_at, entry.job_id, entry.queue, entry.attempt, entry.size, entry.outcome, entry.cursor
-        )?;
+        let ResultView { finished_at, job_id, queue, attempt, size, outcome, cursor, .. } = entry;
+        let key = entry.key.as_ref().map_or_else(String::new, |key| format!(" key {key}"));
+        writeln!(text, "{finished_at} {job_id} {queue}{key} attempt {attempt} {size} B {outcome}{why} {cursor}")?;
     }
     output::bytes(&text)
 }

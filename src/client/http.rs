@@ -64,6 +64,8 @@ pub struct JobsFilter {
     pub queue: Option<QueueName>,
     /// In this state only.
     pub state: Option<JobState>,
+    /// Only jobs whose key begins so. A page may then be short, or empty, and have a `next`.
+    pub key_prefix: Option<String>,
     /// Behind this job: the last page's `next`.
     pub after: Option<JobId>,
     /// How many at most, 1 to 500.
@@ -77,6 +79,8 @@ pub struct ResultsFilter {
     pub after: Option<String>,
     /// Of this queue only. A page may then be empty with a `next` that has moved on.
     pub queue: Option<QueueName>,
+    /// Only of jobs whose key begins so, with pages as for `queue`.
+    pub key_prefix: Option<String>,
     /// How many at most, 1 to 100.
     pub limit: u32,
     /// How long to wait for one if there are none, at most [`WAIT_MAX`].
@@ -86,7 +90,7 @@ pub struct ResultsFilter {
 impl Default for ResultsFilter {
     /// The first hundred, at once.
     fn default() -> Self {
-        Self { after: None, queue: None, limit: 100, wait: Duration::ZERO }
+        Self { after: None, queue: None, key_prefix: None, limit: 100, wait: Duration::ZERO }
     }
 }
 
@@ -126,6 +130,10 @@ pub struct RunResult {
     pub job_id: JobId,
     /// The run; deduplicate on it.
     pub run_id: RunId,
+    /// The idempotency key that the job was submitted under, if there is one.
+    pub key: Option<IdempotencyKey>,
+    /// The job's `Relay-Meta-*` headers by the part of the name behind the prefix, in lower case.
+    pub meta: BTreeMap<String, String>,
     /// How it ended.
     pub outcome: Outcome,
     /// The attempt that ended it; 0 if no handler ever started.
@@ -255,6 +263,7 @@ impl Client {
             text("limit", Some(filter.limit.to_string())),
             text("queue", filter.queue.as_ref().map(ToString::to_string)),
             text("state", filter.state.map(|state| state.to_string())),
+            text("key_prefix", filter.key_prefix.clone()),
             text("after", filter.after.map(|after| after.to_string())),
         ];
         url.query_pairs_mut().extend_pairs(given.into_iter().flatten());
@@ -299,6 +308,7 @@ impl Client {
             Some(("limit", filter.limit.to_string())),
             filter.after.clone().map(|after| ("after", after)),
             filter.queue.as_ref().map(|queue| ("queue", queue.to_string())),
+            filter.key_prefix.clone().map(|prefix| ("key_prefix", prefix)),
             (!wait.is_zero()).then(|| ("wait", format!("{}s", seconds(wait)))),
         ];
         url.query_pairs_mut().extend_pairs(given.into_iter().flatten());
@@ -370,6 +380,8 @@ impl Answer {
         Ok(RunResult {
             job_id: self.parsed(header::JOB_ID)?,
             run_id: self.parsed(header::RUN_ID)?,
+            key: self.text(header::IDEMPOTENCY_KEY).and_then(|text| IdempotencyKey::from_header(text).ok()),
+            meta: self.meta(),
             outcome: self.parsed(header::OUTCOME)?,
             attempt: self.parsed(header::ATTEMPT)?,
             replayed: self.text(header::IDEMPOTENCY_REPLAYED) == Some("true"),
@@ -377,6 +389,14 @@ impl Answer {
             cursor: self.text(header::CURSOR).map(str::to_owned),
             payload: self.body,
         })
+    }
+
+    fn meta(&self) -> BTreeMap<String, String> {
+        let named = self.headers.iter().filter_map(|(name, value)| {
+            let name = name.as_str().strip_prefix(header::META_PREFIX)?;
+            Some((name.to_owned(), value.to_str().ok()?.to_owned()))
+        });
+        named.collect()
     }
 
     fn refusal(&self) -> ClientError {

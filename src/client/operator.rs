@@ -20,6 +20,8 @@ pub struct Operator(Client);
 pub struct LettersFilter {
     /// Of this queue only.
     pub queue: Option<QueueName>,
+    /// Only of jobs whose key begins so. A page may then be short, or empty, and have a `next`.
+    pub key_prefix: Option<String>,
     /// Behind this place: the last page's `next`.
     pub before: Option<LetterPlace>,
     /// How many at most, 1 to 500.
@@ -70,6 +72,7 @@ impl Operator {
         let given = [
             Some(("limit", filter.limit.to_string())),
             filter.queue.as_ref().map(|queue| ("queue", queue.to_string())),
+            filter.key_prefix.clone().map(|prefix| ("key_prefix", prefix)),
             filter.before.as_ref().map(|before| ("before", before.as_str().to_owned())),
         ];
         url.query_pairs_mut().extend_pairs(given.into_iter().flatten());

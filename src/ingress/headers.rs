@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
-use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX};
+use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX, META_BYTES_MAX};
 use relay_bridge::contract::trace;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission, TraceParent};
 
@@ -14,8 +14,6 @@ use super::refusal::Refusal;
 use crate::api::fit::is_header_text;
 use crate::api::{DurationText, Problem, Slug, header};
 
-/// All `Relay-Meta-*` together: names without the prefix, and values, in bytes.
-pub(super) const META_BYTES_MAX: usize = 2 * 1024;
 /// The longest content type or content encoding, in bytes.
 const CONTENT_HEADER_BYTES_MAX: usize = 255;
 /// Relay's own request headers; any other `Relay-*` is a slip that would go unnoticed.

@@ -1,13 +1,17 @@
 //! A finished run as every protocol gives it out: its facts as headers, its payload as it is.
 
-use relay_bridge::contract::{ClientId, Cursor, JobResult};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use relay_bridge::contract::job::meta_lines;
+use relay_bridge::contract::{ClientId, Cursor, IdempotencyKey, JobResult};
 use relay_bridge::result_log::{Finished, Start};
 
 use super::refusal::Refusal;
 use crate::api::{Problem, Slug, fit, header};
 
-/// What the headers of a result say, by name.
-pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (&'static str, String)> + use<> {
+/// What the headers of a result say, by name. Its key and its meta have the names under which the client submitted them.
+pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (Cow<'static, str>, String)> {
     let result = &finished.result;
     let facts = [
         (header::OUTCOME, result.outcome.to_string()),
@@ -17,7 +21,29 @@ pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (&'static str, 
         (header::CURSOR, finished.cursor.to_string()),
     ];
     let parent = fit::traceparent(result).map(|parent| (header::TRACEPARENT, parent.to_owned()));
-    facts.into_iter().chain(parent)
+    let facts = facts.into_iter().chain(parent).map(|(name, value)| (Cow::Borrowed(name), value));
+    facts.chain(own(result.key.as_ref(), &result.meta))
+}
+
+/// A client's own key and meta as headers: none of what no header can carry.
+pub(super) fn own<'a>(
+    key: Option<&IdempotencyKey>,
+    meta: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = (Cow<'static, str>, String)> + use<'a> {
+    let key = key.map(|key| (Cow::Borrowed(header::IDEMPOTENCY_KEY), key.to_header()));
+    key.into_iter().chain(meta_lines(meta).map(|(name, value)| (Cow::Owned(name), value.to_owned())))
+}
+
+/// What keys are to begin with, where `name` says it.
+///
+/// # Errors
+/// `malformed-request` if no key begins so.
+pub(super) fn key_prefix(name: &str, text: Option<&str>) -> Result<Option<String>, Refusal> {
+    let Some(text) = text else { return Ok(None) };
+    let prefix = text.parse::<IdempotencyKey>().map_err(|_| {
+        Refusal::malformed(format!("{name} is what no key begins with: write 1 to 255 visible ASCII characters"))
+    })?;
+    Ok(Some(prefix.as_str().to_owned()))
 }
 
 /// The result, if its payload is there.

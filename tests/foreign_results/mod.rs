@@ -11,7 +11,7 @@ use relay_bridge::contract::{
 };
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 
 /// A log that holds these and waits for nothing.
 pub(crate) struct Log(pub(crate) Vec<Finished>);
@@ -38,7 +38,14 @@ impl ResultLog for Log {
     }
 
     /// As many as are asked for, however large they are.
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        _: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
         let seen = match from {
             Start::Oldest => 0,
             Start::Now => self.0.len(),

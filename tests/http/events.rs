@@ -25,7 +25,10 @@ async fn a_job_is_watched_from_where_it_stands_to_its_end() {
     assert_eq!((stream.head.status, stream.head.header("content-type")), (200, "text/event-stream"));
     let snapshot = next(&mut stream).await;
     let mut job = *snapshot.job.clone().unwrap();
-    assert_eq!((snapshot.kind.as_str(), job.receipt.state.as_str(), &*job.meta["of"]), ("snapshot", "queued", "x"));
+    assert_eq!(
+        (snapshot.kind.as_str(), job.receipt.state.as_str(), &*job.receipt.meta["of"]),
+        ("snapshot", "queued", "x")
+    );
     let found: relay::api::JobView = serde_json::from_slice(&relay.get(&format!("/v1/jobs/{id}")).await.body).unwrap();
     job.next_attempt_at = found.next_attempt_at;
     assert_eq!(job, found, "the same as the job itself");

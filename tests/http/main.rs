@@ -11,6 +11,7 @@ mod failing;
 #[path = "../foreign_results/mod.rs"]
 mod foreign_results;
 mod jobs;
+mod naming;
 mod policy;
 mod refusals;
 mod results;

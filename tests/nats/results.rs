@@ -11,7 +11,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, JobId, RunId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -34,6 +34,27 @@ async fn a_result_is_raw_with_its_facts_as_headers_and_until_then_there_is_the_s
     assert_eq!(result.header("Relay-Job-Id"), other);
     assert!(!result.header("Relay-Run-Id").is_empty() && !result.header("Relay-Cursor").is_empty());
     assert_eq!(result.header("Nats-Service-Error"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_names_its_key_and_its_meta_as_they_were_submitted() {
+    let relay = Relay::start().await;
+    let own = [("Idempotency-Key", "order-17"), ("Relay-Meta-Order-Id", "17")];
+    let id = relay.submit(&own, "x").await.job();
+    let own_of = |answer: &Answer| own.map(|(name, _)| (name, answer.header(name).to_owned()));
+    let expected = own.map(|(name, value)| (name, value.to_owned()));
+    assert_eq!(own_of(&relay.ask("relay.result.me", &[], id.clone()).await), expected, "while there is none");
+    relay.work("text/plain", "done").await;
+    assert_eq!(own_of(&relay.ask("relay.result.me", &[], id.clone()).await), expected);
+    let empty = relay.submit(&[("Nats-Msg-Id", "order-18"), own[1]], "x").await.job();
+    relay.work("text/plain", "").await;
+    let listed = relay.until_empty("relay.results.me", &[]).await;
+    assert_eq!(own_of(&listed[0]), expected);
+    let view: serde_json::Value = serde_json::from_str(listed[1].text()).unwrap();
+    assert_eq!((&view["job_id"], &view["key"]), (&empty.into(), &"order-18".into()), "an entry in JSON");
+    assert_eq!(view["meta"], serde_json::json!({ "order-id": "17" }));
+    let status = relay.ask("relay.status.me", &[], id).await;
+    assert_eq!(status.field("key"), "order-17");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,12 +213,19 @@ impl ResultLog for HeldLog {
     ) -> Result<Option<Box<Finished>>, BrokerError> {
         self.inner.wait_ahead(client, job, run, wait).await
     }
-    async fn page(&self, client: &ClientId, from: &Start, _: u32, wait: Duration) -> Result<Page, BrokerError> {
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        _: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
         if self.pages.fetch_add(1, Ordering::Relaxed) >= self.free {
             self.begun.add_permits(1);
             self.let_go.acquire().await.unwrap().forget();
         }
-        self.inner.page(client, from, 1, wait).await
+        self.inner.page(client, from, filter, 1, wait).await
     }
 }
 

@@ -30,7 +30,7 @@ fn known(answer: Enqueued) -> JobStatus {
 }
 
 async fn letters(stage: &Stage<'_>) -> Vec<(JobId, RunId)> {
-    let letters = stage.broker.dead_letters.list(Some(&stage.queue), None, 1_000).await.unwrap().letters;
+    let letters = stage.broker.dead_letters.list(Some(&stage.queue), None, None, 1_000).await.unwrap().letters;
     letters.into_iter().map(|letter| (letter.job.id, letter.job.run_id)).collect()
 }
 
@@ -88,7 +88,7 @@ pub async fn a_dead_letter_keeps_payload_and_reason(fixture: &dyn Fixture) {
     stage.leasing.dead_letter(&letter).await.unwrap();
     stage.leasing.dead_letter(&letter).await.unwrap();
     assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), Some(letter.clone()));
-    let listed = stage.broker.dead_letters.list(Some(&stage.queue), None, 10).await.unwrap().letters;
+    let listed = stage.broker.dead_letters.list(Some(&stage.queue), None, None, 10).await.unwrap().letters;
     assert_eq!(listed, [letter]);
     assert_eq!(stage.broker.dead_letters.get(JobId::mint()).await.unwrap(), None);
 }
@@ -210,7 +210,7 @@ pub async fn dead_letters_are_listed_newest_first_page_by_page(fixture: &dyn Fix
     runs.reverse();
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = stage.broker.dead_letters.list(Some(&stage.queue), after.as_ref(), 3).await.unwrap();
+        let page = stage.broker.dead_letters.list(Some(&stage.queue), None, after.as_ref(), 3).await.unwrap();
         assert!(page.letters.len() <= 3);
         seen.extend(page.letters.iter().map(|letter| letter.job.run_id));
         after = page.next;
@@ -220,8 +220,8 @@ pub async fn dead_letters_are_listed_newest_first_page_by_page(fixture: &dyn Fix
     }
     assert_eq!(seen, runs);
     let elsewhere = stage.another_queue().await;
-    assert!(stage.broker.dead_letters.list(Some(&elsewhere), None, 10).await.unwrap().letters.is_empty());
-    let all = stage.broker.dead_letters.list(None, None, 1_000).await.unwrap().letters;
+    assert!(stage.broker.dead_letters.list(Some(&elsewhere), None, None, 10).await.unwrap().letters.is_empty());
+    let all = stage.broker.dead_letters.list(None, None, None, 1_000).await.unwrap().letters;
     assert!(runs.iter().all(|run| all.iter().any(|letter| letter.job.run_id == *run)));
 }
 

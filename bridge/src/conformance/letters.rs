@@ -33,7 +33,7 @@ pub async fn a_letter_of_a_run_that_nobody_gave_out_is_not_kept(fixture: &dyn Fi
         let kind = refused(answer);
         assert!(matches!(kind, BrokerErrorKind::Invalid | BrokerErrorKind::NotFound), "{kind:?}");
     }
-    let listed = stage.broker.dead_letters.list(Some(&stage.queue), None, 10).await.unwrap().letters;
+    let listed = stage.broker.dead_letters.list(Some(&stage.queue), None, None, 10).await.unwrap().letters;
     assert_eq!(listed, []);
     stage.leasing.dead_letter(&letter).await.unwrap();
 }
@@ -166,7 +166,7 @@ pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixtur
     let letters = &stage.broker.dead_letters;
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = letters.list(Some(&stage.queue), after.as_ref(), 2).await.unwrap();
+        let page = letters.list(Some(&stage.queue), None, after.as_ref(), 2).await.unwrap();
         assert!(page.letters.len() <= 2);
         for letter in &page.letters {
             seen.push(letter.job.run_id);
@@ -180,5 +180,5 @@ pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixtur
     }
     assert_eq!(seen, order);
     let nowhere = "no place of any broker".replace(' ', "-").parse().unwrap();
-    assert_eq!(refused(letters.list(None, Some(&nowhere), 2).await), BrokerErrorKind::Invalid);
+    assert_eq!(refused(letters.list(None, None, Some(&nowhere), 2).await), BrokerErrorKind::Invalid);
 }

@@ -25,8 +25,8 @@
 //! - [`outcomes`]: one outcome per run, whoever races. [`expiry`]: deadlines, sweeps, retention.
 //! - [`claims`]: a worker's word decides nothing that is relay's.
 //! - [`reading`]: cursors, order, isolation. [`waiting`]: waits that wake and end.
-//! - [`endings`]: dead letters, redrive, rerun, erasure. [`letters`]: which dead letters are kept. [`reruns`]: quotas of reruns,
-//!   and the words of refusals.
+//! - [`naming`]: the client's own key and meta. [`endings`]: dead letters, redrive, rerun, erasure. [`letters`]: which dead
+//!   letters are kept. [`reruns`]: quotas of reruns, and the words of refusals.
 //! - [`sharing`]: fairness, quotas, pauses. [`operating`]: listings, policies, and what a crash leaves.
 
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
@@ -41,6 +41,7 @@ mod fixture;
 pub mod identity;
 pub mod leases;
 pub mod letters;
+pub mod naming;
 pub mod operating;
 pub mod outcomes;
 pub mod payloads;
@@ -218,6 +219,15 @@ macro_rules! conformance_tests {
                 a_waiting_page_is_woken_by_a_result
                 a_waiting_page_ends_empty_after_its_time
                 a_dropped_wait_costs_nothing
+            }
+            naming {
+                results_carry_the_clients_own_key_and_meta
+                a_later_run_has_the_key_and_the_meta_of_the_first
+                results_are_read_by_queue_and_key_prefix_to_the_end
+                a_wait_for_some_results_ends_with_another_and_moves_past_it
+                jobs_are_listed_by_key_prefix_to_the_end
+                dead_letters_are_listed_by_key_prefix_to_the_end
+                erasing_removes_meta_and_keeps_the_key
             }
             endings {
                 a_crash_between_dead_letter_result_and_settle_is_repeated_harmlessly

@@ -8,7 +8,7 @@ use super::Fixture;
 use super::stage::{Stage, finished, refused, soon};
 use crate::contract::{Cursor, JobId, LogId, Timestamp};
 use crate::error::BrokerErrorKind;
-use crate::result_log::{Lookup, PAGE_BYTES_MAX, Reset, Start};
+use crate::result_log::{Lookup, PAGE_BYTES_MAX, Reset, ResultFilter, Start};
 use crate::settlement::Settlement;
 
 /// Far longer than a test runs in real time; the broker's clock decides.
@@ -171,7 +171,8 @@ pub async fn another_clients_cursor_is_invalid(fixture: &dyn Fixture) {
     finish(&stage, "a", 2).await;
     finish(&stage, "b", 2).await;
     let (_, cursor) = stage.read_all(&stage.client("a"), Start::Oldest).await;
-    let answer = stage.broker.results.page(&stage.client("b"), &Start::After(cursor), 10, WAIT).await;
+    let answer =
+        stage.broker.results.page(&stage.client("b"), &Start::After(cursor), &ResultFilter::ALL, 10, WAIT).await;
     assert_eq!(refused(answer), BrokerErrorKind::Invalid);
 }
 
@@ -283,7 +284,7 @@ pub async fn a_follower_sees_each_result_once_while_many_record(fixture: &dyn Fi
     }
     let (mut seen, mut from) = (Vec::new(), Start::Oldest);
     while seen.len() < JOBS {
-        let page = soon(stage.broker.results.page(&client, &from, 7, WAIT)).await.unwrap();
+        let page = soon(stage.broker.results.page(&client, &from, &ResultFilter::ALL, 7, WAIT)).await.unwrap();
         assert_eq!(page.reset, None);
         assert!(!page.entries.is_empty(), "an entry was skipped: {} of {JOBS} came", seen.len());
         seen.extend(page.entries.into_iter().map(|entry| (entry.cursor.sequence, entry.result.job_id)));

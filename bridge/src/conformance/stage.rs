@@ -22,7 +22,7 @@ use crate::job_queue::{Depth, Enqueued, JobFilter};
 use crate::leasing::{Delivery, LEASE_WAIT_MAX, LeaseRequest, Leasing, Recorded};
 use crate::policy::{QueuePolicy, RetryPolicy, change_policy};
 use crate::provision::Wanted;
-use crate::result_log::{Finished, Lookup, Page, Start};
+use crate::result_log::{Finished, Lookup, Page, ResultFilter, Start};
 use crate::settlement::Settlement;
 
 /// How long a call that must not wait may take, repetitions included, before the test is given up as hanging.
@@ -423,7 +423,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(super) async fn page(&self, client: &ClientId, from: &Start, limit: u32) -> Page {
-        self.broker.results.page(client, from, limit, Duration::ZERO).await.unwrap()
+        self.broker.results.page(client, from, &ResultFilter::ALL, limit, Duration::ZERO).await.unwrap()
     }
 
     /// All results of `client` after `from`, page by page; there must be no reset.
@@ -442,7 +442,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(super) async fn list(&self, client: &ClientId, change: impl FnOnce(&mut JobFilter)) -> Vec<JobId> {
-        let mut filter = JobFilter { queue: None, state: None, after: None, limit: 1_000 };
+        let mut filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1_000 };
         change(&mut filter);
         let jobs = self.broker.jobs.list(client, &filter).await.unwrap().jobs;
         jobs.into_iter().map(|status| status.job_id).collect()

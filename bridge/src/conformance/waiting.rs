@@ -8,7 +8,7 @@ use super::Fixture;
 use super::reading::{WAIT, finish};
 use super::stage::{Stage, finished, soon};
 use crate::contract::{Job, JobId};
-use crate::result_log::{Lookup, Start};
+use crate::result_log::{Lookup, ResultFilter, Start};
 use crate::settlement::Settlement;
 
 async fn waiter(stage: &Stage<'_>, job: &Job) -> JoinSet<Lookup> {
@@ -80,7 +80,7 @@ pub async fn a_wait_of_any_length_is_taken(fixture: &dyn Fixture) {
     let (results, client) = (&stage.broker.results, &job.client);
     let (lookup, page, ()) = soon(async {
         let (lookup, page) = (results.wait(client, job.id, Duration::MAX), Duration::MAX);
-        tokio::join!(lookup, results.page(client, &Start::Oldest, 10, page), async {
+        tokio::join!(lookup, results.page(client, &Start::Oldest, &ResultFilter::ALL, 10, page), async {
             tokio::task::yield_now().await;
             let delivery = stage.lease_one().await;
             stage.succeed(&delivery).await;
@@ -101,7 +101,7 @@ pub async fn a_waiting_page_is_woken_by_a_result(fixture: &dyn Fixture) {
             ref after => after.clone(),
         };
         let (page, job) = soon(async {
-            tokio::join!(stage.broker.results.page(&client, &start, 10, WAIT), async {
+            tokio::join!(stage.broker.results.page(&client, &start, &ResultFilter::ALL, 10, WAIT), async {
                 tokio::task::yield_now().await;
                 finish(&stage, "b", 1).await;
                 finish(&stage, "a", 1).await[0]
@@ -118,7 +118,7 @@ pub async fn a_waiting_page_ends_empty_after_its_time(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let client = stage.client("a");
     finish(&stage, "b", 1).await;
-    let call = stage.broker.results.page(&client, &Start::Oldest, 10, stage.lease);
+    let call = stage.broker.results.page(&client, &Start::Oldest, &ResultFilter::ALL, 10, stage.lease);
     let page = stage.drive(stage.lease / 5, call).await.unwrap();
     assert!(page.entries.is_empty() && page.reset.is_none());
     let jobs = finish(&stage, "a", 1).await;

@@ -109,6 +109,32 @@ text_id!(
 );
 
 impl IdempotencyKey {
+    /// Whether `key` begins with `prefix`. Without a prefix every job counts, and with one a job without a key does not.
+    #[must_use]
+    pub fn begins_with(key: Option<&Self>, prefix: Option<&str>) -> bool {
+        prefix.is_none_or(|prefix| key.is_some_and(|key| key.as_str().starts_with(prefix)))
+    }
+
+    /// The key as a header value that [`from_header`](Self::from_header) reads as the same key: bare, and in quotes only
+    /// where it begins with one.
+    #[must_use]
+    pub fn to_header(&self) -> String {
+        let text = self.as_str();
+        if !text.starts_with('"') {
+            return text.to_owned();
+        }
+        let mut quoted = String::with_capacity(text.len() + 4);
+        quoted.push('"');
+        for c in text.chars() {
+            if matches!(c, '"' | '\\') {
+                quoted.push('\\');
+            }
+            quoted.push(c);
+        }
+        quoted.push('"');
+        quoted
+    }
+
     /// Reads a header value: `abc` and `"abc"` are the same key; inside quotes `\"` and `\\` are escapes.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ use crate::policy::QueuePolicy;
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What the names of a client's own headers begin with, in lower case.
 pub const META_PREFIX: &str = "relay-meta-";
+/// A client's own headers together: names without the prefix, and values, in bytes.
+pub const META_BYTES_MAX: usize = 2 * 1024;
 /// The content type of a payload that came without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -150,6 +152,31 @@ pub fn meta(headers: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     named.map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
+/// A client's own headers as lines of a message, `Relay-Meta-Order: 17`, in the order of their names. Those that no header
+/// can carry are left out, and so is all that is beyond [`META_BYTES_MAX`]: a worker's word may hold anything.
+pub fn meta_lines(meta: &BTreeMap<String, String>) -> impl Iterator<Item = (String, &str)> {
+    let mut left = META_BYTES_MAX;
+    meta.iter().filter_map(move |(name, value)| {
+        let is_name = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+        let is_value = value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && value.trim() == value;
+        let (fits, size) = (left, name.len() + value.len());
+        left = left.saturating_sub(size);
+        (is_name && is_value && size <= fits).then(|| (spelled(META_PREFIX, name), value.as_str()))
+    })
+}
+
+/// A header's name as people write it, each word with a capital: NATS compares names letter by letter.
+fn spelled(prefix: &str, name: &str) -> String {
+    let mut up = true;
+    let letter = |c: char| {
+        let spelled = if up { c.to_ascii_uppercase() } else { c };
+        up = c == '-';
+        spelled
+    };
+    prefix.chars().chain(name.chars()).map(letter).collect()
+}
+
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobState {
@@ -229,4 +256,32 @@ pub struct JobStatus {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_is_written_as_headers_that_any_protocol_can_carry_and_no_more_than_was_taken() {
+        let meta = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let lines = |meta: &BTreeMap<String, String>| -> Vec<(String, String)> {
+            meta_lines(meta).map(|(name, value)| (name, value.to_owned())).collect()
+        };
+        let good = meta(&[("order-id", "17"), ("x_y.z", "a b; c=\"d\""), ("empty", "")]);
+        let spelled = [("Relay-Meta-Empty", ""), ("Relay-Meta-Order-Id", "17"), ("Relay-Meta-X_y.z", "a b; c=\"d\"")];
+        assert_eq!(lines(&good), spelled.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let bad = meta(&[
+            ("", "1"),
+            ("a: b\r\nNats-Rollup", "all"),
+            ("b", "1\r\nNats-Rollup: all"),
+            ("c", "\u{e9}"),
+            ("d", " x"),
+        ]);
+        assert_eq!(lines(&bad), []);
+        let large = meta(&[("a", "1"), ("b", &"x".repeat(META_BYTES_MAX)), ("c", "1")]);
+        assert_eq!(lines(&large), [("Relay-Meta-A".to_owned(), "1".to_owned())]);
+    }
 }

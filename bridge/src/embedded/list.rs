@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::ids::Recent;
-use super::row::{FINISHED, JobRow, LEASED, PARKED, WAITING, job_columns};
+use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, WAITING, job_columns};
 use super::schema::unavailable;
-use crate::contract::{ClientId, JobState, JobStatus, Timestamp};
+use crate::contract::{ClientId, IdempotencyKey, JobState, JobStatus, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{JobFilter, Listed};
 
@@ -16,6 +16,9 @@ use crate::job_queue::{JobFilter, Listed};
 const LIST_MAX: u32 = 1_000;
 /// The most rows a list looks at to find those that match its filter.
 const ROWS_MAX: u32 = 20_000;
+/// The most jobs whose envelopes it reads, and about how many bytes of them: their keys are in there.
+const READ_MAX: u32 = 1_000;
+const READ_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Rows that are read of one run at first, and at most. A list of a hundred reads few of each where there are many runs.
 const CHUNK_MIN: u32 = 16;
 const CHUNK_MAX: u32 = 1_024;
@@ -43,21 +46,22 @@ pub(super) fn newest_first(
     };
     let mut runs = runs(conn, owner, filter, after)?;
     let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-    let (mut listed, mut looked_at, mut last) = (Listed::default(), 0, None);
-    while looked_at < ROWS_MAX
-        && let Some(row) = next(conn, &mut runs)?
-    {
+    let (mut listed, mut last) = (Listed::default(), None);
+    let (mut looked_at, mut read, mut read_bytes) = (0, 0, 0);
+    while looked_at < ROWS_MAX && read < READ_MAX && read_bytes < READ_BYTES_MAX {
+        let Some(row) = next(conn, &mut runs)? else { return Ok(listed) };
         looked_at += 1;
-        if let Some(status) = wanted(conn, &row, filter, now)? {
+        if may_be_wanted(&row, filter, now) {
             if listed.jobs.len() == limit {
-                listed.next = listed.jobs.last().map(|last| last.job_id);
-                return Ok(listed);
+                break;
             }
-            listed.jobs.push(status);
+            read += 1;
+            read_bytes += if row.payload == PAYLOAD_GONE { 0 } else { row.size };
+            listed.jobs.extend(wanted(conn, &row, filter, now)?);
         }
         last = Some(row.id);
     }
-    listed.next = last.filter(|_| looked_at == ROWS_MAX);
+    listed.next = last;
     Ok(listed)
 }
 
@@ -124,6 +128,12 @@ impl Run {
     }
 }
 
+/// Whether the filter could want the job, as far as its row says: the rest takes reading its envelope.
+fn may_be_wanted(row: &JobRow, filter: &JobFilter, now: Timestamp) -> bool {
+    let outcome = filter.state.and_then(JobState::outcome);
+    !row.is_past_keeping(now) && outcome.is_none_or(|outcome| row.outcome == Some(outcome))
+}
+
 /// The job as a list shows it, if its filter wants it.
 fn wanted(
     conn: &Connection,
@@ -131,9 +141,6 @@ fn wanted(
     filter: &JobFilter,
     now: Timestamp,
 ) -> Result<Option<JobStatus>, BrokerError> {
-    if row.is_past_keeping(now) {
-        return Ok(None);
-    }
     let status = match row.status(conn, now) {
         Ok(status) => status,
         Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
@@ -144,7 +151,8 @@ fn wanted(
     };
     let in_queue = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue);
     let in_state = filter.state.is_none_or(|state| state == status.state);
-    Ok(Some(status).filter(|_| in_queue && in_state))
+    let begins = IdempotencyKey::begins_with(status.key.as_ref(), filter.key_prefix.as_deref());
+    Ok(Some(status).filter(|_| in_queue && in_state && begins))
 }
 
 #[cfg(test)]
@@ -206,19 +214,34 @@ mod tests {
         (conn, mine)
     }
 
+    fn recent(conn: &Connection) -> Recent {
+        let ids = "INSERT INTO ids(id, seq) SELECT id, seq FROM jobs";
+        conn.execute_batch(ids).unwrap();
+        Recent::default()
+    }
+
+    #[test]
+    fn a_page_reads_a_bounded_number_of_jobs_and_goes_on_where_it_stopped() {
+        let (conn, mine) = store();
+        let recent = recent(&conn);
+        let key_prefix = Some("nobodys".to_owned());
+        let mut filter = JobFilter { queue: None, state: None, key_prefix, after: None, limit: 10 };
+        let page = |filter: &JobFilter| {
+            let now = Timestamp::from_millis(1_763_865_086_008);
+            newest_first(&conn, &recent, &"me".parse().unwrap(), filter, now).unwrap()
+        };
+        let first = page(&filter);
+        assert!(mine.len() > READ_MAX as usize, "{} jobs", mine.len());
+        assert_eq!((first.jobs.len(), first.next), (0, Some(mine[READ_MAX as usize - 1].0)));
+        filter.after = first.next;
+        let last = page(&filter);
+        assert_eq!((last.jobs.len(), last.next), (0, None), "{} jobs were left", mine.len() - READ_MAX as usize);
+    }
+
     #[test]
     fn pages_of_every_filter_have_each_job_once_and_the_newest_first() {
         let (conn, mine) = store();
-        let recent = Recent::default();
-        for (id, seq) in conn
-            .prepare("SELECT id, seq FROM jobs")
-            .unwrap()
-            .query_map([], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, i64>(1)?)))
-            .unwrap()
-            .map(Result::unwrap)
-        {
-            conn.execute("INSERT INTO ids(id, seq) VALUES(?1, ?2)", params![id, seq]).unwrap();
-        }
+        let recent = recent(&conn);
         let queues: [Option<QueueName>; 3] = [None, Some("a".parse().unwrap()), Some("b".parse().unwrap())];
         let succeeded = JobState::Finished(crate::contract::Outcome::Succeeded);
         let states = [None, Some(JobState::Queued), Some(JobState::Leased), Some(succeeded)];
@@ -236,7 +259,7 @@ mod tests {
                 })
                 .map(|(id, ..)| *id)
                 .collect();
-            let mut filter = JobFilter { queue: queue.clone(), state, after: None, limit: 70 };
+            let mut filter = JobFilter { queue: queue.clone(), state, key_prefix: None, after: None, limit: 70 };
             let mut found = Vec::new();
             loop {
                 let now = Timestamp::from_millis(1_763_865_086_008);

@@ -10,7 +10,7 @@ use super::state::{damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
 use crate::contract::{JobId, QueueName, RunId};
-use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::{PolicyStore, QueuePolicy};
@@ -25,10 +25,12 @@ impl DeadLetters for Embedded {
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError> {
-        let (queue, limit) = (queue.cloned(), limit.clamp(1, LIST_MAX));
+        let (queue, key_prefix) = (queue.cloned(), key_prefix.map(str::to_owned));
+        let limit = limit.clamp(1, LIST_MAX) as usize;
         // Rows are numbered in the order in which letters were kept first.
         let after = match after {
             Some(place) => place.as_str().parse().map_err(|_| place.unknown())?,
@@ -39,15 +41,24 @@ impl DeadLetters for Embedded {
             let mut query = conn
                 .prepare_cached(
                     "SELECT d.rowid, d.envelope FROM dead_letters AS d JOIN queues AS q ON q.id = d.queue
-                     WHERE d.rowid < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.rowid DESC LIMIT ?3",
+                     WHERE d.rowid < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.rowid DESC",
                 )
                 .map_err(sql)?;
-            let queue = queue.as_ref().map(QueueName::as_str);
-            let rows = query.query_map(params![after, queue, limit], |row| Ok((row.get(0)?, row.get(1)?)));
-            let rows: Vec<(i64, Vec<u8>)> = rows.and_then(Iterator::collect).map_err(sql)?;
-            let last = rows.last().filter(|_| rows.len() >= limit as usize).map(|(row, _)| row.to_string());
-            let letters = rows.into_iter().map(|(_, envelope)| read(envelope)).collect::<Result<_, _>>()?;
-            Ok(Letters { letters, next: last.and_then(|place| place.parse().ok()) })
+            let mut rows = query.query(params![after, queue.as_ref().map(QueueName::as_str)]).map_err(sql)?;
+            let (mut found, mut passed, mut last) = (Letters::default(), 0, None::<i64>);
+            while let Some(row) = rows.next().map_err(sql)? {
+                if found.letters.len() == limit || passed == LETTERS_PASSED_MAX {
+                    found.next = last.and_then(|last| last.to_string().parse().ok());
+                    break;
+                }
+                last = Some(row.get(0).map_err(sql)?);
+                let letter = read(row.get(1).map_err(sql)?)?;
+                match letter.has_key_prefix(key_prefix.as_deref()) {
+                    true => found.letters.push(letter),
+                    false => passed += 1,
+                }
+            }
+            Ok(found)
         })
         .await
     }

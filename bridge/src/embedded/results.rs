@@ -15,7 +15,10 @@ use super::state::unreadable;
 use crate::contract::envelope::decode_result;
 use crate::contract::{ClientId, Cursor, JobId, LogId, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset, ResultLog, Start};
+use crate::result_log::{
+    Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, PASSED_BYTES_MAX, PASSED_MAX, Page, Reset, ResultFilter,
+    ResultLog, Start,
+};
 
 /// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -59,7 +62,14 @@ impl ResultLog for Embedded {
         Ok(None)
     }
 
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
         let deadline = self.clock().monotonic() + wait.min(WAIT_MAX);
         let shared = self.shared();
         let place = shared.clients.register(client.clone());
@@ -68,9 +78,10 @@ impl ResultLog for Embedded {
             let woken = place.notify.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            let (reader, start, log) = (client.clone(), from, self.log());
-            let page = self.read(move |conn| page(conn, &reader, &start, limit, log)).await?;
-            if !page.entries.is_empty() || page.reset.is_some() || self.clock().monotonic() >= deadline {
+            let (reader, start, filter, log) = (client.clone(), from, filter.clone(), self.log());
+            let (page, passed) = self.read(move |conn| page(conn, &reader, &start, &filter, limit, log)).await?;
+            let is_news = !page.entries.is_empty() || passed > 0 || page.reset.is_some();
+            if is_news || self.clock().monotonic() >= deadline {
                 return Ok(page);
             }
             from = Start::After(page.next.clone());
@@ -109,7 +120,15 @@ fn lookup(
     }
 }
 
-fn page(conn: &Connection, client: &ClientId, from: &Start, limit: u32, log: LogId) -> Result<Page, BrokerError> {
+/// A page, and how many results it passed over.
+fn page(
+    conn: &Connection,
+    client: &ClientId,
+    from: &Start,
+    filter: &ResultFilter,
+    limit: u32,
+    log: LogId,
+) -> Result<(Page, usize), BrokerError> {
     let sql = |e| unavailable(e, "read results");
     let known: Option<(i64, u64)> = conn
         .prepare_cached("SELECT id, removed_n FROM clients WHERE name = ?1")
@@ -121,21 +140,35 @@ fn page(conn: &Connection, client: &ClientId, from: &Start, limit: u32, log: Log
     let mut query = conn
         .prepare_cached("SELECT n, at, erased, envelope FROM results WHERE client = ?1 AND n > ?2 ORDER BY n LIMIT ?3")
         .map_err(sql)?;
-    let mut rows = query.query(params![row, after, limit.clamp(1, PAGE_ENTRIES_MAX)]).map_err(sql)?;
+    let limit = limit.clamp(1, PAGE_ENTRIES_MAX) as usize;
+    let most = if filter.wants_all() { limit } else { limit + PASSED_MAX };
+    let mut rows = query.query(params![row, after, most]).map_err(sql)?;
     let (mut entries, mut bytes) = (Vec::<Finished>::new(), 0);
-    while let Some(row) = rows.next().map_err(sql)? {
+    let (mut passed, mut passed_bytes, mut last) = (0, 0, None);
+    while entries.len() < limit
+        && passed < PASSED_MAX
+        && passed_bytes < PASSED_BYTES_MAX
+        && let Some(row) = rows.next().map_err(sql)?
+    {
         let next = entry(entry_columns(row).map_err(sql)?, client, log)?;
+        if !filter.wants(&next.result.queue, next.result.key.as_ref()) {
+            passed += 1;
+            passed_bytes += next.result.byte_len();
+            last = Some(next.cursor);
+            continue;
+        }
         bytes += next.result.byte_len();
         if bytes > PAGE_BYTES_MAX && !entries.is_empty() {
             break;
         }
+        last = Some(next.cursor.clone());
         entries.push(next);
     }
-    let next = match entries.last() {
-        Some(last) => last.cursor.clone(),
+    let next = match last {
+        Some(last) => last,
         None => position(conn, client, row, after, log)?,
     };
-    Ok(Page { reset, entries, next })
+    Ok((Page { reset, entries, next }, passed))
 }
 
 /// The sequence to read after, and why that is not where the cursor said.

@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 
 use super::entry::ttl_secs;
 use super::names::{Address, DEAD_STREAM, Letter, LetterKind};
@@ -17,7 +17,7 @@ use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
 use super::{Nats, stream_api};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
-use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 use crate::policy::QueuePolicy;
@@ -40,6 +40,7 @@ impl DeadLetters for Nats {
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError> {
@@ -49,16 +50,22 @@ impl DeadLetters for Nats {
             Some(place) => Some(rank(place).ok_or_else(|| place.unknown())?),
             None => None,
         };
-        let newest = self.letters(&filter, before, limit).await?;
-        let last = newest.last().map(Letter::rank).filter(|_| newest.len() == limit);
-        // Those that are past their keeping make a page shorter.
-        let letters = futures_util::stream::iter(newest)
-            .map(|name| async move { self.listed(&name).await })
-            .buffered(READS)
-            .try_filter_map(|letter| std::future::ready(Ok(letter)))
-            .try_collect()
-            .await?;
-        Ok(Letters { letters, next: last.and_then(|(at, run)| format!("{at}.{run}").parse().ok()) })
+        // Some of the names may be of letters that are past their keeping, or have other keys.
+        let names = self.letters(&filter, before, limit + LETTERS_PASSED_MAX).await?;
+        let mut unread = names.len();
+        let is_cut = unread == limit + LETTERS_PASSED_MAX;
+        let mut found = Letters::default();
+        let mut reads = futures_util::stream::iter(names)
+            .map(|name| async move { (name.rank(), self.listed(&name).await) })
+            .buffered(READS);
+        while found.letters.len() < limit
+            && let Some(((at, run), letter)) = reads.next().await
+        {
+            unread -= 1;
+            found.letters.extend(letter?.filter(|letter| letter.has_key_prefix(key_prefix)));
+            found.next = if unread > 0 || is_cut { format!("{at}.{run}").parse().ok() } else { None };
+        }
+        Ok(found)
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {

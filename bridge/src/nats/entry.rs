@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::names;
 use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
 use crate::contract::envelope::{WireVersion, decode_result, encode_result};
+use crate::contract::job::meta_lines;
 use crate::contract::trace::TRACEPARENT;
 use crate::contract::{ClientId, Cursor, JobResult, LogId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -23,6 +24,8 @@ use crate::rules::{self, Ended};
 
 /// The result's envelope with an empty payload, in base64.
 const ENVELOPE: &str = "Relay-Envelope";
+/// The client's own key, as it submitted it.
+const KEY: &str = "Idempotency-Key";
 /// Until when the result is kept, in milliseconds since the epoch.
 const KEEP_UNTIL: &str = "Relay-Keep-Until";
 /// The sequence that an erased result had.
@@ -172,6 +175,12 @@ fn outgoing(
     }
     if let Some(parent) = &result.traceparent {
         words(TRACEPARENT, parent);
+    }
+    if let Some(key) = &result.key {
+        words(KEY, &key.to_header());
+    }
+    for (name, value) in meta_lines(&result.meta) {
+        words(&name, value);
     }
     words(ENVELOPE, &STANDARD_NO_PAD.encode(envelope));
     words(KEEP_UNTIL, &keep_until.as_millis().to_string());

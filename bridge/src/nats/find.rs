@@ -11,6 +11,7 @@ use super::Nats;
 use super::names::{self, Address, Place};
 use super::record::Record;
 use super::{stream_api, streams};
+use crate::contract::job::META_PREFIX;
 use crate::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
 use crate::error::BrokerError;
 use crate::result_log::Finished;
@@ -273,7 +274,7 @@ pub(super) fn status_of_new(job: &Job) -> JobStatus {
     }
 }
 
-/// All that is left of a job without a key: its result.
+/// All that is left of a job whose record is gone: its result.
 fn status_of_result(result: &JobResult) -> JobStatus {
     JobStatus {
         job_id: result.job_id,
@@ -281,13 +282,13 @@ fn status_of_result(result: &JobResult) -> JobStatus {
         generation: result.generation,
         client: result.client.clone(),
         queue: result.queue.clone(),
-        key: None,
+        key: result.key.clone(),
         fingerprint: Fingerprint::of("", None, b""),
         state: JobState::Finished(result.outcome),
         attempt: result.attempt,
         content_type: String::new(),
         size: 0,
-        headers: Default::default(),
+        headers: result.meta.iter().map(|(name, value)| (format!("{META_PREFIX}{name}"), value.clone())).collect(),
         accepted_at: result.accepted_at,
         expires_at: result.finished_at,
         started_at: result.started_at,

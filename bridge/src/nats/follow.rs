@@ -17,7 +17,9 @@ use super::waiting::{Waiting, Woken};
 use super::{Nats, api};
 use crate::contract::{ClientId, Cursor, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::result_log::{Finished, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset, Start};
+use crate::result_log::{
+    Finished, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, PASSED_BYTES_MAX, PASSED_MAX, Page, Reset, ResultFilter, Start,
+};
 
 const OPERATION: &str = "read results";
 /// The most places that are remembered, over all clients.
@@ -144,6 +146,7 @@ impl Nats {
         &self,
         client: &ClientId,
         from: &Start,
+        filter: &ResultFilter,
         limit: u32,
         wait: Duration,
     ) -> Result<Page, BrokerError> {
@@ -161,9 +164,9 @@ impl Nats {
             from => from.clone(),
         };
         loop {
-            let page = self.stretch(client, &mut begin, limit, connections).await?;
+            let read = self.stretch(client, &mut begin, filter, limit, connections).await?;
             let made = self.connections();
-            let Some(page) = page.filter(|_| made == connections) else {
+            let Some((page, passed)) = read.filter(|_| made == connections) else {
                 // Another log, or perhaps a server with an older store: the cursor is held against it before anything is
                 // answered.
                 self.positions().forget(client, begin.place);
@@ -174,7 +177,7 @@ impl Nats {
             let Some(waiting) = waiting.as_mut().filter(|waiting| !is_over && !waiting.is_over()) else {
                 return Ok(page);
             };
-            if !page.entries.is_empty() || page.reset.is_some() {
+            if !page.entries.is_empty() || passed > 0 || page.reset.is_some() {
                 return Ok(page);
             }
             is_over = waiting.woken().await == Woken::Over;
@@ -261,15 +264,16 @@ impl Nats {
         Ok((!is_young).then_some(Reset::OlderThanRetention))
     }
 
-    /// The client's results after `begin`, at most `limit`; what was looked at in vain is remembered in it. `None` if the log
-    /// is another one by now, or ends before what was looked at.
+    /// The client's results after `begin` that `filter` wants, at most `limit`, and how many others it passed over; what was
+    /// looked at in vain is remembered in `begin`. `None` if the log is another one by now, or ends before what was looked at.
     async fn stretch(
         &self,
         client: &ClientId,
         begin: &mut Begin,
+        filter: &ResultFilter,
         limit: usize,
         connections: u64,
-    ) -> Result<Option<Page>, BrokerError> {
+    ) -> Result<Option<(Page, usize)>, BrokerError> {
         let subject = names::client_results(client);
         // As it ended before it was read: there is nothing of the client up to there but what is found now.
         let log = self.log().await?;
@@ -282,26 +286,35 @@ impl Nats {
         let read_to = begin.place.seq;
         let (mut from, mut bytes) = (begin.looked_to + 1, 0);
         let mut last = begin.place;
+        let (mut passed, mut passed_bytes) = (0, 0);
         let (mut at_leader, mut is_whole) = (false, false);
-        'reading: while page.entries.len() < limit && bytes < PAGE_BYTES_MAX {
+        'reading: while page.entries.len() < limit
+            && bytes < PAGE_BYTES_MAX
+            && passed < PASSED_MAX
+            && passed_bytes < PASSED_BYTES_MAX
+        {
             let (messages, is_end) = if at_leader {
                 let next = self.api().next_at_leader(RESULTS_STREAM, from, subject.clone(), OPERATION).await?;
                 let is_end = next.is_none();
                 (Vec::from_iter(next), is_end)
             } else {
-                let messages = (limit - page.entries.len()).min(BATCH_MAX);
+                let left = limit - page.entries.len();
+                let messages = if filter.wants_all() { left.min(BATCH_MAX) } else { BATCH_MAX };
                 let stretch = Stretch { from, subject: subject.clone(), messages, bytes: PAGE_BYTES_MAX - bytes };
                 let batch = self.api().batch(RESULTS_STREAM, &stretch, OPERATION).await?;
                 let is_end = batch.is_end || batch.messages.is_empty();
                 (batch.messages, is_end)
             };
             for message in messages {
+                if page.entries.len() == limit {
+                    break 'reading;
+                }
                 let seq = message.seq;
                 let entry = match Entry::read(message) {
                     Ok(entry) => entry,
                     Err(error) if matches!(error.kind(), BrokerErrorKind::NewerVersion { .. }) => {
                         // For a reader of that version; who reads on here must not miss it.
-                        if page.entries.is_empty() {
+                        if page.entries.is_empty() && passed == 0 {
                             return Err(error);
                         }
                         break 'reading;
@@ -318,7 +331,12 @@ impl Nats {
                     // Another server may have given it as it was before.
                     page.entries.retain(|read| read.cursor.sequence != entry.place.seq);
                 }
-                if !was_read && !entry.is_past_keeping(self.clock().now()) {
+                let is_kept = !was_read && !entry.is_past_keeping(self.clock().now());
+                if is_kept && !filter.wants(&entry.result.queue, entry.result.key.as_ref()) {
+                    passed += 1;
+                    passed_bytes += entry.size();
+                    last = Place { seq, at: entry.stored_at };
+                } else if is_kept {
                     bytes += entry.size();
                     if bytes > PAGE_BYTES_MAX && !page.entries.is_empty() {
                         break 'reading;
@@ -337,16 +355,17 @@ impl Nats {
             at_leader |= is_end;
         }
         // After a reset the old place is worth nothing.
-        if page.entries.is_empty() && begin.reset.is_some() {
+        let is_empty = page.entries.is_empty() && passed == 0;
+        if is_empty && begin.reset.is_some() {
             last = log.last;
         }
         let looked_to = if is_whole { log.last.seq.max(from - 1) } else { from - 1 };
         // A place that was read now is one that is there; the one from before is not looked at by reading on.
-        let found = if page.entries.is_empty() && begin.reset.is_none() { begin.found } else { began };
+        let found = if is_empty && begin.reset.is_none() { begin.found } else { began };
         let known = Known { place: last, looked_to: looked_to.max(last.seq), found, read: began };
         self.positions().keep(client, known, connections);
         begin.looked_to = looked_to;
         page.next = last.cursor(client, log.id);
-        Ok(Some(page))
+        Ok(Some((page, passed)))
     }
 }

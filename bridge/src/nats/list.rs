@@ -16,7 +16,7 @@ use super::find::Found;
 use super::names;
 use super::record::{Record, Stored, is_unreadable};
 use super::refusal::refused;
-use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
+use crate::contract::{ClientId, IdempotencyKey, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::{JobFilter, Listed};
 
@@ -80,8 +80,8 @@ impl Nats {
         let records = (LOOK_MAX / queues.len().max(1)).max(BATCH_MAX);
         let look = Look {
             before,
-            // In which state a job is has to be looked up.
-            jobs: if filter.state.is_some() { records } else { limit },
+            // In which state a job is has to be looked up, and its key is in the record.
+            jobs: if filter.state.is_some() || filter.key_prefix.is_some() { records } else { limit },
             records,
             bytes: (LOOK_BYTES_MAX / queues.len().max(1)).max(LOOK_BYTES_MIN),
         };
@@ -100,7 +100,10 @@ impl Nats {
         let mut listed = Listed::default();
         let (mut last, count) = (None, lines.len());
         let mut statuses = futures_util::stream::iter(lines)
-            .map(|line| async move { (line.job.id, self.shown(line).await) })
+            .map(|line| async move {
+                let begins = IdempotencyKey::begins_with(line.job.key.as_ref(), filter.key_prefix.as_deref());
+                (line.job.id, if begins { self.shown(line).await } else { Ok(None) })
+            })
             .buffered(AT_ONCE);
         let mut looked_at = 0;
         while let Some((job, status)) = statuses.next().await {

@@ -17,7 +17,7 @@ use crate::contract::{ClientId, Job, JobId, JobResult, Outcome, RunId, Timestamp
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Recorded;
 use crate::policy::QueuePolicy;
-use crate::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use crate::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 use crate::rules::refusal::contended;
 use crate::rules::{self, Known, Payload, Verdict};
 
@@ -44,8 +44,15 @@ impl ResultLog for Nats {
         self.listen_for(client, job, run, wait).await
     }
 
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
-        self.read_page(client, from, limit, wait).await
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
+        self.read_page(client, from, filter, limit, wait).await
     }
 }
 

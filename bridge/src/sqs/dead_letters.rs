@@ -11,7 +11,7 @@ use super::schema::BY_TIME;
 use super::table::{Query, Written};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use crate::contract::{Job, JobId, QueueName, RunId};
-use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
+use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
 use crate::rules::refusal::{no_job, no_letter};
@@ -22,6 +22,7 @@ impl DeadLetters for Sqs {
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError> {
@@ -37,10 +38,13 @@ impl DeadLetters for Sqs {
             Some(place) => return Err(place.unknown()),
             None => "~".to_owned(),
         };
-        let (mut letters, mut last_place) = (Vec::new(), String::new());
+        let (mut letters, mut passed) = (Letters::default(), 0);
         loop {
             let keys = self.letters_before(&queues, &before, limit, OPERATION).await?;
-            let Some((last, _)) = keys.last() else { return Ok(Letters { letters, next: None }) };
+            let Some((last, _)) = keys.last() else {
+                letters.next = None;
+                return Ok(letters);
+            };
             before = last.clone();
             let wanted: Vec<_> = keys.iter().map(|(_, key)| key.clone()).collect();
             // Few at once: each may be as large as an item can be.
@@ -48,14 +52,13 @@ impl DeadLetters for Sqs {
                 let mut found = self.table().get_many(chunk, OPERATION).await?;
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
                 for item in found.iter().filter(|item| !item.is_past(self.clock().now())) {
-                    if letters.len() == limit {
-                        return Ok(Letters { letters, next: last_place.parse().ok() });
+                    if letters.letters.len() == limit || passed == LETTERS_PASSED_MAX {
+                        return Ok(letters);
                     }
+                    letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
                     match letter(item) {
-                        Ok(letter) => {
-                            letters.push(letter);
-                            item.need_text("ix_at")?.clone_into(&mut last_place);
-                        }
+                        Ok(letter) if letter.has_key_prefix(key_prefix) => letters.letters.push(letter),
+                        Ok(_) => passed += 1,
                         Err(error) => tracing::warn!(%error, "a dead letter can't be read by this release"),
                     }
                 }

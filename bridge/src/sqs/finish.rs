@@ -3,7 +3,7 @@
 //!
 //! Runs of one client that end together in this process share a transaction and a page.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -382,7 +382,9 @@ impl Sqs {
 
     /// Ends the run of `result`, unless it has ended.
     pub(super) async fn end(&self, result: JobResult) -> Result<Recorded, BrokerError> {
-        let envelope = encode_result(&result, self.wire());
+        // Key and meta are the record's, and are read from it: a second copy could make the result too large for the record.
+        let bare = JobResult { key: None, meta: BTreeMap::new(), ..result.clone() };
+        let envelope = encode_result(&bare, self.wire());
         let by = named_by(&result.claim());
         let fits = envelope.len() <= INLINE_MAX;
         if !fits {

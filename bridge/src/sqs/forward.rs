@@ -21,7 +21,7 @@ use super::table::Written;
 use super::{Sqs, names};
 use crate::contract::{ClientId, Cursor, Timestamp};
 use crate::error::BrokerError;
-use crate::result_log::{Finished, ResultLog as _, Start};
+use crate::result_log::{Finished, ResultFilter, ResultLog as _, Start};
 
 const OPERATION: &str = "forward results";
 /// For how long a process holds a client's place; it holds it again with every step.
@@ -157,7 +157,7 @@ impl Forwarder {
             let from = at.clone().map_or(Start::Oldest, Start::After);
             // Whatever is sent is also noted: nothing is dropped halfway.
             let page = tokio::select! {
-                page = self.sqs.page(&self.to.client, &from, STEP, WAIT) => page?,
+                page = self.sqs.page(&self.to.client, &from, &ResultFilter::ALL, STEP, WAIT) => page?,
                 () = stop.cancelled() => return Ok(Ended::Stopped),
             };
             if let Some(reset) = page.reset {

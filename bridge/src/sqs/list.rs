@@ -8,7 +8,7 @@ use super::record::Record;
 use super::schema::BY_CLIENT;
 use super::table::Query;
 use super::{Sqs, names};
-use crate::contract::{ClientId, JobId};
+use crate::contract::{ClientId, IdempotencyKey, JobId};
 use crate::error::BrokerError;
 use crate::job_queue::{JobFilter, Listed};
 
@@ -44,7 +44,8 @@ impl Sqs {
                 let Some(Ok(status)) = found.get(job).map(|record| record.status(now)) else { continue };
                 let wanted = status.client == *client
                     && filter.queue.as_ref().is_none_or(|queue| status.queue == *queue)
-                    && filter.state.is_none_or(|state| status.state == state);
+                    && filter.state.is_none_or(|state| status.state == state)
+                    && IdempotencyKey::begins_with(status.key.as_ref(), filter.key_prefix.as_deref());
                 if !wanted {
                     continue;
                 }

@@ -14,7 +14,7 @@ use super::{Sqs, finish};
 use crate::contract::result::DETAIL_BYTES_MAX;
 use crate::contract::{ClientId, Cursor, JobId, LogId, Outcome, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::result_log::{Finished, PAGE_BYTES_MAX, Page, Reset, Start};
+use crate::result_log::{Finished, PAGE_BYTES_MAX, PASSED_MAX, Page, Reset, ResultFilter, Start};
 
 const OPERATION: &str = "read results";
 /// Sequence numbers of one page: more than the entries it has.
@@ -74,6 +74,30 @@ impl Position {
     fn cursor(self, client: &ClientId, log: LogId) -> Cursor {
         let sequence = if self.page == 0 { 0 } else { self.page * STRIDE + self.place - 1 };
         Cursor { client: client.clone(), log, sequence, at: self.at }
+    }
+}
+
+/// A page that is being read.
+struct Filling<'a> {
+    filter: &'a ResultFilter,
+    limit: usize,
+    page: Page,
+    bytes: usize,
+    /// How many results were not wanted; their payloads are not read.
+    passed: usize,
+}
+
+impl Filling<'_> {
+    fn is_full(&self) -> bool {
+        self.page.entries.len() >= self.limit || self.passed >= PASSED_MAX
+    }
+
+    /// Whether the record's result is wanted: its key is in its job.
+    fn wants(&self, record: &Record) -> Result<bool, BrokerError> {
+        if self.filter.key_prefix.is_none() {
+            return Ok(self.filter.wants(&record.queue, None));
+        }
+        Ok(self.filter.wants(&record.queue, record.job()?.key.as_ref()))
     }
 }
 
@@ -149,12 +173,18 @@ impl Sqs {
         }
     }
 
-    /// What follows `from` now, at most `limit`.
-    pub(super) async fn page_now(&self, client: &ClientId, from: &Start, limit: usize) -> Result<Page, BrokerError> {
+    /// The results after `from` that `filter` wants, at most `limit`, and how many others were passed over.
+    pub(super) async fn page_now(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: usize,
+    ) -> Result<(Page, usize), BrokerError> {
         let log = self.meta(OPERATION).await?.log;
         let (mut position, reset) = self.begin(client, from, log).await?;
-        let mut page = Page { reset, entries: Vec::new(), next: position.cursor(client, log) };
-        let mut bytes = 0;
+        let page = Page { reset, entries: Vec::new(), next: position.cursor(client, log) };
+        let mut filling = Filling { filter, limit, page, bytes: 0, passed: 0 };
         loop {
             let first = if position.place >= STRIDE { position.page.saturating_add(1) } else { position.page };
             let (from, to) = (names::page_place(first), names::page_place(u64::MAX));
@@ -176,10 +206,10 @@ impl Sqs {
                     }
                 }
             }
-            let full = self.fill(client, &unread, limit, &mut bytes, &mut page, &mut position).await?;
+            let full = self.fill(client, &unread, &mut filling, &mut position).await?;
             if full || found.next.is_none() {
-                page.next = position.cursor(client, log);
-                return Ok(page);
+                filling.page.next = position.cursor(client, log);
+                return Ok((filling.page, filling.passed));
             }
             // All of these pages were read, also those that were past their keeping.
             let last = found.items.last().and_then(|item| item.get_text("sk")?.get(5..)?.parse().ok());
@@ -193,12 +223,11 @@ impl Sqs {
         &self,
         client: &ClientId,
         unread: &[(Position, Entry)],
-        limit: usize,
-        bytes: &mut usize,
-        page: &mut Page,
+        filling: &mut Filling<'_>,
         position: &mut Position,
     ) -> Result<bool, BrokerError> {
-        for chunk in unread.chunks(limit.clamp(1, 100)) {
+        let at_once = if filling.filter.wants_all() { filling.limit.clamp(1, 100) } else { 100 };
+        for chunk in unread.chunks(at_once) {
             let mut keys: Vec<_> = chunk.iter().map(|(_, entry)| names::record(entry.job)).collect();
             keys.sort_by(|a, b| a.pk.cmp(&b.pk));
             keys.dedup();
@@ -211,18 +240,24 @@ impl Sqs {
                     record.job_id == entry.job && record.result_run() == Some(entry.run) && record.client == *client
                 };
                 if let Some(record) = records.iter().find(current) {
-                    let size = entry_size(record);
-                    let beyond = *bytes + size > PAGE_BYTES_MAX && !page.entries.is_empty();
-                    if page.entries.len() == limit || beyond {
+                    if filling.is_full() {
                         return Ok(true);
                     }
-                    *bytes += size;
-                    page.entries.push(self.finished(record, OPERATION).await?);
+                    if filling.wants(record)? {
+                        let size = entry_size(record);
+                        if filling.bytes + size > PAGE_BYTES_MAX && !filling.page.entries.is_empty() {
+                            return Ok(true);
+                        }
+                        filling.bytes += size;
+                        filling.page.entries.push(self.finished(record, OPERATION).await?);
+                    } else {
+                        filling.passed += 1;
+                    }
                 }
                 *position = *at;
             }
         }
-        Ok(page.entries.len() >= limit)
+        Ok(filling.is_full())
     }
 
     /// The result that a record has, with its payload.
@@ -243,7 +278,11 @@ impl Sqs {
         };
         match stored {
             Some(stored) => {
-                let result = crate::contract::envelope::decode_result(&stored).map_err(super::record::unreadable)?;
+                let mut result =
+                    crate::contract::envelope::decode_result(&stored).map_err(super::record::unreadable)?;
+                if let Ok(job) = record.job() {
+                    (result.meta, result.key) = (job.meta(), job.key);
+                }
                 Ok(Finished { result, cursor, erased: record.is_erased() })
             }
             None => finished_without_payload(record, cursor),

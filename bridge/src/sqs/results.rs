@@ -15,7 +15,7 @@ use super::replies::Asked;
 use crate::contract::result::End;
 use crate::contract::{ClientId, Cursor, Failure, JobId, JobResult, Outcome, RunId};
 use crate::error::BrokerError;
-use crate::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultLog, Start};
+use crate::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultFilter, ResultLog, Start};
 
 /// The first time between two looks at a job that somebody waits for, while nobody would tell.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
@@ -77,7 +77,14 @@ impl ResultLog for Sqs {
         Ok(None)
     }
 
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
         let limit = usize::try_from(limit.clamp(1, PAGE_ENTRIES_MAX)).unwrap_or(1);
         let deadline = Instant::now() + wait.min(WAIT_MAX);
         let waiter = self.0.waiting_clients.begin(client);
@@ -85,9 +92,9 @@ impl ResultLog for Sqs {
         loop {
             let mut woken = pin!(waiter.woken());
             woken.as_mut().enable();
-            let page = self.page_now(client, &from, limit).await?;
+            let (page, passed) = self.page_now(client, &from, filter, limit).await?;
             let now = Instant::now();
-            if !page.entries.is_empty() || page.reset.is_some() || now >= deadline {
+            if !page.entries.is_empty() || passed > 0 || page.reset.is_some() || now >= deadline {
                 return Ok(page);
             }
             // So that `Now` is one moment, and the next look goes on where this one ended.

@@ -6,7 +6,7 @@ use super::names;
 use super::record::{OUTLIVES, Record, beginning};
 use super::table::Written;
 use crate::contract::envelope::{encode_job, encode_result};
-use crate::contract::{ClientId, Job, JobId, JobStatus, RunId};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, RunId};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
 use crate::rules;
@@ -106,7 +106,9 @@ impl Sqs {
         let known = record.as_ref().map(|record| record.known(None)).transpose()?;
         let left = rules::erase(known.as_ref(), job_id).refused()?;
         let (Some(record), Ok(Some(job))) = (record, left) else { return Ok(()) };
-        let result = rules::erased_result(self.finished(&record, OPERATION).await?.result);
+        // Its key is the record's.
+        let result = self.finished(&record, OPERATION).await?.result;
+        let result = JobResult { key: None, ..rules::erased_result(result) };
         let values = Item::default()
             .binary(":job", encode_job(&job, self.wire()))
             .binary(":result", encode_result(&result, self.wire()))

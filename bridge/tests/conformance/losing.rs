@@ -170,10 +170,11 @@ impl DeadLetters for LosingLetters {
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError> {
-        self.inner.list(queue, after, limit).await
+        self.inner.list(queue, key_prefix, after, limit).await
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {

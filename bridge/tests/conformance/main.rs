@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod bounds;
 mod embedded;
 mod erasure;
 mod losing;

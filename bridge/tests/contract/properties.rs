@@ -161,6 +161,7 @@ proptest! {
         prop_assert_eq!(&IdempotencyKey::from_header(&quoted).unwrap(), &key);
         let padded = format!(" \t{quoted} ");
         prop_assert_eq!(&IdempotencyKey::from_header(&padded).unwrap(), &key);
+        prop_assert_eq!(&IdempotencyKey::from_header(&key.to_header()).unwrap(), &key, "as relay writes it");
         if !text.starts_with('"') {
             prop_assert_eq!(IdempotencyKey::from_header(&text).unwrap(), key);
         }

@@ -72,7 +72,7 @@ async fn starts_nothing(stage: &Stage, job: &Job) {
     assert_eq!(stage.broker.jobs.status(&job.client, job.id).await.unwrap(), None);
     assert!(stage.lease(1, Duration::ZERO).await.is_empty());
     assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
-    assert!(stage.broker.dead_letters.list(None, None, 10).await.unwrap().letters.is_empty());
+    assert!(stage.broker.dead_letters.list(None, None, None, 10).await.unwrap().letters.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +150,7 @@ async fn a_letter_of_a_release_that_did_not_say_when_is_listed_redriven_and_purg
         sent.await.unwrap();
     };
     put().await;
-    assert_eq!(letters.list(Some(&stage.queue), None, 10).await.unwrap().letters.len(), 1);
+    assert_eq!(letters.list(Some(&stage.queue), None, None, 10).await.unwrap().letters.len(), 1);
     assert_eq!(letters.get(job.id).await.unwrap().unwrap().job.payload, job.payload);
     assert!(letters.purge(job.id, job.run_id).await.unwrap());
     put().await;

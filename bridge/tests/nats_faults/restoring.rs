@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_bridge::contract::Cursor;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Page, Reset, Start};
+use relay_bridge::result_log::{Page, Reset, ResultFilter, Start};
 use relay_bridge::testing::NatsServer;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -62,7 +62,9 @@ async fn page(stage: &Stage, cursor: &Cursor) -> Page {
     let start = Start::After(cursor.clone());
     loop {
         // Until the connection is back.
-        if let Ok(page) = stage.broker.results.page(&"acme".parse().unwrap(), &start, 100, Duration::ZERO).await {
+        if let Ok(page) =
+            stage.broker.results.page(&"acme".parse().unwrap(), &start, &ResultFilter::ALL, 100, Duration::ZERO).await
+        {
             return page;
         }
         tokio::task::yield_now().await;
@@ -118,7 +120,7 @@ async fn a_reader_who_waits_while_a_backup_is_put_back_starts_over_at_once() {
     let mut waiting = JoinSet::new();
     waiting.spawn(async move {
         let (client, start) = ("acme".parse().unwrap(), Start::After(cursor));
-        let mut page = Box::pin(results.page(&client, &start, 100, Duration::from_secs(60)));
+        let mut page = Box::pin(results.page(&client, &start, &ResultFilter::ALL, 100, Duration::from_secs(60)));
         // Asked once, it stands at the end of the log.
         let early = tokio::time::timeout(Duration::from_secs(2), &mut page).await;
         assert!(early.is_err(), "there is nothing to read: {early:?}");

@@ -16,7 +16,7 @@ use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Finished, Start};
+use relay_bridge::result_log::{Finished, ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -152,7 +152,10 @@ impl Stage {
     pub(crate) async fn read(&self, client: &str, start: Start) -> (Vec<Finished>, Cursor) {
         let (client, mut start, mut read) = (client.parse().unwrap(), start, Vec::new());
         loop {
-            let page = self.insist(|| self.broker.results.page(&client, &start, 100, Duration::ZERO)).await.unwrap();
+            let page = self
+                .insist(|| self.broker.results.page(&client, &start, &ResultFilter::ALL, 100, Duration::ZERO))
+                .await
+                .unwrap();
             assert_eq!(page.reset, None);
             if page.entries.is_empty() {
                 return (read, page.next);

@@ -4,7 +4,7 @@ use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::Start;
+use relay_bridge::result_log::{ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 
@@ -54,7 +54,7 @@ async fn a_result_whose_answer_is_lost_is_recorded_once_and_is_the_first() {
     }
     assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
     broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
-    let page = broker.results.page(&stage.client(), &Start::Oldest, 100, PATIENCE).await.unwrap();
+    let page = broker.results.page(&stage.client(), &Start::Oldest, &ResultFilter::ALL, 100, PATIENCE).await.unwrap();
     assert_eq!(page.entries.len(), 1);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::JobResult;
 use relay_bridge::leasing::Recorded;
-use relay_bridge::result_log::{Lookup, Start};
+use relay_bridge::result_log::{Lookup, ResultFilter, Start};
 use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 
@@ -21,7 +21,8 @@ async fn who_waits_sees_what_another_process_recorded() {
     waiting.spawn(async move { results.wait(&client, id, PATIENCE).await.unwrap() });
     let (results, client) = (stage.broker.results.clone(), job.client.clone());
     let mut following = JoinSet::new();
-    following.spawn(async move { results.page(&client, &Start::Oldest, 10, PATIENCE).await.unwrap() });
+    following
+        .spawn(async move { results.page(&client, &Start::Oldest, &ResultFilter::ALL, 10, PATIENCE).await.unwrap() });
     let delivery = stage.lease(&other).await;
     assert_eq!(other.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
     assert!(matches!(waiting.join_next().await.unwrap().unwrap(), Lookup::Finished(_)));
@@ -61,7 +62,8 @@ async fn a_follower_misses_nothing_of_sixteen_writers_two_of_which_stand_still()
     let (mut seen, mut from) = (Vec::new(), Start::Oldest);
     let mut read_until = async |count: usize| {
         while seen.len() < count {
-            let page = stage.broker.results.page(&stage.client(), &from, 7, PATIENCE).await.unwrap();
+            let page =
+                stage.broker.results.page(&stage.client(), &from, &ResultFilter::ALL, 7, PATIENCE).await.unwrap();
             assert!(page.reset.is_none() && !page.entries.is_empty(), "{} of {count} came", seen.len());
             seen.extend(page.entries.iter().map(|entry| (entry.cursor.sequence, entry.result.job_id)));
             from = Start::After(page.next);
@@ -87,7 +89,7 @@ async fn a_follower_misses_nothing_of_sixteen_writers_two_of_which_stand_still()
     jobs.sort();
     jobs.dedup();
     assert_eq!(jobs.len(), WRITERS * EACH, "each once");
-    let rest = stage.broker.results.page(&stage.client(), &from, 7, Duration::ZERO).await.unwrap();
+    let rest = stage.broker.results.page(&stage.client(), &from, &ResultFilter::ALL, 7, Duration::ZERO).await.unwrap();
     assert!(rest.entries.is_empty() && rest.reset.is_none());
 }
 

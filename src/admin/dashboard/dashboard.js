@@ -193,19 +193,25 @@ async function jobsView(values) {
   if (!values.client) return [...head, make("p", { class: "faint" }, "Find one job by its id or key, or name a client to see its newest ones.")];
   const page = await read(`/v1/jobs?${query(values)}`);
   const rows = page.jobs.map((job) => [
-    make("a", { class: "mono", href: `#/job?${query({ id: job.job_id, client: job.client })}` }, job.job_id), job.queue, badge(job.state),
+    make("a", { class: "mono", href: `#/job?${query({ id: job.job_id, client: job.client })}` }, job.job_id), job.key && make("code", {}, job.key), job.queue, badge(job.state),
     number(job.attempt), size(job.size), when(job.accepted_at),
   ]);
   const states = ["", "queued", "leased", "succeeded", "failed", "exhausted", "expired", "cancelled"];
   const choose = make("select", { on: { change: ({ target }) => { location.hash = `#/jobs?${query({ ...values, state: target.value, after: "" })}`; } } },
     states.map((state) => make("option", { value: state, selected: state === (values.state ?? "") }, state || "any state")));
-  return [...head, make("form", { class: "find" }, make("label", {}, "state", choose)),
-    table([["job", ""], ["queue", ""], ["state", ""], ["attempt", "num"], ["size", "num"], ["accepted", ""]], rows, "This client has no such job here."),
+  const begins = field("key_prefix", "key begins with", values.key_prefix);
+  const narrow = { submit(event) {
+    event.preventDefault();
+    const { key_prefix } = Object.fromEntries(new FormData(event.target));
+    location.hash = `#/jobs?${query({ ...values, key_prefix: key_prefix.trim(), after: "" })}`;
+  } };
+  return [...head, make("form", { class: "find", on: narrow }, make("label", {}, "state", choose), begins),
+    table([["job", ""], ["key", "wrap"], ["queue", ""], ["state", ""], ["attempt", "num"], ["size", "num"], ["accepted", ""]], rows, "This client has no such job here."),
     make("p", {}, page.next ? make("a", { href: `#/jobs?${query({ ...values, after: page.next })}` }, "Older ones") : null)];
 }
 
 async function jobView(values) {
-  const { job, key, trace, result, dead_letter: dead } = await read(`/v1/job?${query(values)}`);
+  const { job, trace, result, dead_letter: dead } = await read(`/v1/job?${query(values)}`);
   const step = (at, text, kind = "") => at && make("li", { class: kind }, make("strong", {}, text), make("br"), make("span", { class: "faint" }, when(at)));
   const ended = job.outcome != null;
   const preview = (title, shown) => shown && [make("h2", {}, title, shown.cut ? " (its begin)" : ""), make("pre", { tabindex: "0" }, shown.text || "empty")];
@@ -221,7 +227,7 @@ async function jobView(values) {
         result?.reason ? [make("p", { class: "bad" }, make("strong", {}, result.reason)), make("pre", { tabindex: "0" }, result.detail)] : null,
         dead ? make("p", {}, act("Start again", "started again, as the next run", `/v1/dead/${job.job_id}/${dead.run_id}/redrive`, show)) : null),
       make("section", { class: "card" }, make("h2", {}, "What is known"),
-        facts([["state", badge(job.state)], ["client", job.client], ["queue", job.queue], ["key", key && make("code", {}, key)], ["run", make("code", {}, job.run_id)],
+        facts([["state", badge(job.state)], ["client", job.client], ["queue", job.queue], ["key", job.key && make("code", {}, job.key)], ["run", make("code", {}, job.run_id)],
           ["payload", job.content_type && `${job.content_type}, ${size(job.size)}`],
           ["result", result && (result.erased ? "erased" : `${result.content_type}, ${size(result.size)}`)],
           ...Object.entries(job.meta).map(([name, value]) => [`meta ${name}`, value]),
@@ -234,7 +240,7 @@ async function deadView(values) {
   const page = await read(`/v1/dead?${query(values)}`);
   const gone = (button) => button.closest("tr").remove();
   const rows = page.letters.map((letter) => [
-    make("a", { class: "mono", href: `#/job?${query({ id: letter.job_id, client: letter.client })}` }, letter.job_id), letter.client, letter.queue,
+    make("a", { class: "mono", href: `#/job?${query({ id: letter.job_id, client: letter.client })}` }, letter.job_id), letter.key && make("code", {}, letter.key), letter.client, letter.queue,
     [badge(letter.outcome), make("div", { class: "faint" }, `at\u00a0attempt\u00a0${letter.attempt}`)],
     [make("strong", {}, letter.failure.reason), make("div", { class: "faint" }, letter.failure.detail.slice(0, 300))], when(letter.at),
     act("Start again", `${letter.job_id} is started again, as its next run`, `/v1/dead/${letter.job_id}/${letter.run_id}/redrive`, gone, `Start ${letter.job_id} again`),
@@ -245,7 +251,7 @@ async function deadView(values) {
   return [
     make("h1", {}, "Dead letters"),
     make("form", { class: "find" }, make("label", {}, "queue", choose)),
-    table([["job", ""], ["client", ""], ["queue", ""], ["outcome", ""], ["why", "wrap"], ["when", ""], ["", "num"]], rows, "There are no dead letters: nothing was rejected or given up."),
+    table([["job", ""], ["key", "wrap"], ["client", ""], ["queue", ""], ["outcome", ""], ["why", "wrap"], ["when", ""], ["", "num"]], rows, "There are no dead letters: nothing was rejected or given up."),
     make("p", {}, page.next ? make("a", { href: `#/dead?${query({ ...values, before: page.next })}` }, "Older ones") : null),
   ];
 }

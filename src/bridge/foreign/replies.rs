@@ -18,7 +18,7 @@ use relay_bridge::contract::{ClientId, JobStatus, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::connection::Connection;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::result_log::{Finished, PAGE_ENTRIES_MAX, Start};
+use relay_bridge::result_log::{Finished, PAGE_ENTRIES_MAX, ResultFilter, Start};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -125,12 +125,13 @@ impl Replies {
     /// Sends what follows the last message, until another replica was first.
     async fn follow(&self, failures: &mut u32) -> Result<(), BrokerError> {
         let (mut last, mut start) = self.last().await?;
+        let filter = ResultFilter { queue: Some(self.queue.clone()), key_prefix: None };
         loop {
-            let page = self.target.results.page(&self.client, &start, PAGE_ENTRIES_MAX, WAIT).await?;
+            let page = self.target.results.page(&self.client, &start, &filter, PAGE_ENTRIES_MAX, WAIT).await?;
             if let Some(reset) = page.reset {
                 tracing::warn!(client = %self.client, ?reset, "results are read from the oldest one again, and may be sent again");
             }
-            for entry in page.entries.iter().filter(|entry| entry.result.queue == self.queue) {
+            for entry in &page.entries {
                 match self.send(entry, last).await? {
                     Sent::At(sequence) => {
                         count(&self.stats.replied);

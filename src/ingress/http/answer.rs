@@ -1,6 +1,8 @@
 //! Writing an answer. A refusal travels as a [`Problem`] beside an empty response until the gate, which knows the
 //! request's id, writes it out: so there is one place that does, also for what the router refuses by itself.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{
@@ -167,7 +169,7 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap, replayed: bool) {
 /// # Errors
 /// `result-expired` if the payload was erased.
 pub(super) fn result(finished: Finished) -> Answer {
-    let facts = outcome::facts(&finished);
+    let facts: Vec<_> = outcome::facts(&finished).collect();
     let result = outcome::readable(finished)?;
     let content_type = HeaderValue::from_str(fit::content_type(&result));
     let mut response = Response::new(Body::from(result.payload));
@@ -176,8 +178,12 @@ pub(super) fn result(finished: Finished) -> Answer {
     // The bytes are a handler's: a browser must not guess what they are.
     headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     for (name, value) in facts {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(HeaderName::from_static(name), value);
+        let name = match name {
+            Cow::Borrowed(name) => Ok(HeaderName::from_static(name)),
+            Cow::Owned(name) => HeaderName::try_from(name),
+        };
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&value)) {
+            headers.insert(name, value);
         }
     }
     Ok(response)

@@ -7,9 +7,9 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use relay_bridge::contract::{ClientId, Cursor, QueueName};
+use relay_bridge::contract::{ClientId, Cursor};
 use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::{Page, Reset, Start};
+use relay_bridge::result_log::{Page, Reset, ResultFilter, Start};
 use serde::Serialize;
 
 use super::Served;
@@ -26,7 +26,7 @@ const READY_BYTES_MAX: usize = 16 * 1024;
 struct Follower {
     served: Arc<Served>,
     client: ClientId,
-    queue: Option<QueueName>,
+    filter: ResultFilter,
     pulse: Pulse,
     /// Behind what was read and is on its way, or was left out.
     at: Cursor,
@@ -43,25 +43,25 @@ struct ResetView {
     reason: Reset,
 }
 
-/// The results of `client` from `start` on, of `queue` or of all queues.
+/// The results of `client` from `start` on that `filter` wants.
 ///
 /// # Errors
 /// `overloaded` if there are too many streams; what the broker refuses at the first read.
 pub(super) async fn follow(
     served: Arc<Served>,
     client: ClientId,
-    queue: Option<QueueName>,
+    filter: ResultFilter,
     start: Start,
 ) -> Result<Response, Refusal> {
     let pulse = Pulse::start(&served)?;
     let results = &served.ingress.broker.results;
-    let page = results.page(&client, &start, READ_MAX, std::time::Duration::ZERO).await?;
+    let page = results.page(&client, &start, &filter, READ_MAX, std::time::Duration::ZERO).await?;
     // With nothing to tell, the peer learns where it stands: else it would not find its way back.
     let told = page.entries.is_empty().then(|| page.next.clone());
     let opening = pulse.opening(told.as_ref().map(Cursor::to_string).as_deref());
     let at = page.next.clone();
     let ready = VecDeque::from([opening]);
-    let mut follower = Follower { served, client, queue, pulse, at, told, ready, reading: None, ended: false };
+    let mut follower = Follower { served, client, filter, pulse, at, told, ready, reading: None, ended: false };
     follower.take(page);
     Ok(sse::answer(stream::unfold(follower, |mut follower| async move {
         let chunk = follower.next().await?;
@@ -82,7 +82,8 @@ impl Follower {
             let mut reading = self.reading.take().unwrap_or_else(|| self.read());
             tokio::select! {
                 page = &mut reading => match page {
-                    Ok(page) if page.entries.is_empty() && page.reset.is_none() => self.end(),
+                    // One that moved on passed over what nobody asked for.
+                    Ok(page) if page.entries.is_empty() && page.reset.is_none() && page.next == self.at => self.end(),
                     Ok(page) => self.take(page),
                     Err(error) => {
                         self.ready.push_back(sse::problem(&error.into()));
@@ -103,10 +104,10 @@ impl Follower {
     /// Reads on, and waits for as long as the stream lasts if there is nothing yet.
     fn read(&self) -> BoxFuture<'static, Result<Page, BrokerError>> {
         let results = Arc::clone(&self.served.ingress.broker.results);
-        let (client, start) = (self.client.clone(), Start::After(self.at.clone()));
+        let (client, filter, start) = (self.client.clone(), self.filter.clone(), Start::After(self.at.clone()));
         // It ends before: what it finds at its end is nothing.
         let wait = self.served.ingress.limits.follow_for * 2;
-        Box::pin(async move { results.page(&client, &start, READ_MAX, wait).await })
+        Box::pin(async move { results.page(&client, &start, &filter, READ_MAX, wait).await })
     }
 
     /// Makes events of what was read, as far as there is room.
@@ -121,20 +122,18 @@ impl Follower {
             if bytes > READY_BYTES_MAX {
                 return;
             }
+            let view = ResultView::new(&finished);
+            let event = sse::event("result", Some(&view.cursor), &view);
+            bytes += event.len();
+            self.ready.push_back(event);
             self.at = finished.cursor.clone();
-            if self.queue.as_ref().is_none_or(|queue| *queue == finished.result.queue) {
-                let view = ResultView::new(&finished);
-                let event = sse::event("result", Some(&view.cursor), &view);
-                bytes += event.len();
-                self.ready.push_back(event);
-                self.told = Some(finished.cursor);
-            }
+            self.told = Some(finished.cursor);
         }
         self.at = page.next;
     }
 
     fn ping(&mut self) {
-        // Results of other queues were passed over: whoever comes back need not pass them again.
+        // Results that it did not ask for were passed over: whoever comes back need not pass them again.
         let moved = self.told.as_ref() != Some(&self.at);
         let id = moved.then(|| self.at.to_string());
         if moved {

@@ -19,7 +19,7 @@ use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::receipt::state_text;
 use crate::api::{JobView, JobsPage, Problem, Receipt, schema};
 use crate::auth::Caller;
-use crate::ingress::jobs;
+use crate::ingress::{jobs, outcome};
 
 /// Jobs on a page if the request does not say.
 const PAGE_DEFAULT: u32 = 100;
@@ -85,13 +85,14 @@ pub(super) async fn by_key(
     params(
         ("queue" = Option<schema::QueueName>, Query, description = "Only of this queue."),
         ("state" = Option<schema::State>, Query, description = "Only in this state."),
+        ("key_prefix" = Option<schema::Key>, Query, description = "Only jobs whose key begins so."),
         ("after" = Option<schema::JobId>, Query, description = "`next` of the page before."),
         ("limit" = Option<u32>, Query, description = "At most so many jobs; 100 if it is not there.", minimum = 1, maximum = 500),
     ),
     responses((status = 200, description = "A page.", body = JobsPage)),
 )]
 pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
-    let parameters = Parameters::read(&uri, &["queue", "state", "after", "limit"])?;
+    let parameters = Parameters::read(&uri, &["queue", "state", "key_prefix", "after", "limit"])?;
     let state = parameters.get("state").map(|text| {
         state_text::parse(text).ok_or_else(|| {
             let words = "queued, leased, succeeded, failed, exhausted, expired or cancelled";
@@ -102,6 +103,7 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
     let filter = JobFilter {
         queue: parameters.get("queue").map(str::parse).transpose()?,
         state: state.transpose()?,
+        key_prefix: outcome::key_prefix("parameter `key_prefix`", parameters.get("key_prefix"))?,
         after: parameters.get("after").map(str::parse).transpose()?,
         limit,
     };
@@ -194,7 +196,7 @@ pub(super) async fn rerun(
 
 /// Erase a job's data
 ///
-/// Payload and result of a finished job are removed for good; outcome, times and key stay. Repeating it is harmless.
+/// Payload, result and meta of a finished job are removed for good; outcome, times and key stay. Repeating it is harmless.
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "erase_job",
     params(("id" = schema::JobId, Path, description = "The job.")),

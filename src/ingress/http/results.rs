@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode, Uri};
-use relay_bridge::contract::{ClientId, JobId, QueueName};
+use relay_bridge::contract::{ClientId, JobId};
 use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Reset, Start};
+use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Reset, ResultFilter, Start};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use crate::auth::Caller;
 use crate::ingress::headers::single;
 use crate::ingress::{jobs, outcome};
 
-/// Pages read for one request when a queue is asked for: results of other queues are skipped.
+/// Pages read for one request that waits, while results come that it did not ask for.
 const PAGES_MAX: u32 = 20;
 
 /// Fetch a job's result
@@ -43,7 +43,8 @@ const PAGES_MAX: u32 = 20;
             ("relay-job-id" = schema::JobId, description = "The job."),
             ("relay-cursor" = schema::Cursor, description = "Where it is in the client's results."),
             ("traceparent" = Option<String>, description = "The W3C trace context that the job carries, if it has one."),
-            ("traceparent" = Option<String>, description = "The trace context that the job carries."),
+            ("idempotency-key" = Option<schema::Key>, description = "The key that the job was submitted under, if it has one; \
+                its `Relay-Meta-*` headers come with it as they were submitted."),
         )),
         (status = 202, description = "The run is not finished yet.", body = JobView),
         (status = 410, description = "The outcome is known, the payload is gone.",
@@ -88,14 +89,16 @@ pub(super) async fn wait(
 ///
 /// All of the caller's, oldest first, behind a cursor: a page, or for `Accept: text/event-stream` a stream that goes on with
 /// what comes. A page ends after 100 results or about 1 MiB. The stream has events `result`, whose id is its cursor, `reset`
-/// if the cursor could not be continued, and
-/// `problem` before it breaks off; it ends on purpose after some minutes. Reading consumes nothing.
+/// if the cursor could not be continued, and `problem` before it breaks off; it ends on purpose after some minutes. Reading
+/// consumes nothing. With `queue` or `key_prefix` a page may be short, or empty, and `next` has moved on: it looks at a bounded
+/// number of results.
 #[utoipa::path(
     get, path = "/v1/results", tag = "results", operation_id = "list_results",
     params(
         ("after" = Option<schema::Cursor>, Query,
             description = "`next` of the page before, a result's cursor, or `now`; the oldest that is kept if it is not there."),
         ("queue" = Option<schema::QueueName>, Query, description = "Only of this queue."),
+        ("key_prefix" = Option<schema::Key>, Query, description = "Only of jobs whose key begins so."),
         ("wait" = Option<schema::Span>, Query, description = "Pages: wait up to so long for one if there are none."),
         ("limit" = Option<u32>, Query, description = "Pages: at most so many; 100 if it is not there.", minimum = 1, maximum = 100),
         ("last-event-id" = Option<String>, Header, description = "Streams: the last event that was seen; it counts for more than `after`."),
@@ -107,21 +110,24 @@ pub(super) async fn wait(
 )]
 pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri, headers: HeaderMap) -> Answer {
     let streamed = sse::is_wanted(&headers);
-    let allowed = ["after", "queue", "wait", "limit"];
-    let parameters = Parameters::read(&uri, if streamed { &allowed[..2] } else { &allowed })?;
-    let queue = parameters.get("queue").map(str::parse).transpose()?;
+    let allowed = ["after", "queue", "key_prefix", "wait", "limit"];
+    let parameters = Parameters::read(&uri, if streamed { &allowed[..3] } else { &allowed })?;
+    let filter = ResultFilter {
+        queue: parameters.get("queue").map(str::parse).transpose()?,
+        key_prefix: outcome::key_prefix("parameter `key_prefix`", parameters.get("key_prefix"))?,
+    };
     let after = ("parameter `after`", parameters.get("after"));
     if streamed {
         // A reader that comes back repeats the address it began with, so its last event counts for more.
         let seen = single(&headers, header::LAST_EVENT_ID)?.filter(|id| !id.is_empty());
         let (name, after) = seen.map_or(after, |id| ("header Last-Event-ID", Some(id)));
         let start = outcome::start(&caller.client, name, after)?;
-        return follow::follow(served, caller.client, queue, start).await;
+        return follow::follow(served, caller.client, filter, start).await;
     }
     let start = outcome::start(&caller.client, after.0, after.1)?;
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
-    let page = read(&served, &caller.client, start, queue.as_ref(), limit, wait).await?;
+    let page = read(&served, &caller.client, start, &filter, limit, wait).await?;
     let (mut entries, mut next) = (Entries::default(), page.next);
     let mut before = None;
     for finished in &page.entries {
@@ -144,31 +150,27 @@ struct WrittenPage {
     next: String,
 }
 
-/// One page of the results of `queue`, or of all queues. It may be short, or empty with a `next` that has moved on.
+/// One page of the results that `filter` wants. It may be short, or empty with a `next` that has moved on.
 async fn read(
     served: &Served,
     client: &ClientId,
     mut start: Start,
-    queue: Option<&QueueName>,
+    filter: &ResultFilter,
     limit: u32,
     wait: Duration,
 ) -> Result<Page, BrokerError> {
     let results = &served.ingress.broker.results;
     let until = Instant::now() + wait;
-    let mut reset = None;
     for round in 1.. {
         let left = until.saturating_duration_since(Instant::now());
-        let mut page = tokio::select! {
-            page = results.page(client, &start, limit, left) => page?,
-            () = served.shutdown.cancelled() => results.page(client, &start, limit, Duration::ZERO).await?,
+        let page = tokio::select! {
+            page = results.page(client, &start, filter, limit, left) => page?,
+            () = served.shutdown.cancelled() => results.page(client, &start, filter, limit, Duration::ZERO).await?,
         };
-        reset = page.reset.or(reset);
-        page.reset = reset;
-        let found = page.entries.len();
-        if let Some(queue) = queue {
-            page.entries.retain(|entry| entry.result.queue == *queue);
-        }
-        if !page.entries.is_empty() || found == 0 || round >= PAGES_MAX {
+        // A wait also ends with a result that the filter leaves out: then there may be time left to wait for another.
+        let has_passed = !filter.wants_all() && start != Start::After(page.next.clone());
+        let is_over = left.is_zero() || served.shutdown.is_cancelled() || round >= PAGES_MAX;
+        if !page.entries.is_empty() || page.reset.is_some() || !has_passed || is_over {
             return Ok(page);
         }
         start = Start::After(page.next);

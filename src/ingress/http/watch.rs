@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode, Uri};
-use relay_bridge::contract::{ClientId, JobId, RunId, Timestamp};
+use relay_bridge::contract::{ClientId, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Lookup;
 
@@ -18,7 +18,7 @@ use super::answer::{Answer, Refusal};
 use super::request::{self, Parameters};
 use super::sse::{self, Beat, Pulse};
 use super::{Ingress, Served};
-use crate::api::{JobEvent, JobEventKind, JobView, header, schema};
+use crate::api::{JobEvent, JobEventKind, JobView, Receipt, header, schema};
 use crate::auth::Caller;
 use crate::ingress::events::{Told, Watch, What};
 use crate::ingress::headers::single;
@@ -28,7 +28,8 @@ use crate::ingress::jobs;
 struct Watcher {
     served: Arc<Served>,
     client: ClientId,
-    job: (JobId, RunId),
+    /// As it stood when watching began: its ids, its key and its meta stay.
+    job: Receipt,
     /// The last attempt that is known of.
     attempt: u32,
     pulse: Pulse,
@@ -67,9 +68,9 @@ pub(super) async fn events(
     let watch = served.ingress.events.watch(id);
     let Ingress { broker, policies, clock, .. } = &*served.ingress;
     let view = jobs::find(broker, policies, &caller.client, id).await?;
-    let run = view.receipt.run_id;
+    let job = view.receipt.clone();
     let seen = single(&headers, header::LAST_EVENT_ID)?;
-    if view.outcome.is_some() && seen == Some(run.to_string().as_str()) {
+    if view.outcome.is_some() && seen == Some(job.run_id.to_string().as_str()) {
         // A reader that has seen the end comes back: this answer tells it not to.
         return Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response());
     }
@@ -79,7 +80,7 @@ pub(super) async fn events(
     let ready = VecDeque::from([pulse.opening(None), written(&snapshot)]);
     let mut watcher = Watcher {
         client: caller.client,
-        job: (id, run),
+        job,
         attempt,
         pulse,
         watch,
@@ -100,8 +101,7 @@ pub(super) async fn events(
 /// How the run ended, if it did.
 fn finished(view: &JobView) -> Option<JobEvent> {
     let at = view.finished_at.unwrap_or(Timestamp::EPOCH);
-    let ids = (view.receipt.job_id, view.receipt.run_id);
-    let event = JobEvent::new(JobEventKind::Finished, ids, at, view.attempt);
+    let event = JobEvent::new(JobEventKind::Finished, &view.receipt, at, view.attempt);
     view.outcome.map(|outcome| JobEvent { outcome: Some(outcome), ..event })
 }
 
@@ -149,7 +149,7 @@ impl Watcher {
     /// Waits for the result for as long as the stream lasts.
     fn wait(&self) -> BoxFuture<'static, Result<Lookup, BrokerError>> {
         let results = Arc::clone(&self.served.ingress.broker.results);
-        let (client, job) = (self.client.clone(), self.job.0);
+        let (client, job) = (self.client.clone(), self.job.job_id);
         let wait = self.served.ingress.limits.follow_for * 2;
         Box::pin(async move { results.wait(&client, job, wait).await })
     }
@@ -158,9 +158,9 @@ impl Watcher {
         match found {
             Ok(Lookup::Finished(finished)) => {
                 let result = finished.result;
-                let ids = (result.job_id, result.run_id);
-                let event = JobEvent::new(JobEventKind::Finished, ids, result.finished_at, result.attempt);
-                self.finish(&JobEvent { outcome: Some(result.outcome), ..event });
+                let event = JobEvent::new(JobEventKind::Finished, &self.job, result.finished_at, result.attempt);
+                let (run_id, meta) = (result.run_id, result.meta);
+                self.finish(&JobEvent { run_id, meta, outcome: Some(result.outcome), ..event });
             }
             // The broker is being closed.
             Ok(Lookup::Open(_)) => self.end(),
@@ -170,10 +170,10 @@ impl Watcher {
     }
 
     fn tell(&mut self, Told { run_id, at, what }: Told) {
-        if run_id != self.job.1 {
+        if run_id != self.job.run_id {
             return;
         }
-        let event = |kind, attempt| JobEvent::new(kind, self.job, at, attempt);
+        let event = |kind, attempt| JobEvent::new(kind, &self.job, at, attempt);
         let event = match what {
             What::Started(attempt) => {
                 self.attempt = attempt;
@@ -241,7 +241,7 @@ mod tests {
         let result = JobResult::succeeded(&job, end, "text/plain", Bytes::new());
         let watcher = Watcher {
             client: job.client,
-            job: (job.id, job.run_id),
+            job: JobView::of_result(&result, None, None).receipt,
             attempt: 0,
             pulse: Pulse::start(&served).unwrap(),
             watch: served.ingress.events.watch(job.id),
@@ -256,8 +256,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_told_of_a_run_comes_before_its_end() {
         let (mut watcher, finished) = watcher().await;
-        let (events, (job, run_id), at) =
-            (Arc::clone(&watcher.served.ingress.events), watcher.job, finished.result.finished_at);
+        let (events, at) = (Arc::clone(&watcher.served.ingress.events), finished.result.finished_at);
+        let (job, run_id) = (watcher.job.job_id, watcher.job.run_id);
         // Nothing was told when the watcher looked last, and by the time it learns of the end everything was.
         watcher.waiting = Some(Box::pin(async move {
             events.tell(job, || Told { run_id, at, what: What::Started(1) });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use http::{StatusCode, Uri};
 use relay_bridge::contract::ids::KEY_BYTES_MAX;
-use relay_bridge::contract::job::DELAY_MAX;
+use relay_bridge::contract::job::{DELAY_MAX, META_BYTES_MAX};
 
 use super::answer::{self, Answer, Refusal};
 use super::request::Parameters;
@@ -13,7 +13,6 @@ use super::{Ingress, Served};
 use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, Whoami};
 use crate::auth::{Authenticated, Caller};
-use crate::ingress::headers::META_BYTES_MAX;
 
 /// Queues that are described at most.
 const QUEUES_MAX: usize = 100;

@@ -1,8 +1,8 @@
 //! `relay.result`: the raw result of one job. `relay.results`: all of a client's after a cursor, a message each.
 
-use bytes::Bytes;
+use relay_bridge::contract::job::meta;
 use relay_bridge::contract::{JobResult, JobStatus};
-use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, Start};
+use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, ResultFilter, Start};
 use std::time::Duration;
 
 use super::Door;
@@ -57,7 +57,7 @@ pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);
     loop {
         let wanted = (limit - sent).min(PAGE_ENTRIES_MAX);
-        let page = door.broker.results.page(&asked.client, &start, wanted, Duration::ZERO).await?;
+        let page = door.broker.results.page(&asked.client, &start, &ResultFilter::ALL, wanted, Duration::ZERO).await?;
         reset = page.reset.or(reset);
         let (before, mut next) = (sent, page.next);
         for finished in page.entries {
@@ -140,8 +140,9 @@ fn raw(reply: Reply, result: JobResult) -> Reply {
 }
 
 fn open(status: &JobStatus) -> Reply {
-    let reply = Reply { body: Bytes::new(), ..Reply::default() };
-    reply
+    let meta = meta(&status.headers);
+    let own = outcome::own(status.key.as_ref(), &meta);
+    own.fold(Reply::default(), |reply, (name, value)| reply.with(&name, &value))
         .with(header::STATE, status.state.as_str())
         .with(header::JOB_ID, &status.job_id.to_string())
         .with(header::RUN_ID, &status.run_id.to_string())
@@ -149,7 +150,7 @@ fn open(status: &JobStatus) -> Reply {
 }
 
 fn with_facts(reply: Reply, finished: &Finished) -> Reply {
-    outcome::facts(finished).fold(reply, |reply, (name, value)| reply.with(name, &value))
+    outcome::facts(finished).fold(reply, |reply, (name, value)| reply.with(&name, &value))
 }
 
 fn with_reset(reply: Reply, reset: Option<Reset>) -> Reply {

@@ -101,7 +101,7 @@ async fn every_job_ends_in_the_outcome_that_its_handler_decided() {
     assert_eq!((report.succeeded, report.failed, report.exhausted), (100, 50, 50));
     assert_eq!((report.started, report.retried), (50 + 100 + 50 + 150, 50 + 100));
     assert_eq!((report.superseded, report.leases_lost, report.unconfirmed, report.running()), (0, 0, 0, 0));
-    assert_eq!(world.broker.dead_letters.list(None, None, 1_000).await.unwrap().letters.len(), 100);
+    assert_eq!(world.broker.dead_letters.list(None, None, None, 1_000).await.unwrap().letters.len(), 100);
     world.store.close().await;
 }
 

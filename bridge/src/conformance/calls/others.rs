@@ -13,7 +13,7 @@ use crate::error::BrokerError;
 use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
 use crate::policy::{PolicyStore, QueuePolicy};
 use crate::provision::{Change, Provision, Wanted};
-use crate::result_log::{Finished, Lookup, Page, ResultLog, Start};
+use crate::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 
 /// One capability of a broker.
 pub(super) struct Repeating<T: ?Sized> {
@@ -98,9 +98,16 @@ impl ResultLog for Repeating<dyn ResultLog> {
         self.inner.wait_ahead(client, job, run, wait).await
     }
 
-    async fn page(&self, client: &ClientId, from: &Start, limit: u32, wait: Duration) -> Result<Page, BrokerError> {
+    async fn page(
+        &self,
+        client: &ClientId,
+        from: &Start,
+        filter: &ResultFilter,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Page, BrokerError> {
         let left = Left::of(wait);
-        self.calls.repeat("page", || self.inner.page(client, from, limit, left.now())).await.answer
+        self.calls.repeat("page", || self.inner.page(client, from, filter, limit, left.now())).await.answer
     }
 }
 
@@ -109,10 +116,11 @@ impl DeadLetters for Repeating<dyn DeadLetters> {
     async fn list(
         &self,
         queue: Option<&QueueName>,
+        key_prefix: Option<&str>,
         after: Option<&LetterPlace>,
         limit: u32,
     ) -> Result<Letters, BrokerError> {
-        self.calls.call("list dead letters", || self.inner.list(queue, after, limit)).await.answer
+        self.calls.call("list dead letters", || self.inner.list(queue, key_prefix, after, limit)).await.answer
     }
 
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
