@@ -240,7 +240,7 @@ async function deadView(values) {
   const page = await read(`/v1/dead?${query(values)}`);
   const gone = (button) => button.closest("tr").remove();
   const rows = page.letters.map((letter) => [
-    make("a", { class: "mono", href: `#/job?${query({ id: letter.job_id, client: letter.client })}` }, letter.job_id), letter.key && make("code", {}, letter.key), letter.client, letter.queue,
+    [make("a", { class: "mono", href: `#/job?${query({ id: letter.job_id, client: letter.client })}` }, letter.job_id), letter.key && make("div", { class: "key" }, make("code", {}, letter.key))], letter.client, letter.queue,
     [badge(letter.outcome), make("div", { class: "faint" }, `at\u00a0attempt\u00a0${letter.attempt}`)],
     [make("strong", {}, letter.failure.reason), make("div", { class: "faint" }, letter.failure.detail.slice(0, 300))], when(letter.at),
     act("Start again", `${letter.job_id} is started again, as its next run`, `/v1/dead/${letter.job_id}/${letter.run_id}/redrive`, gone, `Start ${letter.job_id} again`),
@@ -251,7 +251,7 @@ async function deadView(values) {
   return [
     make("h1", {}, "Dead letters"),
     make("form", { class: "find" }, make("label", {}, "queue", choose)),
-    table([["job", ""], ["key", "wrap"], ["client", ""], ["queue", ""], ["outcome", ""], ["why", "wrap"], ["when", ""], ["", "num"]], rows, "There are no dead letters: nothing was rejected or given up."),
+    table([["job, key", ""], ["client", ""], ["queue", ""], ["outcome", ""], ["why", "wrap"], ["when", ""], ["", "num"]], rows, "There are no dead letters: nothing was rejected or given up."),
     make("p", {}, page.next ? make("a", { href: `#/dead?${query({ ...values, before: page.next })}` }, "Older ones") : null),
   ];
 }
