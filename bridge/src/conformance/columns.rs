@@ -155,7 +155,7 @@ One suite holds every broker to [the contract](contract.md). This page is made f
 `yes` means that the promise has a test which runs there with every `cargo test --workspace`, against a real server or, for
 SQS and DynamoDB, an emulator.
 
-Each promise is judged once ([0019](decisions/0021-the-suite-judges-once.md)): an assertion about what a broker did that does
+Each promise is judged once ([0021](decisions/0021-the-suite-judges-once.md)): an assertion about what a broker did that does
 not hold is a failure. A call to a server that gave no answer in time (`Unavailable`, `Ambiguous`) is repeated, as users do, at
 most six times; each run ends with a line per column that says how many calls were. In this process nothing is repeated.
 
