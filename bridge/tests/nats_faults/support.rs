@@ -51,7 +51,8 @@ impl Stage {
         let settings = Settings { streams, ..Settings::default() };
         let nats = Nats::connect(config, Wait::AtMost(PATIENCE), settings).await.unwrap();
         let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
-        broker.policies.put_policy(&queue, &policy, None).await.unwrap();
+        let seen = broker.policies.policy(&queue).await.unwrap();
+        broker.policies.put_policy(&queue, &policy, seen.as_ref()).await.unwrap();
         Self { broker, queue, policy, clock: Clock::system() }
     }
 
