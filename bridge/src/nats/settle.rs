@@ -38,7 +38,16 @@ impl Nats {
     pub(super) async fn extend_lease(&self, receipt: &Receipt) -> Result<StillHeld, BrokerError> {
         const OPERATION: &str = "extend";
         let token = Token::read(receipt, OPERATION)?;
-        let Some(held) = self.live(receipt, &token, OPERATION)? else {
+        let live = match self.live(receipt, &token, OPERATION) {
+            // A holder that comes late still hears how its run ended, if it did and that can be read.
+            Err(lost) => {
+                let kept = self.kept_result(&receipt.client, receipt.job_id).await.ok().flatten();
+                let ended = kept.filter(|kept| kept.result.run_id >= receipt.run_id);
+                return ended.map_or(Err(lost), |kept| Ok(StillHeld::Ended(kept.result.outcome)));
+            }
+            Ok(live) => live,
+        };
+        let Some(held) = live else {
             return match self.adopt(receipt, &token, OPERATION).await? {
                 Adopted::Ended(outcome) => Ok(StillHeld::Ended(outcome)),
                 Adopted::Held(held) => {
