@@ -13,7 +13,7 @@ use relay_workers::{Attempt, Handler, Output};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::support::{
-    Call, LEASE, Reply, Scripted, ago, busy_for, config, done, handler, job, job_at, start, start_one,
+    Call, LEASE, Reply, Running, Scripted, ago, busy_for, config, done, handler, job, job_at, start, start_one,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -405,14 +405,11 @@ async fn a_lease_is_dead_when_no_beat_was_confirmed_for_its_length() {
     assert!(broker.endings().is_empty(), "{:?}", broker.endings());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_lost_lease_cancels_the_handler_and_records_nothing() {
-    let broker = Scripted::new();
-    broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);
-    broker.put(job("x"), 10);
+/// Starts a worker whose handler runs until it is cancelled, and awaits that.
+async fn start_until_cancelled(broker: &Arc<Scripted>) -> Running {
     let stopped = Arc::new(Semaphore::new(0));
     let worker = start_one(
-        &broker,
+        broker,
         handler({
             let stopped = stopped.clone();
             move |_, context| {
@@ -426,6 +423,15 @@ async fn a_lost_lease_cancels_the_handler_and_records_nothing() {
         }),
     );
     stopped.acquire().await.unwrap().forget();
+    worker
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_cancels_the_handler_and_records_nothing() {
+    let broker = Scripted::new();
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::LeaseLost)]);
+    broker.put(job("x"), 10);
+    let worker = start_until_cancelled(&broker).await;
     assert_eq!(worker.stop().await.leases_lost, 1);
     assert!(broker.endings().is_empty(), "{:?}", broker.endings());
 }
@@ -436,22 +442,7 @@ async fn an_extension_whose_answer_comes_after_the_lease_is_not_taken() {
     // Asked for at a third of the lease, and confirmed when it is over: somebody else may have the job by then.
     broker.reply("extend", [Reply::Late(LEASE * 5 / 6)]);
     broker.put(job("x"), 10);
-    let stopped = Arc::new(Semaphore::new(0));
-    let worker = start_one(
-        &broker,
-        handler({
-            let stopped = stopped.clone();
-            move |_, context| {
-                let stopped = stopped.clone();
-                async move {
-                    context.cancelled().cancelled().await;
-                    stopped.add_permits(1);
-                    Attempt::reject("bad-data", "too late")
-                }
-            }
-        }),
-    );
-    stopped.acquire().await.unwrap().forget();
+    let worker = start_until_cancelled(&broker).await;
     assert_eq!(broker.calls().iter().filter(|call| **call == Call::Extend).count(), 1, "the lease went on");
     assert_eq!(worker.stop().await.leases_lost, 1);
     assert!(broker.endings().is_empty(), "{:?}", broker.endings());
