@@ -48,6 +48,23 @@ const scenes = {
     assert.ok(await metric('relay_queue_paused{queue="slow"} 0'));
   },
 
+  async "a press that lasts while numbers come is a press"() {
+    const button = await page.$('[aria-label="Pause slow"]');
+    const { x, y, width, height } = await button.boundingBox();
+    await page.mouse.move(x + width / 2, y + height / 2);
+    await page.mouse.down();
+    // Two looks at the broker change the age of the oldest job in line.
+    for (let look = 0; look < 2; look++) {
+      const before = await page.evaluate(() => document.querySelector("main").innerText);
+      await page.waitForFunction((before) => document.querySelector("main").innerText !== before, { timeout: 20_000 }, before);
+    }
+    assert.ok(await button.evaluate((element) => element.isConnected), "the button is the one that was pressed");
+    await page.mouse.up();
+    await page.waitForSelector('[aria-label="Resume slow"]');
+    await page.click('[aria-label="Resume slow"]');
+    await page.waitForSelector('[aria-label="Pause slow"]');
+  },
+
   async "every section is two keys away"() {
     for (const [key, title] of [["c", "Clients"], ["w", "Workers"], ["j", "Jobs"], ["d", "Dead letters"], ["q", "Queues"]]) {
       await page.keyboard.press("g");

@@ -278,14 +278,32 @@ const place = () => {
 };
 let shown = 0;
 
-/** Puts a view in place of the one before; what comes again keeps the focus and how far it was scrolled. */
-function put(nodes) {
+/** Makes the children of `parent` like `nodes`. An element that looks the same stays the element that it is, so that a press
+ *  that began on a button ends on that button. What listens is replaced whole where it differs, the rest is entered. */
+function merge(parent, nodes) {
+  const before = [...parent.childNodes];
+  before.slice(nodes.length).forEach((node) => node.remove());
+  nodes.forEach((node, at) => {
+    const old = before[at];
+    if (!old) parent.append(node);
+    else if (old.isEqualNode(node)) return;
+    else if (old.nodeName !== node.nodeName || !old.attributes || old.matches("button, form, select, svg")) old.replaceWith(node);
+    else {
+      for (const { name } of [...old.attributes]) if (!node.hasAttribute(name)) old.removeAttribute(name);
+      for (const { name, value } of node.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+      merge(old, [...node.childNodes]);
+    }
+  });
+}
+
+/** Puts a view in place of the one before; a live one that comes again keeps its elements, and a button its focus. */
+function put(nodes, live = null) {
   const main = byId("main");
   const focused = main.contains(document.activeElement) && document.activeElement;
-  const scrolled = [...main.querySelectorAll(".scroll")].map((element) => element.scrollLeft);
-  main.replaceChildren(...nodes.flat().filter(Boolean));
-  [...main.querySelectorAll(".scroll")].forEach((element, at) => { element.scrollLeft = scrolled[at] ?? 0; });
-  if (!focused) return;
+  nodes = nodes.flat().filter(Boolean);
+  if (live && put.live === live) merge(main, nodes); else main.replaceChildren(...nodes);
+  put.live = live;
+  if (!focused || focused.isConnected) return;
   const same = (element) => (focused.dataset.key ? element.dataset.key === focused.dataset.key : focused.href ? element.href === focused.href : element.className === focused.className);
   [...main.querySelectorAll(focused.localName)].find(same)?.focus({ preventScroll: true });
 }
@@ -298,7 +316,7 @@ async function show() {
     if (here) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
   try {
-    if (LIVE[path]) return overview ? put(LIVE[path]()) : put([make("p", { class: "empty" }, lost)]);
+    if (LIVE[path]) return overview ? put(LIVE[path](), path) : put([make("p", { class: "empty" }, lost)]);
     const nodes = await (ASKED[path] ?? (async () => [make("h1", {}, "There is no such page")]))(values);
     if (mine === shown) put(nodes);
   } catch (error) {
