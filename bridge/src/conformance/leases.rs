@@ -154,7 +154,7 @@ pub async fn a_settle_after_the_lease_ended_loses_no_job(fixture: &dyn Fixture) 
 }
 
 pub async fn a_retry_is_never_before_its_delay(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::patient(fixture).await;
     let job = stage.submit_plain(&stage.client("a")).await;
     // The last two are parked: longer than 30 s with the default lease.
     for (spent, delay) in [stage.lease / 3, stage.lease, stage.lease * 2, stage.lease * 5].into_iter().enumerate() {
@@ -200,7 +200,7 @@ pub async fn a_retry_spends_an_attempt_and_a_hand_back_does_not(fixture: &dyn Fi
 }
 
 pub async fn parking_spends_no_attempt(fixture: &dyn Fixture) {
-    let stage = Stage::new(fixture).await;
+    let stage = Stage::patient(fixture).await;
     let mut submission = stage.submission(&stage.client("a"));
     submission.delay = stage.lease * 2;
     let job = stage.submit(submission).await;

@@ -49,7 +49,7 @@ pub(super) struct Stage<'a> {
     pub(super) lease: Duration,
     pub(super) slack: Duration,
     suffix: String,
-    /// What a look for nothing found, because it came later than it was meant to: for whoever leases next.
+    /// Deliveries that a look for nothing found, because the look came later than meant: for whoever leases next.
     found_late: Mutex<Vec<Delivery>>,
 }
 
@@ -94,6 +94,12 @@ impl<'a> Stage<'a> {
             }
         })
         .await
+    }
+
+    /// A queue for a promise in which a job waits for most of the usual `job_ttl`, which would end the job on a busy
+    /// machine.
+    pub(super) async fn patient(fixture: &'a dyn Fixture) -> Self {
+        Self::with(fixture, |policy| policy.job_ttl *= STEADY).await
     }
 
     /// A queue for a promise about what is past its keeping: half as long as elsewhere, because the test waits for it.
@@ -257,7 +263,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What may be in line, up to `max`.
+    /// The jobs that may be in line, up to `max`.
     pub(super) async fn lease_up_to(&self, max: u32) -> Vec<Delivery> {
         let most = usize::try_from(max).unwrap();
         let found = {
@@ -273,7 +279,7 @@ impl<'a> Stage<'a> {
         deliveries
     }
 
-    /// What must be in line, one job at least and up to `max`.
+    /// The jobs that must be in line, one at least and up to `max`.
     pub(super) async fn lease_some(&self, max: u32) -> Vec<Delivery> {
         // As often as it takes, and not for longer at a time than where nothing may be in line: a pull that waits at a
         // server outlives its call, and would take what comes back later.
