@@ -471,7 +471,7 @@ async fn looking() -> (Port, Faulty) {
     (port, faulty)
 }
 
-/// What is refused once that is `wanted`, as the answer of `/readyz` says it; the process is ready and its metrics agree.
+/// The refusals once they are `wanted`, as `/readyz` answers them; the process is ready and its metrics agree.
 async fn refused(port: &Port, wanted: &[&str]) -> Value {
     let mut samples = port.admin().samples();
     loop {

@@ -235,7 +235,7 @@ fn handlers_and_their_children_do_not_outlive_a_worker_that_is_killed() {
 
 #[test]
 fn what_stops_a_worker_does_not_stop_its_guard_and_the_guard_ends_after_it() {
-    // Whoever loses its parent becomes a child of this process, which can wait for its end then.
+    // A process that loses its parent becomes a child of this process, which can wait for its end then.
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     let witness = Witness::new();
     let worker = Running::dev(&[], &witness.script());

@@ -60,7 +60,7 @@ impl LetterPlace {
         &self.0
     }
 
-    /// What an adapter answers to a place that is not its own.
+    /// An adapter's answer to a place that is not its own.
     #[must_use]
     pub fn unknown(&self) -> BrokerError {
         let why = format!("`{}` is no place in the list of dead letters: begin without one", self.0);

@@ -50,8 +50,8 @@ pub trait JobQueue: Send + Sync {
     /// records, so a page can be short, or empty, and still have a next one.
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError>;
 
-    /// How much waits and runs in `queue`, over all clients. What was just answered may be counted a moment later. `NotFound`
-    /// if there is no such queue.
+    /// How much waits and runs in `queue`, over all clients. The effect of a call just answered may be counted a moment
+    /// later. `NotFound` if there is no such queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError>;
 
     /// How many of the client's jobs in `queue` count against its `max_queued`: in line, or waiting for a time. `None` if the

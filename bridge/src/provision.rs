@@ -30,7 +30,7 @@ pub struct Wanted {
     pub queue: QueueName,
     /// Its policy as it shall be.
     pub policy: QueuePolicy,
-    /// What was stored when `policy` was made; `None`: there was no such queue.
+    /// The policy that was stored when `policy` was made; `None`: there was no such queue.
     pub seen: Option<QueuePolicy>,
 }
 

@@ -237,7 +237,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     let (first, second) = (submit(&store, "first").await, submit(&store, "second").await);
     finish(&store, &lease(&store, 1).await.remove(0)).await;
     store.close().await;
-    // What later versions added, taken away again.
+    // The additions of later versions, taken away again.
     let old = "ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
                DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at;
                ALTER TABLE counters DROP COLUMN in_order_to;

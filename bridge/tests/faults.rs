@@ -193,7 +193,7 @@ async fn storm(seed: u64) -> u64 {
         accepted.insert(job.id);
     }
     let broker = stage.store.broker();
-    // What was sent of each run and was its first result: sent again, it still is.
+    // The claim that was sent of each run and was its first result: sent again, it still is.
     let mut firsts = BTreeMap::new();
     for _ in 0..1_000 {
         if broker.jobs.depth(&stage.queue).await.unwrap() == Depth::default() {

@@ -203,7 +203,7 @@ struct Listed {
     after: Option<String>,
 }
 
-/// What keys begin with: as a key, it is some visible ASCII.
+/// The prefix of keys: as a key, it is some visible ASCII.
 pub(super) fn key_prefix(text: &str) -> Result<String, Refused> {
     let prefix: IdempotencyKey = text.parse()?;
     Ok(prefix.as_str().to_owned())

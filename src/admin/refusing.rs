@@ -1,5 +1,6 @@
-//! What a process can't do at present, although it should get work: named, and no reason to take it out of service. One
-//! outage would take every process from a load balancer at once, and clients could not even read and cancel.
+//! Things that a process can't do at present, although it should get work: named, and no reason to take it out of
+//! service. One outage would take every process from a load balancer at once, and clients could not even read and
+//! cancel.
 
 use std::sync::Arc;
 
@@ -48,8 +49,8 @@ pub struct Refusing {
 }
 
 impl Admin {
-    /// What is refused at present, each kind at most once and in the order of [`What::ALL`]; empty if nothing is known to
-    /// be.
+    /// The refusals at present, each kind at most once and in the order of [`What::ALL`]; empty if nothing is known to
+    /// be refused.
     #[must_use]
     pub fn refusing(&self) -> Vec<Refusing> {
         let sample = Arc::clone(&self.sample.borrow());
@@ -80,7 +81,7 @@ fn listed(all: &[String]) -> String {
     text
 }
 
-/// What is refused as metrics; nothing before the first look, nor in a process that looks at no broker.
+/// The refusals as metrics; nothing before the first look, nor in a process that looks at no broker.
 pub(super) fn report(text: &mut Exposition, admin: &Admin) {
     let sample = Arc::clone(&admin.sample.borrow());
     if sample.taken_at.is_none() && sample.trouble.is_none() {

@@ -59,7 +59,7 @@ pub enum Watched {
 pub struct Sample {
     /// When the last look was taken that reached the broker, on the monotonic clock; `None` before the first one.
     pub taken_at: Option<Duration>,
-    /// Why the broker can't be used, if it can't. What is below is then from the last look that reached it.
+    /// Why the broker can't be used, if it can't. The fields below are then from the last look that reached it.
     pub trouble: Option<String>,
     /// Each queue that can't be used although the broker can, and why; also of what all queues share.
     pub unusable: Vec<String>,
@@ -157,7 +157,7 @@ async fn is_there(check: &Check, checked: &mut Option<(Instant, Option<String>)>
     found
 }
 
-/// What a look found, of a broker that answers.
+/// The findings of a look at a broker that answers.
 struct Looked {
     queues: Vec<QueueSample>,
     unusable: Vec<String>,

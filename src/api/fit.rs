@@ -17,7 +17,7 @@ pub(crate) fn content_type(result: &JobResult) -> &str {
     if fits { text } else { DEFAULT_CONTENT_TYPE }
 }
 
-/// What the value of a header can be, everywhere: printable ASCII without space around it.
+/// Whether `text` can be the value of a header, everywhere: printable ASCII without space around it.
 pub(crate) fn is_header_text(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text
 }

@@ -1,4 +1,5 @@
-//! What bridges count, as metrics. Names are part of the contract, as those of `telemetry` are; the label is a bridge's name.
+//! The counts of bridges, as metrics. Names are part of the contract, as those of `telemetry` are; the label is a
+//! bridge's name.
 
 use std::sync::Arc;
 

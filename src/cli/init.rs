@@ -1,4 +1,4 @@
-//! What relay does when it is the first process of a container (PID 1): collecting orphans, which the system makes its
+//! The duty of relay as the first process of a container (PID 1): collecting orphans, which the system makes its
 //! children when their parents end. Nobody else can, and each would stay as a zombie that takes a place in the table of
 //! processes.
 //!

@@ -58,7 +58,7 @@ impl Signals {
 /// How long after the first signal another one is the same.
 const AGAIN_MAX: Duration = Duration::from_millis(500);
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     Drain,
@@ -67,7 +67,7 @@ enum Meaning {
     Force,
 }
 
-/// What the signal means that came `now`. `first` is when the first one came.
+/// The meaning of the signal that came `now`. `first` is when the first one came.
 fn meaning(first: &mut Option<Instant>, now: Instant) -> Meaning {
     match *first {
         None => {

@@ -10,7 +10,8 @@ use relay_bridge::result_log::{Finished, Start};
 use super::refusal::Refusal;
 use crate::api::{Problem, Slug, fit, header};
 
-/// What the headers of a result say, by name. Its key and its meta have the names under which the client submitted them.
+/// The facts in the headers of a result, by name. Its key and its meta have the names under which the client submitted
+/// them.
 pub(super) fn facts(finished: &Finished) -> impl Iterator<Item = (Cow<'static, str>, String)> {
     let result = &finished.result;
     let facts = [
@@ -34,7 +35,7 @@ pub(super) fn own<'a>(
     key.into_iter().chain(meta_lines(meta).map(|(name, value)| (Cow::Owned(name), value.to_owned())))
 }
 
-/// What keys are to begin with, where `name` says it.
+/// The prefix that keys are to have, where `name` says it.
 ///
 /// # Errors
 /// `malformed-request` if no key begins so.

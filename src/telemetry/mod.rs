@@ -78,7 +78,7 @@ struct Inner {
     extended: Counter,
     leases_lost: Counter,
     reruns: Counter,
-    /// What the rules of the broker in this process corrected; unset where it is another process's.
+    /// The corrections by the rules of the broker in this process; unset where it is another process's.
     rules: OnceLock<Arc<relay_bridge::rules::Counts>>,
 }
 
@@ -136,7 +136,7 @@ impl Telemetry {
         &self.0.crew
     }
 
-    /// What the broker's storage refused lately.
+    /// The writes that the broker's storage refused lately.
     #[must_use]
     pub fn storage(&self) -> &Storage {
         &self.0.storage

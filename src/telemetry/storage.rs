@@ -1,4 +1,4 @@
-//! What the broker's storage refuses: only a write finds that, so it is noted where writes pass.
+//! The refusals of the broker's storage: only a write finds one, so each is noted where writes pass.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use relay_bridge::error::BrokerError;
 /// How long something counts as refused that is found only by trying, without being tried again.
 pub const LATELY: Duration = Duration::from_secs(60);
 
-/// What was refused for want of storage, and not taken again since.
+/// The writes refused for want of storage, and not taken again since.
 #[derive(Debug, Default)]
 pub struct Storage {
     /// Submissions and reruns.
@@ -19,7 +19,7 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// What was refused last, in words, if that was at most [`LATELY`] before `now` and nothing of its kind was stored since.
+    /// The last refusal, in words, if it was at most [`LATELY`] before `now` and nothing of its kind was stored since.
     #[must_use]
     pub fn refusing(&self, now: Duration) -> Option<String> {
         self.jobs.refusing(now).or_else(|| self.results.refusing(now))

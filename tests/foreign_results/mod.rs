@@ -91,10 +91,10 @@ pub(crate) fn log(results: impl IntoIterator<Item = JobResult>) -> Log {
     Log(finished.collect())
 }
 
-/// What spoils a result, and its name.
+/// A change that spoils a result, and its name.
 type Spoiled = (&'static str, fn(&mut JobResult));
 
-/// What makes a result unfit for its readers, by name.
+/// The changes that make a result unfit for its readers, by name.
 pub(crate) const UNFIT: [Spoiled; 18] = [
     ("line-break", |result| result.content_type = "text/plain\r\nX-Injected: 1".to_owned()),
     ("nul", |result| result.content_type = "text/plain\0".to_owned()),

@@ -51,7 +51,7 @@ async fn a_result_that_no_worker_could_record_is_answered_with_what_http_can_car
     for (name, _) in UNFIT {
         is_raw(name, &relay.get(&format!("/v1/jobs/{}/result", id(name))).await);
         is_raw(name, &relay.get(&format!("/v1/jobs/{}/result?wait=1s", id(name))).await);
-        // Whoever submits it again and waits is given it, too.
+        // A client that submits the job again and waits is given the result, too.
         is_raw(name, &relay.submit(&[("Idempotency-Key", name), ("Prefer", "wait=20")], "x").await);
     }
 }

@@ -22,7 +22,7 @@ fn get(address: &str, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// What `/readyz` says is refused. That is no reason not to be ready, and the metrics agree.
+/// The refusals that `/readyz` names. They are no reason not to be ready, and the metrics agree.
 fn refused(admin: &str) -> Vec<Value> {
     // Between the two something may have changed.
     loop {
@@ -79,7 +79,7 @@ async fn a_server_and_a_worker_whose_nats_was_killed_stay_ready_and_name_it_unti
         let named = until_refused(admin, &["broker"]);
         assert!(!named[0]["detail"].as_str().unwrap().is_empty(), "{named:?}");
     }
-    // What clients are told is their own answer, not a balancer's.
+    // Clients are told their own answer, not a balancer's.
     let submitted = run_with(["submit", "--server", &server.url(), "--retry-for", "0s"], b"x");
     assert_ne!(code(&submitted), 0);
     nats.restart().await;
@@ -103,7 +103,7 @@ async fn a_stream_that_is_missing_is_named_and_the_server_stays_ready() {
         jetstream.delete_stream(stream).await.unwrap();
         let named = until_refused(&admin, &["queue"]);
         assert!(named[0]["detail"].as_str().unwrap().contains(stream.trim_start_matches("relay-jobs-")), "{named:?}");
-        // Whoever may do so mends it, under the running server.
+        // A caller that may do so mends the stream, under the running server.
         let args = ["provision", "--nats", &url, "--queue", "mail", "--queue", "other"];
         assert_eq!(code(&crate::cli_support::run(args)), 0);
         until_refused(&admin, &[]);

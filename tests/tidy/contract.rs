@@ -55,7 +55,7 @@ fn promises(section: &str, first: usize) -> Vec<Promise<'_>> {
         .into_iter()
         .zip(ends)
         .map(|((number, from, line), end)| {
-            // What follows the last promise is not its text any more.
+            // Text that follows the last promise is not part of it any more.
             let text = &section[from..end];
             let text = text.split_once("\n\n").map_or(text, |(text, _)| text);
             let bold = text.split_once("**").and_then(|(_, rest)| rest.split_once("**"));
@@ -76,7 +76,7 @@ fn has_test(text: &str, name: &str) -> bool {
     })
 }
 
-/// What is wrong with the promises of the contract. `files` are the sources; `suite` are the promises of conformance, as
+/// The faults in the promises of the contract. `files` are the sources; `suite` are the promises of conformance, as
 /// (module, name).
 fn bad_promises(contract: &TextFile, files: &[TextFile], suite: &[(&str, &str)]) -> Vec<Finding> {
     let by_path: BTreeMap<&str, &TextFile> = files.iter().map(|file| (file.path.as_str(), file)).collect();

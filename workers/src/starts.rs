@@ -31,7 +31,7 @@ const WAIT_CAP: Duration = Duration::from_secs(60);
 /// At most one warning in this long.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// What may be leased now.
+/// The jobs that may be leased now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum May {
     /// As many jobs as there are free slots.
@@ -183,7 +183,7 @@ impl StartGate {
     }
 }
 
-/// How one delivery tells how its start went. What the last clone did not tell is unknown, however the delivery ended.
+/// How one delivery tells how its start went. A start untold by the last clone is unknown, however the delivery ended.
 #[derive(Clone, Debug)]
 pub(crate) struct StartReport(Arc<Reporter>);
 
@@ -205,7 +205,7 @@ impl StartReport {
         self.0.gate.worked(self.0.round);
     }
 
-    /// What the end of a handler says of its start.
+    /// The end of a handler, and what it says of its start.
     pub(crate) fn ended(&self, ending: &Ending, jitter: &Jitter) {
         match ending {
             Ending::Returned(Attempt::NotStarted { failure }) => self.0.gate.failed(self.0.round, failure, jitter),
@@ -341,7 +341,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whichever order: once every delivery has ended and time has passed, something may be leased.
+        /// Leasing may go on, whatever happened in whichever order, once every delivery has ended and time has passed.
         #[test]
         fn the_worker_never_waits_for_ever(steps in prop::collection::vec(any_step(), 0..60)) {
             let (mut starts, mut now, mut open) = (Starts::default(), Instant::now(), Vec::new());

@@ -1,5 +1,5 @@
-//! What a worker counts. Every number only grows, but `starts_failing`; `running` is the difference between what came in
-//! and what ended.
+//! The counts of a worker. Every number only grows, but `starts_failing`; `running` is the difference between what came
+//! in and what ended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,5 @@
 //! A worker's word decides nothing that is relay's: how long a result is kept, whose it is, when and at which attempt the run
-//! ended. What can't be kept ends the run once.
+//! ended. A result that can't be kept ends the run once.
 
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ pub trait Fixture: Send + Sync {
         self.broker().leasing
     }
 
-    /// What the suite makes its calls through. Default `None`: each call is made once, and none may fail for want of time,
+    /// The layer under the suite's calls. Default `None`: each call is made once, and none may fail for want of time,
     /// which holds for a broker in the test's own process. A broker in a process of its own wants [`Calls`].
     fn calls(&self) -> Option<&Calls> {
         None
@@ -57,8 +57,8 @@ pub trait Fixture: Send + Sync {
         Duration::from_millis(1)
     }
 
-    /// How long a lease looks for what may be in line. Default zero: at once. What must be there is waited for where this is
-    /// not zero.
+    /// How long a lease looks for what may be in line. Default zero: at once. A job that must be there is waited for
+    /// where this is not zero.
     fn patience(&self) -> Duration {
         Duration::ZERO
     }

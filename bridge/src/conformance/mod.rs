@@ -15,8 +15,8 @@
 //! # What fails
 //!
 //! A promise is judged once: an assertion that does not hold has failed. On a broker in a process of its own a call may get no
-//! answer because the machine is busy: [`Calls`] repeats it as users do, and counts it. Whatever must come is waited for;
-//! what must not have come yet is judged by when it came, not by when a test meant to look.
+//! answer because the machine is busy: [`Calls`] repeats it as users do, and counts it. An event that must come is
+//! waited for; one that must not have come yet is judged by when it came, not by when a test meant to look.
 //!
 //! # Layout
 //!

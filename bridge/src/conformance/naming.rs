@@ -119,7 +119,7 @@ pub async fn results_are_read_by_queue_and_key_prefix_to_the_end(fixture: &dyn F
                 from = next;
             }
             assert_eq!(seen, expected, "{filter:?}, {limit} a page");
-            // What was passed over counts as read, so that nobody passes over it again.
+            // Entries that were passed over count as read, so that nobody passes over them again.
             assert!(stage.read_all(&client, from).await.0.is_empty(), "{filter:?}, {limit} a page");
         }
     }

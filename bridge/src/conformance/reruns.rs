@@ -23,7 +23,7 @@ pub async fn a_rerun_is_bounded_like_a_submission_and_a_redrive_is_not(fixture: 
     let refusal = jobs.rerun(&client, second.id, 1).await.unwrap_err();
     assert_eq!(refusal.kind(), full);
     assert_eq!(stage.status(&second).await.state, JobState::Finished(Outcome::Succeeded));
-    // What was started before is answered before anybody counts.
+    // A run that was started before is answered before anybody counts.
     let again = jobs.rerun(&client, first.id, 1).await.unwrap();
     assert!(matches!(&again, Enqueued::Known(status) if status.run_id == rerun.status().run_id));
     let redriven = stage.broker.dead_letters.redrive(failed.id, failed.run_id).await.unwrap();

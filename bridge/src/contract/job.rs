@@ -14,7 +14,7 @@ use crate::policy::QueuePolicy;
 
 /// The longest delay a client may ask for: 7 days.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// What the names of a client's own headers begin with, in lower case.
+/// The prefix of the names of a client's own headers, in lower case.
 pub const META_PREFIX: &str = "relay-meta-";
 /// A client's own headers together: names without the prefix, and values, in bytes.
 pub const META_BYTES_MAX: usize = 2 * 1024;

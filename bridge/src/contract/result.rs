@@ -122,7 +122,7 @@ pub struct JobResult {
     pub keep_ms: u64,
     /// The `traceparent` that the job carries, so that whoever reads the result can go on with the trace.
     pub traceparent: Option<String>,
-    /// What the worker sent, where relay recorded something else: see [`claim`](Self::claim).
+    /// The claim that the worker sent, where relay recorded something else: see [`claim`](Self::claim).
     pub claimed: Option<Claim>,
     /// Fields of a newer writer, kept as they came.
     pub extra: Extra,

@@ -116,7 +116,7 @@ impl Ids {
         self.written_before = self.run.as_ref().map(|run| run.next);
     }
 
-    /// What was written into the index since [`begin_step`](Self::begin_step) was rolled back.
+    /// The writes into the index since [`begin_step`](Self::begin_step) were rolled back.
     pub(super) fn undo_step(&mut self) {
         self.completed = None;
         match (self.written_before, &mut self.run) {

@@ -1,4 +1,4 @@
-//! What the store knows of a job, as the rules ask for it, and the dead letters that they have kept or removed.
+//! The store's knowledge of a job, as the rules ask for it, and the dead letters that they have kept or removed.
 
 use rusqlite::{OptionalExtension as _, params};
 
@@ -13,7 +13,7 @@ use crate::error::BrokerError;
 use crate::rules::{Ended, Known, Payload, Record};
 
 impl Writer {
-    /// What is known of the job of `row`, which is `job` in its current run.
+    /// The facts known of the job of `row`, which is `job` in its current run.
     pub(super) fn known(&self, row: &JobRow, job: Job) -> Known {
         let ended = row.outcome.filter(|_| row.is_finished()).map(|outcome| Ended {
             run: row.run,

@@ -1,4 +1,4 @@
-//! What is in memory, rebuilt from the file in one pass over queues x clients: when the store is opened, and when it was lost.
+//! The memory, rebuilt from the file in one pass over queues x clients: when the store is opened, and when it was lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::contract::{ClientId, JobId, QueueName, RunId, Timestamp};
 use crate::error::BrokerError;
 
-/// What a row says of the lease that it is under.
+/// A row's facts about the lease that it is under.
 struct LeasedRow {
     seq: i64,
     job: JobId,

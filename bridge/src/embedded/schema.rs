@@ -77,7 +77,7 @@ ALTER TABLE jobs ADD COLUMN lease INTEGER;
 ALTER TABLE jobs ADD COLUMN lease_here INTEGER;
 ";
 
-/// What leads to each minor version from the one before, in their order.
+/// The steps to each minor version from the one before, in their order.
 const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2)];
 
 /// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).

@@ -39,7 +39,7 @@ pub(super) struct State {
     pub(super) lease_ends: BTreeSet<(Duration, i64)>,
     pub(super) counters: Counters,
     pub(super) ids: Ids,
-    /// What the step that is being run has changed of all this.
+    /// The changes to all this by the step that is being run.
     pub(super) undo: Undo,
     /// The number of the next lease. It starts at random with each opening of the store.
     pub(super) next_lease: i64,
@@ -236,7 +236,7 @@ impl State {
     }
 }
 
-/// What a receipt holds: the lease's number and the job's `seq`.
+/// The content of a receipt: the lease's number and the job's `seq`.
 pub(super) fn token(number: i64, seq: i64) -> Vec<u8> {
     [number.to_be_bytes(), seq.to_be_bytes()].concat()
 }

@@ -1,5 +1,5 @@
-//! What one step of the writer changed in memory. If its transaction is not committed, all of it is taken back: leases,
-//! lines, turns and ids are then what they were before, and nobody but the callers of that step notices.
+//! The changes that one step of the writer made in memory. If its transaction is not committed, all of them are taken
+//! back: leases, lines, turns and ids are then what they were before, and nobody but the callers of that step notices.
 
 use std::collections::VecDeque;
 
@@ -56,7 +56,7 @@ impl Undo {
 }
 
 impl State {
-    /// What is changed from now on belongs to one step.
+    /// The changes from now on belong to one step.
     pub(super) fn begin_step(&mut self) {
         self.undo.changes.clear();
         self.undo.counters = self.counters;

@@ -195,8 +195,8 @@ impl Writer {
         Ok(Recorded::First)
     }
 
-    /// What [`rules::record`] needs, with no more reads than it needs: the job of a lease is in memory, and only a job that
-    /// has ended, or is in another run, can have a result.
+    /// The facts that [`rules::record`] needs, with no more reads than it needs: the job of a lease is in memory, and
+    /// only a job that has ended, or is in another run, can have a result.
     fn known_to_record(&self, row: &JobRow, sent: &JobResult) -> Result<Known, BrokerError> {
         let leased = self.state.leases.get(&row.seq).filter(|lease| lease.run == row.run);
         let job = match leased.and_then(|lease| lease.known.as_deref()) {

@@ -307,7 +307,7 @@ impl Writer {
         self.undo_step();
         self.held_off = Some(self.clock.monotonic() + HOLD_OFF);
         if !rolled_back {
-            // What this connection sees was never committed: nothing may be read from it.
+            // This connection sees a state that was never committed: nothing may be read from it.
             self.broken = true;
         }
     }
@@ -344,7 +344,7 @@ impl Writer {
         }
     }
 
-    /// What the file says after it was lost, with the leases that this process gave out.
+    /// The state that the file gives after it was lost, with the leases that this process gave out.
     fn load_again(&self, conn: &Connection) -> Result<State, BrokerError> {
         State::load(conn, Arc::clone(&self.shared.recent), &self.clock, Some(&self.state.leases))
     }
@@ -375,7 +375,7 @@ impl Writer {
         let lease = self.state.lease_ends.first().map(|(at, _)| *at);
         let demanded = [due, lease].into_iter().flatten().min();
         let demanded = demanded.map(|at| self.held_off.map_or(at, |until| at.max(until)));
-        // What a roll-back left to be handed back again.
+        // Leases that a roll-back left to be handed back again.
         let abandoned = self.held_off.filter(|_| self.shared.has_abandoned());
         let pending = self.pending.iter().map(|pending| pending.deadline).min();
         [demanded, abandoned, pending].into_iter().flatten().min()

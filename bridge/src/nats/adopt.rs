@@ -22,7 +22,7 @@ use crate::contract::{ClientId, Job, JobId, Outcome};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 
-/// What became of a lease that another process gave out.
+/// The fate of a lease that another process gave out.
 pub(super) enum Adopted {
     /// It stands, one lease from now, and this process knows of it.
     Held(Held),
@@ -99,7 +99,7 @@ impl Nats {
         Ok(info.is_some())
     }
 
-    /// What workers last said of a job.
+    /// The workers' last report of a job.
     pub(super) async fn said(&self, client: &ClientId, job: JobId) -> Result<Option<Running>, BrokerError> {
         let said = self.api().last_at_leader(names::STATE_STREAM, names::state(client, job), "read state").await;
         let said = match said {

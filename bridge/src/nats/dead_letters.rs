@@ -32,7 +32,7 @@ const ERASE_TRIES: usize = 64;
 /// Until when the letter is kept, in milliseconds since the epoch.
 const KEEP_UNTIL: &str = "Relay-Keep-Until";
 
-/// What orders a list: when the letter was kept first, then its run.
+/// A letter's place in the order of a list: when the letter was kept first, then its run.
 type Rank = (u64, RunId);
 
 #[async_trait]
@@ -116,7 +116,7 @@ impl Nats {
             return Ok(());
         }
         self.write_letter(&kept, &policy, OPERATION).await?;
-        // Whoever ended the run meanwhile may have looked for its letter before it was there.
+        // A caller that ended the run meanwhile may have looked for its letter before the letter was there.
         if found.ended().is_none() {
             self.retract_letter(job.id, job.run_id).await?;
         }

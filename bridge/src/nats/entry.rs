@@ -108,7 +108,7 @@ impl Entry {
         if self.erased { Ended { claim: None, ..ended } } else { ended }
     }
 
-    /// What it takes in a page, in bytes.
+    /// The entry's size in a page, in bytes.
     pub(super) fn size(&self) -> usize {
         let JobResult { payload, failure, meta, key, content_type, .. } = &self.result;
         let failure = failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());

@@ -160,7 +160,7 @@ impl Nats {
         Ok(Found { record: Some((record, job)), kept })
     }
 
-    /// What there is at an address, and the record that is to be replaced there: also one past its keeping, which counts as
+    /// The facts at an address, and the record that is to be replaced there: also one past its keeping, which counts as
     /// absent.
     pub(super) async fn look_at(
         &self,

@@ -173,7 +173,7 @@ pub struct Letter {
     pub kind: LetterKind,
 }
 
-/// What a message about a run that ended badly is.
+/// The kind of a message about a run that ended badly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LetterKind {
     /// The letter, and when relay first kept it, in milliseconds since the epoch.
@@ -200,8 +200,8 @@ impl Letter {
         }
     }
 
-    /// What orders a list: when it was kept first, in milliseconds since the epoch, then the run. One without a date counts
-    /// from its run.
+    /// The letter's place in the order of a list: when it was kept first, in milliseconds since the epoch, then the
+    /// run. One without a date counts from its run.
     #[must_use]
     pub fn rank(&self) -> (u64, RunId) {
         let at = match self.kind {
@@ -251,7 +251,7 @@ impl Letter {
     }
 }
 
-/// What a mark is called.
+/// The name of a mark.
 const REDRIVEN: &str = "redriven";
 
 /// A job's record in a queue's stream, whoever's it is: for operators, who know the job alone. It costs the server a look

@@ -26,7 +26,7 @@ const REDRIVEN_RUN: &str = "Relay-Redriven-Run";
 /// Of a mark: when it was written, in milliseconds since the epoch.
 const REDRIVEN_AT: &str = "Relay-Redriven-At";
 
-/// What there is of a run that ended badly.
+/// The remains of a run that ended badly.
 #[derive(Default)]
 struct Dead {
     letter: Option<DeadLetter>,
@@ -39,7 +39,7 @@ struct Dead {
     last: u64,
 }
 
-/// What a mark says.
+/// The content of a mark.
 struct Redriven {
     /// The run that starts, or was started.
     run: RunId,
@@ -66,7 +66,7 @@ impl Nats {
                 return status.map(Enqueued::Known).ok_or_else(|| no_letter(OPERATION, job, run));
             };
             let next = match &dead.redriven {
-                // What it started may have ended and gone.
+                // The run that the mark names may have ended and gone.
                 Some(begun) if known.is_none() && begun.at + Duration::from_millis(next.keep_ms) <= now + SKEW => {
                     self.remove_letters(job, run, OPERATION).await?;
                     return Err(no_letter(OPERATION, job, run));
@@ -106,7 +106,7 @@ impl Nats {
         Ok(matches!(self.api().publish(mark, "redrive").await?, Written::At(_)))
     }
 
-    /// What there is of a run that ended badly.
+    /// The remains of a run that ended badly.
     async fn dead(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Dead, BrokerError> {
         let mut dead = Dead::default();
         for name in self.names_of(job, run, operation).await? {

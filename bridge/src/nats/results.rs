@@ -124,8 +124,8 @@ impl Nats {
         Some(rules::Record { job: (*job).clone(), attempts, started_at, payload })
     }
 
-    /// What the leaders know of the job of a result, and the sequence of the result that is to be replaced. How many attempts
-    /// there were is not known here: no more than the policy allows, and one that finds them spent.
+    /// The leaders' knowledge of the job of a result, and the sequence of the result that is to be replaced. How many
+    /// attempts there were is not known here: no more than the policy allows, and one that finds them spent.
     async fn known_to_record(
         &self,
         sent: &JobResult,
@@ -284,11 +284,11 @@ impl Nats {
 /// The last message about a job's result.
 struct Last {
     seq: u64,
-    /// What it says; `None` if nobody can read it.
+    /// The message as an entry; `None` if nobody can read it.
     entry: Option<Entry>,
 }
 
-/// A result as it was stored. Whoever may write there may write what is none: that is told, and ends no reading.
+/// A result as it was stored. A program that may write there may write what is none: that is told, and ends no reading.
 fn readable(stored: Stored) -> Result<Option<Entry>, BrokerError> {
     match Entry::read(stored) {
         Err(error) if error.kind() == BrokerErrorKind::Corrupt => {

@@ -21,7 +21,7 @@ use crate::settlement::Settlement;
 const RETRY_MIN: Duration = Duration::from_millis(1);
 
 impl Nats {
-    /// What this process knows of a lease, if it is not over; `None` if another process gave it out, or it was settled.
+    /// The lease as this process knows it, if it is not over; `None` if another process gave it out, or it was settled.
     pub(super) fn live(
         &self,
         receipt: &Receipt,
@@ -116,7 +116,7 @@ impl Nats {
             Some(held) => Some(held),
             None => match self.adopt(receipt, &token, OPERATION).await? {
                 Adopted::Held(held) => Some(held),
-                // Whatever is asked for, it leaves the line.
+                // The job leaves the line, whatever is asked for.
                 Adopted::Ended(_) => None,
             },
         };

@@ -283,7 +283,7 @@ impl Nats {
             kept => kept?,
         };
         if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
-            // Whoever ended it may have broken off before its letter went.
+            // The caller that ended the run may have broken off before the run's letter went.
             return self.drop_letter_of(&kept.result).await;
         }
         // A record past its keeping counts as absent. The result of its run, which is kept at least as long, may be gone: a run

@@ -18,7 +18,7 @@ pub struct Counts {
     retracted: AtomicU64,
 }
 
-/// What was counted since the adapter was opened.
+/// The numbers counted since the adapter was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Results whose times were not within their run.

@@ -14,8 +14,8 @@ pub fn leaves_letter(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Failed | Outcome::Exhausted)
 }
 
-/// What a dead letter means. The job in the answer is the record's; of the worker's it has the payload at most, and that only
-/// if it is the payload that the client sent.
+/// The meaning of a dead letter. The job in the answer is the record's; of the worker's it has the payload at most, and
+/// that only if it is the payload that the client sent.
 ///
 /// | known of the job | answer |
 /// | --- | --- |
@@ -66,7 +66,7 @@ pub fn is_payload_of(job: &Job, copy: &Job) -> bool {
     Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), &copy.payload) == job.fingerprint
 }
 
-/// Whether the dead letter of `run` is taken back: that run has ended, and not badly. Whoever asks.
+/// Whether the dead letter of `run` is taken back, whoever asks: that run has ended, and not badly.
 ///
 /// | known of the run | answer |
 /// | --- | --- |

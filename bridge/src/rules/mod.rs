@@ -33,7 +33,7 @@ use crate::leasing::{LEASE_BATCH_MAX, LEASE_QUEUES_MAX, LEASE_WAIT_MAX, LeaseReq
 /// How far the clocks of two hosts may be apart: docs/contract.md, section 4.
 pub const SKEW: Duration = Duration::from_secs(5);
 
-/// What a broker knows of a job when it is asked to change it: a record, a result, or both.
+/// The facts that a broker knows of a job when it is asked to change the job: a record, a result, or both.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// The record; `None` if only a result is left of the job.
@@ -51,11 +51,11 @@ pub struct Record {
     pub attempts: u32,
     /// When the last attempt started.
     pub started_at: Option<Timestamp>,
-    /// What is kept of the payload.
+    /// Whether the payload is kept.
     pub payload: Payload,
 }
 
-/// What is kept of a job's payload.
+/// Whether a job's payload is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// It is there, and stays with the record.
@@ -75,7 +75,7 @@ pub struct Ended {
     pub generation: u32,
     /// How it ended.
     pub outcome: Outcome,
-    /// What a worker said of it; `None` if it is not known, as for an erased one.
+    /// The worker's claim about the run; `None` if it is not known, as for an erased result.
     pub claim: Option<Claim>,
 }
 
@@ -105,7 +105,7 @@ impl Known {
     }
 }
 
-/// What a rule says.
+/// The answer of a rule.
 #[derive(Debug)]
 pub enum Verdict<T, A = ()> {
     /// Write this, if nothing has changed since the facts were read.

@@ -16,18 +16,18 @@ pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 /// The most bytes of fields that this build does not know.
 const EXTRA_BYTES_MAX: usize = 4 * 1024;
 
-/// What to write for a run that ends.
+/// The writes for a run that ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
     /// The result as relay keeps it.
     pub result: JobResult,
     /// Whether relay itself keeps the dead letter, before the result: the worker has sent none.
     pub keeps_letter: bool,
-    /// What was not as the worker said.
+    /// The facts that were not as the worker said.
     pub corrections: Corrections,
 }
 
-/// What was not as a worker said.
+/// The facts that were not as a worker said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Corrections {
     /// A time outside of the run.
@@ -42,7 +42,7 @@ pub struct Corrections {
     pub invalid: bool,
 }
 
-/// What a result means.
+/// The meaning of a result.
 ///
 /// | known of the job | answer |
 /// | --- | --- |

@@ -1,4 +1,4 @@
-//! What a client or an operator does to a run: rerun, redrive, cancel, erase; and what time does: expire.
+//! The acts of a client or an operator on a run: rerun, redrive, cancel, erase; and the act of time: expire.
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use crate::contract::{Failure, Job, JobId, JobResult, Outcome, RunId, Timestamp}
 use crate::dead_letters::DeadLetter;
 use crate::error::BrokerError;
 
-/// What starts when a client wants generation `from` of `job` again. The job's payload is as it is in `known`.
+/// The run that starts when a client wants generation `from` of `job` again. The job's payload is as it is in `known`.
 ///
 /// | known of the job | answer |
 /// | --- | --- |
@@ -48,7 +48,8 @@ pub fn rerun(known: Option<&Known>, job: JobId, from: u32, now: Timestamp) -> Ve
 const ERASED: &str = "the payload was erased: submit the job again";
 const NOT_KEPT: &str = "the payload was not kept: submit the job again, or set `keep_keyless` for the queue";
 
-/// What starts when an operator redrives the dead letter of `run`. The record's facts win; the letter gives back the payload.
+/// The run that starts when an operator redrives the dead letter of `run`. The record's facts win; the letter gives
+/// back the payload.
 ///
 /// | the letter | known of the job | answer |
 /// | --- | --- | --- |
@@ -112,7 +113,7 @@ fn next_run(base: &Job, known: &Known, now: Timestamp) -> Job {
     }
 }
 
-/// What a client's cancel writes.
+/// The result that a client's cancel writes.
 ///
 /// | known of the job | answer |
 /// | --- | --- |
@@ -125,7 +126,7 @@ pub fn cancel(known: Option<&Known>, job: JobId, now: Timestamp) -> Verdict<JobR
     end(known, "cancel", job, Outcome::Cancelled, failure, now)
 }
 
-/// What is written when a run's deadline has passed, as for [`cancel`]. That it has passed is the caller's to know.
+/// The result of a run whose deadline has passed, as for [`cancel`]. That it has passed is the caller's to know.
 #[must_use]
 pub fn expire(known: Option<&Known>, job: JobId, now: Timestamp) -> Verdict<JobResult> {
     let deadline = known.and_then(|known| known.record.as_ref()).map_or(now, |record| record.job.expires_at);
@@ -152,7 +153,7 @@ fn end(
     Verdict::Do(JobResult::unsuccessful(&record.job, outcome, end, failure))
 }
 
-/// What an erasure leaves of the record; `None` if there is no record. Results are stripped by [`erased_result`], and the
+/// The record as an erasure leaves it; `None` if there is no record. Results are stripped by [`erased_result`], and the
 /// job's dead letters are removed.
 ///
 /// | known of the job | answer |
@@ -179,7 +180,7 @@ pub fn erase(known: Option<&Known>, job: JobId) -> Verdict<Option<Job>> {
     Verdict::Do(known.record.as_ref().map(stripped))
 }
 
-/// What an erasure leaves of a result: outcome, reason, key and times.
+/// The result as an erasure leaves it: outcome, reason, key and times.
 #[must_use]
 pub fn erased_result(result: JobResult) -> JobResult {
     let failure = result.failure.map(|failure| Failure { detail: String::new(), ..failure });

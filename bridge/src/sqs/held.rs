@@ -37,7 +37,7 @@ impl Held {
         inner.jobs.insert(job.id, (rules::Record { job, ..record }, until));
     }
 
-    /// What was known of the job when it was given out last.
+    /// The job's record, as known when the job was given out last.
     pub(super) fn of(&self, job: JobId) -> Option<rules::Record> {
         self.lock().jobs.get(&job).map(|(record, _)| record.clone())
     }

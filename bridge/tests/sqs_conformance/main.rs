@@ -20,7 +20,7 @@ use relay_bridge::conformance::{Column, Fixture as _, PROMISES, RUNS, Run};
 
 /// How many tests are under way at once: more than run, because those with hundreds of jobs take turns.
 const AT_ONCE: usize = 28;
-/// What the suite runs on.
+/// The modules that the suite runs on.
 const MODULES: &[(&str, Kind)] = &[("sqs", Kind::Standard), ("sqs_fifo", Kind::Fifo)];
 
 fn main() -> ExitCode {

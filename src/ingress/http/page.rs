@@ -31,7 +31,7 @@ impl Entries {
         Ok(true)
     }
 
-    /// What the page holds.
+    /// The entries that the page holds.
     pub(super) fn into_written(self) -> Vec<Box<RawValue>> {
         self.written
     }

@@ -241,8 +241,8 @@ impl Calls {
         Answered { answer: call().await, in_doubt }
     }
 
-    /// What became of a call that starts a run: its own if an earlier call without an answer may have started it, and nobody
-    /// was told so.
+    /// The answer to a call that starts a run: the run is the call's own if an earlier one without an answer may have
+    /// started it, and nobody was told so.
     fn started(
         &self,
         answered: Answered<Enqueued>,

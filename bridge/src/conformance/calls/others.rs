@@ -1,4 +1,4 @@
-//! What submitters, readers and operators call, repeated.
+//! The calls of submitters, readers and operators, repeated.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -179,7 +179,7 @@ impl Provision for Repeating<dyn Provision> {
     }
 }
 
-/// What is left of a wait that was begun at some time.
+/// The rest of a wait that was begun at some time.
 struct Left {
     wait: Duration,
     deadline: Option<Instant>,

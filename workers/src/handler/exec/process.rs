@@ -25,7 +25,7 @@ use super::{Context, ExecConfig};
 /// long one that was sent SIGKILL may take to be gone.
 pub(super) const COLLECT_MAX: Duration = Duration::from_millis(500);
 
-/// What a command is started with.
+/// The configuration, guard and environment that a command is started with.
 #[derive(Debug)]
 pub(super) struct Start<'a> {
     pub(super) config: &'a ExecConfig,

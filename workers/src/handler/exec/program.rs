@@ -29,7 +29,7 @@ pub enum CannotStart {
     Directory {
         /// As it was configured; `.` if it is the worker's own.
         directory: PathBuf,
-        /// What is wrong with it.
+        /// The trouble with the directory.
         error: io::Error,
     },
     /// No directory of `PATH` has a program of this name.
@@ -37,7 +37,7 @@ pub enum CannotStart {
     NotInPath {
         /// The name.
         program: PathBuf,
-        /// What was searched.
+        /// The `PATH` that was searched.
         path: String,
         /// Where the directory it runs in has one.
         here: bool,
@@ -47,7 +47,7 @@ pub enum CannotStart {
     NotThere {
         /// As it was configured.
         program: PathBuf,
-        /// What the path starts from.
+        /// The directory that the path starts from.
         directory: PathBuf,
     },
     /// There is something else than a program, or one that this user may not run.
@@ -55,7 +55,7 @@ pub enum CannotStart {
     NotExecutable {
         /// Where it was found.
         program: PathBuf,
-        /// What is wrong with it.
+        /// The trouble with the file.
         why: &'static str,
     },
     /// The program is a script, and the interpreter that its first line names is not there.
@@ -63,13 +63,13 @@ pub enum CannotStart {
     NoInterpreter {
         /// Where the script was found.
         program: PathBuf,
-        /// What its first line names.
+        /// The interpreter that the script's first line names.
         interpreter: PathBuf,
     },
 }
 
 impl CannotStart {
-    /// What a person can do about it.
+    /// The remedy that a person can try.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -121,7 +121,7 @@ fn directory(configured: Option<&Path>) -> Result<PathBuf, CannotStart> {
     Ok(directory)
 }
 
-/// What `PATH` is for the command.
+/// The `PATH` of the command.
 fn search_path(config: &ExecConfig) -> OsString {
     let set = config.environment.iter().rev().find(|(name, _)| name == "PATH").map(|(_, path)| path.clone());
     set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_WITHOUT_ANY.into())

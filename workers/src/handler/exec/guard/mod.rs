@@ -65,7 +65,7 @@ pub const MARK: &str = "RELAY_GUARD";
 pub struct Guard {
     program: PathBuf,
     arguments: Vec<OsString>,
-    /// What the marks of this worker begin with.
+    /// The prefix of the marks of this worker.
     token: String,
     state: Mutex<State>,
 }
@@ -164,8 +164,8 @@ impl Process {
         }
     }
 
-    /// From here on a guard that does not read is as good as none: the worker must not hang on it. What is written at a
-    /// time is short, so that it is written whole or not at all.
+    /// From here on a guard that does not read is as good as none: the worker must not hang on it. The text of a
+    /// write is short, so that it is written whole or not at all.
     fn never_wait(&self) -> io::Result<()> {
         if let Some(pipe) = &self.pipe {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -176,7 +176,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // What runs is told to the next one, or was killed before. Collected, so that no zombie stays.
+        // A command that runs is told to the next guard, or was killed before. Collected, so that no zombie stays.
         self.child.kill().ok();
         self.pipe = None;
         self.child.wait().ok();
@@ -191,7 +191,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    /// What the command must have in its environment.
+    /// The variable that the command must have in its environment.
     pub(super) fn mark(&self) -> (OsString, OsString) {
         (MARK.into(), mark(&self.guard.token, self.start).into())
     }
@@ -222,7 +222,7 @@ fn mark(token: &str, start: u64) -> String {
     format!("{token}-{start}")
 }
 
-/// What the worker says to the guard, a line each.
+/// The worker's words to the guard, a line each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said<'a> {
     /// The first one: what the marks begin with.

@@ -39,7 +39,7 @@ fn watch(from_worker: impl BufRead) {
     }
 }
 
-/// What the guard knows.
+/// The guard's knowledge.
 #[derive(Debug, Default)]
 struct Watched {
     token: String,
@@ -76,7 +76,7 @@ impl Watched {
     fn left(&self, started_at: impl Fn(Pid) -> Option<u64>) -> Vec<Pid> {
         let known = self.starts.values().flatten();
         let theirs = known.filter(|group| started_at(group.leader).is_none_or(|now| group.started_at == Some(now)));
-        // What kill(2) takes for "everybody" or "my own group" is no group of a command.
+        // A number that kill(2) takes for "everybody" or "my own group" is no group of a command.
         theirs.map(|group| group.leader).filter(|leader| leader.as_raw() > 1).collect()
     }
 
