@@ -6,20 +6,13 @@ use relay_bridge::contract::TraceParent;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::result::{DETAIL_BYTES_MAX, REASON_BYTES_MAX};
 use relay_bridge::contract::{Failure, JobResult, Outcome};
-
-/// The longest content type, in bytes.
-const CONTENT_TYPE_BYTES_MAX: usize = 255;
+use relay_bridge::rules::record::{CONTENT_TYPE_BYTES_MAX, fits_header};
 
 /// Its content type, if a header can carry it, else [`DEFAULT_CONTENT_TYPE`].
 pub(crate) fn content_type(result: &JobResult) -> &str {
     let text = result.content_type.as_str();
-    let fits = !text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX && is_header_text(text);
+    let fits = !text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX && fits_header(text);
     if fits { text } else { DEFAULT_CONTENT_TYPE }
-}
-
-/// Whether `text` can be the value of a header, everywhere: printable ASCII without space around it.
-pub(crate) fn is_header_text(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text
 }
 
 /// Why it did not succeed, within the lengths of a [`Failure`]: there exactly if it did not.
@@ -82,10 +75,10 @@ mod tests {
     #[test]
     fn a_content_type_is_told_as_it_is_if_a_header_can_carry_it() {
         let longest = format!("text/{}", "x".repeat(250));
-        for fits in ["text/plain", "application/json; charset=utf-8", "no type at all", &longest] {
+        for fits in ["text/plain", "application/json; charset=utf-8", "no type at all", "a/b;\tc=d", &longest] {
             assert_eq!(content_type(&JobResult { content_type: fits.to_owned(), ..result() }), fits);
         }
-        for unfit in ["", " ", " text/plain", "a/b\r\nc: d", "a/b\t", "a/b\0", "a/\u{fc}", &(longest.clone() + "x")] {
+        for unfit in ["", " ", " text/plain", "a/b\r\nc: d", "a/b;\t", "a/b\0", "a/\u{fc}", &(longest.clone() + "x")] {
             let told = JobResult { content_type: unfit.to_owned(), ..result() };
             assert_eq!(content_type(&told), DEFAULT_CONTENT_TYPE, "{unfit:?}");
         }

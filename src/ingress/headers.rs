@@ -11,8 +11,8 @@ use relay_bridge::contract::trace;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission, TraceParent};
 
 use super::refusal::Refusal;
-use crate::api::fit::is_header_text;
 use crate::api::{DurationText, Problem, Slug, header};
+use relay_bridge::rules::record::fits_header;
 
 /// The longest content type or content encoding, in bytes.
 const CONTENT_HEADER_BYTES_MAX: usize = 255;
@@ -27,8 +27,11 @@ pub(super) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
     if values.next().is_some() {
         return Err(Refusal::malformed(format!("header {name} is there more than once: send one")));
     }
-    let text =
-        value.to_str().map_err(|_| Refusal::malformed(format!("header {name} has other than ASCII: encode it")))?;
+    let text = value.to_str().map_err(|_| {
+        Refusal::malformed(format!(
+            "header {name} is no header's: visible ASCII, with spaces and tabs within; encode it"
+        ))
+    })?;
     Ok(Some(text))
 }
 
@@ -138,7 +141,7 @@ pub(super) fn check_content_type(text: &str, what: &str) -> Result<(), Refusal> 
     if text.len() > CONTENT_HEADER_BYTES_MAX {
         return Err(content_too_long(what, text));
     }
-    if text.trim().is_empty() || !is_header_text(text) {
+    if text.trim().is_empty() || !fits_header(text) {
         return Err(Refusal::malformed(format!("{what} is not a content type such as application/json: correct it")));
     }
     Ok(())
@@ -155,8 +158,10 @@ pub(super) fn meta(pairs: &BTreeMap<String, String>, what: &str) -> Result<BTree
         let full = full.ok_or_else(|| {
             Refusal::malformed(format!("{what}: `{shown}` is no name that a header could have: use a-z, 0-9 and -"))
         })?;
-        if !is_header_text(value) {
-            return Err(Refusal::malformed(format!("{what}: the value of `{shown}` has other than ASCII: encode it")));
+        if !fits_header(value) {
+            return Err(Refusal::malformed(format!(
+                "{what}: the value of `{shown}` is no header's: visible ASCII, with spaces and tabs within; encode it"
+            )));
         }
         bytes += name.len() + value.len();
         if passed.insert(full.as_str().to_owned(), value.clone()).is_some() {

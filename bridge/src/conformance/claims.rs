@@ -83,11 +83,13 @@ pub async fn a_result_that_cannot_be_kept_ends_its_run_once_and_relay_keeps_the_
     let stage = Stage::with(fixture, |policy| policy.result_max = 1_000).await;
     let failure = |reason: usize, detail: usize| Failure { reason: "r".repeat(reason), detail: "d".repeat(detail) };
     type Spoil = fn(&mut JobResult);
-    let cases: [(&str, Spoil); 4] = [
+    let cases: [(&str, Spoil); 6] = [
         ("result-too-large", |result| result.payload = vec![7; 1_001].into()),
         ("result-invalid", |result| result.content_type = "x".repeat(256)),
         ("result-invalid", |result| result.content_type = "text/plain\r\nNats-Rollup: all".to_owned()),
         ("result-invalid", |result| result.content_type = "text/plain\u{7f}".to_owned()),
+        ("result-invalid", |result| result.content_type = "text/plain; name=\u{fc}".to_owned()),
+        ("result-invalid", |result| result.content_type = " text/plain".to_owned()),
     ];
     for (number, (reason, spoil)) in cases.into_iter().enumerate() {
         let (job, delivery) = held(&stage, &format!("key-{number}")).await;
@@ -162,6 +164,46 @@ pub async fn the_same_result_again_is_the_first_one(fixture: &dyn Fixture) {
     if stage.crash().await {
         stage.record_first(&result).await;
         stage.record_first(&lie).await;
+    }
+}
+
+pub async fn a_claim_that_a_worker_names_is_not_taken_for_its_words(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    // The first is small; the second has an item of its own where small ones are kept with the record.
+    for (number, bytes) in [1, 4_000].into_iter().enumerate() {
+        let (job, delivery) = held(&stage, &format!("key-{number}")).await;
+        let first = stage.success(&delivery, vec![b'a'; bytes]);
+        stage.record_first(&JobResult { claimed: Some(stage.success(&delivery, "b").words()), ..first.clone() }).await;
+        for claimed in [first.words(), stage.success(&delivery, "b").words()] {
+            let forged = JobResult { claimed: Some(claimed), ..stage.success(&delivery, vec![b'b'; bytes]) };
+            for attempt in [1, 4_000_000_000] {
+                let answer = stage.leasing.record(&JobResult { attempt, ..forged.clone() }).await.unwrap();
+                assert_eq!(answer, Recorded::Superseded(Outcome::Succeeded));
+            }
+        }
+        stage.record_first(&JobResult { claimed: None, ..first.clone() }).await;
+        assert_eq!(stage.finished(&job).await.result.payload, first.payload);
+        stage.settle(&delivery, Settlement::Complete).await;
+    }
+}
+
+pub async fn a_run_that_failed_has_a_letter_also_without_its_workers(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    for submission in [stage.keyed(&client, "key"), stage.submission(&client)] {
+        let job = stage.submit(submission).await;
+        let delivery = stage.lease_one().await;
+        stage.record_first(&stage.failure(&delivery, Outcome::Failed, "exit-code")).await;
+        stage.settle(&delivery, Settlement::DeadLetter).await;
+        let letters = &stage.broker.dead_letters;
+        let letter = letters.get(job.id).await.unwrap().expect("a failed run has a letter");
+        assert_eq!((&letter.job.payload, letter.outcome), (&job.payload, Outcome::Failed));
+        assert_eq!((letter.failure.reason.as_str(), letter.attempt), ("exit-code", 1));
+        // The worker's own comes late: the first one stays.
+        stage.leasing.dead_letter(&stage.letter(&delivery, Outcome::Exhausted)).await.unwrap();
+        assert_eq!(letters.get(job.id).await.unwrap().map(|letter| letter.outcome), Some(Outcome::Failed));
+        assert_eq!(letters.redrive(job.id, job.run_id).await.unwrap().status().generation, 2);
+        assert_eq!(stage.lease_one().await.job.payload, job.payload);
     }
 }
 

@@ -231,6 +231,19 @@ pub async fn a_result_past_its_keeping_is_absent_before_any_sweep(fixture: &dyn 
     stage.assert_absent(&job).await;
 }
 
+pub async fn a_delayed_job_that_is_cancelled_keeps_its_key_as_long_as_one_that_ran(fixture: &dyn Fixture) {
+    let stage = Stage::brief(fixture).await;
+    let mut submission = stage.keyed(&stage.client("a"), "key");
+    submission.delay = stage.lease * 4;
+    let job = stage.submit(submission.clone()).await;
+    stage.broker.jobs.cancel(&job.client, job.id).await.unwrap();
+    // Past what a job without a delay would be kept.
+    stage.pass(stage.policy.job_ttl + stage.policy.retention + stage.lease * 2).await;
+    stage.sweep().await;
+    assert_eq!(stage.replay(submission).await.run_id, job.run_id);
+    assert_eq!(stage.finished(&job).await.result.outcome, Outcome::Cancelled);
+}
+
 pub async fn retention_is_fixed_at_acceptance(fixture: &dyn Fixture) {
     let stage = Stage::brief(fixture).await;
     let job = stage.run(stage.keyed(&stage.client("a"), "key")).await;

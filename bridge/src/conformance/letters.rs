@@ -6,7 +6,8 @@ use crate::contract::{Failure, Job, JobState, Outcome, RunId};
 use crate::dead_letters::DeadLetter;
 use crate::error::BrokerErrorKind;
 use crate::job_queue::Enqueued;
-use crate::leasing::Delivery;
+use crate::leasing::{Delivery, Recorded};
+use crate::settlement::Settlement;
 
 /// A keyed job that ended as failed.
 async fn dead(stage: &Stage<'_>, key: &str) -> (Job, Delivery) {
@@ -99,6 +100,70 @@ pub async fn a_letter_goes_when_its_run_is_cancelled_or_expires(fixture: &dyn Fi
         stage.assert_nothing_in_line().await;
         assert_eq!(stage.status(&job).await.state, JobState::Finished(outcome));
     }
+}
+
+pub async fn a_letter_goes_when_a_later_attempt_of_its_run_succeeds(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let job = stage.submit(stage.keyed(&stage.client("a"), "key")).await;
+    let first = stage.lease_one().await;
+    stage.leasing.dead_letter(&stage.letter(&first, Outcome::Failed)).await.unwrap();
+    // Here its worker crashes, and the next one is killed before it takes anything back.
+    stage.pass_lease().await;
+    let second = stage.lease_one().await;
+    assert_eq!(second.attempt, 2);
+    stage.record_first(&stage.success(&second, "done")).await;
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
+    stage.settle(&second, Settlement::Complete).await;
+}
+
+pub async fn a_letter_stays_whatever_becomes_of_later_runs(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let (job, delivery) = dead(&stage, "key").await;
+    let failed = stage.failure(&delivery, Outcome::Failed, "exit-code");
+    stage.broker.jobs.rerun(&job.client, job.id, 1).await.unwrap();
+    stage.broker.jobs.cancel(&job.client, job.id).await.unwrap();
+    let answer = stage.leasing.record(&failed).await.unwrap();
+    assert_eq!(answer, Recorded::Superseded(Outcome::Cancelled), "a result of the first run comes again");
+    let letter = stage.broker.dead_letters.get(job.id).await.unwrap();
+    assert_eq!(letter.map(|letter| letter.job.run_id), Some(job.run_id));
+}
+
+pub async fn a_letter_of_an_erased_job_is_not_kept(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    for submission in [stage.keyed(&client, "key"), stage.submission(&client)] {
+        let job = stage.submit(submission).await;
+        let delivery = stage.lease_one().await;
+        stage.end_badly(&delivery, Outcome::Failed).await;
+        stage.broker.jobs.erase(&client, job.id).await.unwrap();
+        assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
+        // A late attempt has the payload still.
+        stage.leasing.dead_letter(&stage.letter(&delivery, Outcome::Failed)).await.unwrap();
+        assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
+    }
+}
+
+pub async fn a_letter_without_the_payload_that_its_client_sent_is_not_kept(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    // Nobody keeps the payload of this one beyond its run, but for the letter.
+    let (job, delivery) = {
+        let job = stage.submit_plain(&stage.client("a")).await;
+        let delivery = stage.lease_one().await;
+        stage.end_badly(&delivery, Outcome::Failed).await;
+        (job, delivery)
+    };
+    let letters = &stage.broker.dead_letters;
+    assert!(letters.purge(job.id, job.run_id).await.unwrap());
+    for payload in ["", "a lie"] {
+        let lie = Job { payload: payload.into(), ..job.clone() };
+        let letter = DeadLetter { job: lie, ..stage.letter(&delivery, Outcome::Failed) };
+        stage.leasing.dead_letter(&letter).await.unwrap();
+        assert_eq!(letters.get(job.id).await.unwrap(), None, "{payload:?}");
+    }
+    stage.leasing.dead_letter(&stage.letter(&delivery, Outcome::Failed)).await.unwrap();
+    assert_eq!(letters.get(job.id).await.unwrap().map(|letter| letter.job.payload), Some(job.payload.clone()));
+    letters.redrive(job.id, job.run_id).await.unwrap();
+    assert_eq!(stage.lease_one().await.job.payload, job.payload);
 }
 
 pub async fn a_redrive_does_not_touch_another_job_under_the_key(fixture: &dyn Fixture) {

@@ -183,6 +183,8 @@ macro_rules! conformance_tests {
                 a_result_that_cannot_be_kept_ends_its_run_once_and_relay_keeps_the_letter
                 a_megabyte_of_detail_ends_its_run_once
                 the_same_result_again_is_the_first_one
+                a_claim_that_a_worker_names_is_not_taken_for_its_words
+                a_run_that_failed_has_a_letter_also_without_its_workers
                 a_page_is_bounded_by_what_its_entries_take
             }
             expiry {
@@ -193,6 +195,7 @@ macro_rules! conformance_tests {
                 a_sweep_writes_nothing_for_finished_runs_at_any_edge
                 a_result_is_readable_for_its_retention_after_completion
                 a_result_past_its_keeping_is_absent_before_any_sweep
+                a_delayed_job_that_is_cancelled_keeps_its_key_as_long_as_one_that_ran
                 retention_is_fixed_at_acceptance
                 a_job_without_a_key_leaves_only_its_result
             }
@@ -250,6 +253,10 @@ macro_rules! conformance_tests {
                 a_letter_of_a_run_that_nobody_gave_out_is_not_kept
                 a_letter_has_what_relay_knows_of_its_job
                 a_letter_goes_when_its_run_is_cancelled_or_expires
+                a_letter_goes_when_a_later_attempt_of_its_run_succeeds
+                a_letter_stays_whatever_becomes_of_later_runs
+                a_letter_of_an_erased_job_is_not_kept
+                a_letter_without_the_payload_that_its_client_sent_is_not_kept
                 a_redrive_does_not_touch_another_job_under_the_key
                 a_letter_that_comes_again_after_its_redrive_starts_nothing
                 dead_letters_are_listed_by_when_they_were_kept

@@ -104,8 +104,16 @@ pub async fn refusals_about_a_job_have_the_same_words_everywhere(fixture: &dyn F
     says(jobs.erase(&other, job.id).await, NotFound, &hidden);
     let open = "generation 1 has not ended: wait for it, or cancel it";
     says(jobs.rerun(&client, job.id, 1).await, StateConflict, open);
-    says(jobs.rerun(&client, job.id, 3).await, StateConflict, "the job is in generation 1, not 3");
-    says(jobs.rerun(&client, job.id, 0).await, StateConflict, "the job is in generation 1, not 0");
+    says(
+        jobs.rerun(&client, job.id, 3).await,
+        StateConflict,
+        "the job is in generation 1, not 3: rerun that one, if it is meant",
+    );
+    says(
+        jobs.rerun(&client, job.id, 0).await,
+        StateConflict,
+        "the job is in generation 1, not 0: rerun that one, if it is meant",
+    );
     says(jobs.erase(&client, job.id).await, StateConflict, "the run has not ended: cancel it first");
 
     let delivery = stage.lease_one().await;
@@ -116,7 +124,7 @@ pub async fn refusals_about_a_job_have_the_same_words_everywhere(fixture: &dyn F
     says(stage.broker.dead_letters.redrive(job.id, job.run_id).await, NotFound, &no_letter);
     let letter = stage.letter(&delivery, Outcome::Failed);
     stage.leasing.dead_letter(&letter).await.unwrap();
-    let open = "the run has not ended: its worker has not recorded the outcome yet";
+    let open = "the run has not ended: wait for its outcome, or have its client cancel it";
     says(stage.broker.dead_letters.redrive(job.id, job.run_id).await, StateConflict, open);
     stage.succeed(&delivery).await;
     let late = "the run succeeded after all: purge the dead letter instead";

@@ -151,19 +151,24 @@ impl JobResult {
     }
 
     /// Names what a worker says of the run: attempt, outcome, content type and payload, as the worker sent them. Two results
-    /// of one run with the same claim are one result that was sent twice.
+    /// of one run with the same claim are one result that was sent twice. For a result that relay keeps: of one that a worker
+    /// sends, [`words`](Self::words) are the claim, because `claimed` is the worker's word as well.
     #[must_use]
     pub fn claim(&self) -> Claim {
-        self.claimed.unwrap_or_else(|| {
-            let mut hash = blake3::Hasher::new();
-            hash.update(&self.attempt.to_be_bytes());
-            for part in [self.outcome.as_str().as_bytes(), self.content_type.as_bytes(), &self.payload] {
-                hash.update(&(part.len() as u64).to_be_bytes()).update(part);
-            }
-            let mut claim = [0; 16];
-            hash.finalize_xof().fill(&mut claim);
-            Claim(claim)
-        })
+        self.claimed.unwrap_or_else(|| self.words())
+    }
+
+    /// The claim that attempt, outcome, content type and payload make as they stand here.
+    #[must_use]
+    pub fn words(&self) -> Claim {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.attempt.to_be_bytes());
+        for part in [self.outcome.as_str().as_bytes(), self.content_type.as_bytes(), &self.payload] {
+            hash.update(&(part.len() as u64).to_be_bytes()).update(part);
+        }
+        let mut claim = [0; 16];
+        hash.finalize_xof().fill(&mut claim);
+        Claim(claim)
     }
 
     fn new(

@@ -23,6 +23,7 @@ pub fn leaves_letter(outcome: Outcome) -> bool {
 /// | a record of a later run | already: that run needs no letter any more |
 /// | a record of another run or generation | refused: no relay gave that run out |
 /// | a record of this run, which did not fail, or whose payload was erased | already: it leaves no letter |
+/// | a record of this run, which has ended, and neither it nor the letter has the payload | already: nothing is left to start again |
 /// | a record of this run, open or failed | do: the letter as relay keeps it |
 /// | an outcome that leaves no letter | refused: `failed` and `exhausted` do |
 #[must_use]
@@ -49,6 +50,9 @@ pub fn keep_letter(known: Option<&Known>, letter: &DeadLetter, now: Timestamp) -
         return Verdict::Already(());
     }
     let payload = if job.payload.is_empty() && is_payload_of(job, sent) { &sent.payload } else { &job.payload };
+    if record.payload == Payload::NotKept && known.and_then(Known::outcome).is_some() && !has_payload(job, payload) {
+        return Verdict::Already(());
+    }
     let failure = Failure::new(letter.failure.reason.clone(), letter.failure.detail.clone());
     Verdict::Do(DeadLetter {
         job: Job { payload: payload.clone(), ..job.clone() },
@@ -63,7 +67,12 @@ pub fn keep_letter(known: Option<&Known>, letter: &DeadLetter, now: Timestamp) -
 /// Whether a worker's copy of the job has the payload that the client sent.
 #[must_use]
 pub fn is_payload_of(job: &Job, copy: &Job) -> bool {
-    Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), &copy.payload) == job.fingerprint
+    has_payload(job, &copy.payload)
+}
+
+/// Whether `payload` is the one that the client sent as `job`.
+pub(super) fn has_payload(job: &Job, payload: &[u8]) -> bool {
+    Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), payload) == job.fingerprint
 }
 
 /// Whether the dead letter of `run` is taken back, whoever asks: that run has ended, and not badly.

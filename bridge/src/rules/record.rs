@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::refusal::{no_job, unknown_run};
-use super::{Known, Record, SKEW, Verdict};
+use super::{Known, Record, SKEW, Verdict, leaves_letter};
 use crate::contract::result::{DETAIL_BYTES_MAX, End, FAILURE_CONTENT_TYPE, REASON_BYTES_MAX, words_of};
 use crate::contract::trace::TRACEPARENT;
 use crate::contract::{Failure, JobResult, Outcome, Timestamp};
@@ -21,8 +21,10 @@ const EXTRA_BYTES_MAX: usize = 4 * 1024;
 pub struct Ending {
     /// The result as relay keeps it.
     pub result: JobResult,
-    /// Whether relay itself keeps the dead letter, before the result: the worker has sent none.
+    /// Whether relay sees to the run's dead letter, before the result: it keeps its own where the worker has sent none.
     pub keeps_letter: bool,
+    /// Whether an earlier attempt may have left a dead letter, which the run's end takes back.
+    pub takes_letter: bool,
     /// The facts that were not as the worker said.
     pub corrections: Corrections,
 }
@@ -55,7 +57,8 @@ pub struct Corrections {
 ///
 /// `result_max` is the largest payload in bytes that the queue and its broker take. Where the payload is larger, or the
 /// content type (above 255 bytes, or no header's value), the reason (above 64 bytes) or the detail (above 8 KiB) can't be
-/// taken, the run ends as `failed`, and relay keeps the dead letter: a refusal would start the handler again.
+/// taken, the run ends as `failed`: a refusal would start the handler again. A run that ends as `failed` or `exhausted` has a
+/// dead letter, also where its worker sent none.
 #[must_use]
 pub fn record(known: Option<&Known>, sent: &JobResult, result_max: u64, now: Timestamp) -> Verdict<Ending, Recorded> {
     let Some(known) = known else { return Verdict::Refuse(no_job(OPERATION, sent.job_id)) };
@@ -65,7 +68,7 @@ pub fn record(known: Option<&Known>, sent: &JobResult, result_max: u64, now: Tim
         return Verdict::Refuse(no_job(OPERATION, sent.job_id));
     }
     if let Some(ended) = known.ended.as_ref().filter(|ended| ended.run >= sent.run_id) {
-        let again = ended.run == sent.run_id && ended.claim.is_some_and(|claim| claim == sent.claim());
+        let again = ended.run == sent.run_id && ended.claim.is_some_and(|claim| claim == sent.words());
         return Verdict::Already(if again { Recorded::First } else { Recorded::Superseded(ended.outcome) });
     }
     let Some(record) = &known.record else { return Verdict::Refuse(no_job(OPERATION, sent.job_id)) };
@@ -127,9 +130,10 @@ fn ending(record: &Record, sent: &JobResult, result_max: u64, now: Timestamp) ->
         (None, _) => kept,
     };
     if corrections.attempt || refused.is_some() || result.payload != sent.payload {
-        result.claimed = Some(sent.claim());
+        result.claimed = Some(sent.words());
     }
-    Ending { result, keeps_letter: refused.is_some(), corrections }
+    let keeps_letter = leaves_letter(result.outcome);
+    Ending { keeps_letter, takes_letter: !keeps_letter && attempt > 1, result, corrections }
 }
 
 /// Whether what is the record's was otherwise in what was sent. Workers before this release send neither key nor meta.
@@ -157,7 +161,7 @@ fn invalid(sent: &JobResult) -> Option<String> {
         return Some(format!("the content type has {content_type} bytes, allowed are {CONTENT_TYPE_BYTES_MAX}"));
     }
     if !fits_header(&sent.content_type) {
-        return Some("the content type holds control characters, which no header's value can".to_owned());
+        return Some("the content type is no header's value: visible ASCII, with spaces and tabs within".to_owned());
     }
     match (&sent.failure, sent.outcome) {
         (None, Outcome::Succeeded) => None,
@@ -176,10 +180,12 @@ fn invalid(sent: &JobResult) -> Option<String> {
     }
 }
 
-/// Whether a text can be a header's value: RFC 9110, section 5.5, with the bytes above ASCII that it calls obsolete.
+/// Whether a text can be a header's value: visible ASCII, with spaces and tabs within (RFC 9110, section 5.5, without the
+/// bytes above ASCII that it calls obsolete).
 #[must_use]
 pub fn fits_header(text: &str) -> bool {
-    text.bytes().all(|byte| byte == b'\t' || byte >= 0x20 && byte != 0x7f)
+    let visible = text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+    visible && text.trim_matches([' ', '\t']) == text
 }
 
 /// Until when a result that is recorded at `now` is kept: at least as long as its record.

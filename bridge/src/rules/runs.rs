@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::letters::did_not_fail;
+use super::letters::{did_not_fail, has_payload};
 use super::refusal::{conflict, no_job, no_letter};
 use super::{Known, Payload, Record, Verdict, leaves_letter};
 use crate::contract::result::End;
@@ -33,7 +33,7 @@ pub fn rerun(known: Option<&Known>, job: JobId, from: u32, now: Timestamp) -> Ve
     }
     let refuse = |why: String| Verdict::Refuse(conflict(OPERATION, why));
     if generation != from {
-        return refuse(format!("the job is in generation {generation}, not {from}"));
+        return refuse(format!("the job is in generation {generation}, not {from}: rerun that one, if it is meant"));
     }
     if known.outcome().is_none() {
         return refuse(format!("generation {from} has not ended: wait for it, or cancel it"));
@@ -41,12 +41,16 @@ pub fn rerun(known: Option<&Known>, job: JobId, from: u32, now: Timestamp) -> Ve
     match known.record.as_ref().map(|record| (record.payload, &record.job)) {
         Some((Payload::Kept, base)) => Verdict::Do(next_run(base, known, now)),
         Some((Payload::Erased, _)) => refuse(ERASED.to_owned()),
-        Some((Payload::NotKept, _)) | None => refuse(NOT_KEPT.to_owned()),
+        Some((Payload::NotKept, _)) => refuse(NOT_KEPT.to_owned()),
+        None => refuse(PAST.to_owned()),
     }
 }
 
 const ERASED: &str = "the payload was erased: submit the job again";
 const NOT_KEPT: &str = "the payload was not kept: submit the job again, or set `keep_keyless` for the queue";
+const PAST: &str = "the payload is not kept any more: submit the job again";
+const NO_PAYLOAD: &str =
+    "the dead letter has not the payload that its client sent: purge it, and have the job submitted again";
 
 /// The run that starts when an operator redrives the dead letter of `run`. The record's facts win; the letter gives
 /// back the payload.
@@ -60,6 +64,7 @@ const NOT_KEPT: &str = "the payload was not kept: submit the job again, or set `
 /// | there | this run, open | refused: its outcome is not recorded yet |
 /// | there | this run, which did not fail | refused: purge the letter |
 /// | there | erased | refused |
+/// | there, without the payload | this run, failed; or nothing | refused: there is nothing to start |
 /// | there | this run, failed; or nothing | do: the job in its next run, with its payload |
 #[must_use]
 pub fn redrive(
@@ -86,20 +91,25 @@ pub fn redrive(
     if later {
         return Verdict::Already(());
     }
-    let Some(known) = known else { return Verdict::Do(letter.job.next_run(now)) };
+    let Some(known) = known else {
+        let whole = has_payload(&letter.job, &letter.job.payload);
+        return if whole { Verdict::Do(letter.job.next_run(now)) } else { refuse(NO_PAYLOAD.to_owned()) };
+    };
     match known.outcome() {
-        None => return refuse("the run has not ended: its worker has not recorded the outcome yet".to_owned()),
+        None => return refuse("the run has not ended: wait for its outcome, or have its client cancel it".to_owned()),
         Some(outcome) if !leaves_letter(outcome) => return refuse(did_not_fail(outcome)),
         Some(_) => {}
     }
-    match record {
-        Some(Record { payload: Payload::Erased, .. }) => refuse(ERASED.to_owned()),
-        Some(Record { job: base, .. }) => {
-            let payload = if base.payload.is_empty() { &letter.job.payload } else { &base.payload };
-            Verdict::Do(next_run(&Job { payload: payload.clone(), ..base.clone() }, known, now))
-        }
-        None => Verdict::Do(next_run(&letter.job, known, now)),
+    let base = match record {
+        Some(Record { payload: Payload::Erased, .. }) => return refuse(ERASED.to_owned()),
+        Some(Record { job, .. }) => job,
+        None => &letter.job,
+    };
+    let payload = if base.payload.is_empty() { &letter.job.payload } else { &base.payload };
+    if !has_payload(base, payload) {
+        return refuse(NO_PAYLOAD.to_owned());
     }
+    Verdict::Do(next_run(&Job { payload: payload.clone(), ..base.clone() }, known, now))
 }
 
 /// The job in the run after every one that is known.

@@ -140,6 +140,8 @@ fn a_result_that_cannot_be_kept_ends_the_run_once_as_failed_and_relay_keeps_the_
         (JobResult { content_type: long(256), ..honest.clone() }, "result-invalid"),
         (JobResult { content_type: "text/plain\r\nx: y".to_owned(), ..honest.clone() }, "result-invalid"),
         (JobResult { content_type: "text/\u{7f}".to_owned(), ..honest.clone() }, "result-invalid"),
+        (JobResult { content_type: "text/\u{fc}".to_owned(), ..honest.clone() }, "result-invalid"),
+        (JobResult { content_type: " text/plain".to_owned(), ..honest.clone() }, "result-invalid"),
         (JobResult { failure: failure(1, 1), ..honest.clone() }, "result-invalid"),
         (JobResult { failure: failure(65, 1), ..failed.clone() }, "result-invalid"),
         (JobResult { failure: failure(1, DETAIL_BYTES_MAX + 1), ..failed.clone() }, "result-invalid"),
@@ -158,7 +160,35 @@ fn a_result_that_cannot_be_kept_ends_the_run_once_as_failed_and_relay_keeps_the_
         JobResult { payload: Bytes::from(vec![0; 1_000]), content_type: long(255), ..honest },
         JobResult { failure: failure(64, DETAIL_BYTES_MAX), payload: vec![0; 2_000].into(), ..failed },
     ] {
-        assert!(!done(recorded(Some(&known(&job, None)), &sent)).keeps_letter);
+        let ending = done(recorded(Some(&known(&job, None)), &sent));
+        assert_eq!((ending.result.outcome, ending.keeps_letter), (sent.outcome, sent.outcome == Outcome::Failed));
+    }
+}
+
+#[test]
+fn a_claim_that_comes_with_a_result_is_not_its_words() {
+    let job = job(Some("k"));
+    let (first, other) = (result(&job, Outcome::Succeeded), result(&job, Outcome::Failed));
+    let forged = |claim| JobResult { claimed: Some(claim), attempt: u32::MAX, ..other.clone() };
+    let kept = done(recorded(Some(&known(&job, None)), &JobResult { claimed: Some(other.words()), ..first.clone() }));
+    assert_eq!((kept.result.claim(), kept.result.claimed), (first.words(), None));
+    let after = Known { ended: Some(Ended::of(&kept.result)), ..known(&job, None) };
+    for sent in [forged(first.words()), forged(kept.result.claim())] {
+        assert!(matches!(recorded(Some(&after), &sent), Verdict::Already(Recorded::Superseded(Outcome::Succeeded))));
+    }
+    let corrected = done(recorded(Some(&known(&job, None)), &forged(first.words())));
+    assert_eq!(corrected.result.claimed, Some(forged(first.words()).words()));
+}
+
+#[test]
+fn a_letter_is_taken_back_by_a_later_attempt_that_ends_well() {
+    let job = job(Some("k"));
+    for (outcome, attempt, takes) in
+        [(Outcome::Succeeded, 1, false), (Outcome::Succeeded, 2, true), (Outcome::Failed, 2, false)]
+    {
+        let sent = JobResult { attempt, ..result(&job, outcome) };
+        let ending = done(recorded(Some(&known(&job, None)), &sent));
+        assert_eq!((ending.takes_letter, ending.keeps_letter), (takes, outcome == Outcome::Failed));
     }
 }
 
@@ -197,8 +227,12 @@ fn a_rerun_names_the_generation_it_starts_from() {
         (Some(ended(&keyed)), 1, "do"),
         (Some(ended(&keyed.next_run(now()))), 1, "already"),
         (Some(known(&keyed.next_run(now()), None)), 1, "already"),
-        (Some(ended(&keyed)), 0, "StateConflict: the job is in generation 1, not 0"),
-        (Some(ended(&keyed)), u32::MAX, "StateConflict: the job is in generation 1, not 4294967295"),
+        (Some(ended(&keyed)), 0, "StateConflict: the job is in generation 1, not 0: rerun that one, if it is meant"),
+        (
+            Some(ended(&keyed)),
+            u32::MAX,
+            "StateConflict: the job is in generation 1, not 4294967295: rerun that one, if it is meant",
+        ),
         (Some(known(&keyed, None)), 1, "StateConflict: generation 1 has not ended: wait for it, or cancel it"),
         (Some(erased(ended(&keyed))), 1, "StateConflict: the payload was erased: submit the job again"),
         (
@@ -206,12 +240,8 @@ fn a_rerun_names_the_generation_it_starts_from() {
             1,
             "StateConflict: the payload was not kept: submit the job again, or set `keep_keyless` for the queue",
         ),
-        (
-            Some(left.clone()),
-            1,
-            "StateConflict: the payload was not kept: submit the job again, or set `keep_keyless` for the queue",
-        ),
-        (Some(left), 2, "StateConflict: the job is in generation 1, not 2"),
+        (Some(left.clone()), 1, "StateConflict: the payload is not kept any more: submit the job again"),
+        (Some(left), 2, "StateConflict: the job is in generation 1, not 2: rerun that one, if it is meant"),
     ];
     for (known, from, expected) in table {
         assert_eq!(short(&rerun(known.as_ref(), keyed.id, from, now())), expected, "{from} {known:?}");

@@ -314,6 +314,10 @@ fn decide(ending: &Ending, item: Option<Item>, now: Timestamp) -> Result<Recorde
         Some(item) => Some(Record::read(item)?.known(Some(result.claim()))?),
         None => None,
     };
+    let ended = known.as_ref().and_then(|known| known.ended.as_ref());
+    if ended.is_some_and(|ended| (ended.run, ended.claim) == (result.run_id, Some(result.claim()))) {
+        return Ok(Recorded::First);
+    }
     match rules::record(known.as_ref(), result, u64::MAX, now).refused()? {
         Err(recorded) => Ok(recorded),
         Ok(_) => Err(BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "the record changed meanwhile")),
@@ -350,7 +354,7 @@ impl Sqs {
             // Whether it has ended is for the write to find.
             Some(record) => Some(Known { record: Some(record), ended: None }),
             None => match self.record_of(sent.job_id, OPERATION).await? {
-                Some(record) => Some(record.known(Some(sent.claim()))?),
+                Some(record) => Some(record.known(Some(sent.words()))?),
                 None => None,
             },
         };

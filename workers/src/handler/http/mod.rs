@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use relay_bridge::contract::{Failure, Job};
+use relay_bridge::rules::record::CONTENT_TYPE_BYTES_MAX;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
 
@@ -49,8 +50,6 @@ use super::{Attempt, Context, Handler, Output, metadata};
 
 /// How much of an unsuccessful response is kept for the failure, in bytes.
 const EXCERPT_BYTES_MAX: usize = 2 * 1024;
-/// The longest content type of a response that is taken over, in bytes.
-const CONTENT_TYPE_BYTES_MAX: usize = 256;
 /// What a response without a content type is.
 const NO_CONTENT_TYPE: &str = "application/octet-stream";
 
