@@ -58,6 +58,9 @@ pub struct QueuePolicy {
     pub client_defaults: ClientPolicy,
     /// What holds for single clients.
     pub clients: BTreeMap<ClientId, ClientPolicy>,
+    /// Settings of a newer release, kept as they came, so that a change by this one leaves them.
+    #[serde(flatten)]
+    pub newer: BTreeMap<String, serde_json::Value>,
 }
 
 impl Default for QueuePolicy {
@@ -80,6 +83,7 @@ impl Default for QueuePolicy {
             paused: false,
             client_defaults: ClientPolicy::default(),
             clients: BTreeMap::new(),
+            newer: BTreeMap::new(),
         }
     }
 }
@@ -134,6 +138,9 @@ pub struct ClientPolicy {
     /// How many submissions may come at once before `rate` holds: at least 1; default 100.
     #[serde(skip_serializing_if = "is_usual_burst")]
     pub burst: u32,
+    /// As in [`QueuePolicy::newer`].
+    #[serde(flatten)]
+    pub newer: BTreeMap<String, serde_json::Value>,
 }
 
 const BURST: u32 = 100;
@@ -150,7 +157,8 @@ fn is_usual_burst(burst: &u32) -> bool {
 
 impl Default for ClientPolicy {
     fn default() -> Self {
-        Self { weight: 1, max_queued: 1_000_000, max_running: u32::MAX, rate: None, burst: BURST }
+        let (weight, max_queued, max_running) = (1, 1_000_000, u32::MAX);
+        Self { weight, max_queued, max_running, rate: None, burst: BURST, newer: BTreeMap::new() }
     }
 }
 
@@ -322,6 +330,18 @@ mod tests {
                 assert_eq!(asked(Some(policy)), Ok(false), "the same call again finds it done");
             }
         }
+    }
+
+    #[test]
+    fn settings_of_a_newer_release_survive_a_change() {
+        let text = r#"{"max_attempts":3,"colour":"red","clients":{"shop":{"weight":2,"shade":[1]}}}"#;
+        let stored: QueuePolicy = serde_json::from_str(text).unwrap();
+        let changed = QueuePolicy { max_attempts: 4, ..stored };
+        let told: QueuePolicy = rmp_serde::from_slice(&rmp_serde::to_vec_named(&changed).unwrap()).unwrap();
+        assert_eq!(told, changed, "over the worker protocol as well");
+        let written: serde_json::Value = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
+        assert_eq!((&written["max_attempts"], &written["colour"]), (&4.into(), &"red".into()));
+        assert_eq!(written["clients"]["shop"]["shade"], serde_json::json!([1]));
     }
 
     #[test]
