@@ -157,7 +157,28 @@ async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
     let listed = target.jobs.list(&job.client, &filter).await.unwrap().jobs;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].key.as_ref().unwrap().as_str(), job.run_id.to_string());
-    assert_eq!(listed[0].headers, job.headers);
+    let hops = [("relay-hops".to_owned(), "1".to_owned())];
+    assert_eq!(listed[0].headers, job.headers.into_iter().chain(hops).collect());
+}
+
+#[tokio::test]
+async fn a_job_that_came_over_eight_bridges_fails_with_the_reason() {
+    let target = store(QueuePolicy::default()).await;
+    let over = |hops: u32| {
+        let mut job = job("x");
+        job.headers.insert("relay-hops".to_owned(), hops.to_string());
+        job
+    };
+    let attempt = bridge(&target).handle(&over(8), &context(&CancellationToken::new())).await;
+    let Attempt::Reject { failure } = attempt else { panic!("{attempt:?}") };
+    assert_eq!(failure.reason, "too-many-hops", "{}", failure.detail);
+    assert_eq!(at_target(&target).await, []);
+    let (eighth, cancel) = (over(7), CancellationToken::new());
+    let (handler, context) = (bridge(&target), context(&cancel));
+    tokio::join!(handler.handle(&eighth, &context), async {
+        arrived(&target).await;
+        cancel.cancel();
+    });
 }
 
 #[tokio::test]

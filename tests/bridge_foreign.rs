@@ -63,6 +63,7 @@ fn source() -> StreamSource {
         consumer: "relay".to_owned(),
         subjects: vec!["orders.>".to_owned()],
         put_aside: Some("refused".to_owned()),
+        reply: None,
     }
 }
 
@@ -185,7 +186,7 @@ async fn a_message_is_ended_once_it_is_a_job_and_comes_to_one_job_however_often_
     assert_eq!((jobs.len(), report.received, report.created, report.found), (1, 2, 1, 1));
     let job = &jobs[0];
     assert_eq!((job.queue.as_str(), job.key.as_ref().unwrap().as_str()), ("orders", "A-17"));
-    let passed = [("relay-meta-x-tenant", "blue"), ("traceparent", TRACE)];
+    let passed = [("relay-hops", "1"), ("relay-meta-x-tenant", "blue"), ("traceparent", TRACE)];
     assert_eq!(job.headers, passed.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     assert_eq!((job.content_type.as_str(), job.size), ("application/json", 2));
 }
@@ -214,6 +215,50 @@ async fn what_can_never_be_a_job_is_put_aside_with_the_reason_and_holds_up_nothi
     assert!(header(&aside[0], "Relay-Place").starts_with("ORDERS."));
     assert!(header(&aside[1], "Relay-Detail").contains("takes 10"), "{}", header(&aside[1], "Relay-Detail"));
     assert_eq!(shop.messages("ORDERS", 0).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_message_that_came_over_eight_bridges_is_put_aside_and_stays_where_that_goes_in_a_circle_too() {
+    let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
+    for (order, hops) in [("first", "0"), ("last", "7"), ("circling", "8"), ("for-ever", "17")] {
+        shop.publish("orders.eu", &[("Order-Id", order), ("Relay-Hops", hops)], "{}").await;
+    }
+    let report = taking(&shop, &target, 4, async || {
+        jobs(&target, 2).await;
+        let aside = &shop.messages("REFUSED", 1).await[0];
+        assert_eq!((header(aside, "Relay-Reason"), header(aside, "Relay-Hops")), ("too-many-hops", "9"));
+        assert_eq!(header(aside, "Order-Id"), "circling");
+    })
+    .await;
+    let hops: BTreeMap<_, _> = jobs(&target, 2)
+        .await
+        .into_iter()
+        .map(|job| (job.key.unwrap().to_string(), job.headers["relay-hops"].clone()))
+        .collect();
+    assert_eq!(hops, [("first", "1"), ("last", "8")].map(|(key, hops)| (key.to_owned(), hops.to_owned())).into());
+    assert_eq!((report.put_aside, report.given_back), (1, 1));
+    assert_eq!(shop.messages("ORDERS", 1).await.len(), 1, "it is not lost");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_with_its_headers_is_put_aside_without_them_once() {
+    // What nats-server takes by default, headers included.
+    const LARGEST: usize = 1_048_576;
+    let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
+    let note = "x".repeat(900);
+    // No order id: neither can be a job. The first has no room for its headers beside the reason, the second for no header at all.
+    shop.publish("orders.eu", &[("X-Note", &note)], &"a".repeat(LARGEST - 1_000)).await;
+    shop.publish("orders.eu", &[], &"b".repeat(LARGEST)).await;
+    let report = taking(&shop, &target, 1, async || {
+        shop.messages("REFUSED", 2).await;
+    })
+    .await;
+    let aside = shop.messages("REFUSED", 2).await;
+    assert_eq!((aside.len(), report.put_aside, report.unsettled), (2, 2, 0));
+    assert_eq!((aside[0].payload.len(), header(&aside[0], "Relay-Reason")), (LARGEST - 1_000, "missing"));
+    assert!(aside[0].headers.get("X-Note").is_none());
+    assert_eq!((aside[1].payload.len(), aside[1].headers.is_empty()), (LARGEST, true));
+    assert!(shop.messages("ORDERS", 0).await.is_empty());
 }
 
 #[tokio::test]
@@ -341,6 +386,7 @@ async fn results_are_sent_once_each_whichever_replica_sends_them() {
     let good = by_key["o-3"];
     assert_eq!((header(good, "Relay-Outcome"), &good.payload[..]), ("succeeded", &b"GOOD"[..]));
     assert_eq!((header(good, "Relay-Meta-X-Tenant"), header(good, "traceparent")), ("blue", TRACE));
+    assert_eq!(header(good, "Relay-Hops"), "1");
     let bad = by_key["o-7"];
     assert_eq!(header(bad, "Relay-Outcome"), "failed");
     assert!(str::from_utf8(&bad.payload).unwrap().contains("no good order"));
@@ -374,6 +420,7 @@ async fn a_stream_or_consumer_that_would_lose_messages_is_refused_with_what_to_d
     refused(StreamSource { put_aside: None, ..source() }, "put_aside").await;
     refused(StreamSource { put_aside: Some("nobody.keeps".to_owned()), ..source() }, "no stream keeps").await;
     refused(StreamSource { put_aside: Some("orders.bad".to_owned()), ..source() }, "among the messages").await;
+    refused(StreamSource { reply: Some("orders.results".to_owned()), ..source() }, "`reply` is orders.results").await;
     refused(StreamSource { stream: "NONE".to_owned(), ..source() }, "NONE").await;
     let config = pull::Config { durable_name: Some("relay".to_owned()), max_deliver: 3, ..pull::Config::default() };
     stream.create_consumer(config).await.unwrap();

@@ -58,6 +58,12 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_and_has_one_answer_whatever_
         let id = sqs("SendMessage", &message)["MessageId"].as_str().unwrap().to_owned();
         sent.insert(id, format!("order-{n}"));
     }
+    // The same order in another message: one job, and an answer to each.
+    let again = json!({
+        "QueueUrl": orders, "MessageBody": "payload of order-0",
+        "MessageAttributes": { "Order-Id": text("order-0"), "X-Tenant": text("blue") },
+    });
+    sent.insert(sqs("SendMessage", &again)["MessageId"].as_str().unwrap().to_owned(), "order-0".to_owned());
     sqs(
         "SendMessage",
         &json!({ "QueueUrl": orders, "MessageBody": "no order", "MessageAttributes": { "X": text("kept") } }),
@@ -93,16 +99,18 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_and_has_one_answer_whatever_
         for message in received {
             let attribute = |name: &str| message["MessageAttributes"][name]["StringValue"].as_str().unwrap().to_owned();
             assert_eq!(attribute("Relay-Outcome"), "succeeded");
-            assert!(runs.insert(attribute("Relay-Run-Id")), "a second answer of one run");
-            let to = sent.get(&attribute("Relay-In-Reply-To")).unwrap();
+            let message_id = attribute("Relay-In-Reply-To");
+            let to = sent.get(&message_id).unwrap();
+            assert_eq!((attribute("Relay-Key"), attribute("Relay-Hops").as_str()), (to.clone(), "1"));
+            runs.insert(attribute("Relay-Run-Id"));
             let body: serde_json::Value = serde_json::from_str(message["Body"].as_str().unwrap()).unwrap();
             let payload = BASE64_STANDARD.decode(body["payload_base64"].as_str().unwrap()).unwrap();
             assert_eq!(payload, format!("payload of {to}").into_bytes());
-            assert!(answered.insert(to.clone()), "a second answer to {to}");
+            assert!(answered.insert(message_id), "a second answer to {to}");
             sqs("DeleteMessage", &json!({ "QueueUrl": answers, "ReceiptHandle": message["ReceiptHandle"] }));
         }
     }
-    assert_eq!(answered.len(), messages, "one answer per message");
+    assert_eq!((answered.len(), runs.len()), (sent.len(), messages), "one answer per message");
     let aside = sqs(
         "ReceiveMessage",
         &json!({ "QueueUrl": refused, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] }),

@@ -9,7 +9,7 @@
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
 //! - [`foreign`]: from queues that know nothing of relay.
 //! - [`stats`]: what a bridge counts; [`metrics`]: these numbers for Prometheus.
-//! - `target`: the broker that jobs go to.
+//! - `target`: the broker that jobs go to; `hops`: circles end.
 
 pub mod config;
 pub mod foreign;
@@ -17,4 +17,5 @@ pub mod metrics;
 pub mod relay;
 pub mod stats;
 
+mod hops;
 mod target;

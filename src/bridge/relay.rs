@@ -17,6 +17,7 @@ use relay_workers::{Attempt, Context, Handler, Output};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::hops::one_more;
 use super::stats::{RelayStats, count};
 use super::target::{AWAY, Placed, TO_BE_MENDED, Target, may_pass};
 use crate::client::retry::jitter;
@@ -107,7 +108,7 @@ impl RelayHandler {
             key: Some(at.key.clone()),
             content_type: job.content_type.clone(),
             content_encoding: job.content_encoding.clone(),
-            headers: job.headers.clone(),
+            headers: one_more(job.headers.clone()).map_err(|failure| Attempt::Reject { failure })?,
             payload: job.payload.clone(),
             delay: Duration::ZERO,
             // What is left of the run: the handler's time, and what the run has beyond the longest lease.

@@ -263,7 +263,13 @@ impl StreamTable {
             }
         };
         let Self { name: stream, consumer, subjects, put_aside } = self;
-        let source = StreamSource { stream, consumer, subjects, put_aside };
+        let source = StreamSource {
+            stream,
+            consumer,
+            subjects,
+            put_aside,
+            reply: reply.as_ref().map(|(.., subject)| subject.clone()),
+        };
         connection.map(|connection| Origin::Stream(Box::new(ForeignStream { connection, source, job, reply })))
     }
 }

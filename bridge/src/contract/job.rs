@@ -16,6 +16,10 @@ use crate::policy::QueuePolicy;
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The prefix of the names of a client's own headers, in lower case.
 pub const META_PREFIX: &str = "relay-meta-";
+/// The header of a job that came from another queue, or from another relay: over how many bridges, in decimal digits.
+pub const HOPS: &str = "relay-hops";
+/// Over how many bridges a job may come. More is a circle.
+pub const HOPS_MAX: u32 = 8;
 /// A client's own headers together: names without the prefix, and values, in bytes.
 pub const META_BYTES_MAX: usize = 2 * 1024;
 /// The content type of a payload that came without one.
@@ -34,7 +38,7 @@ pub struct Submission {
     pub content_type: String,
     /// The content encoding as given; relay does not decode it.
     pub content_encoding: Option<String>,
-    /// Allow-listed headers in lower case: `traceparent`, `tracestate`, `relay-meta-*`.
+    /// Allow-listed headers in lower case: `traceparent`, `tracestate`, `relay-meta-*`; of a bridge also [`HOPS`].
     pub headers: BTreeMap<String, String>,
     /// Opaque bytes.
     pub payload: Bytes,
@@ -132,6 +136,12 @@ impl Job {
         meta(&self.headers)
     }
 
+    /// Over how many bridges it came, which its [`HOPS`] say.
+    #[must_use]
+    pub fn hops(&self) -> u32 {
+        hops(&self.headers)
+    }
+
     /// The next run of this job, starting at `now` with its whole span before it.
     #[must_use]
     pub fn next_run(&self, now: Timestamp) -> Self {
@@ -150,6 +160,13 @@ impl Job {
 pub fn meta(headers: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let named = headers.iter().filter_map(|(name, value)| Some((name.strip_prefix(META_PREFIX)?, value)));
     named.map(|(name, value)| (name.to_owned(), value.clone())).collect()
+}
+
+/// Over how many bridges something came that has these headers, whose names are in lower case; 0 without [`HOPS`], or if
+/// that is no number.
+#[must_use]
+pub fn hops(headers: &BTreeMap<String, String>) -> u32 {
+    headers.get(HOPS).and_then(|hops| hops.trim().parse().ok()).unwrap_or(0)
 }
 
 /// A client's own headers as lines of a message, `Relay-Meta-Order: 17`, in the order of their names. Those that no header

@@ -122,6 +122,8 @@ pub struct JobResult {
     pub keep_ms: u64,
     /// The `traceparent` that the job carries, so that whoever reads the result can go on with the trace.
     pub traceparent: Option<String>,
+    /// Over how many bridges the job came.
+    pub hops: u32,
     /// The claim that the worker sent, where relay recorded something else: see [`claim`](Self::claim).
     pub claimed: Option<Claim>,
     /// Fields of a newer writer, kept as they came.
@@ -197,6 +199,7 @@ impl JobResult {
             finished_at: end.finished_at,
             keep_ms: job.keep_ms,
             traceparent: job.headers.get(TRACEPARENT).cloned(),
+            hops: job.hops(),
             claimed: None,
             extra: Extra::default(),
         }

@@ -119,6 +119,7 @@ fn ending(record: &Record, sent: &JobResult, result_max: u64, now: Timestamp) ->
         accepted_at: job.accepted_at,
         keep_ms: job.keep_ms,
         traceparent: job.headers.get(TRACEPARENT).cloned(),
+        hops: job.hops(),
         claimed: None,
         extra,
         ..sent.clone()

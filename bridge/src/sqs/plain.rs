@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 use super::config::{FIFO, SqsConfig};
 use super::connect::{Clients, Effect, failed};
 use super::line::{BATCH_MAX, SqsQueue, whole_seconds};
-use super::mailbox::{Mailbox, Render};
+use super::mailbox::{Mailbox, Render, largest};
+use crate::contract::job;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::result_log::Finished;
 
@@ -26,6 +27,8 @@ pub struct PlainQueue {
     queue: SqsQueue,
     url: String,
     put_aside: String,
+    /// The most bytes of a message that is put aside, attributes included.
+    aside_max: usize,
     replies: Option<Mailbox>,
     tasks: TaskTracker,
 }
@@ -73,12 +76,21 @@ impl PlainQueue {
         let queue = |url: &str| SqsQueue::new(clients.clone(), &tasks, url.to_owned(), url.ends_with(FIFO));
         let opened = queue(url);
         opened.counts(OPERATION).await?;
-        queue(put_aside).counts(OPERATION).await?;
+        let (message_max, aside_max) =
+            (largest(&clients.queues, url, OPERATION).await?, largest(&clients.queues, put_aside, OPERATION).await?);
+        if aside_max < message_max {
+            let why = format!(
+                "{put_aside} takes messages of {aside_max} bytes, {url} of {message_max}: raise its MaximumMessageSize, or \
+                 large messages could not be put aside"
+            );
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
+        }
         let replies = match reply {
             Some(reply) => Some(Mailbox::open(&clients.queues, queue(reply), OPERATION).await?),
             None => None,
         };
-        Ok(Self { queue: opened, url: url.to_owned(), put_aside: put_aside.to_owned(), replies, clients, tasks })
+        let (url, put_aside) = (url.to_owned(), put_aside.to_owned());
+        Ok(Self { queue: opened, url, put_aside, aside_max, replies, clients, tasks })
     }
 
     /// The last word of its URL.
@@ -130,29 +142,39 @@ impl PlainQueue {
     }
 
     /// Sends a copy of a message to the other queue, with why it is there, as far as ten attributes have room for that: the
-    /// message's own go first.
+    /// message's own go first. Where all are too large for one message, its own stay behind, and then the reason.
     ///
     /// # Errors
     /// As AWS says. Repeated, it may be there twice, except in a FIFO queue.
     pub async fn copy_aside(&self, message: &PlainMessage, reason: &str, detail: &str) -> Result<(), BrokerError> {
         const OPERATION: &str = "put aside";
-        let mut attributes = message.all.clone();
-        for (name, value) in [("Relay-Reason", reason), ("Relay-Detail", detail), ("Relay-Queue", self.name())] {
-            if attributes.len() < ATTRIBUTES_MAX {
-                let end =
-                    value.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= DETAIL_MAX).last();
-                let value = MessageAttributeValue::builder()
-                    .data_type("String")
-                    .string_value(&value[..end.unwrap_or_default()])
-                    .build()
-                    .map_err(|error| BrokerError::new(BrokerErrorKind::Invalid, OPERATION, error.to_string()))?;
-                attributes.insert(name.to_owned(), value);
+        let hops = job::hops(&message.attributes).saturating_add(1).to_string();
+        let mut facts = Vec::new();
+        for (name, value) in
+            [("Relay-Hops", &*hops), ("Relay-Reason", reason), ("Relay-Detail", detail), ("Relay-Queue", self.name())]
+        {
+            let end = value.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= DETAIL_MAX).last();
+            let value = MessageAttributeValue::builder()
+                .data_type("String")
+                .string_value(&value[..end.unwrap_or_default()])
+                .build()
+                .map_err(|error| BrokerError::new(BrokerErrorKind::Invalid, OPERATION, error.to_string()))?;
+            facts.push((name.to_owned(), value));
+        }
+        let mut all = message.all.clone();
+        for (name, value) in &facts {
+            if all.len() < ATTRIBUTES_MAX || all.contains_key(name) {
+                all.insert(name.clone(), value.clone());
             }
         }
+        let room = self.aside_max.saturating_sub(message.body.len());
+        let fits = |attributes: &HashMap<_, _>| attributes.iter().map(size).sum::<usize>() <= room;
+        let less = [all, facts.into_iter().collect()];
+        let attributes = less.into_iter().find(fits);
         let fifo = self.put_aside.ends_with(FIFO);
         let call = self.clients.queues.send_message().queue_url(&self.put_aside).message_body(&message.body);
         let call = call
-            .set_message_attributes(Some(attributes))
+            .set_message_attributes(attributes)
             .set_message_group_id(fifo.then(|| self.name().to_owned()))
             .set_message_deduplication_id(fifo.then(|| message.id.clone()));
         call.send().await.map(drop).map_err(|error| failed(OPERATION, Effect::Write, error))
@@ -174,6 +196,9 @@ impl PlainQueue {
         let Some(replies) = &self.replies else { return Ok(()) };
         let mut outgoing = replies.message(render, finished);
         outgoing.attributes.push(("Relay-In-Reply-To", message.id.clone()));
+        // One answer for each message, also where two messages came to one job. SQS takes 128 characters.
+        let both = |run| format!("{run}-{}", message.id).chars().take(128).collect();
+        outgoing.deduplication = outgoing.deduplication.map(both);
         replies.queue.send(outgoing).await
     }
 
@@ -184,6 +209,12 @@ impl PlainQueue {
     }
 }
 
+/// What an attribute counts of a message's bytes: its name, type and value, as the developer guide of SQS says.
+fn size((name, value): (&String, &MessageAttributeValue)) -> usize {
+    let bytes = value.string_value().map_or(0, str::len) + value.binary_value().map_or(0, |bytes| bytes.as_ref().len());
+    name.len() + value.data_type().len() + bytes
+}
+
 /// `None` for a message without a handle, which AWS does not send.
 fn read(message: Message) -> Option<PlainMessage> {
     let receives = message
@@ -191,13 +222,17 @@ fn read(message: Message) -> Option<PlainMessage> {
         .and_then(|all| all.get(&MessageSystemAttributeName::ApproximateReceiveCount)?.parse().ok())
         .unwrap_or(1);
     let all = message.message_attributes.unwrap_or_default();
-    let text = |(name, value): (&String, &MessageAttributeValue)| {
-        Some((name.to_ascii_lowercase(), value.string_value()?.to_owned()))
-    };
+    // Of names that differ in case only, the first in the order of their bytes counts, each time.
+    let mut attributes = BTreeMap::new();
+    for (name, value) in all.iter().collect::<BTreeMap<_, _>>() {
+        if let Some(value) = value.string_value() {
+            attributes.entry(name.to_ascii_lowercase()).or_insert_with(|| value.to_owned());
+        }
+    }
     Some(PlainMessage {
         id: message.message_id?,
         body: message.body.unwrap_or_default(),
-        attributes: all.iter().filter_map(text).collect(),
+        attributes,
         receives,
         handle: message.receipt_handle?,
         all,

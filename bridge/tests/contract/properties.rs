@@ -80,7 +80,7 @@ prop_compose! {
             job_id: job.id, run_id: job.run_id, generation: job.generation, client: job.client, queue: job.queue,
             key: job.key, meta: job.headers, claimed: claimed.map(Claim::from_bytes), outcome, attempt, content_type, payload: job.payload,
             failure: failure.map(|(reason, detail)| Failure::new(reason, detail)),
-            accepted_at: job.accepted_at, started_at, finished_at, keep_ms: job.keep_ms, traceparent, extra: Extra::default(),
+            accepted_at: job.accepted_at, started_at, finished_at, keep_ms: job.keep_ms, traceparent, hops: attempt, extra: Extra::default(),
         }
     }
 }

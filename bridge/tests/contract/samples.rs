@@ -87,6 +87,7 @@ pub(crate) fn succeeded() -> JobResult {
         finished_at: at(1_763_865_148_250),
         keep_ms: job.keep_ms,
         traceparent: job.headers.get("traceparent").cloned(),
+        hops: 0,
         claimed: None,
         extra: Extra::default(),
     }
@@ -103,6 +104,7 @@ pub(crate) fn named() -> JobResult {
         meta: job.meta(),
         payload: serde_json::to_vec(&failure).unwrap().into(),
         failure: Some(failure),
+        hops: 2,
         claimed,
         ..succeeded()
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::job::{HOPS_MAX, hops};
 use relay_bridge::contract::{ClientId, Failure, JobId, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::Lookup;
@@ -29,6 +30,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(15);
 const OUTCOME_WAIT: Duration = Duration::from_secs(20);
 /// How often a settlement is tried whose confirmation does not come.
 const SETTLE_TRIES: u32 = 5;
+/// For how long a message stays that goes round in a circle with what is put aside.
+const CIRCLES: Duration = Duration::from_secs(3_600);
 /// After so many deliveries a message that the target refuses for no reason of its own is put aside.
 const DELIVERIES_MAX: u64 = 10;
 
@@ -235,6 +238,15 @@ impl Intake {
         let message = &incoming.message;
         let submission = match self.mapping.submission(message) {
             Ok(submission) => submission,
+            // What is put aside comes back as well: it stays, and an operator opens the circle.
+            Err(why) if hops(&message.headers) > 2 * HOPS_MAX => {
+                tracing::error!(
+                    subject = message.subject,
+                    detail = why.detail,
+                    "a message goes round in a circle: it is held back"
+                );
+                return Verdict::GiveBack(CIRCLES);
+            }
             Err(why) => return Verdict::Poison(why),
         };
         let mut tries = 0_u32;

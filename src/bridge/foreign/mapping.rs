@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, HOPS};
 use relay_bridge::contract::trace;
 use relay_bridge::contract::{Failure, Submission};
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::Message;
 use super::template::Template;
 use crate::api::header;
+use crate::bridge::hops::one_more;
 
 /// All headers that reach the handler together: names and values, in bytes, as for every submission.
 const META_BYTES_MAX: usize = 2 * 1024;
@@ -43,7 +44,8 @@ impl JobMapping {
     /// The submission that `message` is.
     ///
     /// # Errors
-    /// Why it can't be one, for good: `missing`, `invalid-name`, `invalid-key`, `invalid-header`, `headers-too-large`.
+    /// Why it can't be one, for good: `missing`, `invalid-name`, `invalid-key`, `invalid-header`, `headers-too-large`,
+    /// `too-many-hops`.
     pub fn submission(&self, message: &Message) -> Result<Submission, Failure> {
         if message.headers_malformed {
             return Err(Failure::new("invalid-header", "the message has headers that can't be read"));
@@ -88,7 +90,8 @@ impl JobMapping {
             let detail = format!("the headers for the handler have {bytes} bytes, {META_BYTES_MAX} are taken");
             return Err(Failure::new("headers-too-large", detail));
         }
-        Ok(passed)
+        passed.extend(header(HOPS).map(|hops| (HOPS.to_owned(), hops.to_owned())));
+        one_more(passed)
     }
 }
 
@@ -133,7 +136,8 @@ mod tests {
         assert_eq!((made.client.as_str(), made.queue.as_str()), ("shop-eu", "orders"));
         assert_eq!(made.key.unwrap().as_str(), "A-17");
         assert_eq!((made.content_type.as_str(), made.content_encoding), ("application/json", None));
-        assert_eq!(made.headers, [("relay-meta-x-tenant".to_owned(), "blue".to_owned())].into());
+        let passed = [("relay-hops", "1"), ("relay-meta-x-tenant", "blue")];
+        assert_eq!(made.headers, passed.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
         assert_eq!(made.payload, "{}");
     }
 
@@ -145,8 +149,9 @@ mod tests {
             mapping().submission(&message(&headers)).unwrap().headers
         };
         let pairs = [("traceparent", parent), ("tracestate", "a=1")].map(|(a, b)| (a.to_owned(), b.to_owned()));
-        assert_eq!(passed(parent), pairs.into());
-        assert!(passed("00-0-0-01").is_empty(), "it is dropped, and the message is a job all the same");
+        let hops = ("relay-hops".to_owned(), "1".to_owned());
+        assert_eq!(passed(parent), pairs.into_iter().chain([hops.clone()]).collect());
+        assert_eq!(passed("00-0-0-01"), [hops].into(), "it is dropped, and the message is a job all the same");
     }
 
     #[test]
@@ -176,6 +181,7 @@ mod tests {
             (message(&[("order-id", "1"), ("x-tenant", "bl\u{fc}")]), "invalid-header"),
             (message(&[("order-id", "1"), ("content-type", "a\nb")]), "invalid-header"),
             (message(&[("order-id", "1"), ("x-tenant", &long)]), "headers-too-large"),
+            (message(&[("order-id", "1"), ("relay-hops", "8")]), "too-many-hops"),
         ];
         for (message, reason) in table {
             assert_eq!(mapping().submission(&message).unwrap_err().reason, reason, "{message:?}");

@@ -50,6 +50,17 @@ pub struct Message {
     pub delivered: u64,
 }
 
+/// Headers by their names in lower case. Of names that differ in case only, the first in the order of their bytes counts, so that
+/// a message that comes again is read as it was before.
+fn by_lower_case(named: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let sorted: BTreeMap<_, _> = named.collect();
+    let mut headers = BTreeMap::new();
+    for (name, value) in sorted {
+        headers.entry(name.to_ascii_lowercase()).or_insert(value);
+    }
+    headers
+}
+
 /// A message in hand.
 pub struct Incoming<R> {
     /// What it says.
@@ -106,4 +117,20 @@ pub trait ForeignQueue: Send + Sync + 'static {
     /// # Errors
     /// It was not put aside: it stays where it is.
     async fn put_aside(&self, incoming: &Incoming<Self::Receipt>, why: &Failure) -> Result<(), BrokerError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_names_that_differ_in_case_only_the_same_one_counts_each_time() {
+        let named = [("x-tenant", "c"), ("X-TENANT", "a"), ("X-Tenant", "b"), ("y", "d")];
+        for turn in 0..named.len() {
+            let turned = named.iter().cycle().skip(turn).take(named.len());
+            let read = by_lower_case(turned.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            let expected = [("x-tenant", "a"), ("y", "d")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(read, expected.into());
+        }
+    }
 }

@@ -16,7 +16,7 @@ use async_nats::{HeaderMap, HeaderValue, Request, RequestErrorKind};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use relay_bridge::contract::{Failure, IdempotencyKey};
+use relay_bridge::contract::{Failure, IdempotencyKey, job};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::connection::Connection;
 use tokio::sync::Mutex;
@@ -34,6 +34,8 @@ pub struct StreamSource {
     pub subjects: Vec<String>,
     /// Where messages go that can't become jobs; a stream must keep it. `None`: they stay in the stream.
     pub put_aside: Option<String>,
+    /// Where results are sent, if they are.
+    pub reply: Option<String>,
 }
 
 /// A stream that messages are taken from.
@@ -56,6 +58,7 @@ struct Bound {
 pub struct NatsReceipt {
     message: async_nats::Message,
     place: String,
+    hops: u32,
     hold_every: Duration,
 }
 
@@ -70,6 +73,7 @@ const REASON: &str = "Relay-Reason";
 const DETAIL: &str = "Relay-Detail";
 const SUBJECT: &str = "Relay-Subject";
 const PLACE: &str = "Relay-Place";
+const HOPS: &str = "Relay-Hops";
 
 impl NatsQueue {
     /// Finds the stream, and finds or creates the consumer.
@@ -99,7 +103,7 @@ impl NatsQueue {
             BrokerError::new(kind, OPERATION, format!("stream {}: {error}", source.stream))
         })?;
         let info = stream.cached_info();
-        self.check_aside(info).await?;
+        self.check_sent(info).await?;
         let away = |error: async_nats::Error| {
             let detail = format!("consumer {} of stream {}: {error}", source.consumer, source.stream);
             BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, detail)
@@ -127,33 +131,36 @@ impl NatsQueue {
         Ok(found)
     }
 
-    /// Nothing that is put aside may be lost, or come back as a message.
-    async fn check_aside(&self, info: &Info) -> Result<(), BrokerError> {
+    /// Nothing that is sent from here may come back as a message, and nothing that is put aside may be lost.
+    async fn check_sent(&self, info: &Info) -> Result<(), BrokerError> {
         const OPERATION: &str = "open stream";
         let source = &self.source;
-        let Some(aside) = &source.put_aside else {
-            if info.config.retention == RetentionPolicy::Limits {
-                return Ok(());
-            }
+        if source.put_aside.is_none() && info.config.retention != RetentionPolicy::Limits {
             let what = format!(
                 "stream {} removes what its consumer has ended, so messages that can't become jobs would be lost: name a \
                  subject for them with `put_aside`",
                 source.stream
             );
             return Err(invalid(OPERATION, what));
-        };
-        let kept = self.connection.jetstream().stream_by_subject(aside).await.map_err(|error| match error.kind() {
-            GetStreamByNameErrorKind::NotFound => {
-                invalid(OPERATION, format!("no stream keeps the subject {aside}: create one that does"))
+        }
+        for (key, subject) in [("put_aside", &source.put_aside), ("reply", &source.reply)] {
+            let Some(subject) = subject else { continue };
+            let kept =
+                self.connection.jetstream().stream_by_subject(subject).await.map_err(|error| match error.kind() {
+                    GetStreamByNameErrorKind::NotFound => {
+                        invalid(OPERATION, format!("no stream keeps the subject {subject}: create one that does"))
+                    }
+                    _ => BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, format!("{subject}: {error}")),
+                })?;
+            let comes_back =
+                source.subjects.is_empty() || source.subjects.iter().any(|filter| matches(filter, subject));
+            if kept == source.stream && comes_back {
+                let what = format!(
+                    "`{key}` is {subject}, which is among the messages that are taken and would come back for ever: name \
+                     another subject"
+                );
+                return Err(invalid(OPERATION, what));
             }
-            _ => BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, format!("{aside}: {error}")),
-        })?;
-        let comes_back = source.subjects.is_empty() || source.subjects.iter().any(|filter| matches(filter, aside));
-        if kept == source.stream && comes_back {
-            return Err(invalid(
-                OPERATION,
-                format!("{aside} is among the messages that are taken: name another subject"),
-            ));
         }
         Ok(())
     }
@@ -175,25 +182,46 @@ impl NatsQueue {
         }
     }
 
+    /// With all its headers and the reason; without its own if that is too large; and bare if that is too large as well, which
+    /// a message that came through this server never is.
     async fn publish_aside(&self, subject: &str, receipt: &NatsReceipt, why: &Failure) -> Result<(), BrokerError> {
-        const OPERATION: &str = "put aside";
         let original = &receipt.message;
-        let mut headers = HeaderMap::new();
+        let mut own = HeaderMap::new();
         for (name, values) in original.headers.iter().flat_map(HeaderMap::iter) {
             // What the server obeys is not repeated.
             if !name.to_string().to_ascii_lowercase().starts_with("nats-") {
-                values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+                values.iter().for_each(|value| own.append(name.clone(), value.clone()));
             }
         }
-        let facts =
-            [(REASON, &*why.reason), (DETAIL, &why.detail), (SUBJECT, &original.subject), (PLACE, &receipt.place)];
-        for (name, value) in facts {
-            let line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            headers.insert(name, line.parse::<HeaderValue>().unwrap_or_else(|_| HeaderValue::from("")));
+        let hops = receipt.hops.saturating_add(1).to_string();
+        let facts = [
+            (REASON, &*why.reason),
+            (DETAIL, &why.detail),
+            (SUBJECT, &original.subject),
+            (PLACE, &receipt.place),
+            (HOPS, &hops),
+        ];
+        let with_facts = |mut headers: HeaderMap| {
+            for (name, value) in facts {
+                let line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+                headers.insert(name, line.parse::<HeaderValue>().unwrap_or_else(|_| HeaderValue::from("")));
+            }
+            headers
+        };
+        let message = || PublishMessage::build().payload(original.payload.clone());
+        let marked = |headers| message().headers(headers).message_id(&receipt.place);
+        for less in [marked(with_facts(own)), marked(with_facts(HeaderMap::new()))] {
+            match self.publish(subject, less).await {
+                Err(error) if matches!(error.kind(), BrokerErrorKind::TooLarge { .. }) => {}
+                ended => return ended,
+            }
         }
+        self.publish(subject, message()).await
+    }
+
+    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<(), BrokerError> {
+        const OPERATION: &str = "put aside";
         self.connection.up(OPERATION)?;
-        let message =
-            PublishMessage::build().headers(headers).payload(original.payload.clone()).message_id(&receipt.place);
         let published = async {
             let sent = self.connection.jetstream().send_publish(subject.to_owned(), message).await?;
             sent.await
@@ -273,12 +301,10 @@ fn incoming(message: async_nats::jetstream::Message, bound: &Bound) -> Result<In
     let place = format!("{}.{}", bound.stream, info.stream_sequence);
     let delivered = u64::try_from(info.delivered).unwrap_or(1);
     let message = message.message;
-    let mut headers = std::collections::BTreeMap::new();
-    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
-        if let Some(value) = values.first() {
-            headers.entry(name.to_string().to_ascii_lowercase()).or_insert_with(|| value.as_str().to_owned());
-        }
-    }
+    let all = message.headers.iter().flat_map(HeaderMap::iter);
+    let named = all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned())));
+    let headers = super::by_lower_case(named);
+    let hops = job::hops(&headers);
     let read = Message {
         subject: message.subject.to_string(),
         id: headers.get("nats-msg-id").cloned(),
@@ -289,7 +315,7 @@ fn incoming(message: async_nats::jetstream::Message, bound: &Bound) -> Result<In
         body: message.payload.clone(),
         delivered,
     };
-    let receipt = NatsReceipt { message, place, hold_every: bound.ack_wait / 3 };
+    let receipt = NatsReceipt { message, place, hops, hold_every: bound.ack_wait / 3 };
     Ok(Incoming { message: read, receipt })
 }
 
@@ -350,6 +376,7 @@ mod tests {
             consumer: "relay".to_owned(),
             subjects: vec!["b".to_owned(), "a".to_owned()],
             put_aside: None,
+            reply: None,
         }
     }
 

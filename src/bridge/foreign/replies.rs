@@ -14,6 +14,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, RetentionPolicy};
 use bytes::Bytes;
 use relay_bridge::broker::Broker;
+use relay_bridge::contract::job::HOPS;
 use relay_bridge::contract::{ClientId, JobStatus, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::nats::connection::Connection;
@@ -224,8 +225,11 @@ fn headers(entry: &Finished, status: Option<&JobStatus>) -> HeaderMap {
     for (name, value) in status.iter().flat_map(|status| &status.headers) {
         set(spelled(name), value);
     }
-    if let Some(key) = status.and_then(|status| status.key.as_ref()) {
+    if let Some(key) = result.key.as_ref().or_else(|| status?.key.as_ref()) {
         set(KEY.to_owned(), key.as_str());
+    }
+    if result.hops > 0 {
+        set(spelled(HOPS), &result.hops.to_string());
     }
     for (name, value) in [
         (header::JOB_ID, result.job_id.to_string()),

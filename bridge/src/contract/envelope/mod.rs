@@ -225,6 +225,9 @@ pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     if let Some(parent) = &result.traceparent {
         to.text(TRACEPARENT, parent);
     }
+    if result.hops > 0 {
+        to.unsigned("hops", u64::from(result.hops));
+    }
     if let Some(claimed) = &result.claimed {
         to.binary("claimed", claimed.as_bytes());
     }
@@ -243,7 +246,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
-    let (mut key, mut meta, mut claimed) = (None, BTreeMap::new(), None);
+    let (mut key, mut meta, mut hops, mut claimed) = (None, BTreeMap::new(), 0, None);
     let (mut reason, mut detail, mut traceparent) = (None, None, None);
     let (mut accepted_at, mut started_at, mut finished_at, mut keep_ms) = (None, None, None, None);
     while let Some(name) = fields.next_name()? {
@@ -265,6 +268,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
             "started_at" => started_at = from.optional(|from| from.signed().map(Timestamp::from_millis))?,
             "finished_at" => finished_at = Some(Timestamp::from_millis(from.signed()?)),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
+            "hops" => hops = narrow(from.unsigned()?)?,
             "claimed" => claimed = from.optional(|from| fixed(from.binary()?).map(Claim::from_bytes))?,
             TRACEPARENT => traceparent = from.optional(|from| from.text().map(str::to_owned))?,
             "payload" => payload = Some(from.shared_binary()?),
@@ -289,6 +293,7 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         finished_at: need(finished_at)?,
         keep_ms: need(keep_ms)?,
         traceparent,
+        hops,
         claimed,
         extra: fields.extra,
     })
