@@ -118,37 +118,76 @@ struct NatsTable {
 /// Reads one `[[bridge]]` of the file in `folder`, from which its paths are seen. `line` gives a place's line.
 ///
 /// # Errors
-/// What is wrong in it: the first thing that can't be read, or everything that contradicts something else.
+/// What is wrong in it: everything that can't be read, or else everything that contradicts something else.
 pub(super) fn read(
     folder: &Path,
     table: Spanned<DeValue<'_>>,
     line: impl Fn(usize) -> usize,
 ) -> Result<BridgeConfig, Vec<Mistake>> {
     let start = table.span().start;
-    let table = Table::deserialize(ValueDeserializer::from(table)).map_err(|error| {
-        let line = line(error.span().map_or(start, |span| span.start));
+    let (mut left, mut unread, mut removed) = (table.clone(), Vec::new(), Vec::new());
+    let read = loop {
+        let error = match Table::deserialize(ValueDeserializer::from(left.clone())) {
+            Ok(read) => break read,
+            Err(error) => error,
+        };
+        let at = error.span().map_or(start, |span| span.start);
         let fix = "docs/bridge.md has what a bridge may have".to_owned();
-        vec![Mistake { line, key: "bridge".to_owned(), what: error.message().to_owned(), fix }]
-    })?;
-    let mut wrong = Wrong { name: table.name.to_string(), line: line(start), folder, mistakes: Vec::new() };
-    match table.resolve(&mut wrong) {
+        let what = error.message().to_owned();
+        if !removed.iter().any(|key| what == format!("missing field `{key}`")) {
+            unread.push(Mistake { line: line(at), key: "bridge".to_owned(), what, fix });
+        }
+        // The rest is looked at without it; something that is missing in the table itself ends the reading.
+        match remove(left.get_mut(), at) {
+            Some(key) => removed.push(key),
+            None => return Err(unread),
+        }
+    };
+    if !unread.is_empty() {
+        return Err(unread);
+    }
+    let mut wrong = Wrong { name: read.name.to_string(), table: &table, line: &line, folder, mistakes: Vec::new() };
+    match read.resolve(&mut wrong) {
         Some(bridge) if wrong.mistakes.is_empty() => Ok(bridge),
         _ => Err(wrong.mistakes),
     }
 }
 
+/// Removes the innermost entry at a place, and gives its key. A table that is written with dotted keys has no place of its own.
+fn remove(value: &mut DeValue<'_>, at: usize) -> Option<String> {
+    let DeValue::Table(table) = value else { return None };
+    if let Some(key) = table.iter_mut().find_map(|(_, value)| remove(value.get_mut(), at)) {
+        return Some(key);
+    }
+    let is_there = |key: &Spanned<_>, value: &Spanned<_>| key.span().contains(&at) || value.span().contains(&at);
+    let found = table.iter().find(|(key, value)| is_there(key, value)).map(|(key, _)| key.get_ref().to_string());
+    found.inspect(|key| drop(table.remove(&**key)))
+}
+
+/// Where the deepest of a key's words stands that is written; `None` if not even the first is.
+fn place(value: &DeValue<'_>, key: &str) -> Option<usize> {
+    let DeValue::Table(table) = value else { return None };
+    let (first, rest) = key.split_once('.').unwrap_or((key, ""));
+    let (found, value) = table.get_key_value(first)?;
+    place(value.get_ref(), rest).or(Some(found.span().start))
+}
+
 /// What is wrong with one bridge.
 struct Wrong<'a> {
     name: String,
-    line: usize,
+    table: &'a Spanned<DeValue<'a>>,
+    line: &'a dyn Fn(usize) -> usize,
     folder: &'a Path,
     mistakes: Vec<Mistake>,
 }
 
 impl Wrong<'_> {
+    /// Of several keys, `a, b`, the line is that of the first that is written.
     fn add(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let at = key.split(", ").find_map(|key| place(self.table.get_ref(), key));
+        let line = (self.line)(at.unwrap_or(self.table.span().start));
         let key = format!("bridge.{}.{key}", self.name);
-        self.mistakes.push(Mistake { line: self.line, key, what: what.into(), fix: fix.into() });
+        self.mistakes.push(Mistake { line, key, what: what.into(), fix: fix.into() });
     }
 
     fn file(&self, path: PathBuf) -> PathBuf {
@@ -495,11 +534,11 @@ meta = ["X-Tenant"]
             (
                 "from.relay = { address = \"127.0.0.1:7411\", key_file = \"edge.key\" }",
                 "from = {}",
-                "relay.toml:2: bridge.edge.from: it comes",
+                "relay.toml:7: bridge.edge.from: it comes",
             ),
             ("queues = { orders = \"orders-eu\" }", "", "relay.toml:2: bridge.edge.queues: there"),
-            ("nats://inner:4222", "ws://inner", "relay.toml:2: bridge.edge.to.nats.servers"),
-            ("client = \"outer\"", "reply = \"x\"", "relay.toml:2: bridge.edge.job, reply"),
+            ("nats://inner:4222", "ws://inner", "relay.toml:8: bridge.edge.to.nats.servers"),
+            ("client = \"outer\"", "reply = \"x\"", "relay.toml:5: bridge.edge.job, reply"),
         ] {
             assert!(EDGE.contains(from));
             let error = parse(&EDGE.replace(from, to)).unwrap_err();
@@ -556,6 +595,36 @@ job = { client = "shop", queue = "orders" }
         ] {
             let error = parse(&ORDERS.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_of_a_bridge_is_named_with_its_own_line() {
+        let unread = SHOP
+            .replace("reply = ", "answer = ")
+            .replace("consumer = \"relay\"", "consumer = 7, colour = \"red\"")
+            .replace("meta = [\"X-Tenant\"]", "meta = \"X-Tenant\"");
+        let error = parse(&unread).unwrap_err();
+        for part in [
+            "toml:4: bridge: unknown field `answer`",
+            "toml:6: bridge: invalid type",
+            "toml:6: bridge: unknown field `colour`",
+            "toml:12: bridge: invalid type",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(error.contains("has 4 mistakes"), "{error}");
+        let contradicting = SHOP
+            .replace("servers = [\"nats://shop:4222\"]", "servers = [\"ws://shop\"]")
+            .replace("\"ORDERS\"", "\"OR DERS\"")
+            .replace("from.nats", "queues = {}\nfrom.nats");
+        let error = parse(&contradicting).unwrap_err();
+        for part in [
+            "toml:5: bridge.shop.queues, client",
+            "toml:6: bridge.shop.from.nats.servers",
+            "toml:7: bridge.shop.from.stream.name",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
         }
     }
 
