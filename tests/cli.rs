@@ -282,7 +282,7 @@ fn a_cancelled_job_never_succeeds() {
     let submitted = run_with(["submit", "--delay", "1h", "--server", &dev.url()], b"x");
     let id = stdout(&submitted).trim_end();
     let pending = run(["result", id, "--server", &dev.url()]);
-    assert_eq!(code(&pending), 1);
+    assert_eq!(code(&pending), 75);
     assert!(stderr(&pending).contains("--wait"), "{}", stderr(&pending));
     assert_eq!(code(&run(["jobs", "cancel", id, "--server", &dev.url()])), 0);
     let result = run(["result", id, "--json", "--server", &dev.url()]);

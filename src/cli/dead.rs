@@ -7,11 +7,11 @@ use relay_bridge::contract::{JobId, QueueName};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::remote::OperatorArgs;
+use super::remote::{OperatorArgs, operate};
 use super::{output, values};
 use crate::api::operator::{DeadLetterView, DeadLettersPage};
 use crate::client::retry::Patience;
-use crate::client::{ClientError, LettersFilter, Operator};
+use crate::client::{LettersFilter, Operator};
 
 /// Letters asked for in one call.
 const PAGE: u32 = 200;
@@ -107,7 +107,7 @@ pub(crate) async fn run(args: DeadArgs) -> Result<Exit, CliError> {
         }
         DeadCommand::Show { id, payload, json, server } => {
             let operator = server.operator()?;
-            let letter = patient(|| operator.letter(id)).await?;
+            let letter = operate(Patience::reading(), || operator.letter(id)).await?;
             show(&letter, payload, json)
         }
         DeadCommand::Redrive(args) => each(args, Action::Redrive).await,
@@ -115,15 +115,11 @@ pub(crate) async fn run(args: DeadArgs) -> Result<Exit, CliError> {
     }
 }
 
-async fn patient<T, F: Future<Output = Result<T, ClientError>>>(call: impl FnMut() -> F) -> Result<T, CliError> {
-    Ok(Patience::default().repeat(true, call, |_| {}).await?)
-}
-
 async fn list(operator: &Operator, mut filter: LettersFilter, limit: usize, json: bool) -> Result<Exit, CliError> {
     let mut letters = Vec::new();
     while letters.len() < limit {
         filter.limit = PAGE.min(u32::try_from(limit - letters.len()).unwrap_or(PAGE));
-        let page = patient(|| operator.letters(&filter)).await?;
+        let page = operate(Patience::reading(), || operator.letters(&filter)).await?;
         letters.extend(page.letters);
         let Some(next) = page.next else { break };
         filter.before = Some(next);
@@ -193,7 +189,7 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
         let mut filter = LettersFilter { queue: args.queue, key_prefix: args.key_prefix, before: None, limit: PAGE };
         loop {
             // Newest first and always behind the last one: what comes meanwhile is not seen.
-            let DeadLettersPage { letters, next } = patient(|| operator.letters(&filter)).await?;
+            let DeadLettersPage { letters, next } = operate(Patience::reading(), || operator.letters(&filter)).await?;
             for letter in letters {
                 count(one(&operator, &letter, action, args.json).await, &mut done, &mut failed)?;
             }
@@ -202,7 +198,7 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
         }
     }
     for id in args.ids {
-        let acted = match patient(|| operator.letter(id)).await {
+        let acted = match operate(Patience::reading(), || operator.letter(id)).await {
             Ok(letter) => one(&operator, &letter, action, args.json).await,
             Err(error) => Err(error),
         };
@@ -233,11 +229,11 @@ async fn one(operator: &Operator, letter: &DeadLetterView, action: Action, json:
     let (job, run) = (letter.job_id, letter.run_id);
     match action {
         Action::Redrive => {
-            let receipt = patient(|| operator.redrive(job, run)).await?;
+            let receipt = operate(Patience::default(), || operator.redrive(job, run)).await?;
             if json { output::json(&receipt) } else { output::line(job) }
         }
         Action::Purge => {
-            patient(|| operator.purge(job, run)).await?;
+            operate(Patience::default(), || operator.purge(job, run)).await?;
             if json { output::json(&json!({ "purged": job, "run_id": run })) } else { output::line(job) }
         }
     }

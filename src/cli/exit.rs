@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use relay_bridge::contract::JobId;
+
 /// How a command ended. `relay --help` lists the same codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -15,6 +17,8 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage or configuration: nothing was done; the same command will fail again.
     Usage = 2,
+    /// The result did not come in the time that was given: the job goes on, ask again. `EX_TEMPFAIL` of sysexits.h.
+    Pending = 75,
     /// The server or the broker is not there or did not answer: the same command may succeed later.
     Unavailable = 69,
     /// Stopped by a signal before it was done.
@@ -39,6 +43,13 @@ impl CliError {
     /// Ends the command with `exit` and `error: message`.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: Some(message.into()), hint: None }
+    }
+
+    /// The result did not come in time.
+    pub(crate) fn pending(job: JobId) -> Self {
+        Self::new(Exit::Pending, format!("job {job} is not finished yet")).hint(format!(
+            "the job goes on: `relay result {job} --wait` waits for it, `relay jobs show {job}` says where it stands"
+        ))
     }
 
     /// A mistake in the arguments or the configuration.
@@ -118,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_help_names_every_exit_code() {
-        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Interrupted] {
+        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Pending, Exit::Interrupted] {
             let line = format!("\n  {:<4} ", exit as u8);
             assert!(super::super::EXIT_CODES.contains(&line), "{exit:?} is not in the help");
         }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::exit::CliError;
 use super::submit::{KeyFrom, SubmitArgs, hex};
-use super::values;
+use super::{output, values};
 use crate::api::BatchEntry;
 use crate::client::NewJob;
 
@@ -28,11 +28,13 @@ pub(super) struct Inputs {
     pub(super) jobs: mpsc::Receiver<Input>,
 }
 
-/// Begins to read what the arguments name.
+/// Begins to read what the arguments name. All of it is looked at before the first job is given out; of stdin, and of pipes
+/// that have names, what comes is not known before.
 ///
 /// # Errors
-/// A usage error: one key for several jobs, or a pattern that nothing matches.
-pub(super) fn open(args: &SubmitArgs) -> Result<Inputs, CliError> {
+/// A usage error: one key for several jobs, a pattern that nothing matches, a file that can't be opened, or a line that is no
+/// job.
+pub(super) async fn open(args: &SubmitArgs) -> Result<Inputs, CliError> {
     let mut files = Vec::new();
     for file in &args.files {
         files.extend(matching(file)?);
@@ -60,6 +62,16 @@ pub(super) fn open(args: &SubmitArgs) -> Result<Inputs, CliError> {
         key_from: args.key_from,
     };
     let ndjson = args.ndjson;
+    let checked = tokio::task::spawn_blocking(move || {
+        let wrong = files.iter().find_map(|file| maker.check(file, ndjson).err());
+        (maker, files, wrong)
+    });
+    let (maker, files, wrong) =
+        checked.await.map_err(|error| CliError::failed(format!("the files could not be read: {error}")))?;
+    if let Some(wrong) = wrong {
+        output::note("Nothing was submitted.");
+        return Err(wrong);
+    }
     // A thread of its own: a terminal or a pipe may take its time. It ends when nobody takes its jobs any more.
     tokio::task::spawn_blocking(move || {
         let mut lines = 0;
@@ -101,6 +113,27 @@ struct Maker {
 }
 
 impl Maker {
+    /// Whether a file can be opened, and whether its lines are jobs.
+    fn check(&self, file: &Path, ndjson: bool) -> Result<(), CliError> {
+        let is_file = std::fs::metadata(file).is_ok_and(|meta| meta.is_file());
+        if file == Path::new("-") || std::fs::metadata(file).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            return Ok(());
+        }
+        if is_file && ndjson {
+            let mut count = 0;
+            return self.each_line(file, &mut count, |_, job| job.map(drop));
+        }
+        if self.key_from == Some(KeyFrom::Name) && !ndjson {
+            parse_key(Some(file.display().to_string()), &file.display().to_string())?;
+        }
+        let opened = std::fs::File::open(file).and_then(|file| file.metadata());
+        match opened.map_err(|error| unreadable(file, &error))? {
+            meta if meta.is_dir() => Err(CliError::usage(format!("{} is a folder: name its files", file.display()))),
+            meta if meta.len() > READ_MAX => Err(too_large(&file.display().to_string())),
+            _ => Ok(()),
+        }
+    }
+
     fn file(&self, file: &Path) -> Result<NewJob, CliError> {
         let unreadable = |error| unreadable(file, &error);
         let mut payload = Vec::new();
@@ -119,10 +152,19 @@ impl Maker {
 
     /// Sends a job for each line that is not empty. `count` goes on from file to file. `Err` if nobody takes them.
     fn lines(&self, file: &Path, count: &mut usize, to: &mpsc::Sender<Input>) -> Result<(), ()> {
-        let send = |name: String, job| to.blocking_send((name, job)).map_err(drop);
+        self.each_line(file, count, |name, job| to.blocking_send((name, job)).map_err(drop))
+    }
+
+    /// Gives `take` a job for each line that is not empty, as long as it takes them.
+    fn each_line<E>(
+        &self,
+        file: &Path,
+        count: &mut usize,
+        mut take: impl FnMut(String, Result<NewJob, CliError>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut input = match open_file(file) {
             Ok(input) => BufReader::new(input),
-            Err(error) => return send(file.display().to_string(), Err(unreadable(file, &error))),
+            Err(error) => return take(file.display().to_string(), Err(unreadable(file, &error))),
         };
         let mut line = Vec::new();
         for number in 1.. {
@@ -130,16 +172,16 @@ impl Maker {
             let name = format!("{}:{number}", file.display());
             match (&mut input).take(READ_MAX + 1).read_until(b'\n', &mut line) {
                 Ok(0) => break,
-                Ok(_) if line.len() as u64 > READ_MAX => return send(name.clone(), Err(too_large(&name))),
+                Ok(_) if line.len() as u64 > READ_MAX => return take(name.clone(), Err(too_large(&name))),
                 Ok(_) => {}
-                Err(error) => return send(name, Err(unreadable(file, &error))),
+                Err(error) => return take(name, Err(unreadable(file, &error))),
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
             let job = self.line(&line, *count, &name);
             *count += 1;
-            send(name, job)?;
+            take(name, job)?;
         }
         Ok(())
     }

@@ -4,12 +4,11 @@ use clap::{Args, Subcommand};
 use relay_bridge::contract::{JobId, JobState, QueueName};
 
 use super::exit::{CliError, Exit};
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, insist, read};
 use super::{output, values};
 use crate::api::receipt::state_text;
 use crate::api::{JobView, JobsPage};
-use crate::client::retry::Patience;
-use crate::client::{Client, ClientError, JobsFilter};
+use crate::client::{Client, JobsFilter};
 
 /// Jobs asked for in one call.
 const PAGE: u32 = 100;
@@ -110,21 +109,21 @@ pub(crate) async fn run(args: JobsArgs) -> Result<Exit, CliError> {
         JobsCommand::Show(args) => {
             let client = args.server.client()?;
             let job = match (args.id, args.key, args.queue) {
-                (Some(id), ..) => patient(|| client.status(id)).await?,
-                (None, Some(key), Some(queue)) => patient(|| client.by_key(&queue, &key)).await?,
+                (Some(id), ..) => read(|| client.status(id)).await?,
+                (None, Some(key), Some(queue)) => read(|| client.by_key(&queue, &key)).await?,
                 _ => return Err(CliError::usage("no job is named").hint("give its id, or --queue and --key")),
             };
             show(&job, args.json)
         }
         JobsCommand::Cancel(args) => {
             let client = args.server.client()?;
-            let job = patient(|| client.cancel(args.id)).await?;
+            let job = insist(|| client.cancel(args.id)).await?;
             show(&job, args.json)
         }
         JobsCommand::Rerun { from, one } => rerun(from, one).await,
         JobsCommand::Erase(args) => {
             let client = args.server.client()?;
-            patient(|| client.erase(args.id)).await?;
+            insist(|| client.erase(args.id)).await?;
             if args.json {
                 output::json(&serde_json::json!({ "erased": args.id }))?;
             } else {
@@ -139,10 +138,10 @@ async fn rerun(from: Option<u32>, args: OneArgs) -> Result<Exit, CliError> {
     let client = args.server.client()?;
     let from = match from {
         Some(from) => from,
-        None => patient(|| client.status(args.id)).await?.receipt.generation,
+        None => read(|| client.status(args.id)).await?.receipt.generation,
     };
     // It names the generation it starts from, so a try that got lost can be repeated.
-    let receipt = patient(|| client.rerun(args.id, from)).await?;
+    let receipt = insist(|| client.rerun(args.id, from)).await?;
     if args.json {
         output::json(&receipt)?;
     } else {
@@ -150,10 +149,6 @@ async fn rerun(from: Option<u32>, args: OneArgs) -> Result<Exit, CliError> {
         output::note(format_args!("Job {} is in generation {}.", receipt.job_id, receipt.generation));
     }
     Ok(Exit::Done)
-}
-
-async fn patient<T, F: Future<Output = Result<T, ClientError>>>(call: impl FnMut() -> F) -> Result<T, CliError> {
-    Ok(Patience::default().repeat(true, call, |_| {}).await?)
 }
 
 async fn list(args: ListArgs) -> Result<Exit, CliError> {
@@ -186,7 +181,7 @@ async fn list(args: ListArgs) -> Result<Exit, CliError> {
 }
 
 async fn page(client: &Client, filter: &JobsFilter) -> Result<JobsPage, CliError> {
-    patient(|| client.jobs(filter)).await
+    read(|| client.jobs(filter)).await
 }
 
 fn row(job: &JobView) -> [String; 7] {

@@ -5,7 +5,7 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::policy::ClientPolicy;
 
 use super::exit::{CliError, Exit};
-use super::remote::OperatorArgs;
+use super::remote::{OperatorArgs, operate};
 use super::{output, values};
 use crate::api::operator::QueueView;
 use crate::client::retry::Patience;
@@ -60,7 +60,7 @@ pub(crate) async fn run(args: QueuesArgs) -> Result<Exit, CliError> {
         QueuesCommand::List { json, server } => list(json, server).await,
         QueuesCommand::Show(args) => {
             let operator = args.server.operator()?;
-            let queue = Patience::default().repeat(true, || operator.queue(&args.queue), |_| {}).await?;
+            let queue = operate(Patience::reading(), || operator.queue(&args.queue)).await?;
             if args.json {
                 output::json(&queue)?
             } else {
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: QueuesArgs) -> Result<Exit, CliError> {
 
 async fn list(json: bool, server: OperatorArgs) -> Result<Exit, CliError> {
     let operator = server.operator()?;
-    let view = Patience::default().repeat(true, || operator.queues(), |_| {}).await?;
+    let view = operate(Patience::reading(), || operator.queues()).await?;
     if let Some(trouble) = &view.trouble {
         output::warning(format_args!("the broker can't be used now, so this is how it was before: {trouble}"));
     }
@@ -140,7 +140,7 @@ fn share(client: &ClientPolicy) -> String {
 
 async fn set_paused(args: OneArgs, paused: bool) -> Result<Exit, CliError> {
     let operator = args.server.operator()?;
-    let view = Patience::default().repeat(true, || operator.set_paused(&args.queue, paused), |_| {}).await?;
+    let view = operate(Patience::default(), || operator.set_paused(&args.queue, paused)).await?;
     if args.json {
         output::json(&view)?;
     } else if view.paused {

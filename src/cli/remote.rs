@@ -1,6 +1,8 @@
 //! Which server a client command talks to, and how its refusals are told to people.
 
 use std::path::PathBuf;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use relay_bridge::contract::ClientId;
@@ -8,7 +10,9 @@ use relay_bridge::contract::ClientId;
 use super::context::read_secret;
 use super::contexts::{Context, Contexts};
 use super::exit::{CliError, Exit};
+use super::{output, values};
 use crate::api::Slug;
+use crate::client::retry::Patience;
 use crate::client::{Client, ClientError, Operator};
 
 /// Where a server listens that was told nothing else.
@@ -95,6 +99,65 @@ impl OperatorArgs {
         };
         Ok(Operator::new(&server, token)?)
     }
+}
+
+/// How long a command waits before it says what for.
+const SAID_AFTER: Duration = Duration::from_secs(1);
+
+/// Asks a server for something that it has. A server that takes no connection is an error at once.
+pub(crate) async fn read<T, F: Future<Output = Result<T, ClientError>>>(
+    call: impl FnMut() -> F,
+) -> Result<T, CliError> {
+    Ok(Patience::reading().repeat(true, call, |_| {}).await?)
+}
+
+/// Has a server do something that may be repeated. A server that is away is waited for.
+pub(crate) async fn insist<T, F: Future<Output = Result<T, ClientError>>>(
+    call: impl FnMut() -> F,
+) -> Result<T, CliError> {
+    let patience = Patience::default();
+    Ok(patience.repeat(true, call, away(patience)).await?)
+}
+
+/// As [`read`] or [`insist`], at an admin port.
+pub(crate) async fn operate<T, F: Future<Output = Result<T, ClientError>>>(
+    patience: Patience,
+    call: impl FnMut() -> F,
+) -> Result<T, CliError> {
+    patience.repeat(true, call, away(patience)).await.map_err(|error| match error {
+        ClientError::Unreachable { .. } => CliError::unavailable(error.to_string()).hint(
+            "this is about the admin port: start the server with --admin 127.0.0.1:7412, or name its port with \
+             --admin-server, RELAY_ADMIN_SERVER or a context",
+        ),
+        error => error.into(),
+    })
+}
+
+/// Says once, after a second, that the server is away and for how long it is tried.
+pub(crate) fn away(patience: Patience) -> impl FnMut(&ClientError) {
+    let (since, mut said) = (Instant::now(), false);
+    move |error| {
+        if !said && since.elapsed() >= SAID_AFTER {
+            said = true;
+            let limit = values::show_duration(patience.give_up_after);
+            output::note(format_args!("{error}; trying again, for up to {limit}"));
+        }
+    }
+}
+
+/// Says what is waited for, and for how long, if it takes more than a second.
+pub(crate) async fn noted<T>(what: &str, limit: Option<Duration>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = tokio::time::sleep(SAID_AFTER) => {}
+    }
+    match limit {
+        Some(limit) => output::note(format_args!("Waiting for {what}, for up to {}.", values::show_duration(limit))),
+        None => output::note(format_args!("Waiting for {what}, as long as it takes.")),
+    }
+    work.await
 }
 
 impl From<ClientError> for CliError {

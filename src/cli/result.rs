@@ -7,7 +7,7 @@ use relay_bridge::contract::{JobId, Outcome};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, away, noted};
 use super::{output, values};
 use crate::client::http::WAIT_MAX;
 use crate::client::retry::Patience;
@@ -16,7 +16,7 @@ use crate::client::{Client, RunResult};
 /// A job whose result is wanted.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The result goes to stdout byte by byte. The exit code is 0 only if the job succeeded.
+The result goes to stdout byte by byte. The exit code is 0 only if the job succeeded, and 75 if it has no result yet.
 
 Examples:
   relay result $ID --wait > out.bin       wait for it as long as it takes
@@ -39,12 +39,13 @@ pub(crate) struct ResultArgs {
 /// `relay result`
 pub(crate) async fn run(args: ResultArgs) -> Result<Exit, CliError> {
     let client = args.server.client()?;
-    let wait = Wait::from_flag(args.wait);
-    let Some(result) = fetch(&client, args.id, wait, Patience::default()).await? else {
-        return Err(CliError::failed(format!("job {} is not finished yet", args.id))
-            .hint("add --wait to wait for it; `relay jobs show` shows where it stands"));
-    };
-    show(&result, args.json)
+    let patience = if args.wait.is_some() { Patience::default() } else { Patience::reading() };
+    let fetched = fetch(&client, args.id, Wait::from_flag(args.wait), patience);
+    let what = format!("the result of job {}", args.id);
+    match noted(&what, args.wait.unwrap_or(Some(Duration::ZERO)), fetched).await? {
+        Some(result) => show(&result, args.json),
+        None => Err(CliError::pending(args.id)),
+    }
 }
 
 /// How long to wait for a result.
@@ -81,7 +82,7 @@ pub(crate) async fn fetch(
             Wait::AtMost(wait) => wait.saturating_sub(started.elapsed()),
             Wait::Forever => WAIT_MAX,
         };
-        let found = patience.repeat(true, || client.result(job, left), |_| {}).await?;
+        let found = patience.repeat(true, || client.result(job, left), away(patience)).await?;
         if found.is_some() || left.is_zero() || (matches!(wait, Wait::AtMost(_)) && left <= WAIT_MAX) {
             return Ok(found);
         }

@@ -91,8 +91,8 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
 async fn page(client: &Client, filter: &ResultsFilter, follow: bool) -> Result<ResultsPage, CliError> {
     let mut away = false;
     // Who follows waits as long as it takes; what will be refused again ends it all the same.
-    let give_up_after = if follow { Duration::MAX } else { Patience::default().give_up_after };
-    let patience = Patience { give_up_after, ..Patience::default() };
+    let patience =
+        if follow { Patience { give_up_after: Duration::MAX, ..Patience::default() } } else { Patience::reading() };
     let told = |error: &ClientError| {
         if !std::mem::replace(&mut away, true) {
             output::warning(format_args!("{error}; trying again"));

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::exit::{CliError, Exit};
 use super::inputs::{self, Inputs};
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, away, noted};
 use super::result::{self, Wait};
 use super::{output, values};
 use crate::client::http::WAIT_MAX;
@@ -25,7 +25,9 @@ use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
-are printed instead, the only one byte by byte, several with an end of line after each. With --ndjson each line of a file, or of stdin, is a job: an object with one of
+are printed instead, the only one byte by byte, several with an end of line after each; where one does
+not come in time, nothing is printed for it and the exit code is 75. All files are opened, and their
+lines read, before the first job is submitted; those of stdin as they come. With --ndjson each line of a file, or of stdin, is a job: an object with one of
 `payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in` and
 `meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
 
@@ -92,7 +94,7 @@ pub(super) enum KeyFrom {
 pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
     let client = args.server.clone().client()?;
     let concurrency = args.concurrency.get();
-    let Inputs { count, mut jobs } = inputs::open(&args)?;
+    let Inputs { count, mut jobs } = inputs::open(&args).await?;
     let form = Form { json: args.json, one_of_several: count != Some(1) };
     let bar = output::jobs_progress(count);
     let mut exit = Exit::Done;
@@ -105,10 +107,15 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
                 Some((name, job)) => {
                     let (client, wait, retry_for, at) = (client.clone(), args.wait, args.retry_for, began);
                     began += 1;
+                    let is_one = count == Some(1);
                     running.spawn(async move {
-                        let ended = match job {
-                            Ok(job) => submit(&client, &job, wait, retry_for).await,
-                            Err(error) => Err(error),
+                        let ended = match (job, wait) {
+                            (Ok(job), Some(limit)) if is_one => {
+                                let submitted = submit(&client, &job, wait, retry_for);
+                                noted(&format!("the result of {}", shown(&name)), limit, submitted).await
+                            }
+                            (Ok(job), _) => submit(&client, &job, wait, retry_for).await,
+                            (Err(error), _) => Err(error),
                         };
                         (at, name, ended)
                     });
@@ -132,8 +139,10 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
 
 /// What became of one submission.
 enum Sent {
-    /// It is in line; waiting for its result was not asked for, or took too long.
+    /// It is in line; waiting for its result was not asked for.
     Accepted(Submitted),
+    /// It is in line; its result did not come in time.
+    Pending(Submitted),
     /// The result was waited for.
     Finished(Box<RunResult>),
 }
@@ -148,7 +157,8 @@ async fn submit(
     let keyed = job.key.is_some();
     // Without a key a wait that breaks off could not be repeated: it would be another job. It is waited for by its id.
     let first_wait = wait.filter(|_| keyed).map(|wait| wait.unwrap_or(WAIT_MAX).min(WAIT_MAX));
-    let submitted = patience.repeat(keyed, || client.submit(job, first_wait), |_| {}).await.map_err(unsubmitted)?;
+    let submitted =
+        patience.repeat(keyed, || client.submit(job, first_wait), away(patience)).await.map_err(unsubmitted)?;
     if wait.is_none() {
         return Ok(Sent::Accepted(submitted));
     }
@@ -161,8 +171,13 @@ async fn submit(
     };
     Ok(match result::fetch(client, submitted.job_id(), left, patience).await? {
         Some(result) => Sent::Finished(Box::new(result)),
-        None => Sent::Accepted(submitted),
+        None => Sent::Pending(submitted),
     })
+}
+
+/// How a job's input is called in a sentence.
+fn shown(name: &str) -> &str {
+    if name == "-" { "the job from stdin" } else { name }
 }
 
 /// How jobs are printed.
@@ -190,6 +205,14 @@ fn show(name: &str, ended: Result<Sent, CliError>, form: Form) -> Result<Exit, C
                 output::bytes(b"\n")?;
             }
             Ok(exit)
+        }
+        Ok(Sent::Pending(submitted)) => {
+            let pending = CliError::pending(submitted.job_id());
+            pending.report();
+            if json {
+                output::json(&json!({ "file": name, "job_id": submitted.job_id(), "error": pending.to_string() }))?;
+            }
+            Ok(pending.exit())
         }
         Ok(Sent::Accepted(submitted)) => {
             match (&submitted, json) {
@@ -223,9 +246,15 @@ fn unsubmitted(error: ClientError) -> CliError {
     told
 }
 
-/// What one of several jobs makes of the exit code: the server being away says more than a failed job.
+/// What one of several jobs makes of the exit code: the server being away says more than a failed job, and a failed job more
+/// than one that goes on.
 fn worse(one: Exit, other: Exit) -> Exit {
-    if (other as u8) > (one as u8) { other } else { one }
+    let rank = |exit| match exit {
+        Exit::Done => 0,
+        Exit::Pending => 1,
+        exit => 1 + exit as u8,
+    };
+    if rank(other) > rank(one) { other } else { one }
 }
 
 /// Lower-case hexadecimal.

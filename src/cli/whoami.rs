@@ -3,10 +3,9 @@
 use clap::Args;
 
 use super::exit::{CliError, Exit};
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, read};
 use super::{output, values};
 use crate::api::{QueueLimits, Whoami};
-use crate::client::retry::Patience;
 
 /// Which server to ask.
 #[derive(Debug, Args)]
@@ -25,7 +24,7 @@ pub(crate) struct WhoamiArgs {
 /// `relay whoami`
 pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
     let client = args.server.client()?;
-    let who = Patience::default().repeat(true, || client.whoami(), |_| {}).await?;
+    let who = read(|| client.whoami()).await?;
     if args.json {
         output::json(&who)?;
         return Ok(Exit::Done);

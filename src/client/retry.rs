@@ -17,19 +17,30 @@ pub struct Patience {
     pub cap: Duration,
     /// No further try starts this long after the first one; zero tries once.
     pub give_up_after: Duration,
+    /// Whether a server that takes no connection is waited for. Whoever wants to look at something wants to know that at once.
+    pub waits_for_connection: bool,
 }
 
 impl Default for Patience {
     /// From 100 ms to 5 s, for a minute.
     fn default() -> Self {
         let [base, cap] = [Duration::from_millis(100), Duration::from_secs(5)];
-        Self { base, cap, give_up_after: Duration::from_secs(60) }
+        Self { base, cap, give_up_after: Duration::from_secs(60), waits_for_connection: true }
     }
 }
 
 impl Patience {
     /// Tries once.
-    pub const NONE: Self = Self { base: Duration::ZERO, cap: Duration::ZERO, give_up_after: Duration::ZERO };
+    pub const NONE: Self = {
+        let [base, cap, give_up_after] = [Duration::ZERO; 3];
+        Self { base, cap, give_up_after, waits_for_connection: false }
+    };
+
+    /// The default, but for a server that takes no connection.
+    #[must_use]
+    pub fn reading() -> Self {
+        Self { waits_for_connection: false, ..Self::default() }
+    }
 
     /// Calls `call` until it succeeds, fails for good, or patience runs out. Tells `retried` about each error that is
     /// followed by another try. `keyed` as in [`ClientError::may_repeat`].
@@ -50,7 +61,8 @@ impl Patience {
                 Err(error) => error,
             };
             let wait = ceiling.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
-            let patient = started.elapsed() + wait < self.give_up_after;
+            let gone = matches!(error, ClientError::Unreachable { .. }) && !self.waits_for_connection;
+            let patient = started.elapsed() + wait < self.give_up_after && !gone;
             if !patient || !error.may_repeat(keyed) {
                 return Err(error);
             }
@@ -98,6 +110,8 @@ mod tests {
         let unreachable = || ClientError::Unreachable { server: String::new(), detail: String::new() };
         assert_eq!(tries(false, patience, unreachable).await, 4);
         assert_eq!(tries(true, patience, || ClientError::Invalid(String::new())).await, 1);
+        let reading = Patience { waits_for_connection: false, ..patience };
+        assert_eq!((tries(true, reading, unreachable).await, tries(true, reading, interrupted).await), (1, 4));
     }
 
     #[tokio::test]

@@ -313,6 +313,7 @@ fn meta_text(path: &Path) -> String {
 /// Quick to try again: the server is back within a second.
 fn patience() -> Patience {
     Patience {
+        waits_for_connection: true,
         base: Duration::from_millis(50),
         cap: Duration::from_millis(500),
         give_up_after: Duration::from_secs(60),
