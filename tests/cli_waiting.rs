@@ -1,4 +1,4 @@
-//! What a person is told by a command that has to wait, or has nothing to wait for.
+//! What a person is told: by a command that has to wait, or has nothing to wait for, and of a handler that fails.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -100,4 +100,40 @@ fn a_command_that_waits_says_for_what_and_for_how_long() {
     assert_eq!(forever, "Waiting for the result of the job from stdin, as long as it takes.\n");
     let limited = first_line(&["submit", "--wait=5m", "--key", "k", "--server", &dev.url()]);
     assert_eq!(limited, "Waiting for the result of the job from stdin, for up to 5m.\n");
+}
+
+#[test]
+fn a_handler_that_fails_is_told_of_at_every_attempt_and_at_the_end() {
+    let handler = "read -r line; echo \"cannot open /etc/app.conf\" >&2; exit 3";
+    let mut dev = relay(["dev", "--json", "--listen", "127.0.0.1:0", "--max-attempts", "2", "--", "sh", "-c", handler])
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(dev.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    let server = format!("http://{}", ready["listening"]["http"].as_str().unwrap());
+    assert_eq!(code(&run_with(["submit", "--key", "k-1", "--server", &server], b"x\n")), 0);
+    let mut told = Vec::new();
+    for line in BufReader::new(dev.stderr.take().unwrap()).lines().map(Result::unwrap) {
+        if line.contains("WARN") && line.contains("job_id=") {
+            told.push(line);
+        }
+        if told.len() == 2 {
+            break;
+        }
+    }
+    dev.kill().unwrap();
+    dev.wait().unwrap();
+    let why = "exit-code: the command exited with 3: cannot open /etc/app.conf";
+    for part in [&format!("attempt 1 of 2 failed: {why}; again in "), "key=k-1", "client=dev"] {
+        assert!(told[0].contains(part), "{part}: {told:?}");
+    }
+    for part in [
+        "run ended: exit-code: attempt 2 of 2, the last one: the command exited with 3",
+        "outcome=exhausted",
+        "key=k-1",
+        "client=dev",
+    ] {
+        assert!(told[1].contains(part), "{part}: {told:?}");
+    }
 }

@@ -11,6 +11,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Failure, Job, Outcome, Timestamp};
 use relay_bridge::leasing::{Delivery, Leasing, Progress};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -18,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::admission::{Admission, on_delivery};
-use crate::decide::{Ending, decide};
+use crate::decide::{Decision, Ending, decide};
 use crate::handler::{Attempt, Context, Handler};
 use crate::lease::{LEASE_MAX, Lease, Standing};
 use crate::policies::Policies;
 use crate::progress;
 use crate::retry::Jitter;
-use crate::settle::Settler;
+use crate::settle::{Settler, in_a_line};
 use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerStats, count};
 
@@ -115,7 +116,19 @@ impl Attended<'_> {
         };
         // Read again: a handler may have run for an hour.
         let policy = self.policy().await;
+        let failure = match &ending {
+            Ending::Returned(Attempt::Retry { failure, .. }) => Some(failure.clone()),
+            _ => None,
+        };
         let decision = decide(ending, self.lease.standing(), self.attempt, &policy, runtime.jitter.draw());
+        if let (Decision::Settle(Settlement::RetryAfter(wait)), Some(failure)) = (&decision, failure) {
+            let (attempt, max, why) = (self.attempt, policy.max_attempts, in_a_line(&failure));
+            let key = job.key.as_ref().map(tracing::field::display);
+            tracing::warn!(
+                job_id = %job.id, queue = %job.queue, client = %job.client, key,
+                "attempt {attempt} of {max} failed: {why}; again in {:.1} s", wait.as_secs_f64()
+            );
+        }
         let attempt = if started_at.is_some() { self.attempt } else { self.attempt.saturating_sub(1) };
         let settler = Settler {
             leasing: &runtime.leasing,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{Job, JobResult, Outcome, Timestamp};
+use relay_bridge::contract::{Failure, Job, JobResult, Outcome, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Leasing, Recorded};
@@ -73,9 +73,7 @@ impl Settler<'_> {
         match recorded {
             Ok(Recorded::First) => {
                 self.count_outcome(outcome);
-                tracing::info!(
-                    job_id = %self.job.id, queue = %self.job.queue, attempt = self.attempt, %outcome, "run ended"
-                );
+                self.log_end(&end);
                 // An attempt before this one may have crashed between its dead letter and its result.
                 if outcome == Outcome::Succeeded && self.attempt > 1 {
                     self.retract().await;
@@ -96,6 +94,18 @@ impl Settler<'_> {
         // A result too large for the broker changed the end, and with it the settlement.
         let settlement = if dead_lettered(outcome) { Settlement::DeadLetter } else { settlement };
         self.settle(&settlement).await;
+    }
+
+    fn log_end(&self, end: &RunEnd) {
+        let (job_id, queue, attempt, outcome) = (self.job.id, &self.job.queue, self.attempt, end.outcome());
+        match end {
+            RunEnd::Failed(failure) | RunEnd::Exhausted(failure) => {
+                let (client, key) = (&self.job.client, self.job.key.as_ref().map(tracing::field::display));
+                let why = in_a_line(failure);
+                tracing::warn!(%job_id, %queue, %client, key, attempt, %outcome, "run ended: {why}");
+            }
+            _ => tracing::info!(%job_id, %queue, attempt, %outcome, "run ended"),
+        }
     }
 
     /// Dead letter if there is one, then the result.
@@ -223,4 +233,39 @@ impl Settler<'_> {
 
 fn dead_lettered(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Failed | Outcome::Exhausted)
+}
+
+/// The longest part of a detail in a line of the log, in bytes.
+const LINE_BYTES_MAX: usize = 300;
+
+/// A failure in one line for people: its reason and the first line of its detail.
+pub(crate) fn in_a_line(failure: &Failure) -> String {
+    let first = failure.detail.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    let mut text = String::new();
+    for c in first.chars().filter(|c| !c.is_control()) {
+        if text.len() + c.len_utf8() > LINE_BYTES_MAX {
+            text.push('…');
+            break;
+        }
+        text.push(c);
+    }
+    if text.is_empty() { failure.reason.clone() } else { format!("{}: {text}", failure.reason) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_one_line_without_what_a_terminal_would_obey() {
+        let said = |detail: &str| in_a_line(&Failure::new("exit-code", detail));
+        assert_eq!(
+            said("the command exited with 3: no\u{1b}[31m file\nmore"),
+            "exit-code: the command exited with 3: no[31m file"
+        );
+        assert_eq!(said("\n  \n second\n"), "exit-code: second");
+        assert_eq!(said(""), "exit-code");
+        let long = said(&"ü".repeat(1_000));
+        assert!(long.ends_with('…') && long.len() <= "exit-code: ".len() + LINE_BYTES_MAX + '…'.len_utf8());
+    }
 }
