@@ -422,3 +422,30 @@ async fn the_job_that_waits_longest_is_told_by_when_it_could_be_taken() {
     assert_eq!(lease(&store, 2).await.len(), 2);
     assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), None, "what is leased or parked does not wait");
 }
+
+#[tokio::test]
+async fn a_redriven_job_without_a_key_keeps_its_payload_until_its_run_ends_and_no_longer() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let broker = store.broker();
+    let job = submission(None, b"A-PAYLOAD-OF-NO-KEY").accept(&QueuePolicy::default(), Clock::system().now());
+    broker.jobs.enqueue(job.clone()).await.unwrap();
+    let first = lease(&store, 1).await.remove(0);
+    let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+    let failed = JobResult::unsuccessful(&first.job, Outcome::Failed, end, Failure::new("bad", "bad"));
+    broker.leasing.record(&failed).await.unwrap();
+    broker.leasing.settle(&first.receipt, &Settlement::DeadLetter).await.unwrap();
+    broker.dead_letters.redrive(job.id, job.run_id).await.unwrap();
+    let second = lease(&store, 1).await.remove(0);
+    assert_eq!(second.job.payload, job.payload);
+    finish(&store, &second).await;
+    let refused = broker.jobs.rerun(&job.client, job.id, 2).await.unwrap_err();
+    assert!(refused.detail().contains("the payload was not kept"), "{refused}");
+    store.close().await;
+    let kept: Vec<u8> = rusqlite::Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT envelope FROM payloads", [], |row| row.get(0))
+        .unwrap();
+    assert!(!kept.windows(job.payload.len()).any(|part| part == job.payload), "the record has it still");
+}

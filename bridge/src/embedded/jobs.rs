@@ -162,7 +162,7 @@ impl Writer {
                     job.due_at.as_millis(),
                     job.expires_at.as_millis(),
                     job.payload.len() as u64,
-                    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END },
+                    payload_kept(&job),
                     in_order.then_some(job.expires_at.as_millis()),
                 ])
             })
@@ -192,7 +192,7 @@ impl Writer {
         let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let row = row.filter(|row| self.state.clients.get(&row.client) == Some(client));
         let Some(row) = row else { return Ok(None) };
-        let known = self.known(&row, row.job(&self.conn)?);
+        let known = self.known(&row, row.job(&self.conn)?)?;
         Ok(Some((row, known)))
     }
 
@@ -209,7 +209,7 @@ impl Writer {
 
     /// Ends a run whose deadline has passed; `None` if it has ended.
     pub(super) fn expire(&mut self, row: &JobRow, job: Job) -> Result<Option<JobResult>, BrokerError> {
-        let known = self.known(row, job);
+        let known = self.known(row, job)?;
         let result = rules::expire(Some(&known), row.id, self.clock.now()).refused()?.ok();
         if let Some(result) = &result {
             self.finish(row, result)?;
@@ -337,10 +337,10 @@ impl Writer {
             })
             .map_err(|e| unavailable(e, "start run"))?;
         if row.payload == PAYLOAD_GONE {
-            // A dead letter brings it back.
+            // A dead letter brings it back, for as long as it was kept before.
             self.replace_payload(row.seq, &next)?;
             self.conn
-                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, PAYLOAD_KEPT])
+                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, payload_kept(&next)])
                 .map_err(|e| unavailable(e, "start run"))?;
         }
         // A holder of the run before may still be there: its lease must not count for the new run.
@@ -399,6 +399,11 @@ impl Writer {
         self.state.end_lease(row.seq);
         Ok(())
     }
+}
+
+/// For how long the payload of a job is kept that may run.
+fn payload_kept(job: &Job) -> i64 {
+    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END }
 }
 
 fn status_of_new(job: Job, now: Timestamp) -> JobStatus {

@@ -103,7 +103,7 @@ impl Writer {
         let row = self.find(job)?;
         let live = row.as_ref().filter(|row| !row.is_past_keeping(now));
         let known = match live {
-            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)?),
             None => None,
         };
         let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;

@@ -145,7 +145,7 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
         let row = self.find(letter.job.id)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let known = match &row {
-            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)?),
             None => None,
         };
         match rules::keep_letter(known.as_ref(), letter, self.clock.now()) {
@@ -203,7 +203,7 @@ impl Writer {
             Some(job) => job.clone(),
             None => row.job(&self.conn)?,
         };
-        let known = self.known(row, job);
+        let known = self.known(row, job)?;
         if row.run == sent.run_id && !row.is_finished() {
             return Ok(known);
         }
