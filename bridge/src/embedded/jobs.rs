@@ -202,7 +202,7 @@ impl Writer {
         let verdict = rules::cancel(found.as_ref().map(|(_, known)| known), job, now);
         let (written, row) = (verdict.refused()?, found.map(|(row, _)| row));
         if let (Ok(result), Some(row)) = (written, row) {
-            self.finish(&row, &result)?;
+            self.finish(&row, &result, !rules::leaves_letter(result.outcome))?;
         }
         self.find(job)?.ok_or_else(|| refusal::no_job("cancel", job))?.status(&self.conn, now)
     }
@@ -212,20 +212,21 @@ impl Writer {
         let known = self.known(row, job)?;
         let result = rules::expire(Some(&known), row.id, self.clock.now()).refused()?.ok();
         if let Some(result) = &result {
-            self.finish(row, result)?;
+            self.finish(row, result, !rules::leaves_letter(result.outcome))?;
         }
         Ok(result)
     }
 
-    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction.
-    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult) -> Result<(), BrokerError> {
+    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction. With
+    /// `takes_letter` the run's dead letter goes: a worker kept it, and did not come to its result.
+    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult, takes_letter: bool) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "record");
         self.begin()?;
         // First, because it can refuse: it reads an envelope.
         let kept = self.drop_payload_unless_kept(row)?;
         let now = self.clock.now();
         let n = self.state.take_n();
-        let keep = now.max(row.due_at) + std::time::Duration::from_millis(result.keep_ms);
+        let keep = rules::record::keep_until(result, row.due_at, now);
         self.conn
             .prepare_cached(
                 "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
@@ -260,14 +261,11 @@ impl Writer {
                 ])
             })
             .map_err(sql)?;
-        if matches!(result.outcome, Outcome::Cancelled | Outcome::Expired)
-            && self.remove_dead_letter(row.id, row.run)?
-        {
-            // Its worker kept it, and did not come to its result.
-            self.counts().retracted();
+        if takes_letter && self.remove_dead_letter(row.id, row.run)? {
+            self.done.letters_retracted += 1;
         }
         self.leave_line(row, result.outcome);
-        self.finished.push((row.id, result.client.clone()));
+        self.done.finished.push((row.id, result.client.clone()));
         Ok(())
     }
 

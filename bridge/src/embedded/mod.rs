@@ -16,6 +16,8 @@
 //! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
 mod dispatch;
+#[cfg(test)]
+mod failing;
 mod filter;
 mod ids;
 mod jobs;
@@ -32,6 +34,8 @@ mod shared;
 mod state;
 pub mod store;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod undo;
 mod work;
 mod writer;

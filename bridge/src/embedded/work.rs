@@ -159,7 +159,7 @@ impl Writer {
         let Some(row) = self.find(job)? else { return Ok(()) };
         let known = Known { record: None, ended: self.ended(&row)? };
         if rules::retract_letter(Some(&known), run) && self.remove_dead_letter(job, run)? {
-            self.counts().retracted();
+            self.done.letters_retracted += 1;
         }
         Ok(())
     }
@@ -173,15 +173,14 @@ impl Writer {
             Some(row) => Some(self.known_to_record(row, sent)?),
             None => None,
         };
-        let verdict = rules::record(known.as_ref(), sent, result_max, now);
-        self.counts().judged(&verdict);
-        let ending = match verdict.refused()? {
+        let ending = match rules::record(known.as_ref(), sent, result_max, now).refused()? {
             Ok(ending) => ending,
             Err(recorded) => {
                 if let Recorded::Superseded(outcome) = &recorded {
                     let attempt = sent.attempt;
                     tracing::info!(job_id = %sent.job_id, run_id = %sent.run_id, attempt, %outcome, "result superseded");
                 }
+                self.done.judged.push(Verdict::Already(recorded.clone()));
                 return Ok(recorded);
             }
         };
@@ -191,7 +190,8 @@ impl Writer {
         {
             self.keep_letter(&letter)?;
         }
-        self.finish(&row, &ending.result)?;
+        self.finish(&row, &ending.result, ending.takes_letter)?;
+        self.done.judged.push(Verdict::Do(ending));
         Ok(Recorded::First)
     }
 
