@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-
 use super::testing::{Store, request};
 use crate::contract::result::End;
 use crate::contract::{Failure, JobResult, JobState, Outcome, QueueName};
