@@ -99,27 +99,21 @@ async fn jobs_leases_attempts_and_results_survive_a_restart() {
 async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("relay.db");
-    let open = || async {
-        let local_worker = Some("w1".parse().unwrap());
-        let config = EmbeddedConfig { path: Some(path.clone()), local_worker, ..EmbeddedConfig::default() };
-        let store = Embedded::open(config).await.unwrap();
-        store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
-        store
-    };
-    let store = open().await;
-    submit(&store, "here").await;
-    let here = lease(&store, 1).await.remove(0);
-    submit(&store, "elsewhere").await;
+    let store = open(&path).await;
     let request = LeaseRequest {
-        worker: "w2".parse().unwrap(),
+        worker: "w1".parse().unwrap(),
         queues: vec!["work".parse().unwrap()],
         max: NonZeroU32::MIN,
         wait: Duration::ZERO,
     };
+    submit(&store, "here").await;
+    let here = store.leasing_here().lease(&request).await.unwrap().remove(0);
+    submit(&store, "elsewhere").await;
+    // A worker of the same name: names are theirs to choose, and say nothing of where it is.
     let elsewhere = store.broker().leasing.lease(&request).await.unwrap().remove(0);
     store.close().await;
 
-    let store = open().await;
+    let store = open(&path).await;
     let again = lease(&store, 2).await;
     assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(here.job.id, 2)]);
     let leasing = store.broker().leasing;

@@ -33,7 +33,7 @@ impl Leasing for Embedded {
             queues: request.queues,
             max: request.max,
             deadline: self.clock().monotonic() + request.wait,
-            is_here: self.local_worker() == Some(&request.worker),
+            is_here: self.is_here,
             reply,
             give_back: GiveBack { shared: self.shared(), inbox: self.inbox()?.downgrade() },
         };
