@@ -210,6 +210,7 @@ impl Writer {
         }
         let mut answered = 0;
         let did = self.transaction(|writer, after| {
+            after.reserve(batch.len());
             if !apart {
                 drop(writer.guarded(Self::what_time_demands));
             }
