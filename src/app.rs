@@ -14,6 +14,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
+use relay_bridge::leasing::Leasing;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::{Connection, Wait};
 use relay_bridge::policy::QueuePolicy;
@@ -162,6 +163,8 @@ impl From<BrokerError> for AppError {
 pub struct App {
     opened: Opened,
     broker: Broker,
+    /// For the worker in this process.
+    leasing_here: Arc<dyn Leasing>,
     ingress: Arc<http::Ingress>,
     nats: Option<(NatsConfig, Arc<nats::Door>)>,
     authenticator: Arc<Authenticator>,
@@ -188,14 +191,15 @@ impl App {
         let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
         let port = listeners.admin.take().zip(telemetry.clone());
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
-        let local = config.worker.as_ref().map(|worker| worker.config.id.clone());
-        let opened = Opened::open(config.broker, local, &clock).await?;
+        let opened = Opened::open(config.broker, &clock).await?;
         if let Err(error) = opened.prepare(&config.queues).await {
             opened.close().await;
             return Err(error);
         }
-        let broker = opened.broker();
-        let broker = telemetry.map_or(broker.clone(), |telemetry| telemetry.broker(broker));
+        let (mut broker, mut leasing_here) = (opened.broker(), opened.leasing_here());
+        if let Some(telemetry) = telemetry {
+            (broker, leasing_here) = (telemetry.broker(broker), telemetry.leasing(leasing_here));
+        }
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
         let nats = config.nats.map(|NatsDoor { config, limits }| {
@@ -216,6 +220,7 @@ impl App {
         Ok(Self {
             opened,
             broker,
+            leasing_here,
             ingress,
             nats,
             authenticator: config.authenticator,
@@ -288,7 +293,8 @@ impl App {
         let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep"].map(Stage::new);
         let [http, nats, local, remote, forwarder, sweeper] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
-        let leasing = self.ingress.leasing();
+        let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
+        let leasing_here = self.ingress.watched(self.leasing_here);
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
@@ -302,7 +308,7 @@ impl App {
                 Some(traces) => traces.handler(handler),
                 None => handler,
             };
-            let worker = Worker::new(Arc::clone(&leasing), handler, self.clock, config);
+            let worker = Worker::new(leasing_here, handler, self.clock, config);
             if let Some(admin) = admin {
                 let stats = worker.stats();
                 admin.collect(move |text| collect::worker(text, &stats.report()));

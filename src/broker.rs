@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use relay_bridge::broker::{Broker, Durability};
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::contract::QueueName;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::Leasing;
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, StreamSettings};
@@ -67,19 +68,14 @@ pub(crate) enum Opened {
 }
 
 impl Opened {
-    /// Opens it. NATS is waited for until it is there. `local` is the worker in this process, if there is one.
+    /// Opens it. NATS is waited for until it is there.
     ///
     /// # Errors
     /// As [`Embedded::open`], [`Nats::connect`] and `Sqs::connect`.
-    pub(crate) async fn open(
-        config: BrokerConfig,
-        local: Option<WorkerId>,
-        clock: &Clock,
-    ) -> Result<Self, BrokerError> {
+    pub(crate) async fn open(config: BrokerConfig, clock: &Clock) -> Result<Self, BrokerError> {
         match config {
             BrokerConfig::Embedded(path) => {
-                let config =
-                    EmbeddedConfig { path, clock: clock.clone(), local_worker: local, ..EmbeddedConfig::default() };
+                let config = EmbeddedConfig { path, clock: clock.clone(), ..EmbeddedConfig::default() };
                 Ok(Self::Embedded(Embedded::open(config).await?))
             }
             BrokerConfig::Nats(broker) => {
@@ -102,6 +98,14 @@ impl Opened {
             Self::Nats { nats, .. } => nats.broker(),
             #[cfg(feature = "sqs")]
             Self::Sqs { sqs, .. } => sqs.broker(),
+        }
+    }
+
+    /// Leasing for a worker whose handlers end with this process.
+    pub(crate) fn leasing_here(&self) -> Arc<dyn Leasing> {
+        match self {
+            Self::Embedded(store) => store.leasing_here(),
+            _ => self.broker().leasing,
         }
     }
 

@@ -99,27 +99,21 @@ async fn jobs_leases_attempts_and_results_survive_a_restart() {
 async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("relay.db");
-    let open = || async {
-        let local_worker = Some("w1".parse().unwrap());
-        let config = EmbeddedConfig { path: Some(path.clone()), local_worker, ..EmbeddedConfig::default() };
-        let store = Embedded::open(config).await.unwrap();
-        store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
-        store
-    };
-    let store = open().await;
-    submit(&store, "here").await;
-    let here = lease(&store, 1).await.remove(0);
-    submit(&store, "elsewhere").await;
+    let store = open(&path).await;
     let request = LeaseRequest {
-        worker: "w2".parse().unwrap(),
+        worker: "w1".parse().unwrap(),
         queues: vec!["work".parse().unwrap()],
         max: NonZeroU32::MIN,
         wait: Duration::ZERO,
     };
+    submit(&store, "here").await;
+    let here = store.leasing_here().lease(&request).await.unwrap().remove(0);
+    submit(&store, "elsewhere").await;
+    // A worker of the same name: names are theirs to choose, and say nothing of where it is.
     let elsewhere = store.broker().leasing.lease(&request).await.unwrap().remove(0);
     store.close().await;
 
-    let store = open().await;
+    let store = open(&path).await;
     let again = lease(&store, 2).await;
     assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(here.job.id, 2)]);
     let leasing = store.broker().leasing;
@@ -238,7 +232,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     finish(&store, &lease(&store, 1).await.remove(0)).await;
     store.close().await;
     // The additions of later versions, taken away again.
-    let old = "ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
+    let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run); ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
                DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at;
                ALTER TABLE counters DROP COLUMN in_order_to;
                CREATE INDEX jobs_timer ON jobs(timer_at); PRAGMA user_version = 1000;";
@@ -255,7 +249,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     assert_eq!(expired, [second.job_id, third.job_id]);
     let first = store.broker().results.lookup(&first.client, first.job_id).await.unwrap();
     assert!(matches!(first, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
-    assert_eq!(store::stats(&path).unwrap().version, "1.2");
+    assert_eq!(store::stats(&path).unwrap().version, "1.3");
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
     store.close().await;
 }
@@ -268,12 +262,12 @@ async fn a_store_of_1_1_is_opened_and_what_was_leased_in_it_waits_again() {
     let (held, waits) = (submit(&store, "held").await, submit(&store, "waits").await);
     let before = lease(&store, 1).await.remove(0);
     store.close().await;
-    let old =
-        "ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; PRAGMA user_version = 1001;";
+    let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run);
+               ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; PRAGMA user_version = 1001;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
 
     let store = open(&path).await;
-    assert_eq!(store::stats(&path).unwrap().version, "1.2");
+    assert_eq!(store::stats(&path).unwrap().version, "1.3");
     let again = lease(&store, 10).await;
     assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(held.job_id, 2), (waits.job_id, 1)]);
     let lost = store.broker().leasing.extend(&before.receipt).await.unwrap_err();
@@ -421,4 +415,60 @@ async fn the_job_that_waits_longest_is_told_by_when_it_could_be_taken() {
     assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), Some(minute_ago));
     assert_eq!(lease(&store, 2).await.len(), 2);
     assert_eq!(broker.jobs.oldest(&queue).await.unwrap(), None, "what is leased or parked does not wait");
+}
+
+#[tokio::test]
+async fn a_redriven_job_without_a_key_keeps_its_payload_until_its_run_ends_and_no_longer() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let broker = store.broker();
+    let job = submission(None, b"A-PAYLOAD-OF-NO-KEY").accept(&QueuePolicy::default(), Clock::system().now());
+    broker.jobs.enqueue(job.clone()).await.unwrap();
+    let first = lease(&store, 1).await.remove(0);
+    let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+    let failed = JobResult::unsuccessful(&first.job, Outcome::Failed, end, Failure::new("bad", "bad"));
+    broker.leasing.record(&failed).await.unwrap();
+    broker.leasing.settle(&first.receipt, &Settlement::DeadLetter).await.unwrap();
+    broker.dead_letters.redrive(job.id, job.run_id).await.unwrap();
+    let second = lease(&store, 1).await.remove(0);
+    assert_eq!(second.job.payload, job.payload);
+    finish(&store, &second).await;
+    let refused = broker.jobs.rerun(&job.client, job.id, 2).await.unwrap_err();
+    assert!(refused.detail().contains("the payload was not kept"), "{refused}");
+    store.close().await;
+    let kept: Vec<u8> = rusqlite::Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT envelope FROM payloads", [], |row| row.get(0))
+        .unwrap();
+    assert!(!kept.windows(job.payload.len()).any(|part| part == job.payload), "the record has it still");
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_cannot_be_read_is_left_out_of_lists_and_holds_up_no_other() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let mut jobs = Vec::new();
+    for key in ["first", "damaged", "last"] {
+        jobs.push(submit(&store, key).await.job_id);
+        let delivery = lease(&store, 1).await.remove(0);
+        let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+        let failed = JobResult::unsuccessful(&delivery.job, Outcome::Failed, end, Failure::new("bad", "bad"));
+        store.broker().leasing.record(&failed).await.unwrap();
+        store.broker().leasing.settle(&delivery.receipt, &Settlement::DeadLetter).await.unwrap();
+    }
+    store.close().await;
+    let damage = "UPDATE dead_letters SET envelope = x'ff' WHERE job = ?1";
+    rusqlite::Connection::open(&path).unwrap().execute(damage, [jobs[1].as_bytes()]).unwrap();
+
+    let store = open(&path).await;
+    let letters = store.broker().dead_letters;
+    let (work, missing) = ("work".parse().unwrap(), "missing".parse().unwrap());
+    for queue in [None, Some(&work)] {
+        let listed = letters.list(queue, None, None, 10).await.unwrap();
+        assert_eq!(listed.letters.iter().map(|letter| letter.job.id).collect::<Vec<_>>(), [jobs[2], jobs[0]]);
+    }
+    assert_eq!(letters.list(Some(&missing), None, None, 10).await.unwrap().letters, []);
+    store.close().await;
 }

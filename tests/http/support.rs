@@ -56,8 +56,9 @@ impl Setup {
         }
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
+        let leasing = Arc::clone(&seen.leasing);
         let ingress = Ingress::new(seen, self.authenticator, self.limits, self.clock.clone());
-        let leasing = ingress.leasing();
+        let leasing = ingress.watched(leasing);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

@@ -162,7 +162,7 @@ impl Writer {
                     job.due_at.as_millis(),
                     job.expires_at.as_millis(),
                     job.payload.len() as u64,
-                    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END },
+                    payload_kept(&job),
                     in_order.then_some(job.expires_at.as_millis()),
                 ])
             })
@@ -192,7 +192,7 @@ impl Writer {
         let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let row = row.filter(|row| self.state.clients.get(&row.client) == Some(client));
         let Some(row) = row else { return Ok(None) };
-        let known = self.known(&row, row.job(&self.conn)?);
+        let known = self.known(&row, row.job(&self.conn)?)?;
         Ok(Some((row, known)))
     }
 
@@ -202,30 +202,31 @@ impl Writer {
         let verdict = rules::cancel(found.as_ref().map(|(_, known)| known), job, now);
         let (written, row) = (verdict.refused()?, found.map(|(row, _)| row));
         if let (Ok(result), Some(row)) = (written, row) {
-            self.finish(&row, &result)?;
+            self.finish(&row, &result, !rules::leaves_letter(result.outcome))?;
         }
         self.find(job)?.ok_or_else(|| refusal::no_job("cancel", job))?.status(&self.conn, now)
     }
 
     /// Ends a run whose deadline has passed; `None` if it has ended.
     pub(super) fn expire(&mut self, row: &JobRow, job: Job) -> Result<Option<JobResult>, BrokerError> {
-        let known = self.known(row, job);
+        let known = self.known(row, job)?;
         let result = rules::expire(Some(&known), row.id, self.clock.now()).refused()?.ok();
         if let Some(result) = &result {
-            self.finish(row, result)?;
+            self.finish(row, result, !rules::leaves_letter(result.outcome))?;
         }
         Ok(result)
     }
 
-    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction.
-    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult) -> Result<(), BrokerError> {
+    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction. With
+    /// `takes_letter` the run's dead letter goes: a worker kept it, and did not come to its result.
+    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult, takes_letter: bool) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "record");
         self.begin()?;
         // First, because it can refuse: it reads an envelope.
         let kept = self.drop_payload_unless_kept(row)?;
         let now = self.clock.now();
         let n = self.state.take_n();
-        let keep = now.max(row.due_at) + std::time::Duration::from_millis(result.keep_ms);
+        let keep = rules::record::keep_until(result, row.due_at, now);
         self.conn
             .prepare_cached(
                 "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
@@ -260,14 +261,11 @@ impl Writer {
                 ])
             })
             .map_err(sql)?;
-        if matches!(result.outcome, Outcome::Cancelled | Outcome::Expired)
-            && self.remove_dead_letter(row.id, row.run)?
-        {
-            // Its worker kept it, and did not come to its result.
-            self.counts().retracted();
+        if takes_letter && self.remove_dead_letter(row.id, row.run)? {
+            self.done.letters_retracted += 1;
         }
         self.leave_line(row, result.outcome);
-        self.finished.push((row.id, result.client.clone()));
+        self.done.finished.push((row.id, result.client.clone()));
         Ok(())
     }
 
@@ -337,10 +335,10 @@ impl Writer {
             })
             .map_err(|e| unavailable(e, "start run"))?;
         if row.payload == PAYLOAD_GONE {
-            // A dead letter brings it back.
+            // A dead letter brings it back, for as long as it was kept before.
             self.replace_payload(row.seq, &next)?;
             self.conn
-                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, PAYLOAD_KEPT])
+                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, payload_kept(&next)])
                 .map_err(|e| unavailable(e, "start run"))?;
         }
         // A holder of the run before may still be there: its lease must not count for the new run.
@@ -399,6 +397,11 @@ impl Writer {
         self.state.end_lease(row.seq);
         Ok(())
     }
+}
+
+/// For how long the payload of a job is kept that may run.
+fn payload_kept(job: &Job) -> i64 {
+    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END }
 }
 
 fn status_of_new(job: Job, now: Timestamp) -> JobStatus {

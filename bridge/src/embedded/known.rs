@@ -14,7 +14,7 @@ use crate::rules::{Ended, Known, Payload, Record};
 
 impl Writer {
     /// The facts known of the job of `row`, which is `job` in its current run.
-    pub(super) fn known(&self, row: &JobRow, job: Job) -> Known {
+    pub(super) fn known(&self, row: &JobRow, job: Job) -> Result<Known, BrokerError> {
         let ended = row.outcome.filter(|_| row.is_finished()).map(|outcome| Ended {
             run: row.run,
             generation: row.generation,
@@ -23,11 +23,19 @@ impl Writer {
         });
         let payload = match row.payload {
             PAYLOAD_KEPT => Payload::Kept,
-            PAYLOAD_GONE if job.keep_record => Payload::Erased,
+            PAYLOAD_GONE if self.is_erased(row)? => Payload::Erased,
             _ => Payload::NotKept,
         };
         let record = Record { job, attempts: row.attempt, started_at: row.started_at, payload };
-        Known { record: Some(record), ended }
+        Ok(Known { record: Some(record), ended })
+    }
+
+    /// Whether the client had the job erased: its latest result says so.
+    fn is_erased(&self, row: &JobRow) -> Result<bool, BrokerError> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM results WHERE seq = ?1 AND erased")
+            .and_then(|mut query| query.exists([row.seq]))
+            .map_err(|e| unavailable(e, "read result"))
     }
 
     /// The job's latest result, of whichever run.

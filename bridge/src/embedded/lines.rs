@@ -73,6 +73,11 @@ impl Lines {
         }
     }
 
+    /// How many lines the step has touched.
+    pub(super) fn touched(&self) -> usize {
+        self.before.len()
+    }
+
     /// Lines of which the file must be told: their key, and how many wait and are parked.
     pub(super) fn changed(&self) -> impl Iterator<Item = (Key, u64, u64)> {
         self.before.iter().filter_map(|(key, before)| {

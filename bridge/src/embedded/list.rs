@@ -46,7 +46,8 @@ pub(super) fn newest_first(
     };
     let mut runs = runs(conn, owner, filter, after)?;
     let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-    let (mut listed, mut last) = (Listed::default(), None);
+    // A page goes on after a job that its reader can ask for: a row past its keeping is the last resort.
+    let (mut listed, mut last, mut last_kept) = (Listed::default(), None, None);
     let (mut looked_at, mut read, mut read_bytes) = (0, 0, 0);
     while looked_at < ROWS_MAX && read < READ_MAX && read_bytes < READ_BYTES_MAX {
         let Some(row) = next(conn, &mut runs)? else { return Ok(listed) };
@@ -60,8 +61,9 @@ pub(super) fn newest_first(
             listed.jobs.extend(wanted(conn, &row, filter, now)?);
         }
         last = Some(row.id);
+        last_kept = last.filter(|_| !row.is_past_keeping(now)).or(last_kept);
     }
-    listed.next = last;
+    listed.next = last_kept.or(last);
     Ok(listed)
 }
 
@@ -236,6 +238,25 @@ mod tests {
         filter.after = first.next;
         let last = page(&filter);
         assert_eq!((last.jobs.len(), last.next), (0, None), "{} jobs were left", mine.len() - READ_MAX as usize);
+    }
+
+    #[test]
+    fn a_page_goes_on_after_a_job_that_is_kept_also_where_older_ones_are_not() {
+        let (conn, mine) = store();
+        let recent = recent(&conn);
+        let kept: Vec<JobId> = mine.iter().filter(|(.., state)| *state != FINISHED).map(|(id, ..)| *id).collect();
+        let now = Timestamp::from_millis(1_763_865_086_008);
+        conn.execute("UPDATE jobs SET timer_at = ?1 WHERE state = ?2", params![now.as_millis(), FINISHED]).unwrap();
+        let mut filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+        let mut found = Vec::new();
+        loop {
+            let page = newest_first(&conn, &recent, &"me".parse().unwrap(), &filter, now).unwrap();
+            found.extend(page.jobs.iter().map(|job| job.job_id));
+            let Some(next) = page.next else { break };
+            assert!(kept.contains(&next), "{next} is past its keeping");
+            filter.after = Some(next);
+        }
+        assert_eq!(found, kept);
     }
 
     #[test]

@@ -16,6 +16,8 @@
 //! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
 mod dispatch;
+#[cfg(test)]
+mod failing;
 mod filter;
 mod ids;
 mod jobs;
@@ -32,6 +34,8 @@ mod shared;
 mod state;
 pub mod store;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod undo;
 mod work;
 mod writer;
@@ -50,9 +54,10 @@ use writer::{Work, Writer, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
 use crate::clock::Clock;
+use crate::contract::LogId;
 use crate::contract::envelope::WireVersion;
-use crate::contract::{LogId, WorkerId};
 use crate::error::{BrokerError, BrokerErrorKind};
+use crate::leasing::Leasing;
 use crate::newer_jobs::NewerJobs;
 
 /// The largest payload or result, in bytes: 16 MiB. SQLite would take more; memory for bodies in flight would not.
@@ -68,14 +73,15 @@ pub struct EmbeddedConfig {
     pub clock: Clock,
     /// The envelope version that is written.
     pub wire_version: WireVersion,
-    /// The worker whose handlers run in this process and end with it. When another process opens the store, its jobs go
-    /// back in line at once, with the attempt spent; those of all other workers stay leased for one lease more.
-    pub local_worker: Option<WorkerId>,
 }
 
 /// An open store. Clones share it.
 #[derive(Clone)]
-pub struct Embedded(Arc<Inner>);
+pub struct Embedded {
+    inner: Arc<Inner>,
+    /// Whether what is leased by this handle ends with this process.
+    is_here: bool,
+}
 
 struct Inner {
     inbox: Mutex<Option<mpsc::Sender<Work>>>,
@@ -83,7 +89,6 @@ struct Inner {
     clock: Clock,
     log: LogId,
     path: Option<PathBuf>,
-    local_worker: Option<WorkerId>,
     readers: Mutex<Vec<Connection>>,
     reading: Arc<Semaphore>,
     closing: watch::Sender<bool>,
@@ -105,7 +110,7 @@ impl Embedded {
     }
 
     fn open_blocking(config: EmbeddedConfig) -> Result<Self, BrokerError> {
-        let EmbeddedConfig { path, clock, wire_version, local_worker } = config;
+        let EmbeddedConfig { path, clock, wire_version } = config;
         let opened = schema::open(path.as_deref())?;
         let shared = Arc::new(Shared::default());
         let log = opened.log;
@@ -124,19 +129,19 @@ impl Embedded {
         if let Some(path) = path.clone() {
             threads.push(thread("relay-ids", scan_ids(path, Arc::clone(&shared)))?);
         }
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             inbox: Mutex::new(Some(inbox)),
             shared,
             clock,
             log,
             path,
-            local_worker,
             readers: Mutex::default(),
             reading: Arc::new(Semaphore::new(READERS_MAX)),
             closing,
             threads: Mutex::new(threads),
             lock: Mutex::new(opened.lock),
-        })))
+        });
+        Ok(Self { inner, is_here: false })
     }
 
     /// The capabilities, all of them backed by this store.
@@ -147,7 +152,7 @@ impl Embedded {
             capabilities: Capabilities {
                 adapter: "embedded",
                 payload_max: PAYLOAD_MAX,
-                durability: if self.0.path.is_some() { Durability::PowerLoss } else { Durability::None },
+                durability: if self.inner.path.is_some() { Durability::PowerLoss } else { Durability::None },
                 lease_lost_certain: true,
                 fair: true,
                 one_line: false,
@@ -158,59 +163,63 @@ impl Embedded {
             dead_letters: this.clone(),
             policies: this.clone(),
             provision: this,
-            counts: self.0.shared.counts.clone(),
+            counts: self.inner.shared.counts.clone(),
         }
+    }
+
+    /// Leasing for handlers that run in this process and end with it. When another process opens the store, their jobs go
+    /// back in line at once, with the attempt spent; those leased through [`broker`](Self::broker) stay leased for one
+    /// lease more.
+    #[must_use]
+    pub fn leasing_here(&self) -> Arc<dyn Leasing> {
+        Arc::new(Self { is_here: true, ..self.clone() })
     }
 
     /// What commits cost, since the store was opened.
     #[must_use]
     pub fn commits(&self) -> Arc<Commits> {
-        Arc::clone(&self.0.shared.commits)
+        Arc::clone(&self.inner.shared.commits)
     }
 
     /// The jobs that this store hands back because a newer relay wrote them.
     #[must_use]
     pub fn newer_jobs(&self) -> Arc<NewerJobs> {
-        Arc::clone(&self.0.shared.newer_jobs)
+        Arc::clone(&self.inner.shared.newer_jobs)
     }
 
     /// Ends all waits, commits what was taken in, and lets go of the file. Calls after it are `Unavailable`.
     pub async fn close(&self) {
-        self.0.closing.send_replace(true);
-        drop(lock(&self.0.inbox).take());
-        let threads = std::mem::take(&mut *lock(&self.0.threads));
+        self.inner.closing.send_replace(true);
+        drop(lock(&self.inner.inbox).take());
+        let threads = std::mem::take(&mut *lock(&self.inner.threads));
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
         if !matches!(joined.await, Ok(Ok(()))) {
             tracing::error!("a thread of the store panicked");
         }
-        lock(&self.0.readers).clear();
-        drop(lock(&self.0.lock).take());
+        lock(&self.inner.readers).clear();
+        drop(lock(&self.inner.lock).take());
     }
 
     fn clock(&self) -> &Clock {
-        &self.0.clock
-    }
-
-    fn local_worker(&self) -> Option<&WorkerId> {
-        self.0.local_worker.as_ref()
+        &self.inner.clock
     }
 
     fn log(&self) -> LogId {
-        self.0.log
+        self.inner.log
     }
 
     fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.0.shared)
+        Arc::clone(&self.inner.shared)
     }
 
     fn inbox(&self) -> Result<mpsc::Sender<Work>, BrokerError> {
-        lock(&self.0.inbox).clone().ok_or_else(closed)
+        lock(&self.inner.inbox).clone().ok_or_else(closed)
     }
 
     /// Ready once the store is being closed.
     async fn closing(&self) {
         // An error means that the sender is gone, which is closed as well.
-        drop(self.0.closing.subscribe().wait_for(|closing| *closing).await);
+        drop(self.inner.closing.subscribe().wait_for(|closing| *closing).await);
     }
 
     async fn call<T: Send + 'static>(
@@ -218,7 +227,7 @@ impl Embedded {
         op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
     ) -> Result<T, BrokerError> {
         let (work, answer) = writer::work(op);
-        let sent = lock(&self.0.inbox).as_ref().ok_or_else(closed)?.try_send(work);
+        let sent = lock(&self.inner.inbox).as_ref().ok_or_else(closed)?.try_send(work);
         match sent {
             Ok(()) => {}
             Err(TrySendError::Full(work)) => self.inbox()?.send(work).await.map_err(|_| closed())?,
@@ -232,13 +241,13 @@ impl Embedded {
         &self,
         op: impl FnOnce(&Connection) -> Result<T, BrokerError> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        let Some(path) = self.0.path.clone() else { return self.call(|writer| op(&writer.conn)).await };
-        let permit = Arc::clone(&self.0.reading).acquire_owned().await.map_err(|_| closed())?;
-        if *self.0.closing.borrow() {
+        let Some(path) = self.inner.path.clone() else { return self.call(|writer| op(&writer.conn)).await };
+        let permit = Arc::clone(&self.inner.reading).acquire_owned().await.map_err(|_| closed())?;
+        if *self.inner.closing.borrow() {
             return Err(closed());
         }
-        let idle = lock(&self.0.readers).pop();
-        let this = Arc::clone(&self.0);
+        let idle = lock(&self.inner.readers).pop();
+        let this = Arc::clone(&self.inner);
         let read = tokio::task::spawn_blocking(move || {
             let reader = match idle {
                 Some(reader) => reader,

@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Embedded;
 use super::schema::unavailable;
-use super::state::{damaged, unreadable};
+use super::state::{QueueRow, damaged, unreadable};
 use super::writer::Writer;
 use crate::contract::envelope::decode_dead_letter;
 use crate::contract::{JobId, QueueName, RunId};
@@ -19,6 +19,10 @@ use crate::rules::{self, refusal::no_letter};
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
+
+/// Dead letters of all queues, or of one, before a row, the newest first.
+const OF_ALL: &str = "SELECT rowid, envelope FROM dead_letters WHERE rowid < ?1 ORDER BY rowid DESC";
+const OF_QUEUE: &str = "SELECT rowid, envelope FROM dead_letters WHERE rowid < ?1 AND queue = ?2 ORDER BY rowid DESC";
 
 #[async_trait]
 impl DeadLetters for Embedded {
@@ -38,13 +42,19 @@ impl DeadLetters for Embedded {
         };
         self.read(move |conn| {
             let sql = |e| unavailable(e, "list dead letters");
-            let mut query = conn
-                .prepare_cached(
-                    "SELECT d.rowid, d.envelope FROM dead_letters AS d JOIN queues AS q ON q.id = d.queue
-                     WHERE d.rowid < ?1 AND (?2 IS NULL OR q.name = ?2) ORDER BY d.rowid DESC",
-                )
-                .map_err(sql)?;
-            let mut rows = query.query(params![after, queue.as_ref().map(QueueName::as_str)]).map_err(sql)?;
+            let queue = match queue {
+                Some(name) => match queue_row(conn, &name)? {
+                    Some(row) => Some(row),
+                    None => return Ok(Letters::default()),
+                },
+                None => None,
+            };
+            let mut query = conn.prepare_cached(if queue.is_some() { OF_QUEUE } else { OF_ALL }).map_err(sql)?;
+            let mut rows = match queue {
+                Some(queue) => query.query([after, queue]),
+                None => query.query([after]),
+            }
+            .map_err(sql)?;
             let (mut found, mut passed, mut last) = (Letters::default(), 0, None::<i64>);
             while let Some(row) = rows.next().map_err(sql)? {
                 if found.letters.len() == limit || passed == LETTERS_PASSED_MAX {
@@ -52,10 +62,13 @@ impl DeadLetters for Embedded {
                     break;
                 }
                 last = Some(row.get(0).map_err(sql)?);
-                let letter = read(row.get(1).map_err(sql)?)?;
-                match letter.has_key_prefix(key_prefix.as_deref()) {
-                    true => found.letters.push(letter),
-                    false => passed += 1,
+                // What can't be read, as a newer relay's, holds up nothing that can.
+                let letter = read(row.get(1).map_err(sql)?).inspect_err(
+                    |failure| tracing::warn!(row = last, error = %failure, "left out of a list of dead letters"),
+                );
+                match letter.ok().filter(|letter| letter.has_key_prefix(key_prefix.as_deref())) {
+                    Some(letter) => found.letters.push(letter),
+                    None => passed += 1,
                 }
             }
             Ok(found)
@@ -83,6 +96,12 @@ impl DeadLetters for Embedded {
     }
 }
 
+fn queue_row(conn: &Connection, name: &QueueName) -> Result<Option<QueueRow>, BrokerError> {
+    conn.prepare_cached("SELECT id FROM queues WHERE name = ?1")
+        .and_then(|mut query| query.query_row([name.as_str()], |row| row.get(0)).optional())
+        .map_err(|e| unavailable(e, "find queue"))
+}
+
 fn read(envelope: Vec<u8>) -> Result<DeadLetter, BrokerError> {
     decode_dead_letter(&Bytes::from(envelope)).map_err(unreadable)
 }
@@ -103,7 +122,7 @@ impl Writer {
         let row = self.find(job)?;
         let live = row.as_ref().filter(|row| !row.is_past_keeping(now));
         let known = match live {
-            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)?),
             None => None,
         };
         let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
@@ -227,4 +246,18 @@ impl Provision for Embedded {
 
 fn changes(writer: &Writer, wanted: &Wanted) -> Vec<Change> {
     policy_changes(&wanted.queue, writer.stored_policy(&wanted.queue), &wanted.policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::embedded::schema;
+
+    #[test]
+    fn the_index_of_queues_gives_the_dead_letters_of_one_in_their_order() {
+        let opened = schema::open(None).unwrap();
+        let mut query = opened.connection.prepare(&format!("EXPLAIN QUERY PLAN {}", super::OF_QUEUE)).unwrap();
+        let plan: Vec<String> =
+            query.query_map([i64::MAX, 1], |row| row.get(3)).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(plan, ["SEARCH dead_letters USING INDEX dead_letters_queue (queue=? AND rowid<?)"]);
+    }
 }

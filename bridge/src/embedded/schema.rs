@@ -18,7 +18,7 @@ use crate::error::{BrokerError, BrokerErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 /// The schema this build writes.
 pub(super) const MAJOR: i32 = 1;
-pub(super) const MINOR: i32 = 2;
+pub(super) const MINOR: i32 = 3;
 
 /// After a commit that leaves this many pages (8 MiB) in the write-ahead log, SQLite copies them into the file and starts
 /// the log over. It never waits for a reader.
@@ -59,7 +59,7 @@ CREATE TABLE results(seq INTEGER PRIMARY KEY, n INTEGER NOT NULL, client INTEGER
 CREATE UNIQUE INDEX results_log ON results(client, n);
 CREATE TABLE dead_letters(job BLOB NOT NULL, run BLOB NOT NULL, queue INTEGER NOT NULL, remove_at INTEGER NOT NULL,
   envelope BLOB NOT NULL, PRIMARY KEY(job, run)) STRICT;
-CREATE INDEX dead_letters_run ON dead_letters(run);
+CREATE INDEX dead_letters_queue ON dead_letters(queue);
 CREATE INDEX dead_letters_remove ON dead_letters(remove_at);
 ";
 
@@ -77,8 +77,14 @@ ALTER TABLE jobs ADD COLUMN lease INTEGER;
 ALTER TABLE jobs ADD COLUMN lease_here INTEGER;
 ";
 
+/// From 1.2 to 1.3. A relay of 1.2 opens the outcome: it never used the index that is gone.
+const TO_MINOR_3: &str = "
+DROP INDEX dead_letters_run;
+CREATE INDEX dead_letters_queue ON dead_letters(queue);
+";
+
 /// The steps to each minor version from the one before, in their order.
-const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2)];
+const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2), (3, TO_MINOR_3)];
 
 /// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).
 pub(super) struct Opened {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::ids::Recent;
+use super::writer::Done;
 use crate::contract::{ClientId, JobId};
 use crate::histogram::Histogram;
 use crate::leasing::Receipt;
@@ -43,12 +44,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Wakes whoever waits for these results.
-    pub(super) fn wake(&self, finished: impl Iterator<Item = (JobId, ClientId)>) {
-        for (job, client) in finished {
+    /// Wakes whoever waits for what was committed, and counts it.
+    pub(super) fn tell(&self, done: Done) {
+        for (job, client) in done.finished {
             self.jobs.wake(&job);
             self.clients.wake(&client);
         }
+        done.judged.iter().for_each(|verdict| self.counts.judged(verdict));
+        (0..done.letters_retracted).for_each(|_| self.counts.retracted());
+    }
+
+    /// Wakes whoever waits for any result.
+    pub(super) fn wake_all(&self) {
+        self.jobs.wake_all();
+        self.clients.wake_all();
     }
 
     /// Bounded by the leases there are: each receipt gets here at most once.
@@ -95,6 +104,10 @@ impl<K: Eq + Hash + Clone> Wakers<K> {
         if let Some(waiting) = lock(&self.0).get(key) {
             waiting.notify.notify_waiters();
         }
+    }
+
+    fn wake_all(&self) {
+        lock(&self.0).values().for_each(|waiting| waiting.notify.notify_waiters());
     }
 }
 

@@ -17,6 +17,7 @@ use crate::contract::{ClientId, Job, JobId, Outcome, QueueName, RunId, Timestamp
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 use crate::policy::QueuePolicy;
+use crate::rules::refusal::no_queue;
 
 /// Counters are saved ahead of what was used, so that most commits need not touch their page. After a restart so many
 /// places in line are left out at most, and so many milliseconds of deadlines count as out of order.
@@ -117,9 +118,7 @@ impl State {
     /// The queue of this name. `NotFound` says what to do.
     pub(super) fn queue(&self, name: &QueueName) -> Result<(QueueRow, &Queue), BrokerError> {
         let found = self.queue_rows.get(name).and_then(|row| self.queues.get(row).map(|queue| (*row, queue)));
-        found.ok_or_else(|| {
-            BrokerError::new(BrokerErrorKind::NotFound, "find queue", format!("there is no queue `{name}`"))
-        })
+        found.ok_or_else(|| no_queue("find queue", name))
     }
 
     /// The client's row, made at its first job.

@@ -33,7 +33,7 @@ impl Leasing for Embedded {
             queues: request.queues,
             max: request.max,
             deadline: self.clock().monotonic() + request.wait,
-            is_here: self.local_worker() == Some(&request.worker),
+            is_here: self.is_here,
             reply,
             give_back: GiveBack { shared: self.shared(), inbox: self.inbox()?.downgrade() },
         };
@@ -145,7 +145,7 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), BrokerError> {
         let row = self.find(letter.job.id)?.filter(|row| !row.is_past_keeping(self.clock.now()));
         let known = match &row {
-            Some(row) => Some(self.known(row, row.job(&self.conn)?)),
+            Some(row) => Some(self.known(row, row.job(&self.conn)?)?),
             None => None,
         };
         match rules::keep_letter(known.as_ref(), letter, self.clock.now()) {
@@ -159,7 +159,7 @@ impl Writer {
         let Some(row) = self.find(job)? else { return Ok(()) };
         let known = Known { record: None, ended: self.ended(&row)? };
         if rules::retract_letter(Some(&known), run) && self.remove_dead_letter(job, run)? {
-            self.counts().retracted();
+            self.done.letters_retracted += 1;
         }
         Ok(())
     }
@@ -173,15 +173,14 @@ impl Writer {
             Some(row) => Some(self.known_to_record(row, sent)?),
             None => None,
         };
-        let verdict = rules::record(known.as_ref(), sent, result_max, now);
-        self.counts().judged(&verdict);
-        let ending = match verdict.refused()? {
+        let ending = match rules::record(known.as_ref(), sent, result_max, now).refused()? {
             Ok(ending) => ending,
             Err(recorded) => {
                 if let Recorded::Superseded(outcome) = &recorded {
                     let attempt = sent.attempt;
                     tracing::info!(job_id = %sent.job_id, run_id = %sent.run_id, attempt, %outcome, "result superseded");
                 }
+                self.done.judged.push(Verdict::Already(recorded.clone()));
                 return Ok(recorded);
             }
         };
@@ -191,7 +190,8 @@ impl Writer {
         {
             self.keep_letter(&letter)?;
         }
-        self.finish(&row, &ending.result)?;
+        self.finish(&row, &ending.result, ending.takes_letter)?;
+        self.done.judged.push(Verdict::Do(ending));
         Ok(Recorded::First)
     }
 
@@ -203,7 +203,7 @@ impl Writer {
             Some(job) => job.clone(),
             None => row.job(&self.conn)?,
         };
-        let known = self.known(row, job);
+        let known = self.known(row, job)?;
         if row.run == sent.run_id && !row.is_finished() {
             return Ok(known);
         }

@@ -2,7 +2,11 @@
 //! commit costs the same for one operation and for five hundred.
 //!
 //! A transaction that is rolled back leaves nothing in memory either ([`undo`](super::undo)); leases, turns and whoever waits
-//! stay as they were. Only when it is not known whether a commit took effect, memory is rebuilt from the file.
+//! stay as they were. Memory is rebuilt from the file where the connection can't be trusted any more: it is not known
+//! whether a commit took effect, or a transaction could not be rolled back.
+//!
+//! After a transaction that failed, operations have transactions of their own for a while, and so has what time demands:
+//! one client's writes that the disk has no room for then cost nobody else anything.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -22,8 +26,8 @@ use crate::clock::Clock;
 use crate::contract::envelope::WireVersion;
 use crate::contract::{ClientId, JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::{Held, Receipt};
-use crate::rules::Counts;
+use crate::leasing::{Held, Receipt, Recorded};
+use crate::rules::{Ending, Verdict};
 
 /// The most operations in one commit.
 const BATCH_MAX: usize = 512;
@@ -39,13 +43,26 @@ const NAP: Duration = Duration::from_micros(1);
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
-/// How long after a transaction was rolled back what time demands is not tried again, unless another one is committed.
+/// How long what time demands is not tried again after it failed by itself.
 const HOLD_OFF: Duration = Duration::from_millis(500);
+/// How many operations have a transaction of their own after one that failed.
+const APART: usize = 64;
 
 /// One operation: runs inside the transaction, and may leave something to do after the commit.
 pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
 /// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
 pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
+
+/// What a transaction tells others once it is committed.
+#[derive(Default)]
+pub(super) struct Done {
+    /// Readers to wake.
+    pub(super) finished: Vec<(JobId, ClientId)>,
+    /// Results to count.
+    pub(super) judged: Vec<Verdict<Ending, Recorded>>,
+    /// Dead letters that were taken back.
+    pub(super) letters_retracted: usize,
+}
 
 /// A heartbeat that waits for its answer.
 pub(super) struct Beat {
@@ -68,8 +85,8 @@ pub(super) struct Writer {
     pub(super) wire: WireVersion,
     pub(super) log: LogId,
     pub(super) pending: VecDeque<Pending>,
-    /// Readers to wake after the commit.
-    pub(super) finished: Vec<(JobId, ClientId)>,
+    /// The effects of the transaction that wait for its commit.
+    pub(super) done: Done,
     /// Heartbeats, which are answered from what is committed, whatever becomes of the transaction beside them.
     pub(super) beats: Vec<Beat>,
     /// Receipts that nobody took and that this step hands back.
@@ -83,8 +100,10 @@ pub(super) struct Writer {
     broken: bool,
     /// Set when the store was opened again: whoever waits is served at once.
     again: bool,
-    /// Until when what time demands is not tried: the last transaction was rolled back.
+    /// Until when what time demands is not tried: it failed by itself.
     held_off: Option<Duration>,
+    /// How many more operations have a transaction of their own.
+    apart: usize,
     /// Operations of the last commit.
     last_batch: usize,
 }
@@ -106,7 +125,7 @@ impl Writer {
             wire,
             log,
             pending: VecDeque::new(),
-            finished: Vec::new(),
+            done: Done::default(),
             beats: Vec::new(),
             abandoned: Vec::new(),
             shared,
@@ -116,6 +135,7 @@ impl Writer {
             broken: false,
             again: false,
             held_off: None,
+            apart: 0,
             last_batch: 0,
         })
     }
@@ -126,9 +146,10 @@ impl Writer {
         loop {
             let wake = self.next_wake();
             let clock = self.clock.clone();
+            let most = if self.apart > 0 { 1 } else { BATCH_MAX };
             tokio::select! {
                 biased;
-                taken = inbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
+                taken = inbox.recv_many(&mut batch, most) => if taken == 0 { break },
                 () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
             }
             self.step(&mut batch, &mut inbox);
@@ -148,7 +169,7 @@ impl Writer {
         loop {
             ran += batch.len();
             after.extend(batch.drain(..).filter_map(|work| work(self)));
-            if napped || ran >= ENOUGH || self.last_batch < SHARED_FROM {
+            if napped || ran >= ENOUGH || self.last_batch < SHARED_FROM || self.apart > 0 {
                 break;
             }
             std::thread::sleep(NAP);
@@ -162,10 +183,6 @@ impl Writer {
         self.last_batch = ran;
     }
 
-    pub(super) fn counts(&self) -> &Counts {
-        &self.shared.counts
-    }
-
     /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
     pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
         if !self.in_transaction {
@@ -175,7 +192,7 @@ impl Writer {
         Ok(())
     }
 
-    /// One commit: what time demands, the batch, and the leases that became possible.
+    /// One commit: what time demands, the batch, and the leases that became possible; or, after a failure, one for each.
     fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
         if self.broken && !self.reopen() {
             let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
@@ -186,26 +203,48 @@ impl Writer {
             return;
         }
         self.again = false;
-        self.state.begin_step();
-        let mut after: Vec<After> = Vec::with_capacity(batch.len());
-        // A failure is noted in `failed`, and every operation of the batch is then answered with it.
-        if self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
-            drop(self.guarded(Self::what_time_demands));
+        let apart = self.apart > 0 || self.held_off.is_some();
+        if apart && self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
+            let did = self.transaction(|writer, _| drop(writer.guarded(Self::what_time_demands)));
+            self.held_off = (!did).then(|| self.clock.monotonic() + HOLD_OFF);
         }
-        self.run_batch(batch, inbox, &mut after);
-        if !self.failed {
-            let mut granted = Vec::new();
-            drop(self.guarded(|writer| writer.serve_pending(&mut granted)));
-            after.extend(granted);
+        let mut answered = 0;
+        let did = self.transaction(|writer, after| {
+            after.reserve(batch.len());
+            if !apart {
+                drop(writer.guarded(Self::what_time_demands));
+            }
+            writer.run_batch(batch, inbox, after);
+            answered = after.len();
+            if !apart {
+                writer.grant(after);
+            }
+        });
+        if apart || !did {
+            self.transaction(Self::grant);
         }
-        let decided = self.commit(after.len());
-        after.into_iter().for_each(|after| after(decided.as_ref().copied()));
-        if decided.is_ok() {
-            self.shared.wake(self.finished.drain(..));
-        }
-        self.finished.clear();
-        self.abandoned.clear();
+        self.apart = if did { self.apart.saturating_sub(answered) } else { APART };
         self.answer_beats();
+    }
+
+    /// Runs `run` in a transaction and says what became of it. A failure is noted in `failed`, and every operation that shared
+    /// the transaction is then answered with it.
+    fn transaction(&mut self, run: impl FnOnce(&mut Self, &mut Vec<After>)) -> bool {
+        self.state.begin_step();
+        let mut after = Vec::new();
+        run(self, &mut after);
+        let decided = self.commit(after.len());
+        let done = std::mem::take(&mut self.done);
+        if decided.is_ok() {
+            self.shared.tell(done);
+        }
+        after.into_iter().for_each(|after| after(decided.as_ref().copied()));
+        self.abandoned.clear();
+        decided.is_ok()
+    }
+
+    fn grant(&mut self, after: &mut Vec<After>) {
+        drop(self.guarded(|writer| writer.serve_pending(after)));
     }
 
     fn answer_beats(&mut self) {
@@ -244,12 +283,13 @@ impl Writer {
         if self.failed || self.broken {
             return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
         }
-        let before = self.conn.total_changes();
+        let changes = |writer: &Self| (writer.conn.total_changes(), writer.state.changes());
+        let before = changes(self);
         let result = op(self);
-        // A refusal that wrote nothing concerns its caller alone. A failure, or a refusal with half of its writes done,
-        // takes the whole transaction with it.
+        // A refusal that changed nothing, in the file or in memory, concerns its caller alone. A failure, or a refusal with
+        // half of its changes done, takes the whole transaction with it.
         if let Err(failure) = &result
-            && (failure.kind() == BrokerErrorKind::Unavailable || self.conn.total_changes() != before)
+            && (failure.kind() == BrokerErrorKind::Unavailable || changes(self) != before)
         {
             error!(error = %failure, source = ?std::error::Error::source(failure).map(ToString::to_string), "store operation failed");
             self.failed = true;
@@ -279,7 +319,6 @@ impl Writer {
             self.shared.commits.operations.add(operations as u64);
             self.shared.commits.micros.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
             self.state.ids.committed();
-            self.held_off = None;
             return Ok(());
         };
         // Without space the record that makes the transaction one was not written: nothing took effect.
@@ -305,7 +344,6 @@ impl Writer {
         // SQLite ends a transaction by itself when there is no space for what it holds.
         let rolled_back = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
         self.undo_step();
-        self.held_off = Some(self.clock.monotonic() + HOLD_OFF);
         if !rolled_back {
             // This connection sees a state that was never committed: nothing may be read from it.
             self.broken = true;
@@ -322,7 +360,10 @@ impl Writer {
             // Memory can't be opened again without losing what it holds: the connection stays.
             let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
             match if idle { self.load_again(&self.conn).ok() } else { None } {
-                Some(state) => (self.state, self.broken, self.again) = (state, false, true),
+                Some(state) => {
+                    self.state = state;
+                    self.opened_again();
+                }
                 None => self.broken = true,
             }
             return !self.broken;
@@ -334,7 +375,8 @@ impl Writer {
         match opened {
             Ok((state, conn)) => {
                 warn!(path = %path.display(), "store opened again");
-                (self.state, self.conn, self.broken, self.again) = (state, conn, false, true);
+                (self.state, self.conn) = (state, conn);
+                self.opened_again();
                 true
             }
             Err(failure) => {
@@ -342,6 +384,12 @@ impl Writer {
                 false
             }
         }
+    }
+
+    fn opened_again(&mut self) {
+        (self.broken, self.again) = (false, true);
+        // A commit that nobody heard of may have taken effect.
+        self.shared.wake_all();
     }
 
     /// The state that the file gives after it was lost, with the leases that this process gave out.
@@ -376,7 +424,7 @@ impl Writer {
         let demanded = [due, lease].into_iter().flatten().min();
         let demanded = demanded.map(|at| self.held_off.map_or(at, |until| at.max(until)));
         // Leases that a roll-back left to be handed back again.
-        let abandoned = self.held_off.filter(|_| self.shared.has_abandoned());
+        let abandoned = self.shared.has_abandoned().then(|| self.held_off.unwrap_or(now));
         let pending = self.pending.iter().map(|pending| pending.deadline).min();
         [demanded, abandoned, pending].into_iter().flatten().min()
     }

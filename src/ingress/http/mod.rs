@@ -200,11 +200,10 @@ impl Ingress {
         self.requests.taken()
     }
 
-    /// The broker's leasing for workers of this process and of its listener: who watches a job here is told what they do
-    /// with it.
+    /// `leasing` for workers of this process or of its listener: who watches a job here is told what they do with it.
     #[must_use]
-    pub fn leasing(&self) -> Arc<dyn Leasing> {
-        let (leasing, events) = (Arc::clone(&self.broker.leasing), Arc::clone(&self.events));
+    pub fn watched(&self, leasing: Arc<dyn Leasing>) -> Arc<dyn Leasing> {
+        let events = Arc::clone(&self.events);
         Arc::new(Watched { leasing, events, clock: self.clock.clone() })
     }
 
