@@ -23,7 +23,7 @@ pub struct Ending {
     pub result: JobResult,
     /// Whether relay sees to the run's dead letter, before the result: it keeps its own where the worker has sent none.
     pub keeps_letter: bool,
-    /// Whether an earlier attempt may have left a dead letter, which the run's end takes back.
+    /// Whether another attempt may have left a dead letter, which the run's end takes back.
     pub takes_letter: bool,
     /// The facts that were not as the worker said.
     pub corrections: Corrections,
@@ -134,7 +134,7 @@ fn ending(record: &Record, sent: &JobResult, result_max: u64, now: Timestamp) ->
         result.claimed = Some(sent.words());
     }
     let keeps_letter = leaves_letter(result.outcome);
-    Ending { keeps_letter, takes_letter: !keeps_letter && attempt > 1, result, corrections }
+    Ending { keeps_letter, takes_letter: !keeps_letter && record.attempts > 1, result, corrections }
 }
 
 /// Whether what is the record's was otherwise in what was sent. Workers before this release send neither key nor meta.
