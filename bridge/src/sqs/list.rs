@@ -27,7 +27,7 @@ impl Sqs {
             },
         };
         let mut listed = Listed::default();
-        let mut looked_at = 0;
+        let (mut looked_at, mut last_kept) = (0, None);
         while looked_at < LOOKED_AT_MAX {
             let places = self.places_before(client, &before, limit).await?;
             let Some(last) = places.last() else { return Ok(listed) };
@@ -55,7 +55,10 @@ impl Sqs {
                 }
                 listed.jobs.push(status);
             }
-            listed.next = jobs.last().copied();
+            // A page goes on after a job that its reader can ask for: one past its keeping is the last resort.
+            let kept = jobs.iter().rev().find(|job| found.contains_key(job));
+            last_kept = kept.copied().or(last_kept);
+            listed.next = last_kept.or(jobs.last().copied());
         }
         Ok(listed)
     }
