@@ -17,6 +17,9 @@ use crate::job_queue::Enqueued;
 use crate::rules::refusal::{no_job, no_letter};
 use crate::rules::{self, Verdict};
 
+/// The fewest letters whose keys are asked for at once.
+const ROUND_MIN: usize = 100;
+
 #[async_trait]
 impl DeadLetters for Sqs {
     async fn list(
@@ -40,7 +43,8 @@ impl DeadLetters for Sqs {
         };
         let (mut letters, mut passed) = (Letters::default(), 0);
         loop {
-            let keys = self.letters_before(&queues, &before, limit, OPERATION).await?;
+            // Enough that those whose keys begin otherwise are not asked for one by one.
+            let keys = self.letters_before(&queues, &before, limit.max(ROUND_MIN), OPERATION).await?;
             let Some((last, _)) = keys.last() else {
                 letters.next = None;
                 return Ok(letters);
@@ -51,15 +55,22 @@ impl DeadLetters for Sqs {
             for chunk in wanted.chunks(25) {
                 let mut found = self.table().get_many(chunk, OPERATION).await?;
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
-                for item in found.iter().filter(|item| !item.is_past(self.clock().now())) {
-                    if letters.letters.len() == limit || passed == LETTERS_PASSED_MAX {
+                for item in found {
+                    let (full, past) = (letters.letters.len() == limit, item.is_past(self.clock().now()));
+                    if passed == LETTERS_PASSED_MAX || full && !past {
                         return Ok(letters);
                     }
-                    letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
-                    match letter(item) {
+                    if !full {
+                        letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
+                    }
+                    match letter(&item) {
+                        _ if past => passed += 1,
                         Ok(letter) if letter.has_key_prefix(key_prefix) => letters.letters.push(letter),
                         Ok(_) => passed += 1,
-                        Err(error) => tracing::warn!(%error, "a dead letter can't be read by this release"),
+                        Err(error) => {
+                            tracing::warn!(%error, "a dead letter can't be read by this release");
+                            passed += 1;
+                        }
                     }
                 }
             }
