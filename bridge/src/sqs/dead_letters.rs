@@ -15,7 +15,7 @@ use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPla
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
 use crate::rules::refusal::{no_job, no_letter};
-use crate::rules::{self, Verdict};
+use crate::rules::{self, Known, Payload, Verdict};
 
 /// The fewest letters whose keys are asked for at once.
 const ROUND_MIN: usize = 100;
@@ -98,7 +98,7 @@ impl DeadLetters for Sqs {
         let item = self.table().get(&names::dead_letter(job, run), OPERATION).await?;
         let letter = item.filter(|item| !item.is_past(now)).map(|item| letter(&item)).transpose()?;
         let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
         let started = match (verdict, &record) {
             (Ok(next), Some(record)) => self.start_next(record, next, true, OPERATION).await?,
@@ -121,24 +121,32 @@ impl Sqs {
         const OPERATION: &str = "dead-letter";
         let (job, run) = (letter.job.id, letter.job.run_id);
         let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::keep_letter(known.as_ref(), letter, self.clock().now()).refused()?;
-        let (Ok(mut kept), Some(record)) = (verdict, record) else { return Ok(()) };
+        let (Ok(mut kept), Some(record)) = (verdict, record) else {
+            // A call before this one may have kept it, and not come so far as to look again.
+            if letter_goes(known.as_ref(), run) {
+                self.take_letter(job, run, OPERATION).await?;
+            }
+            return Ok(());
+        };
         if kept.job.payload.is_empty() {
             kept.job = self.whole_job(&record, None, OPERATION).await?;
         }
-        self.put_letter(&kept).await?;
+        if !self.put_letter(&kept).await? {
+            return Ok(());
+        }
         // The run may have been cancelled, or have ended and started anew, since the record was read.
         let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         if matches!(rules::keep_letter(known.as_ref(), letter, self.clock().now()), Verdict::Already(())) {
             self.remove_letter(job, run, OPERATION).await?;
         }
         Ok(())
     }
 
-    /// Writes a dead letter, once per run: it has its place by when it was kept first.
-    pub(super) async fn put_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+    /// Writes a dead letter, once per run: it has its place by when it was kept first. Whether there was none.
+    pub(super) async fn put_letter(&self, letter: &DeadLetter) -> Result<bool, BrokerError> {
         const OPERATION: &str = "dead-letter";
         let (job, now) = (&letter.job, self.clock().now());
         let policy = self.policies().require(&job.queue, OPERATION).await?;
@@ -150,14 +158,22 @@ impl Sqs {
             .kept_until(now + policy.dead_retention);
         let values = Item::default().time(":now", now);
         let condition = "attribute_not_exists(#pk) OR #keep <= :now";
-        self.table().put_if(item, condition, values, OPERATION).await.map(drop)
+        Ok(matches!(self.table().put_if(item, condition, values, OPERATION).await?, Written::Done(_)))
     }
 
     /// Takes back the dead letter of a run that did not fail after all.
     pub(super) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some(record) = self.record_of(job, OPERATION).await? else { return Ok(()) };
-        if rules::retract_letter(Some(&record.known(None)?), run) && self.remove_letter(job, run, OPERATION).await? {
+        if rules::retract_letter(Some(&record.known()?), run) {
+            self.take_letter(job, run, OPERATION).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the dead letter of a run that was not to leave one, if there is one.
+    pub(super) async fn take_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<(), BrokerError> {
+        if self.remove_letter(job, run, operation).await? {
             self.0.rule_counts.retracted();
         }
         Ok(())
@@ -230,6 +246,12 @@ impl Sqs {
         keys.truncate(limit);
         Ok(keys)
     }
+}
+
+/// Whether the letter of `run`, which the run was right to leave while it was open, is not to stay.
+pub(super) fn letter_goes(known: Option<&Known>, run: RunId) -> bool {
+    let erased = |record: &rules::Record| record.job.run_id == run && record.payload == Payload::Erased;
+    rules::retract_letter(known, run) || known.and_then(|known| known.record.as_ref()).is_some_and(erased)
 }
 
 fn letter(item: &Item) -> Result<DeadLetter, BrokerError> {

@@ -17,11 +17,17 @@ impl Sqs {
     pub(super) async fn cancel_run(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         const OPERATION: &str = "cancel";
         let record = self.owned(client, job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::cancel(known.as_ref(), job, self.clock().now()).refused()?;
         let record = record.ok_or_else(|| no_job(OPERATION, job))?;
-        let Ok(result) = verdict else { return record.status(self.clock().now()) };
-        self.end_without_worker(&record, result).await?;
+        let Ok(result) = verdict else {
+            // The call that ended it may not have come so far.
+            if rules::retract_letter(known.as_ref(), record.run) {
+                self.take_letter(job, record.run, OPERATION).await?;
+            }
+            return record.status(self.clock().now());
+        };
+        self.end_without_worker(&record, &result).await?;
         // Whoever ended it: this is how.
         let record = self.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
         record.status(self.clock().now())
@@ -31,7 +37,7 @@ impl Sqs {
     pub(super) async fn rerun_job(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "rerun";
         let record = self.owned(client, job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let now = self.clock().now();
         let verdict = rules::rerun(known.as_ref(), job, from, now).refused()?;
         let record = record.ok_or_else(|| no_job(OPERATION, job))?;
@@ -103,7 +109,7 @@ impl Sqs {
     pub(super) async fn erase_job(&self, client: &ClientId, job_id: JobId) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
         let record = self.owned(client, job_id, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let left = rules::erase(known.as_ref(), job_id).refused()?;
         let (Some(record), Ok(Some(job))) = (record, left) else { return Ok(()) };
         // Its key is the record's.
@@ -115,7 +121,7 @@ impl Sqs {
             .number(":none", 0)
             .flag(":erased", true)
             .text(":run", record.run.to_string());
-        let change = "SET #job = :job, #result = :result, #result_size = :none, #erased = :erased REMOVE #payload_run";
+        let change = "SET #job = :job, #result = :result, #result_size = :none, #erased = :erased REMOVE #payload_run, #result_by, #result_claim";
         let condition = "#run = :run AND #result_run = :run";
         if let Written::Refused(_) = self.table().update(&record.key(), change, condition, values, OPERATION).await? {
             return Err(conflict(OPERATION, "the job was started again meanwhile"));
