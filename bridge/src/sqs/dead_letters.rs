@@ -7,6 +7,8 @@ use super::Sqs;
 use super::item::Item;
 use super::names::{self, Key};
 use super::record::{INLINE_MAX, Record, new_record, payload_item, unreadable};
+use super::recording::TRIES;
+use super::runs::Begun;
 use super::schema::BY_TIME;
 use super::table::{Query, Written};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
@@ -14,7 +16,7 @@ use crate::contract::{Job, JobId, QueueName, RunId};
 use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
-use crate::rules::refusal::{no_job, no_letter};
+use crate::rules::refusal::{contended, no_letter};
 use crate::rules::{self, Known, Payload, Verdict};
 
 /// The fewest letters whose keys are asked for at once.
@@ -97,17 +99,26 @@ impl DeadLetters for Sqs {
         let now = self.clock().now();
         let item = self.table().get(&names::dead_letter(job, run), OPERATION).await?;
         let letter = item.filter(|item| !item.is_past(now)).map(|item| letter(&item)).transpose()?;
-        let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(Record::known).transpose()?;
-        let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
-        let started = match (verdict, &record) {
-            (Ok(next), Some(record)) => self.start_next(record, next, true, OPERATION).await?,
-            (Ok(next), None) => self.begin_anew(run, next).await?,
-            (Err(()), Some(record)) => Enqueued::Known(record.status(now)?),
-            (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
-        };
-        self.remove_letter(job, run, OPERATION).await?;
-        Ok(started)
+        let mut record = self.record_of(job, OPERATION).await?;
+        for _ in 0..TRIES {
+            let known = record.as_ref().map(Record::known).transpose()?;
+            let now = self.clock().now();
+            let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
+            let begun = match (verdict, &record) {
+                (Ok(next), Some(record)) => self.start_next(record, &next, true, OPERATION).await?,
+                (Ok(next), None) => self.begin_anew(&next, OPERATION).await?,
+                (Err(()), Some(record)) => Begun::Now(Enqueued::Known(record.status(now)?)),
+                (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
+            };
+            match begun {
+                Begun::Now(started) => {
+                    self.remove_letter(job, run, OPERATION).await?;
+                    return Ok(started);
+                }
+                Begun::Refused(found) => record = found,
+            }
+        }
+        Err(contended(OPERATION, job))
     }
 
     async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
@@ -190,27 +201,21 @@ impl Sqs {
         Ok(removed.is_some_and(|item| !item.is_past(self.clock().now())))
     }
 
-    /// Starts `next`, the run after `before`, of a job of which nothing but the dead letter is left.
-    async fn begin_anew(&self, before: RunId, next: Job) -> Result<Enqueued, BrokerError> {
-        const OPERATION: &str = "redrive";
+    /// Starts `next`, a run of a job of which nothing but the dead letter is left.
+    async fn begin_anew(&self, next: &Job, operation: &'static str) -> Result<Begun, BrokerError> {
         let now = self.clock().now();
-        if next.payload.len() > INLINE_MAX {
-            self.table().put(payload_item(&next), OPERATION).await?;
+        let apart = (next.payload.len() > INLINE_MAX).then(|| names::payload(next.id, next.run_id));
+        if apart.is_some() {
+            self.table().put(payload_item(next), operation).await?;
         }
-        let item = new_record(&next, self.wire(), now, self.is_fifo()).text("prev", before.to_string());
+        let item = new_record(next, self.wire(), now, self.is_fifo());
         let values = Item::default().time(":now", now);
-        let written =
-            self.table().put_if(item.clone(), "attribute_not_exists(#pk) OR #keep <= :now", values, OPERATION).await?;
-        match written {
-            Written::Done(_) => {
-                self.send_quietly(&next).await;
-                Ok(Enqueued::Created(Record::read(item)?.status(now)?))
-            }
-            Written::Refused(found) => {
-                let found = Record::read(found.ok_or_else(|| no_job(OPERATION, next.id))?)?;
-                self.started_before(&found, before, OPERATION)
-            }
-        }
+        let condition = "attribute_not_exists(#pk) OR #keep <= :now";
+        let written = match self.table().put_if(item.clone(), condition, values, operation).await? {
+            Written::Done(_) => Written::Done(item),
+            refused => refused,
+        };
+        self.begun(written, next, apart, operation).await
     }
 
     /// The next dead letters before `before`, newest first, at most `limit`: their runs and keys.

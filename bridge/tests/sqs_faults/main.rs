@@ -7,6 +7,7 @@ mod batches;
 mod between;
 mod cost;
 mod endings;
+mod erasure;
 mod forward;
 mod letters;
 mod messages;
