@@ -125,7 +125,11 @@ impl Record {
     /// # Errors
     /// As [`Self::job`].
     pub(super) fn known(&self) -> Result<Known, BrokerError> {
-        let job = self.job()?;
+        let mut job = self.job()?;
+        if self.ended().is_some() && !job.keep_record {
+            // It goes with the run's end, whether the record has its bytes still or not.
+            job.payload = Bytes::new();
+        }
         let ended = self.result_run().zip(self.last_outcome()).map(|(run, outcome)| Ended {
             run,
             generation: job.generation.saturating_sub(u32::from(run < self.run)),

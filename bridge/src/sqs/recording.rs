@@ -1,5 +1,5 @@
-//! From a worker's word, a client's cancel or a deadline to the one end of a run, and to its dead letter: as the rules say, and
-//! as they say again where the record is found otherwise than it was.
+//! From a worker's word, a client's cancel or a deadline to the one end of a run, and to its dead letter: as the rules
+//! say, and as they say again where the record is found otherwise than it was.
 
 use super::dead_letters::letter_goes;
 use super::finish::Ended;
@@ -81,13 +81,12 @@ impl Sqs {
         }
     }
 
-    /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not recorded.
-    /// Whether this call ended it.
+    /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not
+    /// recorded. Whether this call ended it.
     pub(super) async fn end_without_worker(&self, record: &Record, result: &JobResult) -> Result<bool, BrokerError> {
         let Ended::Now = self.end(result.clone(), record.job()?.due_at).await? else { return Ok(false) };
         // The run has ended, whatever becomes of the letter: a redrive refuses it.
-        let taken = self.take_letter(result.job_id, result.run_id, OPERATION).await;
-        if let Err(error) = taken {
+        if let Err(error) = self.take_letter(result.job_id, result.run_id, OPERATION).await {
             tracing::warn!(job_id = %result.job_id, %error, "the dead letter of a run that was ended is left: purge it");
         }
         Ok(true)
