@@ -122,7 +122,7 @@ impl Sqs {
             match self.table().update(&key, change, condition, values, OPERATION).await? {
                 Written::Done(item) => return self.deliver(line, policy, received, item, lease, until).await,
                 Written::Refused(item) => {
-                    let record = item.filter(|item| !item.is_past(now)).map(Record::read).transpose()?;
+                    let record = Record::read_kept(item, now)?;
                     match record {
                         // The SDK repeated a write whose answer was lost, and met it.
                         Some(record) if record.run == wake.run && record.is_held_by(&lease) => {
@@ -203,9 +203,7 @@ impl Sqs {
         };
         match self.whole_job(&record, received.wake.payload(), OPERATION).await {
             Ok(job) => {
-                if let Some(known) = record.known(None)?.record {
-                    self.0.held.insert(known, until, self.clock().now());
-                }
+                self.0.held.insert(record.facts(job.clone()), until, self.clock().now());
                 Ok(Claimed::Delivery(Box::new(Delivery {
                     job,
                     receipt,

@@ -7,6 +7,8 @@ use super::Sqs;
 use super::item::Item;
 use super::names::{self, Key};
 use super::record::{INLINE_MAX, Record, new_record, payload_item, unreadable};
+use super::recording::TRIES;
+use super::runs::Begun;
 use super::schema::BY_TIME;
 use super::table::{Query, Written};
 use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
@@ -14,8 +16,11 @@ use crate::contract::{Job, JobId, QueueName, RunId};
 use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
-use crate::rules::refusal::{no_job, no_letter};
-use crate::rules::{self, Verdict};
+use crate::rules::refusal::{contended, no_letter};
+use crate::rules::{self, Known, Payload, Verdict};
+
+/// The fewest letters whose keys are asked for at once.
+const ROUND_MIN: usize = 100;
 
 #[async_trait]
 impl DeadLetters for Sqs {
@@ -40,7 +45,8 @@ impl DeadLetters for Sqs {
         };
         let (mut letters, mut passed) = (Letters::default(), 0);
         loop {
-            let keys = self.letters_before(&queues, &before, limit, OPERATION).await?;
+            // Enough that those whose keys begin otherwise are not asked for one by one.
+            let keys = self.letters_before(&queues, &before, limit.max(ROUND_MIN), OPERATION).await?;
             let Some((last, _)) = keys.last() else {
                 letters.next = None;
                 return Ok(letters);
@@ -51,15 +57,22 @@ impl DeadLetters for Sqs {
             for chunk in wanted.chunks(25) {
                 let mut found = self.table().get_many(chunk, OPERATION).await?;
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
-                for item in found.iter().filter(|item| !item.is_past(self.clock().now())) {
-                    if letters.letters.len() == limit || passed == LETTERS_PASSED_MAX {
+                for item in found {
+                    let (full, past) = (letters.letters.len() == limit, item.is_past(self.clock().now()));
+                    if passed == LETTERS_PASSED_MAX || full && !past {
                         return Ok(letters);
                     }
-                    letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
-                    match letter(item) {
+                    if !full {
+                        letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
+                    }
+                    match letter(&item) {
+                        _ if past => passed += 1,
                         Ok(letter) if letter.has_key_prefix(key_prefix) => letters.letters.push(letter),
                         Ok(_) => passed += 1,
-                        Err(error) => tracing::warn!(%error, "a dead letter can't be read by this release"),
+                        Err(error) => {
+                            tracing::warn!(%error, "a dead letter can't be read by this release");
+                            passed += 1;
+                        }
                     }
                 }
             }
@@ -86,17 +99,26 @@ impl DeadLetters for Sqs {
         let now = self.clock().now();
         let item = self.table().get(&names::dead_letter(job, run), OPERATION).await?;
         let letter = item.filter(|item| !item.is_past(now)).map(|item| letter(&item)).transpose()?;
-        let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
-        let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
-        let started = match (verdict, &record) {
-            (Ok(next), Some(record)) => self.start_next(record, next, true, OPERATION).await?,
-            (Ok(next), None) => self.begin_anew(run, next).await?,
-            (Err(()), Some(record)) => Enqueued::Known(record.status(now)?),
-            (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
-        };
-        self.remove_letter(job, run, OPERATION).await?;
-        Ok(started)
+        let mut record = self.record_of(job, OPERATION).await?;
+        for _ in 0..TRIES {
+            let known = record.as_ref().map(Record::known).transpose()?;
+            let now = self.clock().now();
+            let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
+            let begun = match (verdict, &record) {
+                (Ok(next), Some(record)) => self.start_next(record, &next, true, OPERATION).await?,
+                (Ok(next), None) => self.begin_anew(&next, OPERATION).await?,
+                (Err(()), Some(record)) => Begun::Now(Enqueued::Known(record.status(now)?)),
+                (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
+            };
+            match begun {
+                Begun::Now(started) => {
+                    self.remove_letter(job, run, OPERATION).await?;
+                    return Ok(started);
+                }
+                Begun::Refused(found) => record = found,
+            }
+        }
+        Err(contended(OPERATION, job))
     }
 
     async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
@@ -110,24 +132,32 @@ impl Sqs {
         const OPERATION: &str = "dead-letter";
         let (job, run) = (letter.job.id, letter.job.run_id);
         let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::keep_letter(known.as_ref(), letter, self.clock().now()).refused()?;
-        let (Ok(mut kept), Some(record)) = (verdict, record) else { return Ok(()) };
+        let (Ok(mut kept), Some(record)) = (verdict, record) else {
+            // A call before this one may have kept it, and not come so far as to look again.
+            if letter_goes(known.as_ref(), run) {
+                self.take_letter(job, run, OPERATION).await?;
+            }
+            return Ok(());
+        };
         if kept.job.payload.is_empty() {
             kept.job = self.whole_job(&record, None, OPERATION).await?;
         }
-        self.put_letter(&kept).await?;
+        if !self.put_letter(&kept).await? {
+            return Ok(());
+        }
         // The run may have been cancelled, or have ended and started anew, since the record was read.
         let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         if matches!(rules::keep_letter(known.as_ref(), letter, self.clock().now()), Verdict::Already(())) {
             self.remove_letter(job, run, OPERATION).await?;
         }
         Ok(())
     }
 
-    /// Writes a dead letter, once per run: it has its place by when it was kept first.
-    pub(super) async fn put_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+    /// Writes a dead letter, once per run: it has its place by when it was kept first. Whether there was none.
+    pub(super) async fn put_letter(&self, letter: &DeadLetter) -> Result<bool, BrokerError> {
         const OPERATION: &str = "dead-letter";
         let (job, now) = (&letter.job, self.clock().now());
         let policy = self.policies().require(&job.queue, OPERATION).await?;
@@ -139,14 +169,22 @@ impl Sqs {
             .kept_until(now + policy.dead_retention);
         let values = Item::default().time(":now", now);
         let condition = "attribute_not_exists(#pk) OR #keep <= :now";
-        self.table().put_if(item, condition, values, OPERATION).await.map(drop)
+        Ok(matches!(self.table().put_if(item, condition, values, OPERATION).await?, Written::Done(_)))
     }
 
     /// Takes back the dead letter of a run that did not fail after all.
     pub(super) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some(record) = self.record_of(job, OPERATION).await? else { return Ok(()) };
-        if rules::retract_letter(Some(&record.known(None)?), run) && self.remove_letter(job, run, OPERATION).await? {
+        if rules::retract_letter(Some(&record.known()?), run) {
+            self.take_letter(job, run, OPERATION).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the dead letter of a run that was not to leave one, if there is one.
+    pub(super) async fn take_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<(), BrokerError> {
+        if self.remove_letter(job, run, operation).await? {
             self.0.rule_counts.retracted();
         }
         Ok(())
@@ -163,27 +201,21 @@ impl Sqs {
         Ok(removed.is_some_and(|item| !item.is_past(self.clock().now())))
     }
 
-    /// Starts `next`, the run after `before`, of a job of which nothing but the dead letter is left.
-    async fn begin_anew(&self, before: RunId, next: Job) -> Result<Enqueued, BrokerError> {
-        const OPERATION: &str = "redrive";
+    /// Starts `next`, a run of a job of which nothing but the dead letter is left.
+    async fn begin_anew(&self, next: &Job, operation: &'static str) -> Result<Begun, BrokerError> {
         let now = self.clock().now();
-        if next.payload.len() > INLINE_MAX {
-            self.table().put(payload_item(&next), OPERATION).await?;
+        let apart = (next.payload.len() > INLINE_MAX).then(|| names::payload(next.id, next.run_id));
+        if apart.is_some() {
+            self.table().put(payload_item(next), operation).await?;
         }
-        let item = new_record(&next, self.wire(), now, self.is_fifo()).text("prev", before.to_string());
+        let item = new_record(next, self.wire(), now, self.is_fifo());
         let values = Item::default().time(":now", now);
-        let written =
-            self.table().put_if(item.clone(), "attribute_not_exists(#pk) OR #keep <= :now", values, OPERATION).await?;
-        match written {
-            Written::Done(_) => {
-                self.send_quietly(&next).await;
-                Ok(Enqueued::Created(Record::read(item)?.status(now)?))
-            }
-            Written::Refused(found) => {
-                let found = Record::read(found.ok_or_else(|| no_job(OPERATION, next.id))?)?;
-                self.started_before(&found, before, OPERATION)
-            }
-        }
+        let condition = "attribute_not_exists(#pk) OR #keep <= :now";
+        let written = match self.table().put_if(item.clone(), condition, values, operation).await? {
+            Written::Done(_) => Written::Done(item),
+            refused => refused,
+        };
+        self.begun(written, next, apart, operation).await
     }
 
     /// The next dead letters before `before`, newest first, at most `limit`: their runs and keys.
@@ -219,6 +251,12 @@ impl Sqs {
         keys.truncate(limit);
         Ok(keys)
     }
+}
+
+/// Whether the letter of `run`, which the run was right to leave while it was open, is not to stay.
+pub(super) fn letter_goes(known: Option<&Known>, run: RunId) -> bool {
+    let erased = |record: &rules::Record| record.job.run_id == run && record.payload == Payload::Erased;
+    rules::retract_letter(known, run) || known.and_then(|known| known.record.as_ref()).is_some_and(erased)
 }
 
 fn letter(item: &Item) -> Result<DeadLetter, BrokerError> {

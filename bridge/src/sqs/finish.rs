@@ -18,16 +18,15 @@ use super::coalesce::{Bounds, Coalesce};
 use super::connect::Effect;
 use super::item::{Item, expires, names_in};
 use super::log::{Entry, write_entries};
-use super::record::{ENDED, OUTLIVES, Record, named_by};
+use super::record::{ENDED, OUTLIVES, Record};
 use super::replies::Replies;
 use super::table::{Attributes, Table, malformed};
-use super::{PAYLOAD_MAX, Sqs, names};
+use super::{Sqs, names};
 use crate::clock::Clock;
 use crate::contract::envelope::encode_result;
 use crate::contract::{ClientId, JobResult, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::leasing::Recorded;
-use crate::rules::{self, Known};
+use crate::rules;
 
 const OPERATION: &str = "record";
 /// The most runs that end in one transaction: with the page and the log's head it has at most 100 items.
@@ -48,10 +47,21 @@ const CLIENTS_MAX: usize = 10_000;
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     pub(super) result: Arc<JobResult>,
+    /// When the run could begin.
+    due_at: Timestamp,
     /// The envelope, unless it has an item of its own.
     inline: Option<Vec<u8>>,
-    /// Names this result among others for the run: the same bytes are the same result.
+    /// Names the call that records it: no two calls have one, whatever they record.
     by: String,
+}
+
+/// What became of one.
+#[derive(Clone, Debug)]
+pub(super) enum Ended {
+    /// This call ended the run.
+    Now,
+    /// The record did not take it, and is as given; `None` if there is none that is kept.
+    Refused(Option<Record>),
 }
 
 /// The logs that this process writes.
@@ -60,7 +70,7 @@ pub(super) struct Endings {
     clock: Clock,
     tasks: TaskTracker,
     replies: Arc<Replies>,
-    clients: Mutex<HashMap<ClientId, Arc<Coalesce<Ending, Recorded>>>>,
+    clients: Mutex<HashMap<ClientId, Arc<Coalesce<Ending, Ended>>>>,
 }
 
 impl Endings {
@@ -68,7 +78,7 @@ impl Endings {
         Self { table, clock, tasks, replies, clients: Mutex::default() }
     }
 
-    fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Recorded>> {
+    fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Ended>> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.len() >= CLIENTS_MAX {
             // Those that nobody uses now.
@@ -128,8 +138,8 @@ impl Log {
     }
 
     /// Ends these runs, each if nobody else has; an answer for each.
-    async fn end(&self, endings: Vec<Ending>) -> Vec<Result<Recorded, BrokerError>> {
-        let mut answers: Vec<Option<Result<Recorded, BrokerError>>> = endings.iter().map(|_| None).collect();
+    async fn end(&self, endings: Vec<Ending>) -> Vec<Result<Ended, BrokerError>> {
+        let mut answers: Vec<Option<Result<Ended, BrokerError>>> = endings.iter().map(|_| None).collect();
         let (mut failure, mut failures) = (None, 0);
         for tried in 0..TRIES {
             let left: Vec<_> = (0..endings.len()).filter(|number| answers[*number].is_none()).collect();
@@ -142,13 +152,13 @@ impl Log {
             let now = self.clock.now();
             let chosen: Vec<_> = left.iter().map(|number| &endings[*number]).collect();
             match self.transact(&chosen, now).await {
-                Transacted::Done => left.iter().for_each(|number| answers[*number] = Some(Ok(Recorded::First))),
+                Transacted::Done => left.iter().for_each(|number| answers[*number] = Some(Ok(Ended::Now))),
                 Transacted::Refused { head, records } => {
                     if head {
                         *self.last() = None;
                     }
                     for (place, item) in records {
-                        answers[left[place]] = Some(decide(chosen[place], item, now));
+                        answers[left[place]] = Some(chosen[place].found(item, now));
                     }
                 }
                 Transacted::Failed(error) => {
@@ -163,7 +173,7 @@ impl Log {
             }
         }
         let ended = |(number, ending): (usize, &Ending)| {
-            matches!(answers[number], Some(Ok(Recorded::First))).then_some(ending.result.job_id)
+            matches!(answers[number], Some(Ok(Ended::Now))).then_some(ending.result.job_id)
         };
         let ended: Vec<_> = endings.iter().enumerate().filter_map(ended).collect();
         if !ended.is_empty() {
@@ -236,7 +246,7 @@ impl Log {
             .iter()
             .map(|ending| Entry { job: ending.result.job_id, run: ending.result.run_id, at: now })
             .collect();
-        let kept = endings.iter().map(|ending| kept_until(&ending.result, now)).max().unwrap_or(now);
+        let kept = endings.iter().map(|ending| ending.kept_until(now)).max().unwrap_or(now);
         let written = Item::at(&names::log_page(&self.client, page)).binary("entries", write_entries(&entries));
         let put = Put::builder().table_name(self.table.name()).set_item(Some(written.kept_until(kept).0));
         let put = put.build().map_err(|error| malformed(OPERATION, error))?;
@@ -277,16 +287,17 @@ impl Ending {
     /// What becomes of the record. It leaves the index by time with it.
     fn change(&self, sequence: u64, now: Timestamp) -> (String, Item) {
         let result = &self.result;
-        let until = kept_until(result, now);
-        let mut change = "SET #result_run = :run, #result_by = :by, #result_size = :size, #outcome = :outcome, \
-                          #log = :log, #log_at = :now, #ended = :ended, #state = :state, #keep = :keep, \
-                          #expires = :expires"
+        let until = self.kept_until(now);
+        let mut change = "SET #result_run = :run, #result_by = :by, #result_claim = :claim, #result_size = :size, \
+                          #outcome = :outcome, #log = :log, #log_at = :now, #ended = :ended, #state = :state, \
+                          #keep = :keep, #expires = :expires"
             .to_owned();
         let mut values = Item::default()
             .text(":run", result.run_id.to_string())
             .text(":client", result.client.as_str())
             .text(":queue", result.queue.as_str())
             .text(":by", &self.by)
+            .binary(":claim", result.claim().as_bytes().as_slice())
             .number(":size", result.payload.len())
             .text(":outcome", result.outcome.as_str())
             .number(":log", sequence)
@@ -305,28 +316,18 @@ impl Ending {
         }
         (format!("{change} REMOVE {gone}"), values)
     }
-}
 
-/// What a record that refused a result says about it.
-fn decide(ending: &Ending, item: Option<Item>, now: Timestamp) -> Result<Recorded, BrokerError> {
-    let result = &ending.result;
-    let known = match item.filter(|item| !item.is_past(now)) {
-        Some(item) => Some(Record::read(item)?.known(Some(result.claim()))?),
-        None => None,
-    };
-    let ended = known.as_ref().and_then(|known| known.ended.as_ref());
-    if ended.is_some_and(|ended| (ended.run, ended.claim) == (result.run_id, Some(result.claim()))) {
-        return Ok(Recorded::First);
+    /// What a record that refused it says. It may be this call's own: the transaction took effect and its answer was lost.
+    fn found(&self, item: Option<Item>, now: Timestamp) -> Result<Ended, BrokerError> {
+        let record = Record::read_kept(item, now)?;
+        let is_own = |record: &Record| record.item.get_text("result_by") == Some(&self.by);
+        Ok(if record.as_ref().is_some_and(is_own) { Ended::Now } else { Ended::Refused(record) })
     }
-    match rules::record(known.as_ref(), result, u64::MAX, now).refused()? {
-        Err(recorded) => Ok(recorded),
-        Ok(_) => Err(BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "the record changed meanwhile")),
-    }
-}
 
-/// Until when a result that is recorded at `now` is kept.
-fn kept_until(result: &JobResult, now: Timestamp) -> Timestamp {
-    now + Duration::from_millis(result.keep_ms)
+    /// Until when it is kept if it is recorded at `now`.
+    fn kept_until(&self, now: Timestamp) -> Timestamp {
+        rules::record::keep_until(&self.result, self.due_at, now)
+    }
 }
 
 /// A random part of a wait that grows, so that writers of one log don't meet again.
@@ -342,94 +343,39 @@ pub(super) fn random() -> f64 {
 }
 
 impl Sqs {
-    /// Ends the run of a worker's result as the rules say.
+    /// Ends the run of `result`, which could begin at `due_at`, unless it has ended.
     ///
     /// # Errors
     /// As [`Leasing::record`](crate::leasing::Leasing::record).
-    pub(super) async fn record_result(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
-        let policy = self.policies().require(&sent.queue, OPERATION).await?;
-        let result_max = policy.result_max.min(PAYLOAD_MAX);
-        let held = self.0.held.of(sent.job_id).filter(|record| record.job.run_id == sent.run_id);
-        let known = match held {
-            // Whether it has ended is for the write to find.
-            Some(record) => Some(Known { record: Some(record), ended: None }),
-            None => match self.record_of(sent.job_id, OPERATION).await? {
-                Some(record) => Some(record.known(Some(sent.words()))?),
-                None => None,
-            },
-        };
-        let counts = &self.0.rule_counts;
-        let ending = match rules::record(known.as_ref(), sent, result_max, self.clock().now()).refused()? {
-            Ok(ending) => ending,
-            Err(recorded) => {
-                counts.not_written(&recorded);
-                return Ok(recorded);
-            }
-        };
-        if ending.keeps_letter {
-            let record = self.record_of(sent.job_id, OPERATION).await?.filter(|record| record.run == sent.run_id);
-            if let Some(record) = record.filter(|record| record.ended().is_none()) {
-                let job = self.whole_job(&record, None, OPERATION).await?;
-                if let Some(letter) = rules::letters::own_letter(&job, &ending.result) {
-                    self.put_letter(&letter).await?;
-                }
-            }
-        }
-        let recorded = self.end(ending.result.clone()).await?;
-        match &recorded {
-            // Or found as it was sent before: the two are not told apart by the write.
-            Recorded::First => counts.written(&ending),
-            superseded => counts.not_written(superseded),
-        }
-        Ok(recorded)
-    }
-
-    /// Ends the run of `result`, unless it has ended.
-    pub(super) async fn end(&self, result: JobResult) -> Result<Recorded, BrokerError> {
+    pub(super) async fn end(&self, result: JobResult, due_at: Timestamp) -> Result<Ended, BrokerError> {
         // Key and meta are the record's, and are read from it: a second copy could make the result too large for the record.
         let bare = JobResult { key: None, meta: BTreeMap::new(), ..result.clone() };
         let envelope = encode_result(&bare, self.wire());
-        let by = named_by(&result.claim());
+        let by = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
         let fits = envelope.len() <= INLINE_MAX;
-        if !fits {
+        let result = Arc::new(result);
+        let mut ending = Ending { result: result.clone(), due_at, inline: None, by };
+        let apart = names::result(result.job_id, result.run_id, &ending.by);
+        if fits {
+            ending.inline = Some(envelope);
+        } else {
             // Before what names it. If another result wins, it goes by its TTL.
-            let key = names::result(result.job_id, result.run_id, &by);
-            let until = kept_until(&result, self.clock().now()) + OUTLIVES;
-            let item = Item::at(&key).binary("result", envelope.as_slice()).kept_until(until);
+            let until = ending.kept_until(self.clock().now()) + OUTLIVES;
+            let item = Item::at(&apart).binary("result", envelope).kept_until(until);
             self.table().put(item, OPERATION).await?;
         }
-        let result = Arc::new(result);
-        let ending = Ending { result: result.clone(), inline: fits.then_some(envelope), by };
-        let recorded = self.0.endings.of(&result.client).add(ending).await;
+        let ended = self.0.endings.of(&result.client).add(ending).await;
         // Whoever ended it: who waits here looks.
         self.0.waiting_jobs.wake(&result.job_id);
-        if matches!(recorded, Ok(Recorded::First)) {
-            self.0.waiting_clients.wake(&result.client);
+        match &ended {
+            Ok(Ended::Now) => self.0.waiting_clients.wake(&result.client),
+            // What its client had removed is not left behind.
+            Ok(Ended::Refused(Some(record))) if !fits && record.is_erased() => {
+                self.table().remove(&apart, OPERATION).await?;
+            }
+            _ => {}
         }
-        recorded
-    }
-
-    /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not recorded.
-    pub(super) async fn end_without_worker(
-        &self,
-        record: &Record,
-        result: JobResult,
-    ) -> Result<(JobResult, Recorded), BrokerError> {
-        let recorded = self.end(result.clone()).await?;
-        let is_first = recorded == Recorded::First;
-        // Where nobody ever held it, nobody kept one.
-        if is_first && record.attempt > 0 && self.remove_letter(record.job_id, record.run, OPERATION).await? {
-            self.0.rule_counts.retracted();
-        }
-        Ok((result, recorded))
-    }
-
-    /// Ends a run whose deadline has passed; `None` if it has ended.
-    pub(super) async fn expire(&self, record: &Record) -> Result<Option<(JobResult, Recorded)>, BrokerError> {
-        match rules::expire(Some(&record.known(None)?), record.job_id, self.clock().now()).refused()? {
-            Ok(result) => self.end_without_worker(record, result).await.map(Some),
-            Err(()) => Ok(None),
-        }
+        ended
     }
 }
 

@@ -8,7 +8,8 @@
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
 //! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
 //! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
-//!   `settle`, `slots` (clients with a bound on what runs), `finish` (the one place where runs end).
+//!   `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish` (the one place where
+//!   runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
 //!   `dead_letters`.
 //! - [`forward`]: results for clients that read SQS themselves. [`share`]: queues that other accounts use.
@@ -45,6 +46,7 @@ mod poll;
 mod provision;
 mod receipt;
 mod record;
+mod recording;
 mod replies;
 mod results;
 mod runs;

@@ -30,8 +30,8 @@ pub(super) fn payload(job: JobId, run: RunId) -> Key {
     key(job_partition(job), format!("payload#{run}"))
 }
 
-/// A result that is too large for the record. Those that race for one run are told apart by `by`, so that none overwrites
-/// the winner's.
+/// A result that is too large for the record. `by` names the call that brought it, so that no other one overwrites what a
+/// record names.
 pub(super) fn result(job: JobId, run: RunId, by: &str) -> Key {
     key(job_partition(job), format!("result#{run}#{by}"))
 }

@@ -8,7 +8,7 @@ use super::item::Item;
 use super::line::DELAY_MAX;
 use super::names::{self, Key};
 use super::{PAYLOAD_MAX, Sqs};
-use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, encode_job};
+use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, decode_result, encode_job};
 use crate::contract::result::Claim;
 use crate::contract::{ClientId, Fingerprint, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -55,6 +55,14 @@ impl Record {
             deadline: item.need_time("deadline")?,
             item,
         })
+    }
+
+    /// The record of an item, unless there is none or it is past its keeping.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn read_kept(item: Option<Item>, now: Timestamp) -> Result<Option<Self>, BrokerError> {
+        item.filter(|item| !item.is_past(now)).map(Self::read).transpose()
     }
 
     pub(super) fn key(&self) -> Key {
@@ -112,25 +120,44 @@ impl Record {
         self.item.get_time("started").filter(|_| self.attempt > 0)
     }
 
-    /// As the rules ask for it. `claim` is what a worker says of the run, which is compared with what the record kept of it.
+    /// As the rules ask for it.
     ///
     /// # Errors
     /// As [`Self::job`].
-    pub(super) fn known(&self, claim: Option<Claim>) -> Result<Known, BrokerError> {
-        let job = self.job()?;
+    pub(super) fn known(&self) -> Result<Known, BrokerError> {
+        let mut job = self.job()?;
+        if self.ended().is_some() && !job.keep_record {
+            // It goes with the run's end, whether the record has its bytes still or not.
+            job.payload = Bytes::new();
+        }
+        let ended = self.result_run().zip(self.last_outcome()).map(|(run, outcome)| Ended {
+            run,
+            generation: job.generation.saturating_sub(u32::from(run < self.run)),
+            outcome,
+            claim: self.claim(),
+        });
+        Ok(Known { record: Some(self.facts(job)), ended })
+    }
+
+    /// The same of the record alone, whose job is at hand.
+    pub(super) fn facts(&self, job: Job) -> rules::Record {
         let payload = match (self.is_erased(), job.keep_record) {
             (true, _) => Payload::Erased,
             (false, true) => Payload::Kept,
             (false, false) => Payload::NotKept,
         };
-        let ended = self.result_run().zip(self.last_outcome()).map(|(run, outcome)| Ended {
-            run,
-            generation: job.generation.saturating_sub(u32::from(run < self.run)),
-            outcome,
-            claim: claim.filter(|claim| self.item.get_text("result_by") == Some(&named_by(claim)) && !self.is_erased()),
-        });
-        let (attempts, started_at) = (self.attempt, self.started_at());
-        Ok(Known { record: Some(rules::Record { job, attempts, started_at, payload }), ended })
+        rules::Record { job, attempts: self.attempt, started_at: self.started_at(), payload }
+    }
+
+    /// The claim of the result that it has. Releases before this one left it in the envelope alone.
+    fn claim(&self) -> Option<Claim> {
+        if self.is_erased() {
+            return None;
+        }
+        match self.item.get_binary("result_claim") {
+            Some(claim) => claim.as_ref().try_into().ok().map(Claim::from_bytes),
+            None => decode_result(&self.item.get_binary("result")?).ok().map(|result| result.claim()),
+        }
     }
 
     pub(super) fn state(&self) -> JobState {
@@ -169,11 +196,6 @@ impl Record {
             next_attempt_at: waits.then_some(self.due),
         })
     }
-}
-
-/// How a record names the result that it has among others for the run.
-pub(super) fn named_by(claim: &Claim) -> String {
-    claim.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What makes a record of a run that begins: everything but its key, its client's place, and what ended runs left.
@@ -256,7 +278,7 @@ impl Sqs {
     /// The record of `job` as it is now, unless it is past its keeping.
     pub(super) async fn record_of(&self, job: JobId, operation: &'static str) -> Result<Option<Record>, BrokerError> {
         let item = self.table().get(&names::record(job), operation).await?;
-        item.filter(|item| !item.is_past(self.clock().now())).map(Record::read).transpose()
+        Record::read_kept(item, self.clock().now())
     }
 
     /// The same, if it is the client's.
@@ -297,9 +319,11 @@ impl Sqs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::JobResult;
+    use crate::contract::envelope::encode_result;
+    use crate::contract::result::End;
 
-    #[test]
-    fn a_payload_that_no_record_names_goes_by_itself_and_never_before_a_record_that_does() {
+    fn job(payload: Vec<u8>, now: Timestamp) -> Job {
         let submission = crate::contract::Submission {
             client: "shop".parse().unwrap(),
             queue: "orders".parse().unwrap(),
@@ -307,15 +331,40 @@ mod tests {
             content_type: "text/plain".to_owned(),
             content_encoding: None,
             headers: Default::default(),
-            payload: vec![7; INLINE_MAX + 1].into(),
+            payload: payload.into(),
             delay: Duration::ZERO,
             expires_in: None,
         };
+        submission.accept(&crate::policy::QueuePolicy::default(), now)
+    }
+
+    #[test]
+    fn a_payload_that_no_record_names_goes_by_itself_and_never_before_a_record_that_does() {
         let now = Timestamp::from_millis(1_763_865_086_007);
-        let job = submission.accept(&crate::policy::QueuePolicy::default(), now);
+        let job = job(vec![7; INLINE_MAX + 1], now);
         let expires = |item: Item| item.get_number::<i64>("expires").unwrap();
         let (record, payload) = (new_record(&job, WireVersion::default(), now, false), payload_item(&job));
         assert!(expires(payload) > expires(record));
+    }
+
+    #[test]
+    fn a_result_that_a_release_before_left_is_known_again_by_its_envelope() {
+        let now = Timestamp::from_millis(1_763_865_086_007);
+        let job = job(vec![7], now);
+        let end = End { attempt: 1, started_at: None, finished_at: now };
+        let result = JobResult::succeeded(&job, end, "text/plain", "done".into());
+        let record = new_record(&job, WireVersion::default(), now, false);
+        let apart =
+            record.text("result_run", job.run_id.to_string()).text("outcome", "succeeded").text("result_by", "x");
+        let inline = apart.clone().binary("result", encode_result(&result, WireVersion::default()));
+        let claim = |item: &Item| Record::read(item.clone()).unwrap().known().unwrap().ended.unwrap().claim;
+        assert_eq!(claim(&inline), Some(result.words()));
+        assert_eq!(claim(&apart), None, "nothing tells");
+        let told = apart.binary("result_claim", result.words().as_bytes().as_slice());
+        assert_eq!(claim(&told), Some(result.words()));
+        for known in [inline, told] {
+            assert_eq!(claim(&known.flag("erased", true)), None);
+        }
     }
 
     #[test]

@@ -1,27 +1,42 @@
-//! What a client does to a run: cancel it, start the next one, erase what it left.
+//! Acts on a run: cancel it, start the next one, erase what it left.
 
 use super::Sqs;
 use super::item::Item;
-use super::names;
-use super::record::{OUTLIVES, Record, beginning};
+use super::names::{self, Key};
+use super::record::{INLINE_MAX, OUTLIVES, Record, beginning};
+use super::recording::TRIES;
 use super::table::Written;
 use crate::contract::envelope::{encode_job, encode_result};
-use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, RunId};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus};
 use crate::error::BrokerError;
 use crate::job_queue::Enqueued;
 use crate::rules;
-use crate::rules::refusal::{conflict, no_job};
+use crate::rules::refusal::{contended, no_job};
+
+/// What became of a run that was to begin.
+pub(super) enum Begun {
+    /// This is the answer.
+    Now(Enqueued),
+    /// The record is not as it was, but as given; `None` if there is none that is kept.
+    Refused(Option<Record>),
+}
 
 impl Sqs {
     /// Ends the run as cancelled, unless it ended before.
     pub(super) async fn cancel_run(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         const OPERATION: &str = "cancel";
         let record = self.owned(client, job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
+        let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::cancel(known.as_ref(), job, self.clock().now()).refused()?;
         let record = record.ok_or_else(|| no_job(OPERATION, job))?;
-        let Ok(result) = verdict else { return record.status(self.clock().now()) };
-        self.end_without_worker(&record, result).await?;
+        let Ok(result) = verdict else {
+            // The call that ended it may not have come so far.
+            if rules::retract_letter(known.as_ref(), record.run) {
+                self.take_letter(job, record.run, OPERATION).await?;
+            }
+            return record.status(self.clock().now());
+        };
+        self.end_without_worker(&record, &result).await?;
         // Whoever ended it: this is how.
         let record = self.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
         record.status(self.clock().now())
@@ -30,98 +45,120 @@ impl Sqs {
     /// Starts the run after generation `from`.
     pub(super) async fn rerun_job(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "rerun";
-        let record = self.owned(client, job, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
-        let now = self.clock().now();
-        let verdict = rules::rerun(known.as_ref(), job, from, now).refused()?;
-        let record = record.ok_or_else(|| no_job(OPERATION, job))?;
-        let Ok(next) = verdict else { return Ok(Enqueued::Known(record.status(now)?)) };
-        let policy = self.policies().require(&next.queue, OPERATION).await?;
-        let limit = policy.client(client).max_queued;
-        if let Some(full) = self.over_quota(&next.queue, client, limit, OPERATION).await? {
-            return Err(full);
+        let mut found = self.owned(client, job, OPERATION).await?;
+        for _ in 0..TRIES {
+            let known = found.as_ref().map(Record::known).transpose()?;
+            let now = self.clock().now();
+            let verdict = rules::rerun(known.as_ref(), job, from, now).refused()?;
+            let record = found.ok_or_else(|| no_job(OPERATION, job))?;
+            let Ok(next) = verdict else { return Ok(Enqueued::Known(record.status(now)?)) };
+            let policy = self.policies().require(&next.queue, OPERATION).await?;
+            let limit = policy.client(client).max_queued;
+            if let Some(full) = self.over_quota(&next.queue, client, limit, OPERATION).await? {
+                return Err(full);
+            }
+            let payload = self.whole_job(&record, None, OPERATION).await?.payload;
+            match self.start_next(&record, &Job { payload, ..next }, false, OPERATION).await? {
+                Begun::Now(enqueued) => return Ok(enqueued),
+                Begun::Refused(record) => found = record.filter(|record| record.client == *client),
+            }
         }
-        let payload = self.whole_job(&record, None, OPERATION).await?.payload;
-        self.start_next(&record, Job { payload, ..next }, false, OPERATION).await
+        Err(contended(OPERATION, job))
     }
 
     /// Starts `next`, the run after the record's, which has ended. `bring` writes the payload anew.
     pub(super) async fn start_next(
         &self,
         record: &Record,
-        next: Job,
+        next: &Job,
         bring: bool,
         operation: &'static str,
-    ) -> Result<Enqueued, BrokerError> {
-        let (now, job, before) = (self.clock().now(), next.id, record.run);
+    ) -> Result<Begun, BrokerError> {
+        let now = self.clock().now();
         let payload_run = if bring { Some(next.run_id) } else { record.payload_run() };
-        let separate = payload_run.filter(|_| next.payload.len() > super::record::INLINE_MAX);
-        if let Some(run) = separate {
+        let separate = payload_run.filter(|_| next.payload.len() > INLINE_MAX);
+        let apart = separate.map(|run| names::payload(next.id, run));
+        if let Some(key) = &apart {
             // Again with its bytes: its time was that of the run before, and it may be gone by now.
-            let item = Item::at(&names::payload(job, run)).binary("payload", next.payload.as_ref());
+            let item = Item::at(key).binary("payload", next.payload.as_ref());
             self.table().put(item.kept_until(next.keep_until() + OUTLIVES), operation).await?;
         }
-        let mut values = Item::default().text(":before", before.to_string()).time(":now", now);
-        let mut change = "SET #prev = :before".to_owned();
-        let mut fields = beginning(&next, self.wire(), now, self.is_fifo());
+        let mut values = Item::default().text(":before", record.run.to_string());
+        let mut fields = beginning(next, self.wire(), now, self.is_fifo());
         if let Some(run) = separate {
             fields = fields.text("payload_run", run.to_string());
         }
+        let mut set = Vec::with_capacity(fields.0.len());
         for (name, value) in fields.0 {
-            change.push_str(&format!(", #{name} = :{name}"));
+            set.push(format!("#{name} = :{name}"));
             values = values.with(&format!(":{name}"), value);
         }
-        change.push_str(" REMOVE #lease, #lease_end, #started, #waiters");
+        let change = format!("SET {} REMOVE #lease, #lease_end, #started, #waiters", set.join(", "));
         let condition = "#run = :before AND #result_run = :before AND attribute_not_exists(#erased) AND #keep > :now";
-        match self.table().update(&record.key(), &change, condition, values, operation).await? {
-            Written::Done(item) => {
-                self.counted(&next.queue, &next.client);
-                self.send_quietly(&next).await;
-                Ok(Enqueued::Created(Record::read(item)?.status(now)?))
-            }
-            Written::Refused(item) => {
-                let found = Record::read(item.ok_or_else(|| no_job(operation, job))?)?;
-                self.started_before(&found, before, operation)
-            }
-        }
+        let written =
+            self.table().update(&record.key(), &change, condition, values.time(":now", now), operation).await?;
+        self.begun(written, next, apart, operation).await
     }
 
-    /// The run that somebody else started after `before`, if that is what the record has.
-    pub(super) fn started_before(
+    /// The answer to a write that begins `next`, whose payload may lie `apart`.
+    pub(super) async fn begun(
         &self,
-        found: &Record,
-        before: RunId,
+        written: Written,
+        next: &Job,
+        apart: Option<Key>,
         operation: &'static str,
-    ) -> Result<Enqueued, BrokerError> {
-        if found.item.get_text("prev").is_some_and(|prev| *prev == before.to_string()) {
-            return Ok(Enqueued::Known(found.status(self.clock().now())?));
-        }
-        Err(conflict(operation, "the job changed meanwhile: look at it again"))
+    ) -> Result<Begun, BrokerError> {
+        let now = self.clock().now();
+        let record = match written {
+            Written::Done(item) => Record::read(item)?,
+            Written::Refused(item) => match Record::read_kept(item, now)? {
+                // The SDK repeated a write whose answer was lost, and met it.
+                Some(found) if found.run == next.run_id => found,
+                found => {
+                    // What its client had removed is not left behind.
+                    if let Some(key) = apart.filter(|_| found.as_ref().is_some_and(Record::is_erased)) {
+                        self.table().remove(&key, operation).await?;
+                    }
+                    return Ok(Begun::Refused(found));
+                }
+            },
+        };
+        self.counted(&next.queue, &next.client);
+        self.send_quietly(next).await;
+        Ok(Begun::Now(Enqueued::Created(record.status(now)?)))
     }
 
     /// Removes payload and result of a finished job.
     pub(super) async fn erase_job(&self, client: &ClientId, job_id: JobId) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
-        let record = self.owned(client, job_id, OPERATION).await?;
-        let known = record.as_ref().map(|record| record.known(None)).transpose()?;
-        let left = rules::erase(known.as_ref(), job_id).refused()?;
-        let (Some(record), Ok(Some(job))) = (record, left) else { return Ok(()) };
-        // Its key is the record's.
-        let result = self.finished(&record, OPERATION).await?.result;
-        let result = JobResult { key: None, ..rules::erased_result(result) };
-        let values = Item::default()
-            .binary(":job", encode_job(&job, self.wire()))
-            .binary(":result", encode_result(&result, self.wire()))
-            .number(":none", 0)
-            .flag(":erased", true)
-            .text(":run", record.run.to_string());
-        let change = "SET #job = :job, #result = :result, #result_size = :none, #erased = :erased REMOVE #payload_run";
-        let condition = "#run = :run AND #result_run = :run";
-        if let Written::Refused(_) = self.table().update(&record.key(), change, condition, values, OPERATION).await? {
-            return Err(conflict(OPERATION, "the job was started again meanwhile"));
+        let mut found = self.owned(client, job_id, OPERATION).await?;
+        for _ in 0..TRIES {
+            let known = found.as_ref().map(Record::known).transpose()?;
+            let left = rules::erase(known.as_ref(), job_id).refused()?;
+            let (Some(record), Ok(Some(job))) = (found, left) else { return Ok(()) };
+            // Its key is the record's.
+            let result = self.finished(&record, OPERATION).await?.result;
+            let result = JobResult { key: None, ..rules::erased_result(result) };
+            let values = Item::default()
+                .binary(":job", encode_job(&job, self.wire()))
+                .binary(":result", encode_result(&result, self.wire()))
+                .number(":none", 0)
+                .flag(":erased", true)
+                .text(":run", record.run.to_string());
+            // A claim is a digest, by which a small answer could be found again.
+            let change = "SET #job = :job, #result = :result, #result_size = :none, #erased = :erased \
+                          REMOVE #payload_run, #result_by, #result_claim";
+            let condition = "#run = :run AND #result_run = :run";
+            match self.table().update(&record.key(), change, condition, values, OPERATION).await? {
+                // Everything else of the job, whichever run left it. A crash in between is repeated by the caller, who got
+                // no answer.
+                Written::Done(_) => return self.remove_beside(job_id, OPERATION).await,
+                Written::Refused(item) => {
+                    found = Record::read_kept(item, self.clock().now())?.filter(|record| record.client == *client);
+                }
+            }
         }
-        // Everything else of the job, whichever run left it. A crash in between is repeated by the caller, who got no answer.
-        self.remove_beside(job_id, OPERATION).await
+        Err(contended(OPERATION, job_id))
     }
 
     /// Removes every item of a job but its record.

@@ -15,7 +15,6 @@ use super::{Sqs, names};
 use crate::contract::{JobResult, QueueName, Timestamp};
 use crate::error::BrokerError;
 use crate::job_queue::Swept;
-use crate::leasing::Recorded;
 
 const OPERATION: &str = "sweep";
 /// When to look again at a record that can't be swept: a newer release may read it.
@@ -123,8 +122,7 @@ impl Sqs {
             return Ok(None);
         }
         if record.deadline <= now {
-            let expired = self.expire(&record).await?;
-            return Ok(expired.filter(|(_, recorded)| *recorded == Recorded::First).map(|(result, _)| result));
+            return self.expire(&record).await;
         }
         if record.is_leased() {
             self.look_again(item, look, record.deadline).await?;

@@ -13,6 +13,7 @@ use aws_sdk_dynamodb::types::{
 use super::connect::{Effect, failed};
 use super::item::{Item, names_in};
 use super::names::Key;
+use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// The most items of one batch of reads.
@@ -82,6 +83,20 @@ impl Table {
         let call = self.client.get_item().table_name(&self.name).set_key(Some(Item::at(key).0)).consistent_read(true);
         let output = call.send().await.map_err(|error| self.failed(operation, Effect::None, error))?;
         Ok(output.item.map(Item))
+    }
+
+    /// Whether the item is there and not past its keeping.
+    pub(super) async fn is_kept(
+        &self,
+        key: &Key,
+        now: Timestamp,
+        operation: &'static str,
+    ) -> Result<bool, BrokerError> {
+        let call = self.client.get_item().table_name(&self.name).set_key(Some(Item::at(key).0)).consistent_read(true);
+        let call =
+            call.projection_expression("#pk, #keep").set_expression_attribute_names(Some(names_in(&["#pk, #keep"])));
+        let output = call.send().await.map_err(|error| self.failed(operation, Effect::None, error))?;
+        Ok(output.item.is_some_and(|item| !Item(item).is_past(now)))
     }
 
     /// The items as they are now, in any order, without those that are not there.

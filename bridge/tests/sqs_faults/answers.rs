@@ -5,6 +5,7 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{ResultFilter, Start};
+use relay_bridge::rules::counts::Counted;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 
@@ -53,6 +54,7 @@ async fn a_result_whose_answer_is_lost_is_recorded_once_and_is_the_first() {
         proxy.fault("TransactWriteItems", AwsFault::LoseAnswer);
     }
     assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
+    assert_eq!(broker.counts.read(), Counted::default(), "it was sent once");
     broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
     let page = broker.results.page(&stage.client(), &Start::Oldest, &ResultFilter::ALL, 100, PATIENCE).await.unwrap();
     assert_eq!(page.entries.len(), 1);
@@ -117,4 +119,33 @@ async fn a_policy_whose_answer_is_lost_is_written_and_no_conflict_with_itself() 
     broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
     assert_eq!(proxy.calls("UpdateItem"), 2);
     assert_eq!(stage.broker.policies.policy(&stage.queue).await.unwrap(), Some(policy));
+}
+
+#[tokio::test]
+async fn a_rerun_and_a_redrive_whose_answers_are_lost_begin_a_run_and_send_its_job() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let job = stage.submit().await;
+    let fail = async || {
+        let delivery = stage.lease(&broker).await;
+        assert_eq!(broker.leasing.record(&stage.failure(&delivery, "")).await.unwrap(), Recorded::First);
+        broker.leasing.settle(&delivery.receipt, &Settlement::DeadLetter).await.unwrap();
+        delivery.job
+    };
+    let first = fail().await;
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
+    let rerun = broker.jobs.rerun(&job.client, job.id, first.generation).await.unwrap();
+    assert!(matches!(rerun, Enqueued::Created(_)), "it met its own run: {rerun:?}");
+    let second = fail().await;
+    proxy.fault("UpdateItem", AwsFault::LoseAnswer);
+    let redriven = broker.dead_letters.redrive(job.id, second.run_id).await.unwrap();
+    assert!(matches!(redriven, Enqueued::Created(_)), "it met its own run: {redriven:?}");
+    let third = fail().await;
+    // Nothing but the letter is left.
+    stage.clock.advance(stage.policy.job_ttl + stage.policy.retention);
+    proxy.fault("PutItem", AwsFault::LoseAnswer);
+    let redriven = broker.dead_letters.redrive(job.id, third.run_id).await.unwrap();
+    assert!(matches!(redriven, Enqueued::Created(_)), "it met its own run: {redriven:?}");
+    assert_eq!(stage.lease(&broker).await.job.generation, 4);
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::support::{PATIENCE, Stage};
 
 /// Where a process runs that dies at once with all it does: by `shutdown_background`.
-fn mortal() -> Runtime {
+pub(crate) fn mortal() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 

@@ -4,11 +4,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials as Keys, Region};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{ClientId, Job, JobId, JobResult, QueueName, Submission};
+use relay_bridge::contract::{ClientId, Failure, Job, JobId, JobResult, Outcome, QueueName, Submission};
+use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, LeaseRequest};
 use relay_bridge::policy::QueuePolicy;
@@ -88,6 +90,10 @@ impl Stage {
     }
 
     pub(crate) fn job(&self, key: Option<&str>) -> Job {
+        self.job_of(key, "payload".into())
+    }
+
+    fn job_of(&self, key: Option<&str>, payload: Vec<u8>) -> Job {
         let submission = Submission {
             client: self.client(),
             queue: self.queue.clone(),
@@ -95,7 +101,7 @@ impl Stage {
             content_type: "text/plain".to_owned(),
             content_encoding: None,
             headers: Default::default(),
-            payload: "payload".into(),
+            payload: payload.into(),
             delay: Duration::ZERO,
             expires_in: None,
         };
@@ -104,7 +110,11 @@ impl Stage {
 
     /// A new job in line.
     pub(crate) async fn submit(&self) -> Job {
-        let job = self.job(Some(&JobId::mint().to_string()));
+        self.submit_payload("payload".into()).await
+    }
+
+    pub(crate) async fn submit_payload(&self, payload: Vec<u8>) -> Job {
+        let job = self.job_of(Some(&JobId::mint().to_string()), payload);
         let enqueued = self.broker.jobs.enqueue(job.clone()).await.unwrap();
         assert!(matches!(enqueued, Enqueued::Created(_)), "{enqueued:?}");
         job
@@ -135,6 +145,31 @@ impl Stage {
         let end =
             End { attempt: delivery.attempt, started_at: Some(delivery.leased_at), finished_at: self.clock.now() };
         JobResult::succeeded(&delivery.job, end, "text/plain", "done".into())
+    }
+
+    /// A failure whose payload is the handler's own output.
+    pub(crate) fn failure(&self, delivery: &Delivery, detail: &str) -> JobResult {
+        let failure = Some(Failure::new("exit-code", detail));
+        JobResult { outcome: Outcome::Failed, failure, ..self.success(delivery) }
+    }
+
+    pub(crate) fn letter(&self, delivery: &Delivery) -> DeadLetter {
+        DeadLetter {
+            job: delivery.job.clone(),
+            outcome: Outcome::Failed,
+            failure: Failure::new("exit-code", "1"),
+            attempt: delivery.attempt,
+            at: self.clock.now(),
+            extra: Default::default(),
+        }
+    }
+
+    /// The places of everything that the table has of a job.
+    pub(crate) async fn items_of(&self, job: &Job) -> Vec<String> {
+        let call = self.dynamodb().query().table_name("relay").key_condition_expression("pk = :pk");
+        let call = call.expression_attribute_values(":pk", AttributeValue::S(format!("job#{}", job.id)));
+        let found = call.send().await.unwrap();
+        found.items().iter().map(|item| item["sk"].as_s().unwrap().clone()).collect()
     }
 
     /// SQS without relay in between.
