@@ -117,8 +117,10 @@ impl Nats {
     /// The record of a job that this process holds in the run of a result, as it was when it was given out.
     fn held_record(&self, sent: &JobResult) -> Option<rules::Record> {
         let held = self.holds(sent.job_id)?;
-        let job =
-            held.job.filter(|job| (job.run_id, &job.client, &job.queue) == (sent.run_id, &sent.client, &sent.queue))?;
+        let job = held.job;
+        if (job.run_id, &job.client, &job.queue) != (sent.run_id, &sent.client, &sent.queue) {
+            return None;
+        }
         let payload = if job.keep_record { Payload::Kept } else { Payload::NotKept };
         let (attempts, started_at) = (held.attempt, Some(held.leased_at));
         Some(rules::Record { job: (*job).clone(), attempts, started_at, payload })
