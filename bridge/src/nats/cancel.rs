@@ -11,7 +11,7 @@ use super::find::known_record;
 use super::hints;
 use super::names::{self, Place};
 use super::record::{Outgoing, Record};
-use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Outcome, Timestamp};
 use crate::error::BrokerError;
 use crate::rules::refusal::{contended, no_job};
 use crate::rules::{self, Known, Verdict};
@@ -84,11 +84,14 @@ impl Nats {
         let started_at = running.map(|running| running.started_at);
         let facts = rules::Record { attempts, started_at, ..known_record(record, job) };
         let known = Known { record: Some(facts), ended: None };
-        let (outcome, result) = self.record_end(job, known, rule).await?;
-        self.holding().ended(job.id, job.run_id, outcome);
-        // One that waits for its time and was never given out has no letter.
-        if attempts > 0 || record.place != Place::Timer {
-            self.drop_letter(&job.client, job.id, job.run_id, outcome).await?;
+        let (ended, result) = self.record_end(job, known, rule).await?;
+        if ended.run == job.run_id {
+            self.holding().ended(job.id, job.run_id, ended.outcome);
+            // One that waits for its time and was never given out has no letter.
+            let by_hand = matches!(ended.outcome, Outcome::Cancelled | Outcome::Expired);
+            if by_hand && (attempts > 0 || record.place != Place::Timer) {
+                self.drop_letter(&job.client, job.id, job.run_id).await?;
+            }
         }
         self.retire(record, job).await?;
         Ok(result)

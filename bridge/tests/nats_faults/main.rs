@@ -13,5 +13,6 @@ mod making;
 mod restoring;
 mod sharing;
 mod stale;
+mod strays;
 mod submitting;
 mod support;
