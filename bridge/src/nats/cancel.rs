@@ -24,29 +24,36 @@ const TRIES: usize = 8;
 
 impl Nats {
     pub(super) async fn cancel_job(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let mut meant: Option<(Record, Job)> = None;
         for _ in 0..TRIES {
             let found = self.look(client, job).await?;
+            // The run that was open when the client asked, and no later one: that has begun because this one ended.
+            if let Some((record, open)) = &meant
+                && found.record.as_ref().is_some_and(|(_, job)| job.run_id > open.run_id)
+            {
+                let kept = found.kept.as_ref().map(|kept| &kept.result).filter(|kept| kept.run_id == open.run_id);
+                return match kept {
+                    Some(ended) => self.status_of_record(record, open, Some(ended)).await,
+                    None => self.status_of(&found).await?.ok_or_else(|| no_job(OPERATION, job)),
+                };
+            }
             if rules::cancel(found.known().as_ref(), job, self.clock().now()).refused()?.is_err() {
-                if let Some(ended) = found.ended() {
+                if meant.is_none()
+                    && let Some(ended) = found.ended()
+                {
                     // The first call may have broken off before.
                     self.drop_letter_of(ended).await?;
                 }
                 return self.status_of(&found).await?.ok_or_else(|| no_job(OPERATION, job));
             }
             let Some((record, open)) = &found.record else { continue };
+            meant = found.record.clone();
             // Should this process end here, a sweep finishes it.
             self.api().publish(Outgoing::begun(&record.address, ENTRY_SECS), OPERATION).await?;
             let Some(marked) = self.mark(record).await? else { continue };
             self.finish_cancel(&marked, open).await?;
             // Whoever holds it learns of it by a heartbeat anyway.
             self.api().tell(names::control(&open.queue), HeaderMap::new(), hints::ended(job)).await;
-            let found = self.look(client, job).await?;
-            if let Some(status) = self.status_of(&found).await?.filter(|status| status.state.outcome().is_some()) {
-                return Ok(status);
-            }
-            if found.ended().is_none() && found.record.is_none() {
-                break;
-            }
         }
         Err(contended(OPERATION, job))
     }

@@ -217,3 +217,17 @@ async fn erasing_removes_the_payload_of_a_record_past_its_keeping() {
     let stream = jetstream.get_stream(names::jobs_stream(&stage.queue)).await.unwrap();
     assert_eq!(stream.cached_info().state.messages, 0, "the payload is stored");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_ends_the_run_that_was_open_when_it_came_and_none_that_follows() {
+    let server = NatsServer::start().await;
+    let ((stage, _), (other, _)) = (open(&server).await, open(&server).await);
+    for round in 0..20 {
+        let job = stage.submit("acme", &format!("key-{round}")).await.status().clone();
+        let rerun = async { while other.broker.jobs.rerun(&job.client, job.job_id, 1).await.is_err() {} };
+        let (cancelled, ()) = tokio::join!(stage.broker.jobs.cancel(&job.client, job.job_id), rerun);
+        cancelled.unwrap();
+        let status = stage.broker.jobs.status(&job.client, job.job_id).await.unwrap().unwrap();
+        assert_eq!((status.generation, status.state), (2, JobState::Queued), "round {round}");
+    }
+}
