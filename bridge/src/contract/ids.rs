@@ -256,6 +256,12 @@ impl JobId {
         hasher.finalize_xof().fill(&mut bytes);
         Self(Uuid::new_v8(bytes))
     }
+
+    /// Whether it is derived from a key.
+    #[must_use]
+    pub fn has_key(self) -> bool {
+        self.0.get_version_num() == 8
+    }
 }
 
 impl RunId {

@@ -3,9 +3,12 @@
 //!
 //! JetStream can't be asked which delivery of a message is the one that counts, and its answers act on any. Two things
 //! together say it. The server gives a message to nobody else within one lease after the last `+WPI`; and a worker takes no
-//! extension whose answer comes after its lease is over by its own clock. So the delivery is held on to first, and then
-//! looked at: an answer that comes in time comes before anybody else could have got the job. For a worker that does not
-//! keep to its clock there are the record, the result, and what whoever got the job since said of it.
+//! extension whose answer comes after its lease is over by its own clock. So an answer that comes in time comes before
+//! anybody else could have got the job. For a worker that does not keep to its clock there are the record, the result, and
+//! what whoever got the job since said of it: they are looked at first, so that such a worker does not prolong another's
+//! lease.
+//!
+//! A receipt is not signed. What it claims is held against the record before anything acts on the delivery.
 
 use std::sync::Arc;
 
@@ -16,75 +19,80 @@ use tokio_util::sync::CancellationToken;
 use super::Nats;
 use super::names::{self, Address};
 use super::receipt::Token;
+use super::record::Record;
 use super::settle::lost;
 use super::state::{Held, Running};
-use crate::contract::{ClientId, Job, JobId, Outcome};
+use crate::contract::{ClientId, Job, JobId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
-
-/// The fate of a lease that another process gave out.
-pub(super) enum Adopted {
-    /// It stands, one lease from now, and this process knows of it.
-    Held(Held),
-    /// Its run ended so.
-    Ended(Outcome),
-}
+use crate::policy::QueuePolicy;
+use crate::rules::SKEW;
 
 impl Nats {
-    /// Goes on with a lease of which this process knows nothing.
+    /// Goes on with a lease of which this process knows nothing, for one lease from now. One whose run has ended is not held
+    /// again: how it ended is in the answer.
     ///
     /// # Errors
-    /// `LeaseLost`: it was settled, somebody else has the job, or it was held for `lease_max`. Others: it is not known.
+    /// `LeaseLost`: it was settled, somebody else has the job, it was held for `lease_max`, or no relay gave the receipt.
+    /// Others: it is not known.
     pub(super) async fn adopt(
         &self,
         receipt: &Receipt,
         token: &Token,
         operation: &'static str,
-    ) -> Result<Adopted, BrokerError> {
+    ) -> Result<Held, BrokerError> {
         let policy = self.policies().require(&receipt.queue, operation).await?;
         if !self.knows_lease_of(receipt, token).await? {
             return Err(lost(operation, "its consumer is gone"));
         }
-        let (asked_at, held_before) = (Instant::now(), self.clock().now().since(token.leased_at));
-        let left = policy.lease_max.saturating_sub(held_before);
-        if left.is_zero() {
-            return Err(lost(operation, "the job was held for `lease_max`"));
-        }
-        let lease = left.min(self.consumers().lease(&receipt.queue, &token.lane, &policy));
-        // Whole, also where less is left: a negative acknowledgement would end the lease of whoever has the job by now. The
-        // next heartbeat of this lease shortens it.
-        self.api().answer(&token.reply, "+WPI", operation).await?;
         let address = Address::new(&receipt.queue, &receipt.client, receipt.job_id);
         let (kept, record, said) = tokio::join!(
             self.kept_result(&receipt.client, receipt.job_id),
             self.record_at(&address, operation),
             self.said(&receipt.client, receipt.job_id),
         );
-        if let Some(kept) = kept?.filter(|kept| kept.result.run_id >= receipt.run_id) {
-            return Ok(Adopted::Ended(kept.result.outcome));
-        }
-        let record = record?.filter(|record| record.seq == token.seq && record.place.is_in_line());
+        let (kept, said) = (kept?.filter(|kept| kept.result.run_id >= receipt.run_id), said?);
+        let record = record?.filter(|record| is_of(record, token, &policy));
         let job = record.map(|record| record.job()).transpose()?.filter(|job| job.run_id == receipt.run_id);
         let Some(job) = job else { return Err(lost(operation, "its record was replaced")) };
-        if said?.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
-            return Err(lost(operation, "somebody else has the job"));
-        }
+        let (asked_at, now) = (Instant::now(), self.clock().now());
+        // Whichever process gave it out, or took it over before, said since when it is held.
+        let since = said.as_ref().and_then(|said| said.since(receipt.run_id, token.attempt));
+        let leased_at = since.map_or(token.leased_at, |since| since.min(token.leased_at));
+        let held_before = now.since(leased_at);
+        let left = policy.lease_max.saturating_sub(held_before);
         let held = Held {
-            client: receipt.client.clone(),
             run: receipt.run_id,
             attempt: token.attempt,
-            until: asked_at + lease,
+            until: asked_at + left.min(self.consumers().lease(&receipt.queue, &token.lane, &policy)),
             started: asked_at,
             held_before: Some(held_before),
-            leased_at: token.leased_at,
-            job: Some(Arc::new(Job { payload: Bytes::new(), ..job })),
-            ended: None,
+            leased_at,
+            job: Arc::new(Job { payload: Bytes::new(), ..job }),
+            reply: token.reply.clone(),
+            lane: token.lane.clone(),
+            ended: kept.map(|kept| kept.result.outcome),
             told: true,
             hurry: CancellationToken::new(),
         };
+        if held.ended.is_some() {
+            return Ok(held);
+        }
+        if left.is_zero() {
+            return Err(lost(operation, "the job was held for `lease_max`"));
+        }
+        if leased_at > now + SKEW {
+            return Err(lost(operation, "it has not begun"));
+        }
+        if said.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
+            return Err(lost(operation, "somebody else has the job"));
+        }
+        // Whole, also where less is left: a negative acknowledgement would end the lease of whoever has the job by now. The
+        // next heartbeat of this lease shortens it.
+        self.api().answer(&token.reply, "+WPI", operation).await?;
         tracing::debug!(job_id = %receipt.job_id, attempt = token.attempt, "a lease of another process goes on");
         self.holding().insert(token.key(receipt), held.clone());
-        Ok(Adopted::Held(held))
+        Ok(held)
     }
 
     /// Learns for how long the server leases in this lane; `false` if it has no such consumer, and so no such lease.
@@ -109,4 +117,15 @@ impl Nats {
         };
         Ok(said.and_then(|said| serde_json::from_slice(&said.payload).ok()))
     }
+}
+
+/// Whether a receipt may be of a delivery of this message: it says the attempt that the delivery was, and not one beyond the
+/// last that may be given out.
+fn is_of(record: &Record, token: &Token, policy: &QueuePolicy) -> bool {
+    let (spent, delivered) = (record.charged(), u32::try_from(token.delivered).unwrap_or(u32::MAX));
+    record.seq == token.seq
+        && record.address.lane(record.place).as_ref() == Some(&token.lane)
+        && delivered > 0
+        && token.attempt == spent.saturating_add(delivered)
+        && token.attempt <= policy.max_attempts.max(spent).saturating_add(1)
 }

@@ -11,7 +11,7 @@ use super::find::known_record;
 use super::hints;
 use super::names::{self, Place};
 use super::record::{Outgoing, Record};
-use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Outcome, Timestamp};
 use crate::error::BrokerError;
 use crate::rules::refusal::{contended, no_job};
 use crate::rules::{self, Known, Verdict};
@@ -24,29 +24,36 @@ const TRIES: usize = 8;
 
 impl Nats {
     pub(super) async fn cancel_job(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let mut meant: Option<(Record, Job)> = None;
         for _ in 0..TRIES {
             let found = self.look(client, job).await?;
+            // The run that was open when the client asked, and no later one: that has begun because this one ended.
+            if let Some((record, open)) = &meant
+                && found.record.as_ref().is_some_and(|(_, job)| job.run_id > open.run_id)
+            {
+                let kept = found.kept.as_ref().map(|kept| &kept.result).filter(|kept| kept.run_id == open.run_id);
+                return match kept {
+                    Some(ended) => self.status_of_record(record, open, Some(ended)).await,
+                    None => self.status_of(&found).await?.ok_or_else(|| no_job(OPERATION, job)),
+                };
+            }
             if rules::cancel(found.known().as_ref(), job, self.clock().now()).refused()?.is_err() {
-                if let Some(ended) = found.ended() {
+                if meant.is_none()
+                    && let Some(ended) = found.ended()
+                {
                     // The first call may have broken off before.
                     self.drop_letter_of(ended).await?;
                 }
                 return self.status_of(&found).await?.ok_or_else(|| no_job(OPERATION, job));
             }
             let Some((record, open)) = &found.record else { continue };
+            meant = found.record.clone();
             // Should this process end here, a sweep finishes it.
             self.api().publish(Outgoing::begun(&record.address, ENTRY_SECS), OPERATION).await?;
             let Some(marked) = self.mark(record).await? else { continue };
             self.finish_cancel(&marked, open).await?;
             // Whoever holds it learns of it by a heartbeat anyway.
             self.api().tell(names::control(&open.queue), HeaderMap::new(), hints::ended(job)).await;
-            let found = self.look(client, job).await?;
-            if let Some(status) = self.status_of(&found).await?.filter(|status| status.state.outcome().is_some()) {
-                return Ok(status);
-            }
-            if found.ended().is_none() && found.record.is_none() {
-                break;
-            }
         }
         Err(contended(OPERATION, job))
     }
@@ -84,11 +91,14 @@ impl Nats {
         let started_at = running.map(|running| running.started_at);
         let facts = rules::Record { attempts, started_at, ..known_record(record, job) };
         let known = Known { record: Some(facts), ended: None };
-        let (outcome, result) = self.record_end(job, known, rule).await?;
-        self.holding().ended(job.id, job.run_id, outcome);
-        // One that waits for its time and was never given out has no letter.
-        if attempts > 0 || record.place != Place::Timer {
-            self.drop_letter(&job.client, job.id, job.run_id, outcome).await?;
+        let (ended, result) = self.record_end(job, known, rule).await?;
+        if ended.run == job.run_id {
+            self.holding().ended(job.id, job.run_id, ended.outcome);
+            // One that waits for its time and was never given out has no letter.
+            let by_hand = matches!(ended.outcome, Outcome::Cancelled | Outcome::Expired);
+            if by_hand && (attempts > 0 || record.place != Place::Timer) {
+                self.drop_letter(&job.client, job.id, job.run_id).await?;
+            }
         }
         self.retire(record, job).await?;
         Ok(result)

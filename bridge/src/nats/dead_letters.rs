@@ -1,7 +1,5 @@
 //! Dead letters: one message each, whose subject says of which run and since when, so that a listing reads names and not
 //! payloads.
-//!
-//! A letter is written once per run, before the run's result. One of a run that did not fail after all is taken back.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +10,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::entry::ttl_secs;
-use super::names::{Address, DEAD_STREAM, Letter, LetterKind};
+use super::names::{DEAD_STREAM, Letter};
 use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
 use super::{Nats, stream_api};
-use crate::contract::envelope::{decode_dead_letter, encode_dead_letter};
-use crate::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::envelope::decode_dead_letter;
+use crate::contract::{JobId, QueueName, RunId, Timestamp};
 use crate::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
-use crate::policy::QueuePolicy;
-use crate::rules::{self, Ended, Known};
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
@@ -85,107 +81,11 @@ impl DeadLetters for Nats {
 }
 
 impl Nats {
-    /// Keeps a dead letter as the rules say.
-    pub(super) async fn keep_letter(&self, sent: &DeadLetter) -> Result<(), BrokerError> {
-        const OPERATION: &str = "dead-letter";
-        let job = &sent.job;
-        let policy = self.policies().require(&job.queue, OPERATION).await?;
-        let address = Address::new(&job.queue, &job.client, job.id);
-        let (found, _) = self.look_at(&address, OPERATION).await?;
-        let mut known = found.known();
-        if let Some(record) = known.as_mut().and_then(|known| known.record.as_mut()) {
-            let held = self.holds(job.id).filter(|held| held.run == job.run_id);
-            // As of a result: who does not hold the job says no more than the policy allows.
-            record.attempts = match held {
-                Some(held) => held.attempt,
-                None => record.attempts.max(policy.max_attempts.saturating_add(1)),
-            };
-        }
-        let kept = match rules::keep_letter(known.as_ref(), sent, self.clock().now()).refused() {
-            Ok(Ok(kept)) => kept,
-            Ok(Err(())) => return Ok(()),
-            // A job without a key is gone when its run is settled; a letter that is there was written before.
-            Err(refused) if found.record.is_none() => {
-                let last = self.last_about(job.id, job.run_id, OPERATION).await?;
-                return last.filter(|(name, _)| name.address == address).map(drop).ok_or(refused);
-            }
-            Err(refused) => return Err(refused),
-        };
-        if found.record.as_ref().is_some_and(|(record, _)| record.is_erased()) {
-            // Its payload is to be gone.
-            return Ok(());
-        }
-        self.write_letter(&kept, &policy, OPERATION).await?;
-        // A caller that ended the run meanwhile may have looked for its letter before the letter was there.
-        if found.ended().is_none() {
-            self.retract_letter(job.id, job.run_id).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes a letter, unless the run has one, or had one that was redriven.
-    pub(super) async fn write_letter(
-        &self,
-        letter: &DeadLetter,
-        policy: &QueuePolicy,
-        operation: &'static str,
-    ) -> Result<(), BrokerError> {
-        let job = &letter.job;
-        let now = self.clock().now();
-        let kind = LetterKind::Kept(u64::try_from(now.as_millis()).unwrap_or(0));
-        let name = Letter { address: Address::new(&job.queue, &job.client, job.id), run: job.run_id, kind };
-        let payload = encode_dead_letter(letter, self.wire()).into();
-        let message = message(&name, HeaderMap::new(), payload, now + policy.dead_retention, now, 0);
-        // A conflict is the letter of this run, written before.
-        self.api().publish(message, operation).await.map(drop)
-    }
-
-    /// Takes back the letter of a run that ended well, or by the client's or the clock's hand.
-    pub(super) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        const OPERATION: &str = "retract dead letter";
-        let Some((name, seq)) = self.last_about(job, run, OPERATION).await?.filter(|(name, _)| !name.is_mark()) else {
-            return Ok(());
-        };
-        let kept = self.kept_result(&name.address.client, job).await?;
-        let known = kept.map(|kept| Known { record: None, ended: Some(Ended::of(&kept.result)) });
-        if rules::retract_letter(known.as_ref(), run) && self.api().delete(DEAD_STREAM, seq, OPERATION).await? {
-            self.rule_counts().retracted();
-        }
-        Ok(())
-    }
-
-    /// Removes the letter of a run that ended with `outcome`, if that leaves none. Only for outcomes that nobody takes a letter
-    /// back for: after a success its worker does.
-    pub(super) async fn drop_letter(
-        &self,
-        client: &ClientId,
-        job: JobId,
-        run: RunId,
-        outcome: Outcome,
-    ) -> Result<(), BrokerError> {
-        const OPERATION: &str = "retract dead letter";
-        if !matches!(outcome, Outcome::Cancelled | Outcome::Expired) {
-            return Ok(());
-        }
-        let last = self.last_about(job, run, OPERATION).await?;
-        if let Some((_, seq)) = last.filter(|(name, _)| !name.is_mark() && name.address.client == *client)
-            && self.api().delete(DEAD_STREAM, seq, OPERATION).await?
-        {
-            self.rule_counts().retracted();
-        }
-        Ok(())
-    }
-
-    /// The same of the run that a result ended.
-    pub(super) async fn drop_letter_of(&self, result: &JobResult) -> Result<(), BrokerError> {
-        self.drop_letter(&result.client, result.job_id, result.run_id, result.outcome).await
-    }
-
     /// Overwrites all letters of a job: its payload is to be gone.
-    pub(super) async fn erase_letter(&self, address: &Address) -> Result<(), BrokerError> {
+    pub(super) async fn erase_letter(&self, job: JobId) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
         for _ in 0..ERASE_TRIES {
-            let letters = self.letters(&Letter::of_job(address.job), None, READS).await?;
+            let letters = self.letters(&Letter::of_job(job), None, READS).await?;
             if letters.is_empty() {
                 return Ok(());
             }
@@ -195,7 +95,7 @@ impl Nats {
                 }
             }
         }
-        let why = format!("dead letters of job {} are not deleted: erase it again", address.job);
+        let why = format!("dead letters of job {job} are not deleted: erase it again");
         Err(BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, why))
     }
 
@@ -226,17 +126,6 @@ impl Nats {
         let filter = Letter::of_run(job, run);
         let (subjects, _) = stream_api::subjects(self.api(), DEAD_STREAM, &filter, 0, operation).await?;
         Ok(subjects.iter().filter_map(|subject| Letter::parse(subject)).collect())
-    }
-
-    /// The name and the sequence of the last message about a run.
-    async fn last_about(
-        &self,
-        job: JobId,
-        run: RunId,
-        operation: &'static str,
-    ) -> Result<Option<(Letter, u64)>, BrokerError> {
-        let found = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
-        Ok(found.and_then(|found| Some((Letter::parse(&found.subject)?, found.seq))))
     }
 
     /// The names of the letters that `filter` covers, that which was kept last first, older than `before`, at most `limit`.
@@ -297,9 +186,21 @@ impl Nats {
                 tracing::error!(run_id = %name.run, %error, "it counts as absent");
                 Ok(None)
             }
+            Ok(letter) if !is_called(&letter, name) => {
+                let job_id = letter.job.id;
+                tracing::error!(run_id = %name.run, %job_id, "a dead letter of another job than its name says: it counts as absent");
+                Ok(None)
+            }
             read => read.map(Some),
         }
     }
+}
+
+/// Whether a letter is of the job and the run that its subject names: a program that may write there could have another
+/// client's job started.
+fn is_called(letter: &DeadLetter, name: &Letter) -> bool {
+    let (job, address) = (&letter.job, &name.address);
+    (job.id, job.run_id, &job.client, &job.queue) == (address.job, name.run, &address.client, &address.queue)
 }
 
 /// A message about a run that ended badly, if the last one about it has sequence `expected` (0: there is none).

@@ -296,8 +296,6 @@ impl Nats {
             delivered: *delivered,
             attempt,
             leased_at,
-            lease,
-            keep_record: job.keep_record,
             reply: reply.clone(),
             lane: from.clone(),
         };
@@ -309,14 +307,15 @@ impl Nats {
             token: token.write(),
         };
         let held = Held {
-            client: job.client.clone(),
             run: job.run_id,
             attempt,
             until: asked_at + lease,
             started: asked_at,
             held_before: None,
             leased_at,
-            job: Some(Arc::new(Job { payload: Bytes::new(), ..job.clone() })),
+            job: Arc::new(Job { payload: Bytes::new(), ..job.clone() }),
+            reply: reply.clone(),
+            lane: from.clone(),
             ended: None,
             told: *delivered > 1,
             hurry: CancellationToken::new(),

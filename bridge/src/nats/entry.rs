@@ -70,7 +70,7 @@ impl Place {
 
 impl Entry {
     /// # Errors
-    /// `NewerVersion`; `Corrupt` if no relay wrote it.
+    /// `NewerVersion`; `Corrupt` if no relay wrote it, or not as the result of the job that its subject names.
     pub(super) fn read(stored: Stored) -> Result<Self, BrokerError> {
         const OPERATION: &str = "read result";
         let corrupt = |what: &str| {
@@ -81,6 +81,9 @@ impl Entry {
         let envelope = STANDARD_NO_PAD.decode(envelope.as_str()).map_err(|_| corrupt("its envelope is no base64"))?;
         let mut result = decode_result(&envelope.into())
             .map_err(|unreadable| envelope_error(&unreadable, OPERATION, &format!("result on `{}`", stored.subject)))?;
+        if !stored.subject.ends_with(&format!(".{}.{}", result.client, result.job_id)) {
+            return Err(corrupt("its envelope is of another job"));
+        }
         let millis = |name| number::<i64>(&stored.headers, name).map(Timestamp::from_millis);
         let keep_until = millis(KEEP_UNTIL).ok_or_else(|| corrupt("it has no `Relay-Keep-Until`"))?;
         let here = Place { seq: stored.seq, at: stored.at };
@@ -106,14 +109,6 @@ impl Entry {
         let ended = Ended::of(&self.result);
         // Of an erased one nothing says what a worker sent.
         if self.erased { Ended { claim: None, ..ended } } else { ended }
-    }
-
-    /// The entry's size in a page, in bytes.
-    pub(super) fn size(&self) -> usize {
-        let JobResult { payload, failure, meta, key, content_type, .. } = &self.result;
-        let failure = failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
-        let meta: usize = meta.iter().map(|(name, value)| name.len() + value.len()).sum();
-        payload.len() + failure + meta + key.as_ref().map_or(0, |key| key.as_str().len()) + content_type.len()
     }
 
     /// As a reader sees it.

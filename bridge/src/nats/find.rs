@@ -42,6 +42,14 @@ impl Found {
         (!open).then_some(result)
     }
 
+    /// Whether the client had the payload removed: the record says so, or, of a job that has none any more, its result.
+    pub(super) fn is_erased(&self) -> bool {
+        match (&self.record, &self.kept) {
+            (Some((record, _)), _) => record.is_erased(),
+            (None, kept) => kept.as_ref().is_some_and(|kept| kept.erased),
+        }
+    }
+
     /// As the rules see it; `None` if there is nothing.
     pub(super) fn known(&self) -> Option<Known> {
         let record = self.record.as_ref().map(|(record, job)| known_record(record, job));
@@ -95,7 +103,7 @@ impl Nats {
         self.find_in(&fresh, client, job).await
     }
 
-    async fn find_in(
+    pub(super) async fn find_in(
         &self,
         queues: &[QueueName],
         client: &ClientId,

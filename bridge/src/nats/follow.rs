@@ -334,10 +334,10 @@ impl Nats {
                 let is_kept = !was_read && !entry.is_past_keeping(self.clock().now());
                 if is_kept && !filter.wants(&entry.result.queue, entry.result.key.as_ref()) {
                     passed += 1;
-                    passed_bytes += entry.size();
+                    passed_bytes += entry.result.byte_len();
                     last = Place { seq, at: entry.stored_at };
                 } else if is_kept {
-                    bytes += entry.size();
+                    bytes += entry.result.byte_len();
                     if bytes > PAGE_BYTES_MAX && !page.entries.is_empty() {
                         break 'reading;
                     }

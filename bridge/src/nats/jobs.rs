@@ -136,16 +136,18 @@ impl Nats {
                 let draft = record.rewrite().with_job(&bare, self.wire()).erased();
                 let Written::At(seq) = self.api().publish(draft.to(Place::Ended), OPERATION).await? else { continue };
                 self.erase_before(&record.address, seq).await?;
-                self.erase_letter(&record.address).await?;
             } else if let Some((record, _)) = &found.record {
                 // Erased already, but whoever did so may have ended before the rest.
                 self.erase_before(&record.address, record.seq).await?;
-                self.erase_letter(&record.address).await?;
             } else if let Some(kept) = &found.kept {
-                self.erase_letter(&Address::new(&kept.result.queue, client, job)).await?;
+                // A record past its keeping counts as absent, and has the payload.
+                if let Some(past) = self.find_in(std::slice::from_ref(&kept.result.queue), client, job).await? {
+                    self.erase_before(&past.address, past.seq + 1).await?;
+                }
             }
+            // The letters last: whoever writes one looks at the record and the result after.
             self.erase_result(client, job).await?;
-            return Ok(());
+            return self.erase_letter(job).await;
         }
         Err(contended(OPERATION, job))
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::deliver::{Asked, Grant};
 use super::names;
 use super::receipt::Token;
+use super::settle::lost;
 use super::{Nats, policy};
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
@@ -83,7 +84,10 @@ impl Leasing for Nats {
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         let token = Token::read(receipt, "progress")?;
-        self.live(receipt, &token, "progress")?;
+        let held = self.held(receipt, &token, "progress").await?;
+        if held.ended.is_some() {
+            return Err(lost("progress", "its run has ended"));
+        }
         let mut end = MESSAGE_MAX.min(progress.message.len());
         while !progress.message.is_char_boundary(end) {
             end -= 1;
@@ -94,7 +98,7 @@ impl Leasing for Nats {
             "run_id": receipt.run_id,
             "type": "progress",
             "at": self.clock().now(),
-            "attempt": token.attempt,
+            "attempt": held.attempt,
             "progress": { "percent": percent, "message": &progress.message[..end] },
         });
         let subject = names::events(&receipt.client, receipt.job_id);

@@ -10,7 +10,7 @@
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
-//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`, `redrive`.
+//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
@@ -42,6 +42,7 @@ mod follow;
 mod hints;
 mod jobs;
 mod leasing;
+mod letters;
 mod link;
 mod list;
 pub mod names;

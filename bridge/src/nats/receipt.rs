@@ -1,7 +1,8 @@
-//! What a receipt of this adapter holds: enough for any process on the same streams to settle the delivery, and nothing
+//! What a receipt of this adapter holds: enough for any process on the same streams to find the delivery, and nothing
 //! that lets its bearer answer for another client's or queue's.
-
-use std::time::Duration;
+//!
+//! It is not signed, so nothing in it is believed: the process that gave it out goes by what it remembers, another one by
+//! the record (`adopt`).
 
 use super::names::{self, Lane};
 use super::state::Key;
@@ -10,7 +11,9 @@ use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Receipt;
 
 const VERSION: u8 = 1;
-const FIXED: usize = 1 + 8 + 8 + 4 + 8 + 8 + 1;
+const FIXED: usize = 1 + 8 + 8 + 4 + 8 + FORMER.len();
+/// The bytes that releases before this one read as the lease and as whether the record stays: the record stays.
+const FORMER: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// A receipt's token, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +24,6 @@ pub(super) struct Token {
     pub(super) delivered: u64,
     pub(super) attempt: u32,
     pub(super) leased_at: Timestamp,
-    pub(super) lease: Duration,
-    /// Whether the record stays after the result.
-    pub(super) keep_record: bool,
     /// The subject on which the server takes answers to this delivery.
     pub(super) reply: String,
     /// From which lane it came: `reply` names it.
@@ -38,8 +38,7 @@ impl Token {
         bytes.extend(self.delivered.to_be_bytes());
         bytes.extend(self.attempt.to_be_bytes());
         bytes.extend(self.leased_at.as_millis().to_be_bytes());
-        bytes.extend(u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
-        bytes.push(u8::from(self.keep_record));
+        bytes.extend(FORMER);
         bytes.extend(self.reply.as_bytes());
         bytes
     }
@@ -60,8 +59,7 @@ impl Token {
         let (seq, delivered) = (u64::from_be_bytes(take(&mut rest)?), u64::from_be_bytes(take(&mut rest)?));
         let attempt = u32::from_be_bytes(take(&mut rest)?);
         let leased_at = Timestamp::from_millis(i64::from_be_bytes(take(&mut rest)?));
-        let lease = Duration::from_millis(u64::from_be_bytes(take(&mut rest)?));
-        let keep_record = take::<1>(&mut rest)? == [1];
+        let _: [u8; FORMER.len()] = take(&mut rest)?;
         let reply = std::str::from_utf8(rest).ok()?.to_owned();
         let plain = reply.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
         // Never by the position of tokens: there are two forms of these subjects.
@@ -69,7 +67,7 @@ impl Token {
         let came_from = |lane: &Lane| reply.contains(&format!(".{stream}.{lane}.{delivered}.{seq}."));
         let lanes = [Lane::Own(receipt.client.clone()), Lane::shared_by(&receipt.client), Lane::ALL];
         let lane = lanes.into_iter().find(came_from).filter(|_| plain && reply.starts_with("$JS.ACK."))?;
-        Some(Self { seq, delivered, attempt, leased_at, lease, keep_record, reply, lane })
+        Some(Self { seq, delivered, attempt, leased_at, reply, lane })
     }
 
     pub(super) fn key(&self, receipt: &Receipt) -> Key {
@@ -94,8 +92,6 @@ mod tests {
             delivered: 2,
             attempt: 3,
             leased_at: Timestamp::from_millis(1_763_865_086_007),
-            lease: Duration::from_secs(30),
-            keep_record: true,
             reply: reply.to_owned(),
             lane: Lane::ALL,
         };

@@ -11,7 +11,7 @@ use super::api::Written;
 use super::dead_letters::{keep_until, message};
 use super::find::status_of_new;
 use super::names::{self, Address, DEAD_STREAM, Letter, LetterKind};
-use super::record::{Record, number};
+use super::record::{Record, Stored, number};
 use crate::contract::{Job, JobId, RunId, Timestamp};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -33,17 +33,24 @@ struct Dead {
     /// Until when the letter is kept.
     keep_until: Option<Timestamp>,
     redriven: Option<Redriven>,
-    /// Whose it was.
+    /// Whose the letter is, or what is left of it.
     address: Option<Address>,
-    /// The sequence of the last message about the run.
+    /// The sequence of the last message about the run, whatever it is.
     last: u64,
 }
 
 /// The content of a mark.
-struct Redriven {
+pub(super) struct Redriven {
     /// The run that starts, or was started.
     run: RunId,
     at: Timestamp,
+}
+
+/// What a mark says of `run`; `None` if it names no later run: no relay wrote it.
+pub(super) fn redriven(mark: &Stored, run: RunId) -> Option<Redriven> {
+    let begun: RunId = mark.headers.get(REDRIVEN_RUN)?.as_str().parse().ok()?;
+    let at = Timestamp::from_millis(number(&mark.headers, REDRIVEN_AT)?);
+    (begun > run).then_some(Redriven { run: begun, at })
 }
 
 impl Nats {
@@ -67,7 +74,7 @@ impl Nats {
             };
             let next = match &dead.redriven {
                 // The run that the mark names may have ended and gone.
-                Some(begun) if known.is_none() && begun.at + Duration::from_millis(next.keep_ms) <= now + SKEW => {
+                Some(begun) if known.is_none() && is_past(begun, &next, written.as_ref(), now) => {
                     self.remove_letters(job, run, OPERATION).await?;
                     return Err(no_letter(OPERATION, job, run));
                 }
@@ -108,20 +115,23 @@ impl Nats {
 
     /// The remains of a run that ended badly.
     async fn dead(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Dead, BrokerError> {
-        let mut dead = Dead::default();
+        // First: what comes later than this fails the condition of what is written next.
+        let last = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
+        let mut dead = Dead { last: last.map_or(0, |last| last.seq), ..Dead::default() };
         for name in self.names_of(job, run, operation).await? {
             let found = self.api().last_at_leader(DEAD_STREAM, name.subject(), operation).await?;
             let Some(found) = found else { continue };
-            dead.last = dead.last.max(found.seq);
-            dead.address = Some(name.address.clone());
+            dead.address.get_or_insert_with(|| name.address.clone());
             if name.is_mark() {
-                let begun = found.headers.get(REDRIVEN_RUN).and_then(|run| run.as_str().parse().ok());
-                let at = number::<i64>(&found.headers, REDRIVEN_AT).map(Timestamp::from_millis);
-                dead.redriven = begun.zip(at).map(|(run, at)| Redriven { run, at });
+                dead.redriven = redriven(&found, run);
                 continue;
             }
-            dead.keep_until = Some(keep_until(&found));
-            dead.letter = self.read_letter(&name, found)?.or(dead.letter);
+            let until = keep_until(&found);
+            if let Some(letter) = self.read_letter(&name, found)? {
+                dead.address = Some(name.address);
+                dead.keep_until = Some(until);
+                dead.letter = Some(letter);
+            }
         }
         Ok(dead)
     }
@@ -140,6 +150,12 @@ impl Nats {
         }
         Ok(None)
     }
+}
+
+/// Whether the run of a mark may have come and gone: it would not be known any more, or is in a record past its keeping.
+fn is_past(begun: &Redriven, next: &Job, written: Option<&Record>, now: Timestamp) -> bool {
+    let written = written.and_then(|record| record.job().ok()).map(|job| job.run_id);
+    begun.at + Duration::from_millis(next.keep_ms) <= now + SKEW || written.is_some_and(|run| run >= begun.run)
 }
 
 /// The next run of a job, after the one of a record that is past its keeping too.

@@ -13,13 +13,13 @@ use super::entry::{self, Entry};
 use super::find::known_record;
 use super::names::{self, Address, RESULTS_STREAM};
 use super::record::Stored;
-use crate::contract::{ClientId, Job, JobId, JobResult, Outcome, RunId, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Recorded;
 use crate::policy::QueuePolicy;
 use crate::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 use crate::rules::refusal::contended;
-use crate::rules::{self, Known, Payload, Verdict};
+use crate::rules::{self, Ended, Known, Payload, Verdict};
 
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
@@ -60,13 +60,14 @@ impl Nats {
     /// Records what a worker sent, as the rules say. Of a job that this process holds no record is read.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid`; `Overloaded`, `Unavailable`: no effect. `Ambiguous`: record it again.
+    /// `NotFound`, `Invalid`: it will never be taken. Others: the run may have its letter, or its result, by now. Record it
+    /// again.
     pub(super) async fn record_sent(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
         const OPERATION: &str = "record";
         let policy = self.policies().require(&sent.queue, OPERATION).await?;
         let (result_max, run) = (policy.result_max.min(self.payload_max()), sent.run_id);
         let mut known = self.held_record(sent).map(|record| Known { record: Some(record), ended: None });
-        let mut expected = 0;
+        let (mut expected, mut own_letter) = (0, false);
         for _ in 0..TRIES {
             if known.is_none() {
                 let found;
@@ -79,13 +80,15 @@ impl Nats {
                 Ok(ending) => ending,
                 Err(recorded) => {
                     self.rule_counts().not_written(&recorded);
-                    let ended = known.as_ref().and_then(|known| known.ended.as_ref()).map(|ended| ended.outcome);
-                    let outcome = match recorded {
-                        Recorded::Superseded(outcome) => outcome,
-                        Recorded::First => ended.unwrap_or(sent.outcome),
-                    };
-                    self.holding().ended(sent.job_id, run, outcome);
-                    self.drop_letter(&sent.client, sent.job_id, run, outcome).await?;
+                    let ended = known.as_ref().and_then(|known| known.ended.as_ref()).filter(|ended| ended.run == run);
+                    if let Some(ended) = ended {
+                        self.holding().ended(sent.job_id, run, ended.outcome);
+                        // Behind a success its worker takes back the letter that it sent.
+                        let is_relays = own_letter || ended.outcome != Outcome::Succeeded;
+                        if is_relays && rules::retract_letter(known.as_ref(), run) {
+                            self.drop_letter(&sent.client, sent.job_id, run).await?;
+                        }
+                    }
                     return Ok(recorded);
                 }
             };
@@ -94,21 +97,29 @@ impl Nats {
                 known = None;
                 continue;
             };
-            if ending.keeps_letter && !self.keep_own_letter(&ending.result, &policy).await? {
-                // The job is in another run by now, or gone.
-                known = None;
-                continue;
+            // Mostly its worker has sent it.
+            if ending.keeps_letter && !self.has_letter(sent.job_id, run, OPERATION).await? {
+                if !self.keep_own_letter(&ending.result, &policy).await? {
+                    // The job is in another run by now, or gone.
+                    known = None;
+                    continue;
+                }
+                own_letter = true;
             }
             if let Written::At(_) = self.write_result(&ending.result, due_at, expected, OPERATION).await? {
                 self.rule_counts().written(&ending);
                 self.holding().ended(sent.job_id, run, ending.result.outcome);
-                self.drop_letter_of(&ending.result).await?;
+                if ending.takes_letter {
+                    self.drop_letter(&sent.client, sent.job_id, run).await?;
+                } else {
+                    self.drop_letter_of(&ending.result).await?;
+                }
                 return Ok(Recorded::First);
             }
-            let last = self.last_result(&sent.client, sent.job_id).await?;
-            expected = last.as_ref().map_or(0, |last| last.seq);
+            let entry;
+            (expected, entry) = self.standing_result(&sent.client, &sent.queue, sent.job_id).await?;
             if let Some(known) = &mut known {
-                known.ended = last.and_then(|last| last.entry).map(|entry| entry.ended());
+                known.ended = entry.map(|entry| entry.ended());
             }
         }
         Err(contended(OPERATION, sent.job_id))
@@ -117,8 +128,10 @@ impl Nats {
     /// The record of a job that this process holds in the run of a result, as it was when it was given out.
     fn held_record(&self, sent: &JobResult) -> Option<rules::Record> {
         let held = self.holds(sent.job_id)?;
-        let job =
-            held.job.filter(|job| (job.run_id, &job.client, &job.queue) == (sent.run_id, &sent.client, &sent.queue))?;
+        let job = held.job;
+        if (job.run_id, &job.client, &job.queue) != (sent.run_id, &sent.client, &sent.queue) {
+            return None;
+        }
         let payload = if job.keep_record { Payload::Kept } else { Payload::NotKept };
         let (attempts, started_at) = (held.attempt, Some(held.leased_at));
         Some(rules::Record { job: (*job).clone(), attempts, started_at, payload })
@@ -132,18 +145,14 @@ impl Nats {
         policy: &QueuePolicy,
         operation: &'static str,
     ) -> Result<(Option<Known>, u64), BrokerError> {
-        let last = self.last_result(&sent.client, sent.job_id).await?;
-        let expected = last.as_ref().map_or(0, |last| last.seq);
-        let now = self.clock().now();
-        let is_kept = |entry: &Entry| entry.result.queue == sent.queue && !entry.is_past_keeping(now);
-        let ended = last.and_then(|last| last.entry).filter(is_kept);
+        let (expected, ended) = self.standing_result(&sent.client, &sent.queue, sent.job_id).await?;
         let address = Address::new(&sent.queue, &sent.client, sent.job_id);
         let record = match self.record_at(&address, operation).await? {
             Some(record) => {
                 let job = record.job()?;
                 let mut known = known_record(&record, &job);
                 known.attempts = known.attempts.max(policy.max_attempts.saturating_add(1));
-                Some(known).filter(|_| job.keep_until() > now)
+                Some(known).filter(|_| job.keep_until() > self.clock().now())
             }
             None => None,
         };
@@ -152,7 +161,7 @@ impl Nats {
         Ok((known, expected))
     }
 
-    /// Keeps the letter of a run that relay itself ends as failed, before its result. `false` if the job is not in that run.
+    /// Keeps relay's own letter of a run that ends badly, before its result. `false` if the job is not in that run.
     async fn keep_own_letter(&self, result: &JobResult, policy: &QueuePolicy) -> Result<bool, BrokerError> {
         const OPERATION: &str = "record";
         let address = Address::new(&result.queue, &result.client, result.job_id);
@@ -167,30 +176,29 @@ impl Nats {
         Ok(true)
     }
 
-    /// Ends a run as `rule` says, unless it has ended: its outcome, and the result if it is this call's.
+    /// Ends a run as `rule` says, unless it has ended: what ended it, or a later run, and the result if it is this call's.
     pub(super) async fn record_end(
         &self,
         job: &Job,
         mut known: Known,
         rule: fn(Option<&Known>, JobId, Timestamp) -> Verdict<JobResult>,
-    ) -> Result<(Outcome, Option<JobResult>), BrokerError> {
+    ) -> Result<(Ended, Option<JobResult>), BrokerError> {
         const OPERATION: &str = "end run";
         let mut expected = 0;
         for _ in 0..TRIES {
             let verdict = rule(Some(&known), job.id, self.clock().now());
             let Ok(result) = verdict.refused()? else {
-                let outcome = known.outcome().ok_or_else(|| contended(OPERATION, job.id))?;
-                return Ok((outcome, None));
+                let ended = known.ended.ok_or_else(|| contended(OPERATION, job.id))?;
+                return Ok((ended, None));
             };
             if let Written::At(_) = self.write_result(&result, job.due_at, expected, OPERATION).await? {
-                return Ok((result.outcome, Some(result)));
+                return Ok((Ended::of(&result), Some(result)));
             }
-            let last = self.last_result(&job.client, job.id).await?;
-            expected = last.as_ref().map_or(0, |last| last.seq);
-            let entry = last.and_then(|last| last.entry);
+            let entry;
+            (expected, entry) = self.standing_result(&job.client, &job.queue, job.id).await?;
             if entry.as_ref().is_some_and(|entry| entry.result == result) {
                 // Its own first try, whose confirmation was lost.
-                return Ok((result.outcome, Some(result)));
+                return Ok((Ended::of(&result), Some(result)));
             }
             known.ended = entry.map(|entry| entry.ended());
         }
@@ -217,6 +225,19 @@ impl Nats {
             Some(entry) => Ok(Some(entry.finished(self.log_id().await?))),
             None => Ok(None),
         }
+    }
+
+    /// The sequence of the last message about the job's result (0: there is none), and the result in it that counts: one that
+    /// is kept still, and of the job's queue.
+    async fn standing_result(
+        &self,
+        client: &ClientId,
+        queue: &QueueName,
+        job: JobId,
+    ) -> Result<(u64, Option<Entry>), BrokerError> {
+        let Some(Last { seq, entry }) = self.last_result(client, job).await? else { return Ok((0, None)) };
+        let now = self.clock().now();
+        Ok((seq, entry.filter(|entry| entry.result.queue == *queue && !entry.is_past_keeping(now))))
     }
 
     /// The last message about the job's result.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Nats;
-use super::adopt::Adopted;
 use super::names::{Address, Lane};
 use super::receipt::Token;
 use super::record::Record;
@@ -32,29 +31,50 @@ impl Nats {
         if held.as_ref().is_some_and(|held| held.until <= Instant::now()) {
             return Err(lost(operation, "its time is over"));
         }
-        Ok(held.filter(|held| held.run == receipt.run_id))
+        let named = (receipt.run_id, &receipt.client, &receipt.queue);
+        Ok(held.filter(|held| (held.run, &held.job.client, &held.job.queue) == named))
+    }
+
+    /// The lease that a receipt names, which goes on if another process gave it out.
+    pub(super) async fn held(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        operation: &'static str,
+    ) -> Result<Held, BrokerError> {
+        match self.live(receipt, token, operation)? {
+            Some(held) => Ok(held),
+            None => self.adopt(receipt, token, operation).await,
+        }
+    }
+
+    /// The answer to a holder that comes late: how its run ended, if it did and that can be read.
+    async fn too_late(&self, receipt: &Receipt, lost: BrokerError) -> Result<StillHeld, BrokerError> {
+        if lost.kind() != BrokerErrorKind::LeaseLost {
+            return Err(lost);
+        }
+        let kept = self.kept_result(&receipt.client, receipt.job_id).await.ok().flatten();
+        let ended = kept.filter(|kept| kept.result.run_id >= receipt.run_id);
+        ended.map_or(Err(lost), |kept| Ok(StillHeld::Ended(kept.result.outcome)))
     }
 
     pub(super) async fn extend_lease(&self, receipt: &Receipt) -> Result<StillHeld, BrokerError> {
         const OPERATION: &str = "extend";
         let token = Token::read(receipt, OPERATION)?;
         let live = match self.live(receipt, &token, OPERATION) {
-            // A holder that comes late still hears how its run ended, if it did and that can be read.
-            Err(lost) => {
-                let kept = self.kept_result(&receipt.client, receipt.job_id).await.ok().flatten();
-                let ended = kept.filter(|kept| kept.result.run_id >= receipt.run_id);
-                return ended.map_or(Err(lost), |kept| Ok(StillHeld::Ended(kept.result.outcome)));
-            }
+            Err(lost) => return self.too_late(receipt, lost).await,
             Ok(live) => live,
         };
         let Some(held) = live else {
-            return match self.adopt(receipt, &token, OPERATION).await? {
-                Adopted::Ended(outcome) => Ok(StillHeld::Ended(outcome)),
-                Adopted::Held(held) => {
-                    self.tell_state(receipt.job_id, &held, true).await;
-                    Ok(StillHeld::Until(held.until - held.started))
-                }
+            let held = match self.adopt(receipt, &token, OPERATION).await {
+                Err(failure) => return self.too_late(receipt, failure).await,
+                Ok(held) => held,
             };
+            if let Some(outcome) = held.ended {
+                return Ok(StillHeld::Ended(outcome));
+            }
+            self.tell_state(receipt.job_id, &held, true).await;
+            return Ok(StillHeld::Until(held.until - held.started));
         };
         if let Some(outcome) = held.ended {
             return Ok(StillHeld::Ended(outcome));
@@ -65,7 +85,7 @@ impl Nats {
         if left.is_zero() {
             return Err(lost(OPERATION, "the job was held for `lease_max`"));
         }
-        let whole = self.consumers().lease(&receipt.queue, &token.lane, &policy);
+        let whole = self.consumers().lease(&receipt.queue, &held.lane, &policy);
         let lease = left.min(whole);
         // The server extends by a whole lease or, told that the job may be had again after a while, by that.
         let answer = match lease == whole {
@@ -80,7 +100,7 @@ impl Nats {
             }
         };
         let (confirmed, kept, said) = tokio::join!(
-            self.api().answer(&token.reply, answer, OPERATION),
+            self.api().answer(&held.reply, answer, OPERATION),
             self.kept_result(&receipt.client, receipt.job_id),
             said,
         );
@@ -90,7 +110,7 @@ impl Nats {
             return Ok(StillHeld::Ended(kept.result.outcome));
         }
         confirmed?;
-        if said.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
+        if said.is_some_and(|said| said.is_later(receipt.run_id, held.attempt)) {
             self.holding().remove(&token.key(receipt));
             return Err(lost(OPERATION, "somebody else has the job"));
         }
@@ -112,20 +132,12 @@ impl Nats {
     pub(super) async fn settle_delivery(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
         const OPERATION: &str = "settle";
         let token = Token::read(receipt, OPERATION)?;
-        let held = match self.live(receipt, &token, OPERATION)? {
-            Some(held) => Some(held),
-            None => match self.adopt(receipt, &token, OPERATION).await? {
-                Adopted::Held(held) => Some(held),
-                // The job leaves the line, whatever is asked for.
-                Adopted::Ended(_) => None,
-            },
-        };
-        let settled = self.apply(receipt, &token, held.as_ref(), settlement).await;
+        let held = self.held(receipt, &token, OPERATION).await?;
+        let settled = self.apply(receipt, &token, &held, settlement).await;
         if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
             self.holding().remove(&token.key(receipt));
-            self.made_room(receipt, &token.lane).await;
-            let runs_no_more = held.filter(|held| held.told && held.ended.is_none());
-            if let Some(held) = runs_no_more {
+            self.made_room(receipt, &held.lane).await;
+            if held.told && held.ended.is_none() {
                 self.tell_state(receipt.job_id, &held, false).await;
             }
         }
@@ -136,23 +148,24 @@ impl Nats {
         &self,
         receipt: &Receipt,
         token: &Token,
-        held: Option<&Held>,
+        held: &Held,
         settlement: &Settlement,
     ) -> Result<(), BrokerError> {
         const OPERATION: &str = "settle";
         let address = Address::new(&receipt.queue, &receipt.client, receipt.job_id);
         let completes = matches!(settlement, Settlement::Complete | Settlement::DeadLetter);
-        let ended = match held.map(|held| held.ended) {
-            Some(Some(_)) => true,
-            // What this process gave out and nobody ended may go back without asking.
-            Some(None) if !completes => false,
-            Some(None) | None => {
+        let ended = match held.ended {
+            // The job leaves the line, whatever is asked for.
+            Some(_) => true,
+            // What nobody ended, as far as this process knows, may go back without asking.
+            None if !completes => false,
+            None => {
                 let kept = self.kept_result(&receipt.client, receipt.job_id).await?;
                 kept.is_some_and(|kept| kept.result.run_id >= receipt.run_id)
             }
         };
         if ended {
-            return self.let_go(&token.reply, &token.lane, &address, token.seq, token.keep_record).await;
+            return self.let_go(&held.reply, &held.lane, &address, token.seq, held.job.keep_record).await;
         }
         let found = self.record_at(&address, OPERATION).await?;
         let Some(record) = found.filter(|record| record.seq == token.seq && record.place.is_in_line()) else {
@@ -163,8 +176,8 @@ impl Nats {
                 let why = "the run has no result yet: record it first";
                 return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
             }
-            Settlement::RetryAfter(delay) => ((*delay).clamp(RETRY_MIN, DELAY_MAX), token.attempt),
-            Settlement::HandBack(delay) => ((*delay).min(DELAY_MAX), token.attempt.saturating_sub(1)),
+            Settlement::RetryAfter(delay) => ((*delay).clamp(RETRY_MIN, DELAY_MAX), held.attempt),
+            Settlement::HandBack(delay) => ((*delay).min(DELAY_MAX), held.attempt.saturating_sub(1)),
         };
         let back = self.back(&record, spent, delay).await?;
         if back { Ok(()) } else { Err(lost(OPERATION, "its record was replaced")) }

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, Nats, names};
+use super::names::{self, Lane};
+use super::{Inner, Nats};
 use crate::contract::{ClientId, Job, JobId, Outcome, RunId, Timestamp};
 use crate::error::BrokerError;
 
@@ -27,10 +28,9 @@ const ALLOWANCE: Duration = Duration::from_secs(5);
 /// Names one delivery in this process: the job, its record's sequence, which delivery of that.
 pub(super) type Key = (JobId, u64, u64);
 
-/// A delivery that this process gave out.
+/// A delivery that this process gave out, or took over: what it knows of it, whatever a receipt says.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    pub(super) client: ClientId,
     pub(super) run: RunId,
     pub(super) attempt: u32,
     /// When the lease ends, unless it is extended.
@@ -41,7 +41,11 @@ pub(super) struct Held {
     pub(super) held_before: Option<Duration>,
     pub(super) leased_at: Timestamp,
     /// The job without its payload, for judging its result without reading the record.
-    pub(super) job: Option<Arc<Job>>,
+    pub(super) job: Arc<Job>,
+    /// The subject on which the server takes answers to it.
+    pub(super) reply: String,
+    /// From which lane it came.
+    pub(super) lane: Lane,
     /// How the run ended, if this process knows that it did.
     pub(super) ended: Option<Outcome>,
     /// Whether others were told.
@@ -140,11 +144,10 @@ impl Nats {
     /// Says, without waiting, that the job runs, or that it does not any more.
     pub(super) async fn tell_state(&self, job: JobId, held: &Held, runs: bool) {
         let now = self.clock().now();
-        let until =
-            if runs { now + held.until.saturating_duration_since(Instant::now()) } else { Timestamp::from_millis(0) };
+        let until = if runs { now + held.until.saturating_duration_since(Instant::now()) } else { Timestamp::EPOCH };
         let running = Running { run: held.run, attempt: held.attempt, started_at: held.leased_at, until };
         let body = serde_json::to_vec(&running).unwrap_or_default();
-        self.api().tell(names::state(&held.client, job), HeaderMap::new(), body.into()).await;
+        self.api().tell(names::state(&held.job.client, job), HeaderMap::new(), body.into()).await;
     }
 
     /// Makes the stream of states, if it is not there.
@@ -175,6 +178,12 @@ impl Running {
     /// settled says nothing: a job that was handed back is given out as the same attempt again.
     pub(super) fn is_later(&self, run: RunId, attempt: u32) -> bool {
         self.run == run && self.attempt > attempt
+    }
+
+    /// Since when the delivery of `run` that is its attempt number `attempt` is held, unless it was settled.
+    pub(super) fn since(&self, run: RunId, attempt: u32) -> Option<Timestamp> {
+        let is_it = self.run == run && self.attempt == attempt && self.until > Timestamp::EPOCH;
+        is_it.then_some(self.started_at)
     }
 
     /// Whether a worker holds the job, as far as is known.

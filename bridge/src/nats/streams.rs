@@ -276,7 +276,7 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
     if found.persist_mode == Some(PersistenceMode::Async) {
         note("persist_mode: async -> default, because answers came before what they say".to_owned(), true, true, true);
     }
-    // Letters are removed by purging their subjects; elsewhere nothing is purged.
+    // Releases before this one removed letters by purging their subjects; elsewhere nothing was ever purged.
     let deny_purge = found.deny_purge && wanted.name == names::DEAD_STREAM;
     for (name, set) in [
         ("sealed", found.sealed),

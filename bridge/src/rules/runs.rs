@@ -42,7 +42,8 @@ pub fn rerun(known: Option<&Known>, job: JobId, from: u32, now: Timestamp) -> Ve
         Some((Payload::Kept, base)) => Verdict::Do(next_run(base, known, now)),
         Some((Payload::Erased, _)) => refuse(ERASED.to_owned()),
         Some((Payload::NotKept, _)) => refuse(NOT_KEPT.to_owned()),
-        None => refuse(PAST.to_owned()),
+        // The record of a job without a key may have gone with its run.
+        None => refuse(if job.has_key() { PAST } else { NOT_KEPT }.to_owned()),
     }
 }
 

@@ -224,7 +224,7 @@ fn a_rerun_names_the_generation_it_starts_from() {
         known.record.as_mut().unwrap().payload = Payload::Erased;
         known
     };
-    let left = Known { record: None, ..ended(&bare) };
+    let left = Known { record: None, ..ended(&keyed) };
     let table = [
         (Some(ended(&keyed)), 1, "do"),
         (Some(ended(&keyed.next_run(now()))), 1, "already"),
@@ -248,6 +248,8 @@ fn a_rerun_names_the_generation_it_starts_from() {
     for (known, from, expected) in table {
         assert_eq!(short(&rerun(known.as_ref(), keyed.id, from, now())), expected, "{from} {known:?}");
     }
+    let gone = short(&rerun(Some(&Known { record: None, ..ended(&bare) }), bare.id, 1, now()));
+    assert!(gone.starts_with("StateConflict: the payload was not kept"), "its record went with its run: {gone}");
     assert!(matches!(rerun(None, keyed.id, 1, now()), Verdict::Refuse(error) if error.kind() == Kind::NotFound));
 }
 

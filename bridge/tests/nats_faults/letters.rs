@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, Job, Outcome};
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{Failure, Job, JobResult, Outcome};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
-use relay_bridge::leasing::Delivery;
+use relay_bridge::leasing::{Delivery, Recorded};
 use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, names};
@@ -44,10 +45,10 @@ async fn dead(stage: &Stage) -> Job {
 }
 
 async fn fail(stage: &Stage, delivery: &Delivery) {
-    let result = relay_bridge::contract::JobResult::unsuccessful(
+    let result = JobResult::unsuccessful(
         &delivery.job,
         Outcome::Failed,
-        relay_bridge::contract::result::End { attempt: 1, started_at: None, finished_at: stage.clock.now() },
+        End { attempt: 1, started_at: None, finished_at: stage.clock.now() },
         Failure::new("exit-code", "1"),
     );
     stage.broker.leasing.dead_letter(&letter(stage, &delivery.job)).await.unwrap();
@@ -156,4 +157,20 @@ async fn a_letter_of_a_release_that_did_not_say_when_is_listed_redriven_and_purg
     put().await;
     assert_eq!(letters.redrive(job.id, job.run_id).await.unwrap().status().generation, 2);
     assert_eq!(letters.get(job.id).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_worker_sent_its_letter_is_recorded_as_failed_without_reading_its_record() {
+    let server = server(&["$JS.API.STREAM.MSG.GET.relay-jobs-work"]).start().await;
+    let clock = Clock::manual(Clock::system().now());
+    let (stage, holder) = (open(&server, "relay", &clock).await, open(&server, "half", &clock).await);
+    stage.submit("acme", "key").await;
+    let delivery = holder.lease(1, PATIENCE).await.remove(0);
+    stage.broker.leasing.dead_letter(&letter(&stage, &delivery.job)).await.unwrap();
+    let end = End { attempt: 1, started_at: None, finished_at: clock.now() };
+    let failure = Failure::new("exit-code", "1");
+    let result = JobResult::unsuccessful(&delivery.job, Outcome::Failed, end, failure);
+    assert_eq!(holder.broker.leasing.record(&result).await.unwrap(), Recorded::First);
+    let kept = stage.broker.dead_letters.get(delivery.job.id).await.unwrap();
+    assert_eq!(kept.map(|letter| letter.job), Some(delivery.job));
 }

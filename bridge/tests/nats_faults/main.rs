@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod doubt;
+mod forged;
 mod hanging;
 mod letters;
 mod limits;
@@ -12,5 +13,6 @@ mod making;
 mod restoring;
 mod sharing;
 mod stale;
+mod strays;
 mod submitting;
 mod support;
