@@ -101,11 +101,11 @@ pub async fn a_dead_letter_is_taken_back_when_the_run_succeeded(fixture: &dyn Fi
     let holder = stage.lease_one().await;
     stage.leasing.dead_letter(&stage.letter(&holder, Outcome::Failed)).await.unwrap();
     stage.record_first(&stage.success(&late, "late")).await;
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None, "the success takes it back");
     let recorded = stage.leasing.record(&stage.failure(&holder, Outcome::Failed, "exit-code")).await.unwrap();
     assert_eq!(recorded, Recorded::Superseded(Outcome::Succeeded));
-    // Until the worker takes it back nobody can redrive a run that succeeded.
     let kind = refused(stage.broker.dead_letters.redrive(job.id, job.run_id).await);
-    assert_eq!(kind, BrokerErrorKind::StateConflict);
+    assert_eq!(kind, BrokerErrorKind::NotFound);
     stage.leasing.retract_dead_letter(job.id, job.run_id).await.unwrap();
     stage.leasing.retract_dead_letter(job.id, job.run_id).await.unwrap();
     stage.settle_late(&holder, Settlement::Complete).await;
