@@ -24,8 +24,12 @@ pub async fn expiry_is_recorded_without_any_worker(fixture: &dyn Fixture) {
     let capped = stage.submit(longer_than_the_queues).await;
 
     stage.pass_until(short.expires_at, -1).await;
-    assert!(stage.sweep().await.iter().all(|result| result.client != client));
-    stage.open(&short).await;
+    let (swept, looked) = (stage.sweep().await, stage.lookup(&short).await);
+    // Where time passes by itself, the look may have come later than it was meant to.
+    if fixture.now() < short.expires_at {
+        assert!(swept.iter().all(|result| result.client != client));
+        assert!(matches!(looked, Lookup::Open(_)), "{looked:?}");
+    }
     stage.pass_until(short.expires_at, 1).await;
     stage.sweep().await;
     for job in [&short, &parked] {
