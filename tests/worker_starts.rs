@@ -223,6 +223,15 @@ fn guard_of(worker: &Running) -> Pid {
         ids.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>()
     });
     let guard = children.into_iter().find(|id| of(id).split('\0').nth(1) == Some("guard")).expect("no guard");
+    // A process that has just begun does not ignore signals yet.
+    let blocked = || {
+        let status = fs::read_to_string(format!("/proc/{guard}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap()
+    };
+    while blocked() & (1 << (Signal::SIGTERM as u32 - 1)) == 0 {
+        std::thread::yield_now();
+    }
     Pid::from_raw(guard.parse().unwrap())
 }
 
