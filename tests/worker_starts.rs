@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
 use nix::errno::Errno;
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -74,7 +75,8 @@ fn a_command_that_cannot_be_started_is_exit_code_2_at_the_start() {
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("plain"), "no program").unwrap();
     script(&dir.path().join("orphaned"), "#!/no/such/interpreter\n");
-    let [plain, orphaned, missing] = [at("plain"), at("orphaned"), at("missing")];
+    script(&dir.path().join("bare"), "cat\n");
+    let [plain, orphaned, bare, missing] = [at("plain"), at("orphaned"), at("bare"), at("missing")];
     for (program, says, hint) in [
         ("no-such-program", "no program `no-such-program` in PATH, which is /", "name it by its path"),
         ("./no-such-program", "no program at `./no-such-program`, looked for in /", "an absolute one"),
@@ -82,6 +84,7 @@ fn a_command_that_cannot_be_started_is_exit_code_2_at_the_start() {
         (&plain, "plain` can't be run: this user may not execute it", "chmod +x"),
         (dir.path().to_str().unwrap(), "can't be run: it is no file", "name a program file"),
         (&orphaned, "orphaned` is for `/no/such/interpreter`, which is not there", "first line"),
+        (&bare, "bare` can't be run: it is no binary, and does not begin with `#!`", "begin it with #!/bin/sh"),
     ] {
         for command in [&["worker", "--connect", "127.0.0.1:1"][..], &["dev", "--listen", "127.0.0.1:0"]] {
             let output = ends(relay(command.iter().chain(&["--", program])));
@@ -220,6 +223,15 @@ fn guard_of(worker: &Running) -> Pid {
         ids.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>()
     });
     let guard = children.into_iter().find(|id| of(id).split('\0').nth(1) == Some("guard")).expect("no guard");
+    // A process that has just begun does not ignore signals yet.
+    let blocked = || {
+        let status = fs::read_to_string(format!("/proc/{guard}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap()
+    };
+    while blocked() & (1 << (Signal::SIGTERM as u32 - 1)) == 0 {
+        std::thread::yield_now();
+    }
     Pid::from_raw(guard.parse().unwrap())
 }
 
@@ -231,6 +243,17 @@ fn handlers_and_their_children_do_not_outlive_a_worker_that_is_killed() {
     witness.lives();
     worker.kill();
     witness.gone();
+}
+
+#[test]
+fn a_guard_that_somebody_starts_at_a_terminal_says_what_it_is_and_ends() {
+    let terminal = openpty(None, None).unwrap();
+    // What ends the input of a guard that reads it all the same.
+    File::from(terminal.master.try_clone().unwrap()).write_all(b"\x04").unwrap();
+    let output = relay(["guard"]).stdin(terminal.slave).output().unwrap();
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains("`relay worker`"), "{}", stderr(&output));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -168,15 +168,30 @@ struct Looked {
 async fn look(admin: &Admin, watched: &Watched, before: &Sample) -> Result<Looked, String> {
     match watched {
         Watched::Broker { broker, queues, .. } => look_at_broker(admin, broker, queues, before).await,
-        Watched::Leasing(leasing, queues) => look_at_source(&**leasing, queues).await,
+        Watched::Leasing(leasing, queues) => {
+            let policy = |queue| {
+                let leasing = Arc::clone(leasing);
+                async move { leasing.queue_policy(&queue).await }.boxed()
+            };
+            look_at_source(queues, policy).await
+        }
     }
 }
 
-async fn look_at_source(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<Looked, String> {
+async fn look_at_source(
+    queues: &[QueueName],
+    policy: impl Fn(QueueName) -> BoxFuture<'static, Result<QueuePolicy, BrokerError>>,
+) -> Result<Looked, String> {
     let (mut unusable, mut away) = (Vec::new(), Vec::new());
     let until = Instant::now() + LOOK_MAX;
-    for queue in queues {
-        match timeout_at(until, leasing.queue_policy(queue)).await {
+    let ask = |queue: &QueueName| {
+        let queue = queue.clone();
+        timeout_at(until, policy(queue.clone())).map(|found| (queue, found))
+    };
+    let asked: Vec<_> = queues.iter().map(ask).collect();
+    let mut asked = stream::iter(asked).buffered(AT_ONCE);
+    while let Some((queue, found)) = asked.next().await {
+        match found {
             Ok(Ok(_)) => {}
             Ok(Err(error)) if is_away(&error) => away.push(format!("{queue}: {error}")),
             Ok(Err(error)) => unusable.push(format!("{queue}: {error}")),
@@ -310,5 +325,23 @@ impl<'a> Sampling<'a> {
             counts,
             history,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_that_do_not_answer_hide_none_that_does() {
+        let queues = ["slow", "slower", "quick"].map(|name| name.parse::<QueueName>().unwrap());
+        let policy = |queue: QueueName| -> BoxFuture<'static, _> {
+            let answers_after = if queue.as_str() == "quick" { Duration::from_secs(1) } else { LOOK_MAX * 2 };
+            sleep(answers_after).map(|()| Ok(QueuePolicy::default())).boxed()
+        };
+        let looked = look_at_source(&queues, policy).await.expect("one queue answers");
+        assert_eq!(looked.unusable, ["slow: no answer within 5s", "slower: no answer within 5s"]);
+        let trouble = look_at_source(&queues[..2], policy).await.err();
+        assert_eq!(trouble.as_deref(), Some("slow: no answer within 5s"));
     }
 }

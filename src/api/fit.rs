@@ -1,9 +1,11 @@
 //! Of a result, what a reader can be told. Relay holds what its workers record against the contract, but a process with the
 //! broker's own credentials can write anything: here it is brought within what a result may be, and never an error.
 
+use std::collections::BTreeMap;
+
 #[cfg(feature = "server")]
 use relay_bridge::contract::TraceParent;
-use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
+use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, meta_that_fits};
 use relay_bridge::contract::result::{DETAIL_BYTES_MAX, REASON_BYTES_MAX};
 use relay_bridge::contract::{Failure, JobResult, Outcome};
 use relay_bridge::rules::record::{CONTENT_TYPE_BYTES_MAX, fits_header};
@@ -13,6 +15,11 @@ pub(crate) fn content_type(result: &JobResult) -> &str {
     let text = result.content_type.as_str();
     let fits = !text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX && fits_header(text);
     if fits { text } else { DEFAULT_CONTENT_TYPE }
+}
+
+/// The client's own notes on its job: those that relay would have taken.
+pub(crate) fn meta(result: &JobResult) -> BTreeMap<String, String> {
+    meta_that_fits(&result.meta).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Why it did not succeed, within the lengths of a [`Failure`]: there exactly if it did not.
@@ -47,29 +54,11 @@ fn head(text: &str, bytes_max: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use relay_bridge::contract::result::End;
-    use relay_bridge::contract::{Submission, Timestamp};
-    use relay_bridge::policy::QueuePolicy;
-
     use super::*;
+    use crate::api::testing;
 
     fn result() -> JobResult {
-        let submission = Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: Default::default(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        let at = Timestamp::from_millis(1_763_865_086_007);
-        let job = submission.accept(&QueuePolicy::default(), at);
-        JobResult::succeeded(&job, End { attempt: 1, started_at: None, finished_at: at }, "", Default::default())
+        testing::result("", Vec::new())
     }
 
     #[test]
@@ -81,6 +70,20 @@ mod tests {
         for unfit in ["", " ", " text/plain", "a/b\r\nc: d", "a/b;\t", "a/b\0", "a/\u{fc}", &(longest.clone() + "x")] {
             let told = JobResult { content_type: unfit.to_owned(), ..result() };
             assert_eq!(content_type(&told), DEFAULT_CONTENT_TYPE, "{unfit:?}");
+        }
+    }
+
+    #[test]
+    fn meta_is_told_as_far_as_relay_would_have_taken_it() {
+        let told = |name: &str, value: &str| {
+            let meta = [("a".to_owned(), "1".to_owned()), (name.to_owned(), value.to_owned())].into();
+            super::meta(&JobResult { meta, ..result() }).len() == 2
+        };
+        assert!(told("tenant", "blue and\tgreen"));
+        let long = "x".repeat(3_000);
+        for (name, value) in [("", "1"), ("b c", "1"), ("b", "1\r\nc: 2"), ("b", "\u{43f}"), ("b", " 1"), ("b", &long)]
+        {
+            assert!(!told(name, value), "{name:?}: {value:.20?}");
         }
     }
 

@@ -25,6 +25,8 @@ pub mod result;
 #[cfg(feature = "server")]
 pub(crate) mod schema;
 pub mod slug;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod whoami;
 
 pub use batch::{BatchAnswer, BatchEntry, BatchItem};

@@ -10,6 +10,7 @@ use relay_bridge::contract::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::fit;
 #[cfg(feature = "server")]
 use super::schema;
 
@@ -225,7 +226,7 @@ impl JobView {
                     client: result.client.clone(),
                     queue: result.queue.clone(),
                     key: result.key.clone(),
-                    meta: result.meta.clone(),
+                    meta: fit::meta(result),
                     state: JobState::Finished(result.outcome),
                     replayed: false,
                     accepted_at: result.accepted_at,

@@ -99,7 +99,7 @@ impl ResultView {
             generation: result.generation,
             queue: result.queue.clone(),
             key: result.key.clone(),
-            meta: result.meta.clone(),
+            meta: fit::meta(result),
             outcome: result.outcome,
             attempt: result.attempt,
             content_type: fit::content_type(result).to_owned(),
@@ -131,40 +131,15 @@ pub struct ResultsPage {
 #[cfg(test)]
 #[cfg(all(feature = "server", feature = "sqs"))]
 mod tests {
-    use std::time::Duration;
-
-    use relay_bridge::contract::result::End;
-    use relay_bridge::contract::{Cursor, JobResult, LogId, Submission};
-    use relay_bridge::policy::QueuePolicy;
-
     use super::*;
-
-    fn finished(payload: Vec<u8>, content_type: &str) -> Finished {
-        let submission = Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: Default::default(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        let at = Timestamp::from_millis(1_763_865_086_007);
-        let job = submission.accept(&QueuePolicy::default(), at);
-        let end = End { attempt: 1, started_at: Some(at), finished_at: at };
-        let cursor = Cursor { client: job.client.clone(), log: LogId([7; 16]), sequence: 1, at };
-        let result = JobResult::succeeded(&job, end, content_type, payload.into());
-        Finished { result, cursor, erased: false }
-    }
+    use crate::api::testing::finished;
 
     #[test]
     fn a_message_has_the_payload_where_it_fits_and_else_a_link() {
         for (bytes, limit, fits) in
             [(0, 2_000, true), (1_000, 2_000, true), (1_400, 2_000, false), (9_000, 2_000, false)]
         {
-            let text = ResultView::message(&finished(vec![7; bytes], "text/plain"), limit);
+            let text = ResultView::message(&finished("text/plain", vec![7; bytes]), limit);
             assert!(text.len() <= limit, "{} bytes", text.len());
             let view: ResultView = serde_json::from_str(&text).unwrap();
             assert_eq!((view.payload_base64.is_some(), view.link.is_none()), (fits, fits), "{bytes} bytes");
@@ -175,7 +150,7 @@ mod tests {
     #[test]
     fn a_message_has_no_character_that_sqs_refuses() {
         let failure = Failure::new("no", "a\u{fffe}\u{ffff}\u{1}");
-        let mut finished = finished(Vec::new(), "text/plain");
+        let mut finished = finished("text/plain", Vec::new());
         (finished.result.outcome, finished.result.failure) = (Outcome::Failed, Some(failure.clone()));
         let text = ResultView::message(&finished, 10_000);
         assert!(!text.contains(['\u{fffe}', '\u{ffff}', '\u{1}']), "{text}");

@@ -331,8 +331,8 @@ every queue that is named by `--queue` or in the file. A pause is not configurat
 Servers and `relay provision` may write one queue at the same time: each writes what it names, over what the others wrote.
 
 A rate is counted by each server for itself, over HTTP and NATS together: of N servers behind one address each lets that much
-in. Every submission counts, also a retry and each entry of a batch. Bridges submit to the broker itself: `content_types` and
-`allowed_clients` hold for them, a rate does not.
+in. Every submission counts, also a retry, each entry of a batch and a rerun that starts a run. Bridges submit to the broker
+itself: `content_types` and `allowed_clients` hold for them, a rate does not.
 
 | key | value | of new queues | flag | per client | |
 | --- | --- | --- | --- | --- | --- |

@@ -12,6 +12,7 @@
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -168,6 +169,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let typed: Vec<OsString> = args.into_iter().collect();
     // Before there is any other thread.
     if typed.len() == 2 && typed[1] == GUARD {
+        if std::io::stdin().is_terminal() {
+            // It ignores what would stop it.
+            let error =
+                CliError::usage("`relay guard` is started by `relay worker` for its commands, and by nobody else");
+            error.report();
+            return error.exit().into();
+        }
         guard::serve();
         return Exit::Done.into();
     }

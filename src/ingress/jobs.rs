@@ -12,7 +12,7 @@ use relay_bridge::result_log::Lookup;
 use super::policies::Policies;
 use super::rates::Rates;
 use super::refusal::Refusal;
-use crate::api::{JobView, Problem, Slug};
+use crate::api::{JobView, Problem, Retry, Slug};
 
 /// What holds for `queue`.
 ///
@@ -93,13 +93,26 @@ pub(super) async fn enqueue(broker: &Broker, job: Job) -> Result<(JobStatus, boo
 }
 
 /// The refusal of a write, which names the job if the broker may have done it.
-pub(super) fn unconfirmed(error: BrokerError, job: JobId) -> Refusal {
+fn unconfirmed(error: BrokerError, job: JobId) -> Refusal {
     let ambiguous = error.kind() == BrokerErrorKind::Ambiguous;
     let mut refusal = Refusal::from(error);
     if ambiguous {
         refusal.0.job_id = Some(job);
     }
     refusal
+}
+
+/// The refusal of a call about a job that may be sent again as it is, whatever became of it.
+pub(super) fn repeatable(error: BrokerError, job: JobId) -> Refusal {
+    match error.kind() {
+        BrokerErrorKind::NotFound => Refusal::no_job(),
+        BrokerErrorKind::Ambiguous => {
+            let detail = "the broker did not confirm, so it may or may not have been done: send the same request again, \
+                          which does it once";
+            Problem { retry: Retry::Safe, ..Problem::new(Slug::Unconfirmed, detail) }.with_job(job).into()
+        }
+        _ => error.into(),
+    }
 }
 
 fn conflict(first: &JobStatus) -> Refusal {
@@ -138,7 +151,7 @@ pub(super) async fn find(
 /// before is answered whatever applies now.
 ///
 /// # Errors
-/// `not-found`, `state-conflict`, `forbidden`, `rate-limited`, `quota-exceeded`
+/// `not-found`, `state-conflict`, `forbidden`, `rate-limited`, `quota-exceeded`, `unconfirmed`
 pub(super) async fn rerun(
     (broker, policies, rates): (&Broker, &Policies, &Rates),
     client: &ClientId,
@@ -153,10 +166,7 @@ pub(super) async fn rerun(
         check_client(&policy, client, &status.queue)?;
         rates.take(client, &status.queue, policy.client(client))?;
     }
-    jobs.rerun(client, id, from).await.map_err(|error| match error.kind() {
-        BrokerErrorKind::NotFound => Refusal::no_job(),
-        _ => unconfirmed(error, id),
-    })
+    jobs.rerun(client, id, from).await.map_err(|error| repeatable(error, id))
 }
 
 /// Ends the job as `cancelled`, unless it ended before.
@@ -173,7 +183,7 @@ pub(super) async fn cancel(
         Ok(status) => Ok(view(policies, &status).await),
         // Of a job without a key only the result is left: it is finished, and that is the answer.
         Err(error) if error.kind() == BrokerErrorKind::NotFound => find(broker, policies, client, id).await,
-        Err(error) => Err(error.into()),
+        Err(error) => Err(repeatable(error, id)),
     }
 }
 

@@ -95,7 +95,7 @@ pub(crate) fn log(results: impl IntoIterator<Item = JobResult>) -> Log {
 type Spoiled = (&'static str, fn(&mut JobResult));
 
 /// The changes that make a result unfit for its readers, by name.
-pub(crate) const UNFIT: [Spoiled; 18] = [
+pub(crate) const UNFIT: [Spoiled; 20] = [
     ("line-break", |result| result.content_type = "text/plain\r\nX-Injected: 1".to_owned()),
     ("nul", |result| result.content_type = "text/plain\0".to_owned()),
     ("not-ascii", |result| result.content_type = "text/\u{43f}\u{43b}\u{43e}\u{445}\u{43e}".to_owned()),
@@ -105,6 +105,8 @@ pub(crate) const UNFIT: [Spoiled; 18] = [
     ("trace-breaks", |result| result.traceparent = Some("00-a\r\nX-Injected: 1".to_owned())),
     ("trace-long", |result| result.traceparent = Some("0".repeat(100_000))),
     ("trace-no-ascii", |result| result.traceparent = Some("\u{43f}".repeat(55))),
+    ("meta-breaks", |result| note(result, "a: b\r\nX-Injected", "1\r\nX-Injected: 1")),
+    ("meta-huge", |result| note(result, "note", &"x".repeat(1 << 20))),
     ("reason-breaks", |result| fail(result, "a\r\nX-Injected: 1\0", "detail")),
     ("reason-long", |result| fail(result, &"\u{43f}".repeat(50_000), "detail")),
     ("detail-empty", |result| fail(result, "", "")),
@@ -117,6 +119,10 @@ pub(crate) const UNFIT: [Spoiled; 18] = [
     ("far-ahead", |result| times(result, 300_000 * 31_556_952_000, i64::MAX)),
     ("attempts", |result| (result.attempt, result.generation) = (u32::MAX, u32::MAX)),
 ];
+
+fn note(result: &mut JobResult, name: &str, value: &str) {
+    result.meta.insert(name.to_owned(), value.to_owned());
+}
 
 fn fail(result: &mut JobResult, reason: &str, detail: &str) {
     result.outcome = Outcome::Failed;

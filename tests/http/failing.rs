@@ -10,7 +10,7 @@ use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swep
 
 use crate::support::{Relay, Reply, Setup};
 
-/// Fails every call that is about a job with one error, or panics.
+/// Fails every call that is about a job, but for looking one up, with one error, or panics.
 struct Failing(Option<Kind>);
 
 impl Failing {
@@ -25,7 +25,7 @@ impl JobQueue for Failing {
         self.fail()
     }
     async fn status(&self, _: &ClientId, _: JobId) -> Result<Option<JobStatus>, BrokerError> {
-        self.fail()
+        Ok(None)
     }
     async fn cancel(&self, _: &ClientId, _: JobId) -> Result<JobStatus, BrokerError> {
         self.fail()
@@ -71,6 +71,18 @@ async fn an_unconfirmed_write_names_the_job_and_asks_for_the_key() {
     assert_eq!(reply.is_problem(504, "unconfirmed").field("retry"), "with-idempotency-key");
     let id = JobId::derive(&"dev".parse().unwrap(), &"mail".parse().unwrap(), &"k".parse().unwrap());
     assert_eq!(reply.field("job_id"), id.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unconfirmed_rerun_cancel_or_erasure_may_be_sent_again_as_it_is() {
+    let (relay, _) = submit_to(|broker| broker.jobs = Arc::new(Failing(Some(Kind::Ambiguous)))).await;
+    let id = JobId::mint();
+    for (method, path) in [("POST", "/rerun?from=1"), ("POST", "/cancel"), ("DELETE", "")] {
+        let reply = relay.ask(&format!("{method} /v1/jobs/{id}{path}"), &[], "").await;
+        assert_eq!(reply.is_problem(504, "unconfirmed").field("retry"), "safe", "{method} {path}");
+        assert_eq!(reply.field("job_id"), id.to_string());
+        assert!(!reply.field("detail").contains("Idempotency-Key"), "{}", reply.field("detail"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

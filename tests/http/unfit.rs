@@ -27,6 +27,7 @@ fn is_sound(name: &str, view: &ResultView) {
     if let Some(Failure { reason, detail }) = &view.failure {
         assert!(reason.len() <= 64 && detail.len() <= 8 * 1024, "{name}: {} and {}", reason.len(), detail.len());
     }
+    assert!(view.meta.is_empty(), "{name}: {:.80?}", view.meta);
     assert!(view.payload_base64.is_some(), "{name}");
 }
 
@@ -65,8 +66,16 @@ async fn a_job_with_such_a_result_is_looked_up_and_watched_like_any_other() {
         let job: JobView = serde_json::from_slice(&reply.body).unwrap();
         let by_key = relay.get(&format!("/v1/queues/mail/jobs?key={name}")).await;
         assert_eq!(serde_json::from_slice::<JobView>(&by_key.body).unwrap(), job, "{name}");
+        assert!(job.receipt.meta.is_empty(), "{name}: {:.80?}", job.receipt.meta);
         let mut events = relay.stream(&format!("/v1/jobs/{}/events", id(name)), &[]).await;
-        assert_eq!((&*events.event().await.event, &*events.event().await.event), ("snapshot", "finished"), "{name}");
+        assert_eq!(events.event().await.event, "snapshot", "{name}");
+        let finished = events.event().await;
+        assert_eq!(finished.event, "finished", "{name}");
+        assert!(
+            finished.data["meta"].as_object().is_none_or(serde_json::Map::is_empty),
+            "{name}: {:.200}",
+            finished.data
+        );
     }
 }
 

@@ -6,7 +6,7 @@
 //! | the worker | leases | a start fails | a start works |
 //! | --- | --- | --- | --- |
 //! | works | as many jobs as it has slots | waits, 1 s | |
-//! | waits | nothing until the wait is over | | |
+//! | waits | nothing more until the wait is over; what is asked for already still comes | | |
 //! | probes | one job, and nothing while that one is at its start | waits, twice as long up to 1 min | works |
 //!
 //! A delivery belongs to the round in which it came in, and each wait begins a new round. So a handful of jobs that fail

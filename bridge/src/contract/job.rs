@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::envelope::Extra;
 use super::{ClientId, Fingerprint, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::policy::QueuePolicy;
+use crate::rules::record::fits_header;
 
 /// The longest delay a client may ask for: 7 days.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -169,17 +170,22 @@ pub fn hops(headers: &BTreeMap<String, String>) -> u32 {
     headers.get(HOPS).and_then(|hops| hops.trim().parse().ok()).unwrap_or(0)
 }
 
-/// A client's own headers as lines of a message, `Relay-Meta-Order: 17`, in the order of their names. Those that no header
-/// can carry are left out, and so is all that is beyond [`META_BYTES_MAX`]: a worker's word may hold anything.
+/// A client's own headers as lines of a message, `Relay-Meta-Order: 17`, in the order of their names: of those that
+/// [fit](meta_that_fits).
 pub fn meta_lines(meta: &BTreeMap<String, String>) -> impl Iterator<Item = (String, &str)> {
+    meta_that_fits(meta).map(|(name, value)| (spelled(META_PREFIX, name), value))
+}
+
+/// Of a client's own headers those that a header can carry and relay would have taken, in the order of their names, and nothing
+/// beyond [`META_BYTES_MAX`]: a worker's word may hold anything.
+pub fn meta_that_fits(meta: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
     let mut left = META_BYTES_MAX;
     meta.iter().filter_map(move |(name, value)| {
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
-        let is_value = value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && value.trim() == value;
         let (fits, size) = (left, name.len() + value.len());
         left = left.saturating_sub(size);
-        (is_name && is_value && size <= fits).then(|| (spelled(META_PREFIX, name), value.as_str()))
+        (is_name && fits_header(value) && size <= fits).then_some((name.as_str(), value.as_str()))
     })
 }
 
@@ -287,8 +293,8 @@ mod tests {
         let lines = |meta: &BTreeMap<String, String>| -> Vec<(String, String)> {
             meta_lines(meta).map(|(name, value)| (name, value.to_owned())).collect()
         };
-        let good = meta(&[("order-id", "17"), ("x_y.z", "a b; c=\"d\""), ("empty", "")]);
-        let spelled = [("Relay-Meta-Empty", ""), ("Relay-Meta-Order-Id", "17"), ("Relay-Meta-X_y.z", "a b; c=\"d\"")];
+        let good = meta(&[("order-id", "17"), ("x_y.z", "a b;\tc=\"d\""), ("empty", "")]);
+        let spelled = [("Relay-Meta-Empty", ""), ("Relay-Meta-Order-Id", "17"), ("Relay-Meta-X_y.z", "a b;\tc=\"d\"")];
         assert_eq!(lines(&good), spelled.map(|(name, value)| (name.to_owned(), value.to_owned())));
         let bad = meta(&[
             ("", "1"),

@@ -28,9 +28,10 @@ const TAGS: [(&str, &str); 4] = [
 ];
 
 /// What can be wrong with any request.
-const OF_ALL: [Slug; 7] = [
+const OF_ALL: [Slug; 8] = [
     Slug::MalformedRequest,
     Slug::Unauthenticated,
+    Slug::Forbidden,
     Slug::HeadersTooLarge,
     Slug::Internal,
     Slug::Draining,
@@ -48,6 +49,9 @@ const OF_BODIES: [Slug; 6] = [
     Slug::RateLimited,
     Slug::QuotaExceeded,
 ];
+
+/// What can be wrong beside that with a rerun: it is a submission without a body.
+const OF_RERUNS: [Slug; 2] = [Slug::RateLimited, Slug::QuotaExceeded];
 
 /// `api`, as the handlers describe it, with the rest.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
@@ -88,6 +92,9 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
             }
             if operation.request_body.is_some() {
                 slugs.extend(OF_BODIES);
+            }
+            if operation.operation_id.as_deref() == Some("rerun_job") {
+                slugs.extend(OF_RERUNS);
             }
             refer_to_problems(operation, &slugs);
             for parameter in operation.parameters.iter_mut().flatten() {

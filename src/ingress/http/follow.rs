@@ -17,7 +17,7 @@ use super::answer::Refusal;
 use super::sse::{self, Beat, Pulse};
 use crate::api::ResultView;
 
-/// Results that are read at a time.
+/// Results that are read at a time, at most.
 const READ_MAX: u32 = 32;
 /// Bytes of events that wait for the peer: what was read beyond it is read again when there is room.
 const READY_BYTES_MAX: usize = 16 * 1024;
@@ -33,6 +33,8 @@ struct Follower {
     /// Where the peer knows that it is.
     told: Option<Cursor>,
     ready: VecDeque<Bytes>,
+    /// Results that the next read asks for: about as many as there is room for.
+    asks_for: u32,
     reading: Option<BoxFuture<'static, Result<Page, BrokerError>>>,
     ended: bool,
 }
@@ -61,7 +63,8 @@ pub(super) async fn follow(
     let opening = pulse.opening(told.as_ref().map(Cursor::to_string).as_deref());
     let at = page.next.clone();
     let ready = VecDeque::from([opening]);
-    let mut follower = Follower { served, client, filter, pulse, at, told, ready, reading: None, ended: false };
+    let mut follower =
+        Follower { served, client, filter, pulse, at, told, ready, asks_for: READ_MAX, reading: None, ended: false };
     follower.take(page);
     Ok(sse::answer(stream::unfold(follower, |mut follower| async move {
         let chunk = follower.next().await?;
@@ -107,7 +110,8 @@ impl Follower {
         let (client, filter, start) = (self.client.clone(), self.filter.clone(), Start::After(self.at.clone()));
         // It ends before: what it finds at its end is nothing.
         let wait = self.served.ingress.limits.follow_for * 2;
-        Box::pin(async move { results.page(&client, &start, &filter, READ_MAX, wait).await })
+        let limit = self.asks_for;
+        Box::pin(async move { results.page(&client, &start, &filter, limit, wait).await })
     }
 
     /// Makes events of what was read, as far as there is room.
@@ -125,6 +129,8 @@ impl Follower {
             let view = ResultView::new(&finished);
             let event = sse::event("result", Some(&view.cursor), &view);
             bytes += event.len();
+            // A reader's results are much alike, and what is read and has no room is read again.
+            self.asks_for = room_for(event.len());
             self.ready.push_back(event);
             self.at = finished.cursor.clone();
             self.told = Some(finished.cursor);
@@ -145,5 +151,21 @@ impl Follower {
     fn end(&mut self) {
         self.ready.push_back(self.pulse.closing());
         self.ended = true;
+    }
+}
+
+/// How many events of this size are taken before there is no room.
+fn room_for(event_bytes: usize) -> u32 {
+    u32::try_from(READY_BYTES_MAX / event_bytes.max(1) + 1).map_or(READ_MAX, |events| events.min(READ_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_read_than_there_is_room_for() {
+        let asked = [1, 100, 1_000, 1_024, 16_384, 16_385, 50_000].map(room_for);
+        assert_eq!(asked, [READ_MAX, READ_MAX, 17, 17, 2, 1, 1]);
     }
 }

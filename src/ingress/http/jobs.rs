@@ -6,7 +6,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 use relay_bridge::contract::{IdempotencyKey, JobId};
-use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{Enqueued, JobFilter};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -214,10 +213,6 @@ pub(super) async fn erase(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
-    served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(no_job_if_not_found)?;
+    served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(|error| jobs::repeatable(error, id))?;
     Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response())
-}
-
-fn no_job_if_not_found(error: relay_bridge::error::BrokerError) -> Refusal {
-    if error.kind() == BrokerErrorKind::NotFound { Refusal::no_job() } else { error.into() }
 }

@@ -18,7 +18,7 @@ use super::answer::{Answer, Refusal};
 use super::request::{self, Parameters};
 use super::sse::{self, Beat, Pulse};
 use super::{Ingress, Served};
-use crate::api::{JobEvent, JobEventKind, JobView, Receipt, header, schema};
+use crate::api::{JobEvent, JobEventKind, JobView, Receipt, fit, header, schema};
 use crate::auth::Caller;
 use crate::ingress::events::{Told, Watch, What};
 use crate::ingress::headers::single;
@@ -159,7 +159,7 @@ impl Watcher {
             Ok(Lookup::Finished(finished)) => {
                 let result = finished.result;
                 let event = JobEvent::new(JobEventKind::Finished, &self.job, result.finished_at, result.attempt);
-                let (run_id, meta) = (result.run_id, result.meta);
+                let (run_id, meta) = (result.run_id, fit::meta(&result));
                 self.finish(&JobEvent { run_id, meta, outcome: Some(result.outcome), ..event });
             }
             // The broker is being closed.
@@ -208,14 +208,12 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use relay_bridge::clock::Clock;
-    use relay_bridge::contract::result::End;
-    use relay_bridge::contract::{Cursor, JobResult, LogId, Submission};
     use relay_bridge::embedded::{Embedded, EmbeddedConfig};
-    use relay_bridge::policy::QueuePolicy;
     use relay_bridge::result_log::Finished;
 
     use super::super::Limits;
     use super::*;
+    use crate::api::testing;
     use crate::auth::Authenticator;
 
     /// One who watches a job, and the result that the job will have.
@@ -223,34 +221,19 @@ mod tests {
         let broker = Embedded::open(EmbeddedConfig::default()).await.unwrap().broker();
         let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
         let served = Served { ingress, shutdown: Default::default(), tasks: Default::default() };
-        let submission = Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: Default::default(),
-            delay: Default::default(),
-            expires_in: None,
-        };
-        let at = Timestamp::from_millis(1_763_865_086_007);
-        let job = submission.accept(&QueuePolicy::default(), at);
-        let end = End { attempt: 1, started_at: Some(at), finished_at: at };
-        let cursor = Cursor { client: job.client.clone(), log: LogId([7; 16]), sequence: 1, at };
-        let result = JobResult::succeeded(&job, end, "text/plain", Bytes::new());
+        let finished = testing::finished("text/plain", Vec::new());
         let watcher = Watcher {
-            client: job.client,
-            job: JobView::of_result(&result, None, None).receipt,
+            client: finished.result.client.clone(),
+            job: JobView::of_result(&finished.result, None, None).receipt,
             attempt: 0,
             pulse: Pulse::start(&served).unwrap(),
-            watch: served.ingress.events.watch(job.id),
+            watch: served.ingress.events.watch(finished.result.job_id),
             ready: VecDeque::new(),
             waiting: None,
             ended: false,
             served: Arc::new(served),
         };
-        (watcher, Finished { result, cursor, erased: false })
+        (watcher, finished)
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use relay_bridge::contract::result::DETAIL_BYTES_MAX;
 
 use super::ExecConfig;
 use super::process::{End, Ran};
+use super::program::name_a_shell;
 use crate::handler::{Attempt, Output};
 
 /// `EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT` of sysexits.h: the input is wrong, and will be wrong again.
@@ -35,7 +36,7 @@ pub(super) fn attempt(ran: Ran, config: &ExecConfig, stdout_max: usize) -> Attem
             }
             (None, None) => Attempt::retry("exit-code", detail(exited(status))),
         },
-        End::NotStarted(error) => not_started(&error),
+        End::NotStarted(error) => not_started(&error, config),
         End::Unknown(error) => Attempt::retry("exit-code", detail(format!("the command was lost: {error}"))),
         End::TooMuchOutput => Attempt::reject(
             "result-too-large",
@@ -51,9 +52,14 @@ pub(super) fn attempt(ran: Ran, config: &ExecConfig, stdout_max: usize) -> Attem
 
 /// Only one reason is the job's own: arguments and environment, which hold its metadata, are too long together. Any other
 /// is this host's, and the next job would meet it as well.
-fn not_started(error: &io::Error) -> Attempt {
-    let failure = Failure::new("spawn-failed", format!("the command did not start: {error}"));
-    if error.raw_os_error() == Some(Errno::E2BIG as i32) {
+fn not_started(error: &io::Error, config: &ExecConfig) -> Attempt {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    let mut detail = format!("the command did not start: {error}");
+    if let (Some(Errno::ENOEXEC), Some(program)) = (errno, config.command.first()) {
+        detail.push_str(&format!("; if it is a script, {}", name_a_shell(program.as_ref())));
+    }
+    let failure = Failure::new("spawn-failed", detail);
+    if errno == Some(Errno::E2BIG) {
         return Attempt::Retry { failure, after: None };
     }
     Attempt::NotStarted { failure }
@@ -69,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_start_that_fails_is_this_hosts_fault_unless_the_job_is_too_large_for_one() {
-        let of = |errno: Errno| not_started(&io::Error::from(errno));
+        let config = ExecConfig { command: vec!["./h".into()], ..ExecConfig::default() };
+        let of = |errno: Errno| not_started(&io::Error::from(errno), &config);
         for errno in [
             Errno::EAGAIN,
             Errno::ENOMEM,
@@ -85,5 +92,7 @@ mod tests {
             assert!(matches!(of(errno), Attempt::NotStarted { .. }), "{errno}");
         }
         assert!(matches!(of(Errno::E2BIG), Attempt::Retry { after: None, .. }));
+        let Attempt::NotStarted { failure } = of(Errno::ENOEXEC) else { panic!() };
+        assert!(failure.detail.ends_with("begin it with #!/bin/sh, or write: -- sh ./h"), "{}", failure.detail);
     }
 }

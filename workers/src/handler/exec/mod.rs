@@ -18,6 +18,7 @@
 //! | exits with 126 or 127 (a shell's "cannot run", "not found") | retry | `spawn-failed` |
 //! | can't be started with the metadata of this job: `E2BIG` | retry | `spawn-failed` |
 //! | can't be started on this host: any other error | handed back, [`Attempt::NotStarted`] | `spawn-failed` |
+//! | fails to start after it had begun, and is killed by its [`Guard`] | retry | `exit-code` |
 //! | is killed by a signal | retry | `signal` |
 //! | runs longer than `timeout` | stopped, retry | `timeout` |
 //! | writes more than `stdout_max` or the queue's `result_max` | killed, rejected for good | `result-too-large` |

@@ -64,25 +64,31 @@ pub(super) async fn run(start: Start<'_>, payload: &[u8], stdout_max: usize, con
             let running = (child, group);
             follow(config, running, payload, &mut stdout, &mut stderr, &context.cancelled()).await
         }
-        Err(error) => End::NotStarted(error),
+        Err(end) => end,
     };
     Ran { end, stdout: stdout.bytes, stderr }
 }
 
 /// The guard hears of the start before it is made, and of the group right after: a worker that is killed in between
 /// leaves nothing behind either.
-fn start_guarded(start: Start<'_>) -> io::Result<(Child, Group)> {
+fn start_guarded(start: Start<'_>) -> Result<(Child, Group), End> {
     let Start { config, guard, mut environment } = start;
-    let mut guarded = guard.map(|guard| guard.announce()).transpose()?;
+    let mut guarded = guard.map(|guard| guard.announce()).transpose().map_err(End::NotStarted)?;
     if let Some(guarded) = &guarded {
         environment.push(guarded.mark());
     }
-    let child = spawn(config, environment)?;
+    let child = spawn(config, environment).map_err(|error| failed(error, guarded.as_ref()))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     if let Some((guarded, group)) = guarded.as_mut().zip(group) {
         guarded.started(group);
     }
     Ok((child, Group { group, _guarded: guarded }))
+}
+
+/// A start that failed. It may have failed after the command had begun, when its pipes could not be watched: then the command
+/// is killed, and has had its attempt.
+fn failed(error: io::Error, guarded: Option<&Guarded>) -> End {
+    if guarded.is_some_and(Guarded::kill) { End::Unknown(error) } else { End::NotStarted(error) }
 }
 
 fn spawn(config: &ExecConfig, variables: Vec<(OsString, OsString)>) -> io::Result<Child> {
@@ -212,5 +218,28 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+
+    use super::*;
+
+    #[test]
+    fn a_command_whose_start_failed_after_it_began_is_killed_and_has_had_its_attempt() {
+        let guard = Arc::new(Guard::new("cat", [""; 0]));
+        let error = || io::Error::from(io::ErrorKind::StorageFull);
+        let guarded = guard.announce().unwrap();
+        let (name, value) = guarded.mark();
+        let mut command = std::process::Command::new("sleep");
+        let mut begun = command.arg("600").env(name, value).process_group(0).spawn().unwrap();
+        assert!(matches!(failed(error(), Some(&guarded)), End::Unknown(_)));
+        assert_eq!(begun.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+
+        let other = guard.announce().unwrap();
+        assert!(matches!(failed(error(), Some(&other)), End::NotStarted(_)), "nothing had begun");
+        assert!(matches!(failed(error(), None), End::NotStarted(_)));
     }
 }

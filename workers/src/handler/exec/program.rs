@@ -66,6 +66,12 @@ pub enum CannotStart {
         /// The interpreter that the script's first line names.
         interpreter: PathBuf,
     },
+    /// The program is empty, or a text that names no interpreter: the system runs neither.
+    #[error("`{}` can't be run: it is no binary, and does not begin with `#!` and an interpreter", program.display())]
+    NotAScript {
+        /// As it was configured, or where it was found in `PATH`.
+        program: PathBuf,
+    },
 }
 
 impl CannotStart {
@@ -84,15 +90,22 @@ impl CannotStart {
                 format!("name a program file; chmod +x {} makes one of a script", program.display())
             }
             Self::NoInterpreter { .. } => "install it on this host, or mend the first line of the script".to_owned(),
+            Self::NotAScript { program } => name_a_shell(program),
         }
     }
+}
+
+/// The remedy where a program is neither a binary nor a script that names its interpreter.
+pub(super) fn name_a_shell(program: &Path) -> String {
+    format!("begin it with #!/bin/sh, or write: -- sh {}", program.display())
 }
 
 /// The program of the command, as a start would find it.
 pub(super) fn find(config: &ExecConfig) -> Result<PathBuf, CannotStart> {
     let directory = directory(config.directory.as_deref())?;
     let name = config.command.first().map(PathBuf::from).unwrap_or_default();
-    let program = if name.as_os_str().as_bytes().contains(&b'/') {
+    let by_path = name.as_os_str().as_bytes().contains(&b'/');
+    let program = if by_path {
         let path = directory.join(&name);
         if !path.exists() {
             return Err(CannotStart::NotThere { program: name, directory });
@@ -102,9 +115,12 @@ pub(super) fn find(config: &ExecConfig) -> Result<PathBuf, CannotStart> {
         search(&name, &directory, &search_path(config))?
     };
     runnable(&program).map_err(|why| CannotStart::NotExecutable { program: program.clone(), why })?;
-    match interpreter(&program).filter(|interpreter| interpreter.is_absolute() && !interpreter.exists()) {
-        Some(interpreter) => Err(CannotStart::NoInterpreter { program, interpreter }),
-        None => Ok(program),
+    match kind(&program) {
+        Kind::Script(interpreter) if interpreter.is_absolute() && !interpreter.exists() => {
+            Err(CannotStart::NoInterpreter { program, interpreter })
+        }
+        Kind::Text => Err(CannotStart::NotAScript { program: if by_path { name } else { program } }),
+        Kind::Script(_) | Kind::Other => Ok(program),
     }
 }
 
@@ -154,17 +170,35 @@ fn may_execute(path: &Path) -> Result<(), Errno> {
     faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
 }
 
-/// The interpreter that the first line of a script names; `None` if it is no script, or may be run and not read.
-fn interpreter(program: &Path) -> Option<PathBuf> {
+/// A program, by how it begins.
+enum Kind {
+    /// Its first line names this interpreter.
+    Script(PathBuf),
+    /// Nothing, or a text without a first line of that kind.
+    Text,
+    /// Binary, or one that may be run and not read.
+    Other,
+}
+
+fn kind(program: &Path) -> Kind {
     let mut start = Vec::new();
-    File::open(program).ok()?.take(FIRST_LINE_MAX).read_to_end(&mut start).ok()?;
-    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    let word = line.trim_ascii_start().split(u8::is_ascii_whitespace).next()?;
-    (!word.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(word)))
+    let read = File::open(program).and_then(|file| file.take(FIRST_LINE_MAX).read_to_end(&mut start));
+    let is_text = start.iter().all(|byte| !byte.is_ascii_control() || byte.is_ascii_whitespace());
+    if read.is_err() || !is_text && !start.starts_with(b"#!") {
+        return Kind::Other;
+    }
+    let line = start.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next());
+    let word = line.and_then(|line| line.trim_ascii_start().split(u8::is_ascii_whitespace).next());
+    match word.filter(|word| !word.is_empty()) {
+        Some(word) => Kind::Script(PathBuf::from(OsStr::from_bytes(word))),
+        None => Kind::Text,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn of(command: &str, directory: Option<&str>, path: Option<&str>) -> Result<PathBuf, CannotStart> {
@@ -200,6 +234,29 @@ mod tests {
             let error = of(command, directory, path).unwrap_err();
             assert!(error.to_string().contains(says), "{command} in {directory:?}: {error}");
             assert!(error.hint().contains(hint), "{command} in {directory:?}: {}", error.hint());
+        }
+    }
+
+    #[test]
+    fn a_text_that_names_no_interpreter_is_refused_with_what_to_write_and_a_binary_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().to_str().unwrap();
+        let program = |name: &str, content: &[u8]| {
+            let file = dir.path().join(name);
+            std::fs::write(&file, content).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        for (name, content) in [("bare", &b"echo hello\n"[..]), ("empty", b""), ("nameless", b"#! \necho hello\n")] {
+            program(name, content);
+            let error = of(&format!("./{name}"), Some(here), None).unwrap_err();
+            assert!(matches!(error, CannotStart::NotAScript { .. }), "{name}: {error}");
+            assert_eq!(error.hint(), format!("begin it with #!/bin/sh, or write: -- sh ./{name}"));
+            let error = of(name, None, Some(here)).unwrap_err();
+            assert!(error.hint().ends_with(&format!("-- sh {here}/{name}")), "{}", error.hint());
+        }
+        for (name, content) in [("script", &b"#!/bin/sh\necho hello\n"[..]), ("binary", b"\x7fELF\x02\x01\x01\0")] {
+            program(name, content);
+            assert!(of(&format!("./{name}"), Some(here), None).is_ok(), "{name}");
         }
     }
 }

@@ -50,6 +50,8 @@ use super::{Attempt, Context, Handler, Output, metadata};
 
 /// How much of an unsuccessful response is kept for the failure, in bytes.
 const EXCERPT_BYTES_MAX: usize = 2 * 1024;
+/// How much later than its longest wait for a connection a call counts as connected.
+const CONNECT_MARGIN: Duration = Duration::from_secs(1);
 /// What a response without a content type is.
 const NO_CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -60,7 +62,8 @@ pub struct HttpConfig {
     pub url: String,
     /// The longest one attempt may take, connecting included. Default 5 min; the queue's `lease_max` also holds.
     pub timeout: Duration,
-    /// The longest to wait for a connection. Default 5 s.
+    /// The longest to wait for a connection, and never longer than half of `timeout`: a service that can't be reached must
+    /// not look like one that takes too long. Default 5 s.
     pub connect_timeout: Duration,
     /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 8 MiB.
     pub response_max: usize,
@@ -107,7 +110,8 @@ impl Http {
     ///
     /// # Errors
     /// [`InvalidHttp`].
-    pub fn new(config: HttpConfig) -> Result<Self, InvalidHttp> {
+    pub fn new(mut config: HttpConfig) -> Result<Self, InvalidHttp> {
+        config.connect_timeout = config.connect_timeout.min(config.timeout / 2);
         let invalid = || InvalidHttp::Url(config.url.clone());
         let url: Url = config.url.parse().map_err(|_| invalid())?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -170,8 +174,8 @@ impl Handler for Http {
     async fn handle(&self, job: &Job, context: &Context) -> Attempt {
         let cancelled = context.cancelled();
         let call = self.call(job, context);
-        // After this long there is a connection, or the call has failed.
-        let connected = sleep(self.config.connect_timeout);
+        // After this long there is a connection, or the call has failed: its own wait for one begins later than this.
+        let connected = sleep(self.config.connect_timeout + CONNECT_MARGIN);
         tokio::pin!(call, connected);
         let mut told = false;
         loop {
@@ -246,4 +250,80 @@ fn failed(error: &reqwest::Error) -> Attempt {
         return Attempt::retry("timeout", "the service did not answer in time");
     }
     Attempt::retry("http-failed", format!("the request broke off: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::future::join_all;
+    use relay_bridge::contract::{Submission, Timestamp};
+    use relay_bridge::policy::QueuePolicy;
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::decide::Ending;
+    use crate::retry::Jitter;
+    use crate::starts::{StartGate, StartReport};
+    use crate::stats::WorkerStats;
+
+    /// A listener whose line is full: it refuses nobody and lets nobody in. And where it is.
+    async fn silent() -> (TcpListener, TcpStream, String) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let only = TcpStream::connect(address).await.unwrap();
+        (listener, only, format!("http://{address}/"))
+    }
+
+    fn job() -> Job {
+        let submission = Submission {
+            client: "acme".parse().unwrap(),
+            queue: "work".parse().unwrap(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: Default::default(),
+            payload: "in".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        submission.accept(&QueuePolicy::default(), Timestamp::from_millis(1_790_000_000_000))
+    }
+
+    fn context() -> Context {
+        Context::detached(1, &QueuePolicy::default(), Duration::from_secs(600), CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn a_service_that_lets_nobody_in_is_never_taken_for_one_that_was_reached() {
+        let (_listener, _only, url) = silent().await;
+        let connect_timeout = Duration::from_millis(50);
+        let http = Http::new(HttpConfig { url, connect_timeout, ..HttpConfig::default() }).unwrap();
+        let stats = Arc::new(WorkerStats::default());
+        let gate = Arc::new(StartGate::new(Arc::clone(&stats)));
+        let failure = Failure::new("http-failed", "it was not reached");
+        StartReport::new(Arc::clone(&gate)).ended(&Ending::Returned(Attempt::NotStarted { failure }), &Jitter::new());
+        // Many, each of which has its own small gap between the two waits.
+        let probes = join_all((0..64).map(|_| async {
+            let context = context().reporting(StartReport::new(Arc::clone(&gate)));
+            let attempt = http.handle(&job(), &context).await;
+            (attempt, stats.report().starts_failing)
+        }));
+        for (attempt, failing) in probes.await {
+            assert!(matches!(attempt, Attempt::NotStarted { .. }), "{attempt:?}");
+            assert_eq!(failing, 1, "a probe that failed was told as a start that worked");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_lets_nobody_in_costs_no_attempt_however_short_the_timeout_is() {
+        let (_listener, _only, url) = silent().await;
+        let timeout = Duration::from_millis(200);
+        let http = Http::new(HttpConfig { url, timeout, ..HttpConfig::default() }).unwrap();
+        let attempt = http.handle(&job(), &context()).await;
+        assert!(matches!(attempt, Attempt::NotStarted { .. }), "{attempt:?}");
+    }
 }

@@ -9,8 +9,9 @@
 //!
 //! - **A start** is announced before it is made, and its group is told right after. Of a start that was announced and has
 //!   no group yet, the command is found by [`MARK`] in its environment. The pipe ends only when no process holds its
-//!   writing end any more, and a child holds it until its program runs: so what is there to be found is found (Linux; on
-//!   systems without `/proc` a worker that is killed within these microseconds leaves one command).
+//!   writing end any more, and a child holds it until its program is about to run: so what is there to be found is found, at
+//!   once or a moment later (Linux; on systems without `/proc` a worker that is killed within these microseconds leaves one
+//!   command).
 //! - **A number that is used again.** The guard remembers when the leader of a group was started, and kills no group whose
 //!   leader was started at another time. The number of a group with members is not given to anybody else by the system.
 //! - **Signals** for the worker are not for the guard: it is in a group of its own, and SIGTERM, SIGINT, SIGQUIT and SIGHUP
@@ -194,6 +195,11 @@ impl Guarded {
     /// The variable that the command must have in its environment.
     pub(super) fn mark(&self) -> (OsString, OsString) {
         (MARK.into(), mark(&self.guard.token, self.start).into())
+    }
+
+    /// Kills the command of a start that failed, if it runs all the same; whether it did. Without `/proc` nothing is found.
+    pub(super) fn kill(&self) -> bool {
+        watch::kill_marked(&[watch::variable(&self.guard.token, self.start)])
     }
 
     /// The command was started, as the leader of this group.

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::{MARK, Said, mark};
+
+/// How long after the first look for commands without a group the second one comes: a process that becomes another program
+/// shows the environment of neither for a moment.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Is the guard: reads from stdin what the worker says, until it is gone; kills then what is left of its commands, and
 /// returns. A program calls it first of all, while it has no other thread: what stops a worker must not stop its guard.
@@ -17,10 +22,12 @@ pub fn serve() {
     }
     // Blocked for ever, which is to ignore them. It fails for signals that are none.
     signals.thread_block().ok();
-    watch(io::stdin().lock());
+    #[expect(clippy::disallowed_methods, reason = "the guard has one thread and no runtime")]
+    watch(io::stdin().lock(), || std::thread::sleep(LOOK_AGAIN_AFTER));
 }
 
-fn watch(from_worker: impl BufRead) {
+/// `pause` passes the time between two looks.
+fn watch(from_worker: impl BufRead, pause: impl FnOnce()) {
     let mut watched = Watched::default();
     for line in from_worker.lines() {
         // A pipe that can't be read is as good as its end: better to kill than to leave something.
@@ -35,6 +42,8 @@ fn watch(from_worker: impl BufRead) {
     }
     let marks = watched.without_group();
     if !marks.is_empty() {
+        kill_marked(&marks);
+        pause();
         kill_marked(&marks);
     }
 }
@@ -83,8 +92,13 @@ impl Watched {
     /// The marks of the commands that may have been started, and whose groups were not told.
     fn without_group(&self) -> Vec<String> {
         let starts = self.starts.iter().filter(|(_, group)| group.is_none());
-        starts.map(|(start, _)| format!("{MARK}={}", mark(&self.token, *start))).collect()
+        starts.map(|(start, _)| variable(&self.token, *start)).collect()
     }
+}
+
+/// The variable of a start, as it stands in an environment.
+pub(super) fn variable(token: &str, start: u64) -> String {
+    format!("{MARK}={}", mark(token, start))
 }
 
 /// When a process was started, in the system's ticks since it booted.
@@ -99,14 +113,16 @@ fn stat(process: Pid) -> Option<Vec<String>> {
     Some(fields.split_ascii_whitespace().map(ToOwned::to_owned).collect())
 }
 
-/// Kills whichever process has one of these in its environment, with its group if it leads one.
-fn kill_marked(marks: &[String]) {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+/// Kills whichever process has one of these variables in its environment, with its group if it leads one. Whether there was any.
+pub(super) fn kill_marked(marks: &[String]) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    let mut found = false;
     for process in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw) {
         let Ok(environment) = std::fs::read(format!("/proc/{process}/environ")) else { continue };
         if !environment.split(|byte| *byte == 0).any(|variable| marks.iter().any(|mark| mark.as_bytes() == variable)) {
             continue;
         }
+        found = true;
         let group = stat(process).and_then(|fields| fields.get(2)?.parse().ok()).map(Pid::from_raw);
         if group == Some(process) {
             killpg(process, Signal::SIGKILL).ok();
@@ -114,10 +130,14 @@ fn kill_marked(marks: &[String]) {
             kill(process, Signal::SIGKILL).ok();
         }
     }
+    found
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Command;
+
     use super::*;
 
     fn watched(told: &str, started_at: impl Fn(Pid) -> Option<u64>) -> Watched {
@@ -145,6 +165,17 @@ mod tests {
         let watched = watched("token t, ? 1, + 1 40, - 1, ? 2, ? 3, + 3 41, ? 4, - 4", |_| None);
         assert_eq!(watched.left(|_| None), [Pid::from_raw(41)]);
         assert_eq!(watched.without_group(), ["RELAY_GUARD=t-2"]);
+    }
+
+    #[test]
+    fn a_command_that_shows_its_environment_only_at_the_second_look_is_killed_as_well() {
+        let token = format!("test-{}", std::process::id());
+        let mut late = None;
+        watch(format!("token {token}\n? 1\n").as_bytes(), || {
+            let mut command = Command::new("sleep");
+            late = Some(command.arg("600").env(MARK, mark(&token, 1)).process_group(0).spawn().unwrap());
+        });
+        assert_eq!(late.unwrap().wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
 
     #[test]
