@@ -287,3 +287,61 @@ async fn a_finished_run_is_not_ended_once_more_where_the_server_keeps_its_record
     let lookup = stage.broker.results.lookup(&"acme".parse().unwrap(), job).await.unwrap();
     assert!(matches!(lookup, Lookup::Absent), "{lookup:?}");
 }
+
+impl Stage {
+    /// The jobs that a sweep ends by their time.
+    async fn swept(&self, broker: &Broker) -> Vec<JobId> {
+        let mut ended = Vec::new();
+        loop {
+            let swept = broker.jobs.sweep(STEP).await.unwrap();
+            ended.extend(swept.expired.iter().map(|result| result.job_id));
+            if !swept.more {
+                ended.sort();
+                return ended;
+            }
+        }
+    }
+
+    /// Removes every result, as an operator may.
+    async fn purge_results(&self) {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(self.server.url()).await.unwrap());
+        jetstream.get_stream(names::RESULTS_STREAM).await.unwrap().purge().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_settled_and_lost_its_result_ends_as_expired_in_one_sweep_after_its_deadline() {
+    const JOBS: usize = 3;
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+    let mut jobs = stage.submit_many("acme", JOBS, 0).await;
+    for _ in 0..JOBS {
+        stage.succeed("done").await;
+    }
+    jobs.sort();
+    assert_eq!(stage.swept(&stage.broker).await, []);
+    stage.purge_results().await;
+    assert_eq!(stage.swept(&stage.broker).await, [], "before its deadline a run has its time");
+    stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+    assert_eq!(stage.swept(&stage.broker).await, jobs);
+    for job in &jobs {
+        assert_eq!(stage.outcome("acme", *job).await, Some(Outcome::Expired));
+    }
+    assert_eq!(stage.swept(&stage.broker).await, [], "each ends once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_lost_after_the_deadline_of_their_runs_are_missed_by_the_next_sweep_of_any_process() {
+    for by_another in [false, true] {
+        let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+        let job = stage.submit("acme", Some("key".to_owned()), vec![]).await;
+        stage.succeed("done").await;
+        stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+        assert_eq!(stage.swept(&stage.broker).await, [], "it has its result");
+        assert_eq!(stage.outcome("acme", job).await, Some(Outcome::Succeeded));
+        stage.purge_results().await;
+        let settings = Settings { clock: stage.clock.clone(), ..Settings::default() };
+        let config = NatsConfig::new([stage.server.url()]);
+        let other = Nats::connect(config, Wait::AtMost(CONNECT), settings).await.unwrap().broker();
+        assert_eq!(stage.swept(if by_another { &other } else { &stage.broker }).await, [job]);
+    }
+}
