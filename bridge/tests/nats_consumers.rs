@@ -203,3 +203,31 @@ async fn what_has_ended_is_not_given_out_again_by_four_processes_when_somebody_r
     let again = ran.lock().unwrap().len() - submitted.len();
     assert_eq!(again, 0, "so many of {} ran again", submitted.len());
 }
+
+#[tokio::test]
+async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clients_jobs() {
+    let server = NatsServer::start().await;
+    let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    let mut policy = QueuePolicy { lease: Duration::from_secs(300), ..QueuePolicy::default() };
+    policy.client_defaults.max_running = 1;
+    broker.policies.put_policy(&queue, &policy, None).await.unwrap();
+    // The lane's consumer is made with its first job.
+    let first = job(&queue);
+    broker.jobs.enqueue(first.clone()).await.unwrap();
+    let held = broker.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    for _ in 0..3 {
+        let stray = format!("relay.jobs.{queue}.acme.no-job");
+        jetstream.publish(stray, "{}".into()).await.unwrap().await.unwrap();
+    }
+    let next = job(&queue);
+    broker.jobs.enqueue(next.clone()).await.unwrap();
+    let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&held.job, end, "text/plain", "done".into());
+    broker.leasing.record(&result).await.unwrap();
+    broker.leasing.settle(&held.receipt, &Settlement::Complete).await.unwrap();
+    let leased = broker.leasing.lease(&request(&queue, 1)).await.unwrap();
+    assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [next.id]);
+    let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+    assert_eq!(stream.consumer_info("acme").await.unwrap().num_ack_pending, 1, "the job, and nothing else");
+}

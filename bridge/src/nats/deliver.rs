@@ -182,10 +182,15 @@ impl Nats {
         message: Message,
         asked_at: Instant,
     ) -> Option<Delivery> {
+        let reply = message.reply.clone();
         let pulled = match read(message, self.api().context().clone()) {
             Ok(pulled) => pulled,
             Err(failure) => {
-                tracing::error!(queue = %line.queue, error = %failure, "a message that is no job's record is left alone");
+                tracing::warn!(queue = %line.queue, error = %failure, "a message that is no job's record is taken out of line");
+                // Unless that is lost it takes no place of its client's jobs. If it is, it comes again when its lease ends.
+                if let Some(reply) = reply {
+                    drop(self.api().answer(&reply, "+TERM", "lease").await);
+                }
                 return None;
             }
         };
