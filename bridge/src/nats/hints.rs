@@ -32,7 +32,7 @@ const LATELY_MAX: usize = 4_096;
 const TIMER: &str = "timer";
 /// Before the job in what a control subject says of one.
 const ENDED: &str = "ended ";
-/// What a control subject says when a consumer of the queue is not where it was.
+/// Said on a control subject when a consumer of the queue is not where it was.
 pub(super) const BEGAN_ANEW: &str = "anew";
 
 /// What a write means to workers.

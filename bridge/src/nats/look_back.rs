@@ -30,7 +30,7 @@ pub(super) struct LookingBack {
     log: Mutex<Option<Log>>,
 }
 
-/// What there was of the stream of results.
+/// The stream of results as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Log {
     /// When it was made, in nanoseconds since the epoch.
@@ -88,7 +88,7 @@ impl LookingBack {
         lanes.insert((queue.clone(), lane.clone()), back);
     }
 
-    /// What the stream of results has now: all is looked at again if it lost some.
+    /// Takes note of the stream of results: all is looked at again if it lost some.
     fn saw(&self, log: Log) {
         let before = self.log.lock().unwrap_or_else(PoisonError::into_inner).replace(log);
         if before.is_some_and(|before| before.lost(log)) {
@@ -133,7 +133,7 @@ impl Nats {
             let stretch = Stretch { from: back.next, subject: lane.filter(queue), messages, bytes: BYTES_MAX };
             let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
             let settled = batch.messages.into_iter().take_while(|stored| stored.seq <= floor);
-            // What can't be read was left out by the workers, and no result would say of which run it is.
+            // The workers left out those that can't be read, and no result would say of which run they are.
             let settled: Vec<_> = settled.map(|stored| (stored.seq, Record::read(stored).ok())).collect();
             if settled.is_empty() {
                 back.next = floor + 1;

@@ -22,7 +22,7 @@ struct Furthest {
     at: Instant,
 }
 
-/// What a consumer delivered, or says that it delivered last.
+/// A delivery of a consumer, or the last one that it says it made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Delivered {
     /// The consumer's number of the delivery.
@@ -54,7 +54,7 @@ impl Orders {
         };
         let goes_on = match of.stored {
             Some(stored) => delivery > known.delivery && stored > known.stored,
-            // What the server says of where it is may be the same twice.
+            // The server may say twice where it is.
             None => delivery >= known.delivery,
         };
         if goes_on {

@@ -265,7 +265,7 @@ impl Nats {
         let record = match Record::read(stored) {
             Ok(record) => record,
             Err(stray) => {
-                // Whoever takes it out of line says so aloud.
+                // The worker that takes it out of line warns of it.
                 tracing::debug!(error = %stray, "passed over by the sweep: look at it with `nats stream get`");
                 return Ok(true);
             }
