@@ -2,27 +2,33 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
+use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Job, QueueName, Submission};
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{Job, JobId, JobResult, QueueName, Submission};
 use relay_bridge::leasing::{Held, LeaseRequest};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, names};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::NatsServer;
+use tokio::task::JoinSet;
 
 async fn open(server: &NatsServer) -> Nats {
     let wait = Wait::AtMost(Duration::from_secs(30));
     Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap()
 }
 
-fn job(queue: &QueueName) -> Job {
-    let submission = Submission {
+fn submission(queue: &QueueName) -> Submission {
+    Submission {
         client: "acme".parse().unwrap(),
         queue: queue.clone(),
         key: None,
@@ -32,8 +38,11 @@ fn job(queue: &QueueName) -> Job {
         payload: "payload".into(),
         delay: Duration::ZERO,
         expires_in: None,
-    };
-    submission.accept(&QueuePolicy::default(), Clock::system().now())
+    }
+}
+
+fn job(queue: &QueueName) -> Job {
+    submission(queue).accept(&QueuePolicy::default(), Clock::system().now())
 }
 
 fn request(queue: &QueueName, max: u32) -> LeaseRequest {
@@ -118,4 +127,107 @@ async fn a_lease_that_is_made_shorter_is_shorter_for_the_next_holder_and_not_for
     second.jobs.enqueue(job(&queue)).await.unwrap();
     let next = second.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
     assert_eq!(next.lease, Duration::from_secs(1));
+}
+
+/// The consumer with the client's jobs, as somebody else sees it.
+async fn consumer(server: &NatsServer, queue: &QueueName) -> (jetstream::Context, pull::Config) {
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = jetstream.get_stream(names::jobs_stream(queue)).await.unwrap();
+    let config = stream.consumer_info("acme").await.unwrap().config;
+    let config = pull::Config {
+        durable_name: config.durable_name,
+        filter_subject: config.filter_subject,
+        ack_policy: config.ack_policy,
+        ack_wait: config.ack_wait,
+        max_deliver: config.max_deliver,
+        max_ack_pending: config.max_ack_pending,
+        ..pull::Config::default()
+    };
+    (jetstream, config)
+}
+
+/// A worker of its own process: what it was given, and whether that had a result when it was.
+async fn work(broker: Broker, queue: QueueName, ran: Arc<Mutex<Vec<JobId>>>) {
+    loop {
+        for delivery in broker.leasing.lease(&request(&queue, 16)).await.unwrap() {
+            ran.lock().unwrap().push(delivery.job.id);
+            let end = End { attempt: delivery.attempt, started_at: None, finished_at: Clock::system().now() };
+            let result = JobResult::succeeded(&delivery.job, end, "text/plain", "done".into());
+            broker.leasing.record(&result).await.unwrap();
+            broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_is_not_given_out_again_by_four_processes_when_somebody_resets_or_makes_anew_their_consumer() {
+    const JOBS: usize = 750;
+    const MORE: usize = 50;
+    let server = NatsServer::start().await;
+    let queue: QueueName = "work".parse().unwrap();
+    let submitter = open(&server).await.broker();
+    submitter.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let (ran, mut workers) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
+    for _ in 0..4 {
+        workers.spawn(work(open(&server).await.broker(), queue.clone(), Arc::clone(&ran)));
+    }
+    let mut submitted = BTreeSet::new();
+    for (round, jobs) in [JOBS, MORE, MORE].into_iter().enumerate() {
+        for number in 0..jobs {
+            let job = Submission { key: Some(format!("{round}-{number}").parse().unwrap()), ..submission(&queue) }
+                .accept(&QueuePolicy::default(), Clock::system().now());
+            submitter.jobs.enqueue(job.clone()).await.unwrap();
+            submitted.insert(job.id);
+        }
+        // Until nothing is left and nobody holds anything.
+        let settled = async {
+            while submitter.jobs.depth(&queue).await.unwrap().leased > 0
+                || submitter.jobs.depth(&queue).await.unwrap().waiting > 0
+                || !submitted.iter().all(|job| ran.lock().unwrap().contains(job))
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(120), settled).await.expect("all of them end");
+        let (jetstream, config) = consumer(&server, &queue).await;
+        if round == 0 {
+            let reset = format!("CONSUMER.RESET.{}.acme", names::jobs_stream(&queue));
+            let answer: serde_json::Value = jetstream.request(reset, &serde_json::json!({ "seq": 1 })).await.unwrap();
+            assert_eq!(answer["reset_seq"], 1, "{answer}");
+        } else if round == 1 {
+            let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+            stream.delete_consumer("acme").await.unwrap();
+            stream.create_consumer(config).await.unwrap();
+        }
+    }
+    let again = ran.lock().unwrap().len() - submitted.len();
+    assert_eq!(again, 0, "so many of {} ran again", submitted.len());
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clients_jobs() {
+    let server = NatsServer::start().await;
+    let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    let mut policy = QueuePolicy { lease: Duration::from_secs(300), ..QueuePolicy::default() };
+    policy.client_defaults.max_running = 1;
+    broker.policies.put_policy(&queue, &policy, None).await.unwrap();
+    // The lane's consumer is made with its first job.
+    let first = job(&queue);
+    broker.jobs.enqueue(first.clone()).await.unwrap();
+    let held = broker.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    for _ in 0..3 {
+        let stray = format!("relay.jobs.{queue}.acme.no-job");
+        jetstream.publish(stray, "{}".into()).await.unwrap().await.unwrap();
+    }
+    let next = job(&queue);
+    broker.jobs.enqueue(next.clone()).await.unwrap();
+    let end = End { attempt: 1, started_at: None, finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&held.job, end, "text/plain", "done".into());
+    broker.leasing.record(&result).await.unwrap();
+    broker.leasing.settle(&held.receipt, &Settlement::Complete).await.unwrap();
+    let leased = broker.leasing.lease(&request(&queue, 1)).await.unwrap();
+    assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [next.id]);
+    let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+    assert_eq!(stream.consumer_info("acme").await.unwrap().num_ack_pending, 1, "the job, and nothing else");
 }

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{JobId, JobResult, Outcome, QueueName, Submission};
+use relay_bridge::contract::{JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{JobFilter, Listed};
 use relay_bridge::leasing::LeaseRequest;
@@ -286,4 +286,110 @@ async fn a_finished_run_is_not_ended_once_more_where_the_server_keeps_its_record
     assert!(swept.expired.is_empty(), "{:?}", swept.expired);
     let lookup = stage.broker.results.lookup(&"acme".parse().unwrap(), job).await.unwrap();
     assert!(matches!(lookup, Lookup::Absent), "{lookup:?}");
+}
+
+impl Stage {
+    /// The jobs that a sweep ends by their time.
+    async fn swept(&self, broker: &Broker) -> Vec<JobId> {
+        let mut ended = Vec::new();
+        loop {
+            let swept = broker.jobs.sweep(STEP).await.unwrap();
+            ended.extend(swept.expired.iter().map(|result| result.job_id));
+            if !swept.more {
+                ended.sort();
+                return ended;
+            }
+        }
+    }
+
+    /// Removes every result, as an operator may.
+    async fn purge_results(&self) {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(self.server.url()).await.unwrap());
+        jetstream.get_stream(names::RESULTS_STREAM).await.unwrap().purge().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_settled_and_lost_its_result_ends_as_expired_in_one_sweep_after_its_deadline() {
+    const JOBS: usize = 3;
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+    let mut jobs = stage.submit_many("acme", JOBS, 0).await;
+    for _ in 0..JOBS {
+        stage.succeed("done").await;
+    }
+    jobs.sort();
+    assert_eq!(stage.swept(&stage.broker).await, []);
+    stage.purge_results().await;
+    assert_eq!(stage.swept(&stage.broker).await, [], "before its deadline a run has its time");
+    stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+    assert_eq!(stage.swept(&stage.broker).await, jobs);
+    for job in &jobs {
+        assert_eq!(stage.outcome("acme", *job).await, Some(Outcome::Expired));
+    }
+    assert_eq!(stage.swept(&stage.broker).await, [], "each ends once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_lost_after_the_deadline_of_their_runs_are_missed_by_the_next_sweep_of_any_process() {
+    for by_another in [false, true] {
+        let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+        let job = stage.submit("acme", Some("key".to_owned()), vec![]).await;
+        stage.succeed("done").await;
+        stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+        assert_eq!(stage.swept(&stage.broker).await, [], "it has its result");
+        assert_eq!(stage.outcome("acme", job).await, Some(Outcome::Succeeded));
+        stage.purge_results().await;
+        let settings = Settings { clock: stage.clock.clone(), ..Settings::default() };
+        let config = NatsConfig::new([stage.server.url()]);
+        let other = Nats::connect(config, Wait::AtMost(CONNECT), settings).await.unwrap().broker();
+        assert_eq!(stage.swept(if by_another { &other } else { &stage.broker }).await, [job]);
+    }
+}
+
+impl Stage {
+    /// How many messages the server has got so far, and how many bytes it has sent.
+    async fn traffic(&self) -> (u64, u64) {
+        let told = self.server.monitor("/varz").await.unwrap();
+        (told["in_msgs"].as_u64().unwrap(), told["out_bytes"].as_u64().unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_list_costs_as_much_with_ten_times_the_jobs_whatever_it_is_filtered_by() {
+    const LIMIT: u32 = 50;
+    let (stage, mut most) = (Stage::open(Clock::system(), DAY).await, Vec::new());
+    let mut jobs = 0;
+    for all in [300, 3_000] {
+        stage.submit_many(&format!("of-{all}"), all, 1_024).await;
+        // Of others, in between: a stream is read by its sequences.
+        stage.submit_many("other", all, 0).await;
+        for (state, key_prefix) in [
+            (None, None),
+            (Some(JobState::Finished(Outcome::Succeeded)), None),
+            (Some(JobState::Queued), Some(format!("of-{all}-29"))),
+        ] {
+            let (mut after, mut found, mut cost) = (None, 0, (0, 0));
+            loop {
+                let filter = JobFilter { queue: None, state, key_prefix: key_prefix.clone(), after, limit: LIMIT };
+                let before = stage.traffic().await;
+                let page = stage.broker.jobs.list(&format!("of-{all}").parse().unwrap(), &filter).await.unwrap();
+                let now = stage.traffic().await;
+                cost = (cost.0.max(now.0 - before.0), cost.1.max(now.1 - before.1));
+                found += page.jobs.len();
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            most.push((all, state, cost));
+            jobs += found;
+        }
+    }
+    // All, none of them, and the numbers that begin with 29: 29 and 290 to 299, then 2900 to 2999 too.
+    assert_eq!(jobs, 300 + 11 + 3_000 + 111);
+    for (all, state, (requests, bytes)) in most {
+        // A result, a report and a record for each of twice the limit, and as many once more for finding them.
+        assert!(requests <= 8 * u64::from(LIMIT), "a page of {all} jobs in {state:?} took {requests} requests");
+        assert!(bytes <= 4 * 1024 * 1024, "a page of {all} jobs in {state:?} took {bytes} bytes");
+    }
 }

@@ -1,12 +1,12 @@
 //! A row of `jobs` with its payload's envelope, and what it means to a submitter.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, Row, params};
 
 use super::ids::{Recent, find_seq};
 use super::schema::unavailable;
 use super::state::unreadable;
-use crate::contract::envelope::decode_job;
+use crate::contract::envelope::{decode_job, decode_job_head};
 use crate::contract::{Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};
 use crate::error::BrokerError;
 
@@ -20,6 +20,9 @@ pub(super) const FINISHED: i64 = 3;
 pub(super) const PAYLOAD_GONE: i64 = 0;
 pub(super) const PAYLOAD_KEPT: i64 = 1;
 pub(super) const PAYLOAD_UNTIL_END: i64 = 2;
+
+/// How many bytes of an envelope are read where its payload is not wanted. More than what comes before that, mostly.
+const HEAD_MAX: usize = 16 * 1024;
 
 /// The columns that [`JobRow::read`] expects, of `jobs AS j`. A macro, so that statements are literals.
 macro_rules! job_columns {
@@ -123,8 +126,21 @@ impl JobRow {
 
     /// What the submitter may know.
     pub(super) fn status(&self, conn: &Connection, now: Timestamp) -> Result<JobStatus, BrokerError> {
-        let job = self.job(conn)?;
+        let job = if self.size > HEAD_MAX as u64 { self.head(conn)? } else { self.job(conn)? };
         Ok(self.status_of(job, now))
+    }
+
+    /// The job in its current run without its payload: of a large one no more than the beginning is read.
+    fn head(&self, conn: &Connection) -> Result<Job, BrokerError> {
+        let read = |e| unavailable(e, "read job");
+        let blob = conn.blob_open(MAIN_DB, "payloads", "envelope", self.seq, true).map_err(read)?;
+        let mut head = vec![0; blob.len().min(HEAD_MAX)];
+        blob.read_at_exact(&mut head, 0).map_err(read)?;
+        match decode_job_head(&head.into()) {
+            Ok(job) => Ok(self.in_current_run(job)),
+            // It may go on behind what was read.
+            Err(_) => self.job(conn),
+        }
     }
 
     /// The same from a job that was read already.
@@ -153,5 +169,77 @@ impl JobRow {
             finished_at: self.finished_at,
             next_attempt_at: Some(self.due_at).filter(|due| self.state == PARKED && *due > now),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::envelope::encode_job;
+    use crate::contract::{Job, Submission};
+    use crate::embedded::schema;
+    use crate::policy::QueuePolicy;
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(1_763_865_086_007)
+    }
+
+    fn job(headers: usize, payload: usize) -> Job {
+        let submission = Submission {
+            client: "me".parse().unwrap(),
+            queue: "mail".parse().unwrap(),
+            key: Some("key".parse().unwrap()),
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: (0..headers).map(|number| (format!("x-{number}"), "x".repeat(1_000))).collect(),
+            payload: vec![7; payload].into(),
+            delay: Default::default(),
+            expires_in: None,
+        };
+        submission.accept(&QueuePolicy::default(), now())
+    }
+
+    /// The row of a job of whose envelope the last `cut` bytes are missing.
+    fn stored(conn: &Connection, job: &Job, cut: usize) -> JobRow {
+        let envelope = encode_job(job, Default::default());
+        conn.execute("INSERT INTO payloads(seq, envelope) VALUES(1, ?1)", params![&envelope[..envelope.len() - cut]])
+            .unwrap();
+        JobRow {
+            seq: 1,
+            queue: 1,
+            client: 1,
+            id: job.id,
+            run: job.run_id,
+            generation: 1,
+            state: WAITING,
+            attempt: 0,
+            timer_at: job.expires_at,
+            due_at: job.due_at,
+            expires_at: job.expires_at,
+            size: job.payload.len() as u64,
+            payload: PAYLOAD_KEPT,
+            started_at: None,
+            finished_at: None,
+            outcome: None,
+            in_order_at: None,
+        }
+    }
+
+    #[test]
+    fn a_status_reads_no_large_payload() {
+        let (conn, job) = (schema::open(None).unwrap().connection, job(3, 1024 * 1024));
+        // Without its end the payload can't be read, as a reader of it sees.
+        let row = stored(&conn, &job, 1);
+        row.job(&conn).unwrap_err();
+        let status = row.status(&conn, now()).unwrap();
+        assert_eq!((status.key, status.headers, status.fingerprint), (job.key, job.headers, job.fingerprint));
+        assert_eq!((status.size, status.accepted_at, status.expires_at), (1024 * 1024, now(), job.expires_at));
+    }
+
+    #[test]
+    fn a_status_has_all_headers_also_where_they_are_long() {
+        let (conn, job) = (schema::open(None).unwrap().connection, job(30, 1024 * 1024));
+        let status = stored(&conn, &job, 0).status(&conn, now()).unwrap();
+        assert_eq!(status.headers, job.headers);
     }
 }

@@ -80,6 +80,9 @@ pub(super) struct ConsumerInfo {
 /// Up to where everything was settled, or delivered.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct Floor {
+    /// The consumer's own number: of its deliveries, as they were made.
+    #[serde(default)]
+    pub(super) consumer_seq: u64,
     #[serde(default)]
     pub(super) stream_seq: u64,
 }

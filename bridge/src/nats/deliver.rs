@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Line;
 use super::names::Lane;
+use super::order::{Delivered, Order};
 use super::receipt::Token;
 use super::record::{Record, Stored, doubtful};
 use super::state::Held;
@@ -45,6 +46,8 @@ struct Pulled {
     reply: String,
     /// How often the server delivered this message, this time included.
     delivered: u64,
+    /// The consumer's number of this delivery.
+    number: u64,
 }
 
 /// Deliveries on their way to the caller. If the caller is gone, they go back without spending an attempt.
@@ -179,10 +182,15 @@ impl Nats {
         message: Message,
         asked_at: Instant,
     ) -> Option<Delivery> {
+        let reply = message.reply.clone();
         let pulled = match read(message, self.api().context().clone()) {
             Ok(pulled) => pulled,
             Err(failure) => {
-                tracing::error!(queue = %line.queue, error = %failure, "a message that is no job's record is left alone");
+                tracing::warn!(queue = %line.queue, error = %failure, "a message that is no job's record is taken out of line");
+                // Unless that is lost it takes no place of its client's jobs. If it is, it comes again when its lease ends.
+                if let Some(reply) = reply {
+                    drop(self.api().answer(&reply, "+TERM", "lease").await);
+                }
                 return None;
             }
         };
@@ -190,7 +198,12 @@ impl Nats {
             // No hint told of it, so it took the place of something that one told of.
             line.more(&pulled.lane);
         }
-        match self.examine(line, &pulled).await {
+        let stored = (pulled.delivered == 1).then_some(pulled.record.seq);
+        let order = line.saw(&pulled.lane, Delivered { delivery: pulled.number, stored, asked_at });
+        if order == Order::BeginsAnew {
+            self.begins_anew(line, &pulled.lane).await;
+        }
+        match self.examine(line, &pulled, order == Order::Unclear).await {
             Ok(Some(job)) => {
                 line.standing.served(&pulled.lane);
                 let again = pulled.delivered > 1;
@@ -211,10 +224,13 @@ impl Nats {
     }
 
     /// The job, if it is to be given out; else its delivery is settled here.
-    async fn examine(&self, line: &Line, pulled: &Pulled) -> Result<Option<Job>, BrokerError> {
+    async fn examine(&self, line: &Line, pulled: &Pulled, is_unclear: bool) -> Result<Option<Job>, BrokerError> {
         let record = &pulled.record;
-        let in_doubt =
-            pulled.delivered > 1 || record.charged() > 0 || record.is_doubtful() || line.is_below_mark(record.seq);
+        let in_doubt = is_unclear
+            || pulled.delivered > 1
+            || record.charged() > 0
+            || record.is_doubtful()
+            || line.is_below_mark(record.seq);
         let replaced = match pulled.delivered > 1 {
             true => self.is_replaced(record).await,
             false => Ok(false),
@@ -288,7 +304,7 @@ impl Nats {
     }
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
-        let Pulled { record, lane: from, reply, delivered } = &pulled;
+        let Pulled { record, lane: from, reply, delivered, .. } = &pulled;
         let (attempt, leased_at, lease) =
             (attempt(&pulled), self.clock().now(), self.consumers().lease(&job.queue, from, policy));
         let token = Token {
@@ -336,10 +352,10 @@ fn read(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerE
     let message = jetstream::Message { message, context };
     let info = message.info().map_err(|e| corrupt("a subject for answers that no server wrote").with_source(e))?;
     let (seq, at) = (info.stream_sequence, api::millis(info.published.unix_timestamp_nanos()));
-    let delivered = u64::try_from(info.delivered).unwrap_or(1);
+    let (delivered, number) = (u64::try_from(info.delivered).unwrap_or(1), info.consumer_sequence);
     let Message { subject, headers, payload, .. } = message.message;
     let subject = subject.into_string();
     let record = Record::read(Stored { subject, seq, headers: headers.unwrap_or_default(), payload, at })?;
     let lane = record.address.lane(record.place).ok_or_else(|| corrupt("a record that is in no line"))?;
-    Ok(Pulled { record, lane, reply: reply.into_string(), delivered })
+    Ok(Pulled { record, lane, reply: reply.into_string(), delivered, number })
 }

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode};
+use async_nats::{HeaderMap, Message, StatusCode};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::api::taken;
-use super::hints::Listening;
+use super::hints::{self, Listening};
 use super::names::Lane;
+use super::order::{Delivered, Order, Orders};
 use super::standing::Standing;
 use super::turns::{Told, Turns, Wanted};
 use super::{Nats, names, stream_api};
@@ -53,6 +54,7 @@ pub(super) struct Line {
     pub(super) queue: QueueName,
     turns: Mutex<Turns>,
     pub(super) standing: Standing,
+    orders: Mutex<Orders>,
     /// Lanes whose last pull ran out of its time, and when to ask about them.
     doubts: Mutex<HashMap<Lane, Instant>>,
     /// Woken once for each thing that may be there to take.
@@ -114,6 +116,7 @@ impl Line {
             queue,
             turns: Mutex::default(),
             standing: Standing::default(),
+            orders: Mutex::default(),
             doubts: Mutex::default(),
             woken: Notify::new(),
             mark: AtomicU64::new(u64::MAX),
@@ -134,6 +137,11 @@ impl Line {
         let raised = self.raised.fetch_add(1, Ordering::AcqRel) + 1;
         self.mark.store(u64::MAX, Ordering::Release);
         raised
+    }
+
+    /// Whether the lane's consumer goes on where it was.
+    pub(super) fn saw(&self, lane: &Lane, delivered: Delivered) -> Order {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).saw(lane, delivered, Instant::now())
     }
 
     /// The lane may give one more, or has more than was hinted.
@@ -255,6 +263,12 @@ impl Nats {
         line.lively.store(timers > 0 || listed.iter().any(|info| info.num_ack_pending > 0), Ordering::Release);
         (round.at, round.connections) = (Some(asked), connections);
         round.made += 1;
+        for (lane, info) in listed.iter().filter_map(|info| Some((info.lane()?, info))) {
+            let last = Delivered { delivery: info.delivered.consumer_seq, stored: None, asked_at: asked };
+            if line.saw(&lane, last) == Order::BeginsAnew {
+                self.begins_anew(line, &lane).await;
+            }
+        }
         let mut turns = line.turns();
         for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
             if let Some(lane) = info.lane() {
@@ -289,6 +303,15 @@ impl Nats {
             line.mark.store(stream.info.state.last_sequence, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// The lane's consumer was reset, or somebody made another of its name: here and in the other processes every job that is
+    /// stored is looked up from now on.
+    pub(super) async fn begins_anew(&self, line: &Line, lane: &Lane) {
+        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer began anew: what it delivers is looked up first");
+        let told = self.api().tell(names::control(&line.queue), HeaderMap::new(), hints::BEGAN_ANEW.into());
+        // If it fails, every job is looked up until the stream was asked again.
+        drop(tokio::join!(self.raise_mark(line), told));
     }
 
     /// Asks about the lanes that are in doubt.

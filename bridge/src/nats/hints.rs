@@ -32,6 +32,8 @@ const LATELY_MAX: usize = 4_096;
 const TIMER: &str = "timer";
 /// Before the job in what a control subject says of one.
 const ENDED: &str = "ended ";
+/// Said on a control subject when a consumer of the queue is not where it was.
+pub(super) const BEGAN_ANEW: &str = "anew";
 
 /// What a write means to workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +222,10 @@ impl Listening {
         loop {
             let heard = tokio::select! {
                 Some(hint) = self.hints.next() => Heard::read(&hint.subject, &hint.payload),
-                Some(told) = self.control.next() => Heard::Told(told.payload),
+                Some(told) = self.control.next() => match told.payload {
+                    anew if *anew == *BEGAN_ANEW.as_bytes() => Heard::Changed,
+                    told => Heard::Told(told),
+                },
                 Some(_) = self.changes.next() => Heard::Changed,
                 () = &mut asking, if !asking.is_terminated() => Heard::Asked,
                 () = closing.cancelled() => return,

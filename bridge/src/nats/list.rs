@@ -23,16 +23,19 @@ use crate::job_queue::{JobFilter, Listed};
 const OPERATION: &str = "list";
 /// The most jobs of one list.
 const LIST_MAX: u32 = 1_000;
-/// The most records that one call reads, over all queues, and at least [`BATCH_MAX`] of each.
-const LOOK_MAX: usize = 4_000;
-/// How many bytes of records one call reads, over all queues, about.
-const LOOK_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How many records one call reads for each job that it may answer, over all queues; of each queue a few at least, and more
+/// if it takes more to find the first.
+const LOOK_MAX: usize = 2;
+/// The least that each queue may have.
+const LOOK_MIN: usize = 8;
+/// How many bytes of records, and of results, one call reads, over all queues, about.
+const LOOK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many of them each queue may have, however many queues there are.
 const LOOK_BYTES_MIN: usize = 64 * 1024;
 /// The width of the first window, in sequences of the stream.
 const WINDOW: u64 = 32;
 /// How many jobs are looked up at once.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
 /// How many bytes of records come in one read, about.
 const BYTES_MAX: usize = 1024 * 1024;
 
@@ -63,6 +66,13 @@ struct Look {
     bytes: usize,
 }
 
+impl Look {
+    /// The most records of one read.
+    fn at_once(&self) -> usize {
+        self.records.min(BATCH_MAX)
+    }
+}
+
 impl Nats {
     pub(super) async fn list_jobs(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         let queues = match &filter.queue {
@@ -77,7 +87,7 @@ impl Nats {
             },
         };
         let limit = filter.limit.clamp(1, LIST_MAX) as usize;
-        let records = (LOOK_MAX / queues.len().max(1)).max(BATCH_MAX);
+        let records = (LOOK_MAX * limit / queues.len().max(1)).max(LOOK_MIN);
         let look = Look {
             before,
             // In which state a job is has to be looked up, and its key is in the record.
@@ -94,7 +104,7 @@ impl Nats {
             lines.extend(found);
             lines.sort_by_key(|line| std::cmp::Reverse(line.rank()));
             // What may come after something unread is for the next call.
-            cut = cut.max(unread).max(lines.get(LOOK_MAX).map(|line| line.record.at));
+            cut = cut.max(unread).max(lines.get(LOOK_MAX * LIST_MAX as usize).map(|line| line.record.at));
             lines.retain(|line| cut.is_none_or(|cut| line.record.at > cut));
         }
         let mut listed = Listed::default();
@@ -102,17 +112,20 @@ impl Nats {
         let mut statuses = futures_util::stream::iter(lines)
             .map(|line| async move {
                 let begins = IdempotencyKey::begins_with(line.job.key.as_ref(), filter.key_prefix.as_deref());
-                (line.job.id, if begins { self.shown(line).await } else { Ok(None) })
+                let job = line.job.id;
+                (job, if begins { self.shown(line).await } else { Ok((0, None)) })
             })
             .buffered(AT_ONCE);
-        let mut looked_at = 0;
-        while let Some((job, status)) = statuses.next().await {
+        let (mut looked_at, mut bytes) = (0, 0);
+        while let Some((job, shown)) = statuses.next().await {
             looked_at += 1;
-            if let Some(status) = status?.filter(|status| wanted(status, filter)) {
+            let (size, status) = shown?;
+            bytes += size;
+            if let Some(status) = status.filter(|status| wanted(status, filter)) {
                 listed.jobs.push(status);
             }
             last = Some(job);
-            if listed.jobs.len() == limit {
+            if listed.jobs.len() == limit || bytes >= LOOK_BYTES_MAX {
                 break;
             }
         }
@@ -156,7 +169,7 @@ impl Nats {
                 return Ok((newest, Some(oldest)));
             }
             let from = end.saturating_sub(width).max(state.first_seq);
-            let (messages, wanted) = if too_wide { (1, 1) } else { (BATCH_MAX, BYTES_MAX.min(look.bytes)) };
+            let (messages, wanted) = if too_wide { (1, 1) } else { (look.at_once(), BYTES_MAX.min(look.bytes)) };
             let stretch = Stretch { from, subject: subject.clone(), messages, bytes: wanted };
             let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
             let count = batch.messages.len();
@@ -175,7 +188,7 @@ impl Nats {
             end = from;
             // Behind one that was too wide is the rest of it: there is something, and soon.
             too_wide &= count == 0;
-            if !too_wide && count < BATCH_MAX / 2 && size < BYTES_MAX.min(look.bytes) / 2 {
+            if !too_wide && count < look.at_once() / 2 && size < BYTES_MAX.min(look.bytes) / 2 {
                 width = width.saturating_mul(2);
             }
         }
@@ -216,17 +229,18 @@ impl Nats {
         (is_newest && is_here && line.job.keep_until() > self.clock().now()).then_some(line)
     }
 
-    /// The job as it is now; `None` if its result can't be read.
-    async fn shown(&self, Line { record, job, size }: Line) -> Result<Option<JobStatus>, BrokerError> {
+    /// The job as it is now, after the bytes of its result; `None` if that can't be read.
+    async fn shown(&self, Line { record, job, size }: Line) -> Result<(usize, Option<JobStatus>), BrokerError> {
         let kept = match self.kept_result(&job.client, job.id).await {
             Err(error) if is_unreadable(&error) => {
                 tracing::warn!(job_id = %job.id, %error, "left out of a list");
-                return Ok(None);
+                return Ok((0, None));
             }
             kept => kept?,
         };
+        let read = kept.as_ref().map_or(0, |kept| kept.result.payload.len());
         let status = self.status_of(&Found { record: Some((record, job)), kept }).await?;
-        Ok(status.map(|status| JobStatus { size, ..status }))
+        Ok((read, status.map(|status| JobStatus { size, ..status })))
     }
 }
 

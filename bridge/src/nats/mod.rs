@@ -7,8 +7,8 @@
 //!   needs them; `requests`, `alone` and `refusal`: how they are sent, asked once for many, and refused.
 //! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
 //!   `version`: which servers are too old.
-//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep`.
-//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing` and `consumers`: who gets the next job; `deliver`:
+//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`.
+//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing`, `order` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
@@ -45,7 +45,9 @@ mod leasing;
 mod letters;
 mod link;
 mod list;
+mod look_back;
 pub mod names;
+mod order;
 mod park;
 mod policy;
 mod provision;

@@ -3,7 +3,7 @@
 //!
 //! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a lane is looked at from its lowest
 //! unsettled record to the first one that is not due. Deadlines out of that order leave an entry of their own: shorter
-//! ones when they are written, longer ones when they are passed by.
+//! ones when they are written, longer ones when they are passed by. Settled records are looked at by [`super::look_back`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +16,7 @@ use super::Nats;
 use super::batch::{BATCH_MAX, Stretch};
 use super::census::Census;
 use super::deliver::UNREADABLE_FOR;
+use super::look_back::LookingBack;
 use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored, is_unreadable};
 use super::stream_api;
@@ -25,13 +26,13 @@ use crate::job_queue::Swept;
 use crate::policy::QueuePolicy;
 use crate::rules;
 
-const OPERATION: &str = "sweep";
+pub(super) const OPERATION: &str = "sweep";
 /// The most records of one step.
 const STEP_MAX: u32 = 1_000;
 /// The most places that are remembered.
-const PLACES_MAX: usize = 65_536;
+pub(super) const PLACES_MAX: usize = 65_536;
 /// How many bytes of records come in one read, about.
-const BYTES_MAX: usize = 1024 * 1024;
+pub(super) const BYTES_MAX: usize = 1024 * 1024;
 /// How long the entry of a cancel that was just begun is left alone.
 const BEGUN_JUST_NOW: Duration = Duration::from_secs(10);
 /// How much later than that of a job written in the same moment a deadline must be to be out of order.
@@ -44,6 +45,7 @@ pub(super) struct Sweeping {
     entries: Mutex<HashMap<QueueName, LeftAlone>>,
     first: AtomicUsize,
     pub(super) census: Census,
+    pub(super) looking_back: LookingBack,
 }
 
 /// The entries of a queue that were too young to be removed.
@@ -88,13 +90,15 @@ impl Sweeping {
 }
 
 /// One step as it goes.
-struct Step {
-    swept: Swept,
+pub(super) struct Step {
+    pub(super) swept: Swept,
     /// How many records and entries may still be dealt with.
     left: u32,
     /// How many entries may still be looked at: at most half of the step, so that lanes have theirs.
     entries: u32,
-    now: Timestamp,
+    /// How many settled records may still be looked at, so that many of them hold up nothing else.
+    pub(super) back: u32,
+    pub(super) now: Timestamp,
 }
 
 impl Step {
@@ -112,13 +116,14 @@ impl Nats {
         queues.rotate_left(first);
         let left = limit.clamp(1, STEP_MAX);
         let entries = left.div_ceil(2);
-        let mut step = Step { swept: Swept::default(), left, entries, now: self.clock().now() };
+        let mut step = Step { swept: Swept::default(), left, entries, back: left, now: self.clock().now() };
+        let log = self.look_at_log().await;
         let mut failed = Vec::new();
         for queue in &queues {
             if step.left == 0 {
                 break;
             }
-            match self.sweep_queue(queue, &mut step).await {
+            match self.sweep_queue(queue, log.is_ok(), &mut step).await {
                 // Removed just now.
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
                 Err(error) => {
@@ -137,18 +142,24 @@ impl Nats {
         Ok(step.swept)
     }
 
-    async fn sweep_queue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
+    async fn sweep_queue(&self, queue: &QueueName, has_log: bool, step: &mut Step) -> Result<(), BrokerError> {
         let policy = self.policies().require(queue, OPERATION).await?;
         self.restore_lost_lanes(queue, &policy).await;
         self.sweep_overdue(queue, step).await?;
         // A lane whose consumer has no leader just now is for the next step.
-        for info in self.answering_consumers(queue).await?.0 {
+        let consumers = self.answering_consumers(queue).await?.0;
+        let lanes: Vec<_> = consumers.iter().filter_map(|info| Some((info.lane()?, info))).collect();
+        for (lane, info) in &lanes {
             if step.left == 0 {
                 return Ok(());
             }
-            let open = info.num_pending + info.num_ack_pending > 0;
-            if let Some(lane) = info.lane().filter(|_| open) {
-                self.sweep_lane(queue, &lane, info.ack_floor.stream_seq + 1, &policy, step).await?;
+            if info.num_pending + info.num_ack_pending > 0 {
+                self.sweep_lane(queue, lane, info.ack_floor.stream_seq + 1, &policy, step).await?;
+            }
+        }
+        if has_log {
+            for (lane, info) in &lanes {
+                self.look_back(queue, lane, info.ack_floor.stream_seq, &policy, step).await?;
             }
         }
         Ok(())
@@ -254,7 +265,8 @@ impl Nats {
         let record = match Record::read(stored) {
             Ok(record) => record,
             Err(stray) => {
-                tracing::error!(error = %stray, "passed over by the sweep: look at it with `nats stream get`");
+                // The worker that takes it out of line warns of it.
+                tracing::debug!(error = %stray, "passed over by the sweep: look at it with `nats stream get`");
                 return Ok(true);
             }
         };
@@ -275,7 +287,7 @@ impl Nats {
     }
 
     /// Ends the run unless it has ended.
-    async fn end_by_time(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
+    pub(super) async fn end_by_time(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
         let kept = match self.kept_result(&job.client, job.id).await {
             Err(error) if is_unreadable(&error) => {
                 return self.leave_for_later(&record.address, &error, step).await;

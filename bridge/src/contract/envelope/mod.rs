@@ -140,6 +140,18 @@ fn usual_deadline(due_at: Timestamp, ttl_ms: u64) -> Timestamp {
 /// # Errors
 /// [`EnvelopeError`].
 pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
+    read_job(bytes, true)
+}
+
+/// Reads a job from the beginning of its envelope, without its payload and what comes after that.
+///
+/// # Errors
+/// As [`decode_job`]; also `Malformed` if what is there ends before the payload begins.
+pub fn decode_job_head(head: &Bytes) -> Result<Job, EnvelopeError> {
+    read_job(head, false)
+}
+
+fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut key, mut fingerprint, mut content_type, mut content_encoding) = (None, None, None, None);
@@ -164,6 +176,7 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
             "ttl_ms" => ttl_ms = Some(from.unsigned()?),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
             "keep_record" => keep_record = Some(from.boolean()?),
+            "payload" if !with_payload => break,
             "payload" => payload = Some(from.shared_binary()?),
             other => fields.keep(other)?,
         }

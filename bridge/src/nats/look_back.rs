@@ -1,0 +1,189 @@
+//! Runs that were settled and have no result: somebody purged the results, or restored them from an older backup. Their
+//! records are below what their lane has settled, where nothing else looks. The sweep looks each of them up when its
+//! deadline comes, in the order of the stream; and all once more when the stream of results shows a loss, and after a while,
+//! as a purge of some subjects shows nowhere.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::batch::{BATCH_MAX, Stretch};
+use super::names::{self, Lane, RESULTS_STREAM};
+use super::record::{Record, is_unreadable};
+use super::sweep::{BYTES_MAX, OPERATION, OUT_OF_ORDER, PLACES_MAX, Step};
+use super::{Nats, stream_api};
+use crate::contract::{Job, QueueName, Timestamp};
+use crate::error::BrokerError;
+use crate::policy::QueuePolicy;
+
+/// When a lane that was looked through is looked through again at the earliest.
+const EVERY: Duration = Duration::from_secs(300);
+/// How many times as long as that took it is left alone at least.
+const RARELY: u32 = 200;
+
+/// How far the settled records of each lane were looked at.
+#[derive(Debug, Default)]
+pub(super) struct LookingBack {
+    lanes: Mutex<HashMap<(QueueName, Lane), Back>>,
+    log: Mutex<Option<Log>>,
+}
+
+/// The stream of results as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Log {
+    /// When it was made, in nanoseconds since the epoch.
+    created: i128,
+    first: u64,
+    last: u64,
+}
+
+impl Log {
+    /// Whether this one, seen later, lost what could not have gone by its age alone. One in which all of it did is looked at
+    /// in vain.
+    fn lost(self, later: Self) -> bool {
+        let (had_some, passed) = (self.first <= self.last, later.first > self.last);
+        self.created != later.created || later.last < self.last || had_some && passed
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Back {
+    /// The first sequence that was not looked at.
+    next: u64,
+    /// The record there is not due before.
+    due: Timestamp,
+    began: Instant,
+    /// When all is looked at again: known once the lane was looked through.
+    again: Option<Instant>,
+}
+
+impl Back {
+    fn start() -> Self {
+        Self { next: 1, due: Timestamp::EPOCH, began: Instant::now(), again: None }
+    }
+
+    /// All that is due was looked at.
+    fn is_through(&mut self) {
+        let pause = EVERY.max(self.began.elapsed() * RARELY);
+        self.again.get_or_insert_with(|| Instant::now() + pause);
+    }
+}
+
+impl LookingBack {
+    /// From where a lane that settled everything up to `floor` is to be looked at.
+    fn place(&self, queue: &QueueName, lane: &Lane, floor: u64) -> Back {
+        let known = self.lanes().get(&(queue.clone(), lane.clone())).copied();
+        // A floor that fell is of another stream, or of another consumer.
+        let known = known.filter(|back| back.next <= floor + 1);
+        known.filter(|back| back.again.is_none_or(|again| again > Instant::now())).unwrap_or_else(Back::start)
+    }
+
+    fn looked_to(&self, queue: &QueueName, lane: &Lane, back: Back) {
+        let mut lanes = self.lanes();
+        if lanes.len() >= PLACES_MAX {
+            lanes.clear();
+        }
+        lanes.insert((queue.clone(), lane.clone()), back);
+    }
+
+    /// Takes note of the stream of results: all is looked at again if it lost some.
+    fn saw(&self, log: Log) {
+        let before = self.log.lock().unwrap_or_else(PoisonError::into_inner).replace(log);
+        if before.is_some_and(|before| before.lost(log)) {
+            self.lanes().clear();
+        }
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<(QueueName, Lane), Back>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nats {
+    /// Notices that results were lost since the last step.
+    ///
+    /// # Errors
+    /// The stream of results can't be asked for: then no run can be said to have none.
+    pub(super) async fn look_at_log(&self) -> Result<(), BrokerError> {
+        let info = stream_api::get(self.api(), RESULTS_STREAM, OPERATION).await?.info;
+        let (first, last) = (info.state.first_sequence, info.state.last_sequence);
+        self.0.line.sweeping.looking_back.saw(Log { created: info.created.unix_timestamp_nanos(), first, last });
+        Ok(())
+    }
+
+    /// Ends the runs of a lane that were settled, up to `floor`, are past their deadline and have no result.
+    pub(super) async fn look_back(
+        &self,
+        queue: &QueueName,
+        lane: &Lane,
+        floor: u64,
+        policy: &QueuePolicy,
+        step: &mut Step,
+    ) -> Result<(), BrokerError> {
+        let looking = &self.0.line.sweeping.looking_back;
+        let mut back = looking.place(queue, lane, floor);
+        let mut messages = 1;
+        while back.next <= floor && back.due <= step.now {
+            if step.back == 0 {
+                step.swept.more = true;
+                break;
+            }
+            let stretch = Stretch { from: back.next, subject: lane.filter(queue), messages, bytes: BYTES_MAX };
+            let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
+            let settled = batch.messages.into_iter().take_while(|stored| stored.seq <= floor);
+            // The workers left out those that can't be read, and no result would say of which run they are.
+            let settled: Vec<_> = settled.map(|stored| (stored.seq, Record::read(stored).ok())).collect();
+            if settled.is_empty() {
+                back.next = floor + 1;
+                break;
+            }
+            step.back = step.back.saturating_sub(u32::try_from(settled.len()).unwrap_or(u32::MAX));
+            let mut due = Vec::new();
+            for (seq, record) in settled {
+                if let Some((record, job)) = record.and_then(|record| record.job().ok().map(|job| (record, job))) {
+                    match () {
+                        () if job.expires_at <= step.now => due.push((record, job)),
+                        () if job.expires_at <= record.at + policy.job_ttl + OUT_OF_ORDER => {
+                            back.due = job.expires_at;
+                            back.next = seq;
+                            break;
+                        }
+                        // As in a lane: nobody comes by here again before it is due.
+                        () => self.note_deadline(&job, None).await?,
+                    }
+                }
+                back.next = seq + 1;
+            }
+            self.end_lost(due, step).await?;
+            looking.looked_to(queue, lane, back);
+            messages = BATCH_MAX;
+        }
+        if back.next > floor || back.due > step.now {
+            back.is_through();
+        }
+        looking.looked_to(queue, lane, back);
+        Ok(())
+    }
+
+    /// Ends those that have no result.
+    async fn end_lost(&self, due: Vec<(Record, Job)>, step: &mut Step) -> Result<(), BrokerError> {
+        let asked = join_all(due.iter().map(|(_, job)| self.kept_result(&job.client, job.id))).await;
+        for ((record, job), kept) in due.iter().zip(asked) {
+            match kept {
+                Ok(Some(kept)) if kept.result.run_id >= job.run_id => continue,
+                // There is one.
+                Err(error) if is_unreadable(&error) => continue,
+                kept => drop(kept?),
+            }
+            // A record that another one has taken the place of says nothing any more.
+            let last = self.record_at(&record.address, OPERATION).await?;
+            if last.is_some_and(|last| last.seq == record.seq) {
+                tracing::warn!(job_id = %job.id, run_id = %job.run_id, "a run was settled and its result is gone: it ends now");
+                self.end_by_time(record, job, step).await?;
+            }
+        }
+        Ok(())
+    }
+}
