@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use cli_support::{Running, code, relay, run, stderr, stdout};
@@ -504,4 +505,59 @@ fn the_example_of_the_reference_is_right() {
     let (_, example) = stdout(&printed).split_once("```toml\n").unwrap();
     let (code, said) = check(example.split_once("```").unwrap().0);
     assert_eq!(code, 0, "{said}");
+}
+
+/// Everything of a file that needs jobs to be kept on NATS, without the address.
+const OF_NATS: &str = "[nats]\ntls_first = true\nno_listen = true\nuser = \"relay\"\n[streams]\nreplicas = 3\n[[queue]]\n\
+                       name = \"q\"\nfair = false\npayload_max = \"17MiB\"\n";
+
+#[test]
+fn what_a_file_says_of_nats_holds_wherever_the_address_comes_from() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, OF_NATS).unwrap();
+    let file = file.to_str().unwrap();
+    let said = |command: &mut Command| {
+        let output = command.env("RELAY_NATS_PASSWORD", "hush").output().unwrap();
+        (code(&output), stderr(&output).to_owned())
+    };
+    // Of the file alone each line is without effect, and told.
+    let (code, alone) = said(&mut relay(["config", "check", file]));
+    assert_eq!(code, 2, "{alone}");
+    assert!(alone.contains("has 6 mistakes"), "{alone}");
+    for key in
+        ["nats.tls_first", "nats.no_listen", "nats.user", "streams.replicas", "queue.q.fair", "queue.q.payload_max"]
+    {
+        assert!(alone.contains(key), "{key}: {alone}");
+    }
+    let (code, checked) = said(relay(["config", "check", file]).env("RELAY_NATS", "nats://127.0.0.1:1"));
+    assert_eq!(code, 0, "{checked}");
+    // Servers come as far as the keys, which are not there: nothing is wrong with the file.
+    let serve = ["serve", "--config", file, "--keys", "/nowhere/keys.toml"];
+    let typed = serve.iter().chain(&["--nats", "nats://127.0.0.1:1"]);
+    for (_, served) in [said(&mut relay(typed)), said(relay(serve).env("RELAY_NATS", "nats://127.0.0.1:1"))] {
+        assert!(served.contains("/nowhere/keys.toml"), "{served}");
+        assert!(!served.contains("mistake"), "{served}");
+    }
+    // Jobs are kept elsewhere after all: what a queue says of NATS can't hold there.
+    fs::write(file, format!("[nats]\nservers = [\"a\"]\n{}", OF_NATS.trim_start_matches("[nats]\n"))).unwrap();
+    assert_eq!(said(&mut relay(["config", "check", file])).0, 0);
+    let (code, elsewhere) = said(&mut relay(serve.iter().chain(&["--memory"])));
+    assert_eq!(code, 2, "{elsewhere}");
+    assert!(elsewhere.contains("has 2 mistakes"), "{elsewhere}");
+    assert!(elsewhere.contains("queue.q.fair") && elsewhere.contains("queue.q.payload_max"), "{elsewhere}");
+}
+
+#[test]
+fn a_flag_that_makes_the_file_hold_is_counted_with_it() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = "[listen]\nhttp = \"0.0.0.0:1\"\n[access]\nno_auth = true\n[admin]\ntoken_file = \"/nowhere/token\"\n";
+    fs::write(&file, text).unwrap();
+    let serve = ["serve", "--memory", "--config", file.to_str().unwrap()];
+    let refused = run(serve);
+    assert!(stderr(&refused).contains("has 2 mistakes"), "{}", stderr(&refused));
+    let whole = run(serve.iter().chain(&["--admin", "127.0.0.1:0", "--listen", "127.0.0.1:0"]));
+    assert!(!stderr(&whole).contains("mistake"), "{}", stderr(&whole));
+    assert!(stderr(&whole).contains("/nowhere/token"), "{}", stderr(&whole));
 }

@@ -276,8 +276,9 @@ be for several: if they are on one machine, give one of them another `--admin`.
 
 A file is checked whole before anything starts: unknown keys, values without a unit or of another type, queues that are there
 twice, and what contradicts something else are all reported at once, each with file, line, value and what to write instead.
-`relay config check FILE` does the same without starting anything, `relay config show --config FILE` prints what holds and
-where it comes from. Paths in a file are seen from the file's folder.
+Where one setting needs another, such as `[streams]` the address of NATS, the other may be a flag or a variable as well.
+`relay config check FILE` does the same without starting anything, with the variables and without flags;
+`relay config show --config FILE` prints what holds and where it comes from. Paths in a file are seen from the file's folder.
 
 ```toml
 [listen]

@@ -6,13 +6,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command};
+use clap::{ArgMatches, Command, CommandFactory as _};
 
 use super::exit::CliError;
+use crate::config::contradictions::Above;
 use crate::config::file::{self, File};
 use crate::config::kind::Kind;
 use crate::config::kind::Value;
-use crate::config::settings::{COMMAND, SETTINGS};
+use crate::config::settings::{COMMAND, SETTINGS, Setting};
 
 /// Of each of these a command takes one: whoever names one on the command line means it instead of the file's.
 const ALTERNATIVES: [&[&str]; 6] = [
@@ -35,20 +36,38 @@ pub(crate) fn load(command: &Command, arguments: &[OsString]) -> Result<Option<C
     let Ok(matches) = lenient else { return Ok(None) };
     let Some((name, of_command)) = matches.subcommand() else { return Ok(None) };
     let Ok(Some(path)) = of_command.try_get_one::<PathBuf>("config") else { return Ok(None) };
-    let file = read(path)?;
     let known = command.find_subcommand(name).map(|command| flags(command, of_command)).unwrap_or_default();
+    let file = parse(path, &given(name, &known))?;
     let (arguments, handler) = stand_ins(&file, name, &known);
     Ok(Some(Configured { file, arguments, handler }))
 }
 
-/// Reads a file.
+/// Reads a file as `relay serve` does that is told nothing but by the environment.
 ///
 /// # Errors
 /// A usage error with every mistake in it.
 pub(crate) fn read(path: &Path) -> Result<File, CliError> {
+    const SERVE: &str = "serve";
+    let command = super::Cli::command();
+    let lenient = command.clone().ignore_errors(true).try_get_matches_from(["relay", SERVE]);
+    let known = match (command.find_subcommand(SERVE), lenient.as_ref().ok().and_then(ArgMatches::subcommand)) {
+        (Some(command), Some((_, matches))) => flags(command, matches),
+        _ => Vec::new(),
+    };
+    parse(path, &given(SERVE, &known))
+}
+
+fn parse(path: &Path, given: &BTreeSet<&'static str>) -> Result<File, CliError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| CliError::usage(format!("--config {}: {error}", path.display())))?;
-    file::read(path, &text, &variable).map_err(|mistakes| CliError::usage(mistakes.to_string()))
+    file::read(path, &text, Above { variable: &variable, given })
+        .map_err(|mistakes| CliError::usage(mistakes.to_string()))
+}
+
+/// Keys of the settings that flags and variables of a command set.
+fn given(command: &str, known: &[Flag]) -> BTreeSet<&'static str> {
+    let set = |setting: &&Setting| known.iter().any(|flag| flag.given && flag.set && flag.name == setting.flag);
+    SETTINGS.iter().filter(|setting| setting.is_for(command)).filter(set).map(|setting| setting.key).collect()
 }
 
 /// A variable that is set and not empty.
@@ -80,6 +99,8 @@ impl Configured {
 struct Flag {
     name: String,
     given: bool,
+    /// Not `false`.
+    set: bool,
 }
 
 fn flags(command: &Command, matches: &ArgMatches) -> Vec<Flag> {
@@ -87,15 +108,14 @@ fn flags(command: &Command, matches: &ArgMatches) -> Vec<Flag> {
         let source = matches.try_contains_id(id).is_ok().then(|| matches.value_source(id)).flatten();
         matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
     };
+    let set = |id: &str| matches.try_get_one::<bool>(id).ok().flatten() != Some(&false);
+    let flag = |name: &str, id: &str| Flag { name: name.to_owned(), given: given(id), set: set(id) };
     let flags = command.get_arguments().filter_map(|argument| {
         let behind = argument.is_last_set().then_some(HANDLER);
-        let name = argument.get_long().or(behind)?.to_owned();
-        Some(Flag { name, given: given(argument.get_id().as_str()) })
+        Some(flag(argument.get_long().or(behind)?, argument.get_id().as_str()))
     });
     // Those of every command.
-    flags
-        .chain(["log", "log-format"].map(|name| Flag { name: name.to_owned(), given: given(&name.replace('-', "_")) }))
-        .collect()
+    flags.chain(["log", "log-format"].map(|name| flag(name, &name.replace('-', "_")))).collect()
 }
 
 /// The file's settings as flags of a command, and as what stands behind a `--`: those that it knows and nobody gave in

@@ -62,7 +62,7 @@ use exit::CliError;
 pub use exit::Exit;
 use logs::LogFormat;
 
-use crate::config::queues::Queue;
+use crate::config::file::File;
 use crate::config::values;
 
 /// `relay guard` is the guard of a worker's commands. A worker starts it, and nobody else: it is in no help.
@@ -144,11 +144,12 @@ enum Command {
 }
 
 impl Command {
-    /// What a configuration file says of queues, for commands that see to them.
-    fn set_queues(&mut self, queues: Vec<Queue>) {
+    /// What a configuration file says of queues and bridges, for commands that see to them.
+    fn take_in(&mut self, file: File) {
         match self {
-            Self::Serve(args) => args.policy().set_queues(queues),
-            Self::Provision(args) => args.policy().set_queues(queues),
+            Self::Serve(args) => args.policy().set_queues(file.queues),
+            Self::Provision(args) => args.policy().set_queues(file.queues),
+            Self::Bridge(args) => args.set_bridges(file.bridges),
             _ => {}
         }
     }
@@ -190,7 +191,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(complete) {
         Ok(mut cli) => {
             if let Some(Configured { file, .. }) = configured {
-                cli.command.set_queues(file.queues);
+                cli.command.take_in(file);
             }
             cli
         }

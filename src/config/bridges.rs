@@ -470,9 +470,11 @@ impl NatsTable {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
+    use crate::config::contradictions::Above;
     use crate::config::file;
 
     const EDGE: &str = r#"
@@ -500,7 +502,8 @@ meta = ["X-Tenant"]
 "#;
 
     fn parse(text: &str) -> Result<Vec<BridgeConfig>, String> {
-        let read = file::read(Path::new("etc/relay.toml"), text, &|_| None);
+        let above = Above { variable: &|_| None, given: &BTreeSet::new() };
+        let read = file::read(Path::new("etc/relay.toml"), text, above);
         read.map(|file| file.bridges).map_err(|mistakes| mistakes.to_string())
     }
 

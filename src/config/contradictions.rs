@@ -35,11 +35,21 @@ pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'stati
     found
 }
 
-/// Everything in `file` that contradicts something else there, or is without effect because something is missing.
+/// What lies above a file: the environment and the flags of a command.
+#[derive(Clone, Copy)]
+pub struct Above<'a> {
+    /// The environment's variables, some of which belong to settings.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Keys of the settings that a flag or a variable gives, and that are not `false` there.
+    pub given: &'a BTreeSet<&'static str>,
+}
+
+/// Everything in `file` that contradicts something else there, or has no effect once `above` is put on top of it.
 #[must_use]
-pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mistake> {
-    let mut finder = Finder { file, found: Vec::new() };
-    finder.one_of(&["store.data", "store.memory", "nats.servers", "sqs.enabled"], "jobs are kept in one place");
+pub fn find(file: &File, above: Above<'_>) -> Vec<Mistake> {
+    let Above { variable, given } = above;
+    let mut finder = Finder { file, given, found: Vec::new() };
+    finder.one_of(&PLACES, "jobs are kept in one place");
     finder.one_of(&["access.keys", "access.no_auth"], "whoever is let in is asked for a key, or nobody is");
     finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
     finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
@@ -70,7 +80,7 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
     finder.about_nats();
     finder.addresses(variable);
     let password = variable("RELAY_NATS_PASSWORD").is_some();
-    if !password && finder.is("nats.user") && !finder.is("nats.password_file") {
+    if !password && finder.written("nats.user") && !finder.is("nats.password_file") {
         finder.add(
             "nats.user",
             "a user has a password, and none is given",
@@ -84,17 +94,34 @@ pub fn find(file: &File, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Mista
 }
 
 const WORKS_IN_ONE_PLACE: &str = "a worker takes its jobs from a server, or from the broker itself";
+const SAY_WHERE: &str = "leave it out, or say where NATS is with `nats.servers`, its flag or its variable";
 const WITHOUT_RATE: &str = "without `rate` it says nothing";
 const ADD_RATE: &str = "leave it out, or add `rate`";
 
+/// Where jobs are kept: one of them.
+const PLACES: [&str; 4] = ["store.data", "store.memory", "nats.servers", "sqs.enabled"];
+
 struct Finder<'a> {
     file: &'a File,
+    given: &'a BTreeSet<&'static str>,
     found: Vec<Mistake>,
 }
 
 impl Finder<'_> {
-    fn is(&self, key: &str) -> bool {
+    /// Whether the file sets it.
+    fn written(&self, key: &str) -> bool {
         self.file.get(key).is_some()
+    }
+
+    /// Whether anybody sets it.
+    fn is(&self, key: &str) -> bool {
+        self.written(key) || self.given.contains(key)
+    }
+
+    /// Whether jobs are kept at `place`: the one that was given counts before the file's.
+    fn kept(&self, place: &str) -> bool {
+        let given = PLACES.iter().any(|place| self.given.contains(place));
+        if given { self.given.contains(place) } else { self.written(place) }
     }
 
     fn add(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
@@ -107,7 +134,7 @@ impl Finder<'_> {
     }
 
     fn one_of(&mut self, keys: &[&str], why: &str) {
-        let set: Vec<_> = keys.iter().filter(|key| self.is(key)).collect();
+        let set: Vec<_> = keys.iter().filter(|key| self.written(key)).collect();
         if let [first, others @ ..] = &set[..] {
             for other in others {
                 let line = self.file.get(first).map_or(0, |(_, line)| line);
@@ -117,7 +144,7 @@ impl Finder<'_> {
     }
 
     fn needs(&mut self, key: &str, needs: &str) {
-        if self.is(key) && !self.is(needs) {
+        if self.written(key) && !self.is(needs) {
             self.add(key, format!("without `{needs}` it says nothing"), format!("leave it out, or add `{needs}`"));
         }
     }
@@ -125,22 +152,23 @@ impl Finder<'_> {
     /// Settings about NATS where there is none.
     fn about_nats(&mut self) {
         let (broker, doors) = (self.is("nats.servers"), self.is("listen.nats"));
-        let keys: Vec<&'static str> = self.file.values.keys().copied().filter(|key| self.is(key)).collect();
+        let keys: Vec<&'static str> = self.file.values.keys().copied().filter(|key| self.written(key)).collect();
         for key in keys {
             let told =
                 ["nats.no_listen", "nats.domain", "nats.sync_always", "nats.cert", "nats.key", "nats.password_file"];
             let provisioned = key == "streams.provision" && self.is("sqs.enabled");
             if key.starts_with("streams.") && !broker && !provisioned {
-                self.add(key, "jobs are not kept on NATS", "leave it out, or say where NATS is with `nats.servers`");
+                self.add(key, "jobs are not kept on NATS", SAY_WHERE);
             } else if key.starts_with("nats.") && !broker && !doors && !told.contains(&key) {
-                let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`";
+                let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`, or their flags or variables";
                 self.add(key, "relay does not connect to NATS", fix);
             }
         }
     }
 
+    /// An address of the file that nobody replaced.
     fn address(&self, key: &str) -> Option<SocketAddr> {
-        match self.file.get(key) {
+        match self.file.get(key).filter(|_| !self.given.contains(key)) {
             Some((Value::Text(text), _)) => text.parse().ok(),
             _ => None,
         }
@@ -149,7 +177,8 @@ impl Finder<'_> {
     /// Addresses that others can reach, where others must not.
     fn addresses(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
         let open = |address: Option<SocketAddr>| address.filter(|address| !address.ip().is_loopback());
-        if let Some(address) = open(self.address("listen.http")).filter(|_| self.is("access.no_auth")) {
+        let nobody_asks = self.written("access.no_auth") && !self.given.contains("access.keys");
+        if let Some(address) = open(self.address("listen.http")).filter(|_| nobody_asks) {
             let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
             self.add("listen.http", what, "write \"127.0.0.1:7410\", or set `access.keys` instead");
         }
@@ -166,13 +195,13 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and nobody is asked for a token");
             self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`");
         }
-        if self.is("admin.token_file") && variable("RELAY_ADMIN_TOKEN").is_some() {
+        if self.written("admin.token_file") && variable("RELAY_ADMIN_TOKEN").is_some() {
             self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");
         }
     }
 
     fn worker(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
-        if self.is("worker.key_file") && variable("RELAY_WORKER_KEY").is_some() {
+        if self.written("worker.key_file") && variable("RELAY_WORKER_KEY").is_some() {
             self.add("worker.key_file", "RELAY_WORKER_KEY is set as well", "leave one of them out");
         }
         if let Some((Value::Text(url), _)) = self.file.get("worker.http")
@@ -195,7 +224,7 @@ impl Finder<'_> {
     fn streams(&mut self) {
         if self.file.get("streams.storage").is_some_and(|(value, _)| value.to_string() == "memory") {
             let what = "streams in memory can't be compressed";
-            if self.is("streams.compression") {
+            if self.written("streams.compression") {
                 self.add("streams.compression", what, "leave it out, or write storage = \"file\"");
             }
         }
@@ -246,7 +275,8 @@ impl Finder<'_> {
     }
 
     fn queues(&mut self) {
-        let embedded = !self.is("nats.servers") && !self.is("sqs.enabled");
+        let on_nats = self.kept("nats.servers");
+        let embedded = !on_nats && !self.kept("sqs.enabled");
         for queue in &self.file.queues {
             let policy = queue.patch.over(QueuePolicy::default());
             let mut found = Vec::new();
@@ -279,9 +309,9 @@ impl Finder<'_> {
             if queue.patch.values.contains_key("burst") && !queue.patch.values.contains_key("rate") {
                 found.push(("burst", WITHOUT_RATE.to_owned(), ADD_RATE.to_owned()));
             }
-            if !policy.fair && !self.is("nats.servers") {
+            if !policy.fair && !on_nats {
                 let what = "jobs are not kept on NATS, and elsewhere there is no such line".to_owned();
-                found.push(("fair", what, "leave it out, or say where NATS is with `nats.servers`".to_owned()));
+                found.push(("fair", what, SAY_WHERE.to_owned()));
             }
             self.shares(queue, &policy);
             self.clients(queue, &policy);

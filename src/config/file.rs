@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::bridges::{self, BRIDGES_MAX};
-use super::contradictions;
+use super::contradictions::{self, Above};
 use super::kind::{Kind, Unfit, Value, show};
 use super::mistake::{Mistake, Mistakes, meant};
 use super::queues::{Patch, Queue, Written};
@@ -46,11 +46,11 @@ impl File {
     }
 }
 
-/// Reads the `text` of the file at `path`. `variable` gives the environment's variables, some of which belong to settings.
+/// Reads the `text` of the file at `path`; what lies above it is counted where one setting needs another.
 ///
 /// # Errors
 /// Everything that is wrong in it.
-pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<File, Mistakes> {
+pub fn read(path: &Path, text: &str, above: Above<'_>) -> Result<File, Mistakes> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader { text, folder: path.parent().unwrap_or(Path::new("")), mistakes: Vec::new() };
     for error in errors {
@@ -89,7 +89,7 @@ pub fn read(path: &Path, text: &str, variable: &dyn Fn(&str) -> Option<String>) 
         }
     }
     let mut all = reader.mistakes;
-    all.extend(contradictions::find(&file, variable));
+    all.extend(contradictions::find(&file, above));
     if all.is_empty() {
         return Ok(file);
     }

@@ -48,12 +48,12 @@ pub(crate) struct Runtime {
     pub(crate) drain_over: CancellationToken,
 }
 
-/// Sees one delivery through. `asked_at` is when the lease call that brought it was sent; `slot` is what it takes until its
-/// run's end is recorded, or until it is settled; `start` is told how its start went.
+/// Sees one delivery through. `asked_at` is when the lease call that brought it was sent, `taken_at` when it was answered;
+/// `slot` is what it takes until its run's end is recorded, or until it is settled; `start` is told how its start went.
 pub(crate) async fn attend(
     runtime: Arc<Runtime>,
     delivery: Delivery,
-    asked_at: Instant,
+    (asked_at, taken_at): (Instant, Instant),
     slot: OwnedSemaphorePermit,
     start: StartReport,
 ) {
@@ -63,6 +63,7 @@ pub(crate) async fn attend(
         runtime: &runtime,
         lease: &lease,
         asked_at,
+        taken_at,
         start,
         attempt: delivery.attempt,
         leased_at: delivery.leased_at,
@@ -82,6 +83,7 @@ struct Attended<'a> {
     runtime: &'a Runtime,
     lease: &'a Lease,
     asked_at: Instant,
+    taken_at: Instant,
     start: StartReport,
     attempt: u32,
     leased_at: Timestamp,
@@ -104,6 +106,7 @@ impl Attended<'_> {
         let job = &self.job;
         let admission = on_delivery(self.attempt, policy.max_attempts, self.now(), job.due_at, job.expires_at);
         let (ending, started_at) = match admission {
+            Admission::Start if !self.lease.may_start(&runtime.leasing, self.taken_at).await => (Ending::Lapsed, None),
             Admission::Start => {
                 let started_at = self.now();
                 let ending = self.run(&policy, progress).await;

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use relay_bridge::contract::Outcome;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::{Held, Leasing, Receipt};
@@ -21,6 +22,9 @@ const BEAT_MIN: Duration = Duration::from_millis(10);
 
 /// No lease is longer, whatever a broker says: a moment must be able to hold its end.
 pub(crate) const LEASE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A job that was in hand for longer before its handler starts is looked up at the broker first.
+const IN_HAND_MAX: Duration = Duration::from_millis(250);
 
 /// Whether the delivery is still this worker's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub(crate) enum Standing {
 pub(crate) struct Lease {
     receipt: Receipt,
     state: Mutex<State>,
+    /// Cancelled when the handler starts, unless the broker hurried before: then the answer is known already.
+    heeding: CancellationToken,
     lapsed: CancellationToken,
 }
 
@@ -60,7 +66,7 @@ impl Lease {
             beat_at: asked_at + beat_every,
             beat_every,
         };
-        Self { receipt, state: Mutex::new(state), lapsed: CancellationToken::new() }
+        Self { receipt, state: Mutex::new(state), heeding: CancellationToken::new(), lapsed: CancellationToken::new() }
     }
 
     pub(crate) fn receipt(&self) -> &Receipt {
@@ -76,44 +82,75 @@ impl Lease {
         }
     }
 
+    /// Whether the handler may start: by the holder's clock and what the broker told. The broker is asked only if it
+    /// hurries, or if the job is in hand since before `taken_at` + [`IN_HAND_MAX`]. While it does not answer, the clock
+    /// decides.
+    pub(crate) async fn may_start(&self, leasing: &Arc<dyn Leasing>, taken_at: Instant) -> bool {
+        let hurried = leasing.hurried(&self.receipt).now_or_never().is_some();
+        let mut standing = self.standing();
+        if standing == Standing::Held && (hurried || taken_at.elapsed() > IN_HAND_MAX) {
+            standing = self.beat(leasing).await;
+        }
+        if !hurried {
+            self.heeding.cancel();
+        }
+        standing == Standing::Held
+    }
+
     /// Until it stands no more.
     pub(crate) async fn lapsed(&self) {
         self.lapsed.cancelled().await;
     }
 
     /// Beats at a third of the lease, and once earlier if the broker hurries, until the lease is lost or its run ended. It
-    /// never returns: drop it when the
-    /// delivery is settled.
+    /// never returns: drop it when the delivery is settled.
     pub(crate) async fn keep(&self, leasing: &Arc<dyn Leasing>) -> Infallible {
-        // Once: then the answer to a beat is known, and what comes later is learned in time.
-        let (mut hurried, mut told) = (leasing.hurried(&self.receipt), false);
+        // Once, and from the start on: then the answer to a beat is known, and what comes later is learned in time.
+        let hurried = async {
+            self.heeding.cancelled().await;
+            leasing.hurried(&self.receipt).await;
+        };
+        tokio::pin!(hurried);
+        let mut told = false;
         loop {
-            let (beat_at, live_until, beat_every) = {
+            let beat_at = {
                 let state = self.lock();
-                (state.beat_at, state.live_until, state.beat_every)
+                state.beat_at.min(state.live_until)
             };
             tokio::select! {
-                () = sleep_until(beat_at.min(live_until)) => {}
+                () = sleep_until(beat_at) => {}
                 () = &mut hurried, if !told => told = true,
             }
-            let sent = Instant::now();
-            let left = live_until.saturating_duration_since(sent);
-            if left.is_zero() {
-                return self.lapse(Standing::Lost).await;
-            }
-            // One beat that hangs must leave time for another.
-            match answered("extend", beat_every.min(left), leasing.extend(&self.receipt)).await {
-                // Somebody else may have got the job between the lease's end and the answer.
-                Ok(Held::Until(_)) if Instant::now() >= live_until => return self.lapse(Standing::Lost).await,
-                Ok(Held::Until(lease)) => self.confirm(sent, lease),
-                Ok(Held::Ended(outcome)) => return self.lapse(Standing::Ended(outcome)).await,
-                Err(error) if error.kind() == BrokerErrorKind::LeaseLost => return self.lapse(Standing::Lost).await,
-                Err(error) => {
-                    tracing::debug!(job_id = %self.receipt.job_id, %error, "missed a beat");
-                    self.lock().beat_at = Instant::now() + (beat_every / 4).max(BEAT_MIN);
-                }
+            if self.beat(leasing).await != Standing::Held {
+                return std::future::pending().await;
             }
         }
+    }
+
+    /// Extends it once, and says how it stands then.
+    async fn beat(&self, leasing: &Arc<dyn Leasing>) -> Standing {
+        let (live_until, beat_every) = {
+            let state = self.lock();
+            (state.live_until, state.beat_every)
+        };
+        let sent = Instant::now();
+        let left = live_until.saturating_duration_since(sent);
+        if left.is_zero() {
+            return self.end(Standing::Lost);
+        }
+        // One beat that hangs must leave time for another.
+        match answered("extend", beat_every.min(left), leasing.extend(&self.receipt)).await {
+            // Somebody else may have got the job between the lease's end and the answer.
+            Ok(Held::Until(_)) if self.standing() == Standing::Lost => return self.end(Standing::Lost),
+            Ok(Held::Until(lease)) => self.confirm(sent, lease),
+            Ok(Held::Ended(outcome)) => return self.end(Standing::Ended(outcome)),
+            Err(error) if error.kind() == BrokerErrorKind::LeaseLost => return self.end(Standing::Lost),
+            Err(error) => {
+                tracing::debug!(job_id = %self.receipt.job_id, %error, "missed a beat");
+                self.lock().beat_at = Instant::now() + (beat_every / 4).max(BEAT_MIN);
+            }
+        }
+        self.standing()
     }
 
     fn confirm(&self, sent: Instant, lease: Duration) {
@@ -124,10 +161,10 @@ impl Lease {
         state.live_until = sent + lease;
     }
 
-    async fn lapse(&self, standing: Standing) -> Infallible {
+    fn end(&self, standing: Standing) -> Standing {
         self.lock().standing = standing;
         self.lapsed.cancel();
-        std::future::pending().await
+        standing
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

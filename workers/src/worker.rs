@@ -222,6 +222,7 @@ fn start(
     slots: &Arc<Semaphore>,
     asked_at: Instant,
 ) {
+    let taken_at = Instant::now();
     for delivery in leased {
         let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
             tracing::error!("the broker leased more than asked for; the rest is left to it");
@@ -231,7 +232,7 @@ fn start(
         let parent = delivery.job.headers.get(TRACEPARENT).and_then(|parent| parent.parse::<TraceParent>().ok());
         let span = parent.map_or_else(Span::none, |parent| tracing::info_span!("delivery", trace_id = parent.trace()));
         let start = StartReport::new(runtime.starts.clone());
-        deliveries.spawn(attend(runtime.clone(), delivery, asked_at, slot, start).instrument(span));
+        deliveries.spawn(attend(runtime.clone(), delivery, (asked_at, taken_at), slot, start).instrument(span));
     }
 }
 

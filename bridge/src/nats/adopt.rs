@@ -73,6 +73,7 @@ impl Nats {
             lane: token.lane.clone(),
             ended: kept.map(|kept| kept.result.outcome),
             told: true,
+            connections: self.connections(),
             hurry: CancellationToken::new(),
         };
         if held.ended.is_some() {

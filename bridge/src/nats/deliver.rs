@@ -334,6 +334,7 @@ impl Nats {
             lane: from.clone(),
             ended: None,
             told: *delivered > 1,
+            connections: self.connections(),
             hurry: CancellationToken::new(),
         };
         self.holding().insert(token.key(&receipt), held);

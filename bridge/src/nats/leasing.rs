@@ -77,6 +77,7 @@ impl Leasing for Nats {
     async fn hurried(&self, receipt: &Receipt) {
         let token = Token::read(receipt, "extend").ok();
         match token.and_then(|token| self.holding().get(&token.key(receipt))) {
+            Some(held) if held.connections != self.connections() => {}
             Some(held) => held.hurry.cancelled().await,
             None => std::future::pending().await,
         }
@@ -189,14 +190,18 @@ fn closed(operation: &'static str) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU32;
     use std::time::Duration;
 
+    use futures_util::FutureExt as _;
     use tokio::time::timeout;
 
     use super::super::Settings;
     use super::super::config::NatsConfig;
     use super::super::connection::Wait;
     use super::*;
+    use crate::contract::{QueueName, Submission};
     use crate::testing::NatsServer;
 
     #[tokio::test]
@@ -221,5 +226,43 @@ mod tests {
         };
         timeout(Duration::from_secs(30), again).await.unwrap();
         assert!(!nats.is_quiet(line).await, "hints were lost meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_job_in_hand_is_to_be_looked_up_after_a_reconnect() {
+        let mut server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let queue: QueueName = "work".parse().unwrap();
+        let broker = nats.broker();
+        broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+        let submission = Submission {
+            client: "acme".parse().unwrap(),
+            queue: queue.clone(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: BTreeMap::new(),
+            payload: "payload".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), nats.clock().now())).await.unwrap();
+        let request = LeaseRequest {
+            worker: "w".parse().unwrap(),
+            queues: vec![queue],
+            max: NonZeroU32::MIN,
+            wait: Duration::from_secs(30),
+        };
+        let delivery = nats.lease(&request).await.unwrap().remove(0);
+        assert!(nats.hurried(&delivery.receipt).now_or_never().is_none(), "nothing was said, and nothing missed");
+        server.kill();
+        server.restart().await;
+        let hurried = async {
+            while nats.hurried(&delivery.receipt).now_or_never().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), hurried).await.expect("the word of a cancel would have been lost");
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Held {
     pub(super) ended: Option<Outcome>,
     /// Whether others were told.
     pub(super) told: bool,
+    /// How often this process had connected by then: a word that came while it was away is lost.
+    pub(super) connections: u64,
     /// Cancelled when its holder has a reason to ask how it stands.
     pub(super) hurry: CancellationToken,
 }

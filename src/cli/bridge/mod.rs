@@ -18,7 +18,6 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::admin::AdminArgs;
-use super::configured;
 use super::exit::{CliError, Exit};
 use super::nats::NatsArgs;
 use super::output;
@@ -48,6 +47,8 @@ Examples:
 Either side may be away, at the start and later; it is waited for. SIGTERM or SIGINT drains: what is
 in hand goes back in line without spending an attempt, and the target goes on with it.")]
 pub(crate) struct BridgeArgs {
+    #[arg(skip)]
+    bridges: Vec<BridgeConfig>,
     /// Take jobs from this server: what its `relay serve --worker-listen` was given
     #[arg(long, value_name = "ADDR", conflicts_with = "from_nats", required_unless_present_any = ["from_nats", "config"])]
     from_tcp: Option<String>,
@@ -189,6 +190,11 @@ fn named(to: Destination, name: String) -> Destination {
 }
 
 impl BridgeArgs {
+    /// Gives it the bridges of the configuration file.
+    pub(crate) fn set_bridges(&mut self, bridges: Vec<BridgeConfig>) {
+        self.bridges = bridges;
+    }
+
     /// Every bridge, with where it goes.
     fn resolve(mut self) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
         let nats = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
@@ -196,8 +202,8 @@ impl BridgeArgs {
             (Some(sqs), _) => Some(on_sqs(sqs)),
             (None, nats) => nats.map(|nats| Destination::Nats(Box::new(nats))),
         };
-        let bridges = match self.config.take() {
-            Some(path) => configured::read(&path)?.bridges,
+        let bridges = match self.config {
+            Some(_) => std::mem::take(&mut self.bridges),
             None => vec![self.typed()?],
         };
         if bridges.is_empty() {

@@ -535,6 +535,64 @@ async fn a_broker_that_hurries_is_asked_before_the_next_beat_is_due() {
     assert_eq!(worker.stop().await.ended_elsewhere, 1);
 }
 
+/// A delivery that must not start: what ends it, and how many leases were lost.
+async fn not_started(broker: &Arc<Scripted>) -> relay_workers::WorkerReport {
+    broker.put(job("x"), 1);
+    let worker = start_one(broker, handler(|_, _| async { panic!("it was started") }));
+    broker.until(|calls| calls.iter().filter(|call| matches!(call, Call::Lease { .. })).count() > 1).await;
+    let report = worker.stop().await;
+    assert_eq!(report.started, 0, "{:?}", broker.calls());
+    report
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_does_not_start_once_the_lease_is_over_by_the_workers_own_clock() {
+    let broker = Scripted::new();
+    broker.reply("lease", [Reply::Late(LEASE)]);
+    assert_eq!(not_started(&broker).await.leases_lost, 1);
+    assert!(broker.endings().is_empty(), "{:?}", broker.endings());
+    assert!(!broker.calls().contains(&Call::Extend), "the clock alone says so");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_does_not_start_if_its_run_is_known_to_have_ended() {
+    let broker = Scripted::new();
+    broker.hurry.cancel();
+    broker.reply("extend", [Reply::Held(Held::Ended(Outcome::Cancelled))]);
+    assert_eq!(not_started(&broker).await.ended_elsewhere, 1);
+    assert_eq!(broker.endings(), [Call::Settle(Settlement::Complete)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_in_hand_for_long_is_looked_up_before_its_handler_starts() {
+    let broker = Scripted::new();
+    broker.reply("policy", [Reply::Late(Duration::ZERO), Reply::Late(Duration::from_millis(251))]);
+    // Read before each lease and kept for 3 s: the second reading is the delivery's.
+    broker.reply("lease", [Reply::Late(Duration::from_secs(4))]);
+    broker.reply("extend", [Reply::Held(Held::Ended(Outcome::Cancelled))]);
+    assert_eq!(not_started(&broker).await.ended_elsewhere, 1);
+    assert_eq!(broker.endings(), [Call::Settle(Settlement::Complete)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_starts_at_once_asks_the_broker_nothing() {
+    let broker = Scripted::new();
+    let report = run(&broker, busy_for(Duration::ZERO), 1).await;
+    assert_eq!(report.succeeded, 1);
+    assert!(!broker.calls().contains(&Call::Extend), "{:?}", broker.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_in_hand_for_long_starts_while_the_broker_is_away_and_the_lease_stands() {
+    let broker = Scripted::new();
+    broker.reply("policy", [Reply::Late(Duration::ZERO), Reply::Late(Duration::from_millis(251))]);
+    broker.reply("lease", [Reply::Late(Duration::from_secs(4))]);
+    broker.reply("extend", [Reply::Error(BrokerErrorKind::Unavailable)]);
+    let report = run(&broker, busy_for(Duration::ZERO), 1).await;
+    assert_eq!(report.succeeded, 1);
+    assert_eq!(broker.calls().iter().filter(|call| **call == Call::Extend).count(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_hurries_for_nothing_is_asked_once_more_and_the_job_goes_on() {
     let broker = Scripted::new();

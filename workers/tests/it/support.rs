@@ -129,6 +129,10 @@ impl Scripted {
         match reply {
             Some(Reply::Error(kind)) => Err(BrokerError::new(kind, call, "scripted")),
             Some(Reply::Hang) => std::future::pending().await,
+            Some(Reply::Late(by)) => {
+                tokio::time::advance(by).await;
+                Ok(None)
+            }
             reply => Ok(reply),
         }
     }
@@ -164,10 +168,6 @@ impl Leasing for Scripted {
         self.record_call(Call::Extend);
         match self.scripted("extend").await? {
             Some(Reply::Held(held)) => Ok(held),
-            Some(Reply::Late(by)) => {
-                tokio::time::advance(by).await;
-                Ok(Held::Until(self.policy.lock().unwrap().lease))
-            }
             _ => Ok(Held::Until(self.policy.lock().unwrap().lease)),
         }
     }
