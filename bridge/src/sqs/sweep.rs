@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
+use tokio::sync::OnceCell;
 
 use super::item::Item;
-use super::record::{Record, next_look};
+use super::record::{LOOK_LATEST, Record, SEND_AGAIN, later_look, next_look};
 use super::schema::BY_TIME;
 use super::table::Query;
 use super::{Sqs, names};
@@ -19,6 +20,19 @@ use crate::job_queue::Swept;
 const OPERATION: &str = "sweep";
 /// When to look again at a record that can't be swept: a newer release may read it.
 const LEFT_FOR: Duration = Duration::from_secs(30);
+/// The shortest time from one look at a job that is held to the next: each costs three writes.
+const HELD_FOR: Duration = Duration::from_secs(60);
+/// From so many messages on nobody counts whether records are more: workers have enough to receive.
+const FEW: u64 = 2_000;
+
+/// What SQS shows of a queue, asked at most once in a step, and only for jobs that wait for longer than half a minute. Its
+/// counts lag by up to a minute; a message too many costs a receive.
+struct Shown {
+    /// Workers that ask receive nothing.
+    none_to_receive: bool,
+    /// There are clearly fewer messages than records that should have one.
+    too_few: bool,
+}
 
 /// When this process looked at each queue last.
 #[derive(Default)]
@@ -45,8 +59,9 @@ impl Sqs {
             if !more {
                 self.swept().insert(queue, now);
             }
+            let shown = OnceCell::new();
             for chunk in due.chunks(100) {
-                let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look))).await;
+                let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &shown))).await;
                 for ended in looked {
                     swept.expired.extend(ended?);
                 }
@@ -95,13 +110,18 @@ impl Sqs {
     }
 
     /// Does what time demands of one record; the result if its run ended by it.
-    async fn look_at(&self, item: &Item, look: &str) -> Result<Option<JobResult>, BrokerError> {
+    async fn look_at(
+        &self,
+        item: &Item,
+        look: &str,
+        shown: &OnceCell<Shown>,
+    ) -> Result<Option<JobResult>, BrokerError> {
         let now = self.clock().now();
         // The index is late: it was looked at by somebody else meanwhile, or has ended.
         if item.get_text("ix_at") != Some(look) {
             return Ok(None);
         }
-        match self.demanded(item, look, now).await {
+        match self.demanded(item, look, shown, now).await {
             Err(error) if !error.is_transient() => {
                 tracing::warn!(%error, key = item.get_text("pk"), "a record can't be swept: it is left for a while");
                 self.look_again(item, look, now + LEFT_FOR).await?;
@@ -111,7 +131,13 @@ impl Sqs {
         }
     }
 
-    async fn demanded(&self, item: &Item, look: &str, now: Timestamp) -> Result<Option<JobResult>, BrokerError> {
+    async fn demanded(
+        &self,
+        item: &Item,
+        look: &str,
+        shown: &OnceCell<Shown>,
+        now: Timestamp,
+    ) -> Result<Option<JobResult>, BrokerError> {
         if item.is_past(now) {
             // Nobody swept for as long as it was kept. It goes by its TTL.
             self.look_again(item, look, now + LEFT_FOR).await?;
@@ -124,16 +150,63 @@ impl Sqs {
         if record.deadline <= now {
             return self.expire(&record).await;
         }
-        if record.is_leased() {
-            self.look_again(item, look, record.deadline).await?;
-        } else if record.due > now {
-            self.look_again(item, look, next_look(record.due, record.deadline, now, self.is_fifo())).await?;
-        } else {
-            let job = self.whole_job(&record, None, OPERATION).await?;
-            self.wake(&job, now, true).await?;
-            self.look_again(item, look, record.deadline).await?;
-        }
+        let since = if record.is_leased() { record.lease_end() + self.0.settings.skew } else { record.due };
+        let next = match (since > now, record.is_leased()) {
+            (true, true) => since.max(now + HELD_FOR).min(record.deadline),
+            (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
+            (false, _) => {
+                if self.is_unsent(&record, look, shown).await? {
+                    let job = self.whole_job(&record, None, OPERATION).await?;
+                    self.wake(&job, now, true).await?;
+                }
+                later_look(since, record.deadline, now)
+            }
+        };
+        self.look_again(item, look, next).await?;
         Ok(None)
+    }
+
+    /// Whether a record that could be taken, and was not, needs a message: it may never have had one, or it is lost.
+    async fn is_unsent(&self, record: &Record, look: &str, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
+        let is_by = |at: Timestamp| look <= names::moment(at).as_str();
+        // Left to the sweep, or sent by who made it, of which no attempt tells.
+        if !record.is_leased() && (is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN)) {
+            return Ok(true);
+        }
+        let shown = shown.get_or_try_init(|| self.shown(&record.queue)).await?;
+        let policy = self.policies().require(&record.queue, OPERATION).await?;
+        // Messages of a client that runs as many jobs as it may are at hand of who received them.
+        let at_hand = policy.client(&record.client).max_running != u32::MAX;
+        Ok(shown.too_few || shown.none_to_receive && !at_hand)
+    }
+
+    /// What SQS shows of a queue, beside the records that are open.
+    async fn shown(&self, queue: &QueueName) -> Result<Shown, BrokerError> {
+        let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
+        let messages = visible + hidden + delayed;
+        let too_few = messages < FEW && self.has_open(queue, messages + messages / 4 + 1).await?;
+        Ok(Shown { none_to_receive: visible == 0, too_few })
+    }
+
+    /// Whether at least so many records of a queue are open, and looked at within half an hour: each of them has a message,
+    /// but for those that are parked for so long.
+    async fn has_open(&self, queue: &QueueName, wanted: u64) -> Result<bool, BrokerError> {
+        let until = names::moment(self.clock().now() + LOOK_LATEST);
+        let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
+        for shard in 0..names::SHARDS {
+            let query = Query {
+                index: Some(BY_TIME),
+                partition: ("ix", &names::open_shard(queue, shard)),
+                places: Some(("ix_at", "0", &until)),
+                limit: Some(i32::try_from(left).unwrap_or(i32::MAX)),
+                ..Query::default()
+            };
+            left = left.saturating_sub(self.table().query(query, OPERATION).await?.items.len());
+            if left == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Sets when the sweep looks at a record next, unless somebody else has.
