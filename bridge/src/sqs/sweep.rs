@@ -18,7 +18,8 @@ use crate::error::BrokerError;
 use crate::job_queue::Swept;
 
 const OPERATION: &str = "sweep";
-/// When to look again at a record that can't be swept: a newer release may read it.
+/// When to look again at a record that can't be swept, if its deadline is not before: a newer release may read it, or AWS
+/// answer again.
 const LEFT_FOR: Duration = Duration::from_secs(30);
 /// The shortest time from one look at a job that is held to the next: each costs three writes.
 const HELD_FOR: Duration = Duration::from_secs(60);
@@ -53,18 +54,17 @@ impl Sqs {
             if last.is_some_and(|last| now.duration_since(last) < self.0.settings.sweep_every) {
                 continue;
             }
-            let (due, more) = self.due(&queue, left).await?;
-            left -= due.len().min(left);
+            let more = match self.sweep_queue(&queue, &mut left, &mut swept).await {
+                Ok(more) => more,
+                // The others are swept; this one when its time comes again.
+                Err(error) => {
+                    tracing::warn!(%queue, %error, "a queue could not be swept, and is tried again");
+                    false
+                }
+            };
             swept.more |= more;
             if !more {
                 self.swept().insert(queue, now);
-            }
-            let shown = OnceCell::new();
-            for chunk in due.chunks(100) {
-                let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &shown))).await;
-                for ended in looked {
-                    swept.expired.extend(ended?);
-                }
             }
             if left == 0 {
                 swept.more = true;
@@ -72,6 +72,27 @@ impl Sqs {
             }
         }
         Ok(swept)
+    }
+
+    /// Does what time demands of a queue, at most `left` times; whether there is more to do at once.
+    async fn sweep_queue(&self, queue: &QueueName, left: &mut usize, swept: &mut Swept) -> Result<bool, BrokerError> {
+        let (due, mut more) = self.due(queue, *left).await?;
+        *left -= due.len().min(*left);
+        let shown = OnceCell::new();
+        for chunk in due.chunks(100) {
+            let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &shown))).await;
+            for ended in looked {
+                match ended {
+                    Ok(ended) => swept.expired.extend(ended),
+                    // Its place is as it was: at once it would be the first again.
+                    Err(error) => {
+                        tracing::warn!(%queue, %error, "a record could not be swept, and is tried again");
+                        more = false;
+                    }
+                }
+            }
+        }
+        Ok(more)
     }
 
     fn swept(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Instant>> {
@@ -122,12 +143,15 @@ impl Sqs {
             return Ok(None);
         }
         match self.demanded(item, look, shown, now).await {
-            Err(error) if !error.is_transient() => {
+            Err(error) => {
                 tracing::warn!(%error, key = item.get_text("pk"), "a record can't be swept: it is left for a while");
-                self.look_again(item, look, now + LEFT_FOR).await?;
+                let deadline = item.get_time("deadline").filter(|deadline| *deadline > now);
+                let next = now + LEFT_FOR;
+                let unsent = Record::read(item.clone()).is_ok_and(|record| may_be_unsent(&record, look));
+                self.look_again(item, look, deadline.map_or(next, |deadline| next.min(deadline)), unsent).await?;
                 Ok(None)
             }
-            done => done,
+            ended => ended,
         }
     }
 
@@ -140,7 +164,7 @@ impl Sqs {
     ) -> Result<Option<JobResult>, BrokerError> {
         if item.is_past(now) {
             // Nobody swept for as long as it was kept. It goes by its TTL.
-            self.look_again(item, look, now + LEFT_FOR).await?;
+            self.look_again(item, look, now + LEFT_FOR, false).await?;
             return Ok(None);
         }
         let record = Record::read(item.clone())?;
@@ -155,24 +179,19 @@ impl Sqs {
             (true, true) => since.max(now + HELD_FOR).min(record.deadline),
             (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
             (false, _) => {
-                if self.is_unsent(&record, look, shown).await? {
+                if may_be_unsent(&record, look) || self.is_lost(&record, shown).await? {
                     let job = self.whole_job(&record, None, OPERATION).await?;
                     self.wake(&job, now, true).await?;
                 }
                 later_look(since, record.deadline, now)
             }
         };
-        self.look_again(item, look, next).await?;
+        self.look_again(item, look, next, false).await?;
         Ok(None)
     }
 
-    /// Whether a record that could be taken, and was not, needs a message: it may never have had one, or it is lost.
-    async fn is_unsent(&self, record: &Record, look: &str, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
-        let is_by = |at: Timestamp| look <= names::moment(at).as_str();
-        // Left to the sweep, or sent by who made it, of which no attempt tells.
-        if !record.is_leased() && (is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN)) {
-            return Ok(true);
-        }
+    /// Whether the message of a record that could be taken, and was not, seems to be lost.
+    async fn is_lost(&self, record: &Record, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
         let shown = shown.get_or_try_init(|| self.shown(&record.queue)).await?;
         let policy = self.policies().require(&record.queue, OPERATION).await?;
         // Messages of a client that runs as many jobs as it may are at hand of who received them.
@@ -209,11 +228,24 @@ impl Sqs {
         Ok(false)
     }
 
-    /// Sets when the sweep looks at a record next, unless somebody else has.
-    async fn look_again(&self, item: &Item, look: &str, at: Timestamp) -> Result<(), BrokerError> {
+    /// Sets when the sweep looks at a record next, unless somebody else has, and whether it is `unsent` still.
+    async fn look_again(&self, item: &Item, look: &str, at: Timestamp, unsent: bool) -> Result<(), BrokerError> {
         let key = names::Key { pk: item.need_text("pk")?.to_owned(), sk: item.need_text("sk")?.to_owned() };
         let values = Item::default().text(":look", look).text(":next", names::moment(at));
-        self.table().update(&key, "SET #ix_at = :next", "#ix_at = :look", values, OPERATION).await?;
+        let (change, values) = match (unsent, item.is_set("unsent")) {
+            (true, false) => ("SET #ix_at = :next, #unsent = :unsent", values.flag(":unsent", true)),
+            (false, true) => ("SET #ix_at = :next REMOVE #unsent", values),
+            _ => ("SET #ix_at = :next", values),
+        };
+        self.table().update(&key, change, "#ix_at = :look", values, OPERATION).await?;
         Ok(())
     }
+}
+
+/// Whether a record that could be taken at `look` may never have had a message: it was left to the sweep, which could not
+/// send it before, or sent by who made it, of which no attempt tells.
+fn may_be_unsent(record: &Record, look: &str) -> bool {
+    let is_by = |at: Timestamp| look <= names::moment(at).as_str();
+    let first = is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN);
+    !record.is_leased() && (first || record.item.is_set("unsent"))
 }
