@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
+use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
@@ -94,4 +95,39 @@ async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
     assert!(hanging.try_join_next().is_none());
     let held = hanging.join_next().await.unwrap().unwrap();
     assert_eq!(held[0].job.id, job.id, "after the dead call was given up");
+}
+
+#[tokio::test]
+async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers() {
+    let stage = Stage::open().await;
+    // Far longer than the test waits: what is not handed back does not come.
+    let policy = QueuePolicy { lease: PATIENCE * 10, ..stage.policy.clone() };
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let ending = stage.process_with(proxy.url(), |_| {}).await;
+    proxy.fault("ReceiveMessage", AwsFault::Hold);
+    let (leasing, request) = (ending.broker().leasing, stage.request(1, PATIENCE));
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { leasing.lease(&request).await });
+    proxy.held().await;
+    // As at SIGTERM: nobody asks any more, and the adapter is closed.
+    asking.shutdown().await;
+    let job = stage.submit().await;
+    tokio::join!(ending.close(), async { proxy.let_go() });
+    let delivery = stage.lease(&stage.broker).await;
+    assert_eq!((delivery.job.id, delivery.attempt), (job.id, 1));
+}
+
+#[tokio::test]
+async fn a_receive_that_does_not_end_holds_up_the_end_of_its_process_no_longer_than_it_is_given() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let ending = stage.process_with(proxy.url(), |_| {}).await;
+    proxy.fault("ReceiveMessage", AwsFault::Hold);
+    let (leasing, request) = (ending.broker().leasing, stage.request(1, PATIENCE));
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { leasing.lease(&request).await });
+    proxy.held().await;
+    asking.shutdown().await;
+    ending.close_by(tokio::time::Instant::now()).await;
 }

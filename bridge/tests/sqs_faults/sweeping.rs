@@ -68,12 +68,16 @@ async fn a_parked_job_that_could_not_be_sent_at_its_time_is_sent_later_however_m
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let sweeping = stage.process(proxy.url()).await;
     proxy.fault_all("SendMessageBatch", AwsFault::Refuse("RequestThrottled"));
-    sweeping.jobs.sweep(100).await.unwrap();
-    stage.clock.advance(Duration::from_secs(30));
+    for _ in 0..3 {
+        sweeping.jobs.sweep(100).await.unwrap();
+        stage.clock.advance(Duration::from_secs(30));
+    }
     proxy.mend("SendMessageBatch");
     sweeping.jobs.sweep(100).await.unwrap();
-    assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
-    // And not once more.
-    stage.clock.advance(Duration::from_secs(30));
     assert_eq!(stage.messages().await, 6);
+    // And not once more.
+    stage.clock.advance(Duration::from_secs(3_600));
+    sweeping.jobs.sweep(100).await.unwrap();
+    assert_eq!(stage.messages().await, 6);
+    assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
 }
