@@ -66,7 +66,7 @@ use config::SqsConfig;
 use connect::Clients;
 use policy::Policies;
 use table::Table;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -132,6 +132,8 @@ struct Inner {
     lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
     counts: count::Counts,
     sweeping: sweep::Sweeping,
+    /// Places for messages whose jobs were accepted.
+    sending: Arc<Semaphore>,
     held: held::Held,
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
@@ -179,6 +181,7 @@ impl Sqs {
             lines: Mutex::default(),
             counts: count::Counts::default(),
             sweeping: sweep::Sweeping::default(),
+            sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
             held: held::Held::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),

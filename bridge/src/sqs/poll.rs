@@ -23,6 +23,8 @@ const OPERATION: &str = "lease";
 const RECEIVES_MAX: usize = 4;
 /// Messages kept at hand whose clients run as many jobs as they may; more go back.
 const BOUNDED_MAX: usize = 100;
+/// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
+const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
 /// How often those are tried, unless a slot becomes free in this process.
 const BOUNDED_EVERY: Duration = Duration::from_secs(1);
 
@@ -255,7 +257,13 @@ impl Sqs {
                         queue = %line.name, message_id = message.message_id(),
                         "a message that is none of relay's is left alone until SQS drops it"
                     );
-                    line.queue.hide(&handle, super::line::HIDE_MAX).await?;
+                    let queue = line.queue.clone();
+                    // Beside what came with it.
+                    self.0.tasks.spawn(async move {
+                        if let Err(error) = queue.hide(&handle, STRANGE_FOR).await {
+                            tracing::warn!(%error, "a message that is none of relay's comes again after a lease");
+                        }
+                    });
                 }
             }
         }

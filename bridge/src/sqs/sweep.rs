@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::item::Item;
 use super::record::{LOOK_LATEST, Record, SEND_AGAIN, later_look, next_look};
@@ -14,13 +15,15 @@ use super::schema::BY_TIME;
 use super::table::Query;
 use super::{Sqs, names};
 use crate::contract::{JobResult, QueueName, Timestamp};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
 
 const OPERATION: &str = "sweep";
 /// When to look again at a record that can't be swept, if its deadline is not before: a newer release may read it, or AWS
 /// answer again.
 const LEFT_FOR: Duration = Duration::from_secs(30);
+/// How long a look waits for a message to be sent; then it goes on, and the next look sends another.
+const SEND_MAX: Duration = Duration::from_secs(5);
 /// The shortest time from one look at a job that is held to the next: each costs three writes.
 const HELD_FOR: Duration = Duration::from_secs(60);
 /// From so many messages on nobody counts whether records are more: workers have enough to receive.
@@ -181,7 +184,8 @@ impl Sqs {
             (false, _) => {
                 if may_be_unsent(&record, look) || self.is_lost(&record, shown).await? {
                     let job = self.whole_job(&record, None, OPERATION).await?;
-                    self.wake(&job, now, true).await?;
+                    let late = |_| BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "SQS does not answer");
+                    timeout(SEND_MAX, self.wake(&job, now, true)).await.map_err(late)??;
                 }
                 later_look(since, record.deadline, now)
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
+use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
@@ -130,4 +131,37 @@ async fn a_receive_that_does_not_end_holds_up_the_end_of_its_process_no_longer_t
     proxy.held().await;
     asking.shutdown().await;
     ending.close_by(tokio::time::Instant::now()).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_of_relays_fails_no_receive_and_is_hidden_for_less_than_sqs_allows() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    stage.send_strange("none of relay's").await;
+    let job = stage.submit().await;
+    proxy.fault_all("ChangeMessageVisibilityBatch", AwsFault::Refuse("InvalidParameterValue"));
+    let held = worker.leasing.lease(&stage.request(10, PATIENCE)).await.unwrap();
+    assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
+    while proxy.calls("ChangeMessageVisibilityBatch") == 0 {
+        tokio::task::yield_now().await;
+    }
+    for body in proxy.bodies("ChangeMessageVisibilityBatch") {
+        let seconds = body["Entries"][0]["VisibilityTimeout"].as_u64().unwrap();
+        assert!((36_000..43_200).contains(&seconds), "{seconds} s");
+    }
+}
+
+#[tokio::test]
+async fn a_submission_is_answered_while_sqs_hangs_and_its_message_goes_on() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    proxy.fault_all("SendMessageBatch", AwsFault::Hold);
+    let job = stage.job(None);
+    assert!(matches!(broker.jobs.enqueue(job.clone()).await.unwrap(), Enqueued::Created(_)));
+    assert_eq!(proxy.calls("SendMessageBatch"), 1, "it was answered within the first try");
+    // Neither did anybody sweep.
+    proxy.mend("SendMessageBatch");
+    assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
 }
