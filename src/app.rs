@@ -21,6 +21,7 @@ use relay_bridge::policy::QueuePolicy;
 use relay_workers::{Handler, Worker, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -31,7 +32,7 @@ use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
 use crate::telemetry::{Telemetry, Traces};
 
-/// How long closing the store may take: a last commit and a checkpoint.
+/// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// How long the collector of traces may take for the last spans.
 pub(crate) const TRACES_MAX: Duration = Duration::from_secs(5);
@@ -193,7 +194,7 @@ impl App {
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
         if let Err(error) = opened.prepare(&config.queues).await {
-            opened.close().await;
+            opened.close(Instant::now()).await;
             return Err(error);
         }
         let (mut broker, mut leasing_here) = (opened.broker(), opened.leasing_here());
@@ -270,14 +271,18 @@ impl App {
         let port = self.port.take();
         let traces = self.traces.clone();
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
-        let ended = tokio::select! {
+        let (until, ended) = tokio::select! {
             biased;
-            () = force.cancelled() => Ok(Ended::Forced),
-            ended = self.serve(stop, admin) => ended.map(|()| Ended::Drained),
+            () = force.cancelled() => (Instant::now(), Ok(Ended::Forced)),
+            (until, ended) = self.serve(stop, admin) => (until, ended.map(|()| Ended::Drained)),
         };
         // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
-        if tokio::time::timeout(CLOSE_MAX, opened.close()).await.is_err() {
-            warn!("the broker was still busy at the end; what was accepted is safe");
+        let limit = until.saturating_duration_since(Instant::now()) + CLOSE_MAX;
+        tokio::select! {
+            closed = tokio::time::timeout(limit, opened.close(until)) => if closed.is_err() {
+                warn!("the broker was still busy at the end; what was accepted is safe");
+            },
+            () = force.cancelled(), if !matches!(ended, Ok(Ended::Forced)) => {}
         }
         if let Some(traces) = traces.filter(|_| !matches!(ended, Ok(Ended::Forced))) {
             traces.finish(TRACES_MAX).await;
@@ -288,7 +293,8 @@ impl App {
         ended
     }
 
-    async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> Result<(), AppError> {
+    /// Serves until `stop` or until a part fails; also until when what is on its way may take.
+    async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> (Instant, Result<(), AppError>) {
         // One stage after the other is told to stop and joined: see the module's first lines.
         let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep"].map(Stage::new);
         let [http, nats, local, remote, forwarder, sweeper] = &mut stages;
@@ -351,6 +357,7 @@ impl App {
             Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
         };
+        let until = Instant::now() + drain;
         for stage in &mut stages {
             stage.stop.cancel();
             while let Some(ended) = stage.tasks.join_next().await {
@@ -361,7 +368,7 @@ impl App {
             }
             debug!(stage = stage.name, "drained");
         }
-        failed.map_or(Ok(()), Err)
+        (until, failed.map_or(Ok(()), Err))
     }
 }
 

@@ -17,7 +17,7 @@ use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::provision::{Wanted, policy_changes, provision_queues};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -195,13 +195,14 @@ impl Opened {
         }
     }
 
-    /// Closes it. What was accepted is durable anyway.
-    pub(crate) async fn close(&self) {
+    /// Closes it. What was accepted is durable anyway; what is on its way from SQS is waited for until `until`.
+    #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "of no other broker anything is on its way"))]
+    pub(crate) async fn close(&self, until: Instant) {
         match self {
             Self::Embedded(store) => store.close().await,
             Self::Nats { nats, .. } => nats.close().await,
             #[cfg(feature = "sqs")]
-            Self::Sqs { sqs, .. } => sqs.close().await,
+            Self::Sqs { sqs, .. } => sqs.close_by(until).await,
         }
     }
 }

@@ -13,6 +13,7 @@ use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::remote::{Remote, RemoteConfig};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::Sqs;
+use tokio::time::Instant;
 
 use super::exit::CliError;
 use super::provision::from_broker;
@@ -99,8 +100,9 @@ impl Source {
         }
     }
 
-    /// What nobody waited for is handed back before it closes.
-    pub(crate) async fn close(self) {
+    /// What nobody waited for is handed back before it closes; what is on its way from SQS is waited for until `until`.
+    #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "from no other broker anything is on its way"))]
+    pub(crate) async fn close(self, until: Instant) {
         match self {
             // Nobody else holds the connection any more.
             Self::Remote(remote) => {
@@ -110,7 +112,7 @@ impl Source {
             }
             Self::Nats(nats) => nats.close().await,
             #[cfg(feature = "sqs")]
-            Self::Sqs(sqs) => sqs.close().await,
+            Self::Sqs(sqs) => sqs.close_by(until).await,
         }
     }
 }

@@ -10,6 +10,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::admin::AdminArgs;
 use super::config::warn_of_unknown_variables;
@@ -167,6 +168,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         Some(traces) => traces.handler(handler),
         None => handler,
     };
+    let drain = config.drain;
     let worker = Worker::new(leasing, handler, clock, config);
     if let Some(port) = &port {
         let stats = worker.stats();
@@ -176,14 +178,17 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         }
     }
     let drained = async {
-        let report = worker.run(signals.stop.drain.clone()).await;
+        let (report, until) = tokio::join!(worker.run(signals.stop.drain.clone()), async {
+            signals.stop.drain.cancelled().await;
+            Instant::now() + drain
+        });
         if let Some(traces) = traces {
             traces.finish(TRACES_MAX).await;
         }
         if let Some(port) = port {
             port.close().await;
         }
-        source.close().await;
+        source.close(until).await;
         tracing::info!(
             worker = %id, started = report.started, succeeded = report.succeeded, retried = report.retried,
             failed = report.failed, handed_back = report.handed_back, leases_lost = report.leases_lost, "worker ended"

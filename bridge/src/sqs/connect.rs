@@ -126,8 +126,6 @@ fn kind_of(code: &str, effect: Effect) -> BrokerErrorKind {
         | "AccessDeniedException"
         | "UnrecognizedClientException"
         | "InvalidClientTokenId"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
         | "InvalidSignatureException"
         | "SignatureDoesNotMatch"
         | "MissingAuthenticationToken" => BrokerErrorKind::Unauthorized,
@@ -135,6 +133,8 @@ fn kind_of(code: &str, effect: Effect) -> BrokerErrorKind {
             BrokerErrorKind::NotFound
         }
         "ValidationException" | "InvalidParameterValue" | "InvalidMessageContents" => BrokerErrorKind::Invalid,
+        // The next call has another token, once there is one.
+        "ExpiredToken" | "ExpiredTokenException" => BrokerErrorKind::Unavailable,
         "TransactionConflictException" | "TransactionInProgressException" | "LimitExceededException" => {
             BrokerErrorKind::Unavailable
         }

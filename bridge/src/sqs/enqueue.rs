@@ -12,6 +12,9 @@ use crate::job_queue::Enqueued;
 const OPERATION: &str = "enqueue";
 /// A replay sends a job again that nobody took in so long. Its first message may still be on its way before.
 const UNTAKEN: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long an answer waits for SQS, and how many messages may be on their way to it meanwhile: up to 22 KiB each.
+const SEND_MAX: std::time::Duration = std::time::Duration::from_millis(500);
+pub(super) const SENDING_MAX: usize = 1_000;
 /// How often a key is tried whose record changes under the write.
 const TRIES: u32 = 3;
 
@@ -84,8 +87,25 @@ impl Sqs {
         if left_to_sweep(job.due_at, self.clock().now(), self.is_fifo()) {
             return;
         }
-        if let Err(error) = self.wake(job, job.due_at, false).await {
-            tracing::warn!(job_id = %job.id, %error, "a job was accepted and not sent: the sweep sends it");
+        self.send_for_a_moment(job, job.due_at, false).await;
+    }
+
+    /// Sends the job's message and waits for a moment at most; then the send goes on by itself, unless too many do.
+    async fn send_for_a_moment(&self, job: &Job, due: Timestamp, again: bool) {
+        let send = async {
+            let place = self.0.sending.clone().acquire_owned().await;
+            let (sqs, job) = (self.clone(), job.clone());
+            let sending = self.0.tasks.spawn(async move {
+                let _place = place;
+                if let Err(error) = sqs.wake(&job, due, again).await {
+                    tracing::warn!(job_id = %job.id, %error, "a job was accepted and not sent: the sweep sends it");
+                }
+            });
+            // Its end is all that is waited for.
+            drop(sending.await);
+        };
+        if tokio::time::timeout(SEND_MAX, send).await.is_err() {
+            tracing::warn!(job_id = %job.id, "a job was accepted and SQS does not answer: if need be the sweep sends it");
         }
     }
 
@@ -96,9 +116,7 @@ impl Sqs {
         let untaken = status.state == JobState::Queued && record.attempt == 0 && record.due + UNTAKEN <= now;
         if untaken && record.deadline > now {
             let job = self.whole_job(record, None, OPERATION).await?;
-            if let Err(error) = self.wake(&job, now, true).await {
-                tracing::warn!(job_id = %job.id, %error, "a job that nobody took was not sent again: the sweep sends it");
-            }
+            self.send_for_a_moment(&job, now, true).await;
         }
         Ok(Enqueued::Known(status))
     }

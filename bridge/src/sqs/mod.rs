@@ -66,7 +66,8 @@ use config::SqsConfig;
 use connect::Clients;
 use policy::Policies;
 use table::Table;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -131,6 +132,8 @@ struct Inner {
     lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
     counts: count::Counts,
     sweeping: sweep::Sweeping,
+    /// Places for messages whose jobs were accepted.
+    sending: Arc<Semaphore>,
     held: held::Held,
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
@@ -140,6 +143,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
+    /// Cancelled when it waits for receives no longer.
+    dropping: CancellationToken,
     /// Ends what runs for nobody once the last clone is gone.
     _unused: DropGuard,
 }
@@ -176,6 +181,7 @@ impl Sqs {
             lines: Mutex::default(),
             counts: count::Counts::default(),
             sweeping: sweep::Sweeping::default(),
+            sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
             held: held::Held::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
@@ -183,6 +189,7 @@ impl Sqs {
             tasks,
             _unused: closing.clone().drop_guard(),
             closing,
+            dropping: CancellationToken::new(),
         })))
     }
 
@@ -217,11 +224,20 @@ impl Sqs {
         Arc::clone(&self.0.newer_jobs)
     }
 
-    /// Ends all receives and joins every task. What was leased for nobody goes back first.
+    /// As [`Sqs::close_by`], with time for every receive to end by itself, which takes up to 20 s.
     pub async fn close(&self) {
+        self.close_by(Instant::now() + line::RECEIVE_WAIT_MAX).await;
+    }
+
+    /// Begins no receive any more, hands back what the last ones bring and what was leased for nobody, and joins every task.
+    /// A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only after a lease.
+    pub async fn close_by(&self, until: Instant) {
         self.0.closing.cancel();
         self.0.tasks.close();
-        self.0.tasks.wait().await;
+        if tokio::time::timeout_at(until, self.0.tasks.wait()).await.is_err() {
+            self.0.dropping.cancel();
+            self.0.tasks.wait().await;
+        }
     }
 
     fn table(&self) -> &Table {

@@ -23,6 +23,8 @@ const OPERATION: &str = "lease";
 const RECEIVES_MAX: usize = 4;
 /// Messages kept at hand whose clients run as many jobs as they may; more go back.
 const BOUNDED_MAX: usize = 100;
+/// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
+const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
 /// How often those are tried, unless a slot becomes free in this process.
 const BOUNDED_EVERY: Duration = Duration::from_secs(1);
 
@@ -151,6 +153,8 @@ impl Sqs {
     async fn receive_for(self, line: Arc<Line>) {
         while !line.ends() {
             if self.0.closing.is_cancelled() {
+                let at_hand = std::mem::take(&mut line.lock().bounded);
+                self.give_back(&line, at_hand).await;
                 line.lock().receives -= 1;
                 return;
             }
@@ -193,13 +197,13 @@ impl Sqs {
         }
         let received = tokio::select! {
             received = self.receive(line, &policy, wanted.min(BATCH_MAX), wait) => received?,
-            () = self.0.closing.cancelled() => return Ok(()),
+            () = self.0.dropping.cancelled() => return Ok(()),
         };
         if received.len() == BATCH_MAX && wanted > BATCH_MAX {
             self.receive_more(line);
         }
         // By now others may ask, or nobody.
-        let wanted = line.wanted().map_or(0, |(wanted, _)| wanted);
+        let wanted = line.wanted().filter(|_| !self.0.closing.is_cancelled()).map_or(0, |(wanted, _)| wanted);
         let deliveries = self.claim_all(line, &policy, received, wanted).await?;
         self.give(line, deliveries).await;
         Ok(())
@@ -253,7 +257,13 @@ impl Sqs {
                         queue = %line.name, message_id = message.message_id(),
                         "a message that is none of relay's is left alone until SQS drops it"
                     );
-                    line.queue.hide(&handle, super::line::HIDE_MAX).await?;
+                    let queue = line.queue.clone();
+                    // Beside what came with it.
+                    self.0.tasks.spawn(async move {
+                        if let Err(error) = queue.hide(&handle, STRANGE_FOR).await {
+                            tracing::warn!(%error, "a message that is none of relay's comes again after a lease");
+                        }
+                    });
                 }
             }
         }
@@ -270,12 +280,8 @@ impl Sqs {
     ) -> Result<Vec<Delivery>, BrokerError> {
         let paused = self.policies().require(&line.name, OPERATION).await?.paused;
         let unwanted = received.split_off(if paused { 0 } else { wanted.min(received.len()) });
-        let back = unwanted.iter().map(|received| line.queue.hide(&received.handle, Duration::ZERO));
-        let (claimed, back) =
-            tokio::join!(join_all(received.into_iter().map(|one| self.claim(line, policy, one))), join_all(back));
-        for error in back.into_iter().filter_map(Result::err) {
-            tracing::warn!(queue = %line.name, %error, "a message that nobody took comes again when its time is over");
-        }
+        let claims = join_all(received.into_iter().map(|one| self.claim(line, policy, one)));
+        let (claimed, ()) = tokio::join!(claims, self.give_back(line, unwanted));
         let mut deliveries = Vec::new();
         for one in claimed {
             match one {
@@ -292,6 +298,14 @@ impl Sqs {
             }
         }
         Ok(deliveries)
+    }
+
+    /// Has others receive at once what nobody takes here.
+    async fn give_back(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>) {
+        let back = unwanted.into_iter().map(async |received| line.queue.hide(&received.handle, Duration::ZERO).await);
+        for error in join_all(back).await.into_iter().filter_map(Result::err) {
+            tracing::warn!(queue = %line.name, %error, "a message that nobody took comes again when its time is over");
+        }
     }
 
     /// Claims of what is at hand; one try for each client.

@@ -18,6 +18,8 @@ use crate::rules::{self, Ended, Known, Payload, refusal};
 pub(super) const INLINE_MAX: usize = 256;
 /// How long after its time a job that nobody took is sent again.
 pub(super) const SEND_AGAIN: Duration = Duration::from_secs(30);
+/// The longest from one look of the sweep at a job that waits to the next.
+pub(super) const LOOK_LATEST: Duration = Duration::from_secs(30 * 60);
 /// For how much longer than its record a payload or a result of its own is kept, so that it is never gone first.
 pub(super) const OUTLIVES: Duration = Duration::from_secs(3_600);
 
@@ -254,6 +256,12 @@ pub(super) fn next_look(due: Timestamp, deadline: Timestamp, now: Timestamp, fif
     look.min(deadline)
 }
 
+/// When the sweep looks again at a record that could be taken `since`, and was not: after 1, 2, 4 minutes and so on, at least
+/// every 30; not after its deadline.
+pub(super) fn later_look(since: Timestamp, deadline: Timestamp, now: Timestamp) -> Timestamp {
+    (now + now.since(since).clamp(SEND_AGAIN, LOOK_LATEST)).min(deadline)
+}
+
 /// An envelope that this build can't read.
 pub(super) fn unreadable(error: EnvelopeError) -> BrokerError {
     let kind = match error {
@@ -376,5 +384,14 @@ mod tests {
         assert_eq!(next_look(at(1_901), deadline, now, false), at(1_901), "longer than SQS delays");
         assert_eq!(next_look(at(1_001), deadline, now, true), at(1_001), "FIFO delays no single message");
         assert_eq!(next_look(at(900), at(1_010), now, false), at(1_010), "the deadline comes first");
+    }
+
+    #[test]
+    fn a_job_that_waits_is_looked_at_after_twice_as_long_each_time_and_at_least_every_half_hour() {
+        let (since, deadline) = (Timestamp::from_millis(0), Timestamp::from_millis(3 * 3_600_000));
+        let looks = |age: &Timestamp| Some(later_look(since, deadline, *age)).filter(|next| next > age);
+        let seconds = std::iter::successors(Some(since + SEND_AGAIN), looks).map(|look| look.as_millis() / 1_000);
+        let minutes: Vec<_> = seconds.skip(1).map(|seconds| seconds / 60).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 62, 92, 122, 152, 180], "the last is the deadline");
     }
 }

@@ -41,6 +41,8 @@ const HIDDEN: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// Queues of dead processes that one sweep removes.
 const REMOVED_MAX: usize = 10;
+/// After so long SQS knows everywhere that a queue was made.
+const KNOWN_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait after a call failed: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(300);
@@ -257,9 +259,9 @@ impl Replies {
         Ok(self.queues.at(output.queue_url.ok_or_else(none)?, false))
     }
 
-    /// Wakes those of whom messages tell, until the queue is gone.
+    /// Wakes those of whom messages tell, until the queue is gone. In its first moments SQS may not know it everywhere.
     async fn receive(&self, queue: &SqsQueue) {
-        let mut again = AGAIN_FIRST;
+        let (mut again, made) = (AGAIN_FIRST, Instant::now());
         loop {
             match queue.receive(BATCH_MAX, HIDDEN, RECEIVE_WAIT_MAX).await {
                 Ok(messages) => {
@@ -271,7 +273,7 @@ impl Replies {
                         drop(deleted);
                     }
                 }
-                Err(error) if error.kind() == BrokerErrorKind::NotFound => return,
+                Err(error) if error.kind() == BrokerErrorKind::NotFound && made.elapsed() > KNOWN_WITHIN => return,
                 Err(error) => {
                     tracing::warn!(%error, "the reply queue is not read: who waits looks now and then");
                     tokio::time::sleep(again).await;

@@ -6,19 +6,37 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::item::Item;
-use super::record::{Record, next_look};
+use super::record::{LOOK_LATEST, Record, SEND_AGAIN, later_look, next_look};
 use super::schema::BY_TIME;
 use super::table::Query;
 use super::{Sqs, names};
 use crate::contract::{JobResult, QueueName, Timestamp};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Swept;
 
 const OPERATION: &str = "sweep";
-/// When to look again at a record that can't be swept: a newer release may read it.
+/// When to look again at a record that can't be swept, if its deadline is not before: a newer release may read it, or AWS
+/// answer again.
 const LEFT_FOR: Duration = Duration::from_secs(30);
+/// How long a look waits for a message to be sent; then it goes on, and the next look sends another.
+const SEND_MAX: Duration = Duration::from_secs(5);
+/// The shortest time from one look at a job that is held to the next: each costs three writes.
+const HELD_FOR: Duration = Duration::from_secs(60);
+/// From so many messages on nobody counts whether records are more: workers have enough to receive.
+const FEW: u64 = 2_000;
+
+/// What SQS shows of a queue, asked at most once in a step, and only for jobs that wait for longer than half a minute. Its
+/// counts lag by up to a minute; a message too many costs a receive.
+struct Shown {
+    /// Workers that ask receive nothing.
+    none_to_receive: bool,
+    /// There are clearly fewer messages than records that should have one.
+    too_few: bool,
+}
 
 /// When this process looked at each queue last.
 #[derive(Default)]
@@ -39,17 +57,17 @@ impl Sqs {
             if last.is_some_and(|last| now.duration_since(last) < self.0.settings.sweep_every) {
                 continue;
             }
-            let (due, more) = self.due(&queue, left).await?;
-            left -= due.len().min(left);
+            let more = match self.sweep_queue(&queue, &mut left, &mut swept).await {
+                Ok(more) => more,
+                // The others are swept; this one when its time comes again.
+                Err(error) => {
+                    tracing::warn!(%queue, %error, "a queue could not be swept, and is tried again");
+                    false
+                }
+            };
             swept.more |= more;
             if !more {
                 self.swept().insert(queue, now);
-            }
-            for chunk in due.chunks(100) {
-                let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look))).await;
-                for ended in looked {
-                    swept.expired.extend(ended?);
-                }
             }
             if left == 0 {
                 swept.more = true;
@@ -57,6 +75,27 @@ impl Sqs {
             }
         }
         Ok(swept)
+    }
+
+    /// Does what time demands of a queue, at most `left` times; whether there is more to do at once.
+    async fn sweep_queue(&self, queue: &QueueName, left: &mut usize, swept: &mut Swept) -> Result<bool, BrokerError> {
+        let (due, mut more) = self.due(queue, *left).await?;
+        *left -= due.len().min(*left);
+        let shown = OnceCell::new();
+        for chunk in due.chunks(100) {
+            let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &shown))).await;
+            for ended in looked {
+                match ended {
+                    Ok(ended) => swept.expired.extend(ended),
+                    // Its place is as it was: at once it would be the first again.
+                    Err(error) => {
+                        tracing::warn!(%queue, %error, "a record could not be swept, and is tried again");
+                        more = false;
+                    }
+                }
+            }
+        }
+        Ok(more)
     }
 
     fn swept(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Instant>> {
@@ -95,26 +134,40 @@ impl Sqs {
     }
 
     /// Does what time demands of one record; the result if its run ended by it.
-    async fn look_at(&self, item: &Item, look: &str) -> Result<Option<JobResult>, BrokerError> {
+    async fn look_at(
+        &self,
+        item: &Item,
+        look: &str,
+        shown: &OnceCell<Shown>,
+    ) -> Result<Option<JobResult>, BrokerError> {
         let now = self.clock().now();
         // The index is late: it was looked at by somebody else meanwhile, or has ended.
         if item.get_text("ix_at") != Some(look) {
             return Ok(None);
         }
-        match self.demanded(item, look, now).await {
-            Err(error) if !error.is_transient() => {
+        match self.demanded(item, look, shown, now).await {
+            Err(error) => {
                 tracing::warn!(%error, key = item.get_text("pk"), "a record can't be swept: it is left for a while");
-                self.look_again(item, look, now + LEFT_FOR).await?;
+                let deadline = item.get_time("deadline").filter(|deadline| *deadline > now);
+                let next = now + LEFT_FOR;
+                let unsent = Record::read(item.clone()).is_ok_and(|record| may_be_unsent(&record, look));
+                self.look_again(item, look, deadline.map_or(next, |deadline| next.min(deadline)), unsent).await?;
                 Ok(None)
             }
-            done => done,
+            ended => ended,
         }
     }
 
-    async fn demanded(&self, item: &Item, look: &str, now: Timestamp) -> Result<Option<JobResult>, BrokerError> {
+    async fn demanded(
+        &self,
+        item: &Item,
+        look: &str,
+        shown: &OnceCell<Shown>,
+        now: Timestamp,
+    ) -> Result<Option<JobResult>, BrokerError> {
         if item.is_past(now) {
             // Nobody swept for as long as it was kept. It goes by its TTL.
-            self.look_again(item, look, now + LEFT_FOR).await?;
+            self.look_again(item, look, now + LEFT_FOR, false).await?;
             return Ok(None);
         }
         let record = Record::read(item.clone())?;
@@ -124,23 +177,79 @@ impl Sqs {
         if record.deadline <= now {
             return self.expire(&record).await;
         }
-        if record.is_leased() {
-            self.look_again(item, look, record.deadline).await?;
-        } else if record.due > now {
-            self.look_again(item, look, next_look(record.due, record.deadline, now, self.is_fifo())).await?;
-        } else {
-            let job = self.whole_job(&record, None, OPERATION).await?;
-            self.wake(&job, now, true).await?;
-            self.look_again(item, look, record.deadline).await?;
-        }
+        let since = if record.is_leased() { record.lease_end() + self.0.settings.skew } else { record.due };
+        let next = match (since > now, record.is_leased()) {
+            (true, true) => since.max(now + HELD_FOR).min(record.deadline),
+            (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
+            (false, _) => {
+                if may_be_unsent(&record, look) || self.is_lost(&record, shown).await? {
+                    let job = self.whole_job(&record, None, OPERATION).await?;
+                    let late = |_| BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "SQS does not answer");
+                    timeout(SEND_MAX, self.wake(&job, now, true)).await.map_err(late)??;
+                }
+                later_look(since, record.deadline, now)
+            }
+        };
+        self.look_again(item, look, next, false).await?;
         Ok(None)
     }
 
-    /// Sets when the sweep looks at a record next, unless somebody else has.
-    async fn look_again(&self, item: &Item, look: &str, at: Timestamp) -> Result<(), BrokerError> {
+    /// Whether the message of a record that could be taken, and was not, seems to be lost.
+    async fn is_lost(&self, record: &Record, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
+        let shown = shown.get_or_try_init(|| self.shown(&record.queue)).await?;
+        let policy = self.policies().require(&record.queue, OPERATION).await?;
+        // Messages of a client that runs as many jobs as it may are at hand of who received them.
+        let at_hand = policy.client(&record.client).max_running != u32::MAX;
+        Ok(shown.too_few || shown.none_to_receive && !at_hand)
+    }
+
+    /// What SQS shows of a queue, beside the records that are open.
+    async fn shown(&self, queue: &QueueName) -> Result<Shown, BrokerError> {
+        let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
+        let messages = visible + hidden + delayed;
+        let too_few = messages < FEW && self.has_open(queue, messages + messages / 4 + 1).await?;
+        Ok(Shown { none_to_receive: visible == 0, too_few })
+    }
+
+    /// Whether at least so many records of a queue are open, and looked at within half an hour: each of them has a message,
+    /// but for those that are parked for so long.
+    async fn has_open(&self, queue: &QueueName, wanted: u64) -> Result<bool, BrokerError> {
+        let until = names::moment(self.clock().now() + LOOK_LATEST);
+        let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
+        for shard in 0..names::SHARDS {
+            let query = Query {
+                index: Some(BY_TIME),
+                partition: ("ix", &names::open_shard(queue, shard)),
+                places: Some(("ix_at", "0", &until)),
+                limit: Some(i32::try_from(left).unwrap_or(i32::MAX)),
+                ..Query::default()
+            };
+            left = left.saturating_sub(self.table().query(query, OPERATION).await?.items.len());
+            if left == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sets when the sweep looks at a record next, unless somebody else has, and whether it is `unsent` still.
+    async fn look_again(&self, item: &Item, look: &str, at: Timestamp, unsent: bool) -> Result<(), BrokerError> {
         let key = names::Key { pk: item.need_text("pk")?.to_owned(), sk: item.need_text("sk")?.to_owned() };
         let values = Item::default().text(":look", look).text(":next", names::moment(at));
-        self.table().update(&key, "SET #ix_at = :next", "#ix_at = :look", values, OPERATION).await?;
+        let (change, values) = match (unsent, item.is_set("unsent")) {
+            (true, false) => ("SET #ix_at = :next, #unsent = :unsent", values.flag(":unsent", true)),
+            (false, true) => ("SET #ix_at = :next REMOVE #unsent", values),
+            _ => ("SET #ix_at = :next", values),
+        };
+        self.table().update(&key, change, "#ix_at = :look", values, OPERATION).await?;
         Ok(())
     }
+}
+
+/// Whether a record that could be taken at `look` may never have had a message: it was left to the sweep, which could not
+/// send it before, or sent by who made it, of which no attempt tells.
+fn may_be_unsent(record: &Record, look: &str) -> bool {
+    let is_by = |at: Timestamp| look <= names::moment(at).as_str();
+    let first = is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN);
+    !record.is_leased() && (first || record.item.is_set("unsent"))
 }

@@ -113,6 +113,12 @@ impl AwsProxy {
         bodies.iter().filter(|(of, _)| of == operation).map(|(_, body)| body.clone()).collect()
     }
 
+    /// How many entries all calls of `operation` had, which takes batches.
+    #[must_use]
+    pub fn entries(&self, operation: &str) -> usize {
+        self.bodies(operation).iter().map(|body| body["Entries"].as_array().map_or(0, Vec::len)).sum()
+    }
+
     /// The units of DynamoDB that were consumed by writes, those of indexes included, and by reads. The emulator takes each item
     /// that is read for one of at most 4 KiB.
     #[must_use]

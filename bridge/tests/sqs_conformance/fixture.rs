@@ -88,7 +88,7 @@ impl Fixture {
     }
 
     pub(crate) async fn close(&self) {
-        self.sqs().close().await;
+        self.sqs().close_by(tokio::time::Instant::now()).await;
     }
 
     fn sqs(&self) -> Sqs {

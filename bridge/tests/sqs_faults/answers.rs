@@ -149,3 +149,22 @@ async fn a_rerun_and_a_redrive_whose_answers_are_lost_begin_a_run_and_send_its_j
     assert!(matches!(redriven, Enqueued::Created(_)), "it met its own run: {redriven:?}");
     assert_eq!(stage.lease(&broker).await.job.generation, 4);
 }
+
+#[tokio::test]
+async fn a_result_that_meets_an_expired_token_is_recorded_once_there_is_another() {
+    let stage = Stage::open().await;
+    stage.submit().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    let delivery = stage.lease(&worker).await;
+    let result = stage.success(&delivery);
+    for code in ["ExpiredTokenException", "ExpiredToken"] {
+        proxy.fault_all("TransactWriteItems", AwsFault::Refuse(code));
+        let refused = worker.leasing.record(&result).await.unwrap_err();
+        assert!(refused.is_transient() && refused.had_no_effect(), "its worker tries again: {refused:?}");
+    }
+    // Renewed while the call tries.
+    proxy.mend("TransactWriteItems");
+    proxy.fault("TransactWriteItems", AwsFault::Refuse("ExpiredTokenException"));
+    assert_eq!(worker.leasing.record(&result).await.unwrap(), Recorded::First);
+}

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
+use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
+use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
@@ -24,9 +26,7 @@ async fn of_a_batch_that_sqs_sent_in_part_the_rest_is_sent_again_alone() {
         submitting.spawn(async move { jobs.enqueue(job).await.unwrap() });
     }
     submitting.join_all().await;
-    let sent: usize =
-        proxy.bodies("SendMessageBatch").iter().map(|body| body["Entries"].as_array().unwrap().len()).sum();
-    assert_eq!(sent, JOBS as usize + 1, "one entry went twice");
+    assert_eq!(proxy.entries("SendMessageBatch"), JOBS as usize + 1, "one entry went twice");
     for _ in 0..JOBS {
         stage.lease(&stage.broker).await;
     }
@@ -96,4 +96,72 @@ async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
     assert!(hanging.try_join_next().is_none());
     let held = hanging.join_next().await.unwrap().unwrap();
     assert_eq!(held[0].job.id, job.id, "after the dead call was given up");
+}
+
+#[tokio::test]
+async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers() {
+    let stage = Stage::open().await;
+    // Far longer than the test waits: what is not handed back does not come.
+    let policy = QueuePolicy { lease: PATIENCE * 10, ..stage.policy.clone() };
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let ending = stage.process_with(proxy.url(), |_| {}).await;
+    proxy.fault("ReceiveMessage", AwsFault::Hold);
+    let (leasing, request) = (ending.broker().leasing, stage.request(1, PATIENCE));
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { leasing.lease(&request).await });
+    proxy.held().await;
+    // As at SIGTERM: nobody asks any more, and the adapter is closed.
+    asking.shutdown().await;
+    let job = stage.submit().await;
+    tokio::join!(ending.close(), async { proxy.let_go() });
+    let delivery = stage.lease(&stage.broker).await;
+    assert_eq!((delivery.job.id, delivery.attempt), (job.id, 1));
+}
+
+#[tokio::test]
+async fn a_receive_that_does_not_end_holds_up_the_end_of_its_process_no_longer_than_it_is_given() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let ending = stage.process_with(proxy.url(), |_| {}).await;
+    proxy.fault("ReceiveMessage", AwsFault::Hold);
+    let (leasing, request) = (ending.broker().leasing, stage.request(1, PATIENCE));
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { leasing.lease(&request).await });
+    proxy.held().await;
+    asking.shutdown().await;
+    ending.close_by(tokio::time::Instant::now()).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_of_relays_fails_no_receive_and_is_hidden_for_less_than_sqs_allows() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    stage.send_strange("none of relay's").await;
+    let job = stage.submit().await;
+    proxy.fault_all("ChangeMessageVisibilityBatch", AwsFault::Refuse("InvalidParameterValue"));
+    let held = worker.leasing.lease(&stage.request(10, PATIENCE)).await.unwrap();
+    assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
+    while proxy.calls("ChangeMessageVisibilityBatch") == 0 {
+        tokio::task::yield_now().await;
+    }
+    for body in proxy.bodies("ChangeMessageVisibilityBatch") {
+        let seconds = body["Entries"][0]["VisibilityTimeout"].as_u64().unwrap();
+        assert!((36_000..43_200).contains(&seconds), "{seconds} s");
+    }
+}
+
+#[tokio::test]
+async fn a_submission_is_answered_while_sqs_hangs_and_its_message_goes_on() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    proxy.fault_all("SendMessageBatch", AwsFault::Hold);
+    let job = stage.job(None);
+    assert!(matches!(broker.jobs.enqueue(job.clone()).await.unwrap(), Enqueued::Created(_)));
+    assert_eq!(proxy.calls("SendMessageBatch"), 1, "it was answered within the first try");
+    // Neither did anybody sweep.
+    proxy.mend("SendMessageBatch");
+    assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
 }

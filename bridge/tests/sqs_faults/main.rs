@@ -14,3 +14,4 @@ mod messages;
 mod readers;
 mod replies;
 mod support;
+mod sweeping;

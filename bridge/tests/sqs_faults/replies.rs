@@ -228,3 +228,20 @@ async fn a_process_that_was_taken_for_dead_has_a_new_reply_queue() {
     work(&stage, &stage.broker).await;
     assert!(ended(waiting).await);
 }
+
+#[tokio::test]
+async fn a_reply_queue_that_sqs_does_not_know_in_its_first_moments_is_not_taken_for_dead() {
+    let stage = Stage::open().await;
+    let job = stage.submit().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let waiter = stage.process_with(proxy.url(), |settings| settings.look_every = Duration::from_millis(200)).await;
+    proxy.fault("ReceiveMessage", AwsFault::Refuse("QueueDoesNotExist"));
+    let waiting = wait_for(&waiter.broker(), &job);
+    let names = stage.told(&job, 1).await;
+    while proxy.calls("ReceiveMessage") < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stage.reply_queues().await, names, "it is read again, and no other one was made");
+    work(&stage, &stage.broker).await;
+    assert!(ended(waiting).await);
+}

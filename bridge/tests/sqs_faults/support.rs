@@ -207,6 +207,13 @@ impl Stage {
         counts.values().map(|count| count.parse::<u64>().unwrap()).sum()
     }
 
+    /// Puts a message into the queue that is none of relay's.
+    pub(crate) async fn send_strange(&self, body: &str) {
+        let client = self.sqs();
+        let url = client.get_queue_url().queue_name(format!("relay-{}", self.queue)).send().await.unwrap();
+        client.send_message().queue_url(url.queue_url().unwrap()).message_body(body).send().await.unwrap();
+    }
+
     /// Removes every message from the queue, as if it had never been sent.
     pub(crate) async fn lose_all_messages(&self) {
         let client = self.sqs();

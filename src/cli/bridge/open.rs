@@ -17,6 +17,7 @@ use relay_bridge::nats::connection::{Connection, Wait};
 #[cfg(feature = "sqs")]
 use relay_bridge::sqs::{Sqs, plain::PlainQueue};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "sqs")]
@@ -39,6 +40,8 @@ use crate::ingress::nats::{RELAY_INBOX, worker_inbox};
 
 /// The longest wait between two looks at a side that is away.
 const AGAIN_MAX: Duration = Duration::from_secs(4);
+/// How long the last receive from relay on SQS may take once a bridge is asked to stop.
+const LAST_RECEIVE: Duration = Duration::from_secs(20);
 
 /// A bridge with both sides open.
 pub(super) struct Open {
@@ -163,7 +166,7 @@ impl Work {
                 let stats = handler.stats();
                 drop(handler);
                 let worked = worker.run(drain).await;
-                source.close().await;
+                source.close(Instant::now() + LAST_RECEIVE).await;
                 tracing::info!(bridge = %name, worker = ?worked, calls = ?stats.report(), "bridge ended");
             }
             Self::Stream { connection, queue, intake, slots, replies } => {
