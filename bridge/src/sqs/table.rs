@@ -260,15 +260,14 @@ impl Table {
     }
 
     /// An error of a call on this table.
-    pub(super) fn failed<E, R>(
+    pub(super) fn failed<E>(
         &self,
         operation: &'static str,
         effect: Effect,
-        error: aws_sdk_dynamodb::error::SdkError<E, R>,
+        error: aws_sdk_dynamodb::error::SdkError<E>,
     ) -> BrokerError
     where
         E: aws_sdk_dynamodb::error::ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-        R: std::fmt::Debug + Send + Sync + 'static,
     {
         let error = failed(operation, effect, error);
         if error.kind() == BrokerErrorKind::NotFound {
