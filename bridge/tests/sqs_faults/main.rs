@@ -13,4 +13,5 @@ mod letters;
 mod messages;
 mod readers;
 mod replies;
+mod slots;
 mod support;
