@@ -100,6 +100,28 @@ impl Stage {
     }
 }
 
+#[tokio::test]
+async fn a_redrive_policy_and_too_small_messages_are_differences_that_provisioning_ends() {
+    let stage = Stage::open().await;
+    stage.provision(&[], false).await;
+    let own = stage.account(OWN);
+    own.create_queue().queue_name("elsewhere").send().await.unwrap();
+    let redrive =
+        format!("{{\"deadLetterTargetArn\":\"arn:aws:sqs:eu-central-1:{OWN}:elsewhere\",\"maxReceiveCount\":\"3\"}}");
+    let changed = HashMap::from([(Name::RedrivePolicy, redrive), (Name::MaximumMessageSize, "1024".to_owned())]);
+    let url = stage.url("relay-orders").await;
+    own.set_queue_attributes().queue_url(&url).set_attributes(Some(changed)).send().await.unwrap();
+    let planned = stage.provision(&[], false).await;
+    let lines: Vec<_> = planned.iter().map(|(what, _)| what.as_str()).collect();
+    let of = "queue `relay-orders` of SQS";
+    assert_eq!(lines, [format!("{of}: MaximumMessageSize: 262144"), format!("{of}: RedrivePolicy: none")]);
+    let found = own.get_queue_attributes().queue_url(&url).attribute_names(Name::All).send().await.unwrap();
+    let found = found.attributes.unwrap();
+    assert_eq!(found[&Name::MaximumMessageSize], "262144");
+    assert!(found.get(&Name::RedrivePolicy).is_none_or(String::is_empty), "{found:?}");
+    assert!(stage.provision(&[], false).await.is_empty());
+}
+
 /// Whether AWS did it; anything but a refusal for want of a right is a failure of the test.
 fn allowed<T, E>(answer: Result<T, aws_sdk_sqs::error::SdkError<E>>) -> bool
 where

@@ -8,6 +8,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 
+use super::attempts::{Attempts, had_no_answer};
 use super::config::{Credentials, SqsConfig};
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -69,10 +70,13 @@ impl Clients {
         }
         let receiving = aws_sdk_sqs::config::Builder::from(&sdk)
             .timeout_config(times(RECEIVE_ATTEMPT_MAX, RECEIVE_CALL_MAX))
+            .interceptor(Attempts)
             .build();
+        let queues = aws_sdk_sqs::config::Builder::from(&sdk).interceptor(Attempts).build();
+        let table = aws_sdk_dynamodb::config::Builder::from(&sdk).interceptor(Attempts).build();
         Ok(Self {
-            table: aws_sdk_dynamodb::Client::new(&sdk),
-            queues: aws_sdk_sqs::Client::new(&sdk),
+            table: aws_sdk_dynamodb::Client::from_conf(table),
+            queues: aws_sdk_sqs::Client::from_conf(queues),
             receiving: aws_sdk_sqs::Client::from_conf(receiving),
         })
     }
@@ -88,15 +92,18 @@ pub(super) enum Effect {
 }
 
 /// What an error of the SDK means to the caller of `operation`.
-pub(super) fn failed<E, R>(operation: &'static str, effect: Effect, error: SdkError<E, R>) -> BrokerError
+pub(super) fn failed<E>(operation: &'static str, effect: Effect, error: SdkError<E>) -> BrokerError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    R: std::fmt::Debug + Send + Sync + 'static,
 {
     let (kind, what) = match &error {
         SdkError::ServiceError(refused) => {
             let code = refused.err().code().unwrap_or("an error without a code");
             let message = refused.err().message().unwrap_or_default();
+            if effect == Effect::Write && had_no_answer(&error) {
+                let what = format!("AWS did not answer, and refused the repetition: {code}: {message}");
+                return BrokerError::new(BrokerErrorKind::Ambiguous, operation, what);
+            }
             (kind_of(code, effect), format!("AWS refused: {code}: {message}"))
         }
         SdkError::ConstructionFailure(_) => {

@@ -165,7 +165,9 @@ impl Log {
                     *self.last() = None;
                     failures += 1;
                     let ends = !error.is_transient() || failures == FAILURES_MAX;
-                    failure = Some(error);
+                    // A later refusal says nothing of a try whose answer was lost.
+                    let in_doubt = |failure: &BrokerError| failure.kind() == BrokerErrorKind::Ambiguous;
+                    failure = failure.filter(in_doubt).or(Some(error));
                     if ends {
                         break;
                     }

@@ -18,7 +18,7 @@ use super::item::Item;
 use super::mailbox::Mailbox;
 pub use super::mailbox::Render;
 use super::table::Written;
-use super::{Sqs, names};
+use super::{Sqs, iam, names};
 use crate::contract::{ClientId, Cursor, Timestamp};
 use crate::error::BrokerError;
 use crate::result_log::{Finished, ResultFilter, ResultLog as _, Start};
@@ -75,7 +75,8 @@ impl Forward {
         let host = self.url.split('/').nth(2).unwrap_or_default();
         let mut labels = host.split('.');
         let region = if labels.next() == Some("sqs") { labels.next() } else { None };
-        format!("arn:aws:sqs:{}:{account}:{name}", region.unwrap_or("*"))
+        let partition = iam::partition(region);
+        format!("arn:{partition}:sqs:{}:{account}:{name}", region.unwrap_or("*"))
     }
 }
 

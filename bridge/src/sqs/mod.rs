@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: what a person configures. `connect`: clients of both services, and what their errors mean.
+//! - [`config`]: what a person configures. `connect`: clients of both services, and what their errors mean;
+//!   `attempts` (which of a call's attempts had no answer).
 //! - The table: `table` (calls), `item` (values), `names` (keys), `schema` (how it is made), `record` (a job's).
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
 //! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
@@ -20,6 +21,7 @@
 //!
 //! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
 
+mod attempts;
 mod claim;
 mod coalesce;
 pub mod config;

@@ -2,7 +2,7 @@
 //! is nothing, more at once while there is much. A receive is never dropped halfway, because SQS may have handed out
 //! messages already: what comes for nobody goes back at once.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Sqs;
 use super::claim::{Claimed, Received};
 use super::line::{BATCH_MAX, RECEIVE_WAIT_MAX, SqsQueue};
-use crate::contract::QueueName;
+use crate::contract::{ClientId, QueueName};
 use crate::error::BrokerError;
 use crate::leasing::Delivery;
 use crate::policy::QueuePolicy;
@@ -25,8 +25,10 @@ const RECEIVES_MAX: usize = 4;
 const BOUNDED_MAX: usize = 100;
 /// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
 const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
-/// How often those are tried, unless a slot becomes free in this process.
+/// How often those are tried at most while others wait behind them, unless a slot becomes free in this process.
 const BOUNDED_EVERY: Duration = Duration::from_secs(1);
+/// The pause before more is received, and how long a client that was at its bound is taken to be.
+const BOUNDED_PAUSE: Duration = Duration::from_millis(250);
 
 type Answer = Result<Vec<Delivery>, BrokerError>;
 
@@ -75,6 +77,10 @@ struct State {
     receives: usize,
     /// Received messages of clients that run as many jobs as they may.
     bounded: VecDeque<Received>,
+    /// Clients that were found to run as many as they may, and when.
+    full: HashMap<ClientId, Instant>,
+    /// The last receive brought as many as it asked for: behind them there may be jobs that can run.
+    more_behind: bool,
 }
 
 impl Line {
@@ -108,8 +114,16 @@ impl Line {
         state.bounded.drain(..).collect()
     }
 
-    fn has_bounded(&self) -> bool {
-        !self.lock().bounded.is_empty()
+    /// Whether nothing but messages of clients at their bounds is in line, as far as this process knows.
+    fn has_bounded_alone(&self) -> bool {
+        let state = self.lock();
+        !state.bounded.is_empty() && !state.more_behind
+    }
+
+    fn is_full(&self, client: &ClientId) -> bool {
+        let mut state = self.lock();
+        state.full.retain(|_, found| found.elapsed() < BOUNDED_PAUSE);
+        state.full.contains_key(client)
     }
 
     /// Answers every call with an error.
@@ -135,6 +149,7 @@ impl Sqs {
     /// A client of `queue` may run one job more.
     pub(super) fn slot_freed(&self, queue: &QueueName) {
         if let Some(line) = lock(&self.0.lines).get(queue) {
+            line.lock().full.clear();
             line.freed.notify_waiters();
         }
     }
@@ -187,18 +202,21 @@ impl Sqs {
             return Ok(());
         }
         let mut wait = deadline.saturating_duration_since(Instant::now()).min(RECEIVE_WAIT_MAX);
-        if line.has_bounded() {
+        if line.has_bounded_alone() {
             // Nothing tells when a slot becomes free in another process.
             tokio::select! {
                 () = freed => return Ok(()),
-                () = tokio::time::sleep(wait.min(BOUNDED_EVERY / 4)) => {}
+                () = tokio::time::sleep(wait.min(BOUNDED_PAUSE)) => {}
             }
+        }
+        if !line.lock().bounded.is_empty() {
             wait = wait.min(BOUNDED_EVERY);
         }
         let received = tokio::select! {
             received = self.receive(line, &policy, wanted.min(BATCH_MAX), wait) => received?,
             () = self.0.dropping.cancelled() => return Ok(()),
         };
+        line.lock().more_behind = received.len() == wanted.min(BATCH_MAX);
         if received.len() == BATCH_MAX && wanted > BATCH_MAX {
             self.receive_more(line);
         }
@@ -270,6 +288,23 @@ impl Sqs {
         Ok(received)
     }
 
+    /// Claims what was received, unless its client was just found to run as many as it may: a look at its slots is paid for.
+    async fn claim_unless_full(
+        &self,
+        line: &Line,
+        policy: &Arc<QueuePolicy>,
+        received: Received,
+    ) -> Result<Claimed, BrokerError> {
+        if line.is_full(&received.wake.client) {
+            return Ok(Claimed::Bounded(received));
+        }
+        let claimed = self.claim(line, policy, received).await?;
+        if let Claimed::Bounded(received) = &claimed {
+            line.lock().full.insert(received.wake.client.clone(), Instant::now());
+        }
+        Ok(claimed)
+    }
+
     /// Claims up to `wanted` of what was received; the rest goes back to others at once.
     async fn claim_all(
         &self,
@@ -280,7 +315,7 @@ impl Sqs {
     ) -> Result<Vec<Delivery>, BrokerError> {
         let paused = self.policies().require(&line.name, OPERATION).await?.paused;
         let unwanted = received.split_off(if paused { 0 } else { wanted.min(received.len()) });
-        let claims = join_all(received.into_iter().map(|one| self.claim(line, policy, one)));
+        let claims = join_all(received.into_iter().map(|one| self.claim_unless_full(line, policy, one)));
         let (claimed, ()) = tokio::join!(claims, self.give_back(line, unwanted));
         let mut deliveries = Vec::new();
         for one in claimed {
@@ -322,7 +357,7 @@ impl Sqs {
                 line.lock().bounded.push_back(received);
                 continue;
             }
-            match self.claim(line, policy, received).await {
+            match self.claim_unless_full(line, policy, received).await {
                 Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
                 Ok(Claimed::Bounded(received)) => {
                     full.push(client);

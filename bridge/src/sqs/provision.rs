@@ -62,7 +62,9 @@ impl Sqs {
             match differences(policies, queue).await? {
                 None => planned.push(change(queue, format!("queue `{sqs}` of SQS: create it"))),
                 Some(differs) => {
-                    let mut lines: Vec<_> = differs.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+                    let shown = |value: &str| if value.is_empty() { "none".to_owned() } else { value.to_owned() };
+                    let mut lines: Vec<_> =
+                        differs.iter().map(|(name, value)| format!("{name}: {}", shown(value))).collect();
                     lines.sort();
                     planned
                         .extend(lines.into_iter().map(|what| change(queue, format!("queue `{sqs}` of SQS: {what}"))));

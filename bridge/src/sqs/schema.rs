@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::operation::create_table::CreateTableError;
 use aws_sdk_dynamodb::operation::describe_table::DescribeTableError;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndex, IndexStatus, KeySchemaElement, KeyType, Projection,
-    ProjectionType, ScalarAttributeType, TableStatus, Tag, TimeToLiveSpecification, TimeToLiveStatus,
+    ProjectionType, ScalarAttributeType, TableDescription, TableStatus, Tag, TimeToLiveSpecification, TimeToLiveStatus,
 };
 use aws_sdk_sqs::types::QueueAttributeName as Name;
 
@@ -30,6 +30,8 @@ const MINOR: u32 = 0;
 const ACTIVE_WITHIN: Duration = Duration::from_secs(60);
 /// The longest that SQS keeps a message: a job may wait for days.
 const RETENTION: &str = "1209600";
+/// The smallest `MaximumMessageSize` in bytes: a message has a payload of up to 16 KiB, with the names about it.
+const MESSAGE_MIN: u32 = 262_144;
 /// What tells relay's resources from others.
 const TAG: (&str, &str) = ("application", "relay");
 
@@ -46,15 +48,20 @@ pub(super) async fn table_exists(table: &Table) -> Result<bool, BrokerError> {
     match call.send().await {
         Ok(output) => {
             let found = output.table.as_ref();
-            let active = found.and_then(|table| table.table_status.as_ref()) == Some(&TableStatus::Active);
-            let indexes = found.and_then(|table| table.global_secondary_indexes.as_deref()).unwrap_or_default();
-            Ok(active && indexes.iter().all(|index| index.index_status == Some(IndexStatus::Active)))
+            Ok(found.is_some_and(is_in_use))
         }
         Err(error) if matches!(error.as_service_error(), Some(DescribeTableError::ResourceNotFoundException(_))) => {
             Ok(false)
         }
         Err(error) => Err(failed(OPERATION, Effect::None, error)),
     }
+}
+
+/// Whether the table and its indexes take calls. They do while AWS changes them.
+fn is_in_use(table: &TableDescription) -> bool {
+    let indexes = table.global_secondary_indexes.as_deref().unwrap_or_default();
+    matches!(table.table_status, Some(TableStatus::Active | TableStatus::Updating))
+        && indexes.iter().all(|index| matches!(index.index_status, Some(IndexStatus::Active | IndexStatus::Updating)))
 }
 
 /// Creates the table with its indexes and its TTL unless it is there, waits until it is in use, and writes what is known
@@ -184,6 +191,14 @@ pub(super) fn queue_differences(found: &HashMap<Name, String>, fifo: bool) -> Ha
     wanted.remove(&Name::FifoQueue);
     wanted.remove(&Name::SqsManagedSseEnabled);
     wanted.retain(|name, value| found.get(name) != Some(value));
+    if found.get(&Name::RedrivePolicy).is_some_and(|policy| !policy.is_empty()) {
+        // It would take jobs out of line that wait for their clients' slots. Empty is none.
+        wanted.insert(Name::RedrivePolicy, String::new());
+    }
+    let size = found.get(&Name::MaximumMessageSize).and_then(|size| size.parse::<u32>().ok());
+    if size.is_some_and(|size| size < MESSAGE_MIN) {
+        wanted.insert(Name::MaximumMessageSize, MESSAGE_MIN.to_string());
+    }
     wanted
 }
 
@@ -194,7 +209,24 @@ pub(super) fn queue_tags() -> HashMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::types::GlobalSecondaryIndexDescription;
+
     use super::*;
+
+    #[test]
+    fn a_table_that_aws_is_changing_is_there() {
+        let table = |status| TableDescription::builder().table_status(status);
+        let index = |status| GlobalSecondaryIndexDescription::builder().index_status(status).build();
+        for status in [TableStatus::Active, TableStatus::Updating] {
+            assert!(is_in_use(&table(status.clone()).build()), "{status}");
+            let with_index = |of| table(status.clone()).global_secondary_indexes(index(of)).build();
+            assert!(is_in_use(&with_index(IndexStatus::Active)) && is_in_use(&with_index(IndexStatus::Updating)));
+            assert!(!is_in_use(&with_index(IndexStatus::Creating)), "an index that is not filled yet");
+        }
+        for status in [TableStatus::Creating, TableStatus::Deleting, TableStatus::Archived] {
+            assert!(!is_in_use(&table(status.clone()).build()), "{status}");
+        }
+    }
 
     #[test]
     fn a_queue_differs_in_what_can_be_changed_only() {

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::ReturnValue;
+
 use super::Sqs;
 use super::item::Item;
 use super::line::SqsQueue;
 use super::names;
 use super::receipt::{Token, lost};
 use super::record::{QUEUED, Record, left_to_sweep, next_look};
+use super::slots::kept_until;
 use super::table::Written;
 use crate::contract::Timestamp;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -42,19 +45,28 @@ impl Sqs {
         let end = (now + policy.lease).min(token.until);
         let key = names::record(receipt.job_id);
         let values = held(receipt, &token, now).time(":end", end);
-        let written = self.table().update(&key, "SET #lease_end = :end", HELD, values, OPERATION).await?;
-        let Some(item) = Option::<Item>::from(written) else { return Err(lost(receipt.job_id, OPERATION)) };
-        let record = Record::read(item)?;
-        if let Some(outcome) = record.ended().filter(|_| record.run == receipt.run_id) {
-            return Ok(Held::Ended(outcome));
-        }
-        let holds = record.run == receipt.run_id && record.is_held_by(&token.lease);
-        // Also what the SDK's repetition of this write met.
-        if !holds || record.lease_end() != end || end <= now {
+        let change = "SET #lease_end = :end";
+        let written = self.table().update_telling(ReturnValue::AllOld, &key, change, HELD, values, OPERATION).await?;
+        let before = match written {
+            Written::Done(before) => Record::read(before)?,
+            Written::Refused(item) => {
+                let record = item.map(Record::read).transpose()?.filter(|record| record.run == receipt.run_id);
+                return record
+                    .and_then(|record| record.ended())
+                    .map(Held::Ended)
+                    .ok_or_else(|| lost(receipt.job_id, OPERATION));
+            }
+        };
+        if end <= now {
             return Err(lost(receipt.job_id, OPERATION));
         }
         if policy.client(&receipt.client).max_running != u32::MAX {
-            self.keep_slot(&receipt.queue, &receipt.client, &token.lease, end).await?;
+            let started = before.started_at().unwrap_or(now);
+            let kept = |end| kept_until(started, end, policy.lease);
+            // The SDK's repetition of this write finds its own end.
+            if before.lease_end() == end || kept(before.lease_end()) < kept(end) {
+                self.keep_slot(&receipt.queue, &receipt.client, &token.lease, kept(end)).await?;
+            }
         }
         let held = end.since(now);
         self.hide(&*self.sqs_queue(&receipt.queue, OPERATION).await?, &token, held + self.0.settings.skew).await;

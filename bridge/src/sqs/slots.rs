@@ -1,4 +1,5 @@
-//! Clients with a bound on what runs: an item with the leases that they hold. Only they pay for it.
+//! Clients with a bound on what runs: an item with the leases that they hold. Only they pay for it: one conditional update
+//! takes a slot, and one gives it back, whoever else changes the item meanwhile.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,31 +7,36 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Sqs;
-use super::finish::random;
 use super::item::Item;
 use super::names;
 use super::table::Written;
 use crate::contract::{ClientId, QueueName, Timestamp};
-use crate::error::{BrokerError, BrokerErrorKind};
+use crate::error::BrokerError;
 
 const OPERATION: &str = "lease";
-/// How often the item is tried that others change at the same time.
-const TRIES: u32 = 30;
+/// How often a slot is tried whose item others change between two updates; then the client counts as at its bound.
+const TRIES: u32 = 5;
+/// The most leases that ended which one update removes: an expression holds 4 KiB.
+const REMOVED_MAX: usize = 20;
 
 /// The leases in an item, each with its end.
-type Leases = HashMap<String, Timestamp>;
-
-fn read(item: Option<&Item>) -> (Leases, u64) {
-    let held = item.and_then(|item| item.0.get("held")).and_then(|held| held.as_m().ok());
+fn leases(item: &Item) -> HashMap<String, Timestamp> {
     let lease = |(lease, end): (&String, &AttributeValue)| {
         Some((lease.clone(), Timestamp::from_millis(end.as_n().ok()?.parse().ok()?)))
     };
-    let leases = held.map(|held| held.iter().filter_map(lease).collect()).unwrap_or_default();
-    (leases, item.and_then(|item| item.get_number("version")).unwrap_or(0))
+    let held = item.0.get("held").and_then(|held| held.as_m().ok());
+    held.map(|held| held.iter().filter_map(lease).collect()).unwrap_or_default()
 }
 
 fn name(lease: &[u8; 16]) -> String {
     uuid::Uuid::from_bytes(*lease).simple().to_string()
+}
+
+/// Until when the slot is kept of a lease that began at `started` and is held until `end`: whole leases, so that of the
+/// heartbeats of one lease a single one writes the slot. Less than a lease after `end`.
+pub(super) fn kept_until(started: Timestamp, end: Timestamp, lease: Duration) -> Timestamp {
+    let leases = end.since(started).as_millis().div_ceil(lease.as_millis().max(1));
+    started + lease.saturating_mul(u32::try_from(leases).unwrap_or(u32::MAX))
 }
 
 impl Sqs {
@@ -43,22 +49,65 @@ impl Sqs {
         time: Duration,
         bound: u32,
     ) -> Result<bool, BrokerError> {
-        let skew = self.0.settings.skew;
-        self.change_slots(queue, client, |leases, now| {
-            leases.retain(|_, end| *end + skew > now);
-            if leases.contains_key(&name(lease)) {
-                return None;
+        let key = names::slots(queue, client);
+        let name = name(lease);
+        let bound = usize::try_from(bound).unwrap_or(usize::MAX);
+        let (mut ended, mut takes): (Vec<(String, Timestamp)>, _) = (Vec::new(), true);
+        for _ in 0..TRIES {
+            let now = self.clock().now();
+            let mut change = "SET #version = #version + :one".to_owned();
+            let mut conditions = Vec::with_capacity(ended.len() + 1);
+            let mut values = Item::default().number(":one", 1);
+            if takes {
+                change.push_str(&format!(", #held.#{name} = :end"));
+                conditions.push("size(#held) < :most".to_owned());
+                values = values.time(":end", now + time).number(":most", bound.saturating_add(ended.len()));
             }
-            if leases.len() >= usize::try_from(bound).unwrap_or(usize::MAX) {
-                return Some(false);
+            for (at, (name, end)) in ended.iter().enumerate() {
+                change.push_str(&format!("{} #held.#{name}", if at == 0 { " REMOVE" } else { "," }));
+                conditions.push(format!("#held.#{name} = :end{at}"));
+                values = values.time(&format!(":end{at}"), *end);
             }
-            leases.insert(name(lease), now + time);
-            Some(true)
-        })
-        .await
+            let item = match self.table().update(&key, &change, &conditions.join(" AND "), values, OPERATION).await? {
+                Written::Done(_) if takes => return Ok(true),
+                Written::Done(item) | Written::Refused(Some(item)) => item,
+                Written::Refused(None) if self.first_slot(queue, client, &name, now + time).await? => return Ok(true),
+                Written::Refused(None) => continue,
+            };
+            let held = leases(&item);
+            if held.contains_key(&name) {
+                // The SDK repeated a write whose answer was lost, and met it.
+                return Ok(true);
+            }
+            let (taken, skew) = (held.len(), self.0.settings.skew);
+            ended = held.into_iter().filter(|(_, end)| *end + skew <= now).collect();
+            if taken - ended.len() >= bound {
+                return Ok(false);
+            }
+            ended.truncate(REMOVED_MAX);
+            takes = taken - ended.len() < bound;
+        }
+        Ok(false)
     }
 
-    /// Keeps a lease's slot until `end`.
+    /// Makes the client's item with one lease, unless it is there.
+    async fn first_slot(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        name: &str,
+        end: Timestamp,
+    ) -> Result<bool, BrokerError> {
+        let held = HashMap::from([(name.to_owned(), AttributeValue::N(end.as_millis().to_string()))]);
+        let item = Item::at(&names::slots(queue, client)).number("version", 1).with("held", AttributeValue::M(held));
+        let written = self.table().put_if(item, "attribute_not_exists(#pk)", Item::default(), OPERATION).await?;
+        Ok(match written {
+            Written::Done(_) => true,
+            Written::Refused(item) => item.is_some_and(|item| leases(&item).contains_key(name)),
+        })
+    }
+
+    /// Keeps a lease's slot until `end`, also one that others took for free.
     pub(super) async fn keep_slot(
         &self,
         queue: &QueueName,
@@ -66,12 +115,15 @@ impl Sqs {
         lease: &[u8; 16],
         end: Timestamp,
     ) -> Result<(), BrokerError> {
-        self.change_slots(queue, client, |leases, _| {
-            leases.insert(name(lease), end);
-            Some(true)
-        })
-        .await
-        .map(drop)
+        let (key, name) = (names::slots(queue, client), name(lease));
+        let change = format!("SET #held.#{name} = :end, #version = #version + :one");
+        let values = Item::default().time(":end", end).number(":one", 1);
+        if let Written::Refused(_) =
+            self.table().update(&key, &change, "attribute_exists(#held)", values, OPERATION).await?
+        {
+            self.first_slot(queue, client, &name, end).await?;
+        }
+        Ok(())
     }
 
     /// Gives a lease's slot back.
@@ -81,37 +133,28 @@ impl Sqs {
         client: &ClientId,
         lease: &[u8; 16],
     ) -> Result<(), BrokerError> {
-        self.change_slots(queue, client, |leases, _| leases.remove(&name(lease)).map(|_| true)).await.map(drop)
+        let (key, name) = (names::slots(queue, client), name(lease));
+        let change = format!("REMOVE #held.#{name} SET #version = #version + :one");
+        let condition = format!("attribute_exists(#held.#{name})");
+        self.table().update(&key, &change, &condition, Item::default().number(":one", 1), OPERATION).await?;
+        Ok(())
     }
+}
 
-    /// Changes the client's leases: `Some(true)` writes what was changed, `Some(false)` and `None` leave it.
-    async fn change_slots(
-        &self,
-        queue: &QueueName,
-        client: &ClientId,
-        change: impl Fn(&mut Leases, Timestamp) -> Option<bool>,
-    ) -> Result<bool, BrokerError> {
-        let key = names::slots(queue, client);
-        for tried in 0..TRIES {
-            let item = self.table().get(&key, OPERATION).await?;
-            let (mut leases, version) = read(item.as_ref());
-            match change(&mut leases, self.clock().now()) {
-                Some(true) => {}
-                Some(false) => return Ok(false),
-                None => return Ok(true),
-            }
-            let held = leases.into_iter().map(|(lease, end)| (lease, AttributeValue::N(end.as_millis().to_string())));
-            let item = Item::at(&key).number("version", version + 1).with("held", AttributeValue::M(held.collect()));
-            let (condition, values) = match version {
-                0 => ("attribute_not_exists(#version)", Item::default()),
-                _ => ("#version = :version", Item::default().number(":version", version)),
-            };
-            if let Written::Done(_) = self.table().put_if(item, condition, values, OPERATION).await? {
-                return Ok(true);
-            }
-            tokio::time::sleep(Duration::from_millis(5 * u64::from(tried + 1)).mul_f64(random())).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_kept_as_long_as_its_lease_and_less_than_one_lease_more() {
+        let (started, lease) = (Timestamp::from_millis(1_700_000_000_000), Duration::from_millis(30_000));
+        let mut ends = std::collections::BTreeSet::new();
+        for heartbeat in 0..90_u64 {
+            let end = started + Duration::from_millis(heartbeat * 1_000) + lease;
+            let kept = kept_until(started, end, lease);
+            assert!(kept >= end && kept < end + lease, "{heartbeat}: {kept}");
+            ends.insert(kept);
         }
-        let why = format!("others keep changing what `{client}` runs in `{queue}`");
-        Err(BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, why))
+        assert_eq!(ends.len(), 4, "each of them is written once");
     }
 }

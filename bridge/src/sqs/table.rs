@@ -32,7 +32,7 @@ pub(super) struct Table {
 /// What became of a write under a condition.
 #[derive(Clone, Debug)]
 pub(super) enum Written {
-    /// It was done; of an update, the item as it is now.
+    /// It was done; of an update, the item as it is now, or as was asked for.
     Done(Item),
     /// The condition did not hold; the item as it is, if there is one.
     Refused(Option<Item>),
@@ -167,9 +167,22 @@ impl Table {
         }
     }
 
-    /// Changes an item if `condition` holds.
+    /// Changes an item if `condition` holds; tells it as it is now.
     pub(super) async fn update(
         &self,
+        key: &Key,
+        change: &str,
+        condition: &str,
+        values: Item,
+        operation: &'static str,
+    ) -> Result<Written, BrokerError> {
+        self.update_telling(ReturnValue::AllNew, key, change, condition, values, operation).await
+    }
+
+    /// The same; of an item that it changed it tells what `told` says.
+    pub(super) async fn update_telling(
+        &self,
+        told: ReturnValue,
         key: &Key,
         change: &str,
         condition: &str,
@@ -185,7 +198,7 @@ impl Table {
             .condition_expression(condition)
             .set_expression_attribute_names(Some(names_in(&[change, condition])))
             .set_expression_attribute_values(Some(values.0).filter(|values| !values.is_empty()))
-            .return_values(ReturnValue::AllNew)
+            .return_values(told)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match call.send().await {
             Ok(output) => Ok(Written::Done(Item(output.attributes.unwrap_or_default()))),
@@ -260,15 +273,14 @@ impl Table {
     }
 
     /// An error of a call on this table.
-    pub(super) fn failed<E, R>(
+    pub(super) fn failed<E>(
         &self,
         operation: &'static str,
         effect: Effect,
-        error: aws_sdk_dynamodb::error::SdkError<E, R>,
+        error: aws_sdk_dynamodb::error::SdkError<E>,
     ) -> BrokerError
     where
         E: aws_sdk_dynamodb::error::ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-        R: std::fmt::Debug + Send + Sync + 'static,
     {
         let error = failed(operation, effect, error);
         if error.kind() == BrokerErrorKind::NotFound {

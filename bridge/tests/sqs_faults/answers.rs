@@ -94,6 +94,46 @@ async fn a_call_that_aws_throttles_is_refused_with_a_time_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_the_repetition_of_a_call_without_an_answer_leaves_the_call_in_doubt() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    broker.policies.policy(&stage.queue).await.unwrap();
+    for code in ["AccessDeniedException", "ExpiredTokenException", "ProvisionedThroughputExceededException"] {
+        let before = proxy.calls("PutItem");
+        proxy.fault("PutItem", AwsFault::LoseAnswer);
+        // As often as the SDK tries, if it repeats such a refusal.
+        proxy.fault_all("PutItem", AwsFault::Refuse(code));
+        let job = stage.job(Some(code));
+        let error = broker.jobs.enqueue(job.clone()).await.unwrap_err();
+        assert!(proxy.calls("PutItem") > before + 1, "it was repeated");
+        assert_eq!(error.kind(), BrokerErrorKind::Ambiguous, "{code}: {error}");
+        assert!(!error.had_no_effect() && error.detail().contains(code), "{error}");
+        proxy.mend("PutItem");
+        assert!(matches!(broker.jobs.enqueue(job).await.unwrap(), Enqueued::Known(_)), "its record is there");
+    }
+}
+
+#[tokio::test]
+async fn a_result_whose_answer_is_lost_stays_in_doubt_however_a_later_try_is_refused() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    // As often as the SDK tries, which is when relay tries by itself.
+    for _ in 0..3 {
+        proxy.fault("TransactWriteItems", AwsFault::LoseAnswer);
+    }
+    proxy.fault_all("TransactWriteItems", AwsFault::Refuse("AccessDeniedException"));
+    let error = broker.leasing.record(&stage.success(&delivery)).await.unwrap_err();
+    assert_eq!(error.kind(), BrokerErrorKind::Ambiguous, "{error}");
+    proxy.mend("TransactWriteItems");
+    let page = broker.results.page(&stage.client(), &Start::Oldest, &ResultFilter::ALL, 100, PATIENCE).await.unwrap();
+    assert_eq!(page.entries.len(), 1, "it was recorded");
+}
+
+#[tokio::test]
 async fn a_job_that_was_accepted_and_could_not_be_sent_is_accepted() {
     let stage = Stage::at_a_clock_that_is_moved().await;
     let proxy = AwsProxy::start(&stage.emulator.url()).await;

@@ -32,8 +32,12 @@ async fn a_slot_that_was_taken_for_no_lease_is_free_when_the_lease_would_be_over
     stage.submit().await;
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let (process, dying, request) = (stage.process(proxy.url()).await, mortal(), stage.request(1, PATIENCE));
-    proxy.fault_all("UpdateItem", AwsFault::Hold);
+    // The slot's first, and the record's.
+    proxy.fault("UpdateItem", AwsFault::Hold);
+    proxy.fault("UpdateItem", AwsFault::Hold);
     dying.spawn(async move { drop(process.leasing.lease(&request).await) });
+    proxy.held().await;
+    proxy.let_go();
     // The slot is taken, and the record is not leased.
     proxy.held().await;
     dying.shutdown_background();

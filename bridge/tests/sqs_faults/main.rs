@@ -13,5 +13,6 @@ mod letters;
 mod messages;
 mod readers;
 mod replies;
+mod slots;
 mod support;
 mod sweeping;
