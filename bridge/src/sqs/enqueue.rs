@@ -81,10 +81,12 @@ impl Sqs {
 
     /// Sends the job's message if it is not the sweep's. What fails is left to the sweep: the job was accepted.
     pub(super) async fn send_quietly(&self, job: &Job) {
-        if left_to_sweep(job.due_at, self.clock().now(), self.is_fifo()) {
+        let now = self.clock().now();
+        let due = job.due(now);
+        if left_to_sweep(due, now, self.is_fifo()) {
             return;
         }
-        if let Err(error) = self.wake(job, job.due_at, false).await {
+        if let Err(error) = self.wake(job, due, false).await {
             tracing::warn!(job_id = %job.id, %error, "a job was accepted and not sent: the sweep sends it");
         }
     }

@@ -178,6 +178,7 @@ pub(super) fn named_by(claim: &Claim) -> String {
 
 /// What makes a record of a run that begins: everything but its key, its client's place, and what ended runs left.
 pub(super) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool) -> Item {
+    let due = job.due(now);
     let without;
     let kept = if job.payload.len() > INLINE_MAX {
         without = Job { payload: Bytes::new(), ..job.clone() };
@@ -191,12 +192,12 @@ pub(super) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool
         .text("run", job.run_id.to_string())
         .text("state", QUEUED)
         .number("attempt", 0)
-        .time("due", job.due_at)
+        .time("due", due)
         .time("deadline", job.expires_at)
         .number("size", job.payload.len())
         .binary("job", encode_job(kept, wire))
         .text("ix", names::open_partition(&job.queue, &job.client, job.id))
-        .text("ix_at", names::moment(next_look(job.due_at, job.expires_at, now, fifo)))
+        .text("ix_at", names::moment(next_look(due, job.expires_at, now, fifo)))
         .kept_until(job.keep_until())
 }
 
