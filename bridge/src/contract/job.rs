@@ -138,6 +138,17 @@ impl Job {
         if is_delayed { self.due_at } else { self.due_at.min(now) }
     }
 
+    /// What tells a submission of the same job from one of another body.
+    #[must_use]
+    pub fn body(&self) -> JobBody {
+        JobBody {
+            fingerprint: self.fingerprint,
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            payload: self.payload.clone(),
+        }
+    }
+
     /// The client's own headers, by their names without [`META_PREFIX`].
     #[must_use]
     pub fn meta(&self) -> BTreeMap<String, String> {
@@ -160,6 +171,23 @@ impl Job {
             expires_at: now + Duration::from_millis(self.ttl_ms),
             ..self.clone()
         }
+    }
+}
+
+/// What a key stands for: payload, content type and content encoding.
+#[derive(Clone, Debug)]
+pub struct JobBody {
+    fingerprint: Fingerprint,
+    content_type: String,
+    content_encoding: Option<String>,
+    payload: Bytes,
+}
+
+impl JobBody {
+    /// Whether a stored fingerprint is of this body, also one that an earlier release made.
+    #[must_use]
+    pub fn is_of(&self, stored: Fingerprint) -> bool {
+        stored == self.fingerprint || stored.is_of(&self.content_type, self.content_encoding.as_deref(), &self.payload)
     }
 }
 

@@ -10,7 +10,7 @@ use super::names::{self, Key};
 use super::{PAYLOAD_MAX, Sqs};
 use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, encode_job};
 use crate::contract::result::Claim;
-use crate::contract::{ClientId, Fingerprint, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::rules::{self, Ended, Known, Payload, refusal};
 
@@ -279,9 +279,8 @@ impl Sqs {
     ) -> Result<Job, BrokerError> {
         let job = record.job()?;
         let Some(run) = record.payload_run() else { return Ok(job) };
-        let is_it = |payload: &Bytes| {
-            Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), payload) == job.fingerprint
-        };
+        let is_it =
+            |payload: &Bytes| job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), payload);
         if let Some(payload) = came.filter(is_it) {
             return Ok(Job { payload, ..job });
         }
