@@ -47,7 +47,8 @@ impl JobQueue for Embedded {
 
     async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
         let client = client.clone();
-        self.call(move |writer| writer.erase(&client, job)).await
+        self.call(move |writer| writer.erase(&client, job)).await?;
+        self.forget().await
     }
 
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
@@ -362,6 +363,7 @@ impl Writer {
         // Before the first write, because it can refuse.
         let result = result.map(|result| decode_result(&result.into())).transpose();
         let result = result.map_err(super::state::unreadable)?;
+        self.log_holds_erased = true;
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
         self.replace_payload(row.seq, &stripped)?;
