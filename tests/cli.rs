@@ -342,12 +342,20 @@ fn a_store_is_counted_checked_and_backed_up_while_it_is_open() {
     let second = run(["serve", "--no-auth", "--listen", "127.0.0.1:0", "--data", path(&data)]);
     assert_eq!(code(&second), 69, "one process per store: {}", stderr(&second));
     let restored = dir.path().join("restored");
-    fs::create_dir(&restored).unwrap();
-    let copy = restored.join("relay.db");
+    let copy = dir.path().join("backup.db");
     assert_eq!(code(&run(["store", "backup", "--data", path(&data), path(&copy)])), 0);
     assert_eq!(code(&run(["store", "backup", "--data", path(&data), path(&copy)])), 2, "overwrites nothing");
     dev.stop();
 
+    // A copy is no store until it is restored, and the refusal says how.
+    fs::create_dir(&restored).unwrap();
+    fs::copy(&copy, restored.join("relay.db")).unwrap();
+    let serve = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--data", path(&restored)];
+    let refused = run(serve);
+    assert_eq!(code(&refused), 2, "{}", stderr(&refused));
+    let way_back = format!("relay store restore FILE --data {}", path(&restored));
+    assert!(stderr(&refused).contains(&way_back), "{}", stderr(&refused));
+    assert_eq!(code(&run(["store", "restore", "--data", path(&restored), path(&copy)])), 0);
     let dev = Running::dev(&["--data", path(&restored)], "cat");
     let again = run_with(["submit", "--json", "--key", "k1", "--server", &dev.url()], b"x");
     assert_eq!(json_lines(&again)[0]["replayed"], true);

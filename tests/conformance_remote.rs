@@ -111,6 +111,8 @@ impl relay_bridge::conformance::Fixture for Fixture {
         let log = |path: &PathBuf| path.with_extension("db-wal");
         std::fs::copy(&before, &after).unwrap();
         std::fs::copy(log(&before), log(&after)).unwrap();
+        let marker = |path: &PathBuf| path.with_extension("db.marker");
+        std::fs::copy(marker(&before), marker(&after)).unwrap();
         let mut listener = {
             let mut running = self.running.lock().unwrap();
             running.shutdown.cancel();

@@ -70,10 +70,9 @@ impl Disk {
     }
 }
 
-/// The same command, whose writes fail where a file would grow beyond the limit. The store can't tell that from a broken
-/// disk.
+/// The same command, whose writes fail where a file would grow beyond the limit.
 fn limited(command: &Command) -> Command {
-    let script = format!("trap '' XFSZ; ulimit -S -f {}; exec \"$0\" \"$@\"", BYTES_MAX / 512);
+    let script = format!("ulimit -S -f {}; exec \"$0\" \"$@\"", BYTES_MAX / 512);
     behind(Command::new("sh").args(["-c", &script]), command)
 }
 
@@ -105,12 +104,8 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let client = Client::new(&server.url(), None).unwrap();
     let (acknowledged, refused) = until_refused(&client).await;
     assert!(acknowledged.len() > 10, "{} were taken", acknowledged.len());
-    if disk.is_some() {
-        assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
-        assert!(refused.retry_after.is_some());
-    } else {
-        assert_eq!((refused.status, refused.retry.as_str()), (504, "with-idempotency-key"), "{refused:?}");
-    }
+    assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
+    assert!(refused.retry_after.is_some());
     // It goes on answering, and says what it can't do.
     assert!(storage_refuses(&server));
     assert_eq!(client.status(acknowledged[0]).await.unwrap().receipt.job_id, acknowledged[0]);
@@ -126,7 +121,27 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     }
     let next = u8::try_from(acknowledged.len()).unwrap();
     let next = client.submit(&job(next), None).await.unwrap();
-    assert!(disk.is_none() || !next.replayed(), "nothing was kept of what was refused");
+    assert!(!next.replayed(), "nothing was kept of what was refused");
+    server.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_file_sizes_is_a_full_disk_and_ends_no_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::start_command(limited(&serve(folder.path())));
+    let client = Client::new(&server.url(), None).unwrap();
+    let (acknowledged, refused) = until_refused(&client).await;
+    assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
+    assert!(storage_refuses(&server));
+    for id in &acknowledged {
+        assert_eq!(client.status(*id).await.unwrap().receipt.job_id, *id);
+    }
+    server.kill();
+
+    let server = Running::start_command(serve(folder.path()));
+    let client = Client::new(&server.url(), None).unwrap();
+    let next = client.submit(&job(u8::try_from(acknowledged.len()).unwrap()), None).await.unwrap();
+    assert!(!next.replayed(), "nothing was kept of what was refused");
     server.stop();
 }
 
@@ -200,7 +215,7 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     let patience = Patience::default();
     let refused = job(next);
     let taken = patience.repeat(true, || client.submit(&refused, None), |_| {}).await.unwrap();
-    assert!(disk.is_none() || !taken.replayed(), "nothing was kept of what was refused");
+    assert!(!taken.replayed(), "nothing was kept of what was refused");
     assert!(!storage_refuses(&server));
     assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
     let page =

@@ -291,6 +291,9 @@ async fn a_backup_is_whole_and_resets_old_cursors() {
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
     store.close().await;
 
+    let backup = folder.path().join("backup.db");
+    std::fs::rename(&copy, &backup).unwrap();
+    store::restore(&backup, &copy).unwrap();
     let restored = open(&copy).await;
     let after = Start::After(page.next);
     let again =

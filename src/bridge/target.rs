@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, Fingerprint, JobId, JobStatus, QueueName, Submission};
+use relay_bridge::contract::{Failure, JobId, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::{QueuePolicy, RetryPolicy};
@@ -76,11 +76,10 @@ impl Target {
             return Err(BrokerError::new(BrokerErrorKind::TooLarge { actual, limit }, OPERATION, detail));
         }
         let job = submission.accept(&policy, self.clock.now());
-        let same = |status: &JobStatus, fingerprint: Fingerprint| status.fingerprint == fingerprint;
-        let fingerprint = job.fingerprint;
+        let body = job.body();
         match self.broker.jobs.enqueue(job).await? {
             Enqueued::Created(status) => Ok(Placed::Created(status.job_id)),
-            Enqueued::Known(status) if same(&status, fingerprint) => Ok(Placed::Found(status.job_id)),
+            Enqueued::Known(status) if body.is_of(status.fingerprint) => Ok(Placed::Found(status.job_id)),
             Enqueued::Known(status) => Ok(Placed::Conflict(status.job_id)),
         }
     }

@@ -21,13 +21,16 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Starts watching; from here on these signals no longer end the process by themselves.
+    /// Starts watching; from here on these signals no longer end the process by themselves, and neither does SIGXFSZ: a
+    /// write beyond the limit of file sizes fails, as on a full disk.
     ///
     /// # Errors
     /// If the system has no room for another signal handler.
     pub(crate) fn watch() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // The handler stays when this is dropped.
+        drop(signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32))?);
         let stop = Stop { drain: CancellationToken::new(), force: CancellationToken::new() };
         let tokens = stop.clone();
         let mut watch = tokio::task::JoinSet::new();

@@ -1,4 +1,4 @@
-//! `relay store`: checks, measures and backs up a store, also while a server has it open.
+//! `relay store`: checks, measures, backs up and restores a store.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,21 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::serve::STORE_FILE;
+use super::serve::{STORE_FILE, prepare_store};
 use super::{output, values};
 
 /// What to do with a store.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-All of these may run while a server has the store open.
+All of these but restore may run while a server has the store open.
 
 Examples:
   relay store stats --data ./data
   relay store backup --data ./data relay-2026-11-23.db
   relay store check --data ./data --json
 
-To restore a backup, stop the server and put the file at DIR/relay.db.")]
+To go back to a backup, or on with a file that a server refuses, stop the server and restore it:
+  relay store restore --data ./data relay-2026-11-23.db")]
 pub(crate) struct StoreArgs {
     #[command(subcommand)]
     command: StoreCommand,
@@ -63,6 +64,14 @@ enum StoreCommand {
         #[arg(value_name = "FILE")]
         to: PathBuf,
     },
+    /// Put a backup, or a copy of a store, in the store's place; what was there is kept as relay.db.replaced
+    Restore {
+        #[command(flatten)]
+        place: Place,
+        /// A backup or a store's file; it stays as it is
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+    },
 }
 
 /// `relay store`
@@ -76,6 +85,17 @@ pub(crate) fn run(args: StoreArgs) -> Result<Exit, CliError> {
                 output::json(&json!({ "backup": to.display().to_string(), "bytes": bytes }))?;
             } else {
                 output::note(format_args!("{} holds the store, {}", to.display(), values::show_size(bytes)));
+            }
+            Ok(Exit::Done)
+        }
+        StoreCommand::Restore { place, from } => {
+            let to = prepare_store(place.data)?;
+            let bytes = store::restore(&from, &to).map_err(of_store)?;
+            if place.json {
+                output::json(&json!({ "restored": to.display().to_string(), "bytes": bytes }))?;
+            } else {
+                let size = values::show_size(bytes);
+                output::note(format_args!("{} holds {}, {size}", to.display(), from.display()));
             }
             Ok(Exit::Done)
         }

@@ -84,10 +84,10 @@ pub(super) fn too_large(max: u64, actual: u64) -> Refusal {
 /// # Errors
 /// `idempotency-conflict` if the key was used for another body; whatever the broker refuses.
 pub(super) async fn enqueue(broker: &Broker, job: Job) -> Result<(JobStatus, bool), Refusal> {
-    let (id, fingerprint) = (job.id, job.fingerprint);
+    let (id, body) = (job.id, job.body());
     match broker.jobs.enqueue(job).await.map_err(|error| unconfirmed(error, id))? {
         Enqueued::Created(status) => Ok((status, false)),
-        Enqueued::Known(status) if status.fingerprint == fingerprint => Ok((status, true)),
+        Enqueued::Known(status) if body.is_of(status.fingerprint) => Ok((status, true)),
         Enqueued::Known(status) => Err(conflict(&status)),
     }
 }

@@ -46,7 +46,7 @@ fn note<T>(
 #[async_trait]
 impl JobQueue for Jobs {
     async fn enqueue(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
-        let fingerprint = job.fingerprint;
+        let body = job.body();
         let span = self.telemetry.traces().map(|traces| traces.submit(&mut job));
         let enqueued = self.inner.enqueue(job).await;
         if let Some(span) = span {
@@ -59,7 +59,7 @@ impl JobQueue for Jobs {
         let flow = |status: &JobStatus| self.telemetry.flows().of(&status.queue, &status.client);
         match &enqueued {
             Enqueued::Created(status) => flow(status).came(false),
-            Enqueued::Known(status) if status.fingerprint == fingerprint => flow(status).came(true),
+            Enqueued::Known(status) if body.is_of(status.fingerprint) => flow(status).came(true),
             // Another body under the key: refused, and counted as that.
             Enqueued::Known(_) => {}
         }

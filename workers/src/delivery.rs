@@ -104,7 +104,8 @@ impl Attended<'_> {
         let runtime = self.runtime;
         let policy = self.policy().await;
         let job = &self.job;
-        let admission = on_delivery(self.attempt, policy.max_attempts, self.now(), job.due_at, job.expires_at);
+        let now = self.now();
+        let admission = on_delivery(self.attempt, policy.max_attempts, now, job.due(now), job.expires_at);
         let (ending, started_at) = match admission {
             Admission::Start if !self.lease.may_start(&runtime.leasing, self.taken_at).await => (Ending::Lapsed, None),
             Admission::Start => {

@@ -153,6 +153,7 @@ macro_rules! conformance_tests {
                 a_lease_is_empty_after_its_wait
                 a_waiting_lease_is_woken_by_a_new_job
                 a_waiting_lease_is_woken_when_a_delay_ends
+                a_job_without_a_delay_is_in_line_also_where_the_clock_stepped_back
                 a_waiting_lease_is_woken_by_a_hand_back
                 a_lease_gives_no_more_than_was_asked_for
                 two_workers_never_hold_the_same_job

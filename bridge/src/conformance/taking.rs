@@ -59,6 +59,18 @@ pub async fn a_waiting_lease_is_woken_when_a_delay_ends(fixture: &dyn Fixture) {
     assert!(fixture.now() >= job.due_at, "it came before it was due");
 }
 
+pub async fn a_job_without_a_delay_is_in_line_also_where_the_clock_stepped_back(fixture: &dyn Fixture) {
+    let stage = Stage::steady(fixture).await;
+    // It was accepted before the step, and is enqueued after it.
+    let now = fixture.now() + stage.lease * 3;
+    let job = stage.submission(&stage.client("a")).accept(&stage.policy, now);
+    let accepted = stage.broker.jobs.enqueue(job.clone()).await.unwrap();
+    assert_eq!(accepted.status().next_attempt_at, None, "it asked for no delay");
+    let held = stage.lease_one().await;
+    assert_eq!((held.job.id, held.attempt), (job.id, 1));
+    stage.succeed(&held).await;
+}
+
 pub async fn a_waiting_lease_is_woken_by_a_hand_back(fixture: &dyn Fixture) {
     let stage = Stage::steady(fixture).await;
     stage.submit_plain(&stage.client("a")).await;

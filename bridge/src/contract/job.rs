@@ -131,6 +131,25 @@ impl Job {
         self.due_at + Duration::from_millis(self.keep_ms)
     }
 
+    /// When the current run may start, by a clock that shows `now`: not after `now`, unless its client asked for a delay. A
+    /// clock that stepped back holds up no other job.
+    #[must_use]
+    pub fn due(&self, now: Timestamp) -> Timestamp {
+        let is_delayed = self.generation == 1 && self.due_at > self.accepted_at;
+        if is_delayed { self.due_at } else { self.due_at.min(now) }
+    }
+
+    /// What tells a submission of the same job from one of another body.
+    #[must_use]
+    pub fn body(&self) -> JobBody {
+        JobBody {
+            fingerprint: self.fingerprint,
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            payload: self.payload.clone(),
+        }
+    }
+
     /// The client's own headers, by their names without [`META_PREFIX`].
     #[must_use]
     pub fn meta(&self) -> BTreeMap<String, String> {
@@ -153,6 +172,23 @@ impl Job {
             expires_at: now + Duration::from_millis(self.ttl_ms),
             ..self.clone()
         }
+    }
+}
+
+/// What a key stands for: payload, content type and content encoding.
+#[derive(Clone, Debug)]
+pub struct JobBody {
+    fingerprint: Fingerprint,
+    content_type: String,
+    content_encoding: Option<String>,
+    payload: Bytes,
+}
+
+impl JobBody {
+    /// Whether a stored fingerprint is of this body, also one that an earlier release made.
+    #[must_use]
+    pub fn is_of(&self, stored: Fingerprint) -> bool {
+        stored == self.fingerprint || stored.is_of(&self.content_type, self.content_encoding.as_deref(), &self.payload)
     }
 }
 
@@ -284,6 +320,29 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_waits_for_the_delay_that_was_asked_for_and_for_no_clock_that_stepped_back() {
+        let at = |seconds: i64| Timestamp::from_millis(seconds * 1_000);
+        let accepted = |delay| {
+            let submission = Submission {
+                client: "alice".parse().unwrap(),
+                queue: "work".parse().unwrap(),
+                key: None,
+                content_type: DEFAULT_CONTENT_TYPE.to_owned(),
+                content_encoding: None,
+                headers: BTreeMap::new(),
+                payload: Bytes::new(),
+                delay: Duration::from_secs(delay),
+                expires_in: None,
+            };
+            submission.accept(&QueuePolicy::default(), at(10_000))
+        };
+        assert_eq!(accepted(0).due(at(4_000)), at(4_000));
+        assert_eq!(accepted(0).due(at(11_000)), at(10_000));
+        assert_eq!(accepted(60).due(at(4_000)), at(10_060));
+        assert_eq!(accepted(60).next_run(at(20_000)).due(at(4_000)), at(4_000), "a later run asks for none");
+    }
 
     #[test]
     fn meta_is_written_as_headers_that_any_protocol_can_carry_and_no_more_than_was_taken() {

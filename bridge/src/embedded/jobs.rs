@@ -47,7 +47,8 @@ impl JobQueue for Embedded {
 
     async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
         let client = client.clone();
-        self.call(move |writer| writer.erase(&client, job)).await
+        self.call(move |writer| writer.erase(&client, job)).await?;
+        self.forget().await
     }
 
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
@@ -142,7 +143,8 @@ impl Writer {
         let sql = |e| unavailable(e, "enqueue");
         let client = self.state.client_row(&self.conn, &job.client)?;
         let seq = self.state.take_seq();
-        let state = if job.due_at > now { PARKED } else { WAITING };
+        let due = job.due(now);
+        let state = if due > now { PARKED } else { WAITING };
         // A delay would put the jobs of all its time out of order.
         let in_order = state == WAITING && self.state.takes_in_order(job.expires_at);
         self.conn
@@ -159,7 +161,7 @@ impl Writer {
                     job.run_id.as_bytes(),
                     job.generation,
                     state,
-                    job.due_at.as_millis(),
+                    due.as_millis(),
                     job.expires_at.as_millis(),
                     job.payload.len() as u64,
                     payload_kept(&job),
@@ -172,7 +174,7 @@ impl Writer {
             .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
             .map_err(sql)?;
         self.state.add_id(job.id, seq);
-        self.join_line((queue, client), state, job.due_at);
+        self.join_line((queue, client), state, due);
         Ok(Enqueued::Created(status_of_new(job, now)))
     }
 
@@ -361,6 +363,7 @@ impl Writer {
         // Before the first write, because it can refuse.
         let result = result.map(|result| decode_result(&result.into())).transpose();
         let result = result.map_err(super::state::unreadable)?;
+        self.log_holds_erased = true;
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
         self.replace_payload(row.seq, &stripped)?;
@@ -405,6 +408,7 @@ fn payload_kept(job: &Job) -> i64 {
 }
 
 fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
+    let next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
     JobStatus {
         job_id: job.id,
         run_id: job.run_id,
@@ -422,6 +426,6 @@ fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
         expires_at: job.expires_at,
         started_at: None,
         finished_at: None,
-        next_attempt_at: Some(job.due_at).filter(|due| *due > now),
+        next_attempt_at,
     }
 }

@@ -145,7 +145,7 @@ fn wanted(
 ) -> Result<Option<JobStatus>, BrokerError> {
     let status = match row.status(conn, now) {
         Ok(status) => status,
-        Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. }) => {
+        Err(failure) if matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. } | BrokerErrorKind::Corrupt) => {
             tracing::warn!(job_id = %row.id, error = %failure, "job left out of a list");
             return Ok(None);
         }

@@ -4,7 +4,7 @@
 //!
 //! # Layout
 //!
-//! - `schema`: the file, its lock, its versions, its tables.
+//! - `schema`: the file, its lock, its versions, its tables; `marker`: whether it is the file that was there last.
 //! - `writer`: the thread that commits; `state` with `lines`: what it keeps in memory; `load`: how that is made from
 //!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
@@ -26,6 +26,7 @@ mod lines;
 mod list;
 mod load;
 mod map;
+mod marker;
 mod operator;
 mod results;
 mod row;
@@ -44,6 +45,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::Connection;
 pub use shared::Commits;
@@ -63,7 +65,10 @@ use crate::newer_jobs::NewerJobs;
 /// The largest payload or result, in bytes: 16 MiB. SQLite would take more; memory for bodies in flight would not.
 pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
 /// How many connections read at once.
-const READERS_MAX: usize = 4;
+const READERS_MAX: u32 = 4;
+/// How long an erasure waits for readers of the log in other processes, and how often it looks.
+const FORGET_WITHIN: Duration = Duration::from_secs(5);
+const FORGET_AGAIN: Duration = Duration::from_millis(50);
 /// Where the store is and how it tells time.
 #[derive(Clone, Debug, Default)]
 pub struct EmbeddedConfig {
@@ -101,7 +106,8 @@ impl Embedded {
     ///
     /// # Errors
     /// `Unavailable` if the file can't be opened, or another process has it; `Corrupt` if it is damaged or not
-    /// relay's; `NewerVersion` if a newer relay wrote it. The text names the file and what to do.
+    /// relay's; `NewerVersion` if a newer relay wrote it; `StateConflict` if it is not the store that was there last, or its
+    /// log is gone. The text names the file and what to do.
     pub async fn open(config: EmbeddedConfig) -> Result<Self, BrokerError> {
         let opened = tokio::task::spawn_blocking(move || Self::open_blocking(config));
         opened
@@ -114,8 +120,13 @@ impl Embedded {
         let opened = schema::open(path.as_deref())?;
         let shared = Arc::new(Shared::default());
         let log = opened.log;
-        let writer =
-            Writer::new((opened.connection, log), path.clone(), clock.clone(), wire_version, Arc::clone(&shared))?;
+        let writer = Writer::new(
+            (opened.connection, log, opened.marker),
+            path.clone(),
+            clock.clone(),
+            wire_version,
+            Arc::clone(&shared),
+        )?;
         let (inbox, work) = mpsc::channel::<Work>(writer::INBOX_MAX);
         let nudge = inbox.downgrade();
         clock.on_advance(move || {
@@ -136,7 +147,7 @@ impl Embedded {
             log,
             path,
             readers: Mutex::default(),
-            reading: Arc::new(Semaphore::new(READERS_MAX)),
+            reading: Arc::new(Semaphore::new(READERS_MAX as usize)),
             closing,
             threads: Mutex::new(threads),
             lock: Mutex::new(opened.lock),
@@ -234,6 +245,35 @@ impl Embedded {
             Err(TrySendError::Closed(_)) => return Err(closed()),
         }
         answer.await.map_err(|_| closed())?
+    }
+
+    /// Ready when the log holds nothing that was erased. It can't be emptied while somebody reads: readers of this process
+    /// begin after it, those of others are waited for.
+    async fn forget(&self) -> Result<(), BrokerError> {
+        if self.inner.path.is_none() {
+            return Ok(());
+        }
+        let until = self.clock().monotonic() + FORGET_WITHIN;
+        loop {
+            let none_reads = self.inner.reading.acquire_many(READERS_MAX).await.map_err(|_| closed())?;
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let work = move |writer: &mut Writer| {
+                writer.forgetting.push(reply);
+                None
+            };
+            self.inbox()?.send(Box::new(work)).await.map_err(|_| closed())?;
+            if answer.await.map_err(|_| closed())? {
+                return Ok(());
+            }
+            drop(none_reads);
+            let now = self.clock().monotonic();
+            if now >= until {
+                let why = "the job is erased, but another process, such as a backup, reads the store, and its write-ahead \
+                           log still has the bytes: retry when that has ended, which is safe and completes it";
+                return Err(BrokerError::new(BrokerErrorKind::Unavailable, "erase", why));
+            }
+            self.clock().sleep_until(now + FORGET_AGAIN).await;
+        }
     }
 
     /// Reads what was committed. In memory there is one connection: the writer's.

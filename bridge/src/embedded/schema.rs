@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
+use super::marker::Marker;
 use crate::contract::LogId;
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -91,6 +92,8 @@ pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) log: LogId,
     pub(super) lock: Option<File>,
+    /// `None` in memory, and where it could not be written.
+    pub(super) marker: Option<Marker>,
 }
 
 /// Opens or creates the store at `path`, or a new one in memory.
@@ -98,7 +101,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
     let Some(path) = path else {
         let connection = Connection::open_in_memory().map_err(|e| unavailable(e, "open store"))?;
         let log = initialise(&connection, "memory")?;
-        return Ok(Opened { connection, log, lock: None });
+        return Ok(Opened { connection, log, lock: None, marker: None });
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| {
@@ -111,14 +114,23 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
         })?;
     }
     let lock = lock(path)?;
-    let (connection, log) = connect(path)?;
-    Ok(Opened { connection, log, lock: Some(lock) })
+    let found = Marker::beside(path)?;
+    let (connection, log) = connect(path, found.as_ref())?;
+    // A full disk stops no start: what is there can be read.
+    let marker = Marker::opened(found, path, &connection, log).inspect_err(
+        |failure| tracing::warn!(error = %failure, "marker not written: a log that is deleted is not noticed at the next start"),
+    );
+    Ok(Opened { connection, log, lock: Some(lock), marker: marker.ok() })
 }
 
 /// The writer's connection to a store whose lock is held already.
-pub(super) fn connect(path: &Path) -> Result<(Connection, LogId), BrokerError> {
+fn connect(path: &Path, marker: Option<&Marker>) -> Result<(Connection, LogId), BrokerError> {
     let shown = path.display().to_string();
     let connection = Connection::open(path).map_err(|e| explain(e, &shown))?;
+    keep_log(&connection, true).map_err(|e| explain(e, &shown))?;
+    if check_version(&connection, &shown)?.is_some() {
+        Marker::admits(marker, path, &connection)?;
+    }
     let log = initialise(&connection, &shown)?;
     Ok((connection, log))
 }
@@ -129,6 +141,7 @@ pub(super) fn reconnect(path: &Path, log: LogId) -> Result<Connection, BrokerErr
     let shown = path.display().to_string();
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|e| explain(e, &shown))?;
+    keep_log(&connection, true).map_err(|e| explain(e, &shown))?;
     let same = check_version(&connection, &shown)?.is_some() && initialise(&connection, &shown)? == log;
     same.then_some(connection).ok_or_else(|| {
         let why = format!("{shown} is another store than the one that was open: restart relay to use it");
@@ -155,12 +168,18 @@ fn prepare_once(connection: &Connection, statements: usize) -> rusqlite::Result<
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
+/// Whether the log stays when the connection is closed. It goes only where the marker says that it may be missing.
+pub(super) fn keep_log(connection: &Connection, keep: bool) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
+}
+
 /// A log id of its own: after a restore, cursors into the old log must be noticed.
 pub(super) fn new_log_id() -> LogId {
     LogId(*Uuid::now_v7().as_bytes())
 }
 
-fn lock(path: &Path) -> Result<File, BrokerError> {
+/// Keeps other processes out of the store at `path` until it is dropped.
+pub(super) fn lock(path: &Path) -> Result<File, BrokerError> {
     let lock_path = PathBuf::from(format!("{}.lock", path.display()));
     let failed = |detail: String| BrokerError::new(BrokerErrorKind::Unavailable, "open store", detail);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| {
@@ -212,6 +231,12 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
+    log_id(connection, shown)
+}
+
+/// The id of the store's log, which is the store's own.
+pub(super) fn log_id(connection: &Connection, shown: &str) -> Result<LogId, BrokerError> {
+    let sql = |e| explain(e, shown);
     let log: Vec<u8> =
         connection.query_row("SELECT value FROM meta WHERE key = 'log_id'", [], |row| row.get(0)).map_err(sql)?;
     let log = log.try_into().map_err(|_| {
@@ -276,16 +301,27 @@ fn explain(error: rusqlite::Error, shown: &str) -> BrokerError {
 /// An SQLite error of a running store: nothing of the transaction took effect.
 pub(super) fn unavailable(error: rusqlite::Error, operation: &'static str) -> BrokerError {
     use rusqlite::ErrorCode as Code;
-    let code = error.sqlite_error_code();
+    let (code, full) = (error.sqlite_error_code(), is_full(&error));
     let (kind, detail) = match code {
         Some(Code::NotADatabase | Code::DatabaseCorrupt) => (BrokerErrorKind::Corrupt, "the store is damaged"),
-        Some(Code::DiskFull) => (BrokerErrorKind::Unavailable, "the store has no space left"),
+        _ if full => (BrokerErrorKind::Unavailable, "the store has no space left"),
         Some(Code::ReadOnly | Code::PermissionDenied) => (BrokerErrorKind::Unavailable, "the store can't be written"),
         _ => (BrokerErrorKind::Unavailable, "the store did not do it"),
     };
     let failure = BrokerError::new(kind, operation, detail).with_source(error);
     match code {
-        Some(Code::DiskFull | Code::ReadOnly | Code::PermissionDenied) => failure.of_storage(),
+        Some(Code::ReadOnly | Code::PermissionDenied) => failure.of_storage(),
+        _ if full => failure.of_storage(),
         _ => failure,
     }
+}
+
+/// Whether there was no room for a write, on the disk or below the limit of this process's file sizes. Right after the
+/// call that failed: the system's own error tells the latter.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    let too_large = || std::io::Error::last_os_error().kind() == std::io::ErrorKind::FileTooLarge;
+    error.sqlite_error().is_some_and(|sqlite| {
+        sqlite.code == rusqlite::ErrorCode::DiskFull
+            || (sqlite.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE && too_large())
+    })
 }

@@ -1,11 +1,16 @@
 //! `relay store`: looks at a store's file from outside, also while relay has it open.
 
-use std::path::Path;
+use std::io::ErrorKind::NotFound;
+use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
-use super::schema::{self, new_log_id, open_reader, unavailable};
+use super::marker::{Marker, forget_openings, sync_folder};
+use super::schema::{self, log_id, new_log_id, open_reader, unavailable};
+use crate::contract::Job;
+use crate::contract::envelope::{EnvelopeError, decode_dead_letter, decode_job, decode_result};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// What a check found.
@@ -92,7 +97,7 @@ const RULES: [(i32, &str, &str); 8] = [
     ),
 ];
 
-/// Checks the file's pages and the rules that hold between its rows. Reads everything: minutes on a large store.
+/// Checks the file's pages, the rules that hold between its rows, every envelope, and payloads by their fingerprints. Reads everything: minutes on a large store.
 ///
 /// # Errors
 /// As for opening the store.
@@ -114,9 +119,44 @@ pub fn check(path: &Path) -> Result<CheckReport, BrokerError> {
             problems.push(format!("{broken} {what}"));
         }
     }
+    problems.extend(damaged_envelopes(&conn)?);
     let jobs = conn.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).map_err(sql)?;
     problems.truncate(100);
     Ok(CheckReport { jobs, problems })
+}
+
+/// Reads every envelope. One that a newer relay wrote is no damage.
+fn damaged_envelopes(conn: &Connection) -> Result<Vec<String>, BrokerError> {
+    let sql = |e| unavailable(e, "check");
+    let count = |query: &str, is_damaged: fn(Bytes, bool) -> bool| {
+        let mut rows = conn.prepare(query).map_err(sql)?;
+        let rows = rows.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?))).map_err(sql)?;
+        rows.map(|row| row.map(|(envelope, whole)| u64::from(is_damaged(envelope.into(), whole))))
+            .sum::<rusqlite::Result<u64>>()
+            .map_err(sql)
+    };
+    fn unread<T>(read: Result<T, EnvelopeError>) -> bool {
+        matches!(read, Err(EnvelopeError::Malformed(_)))
+    }
+    fn changed(job: &Job) -> bool {
+        !job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), &job.payload)
+    }
+    let payloads = "SELECT p.envelope, j.payload <> 0 FROM payloads AS p JOIN jobs AS j ON j.seq = p.seq";
+    let (results, letters) = ("SELECT envelope, 1 FROM results", "SELECT envelope, 1 FROM dead_letters");
+    let found = [
+        ("jobs that can't be read", count(payloads, |job, _| unread(decode_job(&job)))?),
+        (
+            "jobs whose payload is not the one that was accepted",
+            count(payloads, |job, whole| whole && decode_job(&job).is_ok_and(|job| changed(&job)))?,
+        ),
+        ("results that can't be read", count(results, |result, _| unread(decode_result(&result)))?),
+        ("dead letters that can't be read", count(letters, |letter, _| unread(decode_dead_letter(&letter)))?),
+        (
+            "dead letters whose payload is not the one that was accepted",
+            count(letters, |letter, _| decode_dead_letter(&letter).is_ok_and(|letter| changed(&letter.job)))?,
+        ),
+    ];
+    Ok(found.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect())
 }
 
 /// Counts what is in the store. Reads every job's row.
@@ -164,7 +204,7 @@ pub fn stats(path: &Path) -> Result<Stats, BrokerError> {
 }
 
 /// Copies a consistent state of the store to a new file, while relay goes on. The copy has a log id of its own, so that
-/// clients whose cursors are newer than the backup are told to start over (`reset`).
+/// clients whose cursors are newer than the backup are told to start over (`reset`). [`restore`] puts it in a store's place.
 ///
 /// # Errors
 /// As for opening the store; `StateConflict` if `to` exists.
@@ -174,22 +214,66 @@ pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
         let why = format!("{} exists: choose another name, a backup overwrites nothing", to.display());
         return Err(BrokerError::new(BrokerErrorKind::StateConflict, "backup", why));
     }
-    let conn = existing(path)?;
     let partial = to.with_extension("partial");
-    if partial.exists() {
-        let why = format!("{} is left over from a backup that was interrupted: remove it", partial.display());
-        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "backup", why));
-    }
-    conn.execute("VACUUM INTO ?1", [partial.to_string_lossy()]).map_err(sql)?;
-    let copy = Connection::open_with_flags(&partial, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sql)?;
-    copy.execute("UPDATE meta SET value = ?1 WHERE key = 'log_id'", params![new_log_id().0.as_slice()]).map_err(sql)?;
-    copy.close().map_err(|(_, e)| sql(e))?;
+    copy(path, &partial)?.close().map_err(|(_, e)| sql(e))?;
     let renamed =
         std::fs::File::open(&partial).and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&partial, to));
     renamed.map_err(|e| {
         BrokerError::new(BrokerErrorKind::Unavailable, "backup", format!("can't write {}", to.display())).with_source(e)
     })?;
     Ok(std::fs::metadata(to).map_or(0, |metadata| metadata.len()))
+}
+
+/// Puts a copy of `from`, a backup or any other file of a store, at `to`, where relay opens it; `from` may be the file at
+/// `to` itself. What is there is kept as `to` with `.replaced` behind its name. The store has a log id of its own then, as
+/// a backup has. Answers its size in bytes.
+///
+/// # Errors
+/// As for opening the store; `StateConflict` if something was replaced before and is still there.
+pub fn restore(from: &Path, to: &Path) -> Result<u64, BrokerError> {
+    let sql = |e| unavailable(e, "restore");
+    let lock = schema::lock(to)?;
+    let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", to.display()));
+    let moves = [(to.to_owned(), beside(".replaced")), (beside("-wal"), beside(".replaced-wal"))];
+    if let Some((_, left)) = moves.iter().find(|(_, left)| left.exists()) {
+        let why = format!("{} is what an earlier restore replaced: move it away first", left.display());
+        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "restore", why));
+    }
+    let partial = beside(".partial");
+    let copy = copy(from, &partial)?;
+    forget_openings(&copy).map_err(sql)?;
+    let log = log_id(&copy, &partial.display().to_string())?;
+    copy.close().map_err(|(_, e)| sql(e))?;
+    let failed = |e: std::io::Error| {
+        let why = format!("can't put {} at {}: {e}: repeat it", from.display(), to.display());
+        BrokerError::new(BrokerErrorKind::Unavailable, "restore", why).with_source(e)
+    };
+    std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
+    for (from, to) in moves.iter().filter(|(from, _)| from.exists()) {
+        std::fs::rename(from, to).map_err(failed)?;
+    }
+    // The index of a log that is gone.
+    std::fs::remove_file(beside("-shm"))
+        .or_else(|e| if e.kind() == NotFound { Ok(()) } else { Err(e) })
+        .map_err(failed)?;
+    Marker::of_new(log).write(to)?;
+    std::fs::rename(&partial, to).and_then(|()| sync_folder(to)).map_err(failed)?;
+    drop(lock);
+    Ok(std::fs::metadata(to).map_or(0, |metadata| metadata.len()))
+}
+
+/// A consistent copy of the store at `path`, in a new file, with a log id of its own.
+fn copy(path: &Path, partial: &Path) -> Result<Connection, BrokerError> {
+    let sql = |e| unavailable(e, "copy store");
+    let conn = existing(path)?;
+    if partial.exists() {
+        let why = format!("{} is left over from a copy that was interrupted: remove it", partial.display());
+        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "copy store", why));
+    }
+    conn.execute("VACUUM INTO ?1", [partial.to_string_lossy()]).map_err(sql)?;
+    let copy = Connection::open_with_flags(partial, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sql)?;
+    copy.execute("UPDATE meta SET value = ?1 WHERE key = 'log_id'", params![new_log_id().0.as_slice()]).map_err(sql)?;
+    Ok(copy)
 }
 
 fn existing(path: &Path) -> Result<Connection, BrokerError> {

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::dispatch::Pending;
+use super::marker::Marker;
 use super::row::JobRow;
 use super::schema;
 use super::shared::Shared;
@@ -89,10 +90,16 @@ pub(super) struct Writer {
     pub(super) done: Done,
     /// Heartbeats, which are answered from what is committed, whatever becomes of the transaction beside them.
     pub(super) beats: Vec<Beat>,
+    /// Calls that wait until the log holds nothing that was erased.
+    pub(super) forgetting: Vec<oneshot::Sender<bool>>,
+    /// Whether it may hold such bytes: of this process's erasures, or of those before.
+    pub(super) log_holds_erased: bool,
     /// Receipts that nobody took and that this step hands back.
     pub(super) abandoned: Vec<Receipt>,
     shared: Arc<Shared>,
     path: Option<PathBuf>,
+    /// Beside the file, if it is one.
+    marker: Option<Marker>,
     in_transaction: bool,
     /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
     failed: bool,
@@ -110,13 +117,13 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        opened: (Connection, LogId),
+        opened: (Connection, LogId, Option<Marker>),
         path: Option<PathBuf>,
         clock: Clock,
         wire: WireVersion,
         shared: Arc<Shared>,
     ) -> Result<Self, BrokerError> {
-        let (conn, log) = opened;
+        let (conn, log, marker) = opened;
         let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
         Ok(Self {
             conn,
@@ -127,9 +134,12 @@ impl Writer {
             pending: VecDeque::new(),
             done: Done::default(),
             beats: Vec::new(),
+            forgetting: Vec::new(),
+            log_holds_erased: path.is_some(),
             abandoned: Vec::new(),
             shared,
             path,
+            marker,
             in_transaction: false,
             failed: false,
             broken: false,
@@ -200,6 +210,7 @@ impl Writer {
             batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
             self.pending.drain(..).for_each(|pending| pending.refuse(&away));
             self.beats.drain(..).for_each(|beat| beat.refuse(&away));
+            self.forget();
             return;
         }
         self.again = false;
@@ -225,6 +236,7 @@ impl Writer {
         }
         self.apart = if did { self.apart.saturating_sub(answered) } else { APART };
         self.answer_beats();
+        self.forget();
     }
 
     /// Runs `run` in a transaction and says what became of it. A failure is noted in `failed`, and every operation that shared
@@ -257,6 +269,34 @@ impl Writer {
                 drop(beat.reply.send(held));
             }
         }
+    }
+
+    /// Empties the log of what was erased, once for all that wait for it, and says whether it is empty of it. Waits for
+    /// no reader.
+    fn forget(&mut self) {
+        if self.forgetting.is_empty() {
+            return;
+        }
+        if self.log_holds_erased && !self.broken {
+            match self.truncate_log(Duration::ZERO) {
+                Ok(emptied) => self.log_holds_erased = !emptied,
+                Err(failure) => warn!(error = %failure, "the write-ahead log was not emptied of what was erased"),
+            }
+        }
+        let forgotten = !self.log_holds_erased;
+        for reply in self.forgetting.drain(..) {
+            // A caller that does not wait any more calls again.
+            reply.send(forgotten).ok();
+        }
+    }
+
+    /// Copies the log into the file and cuts it to nothing; `false` if a reader needs it.
+    fn truncate_log(&self, wait: Duration) -> rusqlite::Result<bool> {
+        self.conn.busy_timeout(wait)?;
+        let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let emptied = self.conn.query_row(truncate, [], |row| Ok(row.get::<_, i64>(0)? == 0));
+        self.conn.busy_timeout(schema::BUSY_TIMEOUT)?;
+        emptied
     }
 
     /// The job with this id, whosever it is.
@@ -322,7 +362,7 @@ impl Writer {
             return Ok(());
         };
         // Without space the record that makes the transaction one was not written: nothing took effect.
-        if failure.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+        if schema::is_full(&failure) {
             let failure = schema::unavailable(failure, "commit");
             error!(error = %failure, "commit failed");
             self.roll_back();
@@ -371,7 +411,10 @@ impl Writer {
         if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
             warn!("the old connection holds a transaction that can't be rolled back");
         }
-        let opened = schema::reconnect(&path, self.log).and_then(|conn| Ok((self.load_again(&conn)?, conn)));
+        let there = self.marker.as_ref().map_or(Ok(()), |marker| marker.finds_files(&path));
+        let opened = there
+            .and_then(|()| schema::reconnect(&path, self.log))
+            .and_then(|conn| Ok((self.load_again(&conn)?, conn)));
         match opened {
             Ok((state, conn)) => {
                 warn!(path = %path.display(), "store opened again");
@@ -399,12 +442,14 @@ impl Writer {
 
     /// Copies what is left of the log into the file, at the end.
     fn empty_log(&self) {
-        if self.path.is_some() && !self.in_transaction {
+        if let Some(path) = self.path.as_ref().filter(|_| !self.in_transaction) {
             // A long reader, such as a backup, must not hold up the end: the log then stays, and is read at the next start.
-            let done = self
-                .conn
-                .busy_timeout(CHECKPOINT_WAIT)
-                .and_then(|()| self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
+            let emptied = self.truncate_log(CHECKPOINT_WAIT);
+            let done = emptied.map_err(|e| schema::unavailable(e, "close store")).and_then(|emptied| {
+                let Some(marker) = self.marker.as_ref().filter(|_| emptied) else { return Ok(()) };
+                marker.closed(path)?;
+                schema::keep_log(&self.conn, false).map_err(|e| schema::unavailable(e, "close store"))
+            });
             if let Err(failure) = done {
                 warn!(error = %failure, "the write-ahead log was not emptied: it is read at the next start");
             }

@@ -156,15 +156,16 @@ impl Nats {
                 None => Draft::new(&job, self.wire()),
                 Some(old) => Draft::instead_of(old, &job, self.wire()),
             };
-            let message = if job.due_at > self.clock().now() {
-                let keep = self.keep_on_timer(job.due_at, Some(&job));
-                draft.on_timer(job.due_at, keep, line)
+            let now = self.clock().now();
+            let due = job.due(now);
+            let message = if due > now {
+                let keep = self.keep_on_timer(due, Some(&job));
+                draft.on_timer(due, keep, line)
             } else {
                 draft.to(line)
             };
             if let Written::At(_) = self.api().publish(message, OPERATION).await? {
-                let now = self.clock().now();
-                let next_attempt_at = Some(job.due_at).filter(|due| *due > now);
+                let next_attempt_at = Some(due).filter(|due| *due > now);
                 return Ok(Enqueued::Created(JobStatus { next_attempt_at, ..status_of_new(&job) }));
             }
             let Some(record) = self.record_at(&address, OPERATION).await? else {

@@ -248,7 +248,7 @@ impl Nats {
             status.next_attempt_at = record.fires_at().filter(|at| *at > now);
             return Ok(status);
         }
-        status.next_attempt_at = Some(job.due_at).filter(|due| *due > now);
+        status.next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
         if let Some(running) = self.running(&job.client, job.id, job.run_id).await? {
             status.started_at = Some(running.started_at);
             if running.is_held(now) {

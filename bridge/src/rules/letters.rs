@@ -2,7 +2,7 @@
 
 use super::refusal::{no_job, unknown_run};
 use super::{Known, Payload, Verdict};
-use crate::contract::{Failure, Fingerprint, Job, JobResult, Outcome, RunId, Timestamp};
+use crate::contract::{Failure, Job, JobResult, Outcome, RunId, Timestamp};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -72,7 +72,7 @@ pub fn is_payload_of(job: &Job, copy: &Job) -> bool {
 
 /// Whether `payload` is the one that the client sent as `job`.
 pub(super) fn has_payload(job: &Job, payload: &[u8]) -> bool {
-    Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), payload) == job.fingerprint
+    job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), payload)
 }
 
 /// Whether the dead letter of `run` is taken back, whoever asks: that run has ended, and not badly.

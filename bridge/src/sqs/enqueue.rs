@@ -84,10 +84,12 @@ impl Sqs {
 
     /// Sends the job's message if it is not the sweep's. What fails is left to the sweep: the job was accepted.
     pub(super) async fn send_quietly(&self, job: &Job) {
-        if left_to_sweep(job.due_at, self.clock().now(), self.is_fifo()) {
+        let now = self.clock().now();
+        let due = job.due(now);
+        if left_to_sweep(due, now, self.is_fifo()) {
             return;
         }
-        self.send_for_a_moment(job, job.due_at, false).await;
+        self.send_for_a_moment(job, due, false).await;
     }
 
     /// Sends the job's message and waits for a moment at most; then the send goes on by itself, unless too many do.

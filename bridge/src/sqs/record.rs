@@ -10,7 +10,7 @@ use super::names::{self, Key};
 use super::{PAYLOAD_MAX, Sqs};
 use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, decode_result, encode_job};
 use crate::contract::result::Claim;
-use crate::contract::{ClientId, Fingerprint, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::rules::{self, Ended, Known, Payload, refusal};
 
@@ -202,6 +202,7 @@ impl Record {
 
 /// What makes a record of a run that begins: everything but its key, its client's place, and what ended runs left.
 pub(super) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool) -> Item {
+    let due = job.due(now);
     let without;
     let kept = if job.payload.len() > INLINE_MAX {
         without = Job { payload: Bytes::new(), ..job.clone() };
@@ -215,12 +216,12 @@ pub(super) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool
         .text("run", job.run_id.to_string())
         .text("state", QUEUED)
         .number("attempt", 0)
-        .time("due", job.due_at)
+        .time("due", due)
         .time("deadline", job.expires_at)
         .number("size", job.payload.len())
         .binary("job", encode_job(kept, wire))
         .text("ix", names::open_partition(&job.queue, &job.client, job.id))
-        .text("ix_at", names::moment(next_look(job.due_at, job.expires_at, now, fifo)))
+        .text("ix_at", names::moment(next_look(due, job.expires_at, now, fifo)))
         .kept_until(job.keep_until())
 }
 
@@ -308,9 +309,8 @@ impl Sqs {
     ) -> Result<Job, BrokerError> {
         let job = record.job()?;
         let Some(run) = record.payload_run() else { return Ok(job) };
-        let is_it = |payload: &Bytes| {
-            Fingerprint::of(&job.content_type, job.content_encoding.as_deref(), payload) == job.fingerprint
-        };
+        let is_it =
+            |payload: &Bytes| job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), payload);
         if let Some(payload) = came.filter(is_it) {
             return Ok(Job { payload, ..job });
         }

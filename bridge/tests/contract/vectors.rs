@@ -57,9 +57,25 @@ fn fingerprints_are_computed_as_the_vectors_say() {
 }
 
 #[test]
+fn a_fingerprint_in_which_identity_was_an_encoding_goes_on_matching() {
+    let mut hasher = blake3::Hasher::new_derive_key("relay fingerprint v1");
+    for part in ["text/plain", "identity", "a"] {
+        hasher.update(&u32::try_from(part.len()).unwrap().to_be_bytes()).update(part.as_bytes());
+    }
+    let earlier = Fingerprint::from_bytes(*hasher.finalize().as_bytes());
+    assert_ne!(earlier, Fingerprint::of("text/plain", Some("identity"), b"a"));
+    for encoding in [Some("identity"), Some("Identity"), Some(""), None] {
+        assert!(earlier.is_of("text/plain", encoding, b"a"), "{encoding:?}");
+        assert!(!earlier.is_of("text/plain", encoding, b"b"), "{encoding:?}");
+    }
+    assert!(!earlier.is_of("text/plain", Some("gzip"), b"a"));
+}
+
+#[test]
 fn a_fingerprint_ignores_spelling_and_parameters_of_the_content_type_and_nothing_else() {
     let plain = Fingerprint::of("text/plain", None, b"a");
     assert_eq!(plain, Fingerprint::of(" Text/PLAIN ; charset=utf-8", Some(""), b"a"));
+    assert_eq!(plain, Fingerprint::of("text/plain", Some(" Identity "), b"a"));
     assert_ne!(plain, Fingerprint::of("text/html", None, b"a"));
     assert_ne!(plain, Fingerprint::of("text/plain", Some("gzip"), b"a"));
     assert_ne!(plain, Fingerprint::of("text/plain", None, b"b"));

@@ -6,10 +6,9 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
+use relay_bridge::contract::job::JobBody;
 use relay_bridge::contract::trace::TRACEPARENT;
-use relay_bridge::contract::{
-    ClientId, Fingerprint, Job, JobId, JobResult, JobStatus, Outcome, QueueName, RunId, TraceParent,
-};
+use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobStatus, Outcome, QueueName, RunId, TraceParent};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::Recorded;
@@ -20,7 +19,7 @@ use relay_workers::Attempt;
 pub(in crate::telemetry) struct Open {
     span: Span,
     /// Of a submission: what a second one under the key must match.
-    fingerprint: Option<Fingerprint>,
+    body: Option<JobBody>,
     ended: bool,
 }
 
@@ -45,7 +44,7 @@ impl Open {
         let subject = Subject::of_job(job);
         let mut open = Self::start(tracer, ("submit", "send"), SpanKind::Server, &subject, parent);
         open.set("messaging.message.body.size", size(job));
-        open.fingerprint = Some(job.fingerprint);
+        open.body = Some(job.body());
         open.carry(job);
         open
     }
@@ -122,7 +121,7 @@ impl Open {
                 KeyValue::new("relay.client", subject.client.to_string()),
             ]);
         }
-        Self { span, fingerprint: None, ended: false }
+        Self { span, body: None, ended: false }
     }
 
     fn set(&mut self, name: &'static str, value: impl Into<opentelemetry::Value>) {
@@ -144,7 +143,7 @@ impl Open {
     pub(in crate::telemetry) fn submitted(mut self, enqueued: &Result<Enqueued, BrokerError>) {
         match enqueued {
             Ok(Enqueued::Created(_)) => {}
-            Ok(Enqueued::Known(status)) if Some(status.fingerprint) == self.fingerprint => {
+            Ok(Enqueued::Known(status)) if self.body.as_ref().is_some_and(|body| body.is_of(status.fingerprint)) => {
                 self.set("relay.replayed", true);
                 // The run that was there before: nothing runs under the new id.
                 self.set("relay.run_id", status.run_id.to_string());

@@ -1,0 +1,149 @@
+//! The marker beside a store's file: which store was here last, and whether its write-ahead log may be missing.
+//!
+//! To SQLite a file without its log, an older copy, or an empty file in its place is a database as good as any, and to
+//! open it would lose accepted jobs without a word. So a store counts its openings, in itself and in its marker. The
+//! marker is written when a store was opened and when it was closed, never for a commit.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::schema::{log_id, unavailable};
+use crate::contract::LogId;
+use crate::error::{BrokerError, BrokerErrorKind};
+
+/// The key of the number of openings in the store.
+const OPENINGS: &str = "openings";
+
+/// The marker of one store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Marker {
+    store: String,
+    openings: u64,
+    /// Whether everything is in the file: its log may be missing.
+    clean: bool,
+}
+
+impl Marker {
+    /// The marker of a store that was not opened yet.
+    pub(super) fn of_new(log: LogId) -> Self {
+        Self { store: name(log), openings: 0, clean: true }
+    }
+
+    /// The marker beside the store at `path`, if there is one, after a look at the files that it speaks of.
+    pub(super) fn beside(path: &Path) -> Result<Option<Self>, BrokerError> {
+        let text = match std::fs::read(place(path)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(path, error)),
+        };
+        let marker: Self = serde_json::from_slice(&text)
+            .map_err(|error| refused(path, "has a marker beside it that is damaged").with_source(error))?;
+        marker.finds_files(path)?;
+        Ok(Some(marker))
+    }
+
+    /// Refuses a file or a log that was here and is gone.
+    pub(super) fn finds_files(&self, path: &Path) -> Result<(), BrokerError> {
+        if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
+            return Err(refused(path, "is gone or empty, and a store was there"));
+        }
+        if !self.clean && !PathBuf::from(format!("{}-wal", path.display())).exists() {
+            return Err(refused(path, "has lost its write-ahead log (`-wal`), which held accepted jobs"));
+        }
+        Ok(())
+    }
+
+    /// Refuses a store that is not the one that was here last. One that never had a marker may have none.
+    pub(super) fn admits(found: Option<&Self>, path: &Path, conn: &Connection) -> Result<(), BrokerError> {
+        let openings = openings(conn)?;
+        let why = match found {
+            None if openings.is_some() => "is a copy: the marker of a store is not beside it",
+            Some(marker) if marker.store != name(log_id(conn, &path.display().to_string())?) => {
+                "is another store than the one that was there"
+            }
+            Some(marker) if openings.unwrap_or(0) < marker.openings => "is older than the store that was there",
+            _ => return Ok(()),
+        };
+        Err(refused(path, why))
+    }
+
+    /// Counts an opening, in the store and then in the marker: a store is never behind its marker.
+    pub(super) fn opened(found: Option<Self>, path: &Path, conn: &Connection, log: LogId) -> Result<Self, BrokerError> {
+        let before = match found {
+            Some(marker) => marker,
+            None => {
+                let marker = Self::of_new(log);
+                marker.write(path)?;
+                marker
+            }
+        };
+        let next = openings(conn)?.unwrap_or(before.openings) + 1;
+        conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![OPENINGS, next.to_be_bytes()])
+            .map_err(|e| unavailable(e, "open store"))?;
+        let marker = Self { openings: next, clean: false, ..before };
+        marker.write(path)?;
+        Ok(marker)
+    }
+
+    /// Notes that the log was copied into the file.
+    pub(super) fn closed(&self, path: &Path) -> Result<(), BrokerError> {
+        Self { clean: true, ..self.clone() }.write(path)
+    }
+
+    /// Takes the place of what was there, as a whole.
+    pub(super) fn write(&self, path: &Path) -> Result<(), BrokerError> {
+        let (marker, next) = (place(path), PathBuf::from(format!("{}.marker-new", path.display())));
+        let text = serde_json::to_vec(self).map_err(|error| failed(path, error))?;
+        let written = File::create(&next)
+            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+            .and_then(|()| std::fs::rename(&next, &marker))
+            .and_then(|()| sync_folder(path));
+        written.map_err(|error| failed(path, error))
+    }
+}
+
+/// Makes what was renamed in the folder of `path` outlast a loss of power.
+pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// Forgets the openings of a copy that takes a store's place.
+pub(super) fn forget_openings(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM meta WHERE key = ?1", [OPENINGS]).map(drop)
+}
+
+/// How often the store was opened; `None` if it never had a marker.
+fn openings(conn: &Connection) -> Result<Option<u64>, BrokerError> {
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [OPENINGS], |row| row.get(0))
+        .optional()
+        .map(|openings| openings.map(u64::from_be_bytes))
+        .map_err(|e| unavailable(e, "open store"))
+}
+
+fn place(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.marker", path.display()))
+}
+
+fn name(log: LogId) -> String {
+    Uuid::from_bytes(log.0).to_string()
+}
+
+fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> BrokerError {
+    let why = format!("{}: {error}", place(path).display());
+    BrokerError::new(BrokerErrorKind::Unavailable, "open store", why).with_source(error)
+}
+
+fn refused(path: &Path, why: &str) -> BrokerError {
+    let folder = path.parent().unwrap_or(Path::new("")).display();
+    let what_to_do = format!(
+        "put the store back with its `-wal` and `.marker`, or go on with a backup or with this file by `relay store \
+         restore FILE --data {folder}`, which loses what was accepted since"
+    );
+    BrokerError::new(BrokerErrorKind::StateConflict, "open store", format!("{} {why}: {what_to_do}", path.display()))
+}

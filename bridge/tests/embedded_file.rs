@@ -1,0 +1,258 @@
+//! The embedded broker's file: what is refused in a store's place, the way back, what a check reads, what an erasure leaves.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{ClientId, Job, Submission, Timestamp};
+use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::job_queue::JobFilter;
+use relay_bridge::policy::QueuePolicy;
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+async fn try_open(path: &Path, clock: &Clock) -> Result<Embedded, BrokerError> {
+    Embedded::open(EmbeddedConfig { path: Some(path.to_owned()), clock: clock.clone(), ..EmbeddedConfig::default() })
+        .await
+}
+
+async fn open(path: &Path) -> Embedded {
+    let store = try_open(path, &Clock::system()).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
+    store
+}
+
+fn client() -> ClientId {
+    "alice".parse().unwrap()
+}
+
+async fn submit(store: &Embedded, key: &str, payload: &[u8]) -> Job {
+    let submission = Submission {
+        client: client(),
+        queue: "work".parse().unwrap(),
+        key: Some(key.parse().unwrap()),
+        content_type: "text/plain".to_owned(),
+        content_encoding: None,
+        headers: Default::default(),
+        payload: Bytes::copy_from_slice(payload),
+        delay: Duration::ZERO,
+        expires_in: None,
+    };
+    let job = submission.accept(&QueuePolicy::default(), Clock::system().now());
+    store.broker().jobs.enqueue(job.clone()).await.unwrap();
+    job
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+/// What a crash leaves at `to` of the store that is open at `from`.
+fn crash(from: &Path, to: &Path) {
+    for suffix in ["", "-wal", ".marker"] {
+        drop(std::fs::copy(beside(from, suffix), beside(to, suffix)));
+    }
+}
+
+async fn refused(path: &Path, says: &str) {
+    let before = std::fs::read(path).ok();
+    let Err(refused) = try_open(path, &Clock::system()).await else { panic!("{says}: it was opened") };
+    assert_eq!(refused.kind(), BrokerErrorKind::StateConflict, "{refused}");
+    let parts = [says, path.to_str().unwrap(), "relay store restore FILE"];
+    assert!(parts.iter().all(|part| refused.detail().contains(part)), "{refused}");
+    assert_eq!(std::fs::read(path).ok(), before, "{says}: it was touched");
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_log_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (path, crashed) = (folder.path().join("relay.db"), folder.path().join("crashed.db"));
+    let store = open(&path).await;
+    submit(&store, "one", b"x").await;
+    crash(&path, &crashed);
+    store.close().await;
+    std::fs::remove_file(beside(&crashed, "-wal")).unwrap();
+    refused(&crashed, "lost its write-ahead log").await;
+
+    // After a clean end there is none, and none is missed.
+    assert!(!beside(&path, "-wal").exists());
+    open(&path).await.close().await;
+}
+
+#[tokio::test]
+async fn an_empty_a_missing_an_older_and_another_file_in_a_stores_place_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let (path, other) = (folder.path().join("relay.db"), folder.path().join("other.db"));
+    let older = folder.path().join("older");
+    open(&other).await.close().await;
+    open(&path).await.close().await;
+    std::fs::copy(&path, &older).unwrap();
+    open(&path).await.close().await;
+    let whole = std::fs::read(&path).unwrap();
+
+    std::fs::write(&path, b"").unwrap();
+    refused(&path, "is gone or empty").await;
+    std::fs::remove_file(&path).unwrap();
+    refused(&path, "is gone or empty").await;
+    std::fs::copy(&older, &path).unwrap();
+    refused(&path, "is older than the store that was there").await;
+    std::fs::copy(&other, &path).unwrap();
+    refused(&path, "is another store").await;
+    std::fs::write(&path, whole).unwrap();
+    open(&path).await.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_never_had_a_marker_opens_and_is_refused_without_one_from_then_on() {
+    let folder = TempDir::new().unwrap();
+    let (path, copy) = (folder.path().join("relay.db"), folder.path().join("copy.db"));
+    let store = open(&path).await;
+    let job = submit(&store, "one", b"x").await;
+    store.close().await;
+    // As the releases before left a store.
+    Connection::open(&path).unwrap().execute_batch("DELETE FROM meta WHERE key = 'openings'").unwrap();
+    drop(std::fs::remove_file(beside(&path, ".marker")));
+
+    let store = open(&path).await;
+    assert!(store.broker().jobs.status(&client(), job.id).await.unwrap().is_some());
+    store.close().await;
+    std::fs::copy(&path, &copy).unwrap();
+    refused(&copy, "is a copy").await;
+    std::fs::remove_file(beside(&path, ".marker")).unwrap();
+    refused(&path, "is a copy").await;
+}
+
+#[tokio::test]
+async fn a_copy_is_restored_into_a_stores_place_and_what_was_there_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let (path, copy) = (folder.path().join("relay.db"), folder.path().join("copy.db"));
+    let store = open(&path).await;
+    let before = submit(&store, "before", b"x").await;
+    store::backup(&path, &copy).unwrap();
+    let after = submit(&store, "after", b"x").await;
+    let busy = store::restore(&copy, &path).unwrap_err();
+    assert!(busy.detail().contains("in use by another relay process"), "{busy}");
+    store.close().await;
+    refused(&copy, "is a copy").await;
+
+    store::restore(&copy, &path).unwrap();
+    let store = open(&path).await;
+    let broker = store.broker();
+    assert!(broker.jobs.status(&client(), before.id).await.unwrap().is_some());
+    assert!(broker.jobs.status(&client(), after.id).await.unwrap().is_none());
+    store.close().await;
+    let again = store::restore(&copy, &path).unwrap_err();
+    assert!(again.detail().contains("move it away first"), "{again}");
+
+    // Also a file in its own place, and what the first restore replaced.
+    let replaced = folder.path().join("replaced.db");
+    std::fs::rename(beside(&path, ".replaced"), &replaced).unwrap();
+    drop(std::fs::remove_file(beside(&path, ".replaced-wal")));
+    store::restore(&replaced, &path).unwrap();
+    for suffix in [".replaced", ".replaced-wal"] {
+        drop(std::fs::remove_file(beside(&path, suffix)));
+    }
+    std::fs::remove_file(beside(&path, ".marker")).unwrap();
+    store::restore(&path, &path).unwrap();
+    let store = open(&path).await;
+    assert!(store.broker().jobs.status(&client(), after.id).await.unwrap().is_some());
+    store.close().await;
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_check_reads_envelopes_and_compares_payloads_with_their_fingerprints() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    for (key, payload) in [("one", b"payload-1"), ("two", b"payload-2"), ("three", b"payload-3")] {
+        submit(&store, key, payload).await;
+    }
+    store.close().await;
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+    let conn = Connection::open(&path).unwrap();
+    conn.execute_batch("UPDATE payloads SET envelope = x'00' WHERE seq = 1").unwrap();
+    let mut envelope: Vec<u8> =
+        conn.query_row("SELECT envelope FROM payloads WHERE seq = 2", [], |row| row.get(0)).unwrap();
+    let at = envelope.windows(9).position(|part| part == b"payload-2").unwrap();
+    envelope[at] = b'P';
+    conn.execute("UPDATE payloads SET envelope = ?1 WHERE seq = 2", [envelope]).unwrap();
+    drop(conn);
+    let problems = store::check(&path).unwrap().problems;
+    assert_eq!(problems, ["1 jobs that can't be read", "1 jobs whose payload is not the one that was accepted"]);
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_read_is_left_out_of_lists_and_holds_up_no_other() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let jobs = [submit(&store, "one", b"1").await, submit(&store, "two", b"2").await];
+    Connection::open(&path).unwrap().execute_batch("UPDATE payloads SET envelope = x'00' WHERE seq = 1").unwrap();
+    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+    let listed = store.broker().jobs.list(&client(), &filter).await.unwrap();
+    assert_eq!(listed.jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), [jobs[1].id]);
+    store.close().await;
+}
+
+/// Whether the write-ahead log of `path` holds `text`.
+fn log_holds(path: &Path, text: &str) -> bool {
+    let log = std::fs::read(beside(path, "-wal")).unwrap_or_default();
+    log.windows(text.len()).any(|part| part == text.as_bytes())
+}
+
+#[tokio::test]
+async fn erased_bytes_are_gone_from_the_log_when_the_call_returns() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    let mut jobs = Vec::new();
+    for at in 0..8 {
+        let job = submit(&store, &format!("k{at}"), b"SECRET-PAYLOAD").await;
+        store.broker().jobs.cancel(&client(), job.id).await.unwrap();
+        jobs.push(job);
+    }
+    assert!(log_holds(&path, "SECRET-PAYLOAD"));
+    let broker = store.broker();
+    let erased = jobs.iter().map(|job| broker.jobs.erase(&job.client, job.id));
+    futures_util::future::try_join_all(erased).await.unwrap();
+    assert!(!log_holds(&path, "SECRET-PAYLOAD"), "the log still has what was erased");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_erasure_that_a_reader_of_the_log_holds_up_is_refused_and_the_next_call_completes_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let clock = Clock::manual(Timestamp::from_millis(Clock::system().now().as_millis()));
+    let store = try_open(&path, &clock).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
+    let job = submit(&store, "one", b"SECRET-PAYLOAD").await;
+    store.broker().jobs.cancel(&client(), job.id).await.unwrap();
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    reader.query_row("SELECT count(*) FROM jobs", [], |row| row.get::<_, i64>(0)).unwrap();
+
+    let broker = store.broker();
+    let held_up = {
+        let jobs = broker.jobs.clone();
+        let (client, id) = (client(), job.id);
+        let call = tokio::spawn(async move { jobs.erase(&client, id).await });
+        while !call.is_finished() {
+            clock.advance(Duration::from_millis(50));
+            tokio::task::yield_now().await;
+        }
+        call.await.unwrap().unwrap_err()
+    };
+    assert_eq!(held_up.kind(), BrokerErrorKind::Unavailable, "{held_up}");
+    assert!(held_up.detail().contains("retry"), "{held_up}");
+    assert!(log_holds(&path, "SECRET-PAYLOAD"));
+    reader.execute_batch("COMMIT").unwrap();
+    broker.jobs.erase(&client(), job.id).await.unwrap();
+    assert!(!log_holds(&path, "SECRET-PAYLOAD"), "the log still has what was erased");
+    store.close().await;
+}
