@@ -110,17 +110,28 @@ pub fn worker_inbox(worker: &ClientId) -> String {
 /// request could otherwise have relay publish a receipt, or a result that the client chose, on another client's subject,
 /// or an empty message on `$JS.API.STREAM.DELETE.*`.
 pub(super) fn may_reply(client: Option<&ClientId>, reply: &str) -> bool {
-    let Some((first, rest)) = reply.split_once('.') else { return false };
+    let Some((first, _)) = reply.split_once('.').filter(|_| can_be_published(reply)) else { return false };
     let own = client.is_some_and(|client| first.strip_prefix("_INBOX_") == Some(client.as_str()));
-    !rest.is_empty() && (own || INBOXES.contains(&first))
+    own || INBOXES.contains(&first)
+}
+
+/// Whether it is a subject of one message: without empty tokens, wildcards and blanks.
+fn can_be_published(subject: &str) -> bool {
+    let is_token = |token: &str| {
+        !token.is_empty()
+            && token != "*"
+            && token != ">"
+            && !token.contains(|c: char| c.is_whitespace() || c.is_control())
+    };
+    subject.split('.').all(is_token)
 }
 
 /// Whether a request of the service API, which names no client, may be answered on `reply`: on anybody's inbox but
 /// relay's and its workers'.
 pub(super) fn may_reply_to_service(reply: &str) -> bool {
-    let Some((first, rest)) = reply.split_once('.') else { return false };
+    let Some((first, _)) = reply.split_once('.').filter(|_| can_be_published(reply)) else { return false };
     let owned = first.strip_prefix("_INBOX_").is_some_and(|owner| !owner.starts_with('_'));
-    !rest.is_empty() && (owned || INBOXES.contains(&first))
+    owned || INBOXES.contains(&first)
 }
 
 #[cfg(test)]
@@ -138,6 +149,15 @@ mod tests {
             assert!(Address::read(bad).is_err(), "{bad}");
         }
         assert_eq!(Address::client("relay.submit.me.BAD").unwrap().as_str(), "me");
+    }
+
+    #[test]
+    fn a_reply_subject_with_an_empty_token_or_a_wildcard_is_never_answered() {
+        let me: ClientId = "me".parse().unwrap();
+        for bad in ["_INBOX..x", "_INBOX.x.", "_INBOX.*", "_INBOX.x.>", "_INBOX_me.*.1", "_R_.x y", "_INBOX.x\r\n"] {
+            assert!(!may_reply(Some(&me), bad) && !may_reply(None, bad) && !may_reply_to_service(bad), "{bad:?}");
+        }
+        assert!(may_reply(None, "_INBOX.a*b.c>d"), "only a whole token is a wildcard");
     }
 
     #[test]
