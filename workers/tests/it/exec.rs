@@ -334,3 +334,11 @@ async fn the_runtime_waits_longer_than_the_commands_grace() {
     let exec = Exec::new(ExecConfig { grace: Duration::from_secs(7), ..shell("true") }).unwrap();
     assert!(exec.grace() > Duration::from_secs(7));
 }
+
+#[tokio::test]
+async fn a_result_above_8_mib_is_taken_where_the_queue_takes_it() {
+    let policy = QueuePolicy { result_max: 12 * 1024 * 1024, ..QueuePolicy::default() };
+    let context = Context::detached(3, &policy, LONG, CancellationToken::new());
+    let handler = Exec::new(shell("head -c 10485760 /dev/zero")).unwrap();
+    assert_eq!(output(handler.handle(&job(""), &context).await).len(), 10 * 1024 * 1024);
+}

@@ -269,3 +269,17 @@ fn only_urls_of_web_servers_are_taken() {
         assert!(matches!(made, Err(InvalidHttp::Url(_))), "{url}: {made:?}");
     }
 }
+
+#[tokio::test]
+async fn a_response_above_8_mib_is_taken_where_the_queue_takes_it() {
+    let app = Router::new().route("/", post(|| async { vec![b'x'; 10 * 1024 * 1024] }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut task = JoinSet::new();
+    task.spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let policy = QueuePolicy { result_max: 12 * 1024 * 1024, ..QueuePolicy::default() };
+    let context = Context::detached(3, &policy, Duration::from_secs(600), CancellationToken::new());
+    let attempt = Http::new(HttpConfig { url, ..HttpConfig::default() }).unwrap().handle(&job(""), &context).await;
+    let Attempt::Done(output) = attempt else { panic!("{attempt:?}") };
+    assert_eq!(output.payload.len(), 10 * 1024 * 1024);
+}

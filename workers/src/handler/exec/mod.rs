@@ -66,7 +66,8 @@ pub struct ExecConfig {
     pub timeout: Option<Duration>,
     /// How long the command may take to end after SIGTERM, before SIGKILL. Default 5 s.
     pub grace: Duration,
-    /// The most bytes of stdout kept in memory, beside the queue's `result_max`. Default 8 MiB.
+    /// The most bytes of stdout kept in memory, beside the queue's `result_max`. Default 64 MiB, as much as any broker
+    /// takes.
     pub stdout_max: usize,
     /// How many bytes of the end of stderr are kept for the failure. Default 4 KiB.
     pub stderr_max: usize,
@@ -82,7 +83,7 @@ impl Default for ExecConfig {
             environment: Vec::new(),
             timeout: None,
             grace: Duration::from_secs(5),
-            stdout_max: 8 * 1024 * 1024,
+            stdout_max: 64 * 1024 * 1024,
             stderr_max: 4 * 1024,
             content_type: DEFAULT_CONTENT_TYPE.to_owned(),
         }

@@ -62,7 +62,8 @@ pub struct HttpConfig {
     pub timeout: Duration,
     /// The longest to wait for a connection. Default 5 s.
     pub connect_timeout: Duration,
-    /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 8 MiB.
+    /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 64 MiB, as much as any broker
+    /// takes.
     pub response_max: usize,
     /// The longest `Retry-After` that is honoured; a longer one is cut. Default 1 h.
     pub retry_after_max: Duration,
@@ -74,7 +75,7 @@ impl Default for HttpConfig {
             url: String::new(),
             timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
-            response_max: 8 * 1024 * 1024,
+            response_max: 64 * 1024 * 1024,
             retry_after_max: Duration::from_secs(3600),
         }
     }
