@@ -86,7 +86,7 @@ async fn a_rerun_starts_the_next_generation_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_erased_job_keeps_its_outcome_and_its_key() {
+async fn an_erased_job_keeps_its_outcome_and_its_key_and_is_410_to_who_waits_for_it() {
     let relay = Relay::start().await;
     let key = [("Idempotency-Key", "k")];
     let id = relay.submit(&key, "secret").await.field("job_id");
@@ -102,6 +102,9 @@ async fn an_erased_job_keeps_its_outcome_and_its_key() {
     assert!(!gone.field("finished_at").is_empty());
     let retry = relay.submit(&[key[0], ("Prefer", "wait=0")], "secret").await;
     assert_eq!((retry.status, retry.field("state")), (202, "succeeded".into()), "a retry never looks like a failure");
+    let waited = relay.submit(&[key[0], ("Prefer", "wait=5")], "secret").await;
+    waited.is_problem(410, "result-expired");
+    assert_eq!((waited.field("outcome"), waited.field("job_id")), ("succeeded".into(), id));
 }
 
 #[tokio::test(flavor = "multi_thread")]

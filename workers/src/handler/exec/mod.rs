@@ -67,7 +67,8 @@ pub struct ExecConfig {
     pub timeout: Option<Duration>,
     /// How long the command may take to end after SIGTERM, before SIGKILL. Default 5 s.
     pub grace: Duration,
-    /// The most bytes of stdout kept in memory, beside the queue's `result_max`. Default 64 MiB, above what any broker takes.
+    /// The most bytes of stdout kept in memory, beside the queue's `result_max`. Default 64 MiB, as much as any broker
+    /// takes.
     pub stdout_max: usize,
     /// How many bytes of the end of stderr are kept for the failure. Default 4 KiB.
     pub stderr_max: usize,

@@ -65,7 +65,8 @@ pub struct HttpConfig {
     /// The longest to wait for a connection, and never longer than half of `timeout`: a service that can't be reached must
     /// not look like one that takes too long. Default 5 s.
     pub connect_timeout: Duration,
-    /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 64 MiB, above what any broker takes.
+    /// The most bytes of a response kept in memory, beside the queue's `result_max`. Default 64 MiB, as much as any broker
+    /// takes.
     pub response_max: usize,
     /// The longest `Retry-After` that is honoured; a longer one is cut. Default 1 h.
     pub retry_after_max: Duration,
