@@ -245,7 +245,7 @@ async fn an_erasure_that_a_reader_of_the_log_holds_up_is_refused_and_the_next_ca
             tokio::select! {
                 biased;
                 ended = &mut call => break ended.unwrap_err(),
-                () = tokio::task::yield_now() => drop(clock.advance(Duration::from_millis(50))),
+                () = tokio::task::yield_now() => clock.advance(Duration::from_millis(50)),
             }
         }
     };
