@@ -239,14 +239,15 @@ async fn an_erasure_that_a_reader_of_the_log_holds_up_is_refused_and_the_next_ca
 
     let broker = store.broker();
     let held_up = {
-        let jobs = broker.jobs.clone();
-        let (client, id) = (client(), job.id);
-        let call = tokio::spawn(async move { jobs.erase(&client, id).await });
-        while !call.is_finished() {
-            clock.advance(Duration::from_millis(50));
-            tokio::task::yield_now().await;
+        let client = client();
+        let mut call = std::pin::pin!(broker.jobs.erase(&client, job.id));
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => break answer.unwrap_err(),
+                () = tokio::task::yield_now() => clock.advance(Duration::from_millis(50)),
+            }
         }
-        call.await.unwrap().unwrap_err()
     };
     assert_eq!(held_up.kind(), BrokerErrorKind::Unavailable, "{held_up}");
     assert!(held_up.detail().contains("retry"), "{held_up}");
