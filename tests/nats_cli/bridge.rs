@@ -85,8 +85,8 @@ fn every_mistake_in_a_file_of_bridges_is_named_with_its_line() {
             format!("[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}\n[[bridge]]\nname = \"b\"\nfrom = {{}}\n{to}"),
             &[
                 "has 2 mistakes",
-                "bridges.toml:1: bridge.a.from: it comes from nowhere",
-                "bridges.toml:6: bridge.b.from",
+                "bridges.toml:3: bridge.a.from: it comes from nowhere",
+                "bridges.toml:8: bridge.b.from",
             ],
         ),
     ] {
