@@ -137,7 +137,7 @@ impl Server {
         command.args(["serve", "--no-auth", "--json", "--log", "error", "--queue", "work"]);
         command.args(["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]);
         match nats {
-            Some(nats) => command.args(["--nats", &nats.url()]),
+            Some(nats) => command.args(["--provision", "--nats", &nats.url()]),
             None => command.arg("--data").arg(data.path()),
         };
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
