@@ -195,7 +195,7 @@ impl Opened {
         }
     }
 
-    /// Closes it. What was accepted is durable anyway; what is on its way from SQS is waited for until `until`.
+    /// Closes it. Accepted jobs are durable anyway; messages on their way from SQS are waited for until `until`.
     #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "of no other broker anything is on its way"))]
     pub(crate) async fn close(&self, until: Instant) {
         match self {

@@ -242,7 +242,7 @@ async fn a_message_that_came_over_eight_bridges_is_put_aside_and_stays_where_tha
 
 #[tokio::test]
 async fn a_message_that_is_too_large_with_its_headers_is_put_aside_without_them_once() {
-    // What nats-server takes by default, headers included.
+    // The most bytes that nats-server takes by default, headers included.
     const LARGEST: usize = 1_048_576;
     let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
     let note = "x".repeat(900);

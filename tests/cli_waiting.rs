@@ -1,4 +1,4 @@
-//! What a person is told: by a command that has to wait, or has nothing to wait for, and of a handler that fails.
+//! The words that a person reads: of a command that has to wait, or has nothing to wait for, and of a handler that fails.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

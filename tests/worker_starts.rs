@@ -248,7 +248,7 @@ fn handlers_and_their_children_do_not_outlive_a_worker_that_is_killed() {
 #[test]
 fn a_guard_that_somebody_starts_at_a_terminal_says_what_it_is_and_ends() {
     let terminal = openpty(None, None).unwrap();
-    // What ends the input of a guard that reads it all the same.
+    // This ends the input of a guard that reads it all the same.
     File::from(terminal.master.try_clone().unwrap()).write_all(b"\x04").unwrap();
     let output = relay(["guard"]).stdin(terminal.slave).output().unwrap();
     assert_eq!(code(&output), 2, "{}", stderr(&output));

@@ -44,7 +44,7 @@ pub trait Leasing: Send + Sync {
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError>;
 
     /// Returns when there is a reason to [`extend`](Self::extend) at once: the broker heard that the run may have ended
-    /// elsewhere, or lost its connection since it gave the job out and may have missed that. What `extend` answers counts. It may stay silent, and always does where a broker does not tell: who
+    /// elsewhere, or lost its connection since it gave the job out and may have missed that. The answer of `extend` counts. It may stay silent, and always does where a broker does not tell: who
     /// holds a job beats all the same.
     async fn hurried(&self, receipt: &Receipt);
 

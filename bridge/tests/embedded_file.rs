@@ -51,7 +51,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
-/// What a crash leaves at `to` of the store that is open at `from`.
+/// The files that a crash leaves at `to` of the store that is open at `from`.
 fn crash(from: &Path, to: &Path) {
     for suffix in ["", "-wal", ".marker"] {
         drop(std::fs::copy(beside(from, suffix), beside(to, suffix)));

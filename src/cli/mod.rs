@@ -144,7 +144,7 @@ enum Command {
 }
 
 impl Command {
-    /// What a configuration file says of queues and bridges, for commands that see to them.
+    /// The words of a configuration file about queues and bridges, for commands that see to them.
     fn take_in(&mut self, file: File) {
         match self {
             Self::Serve(args) => args.policy().set_queues(file.queues),

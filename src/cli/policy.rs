@@ -55,7 +55,7 @@ pub(crate) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// What a configuration file says of queues.
+    /// The words of a configuration file about queues.
     pub(crate) fn set_queues(&mut self, queues: Vec<Queue>) {
         self.configured = queues;
     }

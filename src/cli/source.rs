@@ -100,7 +100,7 @@ impl Source {
         }
     }
 
-    /// What nobody waited for is handed back before it closes; what is on its way from SQS is waited for until `until`.
+    /// Jobs that nobody waited for go back before it closes; messages on their way from SQS are waited for until `until`.
     #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "from no other broker anything is on its way"))]
     pub(crate) async fn close(self, until: Instant) {
         match self {

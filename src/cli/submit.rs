@@ -246,7 +246,7 @@ fn unsubmitted(error: ClientError) -> CliError {
     told
 }
 
-/// What one of several jobs makes of the exit code: the server being away says more than a failed job, and a failed job more
+/// The share of one of several jobs in the exit code: the server being away says more than a failed job, and a failed job more
 /// than one that goes on.
 fn worse(one: Exit, other: Exit) -> Exit {
     let rank = |exit| match exit {

@@ -17,7 +17,7 @@ pub struct Patience {
     pub cap: Duration,
     /// No further try starts this long after the first one; zero tries once.
     pub give_up_after: Duration,
-    /// Whether a server that takes no connection is waited for. Whoever wants to look at something wants to know that at once.
+    /// Whether a server that takes no connection is waited for. A reader wants to know that at once.
     pub waits_for_connection: bool,
 }
 

@@ -118,7 +118,7 @@ struct NatsTable {
 /// Reads one `[[bridge]]` of the file in `folder`, from which its paths are seen. `line` gives a place's line.
 ///
 /// # Errors
-/// What is wrong in it: everything that can't be read, or else everything that contradicts something else.
+/// The mistakes in it: everything that can't be read, or else everything that contradicts something else.
 pub(super) fn read(
     folder: &Path,
     table: Spanned<DeValue<'_>>,

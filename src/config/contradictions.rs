@@ -35,7 +35,7 @@ pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'stati
     found
 }
 
-/// What lies above a file: the environment and the flags of a command.
+/// The layers above a file: the environment and the flags of a command.
 #[derive(Clone, Copy)]
 pub struct Above<'a> {
     /// The environment's variables, some of which belong to settings.

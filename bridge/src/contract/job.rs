@@ -139,7 +139,7 @@ impl Job {
         if is_delayed { self.due_at } else { self.due_at.min(now) }
     }
 
-    /// What tells a submission of the same job from one of another body.
+    /// The mark that tells a submission of the same job from one of another body.
     #[must_use]
     pub fn body(&self) -> JobBody {
         JobBody {
@@ -175,7 +175,7 @@ impl Job {
     }
 }
 
-/// What a key stands for: payload, content type and content encoding.
+/// The parts that a key stands for: payload, content type and content encoding.
 #[derive(Clone, Debug)]
 pub struct JobBody {
     fingerprint: Fingerprint,

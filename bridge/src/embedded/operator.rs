@@ -62,7 +62,7 @@ impl DeadLetters for Embedded {
                     break;
                 }
                 last = Some(row.get(0).map_err(sql)?);
-                // What can't be read, as a newer relay's, holds up nothing that can.
+                // A job that can't be read, as a newer relay's, holds up none that can.
                 let letter = read(row.get(1).map_err(sql)?).inspect_err(
                     |failure| tracing::warn!(row = last, error = %failure, "left out of a list of dead letters"),
                 );

@@ -225,7 +225,7 @@ pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
 }
 
 /// Puts a copy of `from`, a backup or any other file of a store, at `to`, where relay opens it; `from` may be the file at
-/// `to` itself. What is there is kept as `to` with `.replaced` behind its name. The store has a log id of its own then, as
+/// `to` itself. The file that is there is kept as `to` with `.replaced` behind its name. The store has a log id of its own then, as
 /// a backup has. Answers its size in bytes.
 ///
 /// # Errors

@@ -54,7 +54,7 @@ pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
 /// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
 pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 
-/// What a transaction tells others once it is committed.
+/// The news of a transaction, told once it is committed.
 #[derive(Default)]
 pub(super) struct Done {
     /// Readers to wake.

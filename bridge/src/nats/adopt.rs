@@ -8,7 +8,7 @@
 //! what whoever got the job since said of it: they are looked at first, so that such a worker does not prolong another's
 //! lease.
 //!
-//! A receipt is not signed. What it claims is held against the record before anything acts on the delivery.
+//! A receipt is not signed. Its claims are held against the record before anything acts on the delivery.
 
 use std::sync::Arc;
 

@@ -21,7 +21,7 @@ use crate::rules::{self, Ended, Known};
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
 
-/// What the last message about a run that ended badly is.
+/// The kind of the last message about a run that ended badly.
 enum Standing {
     /// Its letter, or the mark that it was redriven.
     Letter,

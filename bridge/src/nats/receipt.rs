@@ -1,4 +1,4 @@
-//! What a receipt of this adapter holds: enough for any process on the same streams to find the delivery, and nothing
+//! The contents of a receipt of this adapter: enough for any process on the same streams to find the delivery, and nothing
 //! that lets its bearer answer for another client's or queue's.
 //!
 //! It is not signed, so nothing in it is believed: the process that gave it out goes by what it remembers, another one by

@@ -46,7 +46,7 @@ pub(super) struct Redriven {
     at: Timestamp,
 }
 
-/// What a mark says of `run`; `None` if it names no later run: no relay wrote it.
+/// The words of a mark about `run`; `None` if it names no later run: no relay wrote it.
 pub(super) fn redriven(mark: &Stored, run: RunId) -> Option<Redriven> {
     let begun: RunId = mark.headers.get(REDRIVEN_RUN)?.as_str().parse().ok()?;
     let at = Timestamp::from_millis(number(&mark.headers, REDRIVEN_AT)?);

@@ -157,7 +157,7 @@ impl Nats {
         let ended = match held.ended {
             // The job leaves the line, whatever is asked for.
             Some(_) => true,
-            // What nobody ended, as far as this process knows, may go back without asking.
+            // A job that nobody ended, as far as this process knows, may go back without asking.
             None if !completes => false,
             None => {
                 let kept = self.kept_result(&receipt.client, receipt.job_id).await?;

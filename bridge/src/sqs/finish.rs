@@ -55,7 +55,7 @@ pub(super) struct Ending {
     by: String,
 }
 
-/// What became of one.
+/// The fate of one.
 #[derive(Clone, Debug)]
 pub(super) enum Ended {
     /// This call ended the run.
@@ -319,7 +319,7 @@ impl Ending {
         (format!("{change} REMOVE {gone}"), values)
     }
 
-    /// What a record that refused it says. It may be this call's own: the transaction took effect and its answer was lost.
+    /// The record that refused it. It may be this call's own: the transaction took effect and its answer was lost.
     fn found(&self, item: Option<Item>, now: Timestamp) -> Result<Ended, BrokerError> {
         let record = Record::read_kept(item, now)?;
         let is_own = |record: &Record| record.item.get_text("result_by") == Some(&self.by);
@@ -371,7 +371,7 @@ impl Sqs {
         self.0.waiting_jobs.wake(&result.job_id);
         match &ended {
             Ok(Ended::Now) => self.0.waiting_clients.wake(&result.client),
-            // What its client had removed is not left behind.
+            // Bytes that the client had removed are not left behind.
             Ok(Ended::Refused(Some(record))) if !fits && record.is_erased() => {
                 self.table().remove(&apart, OPERATION).await?;
             }

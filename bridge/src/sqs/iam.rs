@@ -55,7 +55,7 @@ pub const TABLE_CREATING: [&str; 5] = [
 /// The same for queues.
 pub const QUEUE_CREATING: [&str; 3] = ["sqs:CreateQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"];
 
-/// What a KMS key takes that a table or a queue is encrypted with, through these services alone. A table that is created with
+/// The calls of a KMS key that a table or a queue is encrypted with, through these services alone. A table that is created with
 /// one takes `kms:CreateGrant` as well.
 const KEY_ACTIONS: [&str; 5] =
     ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncrypt*"];

@@ -209,7 +209,7 @@ impl PlainQueue {
     }
 }
 
-/// What an attribute counts of a message's bytes: its name, type and value, as the developer guide of SQS says.
+/// The share of an attribute in a message's bytes: its name, type and value, as the developer guide of SQS says.
 fn size((name, value): (&String, &MessageAttributeValue)) -> usize {
     let bytes = value.string_value().map_or(0, str::len) + value.binary_value().map_or(0, |bytes| bytes.as_ref().len());
     name.len() + value.data_type().len() + bytes

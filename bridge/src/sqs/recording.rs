@@ -36,7 +36,7 @@ impl Sqs {
             let ending = match rules::record(known.as_ref(), sent, result_max, self.clock().now()).refused()? {
                 Ok(ending) => ending,
                 Err(recorded) => {
-                    // What this call kept, or one before it left that did not come so far.
+                    // A letter of this call, or of one before it that did not come so far.
                     let again = recorded == Recorded::First && sent.outcome == Outcome::Succeeded && sent.attempt > 1;
                     if (again || kept_own) && letter_goes(known.as_ref(), sent.run_id) {
                         self.take_letter(sent.job_id, sent.run_id, OPERATION).await?;

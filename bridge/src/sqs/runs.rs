@@ -13,7 +13,7 @@ use crate::job_queue::Enqueued;
 use crate::rules;
 use crate::rules::refusal::{contended, no_job};
 
-/// What became of a run that was to begin.
+/// The fate of a run that was to begin.
 pub(super) enum Begun {
     /// This is the answer.
     Now(Enqueued),
@@ -115,7 +115,7 @@ impl Sqs {
                 // The SDK repeated a write whose answer was lost, and met it.
                 Some(found) if found.run == next.run_id => found,
                 found => {
-                    // What its client had removed is not left behind.
+                    // Bytes that the client had removed are not left behind.
                     if let Some(key) = apart.filter(|_| found.as_ref().is_some_and(Record::is_erased)) {
                         self.table().remove(&key, operation).await?;
                     }

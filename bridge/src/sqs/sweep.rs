@@ -29,7 +29,7 @@ const HELD_FOR: Duration = Duration::from_secs(60);
 /// From so many messages on nobody counts whether records are more: workers have enough to receive.
 const FEW: u64 = 2_000;
 
-/// What SQS shows of a queue, asked at most once in a step, and only for jobs that wait for longer than half a minute. Its
+/// The counts that SQS shows of a queue, asked at most once in a step, and only for jobs that wait for longer than half a minute. Its
 /// counts lag by up to a minute; a message too many costs a receive.
 struct Shown {
     /// Workers that ask receive nothing.
@@ -203,7 +203,7 @@ impl Sqs {
         Ok(shown.too_few || shown.none_to_receive && !at_hand)
     }
 
-    /// What SQS shows of a queue, beside the records that are open.
+    /// The counts that SQS shows of a queue, beside the records that are open.
     async fn shown(&self, queue: &QueueName) -> Result<Shown, BrokerError> {
         let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
         let messages = visible + hidden + delayed;

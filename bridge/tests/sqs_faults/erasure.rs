@@ -1,4 +1,4 @@
-//! Whatever is under way when a job is erased brings nothing of it back.
+//! Calls under way when a job is erased bring nothing of it back.
 
 use relay_bridge::contract::{Job, JobResult, Outcome};
 use relay_bridge::leasing::{Delivery, Recorded};

@@ -279,7 +279,7 @@ const place = () => {
 let shown = 0;
 
 /** Makes the children of `parent` like `nodes`. An element that looks the same stays the element that it is, so that a press
- *  that began on a button ends on that button. What listens is replaced whole where it differs, the rest is entered. */
+ *  that began on a button ends on that button. An element that listens is replaced whole where it differs, the rest is entered. */
 function merge(parent, nodes) {
   const before = [...parent.childNodes];
   before.slice(nodes.length).forEach((node) => node.remove());

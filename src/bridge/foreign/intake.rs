@@ -238,7 +238,7 @@ impl Intake {
         let message = &incoming.message;
         let submission = match self.mapping.submission(message) {
             Ok(submission) => submission,
-            // What is put aside comes back as well: it stays, and an operator opens the circle.
+            // Messages that are put aside come back as well: this one stays, and an operator opens the circle.
             Err(why) if hops(&message.headers) > 2 * HOPS_MAX => {
                 tracing::error!(
                     subject = message.subject,

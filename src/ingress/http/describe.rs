@@ -50,7 +50,7 @@ const OF_BODIES: [Slug; 6] = [
     Slug::QuotaExceeded,
 ];
 
-/// What can be wrong beside that with a rerun: it is a submission without a body.
+/// The refusals beside that of a rerun: it is a submission without a body.
 const OF_RERUNS: [Slug; 2] = [Slug::RateLimited, Slug::QuotaExceeded];
 
 /// `api`, as the handlers describe it, with the rest.

@@ -68,7 +68,7 @@ pub enum Attempt {
     /// Not on this host as it is: the handler could not be started at all, for a reason that the next job would meet as
     /// well, such as a program that is gone, no room for another process, or a service that refuses connections. The
     /// job goes back in line at once, and the attempt is not spent. The worker warns, once a minute, and leases nothing more
-    /// for 1 s, doubled up to 1 min; then a single job, until one could be started. What is asked for already still comes.
+    /// for 1 s, doubled up to 1 min; then a single job, until one could be started. Jobs that are asked for already still come.
     NotStarted {
         /// Why, for the log.
         failure: Failure,
