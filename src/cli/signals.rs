@@ -43,13 +43,14 @@ impl Signals {
                 }
                 match meaning(&mut first, Instant::now()) {
                     Meaning::Drain => {
-                        tracing::info!("stopping: work in hand is finished or handed back (another signal forces)");
+                        // The line is true when it is read: from then on `/readyz` says so too.
                         tokens.drain.cancel();
+                        tracing::info!("stopping: work in hand is finished or handed back (another signal forces)");
                     }
                     Meaning::Again => tracing::debug!("the same signal again"),
                     Meaning::Force => {
-                        tracing::info!("forced: work in hand is left to its lease");
                         tokens.force.cancel();
+                        tracing::info!("forced: work in hand is left to its lease");
                     }
                 }
             }
