@@ -1,5 +1,6 @@
-//! SQS and DynamoDB in real time: one emulator for all tests, a table and queues of its own for each.
+//! SQS and DynamoDB in real time: two emulators for all tests, a table and queues of its own for each.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,11 @@ use relay_bridge::testing::AwsEmulator;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
-/// The emulator of all tests; started by the first of them.
-static SHARED: tokio::sync::Mutex<Option<Arc<AwsEmulator>>> = tokio::sync::Mutex::const_new(None);
+/// The emulators of all tests, each started by the first test that uses it. One of them keeps one core busy and no more, so
+/// tests take turns.
+static SHARED: [tokio::sync::Mutex<Option<Arc<AwsEmulator>>>; 2] = [const { tokio::sync::Mutex::const_new(None) }; 2];
+/// How many tests have begun.
+static TURN: AtomicUsize = AtomicUsize::new(0);
 
 /// Tests at once, on a machine that does nothing else.
 static AT_ONCE: Semaphore = Semaphore::const_new(20);
@@ -60,7 +64,7 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) async fn open(kind: Kind) -> Self {
         let emulator = {
-            let mut shared = SHARED.lock().await;
+            let mut shared = SHARED[TURN.fetch_add(1, Ordering::Relaxed) % SHARED.len()].lock().await;
             match &*shared {
                 Some(emulator) => emulator.clone(),
                 None => shared.insert(Arc::new(AwsEmulator::start().await)).clone(),
@@ -181,7 +185,7 @@ impl relay_bridge::conformance::Fixture for Fixture {
     }
 }
 
-/// Ends the emulator, after all tests: a static is never dropped.
+/// Ends the emulators, after all tests: a static is never dropped.
 pub(crate) fn stop_shared() {
-    drop(SHARED.blocking_lock().take());
+    SHARED.iter().for_each(|shared| drop(shared.blocking_lock().take()));
 }
