@@ -4,13 +4,13 @@
 //! pair is both binaries, one after the other on a fresh store or a fresh nats-server; the first of a pair takes turns.
 //! CPU is that of the server and of nats-server; the load and the worker are in this process, alike for both. Two sides are
 //! told apart where a two-sided sign test over the pairs gives p < 0.05: for 15 pairs, the same sign in 12 of them.
+//!
+//! With `RELAY_BENCH_COUNT=1` and valgrind it counts the server's instructions instead, in thousands a job, which is alike
+//! on a busy machine: three pairs will do. The kernel's and nats-server's are not in it, nor is any time.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -19,9 +19,9 @@ use relay_bridge::leasing::Leasing;
 use relay_bridge::remote::{Remote, RemoteConfig};
 use relay_bridge::testing::NatsServer;
 use support::load::{Connection, submit};
+use support::served::{Served, counts};
 use support::store::{WORKERS, work};
 use support::{Sample, cpu_of, median, pairs};
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 /// Jobs of one run that are submitted, and that go through the whole cycle.
@@ -72,8 +72,9 @@ fn main() {
 /// Prints both sides' medians, and what this tree takes of the other's: median, range, and in how many pairs it took more.
 fn report(name: &str, taken: &[(Sample, Sample)]) {
     let of = |figure: fn(&(Sample, Sample)) -> f64| median(taken.iter().map(figure).collect());
+    let (what, unit) = if counts() { ("instructions", "k") } else { ("CPU", "us") };
     print!(
-        "{name:16} CPU {:>6.1} us | other {:>6.1} us | {:>7.0}/s | other {:>7.0}/s",
+        "{name:16} {what} {:>6.1} {unit} | other {:>6.1} {unit} | {:>7.0}/s | other {:>7.0}/s",
         of(|(ours, _)| ours.cpu_us()),
         of(|(_, theirs)| theirs.cpu_us()),
         of(|(ours, _)| ours.rate()),
@@ -83,7 +84,7 @@ fn report(name: &str, taken: &[(Sample, Sample)]) {
         taken.iter().map(|(ours, theirs)| ours.cpu_us() / theirs.cpu_us()).collect(),
         taken.iter().map(|(ours, theirs)| theirs.rate() / ours.rate()).collect(),
     ];
-    for (what, ratios) in ["CPU", "time"].iter().zip(ratios) {
+    for (what, ratios) in [what, "time"].iter().zip(ratios) {
         let (low, high) = ratios.iter().fold((f64::MAX, f64::MIN), |(low, high), r| (low.min(*r), high.max(*r)));
         let more = ratios.iter().filter(|ratio| **ratio > 1.0).count();
         let told = if told_apart(more, ratios.len()) { "" } else { ", not told apart" };
@@ -105,80 +106,54 @@ fn told_apart(more: usize, pairs: usize) -> bool {
 
 async fn measured(relay: &str, nats: bool, figure: Figure) -> Sample {
     let nats = if nats { Some(NatsServer::start().await) } else { None };
-    let server = Server::start(relay, nats.as_ref());
-    let mut pids = vec![server.child.id()];
+    let server = Served::start(relay, nats.as_ref());
+    let mut pids = vec![server.pid()];
     pids.extend(nats.as_ref().map(|nats| nats.pid().unwrap()));
     let jobs = if matches!(figure, Figure::Wait) { WAITS } else { JOBS };
+    let jobs = if counts() { jobs / 5 } else { jobs };
     let mut idle = JoinSet::new();
     if matches!(figure, Figure::Wait) {
-        idle.spawn(work(server.worker().await, Arc::default(), u64::MAX));
+        idle.spawn(work(worker(&server).await, Arc::default(), u64::MAX));
     }
-    server.work(figure, jobs / WARM_UP, 0).await;
-    let spent = || pids.iter().map(|pid| cpu_of(*pid)).sum::<Duration>();
-    let (start, before) = (Instant::now(), spent());
-    server.work(figure, jobs, jobs).await;
-    Sample { operations: jobs, wall: start.elapsed(), cpu: spent().saturating_sub(before) }
-}
-
-struct Server {
-    child: Child,
-    http: SocketAddr,
-    workers: SocketAddr,
-    _data: TempDir,
-}
-
-impl Server {
-    fn start(relay: &str, nats: Option<&NatsServer>) -> Self {
-        let data = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut command = Command::new(relay);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RELAY_")) {
-            command.env_remove(name);
+    load(&server, figure, jobs / WARM_UP, 0).await;
+    let mut counted = 0;
+    let mut spent = || {
+        if counts() {
+            counted += server.instructions();
+            return Duration::from_nanos(counted);
         }
-        command.args(["serve", "--no-auth", "--json", "--log", "error", "--queue", "work"]);
-        command.args(["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]);
-        match nats {
-            Some(nats) => command.args(["--provision", "--nats", &nats.url()]),
-            None => command.arg("--data").arg(data.path()),
-        };
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address = |of: &str| ready["listening"][of].as_str().unwrap().parse().unwrap();
-        Self { http: address("http"), workers: address("workers"), child, _data: data }
-    }
+        pids.iter().map(|pid| cpu_of(*pid)).sum::<Duration>()
+    };
+    let before = spent();
+    let start = Instant::now();
+    load(&server, figure, jobs, jobs).await;
+    let wall = start.elapsed();
+    Sample { operations: jobs, wall, cpu: spent().saturating_sub(before) }
+}
 
-    async fn worker(&self) -> Arc<dyn Leasing> {
-        let config = RemoteConfig::new(self.workers.to_string(), "bench".parse().unwrap());
-        Arc::new(Remote::connect(config).await.unwrap())
-    }
+async fn worker(server: &Served) -> Arc<dyn Leasing> {
+    let config = RemoteConfig::new(server.workers.to_string(), "bench".parse().unwrap());
+    Arc::new(Remote::connect(config).await.unwrap())
+}
 
-    /// Does `jobs` jobs under keys that are numbered from `first`.
-    async fn work(&self, figure: Figure, jobs: u64, first: u64) {
-        match figure {
-            Figure::Submit => submit(self.http, true, jobs, first).await,
-            Figure::Wait => {
-                let mut connection = Connection::open(self.http).await;
-                for number in first..first + jobs {
-                    let headers = format!("prefer: wait=20\r\nidempotency-key: key-{number}\r\n");
-                    assert_eq!(connection.submit(&headers).await, 200, "the result came in time");
-                }
-            }
-            Figure::Cycle => {
-                let (worker, done) = (self.worker().await, Arc::new(AtomicU64::new(0)));
-                let mut workers = JoinSet::new();
-                for _ in 0..WORKERS {
-                    workers.spawn(work(Arc::clone(&worker), Arc::clone(&done), jobs));
-                }
-                tokio::join!(submit(self.http, true, jobs, first), workers.join_all());
+/// Does `jobs` jobs under keys that are numbered from `first`.
+async fn load(server: &Served, figure: Figure, jobs: u64, first: u64) {
+    match figure {
+        Figure::Submit => submit(server.http, true, jobs, first).await,
+        Figure::Wait => {
+            let mut connection = Connection::open(server.http).await;
+            for number in first..first + jobs {
+                let headers = format!("prefer: wait=20\r\nidempotency-key: key-{number}\r\n");
+                assert_eq!(connection.submit(&headers).await, 200, "the result came in time");
             }
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        Figure::Cycle => {
+            let (leasing, done) = (worker(server).await, Arc::new(AtomicU64::new(0)));
+            let mut workers = JoinSet::new();
+            for _ in 0..WORKERS {
+                workers.spawn(work(Arc::clone(&leasing), Arc::clone(&done), jobs));
+            }
+            tokio::join!(submit(server.http, true, jobs, first), workers.join_all());
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,8 +138,23 @@ impl Connection {
         assert_eq!(self.read_answer().await, 200);
     }
 
-    /// Reads one answer: a head, and as much body as its `content-length` says.
+    /// Gets `path`, whose answer must be a good one, and gives its body.
+    pub async fn get(&mut self, path: &str) -> &[u8] {
+        self.request.clear();
+        write!(self.request, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        self.answer.resize(1024 * 1024, 0);
+        self.stream.write_all(&self.request).await.unwrap();
+        let (_, body) = self.read_whole().await;
+        &self.answer[body]
+    }
+
+    /// Reads one answer and gives its status.
     async fn read_answer(&mut self) -> u16 {
+        self.read_whole().await.0
+    }
+
+    /// Reads one answer: a head, and as much body as its `content-length` says.
+    async fn read_whole(&mut self) -> (u16, Range<usize>) {
         let mut filled = 0;
         loop {
             let read = self.stream.read(&mut self.answer[filled..]).await.unwrap();
@@ -151,7 +167,7 @@ impl Connection {
             let length =
                 text.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |l| l.parse().unwrap());
             if filled == head + 4 + length {
-                return text["HTTP/1.1 ".len()..][..3].parse().unwrap();
+                return (text["HTTP/1.1 ".len()..][..3].parse().unwrap(), head + 4..filled);
             }
         }
     }

@@ -7,6 +7,7 @@
 )]
 
 pub mod load;
+pub mod served;
 pub mod store;
 
 use std::time::{Duration, Instant};
