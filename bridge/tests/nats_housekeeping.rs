@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{JobId, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::contract::{Failure, JobId, JobResult, JobState, Outcome, QueueName, Submission};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::{JobFilter, Listed};
 use relay_bridge::leasing::LeaseRequest;
@@ -344,6 +344,33 @@ async fn results_that_are_lost_after_the_deadline_of_their_runs_are_missed_by_th
         let other = Nats::connect(config, Wait::AtMost(CONNECT), settings).await.unwrap().broker();
         assert_eq!(stage.swept(if by_another { &other } else { &stage.broker }).await, [job]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_failed_and_lost_its_result_ends_as_its_letter_says_and_the_letter_is_kept() {
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+    let job = stage.submit("acme", Some("key".to_owned()), b"payload".to_vec()).await;
+    let request = LeaseRequest {
+        worker: "worker-1".parse().unwrap(),
+        queues: vec![stage.queue.clone()],
+        max: 1.try_into().unwrap(),
+        wait: CONNECT,
+    };
+    let delivery = stage.broker.leasing.lease(&request).await.unwrap().remove(0);
+    let end = End { attempt: 1, started_at: None, finished_at: stage.clock.now() };
+    let failure = Failure::new("exit 3", "cannot open /etc/app.conf");
+    let result = JobResult::unsuccessful(&delivery.job, Outcome::Failed, end, failure.clone());
+    stage.broker.leasing.record(&result).await.unwrap();
+    stage.broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    stage.purge_results().await;
+    stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+    assert_eq!(stage.swept(&stage.broker).await, [], "it did not expire");
+    assert_eq!(stage.outcome("acme", job).await, Some(Outcome::Failed));
+    let kept = stage.broker.dead_letters.list(None, None, None, 10).await.unwrap().letters;
+    let [letter] = kept.as_slice() else { panic!("its one letter is kept: {kept:?}") };
+    assert_eq!((letter.job.id, &letter.failure, &letter.job.payload[..]), (job, &failure, &b"payload"[..]));
+    let redriven = stage.broker.dead_letters.redrive(job, letter.job.run_id).await.unwrap();
+    assert_eq!(redriven.status().generation, 2);
 }
 
 impl Stage {

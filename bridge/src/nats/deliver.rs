@@ -16,12 +16,14 @@ use super::names::Lane;
 use super::order::{Delivered, Order};
 use super::receipt::Token;
 use super::record::{Record, Stored, doubtful};
+use super::results::letter_may_stay;
 use super::state::Held;
 use super::{Nats, api};
 use crate::contract::{Job, QueueName};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Delivery, Receipt};
 use crate::policy::QueuePolicy;
+use crate::rules;
 use crate::settlement::Settlement;
 
 /// How long a job whose envelope this build can't read is set aside before it is offered again.
@@ -264,7 +266,11 @@ impl Nats {
                 }
             };
             if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
-                self.drop_letter_of(&kept.result).await?;
+                // Whatever its attempt: a later one may have left its letter.
+                if !rules::leaves_letter(kept.result.outcome) {
+                    let dropped = self.drop_letter(&job.client, job.id, kept.result.run_id).await;
+                    dropped.unwrap_or_else(|error| letter_may_stay(job.id, kept.result.run_id, &error));
+                }
                 self.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
                 return Ok(None);
             }

@@ -118,6 +118,21 @@ impl Nats {
         Ok(matches!(self.about(job, run, operation).await?, Standing::Letter))
     }
 
+    /// The letter of a run, if it has one.
+    ///
+    /// # Errors
+    /// `NewerVersion`, and those of the broker.
+    pub(super) async fn letter_of(
+        &self,
+        job: JobId,
+        run: RunId,
+        operation: &'static str,
+    ) -> Result<Option<DeadLetter>, BrokerError> {
+        let found = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
+        let named = found.and_then(|found| Some((Letter::parse(&found.subject)?, found)));
+        named.filter(|(name, _)| !name.is_mark()).map_or(Ok(None), |(name, found)| self.read_letter(&name, found))
+    }
+
     async fn about(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Standing, BrokerError> {
         let found = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
         let Some(found) = found else { return Ok(Standing::Other(0)) };

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 
 use super::batch::{BATCH_MAX, Stretch};
+use super::find::known_record;
 use super::names::{self, Lane, RESULTS_STREAM};
 use super::record::{Record, is_unreadable};
 use super::sweep::{BYTES_MAX, OPERATION, OUT_OF_ORDER, PLACES_MAX, Step};
@@ -17,17 +18,24 @@ use super::{Nats, stream_api};
 use crate::contract::{Job, QueueName, Timestamp};
 use crate::error::BrokerError;
 use crate::policy::QueuePolicy;
+use crate::rules::{self, Known};
 
 /// When a lane that was looked through is looked through again at the earliest.
 const EVERY: Duration = Duration::from_secs(300);
 /// How many times as long as that took it is left alone at least.
 const RARELY: u32 = 200;
+/// The most settled records that one step looks at: at one step a second, a known small part of what the server does.
+pub(super) const RECORDS_MAX: u32 = 200;
+/// How many results are asked for at once. One may have many MiB, and only its name is of use here.
+const AT_ONCE: usize = 4;
 
 /// How far the settled records of each lane were looked at.
 #[derive(Debug, Default)]
 pub(super) struct LookingBack {
     lanes: Mutex<HashMap<(QueueName, Lane), Back>>,
     log: Mutex<Option<Log>>,
+    /// When it was last said that nothing can be looked at.
+    warned: Mutex<Option<Instant>>,
 }
 
 /// The stream of results as it was seen.
@@ -96,6 +104,15 @@ impl LookingBack {
         }
     }
 
+    /// Says, now and then, that nothing is looked at.
+    pub(super) fn warn(&self, error: &BrokerError) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(%error, "runs whose results were lost are not ended: the stream {RESULTS_STREAM} can't be asked for");
+        }
+    }
+
     fn lanes(&self) -> MutexGuard<'_, HashMap<(QueueName, Lane), Back>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,7 +144,7 @@ impl Nats {
         let mut messages = 1;
         while back.next <= floor && back.due <= step.now {
             if step.back == 0 {
-                step.swept.more = true;
+                // No work that is due at once: a history of any length takes its time.
                 break;
             }
             let stretch = Stretch { from: back.next, subject: lane.filter(queue), messages, bytes: BYTES_MAX };
@@ -169,21 +186,42 @@ impl Nats {
 
     /// Ends those that have no result.
     async fn end_lost(&self, due: Vec<(Record, Job)>, step: &mut Step) -> Result<(), BrokerError> {
-        let asked = join_all(due.iter().map(|(_, job)| self.kept_result(&job.client, job.id))).await;
-        for ((record, job), kept) in due.iter().zip(asked) {
-            match kept {
-                Ok(Some(kept)) if kept.result.run_id >= job.run_id => continue,
+        let asked = stream::iter(due).map(async |(record, job)| {
+            let ends = match self.kept_result(&job.client, job.id).await {
+                Ok(Some(kept)) => Ok(kept.result.run_id >= job.run_id),
                 // There is one.
-                Err(error) if is_unreadable(&error) => continue,
-                kept => drop(kept?),
-            }
+                Err(error) if is_unreadable(&error) => Ok(true),
+                kept => kept.map(|_| false),
+            };
+            (record, job, ends)
+        });
+        let mut asked = asked.buffered(AT_ONCE);
+        while let Some((record, job, has_result)) = asked.next().await {
             // A record that another one has taken the place of says nothing any more.
-            let last = self.record_at(&record.address, OPERATION).await?;
-            if last.is_some_and(|last| last.seq == record.seq) {
+            if !has_result?
+                && self.record_at(&record.address, OPERATION).await?.is_some_and(|last| last.seq == record.seq)
+            {
                 tracing::warn!(job_id = %job.id, run_id = %job.run_id, "a run was settled and its result is gone: it ends now");
-                self.end_by_time(record, job, step).await?;
+                self.end_without_result(&record, &job, step).await?;
             }
         }
         Ok(())
+    }
+
+    /// Ends a run that was settled and has no result: as its dead letter says, which stays; by its deadline, if it has none.
+    async fn end_without_result(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
+        let letter = match self.letter_of(job.id, job.run_id, OPERATION).await {
+            Ok(letter) => letter,
+            // One of a newer relay is for that one to read.
+            Err(error) if is_unreadable(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let Some(letter) = letter.filter(|_| job.keep_until() > self.clock().now()) else {
+            return self.end_by_time(record, job, step).await;
+        };
+        let known = Known { record: Some(known_record(record, job)), ended: None };
+        let ended = self.record_end(job, known, |known, _, _| rules::letters::end_as(known, &letter)).await?.0;
+        self.holding().ended(job.id, ended.run, ended.outcome);
+        self.retire(record, job).await
     }
 }

@@ -56,6 +56,11 @@ impl ResultLog for Nats {
     }
 }
 
+/// Says that a run which did not fail may keep a letter: its result is there, and no caller is to try again for that.
+pub(super) fn letter_may_stay(job_id: JobId, run_id: RunId, error: &BrokerError) {
+    tracing::warn!(%job_id, %run_id, %error, "whether the run left a dead letter can't be looked up: purge it if it did");
+}
+
 impl Nats {
     /// Records what a worker sent, as the rules say. Of a job that this process holds no record is read.
     ///
@@ -67,6 +72,7 @@ impl Nats {
         let policy = self.policies().require(&sent.queue, OPERATION).await?;
         let (result_max, run) = (policy.result_max.min(self.payload_max()), sent.run_id);
         let mut known = self.held_record(sent).map(|record| Known { record: Some(record), ended: None });
+        let holds = known.is_some();
         let (mut expected, mut own_letter) = (0, false);
         for _ in 0..TRIES {
             if known.is_none() {
@@ -83,8 +89,8 @@ impl Nats {
                     let ended = known.as_ref().and_then(|known| known.ended.as_ref()).filter(|ended| ended.run == run);
                     if let Some(ended) = ended {
                         self.holding().ended(sent.job_id, run, ended.outcome);
-                        // Behind a success its worker takes back the letter that it sent.
-                        let is_relays = own_letter || ended.outcome != Outcome::Succeeded;
+                        // Behind a success its worker takes back the letter that it sent, and knows of no other attempt's.
+                        let is_relays = own_letter || !holds || ended.outcome != Outcome::Succeeded;
                         if is_relays && rules::retract_letter(known.as_ref(), run) {
                             self.drop_letter(&sent.client, sent.job_id, run).await?;
                         }
@@ -109,11 +115,11 @@ impl Nats {
             if let Written::At(_) = self.write_result(&ending.result, due_at, expected, OPERATION).await? {
                 self.rule_counts().written(&ending);
                 self.holding().ended(sent.job_id, run, ending.result.outcome);
-                if ending.takes_letter {
-                    self.drop_letter(&sent.client, sent.job_id, run).await?;
-                } else {
-                    self.drop_letter_of(&ending.result).await?;
-                }
+                let dropped = match ending.takes_letter {
+                    true => self.drop_letter(&sent.client, sent.job_id, run).await,
+                    false => self.drop_letter_of(&ending.result).await,
+                };
+                dropped.unwrap_or_else(|error| letter_may_stay(sent.job_id, run, &error));
                 return Ok(Recorded::First);
             }
             let entry;
@@ -181,7 +187,7 @@ impl Nats {
         &self,
         job: &Job,
         mut known: Known,
-        rule: fn(Option<&Known>, JobId, Timestamp) -> Verdict<JobResult>,
+        rule: impl Fn(Option<&Known>, JobId, Timestamp) -> Verdict<JobResult>,
     ) -> Result<(Ended, Option<JobResult>), BrokerError> {
         const OPERATION: &str = "end run";
         let mut expected = 0;

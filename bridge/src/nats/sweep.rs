@@ -16,7 +16,7 @@ use super::Nats;
 use super::batch::{BATCH_MAX, Stretch};
 use super::census::Census;
 use super::deliver::UNREADABLE_FOR;
-use super::look_back::LookingBack;
+use super::look_back::{self, LookingBack};
 use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored, is_unreadable};
 use super::stream_api;
@@ -116,8 +116,14 @@ impl Nats {
         queues.rotate_left(first);
         let left = limit.clamp(1, STEP_MAX);
         let entries = left.div_ceil(2);
-        let mut step = Step { swept: Swept::default(), left, entries, back: left, now: self.clock().now() };
-        let log = self.look_at_log().await;
+        let mut step = Step {
+            swept: Swept::default(),
+            left,
+            entries,
+            back: left.min(look_back::RECORDS_MAX),
+            now: self.clock().now(),
+        };
+        let log = self.look_at_log().await.inspect_err(|error| self.0.line.sweeping.looking_back.warn(error));
         let mut failed = Vec::new();
         for queue in &queues {
             if step.left == 0 {
@@ -148,7 +154,7 @@ impl Nats {
         self.sweep_overdue(queue, step).await?;
         // A lane whose consumer has no leader just now is for the next step.
         let consumers = self.answering_consumers(queue).await?.0;
-        let lanes: Vec<_> = consumers.iter().filter_map(|info| Some((info.lane()?, info))).collect();
+        let mut lanes: Vec<_> = consumers.iter().filter_map(|info| Some((info.lane()?, info))).collect();
         for (lane, info) in &lanes {
             if step.left == 0 {
                 return Ok(());
@@ -158,6 +164,9 @@ impl Nats {
             }
         }
         if has_log {
+            // A long history of one client holds up nobody else's.
+            let first = self.0.line.sweeping.first.load(Ordering::Relaxed) % lanes.len().max(1);
+            lanes.rotate_left(first);
             for (lane, info) in &lanes {
                 self.look_back(queue, lane, info.ack_floor.stream_seq, &policy, step).await?;
             }

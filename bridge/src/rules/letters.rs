@@ -2,6 +2,7 @@
 
 use super::refusal::{no_job, unknown_run};
 use super::{Known, Payload, Verdict};
+use crate::contract::result::End;
 use crate::contract::{Failure, Job, JobResult, Outcome, RunId, Timestamp};
 use crate::dead_letters::DeadLetter;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -93,6 +94,22 @@ pub fn own_letter(job: &Job, result: &JobResult) -> Option<DeadLetter> {
     let failure = result.failure.clone().filter(|_| leaves_letter(result.outcome))?;
     let (outcome, attempt, at) = (result.outcome, result.attempt, result.finished_at);
     Some(DeadLetter { job: job.clone(), outcome, attempt, failure, at, extra: Default::default() })
+}
+
+/// The end of a run whose result is lost and whose letter is there: as the letter says, unless the run has a result.
+///
+/// | known of the job | answer |
+/// | --- | --- |
+/// | a result of this run or a later one | already |
+/// | else | do: the letter's outcome, attempt, failure and time |
+#[must_use]
+pub fn end_as(known: Option<&Known>, letter: &DeadLetter) -> Verdict<JobResult> {
+    if known.is_some_and(|known| known.outcome().is_some()) {
+        return Verdict::Already(());
+    }
+    // When it started nobody knows any more.
+    let end = End { attempt: letter.attempt, started_at: None, finished_at: letter.at };
+    Verdict::Do(JobResult::unsuccessful(&letter.job, letter.outcome, end, letter.failure.clone()))
 }
 
 /// Why the letter of a run that did not fail is not redriven.
