@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::api::taken;
+use super::consumers::ConsumerInfo;
 use super::hints::{self, Listening};
 use super::names::Lane;
 use super::order::{Delivered, Order, Orders};
@@ -263,11 +264,16 @@ impl Nats {
         line.lively.store(timers > 0 || listed.iter().any(|info| info.num_ack_pending > 0), Ordering::Release);
         (round.at, round.connections) = (Some(asked), connections);
         round.made += 1;
-        for (lane, info) in listed.iter().filter_map(|info| Some((info.lane()?, info))) {
+        let begins_anew = |(lane, info): &(Lane, &ConsumerInfo)| {
             let last = Delivered { delivery: info.delivered.consumer_seq, stored: None, asked_at: asked };
-            if line.saw(&lane, last) == Order::BeginsAnew {
-                self.begins_anew(line, &lane).await;
-            }
+            line.saw(lane, last) == Order::BeginsAnew
+        };
+        let lanes = listed.iter().filter_map(|info| Some((info.lane()?, info)));
+        let anew: Vec<_> = lanes.filter(begins_anew).collect();
+        drop(round);
+        // The mark is the queue's: once for all lanes of a stream that was restored, and nobody who leases waits for it.
+        if let Some((lane, _)) = anew.first() {
+            self.begins_anew(line, lane).await;
         }
         let mut turns = line.turns();
         for info in listed.iter().filter(|info| info.num_pending + info.num_ack_pending > 0) {
