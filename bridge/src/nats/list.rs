@@ -83,7 +83,11 @@ impl Nats {
             None => None,
             Some(after) => match self.find(client, after).await? {
                 Some(record) => Some((record.at, record.address.job)),
-                None => return Ok(Listed::default()),
+                // A job without a key has no record once it ended. Its result tells about when that was written.
+                None => match self.kept_result(client, after).await? {
+                    Some(kept) => Some((kept.result.accepted_at, after)),
+                    None => return Ok(Listed::default()),
+                },
             },
         };
         let limit = filter.limit.clamp(1, LIST_MAX) as usize;

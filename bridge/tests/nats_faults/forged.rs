@@ -149,7 +149,9 @@ async fn a_receipt_that_says_a_later_start_is_not_held_beyond_lease_max() {
     let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
     let states = jetstream.get_stream(names::STATE_STREAM).await.unwrap();
     // It says so without waiting.
-    while states.get_last_raw_message_by_subject(&names::state(&job.client, job.job_id)).await.is_err() {}
+    let state = names::state(&job.client, job.job_id);
+    let told = async { while states.get_last_raw_message_by_subject(&state).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
     clock.advance(policy.lease_max + Duration::from_secs(1));
     let third = open(&server, &policy, &clock).await;
     is_lost(third.broker.leasing.extend(&at(clock.now())).await);

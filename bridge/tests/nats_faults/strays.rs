@@ -225,8 +225,10 @@ async fn a_cancel_ends_the_run_that_was_open_when_it_came_and_none_that_follows(
     for round in 0..20 {
         let job = stage.submit("acme", &format!("key-{round}")).await.status().clone();
         let rerun = async { while other.broker.jobs.rerun(&job.client, job.job_id, 1).await.is_err() {} };
-        let (cancelled, ()) = tokio::join!(stage.broker.jobs.cancel(&job.client, job.job_id), rerun);
+        let rerun = tokio::time::timeout(PATIENCE, rerun);
+        let (cancelled, rerun) = tokio::join!(stage.broker.jobs.cancel(&job.client, job.job_id), rerun);
         cancelled.unwrap();
+        rerun.unwrap();
         let status = stage.broker.jobs.status(&job.client, job.job_id).await.unwrap().unwrap();
         assert_eq!((status.generation, status.state), (2, JobState::Queued), "round {round}");
     }
