@@ -241,6 +241,31 @@ async fn a_message_that_came_over_eight_bridges_is_put_aside_and_stays_where_tha
 }
 
 #[tokio::test]
+async fn more_messages_that_are_held_back_than_a_server_lets_wait_by_default_keep_no_other_out() {
+    const HELD_BACK: u64 = 1_001;
+    let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
+    for _ in 0..HELD_BACK {
+        shop.publish("orders.eu", &[("Relay-Hops", "17")], "{}").await;
+    }
+    shop.publish("orders.eu", &[("Order-Id", "sound")], "{}").await;
+    let report = taking(&shop, &target, 16, async || drop(jobs(&target, 1).await)).await;
+    assert_eq!((report.created, report.given_back), (1, HELD_BACK));
+}
+
+#[tokio::test]
+async fn what_a_producer_says_of_hops_and_reasons_hides_nothing_that_relay_says() {
+    let (shop, target) = (Shop::start().await, target(QueuePolicy::default()).await);
+    let spelled = [("RELAY-HOPS", "0"), ("Relay-Hops", "8"), ("relay-reason", "none"), ("Order-Id", "circling")];
+    shop.publish("orders.eu", &spelled, "{}").await;
+    taking(&shop, &target, 1, async || drop(shop.messages("REFUSED", 1).await)).await;
+    let aside = &shop.messages("REFUSED", 1).await[0];
+    assert_eq!((header(aside, "Relay-Reason"), header(aside, "Relay-Hops")), ("too-many-hops", "9"));
+    for hidden in ["RELAY-HOPS", "relay-reason"] {
+        assert!(aside.headers.get(hidden).is_none(), "{hidden}: {:?}", aside.headers);
+    }
+}
+
+#[tokio::test]
 async fn a_message_that_is_too_large_with_its_headers_is_put_aside_without_them_once() {
     // The most bytes that nats-server takes by default, headers included.
     const LARGEST: usize = 1_048_576;

@@ -301,6 +301,13 @@ impl StreamTable {
                 None
             }
         };
+        if let Some((.., subject)) = &reply
+            && self.put_aside.as_ref() == Some(subject)
+        {
+            // The last message of `reply` says which result comes next, and what is put aside says nothing of it.
+            let what = format!("{subject} is the subject of `put_aside` as well");
+            wrong.add("reply", what, "name another subject for results");
+        }
         let Self { name: stream, consumer, subjects, put_aside } = self;
         let source = StreamSource {
             stream,
@@ -629,6 +636,9 @@ job = { client = "shop", queue = "orders" }
         ] {
             assert!(error.contains(part), "{part}: {error}");
         }
+        let reply = SHOP.lines().find_map(|line| line.strip_prefix("reply = ")).unwrap();
+        let error = parse(&SHOP.replace("put_aside = \"refused\"", &format!("put_aside = {reply}"))).unwrap_err();
+        assert!(error.contains("is the subject of `put_aside` as well"), "{error}");
     }
 
     #[test]

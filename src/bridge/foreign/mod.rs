@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use relay_bridge::contract::Failure;
+use relay_bridge::contract::job::HOPS;
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
 
@@ -51,14 +52,23 @@ pub struct Message {
 }
 
 /// Headers by their names in lower case. Of names that differ in case only, the first in the order of their bytes counts, so that
-/// a message that comes again is read as it was before.
+/// a message that comes again is read as it was before; of several counts of hops the greatest, so that no other one hides it.
 fn by_lower_case(named: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
     let sorted: BTreeMap<_, _> = named.collect();
     let mut headers = BTreeMap::new();
     for (name, value) in sorted {
-        headers.entry(name.to_ascii_lowercase()).or_insert(value);
+        let (name, given) = (name.to_ascii_lowercase(), value.clone());
+        let first = headers.entry(name.clone()).or_insert(value);
+        if name == HOPS && count_of(&given) > count_of(first) {
+            *first = given;
+        }
     }
     headers
+}
+
+/// The number of hops that a header says; 0 if it says none.
+fn count_of(text: &str) -> u32 {
+    text.trim().parse().unwrap_or(0)
 }
 
 /// A message in hand.
@@ -132,5 +142,12 @@ mod tests {
             let expected = [("x-tenant", "a"), ("y", "d")].map(|(name, value)| (name.to_owned(), value.to_owned()));
             assert_eq!(read, expected.into());
         }
+    }
+
+    #[test]
+    fn of_several_counts_of_hops_the_greatest_counts_so_that_none_hides_a_circle() {
+        let named = [("RELAY-HOPS", "0"), ("Relay-Hops", "9"), ("relay-hops", "x")];
+        let read = by_lower_case(named.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(read, [("relay-hops".to_owned(), "9".to_owned())].into());
     }
 }

@@ -74,6 +74,7 @@ const DETAIL: &str = "Relay-Detail";
 const SUBJECT: &str = "Relay-Subject";
 const PLACE: &str = "Relay-Place";
 const HOPS: &str = "Relay-Hops";
+const FACTS: [&str; 5] = [REASON, DETAIL, SUBJECT, PLACE, HOPS];
 
 impl NatsQueue {
     /// Finds the stream, and finds or creates the consumer.
@@ -114,6 +115,8 @@ impl NatsQueue {
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: -1,
+            // What is held back for long keeps no other message out; slots bound what is in hand.
+            max_ack_pending: -1,
             filter_subjects: source.subjects.clone(),
             ..pull::Config::default()
         };
@@ -182,27 +185,22 @@ impl NatsQueue {
         }
     }
 
-    /// With all its headers and the reason; without its own if that is too large; and bare if that is too large as well, which
-    /// a message that came through this server never is.
+    /// With all its headers and the reason; without its own if that is too large; with its hops alone if that is too; and bare
+    /// if that is too large as well, which a message that came through this server never is.
     async fn publish_aside(&self, subject: &str, receipt: &NatsReceipt, why: &Failure) -> Result<(), BrokerError> {
         let original = &receipt.message;
         let mut own = HeaderMap::new();
         for (name, values) in original.headers.iter().flat_map(HeaderMap::iter) {
-            // What the server obeys is not repeated.
-            if !name.to_string().to_ascii_lowercase().starts_with("nats-") {
+            // What the server obeys is not repeated, nor what relay says of it below, however it is spelled.
+            let name_is = |other: &str| name.to_string().eq_ignore_ascii_case(other);
+            if !name.to_string().to_ascii_lowercase().starts_with("nats-") && !FACTS.iter().any(|fact| name_is(fact)) {
                 values.iter().for_each(|value| own.append(name.clone(), value.clone()));
             }
         }
         let hops = receipt.hops.saturating_add(1).to_string();
-        let facts = [
-            (REASON, &*why.reason),
-            (DETAIL, &why.detail),
-            (SUBJECT, &original.subject),
-            (PLACE, &receipt.place),
-            (HOPS, &hops),
-        ];
-        let with_facts = |mut headers: HeaderMap| {
-            for (name, value) in facts {
+        let values = [&*why.reason, &why.detail, &original.subject, &receipt.place, &hops];
+        let with = |mut headers: HeaderMap, facts: &[&str]| {
+            for (name, value) in FACTS.into_iter().zip(values).filter(|(name, _)| facts.contains(name)) {
                 let line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
                 headers.insert(name, line.parse::<HeaderValue>().unwrap_or_else(|_| HeaderValue::from("")));
             }
@@ -210,7 +208,8 @@ impl NatsQueue {
         };
         let message = || PublishMessage::build().payload(original.payload.clone());
         let marked = |headers| message().headers(headers).message_id(&receipt.place);
-        for less in [marked(with_facts(own)), marked(with_facts(HeaderMap::new()))] {
+        let [all, bare] = [own, HeaderMap::new()];
+        for less in [with(all, &FACTS), with(bare.clone(), &FACTS), with(bare, &[HOPS])].map(marked) {
             match self.publish(subject, less).await {
                 Err(error) if matches!(error.kind(), BrokerErrorKind::TooLarge { .. }) => {}
                 ended => return ended,
