@@ -1,5 +1,7 @@
 //! The store's knowledge of a job, as the rules ask for it, and the dead letters that they have kept or removed.
 
+use std::sync::Arc;
+
 use rusqlite::{OptionalExtension as _, params};
 
 use super::row::{JobRow, PAYLOAD_GONE, PAYLOAD_KEPT};
@@ -14,7 +16,7 @@ use crate::rules::{Ended, Known, Payload, Record};
 
 impl Writer {
     /// The facts known of the job of `row`, which is `job` in its current run.
-    pub(super) fn known(&self, row: &JobRow, job: Job) -> Result<Known, BrokerError> {
+    pub(super) fn known(&self, row: &JobRow, job: impl Into<Arc<Job>>) -> Result<Known, BrokerError> {
         let ended = row.outcome.filter(|_| row.is_finished()).map(|outcome| Ended {
             run: row.run,
             generation: row.generation,
@@ -26,7 +28,7 @@ impl Writer {
             PAYLOAD_GONE if self.is_erased(row)? => Payload::Erased,
             _ => Payload::NotKept,
         };
-        let record = Record { job, attempts: row.attempt, started_at: row.started_at, payload };
+        let record = Record { job: job.into(), attempts: row.attempt, started_at: row.started_at, payload };
         Ok(Known { record: Some(record), ended })
     }
 

@@ -199,9 +199,9 @@ impl Writer {
     /// only a job that has ended, or is in another run, can have a result.
     fn known_to_record(&self, row: &JobRow, sent: &JobResult) -> Result<Known, BrokerError> {
         let leased = self.state.leases.get(&row.seq).filter(|lease| lease.run == row.run);
-        let job = match leased.and_then(|lease| lease.known.as_deref()) {
-            Some(job) => job.clone(),
-            None => row.job(&self.conn)?,
+        let job = match leased.and_then(|lease| lease.known.clone()) {
+            Some(job) => job,
+            None => row.job(&self.conn)?.into(),
         };
         let known = self.known(row, job)?;
         if row.run == sent.run_id && !row.is_finished() {

@@ -1,7 +1,7 @@
 //! A job's record, wherever it is, and what its owner may know of it. Everything here is read at the leaders: an answer
 //! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -68,7 +68,7 @@ pub(super) fn known_record(record: &Record, job: &Job) -> rules::Record {
         (false, true) => Payload::Kept,
         (false, false) => Payload::NotKept,
     };
-    rules::Record { job: job.clone(), attempts: record.charged(), started_at: None, payload }
+    rules::Record { job: Arc::new(job.clone()), attempts: record.charged(), started_at: None, payload }
 }
 
 /// What is seen of a job with all questions asked at once.

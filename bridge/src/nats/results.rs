@@ -140,7 +140,7 @@ impl Nats {
         }
         let payload = if job.keep_record { Payload::Kept } else { Payload::NotKept };
         let (attempts, started_at) = (held.attempt, Some(held.leased_at));
-        Some(rules::Record { job: (*job).clone(), attempts, started_at, payload })
+        Some(rules::Record { job, attempts, started_at, payload })
     }
 
     /// The leaders' knowledge of the job of a result, and the sequence of the result that is to be replaced. How many

@@ -56,7 +56,7 @@ pub fn keep_letter(known: Option<&Known>, letter: &DeadLetter, now: Timestamp) -
     }
     let failure = Failure::new(letter.failure.reason.clone(), letter.failure.detail.clone());
     Verdict::Do(DeadLetter {
-        job: Job { payload: payload.clone(), ..job.clone() },
+        job: Job { payload: payload.clone(), ..Job::clone(job) },
         outcome: letter.outcome,
         attempt: letter.attempt.min(record.attempts.max(1)),
         failure,

@@ -18,6 +18,7 @@ pub mod record;
 pub mod refusal;
 pub mod runs;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use counts::Counts;
@@ -46,7 +47,7 @@ pub struct Known {
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The job in its current run. Its payload may be left out where no rule's answer has it.
-    pub job: Job,
+    pub job: Arc<Job>,
     /// The most attempts that may have been started in this run.
     pub attempts: u32,
     /// When the last attempt started.

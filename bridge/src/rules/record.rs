@@ -110,19 +110,26 @@ fn ending(record: &Record, sent: &JobResult, result_max: u64, now: Timestamp) ->
     };
     let extra = if sent.extra.byte_len() > EXTRA_BYTES_MAX { Default::default() } else { sent.extra.clone() };
     let kept = JobResult {
-        attempt,
-        started_at,
-        finished_at,
+        job_id: sent.job_id,
+        run_id: sent.run_id,
         generation: job.generation,
+        client: job.client.clone(),
+        queue: job.queue.clone(),
         key: job.key.clone(),
         meta: job.meta(),
+        outcome: sent.outcome,
+        attempt,
+        content_type: sent.content_type.clone(),
+        payload: sent.payload.clone(),
+        failure: sent.failure.clone(),
         accepted_at: job.accepted_at,
+        started_at,
+        finished_at,
         keep_ms: job.keep_ms,
         traceparent: job.headers.get(TRACEPARENT).cloned(),
         hops: job.hops(),
         claimed: None,
         extra,
-        ..sent.clone()
     };
     corrections.facts = differs(&kept, sent);
     let mut result = match (&refused, &sent.failure) {

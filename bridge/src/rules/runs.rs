@@ -186,7 +186,7 @@ pub fn erase(known: Option<&Known>, job: JobId) -> Verdict<Option<Job>> {
         payload: Bytes::new(),
         headers: Default::default(),
         extra: Default::default(),
-        ..record.job.clone()
+        ..Job::clone(&record.job)
     };
     Verdict::Do(known.record.as_ref().map(stripped))
 }

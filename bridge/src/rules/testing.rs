@@ -2,6 +2,7 @@
 
 mod of_letters;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,7 +40,7 @@ fn job(key: Option<&str>) -> Job {
 
 fn known(job: &Job, ended: Option<Outcome>) -> Known {
     let payload = if job.keep_record { Payload::Kept } else { Payload::NotKept };
-    let record = Record { job: job.clone(), attempts: 2, started_at: Some(now()), payload };
+    let record = Record { job: Arc::new(job.clone()), attempts: 2, started_at: Some(now()), payload };
     let ended = ended.map(|outcome| Ended::of(&result(job, outcome)));
     Known { record: Some(record), ended }
 }
@@ -271,7 +272,7 @@ prop_compose! {
         }
         let ended = ended.map(|(outcome, last)| Ended::of(&result(if last { &job } else { &before }, outcome)));
         let started_at = started.then(now);
-        Known { record: record.then_some(Record { job, attempts, started_at, payload }), ended }
+        Known { record: record.then_some(Record { job: job.into(), attempts, started_at, payload }), ended }
     }
 }
 
@@ -281,8 +282,8 @@ prop_compose! {
         times in (any::<i64>(), prop::option::of(any::<i64>())), keep_ms in any::<u64>(), size in 0_usize..1_200,
         content_type in ".{0,300}", failure in prop::option::of((".{0,80}", 0_usize..9_000)), next in any::<bool>(),
     ) -> (Known, JobResult) {
-        let base = known.record.as_ref().map_or_else(|| job(Some("k")), |record| record.job.clone());
-        let base = if next { base.next_run(now()) } else { base };
+        let base = known.record.as_ref().map_or_else(|| job(Some("k")).into(), |record| record.job.clone());
+        let base = if next { base.next_run(now()).into() } else { base };
         let sent = JobResult {
             attempt, keep_ms, content_type,
             payload: vec![7; size].into(),
@@ -325,7 +326,7 @@ proptest! {
         if let Verdict::Do(next) = rerun(Some(&known), JobId::mint(), from, now()) {
             prop_assert!(known.run().is_some_and(|(run, _)| next.run_id > run));
             prop_assert_eq!(next.generation, from + 1);
-            let record = known.record.clone().map(|record| Record { job: next.clone(), ..record });
+            let record = known.record.clone().map(|record| Record { job: next.clone().into(), ..record });
             let after = Known { record, ..known };
             prop_assert!(matches!(rerun(Some(&after), JobId::mint(), from, now()), Verdict::Already(())));
         }
@@ -333,12 +334,12 @@ proptest! {
 
     #[test]
     fn a_redrive_that_was_started_is_answered_again(known in prop::option::of(any_known()), there in any::<bool>()) {
-        let base = known.as_ref().and_then(|known| known.record.clone()).map_or_else(|| job(Some("k")), |record| record.job);
+        let base = known.as_ref().and_then(|known| known.record.clone()).map_or_else(|| job(Some("k")).into(), |record| record.job);
         let letter = letter(&base);
         let ask = |known: Option<&Known>, letter| redrive(known, letter, base.id, base.run_id, now());
         if let Verdict::Do(next) = ask(known.as_ref(), Some(&letter)) {
             prop_assert!(next.run_id > base.run_id && !next.payload.is_empty());
-            let record = Record { job: next, attempts: 0, started_at: None, payload: Payload::Kept };
+            let record = Record { job: next.into(), attempts: 0, started_at: None, payload: Payload::Kept };
             let after = Known { record: Some(record), ended: known.and_then(|known| known.ended) };
             prop_assert!(matches!(ask(Some(&after), there.then_some(&letter)), Verdict::Already(())));
         }
@@ -346,7 +347,7 @@ proptest! {
 
     #[test]
     fn a_letter_is_kept_the_same_twice(known in any_known()) {
-        let base = known.record.as_ref().map_or_else(|| job(None), |record| record.job.clone());
+        let base = known.record.as_ref().map_or_else(|| job(None).into(), |record| record.job.clone());
         if let Verdict::Do(kept) = keep_letter(Some(&known), &letter(&base), now()) {
             prop_assert_eq!(done(keep_letter(Some(&known), &kept, now())), kept);
         }
@@ -360,7 +361,7 @@ proptest! {
             prop_assert!(matches!(expire(Some(&after), JobId::mint(), now()), Verdict::Already(())));
         }
         if let Verdict::Do(left) = erase(Some(&known), JobId::mint()) {
-            let record = known.record.clone().zip(left.clone()).map(|(record, job)| Record { job, ..record });
+            let record = known.record.clone().zip(left.clone()).map(|(record, job)| Record { job: job.into(), ..record });
             let after = Known { record, ..known };
             prop_assert_eq!(done(erase(Some(&after), JobId::mint())), left);
         }

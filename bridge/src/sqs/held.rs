@@ -1,7 +1,7 @@
 //! The jobs that this process gave out, so that their results are recorded without another read of the record.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -33,7 +33,7 @@ impl Held {
             inner.jobs.retain(|_, (_, until)| *until > now);
             inner.sweep_at = inner.jobs.len() * 2;
         }
-        let job = Job { payload: Bytes::new(), ..record.job };
+        let job = Arc::new(Job { payload: Bytes::new(), ..Arc::unwrap_or_clone(record.job) });
         inner.jobs.insert(job.id, (rules::Record { job, ..record }, until));
     }
 

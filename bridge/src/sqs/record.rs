@@ -148,7 +148,7 @@ impl Record {
             (false, true) => Payload::Kept,
             (false, false) => Payload::NotKept,
         };
-        rules::Record { job, attempts: self.attempt, started_at: self.started_at(), payload }
+        rules::Record { job: job.into(), attempts: self.attempt, started_at: self.started_at(), payload }
     }
 
     /// The claim of the result that it has. Releases before this one left it in the envelope alone.

@@ -61,7 +61,7 @@ fn a_letter_is_kept_of_a_run_that_relay_gave_out_with_what_relay_knows() {
     assert_eq!((kept.failure.reason.len(), kept.failure.detail.len()), (64, DETAIL_BYTES_MAX));
     // Where the payload lies elsewhere, the worker's copy is taken if it is the client's.
     let mut apart = known(&job, None);
-    apart.record.as_mut().unwrap().job.payload = Bytes::new();
+    Arc::make_mut(&mut apart.record.as_mut().unwrap().job).payload = Bytes::new();
     assert_eq!(done(keep_letter(Some(&apart), &letter(&job), now())).job, job);
     assert!(done(keep_letter(Some(&apart), &lie, now())).job.payload.is_empty());
 
