@@ -14,7 +14,8 @@
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
-//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs).
+//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs), by `storage` (what
+//!   is used) and `bookings` (what this process adds).
 //!
 //! # What repairs a crash
 //!
@@ -26,6 +27,7 @@ mod adopt;
 mod alone;
 mod api;
 mod batch;
+mod bookings;
 mod cancel;
 mod census;
 pub mod config;
@@ -60,6 +62,7 @@ mod results;
 mod settle;
 mod standing;
 mod state;
+mod storage;
 mod stream_api;
 mod streams;
 mod sweep;
