@@ -6,6 +6,7 @@ mod bridge;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod documented;
+mod full;
 mod lanes;
 mod listen;
 mod provision;

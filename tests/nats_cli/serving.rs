@@ -25,7 +25,7 @@ fn submit(server: &Running, key: &str, payload: &[u8]) -> std::process::Output {
 }
 
 /// Asks over HTTP, for what the command line does not show.
-fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
+pub(crate) fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
     let address = server.ready["listening"]["http"].as_str().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
@@ -38,7 +38,7 @@ fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
     answer
 }
 
-fn json(answer: &str) -> Value {
+pub(crate) fn json(answer: &str) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
