@@ -8,7 +8,6 @@ mod exec;
 mod function;
 mod http;
 mod lease_loop;
-mod log;
 mod room;
 mod starts;
 mod support;

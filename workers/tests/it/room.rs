@@ -5,10 +5,10 @@ use std::time::Duration;
 use relay_bridge::contract::Outcome;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::Log;
 use relay_workers::Attempt;
 use tracing::Level;
 
-use crate::log::Log;
 use crate::support::{Call, Reply, Scripted, busy_for, done, handler, job, start_one};
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use relay_bridge::contract::{Failure, Outcome};
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::Log;
 use relay_workers::{Attempt, Handler};
 use tracing::Level;
 
-use crate::log::Log;
 use crate::support::{Call, Scripted, done, handler, job, start_one};
 
 const MINUTE: Duration = Duration::from_secs(60);

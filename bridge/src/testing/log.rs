@@ -1,4 +1,4 @@
-//! The lines of the log, as a test reads them.
+//! What the code under test says in its log.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -8,13 +8,15 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Keeps what is said. Clones share it.
+/// The lines that one thread said, of every level, with their fields. Clones share them. A test that runs on a current-thread
+/// runtime hears all of its tasks.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<(Level, String)>>>);
+pub struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
 impl Log {
     /// Listens to this thread until the guard is dropped.
-    pub(crate) fn listen() -> (Self, DefaultGuard) {
+    #[must_use]
+    pub fn listen() -> (Self, DefaultGuard) {
         // As long as there is one alone, what another thread says first is never heard in this one either.
         static SEVERAL: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(Log::default())));
         LazyLock::force(&SEVERAL);
@@ -23,8 +25,9 @@ impl Log {
         (log, guard)
     }
 
-    /// How many lines of a level have `text` in them.
-    pub(crate) fn count(&self, level: Level, text: &str) -> usize {
+    /// How many lines of a level have `text` in their message or their fields, which are written `name=value`.
+    #[must_use]
+    pub fn count(&self, level: Level, text: &str) -> usize {
         self.0.lock().unwrap().iter().filter(|(of, line)| *of == level && line.contains(text)).count()
     }
 }
