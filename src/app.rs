@@ -68,8 +68,10 @@ pub type PolicyOf = Box<dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + 
 
 /// Which queues there shall be, and what holds for them.
 pub struct QueueSetup {
-    /// The queues.
+    /// The queues, which are created where that is asked for.
     pub queues: Vec<QueueName>,
+    /// Whether somebody named them. Where nothing is created, those that are there stand for queues that nobody named.
+    pub are_named: bool,
     /// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
     pub policy: PolicyOf,
     /// Whether changes that shorten what a client relies on are applied.
@@ -193,10 +195,13 @@ impl App {
         let port = listeners.admin.take().zip(telemetry.clone());
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
-        if let Err(error) = opened.prepare(&config.queues).await {
-            opened.close(Instant::now()).await;
-            return Err(error);
-        }
+        let queues = match opened.prepare(&config.queues).await {
+            Ok(queues) => queues,
+            Err(error) => {
+                opened.close(Instant::now()).await;
+                return Err(error);
+            }
+        };
         let (mut broker, mut leasing_here) = (opened.broker(), opened.leasing_here());
         if let Some(telemetry) = telemetry {
             (broker, leasing_here) = (telemetry.broker(broker), telemetry.leasing(leasing_here));
@@ -215,8 +220,7 @@ impl App {
                 port.admin().collect(move |text| traces.report(text));
             }
             port.admin().hands_back(opened.newer_jobs());
-            let queues = config.queues.queues;
-            port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&queues), queues });
+            port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&config.queues), queues });
         }
         Ok(Self {
             opened,
@@ -435,6 +439,7 @@ mod tests {
             broker: BrokerConfig::Embedded(store),
             queues: QueueSetup {
                 queues: vec!["orders".parse().unwrap()],
+                are_named: true,
                 policy: Box::new(|_, stored| QueuePolicy { max_attempts: 4, ..stored }),
                 force: false,
             },

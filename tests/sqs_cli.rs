@@ -49,6 +49,19 @@ async fn a_job_is_run_by_a_worker_that_takes_it_from_sqs_itself() {
 }
 
 #[tokio::test]
+async fn a_server_that_names_no_queue_serves_those_that_are_provisioned() {
+    let emulator = AwsEmulator::start().await;
+    assert_eq!(code(&run(&emulator, &["provision", "--queue", "orders"], &[])), 0);
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json"];
+    let server = Running::start_command(on_sqs(&emulator.url(), &args, &[]));
+    let worker = worker(&emulator, "cat");
+    let done = submit(&server, "k", b"hello");
+    assert_eq!((code(&done), stdout(&done)), (0, "hello"), "{done:?}");
+    worker.stop();
+    server.stop();
+}
+
+#[tokio::test]
 async fn a_job_whose_worker_is_killed_is_done_by_another() {
     let emulator = AwsEmulator::start().await;
     let server = serve(&emulator, &["--provision", "--lease", "2s"]);

@@ -15,8 +15,9 @@ use crate::config::queues::Queue;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queues")]
 pub(crate) struct PolicyArgs {
-    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are [default: those of
-    /// --config, else `default`]
+    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are, and are served as well
+    /// [default: those of --config, else `default`; for `relay serve` with --nats or --sqs and without --provision those
+    /// that are provisioned]
     #[arg(long = "queue", value_name = "NAME")]
     queues: Vec<QueueName>,
     /// Those of the configuration file.
@@ -62,13 +63,18 @@ impl PolicyArgs {
 
     /// The queues that were named, here and in the file; `default` if none was.
     pub(crate) fn queues(&self) -> Vec<QueueName> {
+        let mut queues = self.named();
+        if queues.is_empty() {
+            queues.extend("default".parse());
+        }
+        queues
+    }
+
+    fn named(&self) -> Vec<QueueName> {
         let mut queues = self.queues.clone();
         queues.extend(self.configured.iter().map(|queue| queue.name.clone()));
         queues.sort();
         queues.dedup();
-        if queues.is_empty() {
-            queues.extend("default".parse());
-        }
         queues
     }
 
@@ -101,12 +107,12 @@ impl PolicyArgs {
         if !wrong.is_empty() {
             return Err(CliError::usage(wrong.join("; ")));
         }
-        let (queues, force) = (self.queues(), self.force);
+        let (queues, are_named, force) = (self.queues(), !self.named().is_empty(), self.force);
         let policy = move |name: &QueueName, stored: QueuePolicy| {
             let configured = self.configured.iter().find(|queue| queue.name == *name);
             self.over(configured.map_or(stored.clone(), |queue| queue.patch.over(stored)))
         };
-        Ok(QueueSetup { queues, policy: Box::new(policy), force })
+        Ok(QueueSetup { queues, are_named, policy: Box::new(policy), force })
     }
 
     /// `base` with the given flags over it.
