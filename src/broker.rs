@@ -152,9 +152,10 @@ impl Opened {
     /// queues that there are to be from now on.
     ///
     /// # Errors
-    /// [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
+    /// [`AppError::TooLarge`], [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
     pub(crate) async fn prepare(&self, setup: &QueueSetup) -> Result<Vec<QueueName>, AppError> {
         let broker = self.broker();
+        setup.fits(&broker.capabilities)?;
         let queues = match self {
             Self::Embedded(_) => provision(&broker, setup).await?,
             Self::Nats { nats, provision: create } => {
@@ -212,7 +213,7 @@ impl Opened {
 
 /// The queues as they shall be, made of the policies that are stored now.
 async fn wanted(broker: &Broker, queues: &[QueueName], setup: &QueueSetup) -> Result<Vec<Wanted>, BrokerError> {
-    Wanted::read(&*broker.policies, queues, &*setup.policy).await
+    Wanted::read(broker, queues, &*setup.policy).await
 }
 
 async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<Vec<QueueName>, AppError> {
@@ -268,13 +269,19 @@ async fn find(
             _ => error.into(),
         });
     }
-    let differs: Vec<_> = wanted(broker, &queues, setup)
-        .await?
+    let wanted = wanted(broker, &queues, setup).await?;
+    let differs: Vec<_> = wanted
         .iter()
         .flat_map(|Wanted { queue, policy, seen }| policy_changes(queue, seen.as_ref(), policy))
         .map(|change| format!("{}: {}", change.queue, change.what))
         .collect();
     if differs.is_empty() {
+        let max = broker.capabilities.payload_max;
+        for Wanted { queue, policy, .. } in &wanted {
+            if policy.payload_max > max || policy.result_max > max {
+                warn!(%queue, "the broker takes {max} bytes at most, and the queue's `payload_max` or `result_max` is more");
+            }
+        }
         if queues.is_empty() {
             warn!("no queue is provisioned: submissions are refused until `relay provision --queue NAME` makes one");
         }

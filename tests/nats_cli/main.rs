@@ -12,3 +12,4 @@ mod listen;
 mod provision;
 mod readiness;
 mod serving;
+mod sizes;
