@@ -7,7 +7,8 @@
 //!   needs them; `requests`, `alone` and `refusal`: how they are sent, asked once for many, and refused.
 //! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
 //!   `version`: which servers are too old.
-//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`.
+//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`,
+//!   which go by what is `remembered`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing`, `order` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
@@ -57,6 +58,7 @@ mod receipt;
 mod record;
 mod redrive;
 mod refusal;
+mod remembered;
 mod requests;
 mod results;
 mod settle;
