@@ -109,6 +109,20 @@ async fn a_burst_into_a_small_account_through_four_replicas_leaves_room_to_end_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_room_a_submission_asks_the_server_for_nothing_else() {
+    const JOBS: usize = 2_000;
+    let server = server("4GB").start().await;
+    let stage = open(&server.url(), 1).await;
+    stage.submit("acme", "first").await;
+    let asked = async || server.monitor("/jsz").await.unwrap()["api"]["total"].as_u64().unwrap();
+    let before = asked().await;
+    stage.submit_many("acme", "job", JOBS).await;
+    // What waits is counted anew every second, and storage every other.
+    let asked = asked().await - before;
+    assert!(asked < JOBS as u64 / 10, "the server was asked {asked} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_others_filled_refuses_results_and_erasures_until_there_is_room_and_loses_nothing() {
     let server = server("40MB").start().await;
     let (stage, other) = (open(&server.url(), 1).await, other(&server).await);
