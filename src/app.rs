@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_bridge::broker::Broker;
+use relay_bridge::broker::{Broker, Capabilities};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
@@ -68,12 +68,41 @@ pub type PolicyOf = Box<dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + 
 
 /// Which queues there shall be, and what holds for them.
 pub struct QueueSetup {
-    /// The queues.
+    /// The queues, which are created where that is asked for.
     pub queues: Vec<QueueName>,
+    /// Whether somebody named them. Where nothing is created, those that are there stand for queues that nobody named.
+    pub are_named: bool,
     /// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
     pub policy: PolicyOf,
+    /// The sizes that were asked for, as far as they were.
+    pub sizes: Vec<Size>,
     /// Whether changes that shorten what a client relies on are applied.
     pub force: bool,
+}
+
+/// A size of payloads or results that somebody asked for.
+pub struct Size {
+    /// The flag or the setting that says it.
+    pub by: String,
+    /// In bytes.
+    pub bytes: u64,
+}
+
+impl QueueSetup {
+    /// Finds that the broker takes payloads and results of the sizes that were asked for.
+    ///
+    /// # Errors
+    /// [`AppError::TooLarge`] with the first that it does not take.
+    pub fn fits(&self, broker: &Capabilities) -> Result<(), AppError> {
+        let max = broker.payload_max;
+        let Some(Size { by, bytes }) = self.sizes.iter().find(|size| size.bytes > max) else { return Ok(()) };
+        let what = format!("{by} is {bytes} bytes, and the broker takes at most {max}");
+        let fix = match broker.adapter {
+            "nats" => ", or raise `max_payload` of the NATS servers, of which relay itself needs 64 KiB",
+            _ => ": this broker keeps nothing larger",
+        };
+        Err(AppError::TooLarge { what, fix: format!("ask for `{max}B` or less{fix}") })
+    }
 }
 
 /// The NATS servers on which clients find relay as a micro service. It has a connection of its own, so that what clients
@@ -131,6 +160,13 @@ pub enum AppError {
     Unprovisioned(String),
     /// A queue's policy would shorten what clients rely on, and `force` is not set: the changes.
     Destructive(String),
+    /// A size was asked for that the broker does not take.
+    TooLarge {
+        /// Which, and both numbers.
+        what: String,
+        /// The ways out.
+        fix: String,
+    },
     /// The NATS front door can't be opened on these servers.
     Nats(BrokerError),
     /// A listener failed while serving.
@@ -145,6 +181,7 @@ impl fmt::Display for AppError {
             Self::Store(error) => write!(f, "{error}"),
             Self::Unprovisioned(what) => write!(f, "the broker is not ready: {what}"),
             Self::Destructive(changes) => write!(f, "the queue's policy would shorten what clients rely on: {changes}"),
+            Self::TooLarge { what, .. } => write!(f, "{what}"),
             Self::Nats(error) => write!(f, "the NATS front door: {error}"),
             Self::Listener(which, error) => write!(f, "the {which} listener failed: {error}"),
             Self::Panicked(what) => write!(f, "a task of relay panicked: {what}"),
@@ -193,10 +230,13 @@ impl App {
         let port = listeners.admin.take().zip(telemetry.clone());
         let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
-        if let Err(error) = opened.prepare(&config.queues).await {
-            opened.close(Instant::now()).await;
-            return Err(error);
-        }
+        let queues = match opened.prepare(&config.queues).await {
+            Ok(queues) => queues,
+            Err(error) => {
+                opened.close(Instant::now()).await;
+                return Err(error);
+            }
+        };
         let (mut broker, mut leasing_here) = (opened.broker(), opened.leasing_here());
         if let Some(telemetry) = telemetry {
             (broker, leasing_here) = (telemetry.broker(broker), telemetry.leasing(leasing_here));
@@ -215,8 +255,7 @@ impl App {
                 port.admin().collect(move |text| traces.report(text));
             }
             port.admin().hands_back(opened.newer_jobs());
-            let queues = config.queues.queues;
-            port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&queues), queues });
+            port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&config.queues), queues });
         }
         Ok(Self {
             opened,
@@ -435,7 +474,9 @@ mod tests {
             broker: BrokerConfig::Embedded(store),
             queues: QueueSetup {
                 queues: vec!["orders".parse().unwrap()],
+                are_named: true,
                 policy: Box::new(|_, stored| QueuePolicy { max_attempts: 4, ..stored }),
+                sizes: Vec::new(),
                 force: false,
             },
             authenticator: Arc::new(Authenticator::development()),

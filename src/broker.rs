@@ -119,10 +119,12 @@ impl Opened {
         }
     }
 
-    /// Finds that `queues`, and what all queues share, are still there; `None` where the list of queues says it all.
-    pub(crate) fn check(&self, queues: &[QueueName]) -> Option<Check> {
+    /// Finds that the queues that were named, and what all queues share, are still as needed; `None` where the list of
+    /// queues says it all.
+    pub(crate) fn check(&self, setup: &QueueSetup) -> Option<Check> {
         let Self::Nats { nats, .. } = self else { return None };
-        let (nats, queues) = (nats.clone(), Arc::<[QueueName]>::from(queues));
+        let named = if setup.are_named { setup.queues.as_slice() } else { &[] };
+        let (nats, queues) = (nats.clone(), Arc::<[QueueName]>::from(named));
         Some(Box::new(move || {
             let (nats, queues) = (nats.clone(), Arc::clone(&queues));
             Box::pin(async move { nats.check_provisioned(&queues).await })
@@ -146,30 +148,32 @@ impl Opened {
         }
     }
 
-    /// Creates or changes the queues of `setup`, or finds that they are there; and says what an accepted job survives.
+    /// Creates or changes the queues of `setup`, or finds that they are there; and says what an accepted job survives. The
+    /// queues that there are to be from now on.
     ///
     /// # Errors
-    /// [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
-    pub(crate) async fn prepare(&self, setup: &QueueSetup) -> Result<(), AppError> {
+    /// [`AppError::TooLarge`], [`AppError::Destructive`] and [`AppError::Unprovisioned`]; [`AppError::Store`] otherwise.
+    pub(crate) async fn prepare(&self, setup: &QueueSetup) -> Result<Vec<QueueName>, AppError> {
         let broker = self.broker();
-        match self {
+        setup.fits(&broker.capabilities)?;
+        let queues = match self {
             Self::Embedded(_) => provision(&broker, setup).await?,
             Self::Nats { nats, provision: create } => {
                 let found = async || match create {
                     true => provision(&broker, setup).await,
-                    false => find(nats.check_provisioned(&setup.queues).await, &broker, setup).await,
+                    false => find(async |queues| nats.check_provisioned(queues).await, &broker, setup).await,
                 };
-                patiently("NATS", found).await?;
+                patiently("NATS", found).await?
             }
             #[cfg(feature = "sqs")]
             Self::Sqs { sqs, provision: create } => {
                 let found = async || match create {
                     true => provision(&broker, setup).await,
-                    false => find(sqs.check_provisioned(&setup.queues).await, &broker, setup).await,
+                    false => find(async |queues| sqs.check_provisioned(queues).await, &broker, setup).await,
                 };
-                patiently("AWS", found).await?;
+                patiently("AWS", found).await?
             }
-        }
+        };
         // Only now: what streams are like is known once they were looked at.
         let capabilities = self.broker().capabilities;
         info!(durability = capabilities.durability.as_str(), adapter = capabilities.adapter, "broker opened");
@@ -183,7 +187,7 @@ impl Opened {
                 Self::Sqs { .. } => {}
             }
         }
-        Ok(())
+        Ok(queues)
     }
 
     /// Sends results to clients that read them elsewhere, as the broker is told, until `stop`.
@@ -208,20 +212,20 @@ impl Opened {
 }
 
 /// The queues as they shall be, made of the policies that are stored now.
-async fn wanted(broker: &Broker, setup: &QueueSetup) -> Result<Vec<Wanted>, BrokerError> {
-    Wanted::read(&*broker.policies, &setup.queues, &*setup.policy).await
+async fn wanted(broker: &Broker, queues: &[QueueName], setup: &QueueSetup) -> Result<Vec<Wanted>, BrokerError> {
+    Wanted::read(broker, queues, &*setup.policy).await
 }
 
-async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
+async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<Vec<QueueName>, AppError> {
     match provision_queues(broker, &setup.queues, &*setup.policy, setup.force).await {
         Ok(changes) => {
             for change in changes {
                 info!(queue = %change.queue, change = %change.what, "queue provisioned");
             }
-            Ok(())
+            Ok(setup.queues.clone())
         }
         Err(error) if error.kind() == BrokerErrorKind::StateConflict => {
-            let changes = broker.provision.plan(&wanted(broker, setup).await?).await?;
+            let changes = broker.provision.plan(&wanted(broker, &setup.queues, setup).await?).await?;
             let destructive = changes.into_iter().filter(|change| change.destructive);
             let texts: Vec<_> = destructive.map(|change| format!("{}: {}", change.queue, change.what)).collect();
             match texts.is_empty() {
@@ -235,7 +239,7 @@ async fn provision(broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> 
 }
 
 /// Prepares a broker on other machines, waiting for it where it went away.
-async fn patiently(what: &str, prepare: impl AsyncFn() -> Result<(), AppError>) -> Result<(), AppError> {
+async fn patiently<T>(what: &str, prepare: impl AsyncFn() -> Result<T, AppError>) -> Result<T, AppError> {
     loop {
         match prepare().await {
             Err(AppError::Store(error)) if error.is_transient() => {
@@ -247,9 +251,17 @@ async fn patiently(what: &str, prepare: impl AsyncFn() -> Result<(), AppError>) 
     }
 }
 
-/// Whether the queues are there, as they were `checked`, and what was asked for holds in them.
-async fn find(checked: Result<(), BrokerError>, broker: &Broker, setup: &QueueSetup) -> Result<(), AppError> {
-    if let Err(error) = checked {
+/// Finds that the queues are there and `check` finds nothing wrong with them, and that what was asked for holds in them.
+async fn find(
+    check: impl AsyncFn(&[QueueName]) -> Result<(), BrokerError>,
+    broker: &Broker,
+    setup: &QueueSetup,
+) -> Result<Vec<QueueName>, AppError> {
+    let queues: Vec<_> = match setup.are_named {
+        true => setup.queues.clone(),
+        false => broker.policies.policies().await?.into_iter().map(|(queue, _)| queue).collect(),
+    };
+    if let Err(error) = check(&queues).await {
         return Err(match error.kind() {
             BrokerErrorKind::NotFound | BrokerErrorKind::StateConflict => {
                 AppError::Unprovisioned(error.detail().to_owned())
@@ -257,14 +269,23 @@ async fn find(checked: Result<(), BrokerError>, broker: &Broker, setup: &QueueSe
             _ => error.into(),
         });
     }
-    let differs: Vec<_> = wanted(broker, setup)
-        .await?
+    let wanted = wanted(broker, &queues, setup).await?;
+    let differs: Vec<_> = wanted
         .iter()
         .flat_map(|Wanted { queue, policy, seen }| policy_changes(queue, seen.as_ref(), policy))
         .map(|change| format!("{}: {}", change.queue, change.what))
         .collect();
     if differs.is_empty() {
-        return Ok(());
+        let max = broker.capabilities.payload_max;
+        for Wanted { queue, policy, .. } in &wanted {
+            if policy.payload_max > max || policy.result_max > max {
+                warn!(%queue, "the broker takes {max} bytes at most, and the queue's `payload_max` or `result_max` is more");
+            }
+        }
+        if queues.is_empty() {
+            warn!("no queue is provisioned: submissions are refused until `relay provision --queue NAME` makes one");
+        }
+        return Ok(queues);
     }
     Err(AppError::Unprovisioned(format!("what holds for queues is not as asked: {}", differs.join("; "))))
 }

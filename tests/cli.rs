@@ -484,3 +484,20 @@ fn a_signal_that_is_sent_twice_at_a_time_drains_and_does_not_force() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("outcome=succeeded"), "{text}");
 }
+
+#[test]
+fn a_size_that_the_store_does_not_take_is_refused_at_the_start_with_both_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    let serve = ["serve", "--no-auth", "--listen", "127.0.0.1:0"];
+    let dev = ["dev", "--listen", "127.0.0.1:0", "--result-max", "64MiB", "--", "cat"];
+    let memory = [&serve[..], &["--memory", "--payload-max", "64MiB"]].concat();
+    let file = [&serve[..], &["--data", data, "--payload-max", "64MiB"]].concat();
+    for (args, named) in [(&memory[..], "--payload-max"), (&file, "--payload-max"), (&dev, "--result-max")] {
+        let refused = run(args);
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        for text in [named, "67108864", "16777216"] {
+            assert!(stderr(&refused).contains(text), "{text}: {refused:?}");
+        }
+    }
+}

@@ -49,6 +49,32 @@ async fn a_job_is_run_by_a_worker_that_takes_it_from_sqs_itself() {
 }
 
 #[tokio::test]
+async fn a_server_that_names_no_queue_serves_those_that_are_provisioned() {
+    let emulator = AwsEmulator::start().await;
+    assert_eq!(code(&run(&emulator, &["provision", "--queue", "orders"], &[])), 0);
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json"];
+    let server = Running::start_command(on_sqs(&emulator.url(), &args, &[]));
+    let worker = worker(&emulator, "cat");
+    let done = submit(&server, "k", b"hello");
+    assert_eq!((code(&done), stdout(&done)), (0, "hello"), "{done:?}");
+    worker.stop();
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_size_that_dynamodb_does_not_keep_is_refused_with_both_numbers() {
+    let emulator = AwsEmulator::start().await;
+    let serve = ["serve", "--no-auth", "--listen", "127.0.0.1:0"];
+    for args in [&["provision"][..], &serve, &[&serve[..], &["--provision"]].concat()] {
+        let refused = run(&emulator, args, &["--queue", "orders", "--payload-max", "1MiB"]);
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        for text in ["--payload-max", "1048576", "358400"] {
+            assert!(stderr(&refused).contains(text), "{text}: {refused:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_job_whose_worker_is_killed_is_done_by_another() {
     let emulator = AwsEmulator::start().await;
     let server = serve(&emulator, &["--provision", "--lease", "2s"]);

@@ -89,6 +89,13 @@ impl Default for QueuePolicy {
 }
 
 impl QueuePolicy {
+    /// That of a new queue at a broker whose payloads and results have at most `payload_max` bytes.
+    #[must_use]
+    pub fn of_new(payload_max: u64) -> Self {
+        let usual = Self::default();
+        Self { payload_max: usual.payload_max.min(payload_max), result_max: usual.result_max.min(payload_max), ..usual }
+    }
+
     /// What holds for `client` in this queue.
     #[must_use]
     pub fn client(&self, client: &ClientId) -> &ClientPolicy {

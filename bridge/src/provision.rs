@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use crate::broker::Broker;
 use crate::contract::QueueName;
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::policy::{MERGES_MAX, PolicyStore, QueuePolicy, replaces, same_settings};
+use crate::policy::{MERGES_MAX, QueuePolicy, replaces, same_settings};
 
 /// Compares what is wanted with what there is, and makes it so.
 #[async_trait]
@@ -14,7 +14,8 @@ pub trait Provision: Send + Sync {
     async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError>;
 
     /// Makes it so, and says what it changed. Idempotent. Queues that are not named are left alone. Each policy is written
-    /// as [`PolicyStore::put_policy`] writes it: over the one that its writer saw.
+    /// as
+    /// [`PolicyStore::put_policy`](crate::policy::PolicyStore::put_policy) writes it: over the one that its writer saw.
     ///
     /// # Errors
     /// `StateConflict` if somebody else wrote the policy of a queue since it was seen, or if a change is destructive and
@@ -34,23 +35,20 @@ pub struct Wanted {
     pub seen: Option<QueuePolicy>,
 }
 
-/// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
+/// Makes a queue's policy out of the one that is stored, or out of [`QueuePolicy::of_new`].
 pub type Merge<'a> = &'a (dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + Sync);
 
 impl Wanted {
     /// The policies that `merge` makes of those of `queues` as they are stored now.
     ///
     /// # Errors
-    /// Those of [`PolicyStore::policy`].
-    pub async fn read(
-        policies: &dyn PolicyStore,
-        queues: &[QueueName],
-        merge: Merge<'_>,
-    ) -> Result<Vec<Self>, BrokerError> {
+    /// Those of [`PolicyStore::policy`](crate::policy::PolicyStore::policy).
+    pub async fn read(broker: &Broker, queues: &[QueueName], merge: Merge<'_>) -> Result<Vec<Self>, BrokerError> {
         let mut wanted = Vec::with_capacity(queues.len());
         for queue in queues {
-            let seen = policies.policy(queue).await?;
-            let policy = merge(queue, seen.clone().unwrap_or_default());
+            let seen = broker.policies.policy(queue).await?;
+            let of_new = || QueuePolicy::of_new(broker.capabilities.payload_max);
+            let policy = merge(queue, seen.clone().unwrap_or_else(of_new));
             wanted.push(Self { queue: queue.clone(), policy, seen });
         }
         Ok(wanted)
@@ -78,8 +76,7 @@ pub async fn provision_queues(
     merge: Merge<'_>,
     force: bool,
 ) -> Result<Vec<Change>, BrokerError> {
-    let policies = &*broker.policies;
-    let mut wanted = Wanted::read(policies, queues, merge).await?;
+    let mut wanted = Wanted::read(broker, queues, merge).await?;
     let mut merged = 1;
     loop {
         let refused = match broker.provision.apply(&wanted, force).await {
@@ -87,7 +84,7 @@ pub async fn provision_queues(
             Err(error) if error.kind() == BrokerErrorKind::StateConflict && merged < MERGES_MAX => error,
             Err(error) => return Err(error),
         };
-        let anew = Wanted::read(policies, queues, merge).await?;
+        let anew = Wanted::read(broker, queues, merge).await?;
         let pairs = || anew.iter().zip(&wanted);
         if pairs().all(|(now, before)| same_settings(now.seen.as_ref(), before.seen.as_ref())) {
             // Nobody wrote them: what is refused is the change itself.

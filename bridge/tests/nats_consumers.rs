@@ -19,8 +19,9 @@ use relay_bridge::nats::connection::Wait;
 use relay_bridge::nats::{Nats, Settings, names};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::NatsServer;
+use relay_bridge::testing::{Log, NatsServer};
 use tokio::task::JoinSet;
+use tracing::Level;
 
 async fn open(server: &NatsServer) -> Nats {
     let wait = Wait::AtMost(Duration::from_secs(30));
@@ -206,6 +207,8 @@ async fn what_has_ended_is_not_given_out_again_by_four_processes_when_somebody_r
 
 #[tokio::test]
 async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clients_jobs() {
+    const STRAYS: usize = 3;
+    let (log, _listening) = Log::listen();
     let server = NatsServer::start().await;
     let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
     let mut policy = QueuePolicy { lease: Duration::from_secs(300), ..QueuePolicy::default() };
@@ -216,8 +219,8 @@ async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clie
     broker.jobs.enqueue(first.clone()).await.unwrap();
     let held = broker.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
     let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
-    for _ in 0..3 {
-        let stray = format!("relay.jobs.{queue}.acme.no-job");
+    for number in 0..STRAYS {
+        let stray = format!("relay.jobs.{queue}.acme.no-job-{number}");
         jetstream.publish(stray, "{}".into()).await.unwrap().await.unwrap();
     }
     let next = job(&queue);
@@ -230,4 +233,9 @@ async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clie
     assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [next.id]);
     let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
     assert_eq!(stream.consumer_info("acme").await.unwrap().num_ack_pending, 1, "the job, and nothing else");
+    // Also after another lease call.
+    let now = LeaseRequest { wait: Duration::ZERO, ..request(&queue, 1) };
+    assert!(broker.leasing.lease(&now).await.unwrap().is_empty());
+    assert_eq!(log.count(Level::WARN, "no job's record"), STRAYS, "one line each: {log:?}");
+    assert_eq!(log.count(Level::WARN, ""), STRAYS, "and no other: {log:?}");
 }

@@ -8,15 +8,17 @@ use relay_bridge::policy::QueuePolicy;
 
 use super::exit::CliError;
 use super::values;
-use crate::app::QueueSetup;
+use crate::app::{QueueSetup, Size};
+use crate::config::kind::Value;
 use crate::config::queues::Queue;
 
 /// Queues and what holds for them; the same policy for each of them.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queues")]
 pub(crate) struct PolicyArgs {
-    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are [default: those of
-    /// --config, else `default`]
+    /// A queue to create or update; repeat it for more. Queues that are not named stay as they are, and are served as well
+    /// [default: those of --config, else `default`; for `relay serve` with --nats or --sqs and without --provision those
+    /// that are provisioned]
     #[arg(long = "queue", value_name = "NAME")]
     queues: Vec<QueueName>,
     /// Those of the configuration file.
@@ -40,10 +42,10 @@ pub(crate) struct PolicyArgs {
     /// The longest wait between two attempts [new queues: 5m]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     retry_cap: Option<Duration>,
-    /// The largest payload [new queues: 256KiB]
+    /// The largest payload; more than the broker takes is refused at the start [new queues: 256KiB, or what the broker takes]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     payload_max: Option<u64>,
-    /// The largest result; a larger one fails its job [new queues: 256KiB]
+    /// The largest result; a larger one fails its job; otherwise as --payload-max
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     result_max: Option<u64>,
     /// Keep payload and record of jobs without a key after their result, so that they can be rerun
@@ -62,13 +64,18 @@ impl PolicyArgs {
 
     /// The queues that were named, here and in the file; `default` if none was.
     pub(crate) fn queues(&self) -> Vec<QueueName> {
+        let mut queues = self.named();
+        if queues.is_empty() {
+            queues.extend("default".parse());
+        }
+        queues
+    }
+
+    fn named(&self) -> Vec<QueueName> {
         let mut queues = self.queues.clone();
         queues.extend(self.configured.iter().map(|queue| queue.name.clone()));
         queues.sort();
         queues.dedup();
-        if queues.is_empty() {
-            queues.extend("default".parse());
-        }
         queues
     }
 
@@ -101,12 +108,34 @@ impl PolicyArgs {
         if !wrong.is_empty() {
             return Err(CliError::usage(wrong.join("; ")));
         }
-        let (queues, force) = (self.queues(), self.force);
+        let (queues, are_named, force) = (self.queues(), !self.named().is_empty(), self.force);
+        let sizes = self.sizes();
         let policy = move |name: &QueueName, stored: QueuePolicy| {
             let configured = self.configured.iter().find(|queue| queue.name == *name);
             self.over(configured.map_or(stored.clone(), |queue| queue.patch.over(stored)))
         };
-        Ok(QueueSetup { queues, policy: Box::new(policy), force })
+        Ok(QueueSetup { queues, are_named, policy: Box::new(policy), sizes, force })
+    }
+
+    /// The sizes that flags say, and those of the file that no flag stands over.
+    fn sizes(&self) -> Vec<Size> {
+        let mut sizes = Vec::new();
+        for (flag, key, given) in
+            [("--payload-max", "payload_max", self.payload_max), ("--result-max", "result_max", self.result_max)]
+        {
+            if let Some(bytes) = given {
+                sizes.push(Size { by: flag.to_owned(), bytes });
+                continue;
+            }
+            let written = self.configured.iter().filter_map(|queue| Some((queue, queue.patch.values.get(key)?)));
+            sizes.extend(written.filter_map(|(queue, (value, line))| match value {
+                Value::Number(bytes) => {
+                    Some(Size { by: format!("`{key}` of queue `{}` (line {line})", queue.name), bytes: *bytes })
+                }
+                _ => None,
+            }));
+        }
+        sizes
     }
 
     /// `base` with the given flags over it.

@@ -186,7 +186,8 @@ async fn provision(
         }
         policy
     };
-    let wanted = Wanted::read(&*broker.policies, &setup.queues, &merge).await.map_err(from_broker)?;
+    setup.fits(&broker.capabilities)?;
+    let wanted = Wanted::read(broker, &setup.queues, &merge).await.map_err(from_broker)?;
     let mut changes = broker.provision.plan(&wanted).await.map_err(from_broker)?;
     let destructive = changes.iter().filter(|change| change.destructive).count();
     let refused = (destructive > 0 && !setup.force && !dry_run)

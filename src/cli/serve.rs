@@ -402,6 +402,7 @@ impl From<AppError> for CliError {
             AppError::Destructive(_) => {
                 Self::usage(error.to_string()).hint("add --force if that is meant, or leave the flag out")
             }
+            AppError::TooLarge { fix, .. } => Self::usage(error.to_string()).hint(fix.clone()),
             AppError::Nats(_) => Self::usage(error.to_string()),
             _ => Self::failed(error.to_string()),
         }

@@ -109,14 +109,15 @@ impl Running {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Reads stderr until a line has `text` in it.
-    pub(crate) fn wait_for_line(&mut self, text: &str) {
+    /// Reads stderr until a line has `text` in it, and gives that line.
+    pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
         let mut line = String::new();
         while !line.contains(text) {
             line.clear();
             let read = self.stderr.as_mut().unwrap().read_line(&mut line).unwrap();
             assert!(read > 0, "stderr ended without {text:?}");
         }
+        line
     }
 
     /// From here on nobody reads its stderr: writing there fails.

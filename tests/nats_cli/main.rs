@@ -6,8 +6,10 @@ mod bridge;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod documented;
+mod full;
 mod lanes;
 mod listen;
 mod provision;
 mod readiness;
 mod serving;
+mod sizes;

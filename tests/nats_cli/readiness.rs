@@ -112,6 +112,26 @@ async fn a_stream_that_is_missing_is_named_and_the_server_stays_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_there_at_the_start_and_was_not_named_is_named_once_its_stream_is_gone() {
+    let nats = NatsServer::start().await;
+    let url = nats.url();
+    assert_eq!(code(&crate::cli_support::run(["provision", "--nats", &url, "--queue", "mail"])), 0);
+    let args = SERVE.iter().copied().filter(|arg| *arg != "--provision").chain(["--nats", url.as_str()]);
+    let server = Running::start(args);
+    let admin = admin_of(&server, "listening");
+    until_refused(&admin, &[]);
+    let jetstream = async_nats::jetstream::new(async_nats::connect(&url).await.unwrap());
+    for stream in ["relay-jobs-mail", "relay-results"] {
+        jetstream.delete_stream(stream).await.unwrap();
+        let named = until_refused(&admin, &["queue"]);
+        assert!(named[0]["detail"].as_str().unwrap().contains(stream.trim_start_matches("relay-jobs-")), "{named:?}");
+        assert_eq!(code(&crate::cli_support::run(["provision", "--nats", &url, "--queue", "mail"])), 0);
+        until_refused(&admin, &[]);
+    }
+    server.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_not_ready_before_it_has_reached_its_broker_nor_after_sigterm() {
     let mut nats = NatsServer::start().await;
     nats.kill();

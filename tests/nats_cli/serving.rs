@@ -25,7 +25,7 @@ fn submit(server: &Running, key: &str, payload: &[u8]) -> std::process::Output {
 }
 
 /// Asks over HTTP, for what the command line does not show.
-fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
+pub(crate) fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
     let address = server.ready["listening"]["http"].as_str().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
@@ -38,7 +38,7 @@ fn http(server: &Running, method: &str, path: &str, body: &str) -> String {
     answer
 }
 
-fn json(answer: &str) -> Value {
+pub(crate) fn json(answer: &str) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
@@ -168,6 +168,54 @@ async fn what_was_not_provisioned_is_named_with_the_command_that_creates_it() {
     let differs = run(args.iter().chain(&["--lease", "7s"]));
     assert_eq!(code(&differs), 2, "{differs:?}");
     assert!(stderr(&differs).contains("lease") && stderr(&differs).contains("--provision"), "{differs:?}");
+}
+
+#[tokio::test]
+async fn without_a_queue_that_is_named_every_queue_that_is_provisioned_is_served_now_or_later() {
+    let nats = NatsServer::start().await;
+    let url = nats.url();
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats", &url];
+    let refused = run(args);
+    assert_eq!(code(&refused), 2, "{refused:?}");
+    assert!(stderr(&refused).contains("relay provision"), "{refused:?}");
+
+    let provision = |queue| assert_eq!(code(&run(["provision", "--nats", &url, "--queue", queue])), 0);
+    provision("orders");
+    let server = Running::start(args);
+    provision("mail");
+    let queues = ["--queue", "orders", "--queue", "mail"];
+    let worker = ["worker", "--json", "--nats", &url].into_iter().chain(queues).chain(["--", "cat"]);
+    let worker = Running::start(worker);
+    for queue in ["orders", "mail"] {
+        let submitted = ["submit", "--server", &server.url(), "--queue", queue, "--key", "k", "--wait=60s"];
+        let submitted = run_with(submitted, queue.as_bytes());
+        assert_eq!((code(&submitted), stdout(&submitted)), (0, queue), "{submitted:?}");
+    }
+    let unknown = http(&server, "POST", "/v1/queues/default/jobs", "x");
+    assert!(unknown.starts_with("HTTP/1.1 404 "), "{unknown}");
+    worker.stop();
+    server.stop();
+
+    // A policy that was given and does not hold is not passed over.
+    let differs = run(args.iter().chain(&["--lease", "7s"]));
+    assert_eq!(code(&differs), 2, "{differs:?}");
+    for text in ["mail", "orders", "lease", "--provision"] {
+        assert!(stderr(&differs).contains(text), "{text}: {differs:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_any_queue_serves_and_says_that_there_is_none() {
+    let nats = NatsServer::start().await;
+    let url = nats.url();
+    assert_eq!(code(&run(["provision", "--nats", &url, "--queue", "orders"])), 0);
+    let jetstream = async_nats::jetstream::new(async_nats::connect(&url).await.unwrap());
+    jetstream.delete_stream("relay-jobs-orders").await.unwrap();
+    let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--nats", &url];
+    let mut server = Running::start(args);
+    let said = server.wait_for_line("no queue is provisioned");
+    assert!(said.contains("WARN") && said.contains("relay provision"), "{said}");
+    server.stop();
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use crate::lease::{LEASE_MAX, Lease, Standing};
 use crate::policies::Policies;
 use crate::progress;
 use crate::retry::Jitter;
+use crate::room::Room;
 use crate::settle::{Settler, in_a_line};
 use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerStats, count};
@@ -43,6 +44,8 @@ pub(crate) struct Runtime {
     pub(crate) stats: Arc<WorkerStats>,
     /// Whether the handler can be started here.
     pub(crate) starts: Arc<StartGate>,
+    /// Whether the broker has room for how runs end.
+    pub(crate) room: Room,
     pub(crate) jitter: Jitter,
     /// The drain's time is over: cancel what still runs and hand it back.
     pub(crate) drain_over: CancellationToken,
@@ -137,6 +140,7 @@ impl Attended<'_> {
         let settler = Settler {
             leasing: &runtime.leasing,
             stats: &runtime.stats,
+            room: &runtime.room,
             jitter: &runtime.jitter,
             lease: self.lease,
             job,

@@ -29,6 +29,7 @@ mod order;
 mod policies;
 mod progress;
 mod retry;
+mod room;
 mod settle;
 mod starts;
 

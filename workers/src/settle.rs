@@ -16,12 +16,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::decide::{Decision, RunEnd, too_large};
 use crate::lease::{Lease, Standing};
 use crate::retry::{Jitter, Refused, persist};
+use crate::room::Room;
 use crate::stats::{WorkerStats, count};
 
 /// What applying a decision needs beside the decision.
 pub(crate) struct Settler<'a> {
     pub(crate) leasing: &'a Arc<dyn Leasing>,
     pub(crate) stats: &'a WorkerStats,
+    pub(crate) room: &'a Room,
     pub(crate) jitter: &'a Jitter,
     pub(crate) lease: &'a Lease,
     pub(crate) job: &'a Job,
@@ -133,12 +135,21 @@ impl Settler<'_> {
                 extra: Default::default(),
             };
             self.guard(allowed())?;
-            persist(self.jitter, "dead letter", allowed, || self.leasing.dead_letter(&letter))
+            persist(self.jitter, "dead letter", allowed, || self.storing(self.leasing.dead_letter(&letter)))
                 .await
                 .map_err(|refused| refused.error)?;
         }
         self.guard(allowed())?;
-        persist(self.jitter, "record", allowed, || self.leasing.record(&result)).await.map_err(|refused| refused.error)
+        persist(self.jitter, "record", allowed, || self.storing(self.leasing.record(&result)))
+            .await
+            .map_err(|refused| refused.error)
+    }
+
+    /// The answer of a call that needs room in the broker's storage, of which the log is told what matters.
+    async fn storing<T>(&self, call: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+        let answer = call.await;
+        self.room.answered(&self.job.queue, &answer);
+        answer
     }
 
     fn guard(&self, allowed: bool) -> Result<(), BrokerError> {
@@ -191,7 +202,13 @@ impl Settler<'_> {
             return false;
         }
         let receipt = self.lease.receipt();
-        let settled = persist(self.jitter, "settle", live, || self.leasing.settle(receipt, settlement));
+        // The others are an acknowledgement, which takes no room.
+        let stores = matches!(settlement, Settlement::RetryAfter(_) | Settlement::HandBack(_));
+        let call = async || match stores {
+            true => self.storing(self.leasing.settle(receipt, settlement)).await,
+            false => self.leasing.settle(receipt, settlement).await,
+        };
+        let settled = persist(self.jitter, "settle", live, call);
         match settled.await {
             Ok(()) => true,
             // Its answer was lost, and it took effect.
@@ -217,6 +234,11 @@ impl Settler<'_> {
 
     fn unconfirmed(&self, error: &BrokerError) {
         count(&self.stats.unconfirmed);
+        if error.is_of_storage() {
+            // Said for all of them at once.
+            tracing::debug!(job_id = %self.job.id, %error, "delivery not settled, the job comes again when its lease ends");
+            return;
+        }
         tracing::warn!(job_id = %self.job.id, %error, "delivery not settled, the job comes again when its lease ends");
     }
 

@@ -23,6 +23,7 @@ use crate::handler::Handler;
 use crate::order::Order;
 use crate::policies::Policies;
 use crate::retry::{CALL_MAX, Jitter, answered};
+use crate::room::Room;
 use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerReport, WorkerStats, count};
 
@@ -54,6 +55,7 @@ impl Worker {
             clock,
             starts: Arc::new(StartGate::new(stats.clone())),
             stats,
+            room: Room::default(),
             jitter: Jitter::new(),
             drain_over: CancellationToken::new(),
         };

@@ -1,33 +1,66 @@
 //! Whether storage takes new jobs: at 90 % of what is allowed they are refused, and the rest is for outcomes, cancels and
 //! redrives of what was accepted.
 //!
-//! What is stored is asked for in the background of the calls that want to know, at most once in [`AGE_MAX`].
+//! The server is asked at most every [`AGE_MAX`] in the usual case, and what this process wrote since is counted on top. What
+//! other processes wrote since is not known: so each may admit a small part of the rest before it asks again, and a few of
+//! them together stay far from using it up.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::account::Account;
-
 use super::alone::Alone;
-use super::names::{DEAD_STREAM, RESULTS_STREAM};
-use super::{Nats, stream_api, streams};
+use super::bookings::{Booked, Booking, Bookings, Bytes};
+use super::{Nats, storage};
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// How old what is known may be: at the rate that one server takes, some hundred MiB are stored meanwhile.
+/// How old what is known may be.
 const AGE_MAX: Duration = Duration::from_secs(2);
 /// When a refused client may try again: jobs have to end and to be removed first.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// How long a job may wait for others that were admitted just now to be stored, where there is little room for several.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// When one that waited in vain may try again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The part of what is allowed that new jobs may fill, in percent.
 const SHARE: u64 = 90;
+/// The part of the rest that one process may admit before it asks again: one in so many. Eight processes can't use it up.
+const GRANTS: u64 = 8;
 
 /// What is known of storage.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    known: Mutex<Option<(Result<(), Full>, Instant)>>,
-    /// The bytes in each stream of jobs.
-    sizes: Mutex<HashMap<String, u64>>,
+    look: Mutex<Option<Look>>,
+    /// The streams of jobs, as they were seen last.
+    pub(super) sizes: storage::Sizes,
     asking: Alone,
+}
+
+/// Storage as the server described it.
+#[derive(Clone, Debug)]
+struct Look {
+    at: Instant,
+    uses: Vec<Use>,
+    /// The bytes of this process that it surely counts.
+    ended: Bytes,
+}
+
+/// A part of storage that has a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Use {
+    pub(super) what: &'static str,
+    pub(super) of: Of,
+    pub(super) used: u64,
+    pub(super) allowed: u64,
+    /// How often each byte counts.
+    pub(super) times: u64,
+}
+
+/// Which bytes of this process a use takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    Jobs,
+    Results,
+    All,
 }
 
 /// Why new jobs are refused.
@@ -38,101 +71,126 @@ struct Full {
     allowed: u64,
 }
 
+/// Why a job is not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Not {
+    Full(Full),
+    /// The server has to be asked first.
+    Known,
+}
+
 impl Admission {
-    fn known(&self, age_max: Duration) -> Option<Result<(), Full>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.as_ref().filter(|(_, at)| at.elapsed() < age_max).map(|(known, _)| known.clone())
+    /// Admits a job that takes so many bytes, or refuses it. `None`: the server has to be asked first. What was asked for
+    /// after `called` is new.
+    fn admit(&self, bookings: &Arc<Bookings>, bytes: u64, called: Instant) -> Option<Result<Booking, Full>> {
+        let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = look.as_ref().filter(|look| look.at.elapsed() < AGE_MAX)?;
+        match bookings.admit(bytes, |booked| look.judge(booked, bytes, look.at >= called)) {
+            Ok(booking) => Some(Ok(booking)),
+            Err(Not::Full(full)) => Some(Err(full)),
+            Err(Not::Known) => None,
+        }
     }
 
-    fn learn(&self, known: Result<(), Full>, at: Instant) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((known, at));
+    fn learn(&self, look: Look) {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
     }
 
-    /// The sum of what streams hold: of `answered`, and of those that are `silent` because they have no leader. These take
-    /// nothing, so they hold what they held.
-    fn sum(&self, answered: impl IntoIterator<Item = (String, u64)>, silent: Vec<String>) -> u64 {
-        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next: HashMap<_, _> = answered.into_iter().collect();
-        for name in silent {
-            match sizes.get(&name) {
-                Some(bytes) => drop(next.insert(name, *bytes)),
-                None => tracing::warn!(stream = %name, "a stream has no leader: what it holds is not counted"),
+    /// Whether what was learned last would still do, had not so much been written since.
+    fn is_spent(&self) -> bool {
+        let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        look.as_ref().is_some_and(|look| look.at.elapsed() < AGE_MAX)
+    }
+}
+
+impl Look {
+    /// Whether a job that takes `own` bytes is admitted, with what is `booked`.
+    fn judge(&self, booked: Booked, own: u64, is_new: bool) -> Result<(), Not> {
+        let since = booked.begun.since(self.ended);
+        let mut is_known = true;
+        for one in &self.uses {
+            let (written, admitted, own) = one.counts(since, own);
+            let share = share(one.allowed);
+            let full = |used| Err(Not::Full(Full { what: one.what, used, allowed: one.allowed }));
+            let used = one.used.saturating_add(written);
+            if one.used >= share || one.used.saturating_add(own) > share {
+                return full(one.used);
+            }
+            // What was written may have taken the place of what was there before.
+            if used.saturating_add(own) > share {
+                if is_new {
+                    return full(used);
+                }
+                is_known = false;
+            }
+            // One job is admitted however large it is.
+            if admitted > 0 && admitted.saturating_add(own) > (one.allowed - share) / GRANTS {
+                is_known = false;
             }
         }
-        *sizes = next;
-        sizes.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        if is_known { Ok(()) } else { Err(Not::Known) }
+    }
+}
+
+impl Use {
+    /// Of what was written `since`: all, and what was admitted. And what a job of `own` bytes adds.
+    fn counts(&self, since: Bytes, own: u64) -> (u64, u64, u64) {
+        let counts = match self.of {
+            Of::Jobs => (since.jobs, since.admitted, own),
+            Of::Results => (since.results, 0, 0),
+            Of::All => (since.jobs.saturating_add(since.results), since.admitted, own),
+        };
+        let times = |bytes: u64| bytes.saturating_mul(self.times);
+        (times(counts.0), times(counts.1), times(counts.2))
     }
 }
 
 impl Nats {
-    /// Whether a job that relay does not know yet is taken.
+    /// Admits a job that relay does not know yet and that takes so many bytes. It counts as stored from now on.
     ///
     /// # Errors
-    /// `Overloaded` at 90 % of the bytes that jobs, results or the account may have. `Unavailable` if nobody can tell.
-    pub(super) async fn admit(&self) -> Result<(), BrokerError> {
-        let admission = self.admission();
-        let known = match admission.known(AGE_MAX) {
-            Some(known) => known,
+    /// `Overloaded` at 90 % of the bytes that jobs, results or the account may have, or if there is so little room that
+    /// others have to be stored first, and they are not within 5 s. `Unavailable` if nobody can tell.
+    pub(super) async fn admit(&self, bytes: u64) -> Result<Booking, BrokerError> {
+        let (admission, bookings, called) = (self.admission(), self.api().bookings(), Instant::now());
+        let admitted = match admission.admit(bookings, bytes, called) {
+            Some(admitted) => admitted,
             None => {
-                let asked = async {
-                    let (at, known) = (Instant::now(), self.storage().await?);
-                    admission.learn(known.clone(), at);
-                    Ok(known)
-                };
-                admission.asking.ask(|| admission.known(AGE_MAX), Box::pin(asked)).await?
+                let known = || admission.admit(bookings, bytes, called);
+                admission.asking.ask(known, Box::pin(self.look_and_admit(bytes, called))).await?
             }
         };
-        known.map_err(|Full { what, used, allowed }| {
+        admitted.map_err(|Full { what, used, allowed }| {
             let full = BrokerErrorKind::Overloaded { retry_after: RETRY_AFTER };
             let why = format!(
                 "{what} take {used} of {allowed} bytes, new jobs are taken below {SHARE} %: raise the limit, shorten \
                  `retention`, or wait until results are past it"
             );
-            BrokerError::new(full, "enqueue", why).of_storage()
+            BrokerError::new(full, OPERATION, why).of_storage()
         })
     }
 
-    async fn storage(&self) -> Result<Result<(), Full>, BrokerError> {
-        const OPERATION: &str = "ask for storage";
-        let settings = self.policies().settings();
-        let mut uses = Vec::new();
-        if let Some(allowed) = settings.jobs_bytes_max {
-            let (answered, silent) = stream_api::list_answering(self.api(), streams::ALL_JOBS, OPERATION).await?;
-            let sizes = answered.into_iter().map(|stream| (stream.info.config.name, stream.info.state.bytes));
-            uses.push(("jobs", self.admission().sum(sizes, silent), allowed));
-        }
-        if let Some(allowed) = settings.results_bytes_max {
-            let mut used = 0_u64;
-            for name in [RESULTS_STREAM, DEAD_STREAM] {
-                used = used.saturating_add(stream_api::get(self.api(), name, OPERATION).await?.info.state.bytes);
+    async fn look_and_admit(&self, bytes: u64, called: Instant) -> Result<Result<Booking, Full>, BrokerError> {
+        let (admission, bookings) = (self.admission(), self.api().bookings());
+        loop {
+            let (at, ended) = (Instant::now(), bookings.booked().ended);
+            let uses = self.storage(admission.is_spent()).await?;
+            admission.learn(Look { at, uses, ended });
+            if let Some(admitted) = admission.admit(bookings, bytes, called) {
+                return Ok(admitted);
             }
-            uses.push(("results and dead letters", used, allowed));
+            // Jobs that were admitted before are on their way to storage.
+            let Some(left) = WAIT_MAX.checked_sub(called.elapsed()) else {
+                let busy = BrokerErrorKind::Overloaded { retry_after: AGAIN_AFTER };
+                let why = "storage has room for few jobs at once, and others are being stored: try again";
+                return Err(BrokerError::new(busy, OPERATION, why));
+            };
+            bookings.one_ended(left).await;
         }
-        let account: Account = self.api().call("INFO".to_owned(), &serde_json::Value::Null, OPERATION).await?;
-        let kept = self.kept();
-        uses.extend(of_account(&account, kept.memory, kept.replicas_most));
-        Ok(judge(&uses))
     }
 }
 
-/// What the account uses of what it may use, if that is bounded; 0 is a bound. Where limits are by the number of replicas,
-/// what counts is that of relay's streams: its use is of all replicas together, its limit is of each.
-fn of_account(account: &Account, memory: bool, replicas: usize) -> Option<(&'static str, u64, u64)> {
-    let (used, limits, times) = match account.tiers.get(&format!("R{replicas}")) {
-        Some(tier) => (if memory { tier.memory } else { tier.storage }, tier.limits, replicas as u64),
-        // Those of the account itself are zeros then, and mean nothing. Without a tier the server refuses by itself.
-        None if !account.tiers.is_empty() => return None,
-        None => (if memory { account.memory } else { account.storage }, account.limits, 1),
-    };
-    let allowed = u64::try_from(if memory { limits.max_memory } else { limits.max_storage }?).ok()?;
-    Some(("the account's streams", used, allowed.saturating_mul(times)))
-}
-
-/// Finds the first use that is above its share.
-fn judge(uses: &[(&'static str, u64, u64)]) -> Result<(), Full> {
-    let full = uses.iter().find(|(_, used, allowed)| *used >= share(*allowed));
-    full.map_or(Ok(()), |(what, used, allowed)| Err(Full { what, used: *used, allowed: *allowed }))
-}
+const OPERATION: &str = "enqueue";
 
 fn share(allowed: u64) -> u64 {
     allowed / 100 * SHARE + allowed % 100 * SHARE / 100
@@ -140,57 +198,56 @@ fn share(allowed: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    #[test]
-    fn a_stream_that_lost_its_leader_holds_what_it_held() {
-        let (admission, held) = (Admission::default(), |name: &str, bytes| (name.to_owned(), bytes));
-        assert_eq!(admission.sum([held("a", 5), held("b", 7)], vec![]), 12);
-        assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned()]), 13);
-        assert_eq!(admission.sum([held("b", 8)], vec!["a".to_owned(), "never-seen".to_owned()]), 13);
-        assert_eq!(admission.sum([held("b", 8)], vec![]), 8, "it was deleted");
+    const JOBS: Use = Use { what: "jobs", of: Of::Jobs, used: 0, allowed: 1_000, times: 1 };
+
+    fn judge(uses: &[Use], booked: Booked, own: u64, is_new: bool) -> Result<(), Not> {
+        Look { at: Instant::now(), uses: uses.to_vec(), ended: Bytes::default() }.judge(booked, own, is_new)
     }
 
-    #[test]
-    fn an_account_with_limits_by_replicas_is_judged_by_the_one_of_relays_streams() {
-        let limits = |memory: i64, storage: i64| {
-            json!({
-                "max_memory": memory, "max_storage": storage, "max_streams": -1, "max_consumers": -1, "max_ack_pending": -1,
-                "memory_max_stream_bytes": -1, "storage_max_stream_bytes": -1, "max_bytes_required": false,
-            })
-        };
-        let used = |memory: u64, storage: u64, limits: serde_json::Value| {
-            json!({
-                "memory": memory, "storage": storage, "reserved_memory": 0, "reserved_storage": 0, "streams": 4,
-                "consumers": 1, "limits": limits, "api": { "level": 4, "total": 9, "errors": 0 },
-            })
-        };
-        let read = |account: serde_json::Value| serde_json::from_value::<Account>(account).unwrap();
-        let mut tiered = used(0, 7_000, limits(0, 0));
-        tiered["tiers"] = json!({ "R1": used(5, 1_000, limits(-1, 1_000)), "R3": used(7, 6_000, limits(100, 4_000)) });
-        let tiered = read(tiered);
-        let streams = "the account's streams";
-        assert_eq!(of_account(&tiered, false, 3), Some((streams, 6_000, 12_000)));
-        assert_eq!(of_account(&tiered, true, 3), Some((streams, 7, 300)));
-        assert_eq!(of_account(&tiered, false, 1), Some((streams, 1_000, 1_000)));
-        assert_eq!(of_account(&tiered, true, 1), None, "it is not bounded");
-        assert_eq!(of_account(&tiered, false, 5), None);
-        let flat = read(used(1, 2, limits(0, 9)));
-        assert_eq!(of_account(&flat, false, 3), Some((streams, 2, 9)));
-        assert_eq!(of_account(&flat, true, 3), Some((streams, 1, 0)), "the server takes nothing there");
+    fn booked(jobs: u64, results: u64, admitted: u64) -> Booked {
+        Booked { begun: Bytes { jobs, results, admitted }, ended: Bytes::default() }
+    }
+
+    fn full(what: &'static str, used: u64, allowed: u64) -> Result<(), Not> {
+        Err(Not::Full(Full { what, used, allowed }))
     }
 
     #[test]
     fn new_jobs_are_taken_below_nine_tenths_of_each_limit() {
-        assert_eq!(
-            judge(&[("jobs", 899, 1_000), ("results", 0, 1)]),
-            Err(Full { what: "results", used: 0, allowed: 1 })
-        );
-        assert_eq!(judge(&[("jobs", 899, 1_000), ("results", 89, 100)]), Ok(()));
-        assert!(judge(&[("jobs", 900, 1_000)]).is_err());
+        let uses = |jobs, results, allowed| {
+            let results = Use { what: "results", of: Of::Results, used: results, allowed, times: 1 };
+            [Use { used: jobs, ..JOBS }, results]
+        };
+        let none = Booked::default();
+        assert_eq!(judge(&uses(899, 0, 1), none, 1, true), full("results", 0, 1));
+        assert_eq!(judge(&uses(899, 89, 100), none, 1, false), Ok(()));
+        assert_eq!(judge(&uses(899, 89, 100), none, 2, false), full("jobs", 899, 1_000));
+        assert_eq!(judge(&uses(900, 0, 100), none, 0, false), full("jobs", 900, 1_000));
         assert_eq!(share(u64::MAX), u64::MAX / 100 * 90 + 13);
-        assert_eq!(judge(&[]), Ok(()));
+        assert_eq!(judge(&[], booked(9, 9, 9), 1, false), Ok(()));
+    }
+
+    #[test]
+    fn what_this_process_wrote_since_counts_and_the_server_is_asked_before_it_refuses() {
+        let account = Use { what: "account", of: Of::All, used: 500, allowed: 3_000, times: 3 };
+        let written = |jobs, results| booked(jobs, results, 0);
+        assert_eq!(judge(&[account], written(300, 400), 33, false), Ok(()));
+        assert_eq!(judge(&[account], written(300, 400), 34, false), Err(Not::Known));
+        assert_eq!(judge(&[account], written(300, 400), 34, true), full("account", 2_600, 3_000));
+        assert_eq!(judge(&[JOBS], written(899, 5_000), 1, false), Ok(()), "results are no jobs");
+    }
+
+    #[test]
+    fn a_process_admits_an_eighth_of_the_rest_before_it_asks_again_and_one_job_of_any_size() {
+        assert_eq!(judge(&[JOBS], booked(0, 0, 0), 800, false), Ok(()));
+        assert_eq!(judge(&[JOBS], booked(10, 0, 10), 2, false), Ok(()));
+        for is_new in [false, true] {
+            assert_eq!(judge(&[JOBS], booked(10, 0, 10), 3, is_new), Err(Not::Known));
+        }
+        assert_eq!(judge(&[Use { times: 2, ..JOBS }], booked(5, 0, 5), 2, true), Err(Not::Known));
+        let huge = Use { allowed: u64::MAX, ..JOBS };
+        assert_eq!(judge(&[huge], booked(0, 0, u64::MAX / 1_000), 1, false), Ok(()), "where there is room nobody asks");
     }
 }

@@ -21,6 +21,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
+use super::bookings::{Booking, Bookings};
 use super::connection::Connection;
 use super::hints::Hints;
 use super::record::{Outgoing, Stored};
@@ -55,6 +56,7 @@ pub(super) struct Api {
     in_flight: Arc<Semaphore>,
     requests: Requests,
     hints: Arc<Hints>,
+    bookings: Arc<Bookings>,
     /// Whether the server is one of several.
     clustered: bool,
 }
@@ -73,7 +75,16 @@ impl Api {
         let in_flight = Arc::new(Semaphore::new(connection.config().in_flight));
         let clustered = client.server_info().cluster.is_some();
         let requests = Requests::start(&connection).await?;
-        Ok(Self { connection, client, prefix, in_flight, requests, hints: Arc::default(), clustered })
+        Ok(Self {
+            connection,
+            client,
+            prefix,
+            in_flight,
+            requests,
+            hints: Arc::default(),
+            bookings: Arc::default(),
+            clustered,
+        })
     }
 
     /// How the connection stands, and when announcements may have been missed.
@@ -91,6 +102,16 @@ impl Api {
         &self.hints
     }
 
+    /// The bytes that this process writes.
+    pub(super) fn bookings(&self) -> &Arc<Bookings> {
+        &self.bookings
+    }
+
+    /// Whether the server is one of several.
+    pub(super) fn is_clustered(&self) -> bool {
+        self.clustered
+    }
+
     /// For reading messages of consumers.
     pub(super) fn context(&self) -> &Context {
         self.connection.jetstream()
@@ -104,7 +125,33 @@ impl Api {
     /// `TooLarge`; `Unavailable` if nothing was listening.
     ///
     /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
-    pub(super) async fn publish(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
+    pub(super) async fn publish(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
+        let mut booking = self.bookings.book(&message);
+        self.publish_booked(message, &mut booking, operation).await
+    }
+
+    /// The same for a message whose bytes were booked before.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub(super) async fn publish_booked(
+        &self,
+        message: Outgoing,
+        booking: &mut Booking,
+        operation: &'static str,
+    ) -> Result<Written, BrokerError> {
+        booking.sent();
+        let written = self.write_and_hint(message, operation).await;
+        match &written {
+            Ok(Written::At(_)) => {}
+            Ok(Written::Conflict(_)) => booking.refused(),
+            Err(error) if error.had_no_effect() => booking.refused(),
+            Err(_) => {}
+        }
+        written
+    }
+
+    async fn write_and_hint(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
         let (mut writing, mut hinting) = (pin!(self.write(message, operation)), pin!(self.hint(&queue, &lane, hint)));
         // In this order: a message that is sent at once is followed by its hint in the same write to the connection. A hint

@@ -11,6 +11,8 @@ use super::Nats;
 use super::alone::Alone;
 use super::api::Written;
 use super::batch::Stretch;
+use super::bookings::Booking;
+use super::estimate::RECORD_OVERHEAD;
 use super::find::{Found, status_of_new};
 use super::names::{self, Address, Lane};
 use super::record::Draft;
@@ -145,9 +147,14 @@ impl Nats {
         }
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let address = Address::new(&job.queue, &job.client, job.id);
-        if let Some(refused) = self.refusal(&job, &policy).await? {
-            return Box::pin(self.known(&address)).await?.map_or(Err(refused), |status| Ok(Enqueued::Known(status)));
-        }
+        let mut booking = match self.taken(&job, &policy).await? {
+            Ok(booking) => booking,
+            Err(refused) => {
+                return Box::pin(self.known(&address))
+                    .await?
+                    .map_or(Err(refused), |status| Ok(Enqueued::Known(status)));
+            }
+        };
         let line = self.lane_for(&job.queue, &job.client, &policy).await?.place();
         self.note_deadline(&job, Some(policy.job_ttl)).await?;
         let mut old = None;
@@ -164,7 +171,7 @@ impl Nats {
             } else {
                 draft.to(line)
             };
-            if let Written::At(_) = self.api().publish(message, OPERATION).await? {
+            if let Written::At(_) = self.api().publish_booked(message, &mut booking, OPERATION).await? {
                 let next_attempt_at = Some(due).filter(|due| *due > now);
                 return Ok(Enqueued::Created(JobStatus { next_attempt_at, ..status_of_new(&job) }));
             }
@@ -205,32 +212,34 @@ impl Nats {
         self.status_of(&found).await?.ok_or_else(gone)
     }
 
-    /// Why a job that is not known yet is not taken.
-    async fn refusal(&self, job: &Job, policy: &QueuePolicy) -> Result<Option<BrokerError>, BrokerError> {
+    /// The bytes of a job that is not known yet, or why it is not taken.
+    async fn taken(&self, job: &Job, policy: &QueuePolicy) -> Result<Result<Booking, BrokerError>, BrokerError> {
         let actual = job.payload.len() as u64;
         if actual > policy.payload_max {
-            return Ok(Some(refusal::too_large(OPERATION, actual, policy.payload_max)));
+            return Ok(Err(refusal::too_large(OPERATION, actual, policy.payload_max)));
         }
-        self.no_room(&job.queue, &job.client, policy, OPERATION).await
+        self.room_for(job, policy, OPERATION).await
     }
 
-    /// Why one more job of the client is not put in line, if it is not; else it is counted.
-    pub(super) async fn no_room(
+    /// The bytes of one more job in line, which counts from now on; or why it is not put there.
+    pub(super) async fn room_for(
         &self,
-        queue: &QueueName,
-        client: &ClientId,
+        job: &Job,
         policy: &QueuePolicy,
         operation: &'static str,
-    ) -> Result<Option<BrokerError>, BrokerError> {
-        if let Err(full) = self.admit().await {
-            return Ok(Some(full));
-        }
+    ) -> Result<Result<Booking, BrokerError>, BrokerError> {
+        let booking = match self.admit(stored_bytes(job)).await {
+            Ok(booking) => booking,
+            Err(full) => return Ok(Err(full)),
+        };
+        let (queue, client) = (&job.queue, &job.client);
         let limit = policy.client(client).max_queued;
         if self.0.line.waiting.is_far_below(queue, client, limit) {
-            return Ok(None);
+            return Ok(Ok(booking));
         }
         let added = Box::pin(self.count_and_add(queue, client, policy, limit)).await?;
-        Ok(added.err().and_then(|waiting| refusal::quota(operation, client, queue, waiting, limit)))
+        let refused = added.err().and_then(|waiting| refusal::quota(operation, client, queue, waiting, limit));
+        Ok(refused.map_or(Ok(booking), Err))
     }
 
     /// Counts the line, and the job if it is below `limit`; else how many there are.
@@ -290,4 +299,10 @@ impl Nats {
         let batch = self.api().batch(&names::jobs_stream(queue), &stretch, "count").await?;
         Ok(batch.messages.len() as u64 + batch.left)
     }
+}
+
+/// The bytes that a job takes in its queue's stream, about.
+fn stored_bytes(job: &Job) -> u64 {
+    let headers = job.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    (job.payload.len() + headers + job.content_type.len()) as u64 + RECORD_OVERHEAD
 }

@@ -10,7 +10,7 @@ use crate::policy::QueuePolicy;
 /// nats-server 2.15.1 with 200,000 jobs and their results: after a restart, and as it ran.
 const RAM_PER_SUBJECT: [u64; 2] = [410, 680];
 /// What a record takes on disk beside its payload: subject, headers, envelope, index. In bytes.
-const RECORD_OVERHEAD: u64 = 600;
+pub(super) const RECORD_OVERHEAD: u64 = 600;
 /// The same for a result.
 const RESULT_OVERHEAD: u64 = 800;
 

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::Nats;
 use super::api::Written;
+use super::bookings::Booking;
 use super::find::status_of_new;
 use super::names::{Address, Place};
 use super::record::{Draft, Record};
@@ -80,7 +81,7 @@ impl Nats {
             (None, None) => return Err(no_job(OPERATION, job)),
         };
         let address = Address::new(&queue, client, job);
-        let (mut facts, mut has_room) = ((found, None), false);
+        let (mut facts, mut room) = ((found, None), None);
         for _ in 0..TRIES {
             let (found, written) = facts;
             let now = self.clock().now();
@@ -89,12 +90,12 @@ impl Nats {
                 return status.map(Enqueued::Known).ok_or_else(|| no_job(OPERATION, job));
             };
             let policy = self.policies().require(&queue, OPERATION).await?;
-            if !has_room && let Some(refused) = self.no_room(&queue, client, &policy, OPERATION).await? {
-                return Err(refused);
-            }
-            has_room = true;
+            let booking = match &mut room {
+                Some(booking) => booking,
+                None => room.insert(self.room_for(&next, &policy, OPERATION).await??),
+            };
             let record = found.record.map(|(record, _)| record).or(written);
-            if self.start(&address, &next, record, &policy, OPERATION).await? {
+            if self.start(&address, &next, record, &policy, Some(booking), OPERATION).await? {
                 return Ok(Enqueued::Created(status_of_new(&next)));
             }
             facts = self.look_at(&address, OPERATION).await?;
@@ -102,13 +103,15 @@ impl Nats {
         Err(contended(OPERATION, job))
     }
 
-    /// Puts the next run of a job in line, in the place of `record`. `false` if something else is there by now.
+    /// Puts the next run of a job in line, in the place of `record`; `booking` has its bytes, if it was admitted. `false` if
+    /// something else is there by now.
     pub(super) async fn start(
         &self,
         address: &Address,
         next: &Job,
         record: Option<Record>,
         policy: &QueuePolicy,
+        booking: Option<&mut Booking>,
         operation: &'static str,
     ) -> Result<bool, BrokerError> {
         let line = self.lane_for(&address.queue, &address.client, policy).await?.place();
@@ -118,7 +121,12 @@ impl Nats {
             Some(record) => record.rewrite().with_job(next, self.wire()).charged(0).cancelled(None),
             None => Draft::new(next, self.wire()),
         };
-        let Written::At(_) = self.api().publish(draft.to(line), operation).await? else { return Ok(false) };
+        let message = draft.to(line);
+        let written = match booking {
+            Some(booking) => self.api().publish_booked(message, booking, operation).await?,
+            None => self.api().publish(message, operation).await?,
+        };
+        let Written::At(_) = written else { return Ok(false) };
         if let Some(old) = record.filter(|record| record.place != line) {
             self.api().delete(&address.stream(), old.seq, operation).await?;
         }

@@ -3,8 +3,7 @@
 //! deadline comes, in the order of the stream; and all once more when the stream of results shows a loss, and after a while,
 //! as a purge of some subjects shows nowhere.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
@@ -13,7 +12,8 @@ use super::batch::{BATCH_MAX, Stretch};
 use super::find::known_record;
 use super::names::{self, Lane, RESULTS_STREAM};
 use super::record::{Record, is_unreadable};
-use super::sweep::{BYTES_MAX, OPERATION, OUT_OF_ORDER, PLACES_MAX, Step};
+use super::remembered::Remembered;
+use super::sweep::{BYTES_MAX, Deadline, OPERATION, Step};
 use super::{Nats, stream_api};
 use crate::contract::{Job, QueueName, Timestamp};
 use crate::error::BrokerError;
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 4;
 /// How far the settled records of each lane were looked at.
 #[derive(Debug, Default)]
 pub(super) struct LookingBack {
-    lanes: Mutex<HashMap<(QueueName, Lane), Back>>,
+    lanes: Remembered<(QueueName, Lane), Back>,
     log: Mutex<Option<Log>>,
     /// When it was last said that nothing can be looked at.
     warned: Mutex<Option<Instant>>,
@@ -82,25 +82,17 @@ impl Back {
 impl LookingBack {
     /// From where a lane that settled everything up to `floor` is to be looked at.
     fn place(&self, queue: &QueueName, lane: &Lane, floor: u64) -> Back {
-        let known = self.lanes().get(&(queue.clone(), lane.clone())).copied();
+        let known = self.lanes.get(&(queue.clone(), lane.clone()));
         // A floor that fell is of another stream, or of another consumer.
         let known = known.filter(|back| back.next <= floor + 1);
         known.filter(|back| back.again.is_none_or(|again| again > Instant::now())).unwrap_or_else(Back::start)
-    }
-
-    fn looked_to(&self, queue: &QueueName, lane: &Lane, back: Back) {
-        let mut lanes = self.lanes();
-        if lanes.len() >= PLACES_MAX {
-            lanes.clear();
-        }
-        lanes.insert((queue.clone(), lane.clone()), back);
     }
 
     /// Takes note of the stream of results: all is looked at again if it lost some.
     fn saw(&self, log: Log) {
         let before = self.log.lock().unwrap_or_else(PoisonError::into_inner).replace(log);
         if before.is_some_and(|before| before.lost(log)) {
-            self.lanes().clear();
+            self.lanes.clear();
         }
     }
 
@@ -111,10 +103,6 @@ impl LookingBack {
             *warned = Some(Instant::now());
             tracing::warn!(%error, "runs whose results were lost are not ended: the stream {RESULTS_STREAM} can't be asked for");
         }
-    }
-
-    fn lanes(&self) -> MutexGuard<'_, HashMap<(QueueName, Lane), Back>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,6 +128,7 @@ impl Nats {
         step: &mut Step,
     ) -> Result<(), BrokerError> {
         let looking = &self.0.line.sweeping.looking_back;
+        let looked_to = |back| looking.lanes.set((queue.clone(), lane.clone()), Some(back));
         let mut back = looking.place(queue, lane, floor);
         let mut messages = 1;
         while back.next <= floor && back.due <= step.now {
@@ -160,27 +149,26 @@ impl Nats {
             let mut due = Vec::new();
             for (seq, record) in settled {
                 if let Some((record, job)) = record.and_then(|record| record.job().ok().map(|job| (record, job))) {
-                    match () {
-                        () if job.expires_at <= step.now => due.push((record, job)),
-                        () if job.expires_at <= record.at + policy.job_ttl + OUT_OF_ORDER => {
+                    match Deadline::of(&record, &job, policy, step.now) {
+                        Deadline::Passed => due.push((record, job)),
+                        Deadline::InOrder => {
                             back.due = job.expires_at;
                             back.next = seq;
                             break;
                         }
-                        // As in a lane: nobody comes by here again before it is due.
-                        () => self.note_deadline(&job, None).await?,
+                        Deadline::Later => self.note_deadline(&job, None).await?,
                     }
                 }
                 back.next = seq + 1;
             }
             self.end_lost(due, step).await?;
-            looking.looked_to(queue, lane, back);
+            looked_to(back);
             messages = BATCH_MAX;
         }
         if back.next > floor || back.due > step.now {
             back.is_through();
         }
-        looking.looked_to(queue, lane, back);
+        looked_to(back);
         Ok(())
     }
 

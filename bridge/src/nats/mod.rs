@@ -7,14 +7,16 @@
 //!   needs them; `requests`, `alone` and `refusal`: how they are sent, asked once for many, and refused.
 //! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
 //!   `version`: which servers are too old.
-//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`.
+//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`,
+//!   which go by what is `remembered`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing`, `order` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
-//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs).
+//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs), by `storage` (what
+//!   is used) and `bookings` (what this process adds).
 //!
 //! # What repairs a crash
 //!
@@ -26,6 +28,7 @@ mod adopt;
 mod alone;
 mod api;
 mod batch;
+mod bookings;
 mod cancel;
 mod census;
 pub mod config;
@@ -55,11 +58,13 @@ mod receipt;
 mod record;
 mod redrive;
 mod refusal;
+mod remembered;
 mod requests;
 mod results;
 mod settle;
 mod standing;
 mod state;
+mod storage;
 mod stream_api;
 mod streams;
 mod sweep;

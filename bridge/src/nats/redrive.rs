@@ -88,7 +88,7 @@ impl Nats {
                 }
             };
             let policy = self.policies().require(&address.queue, OPERATION).await?;
-            if self.start(&address, &next, written, &policy, OPERATION).await? {
+            if self.start(&address, &next, written, &policy, None, OPERATION).await? {
                 self.remove_letters(job, run, OPERATION).await?;
                 return Ok(Enqueued::Created(status_of_new(&next)));
             }

@@ -5,9 +5,7 @@
 //! unsettled record to the first one that is not due. Deadlines out of that order leave an entry of their own: shorter
 //! ones when they are written, longer ones when they are passed by. Settled records are looked at by [`super::look_back`].
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +17,7 @@ use super::deliver::UNREADABLE_FOR;
 use super::look_back::{self, LookingBack};
 use super::names::{self, Address, Lane};
 use super::record::{Outgoing, Record, Stored, is_unreadable};
+use super::remembered::Remembered;
 use super::stream_api;
 use crate::contract::{Job, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -29,8 +28,6 @@ use crate::rules;
 pub(super) const OPERATION: &str = "sweep";
 /// The most records of one step.
 const STEP_MAX: u32 = 1_000;
-/// The most places that are remembered.
-pub(super) const PLACES_MAX: usize = 65_536;
 /// How many bytes of records come in one read, about.
 pub(super) const BYTES_MAX: usize = 1024 * 1024;
 /// How long the entry of a cancel that was just begun is left alone.
@@ -41,8 +38,8 @@ pub(super) const OUT_OF_ORDER: Duration = Duration::from_secs(10);
 /// How far each lane and the entries of each queue were looked at, and which queue comes first in the next step.
 #[derive(Debug, Default)]
 pub(super) struct Sweeping {
-    places: Mutex<HashMap<(QueueName, Lane), u64>>,
-    entries: Mutex<HashMap<QueueName, LeftAlone>>,
+    places: Remembered<(QueueName, Lane), u64>,
+    entries: Remembered<QueueName, LeftAlone>,
     first: AtomicUsize,
     pub(super) census: Census,
     pub(super) looking_back: LookingBack,
@@ -57,34 +54,23 @@ struct LeftAlone {
     next: u64,
 }
 
-impl Sweeping {
-    fn place(&self, queue: &QueueName, lane: &Lane) -> u64 {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.get(&(queue.clone(), lane.clone())).copied().unwrap_or(0)
-    }
+/// What time demands of the run of a record that is come by in the order of the stream.
+pub(super) enum Deadline {
+    /// It ends.
+    Passed,
+    /// It is for later, and so are those behind it.
+    InOrder,
+    /// It is later than those behind it, as its job was given longer than the queue gives now: it needs an entry of its own,
+    /// as nobody comes by here again.
+    Later,
+}
 
-    fn looked_to(&self, queue: &QueueName, lane: &Lane, next: u64) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.len() >= PLACES_MAX {
-            places.clear();
-        }
-        places.insert((queue.clone(), lane.clone()), next);
-    }
-
-    /// Those of the queue that are to be left alone still.
-    fn left_alone(&self, queue: &QueueName, now: Timestamp) -> Option<LeftAlone> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(queue).copied().filter(|left| left.since + BEGUN_JUST_NOW > now)
-    }
-
-    fn leave_alone(&self, queue: &QueueName, left: Option<LeftAlone>) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= PLACES_MAX {
-            entries.clear();
-        }
-        match left {
-            Some(left) => drop(entries.insert(queue.clone(), left)),
-            None => drop(entries.remove(queue)),
+impl Deadline {
+    pub(super) fn of(record: &Record, job: &Job, policy: &QueuePolicy, now: Timestamp) -> Self {
+        match () {
+            () if job.expires_at <= now => Self::Passed,
+            () if job.expires_at <= record.at + policy.job_ttl + OUT_OF_ORDER => Self::InOrder,
+            () => Self::Later,
         }
     }
 }
@@ -177,7 +163,8 @@ impl Nats {
     /// Deadlines that have an entry, and cancels that were begun. Entries that are left alone for now are no work that is due.
     async fn sweep_overdue(&self, queue: &QueueName, step: &mut Step) -> Result<(), BrokerError> {
         let stream = names::jobs_stream(queue);
-        let mut young = self.0.line.sweeping.left_alone(queue, step.now);
+        let entries = &self.0.line.sweeping.entries;
+        let mut young = entries.get(queue).filter(|left| left.since + BEGUN_JUST_NOW > step.now);
         let (mut from, mut any_done) = (young.map_or(1, |young| young.next), false);
         while step.entries > 0 {
             let (subject, messages) = (names::overdue(queue), BATCH_MAX.min(step.entries as usize));
@@ -199,7 +186,7 @@ impl Nats {
             }
         }
         step.swept.more |= step.entries == 0 && any_done;
-        self.0.line.sweeping.leave_alone(queue, young);
+        entries.set(queue.clone(), young);
         Ok(())
     }
 
@@ -234,8 +221,9 @@ impl Nats {
         policy: &QueuePolicy,
         step: &mut Step,
     ) -> Result<(), BrokerError> {
-        let stream = names::jobs_stream(queue);
-        let remembered = self.0.line.sweeping.place(queue, lane);
+        let (stream, places) = (names::jobs_stream(queue), &self.0.line.sweeping.places);
+        let looked_to = |next| places.set((queue.clone(), lane.clone()), Some(next));
+        let remembered = places.get(&(queue.clone(), lane.clone())).unwrap_or(0);
         // The first one tells whether there is anything to do, and mostly there is not.
         let (mut from, mut messages) = (floor.max(remembered), 1);
         while step.left > 0 {
@@ -247,20 +235,20 @@ impl Nats {
                 let last = stream_api::get(self.api(), &stream, OPERATION).await?.info.state.last_sequence;
                 if remembered > last + 1 {
                     // Another stream than the one that was looked at: from the floor next time.
-                    self.0.line.sweeping.looked_to(queue, lane, 0);
+                    looked_to(0);
                     break;
                 }
             }
             for stored in batch.messages {
                 let seq = stored.seq;
                 if !self.end_in_order(stored, policy, step).await? {
-                    self.0.line.sweeping.looked_to(queue, lane, seq);
+                    looked_to(seq);
                     return Ok(());
                 }
                 from = seq + 1;
                 step.dealt_with();
             }
-            self.0.line.sweeping.looked_to(queue, lane, from);
+            looked_to(from);
             if is_end || read == 0 {
                 break;
             }
@@ -283,15 +271,11 @@ impl Nats {
             Ok(job) => job,
             Err(unreadable) => return self.leave_for_later(&record.address, &unreadable, step).await.map(|()| true),
         };
-        if job.expires_at <= step.now || record.is_cancelled() {
-            self.end_by_time(&record, &job, step).await?;
-            return Ok(true);
+        match Deadline::of(&record, &job, policy, step.now) {
+            Deadline::InOrder if !record.is_cancelled() => return Ok(false),
+            Deadline::Later if !record.is_cancelled() => self.note_deadline(&job, None).await?,
+            _ => self.end_by_time(&record, &job, step).await?,
         }
-        if job.expires_at <= record.at + policy.job_ttl + OUT_OF_ORDER {
-            return Ok(false);
-        }
-        // A job that was given longer than the queue gives now says nothing of those behind it. Nobody comes by here again.
-        self.note_deadline(&job, None).await?;
         Ok(true)
     }
 

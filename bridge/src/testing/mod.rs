@@ -1,5 +1,5 @@
 //! Servers for tests, on loopback: real NATS, one node or a cluster, with its store in a directory of its own; and an emulator
-//! of SQS and DynamoDB.
+//! of SQS and DynamoDB. And what the code under test says in its log.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -19,6 +19,7 @@
 //! - [`server`]: one node of NATS. [`cluster`]: several that are routed together. [`aws`]: SQS and DynamoDB.
 //!   [`aws_proxy`]: what fails on the way there.
 //! - [`binary`]: where their programs are found, and how they get there.
+//! - [`log`]: the lines of a test's thread.
 //! - [`process`]: a child that never outlives its test, and its ports.
 
 #![allow(clippy::unwrap_used, reason = "a test whose server can't be started fails by panicking")]
@@ -27,10 +28,12 @@ mod aws;
 mod aws_proxy;
 mod binary;
 mod cluster;
+mod log;
 mod process;
 mod server;
 
 pub use aws::AwsEmulator;
 pub use aws_proxy::{AwsFault, AwsProxy};
 pub use cluster::NatsCluster;
+pub use log::Log;
 pub use server::{NatsServer, NatsServerBuilder};

@@ -8,5 +8,6 @@ mod exec;
 mod function;
 mod http;
 mod lease_loop;
+mod room;
 mod starts;
 mod support;

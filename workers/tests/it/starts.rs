@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use relay_bridge::contract::{Failure, Outcome};
 use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::Log;
 use relay_workers::{Attempt, Handler};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::Level;
 
 use crate::support::{Call, Scripted, done, handler, job, start_one};
 
@@ -113,9 +112,8 @@ async fn a_worker_that_cannot_start_its_handler_drains_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_cannot_be_started_is_warned_of_once_a_minute_and_not_for_each_job() {
-    let (warnings, recoveries) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let log = Log { warnings: warnings.clone(), recoveries: recoveries.clone() };
-    let _log = tracing::subscriber::set_default(log);
+    let (log, _listening) = Log::listen();
+    let warnings = || log.count(Level::WARN, "can't be started here: no room for another process");
     let broker = Scripted::new();
     for n in 0..100_u8 {
         broker.put(job([n]), 1);
@@ -128,59 +126,12 @@ async fn a_handler_that_cannot_be_started_is_warned_of_once_a_minute_and_not_for
     });
     let worker = start_one(&broker, handler);
     broker.settled(4).await;
-    assert_eq!(warnings.load(Ordering::SeqCst), 1, "the first start that failed, of four");
+    assert_eq!(warnings(), 1, "the first start that failed, of four");
     tokio::time::sleep(10 * MINUTE).await;
-    let warned = warnings.load(Ordering::SeqCst);
+    let warned = warnings();
     assert!((5..=11).contains(&warned), "{warned} warnings in ten minutes");
     works.store(true, Ordering::SeqCst);
     broker.until(|calls| calls.contains(&Call::Record(Outcome::Succeeded))).await;
-    assert_eq!(recoveries.load(Ordering::SeqCst), 1, "its end is told too");
+    assert_eq!(log.count(Level::INFO, "can be started again"), 1, "its end is told too");
     worker.stop().await;
-}
-
-/// Counts what the log says of starts.
-struct Log {
-    warnings: Arc<AtomicU32>,
-    recoveries: Arc<AtomicU32>,
-}
-
-impl Subscriber for Log {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut message = Message::default();
-        event.record(&mut message);
-        if message.0.contains("can't be started here: no room for another process") {
-            assert_eq!(*event.metadata().level(), Level::WARN);
-            self.warnings.fetch_add(1, Ordering::SeqCst);
-        }
-        if message.0.contains("can be started again") {
-            self.recoveries.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
-#[derive(Default)]
-struct Message(String);
-
-impl Visit for Message {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "message" {
-            self.0 = format!("{value:?}");
-        }
-    }
 }

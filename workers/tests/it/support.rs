@@ -34,6 +34,8 @@ pub(crate) enum Call {
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Error(BrokerErrorKind),
+    /// There is no room for it in storage.
+    Full,
     Hang,
     Held(Held),
     /// As usual, so much later, of which the worker's timers do not know.
@@ -128,6 +130,10 @@ impl Scripted {
         let reply = reply.or_else(|| self.always.lock().unwrap().get(call).cloned());
         match reply {
             Some(Reply::Error(kind)) => Err(BrokerError::new(kind, call, "scripted")),
+            Some(Reply::Full) => {
+                let full = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(10) };
+                Err(BrokerError::new(full, call, "the account may store no more").of_storage())
+            }
             Some(Reply::Hang) => std::future::pending().await,
             Some(Reply::Late(by)) => {
                 tokio::time::advance(by).await;

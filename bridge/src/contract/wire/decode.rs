@@ -224,6 +224,7 @@ fn read_error(fields: &Fields<'_>) -> Result<WireError, Problem> {
         actual: fields.maybe("actual", |from| from.unsigned())?,
         limit: fields.maybe("limit", |from| from.unsigned())?,
         retry_after: fields.maybe("retry_after_ms", |from| from.unsigned())?.map(std::time::Duration::from_millis),
+        of_storage: fields.maybe("storage", |from| from.boolean())?.unwrap_or(false),
     })
 }
 

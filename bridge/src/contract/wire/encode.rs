@@ -200,6 +200,9 @@ fn write_error(map: &mut MapWriter<'_>, id: Option<u64>, error: &WireError) {
     if let Some(after) = error.retry_after {
         map.unsigned("retry_after_ms", ceiling(after));
     }
+    if error.of_storage {
+        map.boolean("storage", true);
+    }
 }
 
 fn write_receipt(map: &mut MapWriter<'_>, receipt: &Receipt) {

@@ -23,6 +23,8 @@ pub struct WireError {
     pub limit: Option<u64>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Whether it was refused for want of storage.
+    pub of_storage: bool,
 }
 
 /// Whether a refused request may be sent again.
@@ -73,7 +75,7 @@ impl WireError {
         };
         let mut detail = detail.into();
         detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
-        Self { kind: word.into(), slug: slug.into(), retry, detail, actual, limit, retry_after }
+        Self { kind: word.into(), slug: slug.into(), retry, detail, actual, limit, retry_after, of_storage: false }
     }
 
     /// The same under another slug of the HTTP API, where that one says more.
@@ -86,7 +88,7 @@ impl WireError {
     /// The error of a broker call. Sources stay in the log of this side.
     #[must_use]
     pub fn of(error: &BrokerError) -> Self {
-        Self::new(error.kind(), error.detail())
+        Self { of_storage: error.is_of_storage(), ..Self::new(error.kind(), error.detail()) }
     }
 
     /// What the caller can do.
@@ -118,7 +120,9 @@ impl WireError {
     /// The broker error that the caller of `operation` sees.
     #[must_use]
     pub fn into_broker_error(self, operation: &'static str) -> BrokerError {
-        BrokerError::new(self.broker_kind(), operation, self.detail)
+        let (kind, of_storage) = (self.broker_kind(), self.of_storage);
+        let error = BrokerError::new(kind, operation, self.detail);
+        if of_storage { error.of_storage() } else { error }
     }
 }
 
