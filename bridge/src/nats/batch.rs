@@ -17,7 +17,7 @@ use crate::rules;
 /// up to 260 ms behind large ones.
 pub(super) const BATCH_MAX: usize = 50;
 /// How long a stream that is there may take until it answers reads.
-const SERVED_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const SERVED_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait before such a one is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 

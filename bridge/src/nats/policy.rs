@@ -19,6 +19,7 @@ use tokio::sync::OnceCell;
 
 use super::alone::Alone;
 use super::api::{Api, Written, jitter};
+use super::batch::SERVED_WITHIN;
 use super::names;
 use super::record::Outgoing;
 use super::stream_api::{self, Created};
@@ -206,16 +207,22 @@ impl Policies {
         work: impl Future<Output = Result<(), BrokerError>>,
     ) -> Result<(), BrokerError> {
         self.ensure(&self.settings.states(), Mend::Needed).await?;
-        let give_up = Instant::now() + TURN_WITHIN;
+        let began = Instant::now();
+        let give_up = began + TURN_WITHIN;
         let turn = loop {
             let mut headers = HeaderMap::new();
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
             headers.insert(NATS_MESSAGE_TTL, format!("{TURN_SECS}s"));
             let message = Outgoing { subject: names::turn(queue), headers, payload: Bytes::new(), hint: None };
-            if let Written::At(seq) = self.api.publish(message, operation).await? {
-                break seq;
+            let asked = Instant::now();
+            match self.api.publish(message, operation).await {
+                Ok(Written::At(seq)) => break seq,
+                Ok(Written::Conflict(_)) => {}
+                // The stream was made just now on another server, and this one has not heard of it yet.
+                Err(error) if error.kind() == BrokerErrorKind::Unavailable && asked < began + SERVED_WITHIN => {}
+                Err(error) => return Err(error),
             }
-            if Instant::now() > give_up {
+            if asked > give_up {
                 let why = format!("somebody else keeps changing queue `{queue}`: try again");
                 return Err(BrokerError::new(BrokerErrorKind::StateConflict, operation, why));
             }
