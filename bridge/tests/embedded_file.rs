@@ -84,6 +84,59 @@ async fn a_store_that_lost_its_log_is_refused() {
 }
 
 #[tokio::test]
+async fn a_young_store_whose_log_is_empty_or_damaged_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (path, young) = (folder.path().join("relay.db"), folder.path().join("young.db"));
+    let store = open(&path).await;
+    let job = submit(&store, "one", b"x").await;
+    crash(&path, &young);
+    store.close().await;
+    // All that there is of it is in its log.
+    let log = std::fs::read(beside(&young, "-wal")).unwrap();
+    std::fs::write(beside(&young, "-wal"), b"").unwrap();
+    refused(&young, "holds no store").await;
+    let mut damaged = log.clone();
+    damaged[32 + 24..32 + 24 + 100].fill(0xff);
+    std::fs::write(beside(&young, "-wal"), damaged).unwrap();
+    refused(&young, "holds no store").await;
+    // So is another program's file that has nothing in it.
+    let bare = folder.path().join("bare.db");
+    Connection::open(&bare).unwrap().execute_batch("CREATE TABLE t(x); DROP TABLE t").unwrap();
+    let header = std::fs::read(&young).unwrap();
+    std::fs::copy(&bare, &young).unwrap();
+    refused(&young, "holds no store").await;
+
+    std::fs::write(&young, header).unwrap();
+    std::fs::write(beside(&young, "-wal"), log).unwrap();
+    let store = open(&young).await;
+    assert!(store.broker().jobs.status(&client(), job.id).await.unwrap().is_some());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_log_is_refused_also_after_somebody_looked_at_it() {
+    let folder = TempDir::new().unwrap();
+    let (path, crashed) = (folder.path().join("relay.db"), folder.path().join("a %41?b#c.db"));
+    open(&path).await.close().await;
+    let store = open(&path).await;
+    submit(&store, "one", b"x").await;
+    crash(&path, &crashed);
+    store.close().await;
+    std::fs::remove_file(beside(&crashed, "-wal")).unwrap();
+
+    refused(&crashed, "lost its write-ahead log").await;
+    let problems = store::check(&crashed).unwrap().problems;
+    assert_eq!(problems, ["the write-ahead log (`-wal`), which held accepted jobs, is gone"]);
+    refused(&crashed, "lost its write-ahead log").await;
+    assert_eq!(store::stats(&crashed).unwrap().jobs, 0);
+    refused(&crashed, "lost its write-ahead log").await;
+    store::backup(&crashed, &folder.path().join("backup.db")).unwrap();
+    refused(&crashed, "lost its write-ahead log").await;
+    store::restore(&crashed, &crashed).unwrap();
+    open(&crashed).await.close().await;
+}
+
+#[tokio::test]
 async fn an_empty_a_missing_an_older_and_another_file_in_a_stores_place_are_refused() {
     let folder = TempDir::new().unwrap();
     let (path, other) = (folder.path().join("relay.db"), folder.path().join("other.db"));

@@ -36,15 +36,20 @@ impl Marker {
 
     /// The marker beside the store at `path`, if there is one, after a look at the files that it speaks of.
     pub(super) fn beside(path: &Path) -> Result<Option<Self>, BrokerError> {
+        let marker = Self::read(path)?;
+        marker.as_ref().map_or(Ok(()), |marker| marker.finds_files(path))?;
+        Ok(marker)
+    }
+
+    fn read(path: &Path) -> Result<Option<Self>, BrokerError> {
         let text = match std::fs::read(place(path)) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(path, error)),
         };
-        let marker: Self = serde_json::from_slice(&text)
-            .map_err(|error| refused(path, "has a marker beside it that is damaged").with_source(error))?;
-        marker.finds_files(path)?;
-        Ok(Some(marker))
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| refused(path, "has a marker beside it that is damaged").with_source(error))
     }
 
     /// Refuses a file or a log that was here and is gone.
@@ -52,7 +57,7 @@ impl Marker {
         if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
             return Err(refused(path, "is gone or empty, and a store was there"));
         }
-        if !self.clean && !PathBuf::from(format!("{}-wal", path.display())).exists() {
+        if !self.clean && !log_exists(path) {
             return Err(refused(path, "has lost its write-ahead log (`-wal`), which held accepted jobs"));
         }
         Ok(())
@@ -85,7 +90,7 @@ impl Marker {
         let next = openings(conn)?.unwrap_or(before.openings) + 1;
         conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![OPENINGS, next.to_be_bytes()])
             .map_err(|e| unavailable(e, "open store"))?;
-        let marker = Self { openings: next, clean: false, ..before };
+        let marker = Self { store: name(log), openings: next, clean: false };
         marker.write(path)?;
         Ok(marker)
     }
@@ -105,6 +110,17 @@ impl Marker {
             .and_then(|()| sync_folder(path));
         written.map_err(|error| failed(path, error))
     }
+}
+
+/// Whether the store at `path` lost a log that its marker needs. Never true of a store that relay has open: between two looks at
+/// the log it may have been closed or opened.
+pub(super) fn lost_log(path: &Path) -> bool {
+    let needed = || matches!(Marker::read(path), Ok(Some(Marker { clean: false, .. })));
+    !log_exists(path) && needed() && !log_exists(path)
+}
+
+fn log_exists(path: &Path) -> bool {
+    PathBuf::from(format!("{}-wal", path.display())).exists()
 }
 
 /// Makes what was renamed in the folder of `path` outlast a loss of power.
@@ -139,7 +155,7 @@ fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) ->
     BrokerError::new(BrokerErrorKind::Unavailable, "open store", why).with_source(error)
 }
 
-fn refused(path: &Path, why: &str) -> BrokerError {
+pub(super) fn refused(path: &Path, why: &str) -> BrokerError {
     let folder = path.parent().unwrap_or(Path::new("")).display();
     let what_to_do = format!(
         "put the store back with its `-wal` and `.marker`, or go on with a backup or with this file by `relay store \

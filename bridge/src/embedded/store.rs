@@ -7,8 +7,8 @@ use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
-use super::marker::{Marker, forget_openings, sync_folder};
-use super::schema::{self, log_id, new_log_id, open_reader, unavailable};
+use super::marker::{Marker, forget_openings, lost_log, sync_folder};
+use super::schema::{self, log_id, new_log_id, open_reader, open_without_log, unavailable};
 use crate::contract::Job;
 use crate::contract::envelope::{EnvelopeError, decode_dead_letter, decode_job, decode_result};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -110,6 +110,9 @@ pub fn check(path: &Path) -> Result<CheckReport, BrokerError> {
         rows.and_then(Iterator::collect).map_err(sql)?
     };
     problems.retain(|line| line != "ok");
+    if lost_log(path) {
+        problems.insert(0, "the write-ahead log (`-wal`), which held accepted jobs, is gone".to_owned());
+    }
     // One snapshot for all rules: relay may be writing.
     conn.execute_batch("BEGIN").map_err(sql)?;
     let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
@@ -282,7 +285,8 @@ fn existing(path: &Path) -> Result<Connection, BrokerError> {
             format!("there is no store at {}: name the folder that `relay serve --data` was given", path.display());
         return Err(BrokerError::new(BrokerErrorKind::NotFound, "open store", why));
     }
-    let conn = open_reader(path)?;
+    // To open a file whose log is gone makes an empty one, and the loss would not be noticed any more.
+    let conn = if lost_log(path) { open_without_log(path)? } else { open_reader(path)? };
     let tables: i64 = conn
         .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'", [], |row| row.get(0))
         .map_err(|e| schema::unavailable(e, "open store"))?;
