@@ -202,13 +202,10 @@ async fn a_copy_is_restored_into_a_stores_place_and_what_was_there_is_kept() {
     assert!(again.detail().contains("move it away first"), "{again}");
 
     // Also a file in its own place, and what the first restore replaced.
-    let replaced = folder.path().join("replaced.db");
+    let replaced = folder.path().join("moved");
     std::fs::rename(beside(&path, ".replaced"), &replaced).unwrap();
-    drop(std::fs::remove_file(beside(&path, ".replaced-wal")));
-    store::restore(&replaced, &path).unwrap();
-    for suffix in [".replaced", ".replaced-wal"] {
-        drop(std::fs::remove_file(beside(&path, suffix)));
-    }
+    store::restore(&replaced.join("relay.db"), &path).unwrap();
+    std::fs::remove_dir_all(beside(&path, ".replaced")).unwrap();
     std::fs::remove_file(beside(&path, ".marker")).unwrap();
     store::restore(&path, &path).unwrap();
     let store = open(&path).await;

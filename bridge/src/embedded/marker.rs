@@ -26,12 +26,35 @@ pub(super) struct Marker {
     openings: u64,
     /// Whether everything is in the file: its log may be missing.
     clean: bool,
+    /// While another store is put in the place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restoring: Option<Restoring>,
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Restoring {
+    /// The store that was there is being moved away.
+    Moving,
+    /// Nothing of it is left: what is there, if anything, is the copy.
+    Placing,
 }
 
 impl Marker {
     /// The marker of a store that was not opened yet.
     pub(super) fn of_new(log: LogId) -> Self {
-        Self { store: name(log), openings: 0, clean: true }
+        Self { store: name(log), openings: 0, clean: true, restoring: None }
+    }
+
+    /// The marker of a place that is refused until the restore is done.
+    pub(super) fn while_restoring(&self, restoring: Restoring) -> Self {
+        Self { restoring: Some(restoring), ..self.clone() }
+    }
+
+    /// How far a restore came that was interrupted, if one was.
+    pub(super) fn restoring(path: &Path) -> Result<Option<Restoring>, BrokerError> {
+        Ok(Self::read(path)?.and_then(|marker| marker.restoring))
     }
 
     /// The marker beside the store at `path`, if there is one, after a look at the files that it speaks of.
@@ -54,6 +77,16 @@ impl Marker {
 
     /// Refuses a file or a log that was here and is gone.
     pub(super) fn finds_files(&self, path: &Path) -> Result<(), BrokerError> {
+        if self.restoring.is_some() {
+            let folder = folder_of(path).display();
+            let why = format!(
+                "{} is the place of a restore that was interrupted: repeat `relay store restore FILE --data {folder}`; \
+                 what was there is kept, in part perhaps in {}.replaced",
+                path.display(),
+                path.display()
+            );
+            return Err(BrokerError::new(BrokerErrorKind::StateConflict, "open store", why));
+        }
         if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
             return Err(refused(path, "is gone or empty, and a store was there"));
         }
@@ -90,7 +123,7 @@ impl Marker {
         let next = openings(conn)?.unwrap_or(before.openings) + 1;
         conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![OPENINGS, next.to_be_bytes()])
             .map_err(|e| unavailable(e, "open store"))?;
-        let marker = Self { store: name(log), openings: next, clean: false };
+        let marker = Self { openings: next, clean: false, ..Self::of_new(log) };
         marker.write(path)?;
         Ok(marker)
     }
@@ -125,8 +158,11 @@ fn log_exists(path: &Path) -> bool {
 
 /// Makes what was renamed in the folder of `path` outlast a loss of power.
 pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Forgets the openings of a copy that takes a store's place.
@@ -156,7 +192,7 @@ fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) ->
 }
 
 pub(super) fn refused(path: &Path, why: &str) -> BrokerError {
-    let folder = path.parent().unwrap_or(Path::new("")).display();
+    let folder = folder_of(path).display();
     let what_to_do = format!(
         "put the store back with its `-wal` and `.marker`, or go on with a backup or with this file by `relay store \
          restore FILE --data {folder}`, which loses what was accepted since"

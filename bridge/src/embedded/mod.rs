@@ -9,7 +9,7 @@
 //!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
 //! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
-//! - [`store`]: check, statistics and backup of a file.
+//! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
 //! # What repairs a crash
 //!
@@ -28,6 +28,7 @@ mod load;
 mod map;
 mod marker;
 mod operator;
+mod restore;
 mod results;
 mod row;
 mod schema;
