@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{ClientId, Job, Submission, Timestamp};
+use relay_bridge::contract::envelope::{WireVersion, encode_dead_letter};
+use relay_bridge::contract::{ClientId, Failure, Job, Outcome, Submission, Timestamp};
+use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::JobFilter;
@@ -222,8 +224,31 @@ async fn a_check_reads_envelopes_and_compares_payloads_with_their_fingerprints()
     for (key, payload) in [("one", b"payload-1"), ("two", b"payload-2"), ("three", b"payload-3")] {
         submit(&store, key, payload).await;
     }
+    let mut job = submit(&store, "four", b"payload-4").await;
     store.close().await;
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
+    let conn = Connection::open(&path).unwrap();
+    // Earlier releases kept letters of finished jobs without a key like this.
+    job.payload = Bytes::new();
+    let letter = DeadLetter {
+        attempt: 1,
+        outcome: Outcome::Failed,
+        failure: Failure::new("exit-code", "it said no"),
+        at: job.accepted_at,
+        extra: Default::default(),
+        job,
+    };
+    conn.execute(
+        "INSERT INTO dead_letters(job, run, queue, remove_at, envelope) VALUES(?1, ?2, 1, 0, ?3)",
+        rusqlite::params![
+            letter.job.id.as_bytes(),
+            letter.job.run_id.as_bytes(),
+            encode_dead_letter(&letter, WireVersion::default())
+        ],
+    )
+    .unwrap();
+    drop(conn);
+    assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new(), "a letter without its payload");
     let conn = Connection::open(&path).unwrap();
     conn.execute_batch("UPDATE payloads SET envelope = x'00' WHERE seq = 1").unwrap();
     let mut envelope: Vec<u8> =
