@@ -53,9 +53,9 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
-/// The files that a crash leaves at `to` of the store that is open at `from`.
+/// The files that a crash leaves at `to` of the store that is open at `from`: no store is behind its marker.
 fn crash(from: &Path, to: &Path) {
-    for suffix in ["", "-wal", ".marker"] {
+    for suffix in [".marker", "", "-wal"] {
         drop(std::fs::copy(beside(from, suffix), beside(to, suffix)));
     }
 }
@@ -79,6 +79,8 @@ async fn a_store_that_lost_its_log_is_refused() {
     store.close().await;
     std::fs::remove_file(beside(&crashed, "-wal")).unwrap();
     refused(&crashed, "lost its write-ahead log").await;
+    refused(&crashed, "if another program or an older relay had it open since, nothing is lost: restore this file")
+        .await;
 
     // After a clean end there is none, and none is missed.
     assert!(!beside(&path, "-wal").exists());
@@ -159,6 +161,47 @@ async fn an_empty_a_missing_an_older_and_another_file_in_a_stores_place_are_refu
     refused(&path, "is another store").await;
     std::fs::write(&path, whole).unwrap();
     open(&path).await.close().await;
+}
+
+#[tokio::test]
+async fn a_copy_from_the_same_opening_is_refused_once_the_store_was_written_a_minute_later() {
+    let folder = TempDir::new().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let (path, older, newer) = (place("relay.db"), place("older.db"), place("newer.db"));
+    let clock = Clock::manual(Clock::system().now());
+    let store = try_open(&path, &clock).await.unwrap();
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
+    let marker = || std::fs::read(beside(&path, ".marker")).unwrap();
+    let first = marker();
+    submit(&store, "one", b"x").await;
+    crash(&path, &older);
+    for key in ["two", "three"] {
+        submit(&store, key, b"x").await;
+    }
+    assert_eq!(marker(), first, "the marker is not written for a job");
+    clock.advance(Duration::from_secs(61));
+    submit(&store, "four", b"x").await;
+    submit(&store, "five", b"x").await;
+    // Killed when the marker is written, which no job waits for.
+    let written = async {
+        while marker() == first {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), written).await.expect("the marker is never written");
+    crash(&path, &newer);
+    store.close().await;
+    let put_back = |to: &Path| ["", "-wal"].map(|suffix| std::fs::copy(beside(&older, suffix), beside(to, suffix)));
+    let whole = ["", "-wal"].map(|suffix| std::fs::read(beside(&newer, suffix)).unwrap());
+    drop(put_back(&newer));
+    refused(&newer, "is older than the store that was there").await;
+    for (suffix, bytes) in ["", "-wal"].into_iter().zip(whole) {
+        std::fs::write(beside(&newer, suffix), bytes).unwrap();
+    }
+    open(&newer).await.close().await;
+    // After a clean end also a copy of the last minute.
+    drop(put_back(&path));
+    refused(&path, "is older than the store that was there").await;
 }
 
 #[tokio::test]

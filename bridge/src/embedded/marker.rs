@@ -1,8 +1,8 @@
 //! The marker beside a store's file: which store was here last, and whether its write-ahead log may be missing.
 //!
 //! To SQLite a file without its log, an older copy, or an empty file in its place is a database as good as any, and to
-//! open it would lose accepted jobs without a word. So a store counts its openings, in itself and in its marker. The
-//! marker is written when a store was opened and when it was closed, never for a commit.
+//! open it would lose accepted jobs without a word. So a store has a number, in itself and in its marker, which only grows:
+//! when the store is opened, when it is closed, and now and then in between (see `numbers`), never for each commit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -16,14 +16,15 @@ use super::schema::{log_id, unavailable};
 use crate::contract::LogId;
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// The key of the number of openings in the store.
-const OPENINGS: &str = "openings";
+/// The key of the number in the store, called after what raised it first.
+const NUMBER: &str = "openings";
 
 /// The marker of one store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
     store: String,
-    openings: u64,
+    #[serde(rename = "openings")]
+    number: u64,
     /// Whether everything is in the file: its log may be missing.
     clean: bool,
     /// While another store is put in the place.
@@ -44,7 +45,7 @@ pub(super) enum Restoring {
 impl Marker {
     /// The marker of a store that was not opened yet.
     pub(super) fn of_new(log: LogId) -> Self {
-        Self { store: name(log), openings: 0, clean: true, restoring: None }
+        Self { store: name(log), number: 0, clean: true, restoring: None }
     }
 
     /// The marker of a place that is refused until the restore is done.
@@ -91,26 +92,28 @@ impl Marker {
             return Err(refused(path, "is gone or empty, and a store was there"));
         }
         if !self.clean && !log_exists(path) {
-            return Err(refused(path, "has lost its write-ahead log (`-wal`), which held accepted jobs"));
+            let why = "has lost its write-ahead log (`-wal`), which held accepted jobs (if another program or an older \
+                       relay had it open since, nothing is lost: restore this file)";
+            return Err(refused(path, why));
         }
         Ok(())
     }
 
     /// Refuses a store that is not the one that was here last. One that never had a marker may have none.
     pub(super) fn admits(found: Option<&Self>, path: &Path, conn: &Connection) -> Result<(), BrokerError> {
-        let openings = openings(conn)?;
+        let number = number(conn)?;
         let why = match found {
-            None if openings.is_some() => "is a copy: the marker of a store is not beside it",
+            None if number.is_some() => "is a copy: the marker of a store is not beside it",
             Some(marker) if marker.store != name(log_id(conn, &path.display().to_string())?) => {
                 "is another store than the one that was there"
             }
-            Some(marker) if openings.unwrap_or(0) < marker.openings => "is older than the store that was there",
+            Some(marker) if number.unwrap_or(0) < marker.number => "is older than the store that was there",
             _ => return Ok(()),
         };
         Err(refused(path, why))
     }
 
-    /// Counts an opening, in the store and then in the marker: a store is never behind its marker.
+    /// Raises the number for an opening, in the store and then in the marker: a store is never behind its marker.
     pub(super) fn opened(found: Option<Self>, path: &Path, conn: &Connection, log: LogId) -> Result<Self, BrokerError> {
         let before = match found {
             Some(marker) => marker,
@@ -120,12 +123,19 @@ impl Marker {
                 marker
             }
         };
-        let next = openings(conn)?.unwrap_or(before.openings) + 1;
-        conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![OPENINGS, next.to_be_bytes()])
-            .map_err(|e| unavailable(e, "open store"))?;
-        let marker = Self { openings: next, clean: false, ..Self::of_new(log) };
+        let number = number(conn)?.unwrap_or(0).max(before.number);
+        let marker = Self { number, clean: false, ..Self::of_new(log) }.raised(conn)?;
         marker.write(path)?;
         Ok(marker)
+    }
+
+    /// Raises the number in the store. This is the marker to write once that is committed.
+    pub(super) fn raised(&self, conn: &Connection) -> Result<Self, BrokerError> {
+        let number = self.number + 1;
+        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![NUMBER, number.to_be_bytes()]))
+            .map_err(|e| unavailable(e, "number store"))?;
+        Ok(Self { number, ..self.clone() })
     }
 
     /// Notes that the log was copied into the file.
@@ -165,16 +175,16 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Forgets the openings of a copy that takes a store's place.
-pub(super) fn forget_openings(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute("DELETE FROM meta WHERE key = ?1", [OPENINGS]).map(drop)
+/// Forgets the number of a copy that takes a store's place.
+pub(super) fn forget_number(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM meta WHERE key = ?1", [NUMBER]).map(drop)
 }
 
-/// How often the store was opened; `None` if it never had a marker.
-fn openings(conn: &Connection) -> Result<Option<u64>, BrokerError> {
-    conn.query_row("SELECT value FROM meta WHERE key = ?1", [OPENINGS], |row| row.get(0))
+/// The number in the store; `None` if it never had a marker.
+fn number(conn: &Connection) -> Result<Option<u64>, BrokerError> {
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [NUMBER], |row| row.get(0))
         .optional()
-        .map(|openings| openings.map(u64::from_be_bytes))
+        .map(|number| number.map(u64::from_be_bytes))
         .map_err(|e| unavailable(e, "open store"))
 }
 

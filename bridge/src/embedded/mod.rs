@@ -4,7 +4,8 @@
 //!
 //! # Layout
 //!
-//! - `schema`: the file, its lock, its versions, its tables; `marker`: whether it is the file that was there last.
+//! - `schema`: the file, its lock, its versions, its tables; `marker` with `numbers`: whether it is the file that was there
+//!   last.
 //! - `writer`: the thread that commits; `state` with `lines`: what it keeps in memory; `load`: how that is made from
 //!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
@@ -27,6 +28,7 @@ mod list;
 mod load;
 mod map;
 mod marker;
+mod numbers;
 mod operator;
 mod restore;
 mod results;

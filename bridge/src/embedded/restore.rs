@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind::NotFound};
 use std::path::{Path, PathBuf};
 
-use super::marker::{Marker, Restoring, forget_openings, sync_folder};
+use super::marker::{Marker, Restoring, forget_number, sync_folder};
 use super::schema::{self, log_id, unavailable};
 use super::store::copy;
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -52,7 +52,7 @@ fn restore_by(from: &Path, to: &Path, step: &mut dyn FnMut() -> io::Result<()>) 
         step().and_then(|()| gone(&partial)).map_err(failed)?;
     }
     let copy = copy(from, &partial)?;
-    forget_openings(&copy).map_err(sql)?;
+    forget_number(&copy).map_err(sql)?;
     let log = log_id(&copy, &partial.display().to_string())?;
     copy.close().map_err(|(_, e)| sql(e))?;
     File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
@@ -145,7 +145,7 @@ mod tests {
             std::fs::remove_file(beside(&place, ".marker")).unwrap();
             let conn = Connection::open(&place).unwrap();
             schema::keep_log(&conn, true).unwrap();
-            forget_openings(&conn).unwrap();
+            forget_number(&conn).unwrap();
         }
     }
 
