@@ -81,11 +81,15 @@ impl Store {
     /// Awaits calls that the writer finds in one batch.
     pub(super) async fn in_one_batch<T>(&self, calls: impl Future<Output = T>) -> T {
         let (free, busy) = std::sync::mpsc::channel::<()>();
+        let (begun, waits) = tokio::sync::oneshot::channel();
         let wait = move |_: &mut Writer| {
+            begun.send(()).unwrap();
             busy.recv().unwrap();
             None
         };
         self.store.inbox().unwrap().send(Box::new(wait)).await.unwrap();
+        // Or it might find some of them beside what it waits in, and the others later.
+        waits.await.unwrap();
         // Each of the calls sends what it wants when it is polled first.
         tokio::join!(calls, async { free.send(()).unwrap() }).0
     }
