@@ -312,8 +312,8 @@ fn web_pages_of_others_may_not_ask() {
 
 #[test]
 fn the_admin_port_is_there_before_the_broker_is() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nats = format!("nats://{nobody}");
+    let (_held, nobody) = cli_support::nobody();
+    let nats = nobody.replace("http://", "nats://");
     let args = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats", &nats];
     let mut child = cli_support::relay(args).spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));

@@ -11,17 +11,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
+use cli_support::{Running, code, json_lines, nobody, relay, run, run_with, stderr, stdout};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use tempfile::tempdir;
-
-/// An address of this machine where nothing listens.
-fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -57,6 +51,9 @@ fn help_names_every_command_and_every_exit_code() {
     for exit in ["0 ", "1 ", "2 ", "69 ", "130 "] {
         assert!(stdout(&help).contains(&format!("\n  {exit}")), "{exit}");
     }
+    assert!(stdout(&help).contains("Check, measure, back up and restore a store"), "{}", stdout(&help));
+    let submit = run(["submit", "--help"]);
+    assert!(stdout(&submit).contains("or with --json its receipt\nwith `error`"), "{}", stdout(&submit));
 }
 
 #[test]
@@ -135,7 +132,7 @@ fn without_authentication_only_loopback_is_possible() {
 
 #[test]
 fn a_server_that_is_not_there_is_exit_code_69() {
-    let server = nobody();
+    let (_held, server) = nobody();
     for args in [
         &["submit", "--retry-for", "0s", "--server", &server][..],
         &["submit", "--retry-for", "200ms", "--key", "k", "--server", &server],
@@ -148,7 +145,7 @@ fn a_server_that_is_not_there_is_exit_code_69() {
 
 #[test]
 fn a_worker_waits_for_a_server_that_is_not_up_yet() {
-    let server = nobody();
+    let (held, server) = nobody();
     let address = &server["http://".len()..];
     let mut worker = relay(["worker", "--json", "--connect", address, "--", "cat"]).spawn().unwrap();
     let mut said = BufReader::new(worker.stderr.take().unwrap());
@@ -156,6 +153,7 @@ fn a_worker_waits_for_a_server_that_is_not_up_yet() {
     said.read_line(&mut line).unwrap();
     assert!(line.contains("waiting for it") && line.contains(address), "{line}");
 
+    drop(held);
     let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--worker-listen", address];
     let server = Running::start(args);
     line.clear();

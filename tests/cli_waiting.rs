@@ -6,17 +6,10 @@ mod cli_support;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
 use std::process::Stdio;
 
-use cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
+use cli_support::{Running, code, json_lines, nobody, relay, run, run_with, stderr, stdout};
 use tempfile::tempdir;
-
-/// An address at which nobody listens.
-fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
 
 #[test]
 fn a_result_that_does_not_come_in_time_is_said_with_the_id_and_an_exit_code_of_its_own() {
@@ -64,7 +57,7 @@ fn nothing_is_submitted_where_a_file_can_not_be_opened_or_a_line_is_no_job() {
 
 #[test]
 fn a_refused_connection_fails_at_once_where_something_is_read_and_operators_learn_of_the_admin_port() {
-    let server = nobody();
+    let (_held, server) = nobody();
     let id = "996f7316-af4b-8929-b4cd-9cbafe8c55ec";
     for args in [&["whoami"][..], &["jobs", "list"], &["jobs", "show", id], &["result", id], &["results"]] {
         let refused = run(args.iter().copied().chain(["--server", &server]));
@@ -92,7 +85,7 @@ fn a_command_that_waits_says_for_what_and_for_how_long() {
         said.read_to_string(&mut String::new()).unwrap();
         line
     };
-    let server = nobody();
+    let (_held, server) = nobody();
     let away = first_line(&["submit", "--server", &server]);
     assert!(away.contains(&server) && away.contains("trying again, for up to 1m"), "{away}");
     let dev = Running::dev(&[], "sleep 600");

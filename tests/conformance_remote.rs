@@ -108,11 +108,12 @@ impl relay_bridge::conformance::Fixture for Fixture {
         // What a loss of power leaves: file and log as they are on disk at this moment. The file is copied first,
         // because a checkpoint only ever copies out of the log.
         let (before, after) = (file(&self.folder, crashes), file(&self.folder, crashes + 1));
+        // The marker before both, because no store is behind its marker.
+        let marker = |path: &PathBuf| path.with_extension("db.marker");
+        std::fs::copy(marker(&before), marker(&after)).unwrap();
         let log = |path: &PathBuf| path.with_extension("db-wal");
         std::fs::copy(&before, &after).unwrap();
         std::fs::copy(log(&before), log(&after)).unwrap();
-        let marker = |path: &PathBuf| path.with_extension("db.marker");
-        std::fs::copy(marker(&before), marker(&after)).unwrap();
         let mut listener = {
             let mut running = self.running.lock().unwrap();
             running.shutdown.cancel();

@@ -91,8 +91,10 @@ async fn ten_thousand_followers_that_never_read_hold_little_and_keep_nobody_out(
         "127.0.0.1:0",
         "--admin",
         "127.0.0.1:0",
-        // Longer than it takes to connect all of them: none is dropped before the last one is there.
+        // Longer than it takes to connect all of them: none is dropped, and none is sent away, before the last one is there.
         "--idle",
+        "30m",
+        "--follow-for",
         "30m",
     ]);
     let server = Running::start_command(with_few_files(&serve));

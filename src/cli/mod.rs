@@ -131,7 +131,7 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Create or update what relay needs on NATS or AWS, and what holds for queues
     Provision(Box<provision::ProvisionArgs>),
-    /// Check, measure and back up a store
+    /// Check, measure, back up and restore a store
     Store(store::StoreArgs),
     /// Show and check the configuration of a server
     Config(config::ConfigArgs),

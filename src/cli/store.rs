@@ -64,7 +64,8 @@ enum StoreCommand {
         #[arg(value_name = "FILE")]
         to: PathBuf,
     },
-    /// Put a backup, or a copy of a store, in the store's place; what was there is kept as relay.db.replaced
+    /// Put a backup, or a copy of a store, in the store's place; what was there is kept in relay.db.replaced. One that failed
+    /// is repeated
     Restore {
         #[command(flatten)]
         place: Place,

@@ -25,11 +25,12 @@ use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
-are printed instead, the only one byte by byte, several with an end of line after each; where one does
-not come in time, nothing is printed for it and the exit code is 75. All files are opened, and their
-lines read, before the first job is submitted; those of stdin as they come. With --ndjson each line of a file, or of stdin, is a job: an object with one of
-`payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in` and
-`meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
+are printed instead, the only one byte by byte, several with an end of line after each. Where one
+does not come in time, the exit code is 75 and nothing is printed for it, or with --json its receipt
+with `error`. All files are opened, and their lines read, before the first job is submitted; those of
+stdin as they come. With --ndjson each line of a file, or of stdin, is a job: an object with one of
+`payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in`
+and `meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
 
 Examples:
   echo hello | relay submit --wait                      a job, and its result

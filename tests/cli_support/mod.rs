@@ -9,6 +9,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 /// The binary, without what the environment of the tests would set.
 pub(crate) fn relay<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
@@ -36,6 +37,14 @@ pub(crate) fn run_with<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, input
         scope.spawn(move || stdin.write_all(input).unwrap());
         child.wait_with_output().unwrap()
     })
+}
+
+/// An address at which nobody listens, and the socket that keeps it free of others: it is bound and does not listen.
+pub(crate) fn nobody() -> (TcpSocket, String) {
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = format!("http://{}", held.local_addr().unwrap());
+    (held, address)
 }
 
 /// The exit code; a panic with everything it said if a signal ended it.

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 use super::schema::unavailable;
 use crate::contract::JobId;
@@ -44,17 +44,24 @@ impl Filter {
             || places(id).all(|(word, bit)| self.words[word].load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Fills in what is in the index. The filter must have been in use before the first statement of this scan, so that
-    /// what is indexed meanwhile is added by whoever indexes it.
-    pub(super) fn scan(&self, conn: &Connection) -> Result<(), BrokerError> {
+    /// Fills in up to `limit` ids of the index that are greater than `after`, and answers the last of them; `None` once there
+    /// is no more. The filter must have been in use before the first statement of the first call, so that what is indexed
+    /// meanwhile is added by whoever indexes it.
+    pub(super) fn scan(&self, conn: &Connection, after: JobId, limit: u32) -> Result<Option<JobId>, BrokerError> {
         let sql = |e| unavailable(e, "scan ids");
-        let mut query = conn.prepare("SELECT id FROM ids").map_err(sql)?;
-        let mut rows = query.query([]).map_err(sql)?;
+        let mut query = conn.prepare_cached("SELECT id FROM ids WHERE id > ?1 ORDER BY id LIMIT ?2").map_err(sql)?;
+        let mut rows = query.query(params![after.as_bytes(), limit]).map_err(sql)?;
+        let (mut last, mut found) = (after, 0);
         while let Some(row) = rows.next().map_err(sql)? {
-            self.add(JobId::from_bytes(row.get(0).map_err(sql)?));
+            last = JobId::from_bytes(row.get(0).map_err(sql)?);
+            self.add(last);
+            found += 1;
         }
-        self.complete.store(true, Ordering::Release);
-        Ok(())
+        if found < limit {
+            self.complete.store(true, Ordering::Release);
+            return Ok(None);
+        }
+        Ok(Some(last))
     }
 }
 

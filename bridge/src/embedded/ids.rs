@@ -189,8 +189,12 @@ impl Ids {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::poll;
+    use tokio::sync::Semaphore;
+
     use super::*;
-    use crate::embedded::schema;
+    use crate::embedded::shared::Shared;
+    use crate::embedded::{READERS_MAX, SCAN_MAX, scan_ids, schema};
 
     /// A job row with nothing in it but its id.
     fn add_row(conn: &Connection, id: JobId, seq: i64) {
@@ -234,7 +238,7 @@ mod tests {
             }
             if seq == 3_100 {
                 // Anywhere: from here on the filter counts.
-                recent.indexed.scan(&conn).unwrap();
+                assert_eq!(recent.indexed.scan(&conn, JobId::from_bytes([0; 16]), 1_000_000).unwrap(), None);
                 assert!(!recent.indexed.may_contain(id(-1)));
             }
             if seq == 1_150 || seq == 2_900 {
@@ -251,5 +255,33 @@ mod tests {
         assert_eq!(conn.query_row(orphans, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
         let indexed: i64 = conn.query_row("SELECT count(*) FROM ids", [], |row| row.get(0)).unwrap();
         assert!(indexed > 2_000 && recent.change(|ids| ids.len()) < 2_000, "{indexed} indexed");
+    }
+
+    #[tokio::test]
+    async fn the_scan_of_ids_reads_in_its_turn_and_lets_an_erasure_in_between() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("relay.db");
+        let conn = schema::open(Some(&path)).unwrap().connection;
+        let ids = i64::from(SCAN_MAX) + 1;
+        conn.execute_batch("BEGIN").unwrap();
+        for seq in 1..=ids {
+            conn.execute("INSERT INTO ids(id, seq) VALUES(?1, ?2)", params![id(seq).as_bytes(), seq]).unwrap();
+        }
+        conn.execute_batch("COMMIT").unwrap();
+        let (shared, reading) = (Arc::new(Shared::default()), Arc::new(Semaphore::new(READERS_MAX as usize)));
+        let mut scan = std::pin::pin!(scan_ids(path, Arc::clone(&shared), Arc::clone(&reading)));
+        let is_complete = || !shared.recent.indexed.may_contain(id(-1));
+
+        let erasure = reading.acquire_many(READERS_MAX).await.unwrap();
+        assert!(poll!(&mut scan).is_pending(), "it reads while an erasure empties the log");
+        let mut next_erasure = std::pin::pin!(reading.acquire_many(READERS_MAX));
+        assert!(poll!(&mut next_erasure).is_pending());
+        drop(erasure);
+        assert!(poll!(&mut scan).is_pending(), "an erasure waits for the whole scan");
+        let next_erasure = next_erasure.await.unwrap();
+        assert!(!is_complete());
+        drop(next_erasure);
+        scan.await;
+        assert!(is_complete() && (1..=ids).all(|known| shared.recent.indexed.may_contain(id(known))));
     }
 }

@@ -1,8 +1,8 @@
 //! The marker beside a store's file: which store was here last, and whether its write-ahead log may be missing.
 //!
 //! To SQLite a file without its log, an older copy, or an empty file in its place is a database as good as any, and to
-//! open it would lose accepted jobs without a word. So a store counts its openings, in itself and in its marker. The
-//! marker is written when a store was opened and when it was closed, never for a commit.
+//! open it would lose accepted jobs without a word. So a store has a number, in itself and in its marker, which only grows:
+//! when the store is opened, when it is closed, and now and then in between (see `numbers`), never for each commit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -16,63 +16,104 @@ use super::schema::{log_id, unavailable};
 use crate::contract::LogId;
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// The key of the number of openings in the store.
-const OPENINGS: &str = "openings";
+/// The key of the number in the store, called after what raised it first.
+const NUMBER: &str = "openings";
 
 /// The marker of one store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
     store: String,
-    openings: u64,
+    #[serde(rename = "openings")]
+    number: u64,
     /// Whether everything is in the file: its log may be missing.
     clean: bool,
+    /// While another store is put in the place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restoring: Option<Restoring>,
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Restoring {
+    /// The store that was there is being moved away.
+    Moving,
+    /// Nothing of it is left: what is there, if anything, is the copy.
+    Placing,
 }
 
 impl Marker {
     /// The marker of a store that was not opened yet.
     pub(super) fn of_new(log: LogId) -> Self {
-        Self { store: name(log), openings: 0, clean: true }
+        Self { store: name(log), number: 0, clean: true, restoring: None }
+    }
+
+    /// The marker of a place that is refused until the restore is done.
+    pub(super) fn while_restoring(&self, restoring: Restoring) -> Self {
+        Self { restoring: Some(restoring), ..self.clone() }
+    }
+
+    /// How far a restore came that was interrupted, if one was.
+    pub(super) fn restoring(path: &Path) -> Result<Option<Restoring>, BrokerError> {
+        Ok(Self::read(path)?.and_then(|marker| marker.restoring))
     }
 
     /// The marker beside the store at `path`, if there is one, after a look at the files that it speaks of.
     pub(super) fn beside(path: &Path) -> Result<Option<Self>, BrokerError> {
+        let marker = Self::read(path)?;
+        marker.as_ref().map_or(Ok(()), |marker| marker.finds_files(path))?;
+        Ok(marker)
+    }
+
+    fn read(path: &Path) -> Result<Option<Self>, BrokerError> {
         let text = match std::fs::read(place(path)) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(path, error)),
         };
-        let marker: Self = serde_json::from_slice(&text)
-            .map_err(|error| refused(path, "has a marker beside it that is damaged").with_source(error))?;
-        marker.finds_files(path)?;
-        Ok(Some(marker))
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| refused(path, "has a marker beside it that is damaged").with_source(error))
     }
 
     /// Refuses a file or a log that was here and is gone.
     pub(super) fn finds_files(&self, path: &Path) -> Result<(), BrokerError> {
+        if self.restoring.is_some() {
+            let folder = folder_of(path).display();
+            let why = format!(
+                "{} is the place of a restore that was interrupted: repeat `relay store restore FILE --data {folder}`; \
+                 what was there is kept, in part perhaps in {}.replaced",
+                path.display(),
+                path.display()
+            );
+            return Err(BrokerError::new(BrokerErrorKind::StateConflict, "open store", why));
+        }
         if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
             return Err(refused(path, "is gone or empty, and a store was there"));
         }
-        if !self.clean && !PathBuf::from(format!("{}-wal", path.display())).exists() {
-            return Err(refused(path, "has lost its write-ahead log (`-wal`), which held accepted jobs"));
+        if !self.clean && !log_exists(path) {
+            let why = "has lost its write-ahead log (`-wal`), which held accepted jobs (if another program or an older \
+                       relay had it open since, nothing is lost: restore this file)";
+            return Err(refused(path, why));
         }
         Ok(())
     }
 
     /// Refuses a store that is not the one that was here last. One that never had a marker may have none.
     pub(super) fn admits(found: Option<&Self>, path: &Path, conn: &Connection) -> Result<(), BrokerError> {
-        let openings = openings(conn)?;
+        let number = number(conn)?;
         let why = match found {
-            None if openings.is_some() => "is a copy: the marker of a store is not beside it",
+            None if number.is_some() => "is a copy: the marker of a store is not beside it",
             Some(marker) if marker.store != name(log_id(conn, &path.display().to_string())?) => {
                 "is another store than the one that was there"
             }
-            Some(marker) if openings.unwrap_or(0) < marker.openings => "is older than the store that was there",
+            Some(marker) if number.unwrap_or(0) < marker.number => "is older than the store that was there",
             _ => return Ok(()),
         };
         Err(refused(path, why))
     }
 
-    /// Counts an opening, in the store and then in the marker: a store is never behind its marker.
+    /// Raises the number for an opening, in the store and then in the marker: a store is never behind its marker.
     pub(super) fn opened(found: Option<Self>, path: &Path, conn: &Connection, log: LogId) -> Result<Self, BrokerError> {
         let before = match found {
             Some(marker) => marker,
@@ -82,12 +123,19 @@ impl Marker {
                 marker
             }
         };
-        let next = openings(conn)?.unwrap_or(before.openings) + 1;
-        conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![OPENINGS, next.to_be_bytes()])
-            .map_err(|e| unavailable(e, "open store"))?;
-        let marker = Self { openings: next, clean: false, ..before };
+        let number = number(conn)?.unwrap_or(0).max(before.number);
+        let marker = Self { number, clean: false, ..Self::of_new(log) }.raised(conn)?;
         marker.write(path)?;
         Ok(marker)
+    }
+
+    /// Raises the number in the store. This is the marker to write once that is committed.
+    pub(super) fn raised(&self, conn: &Connection) -> Result<Self, BrokerError> {
+        let number = self.number + 1;
+        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![NUMBER, number.to_be_bytes()]))
+            .map_err(|e| unavailable(e, "number store"))?;
+        Ok(Self { number, ..self.clone() })
     }
 
     /// Notes that the log was copied into the file.
@@ -107,22 +155,36 @@ impl Marker {
     }
 }
 
+/// Whether the store at `path` lost a log that its marker needs. Never true of a store that relay has open: between two looks at
+/// the log it may have been closed or opened.
+pub(super) fn lost_log(path: &Path) -> bool {
+    let needed = || matches!(Marker::read(path), Ok(Some(Marker { clean: false, .. })));
+    !log_exists(path) && needed() && !log_exists(path)
+}
+
+fn log_exists(path: &Path) -> bool {
+    PathBuf::from(format!("{}-wal", path.display())).exists()
+}
+
 /// Makes what was renamed in the folder of `path` outlast a loss of power.
 pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder_of(path))?.sync_all()
 }
 
-/// Forgets the openings of a copy that takes a store's place.
-pub(super) fn forget_openings(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute("DELETE FROM meta WHERE key = ?1", [OPENINGS]).map(drop)
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// How often the store was opened; `None` if it never had a marker.
-fn openings(conn: &Connection) -> Result<Option<u64>, BrokerError> {
-    conn.query_row("SELECT value FROM meta WHERE key = ?1", [OPENINGS], |row| row.get(0))
+/// Forgets the number of a copy that takes a store's place.
+pub(super) fn forget_number(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM meta WHERE key = ?1", [NUMBER]).map(drop)
+}
+
+/// The number in the store; `None` if it never had a marker.
+fn number(conn: &Connection) -> Result<Option<u64>, BrokerError> {
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [NUMBER], |row| row.get(0))
         .optional()
-        .map(|openings| openings.map(u64::from_be_bytes))
+        .map(|number| number.map(u64::from_be_bytes))
         .map_err(|e| unavailable(e, "open store"))
 }
 
@@ -139,8 +201,8 @@ fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) ->
     BrokerError::new(BrokerErrorKind::Unavailable, "open store", why).with_source(error)
 }
 
-fn refused(path: &Path, why: &str) -> BrokerError {
-    let folder = path.parent().unwrap_or(Path::new("")).display();
+pub(super) fn refused(path: &Path, why: &str) -> BrokerError {
+    let folder = folder_of(path).display();
     let what_to_do = format!(
         "put the store back with its `-wal` and `.marker`, or go on with a backup or with this file by `relay store \
          restore FILE --data {folder}`, which loses what was accepted since"

@@ -4,12 +4,13 @@
 //!
 //! # Layout
 //!
-//! - `schema`: the file, its lock, its versions, its tables; `marker`: whether it is the file that was there last.
+//! - `schema`: the file, its lock, its versions, its tables; `marker` with `numbers`: whether it is the file that was there
+//!   last.
 //! - `writer`: the thread that commits; `state` with `lines`: what it keeps in memory; `load`: how that is made from
 //!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
 //! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
-//! - [`store`]: check, statistics and backup of a file.
+//! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
 //! # What repairs a crash
 //!
@@ -27,7 +28,9 @@ mod list;
 mod load;
 mod map;
 mod marker;
+mod numbers;
 mod operator;
+mod restore;
 mod results;
 mod row;
 mod schema;
@@ -56,8 +59,8 @@ use writer::{Work, Writer, closed};
 
 use crate::broker::{Broker, Capabilities, Durability};
 use crate::clock::Clock;
-use crate::contract::LogId;
 use crate::contract::envelope::WireVersion;
+use crate::contract::{JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::Leasing;
 use crate::newer_jobs::NewerJobs;
@@ -66,6 +69,8 @@ use crate::newer_jobs::NewerJobs;
 pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
 /// How many connections read at once.
 const READERS_MAX: u32 = 4;
+/// How many ids the scan at the start reads at once: some milliseconds.
+const SCAN_MAX: u32 = 4 * 1024;
 /// How long an erasure waits for readers of the log in other processes, and how often it looks.
 const FORGET_WITHIN: Duration = Duration::from_secs(5);
 const FORGET_AGAIN: Duration = Duration::from_millis(50);
@@ -137,8 +142,9 @@ impl Embedded {
         });
         let mut threads = vec![thread("relay-store", writer.run(work))?];
         let (closing, _) = watch::channel(false);
+        let reading = Arc::new(Semaphore::new(READERS_MAX as usize));
         if let Some(path) = path.clone() {
-            threads.push(thread("relay-ids", scan_ids(path, Arc::clone(&shared)))?);
+            threads.push(thread("relay-ids", scan_ids(path, Arc::clone(&shared), Arc::clone(&reading)))?);
         }
         let inner = Arc::new(Inner {
             inbox: Mutex::new(Some(inbox)),
@@ -147,7 +153,7 @@ impl Embedded {
             log,
             path,
             readers: Mutex::default(),
-            reading: Arc::new(Semaphore::new(READERS_MAX as usize)),
+            reading,
             closing,
             threads: Mutex::new(threads),
             lock: Mutex::new(opened.lock),
@@ -268,8 +274,8 @@ impl Embedded {
             drop(none_reads);
             let now = self.clock().monotonic();
             if now >= until {
-                let why = "the job is erased, but another process, such as a backup, reads the store, and its write-ahead \
-                           log still has the bytes: retry when that has ended, which is safe and completes it";
+                let why = "the job is erased, but its bytes are in the write-ahead log still, which somebody reads for long, \
+                           perhaps a backup: retry when that has ended, which is safe and completes it";
                 return Err(BrokerError::new(BrokerErrorKind::Unavailable, "erase", why));
             }
             self.clock().sleep_until(now + FORGET_AGAIN).await;
@@ -318,9 +324,21 @@ fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> Result
     std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work)).map_err(failed)
 }
 
-/// Fills the filter of ids beside the writer. Nothing is wrong without it, only slower.
-async fn scan_ids(path: PathBuf, shared: Arc<Shared>) {
-    let scanned = schema::open_reader(&path).and_then(|reader| shared.recent.indexed.scan(&reader));
+/// Fills the filter of ids beside the writer. Nothing is wrong without it, only slower. Like every reader it has a permit while
+/// it reads, and gives it back after [`SCAN_MAX`] ids: an erasure must not wait for the whole of a large store.
+async fn scan_ids(path: PathBuf, shared: Arc<Shared>, reading: Arc<Semaphore>) {
+    let scan = async {
+        let mut after = JobId::from_bytes([0; 16]);
+        let reader = schema::open_reader(&path)?;
+        loop {
+            let permit = reading.acquire().await.map_err(|_| closed())?;
+            let last = shared.recent.indexed.scan(&reader, after, SCAN_MAX)?;
+            drop(permit);
+            let Some(last) = last else { return Ok(()) };
+            after = last;
+        }
+    };
+    let scanned: Result<(), BrokerError> = scan.await;
     if let Err(failure) = scanned {
         tracing::warn!(error = %failure, "ids could not be scanned: every new id is looked up");
     }

@@ -3,6 +3,7 @@
 //! `user_version` is `major * 1000 + minor`. A minor version is additive and the release before opens it; a newer
 //! major version is refused.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
-use super::marker::Marker;
+use super::marker::{self, Marker};
 use crate::contract::LogId;
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -128,8 +129,11 @@ fn connect(path: &Path, marker: Option<&Marker>) -> Result<(Connection, LogId), 
     let shown = path.display().to_string();
     let connection = Connection::open(path).map_err(|e| explain(e, &shown))?;
     keep_log(&connection, true).map_err(|e| explain(e, &shown))?;
-    if check_version(&connection, &shown)?.is_some() {
-        Marker::admits(marker, path, &connection)?;
+    match (check_version(&connection, &shown)?, marker) {
+        (Some(_), marker) => Marker::admits(marker, path, &connection)?,
+        // Tables are committed before the first marker is written.
+        (None, Some(_)) => return Err(marker::refused(path, "holds no store, and one was there")),
+        (None, None) => {}
     }
     let log = initialise(&connection, &shown)?;
     Ok((connection, log))
@@ -151,9 +155,26 @@ pub(super) fn reconnect(path: &Path, log: LogId) -> Result<Connection, BrokerErr
 
 /// A connection that only reads, for queries beside the writer.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, BrokerError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    reader(path, path.as_os_str(), OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+/// A connection that reads the file at `path` as it is, and makes no log beside it where there is none.
+pub(super) fn open_without_log(path: &Path) -> Result<Connection, BrokerError> {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            _ => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    reader(path, uri.as_ref(), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI)
+}
+
+fn reader(path: &Path, name: &OsStr, flags: OpenFlags) -> Result<Connection, BrokerError> {
     let shown = path.display().to_string();
-    let connection = Connection::open_with_flags(path, flags).map_err(|e| explain(e, &shown))?;
+    let connection = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX);
+    let connection = connection.map_err(|e| explain(e, &shown))?;
     check_version(&connection, &shown)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB).map_err(|e| explain(e, &shown))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| explain(e, &shown))?;

@@ -1,14 +1,14 @@
 //! `relay store`: looks at a store's file from outside, also while relay has it open.
 
-use std::io::ErrorKind::NotFound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
-use super::marker::{Marker, forget_openings, sync_folder};
-use super::schema::{self, log_id, new_log_id, open_reader, unavailable};
+use super::marker::lost_log;
+pub use super::restore::restore;
+use super::schema::{self, new_log_id, open_reader, open_without_log, unavailable};
 use crate::contract::Job;
 use crate::contract::envelope::{EnvelopeError, decode_dead_letter, decode_job, decode_result};
 use crate::error::{BrokerError, BrokerErrorKind};
@@ -110,6 +110,9 @@ pub fn check(path: &Path) -> Result<CheckReport, BrokerError> {
         rows.and_then(Iterator::collect).map_err(sql)?
     };
     problems.retain(|line| line != "ok");
+    if lost_log(path) {
+        problems.insert(0, "the write-ahead log (`-wal`), which held accepted jobs, is gone".to_owned());
+    }
     // One snapshot for all rules: relay may be writing.
     conn.execute_batch("BEGIN").map_err(sql)?;
     let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
@@ -153,7 +156,10 @@ fn damaged_envelopes(conn: &Connection) -> Result<Vec<String>, BrokerError> {
         ("dead letters that can't be read", count(letters, |letter, _| unread(decode_dead_letter(&letter)))?),
         (
             "dead letters whose payload is not the one that was accepted",
-            count(letters, |letter, _| decode_dead_letter(&letter).is_ok_and(|letter| changed(&letter.job)))?,
+            // Earlier releases kept letters without the payload, of finished jobs without a key.
+            count(letters, |letter, _| {
+                decode_dead_letter(&letter).is_ok_and(|letter| !letter.job.payload.is_empty() && changed(&letter.job))
+            })?,
         ),
     ];
     Ok(found.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect())
@@ -224,46 +230,8 @@ pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
     Ok(std::fs::metadata(to).map_or(0, |metadata| metadata.len()))
 }
 
-/// Puts a copy of `from`, a backup or any other file of a store, at `to`, where relay opens it; `from` may be the file at
-/// `to` itself. The file that is there is kept as `to` with `.replaced` behind its name. The store has a log id of its own then, as
-/// a backup has. Answers its size in bytes.
-///
-/// # Errors
-/// As for opening the store; `StateConflict` if something was replaced before and is still there.
-pub fn restore(from: &Path, to: &Path) -> Result<u64, BrokerError> {
-    let sql = |e| unavailable(e, "restore");
-    let lock = schema::lock(to)?;
-    let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", to.display()));
-    let moves = [(to.to_owned(), beside(".replaced")), (beside("-wal"), beside(".replaced-wal"))];
-    if let Some((_, left)) = moves.iter().find(|(_, left)| left.exists()) {
-        let why = format!("{} is what an earlier restore replaced: move it away first", left.display());
-        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "restore", why));
-    }
-    let partial = beside(".partial");
-    let copy = copy(from, &partial)?;
-    forget_openings(&copy).map_err(sql)?;
-    let log = log_id(&copy, &partial.display().to_string())?;
-    copy.close().map_err(|(_, e)| sql(e))?;
-    let failed = |e: std::io::Error| {
-        let why = format!("can't put {} at {}: {e}: repeat it", from.display(), to.display());
-        BrokerError::new(BrokerErrorKind::Unavailable, "restore", why).with_source(e)
-    };
-    std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
-    for (from, to) in moves.iter().filter(|(from, _)| from.exists()) {
-        std::fs::rename(from, to).map_err(failed)?;
-    }
-    // The index of a log that is gone.
-    std::fs::remove_file(beside("-shm"))
-        .or_else(|e| if e.kind() == NotFound { Ok(()) } else { Err(e) })
-        .map_err(failed)?;
-    Marker::of_new(log).write(to)?;
-    std::fs::rename(&partial, to).and_then(|()| sync_folder(to)).map_err(failed)?;
-    drop(lock);
-    Ok(std::fs::metadata(to).map_or(0, |metadata| metadata.len()))
-}
-
 /// A consistent copy of the store at `path`, in a new file, with a log id of its own.
-fn copy(path: &Path, partial: &Path) -> Result<Connection, BrokerError> {
+pub(super) fn copy(path: &Path, partial: &Path) -> Result<Connection, BrokerError> {
     let sql = |e| unavailable(e, "copy store");
     let conn = existing(path)?;
     if partial.exists() {
@@ -282,7 +250,8 @@ fn existing(path: &Path) -> Result<Connection, BrokerError> {
             format!("there is no store at {}: name the folder that `relay serve --data` was given", path.display());
         return Err(BrokerError::new(BrokerErrorKind::NotFound, "open store", why));
     }
-    let conn = open_reader(path)?;
+    // To open a file whose log is gone makes an empty one, and the loss would not be noticed any more.
+    let conn = if lost_log(path) { open_without_log(path)? } else { open_reader(path)? };
     let tables: i64 = conn
         .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'", [], |row| row.get(0))
         .map_err(|e| schema::unavailable(e, "open store"))?;

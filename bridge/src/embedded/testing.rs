@@ -1,6 +1,7 @@
 //! A store for tests of what is inside, whose writes can be made to fail.
 
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use super::{Embedded, EmbeddedConfig};
 use crate::clock::Clock;
 use crate::contract::result::End;
 use crate::contract::{Job, JobResult, Submission, Timestamp};
+use crate::error::BrokerError;
 use crate::leasing::{Delivery, LeaseRequest, Leasing as _};
 use crate::policy::QueuePolicy;
 
@@ -30,18 +32,7 @@ impl Store {
     }
 
     pub(super) fn job(&self, client: &str, key: Option<&str>, bytes: usize) -> Job {
-        let submission = Submission {
-            client: client.parse().unwrap(),
-            queue: "work".parse().unwrap(),
-            key: key.map(|key| key.parse().unwrap()),
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: Bytes::from(vec![b'x'; bytes]),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        submission.accept(&QueuePolicy::default(), self.clock.now())
+        job_at(&self.clock, client, key, bytes)
     }
 
     pub(super) async fn submit(&self, client: &str) -> Job {
@@ -90,11 +81,15 @@ impl Store {
     /// Awaits calls that the writer finds in one batch.
     pub(super) async fn in_one_batch<T>(&self, calls: impl Future<Output = T>) -> T {
         let (free, busy) = std::sync::mpsc::channel::<()>();
+        let (begun, waits) = tokio::sync::oneshot::channel();
         let wait = move |_: &mut Writer| {
+            begun.send(()).unwrap();
             busy.recv().unwrap();
             None
         };
         self.store.inbox().unwrap().send(Box::new(wait)).await.unwrap();
+        // Or it might find some of them beside what it waits in, and the others later.
+        waits.await.unwrap();
         // Each of the calls sends what it wants when it is polled first.
         tokio::join!(calls, async { free.send(()).unwrap() }).0
     }
@@ -132,4 +127,31 @@ pub(super) fn request(max: u32) -> LeaseRequest {
         max: NonZeroU32::new(max).unwrap(),
         wait: Duration::ZERO,
     }
+}
+
+/// The store at `path`, with the queue `work`.
+pub(super) async fn open_file(path: &Path) -> Result<Embedded, BrokerError> {
+    let store = Embedded::open(EmbeddedConfig { path: Some(path.to_owned()), ..Default::default() }).await?;
+    store.broker().policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await?;
+    Ok(store)
+}
+
+/// Has a job accepted, of the client `alice`.
+pub(super) async fn submit_to(store: &Embedded, key: &str) {
+    store.broker().jobs.enqueue(job_at(store.clock(), "alice", Some(key), 10)).await.unwrap();
+}
+
+fn job_at(clock: &Clock, client: &str, key: Option<&str>, bytes: usize) -> Job {
+    let submission = Submission {
+        client: client.parse().unwrap(),
+        queue: "work".parse().unwrap(),
+        key: key.map(|key| key.parse().unwrap()),
+        content_type: "text/plain".to_owned(),
+        content_encoding: None,
+        headers: Default::default(),
+        payload: Bytes::from(vec![b'x'; bytes]),
+        delay: Duration::ZERO,
+        expires_in: None,
+    };
+    submission.accept(&QueuePolicy::default(), clock.now())
 }

@@ -190,7 +190,8 @@ impl Writer {
         {
             self.keep_letter(&letter)?;
         }
-        self.finish(&row, &ending.result, ending.takes_letter)?;
+        // Also after one attempt, whose handler may have run twice: to look for a letter costs nothing here.
+        self.finish(&row, &ending.result, !ending.keeps_letter)?;
         self.done.judged.push(Verdict::Do(ending));
         Ok(Recorded::First)
     }

@@ -19,6 +19,7 @@ use tracing::{error, warn};
 
 use super::dispatch::Pending;
 use super::marker::Marker;
+use super::numbers::Numbers;
 use super::row::JobRow;
 use super::schema;
 use super::shared::Shared;
@@ -98,8 +99,7 @@ pub(super) struct Writer {
     pub(super) abandoned: Vec<Receipt>,
     shared: Arc<Shared>,
     path: Option<PathBuf>,
-    /// Beside the file, if it is one.
-    marker: Option<Marker>,
+    numbers: Numbers,
     in_transaction: bool,
     /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
     failed: bool,
@@ -125,6 +125,7 @@ impl Writer {
     ) -> Result<Self, BrokerError> {
         let (conn, log, marker) = opened;
         let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
+        let numbers = Numbers::new(path.clone(), marker, clock.monotonic());
         Ok(Self {
             conn,
             state,
@@ -139,7 +140,7 @@ impl Writer {
             abandoned: Vec::new(),
             shared,
             path,
-            marker,
+            numbers,
             in_transaction: false,
             failed: false,
             broken: false,
@@ -164,6 +165,7 @@ impl Writer {
             }
             self.step(&mut batch, &mut inbox);
         }
+        self.numbers.written().await;
         self.empty_log();
     }
 
@@ -344,7 +346,8 @@ impl Writer {
         if !self.failed {
             let last = self.state.last_seq();
             let indexed = self.state.ids.write_some(&self.conn, operations, last);
-            if let Err(failure) = indexed.and_then(|()| self.state.save(&self.conn)) {
+            let saved = indexed.and_then(|()| self.state.save(&self.conn));
+            if let Err(failure) = saved.and_then(|()| self.numbers.raise_if_due(&self.conn, self.clock.monotonic())) {
                 error!(error = %failure, source = ?std::error::Error::source(&failure).map(ToString::to_string), "counters could not be saved");
                 self.failed = true;
             }
@@ -359,6 +362,7 @@ impl Writer {
             self.shared.commits.operations.add(operations as u64);
             self.shared.commits.micros.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
             self.state.ids.committed();
+            self.numbers.committed(self.clock.monotonic());
             return Ok(());
         };
         // Without space the record that makes the transaction one was not written: nothing took effect.
@@ -411,7 +415,7 @@ impl Writer {
         if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
             warn!("the old connection holds a transaction that can't be rolled back");
         }
-        let there = self.marker.as_ref().map_or(Ok(()), |marker| marker.finds_files(&path));
+        let there = self.numbers.marker().map_or(Ok(()), |marker| marker.finds_files(&path));
         let opened = there
             .and_then(|()| schema::reconnect(&path, self.log))
             .and_then(|conn| Ok((self.load_again(&conn)?, conn)));
@@ -441,12 +445,15 @@ impl Writer {
     }
 
     /// Copies what is left of the log into the file, at the end.
-    fn empty_log(&self) {
+    fn empty_log(&mut self) {
         if let Some(path) = self.path.as_ref().filter(|_| !self.in_transaction) {
+            if let Err(failure) = self.numbers.raise_last(&self.conn) {
+                warn!(error = %failure, "the store has no new number: an older copy of it may not be noticed");
+            }
             // A long reader, such as a backup, must not hold up the end: the log then stays, and is read at the next start.
             let emptied = self.truncate_log(CHECKPOINT_WAIT);
             let done = emptied.map_err(|e| schema::unavailable(e, "close store")).and_then(|emptied| {
-                let Some(marker) = self.marker.as_ref().filter(|_| emptied) else { return Ok(()) };
+                let Some(marker) = self.numbers.marker().filter(|_| emptied) else { return Ok(()) };
                 marker.closed(path)?;
                 schema::keep_log(&self.conn, false).map_err(|e| schema::unavailable(e, "close store"))
             });

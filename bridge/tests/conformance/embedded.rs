@@ -83,11 +83,12 @@ impl relay_bridge::conformance::Fixture for Fixture {
             *crashes += 1;
             (folder.file(*crashes - 1), folder.file(*crashes))
         };
+        // The marker before both, because no store is behind its marker.
+        let marker = |path: &PathBuf| path.with_extension("db.marker");
+        std::fs::copy(marker(&before), marker(&after)).unwrap();
         let log = |path: &PathBuf| path.with_extension("db-wal");
         std::fs::copy(&before, &after).unwrap();
         std::fs::copy(log(&before), log(&after)).unwrap();
-        let marker = |path: &PathBuf| path.with_extension("db.marker");
-        std::fs::copy(marker(&before), marker(&after)).unwrap();
         let reopened = open(&self.clock, Some(after)).await;
         let crashed = std::mem::replace(&mut *self.store.lock().unwrap(), reopened);
         crashed.close().await;

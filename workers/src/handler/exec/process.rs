@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::environment;
-use super::guard::{Guard, Guarded};
+use super::guard::{Guard, Guarded, LOOK_AGAIN_AFTER};
 use super::streams::{Capped, Overflow, Tail};
 use super::{Context, ExecConfig};
 
@@ -58,7 +58,7 @@ pub(super) async fn run(start: Start<'_>, payload: &[u8], stdout_max: usize, con
     let config = start.config;
     let mut stdout = Capped::new(stdout_max);
     let mut stderr = Tail::new(config.stderr_max);
-    let end = match start_guarded(start) {
+    let end = match start_guarded(start).await {
         Ok((child, group)) => {
             context.started();
             let running = (child, group);
@@ -71,13 +71,16 @@ pub(super) async fn run(start: Start<'_>, payload: &[u8], stdout_max: usize, con
 
 /// The guard hears of the start before it is made, and of the group right after: a worker that is killed in between
 /// leaves nothing behind either.
-fn start_guarded(start: Start<'_>) -> Result<(Child, Group), End> {
+async fn start_guarded(start: Start<'_>) -> Result<(Child, Group), End> {
     let Start { config, guard, mut environment } = start;
     let mut guarded = guard.map(|guard| guard.announce()).transpose().map_err(End::NotStarted)?;
     if let Some(guarded) = &guarded {
         environment.push(guarded.mark());
     }
-    let child = spawn(config, environment).map_err(|error| failed(error, guarded.as_ref()))?;
+    let child = match spawn(config, environment) {
+        Ok(child) => child,
+        Err(error) => return Err(failed(error, guarded.as_ref(), pause_a_moment).await),
+    };
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     if let Some((guarded, group)) = guarded.as_mut().zip(group) {
         guarded.started(group);
@@ -86,9 +89,17 @@ fn start_guarded(start: Start<'_>) -> Result<(Child, Group), End> {
 }
 
 /// A start that failed. It may have failed after the command had begun, when its pipes could not be watched: then the command
-/// is killed, and has had its attempt.
-fn failed(error: io::Error, guarded: Option<&Guarded>) -> End {
-    if guarded.is_some_and(Guarded::kill) { End::Unknown(error) } else { End::NotStarted(error) }
+/// is killed, and has had its attempt. `pause` passes the time between two looks for it.
+async fn failed(error: io::Error, guarded: Option<&Guarded>, pause: impl AsyncFn()) -> End {
+    let begun = match guarded {
+        Some(guarded) => guarded.kill(pause).await,
+        None => false,
+    };
+    if begun { End::Unknown(error) } else { End::NotStarted(error) }
+}
+
+async fn pause_a_moment() {
+    sleep(LOOK_AGAIN_AFTER).await;
 }
 
 fn spawn(config: &ExecConfig, variables: Vec<(OsString, OsString)>) -> io::Result<Child> {
@@ -227,19 +238,47 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_command_whose_start_failed_after_it_began_is_killed_and_has_had_its_attempt() {
+    fn error() -> io::Error {
+        io::Error::from(io::ErrorKind::StorageFull)
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_start_failed_after_it_began_is_killed_and_has_had_its_attempt() {
         let guard = Arc::new(Guard::new("cat", [""; 0]));
-        let error = || io::Error::from(io::ErrorKind::StorageFull);
         let guarded = guard.announce().unwrap();
         let (name, value) = guarded.mark();
         let mut command = std::process::Command::new("sleep");
         let mut begun = command.arg("600").env(name, value).process_group(0).spawn().unwrap();
-        assert!(matches!(failed(error(), Some(&guarded)), End::Unknown(_)));
+        assert!(matches!(failed(error(), Some(&guarded), pause_a_moment).await, End::Unknown(_)));
         assert_eq!(begun.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
 
         let other = guard.announce().unwrap();
-        assert!(matches!(failed(error(), Some(&other)), End::NotStarted(_)), "nothing had begun");
-        assert!(matches!(failed(error(), None), End::NotStarted(_)));
+        assert!(matches!(failed(error(), Some(&other), pause_a_moment).await, End::NotStarted(_)), "nothing had begun");
+        assert!(matches!(failed(error(), None, pause_a_moment).await, End::NotStarted(_)));
+    }
+
+    /// The shell has an empty environment until it is told to become the command, as a command has for a moment after its
+    /// start.
+    #[tokio::test]
+    async fn a_command_that_shows_its_environment_late_is_found_after_a_start_that_failed() {
+        let guard = Arc::new(Guard::new("cat", [""; 0]));
+        let guarded = guard.announce().unwrap();
+        let (name, value) = guarded.mark();
+        let becomes = format!("read _; export {}={}; exec sleep 600", name.display(), value.display());
+        let mut shell = std::process::Command::new("/bin/sh");
+        let mut begun =
+            shell.args(["-c", &becomes]).env_clear().stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        let environment = format!("/proc/{}/environ", begun.id());
+        let go = std::cell::RefCell::new(begun.stdin.take());
+        let shown = async || {
+            drop(go.take());
+            while std::fs::read(&environment).unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let end = failed(error(), Some(&guarded), shown).await;
+        begun.kill().unwrap();
+        assert!(matches!(end, End::Unknown(_)), "{end:?}");
+        begun.wait().unwrap();
     }
 }

@@ -42,7 +42,7 @@ use relay_bridge::rules::record::CONTENT_TYPE_BYTES_MAX;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::address::{Guarded, REFUSED, refused_host};
 use self::status::Verdict;
@@ -52,6 +52,8 @@ use super::{Attempt, Context, Handler, Output, metadata};
 const EXCERPT_BYTES_MAX: usize = 2 * 1024;
 /// How much later than its longest wait for a connection a call counts as connected.
 const CONNECT_MARGIN: Duration = Duration::from_secs(1);
+/// The longest wait for a response: longer than any lease.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What a response without a content type is.
 const NO_CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -128,7 +130,6 @@ impl Http {
             .no_proxy()
             .referer(false)
             .connect_timeout(config.connect_timeout)
-            .timeout(config.timeout)
             .dns_resolver(Guarded);
         // Without TLS no roots are needed: a machine that has none can still call a local service.
         if url.scheme() == "http" {
@@ -140,32 +141,38 @@ impl Http {
 
     async fn call(&self, job: &Job, context: &Context) -> Attempt {
         let request = self.client.post(self.url.clone()).headers(headers(job, context)).body(job.payload.clone());
-        match request.send().await {
+        // Not the client's own limit, which it asks about first: where both waits are over, the one for a connection counts.
+        let until = Instant::now() + self.config.timeout.min(TIMEOUT_MAX);
+        match timeout_at(until, request.send()).await {
             // One that is answered has started, and its body may take long.
-            Ok(response) => {
+            Ok(Ok(response)) => {
                 context.started();
-                self.read(response, context).await.unwrap_or_else(|error| failed(&error))
+                self.read(response, until, context).await
             }
-            Err(error) => failed(&error),
+            Ok(Err(error)) => failed(&error),
+            Err(_) => too_late(),
         }
     }
 
-    async fn read(&self, mut response: Response, context: &Context) -> Result<Attempt, reqwest::Error> {
+    async fn read(&self, mut response: Response, until: Instant, context: &Context) -> Attempt {
         let status = response.status();
         let verdict = status::verdict(status, response.headers(), self.config.retry_after_max);
         if verdict != Verdict::Done {
-            let (excerpt, _) = body(&mut response, EXCERPT_BYTES_MAX).await.unwrap_or_default();
-            return Ok(status::refused(status, verdict, &excerpt));
+            let excerpt = timeout_at(until, body(&mut response, EXCERPT_BYTES_MAX)).await;
+            let (excerpt, _) = excerpt.ok().and_then(Result::ok).unwrap_or_default();
+            return status::refused(status, verdict, &excerpt);
         }
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type = content_type.filter(|text| text.len() <= CONTENT_TYPE_BYTES_MAX).unwrap_or(NO_CONTENT_TYPE);
         let content_type = content_type.to_owned();
         let max = usize::try_from(context.result_max).unwrap_or(usize::MAX).min(self.config.response_max);
-        let (payload, whole) = body(&mut response, max).await?;
-        if whole {
-            Ok(Attempt::Done(Output::new(content_type, payload)))
-        } else {
-            Ok(Attempt::reject("result-too-large", format!("the service answered more than {max} bytes")))
+        match timeout_at(until, body(&mut response, max)).await {
+            Ok(Ok((payload, true))) => Attempt::Done(Output::new(content_type, payload)),
+            Ok(Ok((_, false))) => {
+                Attempt::reject("result-too-large", format!("the service answered more than {max} bytes"))
+            }
+            Ok(Err(error)) => failed(&error),
+            Err(_) => too_late(),
         }
     }
 }
@@ -248,9 +255,13 @@ fn failed(error: &reqwest::Error) -> Attempt {
         return Attempt::NotStarted { failure: Failure::new("http-failed", detail) };
     }
     if error.is_timeout() {
-        return Attempt::retry("timeout", "the service did not answer in time");
+        return too_late();
     }
     Attempt::retry("http-failed", format!("the request broke off: {cause}"))
+}
+
+fn too_late() -> Attempt {
+    Attempt::retry("timeout", "the service did not answer in time")
 }
 
 #[cfg(test)]
@@ -258,6 +269,7 @@ mod tests {
     use std::sync::Arc;
 
     use futures_util::future::join_all;
+    use futures_util::poll;
     use relay_bridge::contract::{Submission, Timestamp};
     use relay_bridge::policy::QueuePolicy;
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -319,12 +331,17 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_service_that_lets_nobody_in_costs_no_attempt_however_short_the_timeout_is() {
         let (_listener, _only, url) = silent().await;
         let timeout = Duration::from_millis(200);
         let http = Http::new(HttpConfig { url, timeout, ..HttpConfig::default() }).unwrap();
-        let attempt = http.handle(&job(), &context()).await;
+        let (job, context) = (job(), context());
+        let mut attempt = http.handle(&job, &context);
+        assert!(poll!(&mut attempt).is_pending());
+        // The worker gets no processor until both waits are over: the one for a connection was over first.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let attempt = attempt.await;
         assert!(matches!(attempt, Attempt::NotStarted { .. }), "{attempt:?}");
     }
 }

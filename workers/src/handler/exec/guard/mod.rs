@@ -53,12 +53,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::Pid;
 
+use self::watch::Found;
+pub(super) use self::watch::LOOK_AGAIN_AFTER;
 pub use self::watch::serve;
 use super::environment;
 
 /// The variable by which a command is found whose group the guard was not told of. A command gets it with a value of its
 /// own.
 pub const MARK: &str = "RELAY_GUARD";
+/// How often a worker looks for the command of a start that failed: for a second, with [`LOOK_AGAIN_AFTER`] in between.
+const LOOKS_MAX: u32 = 20;
 
 /// The guard, from the worker's side. Its process is started with the first command, and ends with this value or this
 /// process.
@@ -198,8 +202,17 @@ impl Guarded {
     }
 
     /// Kills the command of a start that failed, if it runs all the same; whether it did. Without `/proc` nothing is found.
-    pub(super) fn kill(&self) -> bool {
-        watch::kill_marked(&[watch::variable(&self.guard.token, self.start)])
+    /// While a child of this process shows no environment yet, it looks again after `pause`, at most [`LOOKS_MAX`] times.
+    pub(super) async fn kill(&self, pause: impl AsyncFn()) -> bool {
+        let mark = [watch::variable(&self.guard.token, self.start)];
+        for _ in 0..LOOKS_MAX {
+            match watch::kill_marked(&mark) {
+                Found { killed: true, .. } => return true,
+                Found { unclear: false, .. } => return false,
+                Found { .. } => pause().await,
+            }
+        }
+        false
     }
 
     /// The command was started, as the leader of this group.

@@ -11,7 +11,7 @@ use super::{MARK, Said, mark};
 
 /// How long after the first look for commands without a group the second one comes: a process that becomes another program
 /// shows the environment of neither for a moment.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+pub(in super::super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Is the guard: reads from stdin what the worker says, until it is gone; kills then what is left of its commands, and
 /// returns. A program calls it first of all, while it has no other thread: what stops a worker must not stop its guard.
@@ -113,16 +113,30 @@ fn stat(process: Pid) -> Option<Vec<String>> {
     Some(fields.split_ascii_whitespace().map(ToOwned::to_owned).collect())
 }
 
-/// Kills whichever process has one of these variables in its environment, with its group if it leads one. Whether there was any.
-pub(super) fn kill_marked(marks: &[String]) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
-    let mut found = false;
+/// What a look at all processes found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// Whether there was one to kill.
+    pub(super) killed: bool,
+    /// Whether a child of this process showed no environment at all, as one does that becomes another program.
+    pub(super) unclear: bool,
+}
+
+/// Kills whichever process has one of these variables in its environment, with its group if it leads one. Without `/proc`
+/// nothing is found.
+pub(super) fn kill_marked(marks: &[String]) -> Found {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Found::default() };
+    let mut found = Found::default();
     for process in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw) {
         let Ok(environment) = std::fs::read(format!("/proc/{process}/environ")) else { continue };
+        if environment.is_empty() {
+            found.unclear |= is_live_child(process);
+            continue;
+        }
         if !environment.split(|byte| *byte == 0).any(|variable| marks.iter().any(|mark| mark.as_bytes() == variable)) {
             continue;
         }
-        found = true;
+        found.killed = true;
         let group = stat(process).and_then(|fields| fields.get(2)?.parse().ok()).map(Pid::from_raw);
         if group == Some(process) {
             killpg(process, Signal::SIGKILL).ok();
@@ -131,6 +145,13 @@ pub(super) fn kill_marked(marks: &[String]) -> bool {
         }
     }
     found
+}
+
+/// Whether this process started it, and it has not ended.
+fn is_live_child(process: Pid) -> bool {
+    let Some(fields) = stat(process) else { return false };
+    let parent = fields.get(1).and_then(|parent| parent.parse().ok());
+    parent == Some(std::process::id()) && !matches!(fields[0].as_str(), "Z" | "X")
 }
 
 #[cfg(test)]
@@ -173,7 +194,11 @@ mod tests {
         let mut late = None;
         watch(format!("token {token}\n? 1\n").as_bytes(), || {
             let mut command = Command::new("sleep");
-            late = Some(command.arg("600").env(MARK, mark(&token, 1)).process_group(0).spawn().unwrap());
+            let begun = command.arg("600").env(MARK, mark(&token, 1)).process_group(0).spawn().unwrap();
+            while std::fs::read(format!("/proc/{}/environ", begun.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            late = Some(begun);
         });
         assert_eq!(late.unwrap().wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
