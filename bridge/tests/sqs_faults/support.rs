@@ -93,7 +93,8 @@ impl Stage {
         self.job_of(key, "payload".into())
     }
 
-    fn job_of(&self, key: Option<&str>, payload: Vec<u8>) -> Job {
+    /// The same with this payload.
+    pub(crate) fn job_of(&self, key: Option<&str>, payload: Vec<u8>) -> Job {
         let submission = Submission {
             client: self.client(),
             queue: self.queue.clone(),
