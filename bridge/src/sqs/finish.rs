@@ -291,7 +291,7 @@ impl Ending {
         let result = &self.result;
         let until = self.kept_until(now);
         let mut change = "SET #result_run = :run, #result_by = :by, #result_claim = :claim, #result_size = :size, \
-                          #outcome = :outcome, #log = :log, #log_at = :now, #ended = :ended, #state = :state, \
+                          #outcome = :outcome, #log = :log, #log_at = :now, #ended = :ended, #was = #state, #state = :state, \
                           #keep = :keep, #expires = :expires"
             .to_owned();
         let mut values = Item::default()

@@ -162,6 +162,11 @@ impl Record {
         }
     }
 
+    /// Whether it was in line before the write that leased or ended it.
+    pub(super) fn was_queued(&self) -> bool {
+        self.item.get_text("was") == Some(QUEUED)
+    }
+
     pub(super) fn state(&self) -> JobState {
         match self.ended() {
             Some(outcome) => JobState::Finished(outcome),
