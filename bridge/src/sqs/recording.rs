@@ -92,9 +92,11 @@ impl Sqs {
         Ok(true)
     }
 
-    /// A run ended while it was in line: its message stays there, if it has one and nobody received it yet.
-    pub(super) fn message_left(&self, record: &Record) {
-        if record.attempt == 0 && !left_to_sweep(record.due, self.clock().now(), self.is_fifo()) {
+    /// A run ended while it was in line: its message is deleted if it is at hand; else it stays there, unless it was received
+    /// before or never sent.
+    pub(super) async fn leave_message(&self, record: &Record) {
+        let at_hand = self.delete_at_hand(record).await;
+        if !at_hand && record.attempt == 0 && !left_to_sweep(record.due, self.clock().now(), self.is_fifo()) {
             self.0.spares.change(&record.queue, 1);
         }
     }

@@ -40,7 +40,7 @@ impl Sqs {
         // Whoever ended it: this is how.
         let record = self.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
         if ended && record.was_queued() {
-            self.message_left(&record);
+            self.leave_message(&record).await;
             self.leave_line(&record.queue, client, OPERATION).await;
         }
         record.status(self.clock().now())

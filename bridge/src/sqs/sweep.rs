@@ -178,7 +178,7 @@ impl Sqs {
         if record.deadline <= now {
             let ended = self.expire(&record).await?;
             if ended.is_some() {
-                self.message_left(&record);
+                self.leave_message(&record).await;
             }
             return Ok(ended);
         }

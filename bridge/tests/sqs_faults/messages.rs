@@ -100,6 +100,30 @@ async fn a_message_of_a_run_that_ended_is_deleted_by_who_receives_it() {
 }
 
 #[tokio::test]
+async fn the_message_of_a_run_that_is_cancelled_or_expires_goes_where_a_process_has_it_at_hand() {
+    let mut stage = Stage::at_a_clock_that_is_moved().await;
+    let one_at_a_time = ClientPolicy { max_running: 1, ..ClientPolicy::default() };
+    let clients = [(stage.client(), one_at_a_time)].into();
+    let policy = QueuePolicy { lease: MINUTE * 60, job_ttl: MINUTE * 30, clients, ..stage.policy.clone() };
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    stage.policy = policy;
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(stage.submit().await);
+    }
+    let held = stage.lease(&stage.broker).await;
+    stage.assert_nothing_in_line().await;
+    jobs.retain(|job| job.id != held.job.id);
+    assert_eq!(stage.messages().await, 4, "what is at hand is in flight, and scalers count it");
+    stage.broker.jobs.cancel(&jobs[0].client, jobs[0].id).await.unwrap();
+    assert_eq!(stage.messages().await, 3);
+    stage.clock.advance(MINUTE * 30);
+    assert_eq!(stage.broker.jobs.sweep(100).await.unwrap().expired.len(), 3);
+    assert_eq!(stage.messages().await, 1, "that of the job that is held");
+    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap().waiting, 0);
+}
+
+#[tokio::test]
 async fn a_worker_that_died_before_it_deleted_its_message_leaves_nothing_that_runs_again() {
     let stage = Stage::at_a_clock_that_is_moved().await;
     stage.submit().await;
