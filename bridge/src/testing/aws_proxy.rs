@@ -20,6 +20,8 @@ pub enum AwsFault {
     LoseAnswer,
     /// It is answered with this error of AWS and takes no effect.
     Refuse(&'static str),
+    /// It is a transaction, and cancelled for this reason of its first item.
+    Cancel(&'static str),
     /// It goes on when the test says so: see [`AwsProxy::let_go`].
     Hold,
     /// The first entry of the next batch of more than one takes no effect and is answered as failed; the rest goes through.
@@ -188,8 +190,18 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         let lasts = once.is_none();
         let fault = once.or(lasting);
         match &fault {
-            Some(AwsFault::Refuse(code)) => {
-                let body = format!("{{\"__type\":\"com.amazonaws#{code}\",\"message\":\"as the test wants\"}}");
+            Some(AwsFault::Refuse(_) | AwsFault::Cancel(_)) => {
+                let (code, reason) = match &fault {
+                    Some(AwsFault::Cancel(reason)) => ("TransactionCanceledException", Some(reason)),
+                    Some(AwsFault::Refuse(code)) => (*code, None),
+                    _ => continue,
+                };
+                let body = serde_json::json!({
+                    "__type": format!("com.amazonaws#{code}"),
+                    "message": "as the test wants",
+                    "CancellationReasons": reason.map(|reason| [serde_json::json!({"Code": reason})]),
+                });
+                let body = body.to_string();
                 let answer = format!(
                     "HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-amz-json-1.0\r\nx-amzn-errortype: {code}\r\n\
                      Content-Length: {}\r\n\r\n{body}",
