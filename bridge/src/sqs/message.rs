@@ -85,18 +85,9 @@ mod tests {
     use crate::policy::QueuePolicy;
 
     fn job(bytes: usize) -> Job {
-        let submission = Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: vec![7; bytes].into(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        submission.accept(&QueuePolicy::default(), Timestamp::from_millis(1))
+        let (client, queue) = ("shop".parse().unwrap(), "orders".parse().unwrap());
+        Submission::plain(client, queue, "text/plain", vec![7; bytes])
+            .accept(&QueuePolicy::default(), Timestamp::from_millis(1))
     }
 
     #[test]
