@@ -22,7 +22,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -447,6 +447,9 @@ impl JobQueue for Faulty {
     }
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         self.jobs.waiting(client, queue).await
+    }
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.jobs.count(queue).await
     }
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.jobs.sweep(limit).await

@@ -61,6 +61,8 @@ fn queues_are_listed_and_shown_with_what_holds_for_them() {
     assert!(stdout(&table).lines().next().unwrap().contains("waiting"), "{table:?}");
     let shown = ask(&dev, &["queues", "show", "sms"]);
     assert!(stdout(&shown).contains("attempts      3"), "{shown:?}");
+    let counted = ask(&dev, &["queues", "show", "sms", "--exact", "--json"]);
+    assert_eq!(json_lines(&counted)[0]["parked"], 1, "{counted:?}");
     dev.stop();
 }
 

@@ -62,6 +62,23 @@ async fn a_server_that_names_no_queue_serves_those_that_are_provisioned() {
 }
 
 #[tokio::test]
+async fn a_queue_is_counted_one_by_one_where_sqs_does_not_tell() {
+    let emulator = AwsEmulator::start().await;
+    let server = serve(&emulator, &["--provision", "--admin", "127.0.0.1:0"]);
+    let url = server.url();
+    // Parked for longer than SQS delays a message: there is none.
+    let args = ["submit", "--server", &url, "--queue", "orders", "--delay", "1h"];
+    assert_eq!(code(&cli_support::run_with(args, b"x")), 0);
+    let admin = format!("http://{}", server.ready["listening"]["admin"].as_str().unwrap());
+    let show = |more: &[&str]| {
+        let args = ["queues", "show", "orders", "--json", "--admin-server", &admin];
+        json_lines(&cli_support::run(args.iter().chain(more)))[0]["parked"].clone()
+    };
+    assert_eq!((show(&[]), show(&["--exact"])), (0.into(), 1.into()));
+    server.stop();
+}
+
+#[tokio::test]
 async fn a_size_that_dynamodb_does_not_keep_is_refused_with_both_numbers() {
     let emulator = AwsEmulator::start().await;
     let serve = ["serve", "--no-auth", "--listen", "127.0.0.1:0"];

@@ -50,8 +50,9 @@ pub trait JobQueue: Send + Sync {
     /// records, so a page can be short, or empty, and still have a next one.
     async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError>;
 
-    /// How much waits and runs in `queue`, over all clients. The effect of a call just answered may be counted a moment
-    /// later. `NotFound` if there is no such queue.
+    /// How much waits and runs in `queue`, over all clients: about, where a broker would have to look through its jobs for
+    /// more, and asked for every other second. The effect of a call just answered may be counted a moment later. `NotFound` if
+    /// there is no such queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError>;
 
     /// How many of the client's jobs in `queue` count against its `max_queued`: in line, or waiting for a time. `None` if the
@@ -61,6 +62,13 @@ pub trait JobQueue: Send + Sync {
     /// Since when the job could be taken that waits longest in `queue`, where the broker can say it cheaply; `None` if it
     /// can't, or if none waits.
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError>;
+
+    /// The same by the jobs, one by one, where [`JobQueue::depth`] says about how many: it takes as long, and costs as much, as
+    /// there are jobs.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such queue; `StateConflict` if more are open than the broker counts.
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError>;
 
     /// One bounded step of what time demands: ends runs past their deadline, removes what is past its keeping. At most
     /// `limit` records. Any number of replicas may run it at once. It never touches a finished run's outcome.
@@ -119,6 +127,15 @@ pub struct Depth {
     pub parked: u64,
     /// Held by workers.
     pub leased: u64,
+}
+
+/// What waits and runs, counted one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exact {
+    /// How much of each.
+    pub depth: Depth,
+    /// Since when the job could be taken that waits longest, as of [`JobQueue::oldest`].
+    pub oldest: Option<Timestamp>,
 }
 
 /// What one step of a sweep did.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,7 +16,7 @@ use relay_bridge::contract::ids::InvalidId;
 use relay_bridge::contract::{JobId, QueueName, RunId};
 use relay_bridge::dead_letters::{DeadLetter, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
-use relay_bridge::job_queue::Enqueued;
+use relay_bridge::job_queue::{Enqueued, Exact};
 use serde::Deserialize;
 
 use super::Admin;
@@ -126,11 +127,31 @@ async fn queues(State(admin): State<Arc<Admin>>) -> Response {
     json(StatusCode::OK, &QueuesView { queues, trouble: sample.trouble.clone() })
 }
 
-async fn queue(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Look {
+    #[serde(default)]
+    exact: bool,
+}
+
+/// One queue as the last look found it; with `exact=true` its jobs are counted one by one now.
+async fn queue(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+    look: Result<Query<Look>, QueryRejection>,
+) -> Answer {
+    let Query(Look { exact }) =
+        look.map_err(|error| Refused::new(Slug::MalformedRequest, format!("{error}: write exact=true, or nothing")))?;
     let name: QueueName = name.parse()?;
     let sample = admin.samples().borrow().clone();
     let found = sample.queues.iter().find(|queue| queue.name == name);
-    Ok(json(StatusCode::OK, &QueueView::of(found.ok_or_else(|| no_queue(&name))?)))
+    let mut view = QueueView::of(found.ok_or_else(|| no_queue(&name))?);
+    if exact {
+        let Exact { depth, oldest } = broker(&admin)?.jobs.count(&name).await?;
+        (view.waiting, view.parked, view.leased) = (depth.waiting, depth.parked, depth.leased);
+        view.oldest_seconds = oldest.map(|oldest| admin.telemetry.clock().now().since(oldest).as_secs_f64());
+    }
+    Ok(json(StatusCode::OK, &view))
 }
 
 async fn pause(state: State<Arc<Admin>>, name: Path<String>) -> Answer {
@@ -158,10 +179,7 @@ struct Which {
     limit: Option<u32>,
 }
 
-async fn letters(
-    State(admin): State<Arc<Admin>>,
-    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
-) -> Answer {
+async fn letters(State(admin): State<Arc<Admin>>, which: Result<Query<Which>, QueryRejection>) -> Answer {
     let Query(Which { queue, key_prefix, before, limit }) = which.map_err(|error| {
         Refused::new(Slug::MalformedRequest, format!("{error}: write queue=, key_prefix=, before= and limit="))
     })?;

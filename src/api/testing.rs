@@ -1,7 +1,5 @@
 //! A job and its result, for tests of what is told of them.
 
-use std::time::Duration;
-
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Cursor, JobResult, LogId, Submission, Timestamp};
 use relay_bridge::policy::QueuePolicy;
@@ -9,19 +7,9 @@ use relay_bridge::result_log::Finished;
 
 /// A result of a job without a key.
 pub(crate) fn result(content_type: &str, payload: Vec<u8>) -> JobResult {
-    let submission = Submission {
-        client: "shop".parse().unwrap(),
-        queue: "orders".parse().unwrap(),
-        key: None,
-        content_type: "text/plain".to_owned(),
-        content_encoding: None,
-        headers: Default::default(),
-        payload: Default::default(),
-        delay: Duration::ZERO,
-        expires_in: None,
-    };
+    let (client, queue) = ("shop".parse().unwrap(), "orders".parse().unwrap());
     let at = Timestamp::from_millis(1_763_865_086_007);
-    let job = submission.accept(&QueuePolicy::default(), at);
+    let job = Submission::plain(client, queue, "text/plain", "").accept(&QueuePolicy::default(), at);
     let end = End { attempt: 1, started_at: Some(at), finished_at: at };
     JobResult::succeeded(&job, end, content_type, payload.into())
 }

@@ -17,6 +17,7 @@ These ask the admin port of `relay serve --admin`, which clients can't reach.
 
 Examples:
   relay queues list
+  relay queues show mail --exact   how many jobs there are, counted one by one
   relay queues pause mail          workers get no more of its jobs; submitting goes on
   relay queues resume mail")]
 pub(crate) struct QueuesArgs {
@@ -35,11 +36,20 @@ enum QueuesCommand {
         server: OperatorArgs,
     },
     /// Show a queue and what holds for it
-    Show(OneArgs),
+    Show(ShowArgs),
     /// Stop giving out its jobs, until it is resumed
     Pause(OneArgs),
     /// Give out its jobs again
     Resume(OneArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// Count its jobs one by one, now; on SQS a look otherwise says about how many there are
+    #[arg(long)]
+    exact: bool,
+    #[command(flatten)]
+    one: OneArgs,
 }
 
 #[derive(Debug, Args)]
@@ -58,9 +68,12 @@ struct OneArgs {
 pub(crate) async fn run(args: QueuesArgs) -> Result<Exit, CliError> {
     match args.command {
         QueuesCommand::List { json, server } => list(json, server).await,
-        QueuesCommand::Show(args) => {
+        QueuesCommand::Show(ShowArgs { exact, one: args }) => {
             let operator = args.server.operator()?;
-            let queue = operate(Patience::reading(), || operator.queue(&args.queue)).await?;
+            let queue = match exact {
+                true => operate(Patience::reading(), || operator.count_queue(&args.queue)).await?,
+                false => operate(Patience::reading(), || operator.queue(&args.queue)).await?,
+            };
             if args.json {
                 output::json(&queue)?
             } else {
@@ -119,6 +132,9 @@ fn show(queue: &QueueView) -> Result<(), CliError> {
         ("a client's", share(client)),
     ] {
         output::line(format_args!("{name:<13} {value}"))?;
+    }
+    if let Some(oldest) = queue.oldest_seconds {
+        output::line(format_args!("{:<13} {oldest:.0}s", "oldest waits"))?;
     }
     for (name, client) in &policy.clients {
         output::line(format_args!("{:<13} {name}: {}", "client", share(client)))?;

@@ -9,7 +9,7 @@ use relay_bridge::contract::{
 };
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
@@ -114,6 +114,10 @@ impl JobQueue for Jobs {
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.inner.oldest(queue).await
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.inner.count(queue).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
-use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 
 use crate::support::{Relay, Reply, Setup};
 
@@ -47,6 +47,9 @@ impl JobQueue for Failing {
     }
     async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         Ok(None)
+    }
+    async fn count(&self, _: &QueueName) -> Result<Exact, BrokerError> {
+        self.fail()
     }
     async fn sweep(&self, _: u32) -> Result<Swept, BrokerError> {
         self.fail()

@@ -9,7 +9,7 @@ use relay::ingress::nats::Limits;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
-use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::policy::{ClientPolicy, PolicyStore, QueuePolicy};
 use tokio::sync::Semaphore;
 
@@ -59,6 +59,9 @@ impl JobQueue for Held {
     }
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.inner.jobs.oldest(queue).await
+    }
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.inner.jobs.count(queue).await
     }
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.inner.jobs.sweep(limit).await

@@ -1,7 +1,8 @@
 //! Broker calls that are repeated, and the jitter that keeps many workers apart.
 //!
 //! Every call of `Leasing` may be repeated, so a reply that was lost is asked for again instead of running the job
-//! again. The number of tries is bounded: past it the lease ends and the job is delivered anew.
+//! again. While a lease stands this goes on, however long the broker is away or refuses: what is done need not be done
+//! again. Without one the number of tries is bounded.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 /// The longest one broker call may take before it counts as unanswered.
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(10);
-/// How often a call that ends a delivery is tried. With the waits below that is some 10 s of an absent broker.
+/// How often a call is tried that no lease bounds. With the waits below that is some 10 s of an absent broker.
 const TRIES_MAX: u32 = 10;
 const WAIT_BASE: Duration = Duration::from_millis(50);
 const WAIT_CAP: Duration = Duration::from_secs(5);
@@ -54,28 +55,44 @@ pub(crate) struct Refused {
     pub(crate) unsure: bool,
 }
 
-/// Makes `call` until it succeeds, fails for good, or was tried often enough; each try is bounded by [`CALL_MAX`].
-/// Between tries it asks `wanted` whether the call still makes sense, and gives the last error if not.
+/// How long a call that fails is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// For as long as this is the answer: a lease stands, and bounds it.
+    Lasting,
+    /// Up to [`TRIES_MAX`] times in all.
+    Short,
+    /// No more: the call makes no sense any longer.
+    Over,
+}
+
+/// Makes `call` until it succeeds, fails for good, or was tried as long as `patience` lasts, which is asked between tries;
+/// each try is bounded by [`CALL_MAX`].
 ///
 /// # Errors
 /// The last error, and whether a try before it may have taken effect.
 pub(crate) async fn persist<T, F>(
     jitter: &Jitter,
     operation: &'static str,
-    wanted: impl Fn() -> bool,
+    patience: impl Fn() -> Patience,
     mut call: impl FnMut() -> F,
 ) -> Result<T, Refused>
 where
     F: Future<Output = Result<T, BrokerError>>,
 {
-    let (mut tries, mut unsure) = (0, false);
+    let (mut tries, mut unsure) = (0_u32, false);
     loop {
-        tries += 1;
+        tries = tries.saturating_add(1);
         let error = match answered(operation, CALL_MAX, call()).await {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        if !error.is_transient() || tries >= TRIES_MAX || !wanted() {
+        let goes_on = match patience() {
+            Patience::Lasting => true,
+            Patience::Short => tries < TRIES_MAX,
+            Patience::Over => false,
+        };
+        if !error.is_transient() || !goes_on {
             return Err(Refused { error, unsure });
         }
         unsure |= !error.had_no_effect();
@@ -135,7 +152,7 @@ mod tests {
         let answer = persist(
             &jitter,
             "test",
-            || true,
+            || Patience::Short,
             || async {
                 calls.set(calls.get() + 1);
                 if calls.get() < 4 { Err(error(BrokerErrorKind::Ambiguous)) } else { Ok(calls.get()) }
@@ -146,12 +163,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tries_are_bounded_and_stop_when_nobody_wants_the_answer() {
-        for (wanted, expected) in [(true, TRIES_MAX), (false, 1)] {
+        for (patience, expected) in [(Patience::Short, TRIES_MAX), (Patience::Over, 1)] {
             let (jitter, calls) = (Jitter::new(), Cell::new(0));
             let answer = persist(
                 &jitter,
                 "test",
-                || wanted,
+                || patience,
                 async || {
                     calls.set(calls.get() + 1);
                     Err::<(), _>(error(BrokerErrorKind::Unavailable))
@@ -168,7 +185,7 @@ mod tests {
         let answer = persist(
             &jitter,
             "test",
-            || true,
+            || Patience::Short,
             || async {
                 calls.set(calls.get() + 1);
                 Err::<(), _>(error(BrokerErrorKind::LeaseLost))

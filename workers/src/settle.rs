@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::{Decision, RunEnd, too_large};
 use crate::lease::{Lease, Standing};
-use crate::retry::{Jitter, Refused, persist};
+use crate::retry::{Jitter, Patience, Refused, persist};
 use crate::room::Room;
 use crate::stats::{WorkerStats, count};
 
@@ -124,7 +124,11 @@ impl Settler<'_> {
             | RunEnd::Cancelled(failure) => JobResult::unsuccessful(self.job, outcome, at, failure.clone()),
         };
         // After a lost lease nothing but a success may be recorded, also if it is lost between two tries.
-        let allowed = || outcome == Outcome::Succeeded || self.lease.standing() == Standing::Held;
+        let allowed = || match self.lease.standing() {
+            Standing::Held => Patience::Lasting,
+            _ if outcome == Outcome::Succeeded => Patience::Short,
+            _ => Patience::Over,
+        };
         if let RunEnd::Failed(failure) | RunEnd::Exhausted(failure) = end {
             let letter = DeadLetter {
                 job: self.job.clone(),
@@ -152,8 +156,8 @@ impl Settler<'_> {
         answer
     }
 
-    fn guard(&self, allowed: bool) -> Result<(), BrokerError> {
-        if allowed {
+    fn guard(&self, allowed: Patience) -> Result<(), BrokerError> {
+        if allowed != Patience::Over {
             return Ok(());
         }
         Err(BrokerError::new(BrokerErrorKind::LeaseLost, "record", "the lease ended before the outcome was recorded"))
@@ -183,7 +187,7 @@ impl Settler<'_> {
         let retracted = persist(
             self.jitter,
             "retract dead letter",
-            || true,
+            || Patience::Short,
             || self.leasing.retract_dead_letter(self.job.id, self.job.run_id),
         );
         if let Err(Refused { error, .. }) = retracted.await {
@@ -196,8 +200,12 @@ impl Settler<'_> {
     /// Whether the settlement is certain.
     async fn settle(&self, settlement: &Settlement) -> bool {
         let ended = |standing| matches!(standing, Standing::Ended(_));
-        let live = || self.lease.standing() == Standing::Held || ended(self.lease.standing());
-        if !live() {
+        let live = || match self.lease.standing() {
+            Standing::Held => Patience::Lasting,
+            Standing::Ended(_) => Patience::Short,
+            Standing::Lost => Patience::Over,
+        };
+        if live() == Patience::Over {
             self.lost();
             return false;
         }

@@ -464,7 +464,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(super) async fn depth(&self) -> Depth {
-        self.broker.jobs.depth(&self.queue).await.unwrap()
+        self.broker.jobs.count(&self.queue).await.unwrap().depth
     }
 
     /// The queue's depth is `expected`, or becomes so: a broker may count a moment after it answered.

@@ -50,6 +50,22 @@ pub struct Submission {
 }
 
 impl Submission {
+    /// A submission with nothing but its payload: no key, no headers, due at once, and gone when its queue says.
+    #[must_use]
+    pub fn plain(client: ClientId, queue: QueueName, content_type: &str, payload: impl Into<Bytes>) -> Self {
+        Self {
+            client,
+            queue,
+            key: None,
+            content_type: content_type.to_owned(),
+            content_encoding: None,
+            headers: BTreeMap::new(),
+            payload: payload.into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        }
+    }
+
     /// The job this becomes at `now` under `policy`: ids are minted or derived, deadline and retention are fixed.
     #[must_use]
     pub fn accept(self, policy: &QueuePolicy, now: Timestamp) -> Job {

@@ -11,7 +11,7 @@ use super::{Embedded, PAYLOAD_MAX, list};
 use crate::contract::envelope::{decode_result, encode_job, encode_result};
 use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::BrokerError;
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use crate::rules::{self, Known, refusal};
 
 #[async_trait]
@@ -91,6 +91,10 @@ impl JobQueue for Embedded {
             Ok(oldest.map(Timestamp::from_millis))
         })
         .await
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        Ok(Exact { depth: self.depth(queue).await?, oldest: self.oldest(queue).await? })
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

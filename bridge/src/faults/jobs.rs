@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::Faults;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::BrokerError;
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 
 pub(super) struct Faulty {
     pub(super) inner: Arc<dyn JobQueue>,
@@ -50,6 +50,10 @@ impl JobQueue for Faulty {
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.faults.make("oldest", self.inner.oldest(queue)).await
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.faults.make("count", self.inner.count(queue)).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

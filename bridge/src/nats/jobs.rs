@@ -10,7 +10,7 @@ use super::names::{Address, Place};
 use super::record::{Draft, Record};
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use crate::policy::QueuePolicy;
 use crate::rules;
 use crate::rules::refusal::{contended, no_job};
@@ -64,6 +64,10 @@ impl JobQueue for Nats {
     async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         // Each lane has a first one of its own: as many reads as there are clients.
         Ok(None)
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        Ok(Exact { depth: self.depth(queue).await?, oldest: self.oldest(queue).await? })
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

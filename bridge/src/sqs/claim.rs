@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_sqs::types::Message;
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use tokio::time::Instant;
 
 use super::Sqs;
@@ -40,6 +40,8 @@ pub(super) struct Received {
     /// The same on the wall clock.
     received_at: Timestamp,
     hidden: Duration,
+    /// Nobody received it before.
+    first: bool,
 }
 
 /// What became of a message.
@@ -56,7 +58,10 @@ impl Received {
     /// `None` if the message is none of relay's.
     pub(super) fn read(message: &Message, handle: String, hidden: Duration, now: Timestamp) -> Option<Self> {
         let wake = serde_json::from_str(message.body()?).ok()?;
-        Some(Self { wake, handle, at: Instant::now(), received_at: now, hidden })
+        let count =
+            message.attributes().and_then(|told| told.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+        let first = count.is_some_and(|count| count == "1");
+        Some(Self { wake, handle, at: Instant::now(), received_at: now, hidden, first })
     }
 
     fn is_fresh(&self) -> bool {
@@ -105,7 +110,7 @@ impl Sqs {
             let until = from + policy.lease_max;
             let end = (from + policy.lease).min(until);
             let free = Timestamp::from_millis(now.as_millis() - millis(self.0.settings.skew));
-            let change = "SET #state = :leased, #lease = :lease, #lease_end = :end, #started = :now, \
+            let change = "SET #was = #state, #state = :leased, #lease = :lease, #lease_end = :end, #started = :now, \
                           #attempt = #attempt + :one";
             let condition = "#run = :run AND #keep > :now AND #deadline > :now \
                              AND (attribute_not_exists(#result_run) OR #result_run < :run) \
@@ -151,12 +156,18 @@ impl Sqs {
         let queue = &line.queue;
         // Gone, of an earlier run, or ended: nobody needs the message.
         let Some(record) = record.filter(|record| record.run == received.wake.run && record.ended().is_none()) else {
+            self.spent(line, received);
             queue.delete(&received.handle).await?;
             return Ok(None);
         };
         if record.deadline <= now {
             match self.expire(&record).await {
-                Ok(_) => queue.delete(&received.handle).await?,
+                Ok(ended) => {
+                    if ended.is_none() {
+                        self.spent(line, received);
+                    }
+                    queue.delete(&received.handle).await?;
+                }
                 Err(error) => {
                     tracing::debug!(job_id = %record.job_id, %error, "not expired by its message: the sweep looks at it");
                     queue.hide(&received.handle, UNREADABLE).await?;
@@ -169,6 +180,9 @@ impl Sqs {
         if wait <= NEAR {
             return Ok(Some(wait));
         }
+        if record.is_leased() {
+            self.spent(line, received);
+        }
         if !record.is_leased() && left_to_sweep(record.due, now, false) {
             // Parked: the sweep sends another message when it is due.
             queue.delete(&received.handle).await?;
@@ -176,6 +190,13 @@ impl Sqs {
             queue.hide(&received.handle, wait).await?;
         }
         Ok(None)
+    }
+
+    /// A message that no job waited for was received: it is not in line any more.
+    fn spent(&self, line: &Line, received: &Received) {
+        if received.first {
+            self.0.spares.change(&line.name, -1);
+        }
     }
 
     /// The delivery of a record that was leased.
@@ -189,6 +210,9 @@ impl Sqs {
         until: Timestamp,
     ) -> Result<Claimed, BrokerError> {
         let record = Record::read(item)?;
+        if record.was_queued() {
+            self.leave_line(&record.queue, &record.client, OPERATION).await;
+        }
         if !received.is_fresh() {
             // If that fails it comes too early, and finds that it is held.
             line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await?;

@@ -24,7 +24,7 @@ const RECEIVE_CALL_MAX: Duration = Duration::from_secs(40);
 const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// When to try again what AWS throttled.
-const THROTTLED_FOR: Duration = Duration::from_secs(1);
+pub(super) const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
 /// Clients of both services. Clones share their connections.
 #[derive(Clone, Debug)]

@@ -112,6 +112,9 @@ impl DeadLetters for Sqs {
             };
             match begun {
                 Begun::Now(started) => {
+                    if let Enqueued::Created(status) = &started {
+                        self.join_line(&status.queue, &status.client, OPERATION).await;
+                    }
                     self.remove_letter(job, run, OPERATION).await?;
                     return Ok(started);
                 }

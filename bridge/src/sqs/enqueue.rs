@@ -3,6 +3,7 @@
 
 use super::Sqs;
 use super::item::Item;
+use super::message::Sending;
 use super::record::{INLINE_MAX, Record, check_size, left_to_sweep, new_record, payload_item};
 use super::table::Written;
 use crate::contract::{Job, JobState, RunId, Timestamp};
@@ -20,13 +21,13 @@ const TRIES: u32 = 3;
 
 impl Sqs {
     /// Makes `job` durable, or finds the one that has its id.
-    pub(super) async fn take_job(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
+    pub(super) async fn take_job(&self, job: Job) -> Result<Enqueued, BrokerError> {
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let refusal = match check_size(job.payload.len(), policy.payload_max, OPERATION) {
             Err(too_large) => Some(too_large),
             Ok(()) => {
                 let limit = policy.client(&job.client).max_queued;
-                self.over_quota(&job.queue, &job.client, limit, OPERATION).await?
+                self.take_place(&job.queue, &job.client, limit, OPERATION).await?
             }
         };
         if let Some(refusal) = refusal {
@@ -36,6 +37,22 @@ impl Sqs {
                 None => Err(refusal),
             };
         }
+        let (queue, client) = (job.queue.clone(), job.client.clone());
+        let put = self.put_job(job).await;
+        let has_place = match &put {
+            Ok(Enqueued::Created(_)) => true,
+            Ok(Enqueued::Known(_)) => false,
+            // It may be in line.
+            Err(error) => !error.had_no_effect(),
+        };
+        if !has_place {
+            self.leave_line(&queue, &client, OPERATION).await;
+        }
+        put
+    }
+
+    /// The same for a job that has its place in line.
+    async fn put_job(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
         if job.key.is_some()
             && job.payload.len() > INLINE_MAX
             && let Some(record) = self.owned(&job.client, job.id, OPERATION).await?
@@ -89,22 +106,22 @@ impl Sqs {
         if left_to_sweep(due, now, self.is_fifo()) {
             return;
         }
-        self.send_for_a_moment(job, due, false).await;
+        self.send_for_a_moment(job, due, Sending::First).await;
     }
 
     /// Sends the job's message and waits for a moment at most; then the send goes on by itself, unless too many do.
-    async fn send_for_a_moment(&self, job: &Job, due: Timestamp, again: bool) {
+    async fn send_for_a_moment(&self, job: &Job, due: Timestamp, sending: Sending) {
         let send = async {
             let place = self.0.sending.clone().acquire_owned().await;
             let (sqs, job) = (self.clone(), job.clone());
-            let sending = self.0.tasks.spawn(async move {
+            let sent = self.0.tasks.spawn(async move {
                 let _place = place;
-                if let Err(error) = sqs.wake(&job, due, again).await {
+                if let Err(error) = sqs.wake(&job, due, sending).await {
                     tracing::warn!(job_id = %job.id, %error, "a job was accepted and not sent: the sweep sends it");
                 }
             });
             // Its end is all that is waited for.
-            drop(sending.await);
+            drop(sent.await);
         };
         if tokio::time::timeout(SEND_MAX, send).await.is_err() {
             tracing::warn!(job_id = %job.id, "a job was accepted and SQS does not answer: if need be the sweep sends it");
@@ -118,7 +135,7 @@ impl Sqs {
         let untaken = status.state == JobState::Queued && record.attempt == 0 && record.due + UNTAKEN <= now;
         if untaken && record.deadline > now {
             let job = self.whole_job(record, None, OPERATION).await?;
-            self.send_for_a_moment(&job, now, true).await;
+            self.send_for_a_moment(&job, now, Sending::Beside).await;
         }
         Ok(Enqueued::Known(status))
     }

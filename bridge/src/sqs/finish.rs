@@ -15,7 +15,7 @@ use aws_sdk_dynamodb::types::{
 use tokio_util::task::TaskTracker;
 
 use super::coalesce::{Bounds, Coalesce};
-use super::connect::Effect;
+use super::connect::{Effect, THROTTLED_FOR};
 use super::item::{Item, expires, names_in};
 use super::log::{Entry, write_entries};
 use super::record::{ENDED, OUTLIVES, Record};
@@ -37,8 +37,6 @@ const BYTES_MAX: usize = 2 * 1_024 * 1_024;
 const INLINE_MAX: usize = 1_024;
 /// How often a transaction is tried that others were faster than, and the longest wait in between.
 const TRIES: u32 = 40;
-/// How many transactions may fail, each of them tried by the SDK several times.
-const FAILURES_MAX: u32 = 3;
 const WAIT_MAX: Duration = Duration::from_millis(400);
 /// Clients whose logs are remembered; a forgotten one costs a read.
 const CLIENTS_MAX: usize = 10_000;
@@ -140,7 +138,7 @@ impl Log {
     /// Ends these runs, each if nobody else has; an answer for each.
     async fn end(&self, endings: Vec<Ending>) -> Vec<Result<Ended, BrokerError>> {
         let mut answers: Vec<Option<Result<Ended, BrokerError>>> = endings.iter().map(|_| None).collect();
-        let (mut failure, mut failures) = (None, 0);
+        let mut failure: Option<BrokerError> = None;
         for tried in 0..TRIES {
             let left: Vec<_> = (0..endings.len()).filter(|number| answers[*number].is_none()).collect();
             if left.is_empty() {
@@ -161,14 +159,16 @@ impl Log {
                         answers[left[place]] = Some(chosen[place].found(item, now));
                     }
                 }
+                // Who asked tries again for as long as there is reason to, so that tries are not multiplied. Only what is in doubt
+                // is looked at once, as it may have taken effect and then meets its own; and the next call may have another token.
                 Transacted::Failed(error) => {
                     *self.last() = None;
-                    failures += 1;
-                    let ends = !error.is_transient() || failures == FAILURES_MAX;
+                    let once_more = matches!(error.kind(), BrokerErrorKind::Ambiguous | BrokerErrorKind::Unavailable);
+                    let looks = failure.is_none() && once_more;
                     // A later refusal says nothing of a try whose answer was lost.
                     let in_doubt = |failure: &BrokerError| failure.kind() == BrokerErrorKind::Ambiguous;
                     failure = failure.filter(in_doubt).or(Some(error));
-                    if ends {
+                    if !looks {
                         break;
                     }
                 }
@@ -226,6 +226,10 @@ impl Log {
         };
         let refused = |reason: &CancellationReason| reason.code() == Some("ConditionalCheckFailed");
         let reasons = cancelled.cancellation_reasons();
+        if let Some(code) = reasons.iter().filter_map(CancellationReason::code).find(|code| is_throttled(code)) {
+            let kind = BrokerErrorKind::Overloaded { retry_after: THROTTLED_FOR };
+            return Transacted::Failed(BrokerError::new(kind, OPERATION, format!("AWS refused: {code}")));
+        }
         let records = reasons.iter().skip(2).enumerate().filter(|(_, reason)| refused(reason));
         Transacted::Refused {
             head: reasons.first().is_some_and(refused),
@@ -291,7 +295,7 @@ impl Ending {
         let result = &self.result;
         let until = self.kept_until(now);
         let mut change = "SET #result_run = :run, #result_by = :by, #result_claim = :claim, #result_size = :size, \
-                          #outcome = :outcome, #log = :log, #log_at = :now, #ended = :ended, #state = :state, \
+                          #outcome = :outcome, #log = :log, #log_at = :now, #ended = :ended, #was = #state, #state = :state, \
                           #keep = :keep, #expires = :expires"
             .to_owned();
         let mut values = Item::default()
@@ -330,6 +334,11 @@ impl Ending {
     fn kept_until(&self, now: Timestamp) -> Timestamp {
         rules::record::keep_until(&self.result, self.due_at, now)
     }
+}
+
+/// Whether a transaction was cancelled for being one too many, of which its error says nothing.
+fn is_throttled(code: &str) -> bool {
+    matches!(code, "ThrottlingError" | "ProvisionedThroughputExceeded")
 }
 
 /// A random part of a wait that grows, so that writers of one log don't meet again.

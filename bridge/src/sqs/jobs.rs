@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::Sqs;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use crate::error::BrokerError;
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 
 #[async_trait]
 impl JobQueue for Sqs {
@@ -36,17 +36,22 @@ impl JobQueue for Sqs {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         self.policies().require(queue, "read depth").await?;
-        Ok(self.stand_of(queue, true).await?.0)
+        self.look_at_queue(queue).await
     }
 
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
-        self.policies().require(queue, "count jobs").await?;
-        self.waiting_in(client, queue).await.map(Some)
+        self.waiting_in(client, queue).await
     }
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.policies().require(queue, "read depth").await?;
-        Ok(self.stand_of(queue, false).await?.1)
+        // SQS tells it to CloudWatch alone; the records would be read for it.
+        Ok(None)
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.policies().require(queue, "read depth").await?;
+        self.count_queue(queue).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_sdk_sqs::operation::get_queue_url::GetQueueUrlError;
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
-    MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
+    MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
 use tokio_util::task::TaskTracker;
@@ -135,6 +135,7 @@ impl SqsQueue {
             .max_number_of_messages(i32::try_from(max.clamp(1, BATCH_MAX)).unwrap_or(1))
             .visibility_timeout(whole_seconds(hidden.min(HIDE_MAX)))
             .wait_time_seconds(whole_seconds(wait.min(RECEIVE_WAIT_MAX)))
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
             // The SDK's own repetition of a receive whose answer was lost gets the same messages.
             .set_receive_request_attempt_id(self.fifo.then(|| uuid::Uuid::new_v4().to_string()));
         let output = call.send().await.map_err(|error| failed("lease", Effect::None, error))?;

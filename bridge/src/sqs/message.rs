@@ -47,20 +47,34 @@ impl Wake {
     }
 }
 
+/// Which of a job's messages is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// The first one of its run.
+    First,
+    /// One in the place of another that is gone, or goes. FIFO queues would take it for the first.
+    Again,
+    /// The same beside one that is in line, as far as is known.
+    Beside,
+}
+
 impl Sqs {
-    /// Puts a message for `job` in line, which may be taken when it is due. `again` tells one that was sent before from the
-    /// first, which FIFO queues would take for one.
-    pub(super) async fn wake(&self, job: &Job, due: Timestamp, again: bool) -> Result<(), BrokerError> {
+    /// Puts a message for `job` in line, which may be taken when it is due.
+    pub(super) async fn wake(&self, job: &Job, due: Timestamp, sending: Sending) -> Result<(), BrokerError> {
         let now = self.clock().now();
         let delay = if self.is_fifo() { Duration::ZERO } else { due.since(now) };
-        let (group, deduplication) = match (self.is_fifo(), again) {
+        let (group, deduplication) = match (self.is_fifo(), sending) {
             (false, _) => (job.client.to_string(), None),
-            (true, false) => (job.id.to_string(), Some(job.run_id.to_string())),
-            (true, true) => (job.id.to_string(), Some(format!("{}-{}", job.run_id, now.as_millis()))),
+            (true, Sending::First) => (job.id.to_string(), Some(job.run_id.to_string())),
+            (true, _) => (job.id.to_string(), Some(format!("{}-{}", job.run_id, now.as_millis()))),
         };
         let body = serde_json::to_string(&Wake::of(job)).unwrap_or_default();
         let queue = self.sqs_queue(&job.queue, "send").await?;
-        queue.send(Outgoing { body, group: Some(group), deduplication, delay, attributes: Vec::new() }).await
+        queue.send(Outgoing { body, group: Some(group), deduplication, delay, attributes: Vec::new() }).await?;
+        if sending == Sending::Beside {
+            self.0.spares.change(&job.queue, 1);
+        }
+        Ok(())
     }
 }
 
@@ -71,18 +85,9 @@ mod tests {
     use crate::policy::QueuePolicy;
 
     fn job(bytes: usize) -> Job {
-        let submission = Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: vec![7; bytes].into(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        submission.accept(&QueuePolicy::default(), Timestamp::from_millis(1))
+        let (client, queue) = ("shop".parse().unwrap(), "orders".parse().unwrap());
+        Submission::plain(client, queue, "text/plain", vec![7; bytes])
+            .accept(&QueuePolicy::default(), Timestamp::from_millis(1))
     }
 
     #[test]

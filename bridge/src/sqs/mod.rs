@@ -7,7 +7,8 @@
 //!   `attempts` (which of a call's attempts had no answer).
 //! - The table: `table` (calls), `item` (values), `names` (keys), `schema` (how it is made), `record` (a job's).
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
-//! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
+//! - Submitting: `jobs` (the capability), `enqueue`, `quota` (`max_queued`), `runs` (cancel, rerun, erase), `list`, `sweep`.
+//!   `count` (how a queue stands), with `spares` (messages that no job waits for).
 //! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
 //!   `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish` (the one place where
 //!   runs end).
@@ -46,6 +47,7 @@ pub mod plain;
 mod policy;
 mod poll;
 mod provision;
+mod quota;
 mod receipt;
 mod record;
 mod recording;
@@ -56,6 +58,7 @@ mod schema;
 mod settle;
 pub mod share;
 mod slots;
+mod spares;
 mod sweep;
 mod table;
 mod waiting;
@@ -132,7 +135,8 @@ struct Inner {
     endings: finish::Endings,
     replies: Arc<replies::Replies>,
     lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
-    counts: count::Counts,
+    counts: quota::Counts,
+    spares: Arc<spares::Spares>,
     sweeping: sweep::Sweeping,
     /// Places for messages whose jobs were accepted.
     sending: Arc<Semaphore>,
@@ -171,6 +175,7 @@ impl Sqs {
             tasks.clone(),
             closing.clone(),
         );
+        let spares = spares::Spares::new(table.clone(), tasks.clone(), closing.clone());
         Ok(Self(Arc::new(Inner {
             endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone(), replies.clone()),
             replies,
@@ -181,7 +186,8 @@ impl Sqs {
             policies,
             meta: OnceCell::new(),
             lines: Mutex::default(),
-            counts: count::Counts::default(),
+            counts: quota::Counts::default(),
+            spares: Arc::new(spares),
             sweeping: sweep::Sweeping::default(),
             sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
             held: held::Held::default(),

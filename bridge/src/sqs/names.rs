@@ -98,6 +98,16 @@ pub(super) fn reply_queue(config: &SqsConfig, name: &str) -> String {
     format!("{}{REPLY}{name}", config.queue_prefix)
 }
 
+/// How many jobs of a client wait in a queue, where its bound is counted.
+pub(super) fn queued(queue: &QueueName, client: &ClientId) -> Key {
+    key(format!("queued#{queue}"), client.as_str())
+}
+
+/// How many messages are in line of a queue that no job waits for.
+pub(super) fn spares(queue: &QueueName) -> Key {
+    key("spares", queue.as_str())
+}
+
 /// Which runs of a client hold a slot in a queue.
 pub(super) fn slots(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("slots#{queue}"), client.as_str())

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::Sqs;
 use super::claim::{Claimed, Received};
 use super::line::{BATCH_MAX, RECEIVE_WAIT_MAX, SqsQueue};
-use crate::contract::{ClientId, QueueName};
+use super::record::Record;
+use crate::contract::{ClientId, JobId, QueueName, RunId};
 use crate::error::BrokerError;
 use crate::leasing::Delivery;
 use crate::policy::QueuePolicy;
@@ -107,6 +108,14 @@ impl Line {
         ends
     }
 
+    /// Takes out the message of a run that is at hand, if it is still this process's.
+    fn take_of(&self, job: JobId, run: RunId) -> Option<Received> {
+        let mut state = self.lock();
+        let is_it = |received: &Received| received.wake.job == job && received.wake.run == run;
+        let at = state.bounded.iter().position(is_it)?;
+        state.bounded.remove(at).filter(|received| received.visible_at() > Instant::now())
+    }
+
     fn take_bounded(&self) -> Vec<Received> {
         let mut state = self.lock();
         let now = Instant::now();
@@ -152,6 +161,20 @@ impl Sqs {
             line.lock().full.clear();
             line.freed.notify_waiters();
         }
+    }
+
+    /// Deletes the message of a run that ended in line, if this process has it at hand. Else who receives it deletes it.
+    pub(super) async fn delete_at_hand(&self, record: &Record) -> bool {
+        let line = lock(&self.0.lines).get(&record.queue).cloned();
+        let Some((line, received)) =
+            line.and_then(|line| Some((line.clone(), line.take_of(record.job_id, record.run)?)))
+        else {
+            return false;
+        };
+        if let Err(error) = line.queue.delete(&received.handle).await {
+            tracing::debug!(job_id = %record.job_id, %error, "a message is not deleted: who receives it next deletes it");
+        }
+        true
     }
 
     /// Has `ask` be answered by what comes at `line`.

@@ -162,6 +162,11 @@ impl Record {
         }
     }
 
+    /// Whether it was in line before the write that leased or ended it.
+    pub(super) fn was_queued(&self) -> bool {
+        self.item.get_text("was") == Some(QUEUED)
+    }
+
     pub(super) fn state(&self) -> JobState {
         match self.ended() {
             Some(outcome) => JobState::Finished(outcome),
@@ -327,23 +332,13 @@ impl Sqs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::JobResult;
     use crate::contract::envelope::encode_result;
     use crate::contract::result::End;
+    use crate::contract::{JobResult, Submission};
 
     fn job(payload: Vec<u8>, now: Timestamp) -> Job {
-        let submission = crate::contract::Submission {
-            client: "shop".parse().unwrap(),
-            queue: "orders".parse().unwrap(),
-            key: None,
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: payload.into(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        submission.accept(&crate::policy::QueuePolicy::default(), now)
+        let (client, queue) = ("shop".parse().unwrap(), "orders".parse().unwrap());
+        Submission::plain(client, queue, "text/plain", payload).accept(&crate::policy::QueuePolicy::default(), now)
     }
 
     #[test]

@@ -4,9 +4,9 @@
 use super::dead_letters::letter_goes;
 use super::finish::Ended;
 use super::names;
-use super::record::Record;
+use super::record::{Record, left_to_sweep};
 use super::{PAYLOAD_MAX, Sqs};
-use crate::contract::{JobResult, Outcome};
+use crate::contract::{JobResult, JobState, Outcome};
 use crate::error::BrokerError;
 use crate::leasing::Recorded;
 use crate::rules::refusal::contended;
@@ -92,10 +92,26 @@ impl Sqs {
         Ok(true)
     }
 
+    /// A run ended while it was in line: its message is deleted if it is at hand; else it stays there, unless it was received
+    /// before or never sent.
+    pub(super) async fn leave_message(&self, record: &Record) {
+        let at_hand = self.delete_at_hand(record).await;
+        if !at_hand && record.attempt == 0 && !left_to_sweep(record.due, self.clock().now(), self.is_fifo()) {
+            self.0.spares.change(&record.queue, 1);
+        }
+    }
+
     /// Ends a run whose deadline has passed; `None` if this call did not.
     pub(super) async fn expire(&self, record: &Record) -> Result<Option<JobResult>, BrokerError> {
         match rules::expire(Some(&record.known()?), record.job_id, self.clock().now()).refused()? {
-            Ok(result) => Ok(self.end_without_worker(record, &result).await?.then_some(result)),
+            Ok(result) if self.end_without_worker(record, &result).await? => {
+                // Nobody can have leased it since it was read: its deadline has passed.
+                if record.state() == JobState::Queued {
+                    self.leave_line(&record.queue, &record.client, OPERATION).await;
+                }
+                Ok(Some(result))
+            }
+            Ok(_) => Ok(None),
             Err(()) => Ok(None),
         }
     }

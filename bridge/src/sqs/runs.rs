@@ -36,9 +36,13 @@ impl Sqs {
             }
             return record.status(self.clock().now());
         };
-        self.end_without_worker(&record, &result).await?;
+        let ended = self.end_without_worker(&record, &result).await?;
         // Whoever ended it: this is how.
         let record = self.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
+        if ended && record.was_queued() {
+            self.leave_message(&record).await;
+            self.leave_line(&record.queue, client, OPERATION).await;
+        }
         record.status(self.clock().now())
     }
 
@@ -54,11 +58,24 @@ impl Sqs {
             let Ok(next) = verdict else { return Ok(Enqueued::Known(record.status(now)?)) };
             let policy = self.policies().require(&next.queue, OPERATION).await?;
             let limit = policy.client(client).max_queued;
-            if let Some(full) = self.over_quota(&next.queue, client, limit, OPERATION).await? {
+            if let Some(full) = self.take_place(&next.queue, client, limit, OPERATION).await? {
                 return Err(full);
             }
-            let payload = self.whole_job(&record, None, OPERATION).await?.payload;
-            match self.start_next(&record, &Job { payload, ..next }, false, OPERATION).await? {
+            let queue = next.queue.clone();
+            let begun = match self.whole_job(&record, None, OPERATION).await {
+                Ok(Job { payload, .. }) => self.start_next(&record, &Job { payload, ..next }, false, OPERATION).await,
+                Err(error) => Err(error),
+            };
+            let has_place = match &begun {
+                Ok(Begun::Now(_)) => true,
+                Ok(Begun::Refused(_)) => false,
+                // It may be in line.
+                Err(error) => !error.had_no_effect(),
+            };
+            if !has_place {
+                self.leave_line(&queue, client, OPERATION).await;
+            }
+            match begun? {
                 Begun::Now(enqueued) => return Ok(enqueued),
                 Begun::Refused(record) => found = record.filter(|record| record.client == *client),
             }

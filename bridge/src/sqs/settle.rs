@@ -8,6 +8,7 @@ use aws_sdk_dynamodb::types::ReturnValue;
 use super::Sqs;
 use super::item::Item;
 use super::line::SqsQueue;
+use super::message::Sending;
 use super::names;
 use super::receipt::{Token, lost};
 use super::record::{QUEUED, Record, left_to_sweep, next_look};
@@ -157,6 +158,7 @@ impl Sqs {
                 record.filter(own).ok_or_else(|| lost(receipt.job_id, operation))?
             }
         };
+        self.join_line(&receipt.queue, &receipt.client, operation).await;
         let queue = self.sqs_queue(&receipt.queue, operation).await?;
         if !long {
             self.hide(&queue, token, delay).await;
@@ -165,7 +167,7 @@ impl Sqs {
         // The new message before the old one goes: there is always one, or a time at which the sweep sends one.
         if !left_to_sweep(due, now, self.is_fifo()) {
             let sent = match self.whole_job(&record, None, operation).await {
-                Ok(job) => self.wake(&job, due, true).await,
+                Ok(job) => self.wake(&job, due, Sending::Again).await,
                 Err(unreadable) => Err(unreadable),
             };
             if let Err(error) = sent {

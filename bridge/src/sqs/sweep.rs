@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::item::Item;
+use super::message::Sending;
 use super::record::{LOOK_LATEST, Record, SEND_AGAIN, later_look, next_look};
 use super::schema::BY_TIME;
 use super::table::Query;
@@ -175,23 +176,40 @@ impl Sqs {
             return Ok(None);
         }
         if record.deadline <= now {
-            return self.expire(&record).await;
+            let ended = self.expire(&record).await?;
+            if ended.is_some() {
+                self.leave_message(&record).await;
+            }
+            return Ok(ended);
         }
         let since = if record.is_leased() { record.lease_end() + self.0.settings.skew } else { record.due };
         let next = match (since > now, record.is_leased()) {
             (true, true) => since.max(now + HELD_FOR).min(record.deadline),
             (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
             (false, _) => {
-                if may_be_unsent(&record, look) || self.is_lost(&record, shown).await? {
+                if let Some(sending) = self.missing(&record, look, shown).await? {
                     let job = self.whole_job(&record, None, OPERATION).await?;
                     let late = |_| BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "SQS does not answer");
-                    timeout(SEND_MAX, self.wake(&job, now, true)).await.map_err(late)??;
+                    timeout(SEND_MAX, self.wake(&job, now, sending)).await.map_err(late)??;
                 }
                 later_look(since, record.deadline, now)
             }
         };
         self.look_again(item, look, next, false).await?;
         Ok(None)
+    }
+
+    /// Which message to send for a record that could be taken and was not; `None` if it has one in line, as far as is known.
+    async fn missing(
+        &self,
+        record: &Record,
+        look: &str,
+        shown: &OnceCell<Shown>,
+    ) -> Result<Option<Sending>, BrokerError> {
+        if may_be_unsent(record, look) {
+            return Ok(Some(if is_unsent(record, look) { Sending::Again } else { Sending::Beside }));
+        }
+        Ok(self.is_lost(record, shown).await?.then_some(Sending::Again))
     }
 
     /// Whether the message of a record that could be taken, and was not, seems to be lost.
@@ -208,6 +226,9 @@ impl Sqs {
         let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
         let messages = visible + hidden + delayed;
         let too_few = messages < FEW && self.has_open(queue, messages + messages / 4 + 1).await?;
+        if too_few {
+            self.0.spares.forget(queue).await?;
+        }
         Ok(Shown { none_to_receive: visible == 0, too_few })
     }
 
@@ -249,7 +270,11 @@ impl Sqs {
 /// Whether a record that could be taken at `look` may never have had a message: it was left to the sweep, which could not
 /// send it before, or sent by who made it, of which no attempt tells.
 fn may_be_unsent(record: &Record, look: &str) -> bool {
-    let is_by = |at: Timestamp| look <= names::moment(at).as_str();
-    let first = is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN);
-    !record.is_leased() && (first || record.item.is_set("unsent"))
+    let first = record.attempt == 0 && look <= names::moment(record.due + SEND_AGAIN).as_str();
+    !record.is_leased() && (first || is_unsent(record, look))
+}
+
+/// Whether it has had none: it was left to the sweep, which could not send it before.
+fn is_unsent(record: &Record, look: &str) -> bool {
+    look <= names::moment(record.due).as_str() || record.item.is_set("unsent")
 }

@@ -167,7 +167,7 @@ impl Table {
         }
     }
 
-    /// Changes an item if `condition` holds; tells it as it is now.
+    /// Changes an item if `condition` holds, which may be empty; tells it as it is now.
     pub(super) async fn update(
         &self,
         key: &Key,
@@ -195,7 +195,7 @@ impl Table {
             .table_name(&self.name)
             .set_key(Some(Item::at(key).0))
             .update_expression(change)
-            .condition_expression(condition)
+            .set_condition_expression(Some(condition.to_owned()).filter(|condition| !condition.is_empty()))
             .set_expression_attribute_names(Some(names_in(&[change, condition])))
             .set_expression_attribute_values(Some(values.0).filter(|values| !values.is_empty()))
             .return_values(told)

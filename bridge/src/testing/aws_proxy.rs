@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::aws_units::{self, Charge};
+
 /// What happens to a call.
 #[derive(Clone, Debug)]
 pub enum AwsFault {
@@ -18,6 +20,8 @@ pub enum AwsFault {
     LoseAnswer,
     /// It is answered with this error of AWS and takes no effect.
     Refuse(&'static str),
+    /// It is a transaction, and cancelled for this reason of its first item.
+    Cancel(&'static str),
     /// It goes on when the test says so: see [`AwsProxy::let_go`].
     Hold,
     /// The first entry of the next batch of more than one takes no effect and is answered as failed; the rest goes through.
@@ -40,8 +44,8 @@ struct Shared {
     faults: Mutex<VecDeque<(&'static str, AwsFault)>>,
     /// What every call of an operation has, until it is mended.
     lasting: Mutex<HashMap<&'static str, AwsFault>>,
-    /// Write units and read units.
-    units: Mutex<[f64; 2]>,
+    /// What calls of DynamoDB were charged.
+    charges: Mutex<Vec<Charge>>,
     calls: Mutex<Vec<String>>,
     /// Bodies of calls, in their order.
     bodies: Mutex<Vec<(String, Value)>>,
@@ -119,11 +123,19 @@ impl AwsProxy {
         self.bodies(operation).iter().map(|body| body["Entries"].as_array().map_or(0, Vec::len)).sum()
     }
 
-    /// The units of DynamoDB that were consumed by writes, those of indexes included, and by reads. The emulator takes each item
-    /// that is read for one of at most 4 KiB.
+    /// The units of DynamoDB that were consumed by writes, those of indexes included, and by reads.
     #[must_use]
     pub fn units(&self) -> [f64; 2] {
-        *self.shared.units.lock().unwrap()
+        self.units_of(|_| true)
+    }
+
+    /// The same of the calls that were about a partition that `is_one`, which tells a job's calls from those of a process that
+    /// looks around meanwhile.
+    #[must_use]
+    pub fn units_of(&self, is_one: impl Fn(&str) -> bool) -> [f64; 2] {
+        let charges = self.shared.charges.lock().unwrap();
+        let charges = charges.iter().filter(|charge| is_one(&charge.partition));
+        charges.fold([0.0; 2], |[writes, reads], charge| [writes + charge.writes, reads + charge.reads])
     }
 
     /// How many calls of `operation` there were.
@@ -141,21 +153,6 @@ impl Shared {
         let meets = |fault: &AwsFault| many || !matches!(fault, AwsFault::FailFirst);
         let at = faults.iter().position(|(name, fault)| *name == operation && meets(fault));
         at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
-    }
-
-    /// Adds what a call of DynamoDB consumed.
-    fn charge(&self, operation: &str, asked: &Value, answer: &Value) {
-        let consumed = match &answer["ConsumedCapacity"] {
-            Value::Array(tables) => tables.iter().filter_map(|table| table["CapacityUnits"].as_f64()).sum(),
-            // The emulator does not tell of these: a unit for each item, as they are read consistently.
-            _ if operation == "BatchGetItem" => {
-                let keys = asked["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values());
-                keys.map(|table| table["Keys"].as_array().map_or(0.0, |keys| keys.len() as f64)).sum()
-            }
-            one => one["CapacityUnits"].as_f64().unwrap_or(0.0),
-        };
-        let reads = ["GetItem", "BatchGetItem", "Query"].contains(&operation);
-        self.units.lock().unwrap()[usize::from(reads)] += consumed;
     }
 }
 
@@ -193,8 +190,18 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         let lasts = once.is_none();
         let fault = once.or(lasting);
         match &fault {
-            Some(AwsFault::Refuse(code)) => {
-                let body = format!("{{\"__type\":\"com.amazonaws#{code}\",\"message\":\"as the test wants\"}}");
+            Some(AwsFault::Refuse(_) | AwsFault::Cancel(_)) => {
+                let (code, reason) = match &fault {
+                    Some(AwsFault::Cancel(reason)) => ("TransactionCanceledException", Some(reason)),
+                    Some(AwsFault::Refuse(code)) => (*code, None),
+                    _ => continue,
+                };
+                let body = serde_json::json!({
+                    "__type": format!("com.amazonaws#{code}"),
+                    "message": "as the test wants",
+                    "CancellationReasons": reason.map(|reason| [serde_json::json!({"Code": reason})]),
+                });
+                let body = body.to_string();
                 let answer = format!(
                     "HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-amz-json-1.0\r\nx-amzn-errortype: {code}\r\n\
                      Content-Length: {}\r\n\r\n{body}",
@@ -221,7 +228,17 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
         }
         let Some(mut answer) = message(&mut server).await else { return };
         if charged {
-            shared.charge(&operation, &body, &body_of(&answer));
+            let told = match aws_units::whole(&operation, &body) {
+                None => body_of(&answer),
+                Some(whole) => {
+                    if server.write_all(&with_body(&request, &whole)).await.is_err() {
+                        return;
+                    }
+                    let Some(whole) = message(&mut server).await else { return };
+                    body_of(&whole)
+                }
+            };
+            shared.charges.lock().unwrap().push(aws_units::charge(&operation, &body, &told));
         }
         match &fault {
             Some(AwsFault::FailFirst) => {

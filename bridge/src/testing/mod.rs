@@ -17,7 +17,7 @@
 //! # Layout
 //!
 //! - [`server`]: one node of NATS. [`cluster`]: several that are routed together. [`aws`]: SQS and DynamoDB.
-//!   [`aws_proxy`]: what fails on the way there.
+//!   [`aws_proxy`]: what fails on the way there. [`aws_units`]: what calls of DynamoDB are charged.
 //! - [`binary`]: where their programs are found, and how they get there.
 //! - [`log`]: the lines of a test's thread.
 //! - [`process`]: a child that never outlives its test, and its ports.
@@ -26,6 +26,7 @@
 
 mod aws;
 mod aws_proxy;
+mod aws_units;
 mod binary;
 mod cluster;
 mod log;

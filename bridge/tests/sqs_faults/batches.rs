@@ -7,6 +7,7 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
+use relay_bridge::sqs::Sqs;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 
@@ -53,9 +54,7 @@ async fn of_a_batch_that_sqs_deleted_in_part_the_rest_is_deleted_again_alone() {
         });
     }
     settling.join_all().await;
-    let deleted: usize =
-        proxy.bodies("DeleteMessageBatch").iter().map(|body| body["Entries"].as_array().unwrap().len()).sum();
-    assert_eq!(deleted, JOBS as usize + 1, "one entry went twice");
+    assert_eq!(proxy.entries("DeleteMessageBatch"), JOBS as usize + 1, "one entry went twice");
     assert_eq!(stage.messages().await, 0);
 }
 
@@ -98,12 +97,8 @@ async fn a_receive_that_hangs_ends_by_its_timeout_and_other_queues_go_on() {
     assert_eq!(held[0].job.id, job.id, "after the dead call was given up");
 }
 
-#[tokio::test]
-async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers() {
-    let stage = Stage::open().await;
-    // Far longer than the test waits: what is not handed back does not come.
-    let policy = QueuePolicy { lease: PATIENCE * 10, ..stage.policy.clone() };
-    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+/// A process as at SIGTERM: its last receive is held at the proxy, and nobody asks any more.
+async fn receiving_for_nobody(stage: &Stage) -> (AwsProxy, Sqs) {
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
     let ending = stage.process_with(proxy.url(), |_| {}).await;
     proxy.fault("ReceiveMessage", AwsFault::Hold);
@@ -111,8 +106,17 @@ async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers
     let mut asking = JoinSet::new();
     asking.spawn(async move { leasing.lease(&request).await });
     proxy.held().await;
-    // As at SIGTERM: nobody asks any more, and the adapter is closed.
     asking.shutdown().await;
+    (proxy, ending)
+}
+
+#[tokio::test]
+async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers() {
+    let stage = Stage::open().await;
+    // Far longer than the test waits: what is not handed back does not come.
+    let policy = QueuePolicy { lease: PATIENCE * 10, ..stage.policy.clone() };
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    let (proxy, ending) = receiving_for_nobody(&stage).await;
     let job = stage.submit().await;
     tokio::join!(ending.close(), async { proxy.let_go() });
     let delivery = stage.lease(&stage.broker).await;
@@ -122,14 +126,7 @@ async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers
 #[tokio::test]
 async fn a_receive_that_does_not_end_holds_up_the_end_of_its_process_no_longer_than_it_is_given() {
     let stage = Stage::open().await;
-    let proxy = AwsProxy::start(&stage.emulator.url()).await;
-    let ending = stage.process_with(proxy.url(), |_| {}).await;
-    proxy.fault("ReceiveMessage", AwsFault::Hold);
-    let (leasing, request) = (ending.broker().leasing, stage.request(1, PATIENCE));
-    let mut asking = JoinSet::new();
-    asking.spawn(async move { leasing.lease(&request).await });
-    proxy.held().await;
-    asking.shutdown().await;
+    let (_proxy, ending) = receiving_for_nobody(&stage).await;
     ending.close_by(tokio::time::Instant::now()).await;
 }
 

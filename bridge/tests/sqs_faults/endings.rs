@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use relay_bridge::contract::{JobResult, Timestamp};
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::Lookup;
 use relay_bridge::rules::counts::Counted;
@@ -82,4 +83,37 @@ async fn a_result_that_is_sent_again_is_counted_as_that_and_as_nothing_else() {
     }
     let counted = Counted { times_corrected: 1, results_resent: 1, ..Counted::default() };
     assert_eq!(stage.broker.counts.read(), counted);
+}
+
+#[tokio::test]
+async fn a_result_that_is_refused_takes_as_many_transactions_as_the_sdk_tries_and_no_multiple() {
+    let stage = Stage::open().await;
+    stage.submit().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    let delivery = stage.lease(&worker).await;
+    let result = stage.success(&delivery);
+    for (fault, most) in [
+        (AwsFault::Refuse("ThrottlingException"), 3),
+        (AwsFault::Refuse("ProvisionedThroughputExceededException"), 3),
+        (AwsFault::Refuse("AccessDeniedException"), 1),
+        // Which the next call may have another token for.
+        (AwsFault::Refuse("ExpiredTokenException"), 2),
+        // Which the SDK does not repeat.
+        (AwsFault::Cancel("ThrottlingError"), 1),
+        (AwsFault::Cancel("ProvisionedThroughputExceeded"), 1),
+        // In doubt: what became of it is looked at once.
+        (AwsFault::LoseAnswer, 6),
+    ] {
+        let before = proxy.calls("TransactWriteItems");
+        proxy.fault_all("TransactWriteItems", fault.clone());
+        let recorded = worker.leasing.record(&result).await;
+        proxy.mend("TransactWriteItems");
+        let taken = proxy.calls("TransactWriteItems") - before;
+        assert!((1..=most).contains(&taken), "{taken} transactions for one result: {fault:?}");
+        let throttled = matches!(fault, AwsFault::Cancel(_)) || taken == 3;
+        let is_overloaded = |kind| matches!(kind, BrokerErrorKind::Overloaded { .. });
+        assert!(!throttled || is_overloaded(recorded.unwrap_err().kind()), "a worker waits, and tries again");
+    }
+    assert_eq!(worker.leasing.record(&result).await.unwrap(), Recorded::First);
 }

@@ -6,6 +6,7 @@ mod answers;
 mod batches;
 mod between;
 mod cost;
+mod counts;
 mod endings;
 mod erasure;
 mod forward;

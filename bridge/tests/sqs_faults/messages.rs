@@ -89,11 +89,38 @@ async fn a_message_of_a_run_that_ended_is_deleted_by_who_receives_it() {
     let job = stage.submit().await;
     let cancelled = stage.broker.jobs.cancel(&job.client, job.id).await.unwrap();
     assert_eq!(cancelled.state.outcome(), Some(Outcome::Cancelled));
-    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap(), Default::default());
+    assert_eq!(stage.broker.jobs.count(&stage.queue).await.unwrap(), Default::default());
+    let about = stage.broker.jobs.depth(&stage.queue).await.unwrap();
+    assert_eq!(about, Default::default(), "nor is its message counted that is in line still");
     stage.assert_nothing_in_line().await;
+    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap(), Default::default());
     // Nor does it come when its time would be over.
     stage.clock.advance(stage.policy.lease * 2);
     stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn the_message_of_a_run_that_is_cancelled_or_expires_goes_where_a_process_has_it_at_hand() {
+    let mut stage = Stage::at_a_clock_that_is_moved().await;
+    let one_at_a_time = ClientPolicy { max_running: 1, ..ClientPolicy::default() };
+    let clients = [(stage.client(), one_at_a_time)].into();
+    let policy = QueuePolicy { lease: MINUTE * 60, job_ttl: MINUTE * 30, clients, ..stage.policy.clone() };
+    stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
+    stage.policy = policy;
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(stage.submit().await);
+    }
+    let held = stage.lease(&stage.broker).await;
+    stage.assert_nothing_in_line().await;
+    jobs.retain(|job| job.id != held.job.id);
+    assert_eq!(stage.messages().await, 4, "what is at hand is in flight, and scalers count it");
+    stage.broker.jobs.cancel(&jobs[0].client, jobs[0].id).await.unwrap();
+    assert_eq!(stage.messages().await, 3);
+    stage.clock.advance(MINUTE * 30);
+    assert_eq!(stage.broker.jobs.sweep(100).await.unwrap().expired.len(), 3);
+    assert_eq!(stage.messages().await, 1, "that of the job that is held");
+    assert_eq!(stage.broker.jobs.depth(&stage.queue).await.unwrap().waiting, 0);
 }
 
 #[tokio::test]
@@ -190,7 +217,9 @@ async fn a_job_that_waits_for_hours_without_a_worker_costs_looks_as_the_guide_sa
         [1, 2, 3, 4, 7, 8, 16, 30, 32, 64].into_iter().chain((94..=720).step_by(30)).map(halves).collect();
     stage.sweep_at(&sweeping, &ages).await;
     assert_eq!(proxy.entries("SendMessageBatch"), JOBS, "the one message more that every job has after half a minute");
-    assert_eq!(proxy.calls("UpdateItem"), 17 * JOBS, "looks in 6 h");
+    let of_a_job = |body: &serde_json::Value| body["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("job#"));
+    let looks = proxy.bodies("UpdateItem").iter().filter(|body| of_a_job(body)).count();
+    assert_eq!(looks, 17 * JOBS, "looks in 6 h");
     let guide = include_str!("../../../docs/sqs.md");
     assert!(guide.contains("in 6 h 17 times"), "the guide says how often a job is looked at");
     // All of them are in line still.

@@ -103,13 +103,16 @@ async fn write(broker: Broker, results: Vec<JobResult>) {
 #[tokio::test]
 async fn what_waits_is_counted_for_its_client_and_told_by_its_age() {
     let stage = Stage::at_a_clock_that_is_moved().await;
+    stage.bound_waiting(10).await;
     let (jobs, queue, client) = (&stage.broker.jobs, &stage.queue, stage.client());
-    assert_eq!((jobs.waiting(&client, queue).await.unwrap(), jobs.oldest(queue).await.unwrap()), (Some(0), None));
+    assert_eq!((jobs.waiting(&client, queue).await.unwrap(), jobs.count(queue).await.unwrap().oldest), (Some(0), None));
     let first = stage.submit().await;
     stage.clock.advance(Duration::from_secs(7));
     stage.submit().await;
     assert_eq!(jobs.depth(queue).await.unwrap().waiting, 2);
-    assert_eq!(jobs.oldest(queue).await.unwrap(), Some(first.due_at));
+    let counted = jobs.count(queue).await.unwrap();
+    assert_eq!((counted.depth.waiting, counted.oldest), (2, Some(first.due_at)));
+    assert_eq!(jobs.oldest(queue).await.unwrap(), None, "that would be looked up in the records");
     assert_eq!(jobs.waiting(&client, queue).await.unwrap(), Some(2));
     assert_eq!(jobs.waiting(&"other".parse().unwrap(), queue).await.unwrap(), Some(0));
     stage.lease(&stage.broker).await;

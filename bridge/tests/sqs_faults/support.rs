@@ -93,19 +93,10 @@ impl Stage {
         self.job_of(key, "payload".into())
     }
 
-    fn job_of(&self, key: Option<&str>, payload: Vec<u8>) -> Job {
-        let submission = Submission {
-            client: self.client(),
-            queue: self.queue.clone(),
-            key: key.map(|key| key.parse().unwrap()),
-            content_type: "text/plain".to_owned(),
-            content_encoding: None,
-            headers: Default::default(),
-            payload: payload.into(),
-            delay: Duration::ZERO,
-            expires_in: None,
-        };
-        submission.accept(&self.policy, self.clock.now())
+    /// The same with this payload.
+    pub(crate) fn job_of(&self, key: Option<&str>, payload: Vec<u8>) -> Job {
+        let plain = Submission::plain(self.client(), self.queue.clone(), "text/plain", payload);
+        Submission { key: key.map(|key| key.parse().unwrap()), ..plain }.accept(&self.policy, self.clock.now())
     }
 
     /// A new job in line.

@@ -11,6 +11,7 @@ use relay_bridge::settlement::Settlement;
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Attempt, Handler, Output};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::support::{
     Call, LEASE, Reply, Running, Scripted, ago, busy_for, config, done, handler, job, job_at, start, start_one,
@@ -288,13 +289,41 @@ async fn a_settlement_whose_answer_was_lost_counts_when_the_lease_is_gone_after_
 async fn without_a_recorded_result_nothing_is_settled() {
     let broker = Scripted::new();
     broker.always("record", Reply::Error(BrokerErrorKind::Unavailable));
+    // Until the lease is over, as nothing extends it.
+    broker.always("extend", Reply::Error(BrokerErrorKind::Unavailable));
     broker.put(job("x"), 1);
+    let began = Instant::now();
     let worker = start_one(&broker, busy_for(Duration::ZERO));
-    let records = |calls: &Vec<Call>| calls.iter().filter(|call| matches!(call, Call::Record(_))).count();
-    broker.until(|calls| records(calls) == 10).await;
+    broker.until(|calls| recorded(calls) > 10).await;
     let report = worker.stop().await;
-    assert_eq!((report.unconfirmed, report.succeeded, report.finished), (1, 0, 1));
+    assert_eq!((report.leases_lost, report.succeeded, report.finished), (1, 0, 1));
+    assert!(began.elapsed() >= LEASE && began.elapsed() < LEASE * 2, "{:?}", began.elapsed());
     assert!(broker.endings().iter().all(|call| matches!(call, Call::Record(_))));
+}
+
+fn recorded(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| matches!(call, Call::Record(_))).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_result_survives_a_broker_that_refuses_it_for_as_long_as_its_lease_stands() {
+    // As it does while a token of AWS has expired, and nobody has a new one.
+    const TRIES: usize = 100;
+    let broker = Scripted::new();
+    broker.reply("record", [BrokerErrorKind::Unavailable; TRIES].map(Reply::Error));
+    broker.put(job("x"), 1);
+    let began = Instant::now();
+    let worker = start_one(&broker, busy_for(Duration::ZERO));
+    broker.settled(1).await;
+    let waited = began.elapsed();
+    let report = worker.stop().await;
+    assert!(waited > LEASE * 5, "{waited:?}: far longer than the first lease");
+    let beats = broker.calls().iter().filter(|call| **call == Call::Extend).count();
+    assert!(beats >= 10, "{beats} beats");
+    let mut expected = vec![Call::Record(Outcome::Succeeded); TRIES + 1];
+    expected.push(Call::Settle(Settlement::Complete));
+    assert_eq!(broker.endings(), expected);
+    assert_eq!((report.succeeded, report.unconfirmed), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

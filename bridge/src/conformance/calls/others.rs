@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId, Timestamp};
 use crate::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use crate::error::BrokerError;
-use crate::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swept};
+use crate::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use crate::policy::{PolicyStore, QueuePolicy};
 use crate::provision::{Change, Provision, Wanted};
 use crate::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
@@ -69,6 +69,10 @@ impl JobQueue for Repeating<dyn JobQueue> {
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.calls.call("oldest", || self.inner.oldest(queue)).await.answer
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.calls.call("count", || self.inner.count(queue)).await.answer
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
