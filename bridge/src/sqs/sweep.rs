@@ -247,9 +247,10 @@ impl Sqs {
 }
 
 /// Whether a record that could be taken at `look` may never have had a message: it was left to the sweep, which could not
-/// send it before, or sent by who made it, of which no attempt tells.
+/// send it before, or sent by who made it, of which no attempt tells. The first look at it is half a minute after its record
+/// was written, some time after it could be taken; the second one a whole minute after that.
 fn may_be_unsent(record: &Record, look: &str) -> bool {
-    let is_by = |at: Timestamp| look <= names::moment(at).as_str();
-    let first = is_by(record.due) || record.attempt == 0 && is_by(record.due + SEND_AGAIN);
-    !record.is_leased() && (first || record.item.is_set("unsent"))
+    let of_sweep = look <= names::moment(record.due).as_str();
+    let first = record.attempt == 0 && look < names::moment(record.due + SEND_AGAIN * 2).as_str();
+    !record.is_leased() && (of_sweep || first || record.item.is_set("unsent"))
 }

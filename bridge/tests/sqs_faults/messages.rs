@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::Outcome;
+use relay_bridge::contract::{JobId, Outcome};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::AwsProxy;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
 use crate::support::Stage;
 
@@ -52,6 +52,36 @@ async fn a_job_whose_message_was_never_sent_is_sent_by_the_sweep_of_any_process(
     // And not again and again.
     other.jobs.sweep(100).await.unwrap();
     stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_never_sent_is_sent_after_half_a_minute_also_behind_a_backlog_on_a_clock_that_runs() {
+    const BACKLOG: usize = 9;
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let enqueue = async |broker: &Broker| {
+        let job = stage.job(Some(&JobId::mint().to_string()));
+        // Between when a server accepts a job and when its record is written time passes.
+        stage.clock.advance(Duration::from_millis(7));
+        broker.jobs.enqueue(job.clone()).await.unwrap();
+        job
+    };
+    for _ in 0..BACKLOG {
+        enqueue(&stage.broker).await;
+    }
+    // As a server that is killed between record and message.
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let killed = stage.process(proxy.url()).await;
+    proxy.fault_all("SendMessageBatch", AwsFault::Refuse("AccessDenied"));
+    let unsent = enqueue(&killed).await;
+    assert_eq!(stage.messages().await, BACKLOG as u64);
+    stage.clock.advance(MINUTE / 2);
+    while stage.broker.jobs.sweep(500).await.unwrap().more {}
+    assert_eq!(stage.messages().await, 2 * BACKLOG as u64 + 1, "one message more for each job");
+    // The later looks count messages, and there are enough.
+    stage.sweep_at(&stage.broker, &[MINUTE / 2, MINUTE]).await;
+    assert_eq!(stage.messages().await, 2 * BACKLOG as u64 + 1);
+    let held = stage.lease_all(BACKLOG + 1).await;
+    assert!(held.iter().any(|delivery| delivery.job.id == unsent.id));
 }
 
 #[tokio::test]
