@@ -236,23 +236,52 @@ impl Sqs {
         }
     }
 
-    /// What is in line now, at most `max`, for a call that does not wait.
-    pub(super) async fn take_now(&self, line: &Arc<Line>, max: usize) -> Result<Vec<Delivery>, BrokerError> {
+    /// What is in line now, at most `max`, for a call that does not wait: it receives again only after what brought jobs, while
+    /// the call is there, which `gone` denies, and the process goes on.
+    pub(super) async fn take_now(
+        &self,
+        line: &Arc<Line>,
+        max: usize,
+        gone: impl Fn() -> bool,
+    ) -> Result<Vec<Delivery>, BrokerError> {
         let policy = self.policies().require(&line.name, OPERATION).await?;
         if policy.paused {
             return Ok(Vec::new());
         }
         let mut taken = self.claim_bounded(line, &policy, max).await?;
-        while taken.len() < max {
+        while taken.len() < max && !gone() && !self.0.closing.is_cancelled() {
             let asked = (max - taken.len()).min(BATCH_MAX);
-            let received = self.receive(line, &policy, asked, Duration::ZERO).await?;
-            let full = received.len() == asked;
-            taken.extend(self.claim_all(line, &policy, received, asked).await?);
-            if !full {
-                break;
+            match self.take_once(line, &policy, asked).await {
+                Ok((deliveries, full)) => {
+                    let none = deliveries.is_empty();
+                    taken.extend(deliveries);
+                    if none || !full {
+                        break;
+                    }
+                }
+                Err(error) if taken.is_empty() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(queue = %line.name, %error, "no more jobs could be received");
+                    break;
+                }
             }
         }
         Ok(taken)
+    }
+
+    /// What one receive brings of `asked`, and whether it was full.
+    async fn take_once(
+        &self,
+        line: &Arc<Line>,
+        policy: &Arc<QueuePolicy>,
+        asked: usize,
+    ) -> Result<(Vec<Delivery>, bool), BrokerError> {
+        let received = tokio::select! {
+            received = self.receive(line, policy, asked, Duration::ZERO) => received?,
+            () = self.0.dropping.cancelled() => return Ok((Vec::new(), false)),
+        };
+        let full = received.len() == asked;
+        Ok((self.claim_all(line, policy, received, asked).await?, full))
     }
 
     async fn receive(

@@ -5,6 +5,7 @@
 mod answers;
 mod batches;
 mod between;
+mod bounded;
 mod cost;
 mod endings;
 mod erasure;
@@ -16,3 +17,4 @@ mod replies;
 mod slots;
 mod support;
 mod sweeping;
+mod taking;

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::future::join_all;
-use relay_bridge::contract::Job;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
@@ -23,7 +21,7 @@ fn slot_calls(proxy: &AwsProxy) -> usize {
     calls.iter().map(|call| proxy.bodies(call).iter().filter(|body| of_slots(body)).count()).sum()
 }
 
-async fn bound(stage: &Stage, max_running: u32) -> QueuePolicy {
+pub(crate) async fn bound(stage: &Stage, max_running: u32) -> QueuePolicy {
     let bounded = ClientPolicy { max_running, ..ClientPolicy::default() };
     let policy = QueuePolicy { clients: [(stage.client(), bounded)].into(), ..stage.policy.clone() };
     stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
@@ -134,33 +132,4 @@ async fn many_slots_of_leases_that_ended_are_free_under_a_bound_that_was_lowered
     assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
     stage.submit().await;
     stage.assert_nothing_in_line().await;
-}
-
-#[tokio::test]
-async fn a_client_at_its_bound_keeps_no_slot_idle_for_others_behind_its_messages() {
-    // One after the other with a pause each they would take longer than anybody waits here.
-    const AHEAD: usize = 300;
-    let mut stage = Stage::open().await;
-    let first = stage.policy.clone();
-    stage.policy.lease = Duration::from_secs(600);
-    stage.broker.policies.put_policy(&stage.queue, &stage.policy, Some(&first)).await.unwrap();
-    bound(&stage, 1).await;
-    stage.submit().await;
-    stage.lease(&stage.broker).await;
-    stage.submit().await;
-    let sqs = stage.sqs();
-    let url = sqs.get_queue_url().queue_name(format!("relay-{}", stage.queue)).send().await.unwrap().queue_url.unwrap();
-    let received = sqs.receive_message().queue_url(&url).visibility_timeout(0).send().await.unwrap();
-    let body = received.messages()[0].body().unwrap().to_owned();
-    for batch in 0..AHEAD / 10 {
-        let entry = |at: usize| {
-            let entry = SendMessageBatchRequestEntry::builder().id(format!("{batch}-{at}")).message_body(&body);
-            entry.message_group_id(stage.client().as_str()).build().unwrap()
-        };
-        let entries = Some((0..10).map(entry).collect());
-        sqs.send_message_batch().queue_url(&url).set_entries(entries).send().await.unwrap();
-    }
-    let other = Job { client: "other".parse().unwrap(), ..stage.job(None) };
-    stage.broker.jobs.enqueue(other.clone()).await.unwrap();
-    assert_eq!(stage.lease(&stage.broker).await.job.client, other.client);
 }

@@ -1,0 +1,78 @@
+//! Workers at a queue in which a client that runs as many jobs as it may has a backlog.
+
+use std::time::Duration;
+
+use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use relay_bridge::contract::{Job, QueueName};
+use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::testing::AwsProxy;
+
+use crate::slots::bound;
+use crate::support::{PATIENCE, Stage};
+
+/// Long enough that no message comes back by itself within a test.
+const LONG: Duration = Duration::from_secs(600);
+
+impl Stage {
+    /// Has a client run the one job that it may, with `waiting` messages of its second one in line.
+    pub(crate) async fn at_a_full_client(waiting: usize) -> (Self, Delivery) {
+        let mut stage = Self::open().await;
+        let first = stage.policy.clone();
+        stage.policy.lease = LONG;
+        stage.broker.policies.put_policy(&stage.queue, &stage.policy, Some(&first)).await.unwrap();
+        bound(&stage, 1).await;
+        stage.submit().await;
+        let running = stage.lease(&stage.broker).await;
+        stage.submit().await;
+        let sqs = stage.sqs();
+        let url = sqs.get_queue_url().queue_name(format!("relay-{}", stage.queue)).send().await.unwrap();
+        let url = url.queue_url.unwrap();
+        let received = sqs.receive_message().queue_url(&url).visibility_timeout(0).send().await.unwrap();
+        let body = received.messages()[0].body().unwrap().to_owned();
+        for from in (1..waiting).step_by(10) {
+            let entry = |at: usize| {
+                let entry = SendMessageBatchRequestEntry::builder().id(at.to_string()).message_body(&body);
+                entry.message_group_id(stage.client().as_str()).build().unwrap()
+            };
+            let entries = Some((from..waiting.min(from + 10)).map(entry).collect());
+            sqs.send_message_batch().queue_url(&url).set_entries(entries).send().await.unwrap();
+        }
+        (stage, running)
+    }
+
+    /// A job of another client, behind everything.
+    async fn submit_of_another(&self, queue: &QueueName) -> Job {
+        let other = Job { client: "other".parse().unwrap(), queue: queue.clone(), ..self.job(None) };
+        self.broker.jobs.enqueue(other.clone()).await.unwrap();
+        other
+    }
+}
+
+/// How many of the receives were of a queue.
+fn receives(proxy: &AwsProxy, queue: &QueueName) -> usize {
+    let of_queue = |body: &&serde_json::Value| body["QueueUrl"].as_str().unwrap().ends_with(&format!("relay-{queue}"));
+    proxy.bodies("ReceiveMessage").iter().filter(of_queue).count()
+}
+
+#[tokio::test]
+async fn a_client_at_its_bound_keeps_no_slot_idle_for_others_behind_its_messages() {
+    // One after the other with a pause each they would take longer than anybody waits here.
+    let (stage, _) = Stage::at_a_full_client(300).await;
+    let other = stage.submit_of_another(&stage.queue).await;
+    assert_eq!(stage.lease(&stage.broker).await.job.client, other.client);
+}
+
+#[tokio::test]
+async fn a_worker_of_two_queues_is_given_what_the_second_has_whatever_a_full_client_has_in_the_first() {
+    let (stage, _) = Stage::at_a_full_client(60).await;
+    let second: QueueName = "second".parse().unwrap();
+    stage.broker.policies.put_policy(&second, &QueuePolicy::default(), None).await.unwrap();
+    let job = stage.submit_of_another(&second).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    let both = LeaseRequest { queues: vec![stage.queue.clone(), second], ..stage.request(10, PATIENCE) };
+    let held = worker.leasing.lease(&both).await.unwrap();
+    assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
+    assert_eq!(receives(&proxy, &stage.queue), 1, "receives of the first queue before the second was looked at");
+}
