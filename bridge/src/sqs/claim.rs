@@ -189,9 +189,11 @@ impl Sqs {
         until: Timestamp,
     ) -> Result<Claimed, BrokerError> {
         let record = Record::read(item)?;
-        if !received.is_fresh() {
-            // If that fails it comes too early, and finds that it is held.
-            line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await?;
+        if !received.is_fresh()
+            && let Err(error) = line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await
+        {
+            // The record is leased by now. The message comes too early, and who receives it finds that.
+            tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a message is not hidden as long as its lease");
         }
         let token = Token { lease, attempt: record.attempt, until, handle: received.handle.clone() };
         let receipt = Receipt {

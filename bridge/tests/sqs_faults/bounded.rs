@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use relay_bridge::contract::{Job, QueueName};
-use relay_bridge::leasing::{Delivery, LeaseRequest};
+use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::testing::AwsProxy;
+use relay_bridge::settlement::Settlement;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
 use crate::slots::bound;
 use crate::support::{PATIENCE, Stage};
@@ -75,4 +76,20 @@ async fn a_worker_of_two_queues_is_given_what_the_second_has_whatever_a_full_cli
     let held = worker.leasing.lease(&both).await.unwrap();
     assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [job.id]);
     assert_eq!(receives(&proxy, &stage.queue), 1, "receives of the first queue before the second was looked at");
+}
+
+#[tokio::test]
+async fn a_job_that_was_at_hand_is_delivered_although_its_message_could_not_be_hidden_anew() {
+    let (stage, running) = Stage::at_a_full_client(1).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    assert!(worker.leasing.lease(&stage.request(1, Duration::ZERO)).await.unwrap().is_empty(), "it is at hand");
+    assert_eq!(stage.broker.leasing.record(&stage.success(&running)).await.unwrap(), Recorded::First);
+    stage.broker.leasing.settle(&running.receipt, &Settlement::Complete).await.unwrap();
+    // The SDK gives an unanswered try up after seconds and repeats it: by then the message was received long ago.
+    proxy.fault("UpdateItem", AwsFault::Hold);
+    proxy.fault_all("ChangeMessageVisibilityBatch", AwsFault::Refuse("InvalidParameterValue"));
+    let delivery = stage.lease(&worker).await;
+    assert_eq!(delivery.attempt, 1, "no attempt was spent without a start");
+    assert!(proxy.calls("ChangeMessageVisibilityBatch") > 0);
 }
