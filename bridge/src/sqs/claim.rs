@@ -205,7 +205,7 @@ impl Sqs {
         };
         match self.whole_job(&record, received.wake.payload(), OPERATION).await {
             Ok(job) => {
-                self.0.held.insert(record.facts(job.clone()), until, self.clock().now());
+                self.0.held.insert(record.facts(job.clone()), record.lease_end(), self.clock().now());
                 Ok(Claimed::Delivery(Box::new(Delivery {
                     job,
                     receipt,

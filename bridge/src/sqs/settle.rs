@@ -60,6 +60,7 @@ impl Sqs {
         if end <= now {
             return Err(lost(receipt.job_id, OPERATION));
         }
+        self.0.held.extended(receipt, token.attempt, end);
         if policy.client(&receipt.client).max_running != u32::MAX {
             let started = before.started_at().unwrap_or(now);
             let kept = |end| kept_until(started, end, policy.lease);

@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use relay_bridge::contract::{JobId, Outcome, RunId};
 use relay_bridge::dead_letters::LETTERS_PASSED_MAX;
-use relay_bridge::leasing::Recorded;
+use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 
@@ -82,6 +82,40 @@ async fn a_later_attempt_whose_letter_is_not_removed_removes_it_when_its_success
     proxy.mend("DeleteItem");
     assert_eq!(broker.leasing.record(&stage.success(&second)).await.unwrap(), Recorded::First);
     assert_eq!(broker.dead_letters.get(job.id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_letter_of_a_later_attempt_goes_when_an_earlier_one_of_another_process_succeeds_late() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let early = stage.process(stage.emulator.url()).await;
+    let job = stage.submit().await;
+    let first = stage.lease(&early).await;
+    // Its worker stands still: the lease ends, and another process gives the job out again.
+    stage.lose_all_messages().await;
+    stage.clock.advance(Duration::from_secs(120));
+    stage.broker.jobs.sweep(100).await.unwrap();
+    let second = stage.lease(&stage.broker).await;
+    assert_eq!((first.attempt, second.attempt), (1, 2));
+    // This one fails, and dies before it records that.
+    stage.broker.leasing.dead_letter(&stage.letter(&second)).await.unwrap();
+    assert_eq!(early.leasing.record(&stage.success(&first)).await.unwrap(), Recorded::First);
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None, "the run succeeded");
+}
+
+#[tokio::test]
+async fn a_process_knows_the_job_that_it_gave_out_for_as_long_as_the_lease_is_extended() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    for _ in 0..3 {
+        stage.clock.advance(stage.policy.lease / 2);
+        assert!(matches!(broker.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+    }
+    let reads = proxy.calls("GetItem");
+    assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
+    assert_eq!(proxy.calls("GetItem") - reads, 1, "the end of the client's log, and no record");
 }
 
 #[tokio::test]
