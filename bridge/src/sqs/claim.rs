@@ -7,10 +7,10 @@ use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use tokio::time::Instant;
 
 use super::Sqs;
+use super::asks::Line;
 use super::item::Item;
 use super::message::Wake;
 use super::names;
-use super::poll::Line;
 use super::receipt::Token;
 use super::record::{LEASED, QUEUED, Record, left_to_sweep};
 use super::table::Written;
@@ -213,9 +213,11 @@ impl Sqs {
         if record.was_queued() {
             self.leave_line(&record.queue, &record.client, OPERATION).await;
         }
-        if !received.is_fresh() {
-            // If that fails it comes too early, and finds that it is held.
-            line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await?;
+        if !received.is_fresh()
+            && let Err(error) = line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await
+        {
+            // The record is leased by now. The message comes too early, and who receives it finds that.
+            tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a message is not hidden as long as its lease");
         }
         let token = Token { lease, attempt: record.attempt, until, handle: received.handle.clone() };
         let receipt = Receipt {
@@ -227,7 +229,7 @@ impl Sqs {
         };
         match self.whole_job(&record, received.wake.payload(), OPERATION).await {
             Ok(job) => {
-                self.0.held.insert(record.facts(job.clone()), until, self.clock().now());
+                self.0.held.insert(record.facts(job.clone()), record.lease_end(), self.clock().now());
                 Ok(Claimed::Delivery(Box::new(Delivery {
                     job,
                     receipt,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::contract::{Job, JobId, Timestamp};
+use crate::leasing::Receipt;
 use crate::rules;
 
 /// From so many on, those whose time is over are looked for.
@@ -26,20 +27,30 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker has the job, until `until` at the latest.
-    pub(super) fn insert(&self, record: rules::Record, until: Timestamp, now: Timestamp) {
+    /// A worker has the job under a lease that ends at `end`.
+    pub(super) fn insert(&self, record: rules::Record, end: Timestamp, now: Timestamp) {
         let mut inner = self.lock();
         if inner.jobs.len() >= inner.sweep_at.max(SWEEP_FROM) {
-            inner.jobs.retain(|_, (_, until)| *until > now);
+            inner.jobs.retain(|_, (_, end)| *end > now);
             inner.sweep_at = inner.jobs.len() * 2;
         }
         let job = Arc::new(Job { payload: Bytes::new(), ..Arc::unwrap_or_clone(record.job) });
-        inner.jobs.insert(job.id, (rules::Record { job, ..record }, until));
+        inner.jobs.insert(job.id, (rules::Record { job, ..record }, end));
     }
 
-    /// The job's record, as known when the job was given out last.
-    pub(super) fn of(&self, job: JobId) -> Option<rules::Record> {
-        self.lock().jobs.get(&job).map(|(record, _)| record.clone())
+    /// The lease of this attempt was extended until `end`, if it is one that this process gave.
+    pub(super) fn extended(&self, receipt: &Receipt, attempt: u32, end: Timestamp) {
+        if let Some((record, until)) = self.lock().jobs.get_mut(&receipt.job_id)
+            && (record.job.run_id, record.attempts) == (receipt.run_id, attempt)
+        {
+            *until = end;
+        }
+    }
+
+    /// The job's record, as known when the job was given out last; not behind the end of that lease, from when on others may
+    /// give it out again.
+    pub(super) fn of(&self, job: JobId, now: Timestamp) -> Option<rules::Record> {
+        self.lock().jobs.get(&job).filter(|(_, end)| *end > now).map(|(record, _)| record.clone())
     }
 
     /// The delivery ended.

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Sqs;
-use super::poll::{Ask, Line};
+use super::asks::{Ask, Line};
 use super::receipt::Token;
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;
@@ -96,7 +96,7 @@ impl Sqs {
         let (give, given) = oneshot::channel();
         let sqs = self.clone();
         self.0.tasks.spawn(async move {
-            let taken = sqs.take_in_order(&lines, max).await;
+            let taken = sqs.take_in_order(&lines, max, || give.is_closed()).await;
             if let Err(Ok(unwanted)) = give.send(taken) {
                 sqs.hand_back_all(unwanted).await;
             }
@@ -104,9 +104,14 @@ impl Sqs {
         given.await.map_err(|_| closed())?
     }
 
-    async fn take_in_order(&self, lines: &[Arc<Line>], max: usize) -> Result<Vec<Delivery>, BrokerError> {
+    async fn take_in_order(
+        &self,
+        lines: &[Arc<Line>],
+        max: usize,
+        gone: impl Fn() -> bool,
+    ) -> Result<Vec<Delivery>, BrokerError> {
         for line in lines {
-            let taken = self.take_now(line, max).await?;
+            let taken = self.take_now(line, max, &gone).await?;
             if !taken.is_empty() {
                 return Ok(taken);
             }

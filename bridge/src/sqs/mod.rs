@@ -9,7 +9,7 @@
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
 //! - Submitting: `jobs` (the capability), `enqueue`, `quota` (`max_queued`), `runs` (cancel, rerun, erase), `list`, `sweep`.
 //!   `count` (how a queue stands), with `spares` (messages that no job waits for).
-//! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
+//! - Working: `leasing` (the capability), `poll` (who receives for whom), `asks` (who waits), `claim` (from a message to a delivery), `receipt`,
 //!   `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish` (the one place where
 //!   runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
@@ -22,6 +22,7 @@
 //!
 //! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
 
+mod asks;
 mod attempts;
 mod claim;
 mod coalesce;
@@ -87,6 +88,9 @@ use crate::newer_jobs::NewerJobs;
 /// reason included.
 pub const PAYLOAD_MAX: u64 = 350 * 1_024;
 
+/// How long the end of an adapter waits for calls that are on their way, beyond the time that it is given.
+const LAST_CALLS_MAX: Duration = Duration::from_secs(10);
+
 /// What holds for all of an adapter's work.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -134,13 +138,14 @@ struct Inner {
     meta: OnceCell<schema::Meta>,
     endings: finish::Endings,
     replies: Arc<replies::Replies>,
-    lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
+    lines: Mutex<HashMap<QueueName, Arc<asks::Line>>>,
     counts: quota::Counts,
     spares: Arc<spares::Spares>,
     sweeping: sweep::Sweeping,
     /// Places for messages whose jobs were accepted.
     sending: Arc<Semaphore>,
     held: held::Held,
+    owed: slots::Owed,
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
     waiting_clients: waiting::Wakes<ClientId>,
@@ -191,6 +196,7 @@ impl Sqs {
             sweeping: sweep::Sweeping::default(),
             sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
             held: held::Held::default(),
+            owed: slots::Owed::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
             newer_jobs: Arc::default(),
@@ -237,14 +243,31 @@ impl Sqs {
         self.close_by(Instant::now() + line::RECEIVE_WAIT_MAX).await;
     }
 
-    /// Begins no receive any more, hands back what the last ones bring and what was leased for nobody, and joins every task.
-    /// A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only after a lease.
+    /// Begins no receive any more, hands back what is at hand, what the last receives bring and what was leased for nobody,
+    /// and joins every task. A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only
+    /// after a lease. Other calls that are on their way then have 10 s more; those that AWS has not answered by then are left
+    /// to end with the runtime: their messages are the sweep's, or come again after a lease.
     pub async fn close_by(&self, until: Instant) {
         self.0.closing.cancel();
         self.0.tasks.close();
-        if tokio::time::timeout_at(until, self.0.tasks.wait()).await.is_err() {
-            self.0.dropping.cancel();
+        let ended = async {
+            self.give_back_at_hand().await;
             self.0.tasks.wait().await;
+            // Claims that were on their way may have put something there.
+            self.give_back_at_hand().await;
+        };
+        if tokio::time::timeout_at(until, ended).await.is_ok() {
+            return;
+        }
+        self.0.dropping.cancel();
+        let ended = async {
+            self.0.tasks.wait().await;
+            self.give_back_at_hand().await;
+        };
+        if tokio::time::timeout(LAST_CALLS_MAX, ended).await.is_err() {
+            tracing::warn!(
+                "AWS has not answered every call: their messages are sent by a sweep, or come again after a lease"
+            );
         }
     }
 

@@ -24,9 +24,9 @@ impl Sqs {
     pub(super) async fn record_result(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
         let policy = self.policies().require(&sent.queue, OPERATION).await?;
         let result_max = policy.result_max.min(PAYLOAD_MAX);
-        // Another process may have started a later attempt since.
+        // Another process may have been given a retry, and have started a later attempt since.
         let is_of = |held: &rules::Record| held.job.run_id == sent.run_id && sent.attempt <= held.attempts;
-        let mut known = match self.0.held.of(sent.job_id).filter(is_of) {
+        let mut known = match self.0.held.of(sent.job_id, self.clock().now()).filter(is_of) {
             // Whether it has ended is for the write to find.
             Some(record) => Some(Known { record: Some(record), ended: None }),
             None => self.record_of(sent.job_id, OPERATION).await?.map(|record| record.known()).transpose()?,

@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use relay_bridge::contract::{JobId, Outcome, RunId};
 use relay_bridge::dead_letters::LETTERS_PASSED_MAX;
-use relay_bridge::leasing::Recorded;
+use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 
@@ -85,6 +85,40 @@ async fn a_later_attempt_whose_letter_is_not_removed_removes_it_when_its_success
 }
 
 #[tokio::test]
+async fn the_letter_of_a_later_attempt_goes_when_an_earlier_one_of_another_process_succeeds_late() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let early = stage.process(stage.emulator.url()).await;
+    let job = stage.submit().await;
+    let first = stage.lease(&early).await;
+    // Its worker stands still: the lease ends, and another process gives the job out again.
+    stage.lose_all_messages().await;
+    stage.clock.advance(Duration::from_secs(120));
+    stage.broker.jobs.sweep(100).await.unwrap();
+    let second = stage.lease(&stage.broker).await;
+    assert_eq!((first.attempt, second.attempt), (1, 2));
+    // This one fails, and dies before it records that.
+    stage.broker.leasing.dead_letter(&stage.letter(&second)).await.unwrap();
+    assert_eq!(early.leasing.record(&stage.success(&first)).await.unwrap(), Recorded::First);
+    assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None, "the run succeeded");
+}
+
+#[tokio::test]
+async fn a_process_knows_the_job_that_it_gave_out_for_as_long_as_the_lease_is_extended() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    for _ in 0..3 {
+        stage.clock.advance(stage.policy.lease / 2);
+        assert!(matches!(broker.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+    }
+    let reads = proxy.calls("GetItem");
+    assert_eq!(broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
+    assert_eq!(proxy.calls("GetItem") - reads, 1, "the end of the client's log, and no record");
+}
+
+#[tokio::test]
 async fn the_letter_of_a_worker_costs_two_writes_and_two_reads_and_relay_a_look_when_the_run_ends() {
     let stage = Stage::open().await;
     let proxy = AwsProxy::start(&stage.emulator.url()).await;
@@ -147,4 +181,18 @@ async fn a_page_of_letters_ends_after_as_many_that_can_not_be_read_as_after_othe
     assert!(page.letters.is_empty() && page.next.is_some(), "one is left for the next page");
     let rest = stage.broker.dead_letters.list(Some(&stage.queue), None, page.next.as_ref(), 1).await.unwrap();
     assert!(rest.letters.is_empty() && rest.next.is_none());
+}
+
+#[tokio::test]
+async fn a_purge_whose_answer_is_lost_says_that_there_was_a_letter() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let job = stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    assert_eq!(broker.leasing.record(&stage.failure(&delivery, "")).await.unwrap(), Recorded::First);
+    proxy.fault("DeleteItem", AwsFault::LoseAnswer);
+    let letters = &broker.dead_letters;
+    assert!(letters.purge(job.id, job.run_id).await.unwrap(), "the SDK repeated the call, and found no letter");
+    assert!(!letters.purge(job.id, job.run_id).await.unwrap(), "and now there is none");
 }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
-use relay_bridge::contract::Outcome;
+use relay_bridge::contract::{JobId, Outcome};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::AwsProxy;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
-use crate::support::Stage;
+use crate::support::{Stage, distinct};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -52,6 +52,36 @@ async fn a_job_whose_message_was_never_sent_is_sent_by_the_sweep_of_any_process(
     // And not again and again.
     other.jobs.sweep(100).await.unwrap();
     stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_never_sent_is_sent_after_half_a_minute_also_behind_a_backlog_on_a_clock_that_runs() {
+    const BACKLOG: usize = 9;
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let enqueue = async |broker: &Broker| {
+        let job = stage.job(Some(&JobId::mint().to_string()));
+        // Between when a server accepts a job and when its record is written time passes.
+        stage.clock.advance(Duration::from_millis(7));
+        broker.jobs.enqueue(job.clone()).await.unwrap();
+        job
+    };
+    for _ in 0..BACKLOG {
+        enqueue(&stage.broker).await;
+    }
+    // As a server that is killed between record and message.
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let killed = stage.process(proxy.url()).await;
+    proxy.fault_all("SendMessageBatch", AwsFault::Refuse("AccessDenied"));
+    let unsent = enqueue(&killed).await;
+    assert_eq!(stage.messages().await, BACKLOG as u64);
+    stage.clock.advance(MINUTE / 2);
+    while stage.broker.jobs.sweep(500).await.unwrap().more {}
+    assert_eq!(stage.messages().await, 2 * BACKLOG as u64 + 1, "one message more for each job");
+    // The later looks count messages, and there are enough.
+    stage.sweep_at(&stage.broker, &[MINUTE / 2, MINUTE]).await;
+    assert_eq!(stage.messages().await, 2 * BACKLOG as u64 + 1);
+    let held = stage.lease_all(BACKLOG + 1).await;
+    assert!(held.iter().any(|delivery| delivery.job.id == unsent.id));
 }
 
 #[tokio::test]
@@ -218,8 +248,8 @@ async fn a_job_that_waits_for_hours_without_a_worker_costs_looks_as_the_guide_sa
     stage.sweep_at(&sweeping, &ages).await;
     assert_eq!(proxy.entries("SendMessageBatch"), JOBS, "the one message more that every job has after half a minute");
     let of_a_job = |body: &serde_json::Value| body["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("job#"));
-    let looks = proxy.bodies("UpdateItem").iter().filter(|body| of_a_job(body)).count();
-    assert_eq!(looks, 17 * JOBS, "looks in 6 h");
+    let looks: Vec<_> = proxy.bodies("UpdateItem").into_iter().filter(of_a_job).collect();
+    assert_eq!(distinct(looks), 17 * JOBS, "looks in 6 h");
     let guide = include_str!("../../../docs/sqs.md");
     assert!(guide.contains("in 6 h 17 times"), "the guide says how often a job is looked at");
     // All of them are in line still.

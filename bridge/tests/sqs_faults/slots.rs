@@ -3,27 +3,25 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::future::join_all;
-use relay_bridge::contract::Job;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::AwsProxy;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
-use crate::support::Stage;
+use crate::support::{Stage, distinct};
 
-/// How many of the calls that went through were on items of slots.
-fn slot_calls(proxy: &AwsProxy) -> usize {
+/// How many of the calls that went through were on items of slots, repetitions by the SDK aside.
+pub(crate) fn slot_calls(proxy: &AwsProxy) -> usize {
     let of_slots = |body: &serde_json::Value| {
         let key = if body["Item"].is_object() { &body["Item"] } else { &body["Key"] };
         key["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("slots#"))
     };
     let calls = ["GetItem", "PutItem", "UpdateItem", "DeleteItem"];
-    calls.iter().map(|call| proxy.bodies(call).iter().filter(|body| of_slots(body)).count()).sum()
+    calls.iter().map(|call| distinct(proxy.bodies(call).into_iter().filter(of_slots))).sum()
 }
 
-async fn bound(stage: &Stage, max_running: u32) -> QueuePolicy {
+pub(crate) async fn bound(stage: &Stage, max_running: u32) -> QueuePolicy {
     let bounded = ClientPolicy { max_running, ..ClientPolicy::default() };
     let policy = QueuePolicy { clients: [(stage.client(), bounded)].into(), ..stage.policy.clone() };
     stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
@@ -137,30 +135,33 @@ async fn many_slots_of_leases_that_ended_are_free_under_a_bound_that_was_lowered
 }
 
 #[tokio::test]
-async fn a_client_at_its_bound_keeps_no_slot_idle_for_others_behind_its_messages() {
-    // One after the other with a pause each they would take longer than anybody waits here.
-    const AHEAD: usize = 300;
-    let mut stage = Stage::open().await;
-    let first = stage.policy.clone();
-    stage.policy.lease = Duration::from_secs(600);
-    stage.broker.policies.put_policy(&stage.queue, &stage.policy, Some(&first)).await.unwrap();
-    bound(&stage, 1).await;
+async fn a_heartbeat_writes_the_slot_that_the_one_before_it_could_not_write() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let policy = bound(&stage, 1).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
     stage.submit().await;
-    stage.lease(&stage.broker).await;
+    let delivery = stage.lease(&broker).await;
     stage.submit().await;
-    let sqs = stage.sqs();
-    let url = sqs.get_queue_url().queue_name(format!("relay-{}", stage.queue)).send().await.unwrap().queue_url.unwrap();
-    let received = sqs.receive_message().queue_url(&url).visibility_timeout(0).send().await.unwrap();
-    let body = received.messages()[0].body().unwrap().to_owned();
-    for batch in 0..AHEAD / 10 {
-        let entry = |at: usize| {
-            let entry = SendMessageBatchRequestEntry::builder().id(format!("{batch}-{at}")).message_body(&body);
-            entry.message_group_id(stage.client().as_str()).build().unwrap()
-        };
-        let entries = Some((0..10).map(entry).collect());
-        sqs.send_message_batch().queue_url(&url).set_entries(entries).send().await.unwrap();
+    let beat = async || {
+        stage.clock.advance(policy.lease / 3);
+        broker.leasing.extend(&delivery.receipt).await
+    };
+    // The record is extended, and the slot is not.
+    proxy.fault("UpdateItem", AwsFault::Hold);
+    proxy.fault("UpdateItem", AwsFault::Refuse("ValidationException"));
+    let let_go = async {
+        proxy.held().await;
+        proxy.let_go();
+    };
+    let (refused, ()) = tokio::join!(beat(), let_go);
+    refused.unwrap_err();
+    for _ in 0..3 {
+        assert!(matches!(beat().await.unwrap(), Held::Until(_)));
+        stage.assert_nothing_in_line().await;
     }
-    let other = Job { client: "other".parse().unwrap(), ..stage.job(None) };
-    stage.broker.jobs.enqueue(other.clone()).await.unwrap();
-    assert_eq!(stage.lease(&stage.broker).await.job.client, other.client);
+    let before = slot_calls(&proxy);
+    stage.clock.advance(Duration::from_millis(1));
+    assert!(matches!(broker.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+    assert_eq!(slot_calls(&proxy), before, "it is not owed any more");
 }
