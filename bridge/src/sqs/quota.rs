@@ -32,6 +32,8 @@ const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
 const TRIES: u32 = 5;
 /// The parts of a larger bound by which other processes may be wrong together: a fiftieth is promised.
 const PARTS: u64 = 50;
+/// How many jobs of one client all others together are taken to add in a second.
+const RATE: u64 = 1_000;
 /// Counts that are remembered; beyond, all are forgotten, which costs a look each.
 const COUNTS_MAX: usize = 100_000;
 /// Entries of one shard that a look counts for who only wants to know: of up to 150 bytes, so two of them are a unit.
@@ -50,14 +52,15 @@ struct Counted {
 }
 
 impl Counted {
-    /// For how long it will do beside `limit`: others may be adding as much as this process.
+    /// For how long it will do beside `limit`: others may be adding as much as this process, or all that [`RATE`] lets them.
     fn good_for(&self, limit: u64) -> Duration {
         let sum = self.open.saturating_add(self.added);
+        let filled_in = |most: u64| Duration::from_secs((limit.saturating_sub(sum) / RATE).min(most));
         if sum < limit / 4 && self.added < limit / 8 {
-            return Duration::from_secs(600);
+            return filled_in(600);
         }
         if sum < limit - limit / 10 && self.added < limit / 20 {
-            return Duration::from_secs(60);
+            return filled_in(60);
         }
         match self.added < limit / (PARTS * 4) {
             // A count of many costs more: 18 units for a thousand.
@@ -297,5 +300,6 @@ mod tests {
         }
         let idle = Counted { open: 10, added: 0, at: Instant::now() };
         assert_eq!(idle.good_for(1_000_000), Duration::from_secs(600));
+        assert_eq!(idle.good_for(60_000), Duration::from_secs(59), "others could have filled it by then");
     }
 }
