@@ -44,7 +44,6 @@ mod undo;
 mod work;
 mod writer;
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -103,7 +102,7 @@ struct Inner {
     reading: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<schema::StoreLock>>,
 }
 
 impl Embedded {

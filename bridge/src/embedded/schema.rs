@@ -92,7 +92,7 @@ const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2), (3, TO_MINO
 pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) log: LogId,
-    pub(super) lock: Option<File>,
+    pub(super) lock: Option<StoreLock>,
     /// `None` in memory, and where it could not be written.
     pub(super) marker: Option<Marker>,
 }
@@ -199,8 +199,18 @@ pub(super) fn new_log_id() -> LogId {
     LogId(*Uuid::now_v7().as_bytes())
 }
 
-/// Keeps other processes out of the store at `path` until it is dropped.
-pub(super) fn lock(path: &Path) -> Result<File, BrokerError> {
+/// Keeps other processes out of a store until it is dropped.
+pub(super) struct StoreLock(File);
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that was forked just now has it too, until it runs its program.
+        self.0.unlock().ok();
+    }
+}
+
+/// Keeps other processes out of the store at `path`.
+pub(super) fn lock(path: &Path) -> Result<StoreLock, BrokerError> {
     let lock_path = PathBuf::from(format!("{}.lock", path.display()));
     let failed = |detail: String| BrokerError::new(BrokerErrorKind::Unavailable, "open store", detail);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| {
@@ -215,7 +225,7 @@ pub(super) fn lock(path: &Path) -> Result<File, BrokerError> {
         ))
         .with_source(e)
     })?;
-    Ok(file)
+    Ok(StoreLock(file))
 }
 
 fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError> {

@@ -9,9 +9,9 @@
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
 //! - Submitting: `jobs` (the capability), `enqueue`, `quota` (`max_queued`), `runs` (cancel, rerun, erase), `list`, `sweep`.
 //!   `count` (how a queue stands), with `spares` (messages that no job waits for).
-//! - Working: `leasing` (the capability), `poll` (who receives for whom), `asks` (who waits), `claim` (from a message to a delivery), `receipt`,
-//!   `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish` (the one place where
-//!   runs end).
+//! - Working: `leasing` (the capability), `poll` (who receives for whom), `asks` (who waits), `claim` (from a message to a
+//!   delivery), `receipt`, `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish`
+//!   (the one place where runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
 //!   `dead_letters`.
 //! - [`forward`]: results for clients that read SQS themselves. [`share`]: queues that other accounts use.
