@@ -7,10 +7,10 @@ use aws_sdk_sqs::types::Message;
 use tokio::time::Instant;
 
 use super::Sqs;
+use super::asks::Line;
 use super::item::Item;
 use super::message::Wake;
 use super::names;
-use super::poll::Line;
 use super::receipt::Token;
 use super::record::{LEASED, QUEUED, Record, left_to_sweep};
 use super::table::Written;

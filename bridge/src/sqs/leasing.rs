@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Sqs;
-use super::poll::{Ask, Line};
+use super::asks::{Ask, Line};
 use super::receipt::Token;
 use crate::contract::{JobId, JobResult, QueueName, RunId};
 use crate::dead_letters::DeadLetter;

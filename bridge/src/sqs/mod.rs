@@ -8,9 +8,9 @@
 //! - The table: `table` (calls), `item` (values), `names` (keys), `schema` (how it is made), `record` (a job's).
 //! - The line: `line` (calls of SQS), `message` (what a message says), `coalesce` (many small calls as few large ones).
 //! - Submitting: `jobs` (the capability), `enqueue`, `runs` (cancel, rerun, erase), `list`, `count`, `sweep`.
-//! - Working: `leasing` (the capability), `poll` (who receives for whom), `claim` (from a message to a delivery), `receipt`,
-//!   `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish` (the one place where
-//!   runs end).
+//! - Working: `leasing` (the capability), `poll` (who receives for whom), `asks` (who waits), `claim` (from a message to a
+//!   delivery), `receipt`, `settle`, `slots` (clients with a bound on what runs), `recording` (what a result means), `finish`
+//!   (the one place where runs end).
 //! - Reading: `results` (the capability), `log` (pages of a client's log), `waiting`, `replies` (told by other processes).
 //!   `dead_letters`.
 //! - [`forward`]: results for clients that read SQS themselves. [`share`]: queues that other accounts use.
@@ -21,6 +21,7 @@
 //!
 //! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
 
+mod asks;
 mod attempts;
 mod claim;
 mod coalesce;
@@ -131,7 +132,7 @@ struct Inner {
     meta: OnceCell<schema::Meta>,
     endings: finish::Endings,
     replies: Arc<replies::Replies>,
-    lines: Mutex<HashMap<QueueName, Arc<poll::Line>>>,
+    lines: Mutex<HashMap<QueueName, Arc<asks::Line>>>,
     counts: count::Counts,
     sweeping: sweep::Sweeping,
     /// Places for messages whose jobs were accepted.

@@ -2,18 +2,17 @@
 //! is nothing, more at once while there is much. A receive is never dropped halfway, because SQS may have handed out
 //! messages already: what comes for nobody goes back at once.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::Sqs;
+use super::asks::{Ask, BOUNDED_EVERY, BOUNDED_PAUSE, Line, Taken, in_turn, lock};
 use super::claim::{Claimed, Received};
-use super::line::{BATCH_MAX, RECEIVE_WAIT_MAX, SqsQueue};
-use crate::contract::{ClientId, QueueName};
+use super::line::{BATCH_MAX, RECEIVE_WAIT_MAX};
+use crate::contract::QueueName;
 use crate::error::BrokerError;
 use crate::leasing::Delivery;
 use crate::policy::QueuePolicy;
@@ -21,119 +20,10 @@ use crate::policy::QueuePolicy;
 const OPERATION: &str = "lease";
 /// Receives of one queue at once while they come back full.
 const RECEIVES_MAX: usize = 4;
-/// Messages kept at hand whose clients run as many jobs as they may; more go back.
-const BOUNDED_MAX: usize = 100;
+/// When messages come again of clients at their bounds that are too many to keep at hand.
+const BOUNDED_AWAY: Duration = Duration::from_secs(10);
 /// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
 const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
-/// How often those are tried at most while others wait behind them, unless a slot becomes free in this process.
-const BOUNDED_EVERY: Duration = Duration::from_secs(1);
-/// The pause before more is received, and how long a client that was at its bound is taken to be.
-const BOUNDED_PAUSE: Duration = Duration::from_millis(250);
-
-type Answer = Result<Vec<Delivery>, BrokerError>;
-
-/// A lease call that waits.
-pub(super) struct Ask {
-    max: usize,
-    deadline: Instant,
-    give: Mutex<Option<oneshot::Sender<Answer>>>,
-}
-
-impl Ask {
-    pub(super) fn new(max: usize, deadline: Instant, give: oneshot::Sender<Answer>) -> Self {
-        Self { max, deadline, give: Mutex::new(Some(give)) }
-    }
-
-    /// Takes nothing any more. `false` if it was answered.
-    pub(super) fn close(&self) -> bool {
-        lock(&self.give).take().is_some()
-    }
-
-    fn is_open(&self) -> bool {
-        lock(&self.give).as_ref().is_some_and(|give| !give.is_closed())
-    }
-
-    /// Answers it, or gives the answer back.
-    fn answer(&self, answer: Answer) -> Result<(), Answer> {
-        match lock(&self.give).take() {
-            Some(give) => give.send(answer),
-            None => Err(answer),
-        }
-    }
-}
-
-/// A queue of which this process leases.
-pub(super) struct Line {
-    pub(super) name: QueueName,
-    pub(super) queue: Arc<SqsQueue>,
-    state: Mutex<State>,
-    /// A client may run one job more, as far as this process knows.
-    pub(super) freed: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    asks: Vec<Arc<Ask>>,
-    receives: usize,
-    /// Received messages of clients that run as many jobs as they may.
-    bounded: VecDeque<Received>,
-    /// Clients that were found to run as many as they may, and when.
-    full: HashMap<ClientId, Instant>,
-    /// The last receive brought as many as it asked for: behind them there may be jobs that can run.
-    more_behind: bool,
-}
-
-impl Line {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    /// How many are wanted and until when, by calls that are still there.
-    fn wanted(&self) -> Option<(usize, Instant)> {
-        let mut state = self.lock();
-        state.asks.retain(|ask| ask.is_open());
-        let deadline = state.asks.iter().map(|ask| ask.deadline).max()?;
-        Some((state.asks.iter().map(|ask| ask.max).sum(), deadline))
-    }
-
-    /// Whether this receiver ends: nobody asks. Decided together with who begins one.
-    fn ends(&self) -> bool {
-        let mut state = self.lock();
-        state.asks.retain(|ask| ask.is_open());
-        let ends = state.asks.is_empty();
-        if ends {
-            state.receives -= 1;
-        }
-        ends
-    }
-
-    fn take_bounded(&self) -> Vec<Received> {
-        let mut state = self.lock();
-        let now = Instant::now();
-        state.bounded.retain(|received| received.visible_at() > now + BOUNDED_EVERY);
-        state.bounded.drain(..).collect()
-    }
-
-    /// Whether nothing but messages of clients at their bounds is in line, as far as this process knows.
-    fn has_bounded_alone(&self) -> bool {
-        let state = self.lock();
-        !state.bounded.is_empty() && !state.more_behind
-    }
-
-    fn is_full(&self, client: &ClientId) -> bool {
-        let mut state = self.lock();
-        state.full.retain(|_, found| found.elapsed() < BOUNDED_PAUSE);
-        state.full.contains_key(client)
-    }
-
-    /// Answers every call with an error.
-    fn fail(&self, error: &BrokerError) {
-        for ask in std::mem::take(&mut self.lock().asks) {
-            // Who was answered meanwhile needs no error.
-            drop(ask.answer(Err(BrokerError::new(error.kind(), OPERATION, error.detail()))));
-        }
-    }
-}
 
 impl Sqs {
     /// The line of `queue`.
@@ -142,7 +32,7 @@ impl Sqs {
             return Ok(line.clone());
         }
         let sqs_queue = self.sqs_queue(queue, operation).await?;
-        let line = Line { name: queue.clone(), queue: sqs_queue, state: Mutex::default(), freed: Notify::new() };
+        let line = Line::new(queue.clone(), sqs_queue);
         Ok(lock(&self.0.lines).entry(queue.clone()).or_insert(Arc::new(line)).clone())
     }
 
@@ -202,28 +92,34 @@ impl Sqs {
             return Ok(());
         }
         let mut wait = deadline.saturating_duration_since(Instant::now()).min(RECEIVE_WAIT_MAX);
-        if line.has_bounded_alone() {
+        if line.has_bounded_alone() || line.rests() {
             // Nothing tells when a slot becomes free in another process.
             tokio::select! {
                 () = freed => return Ok(()),
                 () = tokio::time::sleep(wait.min(BOUNDED_PAUSE)) => {}
             }
+            if line.rests() {
+                return Ok(());
+            }
         }
         if !line.lock().bounded.is_empty() {
             wait = wait.min(BOUNDED_EVERY);
         }
+        let asked = line.asks_for(wanted);
         let received = tokio::select! {
-            received = self.receive(line, &policy, wanted.min(BATCH_MAX), wait) => received?,
+            received = self.receive(line, &policy, asked, wait) => received?,
             () = self.0.dropping.cancelled() => return Ok(()),
         };
-        line.lock().more_behind = received.len() == wanted.min(BATCH_MAX);
+        let full = received.len() == asked;
+        line.lock().more_behind = full;
         if received.len() == BATCH_MAX && wanted > BATCH_MAX {
             self.receive_more(line);
         }
         // By now others may ask, or nobody.
         let wanted = line.wanted().filter(|_| !self.0.closing.is_cancelled()).map_or(0, |(wanted, _)| wanted);
-        let deliveries = self.claim_all(line, &policy, received, wanted).await?;
-        self.give(line, deliveries).await;
+        let taken = self.claim_all(line, &policy, received, wanted).await?;
+        line.note(&taken, full);
+        self.give(line, taken.deliveries).await;
         Ok(())
     }
 
@@ -281,7 +177,7 @@ impl Sqs {
             () = self.0.dropping.cancelled() => return Ok((Vec::new(), false)),
         };
         let full = received.len() == asked;
-        Ok((self.claim_all(line, policy, received, asked).await?, full))
+        Ok((self.claim_all(line, policy, received, asked).await?.deliveries, full))
     }
 
     async fn receive(
@@ -334,39 +230,48 @@ impl Sqs {
         Ok(claimed)
     }
 
-    /// Claims up to `wanted` of what was received; the rest goes back to others at once.
+    /// Claims what was received until `wanted` are delivered; the rest goes back to others at once.
     async fn claim_all(
         &self,
         line: &Arc<Line>,
         policy: &Arc<QueuePolicy>,
         mut received: Vec<Received>,
         wanted: usize,
-    ) -> Result<Vec<Delivery>, BrokerError> {
-        let paused = self.policies().require(&line.name, OPERATION).await?.paused;
-        let unwanted = received.split_off(if paused { 0 } else { wanted.min(received.len()) });
-        let claims = join_all(received.into_iter().map(|one| self.claim_unless_full(line, policy, one)));
-        let (claimed, ()) = tokio::join!(claims, self.give_back(line, unwanted));
-        let mut deliveries = Vec::new();
-        for one in claimed {
-            match one {
-                Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
-                Ok(Claimed::Bounded(received)) => {
-                    let mut state = line.lock();
-                    if state.bounded.len() < BOUNDED_MAX {
-                        state.bounded.push_back(received);
-                    }
+    ) -> Result<Taken, BrokerError> {
+        let wanted = if self.policies().require(&line.name, OPERATION).await?.paused { 0 } else { wanted };
+        let (mut deliveries, mut bounded) = (Vec::new(), Vec::new());
+        // Of a client with a bound at first one, and twice as many as before each time that none was refused.
+        let mut at_once = 1;
+        while deliveries.len() < wanted && !received.is_empty() {
+            let turn = in_turn(&mut received, policy, wanted - deliveries.len(), at_once);
+            for one in join_all(turn.into_iter().map(|one| self.claim_unless_full(line, policy, one))).await {
+                match one {
+                    Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
+                    Ok(Claimed::Bounded(received)) => bounded.push(received),
+                    Ok(Claimed::Nothing) => {}
+                    // Its message comes again.
+                    Err(error) => tracing::warn!(queue = %line.name, %error, "a job could not be leased"),
                 }
-                Ok(Claimed::Nothing) => {}
-                // Its message comes again.
-                Err(error) => tracing::warn!(queue = %line.name, %error, "a job could not be leased"),
             }
+            at_once *= 2;
         }
-        Ok(deliveries)
+        let taken = Taken { deliveries, bounded: !bounded.is_empty() };
+        tokio::join!(self.give_back(line, received), self.keep_at_hand(line, bounded));
+        Ok(taken)
+    }
+
+    /// Keeps messages of clients that run as many jobs as they may, as far as there is room.
+    async fn keep_at_hand(&self, line: &Line, bounded: Vec<Received>) {
+        self.hide_all(line, line.keep(bounded), BOUNDED_AWAY).await;
     }
 
     /// Has others receive at once what nobody takes here.
     async fn give_back(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>) {
-        let back = unwanted.into_iter().map(async |received| line.queue.hide(&received.handle, Duration::ZERO).await);
+        self.hide_all(line, unwanted, Duration::ZERO).await;
+    }
+
+    async fn hide_all(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>, time: Duration) {
+        let back = unwanted.into_iter().map(async |received| line.queue.hide(&received.handle, time).await);
         for error in join_all(back).await.into_iter().filter_map(Result::err) {
             tracing::warn!(queue = %line.name, %error, "a message that nobody took comes again when its time is over");
         }
@@ -418,8 +323,4 @@ impl Sqs {
         }
         self.hand_back_all(deliveries).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

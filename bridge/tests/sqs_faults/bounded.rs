@@ -1,6 +1,6 @@
 //! Workers at a queue in which a client that runs as many jobs as it may has a backlog.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use relay_bridge::contract::{Job, QueueName};
@@ -8,8 +8,9 @@ use relay_bridge::leasing::{Delivery, LeaseRequest, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
+use tokio::task::JoinSet;
 
-use crate::slots::bound;
+use crate::slots::{bound, slot_calls};
 use crate::support::{PATIENCE, Stage};
 
 /// Long enough that no message comes back by itself within a test.
@@ -92,4 +93,46 @@ async fn a_job_that_was_at_hand_is_delivered_although_its_message_could_not_be_h
     let delivery = stage.lease(&worker).await;
     assert_eq!(delivery.attempt, 1, "no attempt was spent without a start");
     assert!(proxy.calls("ChangeMessageVisibilityBatch") > 0);
+}
+
+#[tokio::test]
+async fn of_many_messages_of_a_full_client_one_tries_for_a_slot() {
+    let (stage, _) = Stage::at_a_full_client(10).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    assert!(worker.leasing.lease(&stage.request(10, Duration::ZERO)).await.unwrap().is_empty());
+    assert_eq!((receives(&proxy, &stage.queue), slot_calls(&proxy)), (1, 1), "ten messages at once");
+}
+
+#[tokio::test]
+async fn a_worker_keeps_a_hundred_messages_of_a_full_client_and_leaves_the_others_to_others_within_seconds() {
+    let (stage, _) = Stage::at_a_full_client(140).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process_with(proxy.url(), |_| {}).await;
+    let (leasing, request) = (worker.broker().leasing, stage.request(10, PATIENCE));
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { leasing.lease(&request).await });
+    while proxy.calls("ReceiveMessage") < 15 && asking.try_join_next().is_none() {
+        tokio::task::yield_now().await;
+    }
+    asking.shutdown().await;
+    worker.close().await;
+    let entries = proxy.bodies("ChangeMessageVisibilityBatch");
+    let entries = entries.iter().flat_map(|body| body["Entries"].as_array().unwrap());
+    let left: Vec<_> = entries.map(|entry| entry["VisibilityTimeout"].as_u64().unwrap()).collect();
+    let seconds = left.iter().filter(|seconds| (1..=10).contains(*seconds)).count();
+    assert!(seconds >= 40, "{seconds} of at least 40 come again within seconds: {left:?}");
+}
+
+#[tokio::test]
+async fn a_worker_receives_the_backlog_of_a_full_client_no_faster_than_ten_batches_a_second() {
+    let (stage, _) = Stage::at_a_full_client(400).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let worker = stage.process(proxy.url()).await;
+    let begun = Instant::now();
+    assert!(worker.leasing.lease(&stage.request(1, Duration::from_secs(3))).await.unwrap().is_empty());
+    // However long it took: a pause of a second lies behind every ten.
+    let most = 10 * (begun.elapsed().as_secs() as usize + 2);
+    let made = receives(&proxy, &stage.queue);
+    assert!(made <= most, "{made} receives, at most {most} were to be made");
 }

@@ -12,7 +12,7 @@ use relay_bridge::testing::AwsProxy;
 use crate::support::Stage;
 
 /// How many of the calls that went through were on items of slots.
-fn slot_calls(proxy: &AwsProxy) -> usize {
+pub(crate) fn slot_calls(proxy: &AwsProxy) -> usize {
     let of_slots = |body: &serde_json::Value| {
         let key = if body["Item"].is_object() { &body["Item"] } else { &body["Key"] };
         key["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("slots#"))
