@@ -85,6 +85,9 @@ use crate::newer_jobs::NewerJobs;
 /// reason included.
 pub const PAYLOAD_MAX: u64 = 350 * 1_024;
 
+/// How long the end of an adapter waits for calls that are on their way, beyond the time that it is given.
+const LAST_CALLS_MAX: Duration = Duration::from_secs(10);
+
 /// What holds for all of an adapter's work.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -232,14 +235,31 @@ impl Sqs {
         self.close_by(Instant::now() + line::RECEIVE_WAIT_MAX).await;
     }
 
-    /// Begins no receive any more, hands back what the last ones bring and what was leased for nobody, and joins every task.
-    /// A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only after a lease.
+    /// Begins no receive any more, hands back what is at hand, what the last receives bring and what was leased for nobody,
+    /// and joins every task. A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only
+    /// after a lease. Other calls that are on their way then have 10 s more; those that AWS has not answered by then are left
+    /// to end with the runtime: their messages are the sweep's, or come again after a lease.
     pub async fn close_by(&self, until: Instant) {
         self.0.closing.cancel();
         self.0.tasks.close();
-        if tokio::time::timeout_at(until, self.0.tasks.wait()).await.is_err() {
-            self.0.dropping.cancel();
+        let ended = async {
+            self.give_back_at_hand().await;
             self.0.tasks.wait().await;
+            // Claims that were on their way may have put something there.
+            self.give_back_at_hand().await;
+        };
+        if tokio::time::timeout_at(until, ended).await.is_ok() {
+            return;
+        }
+        self.0.dropping.cancel();
+        let ended = async {
+            self.0.tasks.wait().await;
+            self.give_back_at_hand().await;
+        };
+        if tokio::time::timeout(LAST_CALLS_MAX, ended).await.is_err() {
+            tracing::warn!(
+                "AWS has not answered every call: their messages are sent by a sweep, or come again after a lease"
+            );
         }
     }
 

@@ -58,8 +58,6 @@ impl Sqs {
     async fn receive_for(self, line: Arc<Line>) {
         while !line.ends() {
             if self.0.closing.is_cancelled() {
-                let at_hand = std::mem::take(&mut line.lock().bounded);
-                self.give_back(&line, at_hand).await;
                 line.lock().receives -= 1;
                 return;
             }
@@ -268,6 +266,13 @@ impl Sqs {
     /// Has others receive at once what nobody takes here.
     async fn give_back(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>) {
         self.hide_all(line, unwanted, Duration::ZERO).await;
+    }
+
+    /// Has others receive at once what this process keeps at hand, of all queues.
+    pub(super) async fn give_back_at_hand(&self) {
+        let lines: Vec<_> = lock(&self.0.lines).values().cloned().collect();
+        let at_hand = |line: &Line| std::mem::take(&mut line.lock().bounded);
+        join_all(lines.iter().map(|line| self.give_back(line, at_hand(line)))).await;
     }
 
     async fn hide_all(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>, time: Duration) {

@@ -6,6 +6,7 @@ mod answers;
 mod batches;
 mod between;
 mod bounded;
+mod closing;
 mod cost;
 mod endings;
 mod erasure;
