@@ -2,7 +2,8 @@
 //! decided by the record. Any number of processes may do it at once: a message too many is harmless.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
@@ -38,9 +39,20 @@ struct Shown {
     too_few: bool,
 }
 
-/// When this process looked at each queue last.
+/// What is known of a queue while it is swept once.
 #[derive(Default)]
-pub(super) struct Sweeping(Mutex<HashMap<QueueName, Instant>>);
+struct Step {
+    shown: OnceCell<Shown>,
+    /// SQS left a message unanswered.
+    hangs: AtomicBool,
+}
+
+/// When this process looked at each queue last, and at which one last of all.
+#[derive(Default)]
+pub(super) struct Sweeping {
+    queues: Mutex<HashMap<QueueName, Instant>>,
+    last: Mutex<Option<QueueName>>,
+}
 
 impl Sqs {
     pub(super) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
@@ -49,14 +61,20 @@ impl Sqs {
         }
         let mut swept = Swept::default();
         let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
-        let queues = self.policies().names(OPERATION).await?;
+        let mut queues = self.policies().names(OPERATION).await?;
         self.swept().retain(|queue, _| queues.contains(queue));
+        // Behind the one at which the last step ended: one that always has more to do keeps no other waiting.
+        if let Some(last) = &*self.last_swept() {
+            let behind = queues.partition_point(|queue| queue <= last);
+            queues.rotate_left(behind);
+        }
         for queue in queues {
             let now = Instant::now();
             let last = self.swept().get(&queue).copied();
             if last.is_some_and(|last| now.duration_since(last) < self.0.settings.sweep_every) {
                 continue;
             }
+            *self.last_swept() = Some(queue.clone());
             let more = match self.sweep_queue(&queue, &mut left, &mut swept).await {
                 Ok(more) => more,
                 // The others are swept; this one when its time comes again.
@@ -81,9 +99,9 @@ impl Sqs {
     async fn sweep_queue(&self, queue: &QueueName, left: &mut usize, swept: &mut Swept) -> Result<bool, BrokerError> {
         let (due, mut more) = self.due(queue, *left).await?;
         *left -= due.len().min(*left);
-        let shown = OnceCell::new();
+        let step = Step::default();
         for chunk in due.chunks(100) {
-            let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &shown))).await;
+            let looked = join_all(chunk.iter().map(|(record, look)| self.look_at(record, look, &step))).await;
             for ended in looked {
                 match ended {
                     Ok(ended) => swept.expired.extend(ended),
@@ -98,8 +116,12 @@ impl Sqs {
         Ok(more)
     }
 
-    fn swept(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Instant>> {
-        self.0.sweeping.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn swept(&self) -> MutexGuard<'_, HashMap<QueueName, Instant>> {
+        self.0.sweeping.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_swept(&self) -> MutexGuard<'_, Option<QueueName>> {
+        self.0.sweeping.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records of a queue whose time to be looked at has come, at most `limit`, each with the time that it was; and whether
@@ -134,18 +156,13 @@ impl Sqs {
     }
 
     /// Does what time demands of one record; the result if its run ended by it.
-    async fn look_at(
-        &self,
-        item: &Item,
-        look: &str,
-        shown: &OnceCell<Shown>,
-    ) -> Result<Option<JobResult>, BrokerError> {
+    async fn look_at(&self, item: &Item, look: &str, step: &Step) -> Result<Option<JobResult>, BrokerError> {
         let now = self.clock().now();
         // The index is late: it was looked at by somebody else meanwhile, or has ended.
         if item.get_text("ix_at") != Some(look) {
             return Ok(None);
         }
-        match self.demanded(item, look, shown, now).await {
+        match self.demanded(item, look, step, now).await {
             Err(error) => {
                 tracing::warn!(%error, key = item.get_text("pk"), "a record can't be swept: it is left for a while");
                 let deadline = item.get_time("deadline").filter(|deadline| *deadline > now);
@@ -162,7 +179,7 @@ impl Sqs {
         &self,
         item: &Item,
         look: &str,
-        shown: &OnceCell<Shown>,
+        step: &Step,
         now: Timestamp,
     ) -> Result<Option<JobResult>, BrokerError> {
         if item.is_past(now) {
@@ -182,16 +199,41 @@ impl Sqs {
             (true, true) => since.max(now + HELD_FOR).min(record.deadline),
             (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
             (false, _) => {
-                if may_be_unsent(&record, look) || self.is_lost(&record, shown).await? {
-                    let job = self.whole_job(&record, None, OPERATION).await?;
-                    let late = |_| BrokerError::new(BrokerErrorKind::Unavailable, OPERATION, "SQS does not answer");
-                    timeout(SEND_MAX, self.wake(&job, now, true)).await.map_err(late)??;
+                let unsent = may_be_unsent(&record, look);
+                if (unsent || self.is_lost(&record, &step.shown).await?) && !self.send_again(&record, now, step).await?
+                {
+                    self.look_again(item, look, (now + LEFT_FOR).min(record.deadline), unsent).await?;
+                    return Ok(None);
                 }
                 later_look(since, record.deadline, now)
             }
         };
         self.look_again(item, look, next, false).await?;
         Ok(None)
+    }
+
+    /// Sends the message of a record, if there is a place for it and SQS has answered in this step; whether it did. A send that
+    /// is not answered goes on by itself and keeps its place, of which no more than all are taken however often a job is tried.
+    async fn send_again(&self, record: &Record, now: Timestamp, step: &Step) -> Result<bool, BrokerError> {
+        if step.hangs.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let Ok(place) = self.0.sending.clone().try_acquire_owned() else { return Ok(false) };
+        let (sqs, job) = (self.clone(), self.whole_job(record, None, OPERATION).await?);
+        let sending = self.0.tasks.spawn(async move {
+            let _place = place;
+            sqs.wake(&job, now, true).await
+        });
+        let failed = |_| BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, "the send was given up");
+        match timeout(SEND_MAX, sending).await {
+            Ok(sent) => sent.map_err(failed)?.map(|()| true),
+            Err(_) => {
+                if !step.hangs.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(queue = %record.queue, "SQS does not answer: what is due is sent by a later sweep");
+                }
+                Ok(false)
+            }
+        }
     }
 
     /// Whether the message of a record that could be taken, and was not, seems to be lost.

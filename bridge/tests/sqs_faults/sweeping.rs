@@ -1,9 +1,10 @@
-//! A sweep of several queues, of which one is refused.
+//! A sweep of several queues, of which one is refused, or has much to do.
 
 use std::time::Duration;
 
 use relay_bridge::contract::{Job, Outcome, QueueName};
 use relay_bridge::testing::{AwsFault, AwsProxy};
+use tokio::task::JoinSet;
 
 use crate::support::Stage;
 
@@ -79,5 +80,62 @@ async fn a_parked_job_that_could_not_be_sent_at_its_time_is_sent_later_however_m
     stage.clock.advance(Duration::from_secs(3_600));
     sweeping.jobs.sweep(100).await.unwrap();
     assert_eq!(stage.messages().await, 6);
+    assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
+}
+
+#[tokio::test]
+async fn a_sweep_sends_nothing_more_to_an_sqs_that_does_not_answer_and_the_rest_is_sent_later() {
+    // A step looks at a hundred jobs at once, and waits for their messages.
+    const JOBS: usize = 130;
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let mut submitting = JoinSet::new();
+    for _ in 0..JOBS {
+        let (jobs, job) = (stage.broker.jobs.clone(), stage.job(None));
+        submitting.spawn(async move { jobs.enqueue(job).await.unwrap() });
+    }
+    submitting.join_all().await;
+    stage.lose_all_messages().await;
+    stage.clock.advance(Duration::from_secs(30));
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let sweeping = stage.process_with(proxy.url(), |_| {}).await;
+    proxy.fault_all("SendMessageBatch", AwsFault::Hold);
+    sweeping.broker().jobs.sweep(500).await.unwrap();
+    proxy.mend("SendMessageBatch");
+    sweeping.close().await;
+    let sent = distinct(&proxy);
+    assert!((1..=100).contains(&sent), "{sent} of {JOBS} jobs were handed to an SQS that does not answer");
+    stage.clock.advance(Duration::from_secs(30));
+    while stage.broker.jobs.sweep(500).await.unwrap().more {}
+    let mut leased = std::collections::HashSet::new();
+    while leased.len() < JOBS {
+        let held = stage.broker.leasing.lease(&stage.request(10, Duration::from_secs(5))).await.unwrap();
+        assert!(!held.is_empty(), "{} of {JOBS} jobs came", leased.len());
+        leased.extend(held.iter().map(|delivery| delivery.job.id));
+    }
+}
+
+/// How many different messages were sent.
+fn distinct(proxy: &AwsProxy) -> usize {
+    let bodies = proxy.bodies("SendMessageBatch");
+    let entries = bodies.iter().flat_map(|body| body["Entries"].as_array().unwrap());
+    entries.map(|entry| entry["MessageBody"].to_string()).collect::<std::collections::HashSet<_>>().len()
+}
+
+#[tokio::test]
+async fn a_queue_with_more_to_do_than_a_step_takes_does_not_keep_the_sweep_from_those_behind_it() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let first: QueueName = "first".parse().unwrap();
+    stage.broker.policies.put_policy(&first, &stage.policy, None).await.unwrap();
+    let of_first = || Job { queue: first.clone(), ..stage.job(None) };
+    for _ in 0..6 {
+        stage.broker.jobs.enqueue(of_first()).await.unwrap();
+    }
+    let job = stage.submit().await;
+    stage.lose_all_messages().await;
+    // As many of the first queue are due in each step as one takes.
+    for _ in 0..2 {
+        stage.clock.advance(Duration::from_secs(30));
+        stage.broker.jobs.sweep(3).await.unwrap();
+    }
     assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
 }
