@@ -18,6 +18,8 @@ use crate::result_log::Finished;
 
 /// The most attributes of a message: what AWS takes.
 const ATTRIBUTES_MAX: usize = 10;
+/// How many bridges a message came over: the first of what goes with it.
+const HOPS: &str = "Relay-Hops";
 /// The longest reason that goes with a message, in bytes.
 const DETAIL_MAX: usize = 1_024;
 
@@ -141,8 +143,9 @@ impl PlainQueue {
         self.queue.hide(&message.handle, time).await
     }
 
-    /// Sends a copy of a message to the other queue, with why it is there, as far as ten attributes have room for that: the
-    /// message's own go first. Where all are too large for one message, its own stay behind, and then the reason.
+    /// Sends a copy of a message to the other queue, with its hops and why it is there, as far as ten attributes have room for
+    /// that: the message's own go first, but for one that makes room for the hops, by which circles end. Where all are too
+    /// large for one message, its own stay behind, then the reason, and then the hops.
     ///
     /// # Errors
     /// As AWS says. Repeated, it may be there twice, except in a FIFO queue.
@@ -151,7 +154,7 @@ impl PlainQueue {
         let hops = job::hops(&message.attributes).saturating_add(1).to_string();
         let mut facts = Vec::new();
         for (name, value) in
-            [("Relay-Hops", &*hops), ("Relay-Reason", reason), ("Relay-Detail", detail), ("Relay-Queue", self.name())]
+            [(HOPS, &*hops), ("Relay-Reason", reason), ("Relay-Detail", detail), ("Relay-Queue", self.name())]
         {
             let end = value.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= DETAIL_MAX).last();
             let value = MessageAttributeValue::builder()
@@ -162,6 +165,14 @@ impl PlainQueue {
             facts.push((name.to_owned(), value));
         }
         let mut all = message.all.clone();
+        // Of names that differ in case only one would count, and it might be the old one.
+        all.retain(|name, _| !name.eq_ignore_ascii_case(HOPS));
+        if all.len() == ATTRIBUTES_MAX
+            && let Some(last) = all.keys().max().cloned()
+        {
+            all.remove(&last);
+            tracing::warn!(message_id = %message.id, attribute = last, "an attribute of what is put aside makes room for its hops");
+        }
         for (name, value) in &facts {
             if all.len() < ATTRIBUTES_MAX || all.contains_key(name) {
                 all.insert(name.clone(), value.clone());
@@ -169,7 +180,8 @@ impl PlainQueue {
         }
         let room = self.aside_max.saturating_sub(message.body.len());
         let fits = |attributes: &HashMap<_, _>| attributes.iter().map(size).sum::<usize>() <= room;
-        let less = [all, facts.into_iter().collect()];
+        let bare = facts.iter().take(1).cloned().collect();
+        let less = [all, facts.into_iter().collect(), bare];
         let attributes = less.into_iter().find(fits);
         let fifo = self.put_aside.ends_with(FIFO);
         let call = self.clients.queues.send_message().queue_url(&self.put_aside).message_body(&message.body);

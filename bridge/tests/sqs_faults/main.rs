@@ -13,6 +13,7 @@ mod erasure;
 mod forward;
 mod letters;
 mod messages;
+mod plain;
 mod readers;
 mod replies;
 mod slots;
