@@ -108,6 +108,9 @@ pub struct Listed {
     pub jobs: Vec<JobStatus>,
     /// Where to go on: `None` if there is no older job.
     pub next: Option<JobId>,
+    /// The broker found the place of [`JobFilter::after`], also if that job is past its keeping and has no status any more. A
+    /// broker that does not tell leaves it `false`.
+    pub after_known: bool,
 }
 
 /// What waits and runs.

@@ -10,7 +10,7 @@ use relay_bridge::job_queue::{Depth, Enqueued, JobFilter, JobQueue, Listed, Swep
 
 use crate::support::{Relay, Reply, Setup};
 
-/// Fails every call that is about a job, but for looking one up, with one error, or panics.
+/// Fails every call that is about a job, but for looking one up and for lists, with one error, or panics.
 struct Failing(Option<Kind>);
 
 impl Failing {
@@ -36,8 +36,8 @@ impl JobQueue for Failing {
     async fn erase(&self, _: &ClientId, _: JobId) -> Result<(), BrokerError> {
         self.fail()
     }
-    async fn list(&self, _: &ClientId, _: &JobFilter) -> Result<Listed, BrokerError> {
-        self.fail()
+    async fn list(&self, _: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        Ok(Listed { after_known: filter.after.is_some(), ..Listed::default() })
     }
     async fn depth(&self, _: &QueueName) -> Result<Depth, BrokerError> {
         self.fail()
@@ -63,6 +63,14 @@ async fn submit_to(break_broker: fn(&mut relay_bridge::broker::Broker)) -> (Rela
 async fn an_unavailable_broker_is_a_503_that_may_be_repeated() {
     let (_relay, reply) = submit_to(|broker| broker.jobs = Arc::new(Failing(Some(Kind::Unavailable)))).await;
     assert_eq!(reply.is_problem(503, "broker-unavailable").field("retry"), "safe");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_begins_behind_any_job_whose_place_the_broker_knows_also_one_past_its_keeping() {
+    let (relay, _) = submit_to(|broker| broker.jobs = Arc::new(Failing(Some(Kind::Unavailable)))).await;
+    // It has no record of the job to show.
+    let reply = relay.get(&format!("/v1/jobs?after={}", JobId::mint())).await;
+    assert_eq!((reply.status, reply.field("next")), (200, String::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

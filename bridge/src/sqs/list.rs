@@ -21,16 +21,19 @@ impl Sqs {
         let limit = usize::try_from(filter.limit.clamp(1, 1_000)).unwrap_or(1);
         let mut before = match filter.after {
             None => names::client_place(crate::contract::Timestamp::MAX, JobId::from_bytes([0xff; 16])),
-            Some(job) => match self.owned(client, job, OPERATION).await? {
-                Some(record) => record.item.need_text("cl_at")?.to_owned(),
+            Some(job) => match self.place_of(client, job).await? {
+                Some(place) => place,
                 None => return Ok(Listed::default()),
             },
         };
-        let mut listed = Listed::default();
+        let mut listed = Listed { after_known: filter.after.is_some(), ..Listed::default() };
         let (mut looked_at, mut last_kept) = (0, None);
         while looked_at < LOOKED_AT_MAX {
             let places = self.places_before(client, &before, limit).await?;
-            let Some(last) = places.last() else { return Ok(listed) };
+            let Some(last) = places.last() else {
+                listed.next = None;
+                return Ok(listed);
+            };
             before = last.clone();
             looked_at += places.len();
             let jobs: Vec<_> = places.iter().filter_map(|place| names::job_of_place(place)).collect();
@@ -61,6 +64,13 @@ impl Sqs {
             listed.next = last_kept.or(jobs.last().copied());
         }
         Ok(listed)
+    }
+
+    /// The place of the client's job in its list, also if the record is past its keeping: a page may have ended there.
+    async fn place_of(&self, client: &ClientId, job: JobId) -> Result<Option<String>, BrokerError> {
+        let item = self.table().get(&names::record(job), OPERATION).await?;
+        let own = item.filter(|item| item.get_text("client") == Some(client.as_str()));
+        own.map(|item| item.need_text("cl_at").map(str::to_owned)).transpose()
     }
 
     /// The next places of the client's jobs before `before`, newest first, at most `limit`.

@@ -12,6 +12,7 @@ mod endings;
 mod erasure;
 mod forward;
 mod letters;
+mod lists;
 mod messages;
 mod plain;
 mod readers;

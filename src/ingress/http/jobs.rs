@@ -106,14 +106,15 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         after: parameters.get("after").map(str::parse).transpose()?,
         limit,
     };
+    let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
     if let Some(after) = filter.after
+        && !listed.after_known
         && served.ingress.broker.jobs.status(&caller.client, after).await?.is_none()
     {
         // Also for another client's job: what follows it would tell that it is there.
         let detail = "parameter `after` is no job of this client, or past its retention: begin at the first page again";
         return Err(Refusal::malformed(detail));
     }
-    let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
     let (mut views, mut next) = (Entries::default(), listed.next);
     let mut before = None;
     for status in &listed.jobs {
