@@ -18,7 +18,7 @@ use super::coalesce::{Bounds, Coalesce};
 use super::connect::Effect;
 use super::item::{Item, expires, names_in};
 use super::log::{Entry, write_entries};
-use super::record::{ENDED, OUTLIVES, Record};
+use super::record::{ENDED, OUTLIVES, Record, told_claim};
 use super::replies::Replies;
 use super::table::{Attributes, Table, malformed};
 use super::{Sqs, names};
@@ -299,7 +299,7 @@ impl Ending {
             .text(":client", result.client.as_str())
             .text(":queue", result.queue.as_str())
             .text(":by", &self.by)
-            .binary(":claim", result.claim().as_bytes().as_slice())
+            .binary(":claim", told_claim(result, &self.by))
             .number(":size", result.payload.len())
             .text(":outcome", result.outcome.as_str())
             .number(":log", sequence)
@@ -361,7 +361,7 @@ impl Sqs {
         if fits {
             ending.inline = Some(envelope);
         } else {
-            // Before what names it. If another result wins, it goes by its TTL.
+            // Before what names it. If another result wins it is removed, or, if this process dies, goes by its TTL.
             let until = ending.kept_until(self.clock().now()) + OUTLIVES;
             let item = Item::at(&apart).binary("result", envelope).kept_until(until);
             self.table().put(item, OPERATION).await?;
@@ -371,9 +371,11 @@ impl Sqs {
         self.0.waiting_jobs.wake(&result.job_id);
         match &ended {
             Ok(Ended::Now) => self.0.waiting_clients.wake(&result.client),
-            // Bytes that the client had removed are not left behind.
-            Ok(Ended::Refused(Some(record))) if !fits && record.is_erased() => {
-                self.table().remove(&apart, OPERATION).await?;
+            // Nothing names it, and the next call has one of its own. Nor are bytes left that the client had removed.
+            Ok(Ended::Refused(_)) if !fits => {
+                if let Err(error) = self.table().remove(&apart, OPERATION).await {
+                    tracing::warn!(job_id = %result.job_id, %error, "a result that was refused is left until its TTL");
+                }
             }
             _ => {}
         }

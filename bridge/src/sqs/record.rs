@@ -10,7 +10,7 @@ use super::names::{self, Key};
 use super::{PAYLOAD_MAX, Sqs};
 use crate::contract::envelope::{EnvelopeError, WireVersion, decode_job, decode_result, encode_job};
 use crate::contract::result::Claim;
-use crate::contract::{ClientId, Job, JobId, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::rules::{self, Ended, Known, Payload, refusal};
 
@@ -156,8 +156,10 @@ impl Record {
         if self.is_erased() {
             return None;
         }
-        match self.item.get_binary("result_claim") {
-            Some(claim) => claim.as_ref().try_into().ok().map(Claim::from_bytes),
+        let told = self.item.get_binary("result_claim");
+        let told = told.as_deref().and_then(|told| told.split_first_chunk());
+        match told.filter(|(_, by)| self.item.get_text("result_by").is_some_and(|of| of.as_bytes() == *by)) {
+            Some((claim, _)) => Some(Claim::from_bytes(*claim)),
             None => decode_result(&self.item.get_binary("result")?).ok().map(|result| result.claim()),
         }
     }
@@ -263,6 +265,12 @@ pub(super) fn later_look(since: Timestamp, deadline: Timestamp, now: Timestamp) 
     (now + now.since(since).clamp(SEND_AGAIN, LOOK_LATEST)).min(deadline)
 }
 
+/// The claim of a result that the call `by` records, as a record keeps it. The call is named because a release that knows
+/// nothing of claims leaves the one of the run before where it is.
+pub(super) fn told_claim(result: &JobResult, by: &str) -> Vec<u8> {
+    [result.claim().as_bytes().as_slice(), by.as_bytes()].concat()
+}
+
 /// An envelope that this build can't read.
 pub(super) fn unreadable(error: EnvelopeError) -> BrokerError {
     let kind = match error {
@@ -327,7 +335,6 @@ impl Sqs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::JobResult;
     use crate::contract::envelope::encode_result;
     use crate::contract::result::End;
 
@@ -368,11 +375,15 @@ mod tests {
         let claim = |item: &Item| Record::read(item.clone()).unwrap().known().unwrap().ended.unwrap().claim;
         assert_eq!(claim(&inline), Some(result.words()));
         assert_eq!(claim(&apart), None, "nothing tells");
-        let told = apart.binary("result_claim", result.words().as_bytes().as_slice());
+        let told = apart.clone().binary("result_claim", told_claim(&result, "x"));
         assert_eq!(claim(&told), Some(result.words()));
-        for known in [inline, told] {
+        for known in [inline.clone(), told] {
             assert_eq!(claim(&known.flag("erased", true)), None);
         }
+        // It ended a later run, and left the claim of the one before.
+        let stale = told_claim(&JobResult { payload: "another".into(), ..result.clone() }, "the call before");
+        assert_eq!(claim(&inline.binary("result_claim", stale.clone())), Some(result.words()));
+        assert_eq!(claim(&apart.binary("result_claim", stale)), None, "it says nothing of this result");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use relay_bridge::contract::{JobResult, Timestamp};
+use relay_bridge::contract::{JobResult, Outcome, Timestamp};
 use relay_bridge::leasing::Recorded;
 use relay_bridge::result_log::Lookup;
 use relay_bridge::rules::counts::Counted;
@@ -82,4 +82,24 @@ async fn a_result_that_is_sent_again_is_counted_as_that_and_as_nothing_else() {
     }
     let counted = Counted { times_corrected: 1, results_resent: 1, ..Counted::default() };
     assert_eq!(stage.broker.counts.read(), counted);
+}
+
+#[tokio::test]
+async fn a_large_result_that_was_refused_leaves_no_item_and_its_refusal_stands_if_that_fails() {
+    const LARGE: usize = 8 * 1_024;
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let job = stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    let sent = |byte: u8| JobResult { payload: vec![byte; LARGE].into(), ..stage.success(&delivery) };
+    assert_eq!(stage.broker.leasing.record(&sent(1)).await.unwrap(), Recorded::First);
+    let kept = stage.items_of(&job).await;
+    // This process gave the job out, and writes before it looks.
+    let refused = Recorded::Superseded(Outcome::Succeeded);
+    assert_eq!(broker.leasing.record(&sent(2)).await.unwrap(), refused);
+    assert_eq!(stage.items_of(&job).await, kept, "the item of the result that counts, and no other");
+    proxy.fault_all("DeleteItem", AwsFault::Refuse("ValidationException"));
+    assert_eq!(broker.leasing.record(&sent(3)).await.unwrap(), refused);
+    assert_eq!(result_of(&stage, &sent(1)).await.payload, vec![1; LARGE]);
 }
