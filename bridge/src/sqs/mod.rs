@@ -141,6 +141,7 @@ struct Inner {
     /// Places for messages whose jobs were accepted.
     sending: Arc<Semaphore>,
     held: held::Held,
+    owed: slots::Owed,
     /// Who waits in this process for a job's result, and for a client's next one.
     waiting_jobs: waiting::Wakes<JobId>,
     waiting_clients: waiting::Wakes<ClientId>,
@@ -189,6 +190,7 @@ impl Sqs {
             sweeping: sweep::Sweeping::default(),
             sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
             held: held::Held::default(),
+            owed: slots::Owed::default(),
             waiting_jobs,
             waiting_clients: waiting::Wakes::default(),
             newer_jobs: Arc::default(),

@@ -43,6 +43,8 @@ impl Sqs {
         let policy = self.policies().require(&receipt.queue, OPERATION).await?;
         let now = self.clock().now();
         let end = (now + policy.lease).min(token.until);
+        let bounded = policy.client(&receipt.client).max_running != u32::MAX;
+        let owed = bounded && self.0.owed.begin(token.lease, end, now);
         let key = names::record(receipt.job_id);
         let values = held(receipt, &token, now).time(":end", end);
         let change = "SET #lease_end = :end";
@@ -50,6 +52,7 @@ impl Sqs {
         let before = match written {
             Written::Done(before) => Record::read(before)?,
             Written::Refused(item) => {
+                self.0.owed.is_paid(&token.lease);
                 let record = item.map(Record::read).transpose()?.filter(|record| record.run == receipt.run_id);
                 return record
                     .and_then(|record| record.ended())
@@ -61,13 +64,14 @@ impl Sqs {
             return Err(lost(receipt.job_id, OPERATION));
         }
         self.0.held.extended(receipt, token.attempt, end);
-        if policy.client(&receipt.client).max_running != u32::MAX {
+        if bounded {
             let started = before.started_at().unwrap_or(now);
             let kept = |end| kept_until(started, end, policy.lease);
             // The SDK's repetition of this write finds its own end.
-            if before.lease_end() == end || kept(before.lease_end()) < kept(end) {
+            if owed || before.lease_end() == end || kept(before.lease_end()) < kept(end) {
                 self.keep_slot(&receipt.queue, &receipt.client, &token.lease, kept(end)).await?;
             }
+            self.0.owed.is_paid(&token.lease);
         }
         let held = end.since(now);
         self.hide(&*self.sqs_queue(&receipt.queue, OPERATION).await?, &token, held + self.0.settings.skew).await;
@@ -88,6 +92,7 @@ impl Sqs {
         let over = !matches!(&settled, Err(error) if error.kind() == BrokerErrorKind::Invalid || error.is_transient());
         if over {
             self.0.held.remove(receipt.job_id);
+            self.0.owed.is_paid(&token.lease);
         }
         if over && self.is_bounded(receipt).await {
             self.free_slot(&receipt.queue, &receipt.client, &token.lease).await?;

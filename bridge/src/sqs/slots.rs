@@ -2,6 +2,7 @@
 //! takes a slot, and one gives it back, whoever else changes the item meanwhile.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -18,6 +19,39 @@ const OPERATION: &str = "lease";
 const TRIES: u32 = 5;
 /// The most leases that ended which one update removes: an expression holds 4 KiB.
 const REMOVED_MAX: usize = 20;
+
+/// The most leases whose slots are owed at once; those beyond are not known to be.
+const OWED_MAX: usize = 10_000;
+
+/// Leases that this process has begun to extend and whose slots it has not kept since, each with the end of the lease: the
+/// record is written first, and the next heartbeat sees nothing of a slot that was not.
+#[derive(Default)]
+pub(super) struct Owed(Mutex<HashMap<[u8; 16], Timestamp>>);
+
+impl Owed {
+    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Timestamp>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lease is about to be extended until `end`; whether its slot is owed already.
+    pub(super) fn begin(&self, lease: [u8; 16], end: Timestamp, now: Timestamp) -> bool {
+        let mut owed = self.lock();
+        if owed.len() >= OWED_MAX {
+            owed.retain(|_, end| *end > now);
+        }
+        let room = owed.len() < OWED_MAX;
+        let was_owed = owed.contains_key(&lease);
+        if room || was_owed {
+            owed.insert(lease, end);
+        }
+        was_owed
+    }
+
+    /// Its slot is kept as long as it should be, or the lease is over.
+    pub(super) fn is_paid(&self, lease: &[u8; 16]) {
+        self.lock().remove(lease);
+    }
+}
 
 /// The leases in an item, each with its end.
 fn leases(item: &Item) -> HashMap<String, Timestamp> {

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::AwsProxy;
+use relay_bridge::testing::{AwsFault, AwsProxy};
 
 use crate::support::Stage;
 
@@ -132,4 +132,36 @@ async fn many_slots_of_leases_that_ended_are_free_under_a_bound_that_was_lowered
     assert_eq!(stage.lease(&stage.broker).await.job.id, job.id);
     stage.submit().await;
     stage.assert_nothing_in_line().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_writes_the_slot_that_the_one_before_it_could_not_write() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    let policy = bound(&stage, 1).await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    stage.submit().await;
+    let beat = async || {
+        stage.clock.advance(policy.lease / 3);
+        broker.leasing.extend(&delivery.receipt).await
+    };
+    // The record is extended, and the slot is not.
+    proxy.fault("UpdateItem", AwsFault::Hold);
+    proxy.fault("UpdateItem", AwsFault::Refuse("ValidationException"));
+    let let_go = async {
+        proxy.held().await;
+        proxy.let_go();
+    };
+    let (refused, ()) = tokio::join!(beat(), let_go);
+    refused.unwrap_err();
+    for _ in 0..3 {
+        assert!(matches!(beat().await.unwrap(), Held::Until(_)));
+        stage.assert_nothing_in_line().await;
+    }
+    let before = slot_calls(&proxy);
+    stage.clock.advance(Duration::from_millis(1));
+    assert!(matches!(broker.leasing.extend(&delivery.receipt).await.unwrap(), Held::Until(_)));
+    assert_eq!(slot_calls(&proxy), before, "it is not owed any more");
 }
