@@ -182,3 +182,17 @@ async fn a_page_of_letters_ends_after_as_many_that_can_not_be_read_as_after_othe
     let rest = stage.broker.dead_letters.list(Some(&stage.queue), None, page.next.as_ref(), 1).await.unwrap();
     assert!(rest.letters.is_empty() && rest.next.is_none());
 }
+
+#[tokio::test]
+async fn a_purge_whose_answer_is_lost_says_that_there_was_a_letter() {
+    let stage = Stage::open().await;
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let broker = stage.process(proxy.url()).await;
+    let job = stage.submit().await;
+    let delivery = stage.lease(&broker).await;
+    assert_eq!(broker.leasing.record(&stage.failure(&delivery, "")).await.unwrap(), Recorded::First);
+    proxy.fault("DeleteItem", AwsFault::LoseAnswer);
+    let letters = &broker.dead_letters;
+    assert!(letters.purge(job.id, job.run_id).await.unwrap(), "the SDK repeated the call, and found no letter");
+    assert!(!letters.purge(job.id, job.run_id).await.unwrap(), "and now there is none");
+}
