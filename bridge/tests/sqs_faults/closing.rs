@@ -8,7 +8,7 @@ use relay_bridge::testing::{AwsFault, AwsProxy};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::Stage;
+use crate::support::{Stage, distinct};
 
 #[tokio::test]
 async fn messages_at_hand_of_a_process_that_ends_are_at_once_anothers() {
@@ -51,8 +51,6 @@ async fn calls_that_pile_up_while_sqs_hangs_do_not_hold_up_the_end_of_a_process(
     ending.close_by(Instant::now()).await;
     let bodies = proxy.bodies("SendMessageBatch");
     let entries = bodies.iter().flat_map(|body| body["Entries"].as_array().unwrap());
-    let mut tried: Vec<_> = entries.map(|entry| entry["MessageBody"].to_string()).collect();
-    tried.sort();
-    tried.dedup();
-    assert!(tried.len() < JOBS, "it ended after all {JOBS} messages had been tried");
+    let tried = distinct(entries.map(|entry| entry["MessageBody"].clone()));
+    assert!(tried < JOBS, "it ended after all {JOBS} messages had been tried");
 }

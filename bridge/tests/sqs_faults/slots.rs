@@ -9,16 +9,16 @@ use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 use relay_bridge::settlement::Settlement;
 use relay_bridge::testing::{AwsFault, AwsProxy};
 
-use crate::support::Stage;
+use crate::support::{Stage, distinct};
 
-/// How many of the calls that went through were on items of slots.
+/// How many of the calls that went through were on items of slots, repetitions by the SDK aside.
 pub(crate) fn slot_calls(proxy: &AwsProxy) -> usize {
     let of_slots = |body: &serde_json::Value| {
         let key = if body["Item"].is_object() { &body["Item"] } else { &body["Key"] };
         key["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("slots#"))
     };
     let calls = ["GetItem", "PutItem", "UpdateItem", "DeleteItem"];
-    calls.iter().map(|call| proxy.bodies(call).iter().filter(|body| of_slots(body)).count()).sum()
+    calls.iter().map(|call| distinct(proxy.bodies(call).into_iter().filter(of_slots))).sum()
 }
 
 pub(crate) async fn bound(stage: &Stage, max_running: u32) -> QueuePolicy {

@@ -1,5 +1,6 @@
 //! A queue on the emulator, and processes that share it: each an adapter of its own, some behind a proxy.
 
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -220,6 +221,11 @@ impl Stage {
         let url = client.get_queue_url().queue_name(format!("relay-{}", self.queue)).send().await.unwrap();
         client.purge_queue().queue_url(url.queue_url().unwrap()).send().await.unwrap();
     }
+}
+
+/// How many of these are different: the SDK repeats a call that a busy machine answers late as it was.
+pub(crate) fn distinct(all: impl IntoIterator<Item = serde_json::Value>) -> usize {
+    all.into_iter().map(|one| one.to_string()).collect::<HashSet<_>>().len()
 }
 
 fn settings(clock: &Clock) -> Settings {

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Stage};
 
-/// Far longer than a process takes to end that waits for nothing, and shorter than AWS is given to answer a receive.
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// Far longer than a process takes to end that waits for nothing, and shorter than the 10 s that calls on their way have.
+pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(9);
 
 #[tokio::test]
 async fn a_lease_that_does_not_wait_ends_where_its_queue_is_paused_while_it_receives() {
