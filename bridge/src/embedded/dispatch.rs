@@ -321,6 +321,7 @@ impl Writer {
                 started: monotonic,
                 held_before: Duration::ZERO,
                 ended: None,
+                has_letter: false,
             };
             self.state.begin_lease(row.seq, lease);
             let receipt = Receipt {

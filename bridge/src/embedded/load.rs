@@ -151,6 +151,7 @@ impl State {
                 started: now,
                 held_before: row.started_at.map_or(Duration::ZERO, |at| clock.now().since(at)),
                 ended: None,
+                has_letter: false,
             }),
         };
         if let (Some(mut lease), Some(queue)) = (lease, self.queues.get(&line.0)) {

@@ -69,6 +69,8 @@ pub(super) struct Lease {
     pub(super) held_before: Duration,
     /// Set when the run ended while the worker held it.
     pub(super) ended: Option<Outcome>,
+    /// Whether its worker sent a dead letter.
+    pub(super) has_letter: bool,
 }
 
 impl Lease {

@@ -149,7 +149,12 @@ impl Writer {
             None => None,
         };
         match rules::keep_letter(known.as_ref(), letter, self.clock.now()) {
-            Verdict::Do(kept) => self.keep_letter(&kept),
+            Verdict::Do(kept) => {
+                if let Some(lease) = row.and_then(|row| self.state.leases.get_mut(&row.seq)) {
+                    lease.has_letter = true;
+                }
+                self.keep_letter(&kept)
+            }
             Verdict::Already(()) => Ok(()),
             Verdict::Refuse(error) => Err(error),
         }
@@ -190,8 +195,10 @@ impl Writer {
         {
             self.keep_letter(&letter)?;
         }
-        // Also after one attempt, whose handler may have run twice: to look for a letter costs nothing here.
-        self.finish(&row, &ending.result, !ending.keeps_letter)?;
+        // Of a first attempt that succeeds there is none, unless this attempt's worker sent it.
+        let lease = self.state.leases.get(&row.seq).filter(|lease| lease.run == row.run);
+        let takes_letter = ending.takes_letter || lease.is_none_or(|lease| lease.known.is_none() || lease.has_letter);
+        self.finish(&row, &ending.result, takes_letter && !ending.keeps_letter)?;
         self.done.judged.push(Verdict::Do(ending));
         Ok(Recorded::First)
     }

@@ -23,8 +23,8 @@ pub struct Ending {
     pub result: JobResult,
     /// Whether relay sees to the run's dead letter, before the result: it keeps its own where the worker has sent none.
     pub keeps_letter: bool,
-    /// Whether another attempt may have left a dead letter, which the run's end takes back. A broker that looks for one at no
-    /// cost takes one back wherever relay keeps none.
+    /// Whether another attempt may have left a dead letter, which the run's end takes back. A broker that knows of one takes it
+    /// back wherever relay keeps none.
     pub takes_letter: bool,
     /// The facts that were not as the worker said.
     pub corrections: Corrections,
