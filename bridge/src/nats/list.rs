@@ -111,7 +111,7 @@ impl Nats {
             cut = cut.max(unread).max(lines.get(LOOK_MAX * LIST_MAX as usize).map(|line| line.record.at));
             lines.retain(|line| cut.is_none_or(|cut| line.record.at > cut));
         }
-        let mut listed = Listed::default();
+        let mut listed = Listed { after_known: filter.after.is_some(), ..Listed::default() };
         let (mut last, count) = (None, lines.len());
         let mut statuses = futures_util::stream::iter(lines)
             .map(|line| async move {
