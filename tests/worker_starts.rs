@@ -331,8 +331,9 @@ fn a_command_whose_group_the_guard_was_not_told_of_is_killed_too() {
 
 #[test]
 fn a_group_that_has_ended_is_not_killed_by_its_number() {
-    let (mut ended, mut left) = (command("token-1"), command("token-2"));
-    say_and_go(guard(), &format!("token token\n? 1\n+ 1 {}\n? 2\n+ 2 {}\n- 1\n", ended.id(), left.id()));
+    // A token of its own: a guard of another test kills what it finds under its own.
+    let (mut ended, mut left) = (command("numbered-1"), command("numbered-2"));
+    say_and_go(guard(), &format!("token numbered\n? 1\n+ 1 {}\n? 2\n+ 2 {}\n- 1\n", ended.id(), left.id()));
     assert_eq!(left.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     assert_eq!(ended.try_wait().unwrap(), None, "a group that had ended was killed");
     ended.kill().unwrap();
