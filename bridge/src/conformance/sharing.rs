@@ -182,7 +182,8 @@ pub async fn a_clients_waiting_jobs_are_bounded(fixture: &dyn Fixture) {
     let client = stage.client("a");
     stage.backlog(&client, 2).await;
     let mut delayed = stage.submission(&client);
-    delayed.delay = stage.lease * 2;
+    // Far longer than the test takes, also where calls are slow.
+    delayed.delay = stage.lease * 20;
     stage.submit(delayed).await;
     let jobs = &stage.broker.jobs;
     let full = BrokerErrorKind::QuotaExceeded { actual: 3, limit: 3 };
