@@ -40,7 +40,7 @@ impl Nats {
         receipt: &Receipt,
         token: &Token,
         operation: &'static str,
-    ) -> Result<Held, BrokerError> {
+    ) -> Result<Arc<Held>, BrokerError> {
         let policy = self.policies().require(&receipt.queue, operation).await?;
         if !self.knows_lease_of(receipt, token).await? {
             return Err(lost(operation, "its consumer is gone"));
@@ -61,7 +61,7 @@ impl Nats {
         let leased_at = since.map_or(token.leased_at, |since| since.min(token.leased_at));
         let held_before = now.since(leased_at);
         let left = policy.lease_max.saturating_sub(held_before);
-        let held = Held {
+        let held = Arc::new(Held {
             run: receipt.run_id,
             attempt: token.attempt,
             until: asked_at + left.min(self.consumers().lease(&receipt.queue, &token.lane, &policy)),
@@ -75,7 +75,7 @@ impl Nats {
             told: true,
             connections: self.connections(),
             hurry: CancellationToken::new(),
-        };
+        });
         if held.ended.is_some() {
             return Ok(held);
         }

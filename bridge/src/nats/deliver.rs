@@ -310,17 +310,10 @@ impl Nats {
     }
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
-        let Pulled { record, lane: from, reply, delivered, .. } = &pulled;
-        let (attempt, leased_at, lease) =
-            (attempt(&pulled), self.clock().now(), self.consumers().lease(&job.queue, from, policy));
-        let token = Token {
-            seq: record.seq,
-            delivered: *delivered,
-            attempt,
-            leased_at,
-            reply: reply.clone(),
-            lane: from.clone(),
-        };
+        let (attempt, leased_at) = (attempt(&pulled), self.clock().now());
+        let Pulled { record, lane, reply, delivered, .. } = pulled;
+        let lease = self.consumers().lease(&job.queue, &lane, policy);
+        let token = Token { seq: record.seq, delivered, attempt, leased_at, reply, lane };
         let receipt = Receipt {
             job_id: job.id,
             run_id: job.run_id,
@@ -328,6 +321,7 @@ impl Nats {
             queue: job.queue.clone(),
             token: token.write(),
         };
+        let key = token.key(&receipt);
         let held = Held {
             run: job.run_id,
             attempt,
@@ -336,14 +330,14 @@ impl Nats {
             held_before: None,
             leased_at,
             job: Arc::new(Job { payload: Bytes::new(), ..job.clone() }),
-            reply: reply.clone(),
-            lane: from.clone(),
+            reply: token.reply,
+            lane: token.lane,
             ended: None,
-            told: *delivered > 1,
+            told: delivered > 1,
             connections: self.connections(),
             hurry: CancellationToken::new(),
         };
-        self.holding().insert(token.key(&receipt), held);
+        self.holding().insert(key, held.into());
         Delivery { job, receipt, attempt, leased_at, lease }
     }
 }

@@ -134,7 +134,7 @@ impl Nats {
     /// The record of a job that this process holds in the run of a result, as it was when it was given out.
     fn held_record(&self, sent: &JobResult) -> Option<rules::Record> {
         let held = self.holds(sent.job_id)?;
-        let job = held.job;
+        let job = held.job.clone();
         if (job.run_id, &job.client, &job.queue) != (sent.run_id, &sent.client, &sent.queue) {
             return None;
         }

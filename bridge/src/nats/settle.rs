@@ -1,6 +1,7 @@
 //! How a delivery ends. A lease that is over by the holder's own clock is not touched again: the server would let its
 //! answers act on whoever holds the job now.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ impl Nats {
         receipt: &Receipt,
         token: &Token,
         operation: &'static str,
-    ) -> Result<Option<Held>, BrokerError> {
+    ) -> Result<Option<Arc<Held>>, BrokerError> {
         let held = self.holding().get(&token.key(receipt));
         if held.as_ref().is_some_and(|held| held.until <= Instant::now()) {
             return Err(lost(operation, "its time is over"));
@@ -41,7 +42,7 @@ impl Nats {
         receipt: &Receipt,
         token: &Token,
         operation: &'static str,
-    ) -> Result<Held, BrokerError> {
+    ) -> Result<Arc<Held>, BrokerError> {
         match self.live(receipt, token, operation)? {
             Some(held) => Ok(held),
             None => self.adopt(receipt, token, operation).await,
@@ -218,7 +219,7 @@ impl Nats {
     }
 
     /// Whether this process holds the job in that run: it knows that there is such a job.
-    pub(super) fn holds(&self, job: JobId) -> Option<Held> {
+    pub(super) fn holds(&self, job: JobId) -> Option<Arc<Held>> {
         self.holding().of(job)
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct Held {
 /// Everything this process holds. Bounded by what its workers asked for: an entry goes when it is settled, or a while
 /// after its lease ended.
 #[derive(Debug, Default)]
-pub(super) struct Holding(Mutex<BTreeMap<Key, Held>>);
+pub(super) struct Holding(Mutex<BTreeMap<Key, Arc<Held>>>);
 
 /// What a worker says of a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,21 +73,21 @@ pub(super) struct Running {
 }
 
 impl Holding {
-    pub(super) fn insert(&self, key: Key, held: Held) {
+    pub(super) fn insert(&self, key: Key, held: Arc<Held>) {
         self.all().insert(key, held);
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Held> {
+    pub(super) fn get(&self, key: &Key) -> Option<Arc<Held>> {
         self.all().get(key).cloned()
     }
 
-    pub(super) fn remove(&self, key: &Key) -> Option<Held> {
+    pub(super) fn remove(&self, key: &Key) -> Option<Arc<Held>> {
         self.all().remove(key)
     }
 
     pub(super) fn change(&self, key: &Key, change: impl FnOnce(&mut Held)) {
         if let Some(held) = self.all().get_mut(key) {
-            change(held);
+            change(Arc::make_mut(held));
         }
     }
 
@@ -96,7 +96,7 @@ impl Holding {
         let mut all = self.all();
         for (_, held) in all.range_mut((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
             if held.run == run {
-                held.ended = Some(outcome);
+                Arc::make_mut(held).ended = Some(outcome);
                 held.hurry.cancel();
             }
         }
@@ -110,7 +110,7 @@ impl Holding {
     }
 
     /// The newest delivery of `job` whose lease has not ended.
-    pub(super) fn of(&self, job: JobId) -> Option<Held> {
+    pub(super) fn of(&self, job: JobId) -> Option<Arc<Held>> {
         let now = Instant::now();
         let all = self.all();
         let mut held = all.range((job, 0, 0)..=(job, u64::MAX, u64::MAX)).rev().map(|(_, held)| held);
@@ -118,7 +118,7 @@ impl Holding {
     }
 
     /// Forgets what ended long ago; answers what others are to be told of.
-    fn look_over(&self) -> Vec<(Key, Held)> {
+    fn look_over(&self) -> Vec<(Key, Arc<Held>)> {
         let now = Instant::now();
         let mut all = self.all();
         all.retain(|_, held| held.until + ALLOWANCE > now);
@@ -126,7 +126,7 @@ impl Holding {
         let untold = all.iter_mut().filter(|(_, held)| due(held) && now - held.started >= TELL_AFTER);
         untold
             .map(|(key, held)| {
-                held.told = true;
+                Arc::make_mut(held).told = true;
                 (*key, held.clone())
             })
             .collect()
@@ -134,10 +134,10 @@ impl Holding {
 
     /// What was told is forgotten.
     fn tell_again(&self) {
-        self.all().values_mut().for_each(|held| held.told = false);
+        self.all().values_mut().filter(|held| held.told).for_each(|held| Arc::make_mut(held).told = false);
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Key, Held>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
