@@ -22,7 +22,7 @@ const SIZES: [u64; 2] = [1_000, 100_000];
 const READS: u64 = 20;
 /// Pages: the newest jobs, those of one queue, and those in a state that no job of them has.
 const PAGES: [(&str, &str); 4] =
-    [("first", "limit=100"), ("queue", "limit=100&queue=work"), ("none", "limit=100&state=finished"), ("middle", "")];
+    [("first", "limit=100"), ("queue", "limit=100&queue=work"), ("none", "limit=100&state=succeeded"), ("middle", "")];
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
