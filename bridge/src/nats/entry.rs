@@ -10,11 +10,10 @@ use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use bytes::Bytes;
 
 use super::names;
 use super::record::{EXPECTED_SUBJECT, Outgoing, Stored, envelope_error, number};
-use crate::contract::envelope::{WireVersion, decode_result, encode_result};
+use crate::contract::envelope::{WireVersion, decode_result, encode_result_with};
 use crate::contract::job::meta_lines;
 use crate::contract::trace::TRACEPARENT;
 use crate::contract::{ClientId, Cursor, JobResult, LogId, Timestamp};
@@ -153,7 +152,7 @@ fn outgoing(
     now: Timestamp,
     version: WireVersion,
 ) -> Outgoing {
-    let envelope = encode_result(&JobResult { payload: Bytes::new(), ..result.clone() }, version);
+    let envelope = encode_result_with(result, &[], version);
     let mut headers = HeaderMap::new();
     let mut words = |name: &str, text: &str| {
         // Content types and reasons are a client's or a handler's text; a header line holds no control characters.

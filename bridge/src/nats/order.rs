@@ -78,7 +78,10 @@ impl Orders {
     pub(super) fn saw(&mut self, lane: &Lane, of: Delivered, now: Instant) -> Order {
         let begins = || Furthest { delivery: of.delivery, stored: of.stored.unwrap_or(0), at: now, gaps: Vec::new() };
         let Some(known) = self.0.get_mut(lane) else {
-            self.0.insert(lane.clone(), begins());
+            // What this process was given before may come behind it.
+            let mut first = Furthest { delivery: 0, stored: 0, ..begins() };
+            first.come_to(&of, now);
+            self.0.insert(lane.clone(), first);
             return Order::GoesOn;
         };
         let goes_on = match of.stored {
@@ -101,7 +104,7 @@ impl Orders {
 impl Furthest {
     fn come_to(&mut self, of: &Delivered, now: Instant) {
         // Where the server says how far it is, that number is on its way too.
-        let last = if of.stored.is_some() { of.delivery - 1 } else { of.delivery };
+        let last = of.delivery.saturating_sub(u64::from(of.stored.is_some()));
         if last > self.delivery {
             self.gaps.retain(|gap| now < gap.at + LATE_MAX);
             if self.gaps.len() >= GAPS_MAX {
@@ -145,7 +148,13 @@ mod tests {
         };
         assert_eq!(saw(7, Some(10), 0, 1), Order::GoesOn, "nothing was known");
         assert_eq!(saw(9, Some(12), 0, 2), Order::GoesOn);
-        assert_eq!(saw(6, Some(9), 1, 3), Order::Unclear, "it was asked for before the ninth came");
+        assert_eq!(saw(6, Some(9), 1, 3), Order::GoesOn, "it was asked for before the seventh came");
+        assert_eq!(saw(6, Some(9), 1, 3), Order::Unclear, "a number comes once");
+        assert_eq!(
+            saw(5, Some(8), 2, 3),
+            Order::Unclear,
+            "it was asked for after the seventh, and before the ninth came"
+        );
         assert_eq!(saw(10, None, 3, 4), Order::GoesOn, "delivered again");
         assert_eq!(saw(10, None, 5, 6), Order::GoesOn, "the server says where it is");
         assert_eq!(saw(11, Some(12), 0, 7), Order::BeginsAnew, "the twelfth was delivered first before");

@@ -208,8 +208,14 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
 /// Writes a result.
 #[must_use]
 pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
+    encode_result_with(result, &result.payload, version)
+}
+
+/// Writes a result with another payload than its own, such as none.
+#[must_use]
+pub fn encode_result_with(result: &JobResult, payload: &[u8], version: WireVersion) -> Vec<u8> {
     let failure_bytes = result.failure.as_ref().map_or(0, |failure| failure.reason.len() + failure.detail.len());
-    let mut to = Writer::map(340 + result.payload.len() + failure_bytes);
+    let mut to = Writer::map(340 + payload.len() + failure_bytes);
     to.unsigned("v", u64::from(version.number()));
     id(&mut to, version, "id", result.job_id.as_bytes(), &result.job_id);
     id(&mut to, version, "run", result.run_id.as_bytes(), &result.run_id);
@@ -244,8 +250,8 @@ pub fn encode_result(result: &JobResult, version: WireVersion) -> Vec<u8> {
     if let Some(claimed) = &result.claimed {
         to.binary("claimed", claimed.as_bytes());
     }
-    if !result.payload.is_empty() {
-        to.binary("payload", &result.payload);
+    if !payload.is_empty() {
+        to.binary("payload", payload);
     }
     extra(&mut to, &result.extra);
     to.finish()
