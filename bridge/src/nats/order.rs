@@ -13,7 +13,7 @@ use super::names::Lane;
 /// milliseconds.
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// The most gaps of one lane that are remembered.
-const GAPS_MAX: usize = 16;
+const GAPS_MAX: usize = 64;
 
 /// The furthest that each lane's consumer is known to have come.
 #[derive(Debug, Default)]
@@ -197,6 +197,6 @@ mod tests {
             orders.saw(&lane, Delivered { delivery: number * 3, stored: Some(number * 3), asked_at: start }, start);
         }
         let known = orders.0.get(&lane).unwrap();
-        assert_eq!((known.gaps.len(), known.gaps[0].deliveries), (GAPS_MAX, (250, 251)));
+        assert_eq!((known.gaps.len(), known.gaps[0].deliveries), (GAPS_MAX, (106, 107)));
     }
 }
