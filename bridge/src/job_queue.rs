@@ -132,7 +132,7 @@ pub struct Depth {
     pub leased: u64,
 }
 
-/// What waits and runs, counted one by one.
+/// The jobs that wait and run, counted one by one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exact {
     /// How much of each.

@@ -157,7 +157,7 @@ async fn a_page_of_a_list_reads_little_more_than_what_is_on_it_wherever_it_is() 
             break;
         }
     }
-    // What is on a page has 320 KiB, all jobs 19 MiB; a read brings a MiB, and subjects and headers.
+    // The jobs of a page have 320 KiB, all jobs 19 MiB; a read brings a MiB, and subjects and headers.
     assert!(most < 4 * (1024 + 64) * 1024, "a page of 10 took {most} bytes");
     assert_eq!(listed.len(), JOBS);
     listed.sort();

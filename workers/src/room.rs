@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// At most one warning in this long.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// What was said of it. One for the whole worker.
+/// The warnings given about it. One for the whole worker.
 #[derive(Debug, Default)]
 pub(crate) struct Room(Mutex<Said>);
 

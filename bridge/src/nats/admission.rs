@@ -1,9 +1,9 @@
 //! Whether storage takes new jobs: at 90 % of what is allowed they are refused, and the rest is for outcomes, cancels and
 //! redrives of what was accepted.
 //!
-//! The server is asked at most every [`AGE_MAX`] in the usual case, and what this process wrote since is counted on top. What
-//! other processes wrote since is not known: so each may admit a small part of the rest before it asks again, and a few of
-//! them together stay far from using it up.
+//! The server is asked at most every [`AGE_MAX`] in the usual case, and what this process wrote since is counted on top.
+//! The bytes that other processes wrote since are not known: so each may admit a small part of
+//! the rest before it asks again, and a few of them together stay far from using it up.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,7 +80,7 @@ enum Not {
 }
 
 impl Admission {
-    /// Admits a job that takes so many bytes, or refuses it. `None`: the server has to be asked first. What was asked for
+    /// Admits a job that takes so many bytes, or refuses it. `None`: the server has to be asked first. An answer asked for
     /// after `called` is new.
     fn admit(&self, bookings: &Arc<Bookings>, bytes: u64, called: Instant) -> Option<Result<Booking, Full>> {
         let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +116,7 @@ impl Look {
             if one.used >= share || one.used.saturating_add(own) > share {
                 return full(one.used);
             }
-            // What was written may have taken the place of what was there before.
+            // The bytes written may have taken the place of others.
             if used.saturating_add(own) > share {
                 if is_new {
                     return full(used);

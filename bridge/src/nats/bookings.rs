@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use super::names::{DEAD_SUBJECTS, ERASED_SUBJECTS, RESULTS_SUBJECTS, STATE_SUBJECTS};
 use super::record::Outgoing;
 
-/// What the server stores of a message beside its subject, its headers and its payload: in bytes, rounded up.
+/// The bytes that the server stores of a message beside its subject, its headers and its payload: in bytes, rounded up.
 const MESSAGE_OVERHEAD: usize = 64;
-/// What a header takes beside its name and its value.
+/// The bytes that a header takes beside its name and its value.
 const HEADER_OVERHEAD: usize = 4;
 
 /// Numbers of bytes, in one replica.
@@ -27,7 +27,7 @@ pub(super) struct Bytes {
 }
 
 impl Bytes {
-    /// What a message takes. What workers say of a run goes after a moment and is not counted.
+    /// The bytes that a message takes. Words of workers about a run go after a moment and are not counted.
     fn of(message: &Outgoing) -> Self {
         let headers = message.headers.iter().map(|(name, values)| {
             let name: &str = name.as_ref();
@@ -62,7 +62,7 @@ impl Bytes {
     }
 }
 
-/// What was written since the process began, or is to be.
+/// The bytes written since the process began, or to be written.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Booked {
     /// All that may be stored.

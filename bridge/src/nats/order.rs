@@ -27,7 +27,7 @@ struct Furthest {
     stored: u64,
     /// When that was known.
     at: Instant,
-    /// What was passed over lately: another process has it, or it was overtaken.
+    /// Numbers that were passed over lately: another process has them, or they were overtaken.
     gaps: Vec<Gap>,
 }
 
@@ -78,7 +78,7 @@ impl Orders {
     pub(super) fn saw(&mut self, lane: &Lane, of: Delivered, now: Instant) -> Order {
         let begins = || Furthest { delivery: of.delivery, stored: of.stored.unwrap_or(0), at: now, gaps: Vec::new() };
         let Some(known) = self.0.get_mut(lane) else {
-            // What this process was given before may come behind it.
+            // Deliveries made to this process before may come behind it.
             let mut first = Furthest { delivery: 0, stored: 0, ..begins() };
             first.come_to(&of, now);
             self.0.insert(lane.clone(), first);

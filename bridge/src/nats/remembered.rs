@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The most that is remembered. One more, and all is forgotten: it costs a look at each, and no more.
 const ENTRIES_MAX: usize = 65_536;
 
-/// What is known of each key.
+/// The last known value of each key.
 #[derive(Debug)]
 pub(super) struct Remembered<K, V>(Mutex<HashMap<K, V>>);
 

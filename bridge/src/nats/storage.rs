@@ -58,8 +58,8 @@ impl Sizes {
 }
 
 impl Nats {
-    /// What is used and has a limit. Between several servers the account's use is some 1.5 s old: `exact` has relay's streams
-    /// counted at their leaders as well.
+    /// The storage that is used and has a limit. Between several servers the account's use is some 1.5 s old: `exact` has
+    /// relay's streams counted at their leaders as well.
     ///
     /// # Errors
     /// `Unavailable` if nobody can tell.
@@ -95,7 +95,7 @@ impl Nats {
     }
 }
 
-/// What the account uses of what it may use, if that is bounded; 0 is a bound. Where limits are by the number of replicas,
+/// The account's use of what it may use, if that is bounded; 0 is a bound. Where limits are by the number of replicas,
 /// what counts is that of relay's streams: its use is of all replicas together, its limit is of each.
 fn of_account(account: &Account, memory: bool, replicas: usize) -> Option<Use> {
     let (used, limits, limits_of) = match account.tiers.get(&format!("R{replicas}")) {

@@ -54,7 +54,7 @@ struct LeftAlone {
     next: u64,
 }
 
-/// What time demands of the run of a record that is come by in the order of the stream.
+/// The demand of time on the run of a record that is come by in the order of the stream.
 pub(super) enum Deadline {
     /// It ends.
     Passed,

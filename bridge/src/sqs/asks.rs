@@ -1,4 +1,4 @@
-//! What waits at a queue in this process: lease calls, and received messages of clients that run as many jobs as they may.
+//! Waiting at a queue in this process: lease calls, and received messages of clients that run as many jobs as they may.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,7 +82,7 @@ pub(super) struct State {
     rests_until: Option<Instant>,
 }
 
-/// What became of the messages of a receive.
+/// The fate of the messages of a receive.
 pub(super) struct Taken {
     pub(super) deliveries: Vec<Delivery>,
     /// Some are of clients at their bounds.
@@ -175,7 +175,7 @@ impl Line {
     /// Answers every call with an error.
     pub(super) fn fail(&self, error: &BrokerError) {
         for ask in std::mem::take(&mut self.lock().asks) {
-            // Who was answered meanwhile needs no error.
+            // A call that was answered meanwhile needs no error.
             drop(ask.answer(Err(BrokerError::new(error.kind(), OPERATION, error.detail()))));
         }
     }

@@ -19,7 +19,7 @@ const OPERATION: &str = "read depth";
 const SHARD_MAX: u64 = 25_000;
 
 impl Sqs {
-    /// About how a queue stands. What is parked for longer than SQS delays is in no message, and not counted.
+    /// About how a queue stands. A job parked for longer than SQS delays is in no message, and not counted.
     pub(super) async fn look_at_queue(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
         let spares = self.0.spares.of(queue).await?;

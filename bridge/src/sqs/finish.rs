@@ -159,7 +159,7 @@ impl Log {
                         answers[left[place]] = Some(chosen[place].found(item, now));
                     }
                 }
-                // Who asked tries again for as long as there is reason to, so that tries are not multiplied. Only what is in doubt
+                // The caller tries again for as long as there is reason to, so that tries are not multiplied. Only what is in doubt
                 // is looked at once, as it may have taken effect and then meets its own; and the next call may have another token.
                 Transacted::Failed(error) => {
                     *self.last() = None;

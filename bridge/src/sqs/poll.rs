@@ -145,7 +145,7 @@ impl Sqs {
         }
     }
 
-    /// What is in line now, at most `max`, for a call that does not wait: it receives again only after what brought jobs, while
+    /// The jobs in line now, at most `max`, for a call that does not wait: it receives again only after what brought jobs, while
     /// the call is there, which `gone` denies, and the process goes on.
     pub(super) async fn take_now(
         &self,
@@ -178,7 +178,7 @@ impl Sqs {
         Ok(taken)
     }
 
-    /// What one receive brings of `asked`, and whether it was full.
+    /// The jobs of `asked` that one receive brings, and whether it was full.
     async fn take_once(
         &self,
         line: &Arc<Line>,

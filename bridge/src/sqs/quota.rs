@@ -146,7 +146,7 @@ impl Sqs {
     ) -> Result<u64, BrokerError> {
         let mut waiting = 0;
         for shard in names::shards_of(client) {
-            // Who holds so many leases is not told apart from who waits.
+            // A client that holds so many leases is not told apart from one whose jobs wait.
             let most = limit.saturating_mul(2) + 4_000;
             let records = self.open_records(queue, shard, Some(client), most, operation).await?;
             waiting += records.iter().filter(|record| record.state() == JobState::Queued).count() as u64;
@@ -272,7 +272,7 @@ fn of_client<'a>(shard: &'a str, client: &'a ClientId, limit: Option<i32>) -> Qu
     Query { index: Some(BY_TIME), partition: ("ix", shard), client: Some(client.as_str()), limit, ..Query::default() }
 }
 
-/// What every write sets, with the values of [`written`].
+/// The attributes that every write sets, with the values of [`written`].
 const WRITTEN: &str = "#at = :now, #by = :by, #expires = :expires";
 
 fn written(now: Timestamp, by: &str) -> Item {

@@ -40,7 +40,7 @@ struct Shown {
     too_few: bool,
 }
 
-/// What is known of a queue while it is swept once.
+/// The facts known of a queue while it is swept once.
 #[derive(Default)]
 struct Step {
     shown: OnceCell<Shown>,

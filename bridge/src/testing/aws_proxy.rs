@@ -44,7 +44,7 @@ struct Shared {
     faults: Mutex<VecDeque<(&'static str, AwsFault)>>,
     /// What every call of an operation has, until it is mended.
     lasting: Mutex<HashMap<&'static str, AwsFault>>,
-    /// What calls of DynamoDB were charged.
+    /// The units that calls of DynamoDB were charged.
     charges: Mutex<Vec<Charge>>,
     calls: Mutex<Vec<String>>,
     /// Bodies of calls, in their order.

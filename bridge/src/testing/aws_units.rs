@@ -1,4 +1,4 @@
-//! What DynamoDB charges for a call, by the sizes of the items that it touches:
+//! The units that DynamoDB charges for a call, by the sizes of the items that it touches:
 //! <https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/read-write-operations.html>.
 //!
 //! The emulator tells of writes as AWS does: a unit for each KiB of the item as it was or as it is, whichever is larger, two of
@@ -13,7 +13,7 @@ use serde_json::Value;
 const READ_UNIT: usize = 4_096;
 const WRITE_UNIT: usize = 1_024;
 
-/// What a call was charged.
+/// The charge of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Charge {
     /// The partition that it was about, the first one of many: `job#…`, `policy`.
@@ -32,7 +32,7 @@ pub(super) fn whole(operation: &str, asked: &Value) -> Option<Value> {
         let mut whole = asked.clone();
         let of_keys = asked["KeyConditionExpression"].as_str().unwrap_or_default();
         for names in ["ExpressionAttributeNames", "ExpressionAttributeValues"] {
-            // What no expression names is refused.
+            // A name that no expression has is refused.
             if let Some(named) = whole[names].as_object_mut() {
                 named.retain(|name, _| of_keys.split([' ', ',', '(', ')']).any(|word| word == name));
                 if named.is_empty() {
@@ -45,7 +45,7 @@ pub(super) fn whole(operation: &str, asked: &Value) -> Option<Value> {
     })
 }
 
-/// What a call was charged whose answer, or that of [`whole`], is `answer`.
+/// The charge of a call whose answer, or that of [`whole`], is `answer`.
 pub(super) fn charge(operation: &str, asked: &Value, answer: &Value) -> Charge {
     let (mut writes, mut reads) = (0.0, 0.0);
     let factor = |asked: &Value| if asked["ConsistentRead"] == true { 1.0 } else { 0.5 };
@@ -56,7 +56,7 @@ pub(super) fn charge(operation: &str, asked: &Value, answer: &Value) -> Charge {
         "BatchGetItem" => {
             for (table, wanted) in asked["RequestItems"].as_object().into_iter().flatten() {
                 let found: Vec<_> = values(&answer["Responses"][table]).map(bytes_of).collect();
-                // What is not there is a unit.
+                // An item that is not there is a unit.
                 let absent = values(&wanted["Keys"]).count().saturating_sub(found.len());
                 let units: f64 = found.into_iter().chain(std::iter::repeat_n(0, absent)).map(read_units).sum();
                 reads += factor(wanted) * units;

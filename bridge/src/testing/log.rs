@@ -1,4 +1,4 @@
-//! What the code under test says in its log.
+//! The log of the code under test.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex};

@@ -117,7 +117,7 @@ async fn where_there_is_room_a_submission_asks_the_server_for_nothing_else() {
     let asked = async || server.monitor("/jsz").await.unwrap()["api"]["total"].as_u64().unwrap();
     let before = asked().await;
     stage.submit_many("acme", "job", JOBS).await;
-    // What waits is counted anew every second, and storage every other.
+    // Waiting jobs are counted anew every second, and storage every other.
     let asked = asked().await - before;
     assert!(asked < JOBS as u64 / 10, "the server was asked {asked} times");
 }

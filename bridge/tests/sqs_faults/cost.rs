@@ -13,10 +13,10 @@ use crate::support::{PATIENCE, Stage};
 
 /// How often jobs go through for one figure.
 const ROUNDS: usize = 20;
-/// What the first table is about: bytes of a payload and of a result.
+/// The subject of the first table: bytes of a payload and of a result.
 const SMALL: (usize, usize) = (256, 600);
 
-/// What a job took: calls of SQS, writes and reads of DynamoDB in units.
+/// The cost of a job: calls of SQS, writes and reads of DynamoDB in units.
 #[derive(Clone, Copy, Debug)]
 struct Cost([f64; 3]);
 
@@ -93,7 +93,7 @@ fn cell(row: &str, column: usize) -> f64 {
     line.split('|').nth(column + 2).unwrap().trim().parse().unwrap()
 }
 
-/// What is found is told, with a little room.
+/// The figure found is told, with a little room.
 fn assert_told(row: &str, column: usize, found: f64, least: f64) {
     let told = cell(row, column);
     let near = found <= told + 0.1 && found >= told * least;

@@ -84,7 +84,7 @@ async fn a_look_is_off_by_a_tenth_at_most_where_messages_were_sent_again() {
     stage.clock.advance(Duration::from_secs(31));
     while stage.broker.jobs.sweep(500).await.unwrap().more {}
     let other = stage.process(stage.emulator.url()).await;
-    // What another process knows of it goes through the table, a moment later.
+    // Another process learns of it through the table, a moment later.
     let until = tokio::time::Instant::now() + Duration::from_secs(20);
     let near = |waiting: u64, jobs: usize| waiting.abs_diff(jobs as u64) <= jobs as u64 / 10;
     let looks = async |jobs: usize| loop {

@@ -115,7 +115,7 @@ impl NatsQueue {
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: -1,
-            // What is held back for long keeps no other message out; slots bound what is in hand.
+            // A message held back for long keeps no other out; slots bound what is in hand.
             max_ack_pending: -1,
             filter_subjects: source.subjects.clone(),
             ..pull::Config::default()
@@ -191,7 +191,7 @@ impl NatsQueue {
         let original = &receipt.message;
         let mut own = HeaderMap::new();
         for (name, values) in original.headers.iter().flat_map(HeaderMap::iter) {
-            // What the server obeys is not repeated, nor what relay says of it below, however it is spelled.
+            // Headers that the server obeys are not repeated, nor those that relay sets below, however they are spelled.
             let name_is = |other: &str| name.to_string().eq_ignore_ascii_case(other);
             if !name.to_string().to_ascii_lowercase().starts_with("nats-") && !FACTS.iter().any(|fact| name_is(fact)) {
                 values.iter().for_each(|value| own.append(name.clone(), value.clone()));

@@ -119,7 +119,7 @@ impl Worker {
             // Its jobs in every place, and their deadlines.
             publish.extend([names::records(queue), format!("relay.deadline.*.{queue}.*.*")]);
             publish.push(format!("relay.dead.*.*.{queue}.*"));
-            // What it puts back in line or on a timer, and that a consumer began anew.
+            // Jobs that it puts back in line or on a timer, and that a consumer began anew.
             publish.extend([names::hints(queue), names::control(queue)]);
             // Both forms of acknowledgements that servers use.
             publish.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.ACK.*.*.{stream}.>")]);

@@ -113,7 +113,7 @@ fn stat(process: Pid) -> Option<Vec<String>> {
     Some(fields.split_ascii_whitespace().map(ToOwned::to_owned).collect())
 }
 
-/// What a look at all processes found.
+/// The finding of a look at all processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
     /// Whether there was one to kill.
