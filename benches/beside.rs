@@ -5,6 +5,9 @@
 //! CPU is that of the server and of nats-server; the load and the worker are in this process, alike for both. Two sides are
 //! told apart where a two-sided sign test over the pairs gives p < 0.05: for 15 pairs, the same sign in 12 of them.
 //!
+//! What cargo builds for a bench has the features that tests switch on: `RELAY_OURS` names this tree's relay as
+//! `cargo build --release` makes it, to compare like with like.
+//!
 //! With `RELAY_BENCH_COUNT=1` and valgrind it counts the server's instructions instead, in thousands a job, which is alike
 //! on a busy machine: three pairs will do. The kernel's and nats-server's are not in it, nor is any time.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
@@ -53,6 +56,7 @@ fn main() {
         println!("beside: RELAY_BESIDE names no other relay, so there is nothing to compare with");
         return;
     };
+    let ours = std::env::var("RELAY_OURS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_relay").to_owned());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (name, nats, figure) in FIGURES {
         if !names.is_empty() && !names.iter().any(|wanted| name.starts_with(wanted.as_str())) {
@@ -61,9 +65,9 @@ fn main() {
         let mut taken = Vec::new();
         for pair in 0..pairs() {
             let run = |relay: &str| runtime.block_on(measured(relay, nats, figure));
-            let ours = (pair % 2 == 0).then(|| run(env!("CARGO_BIN_EXE_relay")));
+            let first = (pair % 2 == 0).then(|| run(&ours));
             let theirs = run(&other);
-            taken.push((ours.unwrap_or_else(|| run(env!("CARGO_BIN_EXE_relay"))), theirs));
+            taken.push((first.unwrap_or_else(|| run(&ours)), theirs));
         }
         report(name, &taken);
     }

@@ -12,7 +12,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::RawMessage;
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, HeaderMap, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde::de::DeserializeOwned;
@@ -247,10 +247,8 @@ impl Api {
             BrokerError::new(BrokerErrorKind::Invalid, operation, "what is asked is no JSON").with_source(error)
         })?;
         let reads = only_reads(subject);
-        let (subject, headers) = (format!("{}.{subject}", self.prefix), HeaderMap::new());
-        let question = Question { subject, headers, payload: payload.into(), operation, permit: None };
-        let answer = self.requests.ask(question).await.and_then(|answer| read_json(&answer.payload, operation));
-        match answer {
+        let answer = self.ask(subject.to_owned(), payload.into(), operation).await;
+        match answer.and_then(|answer| read_json(&answer.payload, operation)) {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
             Ok(Response::Err { error }) => Ok(Err(error)),
             Err(error) if reads && error.kind() == BrokerErrorKind::Ambiguous => {
@@ -258,6 +256,21 @@ impl Api {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// A call of JetStream's API, and its answer as it came. `subject` goes without its prefix.
+    ///
+    /// # Errors
+    /// As [`Requests::ask`].
+    pub(super) async fn ask(
+        &self,
+        subject: String,
+        payload: Bytes,
+        operation: &'static str,
+    ) -> Result<Message, BrokerError> {
+        self.connection.up(operation)?;
+        let (subject, headers) = (format!("{}.{subject}", self.prefix), HeaderMap::new());
+        self.requests.ask(Question { subject, headers, payload, operation, permit: None }).await
     }
 
     /// The last message on `subject`, which may have wildcards, as the stream's leader has it.

@@ -65,16 +65,51 @@ impl Api {
             if let Some(batch) = Box::pin(self.batch_once(stream, stretch, operation)).await? {
                 return Ok(batch);
             }
-            let is_there = stream_api::find(self, stream, operation).await?.is_some();
-            if !is_there && let Some(queue) = names::queue_of_stream(stream) {
-                return Err(rules::refusal::no_queue(operation, &queue));
-            }
-            if !is_there || Instant::now() >= give_up {
-                let why = format!("nothing serves stream `{stream}`: is it provisioned?");
-                return Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, why));
-            }
-            sleep(ASK_AGAIN_AFTER).await;
+            self.unserved(stream, give_up, operation).await?;
         }
+    }
+
+    /// The first message on `subject`, which may have wildcards, from sequence `from` on, as a replica has it, which may lag
+    /// behind. Unlike a batch it does not make the server count what else there is on a subject with wildcards, which takes the
+    /// longer the more there is (nats-server 2.15.1, `NumPending` of a stream with one message a subject).
+    ///
+    /// # Errors
+    /// As [`Self::batch`].
+    pub(super) async fn next(
+        &self,
+        stream: &str,
+        from: u64,
+        subject: &str,
+        operation: &'static str,
+    ) -> Result<Option<Stored>, BrokerError> {
+        let body = serde_json::json!({ "seq": from.max(1), "next_by_subj": subject }).to_string();
+        let give_up = Instant::now() + SERVED_WITHIN;
+        loop {
+            match self.ask(format!("DIRECT.GET.{stream}"), body.clone().into(), operation).await {
+                Err(error) if error.kind() == BrokerErrorKind::Unavailable => {}
+                Err(error) => return Err(error),
+                Ok(Message { status: Some(StatusCode::NOT_FOUND), .. }) => return Ok(None),
+                Ok(Message { status: Some(status), description, .. }) => {
+                    return Err(refused(stream, status, description, operation));
+                }
+                Ok(answer) => return read(answer, operation).map(Some),
+            }
+            self.unserved(stream, give_up, operation).await?;
+        }
+    }
+
+    /// Nobody answered: waits a little, if the stream is there and it may be asked again until `give_up`.
+    async fn unserved(&self, stream: &str, give_up: Instant, operation: &'static str) -> Result<(), BrokerError> {
+        let is_there = stream_api::find(self, stream, operation).await?.is_some();
+        if !is_there && let Some(queue) = names::queue_of_stream(stream) {
+            return Err(rules::refusal::no_queue(operation, &queue));
+        }
+        if !is_there || Instant::now() >= give_up {
+            let why = format!("nothing serves stream `{stream}`: is it provisioned?");
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, why));
+        }
+        sleep(ASK_AGAIN_AFTER).await;
+        Ok(())
     }
 
     /// The same, asked once; `None` if nobody serves it.
@@ -112,14 +147,16 @@ impl Api {
                     return Ok(Some(batch));
                 }
                 Some(StatusCode::NO_RESPONDERS) => return Ok(None),
-                Some(status) => {
-                    let why = answer.description.unwrap_or_default();
-                    return Err(away(format!("NATS refused a read of stream `{stream}`: {status} {why}")));
-                }
+                Some(status) => return Err(refused(stream, status, answer.description, operation)),
             }
         }
         Err(away("the connection was lost while reading".to_owned()))
     }
+}
+
+fn refused(stream: &str, status: StatusCode, why: Option<String>, operation: &'static str) -> BrokerError {
+    let why = format!("NATS refused a read of stream `{stream}`: {status} {}", why.unwrap_or_default());
+    BrokerError::new(BrokerErrorKind::Unavailable, operation, why)
 }
 
 const NUM_PENDING: &str = "Nats-Num-Pending";

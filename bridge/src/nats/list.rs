@@ -1,9 +1,9 @@
-//! A client's jobs, newest first. The stream is read forwards only, so windows of it are read from its end to its
-//! beginning: each twice as wide as the one before while there is little in them. One with more in it than a read brings is
-//! halved until it ends with its first message, if it has any, which takes a message each time. Payloads come with the records and
-//! are dropped as soon as they are read.
+//! A client's jobs, newest first. The stream is read forwards only, so spans of it are read from its end to its beginning, some
+//! at once: as wide as there is about one message in each. Not in batches: of a client with many records the server would look
+//! at each of them for every batch. Payloads come with the records and are dropped as soon as they are read.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -11,7 +11,6 @@ use futures_util::StreamExt as _;
 use serde::Deserialize;
 
 use super::Nats;
-use super::batch::{BATCH_MAX, Stretch};
 use super::find::Found;
 use super::names;
 use super::record::{Record, Stored, is_unreadable};
@@ -32,11 +31,13 @@ const LOOK_MIN: usize = 8;
 const LOOK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many of them each queue may have, however many queues there are.
 const LOOK_BYTES_MIN: usize = 64 * 1024;
-/// The width of the first window, in sequences of the stream.
-const WINDOW: u64 = 32;
+/// How many spans are read at once.
+const SPANS_MAX: u64 = 16;
+/// How many messages one span may have in it.
+const SPAN_MAX: usize = 2;
 /// How many jobs are looked up at once.
 const AT_ONCE: usize = 8;
-/// How many bytes of records come in one read, about.
+/// How many bytes of records are read at once, about.
 const BYTES_MAX: usize = 1024 * 1024;
 
 /// What orders a list: when the record was written, then the job.
@@ -66,10 +67,60 @@ struct Look {
     bytes: usize,
 }
 
-impl Look {
-    /// The most records of one read.
-    fn at_once(&self) -> usize {
-        self.records.min(BATCH_MAX)
+/// How much of a stream is read at once: so many spans of so many sequences each, next to each other.
+struct Pace {
+    spans: u64,
+    width: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { spans: 2, width: 1 }
+    }
+}
+
+/// What spans brought.
+#[derive(Default)]
+struct Read {
+    messages: usize,
+    bytes: usize,
+    largest: usize,
+    /// Whether one had too much in it.
+    too_wide: bool,
+}
+
+impl Read {
+    fn add(&mut self, bytes: usize) {
+        (self.messages, self.bytes, self.largest) = (self.messages + 1, self.bytes + bytes, self.largest.max(bytes));
+    }
+}
+
+impl Pace {
+    /// The last spans before `end`, the last one first.
+    fn spans(&self, first: u64, end: u64) -> Vec<Range<u64>> {
+        let mut spans = Vec::new();
+        let mut end = end;
+        while end > first && (spans.len() as u64) < self.spans {
+            let from = end.saturating_sub(self.width).max(first);
+            spans.push(from..end);
+            end = from;
+        }
+        spans
+    }
+
+    /// Chooses the next spans by what the last ones brought, so that about one message is in each and all have about
+    /// `bytes` together.
+    fn follow(&mut self, read: &Read, bytes: usize) {
+        if read.too_wide {
+            self.width = (self.width / 4).max(1);
+        } else if read.messages == 0 {
+            // Each request has the server look from the span's start to the next message, wherever that is.
+            (self.spans, self.width) = (1, self.width.saturating_mul(4));
+            return;
+        } else if (read.messages as u64) < self.spans / 2 {
+            self.width = self.width.saturating_mul(2);
+        }
+        self.spans = (self.spans * 2).min(SPANS_MAX).min((bytes / read.largest.max(1)) as u64).max(1);
     }
 }
 
@@ -164,7 +215,7 @@ impl Nats {
         }
         .unwrap_or(state.last_seq + 1);
         let (mut newest, mut seen) = (Vec::<Line>::new(), HashSet::new());
-        let (mut records, mut bytes, mut width, mut too_wide) = (0, 0, WINDOW, false);
+        let (mut records, mut bytes, mut pace) = (0, 0, Pace::default());
         // Records of one millisecond are in another order than that of ranks.
         let mut oldest = Timestamp::MAX;
         while end > state.first_seq {
@@ -172,31 +223,43 @@ impl Nats {
             if settled >= look.jobs || settled > 0 && (records >= look.records || bytes >= look.bytes) {
                 return Ok((newest, Some(oldest)));
             }
-            let from = end.saturating_sub(width).max(state.first_seq);
-            let (messages, wanted) = if too_wide { (1, 1) } else { (look.at_once(), BYTES_MAX.min(look.bytes)) };
-            let stretch = Stretch { from, subject: subject.clone(), messages, bytes: wanted };
-            let batch = self.api().batch(&stream, &stretch, OPERATION).await?;
-            let count = batch.messages.len();
-            let size: usize = batch.messages.iter().map(|stored| stored.payload.len()).sum();
-            records += count;
-            bytes += size;
-            // The newest are at the end of the window.
-            if !batch.is_end && batch.messages.last().is_some_and(|last| last.seq + 1 < end) {
-                (too_wide, width) = (true, (end - from) / 2);
-                continue;
+            let spans = pace.spans(state.first_seq, end);
+            let reads = spans.iter().map(|span| self.span(&stream, &subject, span.clone()));
+            let mut read = Read::default();
+            for (span, found) in spans.iter().zip(futures_util::future::try_join_all(reads).await?) {
+                let Some(found) = found else {
+                    read.too_wide = true;
+                    break;
+                };
+                end = span.start;
+                for stored in found.into_iter().rev() {
+                    read.add(stored.payload.len());
+                    oldest = oldest.min(stored.at);
+                    newest.extend(self.line_of(stored, look.before, &mut seen));
+                }
             }
-            for stored in batch.messages.into_iter().rev().filter(|stored| stored.seq < end) {
-                oldest = oldest.min(stored.at);
-                newest.extend(self.line_of(stored, look.before, &mut seen));
-            }
-            end = from;
-            // Behind one that was too wide is the rest of it: there is something, and soon.
-            too_wide &= count == 0;
-            if !too_wide && count < look.at_once() / 2 && size < BYTES_MAX.min(look.bytes) / 2 {
-                width = width.saturating_mul(2);
-            }
+            (records, bytes) = (records + read.messages, bytes + read.bytes);
+            pace.follow(&read, BYTES_MAX.min(look.bytes));
         }
         Ok((newest, None))
+    }
+
+    /// The messages on `subject` in a span of sequences; `None` if there are more than [`SPAN_MAX`].
+    async fn span(&self, stream: &str, subject: &str, span: Range<u64>) -> Result<Option<Vec<Stored>>, BrokerError> {
+        let (mut found, mut from) = (Vec::new(), span.start);
+        while from < span.end {
+            match self.api().next(stream, from, subject, OPERATION).await? {
+                Some(stored) if stored.seq < span.end => {
+                    if found.len() == SPAN_MAX {
+                        return Ok(None);
+                    }
+                    from = stored.seq + 1;
+                    found.push(stored);
+                }
+                _ => break,
+            }
+        }
+        Ok(Some(found))
     }
 
     /// The sequence of the first message on `subject` that was stored at `at` or later, as the leader has it.
