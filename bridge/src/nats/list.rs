@@ -112,12 +112,16 @@ impl Pace {
     /// `bytes` together.
     fn follow(&mut self, read: &Read, bytes: usize) {
         if read.too_wide {
-            self.width = (self.width / 4).max(1);
-        } else if read.messages == 0 {
+            // What was read in vain is as little as can be.
+            (self.spans, self.width) = (1, (self.width / 4).max(1));
+            return;
+        }
+        if read.messages == 0 {
             // Each request has the server look from the span's start to the next message, wherever that is.
             (self.spans, self.width) = (1, self.width.saturating_mul(4));
             return;
-        } else if (read.messages as u64) < self.spans / 2 {
+        }
+        if (read.messages as u64) < self.spans / 2 {
             self.width = self.width.saturating_mul(2);
         }
         self.spans = (self.spans * 2).min(SPANS_MAX).min((bytes / read.largest.max(1)) as u64).max(1);
