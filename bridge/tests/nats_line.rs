@@ -14,6 +14,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{ClientId, Job, JobId, JobResult, JobState, Outcome, QueueName, Submission};
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Recorded};
 use relay_bridge::nats::config::NatsConfig;
@@ -182,6 +183,23 @@ async fn a_worker_killed_between_recording_and_settling_leaves_nothing_that_runs
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_of_before_a_restart_is_lost_once_this_process_gave_the_job_out_again_whatever_was_said_of_it() {
+    let stage = Stage::open().await;
+    let job = stage.submit("key", Duration::ZERO).await;
+    let held = stage.lease(1, LEASE).await.pop().unwrap();
+    stage.nats.close().await;
+    let other = open(&stage._server).await;
+    let stage = Stage { broker: other.broker(), nats: other, ..stage };
+    let again = stage.lease(1, LEASE * 5).await.pop().unwrap();
+    assert_eq!((again.job.id, again.attempt), (job.id, 2));
+    // What workers say of their jobs may be lost.
+    stage.jetstream.get_stream(names::STATE_STREAM).await.unwrap().purge().await.unwrap();
+    let late = stage.broker.leasing.extend(&held.receipt).await.unwrap_err();
+    assert_eq!(late.kind(), BrokerErrorKind::LeaseLost);
+    stage.succeed(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_comes_back_when_its_lease_ends_does_not_hide_what_came_into_line_since() {
     const JOBS: usize = 6;
     let stage = Stage::open().await;
@@ -218,6 +236,8 @@ async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
         futures_util::future::join_all(deliveries.iter().map(|delivery| stage.succeed(delivery))).await;
         finished += deliveries.len();
     }
+    // Nobody waits any more, and nothing is leased when the consumer goes.
+    assert!(stage.lease(64, Duration::ZERO).await.is_empty());
     let waiting: BTreeSet<_> = stage.submit_many("waiting", WAITING).await.into_iter().collect();
     let stream = stage.jetstream.get_stream(names::jobs_stream(&stage.queue)).await.unwrap();
     stream.delete_consumer(stage.client.as_str()).await.unwrap();

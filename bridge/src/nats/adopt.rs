@@ -41,6 +41,10 @@ impl Nats {
         token: &Token,
         operation: &'static str,
     ) -> Result<Arc<Held>, BrokerError> {
+        let own = self.holding().of(receipt.job_id);
+        if own.is_some_and(|held| held.run == receipt.run_id && held.attempt > token.attempt) {
+            return Err(lost(operation, "somebody else has the job"));
+        }
         let policy = self.policies().require(&receipt.queue, operation).await?;
         if !self.knows_lease_of(receipt, token).await? {
             return Err(lost(operation, "its consumer is gone"));
