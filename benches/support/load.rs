@@ -109,16 +109,22 @@ impl Connection {
         Self { stream, request: Vec::new(), answer: vec![0; 8192] }
     }
 
-    /// Submits a job with `headers`, each ended by its line break, and reads the answer, which must be a good one.
+    /// Submits a job of 256 bytes with `headers`, each ended by its line break, and reads the answer, which must be a good one.
     pub async fn submit(&mut self, headers: &str) -> u16 {
+        self.submit_payload(headers, &[b'x'; 256]).await
+    }
+
+    /// The same with a payload of its own.
+    pub async fn submit_payload(&mut self, headers: &str, payload: &[u8]) -> u16 {
         self.request.clear();
         write!(
             self.request,
             "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\
-             content-length: 256\r\n\r\n"
+             content-length: {}\r\n\r\n",
+            payload.len()
         )
         .unwrap();
-        self.request.extend_from_slice(&[b'x'; 256]);
+        self.request.extend_from_slice(payload);
         self.stream.write_all(&self.request).await.unwrap();
         self.read_answer().await
     }

@@ -1,0 +1,175 @@
+//! How long a job waits until its handler begins, by the number of worker processes, on NATS: relay beside a plain pull
+//! consumer of async-nats.
+//!
+//! `cargo bench --bench workers`, or with some cases: `-- nats-4 tcp-2-at-1`, or `-- plain` for the baseline alone. Jobs
+//! come by a clock, 40 a second or one, and last up to 50 ms; each worker has 4 slots. One server takes the submissions for
+//! workers that are on NATS themselves; a worker over TCP has a server of its own, and the first one takes them. Handlers,
+//! submissions and the whole baseline are in this process. `RELAY_BESIDE=/path/to/the/other/relay` measures another relay
+//! too, its server and its workers; `RELAY_OURS` names this tree's as `cargo build --release` makes it. The sides of a case
+//! run one after the other, each with a fresh nats-server; the first of them takes turns.
+//!
+//! `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
+//! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
+//! client that listens in and costs time: waits are measured without it.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
+
+mod asked;
+mod jobs;
+mod plain;
+mod relays;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use asked::{Asked, Listener};
+use jobs::{Door, Jobs};
+use relay_bridge::testing::NatsServer;
+use support::{cpu_of, median, pairs};
+
+/// Jobs that a worker has in hand at a time.
+const SLOTS: usize = 4;
+/// Jobs a second: many, of which the warm-up is, and few.
+const RATES: [u64; 2] = [40, 1];
+/// For how long jobs come that do not count, once every worker had one.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// The longest wait until every worker had one.
+const UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A side of a case, with the relay that is started for it.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    Nats(&'a str),
+    Tcp(&'a str),
+    Plain,
+}
+
+/// One run of one side.
+struct Run {
+    jobs: usize,
+    /// The wait of half of the jobs at most, of 90 and 99 %, and the longest one, in milliseconds.
+    waits: [f64; 4],
+    /// CPU time of nats-server.
+    server: Duration,
+    asked: Option<Asked>,
+}
+
+fn main() {
+    let names: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let ours = std::env::var("RELAY_OURS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_relay").to_owned());
+    let relays = [("ours", Some(ours)), ("other", std::env::var("RELAY_BESIDE").ok())];
+    let relays = || relays.iter().filter_map(|(name, relay)| Some((*name, relay.as_deref()?)));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    println!(
+        "p50, p90, p99 and longest wait in ms; p50 and p99 as so many times plain's; nats-server's CPU a job in us"
+    );
+    for (kind, processes) in [("nats", &[1, 2, 4, 16][..]), ("tcp", &[2]), ("plain", &[1, 2, 4, 16])] {
+        let mut sides: Vec<(&str, Side<'_>)> = match kind {
+            "nats" => relays().map(|(name, relay)| (name, Side::Nats(relay))).collect(),
+            "tcp" => relays().map(|(name, relay)| (name, Side::Tcp(relay))).collect(),
+            _ => Vec::new(),
+        };
+        sides.push(("plain", Side::Plain));
+        for (processes, rate) in processes.iter().flat_map(|processes| RATES.map(|rate| (*processes, rate))) {
+            let case = format!("{kind}-{processes}-at-{rate}");
+            // By whole words: `nats-1` is not `nats-16`.
+            let is_meant = names.iter().any(|name| case == *name || case.starts_with(&format!("{name}-")));
+            // The baseline alone is for those who ask for it: it is beside all others.
+            if !is_meant && (kind == "plain" || !names.is_empty()) {
+                continue;
+            }
+            let mut runs: Vec<(&str, Vec<Run>)> = sides.iter().map(|(name, _)| (*name, Vec::new())).collect();
+            for turn in 0..turns() {
+                for at in (0..sides.len()).map(|at| (turn + at) % sides.len()) {
+                    runs[at].1.push(runtime.block_on(measured(sides[at].1, processes, rate)));
+                }
+            }
+            report(&case, processes, &runs);
+        }
+    }
+}
+
+/// How often each case runs.
+fn turns() -> usize {
+    if std::env::var_os("RELAY_BENCH_PAIRS").is_some() { pairs() } else { 1 }
+}
+
+/// How many jobs come at this rate.
+fn how_many(rate: u64) -> u64 {
+    let seconds = std::env::var("RELAY_BENCH_SECONDS").ok().map_or(20, |seconds| seconds.parse().unwrap());
+    if rate == 1 { 3 * seconds } else { rate * seconds }
+}
+
+async fn measured(side: Side<'_>, processes: usize, rate: u64) -> Run {
+    let (nats, jobs) = (NatsServer::start().await, Arc::new(Jobs::new()));
+    let (door, running) = match side {
+        Side::Nats(relay) => relays::on_nats(relay, &nats, processes, &jobs).await,
+        Side::Tcp(relay) => relays::over_tcp(relay, &nats, processes, &jobs).await,
+        Side::Plain => plain::start(&nats.url(), processes, &jobs).await,
+    };
+    let door = Arc::new(door);
+    let first = warm_up(&door, &jobs, processes).await;
+    let listener =
+        if std::env::var_os("RELAY_BENCH_API").is_some() { Some(Listener::start(&nats).await) } else { None };
+    let server = || cpu_of(nats.pid().unwrap());
+    let before = server();
+    jobs.come(&door, rate, first..first + how_many(rate)).await;
+    jobs.all_begun(first + how_many(rate)).await;
+    let server = server().saturating_sub(before);
+    let asked = listener.map(Listener::heard);
+    let waits = jobs.waits_from(first);
+    drop(running);
+    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    Run { jobs: waits.len(), waits: [0.5, 0.9, 0.99, 1.0].map(at), server, asked }
+}
+
+/// Jobs that do not count; gives the number of the first one that does.
+async fn warm_up(door: &Arc<Door>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
+    let (begun, step) = (Instant::now(), RATES[0] / 4);
+    let mut next = 0;
+    while jobs.workers() < processes && begun.elapsed() < UP_WITHIN {
+        jobs.come(door, RATES[0], next..next + step).await;
+        next += step;
+    }
+    if jobs.workers() < processes {
+        println!("    only {} of {processes} workers had a job within {UP_WITHIN:?}", jobs.workers());
+    }
+    let first = next + RATES[0] * WARM_UP.as_secs();
+    jobs.come(door, RATES[0], next..first).await;
+    jobs.all_begun(first).await;
+    first
+}
+
+/// Prints a case: all sides, of which the last is the baseline; and their calls, if they were counted.
+fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
+    let wait = |runs: &[Run], at: usize| median(runs.iter().map(|run| run.waits[at]).collect());
+    let (_, plain) = sides.last().unwrap();
+    print!("{case:13} {processes:>2} processes, {} jobs", plain[0].jobs);
+    for (name, runs) in sides {
+        let [p50, p90, p99, longest] = [0, 1, 2, 3].map(|at| wait(runs, at));
+        let (low, high) =
+            runs.iter().fold((f64::MAX, 0_f64), |(low, high), run| (low.min(run.waits[0]), high.max(run.waits[0])));
+        let range = if runs.len() > 1 { format!(" [{low:.1}-{high:.1}]") } else { String::new() };
+        print!(" | {name} {p50:.1}{range} {p90:.1} {p99:.1} {longest:.1} ms");
+        if *name != "plain" {
+            print!(", {:.2} and {:.2} times", p50 / wait(plain, 0), p99 / wait(plain, 2));
+        }
+        print!(", {:.0} us", median(runs.iter().map(|run| run.server.as_secs_f64() * 1e6 / run.jobs as f64).collect()));
+        if let Some((asked, jobs)) = asked_by(runs) {
+            print!(", {}", asked.pulls_each(jobs));
+        }
+    }
+    println!();
+    for (name, runs) in sides {
+        if let Some((asked, jobs)) = asked_by(runs) {
+            println!("    {name:5} asks for {}", asked.calls_each(jobs));
+        }
+    }
+}
+
+/// The calls of all runs together, and for how many jobs they were; if they were counted.
+fn asked_by(runs: &[Run]) -> Option<(Asked, usize)> {
+    let asked = runs.iter().filter_map(|run| run.asked.clone()).reduce(Asked::and)?;
+    Some((asked, runs.iter().map(|run| run.jobs).sum()))
+}
