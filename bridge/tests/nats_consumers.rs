@@ -127,7 +127,7 @@ async fn a_lease_that_is_made_shorter_is_shorter_for_the_next_holder_and_not_for
     assert!(matches!(first.leasing.extend(&held.receipt).await.unwrap(), Held::Until(_)));
     second.jobs.enqueue(job(&queue)).await.unwrap();
     let next = second.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
-    assert_eq!(next.lease, Duration::from_secs(1));
+    assert!(next.lease <= Duration::from_secs(1), "{:?}", next.lease);
 }
 
 /// The consumer with the client's jobs, as somebody else sees it.

@@ -94,6 +94,15 @@ impl Stage {
         self.broker.leasing.lease(&request).await.unwrap()
     }
 
+    /// So many jobs, however many come at once.
+    async fn hold(&self, count: usize) -> Vec<Delivery> {
+        let mut held = Vec::new();
+        while held.len() < count {
+            held.extend(self.lease((count - held.len()).try_into().unwrap(), PATIENCE).await);
+        }
+        held
+    }
+
     async fn succeed(&self, delivery: &Delivery) {
         let end = End { attempt: delivery.attempt, started_at: None, finished_at: self.clock.now() };
         let result = JobResult::succeeded(&delivery.job, end, "text/plain", "done".into());
@@ -134,7 +143,7 @@ async fn a_queue_without_turns_has_one_consumer_that_a_scaler_can_read_before_th
     for number in 0..20 {
         stage.submit(&format!("client-{number}"), "key", Duration::ZERO).await;
     }
-    assert_eq!(stage.lease(5, PATIENCE).await.len(), 5);
+    assert_eq!(stage.hold(5).await.len(), 5);
     assert_eq!(stage.consumers().await, [Lane::ALL]);
     // As KEDA's `nats-jetstream` trigger asks, and what it adds up.
     let seen = stage.server.monitor("/jsz?acc=$G&consumers=true&config=true").await.unwrap();
@@ -155,8 +164,7 @@ async fn a_switch_to_or_from_turns_loses_and_doubles_nothing_that_waits_is_lease
             jobs.push(stage.submit("other", &format!("before-{number}"), Duration::ZERO).await);
         }
         let parked = stage.submit("acme", "delayed", Duration::from_secs(4)).await;
-        let held = stage.lease(4, PATIENCE).await;
-        assert_eq!(held.len(), 4);
+        let held = stage.hold(4).await;
         let [retried, back, cancelled, done] = <[Delivery; 4]>::try_from(held).unwrap();
         stage.broker.leasing.settle(&retried.receipt, &Settlement::RetryAfter(Duration::from_secs(3))).await.unwrap();
 

@@ -5,6 +5,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
@@ -12,6 +13,7 @@ use relay_bridge::contract::{JobResult, Submission};
 use relay_bridge::leasing::{Delivery, LeaseRequest};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
+use relay_bridge::nats::names;
 use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
@@ -105,4 +107,78 @@ async fn who_waits_for_a_paused_queue_asks_for_nothing_and_hears_at_once_that_it
     let (taken, resumed) = tokio::join!(waiting, broker.policies.set_paused(&queue, false));
     resumed.unwrap();
     assert_eq!(taken.unwrap().len(), 1);
+}
+
+/// Processes that take jobs of queue `a`, as many as they have places for, and end none.
+fn take_all(brokers: &[Broker], places: u32) -> JoinSet<Vec<Delivery>> {
+    let mut taking = JoinSet::new();
+    for broker in brokers {
+        let leasing = broker.leasing.clone();
+        taking.spawn(async move {
+            let mut taken = Vec::new();
+            while let Some(left) = places.checked_sub(taken.len().try_into().unwrap()).filter(|left| *left > 0) {
+                taken.extend(leasing.lease(&request(&["a"], left, WAIT)).await.unwrap());
+            }
+            taken
+        });
+    }
+    taking
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_processes_that_wait_one_is_told_of_each_job() {
+    const JOBS: usize = 40;
+    let server = NatsServer::start().await;
+    let mut brokers = Vec::new();
+    for _ in 0..4 {
+        brokers.push(open(&server, &["a"]).await);
+    }
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut pulls = client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>").await.unwrap();
+    let taking = take_all(&brokers, 10);
+    for _ in 0..JOBS {
+        submit(&brokers[0], "a").await;
+    }
+    let taken = taking.join_all().await;
+    assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), JOBS);
+    client.flush().await.unwrap();
+    // What follows a hint waits for 300 ms; other pulls find what somebody knows to be there.
+    let mut hinted = 0;
+    while let Ok(Some(pull)) = tokio::time::timeout(Duration::from_millis(50), pulls.next()).await {
+        let pull: serde_json::Value = serde_json::from_slice(&pull.payload).unwrap();
+        hinted += usize::from(pull["expires"] == 300_000_000);
+    }
+    assert!(hinted <= 2 * JOBS, "{JOBS} jobs made {hinted} pulls of 4 processes that were told of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_one_client_goes_to_all_processes_that_have_places() {
+    let server = NatsServer::start().await;
+    let mut brokers = Vec::new();
+    for _ in 0..4 {
+        brokers.push(open(&server, &["a"]).await);
+    }
+    let taking = take_all(&brokers, 4);
+    futures_util::future::join_all((0..16).map(|_| submit(&brokers[0], "a"))).await;
+    let taken = taking.join_all().await;
+    assert!(taken.iter().all(|taken| taken.len() == 4 && taken.iter().all(|delivery| delivery.attempt == 1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_hint_went_to_a_process_that_is_gone_starts_all_the_same() {
+    let server = NatsServer::start().await;
+    let broker = open(&server, &["a"]).await;
+    // As a process does that hangs: it is told of jobs, and takes none.
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut hangs = Vec::new();
+    for _ in 0..20 {
+        let group = "relay-workers".to_owned();
+        hangs.push(client.queue_subscribe(names::hints(&"a".parse().unwrap()), group).await.unwrap());
+    }
+    client.flush().await.unwrap();
+    let taking = take_all(std::slice::from_ref(&broker), 3);
+    for _ in 0..3 {
+        submit(&broker, "a").await;
+    }
+    assert_eq!(taking.join_all().await.concat().len(), 3);
 }

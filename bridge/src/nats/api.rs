@@ -152,8 +152,8 @@ impl Api {
     }
 
     async fn write_and_hint(&self, mut message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
-        let Some((queue, lane, hint)) = message.hint.take() else { return self.write(message, operation).await };
-        let (mut writing, mut hinting) = (pin!(self.write(message, operation)), pin!(self.hint(&queue, &lane, hint)));
+        let Some(hint) = message.hint.take() else { return self.write(message, operation).await };
+        let (mut writing, mut hinting) = (pin!(self.write(message, operation)), pin!(self.hint(&hint)));
         // In this order: a message that is sent at once is followed by its hint in the same write to the connection. A hint
         // that can't be sent holds up nothing.
         tokio::select! {
@@ -382,6 +382,20 @@ impl Api {
     pub(super) async fn subscribe(&self, subject: String, operation: &'static str) -> Result<Subscriber, BrokerError> {
         self.connection.up(operation)?;
         taken(self.client.subscribe(subject), operation).await
+    }
+
+    /// The same as one of a group of subscribers, of which each message comes to one.
+    ///
+    /// # Errors
+    /// As [`Self::subscribe`].
+    pub(super) async fn subscribe_in(
+        &self,
+        subject: String,
+        group: String,
+        operation: &'static str,
+    ) -> Result<Subscriber, BrokerError> {
+        self.connection.up(operation)?;
+        taken(self.client.queue_subscribe(subject, group), operation).await
     }
 
     /// Sends a call of JetStream's API whose answers go to `reply`. `subject` goes without its prefix.

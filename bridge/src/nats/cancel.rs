@@ -8,7 +8,7 @@ use async_nats::HeaderMap;
 use super::Nats;
 use super::api::Written;
 use super::find::known_record;
-use super::hints;
+use super::listening;
 use super::names::{self, Place};
 use super::record::{Outgoing, Record};
 use crate::contract::{ClientId, Job, JobId, JobResult, JobStatus, Outcome, Timestamp};
@@ -53,7 +53,7 @@ impl Nats {
             let Some(marked) = self.mark(record).await? else { continue };
             self.finish_cancel(&marked, open).await?;
             // Whoever holds it learns of it by a heartbeat anyway.
-            self.api().tell(names::control(&open.queue), HeaderMap::new(), hints::ended(job)).await;
+            self.api().tell(names::control(&open.queue), HeaderMap::new(), listening::ended(job)).await;
         }
         Err(contended(OPERATION, job))
     }

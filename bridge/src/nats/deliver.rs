@@ -7,11 +7,10 @@ use std::time::Duration;
 use async_nats::Message;
 use async_nats::jetstream;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::Line;
+use super::line::Line;
 use super::names::Lane;
 use super::order::{Delivered, Order};
 use super::receipt::Token;
@@ -19,7 +18,7 @@ use super::record::{Record, Stored, doubtful};
 use super::results::letter_may_stay;
 use super::state::Held;
 use super::{Nats, api};
-use crate::contract::{Job, QueueName};
+use crate::contract::Job;
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Delivery, Receipt};
 use crate::policy::QueuePolicy;
@@ -30,8 +29,6 @@ use crate::settlement::Settlement;
 pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
 /// How long a job is set aside of which can't be found out whether its run has ended.
 const IN_DOUBT_FOR: Duration = Duration::from_secs(2);
-/// How many messages are looked up at once.
-const AT_ONCE: usize = 64;
 
 /// A queue and what holds for it while a lease call is served.
 #[derive(Clone)]
@@ -59,6 +56,10 @@ pub(super) struct Grant {
 }
 
 impl Grant {
+    pub(super) fn nothing(nats: Nats) -> Self {
+        Self { nats, deliveries: Vec::new() }
+    }
+
     pub(super) fn of(nats: Nats, delivery: Delivery) -> Self {
         Self { nats, deliveries: vec![delivery] }
     }
@@ -82,22 +83,9 @@ impl Grant {
         self.deliveries.len()
     }
 
-    /// Its first `max` deliveries, which are no longer part of it.
-    pub(super) fn first(&mut self, max: usize) -> Self {
-        let max = max.min(self.deliveries.len());
-        Self { nats: self.nats.clone(), deliveries: self.deliveries.drain(..max).collect() }
-    }
-
-    /// A grant for each queue: who asks next may ask for one of them only.
-    pub(super) fn by_queue(mut self) -> Vec<(QueueName, Self)> {
-        let mut parts: Vec<(QueueName, Self)> = Vec::new();
-        for delivery in std::mem::take(&mut self.deliveries) {
-            match parts.iter_mut().find(|(queue, _)| *queue == delivery.job.queue) {
-                Some((_, part)) => part.deliveries.push(delivery),
-                None => parts.push((delivery.job.queue.clone(), Self::of(self.nats.clone(), delivery))),
-            }
-        }
-        parts
+    /// Its deliveries, and behind them those of `other`.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.deliveries.append(&mut other.deliveries);
     }
 }
 
@@ -124,58 +112,6 @@ impl Drop for Grant {
 }
 
 impl Nats {
-    /// Takes what there is, up to `max` jobs, the queues in the order given; nothing more once `is_over`.
-    pub(super) async fn take(
-        &self,
-        asked: &[Asked],
-        max: u32,
-        since: Option<Instant>,
-        is_over: impl Fn() -> bool,
-    ) -> Result<Grant, BrokerError> {
-        // Hints that have come already are heard first.
-        tokio::task::yield_now().await;
-        let mut grant = Grant { nats: self.clone(), deliveries: Vec::new() };
-        for Asked { line, policy } in asked {
-            if policy.paused {
-                continue;
-            }
-            let looked = async {
-                self.full_round(line, policy, since).await?;
-                self.clear_doubts(line).await
-            };
-            // What is known to be in line is taken also if it can't be seen whether there is more.
-            let looked = looked.await;
-            // What is pulled and then not given out leaves room for more.
-            while !is_over() {
-                let left = max.saturating_sub(u32::try_from(grant.deliveries.len()).unwrap_or(u32::MAX));
-                let asked_at = Instant::now();
-                let messages = match self.fetch(line, policy, left).await {
-                    Ok(messages) => messages,
-                    Err(failure) if grant.is_empty() => return Err(failure),
-                    Err(_) => return Ok(grant),
-                };
-                if messages.is_empty() {
-                    break;
-                }
-                // The pull may have been answered after a reconnect. If that fails, every job is looked up.
-                drop(self.raise_mark_if_reconnected(line).await);
-                let deliveries = futures_util::stream::iter(messages)
-                    .map(|message| self.deliver(line, policy, message, asked_at))
-                    .buffered(AT_ONCE)
-                    .filter_map(std::future::ready)
-                    .collect::<Vec<_>>();
-                grant.deliveries.extend(deliveries.await);
-            }
-            if grant.is_empty() {
-                looked?;
-            }
-            if grant.deliveries.len() >= max as usize {
-                break;
-            }
-        }
-        Ok(grant)
-    }
-
     /// The delivery, or `None` if the message was nothing to run.
     pub(super) async fn deliver(
         &self,
@@ -207,7 +143,7 @@ impl Nats {
         }
         match self.examine(line, &pulled, order == Order::Unclear).await {
             Ok(Some(job)) => {
-                line.standing.served(&pulled.lane);
+                line.served(&pulled.lane);
                 let again = pulled.delivered > 1;
                 let delivery = self.give_out(policy, pulled, job, asked_at);
                 if again && let Some(held) = self.holds(delivery.job.id) {

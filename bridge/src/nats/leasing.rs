@@ -1,16 +1,20 @@
 //! The worker's half: lease, extend, progress, dead letters on their way in, record, settle.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_trait::async_trait;
 use futures_util::future::select_all;
 use serde_json::json;
 use tokio::sync::futures::Notified;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::api::ANSWER_WITHIN;
 use super::deliver::{Asked, Grant};
+use super::line::Line;
 use super::names;
 use super::receipt::Token;
 use super::settle::lost;
@@ -23,6 +27,9 @@ use crate::policy::QueuePolicy;
 use crate::rules;
 use crate::settlement::Settlement;
 
+/// How long whoever waits looks for what was missed before what is known is taken. Where nothing is known, as long as it
+/// takes.
+const LOOKS_FOR: Duration = Duration::from_millis(100);
 /// The longest message of a progress, in bytes.
 const MESSAGE_MAX: usize = 1_024;
 
@@ -33,9 +40,12 @@ impl Leasing for Nats {
         let max = request.max.get();
         let called = Instant::now();
         let deadline = called + request.wait;
-        // Who does not wait gets the truth now; who waits is woken by hints and by rounds that are due.
-        let mut since = request.wait.is_zero().then_some(called);
         let mut asked = self.asked(&request.queues).await?;
+        let waiting = Waiting::begin(self, request, &asked);
+        if request.wait.is_zero() {
+            // Its places are over with it: whoever does not wait does not ask again.
+            return self.look_now(&asked, max, called).await.map(Grant::take);
+        }
         loop {
             let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
             // Before looking: what comes while this looks wakes it.
@@ -44,28 +54,34 @@ impl Leasing for Nats {
             woken.iter_mut().for_each(|woken| {
                 woken.as_mut().enable();
             });
-            if let Some(grant) = self.granted(&asked, max, called, since).await? {
-                return Ok(grant.take());
+            let mut grant = self.ready(&asked, max, called);
+            if !grant.is_empty() {
+                // What came together goes together.
+                tokio::task::yield_now().await;
+                let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+                grant.join(self.ready(&asked, left, called));
             }
-            if Instant::now() >= deadline {
-                return Ok(Vec::new());
+            if !grant.is_empty() || Instant::now() >= deadline {
+                return Ok(waiting.answered(grant));
             }
-            // No more than there are free slots.
-            asked.iter().take(max as usize).for_each(|asked| self.stand(asked));
-            let mut again = deadline;
+            self.connection().up("lease")?;
             for Asked { line, policy } in &asked {
-                // Nothing is looked for in a paused queue; its policy is, should the word of a change be lost.
-                again = again.min(match policy.paused {
-                    true => Instant::now() + policy::AGE_MAX,
-                    false => self.next_look(line).await,
-                });
+                if !line.hears.load(Ordering::Acquire) && !policy.paused {
+                    // Hints were missed: the turns of lanes and the order of queues hold for what came meanwhile.
+                    let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
+                    let round = self.round_since(line, policy, called);
+                    tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()))?;
+                }
+                self.dispatch(line);
+                self.stand(line);
             }
+            // The policy of a queue is looked at now and then, should the word of a change be lost.
+            let again = deadline.min(Instant::now() + policy::AGE_MAX);
             tokio::select! {
                 _ = select_all(woken) => {}
                 () = tokio::time::sleep_until(again) => {}
                 () = self.0.closing.cancelled() => return Err(closed("lease")),
             }
-            since = None;
             asked = self.asked(&request.queues).await?;
         }
     }
@@ -134,53 +150,78 @@ impl Nats {
         let mut asked = Vec::with_capacity(queues.len());
         for queue in queues {
             let policy = self.policies().require(queue, "lease").await?;
-            asked.push(Asked { line: self.line(queue).await?, policy });
+            let line = self.line(queue).await?;
+            line.goes_by(&policy);
+            asked.push(Asked { line, policy });
         }
         Ok(asked)
     }
 
-    /// What there is: what a standing pull brought, or else what is in line as far as is known.
-    async fn granted(
-        &self,
-        asked: &[Asked],
-        max: u32,
-        called: Instant,
-        since: Option<Instant>,
-    ) -> Result<Option<Grant>, BrokerError> {
-        let stood = self.stood(asked, max, called);
-        if stood.is_some() {
-            return Ok(stood);
+    /// What there is now, up to `max` jobs, the queues in the order given.
+    async fn look_now(&self, asked: &[Asked], max: u32, called: Instant) -> Result<Grant, BrokerError> {
+        let mut grant = self.ready(asked, max, called);
+        for Asked { line, policy } in asked.iter().filter(|asked| !asked.policy.paused) {
+            let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+            if left == 0 {
+                break;
+            }
+            // What is known to be in line is taken also if it can't be seen whether there is more.
+            let looked = self.round_since(line, policy, called).await;
+            let mut pulls = line.pulls.subscribe();
+            let mut left = left;
+            while left > 0 && (self.dispatch(line) || *pulls.borrow() > 0) {
+                let ended = pulls.wait_for(|pulls| *pulls == 0);
+                if self.closing().run_until_cancelled(ended).await.is_none() {
+                    return Err(closed("lease"));
+                }
+                grant.join(self.ready(asked, left, called));
+                left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+            }
+            if grant.is_empty() {
+                looked?;
+            }
         }
-        let (mut quiet, mut standing) = (since.is_none(), 0);
-        for Asked { line, policy } in asked {
-            quiet = quiet && (policy.paused || self.is_quiet(line).await);
-            standing += u32::from(line.standing.is_out());
+        Ok(grant)
+    }
+}
+
+/// A call that waits for jobs, and its places.
+struct Waiting<'a> {
+    nats: &'a Nats,
+    call: u64,
+    lines: Vec<Arc<Line>>,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(nats: &'a Nats, request: &LeaseRequest, asked: &[Asked]) -> Self {
+        let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
+        let call = nats.places().call(&request.worker, request.queues.clone(), request.max.get());
+        for line in &lines {
+            if !line.hears.load(Ordering::Acquire) && !request.wait.is_zero() {
+                line.places_changed.notify_one();
+            }
+            line.rounds.wanted();
         }
-        if quiet {
-            return Ok(None);
-        }
-        // What a standing pull may bring has its place.
-        let taking = self.take_apart(asked.to_vec(), max.saturating_sub(standing).max(1), since);
-        let taken = self.stood_or(asked, max, called, taking).await?;
-        Ok(Some(taken).filter(|taken| !taken.is_empty()))
+        Self { nats, call, lines }
     }
 
-    /// Takes in a task of its own: a caller that goes away while a pull is answered leaves a grant, for the next one or to go
-    /// back.
-    async fn take_apart(&self, asked: Vec<Asked>, max: u32, since: Option<Instant>) -> Result<Grant, BrokerError> {
-        let (give, given) = oneshot::channel();
-        let nats = self.clone();
-        self.0.tasks.spawn(async move {
-            let asked_at = Instant::now();
-            let taken = nats.take(&asked, max, since, || give.is_closed()).await;
-            let Err(Ok(grant)) = give.send(taken) else { return };
-            for (queue, part) in grant.by_queue() {
-                if let Some(asked) = asked.iter().find(|asked| asked.line.queue == queue) {
-                    nats.offer(&asked.line, part, asked_at);
-                }
+    fn answered(self, grant: Grant) -> Vec<Delivery> {
+        let deliveries = grant.take();
+        let taken = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+        self.nats.places().answered(self.call, taken, Instant::now());
+        for line in &self.lines {
+            if taken > 0 && self.nats.free(line) == 0 {
+                line.might_stop_hearing();
             }
-        });
-        given.await.map_err(|_| closed("lease"))?
+        }
+        deliveries
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Without effect on what was answered.
+        self.nats.places().left(self.call);
     }
 }
 
@@ -192,7 +233,6 @@ fn closed(operation: &'static str) -> BrokerError {
 mod tests {
     use std::collections::BTreeMap;
     use std::num::NonZeroU32;
-    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use tokio::time::timeout;
@@ -212,10 +252,9 @@ mod tests {
         let queue = "work".parse().unwrap();
         nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
         let asked = nats.asked(&[queue]).await.unwrap();
-        let line = &asked[0].line;
-        for _ in 0..2 {
-            assert!(nats.take(&asked, 1, Some(Instant::now()), || false).await.unwrap().is_empty());
-        }
+        let Asked { line, policy } = &asked[0];
+        nats.round(line, policy).await.unwrap();
+        assert!(line.rounds.next(nats.connections()) > Instant::now());
         let connections = nats.connections();
         server.kill();
         server.restart().await;
@@ -225,7 +264,7 @@ mod tests {
             }
         };
         timeout(Duration::from_secs(30), again).await.unwrap();
-        assert!(!nats.is_quiet(line).await, "hints were lost meanwhile");
+        assert!(line.rounds.next(nats.connections()) <= Instant::now(), "hints were lost meanwhile");
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@
 //!   `version`: which servers are too old.
 //! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`,
 //!   which go by what is `remembered`.
-//! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing`, `order` and `consumers`: who gets the next job; `deliver`:
+//! - Working: `leasing` (the capability); `line`, what this process knows of a queue; `places`, how many jobs it may take; `turns`, of which
+//!   lane; `pulls` and `ready`, how they come; `hints`, `listening` and `rounds`, how it learns of them; `order` and `consumers`. `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
 //! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
@@ -36,7 +37,6 @@ pub mod connection;
 mod consumers;
 mod dead_letters;
 mod deliver;
-mod dispatch;
 mod enqueue;
 mod entry;
 mod estimate;
@@ -46,14 +46,19 @@ mod hints;
 mod jobs;
 mod leasing;
 mod letters;
+mod line;
 mod link;
 mod list;
+mod listening;
 mod look_back;
 pub mod names;
 mod order;
 mod park;
+mod places;
 mod policy;
 mod provision;
+mod pulls;
+mod ready;
 mod receipt;
 mod record;
 mod redrive;
@@ -61,8 +66,8 @@ mod refusal;
 mod remembered;
 mod requests;
 mod results;
+mod rounds;
 mod settle;
-mod standing;
 mod state;
 mod storage;
 mod stream_api;
@@ -84,9 +89,10 @@ use api::Api;
 use config::NatsConfig;
 use connection::{Connection, Wait};
 use consumers::Consumers;
-use dispatch::Line;
 use find::Queues;
 use follow::Positions;
+use line::Line;
+use places::Places;
 use policy::Policies;
 use state::Holding;
 use sweep::Sweeping;
@@ -181,6 +187,8 @@ struct LineState {
     sweeping: Sweeping,
     /// The queues of which this process leases.
     lines: tokio::sync::Mutex<HashMap<QueueName, Arc<Line>>>,
+    /// How many jobs of these may be on their way.
+    places: Mutex<Places>,
     /// Where leases that nobody took are handed back, whoever drops them.
     runtime: tokio::runtime::Handle,
 }
@@ -213,6 +221,7 @@ impl Nats {
             waiting: enqueue::Waiting::default(),
             sweeping: Sweeping::default(),
             lines: tokio::sync::Mutex::default(),
+            places: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         };
         let inner = Arc::new(Inner {

@@ -11,9 +11,9 @@ use async_nats::header::{
 use bytes::Bytes;
 
 use super::hints::Hint;
-use super::names::{Address, Lane, Place};
+use super::names::{Address, Place};
 use crate::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
-use crate::contract::{Job, QueueName, Timestamp};
+use crate::contract::{Job, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// Attempts that were spent before this message: added to the server's count of its deliveries.
@@ -194,19 +194,18 @@ impl Draft {
         self.headers.insert(NATS_SCHEDULE, format!("@at {at}"));
         self.headers.insert(NATS_SCHEDULE_TARGET, self.address.at(line));
         self.headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));
-        self.outgoing(Place::Timer)
+        let hint = self.hint(line, Some(at));
+        Outgoing { hint, ..self.outgoing(Place::Timer) }
+    }
+
+    fn hint(&self, line: Place, at: Option<Timestamp>) -> Option<Hint> {
+        Some(Hint { queue: self.address.queue.clone(), lane: self.address.lane(line)?, at })
     }
 
     fn outgoing(mut self, place: Place) -> Outgoing {
         self.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.expected.to_string());
         self.headers.insert(EXPECTED_SUBJECT, self.address.anywhere());
-        let hint = match (self.address.lane(place), place) {
-            (Some(lane), _) => Some((lane, Hint::InLine)),
-            // In which line it comes does not matter: a hint at a timer says that there is one.
-            (None, Place::Timer) => Some((Lane::Own(self.address.client.clone()), Hint::OnTimer)),
-            (None, _) => None,
-        };
-        let hint = hint.map(|(lane, hint)| (self.address.queue.clone(), lane, hint));
+        let hint = self.hint(place, None);
         Outgoing { subject: self.address.at(place), headers: self.headers, payload: self.envelope, hint }
     }
 }
@@ -218,7 +217,7 @@ pub(super) struct Outgoing {
     pub(super) headers: HeaderMap,
     pub(super) payload: Bytes,
     /// What workers are told of it.
-    pub(super) hint: Option<(QueueName, Lane, Hint)>,
+    pub(super) hint: Option<Hint>,
 }
 
 /// What an envelope that this build can't read is to its caller.

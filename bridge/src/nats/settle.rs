@@ -214,6 +214,7 @@ impl Nats {
             let policy = self.policies().require(&receipt.queue, "settle").await;
             if policy.is_ok_and(|policy| policy.client(&receipt.client).max_running < u32::MAX) {
                 line.more(lane);
+                self.dispatch(&line);
             }
         }
     }

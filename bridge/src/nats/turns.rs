@@ -2,13 +2,24 @@
 //! one, and how much each may have, as far as hints and earlier pulls tell. Pure: no clock, no I/O.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::names::Lane;
 
 /// The most pulls in flight at once for one lane of which only is known that there is more.
 const PULLS_MAX: u32 = 8;
+/// After so many misses it is left to the server to say again that there is something.
+const MISSES_IN_A_ROW: u32 = 2;
+/// Of more jobs at once the number does not matter: there is a backlog.
+const HINTED_MAX: u32 = 64;
 /// The most misses that are counted.
 const MISSES_MAX: u32 = 4;
+/// How long a lane is left alone whose consumer did not answer a pull: each one holds a place that another lane could use.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// How much later than its job a hint may come.
+const HINT_LATE_MAX: Duration = Duration::from_millis(50);
 
 /// The lanes of a queue and their turns.
 #[derive(Debug, Default)]
@@ -26,14 +37,16 @@ struct Turn {
     hints: u64,
     /// Pulls in flight.
     pulls: u32,
-    /// Whether a pull for one job stands at the server: the first job that is hinted at needs no other.
-    stands: bool,
-    /// Whether one that was hinted at before did not come to it: it went to another worker, or is late.
-    late: bool,
-    /// Jobs that standing pulls brought before their hints came.
-    ahead: u32,
+    /// Pulls in flight that stand for jobs which nobody hinted at yet.
+    standing: u32,
+    /// Jobs that came by pulls which stood, and until when their hints may come.
+    early: Option<(u32, Instant)>,
     /// Pulls in a row that brought nothing although it had jobs.
     misses: u32,
+    /// Whether the server said that there are jobs, and none of them came since.
+    is_waiting: bool,
+    /// Until when it is left alone.
+    silent_until: Option<Instant>,
     in_order: bool,
 }
 
@@ -55,77 +68,61 @@ enum Has {
 pub(super) struct Wanted {
     pub(super) lane: Lane,
     pub(super) count: u32,
-    /// Whether a hint told of all of it: it must be there, or about to be.
-    pub(super) hinted: bool,
+    pub(super) why: Why,
     hints: u64,
     /// How many pulls in a row brought nothing although the lane had jobs, 4 at most: this one should wait longer.
     pub(super) misses: u32,
 }
 
-/// What a hint means.
+/// Why a pull is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Jobs are to be fetched.
-    Work,
-    /// A pull that stands brings it.
-    Nothing,
-    /// A pull that stood has brought it already, it seems.
-    Doubt,
+pub(super) enum Why {
+    /// A hint told of all of it: it must be there, or about to be.
+    Hinted,
+    /// There may be something.
+    Maybe,
+    /// The lane's next job is likely to come soon.
+    Standing,
 }
 
 impl Wanted {
-    /// The lane's next job, whenever it comes.
-    pub(super) fn one(lane: Lane) -> Self {
-        Self { lane, count: 1, hinted: true, hints: 0, misses: 0 }
+    /// What may be there of a lane.
+    #[cfg(test)]
+    pub(super) fn of(lane: Lane, count: u32) -> Self {
+        Self { lane, count, why: Why::Maybe, hints: 0, misses: 0 }
     }
 }
 
 impl Turns {
     /// So many jobs came into the lane.
-    pub(super) fn hint(&mut self, lane: &Lane, jobs: u32) -> Told {
-        let turn = self.enter(lane);
-        let here = jobs.min(turn.ahead);
-        turn.ahead -= here;
-        let jobs = jobs - here;
-        if jobs == 0 {
-            return if turn.stands { Told::Nothing } else { Told::Doubt };
+    pub(super) fn hint(&mut self, lane: &Lane, jobs: u32, now: Instant) {
+        if jobs > HINTED_MAX {
+            return self.more(lane);
         }
+        let turn = self.enter(lane);
+        let early = turn.early.filter(|(_, until)| now < *until).map_or(0, |(early, _)| early);
+        let here = jobs.min(early);
+        turn.early = turn.early.filter(|_| early > here).map(|(_, until)| (early - here, until));
+        let coming = (jobs - here).min(turn.standing);
+        turn.standing -= coming;
+        let jobs = jobs - here - coming;
         turn.hints += u64::from(jobs);
         turn.has = match turn.has {
-            Has::Hinted(_) if turn.stands => {
-                turn.late = true;
-                Has::Hinted(jobs)
-            }
+            has if jobs == 0 => has,
             Has::Nothing => Has::Hinted(jobs),
-            Has::Hinted(count) => Has::Hinted(count.saturating_add(jobs)),
-            Has::Maybe | Has::More => Has::More,
+            Has::Hinted(count) if count + jobs <= HINTED_MAX => Has::Hinted(count + jobs),
+            _ => Has::More,
         };
-        if turn.available() > 0 { Told::Work } else { Told::Nothing }
     }
 
-    /// A pull for one of the lane's jobs stands at the server.
-    pub(super) fn stands(&mut self, lane: &Lane) {
+    /// A pull for the lane's next job, whenever it comes; none while its consumer is left alone.
+    pub(super) fn stand(&mut self, lane: &Lane, now: Instant) -> Option<Wanted> {
         let turn = self.enter(lane);
-        (turn.stands, turn.late) = (true, false);
-    }
-
-    /// It stands no more; whether it brought a job. Whether a hint told of one that it did not bring.
-    pub(super) fn stood(&mut self, lane: &Lane, brought: bool) -> bool {
-        let Some(turn) = self.lanes.get_mut(lane).filter(|turn| turn.stands) else { return false };
-        turn.stands = false;
-        turn.ahead = match turn.has {
-            Has::Nothing if brought => turn.ahead.saturating_add(1),
-            _ if brought => turn.ahead,
-            _ => 0,
-        };
-        let Has::Hinted(count) = turn.has else { return false };
-        turn.has = match count {
-            _ if !brought => Has::Nothing,
-            _ if turn.late => Has::More,
-            0 | 1 => Has::Nothing,
-            more => Has::Hinted(more - 1),
-        };
-        !brought
+        if turn.is_silent(now) {
+            return None;
+        }
+        (turn.pulls, turn.standing) = (turn.pulls + 1, turn.standing + 1);
+        Some(Wanted { lane: lane.clone(), count: 1, why: Why::Standing, hints: turn.hints, misses: 0 })
     }
 
     /// There is more in the lane than was hinted, or may be.
@@ -133,7 +130,7 @@ impl Turns {
         self.enter(lane).has = Has::More;
     }
 
-    /// The lane has leased jobs, and none that wait. Who was not asked since this was said last has its turn like others.
+    /// The lane has leased jobs, and none that wait. Whoever was not asked since this was said last has its turn like others.
     pub(super) fn maybe(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
         turn.has = match turn.has {
@@ -143,27 +140,31 @@ impl Turns {
         };
     }
 
-    /// There are jobs in the lane, and the last pull did not bring any.
-    pub(super) fn missed(&mut self, lane: &Lane) {
+    /// The server says that there are jobs in the lane.
+    pub(super) fn waiting(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
-        (turn.has, turn.misses) = (Has::More, (turn.misses + 1).min(MISSES_MAX));
+        (turn.has, turn.is_waiting) = (Has::More, true);
     }
 
-    /// The lane has nothing to give.
-    pub(super) fn nothing_missed(&mut self, lane: &Lane) {
+    /// Whether there is more than was hinted at.
+    pub(super) fn has_more(&self) -> bool {
+        self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.has == Has::More))
+    }
+
+    /// Its consumer did not answer a pull in time.
+    pub(super) fn silent(&mut self, lane: &Lane, now: Instant) {
         if let Some(turn) = self.lanes.get_mut(lane) {
-            turn.misses = 0;
+            turn.silent_until = Some(now + SILENT_FOR);
         }
     }
 
-    /// Whether anybody may have work that nobody is fetching.
-    pub(super) fn any(&self) -> bool {
-        self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.available() > 0))
-    }
-
-    /// Who is to be asked for how many, `max` in all, in the order of turns, those last who only may have something; each
-    /// lane at most once.
-    pub(super) fn plan(&mut self, max: u32, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
+    /// Whom to ask for how many, `max` in all, in the order of turns, those last who only may have something; each
+    /// lane at most once. With `hinted` only what hints told of, and nothing while others have their turns.
+    pub(super) fn plan(&mut self, max: u32, hinted: bool, now: Instant, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
+        let has_turn = |turn: &Turn| turn.in_order && matches!(turn.has, Has::Maybe | Has::More);
+        if hinted && (max == 0 || self.lanes.values().any(has_turn)) {
+            return Vec::new();
+        }
         let (mut left, mut passed_over, mut plan) = (max, 0, Vec::<Wanted>::new());
         let mut is_last = false;
         while left > 0 {
@@ -180,7 +181,7 @@ impl Turns {
                 (turn.in_order, turn.credit) = (false, 0);
                 continue;
             }
-            let available = turn.available();
+            let available = turn.available(now);
             if available == 0 || (turn.has == Has::Maybe && !is_last) {
                 self.order.push_back(lane);
                 passed_over += 1;
@@ -193,7 +194,8 @@ impl Turns {
             let count = turn.credit.min(available).min(left);
             turn.credit -= count;
             left -= count;
-            let (hinted, hints, misses) = (matches!(turn.has, Has::Hinted(_)), turn.hints, turn.misses);
+            let why = if matches!(turn.has, Has::Hinted(_)) { Why::Hinted } else { Why::Maybe };
+            let (hints, misses) = (turn.hints, turn.misses);
             if let Has::Hinted(left) = turn.has {
                 turn.has = if left > count { Has::Hinted(left - count) } else { Has::Nothing };
             }
@@ -204,7 +206,7 @@ impl Turns {
             }
             match plan.iter_mut().find(|wanted| wanted.lane == lane) {
                 Some(wanted) => wanted.count += count,
-                None => plan.push(Wanted { lane, count, hinted, hints, misses }),
+                None => plan.push(Wanted { lane, count, why, hints, misses }),
             }
         }
         for wanted in &plan {
@@ -215,21 +217,54 @@ impl Turns {
         plan
     }
 
-    /// What came of a pull.
-    pub(super) fn pulled(&mut self, wanted: &Wanted, got: u32) {
+    /// What came of a pull. What was hinted at and did not come has gone elsewhere, unless some of it came: then the rest is
+    /// on its way.
+    pub(super) fn pulled(&mut self, wanted: &Wanted, got: u32, now: Instant) {
         let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
         if got > 0 {
-            turn.misses = 0;
+            (turn.misses, turn.is_waiting) = (0, false);
         }
-        if wanted.hinted || !matches!(turn.has, Has::Maybe | Has::More) {
-            return;
-        }
-        if got == wanted.count {
-            turn.has = Has::More;
-        } else {
-            let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX);
-            turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
+        match wanted.why {
+            // A hint counted on it.
+            Why::Standing if turn.standing == 0 && got == 0 => self.more(&wanted.lane),
+            Why::Standing if turn.standing == 0 => {}
+            Why::Standing => {
+                turn.standing -= 1;
+                if got > 0 {
+                    let early = turn.early.filter(|(_, until)| now < *until).map_or(0, |(early, _)| early);
+                    turn.early = Some((early + 1, now + HINT_LATE_MAX));
+                }
+            }
+            Why::Hinted if got == wanted.count => {}
+            Why::Hinted if got == 0 => {
+                // So have others that were hinted at before.
+                if let Has::Hinted(count) = turn.has {
+                    let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX).min(count);
+                    turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
+                }
+            }
+            Why::Hinted => {
+                let rest = wanted.count - got;
+                turn.has = match turn.has {
+                    Has::Nothing => Has::Hinted(rest),
+                    Has::Hinted(count) => Has::Hinted(count.saturating_add(rest)),
+                    known => known,
+                };
+                self.enter(&wanted.lane);
+            }
+            Why::Maybe if !matches!(turn.has, Has::Maybe | Has::More) => {}
+            Why::Maybe if got == wanted.count => turn.has = Has::More,
+            // It must be there, unless others were faster: the next pull waits longer.
+            Why::Maybe if turn.is_waiting => {
+                turn.misses = (turn.misses + 1).min(MISSES_MAX);
+                turn.is_waiting = turn.misses % MISSES_IN_A_ROW != 0;
+                turn.has = if turn.is_waiting { Has::More } else { Has::Nothing };
+            }
+            Why::Maybe => {
+                let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX);
+                turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
+            }
         }
     }
 
@@ -244,10 +279,15 @@ impl Turns {
 }
 
 impl Turn {
-    fn available(&self) -> u32 {
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent_until.is_some_and(|until| now < until)
+    }
+
+    fn available(&self, now: Instant) -> u32 {
         match self.has {
+            _ if self.is_silent(now) => 0,
             Has::Nothing => 0,
-            Has::Hinted(count) => count.saturating_sub(u32::from(self.stands)),
+            Has::Hinted(count) => count,
             Has::Maybe | Has::More if self.pulls >= PULLS_MAX => 0,
             Has::Maybe | Has::More => u32::MAX,
         }
@@ -264,16 +304,17 @@ mod tests {
 
     #[test]
     fn clients_share_by_weight_in_calls_of_any_size() {
+        let now = Instant::now();
         for max in [1, 3, 8, 50] {
             let mut turns = Turns::default();
             turns.more(&client("heavy"));
             turns.more(&client("light"));
             let (mut heavy, mut all) = (0, 0);
             while all < 400 {
-                for wanted in turns.plan(max, |lane| if *lane == client("heavy") { 3 } else { 1 }) {
+                for wanted in turns.plan(max, false, now, |lane| if *lane == client("heavy") { 3 } else { 1 }) {
                     heavy += if wanted.lane == client("heavy") { wanted.count } else { 0 };
                     all += wanted.count;
-                    turns.pulled(&wanted, wanted.count);
+                    turns.pulled(&wanted, wanted.count, now);
                 }
             }
             let share = f64::from(heavy) / f64::from(all);
@@ -282,115 +323,171 @@ mod tests {
     }
 
     #[test]
-    fn one_hint_makes_one_pull_however_many_ask() {
-        let mut turns = Turns::default();
-        turns.hint(&client("a"), 1);
-        assert_eq!(turns.plan(8, |_| 1).iter().map(|wanted| wanted.count).collect::<Vec<_>>(), [1]);
-        assert!(turns.plan(8, |_| 1).is_empty());
+    fn one_hint_makes_one_pull_however_many_ask_and_is_forgotten_if_it_was_in_vain() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.hint(&client("a"), 1, now);
+        let plan = turns.plan(8, false, now, |_| 1);
+        assert_eq!(plan.iter().map(|wanted| (wanted.count, wanted.why)).collect::<Vec<_>>(), [(1, Why::Hinted)]);
+        assert!(turns.plan(8, false, now, |_| 1).is_empty());
+        turns.pulled(&plan[0], 0, now);
+        assert!(turns.plan(8, false, now, |_| 1).is_empty(), "somebody else has it");
+        turns.hint(&client("a"), 5, now);
+        let plan = turns.plan(2, false, now, |_| 8);
+        turns.hint(&client("a"), 1, now);
+        turns.pulled(&plan[0], 0, now);
+        let plan = turns.plan(8, false, now, |_| 8);
+        assert_eq!(plan[0].count, 1, "the others have gone, too, and one came since");
+        turns.hint(&client("a"), HINTED_MAX + 1, now);
+        assert!(turns.has_more());
+    }
+
+    #[test]
+    fn what_was_hinted_at_and_came_in_part_is_asked_for_again() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.hint(&client("a"), 5, now);
+        let plan = turns.plan(8, false, now, |_| 8);
+        turns.pulled(&plan[0], 2, now);
+        assert_eq!(turns.plan(8, false, now, |_| 8)[0].count, 3, "the rest is on its way");
+    }
+
+    #[test]
+    fn of_a_backlog_nothing_is_taken_where_only_hints_count() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.more(&client("big"));
+        turns.hint(&client("small"), 1, now);
+        assert!(turns.plan(8, true, now, |_| 1).is_empty(), "the other one has its turn");
+        let plan = turns.plan(8, false, now, |_| 1);
+        let counts: Vec<_> = plan.iter().map(|wanted| (&wanted.lane, wanted.count)).collect();
+        assert_eq!(counts, [(&client("big"), 7), (&client("small"), 1)]);
+        plan.iter().for_each(|wanted| turns.pulled(wanted, 0, now));
+        turns.hint(&client("small"), 1, now);
+        assert_eq!(turns.plan(8, true, now, |_| 1).len(), 1);
     }
 
     #[test]
     fn a_pull_that_stands_needs_no_other_for_one_job() {
-        let (mut turns, me) = (Turns::default(), client("a"));
-        turns.stands(&me);
-        assert_eq!(turns.hint(&me, 1), Told::Nothing, "it will bring it");
-        assert!(turns.plan(8, |_| 1).is_empty());
-        assert!(!turns.stood(&me, true));
-        assert!(!turns.any());
-        turns.stands(&me);
-        assert_eq!(turns.hint(&me, 3), Told::Work, "it brings one of them");
-        assert_eq!(turns.plan(8, |_| 8)[0].count, 2);
+        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
+        let stands = turns.stand(&me, now).unwrap();
+        turns.hint(&me, 1, now);
+        assert!(turns.plan(8, false, now, |_| 1).is_empty(), "it will bring it");
+        turns.pulled(&stands, 1, now);
+        assert!(turns.plan(8, false, now, |_| 1).is_empty());
+        turns.stand(&me, now).unwrap();
+        turns.hint(&me, 3, now);
+        assert_eq!(turns.plan(8, false, now, |_| 8)[0].count, 2, "it brings one of them");
     }
 
     #[test]
-    fn what_a_standing_pull_was_to_bring_and_did_not_is_asked_about() {
-        let (mut turns, me) = (Turns::default(), client("a"));
-        turns.stands(&me);
-        turns.hint(&me, 1);
-        assert!(turns.stood(&me, false), "somebody else may have it");
-        assert!(!turns.any());
-        turns.stands(&me);
-        turns.hint(&me, 1);
-        assert_eq!(turns.hint(&me, 1), Told::Nothing, "the first one went elsewhere, or is late");
-        turns.stood(&me, true);
-        assert!(turns.any(), "which of the two it brought is not known");
+    fn what_a_standing_pull_was_to_bring_and_did_not_is_asked_for() {
+        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
+        let stands = turns.stand(&me, now).unwrap();
+        turns.hint(&me, 1, now);
+        turns.pulled(&stands, 0, now);
+        let plan = turns.plan(1, false, now, |_| 1);
+        assert_eq!(plan.len(), 1, "it may still be there");
+        turns.pulled(&plan[0], 0, now);
+        let stands = turns.stand(&client("b"), now).unwrap();
+        turns.pulled(&stands, 0, now);
+        assert!(turns.plan(1, false, now, |_| 1).is_empty(), "nobody told of anything");
     }
 
     #[test]
-    fn a_hint_that_comes_after_its_job_makes_no_pull() {
-        let (mut turns, me) = (Turns::default(), client("a"));
-        turns.stands(&me);
-        turns.stood(&me, true);
-        assert_eq!(turns.hint(&me, 1), Told::Doubt, "it told of what is here, or its job's hint was lost");
-        assert!(!turns.any());
-        assert_eq!(turns.hint(&me, 1), Told::Work);
+    fn a_hint_that_comes_shortly_after_its_job_makes_no_pull() {
+        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
+        let stands = turns.stand(&me, now).unwrap();
+        turns.pulled(&stands, 1, now);
+        turns.hint(&me, 1, now);
+        assert!(turns.plan(1, false, now, |_| 1).is_empty(), "it told of what is here");
+        turns.hint(&me, 1, now);
+        let plan = turns.plan(1, false, now, |_| 1);
+        assert_eq!(plan.len(), 1);
+        turns.pulled(&plan[0], 1, now);
+        let stands = turns.stand(&me, now).unwrap();
+        turns.pulled(&stands, 1, now);
+        turns.hint(&me, 1, now + HINT_LATE_MAX);
+        assert_eq!(turns.plan(1, false, now, |_| 1).len(), 1, "it told of another one");
     }
 
     #[test]
     fn a_hint_during_a_pull_that_found_nothing_is_followed() {
-        let mut turns = Turns::default();
+        let (mut turns, now) = (Turns::default(), Instant::now());
         turns.more(&client("a"));
-        let plan = turns.plan(1, |_| 1);
-        turns.hint(&client("a"), 1);
-        turns.pulled(&plan[0], 0);
-        assert!(turns.any());
-        let plan = turns.plan(5, |_| 1);
+        let plan = turns.plan(1, false, now, |_| 1);
+        turns.hint(&client("a"), 1, now);
+        turns.pulled(&plan[0], 0, now);
+        let plan = turns.plan(5, false, now, |_| 1);
         assert_eq!(plan[0].count, 1);
-        turns.pulled(&plan[0], 0);
-        assert!(!turns.any());
+        turns.pulled(&plan[0], 0, now);
+        assert!(turns.plan(5, false, now, |_| 1).is_empty());
     }
 
     #[test]
-    fn misses_are_counted_until_something_comes_or_there_is_nothing() {
-        let (mut turns, me) = (Turns::default(), client("a"));
-        turns.more(&me);
+    fn a_lane_whose_consumer_is_silent_is_left_alone_for_a_while() {
+        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
+        turns.hint(&me, 1, now);
+        let plan = turns.plan(1, false, now, |_| 1);
+        turns.silent(&me, now);
+        turns.pulled(&plan[0], 0, now);
+        turns.hint(&me, 1, now);
+        turns.hint(&client("b"), 1, now);
+        assert_eq!(
+            turns.plan(8, false, now, |_| 1).iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(),
+            [&client("b")]
+        );
+        assert_eq!(turns.plan(8, false, now + SILENT_FOR, |_| 1).iter().map(|w| &w.lane).collect::<Vec<_>>(), [&me]);
+    }
+
+    #[test]
+    fn misses_are_counted_while_the_server_says_that_there_is_something() {
+        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
         let pull = |turns: &mut Turns, got| {
-            let plan = turns.plan(2, |_| 2);
-            turns.pulled(&plan[0], got);
+            let plan = turns.plan(2, false, now, |_| 2);
+            turns.pulled(&plan[0], got, now);
             plan[0].misses
         };
-        assert_eq!(pull(&mut turns, 0), 0);
-        for misses in [1, 2, 3, 4, 4] {
-            turns.missed(&me);
+        for misses in [0, 2, 4] {
+            turns.waiting(&me);
             assert_eq!(pull(&mut turns, 0), misses);
+            assert_eq!(turns.has_more(), misses < 4, "it is asked once more");
+            if misses < 4 {
+                assert_eq!(pull(&mut turns, 0), misses + 1);
+            }
+            assert!(!turns.has_more(), "others have it, or the server says it again");
         }
-        turns.missed(&me);
+        turns.waiting(&me);
         assert_eq!(pull(&mut turns, 1), 4);
-        turns.missed(&me);
-        assert_eq!(pull(&mut turns, 0), 1);
-        turns.nothing_missed(&me);
-        turns.more(&me);
+        turns.waiting(&me);
         assert_eq!(pull(&mut turns, 0), 0);
     }
 
     #[test]
     fn who_has_leased_jobs_only_comes_after_who_has_some_in_line() {
-        let (mut turns, lone) = (Turns::default(), client("lone"));
+        let (mut turns, lone, now) = (Turns::default(), client("lone"), Instant::now());
         let lanes: Vec<_> = (0..300).map(|number| client(&format!("client-{number}"))).collect();
         lanes.iter().for_each(|lane| turns.maybe(lane));
-        turns.hint(&lone, 1);
-        let plan = turns.plan(1, |_| 1);
+        turns.hint(&lone, 1, now);
+        let plan = turns.plan(1, false, now, |_| 1);
         assert_eq!(plan.iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(), [&lone]);
-        turns.pulled(&plan[0], 1);
+        turns.pulled(&plan[0], 1, now);
         turns.more(&lanes[200]);
-        let plan = turns.plan(3, |_| 1);
+        let plan = turns.plan(3, false, now, |_| 1);
         assert_eq!(plan.iter().map(|wanted| (&wanted.lane, wanted.count)).collect::<Vec<_>>(), [(&lanes[200], 3)]);
-        turns.pulled(&plan[0], 0);
-        let plan = turns.plan(400, |_| 1);
+        turns.pulled(&plan[0], 0, now);
+        let plan = turns.plan(400, false, now, |_| 1);
         assert_eq!(plan.len(), 299, "each of the others is asked");
-        plan.iter().for_each(|wanted| turns.pulled(wanted, 0));
-        assert!(!turns.any());
+        plan.iter().for_each(|wanted| turns.pulled(wanted, 0, now));
+        assert!(turns.plan(400, false, now, |_| 1).is_empty());
     }
 
     #[test]
     fn a_job_that_came_back_is_not_hidden_by_a_backlog() {
-        let (mut turns, big, back) = (Turns::default(), client("big"), client("back"));
+        let (mut turns, big, back, now) = (Turns::default(), client("big"), client("back"), Instant::now());
         let mut asked = Vec::new();
         for _round in 0..2 {
             turns.more(&big);
             turns.maybe(&back);
-            for wanted in turns.plan(8, |_| 1) {
-                turns.pulled(&wanted, wanted.count);
+            for wanted in turns.plan(8, false, now, |_| 1) {
+                turns.pulled(&wanted, wanted.count, now);
                 asked.push(wanted.lane);
             }
         }
@@ -399,10 +496,10 @@ mod tests {
 
     #[test]
     fn a_share_that_its_owner_does_not_use_goes_to_the_others() {
-        let mut turns = Turns::default();
-        turns.hint(&client("small"), 1);
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.hint(&client("small"), 1, now);
         turns.more(&client("big"));
-        let plan = turns.plan(10, |_| 1);
+        let plan = turns.plan(10, false, now, |_| 1);
         assert_eq!(plan.iter().map(|wanted| wanted.count).sum::<u32>(), 10);
         assert_eq!(plan.len(), 2);
     }
