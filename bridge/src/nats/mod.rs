@@ -11,7 +11,7 @@
 //!   which go by what is `remembered`.
 //! - Working: `leasing` (the capability); `dispatch`, `turns`, `hints`, `standing`, `order` and `consumers`: who gets the next job; `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
-//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
+//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`, by `listening` (subscriptions that waiters share). `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
@@ -48,6 +48,7 @@ mod leasing;
 mod letters;
 mod link;
 mod list;
+mod listening;
 mod look_back;
 pub mod names;
 mod order;
