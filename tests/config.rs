@@ -157,6 +157,11 @@ fn what_contradicts_something_else_is_a_mistake() {
         ("[nats]\nservers = [\"a\"]\nnkey = \"n\"\ncreds = \"c\"", &["one identity"]),
         ("[nats]\nservers = [\"a\"]\ncert = \"c\"", &["nats.cert", "add `nats.key`"]),
         ("[nats]\nservers = [\"a\"]\n[listen]\nnats = [\"b\"]", &["nats.servers", "anyway"]),
+        ("[listen]\nnats_waits = 5", &["listen.nats_waits", "no clients are served over NATS"]),
+        (
+            "[nats]\nservers = [\"a\"]\n[listen]\nnats_waits = 5\nnats_waits_per_client = 6",
+            &["relay.toml:5: listen.nats_waits_per_client", "`listen.nats_waits` is 5"],
+        ),
         ("[[queue]]\nname = \"q\"\nlease = \"2h\"", &["relay.toml:3: queue.q.lease", "`lease_max` (1h)"]),
         (
             "[queue_defaults]\nretry_base = \"10m\"\n[[queue]]\nname = \"q\"",

@@ -74,7 +74,9 @@ pub mod header {
     pub const LIMIT: &str = "relay-limit";
     /// Response over NATS: how many results came before this end of them.
     pub const COUNT: &str = "relay-count";
-    /// Response over NATS: where a job stands that has no result yet.
+    /// Request over NATS: answer the result if it comes within this duration, `10s`.
+    pub const WAIT: &str = "relay-wait";
+    /// Response over NATS: where a job stands whose result is not the answer.
     pub const STATE: &str = "relay-state";
     /// Response over NATS: why reading restarted at the oldest result that is kept.
     pub const RESET: &str = "relay-reset";

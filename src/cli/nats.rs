@@ -11,7 +11,8 @@ use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Sec
 
 use super::exit::CliError;
 use super::values;
-use crate::ingress::nats::RELAY_INBOX;
+use crate::app::NatsDoor;
+use crate::ingress::nats::{Limits, RELAY_INBOX};
 
 /// The variables that hold a secret itself. They have no flag.
 const PASSWORD: &str = "RELAY_NATS_PASSWORD";
@@ -93,23 +94,55 @@ pub(crate) struct NatsListenArgs {
     /// Serve no clients on the servers of --nats
     #[arg(long, env = "RELAY_NO_NATS_LISTEN")]
     no_nats_listen: bool,
+    /// Requests over NATS that may wait for a result at a time (`Relay-Wait`), of all clients together; more are answered at
+    /// once what there is [default: 10000]
+    #[arg(long, value_name = "N", env = "RELAY_NATS_WAITS", value_parser = clap::value_parser!(u32).range(..=100_000))]
+    nats_waits: Option<u32>,
+    /// Of these, those of one client while another one waits, or asked for it within 10 s [default: a quarter of them]
+    #[arg(long, value_name = "N", env = "RELAY_NATS_WAITS_PER_CLIENT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    nats_waits_per_client: Option<u32>,
 }
 
 impl NatsListenArgs {
     /// How to reach NATS as the broker, if it is that, and for clients, if they are served there.
     ///
     /// # Errors
-    /// As [`NatsArgs::resolve`].
-    pub(crate) fn resolve(self, nats: NatsArgs) -> Result<(Option<NatsConfig>, Option<NatsConfig>), CliError> {
+    /// As [`NatsArgs::resolve`]; what is said of clients over NATS where there are none.
+    pub(crate) fn resolve(self, nats: NatsArgs) -> Result<(Option<NatsConfig>, Option<NatsDoor>), CliError> {
+        let limits = self.limits()?;
+        let waits = first_given([
+            ("--nats-waits", self.nats_waits.is_some()),
+            ("--nats-waits-per-client", self.nats_waits_per_client.is_some()),
+        ]);
         if !self.nats_listen.is_empty() {
-            return Ok((None, Some(nats.resolve_listen(self.nats_listen, DOOR)?)));
+            let config = nats.resolve_listen(self.nats_listen, DOOR)?;
+            return Ok((None, Some(NatsDoor { config, limits })));
         }
         let broker = nats.resolve("relay", RELAY_INBOX)?;
         if self.no_nats_listen && broker.is_none() {
             return Err(without_nats("--no-nats-listen", "no clients are served over NATS anyway"));
         }
         let door = broker.clone().filter(|_| !self.no_nats_listen);
-        Ok((broker, door.map(|config| NatsConfig { name: DOOR.to_owned(), ..config })))
+        if let (None, Some(flag)) = (&door, waits) {
+            return Err(CliError::usage(format!("{flag}: no clients are served over NATS"))
+                .hint("leave it out, or say where they are with --nats or --nats-listen"));
+        }
+        let door = door.map(|config| NatsDoor { config: NatsConfig { name: DOOR.to_owned(), ..config }, limits });
+        Ok((broker, door))
+    }
+
+    /// What clients may ask for.
+    fn limits(&self) -> Result<Limits, CliError> {
+        let usual = Limits::default();
+        let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
+        let waits = self.nats_waits.map_or(usual.waits, number);
+        let waits_per_client = self.nats_waits_per_client.map(number);
+        if let Some(share) = waits_per_client.filter(|share| *share > waits) {
+            return Err(CliError::usage(format!(
+                "--nats-waits-per-client {share} is more than there are: --nats-waits is {waits}"
+            )));
+        }
+        Ok(Limits { waits, waits_per_client, ..usual })
     }
 }
 

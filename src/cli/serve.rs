@@ -10,7 +10,6 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
-use relay_bridge::nats::config::NatsConfig;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -28,7 +27,6 @@ use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor}
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
 use crate::ingress::http::Limits;
-use crate::ingress::nats;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -214,7 +212,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         Some(config) => {
             args.streams.refuse()?;
             let (_, door) = args.nats_listen.resolve(args.nats)?;
-            (on_sqs(config, args.provision), door.map(nats_door))
+            (on_sqs(config, args.provision), door)
         }
         None => choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?,
     };
@@ -342,11 +340,7 @@ pub(crate) fn choose(
             BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
         }
     };
-    Ok((broker, door.map(nats_door)))
-}
-
-fn nats_door(config: NatsConfig) -> NatsDoor {
-    NatsDoor { config, limits: nats::Limits::default() }
+    Ok((broker, door))
 }
 
 #[cfg(feature = "sqs")]

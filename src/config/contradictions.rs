@@ -78,6 +78,7 @@ pub fn find(file: &File, above: Above<'_>) -> Vec<Mistake> {
         finder.needs(key, needs);
     }
     finder.about_nats();
+    finder.about_waits();
     finder.addresses(variable);
     let password = variable("RELAY_NATS_PASSWORD").is_some();
     if !password && finder.written("nats.user") && !finder.is("nats.password_file") {
@@ -163,6 +164,25 @@ impl Finder<'_> {
                 let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`, or their flags or variables";
                 self.add(key, "relay does not connect to NATS", fix);
             }
+        }
+    }
+
+    /// Settings about waits over NATS where no clients are, and a share that is more than there is.
+    fn about_waits(&mut self) {
+        const SHARE: &str = "listen.nats_waits_per_client";
+        let served = (self.is("nats.servers") && !self.is("nats.no_listen")) || self.is("listen.nats");
+        for key in ["listen.nats_waits", SHARE] {
+            if self.written(key) && !served {
+                let fix = "leave it out, or say where clients are with `nats.servers` or `listen.nats`";
+                self.add(key, "no clients are served over NATS", fix);
+            }
+        }
+        if let (Some((Value::Number(waits), _)), Some((Value::Number(share), _))) =
+            (self.file.get("listen.nats_waits"), self.file.get(SHARE))
+            && share > waits
+        {
+            let what = format!("{share} are more than there are: `listen.nats_waits` is {waits}");
+            self.add(SHARE, what, "lower it, or raise `listen.nats_waits`");
         }
     }
 

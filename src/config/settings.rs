@@ -52,6 +52,8 @@ pub const SETTINGS: &[Setting] = &[
     setting("listen.http", Kind::Address, "listen"),
     setting("listen.workers", Kind::Address, "worker-listen"),
     setting("listen.nats", Kind::List, "nats-listen"),
+    setting("listen.nats_waits", Kind::Count(0, 100_000), "nats-waits"),
+    setting("listen.nats_waits_per_client", Kind::Count(1, 100_000), "nats-waits-per-client"),
     setting("listen.followers", Kind::Count(0, 1_000_000), "followers"),
     setting("listen.follow_for", Kind::Duration(1_000), "follow-for"),
     setting("listen.ping_every", Kind::Duration(1_000), "ping-every"),

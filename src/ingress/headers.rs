@@ -100,7 +100,8 @@ impl JobHeaders {
     }
 }
 
-fn duration(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, Refusal> {
+/// A header's duration, `10s`, or `None`.
+pub(super) fn duration(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, Refusal> {
     let Some(text) = single(headers, name)? else { return Ok(None) };
     let duration: DurationText = text.parse().map_err(|error| Refusal::malformed(format!("header {name}: {error}")))?;
     Ok(Some(duration.0))

@@ -87,12 +87,14 @@ impl PolicyStore for Silent {
     }
 }
 
-struct Gates {
-    begun: Arc<Semaphore>,
-    let_go: Arc<Semaphore>,
+/// How a test holds the broker: what it was asked is counted, and goes on when it is let.
+pub(crate) struct Gates {
+    pub(crate) begun: Arc<Semaphore>,
+    pub(crate) let_go: Arc<Semaphore>,
 }
 
-async fn held(limits: Limits, bytes: usize) -> (Relay, Gates) {
+/// A relay whose broker takes jobs only when it is let.
+pub(crate) async fn held(limits: Limits, bytes: usize) -> (Relay, Gates) {
     let (begun, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let gates = Gates { begun: Arc::clone(&begun), let_go: Arc::clone(&let_go) };
     let break_broker =

@@ -17,3 +17,4 @@ mod service;
 mod submit;
 mod support;
 mod unfit;
+mod waiting;

@@ -112,6 +112,7 @@ impl Shell {
             let expected = match written.split_whitespace().nth(2).unwrap() {
                 _ if written.contains("> out") => "",
                 _ if written.contains("'other'") => "idempotency-conflict",
+                _ if written.contains("Relay-Wait") => DONE,
                 "relay.submit.me.mail" if written.contains(" req ") => "job_id",
                 "relay.submit.me.mail" => "Published",
                 "relay.result.me" => DONE,

@@ -136,6 +136,10 @@ async fn what_contradicts_itself_about_clients_over_nats_is_refused() {
         (&["--memory", "--nats-user", "me"], "--nats-user without --nats"),
         (&["--memory", "--nats-listen", "a", "--nats-domain", "b"], "--nats-domain without --nats"),
         (&["--memory", "--nats-listen", "nats://me:hush@a"], "credentials"),
+        (&["--memory", "--nats-waits", "5"], "--nats-waits: no clients are served over NATS"),
+        (&["--nats", "a", "--no-nats-listen", "--nats-waits-per-client", "5"], "--nats-waits-per-client: no clients"),
+        (&["--nats", "a", "--nats-waits", "5", "--nats-waits-per-client", "6"], "--nats-waits is 5"),
+        (&["--nats", "a", "--nats-waits-per-client", "0"], "--nats-waits-per-client"),
     ] {
         let refused = run(["serve", "--no-auth"].iter().chain(flags));
         assert_eq!(code(&refused), 2, "{refused:?}");

@@ -13,3 +13,4 @@ mod provision;
 mod readiness;
 mod serving;
 mod sizes;
+mod waits;

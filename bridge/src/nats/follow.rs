@@ -154,7 +154,7 @@ impl Nats {
         // Before the first read, so that nothing falls between the two.
         let mut waiting = match wait.is_zero() {
             true => None,
-            false => Some(Waiting::begin(self, names::client_replies(client), wait, OPERATION).await?),
+            false => Some(Waiting::of_client(self, client, wait, OPERATION).await?),
         };
         let mut connections = self.connections();
         let (mut begin, mut is_over) = (self.begin(client, from).await?, waiting.is_none());

@@ -12,7 +12,7 @@
 //! - Working: `leasing` (the capability); `line`, what this process knows of a queue; `places`, how many jobs it may take; `turns`, of which
 //!   lane; `pulls` and `ready`, how they come; `hints`, `listening` and `rounds`, how it learns of them; `order` and `consumers`. `deliver`:
 //!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
-//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`. `dead_letters`; `letters`, which of them are kept; `redrive`.
+//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`, by `subscriptions` that waiters share. `dead_letters`; `letters`, which of them are kept; `redrive`.
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
@@ -72,6 +72,7 @@ mod state;
 mod storage;
 mod stream_api;
 mod streams;
+mod subscriptions;
 mod sweep;
 mod turns;
 mod version;

@@ -1,13 +1,14 @@
 //! Writing an answer: a body and headers, on the subject that the request named. Nothing of the request's own headers
 //! is sent on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_nats::client::PublishErrorKind;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, HeaderMap, HeaderValue, Subject};
 use bytes::Bytes;
-use relay_bridge::contract::JobStatus;
+use relay_bridge::contract::{JobId, JobStatus};
 use serde::Serialize;
 use tracing::debug;
 
@@ -25,6 +26,8 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
     /// What a large body takes of the byte budget until it has left.
     pub(super) room: Option<Share>,
+    /// The job whose result it is, if it is one.
+    pub(super) job: Option<JobId>,
 }
 
 impl Reply {
@@ -85,7 +88,7 @@ fn spelled(name: &str) -> String {
 /// Where the answers to one request go.
 #[derive(Clone, Debug)]
 pub(super) struct Outbox {
-    pub(super) client: Client,
+    pub(super) client: Arc<Client>,
     /// `None` for a request that wants no answer.
     pub(super) to: Option<Subject>,
 }

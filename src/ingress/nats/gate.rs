@@ -1,24 +1,26 @@
-//! What every request passes first, and every answer last: reply subject, byte budget, time, counts, and a net under
-//! panics.
+//! What every request passes first: reply subject, byte budget, time, and a net under panics.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::{Client, Message};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderMap;
 use relay_bridge::contract::{ClientId, JobId, QueueName};
-use tokio::task::unconstrained;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
-use tracing::{Instrument, Span, debug, error, info, info_span};
+use tracing::{Instrument, Span, error, info, info_span};
 
-use super::answer::{Outbox, Reply, Unsent};
+use super::answer::{Outbox, Reply};
+use super::desk::Desk;
 use super::subject::{self, Address, Endpoint};
-use super::{Door, jobs, request, results};
+use super::wait::{self, Wait, Waiting};
+use super::{jobs, request, results};
 use crate::api::{Problem, Slug, header};
+use crate::ingress::budget::Share;
 use crate::ingress::headers::trace_id;
 use crate::ingress::refusal::Refusal;
 
@@ -28,39 +30,49 @@ pub(super) struct Asked {
     pub(super) queue: Option<QueueName>,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// For how long it wants to wait for a result, if it does and can.
+    pub(super) wait: Option<wait::Span>,
     /// Set when the broker is asked to change something: from then on nobody can say that nothing was done.
     pub(super) begun: OnceLock<JobId>,
 }
 
-/// What an endpoint gives back.
+/// The answer to a request, or its refusal.
 pub(super) type Answer = Result<Reply, Refusal>;
+
+/// The first that an endpoint gives back.
+pub(super) enum Step {
+    /// The answer.
+    Answered(Reply),
+    /// There will be one.
+    Waits(Wait),
+}
 
 /// One request and what is needed to answer it.
 pub(super) struct Visit {
-    pub(super) door: Arc<Door>,
-    pub(super) endpoint: Endpoint,
-    pub(super) client: Client,
+    pub(super) desk: Desk,
+    pub(super) client: Arc<Client>,
     pub(super) message: Message,
-    pub(super) came: Instant,
+    /// Cancelled at the beginning of a drain.
+    pub(super) drain: CancellationToken,
 }
 
 impl Visit {
-    /// Answers the request and counts it. Never fails and never panics.
-    pub(super) async fn attend(self) {
-        let id = self.door.mint_request_id();
+    /// Answers the request and counts it, or gives back what does both after a wait. Never fails and never panics.
+    pub(super) async fn attend(self) -> Option<Box<Waiting>> {
+        let id = self.desk.door.mint_request_id();
         let span = info_span!("request", request_id = id, trace_id = Empty, subject = self.message.subject.as_str());
-        self.go(&id).instrument(span).await;
+        self.go(id).instrument(span).await
     }
 
     /// Refuses the request without looking at it. Whether the connection took that within `patience`.
     pub(super) async fn turn_away(self, patience: Duration) -> bool {
         let detail =
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
-        let id = self.door.mint_request_id();
+        let id = self.desk.door.mint_request_id();
         match self.outbox() {
             Ok(outbox) => {
                 let refusal = Refusal::new(Slug::Overloaded, detail);
-                self.answer_within(patience, &outbox, &id, Err(refusal)).await
+                self.desk.answer_within(patience, &outbox, &id, Err(refusal)).await
             }
             Err(refusal) => {
                 self.ignore(&refusal);
@@ -69,49 +81,63 @@ impl Visit {
         }
     }
 
-    async fn go(self, id: &str) {
+    async fn go(self, id: String) -> Option<Box<Waiting>> {
         let outbox = match self.outbox() {
             Ok(outbox) => outbox,
-            Err(refusal) => return self.ignore(&refusal),
+            Err(refusal) => {
+                self.ignore(&refusal);
+                return None;
+            }
         };
-        let asked = match self.read() {
-            Ok(asked) => asked,
-            Err(refusal) => return self.answer(&outbox, id, Err(refusal)).await,
-        };
+        let mut share = None;
+        match self.step(&outbox, &id, &mut share).await {
+            Ok(Step::Waits(wait)) => {
+                let Self { desk, drain, .. } = self;
+                let desk = Desk { until_wait: Some(desk.came.elapsed()), ..desk };
+                let counted = desk.door.waiting.take(1);
+                return Some(Box::new(Waiting { desk, outbox, id, wait, drain, counted }));
+            }
+            Ok(Step::Answered(reply)) => self.desk.answer(&outbox, &id, Ok(reply)).await,
+            Err(Some(refusal)) => self.desk.answer(&outbox, &id, Err(refusal)).await,
+            Err(None) => {}
+        }
+        None
+    }
+
+    /// Has the endpoint do its work, in its time. `None` in place of a refusal if it was answered already. `share` is what the
+    /// body takes of the byte budget for as long as it is here.
+    async fn step(&self, outbox: &Outbox, id: &str, share: &mut Option<Share>) -> Result<Step, Option<Refusal>> {
+        let asked = self.read()?;
         Span::current().record("trace_id", trace_id(&asked.headers));
-        let Some(_share) = self.door.bytes.take(asked.body.len() as u64) else {
-            return self.answer(&outbox, id, Err(Refusal::too_many_bytes())).await;
-        };
-        let work = AssertUnwindSafe(self.work(&asked, &outbox)).catch_unwind();
-        let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, &asked))) };
-        if self.endpoint == Endpoint::Results {
+        *share = Some(self.desk.door.bytes.take(asked.body.len() as u64).ok_or_else(Refusal::too_many_bytes)?);
+        let work = AssertUnwindSafe(self.work(&asked, outbox)).catch_unwind();
+        let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, asked.begun.get().copied()))) };
+        if self.desk.endpoint == Endpoint::Results {
             // Many messages, each as soon as it is read; the broker's and the reader's pace.
-            let answer = work.await;
-            return self.answer(&outbox, id, answer).await;
+            return Ok(work.await?);
         }
         let mut work = std::pin::pin!(work);
-        match timeout(self.door.limits.answer_within, &mut work).await {
-            Ok(answer) => self.answer(&outbox, id, answer).await,
-            Err(_) => {
-                self.answer(&outbox, id, Err(self.late(&asked))).await;
-                if asked.begun.get().is_some() {
-                    // Its place and its bytes are taken until the broker has made up its mind.
-                    let ended = work.await.map_err(|refusal| refusal.0.slug);
-                    info!(accepted = ended.is_ok(), "the broker answered after its time");
-                }
-            }
+        if let Ok(step) = timeout(self.desk.door.limits.answer_within, &mut work).await {
+            return Ok(step?);
         }
+        self.desk.answer(outbox, id, Err(self.late(&asked))).await;
+        if asked.begun.get().is_some() {
+            // Its place and its bytes are taken until the broker has made up its mind.
+            let ended = work.await.map_err(|refusal| refusal.0.slug);
+            info!(accepted = ended.is_ok(), "the broker answered after its time");
+        }
+        Err(None)
     }
 
     /// Boxed, so that a request costs what its own endpoint needs.
-    async fn work(&self, asked: &Asked, outbox: &Outbox) -> Answer {
-        let door = &*self.door;
-        match self.endpoint {
+    async fn work(&self, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
+        let door = &*self.desk.door;
+        match self.desk.endpoint {
             Endpoint::Submit => Box::pin(jobs::submit(door, asked)).await,
-            Endpoint::Status => Box::pin(jobs::status(door, asked)).await,
-            Endpoint::Cancel => Box::pin(jobs::cancel(door, asked)).await,
+            Endpoint::Status => Box::pin(jobs::status(door, asked)).await.map(Step::Answered),
+            Endpoint::Cancel => Box::pin(jobs::cancel(door, asked)).await.map(Step::Answered),
             Endpoint::Result => Box::pin(results::one(door, asked, outbox)).await,
-            Endpoint::Results => Box::pin(results::all(door, asked, outbox)).await,
+            Endpoint::Results => Box::pin(results::all(door, asked, outbox)).await.map(Step::Answered),
         }
     }
 
@@ -120,16 +146,28 @@ impl Visit {
         let client = Address::client(&self.message.subject).ok();
         let allowed = |reply: &str| subject::may_reply(client.as_ref(), reply);
         match self.message.reply.as_deref().map(allowed) {
-            None | Some(true) => Ok(Outbox { client: self.client.clone(), to: self.message.reply.clone() }),
+            None | Some(true) => Ok(Outbox { client: Arc::clone(&self.client), to: self.message.reply.clone() }),
             Some(false) => Err(Refusal::new(Slug::Forbidden, "the reply subject is no inbox of this client")),
         }
     }
 
     fn read(&self) -> Result<Asked, Refusal> {
-        let Address { client, queue } = Address::read(&self.message.subject)?;
-        let headers = request::headers(&self.message, &self.door.limits)?;
-        let body = self.message.payload.clone();
-        Ok(Asked { client, queue, headers, body, begun: OnceLock::new() })
+        let (door, message) = (&self.desk.door, &self.message);
+        let Address { client, queue } = Address::read(&message.subject)?;
+        let mut headers = request::headers(message, &door.limits)?;
+        let wait = match self.desk.endpoint {
+            Endpoint::Submit | Endpoint::Result if message.reply.is_some() => {
+                let asked = request::take_wait(&mut headers, door.limits.wait_max)?;
+                asked.map(|asked| wait::Span { asked, until: (self.desk.came + asked).into() })
+            }
+            Endpoint::Submit | Endpoint::Result => {
+                // Nobody hears of the result.
+                headers.remove(header::WAIT);
+                None
+            }
+            Endpoint::Status | Endpoint::Results | Endpoint::Cancel => None,
+        };
+        Ok(Asked { client, queue, headers, body: message.payload.clone(), wait, begun: OnceLock::new() })
     }
 
     /// What can be said of a request that the broker has not answered in time.
@@ -138,7 +176,7 @@ impl Visit {
             let detail = "the broker behind relay does not answer; nothing was done: send the same request again";
             return Refusal::new(Slug::BrokerUnavailable, detail);
         };
-        let detail = match self.endpoint {
+        let detail = match self.desk.endpoint {
             Endpoint::Cancel => {
                 "the broker did not confirm in time, so it may or may not have been done: send it again"
             }
@@ -150,55 +188,6 @@ impl Visit {
         Problem::new(Slug::Unconfirmed, detail).with_job(*job).into()
     }
 
-    /// Sends the answer, or its last message, and counts the request. It waits no longer than who asked.
-    async fn answer(&self, outbox: &Outbox, id: &str, answer: Answer) {
-        self.answer_within(self.door.limits.answer_within, outbox, id, answer).await;
-    }
-
-    /// The same; whether the connection took the answer within `patience`, zero for at once.
-    async fn answer_within(&self, patience: Duration, outbox: &Outbox, id: &str, mut answer: Answer) -> bool {
-        let room = answer.as_mut().ok().and_then(|reply| reply.room.take());
-        let sending = self.send(outbox, id, answer);
-        let sent = if patience.is_zero() {
-            // A timer takes a millisecond at least.
-            unconstrained(sending).now_or_never()
-        } else {
-            timeout(patience, sending).await.ok()
-        };
-        let Some(problem) = sent else {
-            self.count(Some(&Problem::new(Slug::Overloaded, "the connection to NATS did not take the answer")));
-            return false;
-        };
-        self.count(problem.as_ref());
-        if room.is_some() {
-            // Until then the connection has the body in its buffers.
-            outbox.flush().await.ok();
-        }
-        true
-    }
-
-    /// Sends the answer, or its last message. What is given back is what was wrong.
-    async fn send(&self, outbox: &Outbox, id: &str, answer: Answer) -> Option<Problem> {
-        let problem = match answer {
-            Ok(reply) => match outbox.send(reply.with(header::REQUEST_ID, id)).await {
-                Err(Unsent::TooLarge) => Some(results::too_large_to_send(outbox)),
-                Ok(()) | Err(Unsent::Closed) => None,
-            },
-            Err(Refusal(problem)) => Some(*problem),
-        };
-        let mut problem = problem?;
-        problem.instance = format!("urn:relay:request:{id}");
-        if outbox.to.is_none() {
-            info!(slug = %problem.slug, detail = problem.detail, "a request without a reply subject was refused");
-        }
-        outbox.send(Reply::problem(&problem).with(header::REQUEST_ID, id)).await.ok();
-        if self.endpoint == Endpoint::Results {
-            // Who reads until the empty message must not wait for it in vain.
-            outbox.send(Reply::default().marked(&problem)).await.ok();
-        }
-        Some(problem)
-    }
-
     /// A request that can't be answered where it wants to be is not done either.
     fn ignore(&self, refusal: &Refusal) {
         info!(
@@ -206,32 +195,20 @@ impl Visit {
             reply = self.message.reply.as_deref(),
             "a request wants its answer where clients have no inbox; nothing was done"
         );
-        self.count(Some(&refusal.0));
-    }
-
-    fn count(&self, problem: Option<&Problem>) {
-        let took = self.came.elapsed();
-        debug!(
-            endpoint = self.endpoint.name(),
-            slug = problem.map(|problem| problem.slug.as_str()),
-            "request answered"
-        );
-        if let Some(problem) = problem {
-            self.door.refusals.add(problem.slug);
-        }
-        self.door.service.count(self.endpoint, took, problem);
+        self.desk.count(Some(&refusal.0));
     }
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send), asked: &Asked) -> Refusal {
+/// The refusal of a request that relay failed at; `job` is what it is about, if that is known.
+pub(super) fn panicked(panic: &(dyn std::any::Any + Send), job: Option<JobId>) -> Refusal {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     error!(panic = text.unwrap_or("no text"), "a handler panicked");
     let detail = "relay failed, and this may or may not have been done: send it again with the same Idempotency-Key, and \
                   tell the operator of relay the request id";
     let problem = Problem::new(Slug::Internal, detail);
-    match asked.begun.get() {
-        Some(job) => problem.with_job(*job).into(),
+    match job {
+        Some(job) => problem.with_job(job).into(),
         None => problem.into(),
     }
 }

@@ -2,15 +2,16 @@
 
 use super::Door;
 use super::answer::Reply;
-use super::gate::{Answer, Asked};
+use super::gate::{Answer, Asked, Step};
 use super::request;
+use super::wait::{self, Wait};
 use crate::api::Slug;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
 use crate::ingress::refusal::Refusal;
 
-/// A job comes in. Accepted means that the broker has confirmed it.
-pub(super) async fn submit(door: &Door, asked: &Asked) -> Answer {
+/// A job comes in. Accepted means that the broker has confirmed it; where no place is free for its wait, that is all.
+pub(super) async fn submit(door: &Door, asked: &Asked) -> Result<Step, Refusal> {
     let queue = asked.queue.clone().ok_or_else(|| Refusal::new(Slug::Internal, "the subject has no queue"))?;
     let headers = JobHeaders::read(&asked.headers)?;
     let policy = jobs::policy(&door.policies, &queue).await?;
@@ -22,8 +23,16 @@ pub(super) async fn submit(door: &Door, asked: &Asked) -> Answer {
     let submission = headers.submission(asked.client.clone(), queue, asked.body.clone());
     let job = submission.accept(&policy, door.clock.now());
     asked.begun.get_or_init(|| job.id);
+    let place = asked.wait.and_then(|span| Some((span, door.waits.take(&asked.client)?)));
+    if let Some((span, place)) = place {
+        return Wait::submit(door, job, span, place).await;
+    }
     let (status, replayed) = jobs::enqueue(&door.broker, job).await?;
-    Ok(Reply::accepted(&status, replayed))
+    let reply = match asked.wait {
+        Some(_) => wait::receipt(&status, replayed),
+        None => Reply::accepted(&status, replayed),
+    };
+    Ok(Step::Answered(reply))
 }
 
 /// Where a job stands.

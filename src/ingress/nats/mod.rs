@@ -8,8 +8,9 @@
 //!
 //! - `permissions`: whether NATS keeps clients apart, as far as relay can see.
 //! - `serve`: subscriptions, bounded concurrency, the drain.
-//! - `gate`: what every request passes first and every answer last.
+//! - `gate`: what every request passes first; `desk`: where answers leave.
 //! - `jobs`, `results`: the endpoints; `readers`: how many read all of their results at a time.
+//! - `wait`: an endpoint's wait for a result; `places`: how many wait at a time.
 //! - `subject`, `request`, `answer`: what is read and written.
 //! - `stats`: what `nats micro ls`, `info`, `stats` and `ping` are answered.
 
@@ -27,19 +28,23 @@ use super::rates::Rates;
 use super::refusals::Refusals;
 
 mod answer;
+mod desk;
 mod gate;
 mod jobs;
 mod permissions;
+mod places;
 mod readers;
 mod request;
 mod results;
 mod serve;
 mod stats;
 mod subject;
+mod wait;
 
 pub use serve::serve;
 pub use subject::{RELAY_INBOX, client_inbox, worker_inbox};
 
+use places::Places;
 use readers::Readers;
 use stats::Service;
 
@@ -53,7 +58,16 @@ pub struct Limits {
     pub readers: usize,
     /// `relay.results` requests of one client that read or wait; beyond it 429 `rate-limited`. Default 4.
     pub readers_per_client: usize,
-    /// How soon a request is answered, whatever the broker does. Default 3 s, below the 5 s that the `nats` CLI waits.
+    /// Requests that wait for a result, in places of their own; beyond it they are answered at once what there is. Default
+    /// 10,000; with 0 nobody waits.
+    pub waits: usize,
+    /// Waits of one client while another one waits, or asked for it within 10 s. `None`, the default, is a quarter of `waits`;
+    /// one at least.
+    pub waits_per_client: Option<usize>,
+    /// The longest wait for a result that is honoured, as over HTTP. Default 55 s.
+    pub wait_max: Duration,
+    /// How soon a request is answered that does not wait, or begins to, whatever the broker does. Default 3 s, below the 5 s
+    /// that the `nats` CLI waits.
     pub answer_within: Duration,
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB.
     pub header_bytes: usize,
@@ -67,6 +81,9 @@ impl Default for Limits {
             requests: 4_096,
             readers: 16,
             readers_per_client: 4,
+            waits: 10_000,
+            waits_per_client: None,
+            wait_max: Duration::from_secs(55),
             answer_within: Duration::from_secs(3),
             header_bytes: 16 * 1024,
             headers: 64,
@@ -85,6 +102,9 @@ pub struct Door {
     requests: Arc<Budget>,
     refusals: Refusals,
     readers: Readers,
+    waits: Arc<Places>,
+    /// Requests that are nothing but a wait any more: `waits` bounds them.
+    waiting: Arc<Budget>,
     service: Service,
     request_count: AtomicU64,
 }
@@ -110,6 +130,8 @@ impl Door {
             requests: Budget::new(limits.requests.max(1)),
             refusals: Refusals::default(),
             readers: Readers::new(&limits),
+            waits: Places::new(&limits),
+            waiting: Budget::new(usize::MAX),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
             broker,
@@ -132,10 +154,22 @@ impl Door {
         &self.refusals
     }
 
-    /// Requests that are not answered yet.
+    /// Requests that are not answered yet, waits included.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.requests.taken()
+        self.requests.taken() + self.waits()
+    }
+
+    /// Requests that do nothing but wait for a result.
+    #[must_use]
+    pub fn waits(&self) -> usize {
+        self.waiting.taken()
+    }
+
+    /// Places of waits that are taken, also by requests whose jobs are not accepted yet.
+    #[must_use]
+    pub fn wait_places(&self) -> usize {
+        self.waits.open()
     }
 
     /// The largest payload that is taken, whatever a queue's policy says.

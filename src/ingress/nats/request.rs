@@ -1,13 +1,15 @@
 //! Reading a request: NATS headers become those of HTTP, so that the same code reads both; what begins with `Nats-` is
 //! NATS's own and goes no further.
 
+use std::time::Duration;
+
 use async_nats::Message;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use relay_bridge::contract::{IdempotencyKey, JobId};
 
 use super::Limits;
 use crate::api::header;
-use crate::ingress::headers::{check_size, single};
+use crate::ingress::headers::{check_size, duration, single};
 use crate::ingress::refusal::Refusal;
 
 /// The longest text of a job id, with what a shell leaves around it, in bytes.
@@ -88,6 +90,17 @@ pub(super) fn number(headers: &HeaderMap, name: &str, default: u32, max: u32) ->
     number.ok_or_else(|| Refusal::malformed(format!("header {name} must be a number from 1 to {max}")))
 }
 
+/// For how long a request wants to wait for a result, at most `max`; `None` if it does not say. The header is removed: what
+/// is left is what a request has that does not wait.
+///
+/// # Errors
+/// `malformed-request`
+pub(super) fn take_wait(headers: &mut HeaderMap, max: Duration) -> Result<Option<Duration>, Refusal> {
+    let asked = duration(headers, header::WAIT)?;
+    headers.remove(header::WAIT);
+    Ok(asked.map(|asked| asked.min(max)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +139,22 @@ mod tests {
         assert!(
             read(&[("relay-delay", "1s"), ("Relay-Delay", "2s")]).unwrap().get_all("relay-delay").iter().count() == 2
         );
+    }
+
+    #[test]
+    fn a_wait_is_read_once_and_cut_and_what_is_no_duration_is_refused() {
+        let wait = |lines: &[(&str, &str)]| take_wait(&mut read(lines).unwrap(), Duration::from_secs(55));
+        for (text, seconds) in [("0s", 0), ("10s", 10), ("55s", 55), ("1h", 55), ("9000000d", 55)] {
+            assert_eq!(wait(&[("relay-wait", text)]).unwrap(), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(wait(&[]).unwrap(), None);
+        for text in ["", "10", "-1s", "1.5s", "soon", "99999999999999999999s"] {
+            assert!(wait(&[("Relay-Wait", text)]).is_err(), "{text}");
+        }
+        assert!(wait(&[("Relay-Wait", "1s"), ("relay-wait", "1s")]).is_err());
+        let mut headers = read(&[("Relay-Wait", "1s"), ("Relay-Delay", "1s")]).unwrap();
+        take_wait(&mut headers, Duration::MAX).unwrap();
+        assert_eq!(headers.len(), 1);
     }
 
     #[test]

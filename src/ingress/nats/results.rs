@@ -1,14 +1,15 @@
 //! `relay.result`: the raw result of one job. `relay.results`: all of a client's after a cursor, a message each.
 
 use relay_bridge::contract::job::meta;
-use relay_bridge::contract::{JobResult, JobStatus};
+use relay_bridge::contract::{JobId, JobResult, JobStatus};
 use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, ResultFilter, Start};
 use std::time::Duration;
 
 use super::Door;
 use super::answer::{CONTENT_TYPE, Outbox, Reply, Unsent};
-use super::gate::{Answer, Asked};
+use super::gate::{Answer, Asked, Step};
 use super::request;
+use super::wait::Wait;
 use crate::api::{Problem, ResultView, Slug, fit, header};
 use crate::ingress::headers::single;
 use crate::ingress::outcome;
@@ -24,23 +25,39 @@ const LIMIT_MAX: u32 = 1_000;
 /// configured, wait to be read.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
-/// The raw result, or the status in headers and no body yet.
-pub(super) async fn one(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
+/// The raw result, or the status in headers and no body yet; where that is asked for, and a place is free, after a wait.
+pub(super) async fn one(door: &Door, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
     let id = request::job_id(&asked.body)?;
-    match door.broker.results.lookup(&asked.client, id).await? {
-        Lookup::Finished(finished) => {
-            let reply = with_facts(Reply::default(), &finished);
-            let result = outcome::readable(*finished)?;
-            let bytes = result.payload.len() as u64;
-            if bytes > outbox.message_max() {
-                return Err(too_large_to_send(outbox).into());
-            }
-            let room = door.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
-            Ok(Reply { room: Some(room), ..raw(reply, result) })
-        }
+    if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero())
+        && let Some(place) = door.waits.take(&asked.client)
+    {
+        return Ok(Wait::of_result(asked.client.clone(), id, span, place));
+    }
+    told(door, outbox, door.broker.results.lookup(&asked.client, id).await?).map(Step::Answered)
+}
+
+/// The answer about a job that stands so.
+pub(super) fn told(door: &Door, outbox: &Outbox, found: Lookup) -> Answer {
+    match found {
+        Lookup::Finished(finished) => self::finished(door, outbox, *finished),
         Lookup::Open(status) => Ok(open(&status)),
         Lookup::Absent => Err(Refusal::no_job()),
     }
+}
+
+/// The raw result.
+///
+/// # Errors
+/// `result-expired`, `payload-too-large`; `overloaded` if the byte budget has no room for it.
+pub(super) fn finished(door: &Door, outbox: &Outbox, finished: Finished) -> Answer {
+    let reply = with_facts(Reply::default(), &finished);
+    let result = outcome::readable(finished)?;
+    let (job, bytes) = (Some(result.job_id), result.payload.len() as u64);
+    if bytes > outbox.message_max() {
+        return Err(too_large_to_send(outbox, job).into());
+    }
+    let room = door.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
+    Ok(Reply { room: Some(room), job, ..raw(reply, result) })
 }
 
 /// A message per result, oldest first. What is given back is the end: an empty one that says how many there were, by
@@ -90,7 +107,7 @@ pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
 /// Sends one result. Its payload is the body; where that can't be, because it is empty, which would read as the end, or
 /// erased, or larger than a message, the body is the entry as JSON. How many bytes the body had.
 async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Result<usize, Refusal> {
-    let view = ResultView::new(&finished);
+    let (view, job) = (ResultView::new(&finished), finished.result.job_id);
     let reply = with_reset(with_facts(Reply::default(), &finished), reset);
     let headers = reply.headers.clone();
     if !finished.erased && !finished.result.payload.is_empty() {
@@ -106,7 +123,7 @@ async fn entry(outbox: &Outbox, finished: Finished, reset: Option<Reset>) -> Res
     let bytes = reply.body.len();
     match outbox.send(reply).await {
         Ok(()) => Ok(bytes),
-        Err(Unsent::TooLarge) => Err(too_large_to_send(outbox).into()),
+        Err(Unsent::TooLarge) => Err(too_large_to_send(outbox, Some(job)).into()),
         Err(Unsent::Closed) => Err(gone()),
     }
 }
@@ -122,8 +139,8 @@ fn gone() -> Refusal {
     Refusal::new(Slug::Draining, "the connection to NATS is closed: ask again")
 }
 
-/// The refusal to send what NATS can't carry in one message.
-pub(super) fn too_large_to_send(outbox: &Outbox) -> Problem {
+/// The refusal to send what NATS can't carry in one message: of this job, if it is one job's.
+pub(super) fn too_large_to_send(outbox: &Outbox, job: Option<JobId>) -> Problem {
     let limit = outbox.message_max();
     let detail = format!(
         "the result is there and is larger than the {limit} bytes that this NATS server carries in one message: fetch it \
@@ -131,6 +148,7 @@ pub(super) fn too_large_to_send(outbox: &Outbox) -> Problem {
     );
     let mut problem = Problem::new(Slug::PayloadTooLarge, detail);
     problem.limit = Some(limit);
+    problem.job_id = job;
     problem
 }
 

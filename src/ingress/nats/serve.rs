@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::desk::Desk;
 use super::gate::Visit;
 use super::stats::{QUEUE_GROUP, Verb};
 use super::subject::{self, Endpoint};
@@ -43,14 +44,21 @@ pub async fn serve(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
-    let client = connection.client().clone();
+    let client = Arc::new(connection.client().clone());
     let closed = |what: String| io::Error::new(io::ErrorKind::NotConnected, what);
-    let listening = Listening { door, client, connection, tasks: TaskTracker::new(), kill: CancellationToken::new() };
+    let listening = Listening {
+        door,
+        client,
+        connection,
+        tasks: TaskTracker::new(),
+        drain: shutdown.clone(),
+        kill: CancellationToken::new(),
+    };
     let mut endpoints = JoinSet::new();
     for endpoint in Endpoint::ALL {
         let subscribed = listening.client.queue_subscribe(endpoint.subject(), QUEUE_GROUP.to_owned()).await;
         let subscriber = subscribed.map_err(|error| closed(format!("{}: {error}", endpoint.subject())))?;
-        endpoints.spawn(listening.clone().take(endpoint, subscriber, shutdown.clone()));
+        endpoints.spawn(listening.clone().take(endpoint, subscriber));
     }
     let mut verbs = JoinSet::new();
     for verb in Verb::ALL {
@@ -61,7 +69,7 @@ pub async fn serve(
         }
         verbs.spawn(listening.clone().describe(verb, select_all(subscribers)));
     }
-    verbs.spawn(permissions::say_who_is_who(listening.client.clone(), Arc::clone(&listening.door)));
+    verbs.spawn(permissions::say_who_is_who(Client::clone(&listening.client), Arc::clone(&listening.door)));
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -92,17 +100,19 @@ pub async fn serve(
 #[derive(Clone)]
 struct Listening {
     door: Arc<Door>,
-    client: Client,
+    client: Arc<Client>,
     connection: Connection,
     tasks: TaskTracker,
+    /// Cancelled at the beginning of a drain.
+    drain: CancellationToken,
     /// Cancelled when the drain's time is over.
     kill: CancellationToken,
 }
 
 impl Listening {
-    /// Takes the requests of one endpoint until `shutdown`, and then those that were on their way.
-    async fn take(self, endpoint: Endpoint, mut requests: Subscriber, shutdown: CancellationToken) {
-        if self.admit_until(endpoint, &mut requests, shutdown.cancelled()).await {
+    /// Takes the requests of one endpoint until the drain, and then those that were on their way.
+    async fn take(self, endpoint: Endpoint, mut requests: Subscriber) {
+        if self.admit_until(endpoint, &mut requests, self.drain.cancelled()).await {
             return;
         }
         // The client library's own drain forgets the subscription before the server's last messages are there, and drops
@@ -143,15 +153,20 @@ impl Listening {
 
     /// Whether the connection takes refusals; `stuck` if it did not when last seen.
     async fn admit(&self, endpoint: Endpoint, message: Message, stuck: bool) -> bool {
-        let (door, client) = (Arc::clone(&self.door), self.client.clone());
-        let visit = Visit { door, endpoint, client, message, came: Instant::now() };
+        let desk = Desk { door: Arc::clone(&self.door), endpoint, came: Instant::now(), until_wait: None };
+        let visit = Visit { desk, client: Arc::clone(&self.client), message, drain: self.drain.clone() };
         let Some(place) = self.door.requests.take(1) else {
             return visit.turn_away(if stuck { Duration::ZERO } else { TURN_AWAY_MAX }).await;
         };
         let kill = self.kill.clone();
+        // Boxed, so that nothing of it is left of a request that waits.
+        let visit = Box::pin(visit.attend());
         self.tasks.spawn(async move {
-            kill.run_until_cancelled(visit.attend()).await;
+            let waiting = kill.run_until_cancelled(visit).await;
             drop(place);
+            if let Some(Some(waiting)) = waiting {
+                waiting.attend(&kill).await;
+            }
         });
         !stuck
     }

@@ -47,9 +47,13 @@ impl Endpoint {
     /// What its `nats micro info` says.
     pub(super) fn description(self) -> &'static str {
         match self {
-            Self::Submit => "relay.submit.CLIENT.QUEUE: the body is the job, the answer its receipt",
+            Self::Submit => {
+                "relay.submit.CLIENT.QUEUE: the body is the job, the answer its receipt, or with Relay-Wait its result"
+            }
             Self::Status => "relay.status.CLIENT: the body is a job id, the answer where the job stands",
-            Self::Result => "relay.result.CLIENT: the body is a job id, the answer its raw result",
+            Self::Result => {
+                "relay.result.CLIENT: the body is a job id, the answer its raw result; Relay-Wait waits for it"
+            }
             Self::Results => "relay.results.CLIENT: a message per result after Relay-After, then an empty one",
             Self::Cancel => "relay.cancel.CLIENT: the body is a job id, the answer where the job stands",
         }

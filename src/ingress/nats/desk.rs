@@ -1,0 +1,100 @@
+//! Where answers leave: they are sent, and their requests counted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::task::unconstrained;
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::Door;
+use super::answer::{Outbox, Reply, Unsent};
+use super::gate::Answer;
+use super::results;
+use super::subject::Endpoint;
+use crate::api::{Problem, Slug, header};
+use crate::ingress::refusal::Refusal;
+
+/// Answers one request and counts it.
+pub(super) struct Desk {
+    pub(super) door: Arc<Door>,
+    pub(super) endpoint: Endpoint,
+    pub(super) came: Instant,
+    /// How long it took until a request began to wait for a result: how long it waits then says nothing about relay.
+    pub(super) until_wait: Option<Duration>,
+}
+
+impl Desk {
+    /// Sends the answer, or its last message, and counts the request. It waits no longer than who asked.
+    pub(super) async fn answer(&self, outbox: &Outbox, id: &str, answer: Answer) {
+        self.answer_within(self.door.limits.answer_within, outbox, id, answer).await;
+    }
+
+    /// The same; whether the connection took the answer within `patience`, zero for at once.
+    pub(super) async fn answer_within(
+        &self,
+        patience: Duration,
+        outbox: &Outbox,
+        id: &str,
+        mut answer: Answer,
+    ) -> bool {
+        let room = answer.as_mut().ok().and_then(|reply| reply.room.take());
+        let sending = self.send(outbox, id, answer);
+        let sent = if patience.is_zero() {
+            // A timer takes a millisecond at least.
+            unconstrained(sending).now_or_never()
+        } else {
+            timeout(patience, sending).await.ok()
+        };
+        let Some(problem) = sent else {
+            self.count(Some(&Problem::new(Slug::Overloaded, "the connection to NATS did not take the answer")));
+            return false;
+        };
+        self.count(problem.as_ref());
+        if room.is_some() {
+            // Until then the connection has the body in its buffers.
+            outbox.flush().await.ok();
+        }
+        true
+    }
+
+    /// Sends the answer, or its last message. What is given back is what was wrong.
+    async fn send(&self, outbox: &Outbox, id: &str, answer: Answer) -> Option<Problem> {
+        let problem = match answer {
+            Ok(reply) => {
+                let job = reply.job;
+                match outbox.send(reply.with(header::REQUEST_ID, id)).await {
+                    Err(Unsent::TooLarge) => Some(results::too_large_to_send(outbox, job)),
+                    Ok(()) | Err(Unsent::Closed) => None,
+                }
+            }
+            Err(Refusal(problem)) => Some(*problem),
+        };
+        let mut problem = problem?;
+        problem.instance = format!("urn:relay:request:{id}");
+        if outbox.to.is_none() {
+            info!(slug = %problem.slug, detail = problem.detail, "a request without a reply subject was refused");
+        }
+        outbox.send(Reply::problem(&problem).with(header::REQUEST_ID, id)).await.ok();
+        if self.endpoint == Endpoint::Results {
+            // Who reads until the empty message must not wait for it in vain.
+            outbox.send(Reply::default().marked(&problem)).await.ok();
+        }
+        Some(problem)
+    }
+
+    /// Counts the request: its time is that until it was answered, or began to wait.
+    pub(super) fn count(&self, problem: Option<&Problem>) {
+        let took = self.until_wait.unwrap_or_else(|| self.came.elapsed());
+        debug!(
+            endpoint = self.endpoint.name(),
+            slug = problem.map(|problem| problem.slug.as_str()),
+            "request answered"
+        );
+        if let Some(problem) = problem {
+            self.door.refusals.add(problem.slug);
+        }
+        self.door.service.count(self.endpoint, took, problem);
+    }
+}
