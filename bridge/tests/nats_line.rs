@@ -192,7 +192,7 @@ async fn a_receipt_of_before_a_restart_is_lost_once_this_process_gave_the_job_ou
     let stage = Stage { broker: other.broker(), nats: other, ..stage };
     let again = stage.lease(1, LEASE * 5).await.pop().unwrap();
     assert_eq!((again.job.id, again.attempt), (job.id, 2));
-    // What workers say of their jobs may be lost.
+    // The workers' word of their jobs may be lost.
     stage.jetstream.get_stream(names::STATE_STREAM).await.unwrap().purge().await.unwrap();
     let late = stage.broker.leasing.extend(&held.receipt).await.unwrap_err();
     assert_eq!(late.kind(), BrokerErrorKind::LeaseLost);

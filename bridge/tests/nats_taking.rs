@@ -142,7 +142,7 @@ async fn of_several_processes_that_wait_one_is_told_of_each_job() {
     let taken = taking.join_all().await;
     assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), JOBS);
     client.flush().await.unwrap();
-    // What follows a hint waits for 300 ms; other pulls find what somebody knows to be there.
+    // A pull that follows a hint waits for 300 ms; other pulls fetch jobs that are known to be there.
     let mut hinted = 0;
     while let Ok(Some(pull)) = tokio::time::timeout(Duration::from_millis(50), pulls.next()).await {
         let pull: serde_json::Value = serde_json::from_slice(&pull.payload).unwrap();

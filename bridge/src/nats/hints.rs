@@ -25,7 +25,7 @@ const LATELY_MAX: usize = 4_096;
 /// The most jobs on timers that are hinted at in their time; a round finds the others.
 const LATER_MAX: usize = 16_384;
 
-/// What a write means to workers: a job of the lane in line, now or from a time on.
+/// A job of the lane in line, now or from a time on: that is how workers see a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hint {
     pub(super) queue: QueueName,
@@ -107,7 +107,7 @@ impl Hints {
         }
     }
 
-    /// What came together meanwhile, and the jobs whose time has come; and when there is more, if nothing comes before.
+    /// The jobs that came together meanwhile, and those whose time has come; and when there is more, if nothing comes before.
     fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
         let mut lately = self.lately();
         lately.retain(|_, lately| lately.is_needed(now));
@@ -167,7 +167,7 @@ pub(super) async fn keep_hinting(api: Api, closing: CancellationToken) {
     loop {
         let woken = async {
             api.hints().woken.notified().await;
-            // What comes together is told together.
+            // Jobs that come together are told together.
             tokio::time::sleep(EVERY).await;
         };
         tokio::select! {

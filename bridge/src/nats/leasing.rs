@@ -27,7 +27,7 @@ use crate::policy::QueuePolicy;
 use crate::rules;
 use crate::settlement::Settlement;
 
-/// How long whoever waits looks for what was missed before what is known is taken. Where nothing is known, as long as it
+/// How long a call that waits looks for what was missed before it takes what is known. Where nothing is known, as long as it
 /// takes.
 const LOOKS_FOR: Duration = Duration::from_millis(100);
 /// The longest message of a progress, in bytes.
@@ -43,7 +43,7 @@ impl Leasing for Nats {
         let mut asked = self.asked(&request.queues).await?;
         let waiting = Waiting::begin(self, request, &asked);
         if request.wait.is_zero() {
-            // Its places are over with it: whoever does not wait does not ask again.
+            // Its places are over with it: a worker that does not wait does not ask again.
             return self.look_now(&asked, max, called).await.map(Grant::take);
         }
         loop {
@@ -56,7 +56,7 @@ impl Leasing for Nats {
             });
             let mut grant = self.ready(&asked, max, called);
             if !grant.is_empty() {
-                // What came together goes together.
+                // Jobs that came together go together.
                 tokio::task::yield_now().await;
                 let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
                 grant.join(self.ready(&asked, left, called));
@@ -157,7 +157,7 @@ impl Nats {
         Ok(asked)
     }
 
-    /// What there is now, up to `max` jobs, the queues in the order given.
+    /// The jobs that there are now, up to `max`, the queues in the order given.
     async fn look_now(&self, asked: &[Asked], max: u32, called: Instant) -> Result<Grant, BrokerError> {
         let mut grant = self.ready(asked, max, called);
         for Asked { line, policy } in asked.iter().filter(|asked| !asked.policy.paused) {
@@ -165,7 +165,7 @@ impl Nats {
             if left == 0 {
                 break;
             }
-            // What is known to be in line is taken also if it can't be seen whether there is more.
+            // Jobs that are known to be in line are taken also if it can't be seen whether there are more.
             let looked = self.round_since(line, policy, called).await;
             let mut pulls = line.pulls.subscribe();
             let mut left = left;

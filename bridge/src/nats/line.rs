@@ -32,12 +32,12 @@ pub(super) struct Line {
     /// As the last call or round knew it.
     policy: Mutex<Arc<QueuePolicy>>,
     turns: Mutex<Turns>,
-    /// Whose job came last, and when.
+    /// The lane whose job came last, and when.
     last: Mutex<Option<(Lane, Instant)>>,
     orders: Mutex<Orders>,
     pub(super) ready: Ready,
     pub(super) rounds: Rounds,
-    /// Pulls in flight that do not stand. Whoever waits for them to end watches it.
+    /// Pulls in flight that do not stand. A call that waits for them to end watches it.
     pub(super) pulls: watch::Sender<usize>,
     /// Whether a pull stands.
     pub(super) stands: AtomicBool,
@@ -216,8 +216,8 @@ impl Nats {
             let (now, mut turns) = (Instant::now(), line.turns());
             let (free, waiting) = places.room(&line.queue, now);
             let mut pulls = turns.plan(waiting, false, now, |lane| weight(&policy, lane));
-            // Whoever asks again at once may ask for less: of a backlog nothing is taken for them ahead, and of what one hears
-            // of that another could take.
+            // A worker that asks again at once may ask for less: of a backlog nothing is taken for it ahead, nor of a hint that another
+            // process would have heard.
             if !line.rounds.is_alone() {
                 let taken = pulls.iter().map(|wanted| wanted.count).sum();
                 pulls.extend(turns.plan(free.saturating_sub(taken), true, now, |lane| weight(&policy, lane)));

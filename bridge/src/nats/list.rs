@@ -112,7 +112,7 @@ impl Pace {
     /// `bytes` together.
     fn follow(&mut self, read: &Read, bytes: usize) {
         if read.too_wide {
-            // What was read in vain is as little as can be.
+            // As little as can be is read in vain.
             (self.spans, self.width) = (1, (self.width / 4).max(1));
             return;
         }

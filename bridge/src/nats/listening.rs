@@ -1,4 +1,4 @@
-//! What a worker process hears of a queue: hints at jobs that came into line, changes of its policy, cancels of what it holds,
+//! A worker process hears of a queue: hints at jobs that came into line, changes of its policy, cancels of what it holds,
 //! consumers that were made or have another leader, and other processes. All of it may be lost; rounds and heartbeats make
 //! up for it.
 //!
@@ -37,7 +37,7 @@ pub(super) const ROUND: &str = "round";
 /// The same: it waits for jobs too.
 pub(super) const HERE: &str = "here";
 
-/// What says on a queue's control subject that a run of `job` ended.
+/// The word on a queue's control subject that a run of `job` ended.
 pub(super) fn ended(job: JobId) -> Bytes {
     format!("{ENDED} {job}").into()
 }
@@ -65,7 +65,7 @@ impl Hint {
     }
 }
 
-/// What is said on the control subject.
+/// A word on the control subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     PolicyChanged,
@@ -89,7 +89,7 @@ impl Word {
     }
 }
 
-/// What a line listens to.
+/// The subscriptions of a line.
 pub(super) struct Listening {
     hints: Option<Subscriber>,
     control: Subscriber,
@@ -207,7 +207,7 @@ impl Listening {
                         nats.take_hint(line, hint).await;
                     }
                 }
-                // Whoever came meanwhile saw that hints are heard.
+                // A call that came meanwhile saw that hints are heard.
                 line.places_changed.notify_one();
             }
         }

@@ -1,5 +1,5 @@
 //! How many jobs this process may take of which queue: the places of the calls that wait, less what pulls may still bring and
-//! what nobody took yet. Pure: no clock, no I/O.
+//! jobs that nobody took yet. Pure: no clock, no I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::contract::{QueueName, WorkerId};
 
-/// How long the rest of a call's places is kept for its worker's next call: whoever is given one job of four asks for three
-/// at once.
+/// How long the rest of a call's places is kept for its worker's next call: a worker that is given one job of four asks for
+/// three at once.
 pub(super) const KEPT_FOR: Duration = Duration::from_millis(20);
 
 /// The calls that wait for jobs, and what is taken up of their places.
@@ -33,7 +33,7 @@ struct Call {
 }
 
 impl Places {
-    /// A call waits for `places` jobs. What is left of its worker's last call is over with that.
+    /// A call waits for `places` jobs. The rest of its worker's last call is over with that.
     pub(super) fn call(&mut self, worker: &WorkerId, queues: Vec<QueueName>, places: u32) -> u64 {
         if self.kept_until.is_some() {
             self.calls.retain(|_, call| call.kept_until.is_none() || call.worker != *worker);
@@ -56,7 +56,7 @@ impl Places {
         self.kept_until.get_or_insert(until);
     }
 
-    /// Whoever called went away, unless it was answered.
+    /// The worker that called went away, unless it was answered.
     pub(super) fn left(&mut self, call: u64) {
         if self.calls.get(&call).is_some_and(|call| call.kept_until.is_none()) {
             self.calls.remove(&call);

@@ -1,6 +1,6 @@
 //! Pulls. Each is a task of its own until its short time is over, because what is under way to somebody who unsubscribed is
-//! lost, and so that none waits for another: a lane whose server hangs holds up no other lane. What comes is looked
-//! at and offered at once.
+//! lost, and so that none waits for another: a lane whose server hangs holds up no other lane. Jobs are looked
+//! at as they come and offered at once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,7 @@ const PULL_WAIT: Duration = Duration::from_millis(5);
 /// server that looks at the first job of a long line may need longer than a pull waits, gives up, and begins anew with
 /// the next one: 25 ms for 40,000 jobs of a client on 2.15.1.
 const WAIT_FACTOR: u32 = 4;
-/// How much longer than a pull waits its places are held for it. What comes later is offered all the same.
+/// How much longer than a pull waits its places are held for it. Jobs that come later are offered all the same.
 const HELD_LONGER: Duration = Duration::from_millis(250);
 /// For how long the first jobs of a pull wait for the others, of which the last comes right behind.
 const TOGETHER: Duration = Duration::from_millis(2);
@@ -41,7 +41,7 @@ const AT_ONCE: usize = 64;
 /// How long the server may take to answer a pull.
 const PULL_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a pull waits. What it brings is leased from when it was asked for, so patience takes a quarter of a lease at
+/// How long a pull waits. Its jobs are leased from when it was asked for, so patience takes a quarter of a lease at
 /// most.
 fn patience(wanted: &Wanted, lease: Duration) -> Duration {
     let (least, most) = match wanted.why {
@@ -97,7 +97,7 @@ impl Held<'_> {
         }
         self.nats.places().release(&self.line.queue, std::mem::take(&mut self.left));
         self.line.turns().pulled(self.wanted, self.got, Instant::now());
-        // Others may have the places: whoever waits pulls for them, its queues in its order. Or a pull may stand.
+        // Others may have the places: a call that waits pulls for them, its queues in its order. Or a pull may stand.
         self.line.woken.notify_one();
     }
 
@@ -111,7 +111,7 @@ impl Held<'_> {
 }
 
 impl Nats {
-    /// One pull, whose places are held. What it brings is offered to whoever waits.
+    /// One pull, whose places are held. Its jobs are offered to the calls that wait.
     pub(super) async fn pull(self, line: Arc<Line>, policy: Arc<QueuePolicy>, wanted: Wanted) {
         let asked_at = Instant::now();
         let is_awaited = wanted.why != Why::Standing;
@@ -145,7 +145,7 @@ impl Nats {
         // With the last message that is asked for it ends by itself, and nothing is to be sent between that and the job.
         taken(answers.unsubscribe_after(u64::from(wanted.count)), "lease").await?;
         let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
-        // What there is, at once; if there is nothing, what comes within `expires`.
+        // The jobs that there are, at once; if there are none, those that come within `expires`.
         let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
         let subject = format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), wanted.lane);
         self.api().send(subject, inbox, body.into(), "lease").await?;
@@ -165,7 +165,7 @@ impl Nats {
         let (connections, mut reconnected) = (self.connections(), self.missed());
         let mut delivering = FuturesUnordered::new();
         let mut end = None;
-        // What is to be offered when the pull is over, and when at the latest.
+        // Jobs to be offered when the pull is over, and when at the latest.
         let (mut came, mut offer_at) = (Vec::new(), None);
         // For each message: a large batch over a slow network takes longer.
         let mut over_at = asked_at + wait + HELD_LONGER;
@@ -210,7 +210,7 @@ impl Nats {
                     line.turns().silent(&wanted.lane, Instant::now());
                     held.give_up();
                 }
-                // The server that came back knows nothing of it. What is under way is taken in all the same.
+                // The server that came back knows nothing of it. Jobs that are under way are taken in all the same.
                 Ok(()) = reconnected.changed(), if !held.is_over && end.is_none() => {
                     if self.connections() != connections {
                         held.give_up();
@@ -222,7 +222,7 @@ impl Nats {
             if end.is_some() && offer_at.take().is_some() {
                 self.offer(line, came.drain(..), asked_at);
             }
-            // What is still looked up holds no places of others.
+            // Jobs that are still looked up hold no places of others.
             if end == Some(End::Answered) && held.got > 0 {
                 held.end();
             }

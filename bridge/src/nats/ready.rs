@@ -1,5 +1,5 @@
-//! Jobs that came and that nobody took yet. What a pull brings is leased from the moment at which it was asked for, and whoever
-//! asked may have gone meanwhile: so what comes is there for the next call, and goes back, without spending an
+//! Jobs that came and that nobody took yet. They are leased from the moment at which they were asked for, and the worker that
+//! asked may have gone meanwhile: so a job that comes is there for the next call, and goes back, without spending an
 //! attempt, if none takes it in time.
 
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use super::line::Line;
 /// How long what came is kept for somebody who asks.
 const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 
-/// What is there for whoever asks next, in the order in which it came.
+/// The jobs that are there for the next call, in the order in which they came.
 #[derive(Default)]
 pub(super) struct Ready(Mutex<State>);
 
@@ -41,7 +41,7 @@ impl Ready {
         !state.came.is_empty() && !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// What came first, at most `max` jobs.
+    /// The jobs that came first, at most `max`.
     fn take(&self, max: usize) -> Vec<Came> {
         let mut state = self.state();
         let max = max.min(state.came.len());
@@ -52,7 +52,7 @@ impl Ready {
         self.state().came.is_empty()
     }
 
-    /// What nobody took in its time, and when to look again, if there is more.
+    /// The jobs that nobody took in their time, and when to look again, if there are more.
     fn overdue(&self, now: Instant) -> (Vec<Came>, Option<Instant>) {
         let mut state = self.state();
         let overdue = std::iter::from_fn(|| state.came.pop_front_if(|came| came.until <= now)).collect();
@@ -67,7 +67,7 @@ impl Ready {
 }
 
 impl Nats {
-    /// What is there for a call that was made at `called`, up to `max` jobs, the queues in the order given: its leases are
+    /// The jobs that are there for a call that was made at `called`, up to `max`, the queues in the order given: its leases are
     /// shorter by what had passed by then.
     pub(super) fn ready(&self, asked: &[Asked], max: u32, called: Instant) -> Grant {
         let mut grant = Grant::nothing(self.clone());

@@ -146,7 +146,7 @@ impl Rounds {
         (due.next, due.again_at) = (at, Some(at));
     }
 
-    /// What is said on the control subject.
+    /// The word on the control subject.
     pub(super) fn word(&self, made: bool) -> String {
         format!("{} {}", if made { listening::ROUND } else { listening::HERE }, self.me)
     }

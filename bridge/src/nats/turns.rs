@@ -86,7 +86,7 @@ pub(super) enum Why {
 }
 
 impl Wanted {
-    /// What may be there of a lane.
+    /// A pull of what may be there.
     #[cfg(test)]
     pub(super) fn of(lane: Lane, count: u32) -> Self {
         Self { lane, count, why: Why::Maybe, hints: 0, misses: 0 }
@@ -130,7 +130,7 @@ impl Turns {
         self.enter(lane).has = Has::More;
     }
 
-    /// The lane has leased jobs, and none that wait. Whoever was not asked since this was said last has its turn like others.
+    /// The lane has leased jobs, and none that wait. A lane that was not asked since this was said last has its turn like others.
     pub(super) fn maybe(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
         turn.has = match turn.has {
@@ -158,7 +158,7 @@ impl Turns {
         }
     }
 
-    /// Whom to ask for how many, `max` in all, in the order of turns, those last who only may have something; each
+    /// The lanes to be asked, and for how many jobs, `max` in all, in the order of turns, those last who only may have something; each
     /// lane at most once. With `hinted` only what hints told of, and nothing while others have their turns.
     pub(super) fn plan(&mut self, max: u32, hinted: bool, now: Instant, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
         let has_turn = |turn: &Turn| turn.in_order && matches!(turn.has, Has::Maybe | Has::More);
@@ -217,8 +217,8 @@ impl Turns {
         plan
     }
 
-    /// What came of a pull. What was hinted at and did not come has gone elsewhere, unless some of it came: then the rest is
-    /// on its way.
+    /// So many jobs came of a pull. Those that were hinted at and did not come have gone elsewhere, unless some came: then the
+    /// rest is on its way.
     pub(super) fn pulled(&mut self, wanted: &Wanted, got: u32, now: Instant) {
         let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
