@@ -170,12 +170,17 @@ impl Nats {
             let mut pulls = line.pulls.subscribe();
             let mut left = left;
             while left > 0 && (self.dispatch(line) || *pulls.borrow() > 0) {
-                let ended = pulls.wait_for(|pulls| *pulls == 0);
-                if self.closing().run_until_cancelled(ended).await.is_none() {
+                // In a busy process others may always have some in flight.
+                let ended = tokio::time::timeout_at(called + ANSWER_WITHIN, pulls.wait_for(|pulls| *pulls == 0));
+                let Some(ended) = self.closing().run_until_cancelled(ended).await else {
                     return Err(closed("lease"));
-                }
+                };
+                let is_late = ended.is_err();
                 grant.join(self.ready(asked, left, called));
                 left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+                if is_late {
+                    break;
+                }
             }
             if grant.is_empty() {
                 looked?;

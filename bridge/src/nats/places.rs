@@ -10,7 +10,7 @@ use crate::contract::{QueueName, WorkerId};
 
 /// How long the rest of a call's places is kept for its worker's next call: a worker that is given one job of four asks for
 /// three at once.
-pub(super) const KEPT_FOR: Duration = Duration::from_millis(20);
+const KEPT_FOR: Duration = Duration::from_millis(20);
 
 /// The calls that wait for jobs, and what is taken up of their places.
 #[derive(Debug, Default)]
