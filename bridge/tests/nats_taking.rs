@@ -33,8 +33,12 @@ async fn open(server: &NatsServer, queues: &[&str]) -> Broker {
 }
 
 async fn submit(broker: &Broker, queue: &str) {
+    submit_as(broker, "acme", queue).await;
+}
+
+async fn submit_as(broker: &Broker, client: &str, queue: &str) {
     let submission = Submission {
-        client: "acme".parse().unwrap(),
+        client: client.parse().unwrap(),
         queue: queue.parse().unwrap(),
         key: None,
         content_type: "text/plain".to_owned(),
@@ -107,6 +111,22 @@ async fn who_waits_for_a_paused_queue_asks_for_nothing_and_hears_at_once_that_it
     let (taken, resumed) = tokio::join!(waiting, broker.policies.set_paused(&queue, false));
     resumed.unwrap();
     assert_eq!(taken.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_begins_takes_its_queues_in_the_order_given_however_long_the_first_one_takes_to_look_over() {
+    const CLIENTS: usize = 200;
+    let server = NatsServer::start().await;
+    let broker = open(&server, &["a", "b"]).await;
+    for client in 0..CLIENTS {
+        submit_as(&broker, &format!("client-{client}"), "a").await;
+    }
+    submit(&broker, "b").await;
+    for _ in 0..10 {
+        let begins = open(&server, &[]).await;
+        let taken = lease(&begins, &["a", "b"], 1).await;
+        assert_eq!(taken.iter().map(|delivery| delivery.job.queue.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
 }
 
 /// Processes that take jobs of queue `a`, as many as they have places for, and end none.

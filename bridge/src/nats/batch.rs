@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::header::{HeaderName, NATS_SEQUENCE};
 use async_nats::{HeaderMap, Message, StatusCode};
 use futures_util::StreamExt as _;
 use tokio::time::{Instant, sleep, timeout};
@@ -159,7 +160,7 @@ fn refused(stream: &str, status: StatusCode, why: Option<String>, operation: &'s
     BrokerError::new(BrokerErrorKind::Unavailable, operation, why)
 }
 
-const NUM_PENDING: &str = "Nats-Num-Pending";
+const NUM_PENDING: HeaderName = HeaderName::from_static("Nats-Num-Pending");
 
 /// A message that the server took from a stream, or republished as it was stored.
 pub(super) fn read(message: Message, operation: &'static str) -> Result<Stored, BrokerError> {
@@ -173,5 +174,5 @@ pub(super) fn read(message: Message, operation: &'static str) -> Result<Stored, 
 fn place(headers: &HeaderMap) -> Option<(String, u64, Timestamp)> {
     let subject = headers.get("Nats-Subject")?.as_str().to_owned();
     let at: jiff::Timestamp = headers.get("Nats-Time-Stamp")?.as_str().parse().ok()?;
-    Some((subject, number(headers, "Nats-Sequence")?, Timestamp::from_millis(at.as_millisecond())))
+    Some((subject, number(headers, NATS_SEQUENCE)?, Timestamp::from_millis(at.as_millisecond())))
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::HeaderMap;
-use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::header::{HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -26,7 +26,7 @@ const READS: usize = 16;
 /// How often the letters of a job are looked for while they are erased, [`READS`] at a time.
 const ERASE_TRIES: usize = 64;
 /// Until when the letter is kept, in milliseconds since the epoch.
-const KEEP_UNTIL: &str = "Relay-Keep-Until";
+const KEEP_UNTIL: HeaderName = HeaderName::from_static("Relay-Keep-Until");
 
 /// A letter's place in the order of a list: when the letter was kept first, then its run.
 type Rank = (u64, RunId);

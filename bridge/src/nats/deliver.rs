@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Message;
 use async_nats::jetstream;
+use async_nats::{Message, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ pub(super) struct Asked {
 }
 
 /// A message that was pulled, with what its subject for answers says.
-struct Pulled {
+pub(super) struct Pulled {
     record: Record,
     /// From which it came.
     lane: Lane,
@@ -47,6 +47,14 @@ struct Pulled {
     delivered: u64,
     /// The consumer's number of this delivery.
     number: u64,
+    /// How many more the consumer had in line behind it.
+    pub(super) behind: u64,
+}
+
+/// A message that is no job's record, and where it is answered.
+pub(super) struct Unread {
+    failure: BrokerError,
+    reply: Option<Subject>,
 }
 
 /// Deliveries on their way to the caller. If the caller is gone, they go back without spending an attempt.
@@ -117,13 +125,12 @@ impl Nats {
         &self,
         line: &Line,
         policy: &QueuePolicy,
-        message: Message,
+        pulled: Result<Pulled, Unread>,
         asked_at: Instant,
     ) -> Option<Delivery> {
-        let reply = message.reply.clone();
-        let pulled = match read(message, self.api().context().clone()) {
+        let pulled = match pulled {
             Ok(pulled) => pulled,
-            Err(failure) => {
+            Err(Unread { failure, reply }) => {
                 tracing::warn!(queue = %line.queue, error = %failure, "a message that is no job's record is taken out of line");
                 // Unless that is lost it takes no place of its client's jobs. If it is, it comes again when its lease ends.
                 if let Some(reply) = reply {
@@ -283,16 +290,23 @@ fn attempt(pulled: &Pulled) -> u32 {
     pulled.record.charged().saturating_add(u32::try_from(pulled.delivered).unwrap_or(u32::MAX))
 }
 
-fn read(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerError> {
+/// Reads a message that was pulled.
+pub(super) fn read(message: Message, context: jetstream::Context) -> Result<Pulled, Unread> {
+    let reply = message.reply.clone();
+    read_as_job(message, context).map_err(|failure| Unread { failure, reply })
+}
+
+fn read_as_job(message: Message, context: jetstream::Context) -> Result<Pulled, BrokerError> {
     let corrupt = |what: &str| BrokerError::new(BrokerErrorKind::Corrupt, "lease", what);
     let reply = message.reply.clone().ok_or_else(|| corrupt("a message without a subject for answers"))?;
     let message = jetstream::Message { message, context };
     let info = message.info().map_err(|e| corrupt("a subject for answers that no server wrote").with_source(e))?;
     let (seq, at) = (info.stream_sequence, api::millis(info.published.unix_timestamp_nanos()));
     let (delivered, number) = (u64::try_from(info.delivered).unwrap_or(1), info.consumer_sequence);
+    let behind = info.pending;
     let Message { subject, headers, payload, .. } = message.message;
     let subject = subject.into_string();
     let record = Record::read(Stored { subject, seq, headers: headers.unwrap_or_default(), payload, at })?;
     let lane = record.address.lane(record.place).ok_or_else(|| corrupt("a record that is in no line"))?;
-    Ok(Pulled { record, lane, reply: reply.into_string(), delivered, number })
+    Ok(Pulled { record, lane, reply: reply.into_string(), delivered, number, behind })
 }

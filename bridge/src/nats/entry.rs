@@ -7,7 +7,7 @@
 //! which still has the erased one's place.
 
 use async_nats::HeaderMap;
-use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::header::{HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
@@ -22,15 +22,20 @@ use crate::result_log::Finished;
 use crate::rules::{self, Ended};
 
 /// The result's envelope with an empty payload, in base64.
-const ENVELOPE: &str = "Relay-Envelope";
+const ENVELOPE: HeaderName = HeaderName::from_static("Relay-Envelope");
+const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
+const RUN_ID: HeaderName = HeaderName::from_static("Relay-Run-Id");
+const OUTCOME: HeaderName = HeaderName::from_static("Relay-Outcome");
+const ATTEMPT: HeaderName = HeaderName::from_static("Relay-Attempt");
+const REASON: HeaderName = HeaderName::from_static("Relay-Reason");
 /// The client's own key, as it submitted it.
-const KEY: &str = "Idempotency-Key";
+const KEY: HeaderName = HeaderName::from_static("Idempotency-Key");
 /// Until when the result is kept, in milliseconds since the epoch.
-const KEEP_UNTIL: &str = "Relay-Keep-Until";
+const KEEP_UNTIL: HeaderName = HeaderName::from_static("Relay-Keep-Until");
 /// The sequence that an erased result had.
-const ERASED_SEQUENCE: &str = "Relay-Erased-Sequence";
+const ERASED_SEQUENCE: HeaderName = HeaderName::from_static("Relay-Erased-Sequence");
 /// When an erased result was recorded, in milliseconds since the epoch.
-const ERASED_AT: &str = "Relay-Erased-At";
+const ERASED_AT: HeaderName = HeaderName::from_static("Relay-Erased-At");
 
 /// How much longer than needed the server keeps a message: readers decide by their own clock, which may be late.
 const KEEP_ALLOWANCE_MS: i64 = 5_000;
@@ -154,31 +159,29 @@ fn outgoing(
 ) -> Outgoing {
     let envelope = encode_result_with(result, &[], version);
     let mut headers = HeaderMap::new();
-    let mut words = |name: &str, text: &str| {
-        // Content types and reasons are a client's or a handler's text; a header line holds no control characters.
-        if !text.is_empty() && !text.chars().any(char::is_control) && text.trim() == text {
-            headers.insert(name, text);
-        }
-    };
-    words("Content-Type", &result.content_type);
-    words("Relay-Run-Id", &result.run_id.to_string());
-    words("Relay-Outcome", result.outcome.as_str());
-    words("Relay-Attempt", &result.attempt.to_string());
-    if let Some(failure) = &result.failure {
-        words("Relay-Reason", &failure.reason);
+    // Content types, reasons and the like are a client's or a handler's text; a header line holds no control characters.
+    let is_line = |text: &str| !text.is_empty() && !text.chars().any(char::is_control) && text.trim() == text;
+    if is_line(&result.content_type) {
+        headers.insert(CONTENT_TYPE, result.content_type.as_str());
     }
-    if let Some(parent) = &result.traceparent {
-        words(TRACEPARENT, parent);
+    headers.insert(RUN_ID, result.run_id.to_string());
+    headers.insert(OUTCOME, result.outcome.as_str());
+    headers.insert(ATTEMPT, result.attempt.to_string());
+    if let Some(failure) = result.failure.as_ref().filter(|failure| is_line(&failure.reason)) {
+        headers.insert(REASON, failure.reason.as_str());
     }
-    if let Some(key) = &result.key {
-        words(KEY, &key.to_header());
+    if let Some(parent) = result.traceparent.as_ref().filter(|parent| is_line(parent)) {
+        headers.insert(TRACEPARENT, parent.as_str());
     }
-    for (name, value) in meta_lines(&result.meta) {
-        words(&name, value);
+    if let Some(key) = result.key.as_ref().map(|key| key.to_header()).filter(|key| is_line(key)) {
+        headers.insert(KEY, key);
     }
-    words(ENVELOPE, &STANDARD_NO_PAD.encode(envelope));
-    words(KEEP_UNTIL, &keep_until.as_millis().to_string());
-    words(NATS_MESSAGE_TTL.as_ref(), &format!("{}s", ttl_secs(keep_until, now)));
+    for (name, value) in meta_lines(&result.meta).filter(|(_, value)| is_line(value)) {
+        headers.insert(name, value);
+    }
+    headers.insert(ENVELOPE, STANDARD_NO_PAD.encode(envelope));
+    headers.insert(KEEP_UNTIL, keep_until.as_millis().to_string());
+    headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl_secs(keep_until, now)));
     Outgoing { subject, headers, payload: result.payload.clone(), hint: None }
 }
 

@@ -41,11 +41,12 @@ impl Leasing for Nats {
         let called = Instant::now();
         let deadline = called + request.wait;
         let mut asked = self.asked(&request.queues).await?;
-        let waiting = Waiting::begin(self, request, &asked);
+        let waiting = Waiting::begin(self, request, &asked, called);
         if request.wait.is_zero() {
             // Its places are over with it: a worker that does not wait does not ask again.
-            return self.look_now(&asked, max, called).await.map(Grant::take);
+            return self.look_now(&waiting, &asked, max).await.map(Grant::take);
         }
+        let mut looked = false;
         loop {
             let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
             // Before looking: what comes while this looks wakes it.
@@ -65,16 +66,21 @@ impl Leasing for Nats {
                 return Ok(waiting.answered(grant));
             }
             self.connection().up("lease")?;
-            for Asked { line, policy } in &asked {
-                if !line.hears.load(Ordering::Acquire) && !policy.paused {
-                    // Hints were missed: the turns of lanes and the order of queues hold for what came meanwhile.
+            for (number, Asked { line, policy }) in asked.iter().enumerate() {
+                if !looked && !policy.paused {
+                    // The turns of lanes and the order of queues hold also for what came while no hints were heard.
+                    let since = if line.hears.load(Ordering::Acquire) { line.rounds.missed() } else { called };
                     let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
-                    let round = self.round_since(line, policy, called);
+                    let round = self.round_since(line, policy, since);
                     tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()))?;
+                }
+                if !looked {
+                    waiting.looked(number + 1);
                 }
                 self.dispatch(line);
                 self.stand(line);
             }
+            looked = true;
             // The policy of a queue is looked at now and then, should the word of a change be lost.
             let again = deadline.min(Instant::now() + policy::AGE_MAX);
             tokio::select! {
@@ -158,15 +164,20 @@ impl Nats {
     }
 
     /// The jobs that there are now, up to `max`, the queues in the order given.
-    async fn look_now(&self, asked: &[Asked], max: u32, called: Instant) -> Result<Grant, BrokerError> {
+    async fn look_now(&self, waiting: &Waiting<'_>, asked: &[Asked], max: u32) -> Result<Grant, BrokerError> {
+        let called = waiting.called;
         let mut grant = self.ready(asked, max, called);
-        for Asked { line, policy } in asked.iter().filter(|asked| !asked.policy.paused) {
+        for (number, Asked { line, policy }) in asked.iter().enumerate() {
+            if policy.paused {
+                continue;
+            }
             let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
             if left == 0 {
                 break;
             }
             // Jobs that are known to be in line are taken also if it can't be seen whether there are more.
             let looked = self.round_since(line, policy, called).await;
+            waiting.looked(number + 1);
             let mut pulls = line.pulls.subscribe();
             let mut left = left;
             while left > 0 && (self.dispatch(line) || *pulls.borrow() > 0) {
@@ -194,11 +205,13 @@ impl Nats {
 struct Waiting<'a> {
     nats: &'a Nats,
     call: u64,
+    /// When it was made.
+    called: Instant,
     lines: Vec<Arc<Line>>,
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(nats: &'a Nats, request: &LeaseRequest, asked: &[Asked]) -> Self {
+    fn begin(nats: &'a Nats, request: &LeaseRequest, asked: &[Asked], called: Instant) -> Self {
         let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
         let call = nats.places().call(&request.worker, request.queues.clone(), request.max.get());
         for line in &lines {
@@ -207,7 +220,12 @@ impl<'a> Waiting<'a> {
             }
             line.rounds.wanted();
         }
-        Self { nats, call, lines }
+        Self { nats, call, called, lines }
+    }
+
+    /// It looked over so many of its queues.
+    fn looked(&self, queues: usize) {
+        self.nats.places().looked(self.call, queues);
     }
 
     fn answered(self, grant: Grant) -> Vec<Delivery> {
@@ -258,7 +276,7 @@ mod tests {
         nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
         let asked = nats.asked(&[queue]).await.unwrap();
         let Asked { line, policy } = &asked[0];
-        nats.round(line, policy).await.unwrap();
+        nats.round_since(line, policy, Instant::now()).await.unwrap();
         assert!(line.rounds.next(nats.connections()) > Instant::now());
         let connections = nats.connections();
         server.kill();

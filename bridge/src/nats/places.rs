@@ -27,20 +27,36 @@ pub(super) struct Places {
 struct Call {
     worker: WorkerId,
     queues: Vec<QueueName>,
+    /// How many of its queues it has looked over, in their order.
+    looked: usize,
     places: u32,
     /// When it was answered, and these are left; `None` while it waits.
     kept_until: Option<Instant>,
 }
 
+impl Call {
+    fn looked(&self) -> &[QueueName] {
+        &self.queues[..self.looked]
+    }
+}
+
 impl Places {
-    /// A call waits for `places` jobs. The rest of its worker's last call is over with that.
+    /// A call waits for `places` jobs; of which queue is not asked for before it looked that one over. The rest of its worker's
+    /// last call is over with that.
     pub(super) fn call(&mut self, worker: &WorkerId, queues: Vec<QueueName>, places: u32) -> u64 {
         if self.kept_until.is_some() {
             self.calls.retain(|_, call| call.kept_until.is_none() || call.worker != *worker);
         }
         self.last += 1;
-        self.calls.insert(self.last, Call { worker: worker.clone(), queues, places, kept_until: None });
+        self.calls.insert(self.last, Call { worker: worker.clone(), queues, looked: 0, places, kept_until: None });
         self.last
+    }
+
+    /// A call has looked over so many of its queues: jobs of the next one are not to take the places of what these have.
+    pub(super) fn looked(&mut self, call: u64, queues: usize) {
+        if let Some(call) = self.calls.get_mut(&call) {
+            call.looked = queues;
+        }
     }
 
     /// A call that waited was answered with `taken` jobs.
@@ -65,27 +81,35 @@ impl Places {
 
     /// How many more jobs of `queue` may be on their way.
     pub(super) fn free(&mut self, queue: &QueueName, now: Instant) -> u32 {
-        self.room(queue, now).0
+        self.forget_kept(now);
+        self.left_of(queue, |_| true, |call| &call.queues)
     }
 
-    /// How many more jobs of `queue` may be on their way, and how many of them somebody waits for now.
+    /// How many more jobs of `queue` may be asked for, and how many of them somebody waits for now.
     pub(super) fn room(&mut self, queue: &QueueName, now: Instant) -> (u32, u32) {
+        self.forget_kept(now);
+        let all = self.left_of(queue, |_| true, Call::looked);
+        (all, self.left_of(queue, |call| call.kept_until.is_none(), Call::looked))
+    }
+
+    fn forget_kept(&mut self, now: Instant) {
         if self.kept_until.is_some_and(|until| until <= now) {
             self.calls.retain(|_, call| call.kept_until.is_none_or(|until| until > now));
             self.kept_until = self.calls.values().filter_map(|call| call.kept_until).min();
         }
+    }
+
+    /// What the calls that count have for `queue`, as far as their queues are asked for.
+    fn left_of(&self, queue: &QueueName, counts: impl Fn(&Call) -> bool, asked: impl Fn(&Call) -> &[QueueName]) -> u32 {
         let held_of_all = self.held.values().fold(0_u32, |all, held| all.saturating_add(*held));
-        let left_of = |counts: &dyn Fn(&Call) -> bool| {
-            let (mut all, mut here) = (0_u32, 0_u32);
-            for call in self.calls.values().filter(|call| counts(call)) {
-                all = all.saturating_add(call.places);
-                if call.queues.contains(queue) {
-                    here = here.saturating_add(call.places);
-                }
+        let (mut all, mut here) = (0_u32, 0_u32);
+        for call in self.calls.values().filter(|call| counts(call)) {
+            all = all.saturating_add(call.places);
+            if asked(call).contains(queue) {
+                here = here.saturating_add(call.places);
             }
-            here.saturating_sub(self.held(queue)).min(all.saturating_sub(held_of_all))
-        };
-        (left_of(&|_| true), left_of(&|call| call.kept_until.is_none()))
+        }
+        here.saturating_sub(self.held(queue)).min(all.saturating_sub(held_of_all))
     }
 
     /// So many jobs of `queue` may come, or have come and wait.
@@ -136,9 +160,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_call_has_not_looked_over_takes_none_of_its_places() {
+        let (mut places, now) = (Places::default(), Instant::now());
+        let [first, last] = [queues(&["first"]).remove(0), queues(&["last"]).remove(0)];
+        let call = places.call(&worker("w"), queues(&["first", "last"]), 1);
+        assert_eq!([places.room(&first, now), places.room(&last, now)], [(0, 0), (0, 0)]);
+        assert_eq!(places.free(&last, now), 1, "it is going to ask for it");
+        places.looked(call, 1);
+        assert_eq!([places.room(&first, now), places.room(&last, now)], [(1, 1), (0, 0)]);
+        places.hold(&first, 1);
+        places.looked(call, 2);
+        assert_eq!(places.room(&last, now), (0, 0), "the first one has something");
+        places.release(&first, 1);
+        assert_eq!(places.room(&last, now), (1, 1));
+    }
+
+    #[test]
     fn what_is_left_of_a_call_is_kept_for_a_moment_or_until_its_worker_asks_again() {
         let (mut places, now, [queue]) = (Places::default(), Instant::now(), [queues(&["a"]).remove(0)]);
         let call = places.call(&worker("w"), queues(&["a"]), 4);
+        places.looked(call, 1);
         places.hold(&queue, 1);
         places.release(&queue, 1);
         places.answered(call, 1, now);

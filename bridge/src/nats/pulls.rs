@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::api::taken;
-use super::deliver::Grant;
+use super::deliver::{self, Grant};
 use super::line::Line;
 use super::turns::{Wanted, Why};
 use super::{Nats, names};
@@ -71,6 +71,8 @@ struct Held<'a> {
     /// How many. None for a pull that stands: one that may bring a job takes no other lane's place.
     left: u32,
     got: u32,
+    /// How many more the lane had behind the one that came last.
+    behind: u64,
     /// Whether they were given back.
     is_over: bool,
     /// Whether somebody may wait for its end.
@@ -78,9 +80,9 @@ struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// A message came.
-    fn came(&mut self) {
-        self.got += 1;
+    /// A message came, and the lane has so many more.
+    fn came(&mut self, behind: u64) {
+        (self.got, self.behind) = (self.got + 1, behind);
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
             None => self.nats.places().hold(&self.line.queue, 1),
@@ -96,7 +98,13 @@ impl Held<'_> {
             self.line.stands.store(false, Ordering::Release);
         }
         self.nats.places().release(&self.line.queue, std::mem::take(&mut self.left));
-        self.line.turns().pulled(self.wanted, self.got, Instant::now());
+        {
+            let mut turns = self.line.turns();
+            turns.pulled(self.wanted, self.got, Instant::now());
+            if self.behind > 0 {
+                turns.behind(self.wanted, self.behind, self.line.rounds.is_alone());
+            }
+        }
         // Others may have the places: a call that waits pulls for them, its queues in its order. Or a pull may stand.
         self.line.woken.notify_one();
     }
@@ -117,7 +125,8 @@ impl Nats {
         let is_awaited = wanted.why != Why::Standing;
         let left = if is_awaited { wanted.count } else { 0 };
         let wait = patience(&wanted, policy.lease);
-        let mut held = Held { nats: &self, line: &line, wanted: &wanted, left, got: 0, is_over: false, is_awaited };
+        let mut held =
+            Held { nats: &self, line: &line, wanted: &wanted, left, got: 0, behind: 0, is_over: false, is_awaited };
         let end = match self.ask(&line, &wanted, wait).await {
             Ok(answers) => self.take_in(answers, &policy, asked_at, wait, &mut held).await,
             Err(error) => {
@@ -180,12 +189,13 @@ impl Nats {
                     }
                     Some(message) => {
                         self.suspect_if_reconnected(line);
-                        held.came();
+                        let pulled = deliver::read(message, self.api().context().clone());
+                        held.came(pulled.as_ref().map_or(0, |pulled| pulled.behind));
                         (over_at, give_up) = (Instant::now() + HELD_LONGER, Instant::now() + PULL_WITHIN);
                         if held.got == wanted.count {
                             end = Some(End::Answered);
                         }
-                        delivering.push(self.deliver(line, policy, message, asked_at));
+                        delivering.push(self.deliver(line, policy, pulled, asked_at));
                     }
                 },
                 Some(first) = delivering.next(), if !delivering.is_empty() => {

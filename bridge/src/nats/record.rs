@@ -5,8 +5,8 @@
 
 use async_nats::HeaderMap;
 use async_nats::header::{
-    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL, NATS_SCHEDULE, NATS_SCHEDULE_NEXT, NATS_SCHEDULE_TARGET,
-    NATS_SCHEDULER,
+    HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL, NATS_SCHEDULE, NATS_SCHEDULE_NEXT,
+    NATS_SCHEDULE_TARGET, NATS_SCHEDULER,
 };
 use bytes::Bytes;
 
@@ -17,15 +17,15 @@ use crate::contract::{Job, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
 /// Attempts that were spent before this message: added to the server's count of its deliveries.
-pub(super) const CHARGED: &str = "Relay-Charged";
+pub(super) const CHARGED: HeaderName = HeaderName::from_static("Relay-Charged");
 /// When the client cancelled the run, in milliseconds since the epoch. The run ends as `cancelled` unless it has ended.
-pub(super) const CANCELLED: &str = "Relay-Cancelled";
+pub(super) const CANCELLED: HeaderName = HeaderName::from_static("Relay-Cancelled");
 /// Whether the payload was erased: the job can't run again.
-pub(super) const ERASED: &str = "Relay-Erased";
+pub(super) const ERASED: HeaderName = HeaderName::from_static("Relay-Erased");
 /// That the run may have ended: its result is looked for before it is given out, also after its message was rewritten.
-const DOUBTFUL: &str = "Relay-Doubtful";
+const DOUBTFUL: HeaderName = HeaderName::from_static("Relay-Doubtful");
 /// The other half of a condition: the subject, with wildcards, whose last sequence is expected.
-pub(super) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(super) const EXPECTED_SUBJECT: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence-Subject");
 /// The value of `Nats-Schedule-Next` that removes what `Nats-Scheduler` names.
 const PURGE: &str = "purge";
 
@@ -157,7 +157,7 @@ impl Draft {
     }
 
     pub(super) fn charged(mut self, attempts: u32) -> Self {
-        self.headers = without(&self.headers, CHARGED);
+        self.headers = without(&self.headers, &CHARGED);
         if attempts > 0 {
             self.headers.insert(CHARGED, attempts.to_string());
         }
@@ -165,7 +165,7 @@ impl Draft {
     }
 
     pub(super) fn cancelled(mut self, at: Option<Timestamp>) -> Self {
-        self.headers = without(&self.headers, CANCELLED);
+        self.headers = without(&self.headers, &CANCELLED);
         if let Some(at) = at {
             self.headers.insert(CANCELLED, at.as_millis().to_string());
         }
@@ -235,7 +235,7 @@ pub(super) fn is_unreadable(error: &BrokerError) -> bool {
 }
 
 /// A header that is a number.
-pub(super) fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+pub(super) fn number<T: std::str::FromStr>(headers: &HeaderMap, name: HeaderName) -> Option<T> {
     headers.get(name)?.as_str().parse().ok()
 }
 
@@ -246,18 +246,18 @@ pub(super) fn doubtful(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-fn without(headers: &HeaderMap, name: &str) -> HeaderMap {
+fn without(headers: &HeaderMap, name: &HeaderName) -> HeaderMap {
     kept(headers, |other| other != name)
 }
 
 /// The headers that relay may carry over: all but the server's own.
 pub(super) fn without_servers_own(headers: &HeaderMap) -> HeaderMap {
-    kept(headers, |name| !name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")))
+    kept(headers, |name| !AsRef::<str>::as_ref(name).get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")))
 }
 
-fn kept(headers: &HeaderMap, keep: impl Fn(&str) -> bool) -> HeaderMap {
+fn kept(headers: &HeaderMap, keep: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let mut copy = HeaderMap::new();
-    for (name, values) in headers.iter().filter(|(name, _)| keep(name.as_ref())) {
+    for (name, values) in headers.iter().filter(|(name, _)| keep(name)) {
         values.iter().for_each(|value| copy.append(name.clone(), value.clone()));
     }
     copy

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::header::HeaderName;
 use bytes::Bytes;
 
 use super::Nats;
@@ -22,9 +23,9 @@ use crate::rules::{self, SKEW};
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
 /// Of a mark: the run that the letter was redriven in.
-const REDRIVEN_RUN: &str = "Relay-Redriven-Run";
+const REDRIVEN_RUN: HeaderName = HeaderName::from_static("Relay-Redriven-Run");
 /// Of a mark: when it was written, in milliseconds since the epoch.
-const REDRIVEN_AT: &str = "Relay-Redriven-At";
+const REDRIVEN_AT: HeaderName = HeaderName::from_static("Relay-Redriven-At");
 
 /// The remains of a run that ended badly.
 #[derive(Default)]

@@ -45,6 +45,8 @@ pub(super) struct Rounds {
     /// Whether somebody did since.
     is_wanted: AtomicBool,
     woken: Notify,
+    /// Held while one is made: several that look at once make one.
+    making: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ struct Due {
     made: Option<(Instant, u64)>,
     /// When it is tried again, if the last one could not be made.
     again_at: Option<Instant>,
+    /// Up to when hints may have been missed.
+    missed: Instant,
     /// Whether the next one is to be made twice.
     twice: bool,
     /// When another process said something.
@@ -64,7 +68,8 @@ struct Due {
 
 impl Default for Rounds {
     fn default() -> Self {
-        let due = Due { next: Instant::now(), made: None, again_at: None, twice: true, heard: None, said: None };
+        let now = Instant::now();
+        let due = Due { next: now, made: None, again_at: None, missed: now, twice: true, heard: None, said: None };
         let me = jitter(u64::from(u32::MAX));
         Self {
             me,
@@ -72,6 +77,7 @@ impl Default for Rounds {
             is_late: AtomicBool::default(),
             is_wanted: AtomicBool::default(),
             woken: Notify::new(),
+            making: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -79,9 +85,9 @@ impl Default for Rounds {
 impl Rounds {
     /// Hints may have been missed: one is due now, and another soon after.
     pub(super) fn soon(&self) {
-        let mut due = lock(&self.due);
-        let earliest = due.made.map_or_else(Instant::now, |(made, _)| made + APART);
-        (due.next, due.twice) = (due.next.min(earliest.max(Instant::now())), true);
+        let (mut due, now) = (lock(&self.due), Instant::now());
+        let earliest = due.made.map_or(now, |(made, _)| made + APART);
+        (due.next, due.twice, due.missed) = (due.next.min(earliest.max(now)), true, now);
         drop(due);
         self.woken.notify_one();
     }
@@ -118,6 +124,11 @@ impl Rounds {
     /// Whether this process made none yet.
     pub(super) fn is_first(&self) -> bool {
         lock(&self.due).made.is_none()
+    }
+
+    /// Up to when hints may have been missed: a round that began later tells of everything.
+    pub(super) fn missed(&self) -> Instant {
+        lock(&self.due).missed
     }
 
     /// Whether the last one of this process began after `since` on the connection that there is now.
@@ -159,11 +170,10 @@ impl Rounds {
 
 impl Nats {
     /// Looks over all consumers of the queue: whichever has something in line, or leased, may have something to take.
-    pub(super) async fn round(&self, line: &Arc<Line>, policy: &QueuePolicy) -> Result<(), BrokerError> {
+    async fn make_round(&self, line: &Arc<Line>, policy: &QueuePolicy) -> Result<(), BrokerError> {
         self.raise_mark_if_reconnected(line).await?;
         let (began, connections) = (Instant::now(), self.connections());
         let listed = self.list_consumers(&line.queue, policy).await?;
-        line.rounds.made(began, connections);
         let lanes: Vec<_> = listed.iter().filter_map(|info| Some((info.lane()?, info))).collect();
         let begins_anew = |(lane, info): &&(_, &ConsumerInfo)| {
             let last = Delivered { delivery: info.delivered.consumer_seq, stored: None, asked_at: began };
@@ -185,6 +195,8 @@ impl Nats {
                 }
             }
         }
+        // After that: whoever sees that one was made knows of what it found.
+        line.rounds.made(began, connections);
         line.woken.notify_one();
         if !line.rounds.is_alone() && self.free(line) == 0 {
             let waiting = lanes.iter().filter(|(_, info)| info.num_pending > 0 && info.has_room());
@@ -204,9 +216,13 @@ impl Nats {
         policy: &QueuePolicy,
         since: Instant,
     ) -> Result<(), BrokerError> {
+        if line.rounds.is_fresh(since, self.connections()) {
+            return Ok(());
+        }
+        let _making = line.rounds.making.lock().await;
         match line.rounds.is_fresh(since, self.connections()) {
             true => Ok(()),
-            false => self.round(line, policy).await,
+            false => self.make_round(line, policy).await,
         }
     }
 
@@ -253,5 +269,10 @@ async fn go_round(nats: &Nats, line: &Arc<Line>) -> Result<(), BrokerError> {
         line.rounds.put_off();
         return Ok(());
     }
-    nats.round(line, &policy).await
+    let _making = line.rounds.making.lock().await;
+    // Whoever looked meanwhile made it.
+    match line.rounds.next(nats.connections()) > Instant::now() {
+        true => Ok(()),
+        false => nats.make_round(line, &policy).await,
+    }
 }

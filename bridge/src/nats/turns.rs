@@ -268,6 +268,16 @@ impl Turns {
         }
     }
 
+    /// Behind the last job that came of a pull its lane had so many more in line. Where several processes take them, others are
+    /// told of a few.
+    pub(super) fn behind(&mut self, wanted: &Wanted, jobs: u64, is_alone: bool) {
+        let turn = self.enter(&wanted.lane);
+        let known = if let Has::Hinted(count) = turn.has { u64::from(count) } else { 0 };
+        if jobs > known && (is_alone || wanted.why == Why::Maybe || jobs > u64::from(HINTED_MAX)) {
+            turn.has = Has::More;
+        }
+    }
+
     fn enter(&mut self, lane: &Lane) -> &mut Turn {
         let turn = self.lanes.entry(lane.clone()).or_default();
         if !turn.in_order {
@@ -348,6 +358,32 @@ mod tests {
         let plan = turns.plan(8, false, now, |_| 8);
         turns.pulled(&plan[0], 2, now);
         assert_eq!(turns.plan(8, false, now, |_| 8)[0].count, 3, "the rest is on its way");
+    }
+
+    #[test]
+    fn what_a_consumer_has_behind_a_job_is_asked_for_unless_others_are_told_of_it() {
+        let now = Instant::now();
+        for (hinted, behind, is_alone, more) in
+            [(true, 1, true, true), (true, 1, false, false), (true, 65, false, true), (false, 1, false, true)]
+        {
+            let mut turns = Turns::default();
+            if hinted {
+                turns.hint(&client("a"), 5, now)
+            } else {
+                turns.more(&client("a"))
+            }
+            let plan = turns.plan(5, false, now, |_| 8);
+            turns.pulled(&plan[0], if hinted { 5 } else { 4 }, now);
+            turns.behind(&plan[0], behind, is_alone);
+            assert_eq!(turns.has_more(), more, "{behind} behind, hinted: {hinted}, alone: {is_alone}");
+        }
+        let mut turns = Turns::default();
+        turns.hint(&client("a"), 1, now);
+        let plan = turns.plan(5, false, now, |_| 8);
+        turns.hint(&client("a"), 2, now);
+        turns.pulled(&plan[0], 1, now);
+        turns.behind(&plan[0], 2, true);
+        assert!(!turns.has_more(), "of these it was told");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use async_nats::Message;
+use async_nats::header::NATS_SEQUENCE;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
@@ -123,7 +124,7 @@ impl<'a> Waiting<'a> {
             announced = self.announced.next() => match announced {
                 Some(message) => {
                     let headers = message.headers.as_ref();
-                    let sequence = headers.and_then(|headers| super::record::number(headers, SEQUENCE)).unwrap_or(0);
+                    let sequence = headers.and_then(|headers| super::record::number(headers, NATS_SEQUENCE)).unwrap_or(0);
                     self.announcement = Some(message);
                     Woken::Announced(sequence)
                 }
@@ -160,8 +161,6 @@ impl<'a> Waiting<'a> {
 
 /// The operation of a call that waits for one result.
 const WAIT: &str = "wait";
-/// What a republished message says of the one that was stored.
-const SEQUENCE: &str = "Nats-Sequence";
 
 impl Nats {
     pub(super) async fn wait_for(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {

@@ -116,7 +116,7 @@ impl Stage {
         }
     }
 
-    async fn succeed_all(&self, deliveries: &[Delivery]) {
+    pub(crate) async fn succeed_all(&self, deliveries: &[Delivery]) {
         let mut successes = Vec::new();
         for delivery in deliveries {
             successes.push(self.succeed(delivery, "done"));
