@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{Failure, JobResult, JobState, Outcome, Submission, Timestamp};
+use relay_bridge::contract::{Failure, JobResult, JobState, Outcome, RunId, Submission, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::embedded::{Embedded, EmbeddedConfig, store};
 use relay_bridge::error::BrokerErrorKind;
@@ -336,6 +336,29 @@ async fn a_manual_clock_wakes_a_waiting_lease_when_a_delay_ends() {
         clock.advance(Duration::from_secs(60));
     });
     assert_eq!(leased.unwrap().len(), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_job_before_it_is_submitted_hears_of_its_run_and_of_no_earlier_one() {
+    let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+    let broker = store.broker();
+    broker.policies.put_policy(&"work".parse().unwrap(), &QueuePolicy::default(), None).await.unwrap();
+    let now = Clock::system().now();
+    let job = submission(Some("key"), b"payload").accept(&QueuePolicy::default(), now);
+    let later = RunId::mint(now, Some(job.run_id));
+    let (heard, of_a_later_run, ()) = tokio::join!(
+        biased;
+        broker.results.wait_ahead(&job.client, job.id, job.run_id, Duration::from_secs(60)),
+        broker.results.wait_ahead(&job.client, job.id, later, Duration::from_secs(1)),
+        async {
+            broker.jobs.enqueue(job.clone()).await.unwrap();
+            finish(&store, &lease(&store, 1).await[0]).await;
+        },
+    );
+    let heard = heard.unwrap().expect("a result was recorded");
+    assert_eq!((heard.result.job_id, heard.result.run_id), (job.id, job.run_id));
+    assert!(of_a_later_run.unwrap().is_none());
     store.close().await;
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Wake-ups only say *look again*: what is answered comes from an ordered read of the log.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,13 +54,30 @@ impl ResultLog for Embedded {
 
     async fn wait_ahead(
         &self,
-        _: &ClientId,
-        _: JobId,
-        _: RunId,
-        _: Duration,
+        client: &ClientId,
+        job: JobId,
+        run: RunId,
+        wait: Duration,
     ) -> Result<Option<Box<Finished>>, BrokerError> {
-        // Nothing is better than `wait`.
-        Ok(None)
+        let deadline = self.clock().monotonic() + wait.min(WAIT_MAX);
+        let shared = self.shared();
+        let place = shared.jobs.register(job);
+        let mut woken = pin!(place.notify.notified());
+        woken.as_mut().enable();
+        loop {
+            tokio::select! {
+                () = woken.as_mut() => {}
+                () = self.clock().sleep_until(deadline) => return Ok(None),
+                () = self.closing() => return Ok(None),
+            }
+            // Asked for before the look-up, so that no wake-up falls between the two.
+            woken.set(place.notify.notified());
+            woken.as_mut().enable();
+            match self.lookup(client, job).await? {
+                Lookup::Finished(finished) if finished.result.run_id >= run => return Ok(Some(finished)),
+                _ => {}
+            }
+        }
     }
 
     async fn page(
