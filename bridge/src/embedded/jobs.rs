@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension as _, params};
 use super::ids::find_seq;
 use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING};
 use super::schema::unavailable;
+use super::shared::NewResult;
 use super::writer::Writer;
 use super::{Embedded, PAYLOAD_MAX, list};
 use crate::contract::envelope::{decode_result, encode_job, encode_result};
@@ -233,6 +234,7 @@ impl Writer {
         let now = self.clock.now();
         let n = self.state.take_n();
         let keep = rules::record::keep_until(result, row.due_at, now);
+        let envelope = encode_result(result, self.wire);
         self.conn
             .prepare_cached(
                 "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
@@ -246,7 +248,7 @@ impl Writer {
                     result.run_id.as_bytes(),
                     result.outcome.as_str(),
                     now.as_millis(),
-                    encode_result(result, self.wire),
+                    &envelope,
                 ])
             })
             .map_err(sql)?;
@@ -271,7 +273,14 @@ impl Writer {
             self.done.letters_retracted += 1;
         }
         self.leave_line(row, result.outcome);
-        self.done.finished.push((row.id, result.client.clone()));
+        self.done.finished.push(NewResult {
+            job: row.id,
+            run: result.run_id,
+            client: result.client.clone(),
+            n: n.unsigned_abs(),
+            at: now,
+            envelope: envelope.into(),
+        });
         Ok(())
     }
 

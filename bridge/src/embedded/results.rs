@@ -1,11 +1,13 @@
 //! The reader's half: one result, a wait for it, and a client's results after a cursor.
 //!
-//! Wake-ups only say *look again*: what is answered comes from an ordered read of the log.
+//! Wake-ups say *look again*: what is answered comes from an ordered read of the log. Only who waited for a run before it
+//! began is told its result.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Embedded;
@@ -73,6 +75,11 @@ impl ResultLog for Embedded {
             // Asked for before the look-up, so that no wake-up falls between the two.
             woken.set(place.notify.notified());
             woken.as_mut().enable();
+            let told = place.news().filter(|new| new.run >= run && new.client == *client);
+            if let Some(new) = told {
+                let columns = (new.n, new.at.as_millis(), false, new.envelope.clone());
+                return entry(columns, client, self.log()).map(|finished| Some(Box::new(finished)));
+            }
             match self.lookup(client, job).await? {
                 Lookup::Finished(finished) if finished.result.run_id >= run => return Ok(Some(finished)),
                 _ => {}
@@ -234,14 +241,14 @@ fn position(conn: &Connection, client: &ClientId, row: i64, n: u64, log: LogId) 
     Ok(Cursor { client: client.clone(), log, sequence: n, at })
 }
 
-type Columns = (u64, i64, bool, Vec<u8>);
+type Columns = (u64, i64, bool, Bytes);
 
 fn entry_columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<Columns> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Vec<u8>>(3)?.into()))
 }
 
 fn entry((n, at, erased, envelope): Columns, client: &ClientId, log: LogId) -> Result<Finished, BrokerError> {
-    let result = decode_result(&envelope.into()).map_err(unreadable)?;
+    let result = decode_result(&envelope).map_err(unreadable)?;
     let cursor = Cursor { client: client.clone(), log, sequence: n, at: Timestamp::from_millis(at) };
     Ok(Finished { result, cursor, erased })
 }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::ids::Recent;
 use super::writer::Done;
-use crate::contract::{ClientId, JobId};
+use crate::contract::{ClientId, JobId, RunId, Timestamp};
 use crate::histogram::Histogram;
 use crate::leasing::Receipt;
 use crate::newer_jobs::NewerJobs;
@@ -31,12 +32,23 @@ impl Default for Commits {
     }
 }
 
+/// A result that was recorded, with its place in its client's log.
+pub(super) struct NewResult {
+    pub(super) job: JobId,
+    pub(super) run: RunId,
+    pub(super) client: ClientId,
+    pub(super) n: u64,
+    pub(super) at: Timestamp,
+    pub(super) envelope: Bytes,
+}
+
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) commits: Arc<Commits>,
     pub(super) newer_jobs: Arc<NewerJobs>,
-    pub(super) jobs: Wakers<JobId>,
-    pub(super) clients: Wakers<ClientId>,
+    /// Who waits for a job hears its last result.
+    pub(super) jobs: Wakers<JobId, Arc<NewResult>>,
+    pub(super) clients: Wakers<ClientId, ()>,
     pub(super) recent: Arc<Recent>,
     pub(super) counts: Arc<Counts>,
     /// Receipts whose `lease` future was dropped after the writer had answered.
@@ -46,9 +58,10 @@ pub(super) struct Shared {
 impl Shared {
     /// Wakes whoever waits for what was committed, and counts it.
     pub(super) fn tell(&self, done: Done) {
-        for (job, client) in done.finished {
-            self.jobs.wake(&job);
-            self.clients.wake(&client);
+        for new in done.finished {
+            self.clients.wake(&new.client, || ());
+            let job = new.job;
+            self.jobs.wake(&job, || Arc::new(new));
         }
         done.judged.iter().for_each(|verdict| self.counts.judged(verdict));
         (0..done.letters_retracted).for_each(|_| self.counts.retracted());
@@ -74,24 +87,30 @@ impl Shared {
     }
 }
 
-/// Wakes tasks by key. An entry lives as long as somebody waits on it.
-pub(super) struct Wakers<K: Eq + Hash + Clone>(Mutex<HashMap<K, Waiting>>);
+/// Wakes tasks by key, with news. An entry lives as long as somebody waits on it.
+pub(super) struct Wakers<K: Eq + Hash + Clone, N>(Mutex<HashMap<K, Waiting<N>>>);
 
-/// Who waits on one key, and how many they are.
-#[derive(Default)]
-struct Waiting {
+/// Who waits on one key, how many they are, and the last news.
+struct Waiting<N> {
     notify: Arc<Notify>,
     places: usize,
+    news: Option<N>,
 }
 
-impl<K: Eq + Hash + Clone> Default for Wakers<K> {
+impl<N> Default for Waiting<N> {
+    fn default() -> Self {
+        Self { notify: Arc::default(), places: 0, news: None }
+    }
+}
+
+impl<K: Eq + Hash + Clone, N> Default for Wakers<K, N> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Eq + Hash + Clone> Wakers<K> {
-    pub(super) fn register(&self, key: K) -> Registration<'_, K> {
+impl<K: Eq + Hash + Clone, N: Clone> Wakers<K, N> {
+    pub(super) fn register(&self, key: K) -> Registration<'_, K, N> {
         let mut entries = lock(&self.0);
         let waiting = entries.entry(key.clone()).or_default();
         waiting.places += 1;
@@ -100,8 +119,9 @@ impl<K: Eq + Hash + Clone> Wakers<K> {
         Registration { wakers: self, key, notify }
     }
 
-    fn wake(&self, key: &K) {
-        if let Some(waiting) = lock(&self.0).get(key) {
+    fn wake(&self, key: &K, news: impl FnOnce() -> N) {
+        if let Some(waiting) = lock(&self.0).get_mut(key) {
+            waiting.news = Some(news());
             waiting.notify.notify_waiters();
         }
     }
@@ -112,13 +132,20 @@ impl<K: Eq + Hash + Clone> Wakers<K> {
 }
 
 /// A place among those who wait; gone when dropped.
-pub(super) struct Registration<'a, K: Eq + Hash + Clone> {
-    wakers: &'a Wakers<K>,
+pub(super) struct Registration<'a, K: Eq + Hash + Clone, N> {
+    wakers: &'a Wakers<K, N>,
     key: K,
     pub(super) notify: Arc<Notify>,
 }
 
-impl<K: Eq + Hash + Clone> Drop for Registration<'_, K> {
+impl<K: Eq + Hash + Clone, N: Clone> Registration<'_, K, N> {
+    /// The last news since somebody waits.
+    pub(super) fn news(&self) -> Option<N> {
+        lock(&self.wakers.0).get(&self.key).and_then(|waiting| waiting.news.clone())
+    }
+}
+
+impl<K: Eq + Hash + Clone, N> Drop for Registration<'_, K, N> {
     fn drop(&mut self) {
         let mut entries = lock(&self.wakers.0);
         if let Some(waiting) = entries.get_mut(&self.key) {

@@ -22,11 +22,11 @@ use super::marker::Marker;
 use super::numbers::Numbers;
 use super::row::JobRow;
 use super::schema;
-use super::shared::Shared;
+use super::shared::{NewResult, Shared};
 use super::state::State;
 use crate::clock::Clock;
 use crate::contract::envelope::WireVersion;
-use crate::contract::{ClientId, JobId, LogId};
+use crate::contract::{JobId, LogId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::leasing::{Held, Receipt, Recorded};
 use crate::rules::{Ending, Verdict};
@@ -58,8 +58,8 @@ pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 /// The news of a transaction, told once it is committed.
 #[derive(Default)]
 pub(super) struct Done {
-    /// Readers to wake.
-    pub(super) finished: Vec<(JobId, ClientId)>,
+    /// For readers to wake.
+    pub(super) finished: Vec<NewResult>,
     /// Results to count.
     pub(super) judged: Vec<Verdict<Ending, Recorded>>,
     /// Dead letters that were taken back.
