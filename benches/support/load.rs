@@ -116,10 +116,15 @@ impl Connection {
 
     /// The same with a payload of its own.
     pub async fn submit_payload(&mut self, headers: &str, payload: &[u8]) -> u16 {
+        self.post("/v1/queues/work/jobs", headers, payload).await
+    }
+
+    /// Posts `payload` to `path`, and reads the answer, which must be a good one.
+    pub async fn post(&mut self, path: &str, headers: &str, payload: &[u8]) -> u16 {
         self.request.clear();
         write!(
             self.request,
-            "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\
              content-length: {}\r\n\r\n",
             payload.len()
         )

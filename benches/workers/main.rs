@@ -5,8 +5,9 @@
 //! come by a clock, 40 a second or one, and last up to 50 ms; each worker has 4 slots. One server takes the submissions for
 //! workers that are on NATS themselves; a worker over TCP has a server of its own, and the first one takes them. Handlers,
 //! submissions and the whole baseline are in this process. `RELAY_BESIDE=/path/to/the/other/relay` measures another relay
-//! too, its server and its workers; `RELAY_OURS` names this tree's as `cargo build --release` makes it. The sides of a case
-//! run one after the other, each with a fresh nats-server; the first of them takes turns.
+//! too, its server and its workers; `RELAY_OURS` names this tree's as `cargo build --release` makes it. `doors` is the
+//! baseline with an HTTP submission and an HTTP handler, as relay has them: what it takes less is relay's own. The sides of
+//! a case run one after the other, each with a fresh nats-server; the first of them takes turns.
 //!
 //! `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
 //! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
@@ -42,6 +43,8 @@ const UP_WITHIN: Duration = Duration::from_secs(10);
 enum Side<'a> {
     Nats(&'a str),
     Tcp(&'a str),
+    /// The baseline, with HTTP before and behind it as relay has.
+    Doors,
     Plain,
 }
 
@@ -62,7 +65,7 @@ fn main() {
     let relays = || relays.iter().filter_map(|(name, relay)| Some((*name, relay.as_deref()?)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     println!(
-        "p50, p90, p99 and longest wait in ms; p50 and p99 as so many times plain's; nats-server's CPU a job in us"
+        "p50, p90, p99 and longest wait in ms; p50 and p99 as so many times a baseline's; nats-server's CPU a job in us"
     );
     for (kind, processes) in [("nats", &[1, 2, 4, 16][..]), ("tcp", &[2]), ("plain", &[1, 2, 4, 16])] {
         let mut sides: Vec<(&str, Side<'_>)> = match kind {
@@ -70,7 +73,7 @@ fn main() {
             "tcp" => relays().map(|(name, relay)| (name, Side::Tcp(relay))).collect(),
             _ => Vec::new(),
         };
-        sides.push(("plain", Side::Plain));
+        sides.extend([("doors", Side::Doors), ("plain", Side::Plain)]);
         for (processes, rate) in processes.iter().flat_map(|processes| RATES.map(|rate| (*processes, rate))) {
             let case = format!("{kind}-{processes}-at-{rate}");
             // By whole words: `nats-1` is not `nats-16`.
@@ -106,6 +109,7 @@ async fn measured(side: Side<'_>, processes: usize, rate: u64) -> Run {
     let (door, running) = match side {
         Side::Nats(relay) => relays::on_nats(relay, &nats, processes, &jobs).await,
         Side::Tcp(relay) => relays::over_tcp(relay, &nats, processes, &jobs).await,
+        Side::Doors => plain::start_behind_doors(&nats.url(), processes, &jobs).await,
         Side::Plain => plain::start(&nats.url(), processes, &jobs).await,
     };
     let door = Arc::new(door);
@@ -144,7 +148,8 @@ async fn warm_up(door: &Arc<Door>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
 /// Prints a case: all sides, of which the last is the baseline; and their calls, if they were counted.
 fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
     let wait = |runs: &[Run], at: usize| median(runs.iter().map(|run| run.waits[at]).collect());
-    let (_, plain) = sides.last().unwrap();
+    let of = |side: &str| &sides.iter().find(|(name, _)| *name == side).unwrap().1;
+    let (doors, plain) = (of("doors"), of("plain"));
     print!("{case:13} {processes:>2} processes, {} jobs", plain[0].jobs);
     for (name, runs) in sides {
         let [p50, p90, p99, longest] = [0, 1, 2, 3].map(|at| wait(runs, at));
@@ -152,8 +157,10 @@ fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
             runs.iter().fold((f64::MAX, 0_f64), |(low, high), run| (low.min(run.waits[0]), high.max(run.waits[0])));
         let range = if runs.len() > 1 { format!(" [{low:.1}-{high:.1}]") } else { String::new() };
         print!(" | {name} {p50:.1}{range} {p90:.1} {p99:.1} {longest:.1} ms");
-        if *name != "plain" {
-            print!(", {:.2} and {:.2} times", p50 / wait(plain, 0), p99 / wait(plain, 2));
+        for (base, waits) in [("plain", plain), ("doors", doors)] {
+            if *name != "plain" && *name != base {
+                print!(", {:.2} and {:.2} times {base}'s", p50 / wait(waits, 0), p99 / wait(waits, 2));
+            }
         }
         print!(", {:.0} us", median(runs.iter().map(|run| run.server.as_secs_f64() * 1e6 / run.jobs as f64).collect()));
         if let Some((asked, jobs)) = asked_by(runs) {

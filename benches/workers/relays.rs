@@ -50,15 +50,20 @@ pub(crate) async fn over_tcp(relay: &str, nats: &NatsServer, workers: usize, job
 
 /// The first server's.
 async fn door(running: &Running) -> Door {
+    door_at(running.servers[0].http).await
+}
+
+/// HTTP at this address.
+pub(crate) async fn door_at(address: SocketAddr) -> Door {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        connections.push(Mutex::new(Connection::open(running.servers[0].http).await));
+        connections.push(Mutex::new(Connection::open(address).await));
     }
     Door::Http(connections)
 }
 
 /// Serves handlers, each worker's at a path of its own.
-async fn serve_handlers(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> SocketAddr {
+pub(crate) async fn serve_handlers(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, jobs) = (listener.local_addr().unwrap(), Arc::clone(jobs));
     let handle = async move |Path(worker): Path<usize>, body: bytes::Bytes| jobs.handle(worker, &body).await;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, consumer};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -115,13 +115,23 @@ impl Stage {
         let mut ran = BTreeMap::new();
         while ran.len() < count {
             let deliveries = self.lease(64, PATIENCE).await;
-            assert!(!deliveries.is_empty(), "{} of {count} ran, and then nothing came", ran.len());
+            if deliveries.is_empty() {
+                panic!("{} of {count} ran, and then nothing came: {:?}", ran.len(), self.not_empty().await);
+            }
             for delivery in &deliveries {
                 *ran.entry(delivery.job.id).or_default() += 1;
             }
             futures_util::future::join_all(deliveries.iter().map(|delivery| self.succeed(delivery))).await;
         }
         ran
+    }
+
+    /// Consumers that have jobs: their names, how many wait and are leased, and how many pulls wait.
+    async fn not_empty(&self) -> Vec<(String, u64, usize, usize)> {
+        let stream = self.jetstream.get_stream(jobs_stream(&self.queue)).await.unwrap();
+        let all: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        let of = |info: &consumer::Info| (info.name.clone(), info.num_pending, info.num_ack_pending, info.num_waiting);
+        all.iter().map(of).filter(|(_, waiting, leased, _)| *waiting > 0 || *leased > 0).collect()
     }
 
     async fn consumers(&self) -> Vec<Lane> {

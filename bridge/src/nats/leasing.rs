@@ -69,10 +69,15 @@ impl Leasing for Nats {
             for (number, Asked { line, policy }) in asked.iter().enumerate() {
                 if !looked && !policy.paused {
                     // The turns of lanes and the order of queues hold also for what came while no hints were heard.
-                    let since = if line.hears.load(Ordering::Acquire) { line.rounds.missed() } else { called };
+                    let hears = line.hears.load(Ordering::Acquire);
+                    let since = if hears { line.rounds.missed() } else { called };
                     let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
                     let round = self.round_since(line, policy, since);
-                    tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()))?;
+                    let looked = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
+                    // Whoever hears hints learns of jobs all the same.
+                    if !hears {
+                        looked?;
+                    }
                 }
                 if !looked {
                     waiting.looked(number + 1);

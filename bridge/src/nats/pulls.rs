@@ -10,7 +10,7 @@ use async_nats::{Message, StatusCode, Subscriber};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::api::taken;
 use super::deliver::{self, Grant};
@@ -18,6 +18,7 @@ use super::line::Line;
 use super::turns::{Wanted, Why};
 use super::{Nats, names};
 use crate::error::BrokerError;
+use crate::leasing::Delivery;
 use crate::policy::QueuePolicy;
 
 /// How long a pull waits for what a hint told of: a consumer learns of a message a little later than the subscribers of
@@ -38,6 +39,9 @@ const HELD_LONGER: Duration = Duration::from_millis(250);
 const TOGETHER: Duration = Duration::from_millis(2);
 /// How many messages are looked up at once.
 const AT_ONCE: usize = 64;
+/// How long a job may be looked at before it is left to come again when its lease ends: longer than any of its requests may
+/// take together, so that none that hangs keeps a place.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(20);
 /// How long the server may take to answer a pull.
 const PULL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -195,13 +199,13 @@ impl Nats {
                         if held.got == wanted.count {
                             end = Some(End::Answered);
                         }
-                        delivering.push(self.deliver(line, policy, pulled, asked_at));
+                        delivering.push(timeout(LOOKED_AT_WITHIN, self.deliver(line, policy, pulled, asked_at)));
                     }
                 },
                 Some(first) = delivering.next(), if !delivering.is_empty() => {
-                    let mut all = vec![first];
+                    let mut all = vec![first.unwrap_or_else(|_| left_alone(line))];
                     while let Some(Some(delivery)) = delivering.next().now_or_never() {
-                        all.push(delivery);
+                        all.push(delivery.unwrap_or_else(|_| left_alone(line)));
                     }
                     let nothing = all.iter().filter(|delivery| delivery.is_none()).count();
                     if nothing > 0 {
@@ -239,6 +243,12 @@ impl Nats {
         }
         end.unwrap_or(End::Answered)
     }
+}
+
+/// A job that could not be looked at in time is nobody's now.
+fn left_alone(line: &Line) -> Option<Delivery> {
+    tracing::warn!(queue = %line.queue, "a job was taken and not looked at in time: it comes again when its lease ends");
+    None
 }
 
 fn ended(status: StatusCode, description: Option<&str>) -> End {
