@@ -68,7 +68,8 @@ impl Places {
             return;
         }
         let until = now + KEPT_FOR;
-        answered.kept_until = Some(until);
+        // Also if it was answered before it had to look.
+        (answered.kept_until, answered.looked) = (Some(until), answered.queues.len());
         self.kept_until.get_or_insert(until);
     }
 
@@ -179,7 +180,6 @@ mod tests {
     fn what_is_left_of_a_call_is_kept_for_a_moment_or_until_its_worker_asks_again() {
         let (mut places, now, [queue]) = (Places::default(), Instant::now(), [queues(&["a"]).remove(0)]);
         let call = places.call(&worker("w"), queues(&["a"]), 4);
-        places.looked(call, 1);
         places.hold(&queue, 1);
         places.release(&queue, 1);
         places.answered(call, 1, now);
