@@ -145,7 +145,7 @@ async fn warm_up(door: &Arc<Door>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
     first
 }
 
-/// Prints a case: all sides, of which the last is the baseline; and their calls, if they were counted.
+/// Prints a case: all sides, of which the last two are baselines; and their calls, if they were counted.
 fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
     let wait = |runs: &[Run], at: usize| median(runs.iter().map(|run| run.waits[at]).collect());
     let of = |side: &str| &sides.iter().find(|(name, _)| *name == side).unwrap().1;

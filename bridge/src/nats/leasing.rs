@@ -73,10 +73,10 @@ impl Leasing for Nats {
                     let since = if hears { line.rounds.missed() } else { called };
                     let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
                     let round = self.round_since(line, policy, since);
-                    let looked = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
+                    let made = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
                     // Whoever hears hints learns of jobs all the same.
                     if !hears {
-                        looked?;
+                        made?;
                     }
                 }
                 if !looked {
