@@ -324,6 +324,6 @@ pub(crate) async fn sweep(broker: &Broker, stop: &CancellationToken) {
 /// Between two looks at a broker that went away during the start.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often deadlines and retention are looked after.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_millis(2_500);
 /// Records of one step of a sweep: some milliseconds of the store's writer.
 const SWEEP_STEP: u32 = 500;

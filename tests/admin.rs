@@ -396,6 +396,10 @@ impl PolicyStore for Faulty {
         self.policies.policy(queue).await
     }
 
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        self.policies.recent(queue).await
+    }
+
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
         self.check("policies")?;
         let mut policies = self.policies.policies().await?;

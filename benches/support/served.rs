@@ -28,6 +28,11 @@ pub fn counts() -> bool {
 impl Served {
     /// Starts the binary `relay` on `nats`, or on a fresh embedded store, and waits until it says where it listens.
     pub fn start(relay: &str, nats: Option<&NatsServer>) -> Self {
+        Self::start_on(relay, nats.map(|nats| (nats.url(), 1)))
+    }
+
+    /// The same on the NATS at these addresses, which commas separate, with so many copies of each message.
+    pub fn start_on(relay: &str, nats: Option<(String, usize)>) -> Self {
         let data = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = Command::new(if counts() { "valgrind" } else { relay });
         if counts() {
@@ -40,7 +45,9 @@ impl Served {
         command.args(["serve", "--no-auth", "--json", "--log", "error", "--queue", "work"]);
         command.args(["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]);
         match nats {
-            Some(nats) => command.args(["--provision", "--nats", &nats.url()]),
+            Some((url, replicas)) => {
+                command.args(["--provision", "--nats", &url, "--nats-replicas", &replicas.to_string()])
+            }
             None => command.arg("--data").arg(data.path()),
         };
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();

@@ -11,9 +11,9 @@ use std::time::Duration;
 use async_nats::{Message, StatusCode};
 use futures_util::StreamExt as _;
 use futures_util::stream::select_all;
-use relay_bridge::testing::NatsServer;
 use tokio::task::JoinSet;
 
+use crate::nodes::Nodes;
 use crate::plain::EXPIRES;
 
 /// The calls; the inboxes of workers and of the baseline; those of `relay serve`.
@@ -78,8 +78,8 @@ struct Heard {
 }
 
 impl Listener {
-    pub(crate) async fn start(nats: &NatsServer) -> Self {
-        let client = async_nats::connect(nats.url()).await.unwrap();
+    pub(crate) async fn start(nats: &Nodes) -> Self {
+        let client = nats.client().await;
         let mut subscriptions = Vec::new();
         for subject in SUBJECTS {
             subscriptions.push(client.subscribe(subject).await.unwrap());

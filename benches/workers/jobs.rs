@@ -9,6 +9,7 @@ use async_nats::jetstream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::mix;
 use crate::plain::SUBJECT;
 use crate::support::load::Connection;
 
@@ -25,6 +26,8 @@ pub(crate) enum Door {
     Http(Vec<tokio::sync::Mutex<Connection>>),
     /// The baseline's stream.
     Publish(jetstream::Context),
+    /// relay's subjects, for a mix of jobs.
+    Mixed(async_nats::Client),
 }
 
 impl Door {
@@ -38,6 +41,7 @@ impl Door {
                 let sent = context.publish(SUBJECT, jobs.payload(number).into()).await.unwrap();
                 sent.await.unwrap();
             }
+            Self::Mixed(client) => mix::submit(client, number, jobs.payload(number)).await,
         }
     }
 }
@@ -45,6 +49,8 @@ impl Door {
 /// The jobs of one run, numbered from 0. Their random figures come from their numbers: they are alike in every run.
 pub(crate) struct Jobs {
     epoch: Instant,
+    /// Of which jobs the first attempt fails.
+    fails_once: fn(u64) -> bool,
     noted: Mutex<Noted>,
 }
 
@@ -52,13 +58,19 @@ pub(crate) struct Jobs {
 struct Noted {
     /// How long each job waited for its handler; of several attempts, for the first.
     waits: BTreeMap<u64, Duration>,
+    /// Each begin of a handler, in their order: of which job, and when.
+    begins: Vec<(u64, Duration)>,
     /// Workers that had a job.
     workers: BTreeSet<usize>,
 }
 
 impl Jobs {
     pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now(), noted: Mutex::default() }
+        Self::failing_once(|_| false)
+    }
+
+    pub(crate) fn failing_once(fails_once: fn(u64) -> bool) -> Self {
+        Self { epoch: Instant::now(), fails_once, noted: Mutex::default() }
     }
 
     /// Submits these jobs, `rate` a second at random distances, each at its time whether or not the one before was answered.
@@ -74,24 +86,38 @@ impl Jobs {
         submissions.join_all().await;
     }
 
+    /// The time of all figures.
+    pub(crate) fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Each begin of a handler so far, in their order: of which job, and when.
+    pub(crate) fn begins(&self) -> Vec<(u64, Duration)> {
+        self.noted().begins.clone()
+    }
+
     /// A payload of which the time is now.
-    fn payload(&self, number: u64) -> String {
+    pub(crate) fn payload(&self, number: u64) -> String {
         let lasts = LASTS_MAX.mul_f64(drawn(number, 1));
         format!("{number} {} {}", lasts.as_nanos(), self.epoch.elapsed().as_nanos())
     }
 
-    /// Handles a job: notes that it began, and takes its time.
-    pub(crate) async fn handle(&self, worker: usize, payload: &[u8]) {
+    /// Handles a job: notes that it began, and takes its time. Whether it succeeds.
+    pub(crate) async fn handle(&self, worker: usize, payload: &[u8]) -> bool {
         let now = self.epoch.elapsed();
         let text = std::str::from_utf8(payload).unwrap();
         let figures: Vec<u64> = text.split(' ').map(|figure| figure.parse().unwrap()).collect();
         let [number, lasts, submitted] = figures[..] else { panic!("not a payload of this benchmark: {text}") };
-        {
+        let is_first = {
             let mut noted = self.noted();
             noted.workers.insert(worker);
+            noted.begins.push((number, now));
+            let known = noted.waits.len();
             noted.waits.entry(number).or_insert(now - Duration::from_nanos(submitted));
-        }
+            noted.waits.len() > known
+        };
         sleep(Duration::from_nanos(lasts)).await;
+        !(is_first && (self.fails_once)(number))
     }
 
     /// How many workers had a job.

@@ -11,23 +11,32 @@
 //!
 //! `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
 //! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
-//! client that listens in and costs time: waits are measured without it.
+//! client that listens in and costs time: waits are measured without it. `RELAY_BENCH_NODES=3` has three servers that share
+//! one JetStream.
+//!
+//! `-- mix` counts calls for a mix of jobs of eight clients, and for processes that have nothing to do. `-- healthy` counts
+//! starts of handlers, `restart`, `hang` and `cancel` tell when they start while servers fail. `waits` compares a result on the
+//! same request over both doors, `memory` says what ten thousand waits take.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
 mod asked;
+mod faults;
 mod jobs;
+mod mix;
+mod nodes;
 mod plain;
 mod relays;
 #[path = "../support/mod.rs"]
 mod support;
+mod waits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asked::{Asked, Listener};
 use jobs::{Door, Jobs};
-use relay_bridge::testing::NatsServer;
-use support::{cpu_of, median, pairs};
+use nodes::Nodes;
+use support::{median, pairs};
 
 /// Jobs that a worker has in hand at a time.
 const SLOTS: usize = 4;
@@ -91,6 +100,23 @@ fn main() {
             report(&case, processes, &runs);
         }
     }
+    // Some minutes each: for those who ask for them.
+    for asked in &names {
+        for (name, relay) in relays() {
+            runtime.block_on(async {
+                match asked.as_str() {
+                    "mix" => mix::run(name, relay, seconds()).await,
+                    "healthy" => faults::healthy(relay).await,
+                    "restart" => faults::restart(relay).await,
+                    "hang" => faults::hang(relay).await,
+                    "cancel" => faults::cancel(relay).await,
+                    "waits" => waits::beside(relay).await,
+                    "memory" => waits::memory(relay).await,
+                    _ => {}
+                }
+            });
+        }
+    }
 }
 
 /// How often each case runs.
@@ -100,27 +126,30 @@ fn turns() -> usize {
 
 /// How many jobs come at this rate.
 fn how_many(rate: u64) -> u64 {
-    let seconds = std::env::var("RELAY_BENCH_SECONDS").ok().map_or(20, |seconds| seconds.parse().unwrap());
-    if rate == 1 { 3 * seconds } else { rate * seconds }
+    if rate == 1 { 3 * seconds() } else { rate * seconds() }
+}
+
+/// For how long jobs come.
+fn seconds() -> u64 {
+    std::env::var("RELAY_BENCH_SECONDS").ok().map_or(20, |seconds| seconds.parse().unwrap())
 }
 
 async fn measured(side: Side<'_>, processes: usize, rate: u64) -> Run {
-    let (nats, jobs) = (NatsServer::start().await, Arc::new(Jobs::new()));
+    let (nats, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
     let (door, running) = match side {
         Side::Nats(relay) => relays::on_nats(relay, &nats, processes, &jobs).await,
         Side::Tcp(relay) => relays::over_tcp(relay, &nats, processes, &jobs).await,
-        Side::Doors => plain::start_behind_doors(&nats.url(), processes, &jobs).await,
-        Side::Plain => plain::start(&nats.url(), processes, &jobs).await,
+        Side::Doors => plain::start_behind_doors(&nats, processes, &jobs).await,
+        Side::Plain => plain::start(&nats, processes, &jobs).await,
     };
     let door = Arc::new(door);
     let first = warm_up(&door, &jobs, processes).await;
     let listener =
         if std::env::var_os("RELAY_BENCH_API").is_some() { Some(Listener::start(&nats).await) } else { None };
-    let server = || cpu_of(nats.pid().unwrap());
-    let before = server();
+    let before = nats.cpu();
     jobs.come(&door, rate, first..first + how_many(rate)).await;
     jobs.all_begun(first + how_many(rate)).await;
-    let server = server().saturating_sub(before);
+    let server = nats.cpu().saturating_sub(before);
     let asked = listener.map(Listener::heard);
     let waits = jobs.waits_from(first);
     drop(running);

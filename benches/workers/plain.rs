@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::SLOTS;
 use crate::jobs::{Door, Jobs};
+use crate::nodes::Nodes;
 use crate::relays::{self, Running};
 use crate::support::load::Connection;
 
@@ -38,7 +39,7 @@ enum Handler {
 impl Handler {
     async fn handle(&self, worker: usize, payload: &[u8]) {
         match self {
-            Self::Here(jobs) => jobs.handle(worker, payload).await,
+            Self::Here(jobs) => drop(jobs.handle(worker, payload).await),
             Self::Http(connections) => {
                 let mut connection = connections.lock().unwrap().pop().expect("no more jobs than slots");
                 connection.post(&format!("/{worker}"), "", payload).await;
@@ -49,19 +50,19 @@ impl Handler {
 }
 
 /// Starts it with workers that handle jobs themselves.
-pub(crate) async fn start(url: &str, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn start(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
     let mut running = Running::default();
-    let context = create(url).await;
+    let context = create(nodes).await;
     for worker in 0..workers {
-        running.tasks.spawn(work(connect(url).await, worker, Handler::Here(Arc::clone(jobs))));
+        running.tasks.spawn(work(jetstream::new(nodes.client().await), worker, Handler::Here(Arc::clone(jobs))));
     }
     (Door::Publish(context), running)
 }
 
 /// Starts it behind doors.
-pub(crate) async fn start_behind_doors(url: &str, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn start_behind_doors(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
     let mut running = Running::default();
-    let context = create(url).await;
+    let context = create(nodes).await;
     let handlers = relays::serve_handlers(&mut running.tasks, jobs).await;
     for worker in 0..workers {
         let mut connections = Vec::new();
@@ -69,7 +70,7 @@ pub(crate) async fn start_behind_doors(url: &str, workers: usize, jobs: &Arc<Job
             connections.push(Connection::open(handlers).await);
         }
         let handler = Handler::Http(Arc::new(Mutex::new(connections)));
-        running.tasks.spawn(work(connect(url).await, worker, handler));
+        running.tasks.spawn(work(jetstream::new(nodes.client().await), worker, handler));
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -82,18 +83,18 @@ pub(crate) async fn start_behind_doors(url: &str, workers: usize, jobs: &Arc<Job
 }
 
 /// Creates the stream and its consumer.
-async fn create(url: &str) -> Context {
-    let context = connect(url).await;
-    let config =
-        stream::Config { name: STREAM.to_owned(), subjects: vec![SUBJECT.to_owned()], ..stream::Config::default() };
+async fn create(nodes: &Nodes) -> Context {
+    let context = jetstream::new(nodes.client().await);
+    let config = stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec![SUBJECT.to_owned()],
+        num_replicas: nodes.replicas(),
+        ..stream::Config::default()
+    };
     context.create_stream(config).await.unwrap();
     let config = pull::Config { durable_name: Some(CONSUMER.to_owned()), ..pull::Config::default() };
     context.create_consumer_on_stream(config, STREAM).await.unwrap();
     context
-}
-
-async fn connect(url: &str) -> Context {
-    jetstream::new(async_nats::connect(url).await.unwrap())
 }
 
 async fn work(context: Context, worker: usize, handler: Handler) {

@@ -5,14 +5,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::routing::post;
-use relay_bridge::testing::NatsServer;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::SLOTS;
 use crate::jobs::{Door, Jobs};
+use crate::nodes::Nodes;
 use crate::support::load::Connection;
 use crate::support::served::Served;
 
@@ -23,33 +24,59 @@ const CONNECTIONS: usize = 16;
 #[derive(Default)]
 pub(crate) struct Running {
     workers: Vec<WorkerProcess>,
-    servers: Vec<Served>,
+    pub(crate) servers: Vec<Served>,
     pub(crate) tasks: JoinSet<()>,
 }
 
 /// One server, and workers that are on NATS themselves.
-pub(crate) async fn on_nats(relay: &str, nats: &NatsServer, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
-    let mut running = Running { servers: vec![Served::start(relay, Some(nats))], ..Running::default() };
-    let handler = serve_handlers(&mut running.tasks, jobs).await;
-    let start = |number| WorkerProcess::start(relay, ["--nats", &nats.url()], handler, number);
-    running.workers = (0..workers).map(start).collect();
+pub(crate) async fn on_nats(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+    let running = Running::start(relay, &nats.url(), nats.replicas(), (workers, SLOTS), jobs).await;
     (door(&running).await, running)
 }
 
 /// As many servers as workers, each with one that is connected to it.
-pub(crate) async fn over_tcp(relay: &str, nats: &NatsServer, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
-    let servers = (0..workers).map(|_| Served::start(relay, Some(nats))).collect();
+pub(crate) async fn over_tcp(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+    let servers = (0..workers).map(|_| Served::start_on(relay, Some((nats.url(), nats.replicas())))).collect();
     let mut running = Running { servers, ..Running::default() };
     let handler = serve_handlers(&mut running.tasks, jobs).await;
     for (number, server) in running.servers.iter().enumerate() {
         let source = ["--connect", &server.workers.to_string()];
-        running.workers.push(WorkerProcess::start(relay, source, handler, number));
+        running.workers.push(WorkerProcess::start(relay, source, SLOTS, handler, number));
     }
     (door(&running).await, running)
 }
 
+impl Running {
+    /// A server on the NATS at `url`, with so many copies of each message, and so many workers of so many slots.
+    pub(crate) async fn start(
+        relay: &str,
+        url: &str,
+        replicas: usize,
+        (workers, slots): (usize, usize),
+        jobs: &Arc<Jobs>,
+    ) -> Self {
+        let mut running =
+            Self { servers: vec![Served::start_on(relay, Some((url.to_owned(), replicas)))], ..Self::default() };
+        running.add_workers(relay, url, (workers, slots), jobs).await;
+        running
+    }
+
+    /// So many more workers of so many slots.
+    pub(crate) async fn add_workers(
+        &mut self,
+        relay: &str,
+        url: &str,
+        (workers, slots): (usize, usize),
+        jobs: &Arc<Jobs>,
+    ) {
+        let handler = serve_handlers(&mut self.tasks, jobs).await;
+        let start = |number| WorkerProcess::start(relay, ["--nats", url], slots, handler, number);
+        self.workers.extend((0..workers).map(start));
+    }
+}
+
 /// The first server's.
-async fn door(running: &Running) -> Door {
+pub(crate) async fn door(running: &Running) -> Door {
     door_at(running.servers[0].http).await
 }
 
@@ -66,7 +93,10 @@ pub(crate) async fn door_at(address: SocketAddr) -> Door {
 pub(crate) async fn serve_handlers(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, jobs) = (listener.local_addr().unwrap(), Arc::clone(jobs));
-    let handle = async move |Path(worker): Path<usize>, body: bytes::Bytes| jobs.handle(worker, &body).await;
+    let handle = async move |Path(worker): Path<usize>, body: bytes::Bytes| match jobs.handle(worker, &body).await {
+        true => StatusCode::OK,
+        false => StatusCode::INTERNAL_SERVER_ERROR,
+    };
     let app = axum::Router::new().route("/{worker}", post(handle));
     tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
     address
@@ -77,12 +107,12 @@ struct WorkerProcess(Child);
 
 impl WorkerProcess {
     /// Starts it and does not wait for it: it is up when its first job comes.
-    fn start(relay: &str, source: [&str; 2], handler: SocketAddr, number: usize) -> Self {
+    fn start(relay: &str, source: [&str; 2], slots: usize, handler: SocketAddr, number: usize) -> Self {
         let mut command = Command::new(relay);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RELAY_")) {
             command.env_remove(name);
         }
-        command.args(["worker", "--log", "error", "--queue", "work", "--slots", &SLOTS.to_string()]).args(source);
+        command.args(["worker", "--log", "error", "--queue", "work", "--slots", &slots.to_string()]).args(source);
         command.args(["--http", &format!("http://{handler}/{number}")]);
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }

@@ -2,6 +2,7 @@
 //! it, workers read it there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -208,6 +209,10 @@ impl RetryPolicy {
 pub trait PolicyStore: Send + Sync {
     /// The policy of `queue`, or `None` if there is no such queue.
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError>;
+
+    /// The same as it was at most 5 s ago, with all changes that were made through this process: for what is asked with each
+    /// job.
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError>;
 
     /// Every queue with its policy, in the order of names.
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError>;

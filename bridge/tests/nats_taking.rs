@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{JobResult, Submission};
+use relay_bridge::contract::{JobResult, JobState, Outcome, Submission};
 use relay_bridge::leasing::{Delivery, LeaseRequest};
 use relay_bridge::nats::config::NatsConfig;
 use relay_bridge::nats::connection::Wait;
@@ -201,4 +201,37 @@ async fn a_job_whose_hint_went_to_a_process_that_is_gone_starts_all_the_same() {
         submit(&broker, "a").await;
     }
     assert_eq!(taking.join_all().await.concat().len(), 3);
+}
+
+/// Errors of the account's API so far: what is counted for operators.
+async fn api_errors(client: &async_nats::Client) -> u64 {
+    let account = client.request("$JS.API.INFO", "".into()).await.unwrap();
+    let account: serde_json::Value = serde_json::from_slice(&account.payload).unwrap();
+    account["api"]["errors"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_runs_is_tried_again_and_ends_makes_no_error_of_the_servers_api() {
+    let server = NatsServer::start().await;
+    let (broker, acme) = (open(&server, &["a", "b"]).await, "acme".parse().unwrap());
+    let client = async_nats::connect(server.url()).await.unwrap();
+    // The consumer of a new client is looked for before it is made.
+    submit(&broker, "a").await;
+    let first = lease(&broker, &["a"], 1).await.remove(0);
+    let before = api_errors(&client).await;
+    let job = first.job.id;
+    let state = async || broker.jobs.status(&acme, job).await.unwrap().unwrap().state;
+    assert_eq!(state().await, JobState::Leased);
+    broker.leasing.extend(&first.receipt).await.unwrap();
+    broker.leasing.settle(&first.receipt, &Settlement::RetryAfter(Duration::from_millis(1))).await.unwrap();
+    assert_eq!(state().await, JobState::Queued);
+    let again = lease(&broker, &["a"], 1).await.remove(0);
+    assert_eq!((again.job.id, again.attempt), (job, 2));
+    let end = End { attempt: 2, started_at: Some(again.leased_at), finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&again.job, end, "text/plain", "done".into());
+    broker.leasing.retract_dead_letter(job, again.job.run_id).await.unwrap();
+    broker.leasing.record(&result).await.unwrap();
+    broker.leasing.settle(&again.receipt, &Settlement::Complete).await.unwrap();
+    assert_eq!(state().await, JobState::Finished(Outcome::Succeeded));
+    assert_eq!(api_errors(&client).await, before);
 }

@@ -1,4 +1,5 @@
-//! The policy of a queue, remembered for a second: a submission needs it before the body, and it changes rarely.
+//! The policy of a queue, remembered for a second: a submission needs it before the body, it changes rarely, and to ask the
+//! broker's adapter costs something too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,7 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Queues remembered at once. Only queues that exist are, so this is reached by relays with very many queues alone.
 const QUEUES_MAX: usize = 10_000;
 
-/// Policies as they were within the last second.
+/// Policies as the adapter knew them within the last second.
 pub(super) struct Policies {
     store: Arc<dyn PolicyStore>,
     clock: Clock,
@@ -33,7 +34,7 @@ impl Policies {
         {
             return Ok(Some(Arc::clone(policy)));
         }
-        let policy = self.store.policy(queue).await?.map(Arc::new);
+        let policy = self.store.recent(queue).await?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match &policy {
             Some(policy) => {

@@ -76,6 +76,9 @@ impl PolicyStore for Silent {
     async fn policy(&self, _: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
         std::future::pending().await
     }
+    async fn recent(&self, _: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        std::future::pending().await
+    }
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
         std::future::pending().await
     }

@@ -1,5 +1,7 @@
 //! What an operator does: dead letters, policies, provisioning.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -150,6 +152,10 @@ impl PolicyStore for Embedded {
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
         let queue = queue.clone();
         self.call(move |writer| Ok(writer.state.queue(&queue).ok().map(|(_, queue)| queue.policy.clone()))).await
+    }
+
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        Ok(self.policy(queue).await?.map(Arc::new))
     }
 
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {

@@ -1,7 +1,8 @@
 //! Whether storage takes new jobs: at 90 % of what is allowed they are refused, and the rest is for outcomes, cancels and
 //! redrives of what was accepted.
 //!
-//! The server is asked at most every [`AGE_MAX`] in the usual case, and what this process wrote since is counted on top.
+//! The server is asked every 2 to 10 s in the usual case, the less often the more room there is, and what this process wrote
+//! since is counted on top.
 //! The bytes that other processes wrote since are not known: so each may admit a small part of
 //! the rest before it asks again, and a few of them together stay far from using it up.
 
@@ -13,8 +14,11 @@ use super::bookings::{Booked, Booking, Bookings, Bytes};
 use super::{Nats, storage};
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// How old what is known may be.
-const AGE_MAX: Duration = Duration::from_secs(2);
+/// How old what is known may be in any case, and where there is much room.
+const AGE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
+/// The most bytes that all processes write in a second, as far as that age goes: what is known is used no longer than they
+/// need for half of the room.
+const WRITTEN_MAX: u64 = 1_000_000_000;
 /// When a refused client may try again: jobs have to end and to be removed first.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// How long a job may wait for others that were admitted just now to be stored, where there is little room for several.
@@ -84,7 +88,7 @@ impl Admission {
     /// after `called` is new.
     fn admit(&self, bookings: &Arc<Bookings>, bytes: u64, called: Instant) -> Option<Result<Booking, Full>> {
         let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = look.as_ref().filter(|look| look.at.elapsed() < AGE_MAX)?;
+        let look = look.as_ref().filter(|look| look.is_good())?;
         match bookings.admit(bytes, |booked| look.judge(booked, bytes, look.at >= called)) {
             Ok(booking) => Some(Ok(booking)),
             Err(Not::Full(full)) => Some(Err(full)),
@@ -99,11 +103,21 @@ impl Admission {
     /// Whether what was learned last would still do, had not so much been written since.
     fn is_spent(&self) -> bool {
         let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
-        look.as_ref().is_some_and(|look| look.at.elapsed() < AGE_MAX)
+        look.as_ref().is_some_and(Look::is_good)
     }
 }
 
 impl Look {
+    fn is_good(&self) -> bool {
+        self.at.elapsed() < self.good_for()
+    }
+
+    fn good_for(&self) -> Duration {
+        let room = |one: &Use| share(one.allowed).saturating_sub(one.used) / one.times.max(1);
+        let least = self.uses.iter().map(room).min().unwrap_or(u64::MAX);
+        Duration::from_secs(least / 2 / WRITTEN_MAX).clamp(AGE[0], AGE[1])
+    }
+
     /// Whether a job that takes `own` bytes is admitted, with what is `booked`.
     fn judge(&self, booked: Booked, own: u64, is_new: bool) -> Result<(), Not> {
         let since = booked.begun.since(self.ended);
@@ -237,6 +251,19 @@ mod tests {
         assert_eq!(judge(&[account], written(300, 400), 34, false), Err(Not::Known));
         assert_eq!(judge(&[account], written(300, 400), 34, true), full("account", 2_600, 3_000));
         assert_eq!(judge(&[JOBS], written(899, 5_000), 1, false), Ok(()), "results are no jobs");
+    }
+
+    #[test]
+    fn what_is_known_is_used_for_as_long_as_others_could_not_fill_half_of_the_room() {
+        let gigabyte = 1_000_000_000;
+        let good_for = |used, allowed, times| {
+            let uses = vec![Use { used, allowed, times, ..JOBS }];
+            Look { at: Instant::now(), uses, ended: Bytes::default() }.good_for().as_secs()
+        };
+        assert_eq!([0, 5, 10, 100].map(|allowed| good_for(0, allowed * gigabyte, 1)), [2, 2, 4, 10]);
+        assert_eq!(good_for(90 * gigabyte, 100 * gigabyte, 1), 2, "it is nearly full");
+        assert_eq!(good_for(0, 30 * gigabyte, 3), 4, "each byte counts three times");
+        assert_eq!(Look { at: Instant::now(), uses: Vec::new(), ended: Bytes::default() }.good_for(), AGE[1]);
     }
 
     #[test]

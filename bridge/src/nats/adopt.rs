@@ -114,7 +114,7 @@ impl Nats {
 
     /// The workers' last report of a job.
     pub(super) async fn said(&self, client: &ClientId, job: JobId) -> Result<Option<Running>, BrokerError> {
-        let said = self.api().last_at_leader(names::STATE_STREAM, names::state(client, job), "read state").await;
+        let said = self.api().last_if_any(names::STATE_STREAM, names::state(client, job), "read state").await;
         let said = match said {
             // Without the stream nothing is known of what runs; everything else holds.
             Err(error) if error.kind() == BrokerErrorKind::NotFound => None,

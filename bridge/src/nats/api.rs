@@ -29,6 +29,7 @@ use super::refusal::{
     DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,
 };
 use super::requests::{Question, Requests};
+use super::stream_api;
 use crate::contract::{JobId, Timestamp};
 use crate::error::{BrokerError, BrokerErrorKind};
 
@@ -281,6 +282,20 @@ impl Api {
         operation: &'static str,
     ) -> Result<Option<Stored>, BrokerError> {
         self.at_leader(stream, json!({ "last_by_subj": subject }), operation).await
+    }
+
+    /// The same, for what is mostly not there: the server counts a read of such a message as an error of its API, and
+    /// operators watch that figure. So it is asked first whether there is one.
+    pub(super) async fn last_if_any(
+        &self,
+        stream: &str,
+        subject: String,
+        operation: &'static str,
+    ) -> Result<Option<Stored>, BrokerError> {
+        match stream_api::subjects(self, stream, &subject, 0, operation).await?.0.is_empty() {
+            true => Ok(None),
+            false => self.last_at_leader(stream, subject, operation).await,
+        }
     }
 
     /// The first message on `subject`, which may have wildcards, from sequence `from` on, as the leader has it.

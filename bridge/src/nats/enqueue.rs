@@ -25,8 +25,11 @@ use crate::rules::refusal;
 const OPERATION: &str = "enqueue";
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
-/// How old a count of what waits may be while it is far below the limit.
-const COUNT_AGE: Duration = Duration::from_secs(1);
+/// How old a count of what waits may be in any case while it is far below the limit, and how old at most.
+const COUNT_AGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+/// The most jobs that other processes add to a line in a second, as far as the age of a count goes: what is left for them
+/// takes them longer than the count is used.
+const OTHERS_ADD: u64 = 100_000;
 /// How long a consumer may not count yet what its stream has confirmed.
 const COUNT_LAG: Duration = Duration::from_millis(100);
 /// The most lines whose counts are remembered.
@@ -89,7 +92,7 @@ impl Waiting {
     fn is_far_below(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
         self.of(queue, client, |line| {
             let Some(counted) = &mut line.counted else { return false };
-            let below = counted.at.elapsed() < COUNT_AGE && counted.waiting < limit / 10 * 9;
+            let below = counted.waiting < limit / 10 * 9 && counted.at.elapsed() < good_for(limit - counted.waiting);
             if below {
                 counted.waiting += 1;
                 line.lately.add(Instant::now());
@@ -145,6 +148,7 @@ impl Nats {
         if actual > limit {
             return Err(refusal::too_large(OPERATION, actual, limit));
         }
+        self.hear_of_policies();
         let policy = self.policies().require(&job.queue, OPERATION).await?;
         let address = Address::new(&job.queue, &job.client, job.id);
         let mut booking = match self.taken(&job, &policy).await? {
@@ -301,8 +305,24 @@ impl Nats {
     }
 }
 
+/// How long a count is used that leaves room for so many more.
+fn good_for(left: u64) -> Duration {
+    let [least, most] = COUNT_AGE;
+    Duration::from_millis(left.saturating_mul(1_000) / OTHERS_ADD).clamp(least, most)
+}
+
 /// The bytes that a job takes in its queue's stream, about.
 fn stored_bytes(job: &Job) -> u64 {
     let headers = job.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
     (job.payload.len() + headers + job.content_type.len()) as u64 + RECORD_OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_used_for_as_long_as_others_could_not_fill_the_line() {
+        assert_eq!([0, 10_000, 200_000, 1_000_000, u64::MAX].map(|left| good_for(left).as_secs()), [1, 1, 2, 10, 10]);
+    }
 }

@@ -187,7 +187,7 @@ impl Nats {
         run: RunId,
         operation: &'static str,
     ) -> Result<Option<(Letter, u64)>, BrokerError> {
-        let found = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
+        let found = self.api().last_if_any(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
         Ok(found.and_then(|found| Some((Letter::parse(&found.subject)?, found.seq))))
     }
 }

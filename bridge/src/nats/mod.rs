@@ -16,7 +16,7 @@
 //! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
 //!   `version`, which servers are too old.
 //! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
-//!   `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs), by `storage` (what
+//!   `policy_changes`, `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs), by `storage` (what
 //!   is used) and `bookings` (what this process adds).
 //!
 //! # What repairs a crash
@@ -56,6 +56,7 @@ mod order;
 mod park;
 mod places;
 mod policy;
+mod policy_changes;
 mod provision;
 mod pulls;
 mod ready;
@@ -82,6 +83,7 @@ pub use estimate::{Estimate, ExpectedLoad, estimate};
 pub use streams::StreamSettings;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use acks::Acks;
@@ -132,6 +134,8 @@ struct Inner {
     /// How often the rules corrected or refused what a worker said.
     rule_counts: Arc<crate::rules::Counts>,
     policies: Arc<Policies>,
+    /// Whether it hears of changes of all of them.
+    hears_of_policies: AtomicBool,
     admission: Admission,
     positions: Positions,
     waits: Waits,
@@ -230,6 +234,7 @@ impl Nats {
             settings,
             rule_counts: Arc::default(),
             policies,
+            hears_of_policies: AtomicBool::new(false),
             admission: Admission::default(),
             positions: Positions::default(),
             waits: Waits::default(),

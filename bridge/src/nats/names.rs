@@ -105,6 +105,14 @@ pub fn control(queue: &QueueName) -> String {
     format!("relay.control.{queue}")
 }
 
+/// The control messages of all queues.
+pub(super) const CONTROL_SUBJECTS: &str = "relay.control.*";
+
+/// The queue of a subject of [`CONTROL_SUBJECTS`].
+pub(super) fn queue_of_control(subject: &str) -> Option<QueueName> {
+    subject.strip_prefix("relay.control.")?.parse().ok()
+}
+
 /// The subject of a job's result in [`RESULTS_STREAM`].
 #[must_use]
 pub fn result(client: &ClientId, job: JobId) -> String {

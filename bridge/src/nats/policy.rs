@@ -138,11 +138,16 @@ impl Policies {
         self.copies().remove(queue);
     }
 
+    /// Changes may have been missed.
+    pub(super) fn forget_all(&self) {
+        self.copies().clear();
+    }
+
     fn copy(&self, queue: &QueueName) -> Option<Arc<QueuePolicy>> {
         self.copies().get(queue).filter(|copied| copied.at.elapsed() < AGE_MAX).map(|copied| copied.policy.clone())
     }
 
-    fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
+    pub(super) fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
         let policy = Arc::new(policy);
         self.copies().insert(queue.clone(), Copied { policy: policy.clone(), at });
         policy
@@ -303,6 +308,10 @@ impl Policies {
 impl PolicyStore for Policies {
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
         Ok(self.fresh(queue).await?.map(|policy| (*policy).clone()))
+    }
+
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        self.current(queue).await
     }
 
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {

@@ -252,7 +252,7 @@ impl Nats {
     /// `NewerVersion`: a newer relay wrote it.
     async fn last_result(&self, client: &ClientId, job: JobId) -> Result<Option<Last>, BrokerError> {
         let subject = names::result_anywhere(client, job);
-        let Some(found) = self.api().last_at_leader(RESULTS_STREAM, subject, "read result").await? else {
+        let Some(found) = self.api().last_if_any(RESULTS_STREAM, subject, "read result").await? else {
             return Ok(None);
         };
         let seq = found.seq;

@@ -58,10 +58,8 @@ impl Policies {
         queue: &QueueName,
         operation: &'static str,
     ) -> Result<Arc<QueuePolicy>, BrokerError> {
-        if let Some((policy, at)) = self.copies().get(queue)
-            && at.elapsed() < AGE_MAX
-        {
-            return Ok(policy.clone());
+        if let Some(policy) = self.copy(queue) {
+            return Ok(policy);
         }
         self.fresh(queue, operation).await?.ok_or_else(|| no_queue(queue, operation))
     }
@@ -113,6 +111,10 @@ impl Policies {
         let names = queues.iter().map(|(queue, _)| queue.clone()).collect();
         *self.all.lock().unwrap_or_else(PoisonError::into_inner) = Some((names, asked));
         Ok(queues)
+    }
+
+    fn copy(&self, queue: &QueueName) -> Option<Arc<QueuePolicy>> {
+        self.copies().get(queue).filter(|(_, at)| at.elapsed() < AGE_MAX).map(|(policy, _)| policy.clone())
     }
 
     fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
@@ -173,6 +175,13 @@ impl Policies {
 impl PolicyStore for Policies {
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
         Ok(self.fresh(queue, "read policy").await?.map(|policy| policy.as_ref().clone()))
+    }
+
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        match self.copy(queue) {
+            Some(policy) => Ok(Some(policy)),
+            None => self.fresh(queue, "read policy").await,
+        }
     }
 
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {

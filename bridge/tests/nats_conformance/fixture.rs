@@ -296,6 +296,10 @@ impl PolicyStore for Noting {
         self.policies.policy(queue).await
     }
 
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        self.policies.recent(queue).await
+    }
+
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
         self.policies.policies().await
     }

@@ -48,7 +48,7 @@ async fn a_run_that_may_have_ended_is_given_out_once_that_is_known_and_spends_no
     // Its client's next job makes it again, and it delivers everything anew.
     stream.delete_consumer("acme").await.unwrap();
 
-    nats.configure(server(&format!("$JS.API.STREAM.MSG.GET.{}", names::RESULTS_STREAM)));
+    nats.configure(server(&format!("$JS.API.STREAM.INFO.{}", names::RESULTS_STREAM)));
     nats.restart().await;
     let stage = open(&nats).await;
     let open = stage.submit("acme", "open").await.status().job_id;

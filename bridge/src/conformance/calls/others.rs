@@ -150,6 +150,10 @@ impl PolicyStore for Repeating<dyn PolicyStore> {
         self.calls.call("policy", || self.inner.policy(queue)).await.answer
     }
 
+    async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
+        self.calls.call("recent policy", || self.inner.recent(queue)).await.answer
+    }
+
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError> {
         self.calls.call("policies", || self.inner.policies()).await.answer
     }
