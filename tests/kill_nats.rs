@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 const JOBS: usize = 2_000;
 /// Kills, spread over the submissions: of nats-server, of a worker, of an ingress, and again.
 const KILLS: usize = 9;
-const WORKERS: usize = 3;
+const WORKERS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_has_exactly_one_result_on_nats_whatever_is_killed() {

@@ -180,7 +180,7 @@ fn lane_steps_down(number: u64) -> String {
 }
 
 /// Waits until relay answers.
-async fn responds(client: &Client) {
+pub(crate) async fn responds(client: &Client) {
     while client.request("$SRV.PING.relay", "".into()).await.is_err() {
         sleep(Duration::from_millis(10)).await;
     }

@@ -11,6 +11,7 @@ use async_nats::{Client, HeaderMap};
 use tokio::time::sleep;
 
 use crate::asked::Listener;
+use crate::faults::responds;
 use crate::jobs::{Door, Jobs};
 use crate::nodes::Nodes;
 use crate::relays;
@@ -71,9 +72,7 @@ pub(crate) async fn run(name: &str, relay: &str, seconds: u64) {
     let (nats, jobs) = (Nodes::start().await, Arc::new(Jobs::failing_once(fails_once)));
     let client = nats.client().await;
     let (_, running) = relays::on_nats(relay, &nats, WORKERS, &jobs).await;
-    while client.request("$SRV.PING.relay", "".into()).await.is_err() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    responds(&client).await;
     let door = Arc::new(Door::Mixed(client.clone()));
     let first = crate::warm_up(&door, &jobs, WORKERS).await;
     sleep(ENDED_WITHIN).await;

@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::faults::responds;
 use crate::jobs::Jobs;
 use crate::nodes::Nodes;
 use crate::relays::Running;
@@ -57,6 +58,7 @@ pub(crate) async fn beside(relay: &str) {
         true => Asker::Nats(nodes.client().await),
         false => Asker::Http(Connection::open(http).await),
     };
+    responds(&nodes.client().await).await;
     let mut first = asker(false).await;
     for _ in 0..100 {
         first.ask().await;
@@ -105,6 +107,7 @@ pub(crate) async fn memory(relay: &str) {
     let (nodes, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
     let mut running = Running::start(relay, &nodes.url(), nodes.replicas(), (0, 0), &jobs).await;
     let (client, pid) = (nodes.client().await, running.servers[0].pid());
+    responds(&client).await;
     let mut connection = Connection::open(running.servers[0].http).await;
     connection.submit_payload("", PAYLOAD.as_bytes()).await;
     let submit = async |number: u64| {
@@ -121,7 +124,11 @@ pub(crate) async fn memory(relay: &str) {
     let mut answers = client.subscribe(inbox.clone()).await.unwrap();
     headers.insert("Relay-Wait", "55s");
     let asked = Instant::now();
-    for id in ids {
+    for (number, id) in ids.into_iter().enumerate() {
+        // Until it is known that a job goes on its wait is a request, and of these there may be 4,096.
+        if number % 20 == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
         let (reply, headers) = (inbox.clone(), headers.clone());
         client.publish_with_reply_and_headers("relay.result.dev", reply, headers, id.into()).await.unwrap();
     }

@@ -378,11 +378,17 @@ fn unavailable(detail: impl Into<String>) -> BrokerError {
     BrokerError::new(Kind::Unavailable, OPERATION, detail)
 }
 
-/// The wait before attempt `attempt`, from 1: doubles up to 4 s; half of it is random.
+/// The wait before attempt `attempt`, from 1; half of it is random.
 fn backoff(attempt: usize) -> Duration {
-    let exponent = u32::try_from(attempt.saturating_sub(1).min(16)).unwrap_or(16);
-    let ceiling = BACKOFF_BASE.saturating_mul(1 << exponent).min(BACKOFF_MAX);
-    ceiling.mul_f64(0.5 + random() / 2.0)
+    backoff_max(attempt).mul_f64(0.5 + random() / 2.0)
+}
+
+/// It doubles up to 0.4 s, stays there for some seconds, which is as long as a server needs to start again, and doubles up to
+/// 4 s.
+fn backoff_max(attempt: usize) -> Duration {
+    let before = attempt.saturating_sub(1);
+    let exponent = before.min(SHORT_UP_TO).max(before.saturating_sub(SHORT_FOR)).min(16);
+    BACKOFF_BASE.saturating_mul(1 << exponent).min(BACKOFF_MAX)
 }
 
 /// From 0 to 1. A fresh `RandomState` has fresh keys; nothing secret hangs on the number.
@@ -398,8 +404,25 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 const TELL_EVERY: Duration = Duration::from_secs(15);
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
+/// How often waits double at first, and for how many attempts they stay so long then.
+const SHORT_UP_TO: usize = 3;
+const SHORT_FOR: usize = 20;
 /// How often the connection is looked at beside its events.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Within which clients move away from a server that is about to stop: it waits at least 10 s itself.
 const MOVE_WITHIN: Duration = Duration::from_secs(2);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_starts_again_is_noticed_soon_and_one_that_stays_away_is_asked_rarely() {
+        let waits =
+            |attempts: std::ops::RangeInclusive<usize>| attempts.map(|attempt| backoff_max(attempt).as_millis());
+        assert_eq!(waits(1..=5).collect::<Vec<_>>(), [50, 100, 200, 400, 400]);
+        assert_eq!(waits(23..=28).collect::<Vec<_>>(), [400, 400, 800, 1_600, 3_200, 4_000]);
+        assert_eq!(backoff_max(usize::MAX), BACKOFF_MAX);
+    }
+}

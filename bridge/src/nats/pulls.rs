@@ -135,7 +135,7 @@ impl Nats {
             Ok(answers) => self.take_in(answers, &policy, asked_at, wait, &mut held).await,
             Err(error) => {
                 tracing::debug!(queue = %line.queue, consumer = %wanted.lane, %error, "a pull was not sent");
-                line.turns().silent(&wanted.lane, Instant::now());
+                let _ = line.turns().silent(&wanted.lane, Instant::now());
                 line.rounds.soon();
                 End::Silent
             }
@@ -180,6 +180,8 @@ impl Nats {
         let mut end = None;
         // Jobs to be offered when the pull is over, and when at the latest.
         let (mut came, mut offer_at) = (Vec::new(), None);
+        // When its lane may be asked again, if this pull was not answered.
+        let mut ask_again = None;
         // For each message: a large batch over a slow network takes longer.
         let mut over_at = asked_at + wait + HELD_LONGER;
         let mut give_up = asked_at + wait + PULL_WITHIN;
@@ -221,8 +223,13 @@ impl Nats {
                     offer_at = None;
                 }
                 () = sleep_until(over_at), if !held.is_over && end.is_none() => {
-                    line.turns().silent(&wanted.lane, Instant::now());
+                    ask_again = Some(line.turns().silent(&wanted.lane, Instant::now()));
                     held.give_up();
+                }
+                () = sleep_until(ask_again.unwrap_or(give_up)), if ask_again.is_some() => {
+                    ask_again = None;
+                    line.more(&wanted.lane);
+                    line.woken.notify_one();
                 }
                 // The server that came back knows nothing of it. Jobs that are under way are taken in all the same.
                 Ok(()) = reconnected.changed(), if !held.is_over && end.is_none() => {

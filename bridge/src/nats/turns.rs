@@ -17,7 +17,8 @@ const HINTED_MAX: u32 = 64;
 /// The most misses that are counted.
 const MISSES_MAX: u32 = 4;
 /// How long a lane is left alone whose consumer did not answer a pull: each one holds a place that another lane could use.
-const SILENT_FOR: Duration = Duration::from_secs(1);
+/// Twice as long each time, up to the second one.
+const SILENT_FOR: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 /// How much later than its job a hint may come.
 const HINT_LATE_MAX: Duration = Duration::from_millis(50);
 
@@ -47,6 +48,8 @@ struct Turn {
     is_waiting: bool,
     /// Until when it is left alone.
     silent_until: Option<Instant>,
+    /// For how long it was last.
+    silent_for: Option<Duration>,
     in_order: bool,
 }
 
@@ -151,11 +154,13 @@ impl Turns {
         self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.has == Has::More))
     }
 
-    /// Its consumer did not answer a pull in time.
-    pub(super) fn silent(&mut self, lane: &Lane, now: Instant) {
-        if let Some(turn) = self.lanes.get_mut(lane) {
-            turn.silent_until = Some(now + SILENT_FOR);
-        }
+    /// Its consumer did not answer a pull in time. When it is to be asked again.
+    pub(super) fn silent(&mut self, lane: &Lane, now: Instant) -> Instant {
+        let Some(turn) = self.lanes.get_mut(lane) else { return now };
+        let [least, most] = SILENT_FOR;
+        let silent_for = turn.silent_for.map_or(least, |before| (2 * before).min(most));
+        turn.silent_for = Some(silent_for);
+        *turn.silent_until.insert(now + silent_for)
     }
 
     /// The lanes to be asked, and for how many jobs, `max` in all, in the order of turns, those last who only may have something; each
@@ -223,7 +228,7 @@ impl Turns {
         let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
         if got > 0 {
-            (turn.misses, turn.is_waiting) = (0, false);
+            (turn.misses, turn.is_waiting, turn.silent_for) = (0, false, None);
         }
         match wanted.why {
             // A hint counted on it.
@@ -458,19 +463,28 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_whose_consumer_is_silent_is_left_alone_for_a_while() {
-        let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
+    fn a_lane_whose_consumer_is_silent_is_left_alone_for_a_while_and_longer_each_time() {
+        let (mut turns, me, you, mut now) = (Turns::default(), client("a"), client("b"), Instant::now());
+        for millis in [250, 500, 1_000, 1_000] {
+            turns.hint(&me, 1, now);
+            let plan = turns.plan(1, false, now, |_| 1);
+            let until = turns.silent(&me, now);
+            assert_eq!(until - now, Duration::from_millis(millis));
+            turns.pulled(&plan[0], 0, now);
+            turns.hint(&me, 1, now);
+            turns.hint(&you, 1, now);
+            let asked = turns.plan(8, false, now, |_| 1);
+            assert_eq!(asked.iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(), [&you]);
+            turns.pulled(&asked[0], 1, now);
+            now = until;
+            let asked = turns.plan(8, false, now, |_| 1);
+            assert_eq!(asked.iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(), [&me]);
+            turns.pulled(&asked[0], 0, now);
+        }
         turns.hint(&me, 1, now);
-        let plan = turns.plan(1, false, now, |_| 1);
-        turns.silent(&me, now);
-        turns.pulled(&plan[0], 0, now);
-        turns.hint(&me, 1, now);
-        turns.hint(&client("b"), 1, now);
-        assert_eq!(
-            turns.plan(8, false, now, |_| 1).iter().map(|wanted| &wanted.lane).collect::<Vec<_>>(),
-            [&client("b")]
-        );
-        assert_eq!(turns.plan(8, false, now + SILENT_FOR, |_| 1).iter().map(|w| &w.lane).collect::<Vec<_>>(), [&me]);
+        let asked = turns.plan(1, false, now, |_| 1);
+        turns.pulled(&asked[0], 1, now);
+        assert_eq!(turns.silent(&me, now) - now, Duration::from_millis(250), "it answered meanwhile");
     }
 
     #[test]
