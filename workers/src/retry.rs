@@ -14,9 +14,13 @@ use tokio::time::{sleep, timeout};
 /// The longest one broker call may take before it counts as unanswered.
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(10);
 /// How often a call is tried that no lease bounds. With the waits below that is some 10 s of an absent broker.
-const TRIES_MAX: u32 = 10;
+const TRIES_MAX: u32 = 28;
 const WAIT_BASE: Duration = Duration::from_millis(50);
 const WAIT_CAP: Duration = Duration::from_secs(5);
+/// How often the wait doubles at first, and for how many failures it stays so long then: longer than a server needs to start
+/// again.
+const SHORT_UP_TO: u32 = 4;
+const SHORT_FOR: u32 = 20;
 
 /// Random numbers that need not be secret: SplitMix64 from a seed that the standard library draws per process.
 #[derive(Debug)]
@@ -43,6 +47,12 @@ impl Jitter {
     pub(crate) fn backoff(&self, failures: u32, base: Duration, cap: Duration) -> Duration {
         let ceiling = base.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(cap);
         ceiling.mul_f64(0.5 + self.draw() / 2.0)
+    }
+
+    /// How long to wait after failure `failures` (from 1) in a row of calls of the broker: up to 0.4 s for some seconds, so that a
+    /// broker that starts again is noticed soon, and then up to 5 s.
+    pub(crate) fn away(&self, failures: u32) -> Duration {
+        self.backoff(failures.min(SHORT_UP_TO).max(failures.saturating_sub(SHORT_FOR)), WAIT_BASE, WAIT_CAP)
     }
 }
 
@@ -101,7 +111,7 @@ where
             BrokerErrorKind::Overloaded { retry_after } => retry_after.min(WAIT_CAP),
             _ => Duration::ZERO,
         };
-        sleep(jitter.backoff(tries, WAIT_BASE, WAIT_CAP).max(asked)).await;
+        sleep(jitter.away(tries).max(asked)).await;
     }
 }
 
@@ -143,6 +153,15 @@ mod tests {
             let wait = jitter.backoff(failures, base, cap);
             let ceiling = base.saturating_mul(1 << (failures - 1).min(20)).min(cap);
             assert!(wait >= ceiling / 2 && wait <= ceiling, "{failures}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_starts_again_is_noticed_soon_and_one_that_stays_away_is_asked_rarely() {
+        let jitter = Jitter::new();
+        for (failures, most) in [(1, 50), (4, 400), (24, 400), (25, 800), (26, 1_600), (40, 5_000), (u32::MAX, 5_000)] {
+            let wait = jitter.away(failures).as_millis();
+            assert!(wait >= most / 2 && wait <= most, "{failures}: {wait} ms");
         }
     }
 

@@ -29,9 +29,6 @@ use crate::stats::{WorkerReport, WorkerStats, count};
 
 /// The longest one lease call waits for a job.
 const WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long to wait after a lease call failed: at first, and at most.
-const BACKOFF_BASE: Duration = Duration::from_millis(100);
-const BACKOFF_CAP: Duration = Duration::from_secs(10);
 /// How long handing back may take after the drain and the handler's grace.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// The pause after an answer without jobs that came before its time.
@@ -155,7 +152,7 @@ async fn lease_until(
                 if failures == 1 || failures.is_multiple_of(10) {
                     tracing::warn!(worker = %config.id, failures, %error, "leasing failed, trying again");
                 }
-                Some(runtime.jitter.backoff(failures, BACKOFF_BASE, BACKOFF_CAP))
+                Some(runtime.jitter.away(failures))
             }
             Turn::Freed => None,
         };

@@ -74,16 +74,19 @@ async fn a_slot_is_free_once_the_outcome_is_recorded_and_as_many_settlements_as_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_lease_is_tried_again_with_growing_pauses() {
-    let broker = Scripted::new();
-    broker.reply("lease", vec![Reply::Error(BrokerErrorKind::Unavailable); 20]);
-    broker.put(job("x"), 1);
-    let begin = tokio::time::Instant::now();
-    let worker = start_one(&broker, busy_for(Duration::ZERO));
-    broker.settled(1).await;
-    // 20 failures: 0.1 s doubled up to 10 s, each at least half of that.
-    assert!(begin.elapsed() >= Duration::from_secs(60), "{:?}", begin.elapsed());
-    assert_eq!(worker.stop().await.succeeded, 1);
+async fn a_failing_lease_is_tried_again_soon_for_some_seconds_and_then_with_growing_pauses() {
+    // Pauses double up to 0.4 s, stay there up to the 24th, and double up to 5 s, each at least half of that.
+    for (failures, least, most) in [(20, 3, 8), (40, 35, 80)] {
+        let broker = Scripted::new();
+        broker.reply("lease", vec![Reply::Error(BrokerErrorKind::Unavailable); failures]);
+        broker.put(job("x"), 1);
+        let begin = tokio::time::Instant::now();
+        let worker = start_one(&broker, busy_for(Duration::ZERO));
+        broker.settled(1).await;
+        let took = begin.elapsed();
+        assert!(took >= Duration::from_secs(least) && took <= Duration::from_secs(most), "{failures}: {took:?}");
+        assert_eq!(worker.stop().await.succeeded, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
