@@ -167,6 +167,7 @@ pub async fn a_policy_is_read_as_it_was_written_and_applies_live(fixture: &dyn F
     stage.policy.lease = stage.lease * 2;
     stage.write_policy(&stage.policy).await;
     assert_eq!(policies.policy(&stage.queue).await.unwrap().as_ref(), Some(&stage.policy));
+    assert_eq!(policies.recent(&stage.queue).await.unwrap().as_deref(), Some(&stage.policy));
     assert_eq!(stage.leasing.queue_policy(&stage.queue).await.unwrap(), stage.policy);
     stage.submit_plain(&stage.client("a")).await;
     stage.lease_one().await;
