@@ -1,4 +1,4 @@
-//! When handlers start while servers fail, and how often in a healthy system. Each case prints one line.
+//! When handlers start while servers fail, how often in a healthy system, and how fast. Each case prints one line.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::jobs::Jobs;
 use crate::nodes::{self, Nodes};
 use crate::relays::{self, Running};
+use crate::support::load::Connection;
+use crate::support::median;
 
 /// One look at the broker: a job may begin so much later than its cancel was answered.
 const LOOK: Duration = Duration::from_millis(250);
@@ -173,6 +175,38 @@ pub(crate) async fn cancel(relay: &str) {
         after(LOOK),
     );
     drop(running);
+}
+
+/// A backlog that is worked off: how many jobs a second four processes begin, beside one.
+pub(crate) async fn cycle(relay: &str) {
+    const JOBS: u64 = 8_000;
+    const CONNECTIONS: u64 = 16;
+    let mut rates = [Vec::new(), Vec::new()];
+    for turn in 0..10 {
+        let side = (turn + turn / 2) % 2;
+        let (nodes, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
+        let mut running = Running::start(relay, &nodes.url(), nodes.replicas(), (0, 0), &jobs).await;
+        let (http, mut submissions) = (running.servers[0].http, JoinSet::new());
+        for first in 0..CONNECTIONS {
+            submissions.spawn(async move {
+                let mut connection = Connection::open(http).await;
+                for number in (first..JOBS).step_by(CONNECTIONS as usize) {
+                    // A handler that ends at once.
+                    connection.submit_payload("", format!("{number} 0 0").as_bytes()).await;
+                }
+            });
+        }
+        submissions.join_all().await;
+        running.add_workers(relay, &nodes.url(), ([1, 4][side], 16), &jobs).await;
+        jobs.all_begun(JOBS).await;
+        let begins = jobs.begins();
+        let took = begins[begins.len() - 1].1 - begins[0].1;
+        rates[side].push(begins.len() as f64 / took.as_secs_f64());
+    }
+    let mut ratios: Vec<f64> = rates[1].iter().zip(&rates[0]).map(|(four, one)| four / one).collect();
+    ratios.sort_by(f64::total_cmp);
+    let [one, four] = rates.map(median);
+    println!("cycle: {one:.0} jobs a second with one process, {four:.0} with four: {:.2} {ratios:.2?}", ratios[2]);
 }
 
 fn lane_steps_down(number: u64) -> String {

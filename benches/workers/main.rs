@@ -9,14 +9,14 @@
 //! baseline with an HTTP submission and an HTTP handler, as relay has them: what it takes less is relay's own. The sides of
 //! a case run one after the other, each with a fresh nats-server; the first of them takes turns.
 //!
-//! `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
+//! `RELAY_BENCH_SIDES=ours,plain` runs these sides alone. `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
 //! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
 //! client that listens in and costs time: waits are measured without it. `RELAY_BENCH_NODES=3` has three servers that share
 //! one JetStream.
 //!
 //! `-- mix` counts calls for a mix of jobs of eight clients, and for processes that have nothing to do. `-- healthy` counts
-//! starts of handlers, `restart`, `hang` and `cancel` tell when they start while servers fail. `waits` compares a result on the
-//! same request over both doors, `memory` says what ten thousand waits take.
+//! starts of handlers; `restart`, `hang` and `cancel` tell when they start while servers fail, and `cycle` how fast a backlog is
+//! worked off. `waits` compares a result on the same request over both doors, `memory` says what ten thousand waits take.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
 mod asked;
@@ -83,6 +83,9 @@ fn main() {
             _ => Vec::new(),
         };
         sides.extend([("doors", Side::Doors), ("plain", Side::Plain)]);
+        if let Ok(meant) = std::env::var("RELAY_BENCH_SIDES") {
+            sides.retain(|(name, _)| meant.split(',').any(|meant| meant == *name));
+        }
         for (processes, rate) in processes.iter().flat_map(|processes| RATES.map(|rate| (*processes, rate))) {
             let case = format!("{kind}-{processes}-at-{rate}");
             // By whole words: `nats-1` is not `nats-16`.
@@ -110,6 +113,7 @@ fn main() {
                     "restart" => faults::restart(relay).await,
                     "hang" => faults::hang(relay).await,
                     "cancel" => faults::cancel(relay).await,
+                    "cycle" => faults::cycle(relay).await,
                     "waits" => waits::beside(relay).await,
                     "memory" => waits::memory(relay).await,
                     _ => {}
@@ -174,20 +178,19 @@ async fn warm_up(door: &Arc<Door>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
     first
 }
 
-/// Prints a case: all sides, of which the last two are baselines; and their calls, if they were counted.
+/// Prints a case: all sides that were run, beside those of the baselines that were; and their calls, if they were counted.
 fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
     let wait = |runs: &[Run], at: usize| median(runs.iter().map(|run| run.waits[at]).collect());
-    let of = |side: &str| &sides.iter().find(|(name, _)| *name == side).unwrap().1;
-    let (doors, plain) = (of("doors"), of("plain"));
-    print!("{case:13} {processes:>2} processes, {} jobs", plain[0].jobs);
+    let of = |side: &str| sides.iter().find(|(name, _)| *name == side).map(|(_, runs)| runs.as_slice());
+    print!("{case:13} {processes:>2} processes, {} jobs", sides[0].1[0].jobs);
     for (name, runs) in sides {
         let [p50, p90, p99, longest] = [0, 1, 2, 3].map(|at| wait(runs, at));
         let (low, high) =
             runs.iter().fold((f64::MAX, 0_f64), |(low, high), run| (low.min(run.waits[0]), high.max(run.waits[0])));
         let range = if runs.len() > 1 { format!(" [{low:.1}-{high:.1}]") } else { String::new() };
         print!(" | {name} {p50:.1}{range} {p90:.1} {p99:.1} {longest:.1} ms");
-        for (base, waits) in [("plain", plain), ("doors", doors)] {
-            if *name != "plain" && *name != base {
+        for base in ["plain", "doors"] {
+            if let Some(waits) = of(base).filter(|_| *name != "plain" && *name != base) {
                 print!(", {:.2} and {:.2} times {base}'s", p50 / wait(waits, 0), p99 / wait(waits, 2));
             }
         }
