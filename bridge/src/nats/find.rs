@@ -149,8 +149,23 @@ impl Nats {
         Ok(names)
     }
 
-    /// What there is of the client's job: the result is asked first, because it names the queue.
+    /// What there is of the client's job. With one queue the record is asked for first, so that a result that is not there
+    /// is asked for once; with several the result is, because it names the queue.
     pub(super) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
+        if let [queue] = self.queues(false).await?.as_slice() {
+            let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
+            let kept = self.kept_result(client, job).await?;
+            match (record, kept) {
+                (Some(record), kept) if kept.as_ref().is_none_or(|kept| kept.result.queue == *queue) => {
+                    return self.found(record, kept);
+                }
+                (None, Some(kept)) if kept.result.queue == *queue => {
+                    return Ok(Found { record: None, kept: Some(kept) });
+                }
+                // It is in a queue that is new, or in none.
+                _ => {}
+            }
+        }
         let mut kept = self.kept_result(client, job).await?;
         let record = match &kept {
             Some(kept) => self.find_in(std::slice::from_ref(&kept.result.queue), client, job).await?,
@@ -163,15 +178,18 @@ impl Nats {
             }
             return Ok(Found { record: None, kept });
         };
-        let job = record.job()?;
-        if job.keep_until() <= self.clock().now() {
-            return Ok(Found { record: None, kept });
-        }
         if kept.is_none() {
             // A result recorded after the first question counts: the answer must not be older than the record.
-            kept = self.kept_result(client, job.id).await?;
+            kept = self.kept_result(client, job).await?;
         }
-        Ok(Found { record: Some((record, job)), kept })
+        self.found(record, kept)
+    }
+
+    /// What was found, without a record that is past its keeping.
+    fn found(&self, record: Record, kept: Option<Finished>) -> Result<Found, BrokerError> {
+        let job = record.job()?;
+        let is_kept = job.keep_until() > self.clock().now();
+        Ok(Found { record: is_kept.then_some((record, job)), kept })
     }
 
     /// The facts at an address, and the record that is to be replaced there: also one past its keeping, which counts as
