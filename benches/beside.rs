@@ -19,8 +19,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use relay_bridge::leasing::Leasing;
-use relay_bridge::remote::{Remote, RemoteConfig};
-use relay_bridge::testing::NatsServer;
+use relay_conformance::testing::NatsServer;
+use relay_remote::{Remote, RemoteConfig};
 use support::load::{Connection, submit};
 use support::served::{Served, counts};
 use support::store::{WORKERS, work};

@@ -10,7 +10,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use relay_bridge::testing::NatsServer;
+use relay_conformance::testing::NatsServer;
 use serde_json::Value;
 use support::load::{BATCH, Connection, submit_batches};
 use support::served::Served;

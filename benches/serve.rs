@@ -20,7 +20,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay_bridge::leasing::Leasing;
-use relay_bridge::remote::{Remote, RemoteConfig};
+use relay_remote::{Remote, RemoteConfig};
 use support::store::{WORKERS, open, produce, work};
 use support::{cpu_of, median, resident};
 use tempfile::TempDir;

@@ -7,16 +7,16 @@ use std::time::Duration;
 use relay_bridge::broker::{Broker, Durability};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
-use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
-use relay_bridge::nats::config::NatsConfig;
-use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::{Nats, Settings, StreamSettings};
 use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::provision::{Wanted, policy_changes, provision_queues};
+use relay_embedded::{Embedded, EmbeddedConfig};
+use relay_nats::config::NatsConfig;
+use relay_nats::connection::Wait;
+use relay_nats::{Nats, Settings, StreamSettings};
 #[cfg(feature = "sqs")]
-use relay_bridge::sqs::{self, Sqs, config::SqsConfig};
+use relay_sqs::{Sqs, config::SqsConfig};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -85,7 +85,7 @@ impl Opened {
             }
             #[cfg(feature = "sqs")]
             BrokerConfig::Sqs { config, provision } => {
-                let settings = sqs::Settings { clock: clock.clone(), ..sqs::Settings::default() };
+                let settings = relay_sqs::Settings { clock: clock.clone(), ..relay_sqs::Settings::default() };
                 Ok(Self::Sqs { sqs: Sqs::connect(*config, settings).await?, provision })
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use relay_bridge::testing::NatsServer;
+use relay_conformance::testing::NatsServer;
 
 use crate::support::{cpu_of, median};
 

@@ -7,8 +7,8 @@ use std::time::Instant;
 use async_nats::jetstream;
 use futures_util::TryStreamExt as _;
 use relay_bridge::leasing::Leasing;
-use relay_bridge::remote::{Remote, RemoteConfig};
-use relay_bridge::testing::{NatsCluster, NatsServer};
+use relay_conformance::testing::{NatsCluster, NatsServer};
+use relay_remote::{Remote, RemoteConfig};
 
 use crate::bare::{Ack, Bare, Shape};
 use crate::figures::{Run, compare, compare_latencies, line};

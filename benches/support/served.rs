@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use relay_bridge::testing::NatsServer;
+use relay_conformance::testing::NatsServer;
 use tempfile::TempDir;
 
 /// The file of counts, beside the store.

@@ -11,10 +11,10 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
 use relay_bridge::contract::{Job, JobResult, Submission};
-use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::leasing::{LeaseRequest, Leasing};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
+use relay_embedded::{Embedded, EmbeddedConfig};
 use tokio::task::JoinSet;
 
 /// Producers that wait for the durable answer, at a time.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use relay_bridge::testing::{NatsCluster, NatsServer};
+use relay_conformance::testing::{NatsCluster, NatsServer};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 

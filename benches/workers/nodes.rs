@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use relay_bridge::testing::{NatsCluster, NatsServer};
+use relay_conformance::testing::{NatsCluster, NatsServer};
 
 use crate::support::cpu_of;
 

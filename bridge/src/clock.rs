@@ -88,7 +88,6 @@ impl Clock {
     }
 
     /// Waits until [`Clock::monotonic`] has reached `moment`.
-    #[cfg(feature = "embedded")]
     pub async fn sleep_until(&self, moment: Duration) {
         match &self.0 {
             Kind::System { start } => tokio::time::sleep_until((*start + moment).into()).await,

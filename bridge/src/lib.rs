@@ -1,4 +1,5 @@
-//! The contract of relay (`docs/contract.md`) as values and bytes, the seams a broker fills, and the brokers themselves.
+//! The contract of relay (`docs/contract.md`) as values and bytes, the seams that a broker fills, and the rules that every
+//! broker keeps. The brokers are crates of their own beside it: `relay-embedded`, `relay-nats`, `relay-sqs`, `relay-remote`.
 //!
 //! Ingress accepts a job, a broker keeps it until a worker settles it, and the result log keeps the one outcome
 //! until the client has read it. This crate knows neither HTTP nor handlers.
@@ -32,18 +33,3 @@ pub mod provision;
 pub mod result_log;
 pub mod rules;
 pub mod settlement;
-
-#[cfg(feature = "conformance")]
-pub mod conformance;
-#[cfg(feature = "embedded")]
-pub mod embedded;
-#[cfg(feature = "faults")]
-pub mod faults;
-#[cfg(feature = "nats")]
-pub mod nats;
-#[cfg(feature = "remote")]
-pub mod remote;
-#[cfg(feature = "sqs")]
-pub mod sqs;
-#[cfg(feature = "testing")]
-pub mod testing;

@@ -9,8 +9,7 @@ pub struct NewerJobs(AtomicU64);
 
 impl NewerJobs {
     /// Once more.
-    #[cfg(any(feature = "embedded", feature = "nats", feature = "sqs"))]
-    pub(crate) fn add(&self) {
+    pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 

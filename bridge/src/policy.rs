@@ -239,7 +239,7 @@ pub trait PolicyStore: Send + Sync {
 
 /// How often [`change_policy`] and [`provision_queues`](crate::provision::provision_queues) read and merge anew. Of any
 /// number of writers one gets through each time, so that many more than usual must write at once to use them up.
-pub(crate) const MERGES_MAX: u32 = 32;
+pub const MERGES_MAX: u32 = 32;
 
 /// Reads the policy of `queue`, or takes the default one if there is no such queue; writes what `change` makes of it; and
 /// does so again with what is stored then, if somebody else wrote it meanwhile. Answers what was written.
@@ -277,7 +277,7 @@ pub async fn change_policy(
 /// | `policy`, whatever was seen | `false`: it is done |
 /// | `seen`, and not `policy` | `true` |
 /// | neither | `StateConflict` |
-pub(crate) fn replaces(
+pub fn replaces(
     queue: &QueueName,
     stored: Option<&QueuePolicy>,
     policy: &QueuePolicy,
@@ -298,7 +298,7 @@ pub(crate) fn replaces(
 }
 
 /// Whether two policies are one, as they are stored: the pause stands apart, and times have whole milliseconds.
-pub(crate) fn same_settings(one: Option<&QueuePolicy>, other: Option<&QueuePolicy>) -> bool {
+pub fn same_settings(one: Option<&QueuePolicy>, other: Option<&QueuePolicy>) -> bool {
     let stored = |policy: &QueuePolicy| {
         serde_json::to_string(&QueuePolicy { paused: false, ..policy.clone() }).unwrap_or_default()
     };

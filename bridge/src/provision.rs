@@ -58,7 +58,7 @@ impl Wanted {
     ///
     /// # Errors
     /// `StateConflict` if that is another one than was seen.
-    pub(crate) fn replaces(&self, stored: Option<&QueuePolicy>) -> Result<bool, BrokerError> {
+    pub fn replaces(&self, stored: Option<&QueuePolicy>) -> Result<bool, BrokerError> {
         replaces(&self.queue, stored, &self.policy, self.seen.as_ref())
     }
 }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// How a delivery ends at the broker, after the result (and the dead letter) are recorded where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Settlement {
     /// The run has its result: out of line.
     Complete,

@@ -2,8 +2,8 @@
 //! set: queues of the operator, slugs, and words of relay's own.
 
 use relay_bridge::contract::Timestamp;
-use relay_bridge::embedded::Commits;
-use relay_bridge::nats::connection::Connection;
+use relay_embedded::Commits;
+use relay_nats::connection::Connection;
 use relay_workers::WorkerReport;
 
 use super::sampler::Sample;

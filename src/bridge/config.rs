@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::config::{NatsConfig, Secret};
+use relay_nats::config::{NatsConfig, Secret};
 
 use super::foreign::mapping::JobMapping;
 use super::foreign::nats::StreamSource;
@@ -32,7 +32,7 @@ pub enum Destination {
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB.
     #[cfg(feature = "sqs")]
-    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
+    Sqs(Box<relay_sqs::config::SqsConfig>),
 }
 
 /// Where a bridge takes its jobs from.
@@ -59,7 +59,7 @@ pub enum Origin {
 #[derive(Clone, Debug)]
 pub struct ForeignSqs {
     /// How to reach it.
-    pub connection: relay_bridge::sqs::config::SqsConfig,
+    pub connection: relay_sqs::config::SqsConfig,
     /// Its URL.
     pub url: String,
     /// The URL of the queue for messages that can't become jobs.
@@ -94,7 +94,7 @@ impl Origin {
             }
             #[cfg(feature = "sqs")]
             (RelaySource::Sqs(source), Destination::Sqs(to)) => {
-                let place = |config: &relay_bridge::sqs::config::SqsConfig| {
+                let place = |config: &relay_sqs::config::SqsConfig| {
                     (config.region.clone(), config.endpoint.clone(), config.table.clone())
                 };
                 place(source) == place(to)
@@ -119,5 +119,5 @@ pub enum RelaySource {
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB, as the broker that keeps the jobs.
     #[cfg(feature = "sqs")]
-    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
+    Sqs(Box<relay_sqs::config::SqsConfig>),
 }

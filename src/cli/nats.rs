@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use relay_bridge::nats::StreamSettings;
-use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
+use relay_nats::StreamSettings;
+use relay_nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
 
 use super::exit::CliError;
 use super::values;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::{Estimate, ExpectedLoad, Nats, Settings, estimate};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::{Change, Wanted, provision_queues};
+use relay_nats::connection::Wait;
+use relay_nats::{Estimate, ExpectedLoad, Nats, Settings, estimate};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
@@ -207,7 +207,7 @@ async fn provision_sqs(
     clients: &[ClientId],
     dry_run: bool,
 ) -> Result<Provisioned, CliError> {
-    use relay_bridge::sqs::{Settings, Sqs};
+    use relay_sqs::{Settings, Sqs};
     let sqs = Sqs::connect(config, Settings::default()).await.map_err(from_broker)?;
     let ended = provision(&sqs.broker(), setup, clients, dry_run).await;
     sqs.close().await;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
-use relay_bridge::nats::config::NatsConfig;
-use relay_bridge::nats::connection::Wait;
-use relay_bridge::nats::{Nats, Settings};
 use relay_bridge::newer_jobs::NewerJobs;
-use relay_bridge::remote::{Remote, RemoteConfig};
+use relay_nats::config::NatsConfig;
+use relay_nats::connection::Wait;
+use relay_nats::{Nats, Settings};
+use relay_remote::{Remote, RemoteConfig};
 #[cfg(feature = "sqs")]
-use relay_bridge::sqs::Sqs;
+use relay_sqs::Sqs;
 use tokio::time::Instant;
 
 use super::exit::CliError;
@@ -33,7 +33,7 @@ pub(crate) enum SourceConfig {
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB, as the broker that keeps the jobs.
     #[cfg(feature = "sqs")]
-    Sqs(Box<relay_bridge::sqs::config::SqsConfig>),
+    Sqs(Box<relay_sqs::config::SqsConfig>),
 }
 
 impl SourceConfig {
@@ -123,10 +123,10 @@ impl Source {
 /// What a wait does not mend: the configuration, and queues that nobody created.
 #[cfg(feature = "sqs")]
 pub(crate) async fn provisioned_on_sqs(
-    config: relay_bridge::sqs::config::SqsConfig,
+    config: relay_sqs::config::SqsConfig,
     queues: &[QueueName],
 ) -> Result<Sqs, CliError> {
-    let sqs = Sqs::connect(config, relay_bridge::sqs::Settings::default()).await;
+    let sqs = Sqs::connect(config, relay_sqs::Settings::default()).await;
     let sqs = sqs.map_err(|error| CliError::usage(error.to_string()))?;
     match known(&*sqs.broker().leasing, queues).await {
         Ok(()) => Ok(sqs),

@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 #[cfg(feature = "sqs")]
-pub(crate) use relay_bridge::sqs::config::SqsConfig;
+pub(crate) use relay_sqs::config::SqsConfig;
 
 use super::exit::CliError;
 
@@ -131,7 +131,7 @@ fn read<T: std::str::FromStr<Err = String>>(flag: &str, texts: &[String]) -> Res
 /// The least that a role needs, as an IAM policy.
 #[cfg(feature = "sqs")]
 pub(crate) fn iam(config: &SqsConfig, role: RoleArg, account: &str) -> serde_json::Value {
-    use relay_bridge::sqs::iam::{Role, policy};
+    use relay_sqs::iam::{Role, policy};
     let role = match role {
         RoleArg::Working => Role::Working,
         RoleArg::Serving => Role::Serving,

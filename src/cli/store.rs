@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use relay_bridge::embedded::store;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_embedded::store;
 use serde_json::json;
 
 use super::exit::{CliError, Exit};

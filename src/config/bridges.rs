@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
+use relay_nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeValue, ValueDeserializer};
@@ -348,7 +348,7 @@ impl SqsTable {
     #[cfg(feature = "sqs")]
     fn resolve(self, job: Option<JobMapping>, reply: Option<String>, wrong: &mut Wrong<'_>) -> Option<Origin> {
         use crate::bridge::config::ForeignSqs;
-        use relay_bridge::sqs::config::SqsConfig;
+        use relay_sqs::config::SqsConfig;
 
         let (job, ..) = said(job, wrong)?;
         let Self { queue: url, put_aside, region, endpoint } = self;
@@ -378,8 +378,8 @@ impl RelaySqsTable {
     }
 
     #[cfg(feature = "sqs")]
-    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> relay_bridge::sqs::config::SqsConfig {
-        use relay_bridge::sqs::config::SqsConfig;
+    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> relay_sqs::config::SqsConfig {
+        use relay_sqs::config::SqsConfig;
 
         let (Self { region, endpoint, table, queue_prefix, fifo }, usual) = (self, SqsConfig::default());
         let config = SqsConfig {
@@ -419,7 +419,7 @@ impl ToTable {
 }
 
 #[cfg(feature = "sqs")]
-fn check_sqs(key: &str, config: &relay_bridge::sqs::config::SqsConfig, wrong: &mut Wrong<'_>) {
+fn check_sqs(key: &str, config: &relay_sqs::config::SqsConfig, wrong: &mut Wrong<'_>) {
     let Err(invalid) = config.check() else { return };
     for problem in invalid.problems() {
         let (of, what) = problem.split_once(": ").unwrap_or(("", problem));

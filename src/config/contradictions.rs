@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
-use relay_bridge::embedded::PAYLOAD_MAX;
 use relay_bridge::policy::QueuePolicy;
+use relay_embedded::PAYLOAD_MAX;
 use relay_workers::config::QUEUES_MAX;
 use relay_workers::handler::http::{Http, HttpConfig};
 

@@ -194,7 +194,6 @@ impl Leasing for Work {
             Settlement::RetryAfter(_) => telemetry.retried.add(1),
             Settlement::DeadLetter => telemetry.dead_lettered.add(1),
             Settlement::HandBack(_) => telemetry.handed_back.add(1),
-            _ => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 
-use relay_bridge::testing::AwsEmulator;
+use relay_conformance::testing::AwsEmulator;
 use serde_json::{Value, json};
 
 use crate::cli_support::relay;

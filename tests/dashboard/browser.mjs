@@ -1,5 +1,5 @@
 // Looks at the dashboard as a person would, in a headless Chromium: what is seen, what keys do, what follows from a press.
-// Called by tests/dashboard.rs with the admin port, the data port and a folder for pictures.
+// Called by tests/browser/dashboard.rs with the admin port, the data port and a folder for pictures.
 
 import assert from "node:assert/strict";
 import chromium from "@sparticuz/chromium";

@@ -1,5 +1,5 @@
 // Reads the page about the HTTP API as a person would, in a headless Chromium.
-// Called by tests/docs_page.rs with the data port and a folder for pictures.
+// Called by tests/browser/docs_page.rs with the data port and a folder for pictures.
 
 import assert from "node:assert/strict";
 import chromium from "@sparticuz/chromium";

@@ -168,16 +168,19 @@ fn use_tree(tokens: &[(&str, usize)], mut at: usize, prefix: &[String], found: &
     at + 1
 }
 
-/// The module that a file is: `bridge/src/remote/link.rs` is `relay_bridge::remote::link`.
+/// The module that a file is: `bridge/remote/src/link.rs` is `relay_remote::link`.
 fn module(file: &str) -> Vec<String> {
     let (package, rest) = match file.split_once("src/") {
-        Some(("bridge/", rest)) => ("relay_bridge", rest),
-        Some(("workers/", rest)) => ("relay_workers", rest),
-        Some(("", rest)) => ("relay", rest),
-        _ => return Vec::new(),
+        Some(("", rest)) => ("relay".to_owned(), rest),
+        Some((folder, rest)) => match folder.trim_end_matches('/').rsplit_once('/') {
+            Some(("bridge", adapter)) => (format!("relay_{adapter}"), rest),
+            None if !folder.is_empty() => (format!("relay_{}", folder.trim_end_matches('/')), rest),
+            _ => return Vec::new(),
+        },
+        None => return Vec::new(),
     };
     let parts = rest.trim_end_matches(".rs").split('/').filter(|part| !matches!(*part, "lib" | "main" | "mod"));
-    std::iter::once(package).chain(parts).map(str::to_owned).collect()
+    std::iter::once(package).chain(parts.map(str::to_owned)).collect()
 }
 
 fn resolved(path: &[String], module: &[String]) -> Vec<String> {
@@ -219,8 +222,7 @@ mod tests {
     #[test]
     fn relative_paths_are_resolved_by_the_files_place() {
         let code = "use crate::a;\nuse super::b;\nuse super::super::c;\nuse self::d;\nuse e::f;";
-        let expected =
-            ["relay_bridge::a", "relay_bridge::remote::b", "relay_bridge::c", "relay_bridge::remote::link::d", "e::f"];
-        assert_eq!(named("bridge/src/remote/link.rs", code), expected);
+        let expected = ["relay_remote::a", "relay_remote::b", "relay_remote::c", "relay_remote::link::d", "e::f"];
+        assert_eq!(named("bridge/remote/src/link.rs", code), expected);
     }
 }

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use relay_bridge::conformance::PROMISES;
+use relay_conformance::PROMISES;
 
 use crate::documents::{is_function_name, links, target_path};
 use crate::files::{Finding, TextFile, all, assert_none, one, places};
 
 const CONTRACT: &str = "docs/contract.md";
 /// Where the promises of the suite are; what is one of them is in `PROMISES`.
-const SUITE: &str = "bridge/src/conformance/";
+const SUITE: &str = "bridge/conformance/src/";
 /// Sections keep their numbers: code and documents name them.
 const SECTIONS: [&str; 8] = [
     "1. The sentence",
@@ -186,10 +186,10 @@ fn no_document_speaks_of_another_contract() {
 fn a_promise_without_a_test_that_runs_is_found() {
     let text = "# C\n\n## 3. Promises\n\nSome words.\n\n1. **A.** Text.\n   [`a_test`](../tests/a.rs)\n\
                 2. **B.** It names a helper. [`a_helper`](../tests/a.rs)\n3. **C.** None. [`a.rs`](../tests/a.rs)\n\
-                5. **D.** [`kept_by_all`](../bridge/src/conformance/x.rs)\n\
-                5. **E.** [`not_in_the_suite`](../bridge/src/conformance/x.rs)\n\nAfter: [`a_test`](../tests/a.rs)\n\n## 4. Life\n";
+                5. **D.** [`kept_by_all`](../bridge/conformance/src/x.rs)\n\
+                5. **E.** [`not_in_the_suite`](../bridge/conformance/src/x.rs)\n\nAfter: [`a_test`](../tests/a.rs)\n\n## 4. Life\n";
     let source = "#[test]\nfn a_test() {}\n\n#[must_use]\nfn a_helper() {}\nfn not_in_the_suite() {}\n";
-    let files = [TextFile::new("tests/a.rs", source), TextFile::new("bridge/src/conformance/x.rs", source)];
+    let files = [TextFile::new("tests/a.rs", source), TextFile::new("bridge/conformance/src/x.rs", source)];
     let found = bad_promises(&TextFile::new(CONTRACT, text), &files, &[("x", "kept_by_all")]);
     assert_eq!(places(&found), [(CONTRACT, 9), (CONTRACT, 10), (CONTRACT, 11), (CONTRACT, 12)]);
 }

@@ -1,4 +1,4 @@
-//! Who may use whom. Packages keep the coarse order; within a package nothing but this test does.
+//! Who may use whom within a package. The order of the packages is held by the compiler.
 
 use crate::code::{paths, without_comments_and_strings};
 use crate::files::{Finding, TextFile, all, assert_none, places};
@@ -14,51 +14,20 @@ struct Layer {
 const LAYERS: &[Layer] = &[
     Layer {
         under: "bridge/src/contract/",
-        never: &[
-            "tokio",
-            "tokio_util",
-            "rusqlite",
-            "relay_bridge::broker",
-            "relay_bridge::embedded",
-            "relay_bridge::remote",
-        ],
+        never: &["tokio", "relay_bridge::broker"],
         except: &[],
         why: "the contract does no I/O and knows no broker",
-    },
-    Layer {
-        under: "bridge/",
-        never: &["axum", "hyper", "hyper_util", "reqwest", "tower", "relay", "relay_workers"],
-        except: &[],
-        why: "the bridge knows neither HTTP nor handlers",
-    },
-    Layer {
-        under: "bridge/src/conformance/",
-        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
-        except: &[],
-        why: "the suite holds every adapter to the same promises, and knows none of them",
-    },
-    Layer {
-        under: "bridge/src/faults/",
-        never: &["relay_bridge::embedded", "relay_bridge::remote", "rusqlite"],
-        except: &[],
-        why: "it wraps any broker",
-    },
-    Layer {
-        under: "bridge/src/testing/",
-        never: &["relay_bridge::embedded", "relay_bridge::nats", "relay_bridge::remote", "relay_bridge::sqs"],
-        except: &[],
-        why: "it starts servers, and knows none of the adapters that talk to them",
     },
     Layer {
         under: "workers/src/handler/",
         never: &[
             "relay_bridge::broker",
             "relay_bridge::dead_letters",
-            "relay_bridge::embedded",
+            "relay_embedded",
             "relay_bridge::job_queue",
             "relay_bridge::leasing",
             "relay_bridge::provision",
-            "relay_bridge::remote",
+            "relay_remote",
             "relay_bridge::result_log",
             "relay_bridge::settlement",
             "relay_workers::settle",
@@ -67,7 +36,6 @@ const LAYERS: &[Layer] = &[
         except: &["relay_bridge::leasing::Progress"],
         why: "a handler can't settle: it returns how the attempt went",
     },
-    Layer { under: "workers/", never: &["relay"], except: &[], why: "workers need no server" },
     Layer {
         under: "src/api/",
         never: &[
@@ -79,7 +47,7 @@ const LAYERS: &[Layer] = &[
             "relay::client",
             "relay::ingress",
             "relay_workers",
-            "relay_bridge::embedded",
+            "relay_embedded",
         ],
         except: &[],
         why: "a client needs the HTTP contract and nothing of the server",
@@ -109,7 +77,7 @@ const LAYERS: &[Layer] = &[
             "relay::cli",
             "relay::ingress",
             "relay_workers",
-            "relay_bridge::embedded",
+            "relay_embedded",
             "relay_bridge::broker",
         ],
         except: &[],
@@ -150,7 +118,7 @@ const LAYERS: &[Layer] = &[
             "relay::cli",
             "relay::client",
             "relay::telemetry",
-            "relay_bridge::embedded",
+            "relay_embedded",
             "relay_workers",
         ],
         except: &[],
@@ -167,16 +135,13 @@ const LAYERS: &[Layer] = &[
             "relay::cli",
             "relay::client",
             "relay::ingress",
-            "relay_bridge::embedded",
-            "relay_bridge::remote",
+            "relay_embedded",
+            "relay_remote",
         ],
         except: &["relay::client::retry::jitter"],
         why: "the bridge joins seams and handlers: it serves nobody, and is told which brokers there are",
     },
 ];
-
-/// The folders of `bridge/src` that are adapters, those to come included.
-const ADAPTERS: [&str; 4] = ["embedded", "nats", "remote", "sqs"];
 
 fn crossings(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -188,14 +153,6 @@ fn crossings(files: &[TextFile]) -> Vec<Finding> {
                 if hits && !layer.except.contains(&path.as_str()) {
                     findings.push(file.finding(named.line, format!("`{path}`: {}", layer.why)));
                 }
-            }
-            let other_adapter = ADAPTERS.iter().any(|own| {
-                let others = ADAPTERS.iter().filter(|other| *other != own);
-                file.path.starts_with(&format!("bridge/src/{own}/"))
-                    && others.clone().any(|other| is_within(&path, &format!("relay_bridge::{other}")))
-            });
-            if other_adapter {
-                findings.push(file.finding(named.line, format!("`{path}`: adapters don't know each other")));
             }
         }
     }
@@ -228,16 +185,12 @@ fn every_layer_is_of_files_that_are_there() {
 fn a_crossing_is_found_in_every_spelling() {
     for (path, code) in [
         ("bridge/src/contract/job.rs", "use tokio::sync::mpsc;"),
-        ("bridge/src/contract/wire/mod.rs", "fn x() { crate::embedded::open() }"),
-        ("bridge/src/broker.rs", "use {std::fmt, axum::Router};"),
-        ("bridge/src/remote/link.rs", "use crate::{error, embedded::Embedded};"),
-        ("bridge/src/sqs/mod.rs", "use super::nats;"),
-        ("bridge/src/nats/ack/mod.rs", "use super::super::embedded::store;"),
-        ("bridge/src/conformance/stage.rs", "use crate::embedded::Embedded;"),
-        ("bridge/src/faults/jobs.rs", "use crate::remote::{Remote};"),
+        ("bridge/src/contract/wire/mod.rs", "fn x() { crate::broker::Broker::new() }"),
+        ("src/ingress/http/mod.rs", "use {std::fmt, relay_embedded::Embedded};"),
+        ("src/ingress/http/jobs.rs", "use crate::{error, client::Client};"),
+        ("src/ingress/http/gate.rs", "use super::super::super::cli;"),
         ("workers/src/handler/exec/mod.rs", "use relay_bridge::leasing::{Progress, Receipt};"),
         ("workers/src/handler/mod.rs", "use crate::settle::Settler;"),
-        ("workers/examples/function.rs", "fn main() { relay::cli::run([]) }"),
         ("src/ingress/http/jobs.rs", "use crate::client::Client;"),
         ("src/client/http.rs", "use axum::http::StatusCode;"),
         ("src/auth/live.rs", "use crate::ingress::tcp;"),
@@ -253,15 +206,12 @@ fn what_looks_like_a_crossing_and_is_none_is_not_found() {
     for (path, code) in [
         ("bridge/src/contract/job.rs", "// use tokio::sync;"),
         ("bridge/src/contract/job.rs", "const X: &str = \"tokio::sync\";"),
-        ("bridge/src/broker.rs", "use axum_like::Router;"),
-        ("bridge/src/remote/link.rs", "use super::connection; use crate::remote::stream;"),
+        ("src/client/http.rs", "use axum_like::Router;"),
+        ("src/client/mod.rs", "use super::api; use crate::client::http;"),
         ("workers/src/handler/mod.rs", "use relay_bridge::leasing::Progress;"),
         ("workers/src/worker.rs", "use relay_bridge::leasing::Leasing;"),
         ("src/cli/submit.rs", "use crate::client::Client;"),
-        (
-            "src/ingress/http/gate.rs",
-            "fn x() {}\n#[cfg(test)]\nmod tests {\n    use relay_bridge::embedded::Embedded;\n}",
-        ),
+        ("src/ingress/http/gate.rs", "fn x() {}\n#[cfg(test)]\nmod tests {\n    use relay_embedded::Embedded;\n}"),
     ] {
         assert_none(&crossings(&[TextFile::new(path, code)]));
     }

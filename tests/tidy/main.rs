@@ -1,5 +1,5 @@
 //! The rules of this repository that a machine can check. Each rule is a function from files to findings, and each has
-//! a test with a bad input: a rule that can't fail guards nothing. Slugs have a test of their own in `tests/slugs.rs`.
+//! a test with a bad input: a rule that can't fail guards nothing. Slugs have a test of their own in `tests/it/slugs.rs`.
 //!
 //! # Layout
 //!

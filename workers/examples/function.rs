@@ -2,7 +2,7 @@
 //!
 //! An `async fn` becomes a handler, a worker runs it on jobs of the queue `words`, and the results are read back. The
 //! broker is the embedded one in memory, so nothing has to be installed; a worker of a real deployment takes its
-//! `leasing` from `relay_bridge::remote` instead, and everything else stays as it is here.
+//! `leasing` from `relay_remote` instead, and everything else stays as it is here.
 #![expect(clippy::print_stdout, reason = "an example talks to its reader")]
 
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Job, QueueName, Submission};
-use relay_bridge::embedded::{Embedded, EmbeddedConfig};
 use relay_bridge::leasing::Progress;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::Lookup;
+use relay_embedded::{Embedded, EmbeddedConfig};
 use relay_workers::handler::function::{HandlerError, function};
 use relay_workers::{Context, Output, QueueOrder, Worker, WorkerConfig};
 use tokio::task::JoinSet;

@@ -280,7 +280,7 @@ impl RunId {
     }
 
     /// The milliseconds since the epoch in the id's first 48 bits.
-    pub(crate) fn millis(self) -> u64 {
+    pub fn millis(self) -> u64 {
         u64::try_from(self.0.as_u128() >> 80).unwrap_or(0)
     }
 }

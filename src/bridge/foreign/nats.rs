@@ -18,7 +18,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use relay_bridge::contract::{Failure, IdempotencyKey, job};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::nats::connection::Connection;
+use relay_nats::connection::Connection;
 use tokio::sync::Mutex;
 
 use super::{ForeignQueue, Incoming, Message};

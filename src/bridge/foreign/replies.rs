@@ -17,9 +17,9 @@ use relay_bridge::broker::Broker;
 use relay_bridge::contract::job::HOPS;
 use relay_bridge::contract::{ClientId, JobStatus, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::nats::connection::Connection;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::result_log::{Finished, PAGE_ENTRIES_MAX, ResultFilter, Start};
+use relay_nats::connection::Connection;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 

@@ -15,8 +15,8 @@ use futures_util::stream::{self, BoxStream};
 use relay_bridge::contract::Failure;
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
-use relay_bridge::sqs::forward::Render;
-use relay_bridge::sqs::plain::{PlainMessage, PlainQueue};
+use relay_sqs::forward::Render;
+use relay_sqs::plain::{PlainMessage, PlainQueue};
 
 use super::{ForeignQueue, Incoming, Message};
 use crate::api::result::ResultView;

@@ -13,7 +13,7 @@ use clap::Args;
 use open::Open;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::config::{Credentials, NatsConfig, Secret};
+use relay_nats::config::{Credentials, NatsConfig, Secret};
 use serde_json::json;
 use tokio::task::JoinSet;
 

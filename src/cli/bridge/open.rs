@@ -11,11 +11,11 @@ use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
 #[cfg(feature = "sqs")]
 use relay_bridge::error::BrokerErrorKind;
-use relay_bridge::nats::Nats;
-use relay_bridge::nats::config::NatsConfig;
-use relay_bridge::nats::connection::{Connection, Wait};
+use relay_nats::Nats;
+use relay_nats::config::NatsConfig;
+use relay_nats::connection::{Connection, Wait};
 #[cfg(feature = "sqs")]
-use relay_bridge::sqs::{Sqs, plain::PlainQueue};
+use relay_sqs::{Sqs, plain::PlainQueue};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

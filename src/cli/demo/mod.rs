@@ -18,7 +18,7 @@ use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
 use relay_bridge::contract::JobId;
-use relay_bridge::embedded::store;
+use relay_embedded::store;
 use tokio::sync::watch;
 
 use super::exit::{CliError, Exit};

@@ -1,7 +1,7 @@
 //! What the demo found: counts from the store, from the API and from the handlers' own side, and whether they agree.
 
 use relay_bridge::contract::Outcome;
-use relay_bridge::embedded::store::Stats;
+use relay_embedded::store::Stats;
 use serde::Serialize;
 
 use super::super::exit::CliError;

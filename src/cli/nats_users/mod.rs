@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::config::is_domain;
+use relay_nats::config::is_domain;
 
 use super::exit::{CliError, Exit};
 use super::output;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use relay_bridge::contract::{ClientId, QueueName};
-use relay_bridge::nats::names;
+use relay_nats::names;
 
 use crate::ingress::nats::{RELAY_INBOX, client_inbox, worker_inbox};
 

@@ -144,7 +144,7 @@ mod tests {
     use std::sync::Arc;
 
     use relay_bridge::clock::Clock;
-    use relay_bridge::embedded::{Embedded, EmbeddedConfig};
+    use relay_embedded::{Embedded, EmbeddedConfig};
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 

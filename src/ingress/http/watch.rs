@@ -208,8 +208,8 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use relay_bridge::clock::Clock;
-    use relay_bridge::embedded::{Embedded, EmbeddedConfig};
     use relay_bridge::result_log::Finished;
+    use relay_embedded::{Embedded, EmbeddedConfig};
 
     use super::super::Limits;
     use super::*;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
-use relay_bridge::nats::connection::Connection;
+use relay_nats::connection::Connection;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -6,7 +6,7 @@ use relay_bridge::contract::wire::{
     self, FRAME_MAX, FRAME_MAX_LEAST, FromWorker, Hello, VERSION_MAX, VERSION_MIN, Welcome, WireError,
 };
 use relay_bridge::error::BrokerErrorKind as Kind;
-use relay_bridge::remote::stream::{FrameReader, ReadError};
+use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::AsyncRead;
 use tokio::time;
 

@@ -11,7 +11,7 @@ use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::wire::{FromServer, FromWorker, HELLO_FRAME_MAX, Request, WireError};
 use relay_bridge::contract::{RunId, WorkerId};
 use relay_bridge::error::BrokerErrorKind as Kind;
-use relay_bridge::remote::stream::{FrameReader, ReadError};
+use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{self, Instant, MissedTickBehavior};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use relay_bridge::contract::Outcome;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::Log;
+use relay_conformance::testing::Log;
 use relay_workers::Attempt;
 use tracing::Level;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use relay_bridge::contract::{Failure, Outcome};
 use relay_bridge::settlement::Settlement;
-use relay_bridge::testing::Log;
+use relay_conformance::testing::Log;
 use relay_workers::{Attempt, Handler};
 use tracing::Level;
 

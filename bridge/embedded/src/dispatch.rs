@@ -1,0 +1,360 @@
+//! Who gets the next job. Within a queue the clients that have work take turns, each turn as long as its weight
+//! (deficit round robin with every job of cost one), so a backlog delays only its own client. Taking a job is one
+//! index lookup, whatever waits behind it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rusqlite::params;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::lines::Key;
+use super::row::{JobRow, LEASED, PARKED, WAITING, job_columns};
+use super::schema::unavailable;
+use super::shared::Shared;
+use super::state::{ClientRow, Lease, QueueRow, token};
+use super::undo::Change;
+use super::writer::{After, Work, Writer, copy};
+use relay_bridge::contract::envelope::{EnvelopeError, decode_job};
+use relay_bridge::contract::{Job, JobId, QueueName};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::{Delivery, Receipt};
+
+/// The most `lease` calls that wait at once.
+pub(super) const PENDING_MAX: usize = 16 * 1024;
+/// How long a job whose envelope this build can't read is set aside before it is offered again.
+pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+/// The most leases and due jobs looked at in one commit.
+const STEP_MAX: usize = 512;
+
+/// A `lease` call that waits for a job.
+pub(super) struct Pending {
+    pub(super) queues: Vec<QueueName>,
+    pub(super) max: NonZeroU32,
+    pub(super) deadline: Duration,
+    /// Whether the worker's handlers end with this process.
+    pub(super) is_here: bool,
+    pub(super) reply: oneshot::Sender<Result<Grant, BrokerError>>,
+    pub(super) give_back: GiveBack,
+}
+
+impl Pending {
+    pub(super) fn refuse(self, failure: &BrokerError) {
+        drop(self.reply.send(Err(copy(failure))));
+    }
+}
+
+/// Where leases go that nobody took.
+#[derive(Clone)]
+pub(super) struct GiveBack {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: mpsc::WeakSender<Work>,
+}
+
+/// Leased jobs on their way to the caller. If the caller is gone, they go back without spending an attempt.
+pub(super) struct Grant {
+    deliveries: Vec<Delivery>,
+    give_back: GiveBack,
+}
+
+impl Grant {
+    pub(super) fn take(mut self) -> Vec<Delivery> {
+        std::mem::take(&mut self.deliveries)
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if self.deliveries.is_empty() {
+            return;
+        }
+        self.give_back.shared.abandon(self.deliveries.drain(..).map(|delivery| delivery.receipt));
+        // A full inbox needs no nudge: the writer is about to look.
+        if let Some(inbox) = self.give_back.inbox.upgrade() {
+            drop(inbox.try_send(Box::new(|_| None)));
+        }
+    }
+}
+
+impl Writer {
+    /// Ends leases whose time is over, takes back leases nobody took, and puts due jobs in line.
+    pub(super) fn what_time_demands(&mut self) -> Result<(), BrokerError> {
+        for at in 0..self.take_abandoned() {
+            if let Some(Ok(seq)) = self.abandoned.get(at).map(|receipt| self.state.leased_seq(receipt)) {
+                self.put_back(seq, Duration::ZERO, true)?;
+            }
+        }
+        let now = self.clock.monotonic();
+        for _ in 0..STEP_MAX {
+            let Some((_, seq)) = self.state.lease_ends.first().copied().filter(|(until, _)| *until <= now) else {
+                break;
+            };
+            self.put_back(seq, Duration::ZERO, false)?;
+        }
+        self.wake_due()
+    }
+
+    fn wake_due(&mut self) -> Result<(), BrokerError> {
+        let now = self.clock.now();
+        if self.state.counters.next_due.is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        self.begin()?;
+        let sql = |e| unavailable(e, "wake due jobs");
+        let due: Vec<(i64, QueueRow, ClientRow)> = {
+            let mut query = self
+                .conn
+                .prepare_cached(
+                    "SELECT seq, queue, client FROM jobs WHERE state = 2 AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
+                )
+                .map_err(sql)?;
+            let rows =
+                query.query_map(params![now.as_millis(), STEP_MAX], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+            rows.and_then(Iterator::collect).map_err(sql)?
+        };
+        for (seq, queue, client) in due {
+            self.conn
+                .prepare_cached("UPDATE jobs SET state = 0 WHERE seq = ?1")
+                .and_then(|mut update| update.execute([seq]))
+                .map_err(sql)?;
+            let line = self.state.lines.at((queue, client));
+            line.parked = line.parked.saturating_sub(1);
+            line.waiting += 1;
+            self.state.line_changed((queue, client));
+        }
+        self.state.counters.next_due = super::state::next_due(&self.conn)?;
+        Ok(())
+    }
+
+    /// Ends a lease and puts its job back in line, or aside for `after`. The run may have ended meanwhile.
+    pub(super) fn put_back(&mut self, seq: i64, after: Duration, refund: bool) -> Result<(), BrokerError> {
+        let Some(lease) = self.state.end_lease(seq) else { return Ok(()) };
+        // The line may have waited for `max_running`.
+        self.state.line_changed(lease.line);
+        if lease.ended.is_some() {
+            return Ok(());
+        }
+        self.begin()?;
+        let due = self.clock.now() + after;
+        let state = if after.is_zero() { WAITING } else { PARKED };
+        self.conn
+            .prepare_cached("UPDATE jobs SET state = ?2, attempt = max(attempt - ?3, 0), due_at = ?4 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![seq, state, i64::from(refund), due.as_millis()]))
+            .map_err(|e| unavailable(e, "put back"))?;
+        let line = self.state.lines.at(lease.line);
+        if state == PARKED {
+            line.parked += 1;
+            self.state.note_due(due);
+        } else {
+            line.waiting += 1;
+        }
+        self.state.line_changed(lease.line);
+        Ok(())
+    }
+
+    /// Serves waiting `lease` calls in their order; answers those whose time is over with nothing.
+    pub(super) fn serve_pending(&mut self, after: &mut Vec<After>) -> Result<(), BrokerError> {
+        let now = self.clock.monotonic();
+        for _ in 0..self.pending.len() {
+            let Some(pending) = self.pending.pop_front() else { break };
+            if pending.reply.is_closed() {
+                continue;
+            }
+            let mut deliveries = Vec::new();
+            let taken = self.take(&pending, &mut deliveries);
+            let failed = taken.as_ref().err().map(BrokerError::kind);
+            if taken.is_ok() && deliveries.is_empty() && pending.deadline > now {
+                self.pending.push_back(pending);
+                continue;
+            }
+            let Pending { reply, give_back, .. } = pending;
+            let result = taken.map(|()| Grant { deliveries, give_back });
+            after.push(Box::new(move |decided| {
+                let answer = match decided {
+                    Ok(()) => result,
+                    Err(failure) => {
+                        // Rolled back: there is nothing to give back.
+                        drop(result.map(Grant::take));
+                        Err(copy(failure))
+                    }
+                };
+                drop(reply.send(answer));
+            }));
+            if matches!(failed, Some(BrokerErrorKind::Unavailable | BrokerErrorKind::Corrupt)) {
+                return Err(BrokerError::new(BrokerErrorKind::Unavailable, "lease", "the store did not do it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, pending: &Pending, deliveries: &mut Vec<Delivery>) -> Result<(), BrokerError> {
+        let max = pending.max.get() as usize;
+        // All names first: nothing may be leased for a call that is then refused.
+        let queues: Vec<(QueueRow, bool)> = pending
+            .queues
+            .iter()
+            .map(|name| self.state.queue(name).map(|(queue, found)| (queue, found.policy.paused)))
+            .collect::<Result<_, _>>()?;
+        for queue in queues.into_iter().filter_map(|(queue, paused)| (!paused).then_some(queue)) {
+            self.take_from(queue, max, pending.is_here, deliveries)?;
+            if deliveries.len() >= max {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_from(
+        &mut self,
+        queue: QueueRow,
+        max: usize,
+        is_here: bool,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), BrokerError> {
+        let mut passed_over = 0;
+        while deliveries.len() < max {
+            let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
+            if passed_over >= found.turns.len() {
+                return Ok(());
+            }
+            let Some(client) = found.turns.pop_front() else { return Ok(()) };
+            self.state.undo.note(Change::TurnTaken(queue, client));
+            let policy =
+                self.state.clients.get(&client).map_or(&found.policy.client_defaults, |name| found.policy.client(name));
+            let (weight, max_running) = (policy.weight.max(1), policy.max_running);
+            let line = self.state.lines.at((queue, client));
+            let room = u64::from(max_running.saturating_sub(line.running));
+            if line.waiting == 0 {
+                line.in_turn = false;
+                continue;
+            }
+            if room == 0 {
+                found.turns.push_back(client);
+                self.state.undo.note(Change::TurnGiven(queue));
+                passed_over += 1;
+                continue;
+            }
+            passed_over = 0;
+            if line.credit == 0 {
+                line.credit = weight;
+            }
+            let wanted = u64::from(line.credit).min(line.waiting).min(room).min((max - deliveries.len()) as u64);
+            let taken = self.lease_rows((queue, client), wanted, is_here, deliveries)?;
+            let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
+            let line = self.state.lines.at((queue, client));
+            if taken < wanted {
+                error!(queue = %found.name, counted = line.waiting, "fewer jobs wait than were counted: run `relay store check`");
+                line.waiting = taken;
+            }
+            line.waiting -= taken;
+            line.credit = line.credit.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
+            if line.waiting == 0 {
+                line.in_turn = false;
+            } else if line.credit == 0 {
+                found.turns.push_back(client);
+                self.state.undo.note(Change::TurnGiven(queue));
+            } else {
+                found.turns.push_front(client);
+                self.state.undo.note(Change::TurnKept(queue));
+            }
+            self.state.line_changed((queue, client));
+        }
+        Ok(())
+    }
+
+    /// Leases the oldest `wanted` waiting jobs of one line. Answers how many rows left the line.
+    fn lease_rows(
+        &mut self,
+        (queue, client): Key,
+        wanted: u64,
+        is_here: bool,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<u64, BrokerError> {
+        let sql = |e| unavailable(e, "lease");
+        self.begin()?;
+        let rows: Vec<(JobRow, Vec<u8>)> = {
+            let mut query = self
+                .conn
+                .prepare_cached(concat!(
+                    "SELECT ",
+                    job_columns!(),
+                    ", p.envelope FROM jobs AS j INDEXED BY jobs_line JOIN payloads AS p ON p.seq = j.seq
+                     WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 ORDER BY j.seq LIMIT ?3"
+                ))
+                .map_err(sql)?;
+            let rows = query.query_map(params![queue, client, wanted], |row| Ok((JobRow::read(row)?, row.get(17)?)));
+            rows.and_then(Iterator::collect).map_err(sql)?
+        };
+        let taken = rows.len() as u64;
+        let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
+        let held = self.state.queues.get(&queue).map_or(Duration::from_secs(30), |queue| queue.policy.lease);
+        for (row, envelope) in rows {
+            let attempt = row.attempt + 1;
+            let job = match decode_job(&envelope.into()) {
+                Ok(job) => job,
+                Err(unreadable) => {
+                    self.set_aside(&row, &unreadable)?;
+                    continue;
+                }
+            };
+            let job = row.in_current_run(job);
+            let number = self.state.take_lease();
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobs SET state = ?2, attempt = ?3, started_at = ?4, lease = ?5, lease_here = ?6
+                     WHERE seq = ?1",
+                )
+                .and_then(|mut update| {
+                    update.execute(params![row.seq, LEASED, attempt, now.as_millis(), number, is_here])
+                })
+                .map_err(sql)?;
+            let lease = Lease {
+                number,
+                job: row.id,
+                run: row.run,
+                known: Some(Arc::new(Job { payload: Bytes::new(), ..job.clone() })),
+                line: (queue, client),
+                until: monotonic + held,
+                started: monotonic,
+                held_before: Duration::ZERO,
+                ended: None,
+                has_letter: false,
+            };
+            self.state.begin_lease(row.seq, lease);
+            let receipt = Receipt {
+                job_id: row.id,
+                run_id: row.run,
+                client: job.client.clone(),
+                queue: job.queue.clone(),
+                token: token(number, row.seq),
+            };
+            deliveries.push(Delivery { job, receipt, attempt, leased_at: now, lease: held });
+        }
+        Ok(taken)
+    }
+
+    /// A job that this build can't read spends no attempt and is never dead-lettered: a newer relay may read it.
+    fn set_aside(&mut self, row: &JobRow, unreadable: &EnvelopeError) -> Result<(), BrokerError> {
+        let job: JobId = row.id;
+        match unreadable {
+            EnvelopeError::Newer { found } => {
+                warn!(job_id = %job, version = found, "job of a newer relay set aside");
+                self.note_newer();
+            }
+            EnvelopeError::Malformed(what) => {
+                error!(job_id = %job, what, "damaged job set aside: run `relay store check`")
+            }
+        }
+        let due = self.clock.now() + UNREADABLE_FOR;
+        self.conn
+            .prepare_cached("UPDATE jobs SET state = ?2, due_at = ?3 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![row.seq, PARKED, due.as_millis()]))
+            .map_err(|e| unavailable(e, "set aside"))?;
+        self.state.lines.at((row.queue, row.client)).parked += 1;
+        self.state.note_due(due);
+        Ok(())
+    }
+}

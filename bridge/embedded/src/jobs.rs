@@ -1,0 +1,446 @@
+//! The submitter's half: enqueue, status, cancel, rerun, erase, list, depth, sweep.
+
+use async_trait::async_trait;
+use rusqlite::{OptionalExtension as _, params};
+
+use super::ids::find_seq;
+use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING};
+use super::schema::unavailable;
+use super::shared::NewResult;
+use super::writer::Writer;
+use super::{Embedded, PAYLOAD_MAX, list};
+use relay_bridge::contract::envelope::{decode_result, encode_job, encode_result};
+use relay_bridge::contract::{
+    ClientId, Job, JobId, JobResult, JobState, JobStatus, Outcome, QueueName, RunId, Timestamp,
+};
+use relay_bridge::error::BrokerError;
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::rules::{self, Known, refusal};
+
+#[async_trait]
+impl JobQueue for Embedded {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        let actual = job.payload.len() as u64;
+        if actual > PAYLOAD_MAX {
+            return Err(refusal::too_large("enqueue", actual, PAYLOAD_MAX));
+        }
+        self.call(move |writer| writer.enqueue(job)).await
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        let (client, now, shared) = (client.clone(), self.clock().now(), self.shared());
+        self.read(move |conn| {
+            let Some(row) = JobRow::find(conn, &shared.recent, job)?.filter(|row| !row.is_past_keeping(now)) else {
+                return Ok(None);
+            };
+            Ok(Some(row.status(conn, now)?).filter(|status| status.client == client))
+        })
+        .await
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| writer.cancel(&client, job)).await
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| writer.rerun(&client, job, from)).await
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        let client = client.clone();
+        self.call(move |writer| writer.erase(&client, job)).await?;
+        self.forget().await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        let (client, filter, now, shared) = (client.clone(), filter.clone(), self.clock().now(), self.shared());
+        self.read(move |conn| list::newest_first(conn, &shared.recent, &client, &filter, now)).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        let queue = queue.clone();
+        self.call(move |writer| {
+            let (row, _) = writer.state.queue(&queue)?;
+            let lines = writer.state.lines.iter().filter(|((queue, _), _)| *queue == row);
+            Ok(lines.fold(Depth::default(), |depth, (_, line)| Depth {
+                waiting: depth.waiting + line.waiting,
+                parked: depth.parked + line.parked,
+                leased: depth.leased + u64::from(line.running),
+            }))
+        })
+        .await
+    }
+
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        let (client, queue) = (client.clone(), queue.clone());
+        self.call(move |writer| writer.state.queue(&queue).map(|(row, _)| Some(writer.count_waiting(&client, row))))
+            .await
+    }
+
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        let queue = queue.clone();
+        self.read(move |conn| {
+            // One look at the index for each client that has work: the first of its line.
+            let oldest: Option<i64> = conn
+                .prepare_cached(
+                    "SELECT MIN(j.due_at) FROM queues AS q JOIN lines AS l ON l.queue = q.id JOIN jobs AS j ON j.seq =
+                     (SELECT MIN(w.seq) FROM jobs AS w WHERE w.queue = l.queue AND w.client = l.client AND w.state = 0
+                      AND w.state < 2) WHERE q.name = ?1 AND l.waiting > 0",
+                )
+                .and_then(|mut query| query.query_row([queue.as_str()], |row| row.get(0)))
+                .map_err(|e| unavailable(e, "oldest job"))?;
+            Ok(oldest.map(Timestamp::from_millis))
+        })
+        .await
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        Ok(Exact { depth: self.depth(queue).await?, oldest: self.oldest(queue).await? })
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.call(move |writer| writer.sweep(limit)).await
+    }
+}
+
+impl Writer {
+    pub(super) fn enqueue(&mut self, mut job: Job) -> Result<Enqueued, BrokerError> {
+        let now = self.clock.now();
+        let (queue, found) = self.state.queue(&job.queue)?;
+        let (max_queued, payload_max) = (found.policy.client(&job.client).max_queued, found.policy.payload_max);
+        let refusal = self.refusal(&job, queue, max_queued, payload_max);
+        self.begin()?;
+        let known = find_seq(&self.conn, self.state.ids.recent(), job.id)?.is_some();
+        if refusal.is_none() && !known {
+            return self.insert(queue, job, now);
+        }
+        // Known, or refused; a known job is answered in both cases.
+        let row = self.find(job.id)?;
+        if let Some(row) = row.as_ref().filter(|row| !row.is_past_keeping(now)) {
+            return Ok(Enqueued::Known(row.status(&self.conn, now)?));
+        }
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        if let Some(row) = row {
+            job.run_id = RunId::mint(now, Some(row.run));
+            self.remove(&row)?;
+        }
+        self.insert(queue, job, now)
+    }
+
+    /// Why a job that is not known yet is not taken.
+    fn refusal(&self, job: &Job, queue: i64, max_queued: u64, payload_max: u64) -> Option<BrokerError> {
+        if job.payload.len() as u64 > payload_max {
+            return Some(refusal::too_large("enqueue", job.payload.len() as u64, payload_max));
+        }
+        refusal::quota("enqueue", &job.client, &job.queue, self.count_waiting(&job.client, queue), max_queued)
+    }
+
+    /// The client's jobs of the queue that are in line or parked.
+    fn count_waiting(&self, client: &ClientId, queue: i64) -> u64 {
+        let line = self.state.client_rows.get(client).and_then(|client| self.state.lines.get(&(queue, *client)));
+        line.map_or(0, |line| line.waiting + line.parked)
+    }
+
+    /// Writes a job whose id is not known.
+    pub(super) fn insert(&mut self, queue: i64, job: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
+        let sql = |e| unavailable(e, "enqueue");
+        let client = self.state.client_row(&self.conn, &job.client)?;
+        let seq = self.state.take_seq();
+        let due = job.due(now);
+        let state = if due > now { PARKED } else { WAITING };
+        // A delay would put the jobs of all its time out of order.
+        let in_order = state == WAITING && self.state.takes_in_order(job.expires_at);
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobs(seq, queue, client, id, run, generation, state, attempt, timer_at, due_at, expires_at,
+                 size, payload, in_order_at) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?9, ?8, ?9, ?10, ?11, ?12)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    seq,
+                    queue,
+                    client,
+                    job.id.as_bytes(),
+                    job.run_id.as_bytes(),
+                    job.generation,
+                    state,
+                    due.as_millis(),
+                    job.expires_at.as_millis(),
+                    job.payload.len() as u64,
+                    payload_kept(&job),
+                    in_order.then_some(job.expires_at.as_millis()),
+                ])
+            })
+            .map_err(sql)?;
+        self.conn
+            .prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
+            .map_err(sql)?;
+        self.state.add_id(job.id, seq);
+        self.join_line((queue, client), state, due);
+        Ok(Enqueued::Created(status_of_new(job, now)))
+    }
+
+    fn join_line(&mut self, key: (i64, i64), state: i64, due_at: Timestamp) {
+        let line = self.state.lines.at(key);
+        if state == PARKED {
+            line.parked += 1;
+            self.state.note_due(due_at);
+        } else {
+            line.waiting += 1;
+        }
+        self.state.line_changed(key);
+    }
+
+    /// The client's job with what is known of it; another client's is like one that is not there.
+    fn owned(&self, client: &ClientId, job: JobId) -> Result<Option<(JobRow, Known)>, BrokerError> {
+        let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
+        let row = row.filter(|row| self.state.clients.get(&row.client) == Some(client));
+        let Some(row) = row else { return Ok(None) };
+        let known = self.known(&row, row.job(&self.conn)?)?;
+        Ok(Some((row, known)))
+    }
+
+    fn cancel(&mut self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        let now = self.clock.now();
+        let found = self.owned(client, job)?;
+        let verdict = rules::cancel(found.as_ref().map(|(_, known)| known), job, now);
+        let (written, row) = (verdict.refused()?, found.map(|(row, _)| row));
+        if let (Ok(result), Some(row)) = (written, row) {
+            self.finish(&row, &result, !rules::leaves_letter(result.outcome))?;
+        }
+        self.find(job)?.ok_or_else(|| refusal::no_job("cancel", job))?.status(&self.conn, now)
+    }
+
+    /// Ends a run whose deadline has passed; `None` if it has ended.
+    pub(super) fn expire(&mut self, row: &JobRow, job: Job) -> Result<Option<JobResult>, BrokerError> {
+        let known = self.known(row, job)?;
+        let result = rules::expire(Some(&known), row.id, self.clock.now()).refused()?.ok();
+        if let Some(result) = &result {
+            self.finish(row, result, !rules::leaves_letter(result.outcome))?;
+        }
+        Ok(result)
+    }
+
+    /// Writes the run's one result, the place in the client's log and the end of the job's wait: one transaction. With
+    /// `takes_letter` the run's dead letter goes: a worker kept it, and did not come to its result.
+    pub(super) fn finish(&mut self, row: &JobRow, result: &JobResult, takes_letter: bool) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "record");
+        self.begin()?;
+        // First, because it can refuse: it reads an envelope.
+        let kept = self.drop_payload_unless_kept(row)?;
+        let now = self.clock.now();
+        let n = self.state.take_n();
+        let keep = rules::record::keep_until(result, row.due_at, now);
+        let envelope = encode_result(result, self.wire);
+        self.conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    row.seq,
+                    n,
+                    row.client,
+                    result.run_id.as_bytes(),
+                    result.outcome.as_str(),
+                    now.as_millis(),
+                    &envelope,
+                ])
+            })
+            .map_err(sql)?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobs SET state = ?2, timer_at = ?3, finished_at = ?4, outcome = ?5, payload = ?6,
+                 started_at = coalesce(?7, started_at), in_order_at = NULL WHERE seq = ?1",
+            )
+            .and_then(|mut update| {
+                update.execute(params![
+                    row.seq,
+                    FINISHED,
+                    keep.as_millis(),
+                    result.finished_at.as_millis(),
+                    result.outcome.as_str(),
+                    kept,
+                    result.started_at.map(Timestamp::as_millis),
+                ])
+            })
+            .map_err(sql)?;
+        if takes_letter && self.remove_dead_letter(row.id, row.run)? {
+            self.done.letters_retracted += 1;
+        }
+        self.leave_line(row, result.outcome);
+        self.done.finished.push(NewResult {
+            job: row.id,
+            run: result.run_id,
+            client: result.client.clone(),
+            n: n.unsigned_abs(),
+            at: now,
+            envelope: envelope.into(),
+        });
+        Ok(())
+    }
+
+    fn leave_line(&mut self, row: &JobRow, outcome: Outcome) {
+        let key = (row.queue, row.client);
+        if row.state == LEASED {
+            // The holder keeps its place among the running until it learns of the end.
+            self.state.end_leased_run(row.seq, outcome);
+            return;
+        }
+        let line = self.state.lines.at(key);
+        match row.state {
+            PARKED => line.parked = line.parked.saturating_sub(1),
+            _ => line.waiting = line.waiting.saturating_sub(1),
+        }
+        self.state.line_changed(key);
+    }
+
+    /// A job without a key keeps no payload after its result, unless its queue says so.
+    fn drop_payload_unless_kept(&mut self, row: &JobRow) -> Result<i64, BrokerError> {
+        if row.payload == PAYLOAD_UNTIL_END {
+            self.replace_payload(row.seq, &Job { payload: bytes::Bytes::new(), ..row.job(&self.conn)? })?;
+            return Ok(PAYLOAD_GONE);
+        }
+        Ok(row.payload)
+    }
+
+    fn replace_payload(&self, seq: i64, job: &Job) -> Result<(), BrokerError> {
+        self.conn
+            .prepare_cached("UPDATE payloads SET envelope = ?2 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![seq, encode_job(job, self.wire)]))
+            .map_err(|e| unavailable(e, "remove payload"))?;
+        Ok(())
+    }
+
+    fn rerun(&mut self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        let now = self.clock.now();
+        let found = self.owned(client, job)?;
+        let verdict = rules::rerun(found.as_ref().map(|(_, known)| known), job, from, now).refused()?;
+        let Some((row, _)) = found else { return Err(refusal::no_job("rerun", job)) };
+        let Ok(next) = verdict else { return Ok(Enqueued::Known(row.status(&self.conn, now)?)) };
+        let (_, queue) = self.state.queue(&next.queue)?;
+        let limit = queue.policy.client(client).max_queued;
+        let waiting = self.count_waiting(client, row.queue);
+        match refusal::quota("rerun", client, &next.queue, waiting, limit) {
+            Some(full) => Err(full),
+            None => self.start(&row, next, now),
+        }
+    }
+
+    /// Puts the next run of a finished job in line.
+    pub(super) fn start(&mut self, row: &JobRow, next: Job, now: Timestamp) -> Result<Enqueued, BrokerError> {
+        self.begin()?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobs SET run = ?2, generation = ?3, state = 0, attempt = 0, timer_at = ?5, due_at = ?4,
+                 expires_at = ?5, started_at = NULL, finished_at = NULL, outcome = NULL WHERE seq = ?1",
+            )
+            .and_then(|mut update| {
+                update.execute(params![
+                    row.seq,
+                    next.run_id.as_bytes(),
+                    next.generation,
+                    now.as_millis(),
+                    next.expires_at.as_millis(),
+                ])
+            })
+            .map_err(|e| unavailable(e, "start run"))?;
+        if row.payload == PAYLOAD_GONE {
+            // A dead letter brings it back, for as long as it was kept before.
+            self.replace_payload(row.seq, &next)?;
+            self.conn
+                .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, payload_kept(&next)])
+                .map_err(|e| unavailable(e, "start run"))?;
+        }
+        // A holder of the run before may still be there: its lease must not count for the new run.
+        self.state.end_lease(row.seq);
+        self.join_line((row.queue, row.client), WAITING, now);
+        Ok(Enqueued::Created(status_of_new(next, now)))
+    }
+
+    fn erase(&mut self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "erase");
+        let found = self.owned(client, job)?;
+        let left = rules::erase(found.as_ref().map(|(_, known)| known), job).refused()?;
+        let (Some((row, _)), Ok(Some(stripped))) = (found, left) else { return Ok(()) };
+        self.begin()?;
+        let result: Option<Vec<u8>> = self
+            .conn
+            .query_row("SELECT envelope FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
+            .optional()
+            .map_err(sql)?;
+        // Before the first write, because it can refuse.
+        let result = result.map(|result| decode_result(&result.into())).transpose();
+        let result = result.map_err(super::state::unreadable)?;
+        self.log_holds_erased = true;
+        // Freed bytes are overwritten with zeros for as long as this operation lasts.
+        self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
+        self.replace_payload(row.seq, &stripped)?;
+        if let Some(result) = result {
+            let result = rules::erased_result(result);
+            self.conn
+                .execute(
+                    "UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1",
+                    params![row.seq, encode_result(&result, self.wire)],
+                )
+                .map_err(sql)?;
+        }
+        self.conn.execute("UPDATE jobs SET payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
+        self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [job.as_bytes()]).map_err(sql)?;
+        self.conn.pragma_update(None, "secure_delete", "FAST").map_err(sql)
+    }
+
+    /// Removes a finished job with its payload and result, and remembers how far the client's log is gone.
+    pub(super) fn remove(&mut self, row: &JobRow) -> Result<(), BrokerError> {
+        let sql = |e| unavailable(e, "remove job");
+        let conn = &self.conn;
+        conn.prepare_cached(
+            "UPDATE clients SET removed_n = max(removed_n, coalesce((SELECT n FROM results WHERE seq = ?2), 0))
+             WHERE id = ?1",
+        )
+        .and_then(|mut update| update.execute([row.client, row.seq]))
+        .map_err(sql)?;
+        for table in ["payloads", "results", "jobs"] {
+            conn.prepare_cached(&format!("DELETE FROM {table} WHERE seq = ?1"))
+                .and_then(|mut delete| delete.execute([row.seq]))
+                .map_err(sql)?;
+        }
+        self.state.remove_id(conn, row.id, row.seq)?;
+        self.state.end_lease(row.seq);
+        Ok(())
+    }
+}
+
+/// For how long the payload of a job is kept that may run.
+fn payload_kept(job: &Job) -> i64 {
+    if job.keep_record { PAYLOAD_KEPT } else { PAYLOAD_UNTIL_END }
+}
+
+fn status_of_new(job: Job, now: Timestamp) -> JobStatus {
+    let next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
+    JobStatus {
+        job_id: job.id,
+        run_id: job.run_id,
+        generation: job.generation,
+        client: job.client,
+        queue: job.queue,
+        key: job.key,
+        fingerprint: job.fingerprint,
+        state: JobState::Queued,
+        attempt: 0,
+        content_type: job.content_type,
+        size: job.payload.len() as u64,
+        headers: job.headers,
+        accepted_at: job.accepted_at,
+        expires_at: job.expires_at,
+        started_at: None,
+        finished_at: None,
+        next_attempt_at,
+    }
+}

@@ -1,0 +1,140 @@
+//! The changes that one step of the writer made in memory. If its transaction is not committed, all of them are taken
+//! back: leases, lines, turns and ids are then what they were before, and nobody but the callers of that step notices.
+
+use std::collections::VecDeque;
+
+use rusqlite::Connection;
+
+use super::state::{ClientRow, Lease, QueueRow, State};
+use relay_bridge::contract::{JobId, Timestamp};
+use relay_bridge::error::BrokerError;
+use relay_bridge::policy::QueuePolicy;
+
+/// The changes of the step that is being run, in their order.
+#[derive(Default)]
+pub(super) struct Undo {
+    counters: Counters,
+    changes: Vec<Change>,
+}
+
+/// The numbers that a step may move.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    /// When the next parked job is due.
+    pub(super) next_due: Option<Timestamp>,
+    pub(super) next_seq: i64,
+    pub(super) next_n: i64,
+    /// The latest deadline of the jobs whose deadlines are in order.
+    pub(super) in_order_to: i64,
+    /// As they are in the file: `next_seq` and `in_order_to` ahead of what was used.
+    pub(super) saved: (i64, i64, i64),
+    /// No row before this one has a deadline that is in order.
+    pub(super) first_in_order: i64,
+}
+
+/// One change, with what it takes to undo it.
+pub(super) enum Change {
+    /// The lease of a row as it was before; `None` if there was none.
+    Lease(i64, Option<Lease>),
+    /// The client was taken from the front of the queue's turns.
+    TurnTaken(QueueRow, ClientRow),
+    /// A client was put at the front.
+    TurnKept(QueueRow),
+    /// A client was put at the end.
+    TurnGiven(QueueRow),
+    ClientAdded(ClientRow),
+    QueueAdded(QueueRow),
+    Policy(QueueRow, Box<QueuePolicy>),
+    IdAdded(JobId),
+    IdRemoved(JobId, i64),
+}
+
+impl Undo {
+    pub(super) fn note(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+}
+
+impl State {
+    /// The changes from now on belong to one step.
+    pub(super) fn begin_step(&mut self) {
+        self.undo.changes.clear();
+        self.undo.counters = self.counters;
+        self.lines.begin_step();
+        self.ids.begin_step();
+    }
+
+    /// How much the step has changed up to now.
+    pub(super) fn changes(&self) -> usize {
+        self.undo.changes.len() + self.lines.touched()
+    }
+
+    /// Takes back what the step changed.
+    pub(super) fn undo_step(&mut self) {
+        let changes = std::mem::take(&mut self.undo.changes);
+        for change in changes.into_iter().rev() {
+            self.undo(change);
+        }
+        self.lines.undo_step();
+        self.ids.undo_step();
+        self.counters = self.undo.counters;
+    }
+
+    fn undo(&mut self, change: Change) {
+        match change {
+            Change::Lease(seq, before) => {
+                if let Some(now) = self.leases.remove(&seq) {
+                    self.lease_ends.remove(&(now.until, seq));
+                }
+                if let Some(before) = before {
+                    self.lease_ends.insert((before.until, seq));
+                    self.leases.insert(seq, before);
+                }
+            }
+            Change::TurnTaken(queue, client) => self.turns(queue, |turns| turns.push_front(client)),
+            Change::TurnKept(queue) => self.turns(queue, |turns| {
+                turns.pop_front();
+            }),
+            Change::TurnGiven(queue) => self.turns(queue, |turns| {
+                turns.pop_back();
+            }),
+            Change::ClientAdded(row) => {
+                if let Some(name) = self.clients.remove(&row) {
+                    self.client_rows.remove(&name);
+                }
+            }
+            Change::QueueAdded(row) => {
+                if let Some(queue) = self.queues.remove(&row) {
+                    self.queue_rows.remove(&queue.name);
+                }
+            }
+            Change::Policy(row, before) => {
+                if let Some(queue) = self.queues.get_mut(&row) {
+                    queue.policy = *before;
+                }
+            }
+            Change::IdAdded(id) => self.ids.forget(id),
+            Change::IdRemoved(id, seq) => self.ids.add(id, seq),
+        }
+    }
+
+    fn turns(&mut self, queue: QueueRow, change: impl FnOnce(&mut VecDeque<ClientRow>)) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            change(&mut queue.turns);
+        }
+    }
+
+    /// Adds an id that leads to `seq`.
+    pub(super) fn add_id(&mut self, id: JobId, seq: i64) {
+        self.ids.add(id, seq);
+        self.undo.note(Change::IdAdded(id));
+    }
+
+    /// Removes the id of a row that is being removed.
+    pub(super) fn remove_id(&mut self, conn: &Connection, id: JobId, seq: i64) -> Result<(), BrokerError> {
+        if self.ids.is_recent(id) {
+            self.undo.note(Change::IdRemoved(id, seq));
+        }
+        self.ids.remove(conn, id, seq)
+    }
+}

@@ -1,0 +1,512 @@
+//! The one thread that writes. It drains a bounded channel into one transaction, commits once, and answers then: a
+//! commit costs the same for one operation and for five hundred.
+//!
+//! A transaction that is rolled back leaves nothing in memory either ([`undo`](super::undo)); leases, turns and whoever waits
+//! stay as they were. Memory is rebuilt from the file where the connection can't be trusted any more: it is not known
+//! whether a commit took effect, or a transaction could not be rolled back.
+//!
+//! After a transaction that failed, operations have transactions of their own for a while, and so has what time demands:
+//! one client's writes that the disk has no room for then cost nobody else anything.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::dispatch::Pending;
+use super::marker::Marker;
+use super::numbers::Numbers;
+use super::row::JobRow;
+use super::schema;
+use super::shared::{NewResult, Shared};
+use super::state::State;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::envelope::WireVersion;
+use relay_bridge::contract::{JobId, LogId};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::{Held, Receipt, Recorded};
+use relay_bridge::rules::{Ending, Verdict};
+
+/// The most operations in one commit.
+const BATCH_MAX: usize = 512;
+/// The most operations that wait for the writer; a caller beyond that waits in its own task.
+pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
+/// Operations that pay for a commit of their own. With fewer, after a commit of [`SHARED_FROM`] or more, the writer waits
+/// once for others to join.
+const ENOUGH: usize = 16;
+const SHARED_FROM: usize = 8;
+/// How long it waits for them: what the kernel makes of the shortest sleep, some 50 us.
+const NAP: Duration = Duration::from_micros(1);
+/// How long the last checkpoint waits for readers.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
+/// How long to wait before trying to open a broken store again.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// How long what time demands is not tried again after it failed by itself.
+const HOLD_OFF: Duration = Duration::from_millis(500);
+/// How many operations have a transaction of their own after one that failed.
+const APART: usize = 64;
+
+/// One operation: runs inside the transaction, and may leave something to do after the commit.
+pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
+/// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
+pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
+
+/// The news of a transaction, told once it is committed.
+#[derive(Default)]
+pub(super) struct Done {
+    /// For readers to wake.
+    pub(super) finished: Vec<NewResult>,
+    /// Results to count.
+    pub(super) judged: Vec<Verdict<Ending, Recorded>>,
+    /// Dead letters that were taken back.
+    pub(super) letters_retracted: usize,
+}
+
+/// A heartbeat that waits for its answer.
+pub(super) struct Beat {
+    pub(super) receipt: Receipt,
+    pub(super) reply: oneshot::Sender<Result<Held, BrokerError>>,
+}
+
+impl Beat {
+    fn refuse(self, failure: &BrokerError) {
+        // A worker that does not wait any more has lost nothing by it.
+        drop(self.reply.send(Err(copy(failure))));
+    }
+}
+
+/// What an operation works on.
+pub(super) struct Writer {
+    pub(super) conn: Connection,
+    pub(super) state: State,
+    pub(super) clock: Clock,
+    pub(super) wire: WireVersion,
+    pub(super) log: LogId,
+    pub(super) pending: VecDeque<Pending>,
+    /// The effects of the transaction that wait for its commit.
+    pub(super) done: Done,
+    /// Heartbeats, which are answered from what is committed, whatever becomes of the transaction beside them.
+    pub(super) beats: Vec<Beat>,
+    /// Calls that wait until the log holds nothing that was erased.
+    pub(super) forgetting: Vec<oneshot::Sender<bool>>,
+    /// Whether it may hold such bytes: of this process's erasures, or of those before.
+    pub(super) log_holds_erased: bool,
+    /// Receipts that nobody took and that this step hands back.
+    pub(super) abandoned: Vec<Receipt>,
+    shared: Arc<Shared>,
+    path: Option<PathBuf>,
+    numbers: Numbers,
+    in_transaction: bool,
+    /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
+    failed: bool,
+    /// Set while the file can't be opened.
+    broken: bool,
+    /// Set when the store was opened again: whoever waits is served at once.
+    again: bool,
+    /// Until when what time demands is not tried: it failed by itself.
+    held_off: Option<Duration>,
+    /// How many more operations have a transaction of their own.
+    apart: usize,
+    /// Operations of the last commit.
+    last_batch: usize,
+}
+
+impl Writer {
+    pub(super) fn new(
+        opened: (Connection, LogId, Option<Marker>),
+        path: Option<PathBuf>,
+        clock: Clock,
+        wire: WireVersion,
+        shared: Arc<Shared>,
+    ) -> Result<Self, BrokerError> {
+        let (conn, log, marker) = opened;
+        let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
+        let numbers = Numbers::new(path.clone(), marker, clock.monotonic());
+        Ok(Self {
+            conn,
+            state,
+            clock,
+            wire,
+            log,
+            pending: VecDeque::new(),
+            done: Done::default(),
+            beats: Vec::new(),
+            forgetting: Vec::new(),
+            log_holds_erased: path.is_some(),
+            abandoned: Vec::new(),
+            shared,
+            path,
+            numbers,
+            in_transaction: false,
+            failed: false,
+            broken: false,
+            again: false,
+            held_off: None,
+            apart: 0,
+            last_batch: 0,
+        })
+    }
+
+    /// Runs until every sender is gone, then closes the store.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            let wake = self.next_wake();
+            let clock = self.clock.clone();
+            let most = if self.apart > 0 { 1 } else { BATCH_MAX };
+            tokio::select! {
+                biased;
+                taken = inbox.recv_many(&mut batch, most) => if taken == 0 { break },
+                () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
+            }
+            self.step(&mut batch, &mut inbox);
+        }
+        self.numbers.written().await;
+        self.empty_log();
+    }
+
+    /// Runs the batch, and what joins it. A commit costs much more than an operation, and who was answered by the last one
+    /// is probably about to come back; but while the writer waits the callers may have nothing to do, so it waits for a
+    /// small batch only, and after it ran. A lone caller never waits.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this thread runs nothing else, and a timer wheel's tick is too coarse"
+    )]
+    fn run_batch(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>, after: &mut Vec<After>) {
+        let (mut ran, mut napped) = (0, false);
+        loop {
+            ran += batch.len();
+            after.extend(batch.drain(..).filter_map(|work| work(self)));
+            if napped || ran >= ENOUGH || self.last_batch < SHARED_FROM || self.apart > 0 {
+                break;
+            }
+            std::thread::sleep(NAP);
+            napped = true;
+            while ran + batch.len() < BATCH_MAX
+                && let Ok(work) = inbox.try_recv()
+            {
+                batch.push(work);
+            }
+        }
+        self.last_batch = ran;
+    }
+
+    /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
+    pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
+        if !self.in_transaction {
+            self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|e| schema::unavailable(e, "begin"))?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// One commit: what time demands, the batch, and the leases that became possible; or, after a failure, one for each.
+    fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
+        if self.broken && !self.reopen() {
+            let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
+            let away = away.of_storage();
+            batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
+            self.pending.drain(..).for_each(|pending| pending.refuse(&away));
+            self.beats.drain(..).for_each(|beat| beat.refuse(&away));
+            self.forget();
+            return;
+        }
+        self.again = false;
+        let apart = self.apart > 0 || self.held_off.is_some();
+        if apart && self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
+            let did = self.transaction(|writer, _| drop(writer.guarded(Self::what_time_demands)));
+            self.held_off = (!did).then(|| self.clock.monotonic() + HOLD_OFF);
+        }
+        let mut answered = 0;
+        let did = self.transaction(|writer, after| {
+            after.reserve(batch.len());
+            if !apart {
+                drop(writer.guarded(Self::what_time_demands));
+            }
+            writer.run_batch(batch, inbox, after);
+            answered = after.len();
+            if !apart {
+                writer.grant(after);
+            }
+        });
+        if apart || !did {
+            self.transaction(Self::grant);
+        }
+        self.apart = if did { self.apart.saturating_sub(answered) } else { APART };
+        self.answer_beats();
+        self.forget();
+    }
+
+    /// Runs `run` in a transaction and says what became of it. A failure is noted in `failed`, and every operation that shared
+    /// the transaction is then answered with it.
+    fn transaction(&mut self, run: impl FnOnce(&mut Self, &mut Vec<After>)) -> bool {
+        self.state.begin_step();
+        let mut after = Vec::new();
+        run(self, &mut after);
+        let decided = self.commit(after.len());
+        let done = std::mem::take(&mut self.done);
+        if decided.is_ok() {
+            self.shared.tell(done);
+        }
+        after.into_iter().for_each(|after| after(decided.as_ref().copied()));
+        self.abandoned.clear();
+        decided.is_ok()
+    }
+
+    fn grant(&mut self, after: &mut Vec<After>) {
+        drop(self.guarded(|writer| writer.serve_pending(after)));
+    }
+
+    fn answer_beats(&mut self) {
+        for beat in std::mem::take(&mut self.beats) {
+            if self.broken {
+                let why = "whether the lease stands is known when the store is open again";
+                beat.refuse(&BrokerError::new(BrokerErrorKind::Unavailable, "extend", why));
+            } else {
+                let held = self.extend(&beat.receipt);
+                drop(beat.reply.send(held));
+            }
+        }
+    }
+
+    /// Empties the log of what was erased, once for all that wait for it, and says whether it is empty of it. Waits for
+    /// no reader.
+    fn forget(&mut self) {
+        if self.forgetting.is_empty() {
+            return;
+        }
+        if self.log_holds_erased && !self.broken {
+            match self.truncate_log(Duration::ZERO) {
+                Ok(emptied) => self.log_holds_erased = !emptied,
+                Err(failure) => warn!(error = %failure, "the write-ahead log was not emptied of what was erased"),
+            }
+        }
+        let forgotten = !self.log_holds_erased;
+        for reply in self.forgetting.drain(..) {
+            // A caller that does not wait any more calls again.
+            reply.send(forgotten).ok();
+        }
+    }
+
+    /// Copies the log into the file and cuts it to nothing; `false` if a reader needs it.
+    fn truncate_log(&self, wait: Duration) -> rusqlite::Result<bool> {
+        self.conn.busy_timeout(wait)?;
+        let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let emptied = self.conn.query_row(truncate, [], |row| Ok(row.get::<_, i64>(0)? == 0));
+        self.conn.busy_timeout(schema::BUSY_TIMEOUT)?;
+        emptied
+    }
+
+    /// The job with this id, whosever it is.
+    pub(super) fn find(&self, id: JobId) -> Result<Option<JobRow>, BrokerError> {
+        JobRow::find(&self.conn, self.state.ids.recent(), id)
+    }
+
+    /// A job that a newer relay wrote was set aside.
+    pub(super) fn note_newer(&self) {
+        self.shared.newer_jobs.add();
+    }
+
+    /// Takes what nobody took into this step; answers how many they are.
+    pub(super) fn take_abandoned(&mut self) -> usize {
+        self.abandoned = self.shared.take_abandoned();
+        self.abandoned.len()
+    }
+
+    /// Runs `op`, and notes when it may have left half of its writes.
+    pub(super) fn guarded<T>(
+        &mut self,
+        op: impl FnOnce(&mut Self) -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        if self.failed || self.broken {
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
+        }
+        let changes = |writer: &Self| (writer.conn.total_changes(), writer.state.changes());
+        let before = changes(self);
+        let result = op(self);
+        // A refusal that changed nothing, in the file or in memory, concerns its caller alone. A failure, or a refusal with
+        // half of its changes done, takes the whole transaction with it.
+        if let Err(failure) = &result
+            && (failure.kind() == BrokerErrorKind::Unavailable || changes(self) != before)
+        {
+            error!(error = %failure, source = ?std::error::Error::source(failure).map(ToString::to_string), "store operation failed");
+            self.failed = true;
+        }
+        result
+    }
+
+    fn commit(&mut self, operations: usize) -> Result<(), BrokerError> {
+        if !self.in_transaction && !self.failed {
+            return Ok(());
+        }
+        if !self.failed {
+            let last = self.state.last_seq();
+            let indexed = self.state.ids.write_some(&self.conn, operations, last);
+            let saved = indexed.and_then(|()| self.state.save(&self.conn));
+            if let Err(failure) = saved.and_then(|()| self.numbers.raise_if_due(&self.conn, self.clock.monotonic())) {
+                error!(error = %failure, source = ?std::error::Error::source(&failure).map(ToString::to_string), "counters could not be saved");
+                self.failed = true;
+            }
+        }
+        if self.failed {
+            self.roll_back();
+            return Err(BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store did not do it"));
+        }
+        self.in_transaction = false;
+        let started = Instant::now();
+        let Err(failure) = self.conn.execute_batch("COMMIT") else {
+            self.shared.commits.operations.add(operations as u64);
+            self.shared.commits.micros.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+            self.state.ids.committed();
+            self.numbers.committed(self.clock.monotonic());
+            return Ok(());
+        };
+        // Without space the record that makes the transaction one was not written: nothing took effect.
+        if schema::is_full(&failure) {
+            let failure = schema::unavailable(failure, "commit");
+            error!(error = %failure, "commit failed");
+            self.roll_back();
+            return Err(failure);
+        }
+        // Whether the commit reached the disk is unknown: say so, and trust the file alone.
+        error!(error = %failure, "commit failed: the store is closed and opened again");
+        self.undo_step();
+        self.broken = true;
+        Err(BrokerError::new(BrokerErrorKind::Ambiguous, "commit", "the store did not confirm the write")
+            .of_storage()
+            .with_source(failure))
+    }
+
+    /// Takes back everything that this step did, in the file and in memory.
+    fn roll_back(&mut self) {
+        self.failed = false;
+        self.in_transaction = false;
+        // SQLite ends a transaction by itself when there is no space for what it holds.
+        let rolled_back = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
+        self.undo_step();
+        if !rolled_back {
+            // This connection sees a state that was never committed: nothing may be read from it.
+            self.broken = true;
+        }
+    }
+
+    fn undo_step(&mut self) {
+        self.state.undo_step();
+        self.shared.abandon(self.abandoned.drain(..));
+    }
+
+    fn reopen(&mut self) -> bool {
+        let Some(path) = self.path.clone() else {
+            // Memory can't be opened again without losing what it holds: the connection stays.
+            let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
+            match if idle { self.load_again(&self.conn).ok() } else { None } {
+                Some(state) => {
+                    self.state = state;
+                    self.opened_again();
+                }
+                None => self.broken = true,
+            }
+            return !self.broken;
+        };
+        if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
+            warn!("the old connection holds a transaction that can't be rolled back");
+        }
+        let there = self.numbers.marker().map_or(Ok(()), |marker| marker.finds_files(&path));
+        let opened = there
+            .and_then(|()| schema::reconnect(&path, self.log))
+            .and_then(|conn| Ok((self.load_again(&conn)?, conn)));
+        match opened {
+            Ok((state, conn)) => {
+                warn!(path = %path.display(), "store opened again");
+                (self.state, self.conn) = (state, conn);
+                self.opened_again();
+                true
+            }
+            Err(failure) => {
+                error!(error = %failure, path = %path.display(), "store can't be opened");
+                false
+            }
+        }
+    }
+
+    fn opened_again(&mut self) {
+        (self.broken, self.again) = (false, true);
+        // A commit that nobody heard of may have taken effect.
+        self.shared.wake_all();
+    }
+
+    /// The state that the file gives after it was lost, with the leases that this process gave out.
+    fn load_again(&self, conn: &Connection) -> Result<State, BrokerError> {
+        State::load(conn, Arc::clone(&self.shared.recent), &self.clock, Some(&self.state.leases))
+    }
+
+    /// Copies what is left of the log into the file, at the end.
+    fn empty_log(&mut self) {
+        if let Some(path) = self.path.as_ref().filter(|_| !self.in_transaction) {
+            if let Err(failure) = self.numbers.raise_last(&self.conn) {
+                warn!(error = %failure, "the store has no new number: an older copy of it may not be noticed");
+            }
+            // A long reader, such as a backup, must not hold up the end: the log then stays, and is read at the next start.
+            let emptied = self.truncate_log(CHECKPOINT_WAIT);
+            let done = emptied.map_err(|e| schema::unavailable(e, "close store")).and_then(|emptied| {
+                let Some(marker) = self.numbers.marker().filter(|_| emptied) else { return Ok(()) };
+                marker.closed(path)?;
+                schema::keep_log(&self.conn, false).map_err(|e| schema::unavailable(e, "close store"))
+            });
+            if let Err(failure) = done {
+                warn!(error = %failure, "the write-ahead log was not emptied: it is read at the next start");
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let now = self.clock.monotonic();
+        if self.broken {
+            return Some(now + REOPEN_AFTER);
+        }
+        if self.again {
+            return Some(now);
+        }
+        let due = self.state.counters.next_due.map(|due| now + due.since(self.clock.now()));
+        let lease = self.state.lease_ends.first().map(|(at, _)| *at);
+        let demanded = [due, lease].into_iter().flatten().min();
+        let demanded = demanded.map(|at| self.held_off.map_or(at, |until| at.max(until)));
+        // Leases that a roll-back left to be handed back again.
+        let abandoned = self.shared.has_abandoned().then(|| self.held_off.unwrap_or(now));
+        let pending = self.pending.iter().map(|pending| pending.deadline).min();
+        [demanded, abandoned, pending].into_iter().flatten().min()
+    }
+}
+
+/// `op` as work for the writer, and where its answer comes after the commit.
+pub(super) fn work<T: Send + 'static>(
+    op: impl FnOnce(&mut Writer) -> Result<T, BrokerError> + Send + 'static,
+) -> (Work, oneshot::Receiver<Result<T, BrokerError>>) {
+    let (reply, answer) = oneshot::channel();
+    let work: Work = Box::new(move |writer| {
+        let result = writer.guarded(op);
+        Some(Box::new(move |decided| {
+            let result = match (result, decided) {
+                (Ok(_), Err(failure)) => Err(copy(failure)),
+                (result, _) => result,
+            };
+            // Nobody waits for the answer any more: that is the caller's choice.
+            drop(reply.send(result));
+        }))
+    });
+    (work, answer)
+}
+
+/// The same failure for each of the operations that shared a commit.
+pub(super) fn copy(failure: &BrokerError) -> BrokerError {
+    let copy = BrokerError::new(failure.kind(), failure.operation(), failure.detail());
+    if failure.is_of_storage() { copy.of_storage() } else { copy }
+}
+
+pub(super) fn closed() -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store is closed")
+}

@@ -1,0 +1,235 @@
+//! Connections: silent, slow, half closed, too many; HTTP/2; the byte budget; the drain.
+
+use std::time::Duration;
+
+use super::support::{Peer, Relay, Setup};
+
+const SUBMIT: &str = "POST /v1/queues/mail/jobs";
+
+/// Sends the head of a submission of `length` bytes and waits until relay begins to read its body.
+async fn begin(relay: &Relay, length: usize) -> Peer {
+    let mut peer = relay.connect().await;
+    let length = length.to_string();
+    peer.send(SUBMIT, &[("content-length", &length), ("expect", "100-continue")], "").await;
+    assert_eq!(peer.reply().await.status, 100);
+    peer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_sends_nothing_or_half_a_head_is_dropped() {
+    let mut setup = Setup::default();
+    setup.limits.first_request = Duration::from_millis(50);
+    let relay = setup.start().await;
+    for sent in ["", "P", "PRI * HTTP/2.0", "POST /v1/queues/mail/jobs HTTP/1.1\r\nhost: re"] {
+        let mut peer = relay.connect().await;
+        // On a busy machine it may be dropped before it has sent that.
+        peer.try_write(sent.as_bytes()).await;
+        assert_eq!(peer.closed().await, "", "{sent}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_trickles_in_is_given_no_more_time_for_each_byte() {
+    let mut setup = Setup::default();
+    setup.limits.first_request = Duration::from_millis(100);
+    let relay = setup.start().await;
+    let mut peer = relay.connect().await;
+    peer.write(b"GET /v1/whoami HTTP/1.1\r\nx-slow: ").await;
+    // It would take some minutes to be done.
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    for _ in 0..100_000 {
+        tick.tick().await;
+        if !peer.try_write(b"x").await {
+            return;
+        }
+    }
+    panic!("the head was waited for to its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_head_that_does_not_end_is_dropped_too() {
+    let mut setup = Setup::default();
+    setup.limits.idle = Duration::from_millis(50);
+    let relay = setup.start().await;
+    let mut peer = relay.connect().await;
+    peer.send("GET /v1/whoami", &[], "").await;
+    assert_eq!(peer.reply().await.status, 200);
+    peer.try_write(b"GET /v1/whoami HT").await;
+    assert!(!peer.closed().await.contains(" 200 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_its_answer_is_dropped() {
+    let mut setup = Setup::default();
+    setup.limits.idle = Duration::from_millis(50);
+    // Long enough for a busy machine: each request here is the first of its connection.
+    setup.limits.first_request = Duration::from_secs(1);
+    setup.limits.connections = 1;
+    let relay = setup.start().await;
+    relay.submit(&[("Idempotency-Key", "k")], "x").await;
+    // More than the sockets hold between them.
+    let id = relay.work("text/plain", vec![b'x'; 12_000_000]).await.job.id;
+    let mut peer = relay.connect().await;
+    peer.send(&format!("GET /v1/jobs/{id}/result"), &[], "").await;
+    let mut next = relay.connect().await;
+    next.send("GET /v1/whoami", &[], "").await;
+    assert_eq!(next.reply().await.status, 200, "its place is free");
+    assert!(peer.closed().await.len() < 12_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_arrive_ends_in_a_timeout() {
+    let mut setup = Setup::default();
+    setup.limits.body_timeout = Duration::from_millis(50);
+    let relay = setup.start().await;
+    let mut peer = begin(&relay, 5).await;
+    peer.write(b"he").await;
+    let reply = peer.reply().await;
+    reply.is_problem(408, "request-timeout");
+    assert_eq!((reply.header("connection"), peer.closed().await), ("close", String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_it_waits_holds_nothing() {
+    let mut setup = Setup::default();
+    setup.limits.requests = 1;
+    let relay = setup.start().await;
+    let mut peer = relay.connect().await;
+    peer.send(SUBMIT, &[("Prefer", "wait=50")], "x").await;
+    let taken = relay.lease().await;
+    relay.get("/v1/whoami").await.is_problem(503, "overloaded");
+    peer.half_close().await;
+    assert_eq!(peer.closed().await, "");
+    // The place is free a moment after the client sees the end.
+    while relay.get("/v1/whoami").await.status != 200 {}
+    assert_eq!(taken.attempt, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_cap_connections_wait_for_a_place() {
+    let mut setup = Setup::default();
+    setup.limits.connections = 1;
+    let relay = setup.start().await;
+    let mut first = relay.connect().await;
+    first.send("GET /v1/whoami", &[], "").await;
+    assert_eq!(first.reply().await.status, 200);
+    let mut second = relay.connect().await;
+    second.send("GET /v1/whoami", &[], "").await;
+    drop(first);
+    assert_eq!(second.reply().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_in_flight_share_one_budget() {
+    let mut setup = Setup::default();
+    setup.limits.body_bytes = 1_000;
+    let relay = setup.start().await;
+    let mut first = begin(&relay, 800).await;
+    relay.submit(&[], [0; 300]).await.is_problem(503, "overloaded");
+    let chunked = format!("12c\r\n{}\r\n0\r\n\r\n", "x".repeat(300));
+    relay.submit(&[("transfer-encoding", "chunked")], &chunked).await.is_problem(503, "overloaded");
+    assert_eq!(relay.submit(&[], [0; 200]).await.status, 202);
+    first.write(&[0; 800]).await;
+    assert_eq!(first.reply().await.status, 202);
+    assert_eq!(relay.submit(&[], [0; 1_000]).await.status, 202, "the budget is whole again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_holds_no_share_of_the_budget() {
+    let mut setup = Setup::default();
+    setup.limits.body_bytes = 1_000;
+    let relay = setup.start().await;
+    let mut waiting = relay.connect().await;
+    waiting.send(SUBMIT, &[("Prefer", "wait=50")], [0; 1_000]).await;
+    relay.lease().await;
+    while relay.submit(&[], [1; 1_000]).await.status != 202 {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_follow_each_other_on_one_connection_and_may_be_sent_ahead() {
+    let relay = Relay::start().await;
+    let mut peer = relay.connect().await;
+    for body in ["a", "b", "c"] {
+        peer.send(SUBMIT, &[], body).await;
+    }
+    peer.send("GET /v1/nowhere", &[], "").await;
+    for status in [202, 202, 202, 404] {
+        assert_eq!(peer.reply().await.status, status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_is_served_on_the_same_port_without_tls() {
+    let relay = Relay::start().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let base = format!("http://{}", relay.address);
+    let submit = client.post(format!("{base}/v1/queues/mail/jobs")).header("prefer", "wait=50").body("x").send();
+    let (reply, _) = tokio::join!(submit, relay.work("text/plain", "y"));
+    let reply = reply.unwrap();
+    assert_eq!((reply.version(), reply.status().as_u16()), (reqwest::Version::HTTP_2, 200));
+    assert_eq!(reply.text().await.unwrap(), "y");
+    let refused = client.put(format!("{base}/v1/whoami")).send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 405);
+    assert_eq!(refused.headers()["content-type"], "application/problem+json");
+    let large = client.post(format!("{base}/v1/queues/mail/jobs")).body(vec![0; 2_000]).send().await.unwrap();
+    assert_eq!(large.status().as_u16(), 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_answers_waits_early_and_closes_idle_connections() {
+    let mut relay = Relay::start().await;
+    let mut idle = relay.connect().await;
+    idle.send("GET /v1/whoami", &[], "").await;
+    assert_eq!(idle.reply().await.status, 200);
+    let mut silent = relay.connect().await;
+    let mut submitter = relay.connect().await;
+    submitter.send(SUBMIT, &[("Prefer", "wait=50"), ("Idempotency-Key", "k")], "x").await;
+    let id = relay.lease().await.job.id;
+
+    relay.shutdown.cancel();
+    let receipt = submitter.reply().await;
+    assert_eq!((receipt.status, receipt.field("job_id")), (202, id.to_string()));
+    assert_eq!(receipt.header("preference-applied"), "wait=50");
+    for peer in [&mut submitter, &mut idle, &mut silent] {
+        assert_eq!(peer.closed().await, "");
+    }
+    relay.drained().await;
+    assert!(tokio::net::TcpStream::connect(relay.address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_http_2_connections_too() {
+    let mut relay = Relay::start().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let url = format!("http://{}/v1/queues/mail/jobs", relay.address);
+    let shutdown = relay.shutdown.clone();
+    let submit = client.post(url).header("prefer", "wait=50").body("x").send();
+    let drain = async {
+        relay.lease().await;
+        shutdown.cancel();
+    };
+    let (reply, ()) = tokio::join!(submit, drain);
+    assert_eq!(reply.unwrap().status().as_u16(), 202);
+    relay.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_lets_a_request_in_flight_finish() {
+    let mut relay = Relay::start().await;
+    let mut peer = begin(&relay, 5).await;
+    relay.shutdown.cancel();
+    peer.write(b"hello").await;
+    let receipt = peer.reply().await;
+    assert_eq!(receipt.status, 202);
+    relay.drained().await;
+    assert_eq!(&relay.lease().await.job.payload[..], b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_at_its_deadline() {
+    let mut relay = Setup { drain: Duration::from_millis(50), ..Setup::default() }.start().await;
+    let mut peer = begin(&relay, 5).await;
+    relay.shutdown.cancel();
+    relay.drained().await;
+    assert_eq!(peer.closed().await, "");
+}

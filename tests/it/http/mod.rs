@@ -1,0 +1,16 @@
+//! The HTTP ingress over real sockets, against the real embedded store in memory.
+
+mod batch;
+mod browsers;
+mod connections;
+mod docs;
+mod events;
+mod failing;
+mod jobs;
+mod naming;
+mod policy;
+mod refusals;
+mod results;
+mod submit;
+mod support;
+mod unfit;

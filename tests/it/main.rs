@@ -1,0 +1,33 @@
+//! What relay does, from outside: the built binary, or the parts of the server over real sockets.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
+
+mod admin;
+#[path = "../aws_support/mod.rs"]
+mod aws_support;
+mod bridge;
+mod bridge_foreign;
+mod cli;
+mod cli_client;
+mod cli_operator;
+#[path = "../cli_support/mod.rs"]
+mod cli_support;
+mod cli_waiting;
+mod client_feature;
+mod config;
+mod conformance_remote;
+mod demo;
+mod foreign_results;
+mod full_disk;
+mod http;
+mod nats;
+mod nats_cli;
+mod restarts;
+mod slugs;
+mod sqs_cli;
+mod sqs_forward;
+mod traces;
+mod waits;
+mod worker_protocol;
+mod worker_starts;
