@@ -195,7 +195,7 @@ impl NatsConfig {
     }
 
     /// The servers as the client takes them; those that can't be are left out.
-    pub(super) fn addresses(&self) -> Vec<ServerAddr> {
+    pub(crate) fn addresses(&self) -> Vec<ServerAddr> {
         self.servers.iter().filter_map(|server| server.parse().ok()).collect()
     }
 
@@ -228,7 +228,7 @@ impl Tls {
     }
 
     /// Whether nothing is sent in the clear to `address`.
-    pub(super) fn covers(&self, address: &ServerAddr) -> bool {
+    pub(crate) fn covers(&self, address: &ServerAddr) -> bool {
         self.required || self.first || address.tls_required()
     }
 }
@@ -260,7 +260,7 @@ impl Credentials {
     ///
     /// # Errors
     /// In words, with the file's name and without the secret.
-    pub(super) async fn sign(&self, nonce: &[u8]) -> Result<Auth, String> {
+    pub(crate) async fn sign(&self, nonce: &[u8]) -> Result<Auth, String> {
         let secret = match self {
             Self::None => return Ok(Auth::new()),
             Self::User { password: secret, .. } | Self::Token(secret) | Self::NKey(secret) | Self::Creds(secret) => {
@@ -299,7 +299,7 @@ impl Credentials {
     }
 
     /// Whether a secret itself is sent, and not a signature made with it.
-    pub(super) fn reveals(&self) -> bool {
+    pub(crate) fn reveals(&self) -> bool {
         matches!(self, Self::User { .. } | Self::Token(_))
     }
 }

@@ -23,87 +23,43 @@
 //!
 //! `docs/decisions/0010-nats-layout.md` has the table: crash point, what repairs it, which test shows it.
 
-mod acks;
-mod admission;
-mod adopt;
-mod alone;
-mod api;
-mod batch;
-mod bookings;
-mod cancel;
-mod census;
 pub mod config;
-pub mod connection;
-mod consumers;
-mod dead_letters;
-mod deliver;
-mod enqueue;
-mod entry;
-mod estimate;
-mod find;
-mod follow;
-mod hints;
 mod jobs;
-mod leasing;
-mod letters;
+mod leases;
 mod line;
-mod link;
-mod list;
-mod listening;
-mod look_back;
-pub mod names;
-mod order;
-mod park;
-mod places;
-mod policy;
-mod policy_changes;
-mod provision;
-mod pulls;
-mod ready;
-mod receipt;
-mod record;
-mod redrive;
-mod refusal;
-mod remembered;
-mod requests;
+mod operate;
+mod records;
 mod results;
-mod rounds;
-mod settle;
-mod state;
-mod storage;
-mod stream_api;
-mod streams;
-mod subscriptions;
-mod sweep;
-mod turns;
-mod version;
-mod waiting;
+mod stored;
+mod wire;
 
-pub use estimate::{Estimate, ExpectedLoad, estimate};
-pub use streams::StreamSettings;
+pub use crate::operate::estimate::{Estimate, ExpectedLoad, estimate};
+pub use crate::stored::names;
+pub use crate::stored::streams::StreamSettings;
+pub use crate::wire::connection;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use acks::Acks;
-use admission::Admission;
-use api::Api;
+use crate::jobs::storage_limit::Admission;
+use crate::jobs::sweep::Sweeping;
+use crate::leases::acks::Acks;
+use crate::line::lanes::Consumers;
+use crate::line::line::Line;
+use crate::line::places::Places;
+use crate::records::find::Queues;
+use crate::records::held::Holding;
+use crate::records::policies::Policies;
+use crate::results::follow::Positions;
+use crate::wire::api::Api;
+use crate::wire::connection::{Connection, Wait};
 use config::NatsConfig;
-use connection::{Connection, Wait};
-use consumers::Consumers;
-use find::Queues;
-use follow::Positions;
-use line::Line;
-use places::Places;
-use policy::Policies;
-use state::Holding;
-use sweep::Sweeping;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use waiting::Waits;
+use crate::results::waiting::Waits;
 
 use relay_bridge::broker::{Broker, Capabilities, Durability};
 use relay_bridge::clock::Clock;
@@ -188,7 +144,7 @@ struct LineState {
     acks: Acks,
     consumers: Consumers,
     queues: Queues,
-    waiting: enqueue::Waiting,
+    waiting: crate::jobs::enqueue::Waiting,
     sweeping: Sweeping,
     /// The queues of which this process leases.
     lines: tokio::sync::Mutex<HashMap<QueueName, Arc<Line>>>,
@@ -223,7 +179,7 @@ impl Nats {
             acks: Acks::default(),
             consumers: Consumers::default(),
             queues: Queues::default(),
-            waiting: enqueue::Waiting::default(),
+            waiting: crate::jobs::enqueue::Waiting::default(),
             sweeping: Sweeping::default(),
             lines: tokio::sync::Mutex::default(),
             places: Mutex::default(),
@@ -246,8 +202,8 @@ impl Nats {
             tasks,
             closing,
         });
-        inner.tasks.spawn(state::keep_telling(Arc::downgrade(&inner)));
-        inner.tasks.spawn(hints::keep_hinting(inner.api.clone(), inner.closing.clone()));
+        inner.tasks.spawn(crate::records::held::keep_telling(Arc::downgrade(&inner)));
+        inner.tasks.spawn(crate::records::hints::keep_hinting(inner.api.clone(), inner.closing.clone()));
         Ok(Self(inner))
     }
 

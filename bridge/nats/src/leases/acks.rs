@@ -1,0 +1,120 @@
+//! Acknowledging deliveries whose run has its result: what comes while an acknowledgement is confirmed goes together, and
+//! the last of them is confirmed for all.
+//!
+//! The server works off a connection's messages for one consumer in their order, so it has seen the others when it answers
+//! the last. If one is lost all the same, because the connection broke in between, its delivery comes again, is found
+//! to have its result, and is acknowledged then.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::Nats;
+use crate::stored::names::Lane;
+use crate::wire::api::taken;
+use relay_bridge::contract::QueueName;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+
+const ACK: Bytes = Bytes::from_static(b"+ACK");
+/// The most that are confirmed together.
+const TOGETHER_MAX: usize = 256;
+
+type Consumer = (QueueName, Lane);
+
+/// Acknowledgements by consumer: an entry for each whose confirmation is awaited. Bounded by what is leased.
+#[derive(Debug, Default)]
+pub(crate) struct Acks(Mutex<HashMap<Consumer, Vec<Waiting>>>);
+
+#[derive(Debug)]
+struct Waiting {
+    /// The subject on which the server takes answers to the delivery.
+    reply: String,
+    done: oneshot::Sender<Result<(), Failed>>,
+}
+
+/// A failure that all of them have in common.
+#[derive(Clone, Debug)]
+struct Failed(BrokerErrorKind, String);
+
+impl Acks {
+    /// Takes note of one more. Whether nobody is at work for its consumer yet.
+    fn add(&self, consumer: &Consumer, waiting: Waiting) -> bool {
+        match self.all().entry(consumer.clone()) {
+            Entry::Occupied(mut at_work) => {
+                at_work.get_mut().push(waiting);
+                false
+            }
+            Entry::Vacant(idle) => {
+                idle.insert(vec![waiting]);
+                true
+            }
+        }
+    }
+
+    /// What goes next; with nothing left, nobody is at work for the consumer any more.
+    fn next(&self, consumer: &Consumer) -> Vec<Waiting> {
+        let mut all = self.all();
+        let Some(waiting) = all.get_mut(consumer) else { return Vec::new() };
+        let taken: Vec<_> = waiting.drain(..waiting.len().min(TOGETHER_MAX)).collect();
+        if taken.is_empty() {
+            all.remove(consumer);
+        }
+        taken
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Consumer, Vec<Waiting>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nats {
+    /// Acknowledges a delivery that came from `lane` and waits until the server confirmed it, or a later one of the same
+    /// consumer.
+    ///
+    /// # Errors
+    /// `Unavailable` if the consumer is gone; `Ambiguous` without an answer in time.
+    pub(crate) async fn acknowledge(
+        &self,
+        queue: &QueueName,
+        lane: &Lane,
+        reply: &str,
+        operation: &'static str,
+    ) -> Result<(), BrokerError> {
+        let consumer = (queue.clone(), lane.clone());
+        let (done, confirmed) = oneshot::channel();
+        if self.0.line.acks.add(&consumer, Waiting { reply: reply.to_owned(), done }) {
+            // Not by the caller, who may go away while others wait for it.
+            self.0.tasks.spawn(self.clone().acknowledge_all(consumer, operation));
+        }
+        let confirmed = confirmed
+            .await
+            .unwrap_or_else(|_| Err(Failed(BrokerErrorKind::Unavailable, "the adapter is being closed".to_owned())));
+        confirmed.map_err(|Failed(kind, why)| BrokerError::new(kind, operation, why))
+    }
+
+    /// Acknowledges what waits for this consumer until nothing does.
+    async fn acknowledge_all(self, consumer: Consumer, operation: &'static str) {
+        loop {
+            let mut waiting = self.0.line.acks.next(&consumer);
+            let Some(last) = waiting.pop() else { return };
+            let mut sent = self.api().connection().up(operation);
+            for Waiting { reply, .. } in &waiting {
+                if sent.is_ok() {
+                    sent = taken(self.api().client().publish(reply.clone(), ACK), operation).await;
+                }
+            }
+            let confirmed = match sent {
+                Ok(()) => {
+                    self.api().answer(&last.reply, ACK, operation).await.map_err(|e| Failed(e.kind(), e.to_string()))
+                }
+                Err(error) => Err(Failed(BrokerErrorKind::Ambiguous, error.to_string())),
+            };
+            for Waiting { done, .. } in waiting.into_iter().chain([last]) {
+                drop(done.send(confirmed.clone()));
+            }
+        }
+    }
+}

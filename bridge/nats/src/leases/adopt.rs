@@ -1,0 +1,136 @@
+//! Receipts that another process gave: one that a restart replaced, or another replica. Leases are the broker's, so the worker
+//! goes on with them; this process has to know of a lease what the one before knew.
+//!
+//! JetStream can't be asked which delivery of a message is the one that counts, and its answers act on any. Two things
+//! together say it. The server gives a message to nobody else within one lease after the last `+WPI`; and a worker takes no
+//! extension whose answer comes after its lease is over by its own clock. So an answer that comes in time comes before
+//! anybody else could have got the job. For a worker that does not keep to its clock there are the record, the result, and
+//! what whoever got the job since said of it: they are looked at first, so that such a worker does not prolong another's
+//! lease.
+//!
+//! A receipt is not signed. Its claims are held against the record before anything acts on the delivery.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::Nats;
+use crate::leases::settle::lost;
+use crate::records::held::{Held, Running};
+use crate::stored::names::{self, Address};
+use crate::stored::receipt::Token;
+use crate::stored::record::Record;
+use relay_bridge::contract::{ClientId, Job, JobId};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::Receipt;
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::rules::SKEW;
+
+impl Nats {
+    /// Goes on with a lease of which this process knows nothing, for one lease from now. One whose run has ended is not held
+    /// again: how it ended is in the answer.
+    ///
+    /// # Errors
+    /// `LeaseLost`: it was settled, somebody else has the job, it was held for `lease_max`, or no relay gave the receipt.
+    /// Others: it is not known.
+    pub(crate) async fn adopt(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        operation: &'static str,
+    ) -> Result<Arc<Held>, BrokerError> {
+        let own = self.holding().of(receipt.job_id);
+        if own.is_some_and(|held| held.run == receipt.run_id && held.attempt > token.attempt) {
+            return Err(lost(operation, "somebody else has the job"));
+        }
+        let policy = self.policies().require(&receipt.queue, operation).await?;
+        if !self.knows_lease_of(receipt, token).await? {
+            return Err(lost(operation, "its consumer is gone"));
+        }
+        let address = Address::new(&receipt.queue, &receipt.client, receipt.job_id);
+        let (kept, record, said) = tokio::join!(
+            self.kept_result(&receipt.client, receipt.job_id),
+            self.record_at(&address, operation),
+            self.said(&receipt.client, receipt.job_id),
+        );
+        let (kept, said) = (kept?.filter(|kept| kept.result.run_id >= receipt.run_id), said?);
+        let record = record?.filter(|record| is_of(record, token, &policy));
+        let job = record.map(|record| record.job()).transpose()?.filter(|job| job.run_id == receipt.run_id);
+        let Some(job) = job else { return Err(lost(operation, "its record was replaced")) };
+        let (asked_at, now) = (Instant::now(), self.clock().now());
+        // Whichever process gave it out, or took it over before, said since when it is held.
+        let since = said.as_ref().and_then(|said| said.since(receipt.run_id, token.attempt));
+        let leased_at = since.map_or(token.leased_at, |since| since.min(token.leased_at));
+        let held_before = now.since(leased_at);
+        let left = policy.lease_max.saturating_sub(held_before);
+        let held = Arc::new(Held {
+            run: receipt.run_id,
+            attempt: token.attempt,
+            until: asked_at + left.min(self.consumers().lease(&receipt.queue, &token.lane, &policy)),
+            started: asked_at,
+            held_before: Some(held_before),
+            leased_at,
+            job: Arc::new(Job { payload: Bytes::new(), ..job }),
+            reply: token.reply.clone(),
+            lane: token.lane.clone(),
+            ended: kept.map(|kept| kept.result.outcome),
+            told: true,
+            connections: self.connections(),
+            hurry: CancellationToken::new(),
+        });
+        if held.ended.is_some() {
+            return Ok(held);
+        }
+        if left.is_zero() {
+            return Err(lost(operation, "the job was held for `lease_max`"));
+        }
+        if leased_at > now + SKEW {
+            return Err(lost(operation, "it has not begun"));
+        }
+        if said.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
+            return Err(lost(operation, "somebody else has the job"));
+        }
+        // Whole, also where less is left: a negative acknowledgement would end the lease of whoever has the job by now. The
+        // next heartbeat of this lease shortens it.
+        self.api().answer(&token.reply, "+WPI", operation).await?;
+        tracing::debug!(job_id = %receipt.job_id, attempt = token.attempt, "a lease of another process goes on");
+        self.holding().insert(token.key(receipt), held.clone());
+        Ok(held)
+    }
+
+    /// Learns for how long the server leases in this lane; `false` if it has no such consumer, and so no such lease.
+    async fn knows_lease_of(&self, receipt: &Receipt, token: &Token) -> Result<bool, BrokerError> {
+        if self.consumers().knows(&receipt.queue, &token.lane) {
+            return Ok(true);
+        }
+        let info = self.consumer_info(&receipt.queue, &token.lane).await?;
+        if let Some(info) = &info {
+            self.consumers().saw(&receipt.queue, &token.lane, info);
+        }
+        Ok(info.is_some())
+    }
+
+    /// The workers' last report of a job.
+    pub(crate) async fn said(&self, client: &ClientId, job: JobId) -> Result<Option<Running>, BrokerError> {
+        let said = self.api().last_if_any(names::STATE_STREAM, names::state(client, job), "read state").await;
+        let said = match said {
+            // Without the stream nothing is known of what runs; everything else holds.
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => None,
+            said => said?,
+        };
+        Ok(said.and_then(|said| serde_json::from_slice(&said.payload).ok()))
+    }
+}
+
+/// Whether a receipt may be of a delivery of this message: it says the attempt that the delivery was, and not one beyond the
+/// last that may be given out.
+fn is_of(record: &Record, token: &Token, policy: &QueuePolicy) -> bool {
+    let (spent, delivered) = (record.charged(), u32::try_from(token.delivered).unwrap_or(u32::MAX));
+    record.seq == token.seq
+        && record.address.lane(record.place).as_ref() == Some(&token.lane)
+        && delivered > 0
+        && token.attempt == spent.saturating_add(delivered)
+        && token.attempt <= policy.max_attempts.max(spent).saturating_add(1)
+}

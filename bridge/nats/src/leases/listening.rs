@@ -1,0 +1,288 @@
+//! A worker process hears of a queue: hints at jobs that came into line, changes of its policy, cancels of what it holds,
+//! consumers that were made or have another leader, and other processes. All of it may be lost; rounds and heartbeats make
+//! up for it.
+//!
+//! Of the processes that have places left, or take one job after the other, one hears each hint: they are a queue group of NATS.
+//! One that has no places and none soon passes on what it cannot take.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::future::{Fuse, FusedFuture as _};
+use futures_util::stream::SelectAll;
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::{Instant, sleep_until};
+
+use crate::Inner;
+use crate::Nats;
+use crate::line::line::Line;
+use crate::records::policies;
+use crate::stored::names::{self, Lane};
+use relay_bridge::contract::{JobId, QueueName};
+use relay_bridge::error::BrokerError;
+use relay_bridge::policy::QueuePolicy;
+
+/// The queue group of those who hear hints.
+const GROUP: &str = "relay-workers";
+/// How long a process without places hears hints on: it may have some again at once.
+const HEARS_FOR: Duration = Duration::from_millis(100);
+/// How often a hint is passed on.
+const HOPS_MAX: u8 = 3;
+/// Before the job in what a control subject says of one.
+const ENDED: &str = "ended";
+/// Said on a control subject when a consumer of the queue is not where it was.
+pub(crate) const BEGAN_ANEW: &str = "anew";
+/// Before a process's number: it made a round over the consumers.
+pub(crate) const ROUND: &str = "round";
+/// The same: it waits for jobs too.
+pub(crate) const HERE: &str = "here";
+
+/// The word on a queue's control subject that a run of `job` ended.
+pub(crate) fn ended(job: JobId) -> Bytes {
+    format!("{ENDED} {job}").into()
+}
+
+/// A hint: so many jobs of a lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hint {
+    lane: Lane,
+    jobs: u32,
+    /// How often it was passed on.
+    hops: u8,
+}
+
+impl Hint {
+    fn read(message: &Message) -> Option<Self> {
+        let lane = names::lane_of_hint(&message.subject)?;
+        let mut text = std::str::from_utf8(&message.payload).ok()?.split(' ');
+        let jobs = text.next()?.parse().ok()?;
+        let hops = text.next().map_or(Some(0), |hops| hops.parse().ok())?;
+        Some(Self { lane, jobs, hops })
+    }
+
+    fn text(&self) -> Bytes {
+        format!("{} {}", self.jobs, self.hops).into()
+    }
+}
+
+/// A word on the control subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    PolicyChanged,
+    BeganAnew,
+    Ended(JobId),
+    /// Of another process, by its number: it is there, and made a round or not.
+    There(u64, bool),
+}
+
+impl Word {
+    fn read(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        match text.split_once(' ') {
+            None if text == policies::CHANGED => Some(Self::PolicyChanged),
+            None if text == BEGAN_ANEW => Some(Self::BeganAnew),
+            Some((ENDED, job)) => job.parse().ok().map(Self::Ended),
+            Some((ROUND, who)) => who.parse().ok().map(|who| Self::There(who, true)),
+            Some((HERE, who)) => who.parse().ok().map(|who| Self::There(who, false)),
+            _ => None,
+        }
+    }
+}
+
+/// The subscriptions of a line.
+pub(crate) struct Listening {
+    hints: Option<Subscriber>,
+    control: Subscriber,
+    /// Consumers that were made, or that have another leader.
+    changes: SelectAll<Subscriber>,
+    /// When to stop hearing hints, unless there are places by then.
+    deaf_at: Option<Instant>,
+}
+
+impl Listening {
+    /// Begins, and answers the policy as it is then.
+    pub(crate) async fn begin(nats: &Nats, queue: &QueueName) -> Result<(Self, Arc<QueuePolicy>), BrokerError> {
+        let subscribe = |subject: String| nats.api().subscribe(subject, "lease");
+        let stream = names::jobs_stream(queue);
+        let mut changes = SelectAll::new();
+        for advisory in ["CREATED", "LEADER_ELECTED"] {
+            changes.push(subscribe(format!("$JS.EVENT.ADVISORY.CONSUMER.{advisory}.{stream}.*")).await?);
+        }
+        let control = subscribe(names::control(queue)).await?;
+        // A request after them on the same connection: once it is answered, they are in place.
+        let policy = nats.policies().require(queue, "lease").await?;
+        Ok((Self { hints: None, control, changes, deaf_at: None }, policy))
+    }
+
+    pub(crate) async fn run(mut self, inner: Weak<Inner>, line: Weak<Line>) {
+        let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
+        // While the server is asked how far the mark goes, hints are heard; what changes meanwhile is asked about once.
+        let (mut asking, mut changed) = (Fuse::terminated(), false);
+        loop {
+            let Some(here) = line.upgrade() else { return };
+            let deaf_at = self.deaf_at;
+            let heard = tokio::select! {
+                Some(hint) = next_of(&mut self.hints) => Heard::Hint(hint),
+                Some(told) = self.control.next() => Heard::Told(told.payload),
+                Some(_) = self.changes.next() => Heard::Changed,
+                () = &mut asking, if !asking.is_terminated() => Heard::Nothing,
+                () = here.places_changed.notified() => Heard::Nothing,
+                () = sleep_until(deaf_at.unwrap_or_else(Instant::now)), if deaf_at.is_some() => Heard::Nothing,
+                () = closing.cancelled() => return,
+            };
+            let Some(nats) = inner.upgrade().map(Nats) else { return };
+            match heard {
+                Heard::Hint(message) => {
+                    if let Some(hint) = Hint::read(&message) {
+                        nats.take_hint(&here, hint).await;
+                    }
+                }
+                Heard::Told(text) => match Word::read(&text) {
+                    Some(Word::PolicyChanged) => {
+                        nats.policies().forget(&here.queue);
+                        here.woken.notify_waiters();
+                    }
+                    Some(Word::BeganAnew) => {
+                        here.suspect();
+                        changed = true;
+                    }
+                    Some(Word::Ended(job)) => nats.holding().hurry(job),
+                    Some(Word::There(who, made)) if !here.rounds.is_me(who) => {
+                        if here.rounds.heard(made) {
+                            nats.say(&here, false).await;
+                        }
+                    }
+                    Some(Word::There(..)) | None => {}
+                },
+                Heard::Changed => {
+                    here.suspect();
+                    changed = true;
+                }
+                Heard::Nothing => {}
+            }
+            self.hear_hints_or_not(&nats, &here).await;
+            if changed && asking.is_terminated() {
+                changed = false;
+                asking = raise_mark(nats, here).boxed().fuse();
+            }
+        }
+    }
+
+    /// Hints are heard while there are places, and a moment longer.
+    async fn hear_hints_or_not(&mut self, nats: &Nats, line: &Arc<Line>) {
+        let has_places = nats.free(line) > 0 || line.is_busy();
+        match (&mut self.hints, has_places) {
+            (None, false) => self.deaf_at = None,
+            (None, true) => {
+                let group = nats.api().subscribe_in(names::hints(&line.queue), GROUP.to_owned(), "lease");
+                match group.await {
+                    Ok(hints) => {
+                        self.hints = Some(hints);
+                        line.hears(true);
+                        // The request comes after the subscription: what was hinted at before is found by it.
+                        line.rounds.soon();
+                    }
+                    // Rounds are made all the same.
+                    Err(error) => {
+                        tracing::debug!(queue = %line.queue, %error, "no hints are heard");
+                        self.deaf_at = Some(Instant::now() + HEARS_FOR);
+                        return;
+                    }
+                }
+                self.deaf_at = None;
+            }
+            (Some(_), true) if self.deaf_at.take().is_some() => line.hears(true),
+            (Some(_), true) => {}
+            (Some(hints), false) => {
+                let now = Instant::now();
+                if *self.deaf_at.get_or_insert(now + HEARS_FOR) > now {
+                    return;
+                }
+                self.deaf_at = None;
+                line.hears(false);
+                drop(hints.unsubscribe().await);
+                let mut hints = self.hints.take();
+                while let Some(message) = next_of(&mut hints).now_or_never().flatten() {
+                    if let Some(hint) = Hint::read(&message) {
+                        nats.take_hint(line, hint).await;
+                    }
+                }
+                // A call that came meanwhile saw that hints are heard.
+                line.places_changed.notify_one();
+            }
+        }
+    }
+}
+
+impl Nats {
+    /// Takes what there are places for, and passes on the rest.
+    async fn take_hint(&self, line: &Arc<Line>, hint: Hint) {
+        let Hint { lane, jobs, hops } = hint;
+        let is_last = hops >= HOPS_MAX || line.rounds.is_alone() || line.is_busy();
+        let taken = if is_last { jobs } else { jobs.min(self.free(line)) };
+        if taken > 0 {
+            line.turns().hint(&lane, taken, Instant::now());
+            self.dispatch(line);
+        }
+        let rest = jobs - taken;
+        if rest == 0 {
+            return;
+        }
+        if taken > 0 {
+            // There is more for later, too.
+            line.more(&lane);
+        }
+        // In two parts: of many jobs many processes hear within three hops.
+        let half = rest / 2;
+        for jobs in [rest - half, half].into_iter().filter(|jobs| *jobs > 0) {
+            let hint = Hint { lane: lane.clone(), jobs, hops: hops + 1 };
+            self.api().tell(names::hint(&line.queue, &lane), HeaderMap::new(), hint.text()).await;
+        }
+    }
+}
+
+async fn next_of(hints: &mut Option<Subscriber>) -> Option<Message> {
+    match hints {
+        Some(hints) => hints.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn raise_mark(nats: Nats, line: Arc<Line>) {
+    if let Err(error) = nats.raise_mark(&line).await {
+        tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
+    }
+}
+
+enum Heard {
+    Hint(Message),
+    Told(Bytes),
+    Changed,
+    Nothing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_on_the_control_subject_are_read_and_others_are_nothing() {
+        let job = JobId::mint();
+        assert_eq!(Word::read(&ended(job)), Some(Word::Ended(job)));
+        for (text, word) in [
+            (policies::CHANGED, Some(Word::PolicyChanged)),
+            (BEGAN_ANEW, Some(Word::BeganAnew)),
+            ("round 7", Some(Word::There(7, true))),
+            ("here 7", Some(Word::There(7, false))),
+            ("round", None),
+            ("ended", None),
+            ("ended 7", None),
+            ("", None),
+            ("\u{fffd} 7", None),
+        ] {
+            assert_eq!(Word::read(text.as_bytes()), word, "{text:?}");
+        }
+    }
+}

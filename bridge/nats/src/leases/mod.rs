@@ -1,0 +1,343 @@
+//! The worker's half: lease, extend, progress, dead letters on their way in, record, settle.
+
+pub(crate) mod acks;
+pub(crate) mod adopt;
+pub(crate) mod deliver;
+pub(crate) mod listening;
+pub(crate) mod pulls;
+pub(crate) mod settle;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_trait::async_trait;
+use futures_util::future::select_all;
+use serde_json::json;
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
+
+use crate::Nats;
+use crate::leases::deliver::{Asked, Grant};
+use crate::leases::settle::lost;
+use crate::line::line::Line;
+use crate::records::policies;
+use crate::stored::names;
+use crate::stored::receipt::Token;
+use crate::wire::api::ANSWER_WITHIN;
+use relay_bridge::contract::{JobId, JobResult, QueueName, RunId};
+use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::rules;
+use relay_bridge::settlement::Settlement;
+
+/// How long a call that waits looks for what was missed before it takes what is known. Where nothing is known, as long as it
+/// takes.
+const LOOKS_FOR: Duration = Duration::from_millis(100);
+/// The longest message of a progress, in bytes.
+const MESSAGE_MAX: usize = 1_024;
+
+#[async_trait]
+impl Leasing for Nats {
+    async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
+        let request = &rules::lease_request(request)?;
+        let max = request.max.get();
+        let called = Instant::now();
+        let deadline = called + request.wait;
+        let mut asked = self.asked(&request.queues).await?;
+        let waiting = Waiting::begin(self, request, &asked, called);
+        if request.wait.is_zero() {
+            // Its places are over with it: a worker that does not wait does not ask again.
+            return self.look_now(&waiting, &asked, max).await.map(Grant::take);
+        }
+        let mut looked = false;
+        loop {
+            let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
+            // Before looking: what comes while this looks wakes it.
+            let mut woken: Vec<Pin<Box<Notified<'_>>>> =
+                lines.iter().map(|line| Box::pin(line.woken.notified())).collect();
+            woken.iter_mut().for_each(|woken| {
+                woken.as_mut().enable();
+            });
+            let mut grant = self.ready(&asked, max, called);
+            if !grant.is_empty() {
+                // Jobs that came together go together.
+                tokio::task::yield_now().await;
+                let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+                grant.join(self.ready(&asked, left, called));
+            }
+            if !grant.is_empty() || Instant::now() >= deadline {
+                return Ok(waiting.answered(grant));
+            }
+            self.connection().up("lease")?;
+            for (number, Asked { line, policy }) in asked.iter().enumerate() {
+                if !looked && !policy.paused {
+                    // The turns of lanes and the order of queues hold also for what came while no hints were heard.
+                    let hears = line.hears.load(Ordering::Acquire);
+                    let since = if hears { line.rounds.missed() } else { called };
+                    let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
+                    let round = self.round_since(line, policy, since);
+                    let made = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
+                    // Whoever hears hints learns of jobs all the same.
+                    if !hears {
+                        made?;
+                    }
+                }
+                if !looked {
+                    waiting.looked(number + 1);
+                }
+                self.dispatch(line);
+                self.stand(line);
+            }
+            looked = true;
+            // The policy of a queue is looked at now and then, should the word of a change be lost.
+            let again = deadline.min(Instant::now() + policies::AGE_MAX);
+            tokio::select! {
+                _ = select_all(woken) => {}
+                () = tokio::time::sleep_until(again) => {}
+                () = self.0.closing.cancelled() => return Err(closed("lease")),
+            }
+            asked = self.asked(&request.queues).await?;
+        }
+    }
+
+    async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
+        self.extend_lease(receipt).await
+    }
+
+    async fn hurried(&self, receipt: &Receipt) {
+        let token = Token::read(receipt, "extend").ok();
+        match token.and_then(|token| self.holding().get(&token.key(receipt))) {
+            Some(held) if held.connections != self.connections() => {}
+            Some(held) => held.hurry.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
+        let token = Token::read(receipt, "progress")?;
+        let held = self.held(receipt, &token, "progress").await?;
+        if held.ended.is_some() {
+            return Err(lost("progress", "its run has ended"));
+        }
+        let mut end = MESSAGE_MAX.min(progress.message.len());
+        while !progress.message.is_char_boundary(end) {
+            end -= 1;
+        }
+        let percent = progress.percent.filter(|percent| percent.is_finite()).map(|percent| percent.clamp(0.0, 100.0));
+        let event = json!({
+            "job_id": receipt.job_id,
+            "run_id": receipt.run_id,
+            "type": "progress",
+            "at": self.clock().now(),
+            "attempt": held.attempt,
+            "progress": { "percent": percent, "message": &progress.message[..end] },
+        });
+        let subject = names::events(&receipt.client, receipt.job_id);
+        self.api().tell(subject, HeaderMap::new(), event.to_string().into()).await;
+        Ok(())
+    }
+
+    async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+        self.keep_letter(letter).await
+    }
+
+    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+        self.retract_letter(job, run).await
+    }
+
+    async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
+        self.record_sent(result).await
+    }
+
+    async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        self.settle_delivery(receipt, settlement).await
+    }
+
+    async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
+        Ok(self.policies().require(queue, "read policy").await?.as_ref().clone())
+    }
+}
+
+impl Nats {
+    /// The lines and policies of the queues that a call names; all of them must be there.
+    async fn asked(&self, queues: &[QueueName]) -> Result<Vec<Asked>, BrokerError> {
+        let mut asked = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let policy = self.policies().require(queue, "lease").await?;
+            let line = self.line(queue).await?;
+            line.goes_by(&policy);
+            asked.push(Asked { line, policy });
+        }
+        Ok(asked)
+    }
+
+    /// The jobs that there are now, up to `max`, the queues in the order given.
+    async fn look_now(&self, waiting: &Waiting<'_>, asked: &[Asked], max: u32) -> Result<Grant, BrokerError> {
+        let called = waiting.called;
+        let mut grant = self.ready(asked, max, called);
+        for (number, Asked { line, policy }) in asked.iter().enumerate() {
+            if policy.paused {
+                continue;
+            }
+            let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+            if left == 0 {
+                break;
+            }
+            // Jobs that are known to be in line are taken also if it can't be seen whether there are more.
+            let looked = self.round_since(line, policy, called).await;
+            waiting.looked(number + 1);
+            let mut pulls = line.pulls.subscribe();
+            let mut left = left;
+            while left > 0 && (self.dispatch(line) || *pulls.borrow() > 0) {
+                // In a busy process others may always have some in flight.
+                let ended = tokio::time::timeout_at(called + ANSWER_WITHIN, pulls.wait_for(|pulls| *pulls == 0));
+                let Some(ended) = self.closing().run_until_cancelled(ended).await else {
+                    return Err(closed("lease"));
+                };
+                let is_late = ended.is_err();
+                grant.join(self.ready(asked, left, called));
+                left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
+                if is_late {
+                    break;
+                }
+            }
+            if grant.is_empty() {
+                looked?;
+            }
+        }
+        Ok(grant)
+    }
+}
+
+/// A call that waits for jobs, and its places.
+struct Waiting<'a> {
+    nats: &'a Nats,
+    call: u64,
+    /// When it was made.
+    called: Instant,
+    lines: Vec<Arc<Line>>,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(nats: &'a Nats, request: &LeaseRequest, asked: &[Asked], called: Instant) -> Self {
+        let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
+        let call = nats.places().call(&request.worker, request.queues.clone(), request.max.get());
+        for line in &lines {
+            if !line.hears.load(Ordering::Acquire) && !request.wait.is_zero() {
+                line.places_changed.notify_one();
+            }
+            line.rounds.wanted();
+        }
+        Self { nats, call, called, lines }
+    }
+
+    /// It looked over so many of its queues.
+    fn looked(&self, queues: usize) {
+        self.nats.places().looked(self.call, queues);
+    }
+
+    fn answered(self, grant: Grant) -> Vec<Delivery> {
+        let deliveries = grant.take();
+        let taken = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+        self.nats.places().answered(self.call, taken, Instant::now());
+        for line in &self.lines {
+            if taken > 0 && self.nats.free(line) == 0 {
+                line.might_stop_hearing();
+            }
+        }
+        deliveries
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Without effect on what was answered.
+        self.nats.places().left(self.call);
+    }
+}
+
+fn closed(operation: &'static str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::Unavailable, operation, "the adapter is being closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU32;
+
+    use futures_util::FutureExt as _;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::Settings;
+    use crate::config::NatsConfig;
+    use crate::wire::connection::Wait;
+    use relay_bridge::contract::{QueueName, Submission};
+    use relay_conformance::testing::NatsServer;
+
+    #[tokio::test]
+    async fn a_round_is_due_after_a_reconnect_whoever_noticed_it_first() {
+        let mut server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let queue = "work".parse().unwrap();
+        nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+        let asked = nats.asked(&[queue]).await.unwrap();
+        let Asked { line, policy } = &asked[0];
+        nats.round_since(line, policy, Instant::now()).await.unwrap();
+        assert!(line.rounds.next(nats.connections()) > Instant::now());
+        let connections = nats.connections();
+        server.kill();
+        server.restart().await;
+        let again = async {
+            while nats.connections() == connections || nats.raise_mark_if_reconnected(line).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), again).await.unwrap();
+        assert!(line.rounds.next(nats.connections()) <= Instant::now(), "hints were lost meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_job_in_hand_is_to_be_looked_up_after_a_reconnect() {
+        let mut server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let queue: QueueName = "work".parse().unwrap();
+        let broker = nats.broker();
+        broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+        let submission = Submission {
+            client: "acme".parse().unwrap(),
+            queue: queue.clone(),
+            key: None,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+            headers: BTreeMap::new(),
+            payload: "payload".into(),
+            delay: Duration::ZERO,
+            expires_in: None,
+        };
+        broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), nats.clock().now())).await.unwrap();
+        let request = LeaseRequest {
+            worker: "w".parse().unwrap(),
+            queues: vec![queue],
+            max: NonZeroU32::MIN,
+            wait: Duration::from_secs(30),
+        };
+        let delivery = nats.lease(&request).await.unwrap().remove(0);
+        assert!(nats.hurried(&delivery.receipt).now_or_never().is_none(), "nothing was said, and nothing missed");
+        server.kill();
+        server.restart().await;
+        let hurried = async {
+            while nats.hurried(&delivery.receipt).now_or_never().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), hurried).await.expect("the word of a cancel would have been lost");
+    }
+}

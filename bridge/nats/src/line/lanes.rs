@@ -1,0 +1,391 @@
+//! The consumers of a queue: one durable for each lane. A client has a lane of its own, beyond the first 500 clients it
+//! shares one, and in a queue without turns all share the same. A lane's consumer is made before the first job is published
+//! there, changed when the policy is another one, made again when somebody deleted it.
+//!
+//! Which lane a job is in is part of its subject, and each subject is seen by one consumer. So processes that put a client's
+//! jobs in different lanes, because one of them knows a newer policy, lose and double nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::Nats;
+use crate::records::policies;
+use crate::stored::names;
+use crate::stored::names::{Lane, SHARED_LANES};
+use crate::wire::single_flight::Alone;
+use crate::wire::stream_calls;
+use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::policy::QueuePolicy;
+
+/// How many consumers a queue has when new clients begin to share lanes. Those that the policy names have their own all the
+/// same.
+const OWN_MAX: usize = 500;
+/// The most jobs of a lane that are leased at once where the policy sets no limit of its own. The server keeps a list
+/// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
+const RUNNING_MAX: u32 = 50_000;
+/// How long after a change of a policy some process may still go by the one before.
+const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * policies::AGE_MAX.as_secs());
+/// The most consumers whose settings are remembered.
+const KNOWN_MAX: usize = 65_536;
+
+/// What this process knows of consumers.
+#[derive(Debug, Default)]
+pub(crate) struct Consumers {
+    /// The settings with which it last made, or found, each.
+    made: Mutex<HashMap<(QueueName, Lane), Made>>,
+    /// Since when it is known of which that its lease is to be shorter.
+    lowering: Mutex<HashMap<(QueueName, Lane), Instant>>,
+    /// The clients that share a lane because there were others before them.
+    sharing: Mutex<HashSet<(QueueName, ClientId)>>,
+    /// New ones of a queue are made one at a time, so that they can be counted.
+    making: Mutex<HashMap<QueueName, Arc<Alone>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Made {
+    lease: Duration,
+    running_max: u32,
+}
+
+impl Made {
+    /// Clients that share a lane may run together what one of them may: then none runs more.
+    fn by(policy: &QueuePolicy, lane: &Lane) -> Self {
+        let of_client = match lane {
+            Lane::Own(client) => policy.client(client),
+            Lane::Shared(_) => &policy.client_defaults,
+        };
+        Self { lease: policy.lease, running_max: of_client.max_running.clamp(1, RUNNING_MAX) }
+    }
+}
+
+/// What the server says of one consumer.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ConsumerInfo {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) num_pending: u64,
+    #[serde(default)]
+    pub(crate) num_ack_pending: u64,
+    #[serde(default)]
+    pub(crate) ack_floor: Floor,
+    /// Up to where everything was delivered once.
+    #[serde(default)]
+    pub(crate) delivered: Floor,
+    #[serde(default)]
+    config: ConsumerConfig,
+}
+
+/// Up to where everything was settled, or delivered.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Floor {
+    /// The consumer's own number: of its deliveries, as they were made.
+    #[serde(default)]
+    pub(crate) consumer_seq: u64,
+    #[serde(default)]
+    pub(crate) stream_seq: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct ConsumerConfig {
+    #[serde(default)]
+    filter_subject: String,
+    #[serde(default)]
+    ack_wait: u64,
+    #[serde(default)]
+    max_ack_pending: i64,
+}
+
+impl ConsumerInfo {
+    /// Whose it is; `None` if relay did not make it.
+    pub(crate) fn lane(&self) -> Option<Lane> {
+        self.name.parse().ok()
+    }
+
+    /// Whether one more of its jobs may be leased.
+    pub(crate) fn has_room(&self) -> bool {
+        u64::try_from(self.config.max_ack_pending).is_ok_and(|max| self.num_ack_pending < max)
+    }
+
+    fn made(&self) -> Made {
+        Made {
+            lease: Duration::from_nanos(self.config.ack_wait),
+            running_max: u32::try_from(self.config.max_ack_pending).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl Consumers {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<(QueueName, Lane), Made>) -> T) -> T {
+        change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn sharing(&self) -> MutexGuard<'_, HashSet<(QueueName, ClientId)>> {
+        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, queue: &QueueName, lane: &Lane, made: Made) {
+        self.change(|known| {
+            if known.len() >= KNOWN_MAX {
+                known.clear();
+            }
+            known.insert((queue.clone(), lane.clone()), made);
+        });
+    }
+
+    fn shares(&self, queue: &QueueName, client: &ClientId) {
+        let mut sharing = self.sharing();
+        if sharing.len() >= KNOWN_MAX {
+            sharing.clear();
+        }
+        sharing.insert((queue.clone(), client.clone()));
+    }
+
+    /// Who makes a consumer of the queue.
+    fn making(&self, queue: &QueueName) -> Arc<Alone> {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.entry(queue.clone()).or_default().clone()
+    }
+
+    /// The consumer is gone: the next one who needs it makes it.
+    pub(crate) fn forget(&self, queue: &QueueName, lane: &Lane) {
+        self.change(|known| known.remove(&(queue.clone(), lane.clone())));
+    }
+
+    /// For how long a job of the lane is leased: the server goes by its consumer, and a holder that believed in more would
+    /// share the job with the next one.
+    pub(crate) fn lease(&self, queue: &QueueName, lane: &Lane, policy: &QueuePolicy) -> Duration {
+        let made = self.change(|known| known.get(&(queue.clone(), lane.clone())).copied());
+        made.map_or(policy.lease, |made| made.lease.min(policy.lease))
+    }
+
+    /// The lease that the consumer may have now. The server judges what is leased already by a new one: a shorter one has to
+    /// wait until nobody can hold a job under the longer one.
+    fn lease_now(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo, wanted: Duration) -> Duration {
+        let mut lowering = self.lowering.lock().unwrap_or_else(PoisonError::into_inner);
+        let (key, found) = ((queue.clone(), lane.clone()), info.made().lease);
+        if wanted >= found {
+            lowering.remove(&key);
+            return wanted;
+        }
+        if lowering.len() >= KNOWN_MAX {
+            lowering.clear();
+        }
+        let since = *lowering.entry(key).or_insert_with(Instant::now);
+        let held = if info.num_ack_pending > 0 { found } else { Duration::ZERO };
+        if since.elapsed() < held + POLICY_AGE_MAX { found } else { wanted }
+    }
+
+    /// The server said this of the lane's consumer.
+    pub(crate) fn saw(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo) {
+        self.remember(queue, lane, info.made());
+    }
+
+    pub(crate) fn knows(&self, queue: &QueueName, lane: &Lane) -> bool {
+        self.change(|known| known.contains_key(&(queue.clone(), lane.clone())))
+    }
+}
+
+impl Nats {
+    /// The lane of the client's next job, whose consumer is there then. The server is not asked again about one that was
+    /// seen.
+    pub(crate) async fn lane_for(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<Lane, BrokerError> {
+        let own = Lane::Own(client.clone());
+        if policy.fair && self.consumers().knows(queue, &own) {
+            return Ok(own);
+        }
+        let known = self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        if let Some(lane) = known {
+            return Ok(lane);
+        }
+        Box::pin(self.lane_with_consumer(queue, client, policy)).await
+    }
+
+    async fn lane_with_consumer(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<Lane, BrokerError> {
+        let own = Lane::Own(client.clone());
+        let known = || self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        let make = async {
+            let lane = match self.known_lane(queue, client, policy) {
+                Some(lane) => lane,
+                None => self.choose_lane(queue, client).await?,
+            };
+            match self.make_consumer(queue, &lane, policy).await {
+                // No room for one more consumer: unless it has a share of its own to hold, it needs none.
+                Err(full) if is_full(&full) && lane == own && !policy.clients.contains_key(client) => {
+                    let lane = Lane::shared_by(client);
+                    self.make_consumer(queue, &lane, policy).await?;
+                    self.consumers().shares(queue, client);
+                    Ok(lane)
+                }
+                made => made.map(|()| lane),
+            }
+        };
+        // One after the other: many new clients at once would each see that there is room.
+        self.consumers().making(queue).ask(known, make).await
+    }
+
+    /// The lane of the client's next job, as far as that is known without asking.
+    fn known_lane(&self, queue: &QueueName, client: &ClientId, policy: &QueuePolicy) -> Option<Lane> {
+        let own = Lane::Own(client.clone());
+        match () {
+            () if !policy.fair => Some(Lane::ALL),
+            () if policy.clients.contains_key(client) || self.consumers().knows(queue, &own) => Some(own),
+            () if self.consumers().sharing().contains(&(queue.clone(), client.clone())) => {
+                Some(Lane::shared_by(client))
+            }
+            () => None,
+        }
+    }
+
+    /// The lane of the client's next job with what the server says of it, or `None` if it has no consumer yet. It makes none.
+    pub(crate) async fn lane_info(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        policy: &QueuePolicy,
+    ) -> Result<Option<(Lane, ConsumerInfo)>, BrokerError> {
+        let lanes = match self.known_lane(queue, client, policy) {
+            Some(lane) => vec![lane],
+            None => vec![Lane::Own(client.clone()), Lane::shared_by(client)],
+        };
+        for lane in lanes {
+            if let Some(info) = self.consumer_info(queue, &lane).await? {
+                return Ok(Some((lane, info)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {
+        let own = Lane::Own(client.clone());
+        let stream = stream_calls::get(self.api(), &names::jobs_stream(queue), "create consumer").await?;
+        // Where the stream may have few, those who share come first.
+        let may_have = usize::try_from(stream.info.config.max_consumers).ok().filter(|most| *most > 0);
+        let own_max = may_have.map_or(OWN_MAX, |most| OWN_MAX.min(most.saturating_sub(usize::from(SHARED_LANES))));
+        if stream.info.state.consumer_count < own_max || self.consumer_info(queue, &own).await?.is_some() {
+            return Ok(own);
+        }
+        self.consumers().shares(queue, client);
+        Ok(Lane::shared_by(client))
+    }
+
+    /// Makes the lane's consumer, unless it is there. One that differs from what the policy says is changed by a round.
+    pub(crate) async fn make_consumer(
+        &self,
+        queue: &QueueName,
+        lane: &Lane,
+        policy: &QueuePolicy,
+    ) -> Result<(), BrokerError> {
+        if let Some(info) = self.consumer_info(queue, lane).await? {
+            self.consumers().remember(queue, lane, info.made());
+            return Ok(());
+        }
+        self.make_as(queue, lane, Made::by(policy, lane)).await
+    }
+
+    async fn make_as(&self, queue: &QueueName, lane: &Lane, made: Made) -> Result<(), BrokerError> {
+        let (stream, name, filter) = (names::jobs_stream(queue), lane.to_string(), lane.filter(queue));
+        let body = json!({
+            "stream_name": stream,
+            "config": {
+                "durable_name": name,
+                "name": name,
+                "filter_subject": filter,
+                "deliver_policy": "all",
+                "ack_policy": "explicit",
+                "ack_wait": u64::try_from(made.lease.as_nanos()).unwrap_or(u64::MAX),
+                "max_deliver": -1,
+                "max_ack_pending": made.running_max,
+                "replay_policy": "instant",
+            },
+        });
+        let created: ConsumerInfo =
+            self.api().call(format!("CONSUMER.CREATE.{stream}.{name}.{filter}"), &body, "create consumer").await?;
+        self.consumers().remember(queue, lane, created.made());
+        Ok(())
+    }
+
+    /// The consumers of a queue that answer, as their leaders see them: who leases gets nothing from the others. Those whose
+    /// settings are not what the policy says are changed.
+    pub(crate) async fn list_consumers(
+        &self,
+        queue: &QueueName,
+        policy: &QueuePolicy,
+    ) -> Result<Vec<ConsumerInfo>, BrokerError> {
+        let (listed, _) = self.answering_consumers(queue).await?;
+        for (info, lane) in listed.iter().filter_map(|info| Some((info, info.lane()?))) {
+            let wanted = Made::by(policy, &lane);
+            let wanted = Made { lease: self.consumers().lease_now(queue, &lane, info, wanted.lease), ..wanted };
+            self.consumers().remember(queue, &lane, info.made());
+            if info.made() != wanted {
+                match self.make_as(queue, &lane, wanted).await {
+                    // It keeps its old settings, and must not stop the other lanes.
+                    Err(error) if error.kind() == BrokerErrorKind::Invalid => {
+                        tracing::warn!(%queue, consumer = %lane, %error, "a consumer can't be changed to what the policy says");
+                    }
+                    made => made?,
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    /// The consumers of a queue, as their leaders see them.
+    ///
+    /// # Errors
+    /// `Unavailable` if one has no leader that answers: the others are not all.
+    pub(crate) async fn consumer_infos(&self, queue: &QueueName) -> Result<Vec<ConsumerInfo>, BrokerError> {
+        let (listed, silent) = self.answering_consumers(queue).await?;
+        stream_calls::whole(listed, &silent, "list consumers")
+    }
+
+    /// The same without those that have no leader that answers, and the names of these. What is no lane's is left out: others
+    /// may look on with consumers of their own, whose names may read like a client's.
+    pub(crate) async fn answering_consumers(
+        &self,
+        queue: &QueueName,
+    ) -> Result<(Vec<ConsumerInfo>, Vec<String>), BrokerError> {
+        let call = format!("CONSUMER.LIST.{}", names::jobs_stream(queue));
+        let (mut listed, silent) =
+            stream_calls::pages::<ConsumerInfo>(self.api(), &call, json!({}), "list consumers").await?;
+        listed.retain(|info| {
+            let of_lane = info.lane().is_some_and(|lane| info.config.filter_subject == lane.filter(queue));
+            of_lane && !silent.contains(&info.name)
+        });
+        Ok((listed, silent))
+    }
+
+    /// What the server says of the lane's consumer, or `None` if there is none.
+    pub(crate) async fn consumer_info(
+        &self,
+        queue: &QueueName,
+        lane: &Lane,
+    ) -> Result<Option<ConsumerInfo>, BrokerError> {
+        let stream = names::jobs_stream(queue);
+        let body = json!({});
+        let info = self.api().call(format!("CONSUMER.INFO.{stream}.{lane}"), &body, "read consumer");
+        match info.await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_full(error: &BrokerError) -> bool {
+    matches!(error.kind(), BrokerErrorKind::Overloaded { .. })
+}

@@ -1,0 +1,98 @@
+//! Lanes that have jobs in line and no consumer: deleted by hand, not restored with the rest, lost with a server's disk.
+//! Nobody pulls from a consumer that is not there, and none is listed, so such jobs would be neither given out, nor
+//! counted, nor ended in time. The sweep looks for them: which lanes there are is in the subjects of the stream.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::Nats;
+use crate::stored::names::{self, Address, Lane};
+use crate::wire::stream_calls;
+use relay_bridge::contract::QueueName;
+use relay_bridge::error::BrokerError;
+use relay_bridge::policy::QueuePolicy;
+
+const OPERATION: &str = "look for lost consumers";
+/// How often a queue is looked through; also at the start, and when the connection was made again.
+const EVERY: Duration = Duration::from_secs(300);
+/// How many times as long as it took it is left alone at least: the server has many subjects to go through.
+const RARELY: u32 = 200;
+/// When to try again what failed.
+const AGAIN: Duration = Duration::from_secs(10);
+/// The most answers of the server that are read, of 100,000 subjects each.
+const PAGES_MAX: usize = 20;
+/// The most consumers that are made in one step of the sweep.
+const MADE_MAX: usize = 100;
+
+/// When which queue is due, and how often the connection had been made when it was looked through.
+#[derive(Debug, Default)]
+pub(crate) struct Census(Mutex<HashMap<QueueName, (u64, Instant)>>);
+
+impl Census {
+    fn is_due(&self, queue: &QueueName, connections: u64) -> bool {
+        let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied();
+        next.is_none_or(|(made, next)| made != connections || next <= Instant::now())
+    }
+
+    fn next(&self, queue: &QueueName, connections: u64, after: Duration) {
+        let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.insert(queue.clone(), (connections, Instant::now() + after));
+    }
+
+    /// Forgets queues that are gone.
+    pub(crate) fn retain(&self, queues: &[QueueName]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|queue, _| queues.contains(queue));
+    }
+}
+
+impl Nats {
+    /// Makes the consumers of lanes that have records in line and lost theirs, if it is time to look. What they deliver is
+    /// looked up first, as after any consumer was made again.
+    pub(crate) async fn restore_lost_lanes(&self, queue: &QueueName, policy: &QueuePolicy) {
+        let (census, connections) = (&self.0.line.sweeping.census, self.connections());
+        if !census.is_due(queue, connections) {
+            return;
+        }
+        let began = Instant::now();
+        let after = match self.restored(queue, policy).await {
+            Ok(true) => EVERY.max(began.elapsed() * RARELY),
+            Ok(false) => Duration::ZERO,
+            Err(error) => {
+                tracing::debug!(%queue, %error, "whether a consumer is missing is looked for again soon");
+                AGAIN
+            }
+        };
+        census.next(queue, connections, after);
+    }
+
+    /// Whether no consumer is missing any more.
+    async fn restored(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<bool, BrokerError> {
+        // In this order: a consumer is there before the first record of its lane.
+        let lanes = self.lanes_in_line(queue).await?;
+        let there: BTreeSet<_> = self.consumer_infos(queue).await?.iter().filter_map(|info| info.lane()).collect();
+        let lost: Vec<_> = lanes.difference(&there).collect();
+        for lane in lost.iter().take(MADE_MAX) {
+            tracing::warn!(%queue, consumer = %lane, "a consumer was gone and its lane has records: made again");
+            self.consumers().forget(queue, lane);
+            self.make_consumer(queue, lane, policy).await?;
+        }
+        Ok(lost.len() <= MADE_MAX)
+    }
+
+    /// The lanes with a record in line, of a job that waits, is leased, or has ended and is kept.
+    async fn lanes_in_line(&self, queue: &QueueName) -> Result<BTreeSet<Lane>, BrokerError> {
+        let (stream, filter) = (names::jobs_stream(queue), names::records(queue));
+        let (mut lanes, mut seen) = (BTreeSet::new(), 0);
+        for _ in 0..PAGES_MAX {
+            let (subjects, total) = stream_calls::subjects(self.api(), &stream, &filter, seen, OPERATION).await?;
+            seen += subjects.len();
+            let parsed = subjects.iter().filter_map(|subject| Address::parse(subject));
+            lanes.extend(parsed.filter_map(|(place, address)| address.lane(place)));
+            if subjects.is_empty() || seen >= total {
+                break;
+            }
+        }
+        Ok(lanes)
+    }
+}

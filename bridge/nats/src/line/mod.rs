@@ -1,0 +1,10 @@
+//! Whose job is next: the queue as one process sees it, its lanes and their turns.
+
+pub(crate) mod lanes;
+pub(crate) mod line;
+pub(crate) mod lost_lanes;
+pub(crate) mod order;
+pub(crate) mod places;
+pub(crate) mod ready;
+pub(crate) mod rounds;
+pub(crate) mod turns;

@@ -1,0 +1,331 @@
+//! A job's record, wherever it is, and what its owner may know of it. Everything here is read at the leaders: an answer
+//! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use crate::Nats;
+use crate::stored::names::{self, Address, Place};
+use crate::stored::record::Record;
+use crate::stored::streams;
+use crate::wire::stream_calls;
+use relay_bridge::contract::job::META_PREFIX;
+use relay_bridge::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
+use relay_bridge::error::BrokerError;
+use relay_bridge::result_log::Finished;
+use relay_bridge::rules::{self, Ended, Known, Payload};
+
+/// How long the names of the queues are believed.
+const QUEUES_AGE: Duration = Duration::from_secs(5);
+/// How many queues are asked at once for a job of which only the id is known.
+const AT_ONCE: usize = 32;
+
+/// The queues there are, asked for again after a while, or when something was not found in them.
+#[derive(Debug, Default)]
+pub(crate) struct Queues(Mutex<Option<(Instant, Vec<QueueName>)>>);
+
+/// What there is of a job.
+pub(crate) struct Found {
+    /// Its record and what is in it, unless it is past its keeping.
+    pub(crate) record: Option<(Record, Job)>,
+    /// Its result, of whatever run.
+    pub(crate) kept: Option<Finished>,
+}
+
+impl Found {
+    /// The result of the record's run.
+    pub(crate) fn ended(&self) -> Option<&JobResult> {
+        let result = self.kept.as_ref().map(|kept| &kept.result)?;
+        let open = self.record.as_ref().is_some_and(|(_, job)| job.run_id > result.run_id);
+        (!open).then_some(result)
+    }
+
+    /// Whether the client had the payload removed: the record says so, or, of a job that has none any more, its result.
+    pub(crate) fn is_erased(&self) -> bool {
+        match (&self.record, &self.kept) {
+            (Some((record, _)), _) => record.is_erased(),
+            (None, kept) => kept.as_ref().is_some_and(|kept| kept.erased),
+        }
+    }
+
+    /// As the rules see it; `None` if there is nothing.
+    pub(crate) fn known(&self) -> Option<Known> {
+        let record = self.record.as_ref().map(|(record, job)| known_record(record, job));
+        let ended = self.kept.as_ref().map(|kept| match kept.erased {
+            true => Ended { claim: None, ..Ended::of(&kept.result) },
+            false => Ended::of(&kept.result),
+        });
+        (record.is_some() || ended.is_some()).then_some(Known { record, ended })
+    }
+}
+
+/// A record as the rules see it, with the attempts that its message says.
+pub(crate) fn known_record(record: &Record, job: &Job) -> rules::Record {
+    let payload = match (record.is_erased(), job.keep_record) {
+        (true, _) => Payload::Erased,
+        (false, true) => Payload::Kept,
+        (false, false) => Payload::NotKept,
+    };
+    rules::Record { job: Arc::new(job.clone()), attempts: record.charged(), started_at: None, payload }
+}
+
+/// What is seen of a job with all questions asked at once.
+pub(crate) enum Glance {
+    /// Its run ended.
+    Finished(Box<Finished>),
+    /// It is in this queue, and this run of it had not ended.
+    Open(QueueName, RunId),
+    /// It takes questions one after the other.
+    Unclear,
+}
+
+const OPERATION: &str = "find job";
+
+impl Nats {
+    /// The record at an address, at its leader.
+    pub(crate) async fn record_at(
+        &self,
+        address: &Address,
+        operation: &'static str,
+    ) -> Result<Option<Record>, BrokerError> {
+        let found = self.api().last_at_leader(&address.stream(), address.anywhere(), operation).await?;
+        found.map(Record::read).transpose()
+    }
+
+    /// The record of the client's job, in whichever queue it is.
+    pub(crate) async fn find(&self, client: &ClientId, job: JobId) -> Result<Option<Record>, BrokerError> {
+        let known = self.queues(false).await?;
+        if let Some(record) = self.find_in(&known, client, job).await? {
+            return Ok(Some(record));
+        }
+        let mut fresh = self.queues(true).await?;
+        fresh.retain(|queue| !known.contains(queue));
+        self.find_in(&fresh, client, job).await
+    }
+
+    pub(crate) async fn find_in(
+        &self,
+        queues: &[QueueName],
+        client: &ClientId,
+        job: JobId,
+    ) -> Result<Option<Record>, BrokerError> {
+        let addresses: Vec<_> = queues.iter().map(|queue| Address::new(queue, client, job)).collect();
+        let mut answers = futures_util::stream::iter(addresses)
+            .map(|address| async move {
+                // All queues but one have no such job, and that one has none either if it is over and had no key.
+                let found = self.api().last_if_any(&address.stream(), address.anywhere(), OPERATION).await?;
+                found.map(Record::read).transpose()
+            })
+            .buffer_unordered(AT_ONCE);
+        let mut failed = None;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(Some(record)) => return Ok(Some(record)),
+                Ok(None) => {}
+                // A queue that was removed has no such job; results outlive it.
+                Err(error) if error.kind() == relay_bridge::error::BrokerErrorKind::NotFound => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// The names of all queues, at most 5 s old.
+    pub(crate) async fn queues(&self, now: bool) -> Result<Vec<QueueName>, BrokerError> {
+        let cell = &self.0.line.queues.0;
+        let known = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, names)) = known.filter(|(at, _)| !now && at.elapsed() < QUEUES_AGE) {
+            return Ok(names);
+        }
+        let asked = Instant::now();
+        // By name: a list of streams with what they are lacks those that have no leader just now, and their jobs are there.
+        let streams = stream_calls::list_names(self.api(), streams::ALL_JOBS, "list queues").await?;
+        let mut names: Vec<_> = streams.iter().filter_map(|name| names::queue_of_stream(name)).collect();
+        names.sort();
+        names.dedup();
+        *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, names.clone()));
+        Ok(names)
+    }
+
+    /// What there is of the client's job. With one queue the record is asked for first, so that a result that is not there
+    /// is asked for once; with several the result is, because it names the queue.
+    pub(crate) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
+        if let [queue] = self.queues(false).await?.as_slice() {
+            let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
+            let kept = self.kept_result(client, job).await?;
+            match (record, kept) {
+                (Some(record), kept) if kept.as_ref().is_none_or(|kept| kept.result.queue == *queue) => {
+                    return self.found(record, kept);
+                }
+                (None, Some(kept)) if kept.result.queue == *queue => {
+                    return Ok(Found { record: None, kept: Some(kept) });
+                }
+                // It is in a queue that is new, or in none.
+                _ => {}
+            }
+        }
+        let mut kept = self.kept_result(client, job).await?;
+        let record = match &kept {
+            Some(kept) => self.find_in(std::slice::from_ref(&kept.result.queue), client, job).await?,
+            None => self.find(client, job).await?,
+        };
+        let Some(record) = record else {
+            // Its result may have been recorded, and its record removed, between the two questions.
+            if kept.is_none() {
+                kept = self.kept_result(client, job).await?;
+            }
+            return Ok(Found { record: None, kept });
+        };
+        if kept.is_none() {
+            // A result recorded after the first question counts: the answer must not be older than the record.
+            kept = self.kept_result(client, job).await?;
+        }
+        self.found(record, kept)
+    }
+
+    /// What was found, without a record that is past its keeping.
+    fn found(&self, record: Record, kept: Option<Finished>) -> Result<Found, BrokerError> {
+        let job = record.job()?;
+        let is_kept = job.keep_until() > self.clock().now();
+        Ok(Found { record: is_kept.then_some((record, job)), kept })
+    }
+
+    /// The facts at an address, and the record that is to be replaced there: also one past its keeping, which counts as
+    /// absent.
+    pub(crate) async fn look_at(
+        &self,
+        address: &Address,
+        operation: &'static str,
+    ) -> Result<(Found, Option<Record>), BrokerError> {
+        let Address { client, job, .. } = address;
+        let mut kept = self.kept_result(client, *job).await?;
+        let written = self.record_at(address, operation).await?;
+        if kept.is_none() {
+            // As in `look`: recorded, and the record removed or rewritten, between the two questions.
+            kept = self.kept_result(client, *job).await?;
+        }
+        let mut found = Found { record: None, kept };
+        if let Some(record) = &written {
+            let job = record.job()?;
+            if job.keep_until() > self.clock().now() {
+                found.record = Some((record.clone(), job));
+            }
+        }
+        Ok((found, written))
+    }
+
+    /// Whether the run of the client's job ended, in one round trip: the record and the result are asked for together, the
+    /// record in `queue` if that is known. A result that comes between the two answers may be missed, so it is for who is
+    /// told of results as well; a result that is seen is the run's, whichever was answered first, as runs only grow.
+    pub(crate) async fn glance(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        queue: Option<&QueueName>,
+    ) -> Result<Glance, BrokerError> {
+        let queues = match queue {
+            Some(queue) => vec![queue.clone()],
+            None => self.queues(false).await?,
+        };
+        let (kept, record) = tokio::join!(self.kept_result(client, job), self.find_in(&queues, client, job));
+        let (kept, Ok(Some(record))) = (kept?, record) else { return Ok(Glance::Unclear) };
+        let current = record.job()?;
+        if current.keep_until() <= self.clock().now() {
+            return Ok(Glance::Unclear);
+        }
+        Ok(match kept {
+            Some(kept) if kept.result.queue != current.queue => Glance::Unclear,
+            Some(kept) if kept.result.run_id >= current.run_id => Glance::Finished(Box::new(kept)),
+            Some(_) | None => Glance::Open(current.queue, current.run_id),
+        })
+    }
+
+    /// What the client may know of its job, or `None` if there is nothing.
+    pub(crate) async fn status_of(&self, found: &Found) -> Result<Option<JobStatus>, BrokerError> {
+        let ended = found.ended();
+        match (&found.record, ended) {
+            (Some((record, job)), _) => self.status_of_record(record, job, ended).await.map(Some),
+            (None, Some(result)) => Ok(Some(status_of_result(result))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What the client may know of the job in `record`; `ended` is the result of its run.
+    pub(crate) async fn status_of_record(
+        &self,
+        record: &Record,
+        job: &Job,
+        ended: Option<&JobResult>,
+    ) -> Result<JobStatus, BrokerError> {
+        let now = self.clock().now();
+        let mut status = status_of_new(job);
+        if let Some(result) = ended {
+            status.state = JobState::Finished(result.outcome);
+            status.attempt = result.attempt;
+            (status.started_at, status.finished_at) = (result.started_at, Some(result.finished_at));
+            return Ok(status);
+        }
+        status.attempt = record.charged();
+        if record.place == Place::Timer {
+            status.next_attempt_at = record.fires_at().filter(|at| *at > now);
+            return Ok(status);
+        }
+        status.next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
+        if let Some(running) = self.running(&job.client, job.id, job.run_id).await? {
+            status.started_at = Some(running.started_at);
+            if running.is_held(now) {
+                (status.state, status.attempt) = (JobState::Leased, running.attempt);
+            }
+        }
+        Ok(status)
+    }
+}
+
+/// What is known of a job that nobody has touched yet.
+pub(crate) fn status_of_new(job: &Job) -> JobStatus {
+    JobStatus {
+        job_id: job.id,
+        run_id: job.run_id,
+        generation: job.generation,
+        client: job.client.clone(),
+        queue: job.queue.clone(),
+        key: job.key.clone(),
+        fingerprint: job.fingerprint,
+        state: JobState::Queued,
+        attempt: 0,
+        content_type: job.content_type.clone(),
+        size: job.payload.len() as u64,
+        headers: job.headers.clone(),
+        accepted_at: job.accepted_at,
+        expires_at: job.expires_at,
+        started_at: None,
+        finished_at: None,
+        next_attempt_at: None,
+    }
+}
+
+/// All that is left of a job whose record is gone: its result.
+fn status_of_result(result: &JobResult) -> JobStatus {
+    JobStatus {
+        job_id: result.job_id,
+        run_id: result.run_id,
+        generation: result.generation,
+        client: result.client.clone(),
+        queue: result.queue.clone(),
+        key: result.key.clone(),
+        fingerprint: Fingerprint::of("", None, b""),
+        state: JobState::Finished(result.outcome),
+        attempt: result.attempt,
+        content_type: String::new(),
+        size: 0,
+        headers: result.meta.iter().map(|(name, value)| (format!("{META_PREFIX}{name}"), value.clone())).collect(),
+        accepted_at: result.accepted_at,
+        expires_at: result.finished_at,
+        started_at: result.started_at,
+        finished_at: Some(result.finished_at),
+        next_attempt_at: None,
+    }
+}

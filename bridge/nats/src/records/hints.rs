@@ -1,0 +1,258 @@
+//! Hints: what says to the workers of a queue which lanes have jobs, so that they need not ask about all.
+//!
+//! Whoever puts a job in line says so beside the write, at most one message per lane in [`EVERY`], with the
+//! number of jobs since the last one; of a job on a timer, when its time comes. A hint may be lost, and with the process those
+//! that are not due: rounds find what they would have told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::stored::names::{self, Lane};
+use crate::wire::api::Api;
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{QueueName, Timestamp};
+
+/// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
+const EVERY: Duration = Duration::from_millis(2);
+/// The most lanes that are hinted at in [`EVERY`]; a round finds the others.
+const LATELY_MAX: usize = 4_096;
+/// The most jobs on timers that are hinted at in their time; a round finds the others.
+const LATER_MAX: usize = 16_384;
+
+/// A job of the lane in line, now or from a time on: that is how workers see a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hint {
+    pub(crate) queue: QueueName,
+    pub(crate) lane: Lane,
+    pub(crate) at: Option<Timestamp>,
+}
+
+/// What this process tells workers.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    /// Told lately; what comes within [`EVERY`] is told together.
+    lately: Mutex<HashMap<Whose, Lately>>,
+    /// Jobs on timers, by when they come into line.
+    later: Mutex<BTreeMap<(Instant, u64), Whose>>,
+    /// There is something to be told later, or sooner than before.
+    woken: Notify,
+}
+
+/// A lane of a queue.
+type Whose = (QueueName, Lane);
+
+#[derive(Debug)]
+struct Lately {
+    told_at: Instant,
+    untold: u32,
+}
+
+impl Lately {
+    fn is_quiet(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.told_at) >= EVERY
+    }
+
+    fn is_needed(&self, now: Instant) -> bool {
+        self.untold > 0 || !self.is_quiet(now)
+    }
+}
+
+impl Hints {
+    /// Takes note of a job in line. Whether it is to be told at once; what it keeps, [`Self::due`] gives.
+    fn note(&self, queue: &QueueName, lane: &Lane, now: Instant) -> bool {
+        let mut lately = self.lately();
+        let key = (queue.clone(), lane.clone());
+        if let Some(lately) = lately.get_mut(&key) {
+            if lately.untold == 0 {
+                if lately.is_quiet(now) {
+                    lately.told_at = now;
+                    return true;
+                }
+                self.woken.notify_one();
+            }
+            lately.untold = lately.untold.saturating_add(1);
+            return false;
+        }
+        if lately.len() == LATELY_MAX {
+            lately.retain(|_, lately| lately.is_needed(now));
+        }
+        if lately.len() < LATELY_MAX {
+            lately.insert(key, Lately { told_at: now, untold: 0 });
+        }
+        true
+    }
+
+    /// Takes note of a job that comes into line at `at`.
+    fn note_later(&self, queue: &QueueName, lane: &Lane, at: Instant) {
+        let mut later = self.later();
+        if later.len() >= LATER_MAX {
+            // The furthest one goes: there is the most time to find it.
+            if later.last_key_value().is_some_and(|((last, _), _)| *last <= at) {
+                return;
+            }
+            later.pop_last();
+        }
+        let is_first = later.first_key_value().is_none_or(|((first, _), _)| at < *first);
+        // Those of one instant are numbered.
+        let number = later.range((at, 0)..=(at, u64::MAX)).next_back().map_or(0, |((_, last), _)| last + 1);
+        later.insert((at, number), (queue.clone(), lane.clone()));
+        if is_first {
+            self.woken.notify_one();
+        }
+    }
+
+    /// The jobs that came together meanwhile, and those whose time has come; and when there is more, if nothing comes before.
+    fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
+        let mut lately = self.lately();
+        lately.retain(|_, lately| lately.is_needed(now));
+        let untold = lately.iter_mut().filter(|(_, lately)| lately.untold > 0);
+        let mut due: Vec<_> = untold
+            .map(|(whose, lately)| {
+                lately.told_at = now;
+                (whose.clone(), std::mem::take(&mut lately.untold))
+            })
+            .collect();
+        let next = (!due.is_empty()).then_some(now + EVERY);
+        drop(lately);
+        let mut later = self.later();
+        while let Some(entry) = later.first_entry().filter(|entry| entry.key().0 <= now) {
+            let whose = entry.remove();
+            match due.iter_mut().find(|(other, _)| *other == whose) {
+                Some((_, jobs)) => *jobs = jobs.saturating_add(1),
+                None => due.push((whose, 1)),
+            }
+        }
+        let later = later.first_key_value().map(|((at, _), _)| *at);
+        (due, next.into_iter().chain(later).min())
+    }
+
+    fn lately(&self) -> MutexGuard<'_, HashMap<Whose, Lately>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn later(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Whose>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Api {
+    /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
+    pub(crate) async fn hint(&self, Hint { queue, lane, at }: &Hint) {
+        let now = Instant::now();
+        match at {
+            // By the machine's clock: the server's, which the timer goes by, is near it.
+            Some(at) => self.hints().note_later(queue, lane, now + at.since(Clock::system().now())),
+            None if self.hints().note(queue, lane, now) => {
+                // Boxed: few calls get here, and the future of all that write would be the larger by it.
+                Box::pin(self.tell_hint(queue, lane, 1)).await;
+            }
+            None => {}
+        }
+    }
+
+    async fn tell_hint(&self, queue: &QueueName, lane: &Lane, jobs: u32) {
+        self.tell(names::hint(queue, lane), HeaderMap::new(), jobs.to_string().into()).await;
+    }
+}
+
+/// Tells what came together, and of jobs whose time comes, until the adapter is closed.
+pub(crate) async fn keep_hinting(api: Api, closing: CancellationToken) {
+    let mut next = None;
+    loop {
+        let woken = async {
+            api.hints().woken.notified().await;
+            // Jobs that come together are told together.
+            tokio::time::sleep(EVERY).await;
+        };
+        tokio::select! {
+            () = woken => {}
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            () = closing.cancelled() => return,
+        }
+        let due;
+        (due, next) = api.hints().due(Instant::now());
+        for ((queue, lane), jobs) in due {
+            api.tell_hint(&queue, &lane, jobs).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn whose(lane: &str) -> Whose {
+        ("mail".parse().unwrap(), lane.parse().unwrap())
+    }
+
+    #[test]
+    fn the_first_job_is_told_at_once_and_what_follows_it_together() {
+        let (hints, (queue, me), (_, you)) = (Hints::default(), whose("me"), whose("you"));
+        let start = Instant::now();
+        assert!(hints.note(&queue, &me, start));
+        assert!(!hints.note(&queue, &me, start));
+        assert!(!hints.note(&queue, &me, start));
+        assert!(hints.note(&queue, &you, start));
+        assert!(!hints.note(&queue, &me, start + EVERY), "some are untold");
+        let later = start + EVERY;
+        assert_eq!(hints.due(later), (vec![(whose("me"), 3)], Some(later + EVERY)));
+        assert_eq!(hints.due(later), (vec![], None), "it was told");
+        assert!(!hints.note(&queue, &me, later), "it was told just now");
+        let later = later + EVERY;
+        assert_eq!(hints.due(later).0, [(whose("me"), 1)]);
+        assert!(hints.note(&queue, &me, later + EVERY), "at once, after a pause");
+    }
+
+    #[test]
+    fn one_job_after_another_is_told_at_once_and_wakes_nobody_to_tell_more() {
+        let (hints, (queue, me)) = (Hints::default(), whose("me"));
+        let start = Instant::now();
+        for number in 0..3 {
+            assert!(hints.note(&queue, &me, start + number * EVERY));
+        }
+        assert!(hints.woken.notified().now_or_never().is_none());
+        assert!(!hints.note(&queue, &me, start + 2 * EVERY));
+        assert!(hints.woken.notified().now_or_never().is_some(), "this one is still to be told");
+    }
+
+    #[test]
+    fn more_lanes_than_are_remembered_are_told_of_at_once() {
+        let (hints, start) = (Hints::default(), Instant::now());
+        let note = |number: usize, now| {
+            let (queue, lane) = whose(&format!("client-{number}"));
+            hints.note(&queue, &lane, now)
+        };
+        for number in 0..=LATELY_MAX {
+            assert!(note(number, start));
+        }
+        assert!(!note(0, start), "it is remembered");
+        assert!(note(LATELY_MAX, start), "it is not");
+        assert!(note(LATELY_MAX, start + EVERY));
+        assert!(!note(LATELY_MAX, start + EVERY), "now it is");
+    }
+
+    #[test]
+    fn a_job_on_a_timer_is_told_of_in_its_time_and_of_too_many_the_nearest() {
+        let (hints, start) = (Hints::default(), Instant::now());
+        let (queue, me) = whose("me");
+        let second = Duration::from_secs(1);
+        for number in 0..LATER_MAX {
+            hints.note_later(&queue, &me, start + 2 * second * u32::try_from(number / 2 + 1).unwrap());
+        }
+        assert!(hints.woken.notified().now_or_never().is_some());
+        hints.note_later(&queue, &me, start + second);
+        assert!(hints.woken.notified().now_or_never().is_some(), "it comes before the others");
+        assert_eq!(hints.later().len(), LATER_MAX, "the last one made room");
+        assert_eq!(hints.due(start), (vec![], Some(start + second)));
+        assert_eq!(hints.due(start + second), (vec![(whose("me"), 1)], Some(start + 2 * second)));
+        assert_eq!(hints.due(start + 2 * second), (vec![(whose("me"), 2)], Some(start + 4 * second)));
+    }
+}

@@ -1,0 +1,92 @@
+//! Changes of policies, as a process hears of them that submits. One that takes a queue's jobs hears of that queue's anyway.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::Nats;
+use crate::records::policies::{AGE_MAX, CHANGED, Policies};
+use crate::stored::names;
+use crate::wire::api::Api;
+
+impl Nats {
+    /// From now on this process hears of all changes that are made through relay. Until then, and of others, it learns when
+    /// its copies are too old.
+    pub(crate) fn hear_of_policies(&self) {
+        let hears = &self.0.hears_of_policies;
+        if !hears.load(Ordering::Acquire) && !hears.swap(true, Ordering::AcqRel) {
+            let (api, policies) = (self.api().clone(), Arc::clone(&self.0.policies));
+            self.0.tasks.spawn(forget_what_changes(api, policies, self.missed(), self.closing().clone()));
+        }
+    }
+}
+
+/// Forgets copies of what others changed, until the adapter is closed.
+async fn forget_what_changes(
+    api: Api,
+    policies: Arc<Policies>,
+    mut missed: watch::Receiver<u64>,
+    closing: CancellationToken,
+) {
+    let mut told = None;
+    loop {
+        if told.is_none() {
+            told = api.subscribe(names::CONTROL_SUBJECTS.to_owned(), "read policy").await.ok();
+        }
+        tokio::select! {
+            word = async { told.as_mut()?.next().await }, if told.is_some() => match word {
+                Some(word) if word.payload == CHANGED => {
+                    if let Some(queue) = names::queue_of_control(&word.subject) {
+                        policies.forget(&queue);
+                    }
+                }
+                Some(_) => {}
+                None => told = None,
+            },
+            () = tokio::time::sleep(AGE_MAX), if told.is_none() => {}
+            Ok(()) = missed.changed() => policies.forget_all(),
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::Settings;
+    use crate::config::NatsConfig;
+    use crate::wire::connection::Wait;
+    use relay_bridge::contract::QueueName;
+    use relay_bridge::policy::{PolicyStore as _, QueuePolicy};
+    use relay_conformance::testing::NatsServer;
+
+    async fn adapter(server: &NatsServer) -> Nats {
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_submits_hears_of_a_change_that_another_process_makes() {
+        let server = NatsServer::start().await;
+        let (here, there) = (adapter(&server).await, adapter(&server).await);
+        let queue: QueueName = "work".parse().unwrap();
+        let (before, after) = (QueuePolicy::default(), QueuePolicy { max_attempts: 7, ..QueuePolicy::default() });
+        there.policies().put_policy(&queue, &before, None).await.unwrap();
+        here.hear_of_policies();
+        // The subscription is in place once a later request is answered. This copy would be good for an hour.
+        here.policies().policy(&queue).await.unwrap();
+        here.policies().keep(&queue, before.clone(), Instant::now() + Duration::from_secs(3_600));
+        there.policies().put_policy(&queue, &after, Some(&before)).await.unwrap();
+        let heard = async {
+            while *here.policies().recent(&queue).await.unwrap().unwrap() != after {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), heard).await.expect("the word of the change was not heard");
+    }
+}

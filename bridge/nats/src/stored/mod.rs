@@ -1,0 +1,8 @@
+//! How things lie at the server: names, messages, streams. No I/O.
+
+pub(crate) mod bookings;
+pub mod names;
+pub(crate) mod receipt;
+pub(crate) mod record;
+pub(crate) mod result_entry;
+pub(crate) mod streams;

@@ -1,0 +1,12 @@
+//! NATS as relay needs it, and nothing of relay: the connection, requests, JetStream calls.
+
+pub(crate) mod api;
+pub mod connection;
+pub(crate) mod direct_get;
+pub(crate) mod link;
+pub(crate) mod refusal;
+pub(crate) mod requests;
+pub(crate) mod single_flight;
+pub(crate) mod stream_calls;
+pub(crate) mod subscriptions;
+pub(crate) mod version;
