@@ -22,56 +22,34 @@
 //!
 //! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
 
-mod asks;
-mod attempts;
-mod claim;
-mod coalesce;
+mod aws;
 pub mod config;
-mod connect;
-mod count;
-mod dead_letters;
-mod enqueue;
-mod finish;
-pub mod forward;
-mod held;
-pub mod iam;
-mod item;
 mod jobs;
-mod leasing;
-mod line;
-mod list;
-mod log;
-mod mailbox;
-mod message;
-mod names;
-pub mod plain;
-mod policy;
-mod poll;
-mod provision;
-mod quota;
-mod receipt;
-mod record;
-mod recording;
-mod replies;
+mod leases;
+mod operate;
+mod others;
 mod results;
-mod runs;
-mod schema;
-mod settle;
-pub mod share;
-mod slots;
-mod spares;
-mod sweep;
-mod table;
-mod waiting;
+mod stored;
+
+mod names;
+
+pub use crate::operate::iam;
+pub use crate::others::{forward, plain, share};
+
+use crate::aws::queue as line;
+use crate::jobs::{quota, spares, sweep};
+use crate::leases::{held, line as asks, running_limit as slots};
+use crate::results::{finish, replies, waiting};
+use crate::stored::schema;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::aws::connect::Clients;
+use crate::aws::table::Table;
+use crate::stored::policies::Policies;
 use config::SqsConfig;
-use connect::Clients;
-use policy::Policies;
-use table::Table;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -194,7 +172,7 @@ impl Sqs {
             counts: quota::Counts::default(),
             spares: Arc::new(spares),
             sweeping: sweep::Sweeping::default(),
-            sending: Arc::new(Semaphore::new(enqueue::SENDING_MAX)),
+            sending: Arc::new(Semaphore::new(crate::jobs::enqueue::SENDING_MAX)),
             held: held::Held::default(),
             owed: slots::Owed::default(),
             waiting_jobs,

@@ -1,14 +1,14 @@
 //! Keys of items, partitions of indexes, and names of queues in SQS.
 
-use super::config::{FIFO, QUEUE_MAX, SqsConfig};
+use crate::config::{FIFO, QUEUE_MAX, SqsConfig};
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// The key of an item: partition and place in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    pub(super) pk: String,
-    pub(super) sk: String,
+pub(crate) struct Key {
+    pub(crate) pk: String,
+    pub(crate) sk: String,
 }
 
 fn key(pk: impl Into<String>, sk: impl Into<String>) -> Key {
@@ -16,171 +16,171 @@ fn key(pk: impl Into<String>, sk: impl Into<String>) -> Key {
 }
 
 /// The partition of everything about one job.
-pub(super) fn job_partition(job: JobId) -> String {
+pub(crate) fn job_partition(job: JobId) -> String {
     format!("job#{job}")
 }
 
 /// A job's record.
-pub(super) fn record(job: JobId) -> Key {
+pub(crate) fn record(job: JobId) -> Key {
     key(job_partition(job), "record")
 }
 
 /// A payload that is too large for the record; `run` is the one that brought it.
-pub(super) fn payload(job: JobId, run: RunId) -> Key {
+pub(crate) fn payload(job: JobId, run: RunId) -> Key {
     key(job_partition(job), format!("payload#{run}"))
 }
 
 /// A result that is too large for the record. `by` names the call that brought it, so that no other one overwrites what a
 /// record names.
-pub(super) fn result(job: JobId, run: RunId, by: &str) -> Key {
+pub(crate) fn result(job: JobId, run: RunId, by: &str) -> Key {
     key(job_partition(job), format!("result#{run}#{by}"))
 }
 
 /// What places of dead letters begin with.
-pub(super) const DEAD: &str = "dead#";
+pub(crate) const DEAD: &str = "dead#";
 
 /// The dead letter of a run.
-pub(super) fn dead_letter(job: JobId, run: RunId) -> Key {
+pub(crate) fn dead_letter(job: JobId, run: RunId) -> Key {
     key(job_partition(job), format!("{DEAD}{run}"))
 }
 
 /// The partition of a client's log.
-pub(super) fn log_partition(client: &ClientId) -> String {
+pub(crate) fn log_partition(client: &ClientId) -> String {
     format!("log#{client}")
 }
 
 /// The number of the log's last page.
-pub(super) fn log_head(client: &ClientId) -> Key {
+pub(crate) fn log_head(client: &ClientId) -> Key {
     key(log_partition(client), "head")
 }
 
 /// A page of the log. Places sort as the numbers do.
-pub(super) fn log_page(client: &ClientId, number: u64) -> Key {
+pub(crate) fn log_page(client: &ClientId, number: u64) -> Key {
     key(log_partition(client), page_place(number))
 }
 
 /// The place of page `number` in its log.
-pub(super) fn page_place(number: u64) -> String {
+pub(crate) fn page_place(number: u64) -> String {
     format!("page#{number:020}")
 }
 
 /// The partition of all policies.
-pub(super) const POLICIES: &str = "policy";
+pub(crate) const POLICIES: &str = "policy";
 
 /// A queue's policy.
-pub(super) fn policy(queue: &QueueName) -> Key {
+pub(crate) fn policy(queue: &QueueName) -> Key {
     key(POLICIES, queue.as_str())
 }
 
 /// What is known about the table itself.
-pub(super) fn meta() -> Key {
+pub(crate) fn meta() -> Key {
     key("meta", "meta")
 }
 
 /// Up to where a client's results were sent to a queue of its own, and who does that.
-pub(super) fn forward(client: &ClientId) -> Key {
+pub(crate) fn forward(client: &ClientId) -> Key {
     key("forward", client.as_str())
 }
 
 /// The partition of the reply queues that are in use.
-pub(super) const REPLIES: &str = "replies";
+pub(crate) const REPLIES: &str = "replies";
 
 /// What is known of one of them.
-pub(super) fn reply(name: &str) -> Key {
+pub(crate) fn reply(name: &str) -> Key {
     key(REPLIES, name)
 }
 
 /// What names of reply queues in SQS have behind the prefix. No queue of relay's begins like that.
-pub(super) const REPLY: &str = "_reply_";
+pub(crate) const REPLY: &str = "_reply_";
 
 /// What a reply queue is called in SQS.
-pub(super) fn reply_queue(config: &SqsConfig, name: &str) -> String {
+pub(crate) fn reply_queue(config: &SqsConfig, name: &str) -> String {
     format!("{}{REPLY}{name}", config.queue_prefix)
 }
 
 /// How many jobs of a client wait in a queue, where its bound is counted.
-pub(super) fn queued(queue: &QueueName, client: &ClientId) -> Key {
+pub(crate) fn queued(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("queued#{queue}"), client.as_str())
 }
 
 /// How many messages are in line of a queue that no job waits for.
-pub(super) fn spares(queue: &QueueName) -> Key {
+pub(crate) fn spares(queue: &QueueName) -> Key {
     key("spares", queue.as_str())
 }
 
 /// Which runs of a client hold a slot in a queue.
-pub(super) fn slots(queue: &QueueName, client: &ClientId) -> Key {
+pub(crate) fn slots(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("slots#{queue}"), client.as_str())
 }
 
 /// Partitions of the open records of a queue in the index by time: four of clients, and each in two by job, so that no
 /// partition takes all of a queue's writes.
-pub(super) const SHARDS: u8 = 8;
+pub(crate) const SHARDS: u8 = 8;
 
 /// The shards in which a client's open records are.
-pub(super) fn shards_of(client: &ClientId) -> [u8; 2] {
+pub(crate) fn shards_of(client: &ClientId) -> [u8; 2] {
     let half = blake3::hash(client.as_str().as_bytes()).as_bytes()[0] % (SHARDS / 2);
     [half * 2, half * 2 + 1]
 }
 
 /// The partition of an open record in the index by time.
-pub(super) fn open_partition(queue: &QueueName, client: &ClientId, job: JobId) -> String {
+pub(crate) fn open_partition(queue: &QueueName, client: &ClientId, job: JobId) -> String {
     open_shard(queue, shards_of(client)[usize::from(job.as_bytes()[15] & 1)])
 }
 
 /// One shard of a queue's open records.
-pub(super) fn open_shard(queue: &QueueName, shard: u8) -> String {
+pub(crate) fn open_shard(queue: &QueueName, shard: u8) -> String {
     format!("open#{queue}#{shard}")
 }
 
 /// The partition of a queue's dead letters in the index by time.
-pub(super) fn dead_partition(queue: &QueueName) -> String {
+pub(crate) fn dead_partition(queue: &QueueName) -> String {
     format!("dead#{queue}")
 }
 
 /// The place of a dead letter in that partition: when it was kept, in the form in which the text of a run says when it began,
 /// which was the place before this release.
-pub(super) fn dead_place(at: Timestamp, run: RunId) -> String {
+pub(crate) fn dead_place(at: Timestamp, run: RunId) -> String {
     let millis = at.as_millis().max(0);
     format!("{:08x}-{:04x}-{run}", millis >> 16, millis & 0xffff)
 }
 
 /// Whether a text is the place of a dead letter, of this release or the one before.
-pub(super) fn is_dead_place(text: &str) -> bool {
+pub(crate) fn is_dead_place(text: &str) -> bool {
     let run = |text: &str| text.parse::<RunId>().is_ok();
     run(text) || text.get(..14).is_some_and(|at| at.ends_with('-')) && text.get(14..).is_some_and(run)
 }
 
 /// A moment as text that sorts as moments do.
-pub(super) fn moment(at: Timestamp) -> String {
+pub(crate) fn moment(at: Timestamp) -> String {
     format!("{:015}", at.as_millis().max(0))
 }
 
 /// Partitions of a client's records in the index by client.
-pub(super) const CLIENT_SHARDS: u8 = 4;
+pub(crate) const CLIENT_SHARDS: u8 = 4;
 
 /// The partition of a record in the index by client.
-pub(super) fn client_partition(client: &ClientId, job: JobId) -> String {
+pub(crate) fn client_partition(client: &ClientId, job: JobId) -> String {
     client_shard(client, job.as_bytes()[15] % CLIENT_SHARDS)
 }
 
 /// One shard of a client's records.
-pub(super) fn client_shard(client: &ClientId, shard: u8) -> String {
+pub(crate) fn client_shard(client: &ClientId, shard: u8) -> String {
     format!("{client}#{shard}")
 }
 
 /// The place of a record among its client's: by acceptance, and none twice.
-pub(super) fn client_place(accepted: Timestamp, job: JobId) -> String {
+pub(crate) fn client_place(accepted: Timestamp, job: JobId) -> String {
     format!("{}#{job}", moment(accepted))
 }
 
 /// The job in a place of the index by client.
-pub(super) fn job_of_place(place: &str) -> Option<JobId> {
+pub(crate) fn job_of_place(place: &str) -> Option<JobId> {
     place.split_once('#').and_then(|(_, job)| job.parse().ok())
 }
 
 /// The job in the partition of its items.
-pub(super) fn job_of_partition(pk: &str) -> Option<JobId> {
+pub(crate) fn job_of_partition(pk: &str) -> Option<JobId> {
     pk.strip_prefix("job#").and_then(|job| job.parse().ok())
 }
 
@@ -188,7 +188,7 @@ pub(super) fn job_of_partition(pk: &str) -> Option<JobId> {
 ///
 /// # Errors
 /// `Invalid` if that is longer than SQS takes.
-pub(super) fn sqs_queue(config: &SqsConfig, queue: &QueueName, operation: &'static str) -> Result<String, BrokerError> {
+pub(crate) fn sqs_queue(config: &SqsConfig, queue: &QueueName, operation: &'static str) -> Result<String, BrokerError> {
     let name = format!("{}{queue}{}", config.queue_prefix, if config.fifo { FIFO } else { "" });
     if name.len() <= QUEUE_MAX {
         return Ok(name);

@@ -32,15 +32,23 @@ const CALLS: [(&str, &[&str]); 21] = [
 
 #[test]
 fn the_permissions_are_those_of_the_calls_that_the_adapter_makes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut source = String::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        source.push_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
-    }
+    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
     let compact: String = source.chars().filter(|c| !c.is_whitespace()).collect();
     let made = CALLS.iter().filter(|(call, _)| compact.contains(&format!(".{call}()")));
     let needed: BTreeSet<_> = made.flat_map(|(_, actions)| actions.iter().copied()).collect();
     let given = TABLE_ACTIONS.iter().chain(&TABLE_CREATING).chain(&QUEUE_ACTIONS).chain(&QUEUE_CREATING);
     let given = given.chain(&REPLY_ACTIONS);
     assert_eq!(needed, given.copied().collect());
+}
+
+/// Adds all files of a folder and of the folders in it.
+fn read(folder: &Path, source: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => read(&path, source),
+            false => source.push_str(&std::fs::read_to_string(path).unwrap()),
+        }
+    }
 }

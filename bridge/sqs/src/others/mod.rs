@@ -1,0 +1,6 @@
+//! Queues that are not relay's: clients' own, and plain ones.
+
+pub mod forward;
+pub(crate) mod mailbox;
+pub mod plain;
+pub mod share;

@@ -1,0 +1,7 @@
+//! How things lie in the table and in the queues.
+
+pub(crate) mod policies;
+pub(crate) mod receipt;
+pub(crate) mod record;
+pub(crate) mod schema;
+pub(crate) mod wake_up;
