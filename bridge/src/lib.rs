@@ -33,3 +33,4 @@ pub mod provision;
 pub mod result_log;
 pub mod rules;
 pub mod settlement;
+pub mod support;

@@ -3,26 +3,24 @@
 //!
 //! # Layout
 //!
-//! - [`names`]: streams, consumers, subjects. `record`: a record as a message. `api` and `batch`: JetStream calls as relay
-//!   needs them; `requests`, `alone` and `refusal`: how they are sent, asked once for many, and refused.
-//! - [`config`]: what a person configures. [`connection`]: one connection that comes back; `link`: what is known about it;
-//!   `version`: which servers are too old.
-//! - Submitting: `jobs` (the capability), `enqueue`, `find` (a record, wherever it is), `cancel`, `list`, `sweep` and `look_back`,
-//!   which go by what is `remembered`.
-//! - Working: `leasing` (the capability); `line`, what this process knows of a queue; `places`, how many jobs it may take; `turns`, of which
-//!   lane; `pulls` and `ready`, how they come; `hints`, `listening` and `rounds`, how it learns of them; `order` and `consumers`. `deliver`:
-//!   from a message to a delivery; `receipt`; `settle`, `acks` and `park`: how it ends; `state`: what is held.
-//! - Reading: `results`, `entry` (a result as a message), `follow`, `waiting`, by `subscriptions` that waiters share. `dead_letters`; `letters`, which of them are kept; `redrive`.
-//! - The connection: [`config`], what a person configures; [`connection`], which comes back by itself; `link`, how it stands;
-//!   `version`, which servers are too old.
-//! - Operating: `streams` (as values), `stream_api` (asking the server for them), `policy` (in a stream's metadata),
-//!   `policy_changes`, `provision`, `estimate` (the memory and disk that a queue will take), `admission` (whether storage takes new jobs), by `storage` (what
-//!   is used) and `bookings` (what this process adds).
+//! From the top floor down. A file knows only files on its own floor and below, and no file but this one knows the whole.
+//!
+//! - This file gives each part what it uses. [`config`]: what a person configures. `closing`: how an adapter ends.
+//! - `operate`: what operators do: dead letters, their redrive, provisioning, estimates.
+//! - `jobs`: the submitter's half: submissions and what bounds them, reruns, listings, and what time demands.
+//! - `leases`: the worker's half: rounds, hints, pulls, deliveries, and how they end.
+//! - `results`: the reader's half: waiting for results, and following them.
+//! - `line`: whose job is next: a queue as one process sees it, its lanes and their turns.
+//! - `records`: what is kept of jobs: records, result entries, dead letters, timers, policies, and what is held.
+//! - `stored`: how things lie at the server: [`names`], messages, streams. No I/O.
+//! - `wire`: NATS as relay needs it: the [`connection`], requests, calls of JetStream.
 //!
 //! # What repairs a crash
 //!
 //! `docs/decisions/0010-nats-layout.md` has the table: crash point, what repairs it, which test shows it.
 
+mod closing;
+mod compose;
 pub mod config;
 mod jobs;
 mod leases;
@@ -38,29 +36,21 @@ pub use crate::stored::names;
 pub use crate::stored::streams::StreamSettings;
 pub use crate::wire::connection;
 
-use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use crate::jobs::storage_limit::Admission;
-use crate::jobs::sweep::Sweeping;
-use crate::leases::acks::Acks;
-use crate::line::lanes::Consumers;
-use crate::line::line::Line;
-use crate::line::places::Places;
-use crate::records::find::Queues;
-use crate::records::held::Holding;
-use crate::records::policies::Policies;
-use crate::results::follow::Positions;
-use crate::wire::api::Api;
+use crate::config::NatsConfig;
 use crate::wire::connection::{Connection, Wait};
-use config::NatsConfig;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::results::waiting::Waits;
-
+use crate::closing::Alive;
+use crate::jobs::Jobs;
+use crate::leases::Leases;
+use crate::operate::dead_letters::Operator;
+use crate::operate::provision::Provisioning;
+use crate::records::policies::Policies;
+use crate::results::Results;
+use crate::stored::kept::{Copies, Kept};
+use crate::wire::api::Api;
 use relay_bridge::broker::{Broker, Capabilities, Durability};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
@@ -81,77 +71,24 @@ pub struct Settings {
 
 /// A connected adapter. Clones share it.
 #[derive(Clone)]
-pub struct Nats(Arc<Inner>);
+pub struct Nats(Arc<Parts>);
 
-/// What all parts of the adapter share.
-struct Inner {
+/// The capabilities, and what ends them.
+struct Parts {
     api: Api,
-    settings: Settings,
-    /// How often the rules corrected or refused what a worker said.
-    rule_counts: Arc<relay_bridge::rules::Counts>,
-    policies: Arc<Policies>,
-    /// Whether it hears of changes of all of them.
-    hears_of_policies: AtomicBool,
-    admission: Admission,
-    positions: Positions,
-    waits: Waits,
-    /// Grows whenever announcements may have been missed.
-    missed: watch::Receiver<u64>,
+    kept: Arc<Kept>,
     payload_max: u64,
-    /// How streams are kept, as far as they were looked at.
-    kept: Mutex<Kept>,
-    line: LineState,
+    rule_counts: Arc<relay_bridge::rules::Counts>,
     newer_jobs: Arc<NewerJobs>,
+    policies: Arc<Policies>,
+    jobs: Arc<Jobs>,
+    leases: Arc<Leases>,
+    results: Arc<Results>,
+    dead_letters: Arc<Operator>,
+    provision: Arc<Provisioning>,
     /// Every task that the adapter spawned, for [`Nats::close`].
     tasks: TaskTracker,
-    /// Cancelled when the adapter is being closed.
-    closing: CancellationToken,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // The tasks of an adapter that nobody closed end too, and with them its connection.
-        self.closing.cancel();
-    }
-}
-
-/// How several streams are kept.
-#[derive(Clone, Copy)]
-struct Kept {
-    replicas_least: usize,
-    replicas_most: usize,
-    /// Whether one of them is in the servers' memory.
-    memory: bool,
-}
-
-impl Kept {
-    fn by(replicas: usize, memory: bool) -> Self {
-        Self { replicas_least: replicas, replicas_most: replicas, memory }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            replicas_least: self.replicas_least.min(other.replicas_least),
-            replicas_most: self.replicas_most.max(other.replicas_most),
-            memory: self.memory || other.memory,
-        }
-    }
-}
-
-/// What the line's side keeps in this process.
-struct LineState {
-    holding: Holding,
-    acks: Acks,
-    consumers: Consumers,
-    queues: Queues,
-    waiting: crate::jobs::enqueue::Waiting,
-    sweeping: Sweeping,
-    /// The queues of which this process leases.
-    lines: tokio::sync::Mutex<HashMap<QueueName, Arc<Line>>>,
-    /// How many jobs of these may be on their way.
-    places: Mutex<Places>,
-    /// Where leases that nobody took are handed back, whoever drops them.
-    runtime: tokio::runtime::Handle,
+    alive: Arc<Alive>,
 }
 
 impl Nats {
@@ -170,63 +107,29 @@ impl Nats {
     pub async fn open(connection: Connection, settings: Settings) -> Result<Self, BrokerError> {
         let payload_max = payload_max(connection.client().server_info().max_payload);
         let api = Api::new(connection).await?;
-        let policies = Arc::new(Policies::new(api.clone(), settings.streams.clone(), payload_max));
-        let kept = Kept::by(usize::from(settings.streams.replicas.get()), settings.streams.memory);
-        let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
-        let missed = api.connection().missed();
-        let line = LineState {
-            holding: Holding::default(),
-            acks: Acks::default(),
-            consumers: Consumers::default(),
-            queues: Queues::default(),
-            waiting: crate::jobs::enqueue::Waiting::default(),
-            sweeping: Sweeping::default(),
-            lines: tokio::sync::Mutex::default(),
-            places: Mutex::default(),
-            runtime: tokio::runtime::Handle::current(),
-        };
-        let inner = Arc::new(Inner {
-            api,
-            settings,
-            rule_counts: Arc::default(),
-            policies,
-            hears_of_policies: AtomicBool::new(false),
-            admission: Admission::default(),
-            positions: Positions::default(),
-            waits: Waits::default(),
-            missed,
-            payload_max,
-            kept: Mutex::new(kept),
-            line,
-            newer_jobs: Arc::default(),
-            tasks,
-            closing,
-        });
-        inner.tasks.spawn(crate::records::held::keep_telling(Arc::downgrade(&inner)));
-        inner.tasks.spawn(crate::records::hints::keep_hinting(inner.api.clone(), inner.closing.clone()));
-        Ok(Self(inner))
+        Ok(Self(Arc::new(compose::compose(api, settings, payload_max))))
     }
 
     /// The capabilities, all of them backed by this connection.
     #[must_use]
     pub fn broker(&self) -> Broker {
-        let this = Arc::new(self.clone());
+        let Parts { policies, jobs, leases, results, dead_letters, provision, rule_counts, .. } = &*self.0;
         Broker {
             capabilities: Capabilities {
                 adapter: "nats",
-                payload_max: self.payload_max(),
+                payload_max: self.0.payload_max,
                 durability: self.durability(),
                 lease_lost_certain: false,
                 fair: true,
                 one_line: true,
             },
-            jobs: this.clone(),
-            leasing: this.clone(),
-            results: this.clone(),
-            dead_letters: this.clone(),
-            policies: self.0.policies.clone(),
-            provision: this,
-            counts: self.0.rule_counts.clone(),
+            jobs: jobs.clone(),
+            leasing: leases.clone(),
+            results: results.clone(),
+            dead_letters: dead_letters.clone(),
+            policies: policies.clone(),
+            provision: provision.clone(),
+            counts: rule_counts.clone(),
         }
     }
 
@@ -234,24 +137,25 @@ impl Nats {
     /// [`Self::check_provisioned`], before that in new ones. Whether servers flush before they confirm can't be asked of
     /// them.
     fn durability(&self) -> Durability {
-        let kept = self.kept();
-        self.connection().config().durability(kept.replicas_least, kept.memory)
+        let Copies { replicas_least, memory, .. } = self.0.kept.get();
+        self.connection().config().durability(replicas_least, memory)
     }
 
-    fn kept(&self) -> Kept {
-        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_kept(&self, kept: Kept) {
-        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    /// Finds that the streams of `queues` and those that all queues share are there and as relay needs them; that they
+    /// can do more is fine. For a process that may not create them. What an accepted job survives follows them from here on.
+    ///
+    /// # Errors
+    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
+    pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        self.0.provision.check_provisioned(queues).await
     }
 
     /// Ends all waits and joins every task. Leases that nobody took are handed back first.
     pub async fn close(&self) {
-        self.0.closing.cancel();
+        self.0.alive.0.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.api.connection().close().await;
+        self.connection().close().await;
     }
 
     /// The jobs that this adapter hands back because a newer relay wrote them.
@@ -264,61 +168,6 @@ impl Nats {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         self.0.api.connection()
-    }
-
-    fn api(&self) -> &Api {
-        &self.0.api
-    }
-
-    fn holding(&self) -> &Holding {
-        &self.0.line.holding
-    }
-
-    fn rule_counts(&self) -> &relay_bridge::rules::Counts {
-        &self.0.rule_counts
-    }
-
-    fn consumers(&self) -> &Consumers {
-        &self.0.line.consumers
-    }
-
-    fn policies(&self) -> &Policies {
-        &self.0.policies
-    }
-
-    fn admission(&self) -> &Admission {
-        &self.0.admission
-    }
-
-    fn positions(&self) -> &Positions {
-        &self.0.positions
-    }
-
-    fn waits(&self) -> &Waits {
-        &self.0.waits
-    }
-
-    /// Changes when announcements may have been missed from now on.
-    fn missed(&self) -> watch::Receiver<u64> {
-        let mut missed = self.0.missed.clone();
-        missed.mark_unchanged();
-        missed
-    }
-
-    fn closing(&self) -> &CancellationToken {
-        &self.0.closing
-    }
-
-    fn payload_max(&self) -> u64 {
-        self.0.payload_max
-    }
-
-    fn clock(&self) -> &Clock {
-        &self.0.settings.clock
-    }
-
-    fn wire(&self) -> WireVersion {
-        self.0.settings.wire_version
     }
 }
 

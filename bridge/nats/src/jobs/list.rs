@@ -4,17 +4,20 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 
-use crate::Nats;
-use crate::records::find::Found;
+use crate::records::find::{Found, Records};
+use crate::records::results::ResultEntries;
 use crate::stored::names;
 use crate::stored::record::{Record, Stored, is_unreadable};
+use crate::wire::api::Api;
 use crate::wire::refusal::refused;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, IdempotencyKey, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{JobFilter, Listed};
@@ -128,18 +131,26 @@ impl Pace {
     }
 }
 
-impl Nats {
+/// Lists a client's jobs.
+pub(crate) struct Listing {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) records: Arc<Records>,
+    pub(crate) results: Arc<ResultEntries>,
+}
+
+impl Listing {
     pub(crate) async fn list_jobs(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         let queues = match &filter.queue {
             Some(queue) => vec![queue.clone()],
-            None => self.queues(true).await?,
+            None => self.records.queues(true).await?,
         };
         let before = match filter.after {
             None => None,
-            Some(after) => match self.find(client, after).await? {
+            Some(after) => match self.records.find(client, after).await? {
                 Some(record) => Some((record.at, record.address.job)),
                 // A job without a key has no record once it ended. Its result tells about when that was written.
-                None => match self.kept_result(client, after).await? {
+                None => match self.results.kept_result(client, after).await? {
                     Some(kept) => Some((kept.result.accepted_at, after)),
                     None => return Ok(Listed::default()),
                 },
@@ -210,8 +221,7 @@ impl Nats {
             last_seq: u64,
         }
         let (stream, subject) = (names::jobs_stream(queue), names::client_records(queue, client));
-        let Info { state } =
-            self.api().call(format!("STREAM.INFO.{stream}"), &serde_json::json!({}), OPERATION).await?;
+        let Info { state } = self.api.call(format!("STREAM.INFO.{stream}"), &serde_json::json!({}), OPERATION).await?;
         let mut end = match look.before {
             None => None,
             // Times are known to the millisecond.
@@ -252,7 +262,7 @@ impl Nats {
     async fn span(&self, stream: &str, subject: &str, span: Range<u64>) -> Result<Option<Vec<Stored>>, BrokerError> {
         let (mut found, mut from) = (Vec::new(), span.start);
         while from < span.end {
-            match self.api().next(stream, from, subject, OPERATION).await? {
+            match self.api.next(stream, from, subject, OPERATION).await? {
                 Some(stored) if stored.seq < span.end => {
                     if found.len() == SPAN_MAX {
                         return Ok(None);
@@ -277,7 +287,7 @@ impl Nats {
             seq: u64,
         }
         let body = serde_json::json!({ "start_time": at.to_string(), "next_by_subj": subject });
-        match self.api().call_raw(&format!("STREAM.MSG.GET.{stream}"), &body, OPERATION).await? {
+        match self.api.call_raw(&format!("STREAM.MSG.GET.{stream}"), &body, OPERATION).await? {
             Ok(Found { message }) => Ok(Some(message.seq)),
             Err(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
             Err(error) => Err(refused(&error, OPERATION)),
@@ -297,12 +307,12 @@ impl Nats {
         let line = Line { record, job, size };
         let is_newest = seen.insert(line.job.id);
         let is_here = before.is_none_or(|before| line.rank() < before);
-        (is_newest && is_here && line.job.keep_until() > self.clock().now()).then_some(line)
+        (is_newest && is_here && line.job.keep_until() > self.clock.now()).then_some(line)
     }
 
     /// The job as it is now, after the bytes of its result; `None` if that can't be read.
     async fn shown(&self, Line { record, job, size }: Line) -> Result<(usize, Option<JobStatus>), BrokerError> {
-        let kept = match self.kept_result(&job.client, job.id).await {
+        let kept = match self.results.kept_result(&job.client, job.id).await {
             Err(error) if is_unreadable(&error) => {
                 tracing::warn!(job_id = %job.id, %error, "left out of a list");
                 return Ok((0, None));
@@ -310,7 +320,7 @@ impl Nats {
             kept => kept?,
         };
         let read = kept.as_ref().map_or(0, |kept| kept.result.payload.len());
-        let status = self.status_of(&Found { record: Some((record, job)), kept }).await?;
+        let status = self.records.status_of(&Found { record: Some((record, job)), kept }).await?;
         Ok((read, status.map(|status| JobStatus { size, ..status })))
     }
 }

@@ -3,19 +3,25 @@
 //! deadline comes, in the order of the stream; and all once more when the stream of results shows a loss, and after a while,
 //! as a purge of some subjects shows nowhere.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 
-use crate::Nats;
+use crate::jobs::deadlines::{BYTES_MAX, Deadline, Deadlines, OPERATION, Step};
 use crate::jobs::remembered::Remembered;
-use crate::jobs::sweep::{BYTES_MAX, Deadline, OPERATION, Step};
-use crate::records::find::known_record;
+use crate::records::end_run::Runs;
+use crate::records::find::{Records, known_record};
+use crate::records::held::HeldJobs;
+use crate::records::letters::LetterStore;
+use crate::records::results::ResultEntries;
+use crate::records::timers::Timers;
 use crate::stored::names::{self, Lane, RESULTS_STREAM};
 use crate::stored::record::{Record, is_unreadable};
+use crate::wire::api::Api;
 use crate::wire::direct_get::{BATCH_MAX, Stretch};
 use crate::wire::stream_calls;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Job, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
@@ -107,15 +113,29 @@ impl LookingBack {
     }
 }
 
-impl Nats {
+/// Ends runs that were settled and whose result was lost.
+pub(crate) struct LookBack {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) results: Arc<ResultEntries>,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) looking: LookingBack,
+}
+
+impl LookBack {
     /// Notices that results were lost since the last step.
     ///
     /// # Errors
     /// The stream of results can't be asked for: then no run can be said to have none.
     pub(crate) async fn look_at_log(&self) -> Result<(), BrokerError> {
-        let info = stream_calls::get(self.api(), RESULTS_STREAM, OPERATION).await?.info;
+        let info = stream_calls::get(&self.api, RESULTS_STREAM, OPERATION).await?.info;
         let (first, last) = (info.state.first_sequence, info.state.last_sequence);
-        self.0.line.sweeping.looking_back.saw(Log { created: info.created.unix_timestamp_nanos(), first, last });
+        self.looking.saw(Log { created: info.created.unix_timestamp_nanos(), first, last });
         Ok(())
     }
 
@@ -128,7 +148,7 @@ impl Nats {
         policy: &QueuePolicy,
         step: &mut Step,
     ) -> Result<(), BrokerError> {
-        let looking = &self.0.line.sweeping.looking_back;
+        let looking = &self.looking;
         let looked_to = |back| looking.lanes.set((queue.clone(), lane.clone()), Some(back));
         let mut back = looking.place(queue, lane, floor);
         let mut messages = 1;
@@ -138,7 +158,7 @@ impl Nats {
                 break;
             }
             let stretch = Stretch { from: back.next, subject: lane.filter(queue), messages, bytes: BYTES_MAX };
-            let batch = self.api().batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
+            let batch = self.api.batch(&names::jobs_stream(queue), &stretch, OPERATION).await?;
             let settled = batch.messages.into_iter().take_while(|stored| stored.seq <= floor);
             // The workers left out those that can't be read, and no result would say of which run they are.
             let settled: Vec<_> = settled.map(|stored| (stored.seq, Record::read(stored).ok())).collect();
@@ -157,7 +177,7 @@ impl Nats {
                             back.next = seq;
                             break;
                         }
-                        Deadline::Later => self.note_deadline(&job, None).await?,
+                        Deadline::Later => self.timers.note_deadline(&job, None).await?,
                     }
                 }
                 back.next = seq + 1;
@@ -176,7 +196,7 @@ impl Nats {
     /// Ends those that have no result.
     async fn end_lost(&self, due: Vec<(Record, Job)>, step: &mut Step) -> Result<(), BrokerError> {
         let asked = stream::iter(due).map(async |(record, job)| {
-            let ends = match self.kept_result(&job.client, job.id).await {
+            let ends = match self.results.kept_result(&job.client, job.id).await {
                 Ok(Some(kept)) => Ok(kept.result.run_id >= job.run_id),
                 // There is one.
                 Err(error) if is_unreadable(&error) => Ok(true),
@@ -188,7 +208,7 @@ impl Nats {
         while let Some((record, job, has_result)) = asked.next().await {
             // A record that another one has taken the place of says nothing any more.
             if !has_result?
-                && self.record_at(&record.address, OPERATION).await?.is_some_and(|last| last.seq == record.seq)
+                && self.records.record_at(&record.address, OPERATION).await?.is_some_and(|last| last.seq == record.seq)
             {
                 tracing::warn!(job_id = %job.id, run_id = %job.run_id, "a run was settled and its result is gone: it ends now");
                 self.end_without_result(&record, &job, step).await?;
@@ -199,18 +219,18 @@ impl Nats {
 
     /// Ends a run that was settled and has no result: as its dead letter says, which stays; by its deadline, if it has none.
     async fn end_without_result(&self, record: &Record, job: &Job, step: &mut Step) -> Result<(), BrokerError> {
-        let letter = match self.letter_of(job.id, job.run_id, OPERATION).await {
+        let letter = match self.letters.letter_of(job.id, job.run_id, OPERATION).await {
             Ok(letter) => letter,
             // One of a newer relay is for that one to read.
             Err(error) if is_unreadable(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let Some(letter) = letter.filter(|_| job.keep_until() > self.clock().now()) else {
-            return self.end_by_time(record, job, step).await;
+        let Some(letter) = letter.filter(|_| job.keep_until() > self.clock.now()) else {
+            return self.deadlines.end_by_time(record, job, step).await;
         };
         let known = Known { record: Some(known_record(record, job)), ended: None };
-        let ended = self.record_end(job, known, |known, _, _| rules::letters::end_as(known, &letter)).await?.0;
-        self.holding().ended(job.id, ended.run, ended.outcome);
-        self.retire(record, job).await
+        let ended = self.runs.record_end(job, known, |known, _, _| rules::letters::end_as(known, &letter)).await?.0;
+        self.held.holding.ended(job.id, ended.run, ended.outcome);
+        self.runs.retire(record, job).await
     }
 }

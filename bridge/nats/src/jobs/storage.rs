@@ -1,19 +1,38 @@
 //! How much of what is allowed is used: of the bytes for jobs, for results, and of the account.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_nats::jetstream::account::Account;
 
-use crate::Nats;
-use crate::jobs::storage_limit::{Of, Use};
+use crate::records::policies::Policies;
+use crate::stored::kept::Kept;
 use crate::stored::names::{DEAD_STREAM, RESULTS_STREAM};
 use crate::stored::streams;
-use crate::wire::stream_calls;
-use crate::wire::stream_calls::Stream;
+use crate::wire::api::Api;
+use crate::wire::stream_calls::{self, Stream};
 use relay_bridge::error::BrokerError;
 
 const OPERATION: &str = "ask for storage";
+
+/// A part of storage that has a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) what: &'static str,
+    pub(crate) of: Of,
+    pub(crate) used: u64,
+    pub(crate) allowed: u64,
+    /// How often each byte counts.
+    pub(crate) times: u64,
+}
+
+/// Which bytes of this process a use takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    Jobs,
+    Results,
+    All,
+}
 
 /// Streams as they were seen last, by name.
 #[derive(Debug, Default)]
@@ -59,22 +78,30 @@ impl Sizes {
     }
 }
 
-impl Nats {
+/// What is used of what is allowed.
+pub(crate) struct Storage {
+    pub(crate) api: Api,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) kept: Arc<Kept>,
+    pub(crate) sizes: Sizes,
+}
+
+impl Storage {
     /// The storage that is used and has a limit. Between several servers the account's use is some 1.5 s old: `exact` has
     /// relay's streams counted at their leaders as well.
     ///
     /// # Errors
     /// `Unavailable` if nobody can tell.
-    pub(crate) async fn storage(&self, exact: bool) -> Result<Vec<Use>, BrokerError> {
-        let (settings, kept) = (self.policies().settings(), self.kept());
-        let account: Account = self.api().call("INFO".to_owned(), &serde_json::Value::Null, OPERATION).await?;
+    pub(crate) async fn used(&self, exact: bool) -> Result<Vec<Use>, BrokerError> {
+        let (settings, kept) = (self.policies.settings(), self.kept.get());
+        let account: Account = self.api.call("INFO".to_owned(), &serde_json::Value::Null, OPERATION).await?;
         let mut account = of_account(&account, kept.memory, kept.replicas_most);
-        let exact = exact && account.is_some() && self.api().is_clustered();
+        let exact = exact && account.is_some() && self.api.is_clustered();
         let (mut uses, mut held) = (Vec::new(), 0);
         if exact || settings.jobs_bytes_max.is_some() {
-            let (answered, silent) = stream_calls::list_answering(self.api(), streams::ALL_JOBS, OPERATION).await?;
+            let (answered, silent) = stream_calls::list_answering(&self.api, streams::ALL_JOBS, OPERATION).await?;
             let sizes = answered.iter().map(|stream| (stream.info.config.name.clone(), Size::of(stream)));
-            let size = self.admission().sizes.sum(sizes, silent);
+            let size = self.sizes.sum(sizes, silent);
             held += size.of_replicas;
             let of_jobs = |allowed| Use { what: "jobs", of: Of::Jobs, used: size.bytes, allowed, times: 1 };
             uses.extend(settings.jobs_bytes_max.map(of_jobs));
@@ -82,7 +109,7 @@ impl Nats {
         if exact || settings.results_bytes_max.is_some() {
             let mut size = Size::default();
             for name in [RESULTS_STREAM, DEAD_STREAM] {
-                size = size.plus(Size::of(&stream_calls::get(self.api(), name, OPERATION).await?));
+                size = size.plus(Size::of(&stream_calls::get(&self.api, name, OPERATION).await?));
             }
             held += size.of_replicas;
             let what = "results and dead letters";

@@ -9,9 +9,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Nats;
-use crate::jobs::storage;
+use crate::jobs::storage::{Of, Storage, Use};
 use crate::stored::bookings::{Booked, Booking, Bookings, Bytes};
+use crate::wire::api::Api;
 use crate::wire::single_flight::Alone;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
@@ -36,7 +36,6 @@ const GRANTS: u64 = 8;
 pub(crate) struct Admission {
     look: Mutex<Option<Look>>,
     /// The streams of jobs, as they were seen last.
-    pub(crate) sizes: storage::Sizes,
     asking: Alone,
 }
 
@@ -47,25 +46,6 @@ struct Look {
     uses: Vec<Use>,
     /// The bytes of this process that it surely counts.
     ended: Bytes,
-}
-
-/// A part of storage that has a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Use {
-    pub(crate) what: &'static str,
-    pub(crate) of: Of,
-    pub(crate) used: u64,
-    pub(crate) allowed: u64,
-    /// How often each byte counts.
-    pub(crate) times: u64,
-}
-
-/// Which bytes of this process a use takes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Of {
-    Jobs,
-    Results,
-    All,
 }
 
 /// Why new jobs are refused.
@@ -160,14 +140,21 @@ impl Use {
     }
 }
 
-impl Nats {
+/// Admits new jobs while there is storage.
+pub(crate) struct StorageLimit {
+    pub(crate) api: Api,
+    pub(crate) storage: Storage,
+    pub(crate) admission: Admission,
+}
+
+impl StorageLimit {
     /// Admits a job that relay does not know yet and that takes so many bytes. It counts as stored from now on.
     ///
     /// # Errors
     /// `Overloaded` at 90 % of the bytes that jobs, results or the account may have, or if there is so little room that
     /// others have to be stored first, and they are not within 5 s. `Unavailable` if nobody can tell.
     pub(crate) async fn admit(&self, bytes: u64) -> Result<Booking, BrokerError> {
-        let (admission, bookings, called) = (self.admission(), self.api().bookings(), Instant::now());
+        let (admission, bookings, called) = (&self.admission, self.api.bookings(), Instant::now());
         let admitted = match admission.admit(bookings, bytes, called) {
             Some(admitted) => admitted,
             None => {
@@ -186,10 +173,10 @@ impl Nats {
     }
 
     async fn look_and_admit(&self, bytes: u64, called: Instant) -> Result<Result<Booking, Full>, BrokerError> {
-        let (admission, bookings) = (self.admission(), self.api().bookings());
+        let (admission, bookings) = (&self.admission, self.api.bookings());
         loop {
             let (at, ended) = (Instant::now(), bookings.booked().ended);
-            let uses = self.storage(admission.is_spent()).await?;
+            let uses = self.storage.used(admission.is_spent()).await?;
             admission.learn(Look { at, uses, ended });
             if let Some(admitted) = admission.admit(bookings, bytes, called) {
                 return Ok(admitted);

@@ -7,29 +7,26 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
-use crate::Nats;
 use crate::stored::names::Lane;
-use crate::wire::api::taken;
+use crate::wire::api::{Api, taken};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 const ACK: Bytes = Bytes::from_static(b"+ACK");
 /// The most that are confirmed together.
 const TOGETHER_MAX: usize = 256;
 
-type Consumer = (QueueName, Lane);
-
-/// Acknowledgements by consumer: an entry for each whose confirmation is awaited. Bounded by what is leased.
-#[derive(Debug, Default)]
-pub(crate) struct Acks(Mutex<HashMap<Consumer, Vec<Waiting>>>);
+pub(crate) type Consumer = (QueueName, Lane);
 
 #[derive(Debug)]
-struct Waiting {
+pub(crate) struct Waiting {
     /// The subject on which the server takes answers to the delivery.
     reply: String,
     done: oneshot::Sender<Result<(), Failed>>,
@@ -38,6 +35,14 @@ struct Waiting {
 /// A failure that all of them have in common.
 #[derive(Clone, Debug)]
 struct Failed(BrokerErrorKind, String);
+
+/// Acknowledges deliveries.
+pub(crate) struct Acks {
+    pub(crate) api: Api,
+    pub(crate) tasks: TaskTracker,
+    /// By consumer: an entry for each whose confirmation is awaited. Bounded by what is leased.
+    pub(crate) waiting: Mutex<HashMap<Consumer, Vec<Waiting>>>,
+}
 
 impl Acks {
     /// Takes note of one more. Whether nobody is at work for its consumer yet.
@@ -66,18 +71,16 @@ impl Acks {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<Consumer, Vec<Waiting>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
-}
 
-impl Nats {
     /// Acknowledges a delivery that came from `lane` and waits until the server confirmed it, or a later one of the same
     /// consumer.
     ///
     /// # Errors
     /// `Unavailable` if the consumer is gone; `Ambiguous` without an answer in time.
     pub(crate) async fn acknowledge(
-        &self,
+        self: &Arc<Self>,
         queue: &QueueName,
         lane: &Lane,
         reply: &str,
@@ -85,9 +88,9 @@ impl Nats {
     ) -> Result<(), BrokerError> {
         let consumer = (queue.clone(), lane.clone());
         let (done, confirmed) = oneshot::channel();
-        if self.0.line.acks.add(&consumer, Waiting { reply: reply.to_owned(), done }) {
+        if self.add(&consumer, Waiting { reply: reply.to_owned(), done }) {
             // Not by the caller, who may go away while others wait for it.
-            self.0.tasks.spawn(self.clone().acknowledge_all(consumer, operation));
+            self.tasks.spawn(Arc::clone(self).acknowledge_all(consumer, operation));
         }
         let confirmed = confirmed
             .await
@@ -96,19 +99,19 @@ impl Nats {
     }
 
     /// Acknowledges what waits for this consumer until nothing does.
-    async fn acknowledge_all(self, consumer: Consumer, operation: &'static str) {
+    async fn acknowledge_all(self: Arc<Self>, consumer: Consumer, operation: &'static str) {
         loop {
-            let mut waiting = self.0.line.acks.next(&consumer);
+            let mut waiting = self.next(&consumer);
             let Some(last) = waiting.pop() else { return };
-            let mut sent = self.api().connection().up(operation);
+            let mut sent = self.api.connection().up(operation);
             for Waiting { reply, .. } in &waiting {
                 if sent.is_ok() {
-                    sent = taken(self.api().client().publish(reply.clone(), ACK), operation).await;
+                    sent = taken(self.api.client().publish(reply.clone(), ACK), operation).await;
                 }
             }
             let confirmed = match sent {
                 Ok(()) => {
-                    self.api().answer(&last.reply, ACK, operation).await.map_err(|e| Failed(e.kind(), e.to_string()))
+                    self.api.answer(&last.reply, ACK, operation).await.map_err(|e| Failed(e.kind(), e.to_string()))
                 }
                 Err(error) => Err(Failed(BrokerErrorKind::Ambiguous, error.to_string())),
             };

@@ -16,19 +16,19 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::Nats;
-use crate::leases::settle::lost;
-use crate::records::held::{Held, Running};
-use crate::stored::names::{self, Address};
+use crate::leases::lost::lost;
+use crate::leases::settling::Settling;
+use crate::records::held::Held;
+use crate::stored::names::Address;
 use crate::stored::receipt::Token;
 use crate::stored::record::Record;
-use relay_bridge::contract::{ClientId, Job, JobId};
-use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::contract::Job;
+use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Receipt;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::SKEW;
 
-impl Nats {
+impl Settling {
     /// Goes on with a lease of which this process knows nothing, for one lease from now. One whose run has ended is not held
     /// again: how it ended is in the answer.
     ///
@@ -41,25 +41,25 @@ impl Nats {
         token: &Token,
         operation: &'static str,
     ) -> Result<Arc<Held>, BrokerError> {
-        let own = self.holding().of(receipt.job_id);
+        let own = self.held.holding.of(receipt.job_id);
         if own.is_some_and(|held| held.run == receipt.run_id && held.attempt > token.attempt) {
             return Err(lost(operation, "somebody else has the job"));
         }
-        let policy = self.policies().require(&receipt.queue, operation).await?;
+        let policy = self.policies.require(&receipt.queue, operation).await?;
         if !self.knows_lease_of(receipt, token).await? {
             return Err(lost(operation, "its consumer is gone"));
         }
         let address = Address::new(&receipt.queue, &receipt.client, receipt.job_id);
         let (kept, record, said) = tokio::join!(
-            self.kept_result(&receipt.client, receipt.job_id),
-            self.record_at(&address, operation),
-            self.said(&receipt.client, receipt.job_id),
+            self.results.kept_result(&receipt.client, receipt.job_id),
+            self.records.record_at(&address, operation),
+            self.held.said(&receipt.client, receipt.job_id),
         );
         let (kept, said) = (kept?.filter(|kept| kept.result.run_id >= receipt.run_id), said?);
         let record = record?.filter(|record| is_of(record, token, &policy));
         let job = record.map(|record| record.job()).transpose()?.filter(|job| job.run_id == receipt.run_id);
         let Some(job) = job else { return Err(lost(operation, "its record was replaced")) };
-        let (asked_at, now) = (Instant::now(), self.clock().now());
+        let (asked_at, now) = (Instant::now(), self.clock.now());
         // Whichever process gave it out, or took it over before, said since when it is held.
         let since = said.as_ref().and_then(|said| said.since(receipt.run_id, token.attempt));
         let leased_at = since.map_or(token.leased_at, |since| since.min(token.leased_at));
@@ -68,7 +68,7 @@ impl Nats {
         let held = Arc::new(Held {
             run: receipt.run_id,
             attempt: token.attempt,
-            until: asked_at + left.min(self.consumers().lease(&receipt.queue, &token.lane, &policy)),
+            until: asked_at + left.min(self.lanes.consumers.lease(&receipt.queue, &token.lane, &policy)),
             started: asked_at,
             held_before: Some(held_before),
             leased_at,
@@ -77,7 +77,7 @@ impl Nats {
             lane: token.lane.clone(),
             ended: kept.map(|kept| kept.result.outcome),
             told: true,
-            connections: self.connections(),
+            connections: self.api.connections(),
             hurry: CancellationToken::new(),
         });
         if held.ended.is_some() {
@@ -94,33 +94,22 @@ impl Nats {
         }
         // Whole, also where less is left: a negative acknowledgement would end the lease of whoever has the job by now. The
         // next heartbeat of this lease shortens it.
-        self.api().answer(&token.reply, "+WPI", operation).await?;
+        self.api.answer(&token.reply, "+WPI", operation).await?;
         tracing::debug!(job_id = %receipt.job_id, attempt = token.attempt, "a lease of another process goes on");
-        self.holding().insert(token.key(receipt), held.clone());
+        self.held.holding.insert(token.key(receipt), held.clone());
         Ok(held)
     }
 
     /// Learns for how long the server leases in this lane; `false` if it has no such consumer, and so no such lease.
     async fn knows_lease_of(&self, receipt: &Receipt, token: &Token) -> Result<bool, BrokerError> {
-        if self.consumers().knows(&receipt.queue, &token.lane) {
+        if self.lanes.consumers.knows(&receipt.queue, &token.lane) {
             return Ok(true);
         }
-        let info = self.consumer_info(&receipt.queue, &token.lane).await?;
+        let info = self.lanes.consumer_info(&receipt.queue, &token.lane).await?;
         if let Some(info) = &info {
-            self.consumers().saw(&receipt.queue, &token.lane, info);
+            self.lanes.consumers.saw(&receipt.queue, &token.lane, info);
         }
         Ok(info.is_some())
-    }
-
-    /// The workers' last report of a job.
-    pub(crate) async fn said(&self, client: &ClientId, job: JobId) -> Result<Option<Running>, BrokerError> {
-        let said = self.api().last_if_any(names::STATE_STREAM, names::state(client, job), "read state").await;
-        let said = match said {
-            // Without the stream nothing is known of what runs; everything else holds.
-            Err(error) if error.kind() == BrokerErrorKind::NotFound => None,
-            said => said?,
-        };
-        Ok(said.and_then(|said| serde_json::from_slice(&said.payload).ok()))
     }
 }
 

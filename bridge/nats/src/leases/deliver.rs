@@ -4,37 +4,41 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream;
-use async_nats::{Message, Subject};
+use async_nats::{Message, Subject, jetstream};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::Nats;
-use crate::line::line::Line;
+use crate::leases::settling::Settling;
+use crate::line::lanes::Lanes;
+use crate::line::lines::Lines;
 use crate::line::order::{Delivered, Order};
-use crate::records::held::Held;
-use crate::results::letter_may_stay;
+use crate::line::queue_state::QueueState;
+use crate::records::end_run::Runs;
+use crate::records::find::Records;
+use crate::records::held::{Held, HeldJobs};
+use crate::records::letters::{LetterStore, letter_may_stay};
+use crate::records::results::ResultEntries;
+use crate::records::timers::{Timers, UNREADABLE_FOR};
 use crate::stored::names::Lane;
 use crate::stored::receipt::Token;
 use crate::stored::record::{Record, Stored, doubtful};
-use crate::wire::api;
+use crate::wire::api::{self, Api};
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::Job;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Receipt};
+use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules;
-use relay_bridge::settlement::Settlement;
 
-/// How long a job whose envelope this build can't read is set aside before it is offered again.
-pub(crate) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
 /// How long a job is set aside of which can't be found out whether its run has ended.
 const IN_DOUBT_FOR: Duration = Duration::from_secs(2);
 
 /// A queue and what holds for it while a lease call is served.
 #[derive(Clone)]
 pub(crate) struct Asked {
-    pub(crate) line: Arc<Line>,
+    pub(crate) line: Arc<QueueState>,
     pub(crate) policy: Arc<QueuePolicy>,
 }
 
@@ -58,73 +62,27 @@ pub(crate) struct Unread {
     reply: Option<Subject>,
 }
 
-/// Deliveries on their way to the caller. If the caller is gone, they go back without spending an attempt.
-pub(crate) struct Grant {
-    nats: Nats,
-    deliveries: Vec<Delivery>,
+/// Turns messages into deliveries.
+pub(crate) struct Deliveries {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) newer_jobs: Arc<NewerJobs>,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) results: Arc<ResultEntries>,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) settling: Arc<Settling>,
 }
 
-impl Grant {
-    pub(crate) fn nothing(nats: Nats) -> Self {
-        Self { nats, deliveries: Vec::new() }
-    }
-
-    pub(crate) fn of(nats: Nats, delivery: Delivery) -> Self {
-        Self { nats, deliveries: vec![delivery] }
-    }
-
-    /// Its leases began earlier than whoever gets them asked.
-    pub(crate) fn shorten(&mut self, by: Duration) {
-        for delivery in &mut self.deliveries {
-            delivery.lease = delivery.lease.saturating_sub(by);
-        }
-    }
-
-    pub(crate) fn take(mut self) -> Vec<Delivery> {
-        std::mem::take(&mut self.deliveries)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.deliveries.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.deliveries.len()
-    }
-
-    /// Its deliveries, and behind them those of `other`.
-    pub(crate) fn join(&mut self, mut other: Self) {
-        self.deliveries.append(&mut other.deliveries);
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        if self.deliveries.is_empty() {
-            return;
-        }
-        let (nats, deliveries) = (self.nats.clone(), std::mem::take(&mut self.deliveries));
-        let runtime = self.nats.0.line.runtime.clone();
-        self.nats.0.tasks.spawn_on(
-            async move {
-                for delivery in deliveries {
-                    let back = nats.settle_delivery(&delivery.receipt, &Settlement::HandBack(Duration::ZERO)).await;
-                    if let Err(failure) = back {
-                        let job_id = delivery.job.id;
-                        tracing::warn!(%job_id, error = %failure, "a lease nobody took was not handed back: it ends by itself");
-                    }
-                }
-            },
-            &runtime,
-        );
-    }
-}
-
-impl Nats {
+impl Deliveries {
     /// The delivery, or `None` if the message was nothing to run.
     pub(crate) async fn deliver(
         &self,
-        line: &Line,
+        line: &QueueState,
         policy: &QueuePolicy,
         pulled: Result<Pulled, Unread>,
         asked_at: Instant,
@@ -135,7 +93,7 @@ impl Nats {
                 tracing::warn!(queue = %line.queue, error = %failure, "a message that is no job's record is taken out of line");
                 // Unless that is lost it takes no place of its client's jobs. If it is, it comes again when its lease ends.
                 if let Some(reply) = reply {
-                    drop(self.api().answer(&reply, "+TERM", "lease").await);
+                    drop(self.api.answer(&reply, "+TERM", "lease").await);
                 }
                 return None;
             }
@@ -147,16 +105,16 @@ impl Nats {
         let stored = (pulled.delivered == 1).then_some(pulled.record.seq);
         let order = line.saw(&pulled.lane, Delivered { delivery: pulled.number, stored, asked_at });
         if order == Order::BeginsAnew {
-            self.begins_anew(line, &pulled.lane).await;
+            self.lines.begins_anew(line, &pulled.lane).await;
         }
         match self.examine(line, &pulled, order == Order::Unclear).await {
             Ok(Some(job)) => {
                 line.served(&pulled.lane);
                 let again = pulled.delivered > 1;
                 let delivery = self.give_out(policy, pulled, job, asked_at);
-                if again && let Some(held) = self.holds(delivery.job.id) {
+                if again && let Some(held) = self.held.holding.of(delivery.job.id) {
                     // At once: whoever asks on behalf of its last holder learns that it is somebody else's.
-                    self.tell_state(delivery.job.id, &held, true).await;
+                    self.held.tell_state(delivery.job.id, &held, true).await;
                 }
                 Some(delivery)
             }
@@ -170,7 +128,7 @@ impl Nats {
     }
 
     /// The job, if it is to be given out; else its delivery is settled here.
-    async fn examine(&self, line: &Line, pulled: &Pulled, is_unclear: bool) -> Result<Option<Job>, BrokerError> {
+    async fn examine(&self, line: &QueueState, pulled: &Pulled, is_unclear: bool) -> Result<Option<Job>, BrokerError> {
         let record = &pulled.record;
         let in_doubt = is_unclear
             || pulled.delivered > 1
@@ -187,7 +145,7 @@ impl Nats {
         }
         if replaced? {
             // A timer or a later record stands for the job: this one is what a crash left of a step before.
-            self.api().delete(&record.address.stream(), record.seq, "lease").await?;
+            self.api.delete(&record.address.stream(), record.seq, "lease").await?;
             return Ok(None);
         }
         let job = match record.job() {
@@ -198,11 +156,11 @@ impl Nats {
             }
         };
         if record.is_cancelled() {
-            self.finish_cancel(record, &job).await?;
+            self.runs.finish_cancel(record, &job).await?;
             return Ok(None);
         }
         if in_doubt {
-            let kept = match self.kept_result(&job.client, job.id).await {
+            let kept = match self.results.kept_result(&job.client, job.id).await {
                 Ok(kept) => kept,
                 Err(failure) => {
                     self.set_aside_in_doubt(pulled, &job, &failure).await?;
@@ -212,22 +170,22 @@ impl Nats {
             if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
                 // Whatever its attempt: a later one may have left its letter.
                 if !rules::leaves_letter(kept.result.outcome) {
-                    let dropped = self.drop_letter(&job.client, job.id, kept.result.run_id).await;
+                    let dropped = self.letters.drop_letter(&job.client, job.id, kept.result.run_id).await;
                     dropped.unwrap_or_else(|error| letter_may_stay(job.id, kept.result.run_id, &error));
                 }
-                self.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
+                self.settling.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
                 return Ok(None);
             }
         }
-        if job.keep_until() <= self.clock().now() {
-            self.api().delete(&record.address.stream(), record.seq, "lease").await?;
+        if job.keep_until() <= self.clock.now() {
+            self.api.delete(&record.address.stream(), record.seq, "lease").await?;
             return Ok(None);
         }
         Ok(Some(job))
     }
 
     async fn is_replaced(&self, record: &Record) -> Result<bool, BrokerError> {
-        let last = self.record_at(&record.address, "lease").await?;
+        let last = self.records.record_at(&record.address, "lease").await?;
         Ok(last.is_some_and(|last| last.seq > record.seq))
     }
 
@@ -236,27 +194,27 @@ impl Nats {
         let job_id = pulled.record.address.job;
         if matches!(unreadable.kind(), BrokerErrorKind::NewerVersion { .. }) {
             tracing::warn!(%job_id, error = %unreadable, "job of a newer relay set aside");
-            self.0.newer_jobs.add();
+            self.newer_jobs.add();
         } else {
             tracing::error!(%job_id, error = %unreadable, "damaged job set aside: look at it with `nats stream get`");
         }
         let spent = attempt(pulled).saturating_sub(1);
-        self.park(&pulled.record, spent, self.clock().now() + UNREADABLE_FOR, None).await.map(drop)
+        self.timers.park(&pulled.record, spent, self.clock.now() + UNREADABLE_FOR, None).await.map(drop)
     }
 
     /// A run that may have ended is not given out before that is known: a finished job would run again. It comes back
     /// soon, in the same doubt, and has spent no attempt.
     async fn set_aside_in_doubt(&self, pulled: &Pulled, job: &Job, failure: &BrokerError) -> Result<(), BrokerError> {
         tracing::warn!(job_id = %job.id, error = %failure, "a job was set aside: whether its run has ended can't be looked up");
-        let (spent, at) = (attempt(pulled).saturating_sub(1), self.clock().now() + IN_DOUBT_FOR);
+        let (spent, at) = (attempt(pulled).saturating_sub(1), self.clock.now() + IN_DOUBT_FOR);
         let record = Record { headers: doubtful(&pulled.record.headers), ..pulled.record.clone() };
-        self.park(&record, spent, at, Some(job)).await.map(drop)
+        self.timers.park(&record, spent, at, Some(job)).await.map(drop)
     }
 
     fn give_out(&self, policy: &QueuePolicy, pulled: Pulled, job: Job, asked_at: Instant) -> Delivery {
-        let (attempt, leased_at) = (attempt(&pulled), self.clock().now());
+        let (attempt, leased_at) = (attempt(&pulled), self.clock.now());
         let Pulled { record, lane, reply, delivered, .. } = pulled;
-        let lease = self.consumers().lease(&job.queue, &lane, policy);
+        let lease = self.lanes.consumers.lease(&job.queue, &lane, policy);
         let token = Token { seq: record.seq, delivered, attempt, leased_at, reply, lane };
         let receipt = Receipt {
             job_id: job.id,
@@ -278,10 +236,10 @@ impl Nats {
             lane: token.lane,
             ended: None,
             told: delivered > 1,
-            connections: self.connections(),
+            connections: self.api.connections(),
             hurry: CancellationToken::new(),
         };
-        self.holding().insert(key, held.into());
+        self.held.holding.insert(key, held.into());
         Delivery { job, receipt, attempt, leased_at, lease }
     }
 }

@@ -14,13 +14,18 @@ use futures_util::future::{Fuse, FusedFuture as _};
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
-use crate::Inner;
-use crate::Nats;
-use crate::line::line::Line;
-use crate::records::policies;
+use crate::leases::pulling::Pulls;
+use crate::leases::rounds::RoundMaker;
+use crate::line::lines::Lines;
+use crate::line::queue_state::QueueState;
+use crate::records::held::HeldJobs;
+use crate::records::policies::Policies;
+use crate::stored::control::Word;
 use crate::stored::names::{self, Lane};
-use relay_bridge::contract::{JobId, QueueName};
+use crate::wire::api::Api;
+use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
 
@@ -30,20 +35,6 @@ const GROUP: &str = "relay-workers";
 const HEARS_FOR: Duration = Duration::from_millis(100);
 /// How often a hint is passed on.
 const HOPS_MAX: u8 = 3;
-/// Before the job in what a control subject says of one.
-const ENDED: &str = "ended";
-/// Said on a control subject when a consumer of the queue is not where it was.
-pub(crate) const BEGAN_ANEW: &str = "anew";
-/// Before a process's number: it made a round over the consumers.
-pub(crate) const ROUND: &str = "round";
-/// The same: it waits for jobs too.
-pub(crate) const HERE: &str = "here";
-
-/// The word on a queue's control subject that a run of `job` ended.
-pub(crate) fn ended(job: JobId) -> Bytes {
-    format!("{ENDED} {job}").into()
-}
-
 /// A hint: so many jobs of a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hint {
@@ -67,28 +58,15 @@ impl Hint {
     }
 }
 
-/// A word on the control subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    PolicyChanged,
-    BeganAnew,
-    Ended(JobId),
-    /// Of another process, by its number: it is there, and made a round or not.
-    There(u64, bool),
-}
-
-impl Word {
-    fn read(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?;
-        match text.split_once(' ') {
-            None if text == policies::CHANGED => Some(Self::PolicyChanged),
-            None if text == BEGAN_ANEW => Some(Self::BeganAnew),
-            Some((ENDED, job)) => job.parse().ok().map(Self::Ended),
-            Some((ROUND, who)) => who.parse().ok().map(|who| Self::There(who, true)),
-            Some((HERE, who)) => who.parse().ok().map(|who| Self::There(who, false)),
-            _ => None,
-        }
-    }
+/// What a process does with what it hears.
+pub(crate) struct Hearing {
+    pub(crate) api: Api,
+    pub(crate) closing: CancellationToken,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) pulls: Arc<Pulls>,
+    pub(crate) rounds: Arc<RoundMaker>,
+    pub(crate) held: Arc<HeldJobs>,
 }
 
 /// The subscriptions of a line.
@@ -103,8 +81,8 @@ pub(crate) struct Listening {
 
 impl Listening {
     /// Begins, and answers the policy as it is then.
-    pub(crate) async fn begin(nats: &Nats, queue: &QueueName) -> Result<(Self, Arc<QueuePolicy>), BrokerError> {
-        let subscribe = |subject: String| nats.api().subscribe(subject, "lease");
+    pub(crate) async fn begin(hearing: &Hearing, queue: &QueueName) -> Result<(Self, Arc<QueuePolicy>), BrokerError> {
+        let subscribe = |subject: String| hearing.api.subscribe(subject, "lease");
         let stream = names::jobs_stream(queue);
         let mut changes = SelectAll::new();
         for advisory in ["CREATED", "LEADER_ELECTED"] {
@@ -112,12 +90,11 @@ impl Listening {
         }
         let control = subscribe(names::control(queue)).await?;
         // A request after them on the same connection: once it is answered, they are in place.
-        let policy = nats.policies().require(queue, "lease").await?;
+        let policy = hearing.policies.require(queue, "lease").await?;
         Ok((Self { hints: None, control, changes, deaf_at: None }, policy))
     }
 
-    pub(crate) async fn run(mut self, inner: Weak<Inner>, line: Weak<Line>) {
-        let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
+    pub(crate) async fn run(mut self, hearing: Arc<Hearing>, line: Weak<QueueState>) {
         // While the server is asked how far the mark goes, hints are heard; what changes meanwhile is asked about once.
         let (mut asking, mut changed) = (Fuse::terminated(), false);
         loop {
@@ -130,28 +107,27 @@ impl Listening {
                 () = &mut asking, if !asking.is_terminated() => Heard::Nothing,
                 () = here.places_changed.notified() => Heard::Nothing,
                 () = sleep_until(deaf_at.unwrap_or_else(Instant::now)), if deaf_at.is_some() => Heard::Nothing,
-                () = closing.cancelled() => return,
+                () = hearing.closing.cancelled() => return,
             };
-            let Some(nats) = inner.upgrade().map(Nats) else { return };
             match heard {
                 Heard::Hint(message) => {
                     if let Some(hint) = Hint::read(&message) {
-                        nats.take_hint(&here, hint).await;
+                        hearing.take_hint(&here, hint).await;
                     }
                 }
                 Heard::Told(text) => match Word::read(&text) {
                     Some(Word::PolicyChanged) => {
-                        nats.policies().forget(&here.queue);
+                        hearing.policies.forget(&here.queue);
                         here.woken.notify_waiters();
                     }
                     Some(Word::BeganAnew) => {
                         here.suspect();
                         changed = true;
                     }
-                    Some(Word::Ended(job)) => nats.holding().hurry(job),
+                    Some(Word::Ended(job)) => hearing.held.holding.hurry(job),
                     Some(Word::There(who, made)) if !here.rounds.is_me(who) => {
                         if here.rounds.heard(made) {
-                            nats.say(&here, false).await;
+                            hearing.rounds.say(&here, false).await;
                         }
                     }
                     Some(Word::There(..)) | None => {}
@@ -162,21 +138,21 @@ impl Listening {
                 }
                 Heard::Nothing => {}
             }
-            self.hear_hints_or_not(&nats, &here).await;
+            self.hear_hints_or_not(&hearing, &here).await;
             if changed && asking.is_terminated() {
                 changed = false;
-                asking = raise_mark(nats, here).boxed().fuse();
+                asking = raise_mark(Arc::clone(&hearing.lines), here).boxed().fuse();
             }
         }
     }
 
     /// Hints are heard while there are places, and a moment longer.
-    async fn hear_hints_or_not(&mut self, nats: &Nats, line: &Arc<Line>) {
-        let has_places = nats.free(line) > 0 || line.is_busy();
+    async fn hear_hints_or_not(&mut self, hearing: &Hearing, line: &Arc<QueueState>) {
+        let has_places = hearing.lines.free(line) > 0 || line.is_busy();
         match (&mut self.hints, has_places) {
             (None, false) => self.deaf_at = None,
             (None, true) => {
-                let group = nats.api().subscribe_in(names::hints(&line.queue), GROUP.to_owned(), "lease");
+                let group = hearing.api.subscribe_in(names::hints(&line.queue), GROUP.to_owned(), "lease");
                 match group.await {
                     Ok(hints) => {
                         self.hints = Some(hints);
@@ -206,7 +182,7 @@ impl Listening {
                 let mut hints = self.hints.take();
                 while let Some(message) = next_of(&mut hints).now_or_never().flatten() {
                     if let Some(hint) = Hint::read(&message) {
-                        nats.take_hint(line, hint).await;
+                        hearing.take_hint(line, hint).await;
                     }
                 }
                 // A call that came meanwhile saw that hints are heard.
@@ -216,15 +192,15 @@ impl Listening {
     }
 }
 
-impl Nats {
+impl Hearing {
     /// Takes what there are places for, and passes on the rest.
-    async fn take_hint(&self, line: &Arc<Line>, hint: Hint) {
+    async fn take_hint(&self, line: &Arc<QueueState>, hint: Hint) {
         let Hint { lane, jobs, hops } = hint;
         let is_last = hops >= HOPS_MAX || line.rounds.is_alone() || line.is_busy();
-        let taken = if is_last { jobs } else { jobs.min(self.free(line)) };
+        let taken = if is_last { jobs } else { jobs.min(self.lines.free(line)) };
         if taken > 0 {
             line.turns().hint(&lane, taken, Instant::now());
-            self.dispatch(line);
+            self.pulls.dispatch(line);
         }
         let rest = jobs - taken;
         if rest == 0 {
@@ -238,7 +214,7 @@ impl Nats {
         let half = rest / 2;
         for jobs in [rest - half, half].into_iter().filter(|jobs| *jobs > 0) {
             let hint = Hint { lane: lane.clone(), jobs, hops: hops + 1 };
-            self.api().tell(names::hint(&line.queue, &lane), HeaderMap::new(), hint.text()).await;
+            self.api.tell(names::hint(&line.queue, &lane), HeaderMap::new(), hint.text()).await;
         }
     }
 }
@@ -250,8 +226,8 @@ async fn next_of(hints: &mut Option<Subscriber>) -> Option<Message> {
     }
 }
 
-async fn raise_mark(nats: Nats, line: Arc<Line>) {
-    if let Err(error) = nats.raise_mark(&line).await {
+async fn raise_mark(lines: Arc<Lines>, line: Arc<QueueState>) {
+    if let Err(error) = lines.raise_mark(&line).await {
         tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
     }
 }
@@ -261,28 +237,4 @@ enum Heard {
     Told(Bytes),
     Changed,
     Nothing,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_on_the_control_subject_are_read_and_others_are_nothing() {
-        let job = JobId::mint();
-        assert_eq!(Word::read(&ended(job)), Some(Word::Ended(job)));
-        for (text, word) in [
-            (policies::CHANGED, Some(Word::PolicyChanged)),
-            (BEGAN_ANEW, Some(Word::BeganAnew)),
-            ("round 7", Some(Word::There(7, true))),
-            ("here 7", Some(Word::There(7, false))),
-            ("round", None),
-            ("ended", None),
-            ("ended 7", None),
-            ("", None),
-            ("\u{fffd} 7", None),
-        ] {
-            assert_eq!(Word::read(text.as_bytes()), word, "{text:?}");
-        }
-    }
 }

@@ -3,9 +3,17 @@
 pub(crate) mod acks;
 pub(crate) mod adopt;
 pub(crate) mod deliver;
+pub(crate) mod dispatch;
+pub(crate) mod grant;
 pub(crate) mod listening;
+pub(crate) mod lost;
+pub(crate) mod offered;
+pub(crate) mod pulling;
 pub(crate) mod pulls;
+pub(crate) mod recording;
+pub(crate) mod rounds;
 pub(crate) mod settle;
+pub(crate) mod settling;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,15 +26,28 @@ use futures_util::future::select_all;
 use serde_json::json;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::Nats;
-use crate::leases::deliver::{Asked, Grant};
-use crate::leases::settle::lost;
-use crate::line::line::Line;
-use crate::records::policies;
+use crate::closing::Alive;
+use crate::leases::deliver::Asked;
+use crate::leases::grant::Grant;
+use crate::leases::listening::{Hearing, Listening};
+use crate::leases::lost::lost;
+use crate::leases::pulling::Pulls;
+use crate::leases::recording::Recording;
+use crate::leases::rounds::RoundMaker;
+use crate::leases::settling::Settling;
+use crate::line::lines::Lines;
+use crate::line::queue_state::QueueState;
+use crate::records::held::HeldJobs;
+use crate::records::letters::LetterStore;
+use crate::records::policies::{self, Policies};
 use crate::stored::names;
 use crate::stored::receipt::Token;
-use crate::wire::api::ANSWER_WITHIN;
+use crate::wire::api::Api;
+use crate::wire::requests::ANSWER_WITHIN;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{JobId, JobResult, QueueName, RunId};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -41,15 +62,33 @@ const LOOKS_FOR: Duration = Duration::from_millis(100);
 /// The longest message of a progress, in bytes.
 const MESSAGE_MAX: usize = 1_024;
 
+/// The worker's half.
+pub(crate) struct Leases {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) closing: CancellationToken,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) pulls: Arc<Pulls>,
+    pub(crate) rounds: Arc<RoundMaker>,
+    pub(crate) settling: Arc<Settling>,
+    pub(crate) recording: Arc<Recording>,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) hearing: Arc<Hearing>,
+    pub(crate) _alive: Arc<Alive>,
+}
+
 #[async_trait]
-impl Leasing for Nats {
+impl Leasing for Leases {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
         let request = &rules::lease_request(request)?;
         let max = request.max.get();
         let called = Instant::now();
         let deadline = called + request.wait;
         let mut asked = self.asked(&request.queues).await?;
-        let waiting = Waiting::begin(self, request, &asked, called);
+        let waiting = Waiting::begin(&self.lines, request, &asked, called);
         if request.wait.is_zero() {
             // Its places are over with it: a worker that does not wait does not ask again.
             return self.look_now(&waiting, &asked, max).await.map(Grant::take);
@@ -63,24 +102,24 @@ impl Leasing for Nats {
             woken.iter_mut().for_each(|woken| {
                 woken.as_mut().enable();
             });
-            let mut grant = self.ready(&asked, max, called);
+            let mut grant = self.pulls.ready(&asked, max, called);
             if !grant.is_empty() {
                 // Jobs that came together go together.
                 tokio::task::yield_now().await;
                 let left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
-                grant.join(self.ready(&asked, left, called));
+                grant.join(self.pulls.ready(&asked, left, called));
             }
             if !grant.is_empty() || Instant::now() >= deadline {
                 return Ok(waiting.answered(grant));
             }
-            self.connection().up("lease")?;
+            self.api.connection().up("lease")?;
             for (number, Asked { line, policy }) in asked.iter().enumerate() {
                 if !looked && !policy.paused {
                     // The turns of lanes and the order of queues hold also for what came while no hints were heard.
                     let hears = line.hears.load(Ordering::Acquire);
                     let since = if hears { line.rounds.missed() } else { called };
                     let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
-                    let round = self.round_since(line, policy, since);
+                    let round = self.rounds.round_since(line, policy, since);
                     let made = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
                     // Whoever hears hints learns of jobs all the same.
                     if !hears {
@@ -90,8 +129,8 @@ impl Leasing for Nats {
                 if !looked {
                     waiting.looked(number + 1);
                 }
-                self.dispatch(line);
-                self.stand(line);
+                self.pulls.dispatch(line);
+                self.pulls.stand(line);
             }
             looked = true;
             // The policy of a queue is looked at now and then, should the word of a change be lost.
@@ -99,20 +138,20 @@ impl Leasing for Nats {
             tokio::select! {
                 _ = select_all(woken) => {}
                 () = tokio::time::sleep_until(again) => {}
-                () = self.0.closing.cancelled() => return Err(closed("lease")),
+                () = self.closing.cancelled() => return Err(closed("lease")),
             }
             asked = self.asked(&request.queues).await?;
         }
     }
 
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
-        self.extend_lease(receipt).await
+        self.settling.extend_lease(receipt).await
     }
 
     async fn hurried(&self, receipt: &Receipt) {
         let token = Token::read(receipt, "extend").ok();
-        match token.and_then(|token| self.holding().get(&token.key(receipt))) {
-            Some(held) if held.connections != self.connections() => {}
+        match token.and_then(|token| self.held.holding.get(&token.key(receipt))) {
+            Some(held) if held.connections != self.api.connections() => {}
             Some(held) => held.hurry.cancelled().await,
             None => std::future::pending().await,
         }
@@ -120,7 +159,7 @@ impl Leasing for Nats {
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {
         let token = Token::read(receipt, "progress")?;
-        let held = self.held(receipt, &token, "progress").await?;
+        let held = self.settling.held(receipt, &token, "progress").await?;
         if held.ended.is_some() {
             return Err(lost("progress", "its run has ended"));
         }
@@ -133,42 +172,42 @@ impl Leasing for Nats {
             "job_id": receipt.job_id,
             "run_id": receipt.run_id,
             "type": "progress",
-            "at": self.clock().now(),
+            "at": self.clock.now(),
             "attempt": held.attempt,
             "progress": { "percent": percent, "message": &progress.message[..end] },
         });
         let subject = names::events(&receipt.client, receipt.job_id);
-        self.api().tell(subject, HeaderMap::new(), event.to_string().into()).await;
+        self.api.tell(subject, HeaderMap::new(), event.to_string().into()).await;
         Ok(())
     }
 
     async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
-        self.keep_letter(letter).await
+        self.letters.keep_letter(letter).await
     }
 
     async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.retract_letter(job, run).await
+        self.letters.retract_letter(job, run).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
-        self.record_sent(result).await
+        self.recording.record_sent(result).await
     }
 
     async fn settle(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
-        self.settle_delivery(receipt, settlement).await
+        self.settling.settle_delivery(receipt, settlement).await
     }
 
     async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError> {
-        Ok(self.policies().require(queue, "read policy").await?.as_ref().clone())
+        Ok(self.policies.require(queue, "read policy").await?.as_ref().clone())
     }
 }
 
-impl Nats {
+impl Leases {
     /// The lines and policies of the queues that a call names; all of them must be there.
     async fn asked(&self, queues: &[QueueName]) -> Result<Vec<Asked>, BrokerError> {
         let mut asked = Vec::with_capacity(queues.len());
         for queue in queues {
-            let policy = self.policies().require(queue, "lease").await?;
+            let policy = self.policies.require(queue, "lease").await?;
             let line = self.line(queue).await?;
             line.goes_by(&policy);
             asked.push(Asked { line, policy });
@@ -179,7 +218,7 @@ impl Nats {
     /// The jobs that there are now, up to `max`, the queues in the order given.
     async fn look_now(&self, waiting: &Waiting<'_>, asked: &[Asked], max: u32) -> Result<Grant, BrokerError> {
         let called = waiting.called;
-        let mut grant = self.ready(asked, max, called);
+        let mut grant = self.pulls.ready(asked, max, called);
         for (number, Asked { line, policy }) in asked.iter().enumerate() {
             if policy.paused {
                 continue;
@@ -189,18 +228,18 @@ impl Nats {
                 break;
             }
             // Jobs that are known to be in line are taken also if it can't be seen whether there are more.
-            let looked = self.round_since(line, policy, called).await;
+            let looked = self.rounds.round_since(line, policy, called).await;
             waiting.looked(number + 1);
             let mut pulls = line.pulls.subscribe();
             let mut left = left;
-            while left > 0 && (self.dispatch(line) || *pulls.borrow() > 0) {
+            while left > 0 && (self.pulls.dispatch(line) || *pulls.borrow() > 0) {
                 // In a busy process others may always have some in flight.
                 let ended = tokio::time::timeout_at(called + ANSWER_WITHIN, pulls.wait_for(|pulls| *pulls == 0));
-                let Some(ended) = self.closing().run_until_cancelled(ended).await else {
+                let Some(ended) = self.closing.run_until_cancelled(ended).await else {
                     return Err(closed("lease"));
                 };
                 let is_late = ended.is_err();
-                grant.join(self.ready(asked, left, called));
+                grant.join(self.pulls.ready(asked, left, called));
                 left = max.saturating_sub(u32::try_from(grant.len()).unwrap_or(u32::MAX));
                 if is_late {
                     break;
@@ -212,41 +251,56 @@ impl Nats {
         }
         Ok(grant)
     }
+
+    /// The queue's line; begins to listen when it is asked for first.
+    pub(crate) async fn line(&self, queue: &QueueName) -> Result<Arc<QueueState>, BrokerError> {
+        let mut lines = self.lines.open.lock().await;
+        if let Some(line) = lines.get(queue) {
+            return Ok(line.clone());
+        }
+        let (listening, policy) = Listening::begin(&self.hearing, queue).await?;
+        let line = Arc::new(QueueState::new(queue.clone(), policy));
+        let weak = Arc::downgrade(&line);
+        self.tasks.spawn(listening.run(Arc::clone(&self.hearing), weak.clone()));
+        self.tasks.spawn(rounds::keep(Arc::clone(&self.rounds), weak, self.closing.clone()));
+        lines.insert(queue.clone(), line.clone());
+        Ok(line)
+    }
 }
 
 /// A call that waits for jobs, and its places.
 struct Waiting<'a> {
-    nats: &'a Nats,
+    all: &'a Lines,
     call: u64,
     /// When it was made.
     called: Instant,
-    lines: Vec<Arc<Line>>,
+    lines: Vec<Arc<QueueState>>,
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(nats: &'a Nats, request: &LeaseRequest, asked: &[Asked], called: Instant) -> Self {
+    fn begin(all: &'a Lines, request: &LeaseRequest, asked: &[Asked], called: Instant) -> Self {
         let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
-        let call = nats.places().call(&request.worker, request.queues.clone(), request.max.get());
+        let call = all.places().call(&request.worker, request.queues.clone(), request.max.get());
         for line in &lines {
             if !line.hears.load(Ordering::Acquire) && !request.wait.is_zero() {
                 line.places_changed.notify_one();
             }
             line.rounds.wanted();
         }
-        Self { nats, call, called, lines }
+        Self { all, call, called, lines }
     }
 
     /// It looked over so many of its queues.
     fn looked(&self, queues: usize) {
-        self.nats.places().looked(self.call, queues);
+        self.all.places().looked(self.call, queues);
     }
 
     fn answered(self, grant: Grant) -> Vec<Delivery> {
         let deliveries = grant.take();
         let taken = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
-        self.nats.places().answered(self.call, taken, Instant::now());
+        self.all.places().answered(self.call, taken, Instant::now());
         for line in &self.lines {
-            if taken > 0 && self.nats.free(line) == 0 {
+            if taken > 0 && self.all.free(line) == 0 {
                 line.might_stop_hearing();
             }
         }
@@ -257,7 +311,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         // Without effect on what was answered.
-        self.nats.places().left(self.call);
+        self.all.places().left(self.call);
     }
 }
 
@@ -274,9 +328,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::Settings;
     use crate::config::NatsConfig;
     use crate::wire::connection::Wait;
+    use crate::{Nats, Settings};
     use relay_bridge::contract::{QueueName, Submission};
     use relay_conformance::testing::NatsServer;
 
@@ -287,20 +341,21 @@ mod tests {
         let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
         let queue = "work".parse().unwrap();
         nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
-        let asked = nats.asked(&[queue]).await.unwrap();
-        let Asked { line, policy } = &asked[0];
-        nats.round_since(line, policy, Instant::now()).await.unwrap();
-        assert!(line.rounds.next(nats.connections()) > Instant::now());
-        let connections = nats.connections();
+        let asked = nats.0.leases.asked(&[queue]).await.unwrap();
+        let (leases, Asked { line, policy }) = (&nats.0.leases, &asked[0]);
+        leases.rounds.round_since(line, policy, Instant::now()).await.unwrap();
+        assert!(line.rounds.next(leases.api.connections()) > Instant::now());
+        let connections = leases.api.connections();
         server.kill();
         server.restart().await;
         let again = async {
-            while nats.connections() == connections || nats.raise_mark_if_reconnected(line).await.is_err() {
+            while leases.api.connections() == connections || leases.lines.raise_mark_if_reconnected(line).await.is_err()
+            {
                 tokio::task::yield_now().await;
             }
         };
         timeout(Duration::from_secs(30), again).await.unwrap();
-        assert!(line.rounds.next(nats.connections()) <= Instant::now(), "hints were lost meanwhile");
+        assert!(line.rounds.next(leases.api.connections()) <= Instant::now(), "hints were lost meanwhile");
     }
 
     #[tokio::test]
@@ -322,19 +377,22 @@ mod tests {
             delay: Duration::ZERO,
             expires_in: None,
         };
-        broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), nats.clock().now())).await.unwrap();
+        broker.jobs.enqueue(submission.accept(&QueuePolicy::default(), nats.0.leases.clock.now())).await.unwrap();
         let request = LeaseRequest {
             worker: "w".parse().unwrap(),
             queues: vec![queue],
             max: NonZeroU32::MIN,
             wait: Duration::from_secs(30),
         };
-        let delivery = nats.lease(&request).await.unwrap().remove(0);
-        assert!(nats.hurried(&delivery.receipt).now_or_never().is_none(), "nothing was said, and nothing missed");
+        let delivery = broker.leasing.lease(&request).await.unwrap().remove(0);
+        assert!(
+            broker.leasing.hurried(&delivery.receipt).now_or_never().is_none(),
+            "nothing was said, and nothing missed"
+        );
         server.kill();
         server.restart().await;
         let hurried = async {
-            while nats.hurried(&delivery.receipt).now_or_never().is_none() {
+            while broker.leasing.hurried(&delivery.receipt).now_or_never().is_none() {
                 tokio::task::yield_now().await;
             }
         };

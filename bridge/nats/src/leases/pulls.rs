@@ -12,9 +12,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::Nats;
-use crate::leases::deliver::{self, Grant};
-use crate::line::line::Line;
+use crate::leases::deliver;
+use crate::leases::pulling::Pulls;
+use crate::line::lines::Lines;
+use crate::line::queue_state::QueueState;
 use crate::line::turns::{Wanted, Why};
 use crate::stored::names;
 use crate::wire::api::taken;
@@ -70,8 +71,8 @@ enum End {
 
 /// The places that a pull holds and nobody has yet.
 struct Held<'a> {
-    nats: &'a Nats,
-    line: &'a Arc<Line>,
+    lines: &'a Lines,
+    line: &'a Arc<QueueState>,
     wanted: &'a Wanted,
     /// How many. None for a pull that stands: one that may bring a job takes no other lane's place.
     left: u32,
@@ -90,7 +91,7 @@ impl Held<'_> {
         (self.got, self.behind) = (self.got + 1, behind);
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
-            None => self.nats.places().hold(&self.line.queue, 1),
+            None => self.lines.places().hold(&self.line.queue, 1),
         }
     }
 
@@ -102,7 +103,7 @@ impl Held<'_> {
         if self.wanted.why == Why::Standing {
             self.line.stands.store(false, Ordering::Release);
         }
-        self.nats.places().release(&self.line.queue, std::mem::take(&mut self.left));
+        self.lines.places().release(&self.line.queue, std::mem::take(&mut self.left));
         {
             let mut turns = self.line.turns();
             turns.pulled(self.wanted, self.got, Instant::now());
@@ -123,15 +124,23 @@ impl Held<'_> {
     }
 }
 
-impl Nats {
+impl Pulls {
     /// One pull, whose places are held. Its jobs are offered to the calls that wait.
-    pub(crate) async fn pull(self, line: Arc<Line>, policy: Arc<QueuePolicy>, wanted: Wanted) {
+    pub(crate) async fn pull(self: Arc<Self>, line: Arc<QueueState>, policy: Arc<QueuePolicy>, wanted: Wanted) {
         let asked_at = Instant::now();
         let is_awaited = wanted.why != Why::Standing;
         let left = if is_awaited { wanted.count } else { 0 };
         let wait = patience(&wanted, policy.lease);
-        let mut held =
-            Held { nats: &self, line: &line, wanted: &wanted, left, got: 0, behind: 0, is_over: false, is_awaited };
+        let mut held = Held {
+            lines: &self.lines,
+            line: &line,
+            wanted: &wanted,
+            left,
+            got: 0,
+            behind: 0,
+            is_over: false,
+            is_awaited,
+        };
         let end = match self.ask(&line, &wanted, wait).await {
             Ok(answers) => self.take_in(answers, &policy, asked_at, wait, &mut held).await,
             Err(error) => {
@@ -142,7 +151,7 @@ impl Nats {
             }
         };
         if end == End::Gone
-            && let Err(error) = self.restore_consumer(&line, &policy, &wanted.lane).await
+            && let Err(error) = self.lines.restore_consumer(&line, &policy, &wanted.lane).await
         {
             tracing::warn!(queue = %line.queue, consumer = %wanted.lane, %error, "a consumer that is gone was not made again");
         }
@@ -153,22 +162,22 @@ impl Nats {
         held.give_up();
     }
 
-    async fn ask(&self, line: &Line, wanted: &Wanted, wait: Duration) -> Result<Subscriber, BrokerError> {
-        let inbox = self.api().client().new_inbox();
-        let mut answers = self.api().subscribe(inbox.clone(), "lease").await?;
+    async fn ask(&self, line: &QueueState, wanted: &Wanted, wait: Duration) -> Result<Subscriber, BrokerError> {
+        let inbox = self.api.client().new_inbox();
+        let mut answers = self.api.subscribe(inbox.clone(), "lease").await?;
         // With the last message that is asked for it ends by itself, and nothing is to be sent between that and the job.
         taken(answers.unsubscribe_after(u64::from(wanted.count)), "lease").await?;
         let expires = u64::try_from(wait.as_nanos()).unwrap_or(0);
         // The jobs that there are, at once; if there are none, those that come within `expires`.
         let body = json!({ "batch": wanted.count, "no_wait": true, "expires": expires }).to_string();
         let subject = format!("CONSUMER.MSG.NEXT.{}.{}", names::jobs_stream(&line.queue), wanted.lane);
-        self.api().send(subject, inbox, body.into(), "lease").await?;
+        self.api.send(subject, inbox, body.into(), "lease").await?;
         Ok(answers)
     }
 
     /// Offers what comes until the pull is over.
     async fn take_in(
-        &self,
+        self: &Arc<Self>,
         mut answers: Subscriber,
         policy: &QueuePolicy,
         asked_at: Instant,
@@ -176,7 +185,7 @@ impl Nats {
         held: &mut Held<'_>,
     ) -> End {
         let (line, wanted) = (held.line, held.wanted);
-        let (connections, mut reconnected) = (self.connections(), self.missed());
+        let (connections, mut reconnected) = (self.api.connections(), self.api.missed());
         let mut delivering = FuturesUnordered::new();
         let mut end = None;
         // Jobs to be offered when the pull is over, and when at the latest.
@@ -195,14 +204,14 @@ impl Nats {
                         end = Some(ended(status, description.as_deref()));
                     }
                     Some(message) => {
-                        self.suspect_if_reconnected(line);
-                        let pulled = deliver::read(message, self.api().context().clone());
+                        self.lines.suspect_if_reconnected(line);
+                        let pulled = deliver::read(message, self.api.context().clone());
                         held.came(pulled.as_ref().map_or(0, |pulled| pulled.behind));
                         (over_at, give_up) = (Instant::now() + HELD_LONGER, Instant::now() + PULL_WITHIN);
                         if held.got == wanted.count {
                             end = Some(End::Answered);
                         }
-                        delivering.push(timeout(LOOKED_AT_WITHIN, self.deliver(line, policy, pulled, asked_at)));
+                        delivering.push(timeout(LOOKED_AT_WITHIN, self.deliveries.deliver(line, policy, pulled, asked_at)));
                     }
                 },
                 Some(first) = delivering.next(), if !delivering.is_empty() => {
@@ -213,10 +222,10 @@ impl Nats {
                     let nothing = all.iter().filter(|delivery| delivery.is_none()).count();
                     if nothing > 0 {
                         // It leaves room for others.
-                        self.places().release(&line.queue, u32::try_from(nothing).unwrap_or(u32::MAX));
+                        self.lines.places().release(&line.queue, u32::try_from(nothing).unwrap_or(u32::MAX));
                         line.more(&wanted.lane);
                     }
-                    came.extend(all.into_iter().flatten().map(|one| Grant::of(self.clone(), one)));
+                    came.extend(all.into_iter().flatten());
                     offer_at.get_or_insert_with(|| Instant::now() + TOGETHER);
                 }
                 () = sleep_until(offer_at.unwrap_or(over_at)), if offer_at.is_some() => {
@@ -234,12 +243,12 @@ impl Nats {
                 }
                 // The server that came back knows nothing of it. Jobs that are under way are taken in all the same.
                 Ok(()) = reconnected.changed(), if !held.is_over && end.is_none() => {
-                    if self.connections() != connections {
+                    if self.api.connections() != connections {
                         held.give_up();
                     }
                 }
                 () = sleep_until(give_up), if end.is_none() => end = Some(End::Silent),
-                () = self.closing().cancelled(), if end.is_none() && held.is_over => end = Some(End::Silent),
+                () = self.closing.cancelled(), if end.is_none() && held.is_over => end = Some(End::Silent),
             }
             if end.is_some() && offer_at.take().is_some() {
                 self.offer(line, came.drain(..), asked_at);
@@ -254,7 +263,7 @@ impl Nats {
 }
 
 /// A job that could not be looked at in time is nobody's now.
-fn left_alone(line: &Line) -> Option<Delivery> {
+fn left_alone(line: &QueueState) -> Option<Delivery> {
     tracing::warn!(queue = %line.queue, "a job was taken and not looked at in time: it comes again when its lease ends");
     None
 }

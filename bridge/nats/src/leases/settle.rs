@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::Nats;
+use crate::leases::lost::lost;
+use crate::leases::settling::Settling;
 use crate::records::held::Held;
 use crate::stored::names::{Address, Lane};
 use crate::stored::receipt::Token;
 use crate::stored::record::Record;
-use relay_bridge::contract::JobId;
 use relay_bridge::contract::job::DELAY_MAX;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Held as StillHeld, Receipt};
@@ -20,7 +20,7 @@ use relay_bridge::settlement::Settlement;
 /// The shortest delay there is before a retry.
 const RETRY_MIN: Duration = Duration::from_millis(1);
 
-impl Nats {
+impl Settling {
     /// The lease as this process knows it, if it is not over; `None` if another process gave it out, or it was settled.
     pub(crate) fn live(
         &self,
@@ -28,7 +28,7 @@ impl Nats {
         token: &Token,
         operation: &'static str,
     ) -> Result<Option<Arc<Held>>, BrokerError> {
-        let held = self.holding().get(&token.key(receipt));
+        let held = self.held.holding.get(&token.key(receipt));
         if held.as_ref().is_some_and(|held| held.until <= Instant::now()) {
             return Err(lost(operation, "its time is over"));
         }
@@ -54,7 +54,7 @@ impl Nats {
         if lost.kind() != BrokerErrorKind::LeaseLost {
             return Err(lost);
         }
-        let kept = self.kept_result(&receipt.client, receipt.job_id).await.ok().flatten();
+        let kept = self.results.kept_result(&receipt.client, receipt.job_id).await.ok().flatten();
         let ended = kept.filter(|kept| kept.result.run_id >= receipt.run_id);
         ended.map_or(Err(lost), |kept| Ok(StillHeld::Ended(kept.result.outcome)))
     }
@@ -74,19 +74,19 @@ impl Nats {
             if let Some(outcome) = held.ended {
                 return Ok(StillHeld::Ended(outcome));
             }
-            self.tell_state(receipt.job_id, &held, true).await;
+            self.held.tell_state(receipt.job_id, &held, true).await;
             return Ok(StillHeld::Until(held.until - held.started));
         };
         if let Some(outcome) = held.ended {
             return Ok(StillHeld::Ended(outcome));
         }
-        let policy = self.policies().require(&receipt.queue, OPERATION).await?;
+        let policy = self.policies.require(&receipt.queue, OPERATION).await?;
         let asked_at = Instant::now();
         let left = policy.lease_max.saturating_sub(asked_at - held.started + held.held_before.unwrap_or_default());
         if left.is_zero() {
             return Err(lost(OPERATION, "the job was held for `lease_max`"));
         }
-        let whole = self.consumers().lease(&receipt.queue, &held.lane, &policy);
+        let whole = self.lanes.consumers.lease(&receipt.queue, &held.lane, &policy);
         let lease = left.min(whole);
         // The server extends by a whole lease or, told that the job may be had again after a while, by that.
         let answer = match lease == whole {
@@ -96,23 +96,23 @@ impl Nats {
         // A worker that came with a receipt of another process may not keep to its clock: the others are heard each time.
         let said = async {
             match held.held_before {
-                Some(_) => self.said(&receipt.client, receipt.job_id).await.ok().flatten(),
+                Some(_) => self.held.said(&receipt.client, receipt.job_id).await.ok().flatten(),
                 None => None,
             }
         };
         let (confirmed, kept, said) = tokio::join!(
-            self.api().answer(&held.reply, answer, OPERATION),
-            self.kept_result(&receipt.client, receipt.job_id),
+            self.api.answer(&held.reply, answer, OPERATION),
+            self.results.kept_result(&receipt.client, receipt.job_id),
             said,
         );
         let ended = kept.as_ref().ok().and_then(Option::as_ref).filter(|kept| kept.result.run_id >= receipt.run_id);
         if let Some(kept) = ended {
-            self.holding().ended(receipt.job_id, receipt.run_id, kept.result.outcome);
+            self.held.holding.ended(receipt.job_id, receipt.run_id, kept.result.outcome);
             return Ok(StillHeld::Ended(kept.result.outcome));
         }
         confirmed?;
         if said.is_some_and(|said| said.is_later(receipt.run_id, held.attempt)) {
-            self.holding().remove(&token.key(receipt));
+            self.held.holding.remove(&token.key(receipt));
             return Err(lost(OPERATION, "somebody else has the job"));
         }
         if held.until <= Instant::now() {
@@ -123,9 +123,9 @@ impl Nats {
             tracing::debug!(job_id = %receipt.job_id, %error, "whether a run has ended could not be looked up");
         }
         let key = token.key(receipt);
-        self.holding().change(&key, |held| held.until = asked_at + lease);
-        if let Some(held) = self.holding().get(&key).filter(|held| held.told) {
-            self.tell_state(receipt.job_id, &held, true).await;
+        self.held.holding.change(&key, |held| held.until = asked_at + lease);
+        if let Some(held) = self.held.holding.get(&key).filter(|held| held.told) {
+            self.held.tell_state(receipt.job_id, &held, true).await;
         }
         Ok(StillHeld::Until(lease))
     }
@@ -136,10 +136,10 @@ impl Nats {
         let held = self.held(receipt, &token, OPERATION).await?;
         let settled = self.apply(receipt, &token, &held, settlement).await;
         if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
-            self.holding().remove(&token.key(receipt));
+            self.held.holding.remove(&token.key(receipt));
             self.made_room(receipt, &held.lane).await;
             if held.told && held.ended.is_none() {
-                self.tell_state(receipt.job_id, &held, false).await;
+                self.held.tell_state(receipt.job_id, &held, false).await;
             }
         }
         settled
@@ -161,14 +161,14 @@ impl Nats {
             // A job that nobody ended, as far as this process knows, may go back without asking.
             None if !completes => false,
             None => {
-                let kept = self.kept_result(&receipt.client, receipt.job_id).await?;
+                let kept = self.results.kept_result(&receipt.client, receipt.job_id).await?;
                 kept.is_some_and(|kept| kept.result.run_id >= receipt.run_id)
             }
         };
         if ended {
             return self.let_go(&held.reply, &held.lane, &address, token.seq, held.job.keep_record).await;
         }
-        let found = self.record_at(&address, OPERATION).await?;
+        let found = self.records.record_at(&address, OPERATION).await?;
         let Some(record) = found.filter(|record| record.seq == token.seq && record.place.is_in_line()) else {
             return Err(lost(OPERATION, "its record was replaced"));
         };
@@ -187,8 +187,8 @@ impl Nats {
     async fn back(&self, record: &Record, spent: u32, delay: Duration) -> Result<bool, BrokerError> {
         let job = record.job().ok();
         match delay.is_zero() {
-            true => self.put_back(record, spent, job.as_ref()).await,
-            false => self.park(record, spent, self.clock().now() + delay, job.as_ref()).await,
+            true => self.timers.put_back(record, spent, job.as_ref()).await,
+            false => self.timers.park(record, spent, self.clock.now() + delay, job.as_ref()).await,
         }
     }
 
@@ -202,29 +202,21 @@ impl Nats {
         keep_record: bool,
     ) -> Result<(), BrokerError> {
         if keep_record {
-            return self.acknowledge(&address.queue, lane, reply, "settle").await;
+            return self.acks.acknowledge(&address.queue, lane, reply, "settle").await;
         }
         // Without its message there is no delivery: one step for both.
-        self.api().delete(&address.stream(), seq, "settle").await.map(drop)
+        self.api.delete(&address.stream(), seq, "settle").await.map(drop)
     }
 
     /// A delivery ended: its lane may give one more.
     async fn made_room(&self, receipt: &Receipt, lane: &Lane) {
-        if let Some(line) = self.known_line(&receipt.queue).await {
-            let policy = self.policies().require(&receipt.queue, "settle").await;
+        if let Some(line) = self.lines.known_line(&receipt.queue).await {
+            let policy = self.policies.require(&receipt.queue, "settle").await;
             if policy.is_ok_and(|policy| policy.client(&receipt.client).max_running < u32::MAX) {
                 line.more(lane);
-                self.dispatch(&line);
+                // A call that waits pulls for it.
+                line.woken.notify_one();
             }
         }
     }
-
-    /// Whether this process holds the job in that run: it knows that there is such a job.
-    pub(crate) fn holds(&self, job: JobId) -> Option<Arc<Held>> {
-        self.holding().of(job)
-    }
-}
-
-pub(crate) fn lost(operation: &'static str, why: &str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::LeaseLost, operation, format!("the lease is lost: {why}"))
 }

@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::Nats;
 use crate::records::policies;
-use crate::stored::names;
-use crate::stored::names::{Lane, SHARED_LANES};
+use crate::stored::names::{self, Lane, SHARED_LANES};
+use crate::wire::api::Api;
 use crate::wire::single_flight::Alone;
 use crate::wire::stream_calls;
 use relay_bridge::contract::{ClientId, QueueName};
@@ -190,7 +189,13 @@ impl Consumers {
     }
 }
 
-impl Nats {
+/// Consumers, one a lane.
+pub(crate) struct Lanes {
+    pub(crate) api: Api,
+    pub(crate) consumers: Consumers,
+}
+
+impl Lanes {
     /// The lane of the client's next job, whose consumer is there then. The server is not asked again about one that was
     /// seen.
     pub(crate) async fn lane_for(
@@ -200,10 +205,10 @@ impl Nats {
         policy: &QueuePolicy,
     ) -> Result<Lane, BrokerError> {
         let own = Lane::Own(client.clone());
-        if policy.fair && self.consumers().knows(queue, &own) {
+        if policy.fair && self.consumers.knows(queue, &own) {
             return Ok(own);
         }
-        let known = self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        let known = self.known_lane(queue, client, policy).filter(|lane| self.consumers.knows(queue, lane));
         if let Some(lane) = known {
             return Ok(lane);
         }
@@ -217,7 +222,7 @@ impl Nats {
         policy: &QueuePolicy,
     ) -> Result<Lane, BrokerError> {
         let own = Lane::Own(client.clone());
-        let known = || self.known_lane(queue, client, policy).filter(|lane| self.consumers().knows(queue, lane));
+        let known = || self.known_lane(queue, client, policy).filter(|lane| self.consumers.knows(queue, lane));
         let make = async {
             let lane = match self.known_lane(queue, client, policy) {
                 Some(lane) => lane,
@@ -228,14 +233,14 @@ impl Nats {
                 Err(full) if is_full(&full) && lane == own && !policy.clients.contains_key(client) => {
                     let lane = Lane::shared_by(client);
                     self.make_consumer(queue, &lane, policy).await?;
-                    self.consumers().shares(queue, client);
+                    self.consumers.shares(queue, client);
                     Ok(lane)
                 }
                 made => made.map(|()| lane),
             }
         };
         // One after the other: many new clients at once would each see that there is room.
-        self.consumers().making(queue).ask(known, make).await
+        self.consumers.making(queue).ask(known, make).await
     }
 
     /// The lane of the client's next job, as far as that is known without asking.
@@ -243,10 +248,8 @@ impl Nats {
         let own = Lane::Own(client.clone());
         match () {
             () if !policy.fair => Some(Lane::ALL),
-            () if policy.clients.contains_key(client) || self.consumers().knows(queue, &own) => Some(own),
-            () if self.consumers().sharing().contains(&(queue.clone(), client.clone())) => {
-                Some(Lane::shared_by(client))
-            }
+            () if policy.clients.contains_key(client) || self.consumers.knows(queue, &own) => Some(own),
+            () if self.consumers.sharing().contains(&(queue.clone(), client.clone())) => Some(Lane::shared_by(client)),
             () => None,
         }
     }
@@ -272,14 +275,14 @@ impl Nats {
 
     async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {
         let own = Lane::Own(client.clone());
-        let stream = stream_calls::get(self.api(), &names::jobs_stream(queue), "create consumer").await?;
+        let stream = stream_calls::get(&self.api, &names::jobs_stream(queue), "create consumer").await?;
         // Where the stream may have few, those who share come first.
         let may_have = usize::try_from(stream.info.config.max_consumers).ok().filter(|most| *most > 0);
         let own_max = may_have.map_or(OWN_MAX, |most| OWN_MAX.min(most.saturating_sub(usize::from(SHARED_LANES))));
         if stream.info.state.consumer_count < own_max || self.consumer_info(queue, &own).await?.is_some() {
             return Ok(own);
         }
-        self.consumers().shares(queue, client);
+        self.consumers.shares(queue, client);
         Ok(Lane::shared_by(client))
     }
 
@@ -291,7 +294,7 @@ impl Nats {
         policy: &QueuePolicy,
     ) -> Result<(), BrokerError> {
         if let Some(info) = self.consumer_info(queue, lane).await? {
-            self.consumers().remember(queue, lane, info.made());
+            self.consumers.remember(queue, lane, info.made());
             return Ok(());
         }
         self.make_as(queue, lane, Made::by(policy, lane)).await
@@ -314,8 +317,8 @@ impl Nats {
             },
         });
         let created: ConsumerInfo =
-            self.api().call(format!("CONSUMER.CREATE.{stream}.{name}.{filter}"), &body, "create consumer").await?;
-        self.consumers().remember(queue, lane, created.made());
+            self.api.call(format!("CONSUMER.CREATE.{stream}.{name}.{filter}"), &body, "create consumer").await?;
+        self.consumers.remember(queue, lane, created.made());
         Ok(())
     }
 
@@ -329,8 +332,8 @@ impl Nats {
         let (listed, _) = self.answering_consumers(queue).await?;
         for (info, lane) in listed.iter().filter_map(|info| Some((info, info.lane()?))) {
             let wanted = Made::by(policy, &lane);
-            let wanted = Made { lease: self.consumers().lease_now(queue, &lane, info, wanted.lease), ..wanted };
-            self.consumers().remember(queue, &lane, info.made());
+            let wanted = Made { lease: self.consumers.lease_now(queue, &lane, info, wanted.lease), ..wanted };
+            self.consumers.remember(queue, &lane, info.made());
             if info.made() != wanted {
                 match self.make_as(queue, &lane, wanted).await {
                     // It keeps its old settings, and must not stop the other lanes.
@@ -361,7 +364,7 @@ impl Nats {
     ) -> Result<(Vec<ConsumerInfo>, Vec<String>), BrokerError> {
         let call = format!("CONSUMER.LIST.{}", names::jobs_stream(queue));
         let (mut listed, silent) =
-            stream_calls::pages::<ConsumerInfo>(self.api(), &call, json!({}), "list consumers").await?;
+            stream_calls::pages::<ConsumerInfo>(&self.api, &call, json!({}), "list consumers").await?;
         listed.retain(|info| {
             let of_lane = info.lane().is_some_and(|lane| info.config.filter_subject == lane.filter(queue));
             of_lane && !silent.contains(&info.name)
@@ -377,7 +380,7 @@ impl Nats {
     ) -> Result<Option<ConsumerInfo>, BrokerError> {
         let stream = names::jobs_stream(queue);
         let body = json!({});
-        let info = self.api().call(format!("CONSUMER.INFO.{stream}.{lane}"), &body, "read consumer");
+        let info = self.api.call(format!("CONSUMER.INFO.{stream}.{lane}"), &body, "read consumer");
         match info.await {
             Ok(info) => Ok(Some(info)),
             Err(error) if error.kind() == BrokerErrorKind::NotFound => Ok(None),

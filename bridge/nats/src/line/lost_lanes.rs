@@ -3,11 +3,12 @@
 //! counted, nor ended in time. The sweep looks for them: which lanes there are is in the subjects of the stream.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Nats;
+use crate::line::lanes::Lanes;
 use crate::stored::names::{self, Address, Lane};
+use crate::wire::api::Api;
 use crate::wire::stream_calls;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
@@ -46,11 +47,18 @@ impl Census {
     }
 }
 
-impl Nats {
+/// Makes consumers that lanes with jobs lost.
+pub(crate) struct LostLanes {
+    pub(crate) api: Api,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) census: Census,
+}
+
+impl LostLanes {
     /// Makes the consumers of lanes that have records in line and lost theirs, if it is time to look. What they deliver is
     /// looked up first, as after any consumer was made again.
     pub(crate) async fn restore_lost_lanes(&self, queue: &QueueName, policy: &QueuePolicy) {
-        let (census, connections) = (&self.0.line.sweeping.census, self.connections());
+        let (census, connections) = (&self.census, self.api.connections());
         if !census.is_due(queue, connections) {
             return;
         }
@@ -70,12 +78,13 @@ impl Nats {
     async fn restored(&self, queue: &QueueName, policy: &QueuePolicy) -> Result<bool, BrokerError> {
         // In this order: a consumer is there before the first record of its lane.
         let lanes = self.lanes_in_line(queue).await?;
-        let there: BTreeSet<_> = self.consumer_infos(queue).await?.iter().filter_map(|info| info.lane()).collect();
+        let there: BTreeSet<_> =
+            self.lanes.consumer_infos(queue).await?.iter().filter_map(|info| info.lane()).collect();
         let lost: Vec<_> = lanes.difference(&there).collect();
         for lane in lost.iter().take(MADE_MAX) {
             tracing::warn!(%queue, consumer = %lane, "a consumer was gone and its lane has records: made again");
-            self.consumers().forget(queue, lane);
-            self.make_consumer(queue, lane, policy).await?;
+            self.lanes.consumers.forget(queue, lane);
+            self.lanes.make_consumer(queue, lane, policy).await?;
         }
         Ok(lost.len() <= MADE_MAX)
     }
@@ -85,7 +94,7 @@ impl Nats {
         let (stream, filter) = (names::jobs_stream(queue), names::records(queue));
         let (mut lanes, mut seen) = (BTreeSet::new(), 0);
         for _ in 0..PAGES_MAX {
-            let (subjects, total) = stream_calls::subjects(self.api(), &stream, &filter, seen, OPERATION).await?;
+            let (subjects, total) = stream_calls::subjects(&self.api, &stream, &filter, seen, OPERATION).await?;
             seen += subjects.len();
             let parsed = subjects.iter().filter_map(|subject| Address::parse(subject));
             lanes.extend(parsed.filter_map(|(place, address)| address.lane(place)));

@@ -1,10 +1,11 @@
 //! Whose job is next: the queue as one process sees it, its lanes and their turns.
 
 pub(crate) mod lanes;
-pub(crate) mod line;
+pub(crate) mod lines;
 pub(crate) mod lost_lanes;
 pub(crate) mod order;
 pub(crate) mod places;
+pub(crate) mod queue_state;
 pub(crate) mod ready;
 pub(crate) mod rounds;
 pub(crate) mod turns;

@@ -2,26 +2,20 @@
 //! consumers are in doubt.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::Nats;
-use crate::leases::listening::{self, Listening};
 use crate::line::order::{Delivered, Order, Orders};
-use crate::line::places::Places;
 use crate::line::ready::Ready;
-use crate::line::rounds::{self, Rounds};
+use crate::line::rounds::Rounds;
 use crate::line::turns::Turns;
-use crate::stored::names;
 use crate::stored::names::Lane;
-use crate::wire::stream_calls;
 use relay_bridge::contract::QueueName;
-use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::support::lock;
 
 /// For how long after its last job a process that knows of more is busy with it.
 const BUSY_FOR: Duration = Duration::from_millis(50);
@@ -29,7 +23,7 @@ const BUSY_FOR: Duration = Duration::from_millis(50);
 const EXPECTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One queue of which this process leases.
-pub(crate) struct Line {
+pub(crate) struct QueueState {
     pub(crate) queue: QueueName,
     /// As the last call or round knew it.
     policy: Mutex<Arc<QueuePolicy>>,
@@ -60,15 +54,15 @@ pub(crate) struct Line {
 }
 
 /// A lane's share of the slots. Clients that share a lane have the share of one together.
-fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
+pub(crate) fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
     match lane {
         Lane::Own(client) => policy.client(client).weight,
         Lane::Shared(_) => policy.client_defaults.weight,
     }
 }
 
-impl Line {
-    fn new(queue: QueueName, policy: Arc<QueuePolicy>) -> Self {
+impl QueueState {
+    pub(crate) fn new(queue: QueueName, policy: Arc<QueuePolicy>) -> Self {
         Self {
             queue,
             policy: Mutex::new(policy),
@@ -118,6 +112,13 @@ impl Line {
         raised
     }
 
+    /// The server said that jobs after `seq` are not in doubt, to who asked at that time of asking.
+    pub(crate) fn mark_at(&self, asked: u64, seq: u64) {
+        if self.raised.load(Ordering::Acquire) == asked {
+            self.mark.store(seq, Ordering::Release);
+        }
+    }
+
     /// Whether the lane's consumer goes on where it was.
     pub(crate) fn saw(&self, lane: &Lane, delivered: Delivered) -> Order {
         lock(&self.orders).saw(lane, delivered, Instant::now())
@@ -144,7 +145,7 @@ impl Line {
     }
 
     /// The lane whose next job is likely to come soon.
-    fn expected(&self) -> Option<Lane> {
+    pub(crate) fn expected(&self) -> Option<Lane> {
         let last = lock(&self.last);
         last.as_ref().filter(|(_, at)| at.elapsed() < EXPECTED_WITHIN).map(|(lane, _)| lane.clone())
     }
@@ -169,154 +170,5 @@ impl Line {
 
     pub(crate) fn turns(&self) -> MutexGuard<'_, Turns> {
         lock(&self.turns)
-    }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Nats {
-    /// The queue's line; begins to listen when it is asked for first.
-    pub(crate) async fn line(&self, queue: &QueueName) -> Result<Arc<Line>, BrokerError> {
-        let mut lines = self.0.line.lines.lock().await;
-        if let Some(line) = lines.get(queue) {
-            return Ok(line.clone());
-        }
-        let (listening, policy) = Listening::begin(self, queue).await?;
-        let line = Arc::new(Line::new(queue.clone(), policy));
-        let (inner, weak) = (Arc::downgrade(&self.0), Arc::downgrade(&line));
-        self.0.tasks.spawn(listening.run(inner.clone(), weak.clone()));
-        self.0.tasks.spawn(rounds::keep(inner, weak, self.closing().clone()));
-        lines.insert(queue.clone(), line.clone());
-        Ok(line)
-    }
-
-    /// The queue's line, if this process leases from it.
-    pub(crate) async fn known_line(&self, queue: &QueueName) -> Option<Arc<Line>> {
-        self.0.line.lines.lock().await.get(queue).cloned()
-    }
-
-    pub(crate) fn places(&self) -> MutexGuard<'_, Places> {
-        lock(&self.0.line.places)
-    }
-
-    /// How many more jobs of the queue may be on their way to this process.
-    pub(crate) fn free(&self, line: &Line) -> u32 {
-        self.places().free(&line.queue, Instant::now())
-    }
-
-    /// Pulls what the lanes have, as far as there are places, the lanes in turns. Whether there is anything to pull.
-    pub(crate) fn dispatch(&self, line: &Arc<Line>) -> bool {
-        let policy = line.policy();
-        if policy.paused {
-            return false;
-        }
-        let pulls = {
-            // Together: of two that look at the same time, each would take the places that are left.
-            let mut places = self.places();
-            let (now, mut turns) = (Instant::now(), line.turns());
-            let (free, waiting) = places.room(&line.queue, now);
-            let mut pulls = turns.plan(waiting, false, now, |lane| weight(&policy, lane));
-            // A worker that asks again at once may ask for less: of a backlog nothing is taken for it ahead, nor of a hint that another
-            // process would have heard.
-            if !line.rounds.is_alone() {
-                let taken = pulls.iter().map(|wanted| wanted.count).sum();
-                pulls.extend(turns.plan(free.saturating_sub(taken), true, now, |lane| weight(&policy, lane)));
-            }
-            drop(turns);
-            pulls.iter().for_each(|wanted| places.hold(&line.queue, wanted.count));
-            pulls
-        };
-        if pulls.is_empty() {
-            return false;
-        }
-        line.pulls.send_modify(|out| *out += pulls.len());
-        for wanted in pulls {
-            self.0.tasks.spawn(self.clone().pull(Arc::clone(line), Arc::clone(&policy), wanted));
-        }
-        true
-    }
-
-    /// Has a pull stand for the next job of the lane whose job came last, while somebody waits, nothing else is asked for, and
-    /// this process is the only one that takes any: it needs neither a hint nor a request to get here then. Of several
-    /// processes one would take what another one was told of.
-    pub(crate) fn stand(&self, line: &Arc<Line>) {
-        let policy = line.policy();
-        let is_of_use = !policy.paused && *line.pulls.borrow() == 0 && line.rounds.is_alone() && self.free(line) > 0;
-        if !is_of_use || line.stands.load(Ordering::Acquire) {
-            return;
-        }
-        let Some(lane) = line.expected() else { return };
-        if line.stands.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let wanted = line.turns().stand(&lane, Instant::now());
-        match wanted {
-            Some(wanted) => drop(self.0.tasks.spawn(self.clone().pull(Arc::clone(line), policy, wanted))),
-            None => line.stands.store(false, Ordering::Release),
-        }
-    }
-
-    /// From here on every job is looked up first if the connection was made again since the mark was set, until the server
-    /// said up to which.
-    pub(crate) fn suspect_if_reconnected(&self, line: &Arc<Line>) {
-        let connections = self.connections();
-        if line.connections.swap(connections, Ordering::AcqRel) != connections {
-            line.suspect();
-            let (nats, line) = (self.clone(), Arc::clone(line));
-            // If that fails, the next round asks again.
-            self.0.tasks.spawn(async move { drop(nats.raise_mark(&line).await) });
-        }
-    }
-
-    /// Raises the mark if the connection was made again since it was set.
-    pub(crate) async fn raise_mark_if_reconnected(&self, line: &Line) -> Result<(), BrokerError> {
-        let connections = self.connections();
-        if line.connections.swap(connections, Ordering::AcqRel) != connections {
-            self.raise_mark(line).await?;
-        }
-        Ok(())
-    }
-
-    /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
-    /// leader, or the connection was lost meanwhile. Until the server said how far that goes, it is all of them.
-    pub(crate) async fn raise_mark(&self, line: &Line) -> Result<(), BrokerError> {
-        let raised = line.suspect();
-        let stream =
-            stream_calls::get(self.api(), &names::jobs_stream(&line.queue), "lease").await.inspect_err(|_| {
-                // As after a reconnect: the next round asks again.
-                line.connections.store(u64::MAX, Ordering::Release);
-                line.rounds.soon();
-            })?;
-        if line.raised.load(Ordering::Acquire) == raised {
-            line.mark.store(stream.info.state.last_sequence, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// The lane's consumer was reset, or somebody made another of its name: here and in the other processes every job that is
-    /// stored is looked up from now on.
-    pub(crate) async fn begins_anew(&self, line: &Line, lane: &Lane) {
-        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer began anew: what it delivers is looked up first");
-        let anew = listening::BEGAN_ANEW.into();
-        let told = self.api().tell(names::control(&line.queue), HeaderMap::new(), anew);
-        // If it fails, every job is looked up until the stream was asked again.
-        drop(tokio::join!(self.raise_mark(line), told));
-    }
-
-    /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
-    pub(crate) async fn restore_consumer(
-        &self,
-        line: &Line,
-        policy: &QueuePolicy,
-        lane: &Lane,
-    ) -> Result<(), BrokerError> {
-        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer was gone: made again");
-        self.raise_mark(line).await?;
-        self.consumers().forget(&line.queue, lane);
-        self.make_consumer(&line.queue, lane, policy).await?;
-        line.more(lane);
-        Ok(())
     }
 }

@@ -1,25 +1,15 @@
-//! Rounds over all consumers of a queue. They find what no hint told of: leases that ended, timers of a process that is gone,
-//! hints that were lost. The processes that wait share them: whoever made one says so, and the others put theirs off.
+//! When this process makes a round over all consumers of a queue, and what it knows of the other processes that do.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use crate::Inner;
-use crate::Nats;
-use crate::leases::listening;
-use crate::line::lanes::ConsumerInfo;
-use crate::line::line::{Line, lock};
-use crate::line::order::{Delivered, Order};
-use crate::stored::names;
+use crate::stored::control;
 use crate::wire::api::jitter;
-use relay_bridge::error::BrokerError;
-use relay_bridge::policy::QueuePolicy;
+use relay_bridge::support::lock;
 
 /// How often somebody makes a round while somebody waits.
 const EVERY: Duration = Duration::from_millis(700);
@@ -33,8 +23,6 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 const THERE_FOR: Duration = Duration::from_secs(15);
 /// How often a process that makes no rounds says that it is there.
 const HERE_EVERY: Duration = Duration::from_secs(4);
-/// The most lanes that others are told of after a round, of those that this process has no places for.
-const TOLD_MAX: usize = 64;
 
 /// When this process makes rounds, and what it knows of others.
 #[derive(Debug)]
@@ -43,12 +31,12 @@ pub(crate) struct Rounds {
     me: u64,
     due: Mutex<Due>,
     /// Whether one is due and waits until somebody waits for jobs.
-    is_late: AtomicBool,
+    pub(crate) is_late: AtomicBool,
     /// Whether somebody did since.
-    is_wanted: AtomicBool,
-    woken: Notify,
+    pub(crate) is_wanted: AtomicBool,
+    pub(crate) woken: Notify,
     /// Held while one is made: several that look at once make one.
-    making: tokio::sync::Mutex<()>,
+    pub(crate) making: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -134,7 +122,7 @@ impl Rounds {
     }
 
     /// Whether the last one of this process began after `since` on the connection that there is now.
-    fn is_fresh(&self, since: Instant, connections: u64) -> bool {
+    pub(crate) fn is_fresh(&self, since: Instant, connections: u64) -> bool {
         lock(&self.due).made.is_some_and(|(made, on)| made >= since && on == connections)
     }
 
@@ -146,7 +134,7 @@ impl Rounds {
         }
     }
 
-    fn made(&self, began: Instant, connections: u64) {
+    pub(crate) fn made(&self, began: Instant, connections: u64) {
         let mut due = lock(&self.due);
         let after = if std::mem::take(&mut due.twice) { AGAIN_AFTER } else { EVERY };
         (due.made, due.said, due.next) = (Some((began, connections)), Some(began), Instant::now() + after);
@@ -154,127 +142,18 @@ impl Rounds {
     }
 
     /// It can't be made now.
-    fn put_off(&self) {
+    pub(crate) fn put_off(&self) {
         let (mut due, at) = (lock(&self.due), Instant::now() + EVERY);
         (due.next, due.again_at) = (at, Some(at));
     }
 
     /// The word on the control subject.
     pub(crate) fn word(&self, made: bool) -> String {
-        format!("{} {}", if made { listening::ROUND } else { listening::HERE }, self.me)
+        format!("{} {}", if made { control::ROUND } else { control::HERE }, self.me)
     }
 
     /// Whether a word is this process's own.
     pub(crate) fn is_me(&self, who: u64) -> bool {
         who == self.me
-    }
-}
-
-impl Nats {
-    /// Looks over all consumers of the queue: whichever has something in line, or leased, may have something to take.
-    async fn make_round(&self, line: &Arc<Line>, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        self.raise_mark_if_reconnected(line).await?;
-        let (began, connections) = (Instant::now(), self.connections());
-        let listed = self.list_consumers(&line.queue, policy).await?;
-        let lanes: Vec<_> = listed.iter().filter_map(|info| Some((info.lane()?, info))).collect();
-        let begins_anew = |(lane, info): &&(_, &ConsumerInfo)| {
-            let last = Delivered { delivery: info.delivered.consumer_seq, stored: None, asked_at: began };
-            line.saw(lane, last) == Order::BeginsAnew
-        };
-        // The mark is the queue's: once for all lanes of a stream that was restored.
-        if let Some((lane, _)) = lanes.iter().find(begins_anew) {
-            self.begins_anew(line, lane).await;
-        }
-        {
-            let mut turns = line.turns();
-            for (lane, info) in &lanes {
-                match (info.num_pending, info.num_ack_pending) {
-                    (0, 0) => {}
-                    (0, _) => turns.maybe(lane),
-                    // Each that is settled makes room for one.
-                    _ if !info.has_room() => turns.maybe(lane),
-                    _ => turns.waiting(lane),
-                }
-            }
-        }
-        // After that: whoever sees that one was made knows of what it found.
-        line.rounds.made(began, connections);
-        line.woken.notify_one();
-        if !line.rounds.is_alone() && self.free(line) == 0 {
-            let waiting = lanes.iter().filter(|(_, info)| info.num_pending > 0 && info.has_room());
-            for (lane, info) in waiting.take(TOLD_MAX) {
-                let jobs = u32::try_from(info.num_pending).unwrap_or(u32::MAX);
-                self.api().tell(names::hint(&line.queue, lane), HeaderMap::new(), jobs.to_string().into()).await;
-            }
-        }
-        self.say(line, true).await;
-        Ok(())
-    }
-
-    /// Makes a round unless one began after `since`.
-    pub(crate) async fn round_since(
-        &self,
-        line: &Arc<Line>,
-        policy: &QueuePolicy,
-        since: Instant,
-    ) -> Result<(), BrokerError> {
-        if line.rounds.is_fresh(since, self.connections()) {
-            return Ok(());
-        }
-        let _making = line.rounds.making.lock().await;
-        match line.rounds.is_fresh(since, self.connections()) {
-            true => Ok(()),
-            false => self.make_round(line, policy).await,
-        }
-    }
-
-    /// Tells the other processes that this one is there.
-    pub(crate) async fn say(&self, line: &Line, made: bool) {
-        self.api().tell(names::control(&line.queue), HeaderMap::new(), line.rounds.word(made).into()).await;
-    }
-}
-
-/// Makes rounds while somebody waits for jobs of the line, until the adapter is closed or gone.
-pub(crate) async fn keep(inner: Weak<Inner>, line: Weak<Line>, closing: CancellationToken) {
-    loop {
-        let (Some(nats), Some(here)) = (inner.upgrade().map(Nats), line.upgrade()) else { return };
-        let next = here.rounds.next(nats.connections());
-        let is_due = next <= Instant::now();
-        if is_due {
-            // Said before it is looked whether somebody waits: whoever comes after that is heard.
-            let was_wanted = here.rounds.is_wanted.swap(false, Ordering::AcqRel);
-            here.rounds.is_late.store(true, Ordering::Release);
-            if was_wanted || nats.free(&here) > 0 {
-                here.rounds.is_late.store(false, Ordering::Release);
-                if let Err(error) = go_round(&nats, &here).await {
-                    tracing::debug!(queue = %here.queue, %error, "a round over the consumers failed, and is made again");
-                    here.rounds.put_off();
-                }
-                continue;
-            }
-        }
-        let mut missed = nats.missed();
-        drop(nats);
-        tokio::select! {
-            () = sleep_until(next), if !is_due => {}
-            () = here.rounds.woken.notified() => {}
-            _ = missed.changed() => {}
-            () = closing.cancelled() => return,
-        }
-    }
-}
-
-async fn go_round(nats: &Nats, line: &Arc<Line>) -> Result<(), BrokerError> {
-    let policy = nats.policies().require(&line.queue, "lease").await?;
-    line.goes_by(&policy);
-    if policy.paused {
-        line.rounds.put_off();
-        return Ok(());
-    }
-    let _making = line.rounds.making.lock().await;
-    // Whoever looked meanwhile made it.
-    match line.rounds.next(nats.connections()) > Instant::now() {
-        true => Ok(()),
-        false => nats.make_round(line, &policy).await,
     }
 }

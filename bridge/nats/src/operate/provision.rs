@@ -3,17 +3,17 @@
 //! A plan is what would be done, line by line; nothing that can shorten what a client relies on is done without `force`.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use async_nats::jetstream::stream::StorageType;
 use async_trait::async_trait;
 
-use crate::Kept;
-use crate::Nats;
-use crate::line::lanes::ConsumerInfo;
+use crate::line::lanes::{ConsumerInfo, Lanes};
 use crate::records::policies::{self, Policies};
-use crate::stored::names;
-use crate::stored::names::Lane;
+use crate::stored::kept::{Copies, Kept};
+use crate::stored::names::{self, Lane};
 use crate::stored::streams::{Mend, reconcile};
+use crate::wire::api::Api;
 use crate::wire::stream_calls::{self, Stream};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -22,8 +22,16 @@ use relay_bridge::provision::{Change, Provision, Wanted, policy_changes};
 
 const OPERATION: &str = "provision";
 
+/// Makes and checks streams and consumers.
+pub(crate) struct Provisioning {
+    pub(crate) kept: Arc<Kept>,
+    pub(crate) api: Api,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) lanes: Arc<Lanes>,
+}
+
 #[async_trait]
-impl Provision for Nats {
+impl Provision for Provisioning {
     async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError> {
         Ok(self.plan_over(queues).await?.0)
     }
@@ -39,25 +47,25 @@ impl Provision for Nats {
             return Err(BrokerError::new(BrokerErrorKind::StateConflict, OPERATION, why));
         }
         if !planned.is_empty() {
-            for shared in self.policies().settings().shared() {
-                self.policies().ensure(&shared, Mend::All).await?;
+            for shared in self.policies.settings().shared() {
+                self.policies.ensure(&shared, Mend::All).await?;
             }
         }
         for wanted in queues.iter().filter(|wanted| planned.iter().any(|change| change.queue == wanted.queue)) {
-            self.policies().put(wanted, Mend::All).await?;
+            self.policies.put(wanted, Mend::All).await?;
         }
         for (wanted, lane) in self.without_consumer(queues).await? {
-            self.make_consumer(&wanted.queue, &lane, &wanted.policy).await?;
+            self.lanes.make_consumer(&wanted.queue, &lane, &wanted.policy).await?;
         }
         self.look_at_streams(queues.iter().map(|wanted| &wanted.queue)).await?;
         Ok(planned)
     }
 }
 
-impl Nats {
+impl Provisioning {
     /// The changes that would be made, and the stored policies, one for each of `queues`.
     async fn plan_over(&self, queues: &[Wanted]) -> Result<(Vec<Change>, Vec<Option<QueuePolicy>>), BrokerError> {
-        let (mut planned, stored) = plan(self.policies(), queues).await?;
+        let (mut planned, stored) = plan(&self.policies, queues).await?;
         for (Wanted { queue, .. }, lane) in self.without_consumer(queues).await? {
             let what = match lane {
                 Lane::Own(client) => format!("client `{client}`: create its consumer"),
@@ -74,7 +82,7 @@ impl Nats {
         let mut without = Vec::new();
         for wanted in queues.iter().filter(|wanted| !wanted.policy.fair || !wanted.policy.clients.is_empty()) {
             let Wanted { queue, policy, .. } = wanted;
-            let found = match self.consumer_infos(queue).await {
+            let found = match self.lanes.consumer_infos(queue).await {
                 Ok(infos) => infos.iter().filter_map(ConsumerInfo::lane).collect::<HashSet<_>>(),
                 Err(error) if error.kind() == BrokerErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
@@ -91,15 +99,15 @@ impl Nats {
 
     /// Notes how the streams of `queues` and those that all queues share are kept, whatever new ones would be like.
     async fn look_at_streams(&self, queues: impl Iterator<Item = &QueueName>) -> Result<(), BrokerError> {
-        let shared = self.policies().settings().shared().into_iter().map(|config| config.name);
-        let mut kept = None::<Kept>;
+        let shared = self.policies.settings().shared().into_iter().map(|config| config.name);
+        let mut kept = None::<Copies>;
         for name in shared.chain(queues.map(names::jobs_stream)) {
-            let Some(Stream { info, .. }) = stream_calls::find(self.api(), &name, OPERATION).await? else { continue };
-            let stream = Kept::by(info.config.num_replicas, info.config.storage == StorageType::Memory);
+            let Some(Stream { info, .. }) = stream_calls::find(&self.api, &name, OPERATION).await? else { continue };
+            let stream = Copies::by(info.config.num_replicas, info.config.storage == StorageType::Memory);
             kept = Some(kept.map_or(stream, |kept| kept.and(stream)));
         }
         if let Some(kept) = kept {
-            self.set_kept(kept);
+            self.kept.set(kept);
         }
         Ok(())
     }
@@ -109,8 +117,8 @@ impl Nats {
     ///
     /// # Errors
     /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
-    pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
-        let policies = self.policies();
+    pub(crate) async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        let policies = &self.policies;
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
         let mut wanted: Vec<_> = policies.settings().shared().into_iter().map(|config| (config, false)).collect();
         wanted.extend(queues.iter().map(|queue| (policies.settings().jobs(queue, &QueuePolicy::default()), true)));

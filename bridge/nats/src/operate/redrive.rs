@@ -1,18 +1,21 @@
 //! Redriving a dead letter, in three steps that a crash may come between: a mark that names the next run, that run, and the
 //! letter goes. The mark stays as long as the letter would have: a letter that comes late finds it, and is not kept.
 
+use crate::records::letters::{REDRIVEN_AT, REDRIVEN_RUN};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::header::HeaderName;
 use bytes::Bytes;
 
-use crate::Nats;
-use crate::operate::dead_letters::{keep_until, message};
-use crate::records::find::status_of_new;
+use crate::jobs::start::Starts;
+use crate::records::find::{Records, status_of_new};
+use crate::records::letters::{LetterStore, Redriven, keep_until, message, redriven};
+use crate::records::policies::Policies;
 use crate::stored::names::{self, Address, DEAD_STREAM, Letter, LetterKind};
-use crate::stored::record::{Record, Stored, number};
-use crate::wire::api::Written;
+use crate::stored::record::Record;
+use crate::wire::api::{Api, Written};
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Job, JobId, RunId, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -22,11 +25,6 @@ use relay_bridge::rules::{self, SKEW};
 
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
-/// Of a mark: the run that the letter was redriven in.
-const REDRIVEN_RUN: HeaderName = HeaderName::from_static("Relay-Redriven-Run");
-/// Of a mark: when it was written, in milliseconds since the epoch.
-const REDRIVEN_AT: HeaderName = HeaderName::from_static("Relay-Redriven-At");
-
 /// The remains of a run that ended badly.
 #[derive(Default)]
 struct Dead {
@@ -40,21 +38,17 @@ struct Dead {
     last: u64,
 }
 
-/// The content of a mark.
-pub(crate) struct Redriven {
-    /// The run that starts, or was started.
-    run: RunId,
-    at: Timestamp,
+/// Redrives dead letters.
+pub(crate) struct Redrives {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) starts: Arc<Starts>,
 }
 
-/// The words of a mark about `run`; `None` if it names no later run: no relay wrote it.
-pub(crate) fn redriven(mark: &Stored, run: RunId) -> Option<Redriven> {
-    let begun: RunId = mark.headers.get(REDRIVEN_RUN)?.as_str().parse().ok()?;
-    let at = Timestamp::from_millis(number(&mark.headers, REDRIVEN_AT)?);
-    (begun > run).then_some(Redriven { run: begun, at })
-}
-
-impl Nats {
+impl Redrives {
     /// Starts what the letter of a run has, and removes the letter.
     pub(crate) async fn redrive_letter(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "redrive";
@@ -65,18 +59,18 @@ impl Nats {
                 None => self.record_of_anybody(job).await?.map(|record| record.address),
             };
             let Some(address) = address else { return Err(no_letter(OPERATION, job, run)) };
-            let (found, written) = self.look_at(&address, OPERATION).await?;
-            let (known, now) = (found.known(), self.clock().now());
+            let (found, written) = self.records.look_at(&address, OPERATION).await?;
+            let (known, now) = (found.known(), self.clock.now());
             let verdict = rules::redrive(known.as_ref(), dead.letter.as_ref(), job, run, now);
             let Ok(next) = verdict.refused()? else {
-                self.remove_letters(job, run, OPERATION).await?;
-                let status = self.status_of(&found).await?;
+                self.letters.remove_letters(job, run, OPERATION).await?;
+                let status = self.records.status_of(&found).await?;
                 return status.map(Enqueued::Known).ok_or_else(|| no_letter(OPERATION, job, run));
             };
             let next = match &dead.redriven {
                 // The run that the mark names may have ended and gone.
                 Some(begun) if known.is_none() && is_past(begun, &next, written.as_ref(), now) => {
-                    self.remove_letters(job, run, OPERATION).await?;
+                    self.letters.remove_letters(job, run, OPERATION).await?;
                     return Err(no_letter(OPERATION, job, run));
                 }
                 Some(begun) => Job { run_id: begun.run, ..next },
@@ -88,9 +82,9 @@ impl Nats {
                     next
                 }
             };
-            let policy = self.policies().require(&address.queue, OPERATION).await?;
-            if self.start(&address, &next, written, &policy, None, OPERATION).await? {
-                self.remove_letters(job, run, OPERATION).await?;
+            let policy = self.policies.require(&address.queue, OPERATION).await?;
+            if self.starts.start(&address, &next, written, &policy, None, OPERATION).await? {
+                self.letters.remove_letters(job, run, OPERATION).await?;
                 return Ok(Enqueued::Created(status_of_new(&next)));
             }
         }
@@ -105,22 +99,22 @@ impl Nats {
         dead: &Dead,
         next: RunId,
     ) -> Result<bool, BrokerError> {
-        let now = self.clock().now();
+        let now = self.clock.now();
         let name = Letter { address: address.clone(), run, kind: LetterKind::Redriven };
         let mut headers = HeaderMap::new();
         headers.insert(REDRIVEN_RUN, next.to_string());
         headers.insert(REDRIVEN_AT, now.as_millis().to_string());
         let mark = message(&name, headers, Bytes::new(), dead.keep_until.unwrap_or(now), now, dead.last);
-        Ok(matches!(self.api().publish(mark, "redrive").await?, Written::At(_)))
+        Ok(matches!(self.api.publish(mark, "redrive").await?, Written::At(_)))
     }
 
     /// The remains of a run that ended badly.
     async fn dead(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Dead, BrokerError> {
         // First: what comes later than this fails the condition of what is written next.
-        let last = self.api().last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
+        let last = self.api.last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
         let mut dead = Dead { last: last.map_or(0, |last| last.seq), ..Dead::default() };
-        for name in self.names_of(job, run, operation).await? {
-            let found = self.api().last_at_leader(DEAD_STREAM, name.subject(), operation).await?;
+        for name in self.letters.names_of(job, run, operation).await? {
+            let found = self.api.last_at_leader(DEAD_STREAM, name.subject(), operation).await?;
             let Some(found) = found else { continue };
             dead.address.get_or_insert_with(|| name.address.clone());
             if name.is_mark() {
@@ -128,7 +122,7 @@ impl Nats {
                 continue;
             }
             let until = keep_until(&found);
-            if let Some(letter) = self.read_letter(&name, found)? {
+            if let Some(letter) = self.letters.read_letter(&name, found)? {
                 dead.address = Some(name.address);
                 dead.keep_until = Some(until);
                 dead.letter = Some(letter);
@@ -139,9 +133,9 @@ impl Nats {
 
     /// The record of a job whose client and queue nobody named.
     async fn record_of_anybody(&self, job: JobId) -> Result<Option<Record>, BrokerError> {
-        for (queue, _) in self.policies().queues().await? {
+        for (queue, _) in self.policies.queues().await? {
             let stream = names::jobs_stream(&queue);
-            match self.api().last_at_leader(&stream, names::record_of_anybody(job), "redrive").await {
+            match self.api.last_at_leader(&stream, names::record_of_anybody(job), "redrive").await {
                 Ok(Some(found)) => return Record::read(found).map(Some),
                 Ok(None) => {}
                 // The queue was removed just now.

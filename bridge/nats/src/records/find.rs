@@ -1,21 +1,24 @@
 //! A job's record, wherever it is, and what its owner may know of it. Everything here is read at the leaders: an answer
 //! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
 
+use relay_bridge::contract::job::META_PREFIX;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
-use crate::Nats;
+use crate::records::held::HeldJobs;
+use crate::records::results::ResultEntries;
 use crate::stored::names::{self, Address, Place};
 use crate::stored::record::Record;
 use crate::stored::streams;
+use crate::wire::api::Api;
 use crate::wire::stream_calls;
-use relay_bridge::contract::job::META_PREFIX;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
 use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::Finished;
+use relay_bridge::result_log::{Finished, Lookup};
 use relay_bridge::rules::{self, Ended, Known, Payload};
 
 /// How long the names of the queues are believed.
@@ -84,14 +87,23 @@ pub(crate) enum Glance {
 
 const OPERATION: &str = "find job";
 
-impl Nats {
+/// Finds jobs' records, and what their owners may know of them.
+pub(crate) struct Records {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) results: Arc<ResultEntries>,
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) queues: Queues,
+}
+
+impl Records {
     /// The record at an address, at its leader.
     pub(crate) async fn record_at(
         &self,
         address: &Address,
         operation: &'static str,
     ) -> Result<Option<Record>, BrokerError> {
-        let found = self.api().last_at_leader(&address.stream(), address.anywhere(), operation).await?;
+        let found = self.api.last_at_leader(&address.stream(), address.anywhere(), operation).await?;
         found.map(Record::read).transpose()
     }
 
@@ -116,7 +128,7 @@ impl Nats {
         let mut answers = futures_util::stream::iter(addresses)
             .map(|address| async move {
                 // All queues but one have no such job, and that one has none either if it is over and had no key.
-                let found = self.api().last_if_any(&address.stream(), address.anywhere(), OPERATION).await?;
+                let found = self.api.last_if_any(&address.stream(), address.anywhere(), OPERATION).await?;
                 found.map(Record::read).transpose()
             })
             .buffer_unordered(AT_ONCE);
@@ -135,14 +147,14 @@ impl Nats {
 
     /// The names of all queues, at most 5 s old.
     pub(crate) async fn queues(&self, now: bool) -> Result<Vec<QueueName>, BrokerError> {
-        let cell = &self.0.line.queues.0;
+        let cell = &self.queues.0;
         let known = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, names)) = known.filter(|(at, _)| !now && at.elapsed() < QUEUES_AGE) {
             return Ok(names);
         }
         let asked = Instant::now();
         // By name: a list of streams with what they are lacks those that have no leader just now, and their jobs are there.
-        let streams = stream_calls::list_names(self.api(), streams::ALL_JOBS, "list queues").await?;
+        let streams = stream_calls::list_names(&self.api, streams::ALL_JOBS, "list queues").await?;
         let mut names: Vec<_> = streams.iter().filter_map(|name| names::queue_of_stream(name)).collect();
         names.sort();
         names.dedup();
@@ -155,7 +167,7 @@ impl Nats {
     pub(crate) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
         if let [queue] = self.queues(false).await?.as_slice() {
             let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
-            let kept = self.kept_result(client, job).await?;
+            let kept = self.results.kept_result(client, job).await?;
             match (record, kept) {
                 (Some(record), kept) if kept.as_ref().is_none_or(|kept| kept.result.queue == *queue) => {
                     return self.found(record, kept);
@@ -167,7 +179,7 @@ impl Nats {
                 _ => {}
             }
         }
-        let mut kept = self.kept_result(client, job).await?;
+        let mut kept = self.results.kept_result(client, job).await?;
         let record = match &kept {
             Some(kept) => self.find_in(std::slice::from_ref(&kept.result.queue), client, job).await?,
             None => self.find(client, job).await?,
@@ -175,13 +187,13 @@ impl Nats {
         let Some(record) = record else {
             // Its result may have been recorded, and its record removed, between the two questions.
             if kept.is_none() {
-                kept = self.kept_result(client, job).await?;
+                kept = self.results.kept_result(client, job).await?;
             }
             return Ok(Found { record: None, kept });
         };
         if kept.is_none() {
             // A result recorded after the first question counts: the answer must not be older than the record.
-            kept = self.kept_result(client, job).await?;
+            kept = self.results.kept_result(client, job).await?;
         }
         self.found(record, kept)
     }
@@ -189,7 +201,7 @@ impl Nats {
     /// What was found, without a record that is past its keeping.
     fn found(&self, record: Record, kept: Option<Finished>) -> Result<Found, BrokerError> {
         let job = record.job()?;
-        let is_kept = job.keep_until() > self.clock().now();
+        let is_kept = job.keep_until() > self.clock.now();
         Ok(Found { record: is_kept.then_some((record, job)), kept })
     }
 
@@ -201,16 +213,16 @@ impl Nats {
         operation: &'static str,
     ) -> Result<(Found, Option<Record>), BrokerError> {
         let Address { client, job, .. } = address;
-        let mut kept = self.kept_result(client, *job).await?;
+        let mut kept = self.results.kept_result(client, *job).await?;
         let written = self.record_at(address, operation).await?;
         if kept.is_none() {
             // As in `look`: recorded, and the record removed or rewritten, between the two questions.
-            kept = self.kept_result(client, *job).await?;
+            kept = self.results.kept_result(client, *job).await?;
         }
         let mut found = Found { record: None, kept };
         if let Some(record) = &written {
             let job = record.job()?;
-            if job.keep_until() > self.clock().now() {
+            if job.keep_until() > self.clock.now() {
                 found.record = Some((record.clone(), job));
             }
         }
@@ -230,10 +242,10 @@ impl Nats {
             Some(queue) => vec![queue.clone()],
             None => self.queues(false).await?,
         };
-        let (kept, record) = tokio::join!(self.kept_result(client, job), self.find_in(&queues, client, job));
+        let (kept, record) = tokio::join!(self.results.kept_result(client, job), self.find_in(&queues, client, job));
         let (kept, Ok(Some(record))) = (kept?, record) else { return Ok(Glance::Unclear) };
         let current = record.job()?;
-        if current.keep_until() <= self.clock().now() {
+        if current.keep_until() <= self.clock.now() {
             return Ok(Glance::Unclear);
         }
         Ok(match kept {
@@ -260,7 +272,7 @@ impl Nats {
         job: &Job,
         ended: Option<&JobResult>,
     ) -> Result<JobStatus, BrokerError> {
-        let now = self.clock().now();
+        let now = self.clock.now();
         let mut status = status_of_new(job);
         if let Some(result) = ended {
             status.state = JobState::Finished(result.outcome);
@@ -274,13 +286,25 @@ impl Nats {
             return Ok(status);
         }
         status.next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
-        if let Some(running) = self.running(&job.client, job.id, job.run_id).await? {
+        if let Some(running) = self.held.running(&job.client, job.id, job.run_id).await? {
             status.started_at = Some(running.started_at);
             if running.is_held(now) {
                 (status.state, status.attempt) = (JobState::Leased, running.attempt);
             }
         }
         Ok(status)
+    }
+
+    /// Where the client's job stands, as the leaders have it.
+    pub(crate) async fn look_up(&self, client: &ClientId, job: JobId) -> Result<Lookup, BrokerError> {
+        let found = self.look(client, job).await?;
+        if found.ended().is_some()
+            && let Some(kept) = found.kept
+        {
+            return Ok(Lookup::Finished(Box::new(kept)));
+        }
+        let status = self.status_of(&found).await?;
+        Ok(status.map_or(Lookup::Absent, |status| Lookup::Open(Box::new(status))))
     }
 }
 

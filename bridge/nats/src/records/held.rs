@@ -4,8 +4,7 @@
 //! A lease is judged by the holder's monotonic clock: it ends one lease after the pull, or the heartbeat, was sent.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -13,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::Inner;
-use crate::Nats;
+use super::policies::Policies;
 use crate::stored::names::{self, Lane};
+use crate::stored::receipt::Key;
+use crate::wire::api::Api;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Job, JobId, Outcome, RunId, Timestamp};
-use relay_bridge::error::BrokerError;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// How often what is held is looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -25,9 +26,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const TELL_AFTER: Duration = Duration::from_secs(1);
 /// How much longer than a lease others believe in it: clocks of two hosts differ.
 const ALLOWANCE: Duration = Duration::from_secs(5);
-
-/// Names one delivery in this process: the job, its record's sequence, which delivery of that.
-pub(crate) type Key = (JobId, u64, u64);
 
 /// A delivery that this process gave out, or took over: what it knows of it, whatever a receipt says.
 #[derive(Clone, Debug)]
@@ -143,20 +141,28 @@ impl Holding {
     }
 }
 
-impl Nats {
+/// What this process holds, and what others say of what they hold.
+pub(crate) struct HeldJobs {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) holding: Holding,
+}
+
+impl HeldJobs {
     /// Says, without waiting, that the job runs, or that it does not any more.
     pub(crate) async fn tell_state(&self, job: JobId, held: &Held, runs: bool) {
-        let now = self.clock().now();
+        let now = self.clock.now();
         let until = if runs { now + held.until.saturating_duration_since(Instant::now()) } else { Timestamp::EPOCH };
         let running = Running { run: held.run, attempt: held.attempt, started_at: held.leased_at, until };
         let body = serde_json::to_vec(&running).unwrap_or_default();
-        self.api().tell(names::state(&held.job.client, job), HeaderMap::new(), body.into()).await;
+        self.api.tell(names::state(&held.job.client, job), HeaderMap::new(), body.into()).await;
     }
 
     /// Makes the stream of states, if it is not there.
     async fn ensure_states(&self) -> Result<(), BrokerError> {
-        let wanted = self.policies().settings().states();
-        self.policies().ensure(&wanted, crate::stored::streams::Mend::Needed).await
+        let wanted = self.policies.settings().states();
+        self.policies.ensure(&wanted, crate::stored::streams::Mend::Needed).await
     }
 
     /// What is known of a run that has not ended: from this process, else from what workers said.
@@ -166,13 +172,24 @@ impl Nats {
         job: JobId,
         run: RunId,
     ) -> Result<Option<Running>, BrokerError> {
-        let now = self.clock().now();
-        if let Some(held) = self.holding().of(job).filter(|held| held.run == run && held.ended.is_none()) {
+        let now = self.clock.now();
+        if let Some(held) = self.holding.of(job).filter(|held| held.run == run && held.ended.is_none()) {
             let until = now + held.until.saturating_duration_since(Instant::now());
             return Ok(Some(Running { run, attempt: held.attempt, started_at: held.leased_at, until }));
         }
         let said = self.said(client, job).await?;
         Ok(said.filter(|said| said.run == run))
+    }
+
+    /// The workers' last report of a job.
+    pub(crate) async fn said(&self, client: &ClientId, job: JobId) -> Result<Option<Running>, BrokerError> {
+        let said = self.api.last_if_any(names::STATE_STREAM, names::state(client, job), "read state").await;
+        let said = match said {
+            // Without the stream nothing is known of what runs; everything else holds.
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => None,
+            said => said?,
+        };
+        Ok(said.and_then(|said| serde_json::from_slice(&said.payload).ok()))
     }
 }
 
@@ -195,30 +212,27 @@ impl Running {
     }
 }
 
-/// Looks over what is held until the adapter is closed or gone.
-pub(crate) async fn keep_telling(inner: Weak<Inner>) {
+/// Looks over what is held until the adapter is closed.
+pub(crate) async fn keep_telling(held: Arc<HeldJobs>, closing: CancellationToken) {
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut connections =
-        inner.upgrade().map_or(0, |inner| inner.api.client().statistics().connects.load(Ordering::Relaxed));
+    let mut connections = held.api.connections();
     loop {
-        let Some(closing) = inner.upgrade().map(|inner| inner.closing.clone()) else { return };
         tokio::select! {
             _ = every.tick() => {}
             () = closing.cancelled() => return,
         }
-        let Some(nats) = inner.upgrade().map(|inner: Arc<Inner>| Nats(inner)) else { return };
-        let connections_now = nats.api().client().statistics().connects.load(Ordering::Relaxed);
+        let connections_now = held.api.connections();
         if connections_now != connections {
             // A server that was started again has forgotten the stream, which is in memory, and what was told.
-            if let Err(failure) = nats.ensure_states().await {
+            if let Err(failure) = held.ensure_states().await {
                 tracing::debug!(error = %failure, "nobody can be told what runs");
             }
-            nats.holding().tell_again();
+            held.holding.tell_again();
             connections = connections_now;
         }
-        for ((job, ..), held) in nats.holding().look_over() {
-            nats.tell_state(job, &held, true).await;
+        for ((job, ..), one) in held.holding.look_over() {
+            held.tell_state(job, &one, true).await;
         }
     }
 }

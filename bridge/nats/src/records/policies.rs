@@ -5,6 +5,10 @@
 //! server takes a stream's configuration without a condition, so writers take turns by a message that only one can create;
 //! the writer that has the turn compares the stored policy with the one that its caller saw, and then writes.
 
+use crate::stored::control;
+use crate::stored::streams::Difference;
+use async_trait::async_trait;
+use relay_bridge::policy::PolicyStore;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,20 +17,19 @@ use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::account::Account;
 use async_nats::jetstream::stream::Config;
-use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use crate::stored::names;
 use crate::stored::record::Outgoing;
-use crate::stored::streams::{self, Difference, Mend, StreamSettings, reconcile};
+use crate::stored::streams::{self, Mend, StreamSettings, reconcile};
 use crate::wire::api::{Api, Written, jitter};
 use crate::wire::direct_get::SERVED_WITHIN;
 use crate::wire::single_flight::Alone;
 use crate::wire::stream_calls::{self, Created};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::Wanted;
 use relay_bridge::rules::refusal::no_queue;
 
@@ -34,8 +37,6 @@ use relay_bridge::rules::refusal::no_queue;
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: the server takes 128 KiB of metadata a stream.
 const BYTES_MAX: usize = 120 * 1024;
-/// What says on a control subject that the queue's policy is another one.
-pub(crate) const CHANGED: &str = "policy";
 
 /// How long a writer that crashed holds up the others, in seconds: its calls take at most half of that together.
 const TURN_SECS: u64 = 30;
@@ -300,7 +301,7 @@ impl Policies {
     /// Forgets this process's copy and tells the others. Who is not told asks again by itself.
     async fn told(&self, queue: &QueueName) {
         self.forget(queue);
-        self.api.tell(names::control(queue), HeaderMap::new(), CHANGED.into()).await;
+        self.api.tell(names::control(queue), HeaderMap::new(), control::POLICY_CHANGED.into()).await;
     }
 }
 

@@ -1,25 +1,35 @@
 //! Changes of policies, as a process hears of them that submits. One that takes a queue's jobs hears of that queue's anyway.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::Nats;
-use crate::records::policies::{AGE_MAX, CHANGED, Policies};
+use crate::records::policies::{AGE_MAX, Policies};
+use crate::stored::control::POLICY_CHANGED;
 use crate::stored::names;
 use crate::wire::api::Api;
 
-impl Nats {
+/// Whether this process hears of all changes of policies.
+pub(crate) struct PolicyChanges {
+    pub(crate) api: Api,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) hears: AtomicBool,
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl PolicyChanges {
     /// From now on this process hears of all changes that are made through relay. Until then, and of others, it learns when
     /// its copies are too old.
-    pub(crate) fn hear_of_policies(&self) {
-        let hears = &self.0.hears_of_policies;
+    pub(crate) fn hear(&self) {
+        let hears = &self.hears;
         if !hears.load(Ordering::Acquire) && !hears.swap(true, Ordering::AcqRel) {
-            let (api, policies) = (self.api().clone(), Arc::clone(&self.0.policies));
-            self.0.tasks.spawn(forget_what_changes(api, policies, self.missed(), self.closing().clone()));
+            let (api, policies) = (self.api.clone(), Arc::clone(&self.policies));
+            self.tasks.spawn(forget_what_changes(api, policies, self.api.missed(), self.closing.clone()));
         }
     }
 }
@@ -38,7 +48,7 @@ async fn forget_what_changes(
         }
         tokio::select! {
             word = async { told.as_mut()?.next().await }, if told.is_some() => match word {
-                Some(word) if word.payload == CHANGED => {
+                Some(word) if word.payload == POLICY_CHANGED => {
                     if let Some(queue) = names::queue_of_control(&word.subject) {
                         policies.forget(&queue);
                     }
@@ -57,10 +67,9 @@ async fn forget_what_changes(
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::*;
-    use crate::Settings;
     use crate::config::NatsConfig;
     use crate::wire::connection::Wait;
+    use crate::{Nats, Settings};
     use relay_bridge::contract::QueueName;
     use relay_bridge::policy::{PolicyStore as _, QueuePolicy};
     use relay_conformance::testing::NatsServer;
@@ -76,14 +85,14 @@ mod tests {
         let (here, there) = (adapter(&server).await, adapter(&server).await);
         let queue: QueueName = "work".parse().unwrap();
         let (before, after) = (QueuePolicy::default(), QueuePolicy { max_attempts: 7, ..QueuePolicy::default() });
-        there.policies().put_policy(&queue, &before, None).await.unwrap();
-        here.hear_of_policies();
+        there.0.policies.put_policy(&queue, &before, None).await.unwrap();
+        here.0.jobs.submissions.policy_changes.hear();
         // The subscription is in place once a later request is answered. This copy would be good for an hour.
-        here.policies().policy(&queue).await.unwrap();
-        here.policies().keep(&queue, before.clone(), Instant::now() + Duration::from_secs(3_600));
-        there.policies().put_policy(&queue, &after, Some(&before)).await.unwrap();
+        here.0.policies.policy(&queue).await.unwrap();
+        here.0.policies.keep(&queue, before.clone(), Instant::now() + Duration::from_secs(3_600));
+        there.0.policies.put_policy(&queue, &after, Some(&before)).await.unwrap();
         let heard = async {
-            while *here.policies().recent(&queue).await.unwrap().unwrap() != after {
+            while *here.0.policies.recent(&queue).await.unwrap().unwrap() != after {
                 tokio::task::yield_now().await;
             }
         };

@@ -5,17 +5,17 @@
 //! cursor. A read that ends is confirmed at the leader where there are replicas.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Nats;
-use crate::results::waiting::{Waiting, Woken};
+use crate::records::log::{LogReader, TRUSTED_FOR};
+use crate::records::policies::Policies;
+use crate::results::waiting::{Waiting, Waits, Woken};
 use crate::stored::names::{self, RESULTS_STREAM};
 use crate::stored::result_entry::{Entry, Place};
-use crate::wire::api;
+use crate::wire::api::Api;
 use crate::wire::direct_get::{BATCH_MAX, Stretch};
-use crate::wire::stream_calls;
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Cursor, LogId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{
@@ -25,9 +25,6 @@ use relay_bridge::result_log::{
 const OPERATION: &str = "read results";
 /// The most places that are remembered, over all clients.
 const PLACES_MAX: usize = 16_384;
-/// For how long a place that was found in the log counts as found, and the log as the same; and for how long after the last
-/// read what was looked at counts.
-const TRUSTED_FOR: Duration = Duration::from_secs(10);
 /// Clocks of two hosts may differ by this much.
 const SKEW: Duration = Duration::from_secs(5);
 
@@ -39,7 +36,6 @@ pub(crate) struct Positions(Mutex<Remembered>);
 struct Remembered {
     /// How often the connection had been made by then.
     connections: u64,
-    log: Option<(LogId, Instant)>,
     places: HashMap<(ClientId, u64), Known>,
     oldest: VecDeque<(ClientId, u64)>,
 }
@@ -96,16 +92,6 @@ impl Positions {
     }
 }
 
-/// The log as its leader has it.
-#[derive(Clone, Copy, Debug)]
-struct Log {
-    id: LogId,
-    first_seq: u64,
-    last: Place,
-    /// Whether a read may be answered by a server that has not got all of it yet.
-    is_replicated: bool,
-}
-
 /// Where a page begins, and why that is not where the cursor said.
 struct Begin {
     log: LogId,
@@ -116,33 +102,17 @@ struct Begin {
     reset: Option<Reset>,
 }
 
-impl Nats {
-    /// Which log this is: another one after the stream was made anew.
-    pub(crate) async fn log_id(&self) -> Result<LogId, BrokerError> {
-        let known = self.positions().remembered().log;
-        match known.filter(|(_, at)| at.elapsed() < TRUSTED_FOR) {
-            Some((id, _)) => Ok(id),
-            None => Ok(self.log().await?.id),
-        }
-    }
+/// Reads a client's results.
+pub(crate) struct Reader {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) log: Arc<LogReader>,
+    pub(crate) waits: Arc<Waits>,
+    pub(crate) positions: Positions,
+}
 
-    async fn log(&self) -> Result<Log, BrokerError> {
-        let asked = Instant::now();
-        let info = stream_calls::get(self.api(), RESULTS_STREAM, OPERATION).await?.info;
-        let mut id = [0; 16];
-        let mut hasher = blake3::Hasher::new_derive_key("relay nats results log v1");
-        hasher.update(&info.created.unix_timestamp_nanos().to_be_bytes());
-        hasher.finalize_xof().fill(&mut id);
-        let id = LogId(id);
-        self.positions().remembered().log = Some((id, asked));
-        let last_at = match info.state.last_sequence {
-            0 => Place::START.at,
-            _ => api::millis(info.state.last_timestamp.unix_timestamp_nanos()),
-        };
-        let last = Place { seq: info.state.last_sequence, at: last_at };
-        Ok(Log { id, first_seq: info.state.first_sequence, last, is_replicated: info.config.num_replicas > 1 })
-    }
-
+impl Reader {
     pub(crate) async fn read_page(
         &self,
         client: &ClientId,
@@ -155,22 +125,22 @@ impl Nats {
         // Before the first read, so that nothing falls between the two.
         let mut waiting = match wait.is_zero() {
             true => None,
-            false => Some(Waiting::of_client(self, client, wait, OPERATION).await?),
+            false => Some(Waiting::of_client(&self.waits, client, wait, OPERATION).await?),
         };
-        let mut connections = self.connections();
+        let mut connections = self.api.connections();
         let (mut begin, mut is_over) = (self.begin(client, from).await?, waiting.is_none());
         let stands = match from {
             // Not another end, should the cursor be looked at again.
-            Start::Now => Start::After(begin.place.cursor(client, self.log_id().await?)),
+            Start::Now => Start::After(begin.place.cursor(client, self.log.id().await?)),
             from => from.clone(),
         };
         loop {
             let read = self.stretch(client, &mut begin, filter, limit, connections).await?;
-            let made = self.connections();
+            let made = self.api.connections();
             let Some((page, passed)) = read.filter(|_| made == connections) else {
                 // Another log, or perhaps a server with an older store: the cursor is held against it before anything is
                 // answered.
-                self.positions().forget(client, begin.place);
+                self.positions.forget(client, begin.place);
                 connections = made;
                 begin = self.begin(client, &stands).await?;
                 continue;
@@ -187,7 +157,7 @@ impl Nats {
                 match self.reset(&begin.place.cursor(client, begin.log)).await? {
                     None => begin.found = asked,
                     Some(reset) => {
-                        let log = self.log_id().await?;
+                        let log = self.log.id().await?;
                         begin = Begin { log, place: Place::START, looked_to: 0, found: asked, reset: Some(reset) };
                     }
                 }
@@ -195,20 +165,15 @@ impl Nats {
         }
     }
 
-    /// How often the connection was made until now.
-    pub(crate) fn connections(&self) -> u64 {
-        self.api().client().statistics().connects.load(Ordering::Relaxed)
-    }
-
     /// Where to read after, by the rules of a cursor.
     async fn begin(&self, client: &ClientId, from: &Start) -> Result<Begin, BrokerError> {
         let found = Instant::now();
         let at = |log, place: Place, reset| Begin { log, place, looked_to: place.seq, found, reset };
-        self.positions().trust(self.connections());
+        self.positions.trust(self.api.connections());
         let cursor = match from {
-            Start::Oldest => return Ok(at(self.log_id().await?, Place::START, None)),
+            Start::Oldest => return Ok(at(self.log.id().await?, Place::START, None)),
             Start::Now => {
-                let log = self.log().await?;
+                let log = self.log.look().await?;
                 return Ok(at(log.id, log.last, None));
             }
             Start::After(cursor) => cursor,
@@ -217,51 +182,51 @@ impl Nats {
             let why = "the cursor is another client's";
             return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
         }
-        if cursor.log != self.log_id().await? {
+        if cursor.log != self.log.id().await? {
             // What is remembered may be out of date, and the cursor from the log that there is now.
-            let id = self.log().await?.id;
+            let id = self.log.look().await?.id;
             if cursor.log != id {
                 return Ok(at(id, Place::START, Some(Reset::LogReplaced)));
             }
         }
         let place = Place { seq: cursor.sequence, at: cursor.at };
-        let known = self.positions().find(client, place);
+        let known = self.positions.find(client, place);
         let looked_to = known.map_or(place.seq, |known| known.looked_to);
         let there = known.map(|known| known.found).filter(|found| found.elapsed() < TRUSTED_FOR);
         if place != Place::START
             && there.is_none()
             && let Some(reset) = self.reset(cursor).await?
         {
-            return Ok(at(self.log_id().await?, Place::START, Some(reset)));
+            return Ok(at(self.log.id().await?, Place::START, Some(reset)));
         }
         Ok(Begin { log: cursor.log, place, looked_to, found: there.unwrap_or(found), reset: None })
     }
 
     /// Whether the log behind `cursor` is not the one that it was given out for.
     async fn reset(&self, cursor: &Cursor) -> Result<Option<Reset>, BrokerError> {
-        let log = self.log().await?;
+        let log = self.log.look().await?;
         if cursor.log != log.id || cursor.sequence > log.last.seq {
             return Ok(Some(Reset::LogReplaced));
         }
         if cursor.sequence >= log.first_seq {
             // The next message from there on, whoever's: it has that sequence if it is still there.
-            let next = self.api().next_at_leader(RESULTS_STREAM, cursor.sequence, ">".to_owned(), OPERATION).await?;
+            let next = self.api.next_at_leader(RESULTS_STREAM, cursor.sequence, ">".to_owned(), OPERATION).await?;
             if let Some(found) = next.filter(|found| found.seq == cursor.sequence) {
                 if found.at != cursor.at {
                     return Ok(Some(Reset::LogReplaced));
                 }
                 // The server removes a message some time after it is past its keeping.
-                if Entry::read(found).is_ok_and(|entry| !entry.is_past_keeping(self.clock().now())) {
+                if Entry::read(found).is_ok_and(|entry| !entry.is_past_keeping(self.clock.now())) {
                     return Ok(None);
                 }
             }
         }
         // It was replaced, erased or removed. What came after it is kept at least as long as the queue with the shortest
         // memory keeps anything.
-        let queues = self.policies().queues().await?;
+        let queues = self.policies.queues().await?;
         let keeps = queues.iter().map(|(_, policy)| policy.job_ttl.saturating_add(policy.retention));
         let shortest = keeps.min().unwrap_or_default().saturating_sub(SKEW);
-        let is_young = self.clock().now() < cursor.at + shortest;
+        let is_young = self.clock.now() < cursor.at + shortest;
         Ok((!is_young).then_some(Reset::OlderThanRetention))
     }
 
@@ -277,7 +242,7 @@ impl Nats {
     ) -> Result<Option<(Page, usize)>, BrokerError> {
         let subject = names::client_results(client);
         // As it ended before it was read: there is nothing of the client up to there but what is found now.
-        let log = self.log().await?;
+        let log = self.log.look().await?;
         if log.id != begin.log || log.last.seq < begin.looked_to {
             return Ok(None);
         }
@@ -295,14 +260,14 @@ impl Nats {
             && passed_bytes < PASSED_BYTES_MAX
         {
             let (messages, is_end) = if at_leader {
-                let next = self.api().next_at_leader(RESULTS_STREAM, from, subject.clone(), OPERATION).await?;
+                let next = self.api.next_at_leader(RESULTS_STREAM, from, subject.clone(), OPERATION).await?;
                 let is_end = next.is_none();
                 (Vec::from_iter(next), is_end)
             } else {
                 let left = limit - page.entries.len();
                 let messages = if filter.wants_all() { left.min(BATCH_MAX) } else { BATCH_MAX };
                 let stretch = Stretch { from, subject: subject.clone(), messages, bytes: PAGE_BYTES_MAX - bytes };
-                let batch = self.api().batch(RESULTS_STREAM, &stretch, OPERATION).await?;
+                let batch = self.api.batch(RESULTS_STREAM, &stretch, OPERATION).await?;
                 let is_end = batch.is_end || batch.messages.is_empty();
                 (batch.messages, is_end)
             };
@@ -332,7 +297,7 @@ impl Nats {
                     // Another server may have given it as it was before.
                     page.entries.retain(|read| read.cursor.sequence != entry.place.seq);
                 }
-                let is_kept = !was_read && !entry.is_past_keeping(self.clock().now());
+                let is_kept = !was_read && !entry.is_past_keeping(self.clock.now());
                 if is_kept && !filter.wants(&entry.result.queue, entry.result.key.as_ref()) {
                     passed += 1;
                     passed_bytes += entry.result.byte_len();
@@ -364,7 +329,7 @@ impl Nats {
         // A place that was read now is one that is there; the one from before is not looked at by reading on.
         let found = if is_empty && begin.reset.is_none() { begin.found } else { began };
         let known = Known { place: last, looked_to: looked_to.max(last.seq), found, read: began };
-        self.positions().keep(client, known, connections);
+        self.positions.keep(client, known, connections);
         begin.looked_to = looked_to;
         page.next = last.cursor(client, log.id);
         Ok(Some((page, passed)))

@@ -6,17 +6,21 @@
 //! others may learn of it later: hence the second look-up. Who waits for a job that is enqueued only then needs no first
 //! one: its subscription comes before the job on the same connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Message;
 use async_nats::header::NATS_SEQUENCE;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::Nats;
-use crate::records::find::Glance;
+use crate::records::find::{Glance, Records};
+use crate::records::log::LogReader;
+use crate::records::results::ResultEntries;
 use crate::stored::names;
 use crate::stored::result_entry::Entry;
+use crate::wire::api::Api;
 use crate::wire::direct_get;
 use crate::wire::subscriptions::{Listener, Subscriptions};
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId};
@@ -31,19 +35,29 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
-/// What bounds the waits of one process.
+/// The waits of one process, and what bounds them.
 pub(crate) struct Waits {
+    api: Api,
+    closing: CancellationToken,
+    log: Arc<LogReader>,
+    records: Arc<Records>,
+    results: Arc<ResultEntries>,
     places: Semaphore,
     subscriptions: Subscriptions,
 }
 
-impl Default for Waits {
-    fn default() -> Self {
-        Self { places: Semaphore::new(WAITS_MAX), subscriptions: Subscriptions::default() }
-    }
-}
-
 impl Waits {
+    pub(crate) fn new(
+        api: Api,
+        closing: CancellationToken,
+        log: Arc<LogReader>,
+        records: Arc<Records>,
+        results: Arc<ResultEntries>,
+    ) -> Self {
+        let (places, subscriptions) = (Semaphore::new(WAITS_MAX), Subscriptions::default());
+        Self { api, closing, log, records, results, places, subscriptions }
+    }
+
     fn begin(&self, operation: &'static str) -> Result<SemaphorePermit<'_>, BrokerError> {
         self.places.try_acquire().map_err(|_| {
             let full = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) };
@@ -54,7 +68,7 @@ impl Waits {
 
 /// A call that waits for announcements.
 pub(crate) struct Waiting<'a> {
-    nats: &'a Nats,
+    waits: &'a Waits,
     announced: Listener<'a>,
     deadline: Instant,
     /// When it looks by itself, whatever was announced.
@@ -79,29 +93,29 @@ pub(crate) enum Woken {
 impl<'a> Waiting<'a> {
     /// Listens for what becomes of `job` for at most `wait`. Whatever is announced after the next answer of the server is
     /// heard.
-    async fn of_job(nats: &'a Nats, client: &ClientId, job: JobId, wait: Duration) -> Result<Self, BrokerError> {
-        let place = nats.waits().begin(WAIT)?;
-        let missed = nats.missed();
-        let announced = nats.waits().subscriptions.join(nats.api(), names::reply(client, job), WAIT).await?;
-        Ok(Self::new(nats, announced, wait, missed, place))
+    async fn of_job(waits: &'a Waits, client: &ClientId, job: JobId, wait: Duration) -> Result<Self, BrokerError> {
+        let place = waits.begin(WAIT)?;
+        let missed = waits.api.missed();
+        let announced = waits.subscriptions.join(&waits.api, names::reply(client, job), WAIT).await?;
+        Ok(Self::new(waits, announced, wait, missed, place))
     }
 
     /// The same for all of a client's results.
     pub(crate) async fn of_client(
-        nats: &'a Nats,
+        waits: &'a Waits,
         client: &ClientId,
         wait: Duration,
         operation: &'static str,
     ) -> Result<Self, BrokerError> {
-        let place = nats.waits().begin(operation)?;
-        let missed = nats.missed();
+        let place = waits.begin(operation)?;
+        let missed = waits.api.missed();
         // Alone: a reader may stay for long, and a message that is read is not kept.
-        let announced = Listener::alone(nats.api(), names::client_replies(client), operation).await?;
-        Ok(Self::new(nats, announced, wait, missed, place))
+        let announced = Listener::alone(&waits.api, names::client_replies(client), operation).await?;
+        Ok(Self::new(waits, announced, wait, missed, place))
     }
 
     fn new(
-        nats: &'a Nats,
+        waits: &'a Waits,
         announced: Listener<'a>,
         wait: Duration,
         missed: watch::Receiver<u64>,
@@ -110,11 +124,11 @@ impl<'a> Waiting<'a> {
         let now = Instant::now();
         let look_again = Some(now + LOOK_AGAIN);
         let deadline = now + wait.min(WAIT_MAX);
-        Self { nats, announced, deadline, look_again, missed, announcement: None, _place: place }
+        Self { waits, announced, deadline, look_again, missed, announcement: None, _place: place }
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline || self.nats.closing().is_cancelled()
+        Instant::now() >= self.deadline || self.waits.closing.is_cancelled()
     }
 
     /// Waits for a reason to look.
@@ -122,7 +136,7 @@ impl<'a> Waiting<'a> {
         let alarm = self.look_again.map_or(self.deadline, |again| again.min(self.deadline));
         tokio::select! {
             biased;
-            () = self.nats.closing().cancelled() => Woken::Over,
+            () = self.waits.closing.cancelled() => Woken::Over,
             announced = self.announced.next() => match announced {
                 Some(message) => {
                     let headers = message.headers.as_ref();
@@ -152,7 +166,7 @@ impl<'a> Waiting<'a> {
     async fn announced(&mut self, run: RunId) -> Option<Finished> {
         let stored = direct_get::read(*self.announcement.take()?, WAIT).ok()?;
         let entry = Entry::read(stored).ok().filter(|entry| entry.result.run_id >= run)?;
-        Some(entry.finished(self.nats.log_id().await.ok()?))
+        Some(entry.finished(self.waits.log.id().await.ok()?))
     }
 
     fn alarm(&mut self) -> Woken {
@@ -164,21 +178,21 @@ impl<'a> Waiting<'a> {
 /// The operation of a call that waits for one result.
 const WAIT: &str = "wait";
 
-impl Nats {
+impl Waits {
     pub(crate) async fn wait_for(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError> {
         if wait.is_zero() {
-            return Box::pin(self.look_up(client, job)).await;
+            return Box::pin(self.records.look_up(client, job)).await;
         }
         let mut waiting = Waiting::of_job(self, client, job, wait).await?;
         let mut open: Option<(QueueName, RunId)> = None;
         loop {
             // Boxed, as everything here that is large and over soon: waits are many, and wait for something else.
-            match Box::pin(self.glance(client, job, open.as_ref().map(|(queue, _)| queue))).await? {
+            match Box::pin(self.records.glance(client, job, open.as_ref().map(|(queue, _)| queue))).await? {
                 Glance::Finished(kept) => return Ok(Lookup::Finished(kept)),
                 // What a waiter that goes on waiting does not need is not asked for.
                 Glance::Open(queue, run) if !waiting.is_over() => open = Some((queue, run)),
                 Glance::Open(..) | Glance::Unclear => {
-                    let found = Box::pin(self.look_up(client, job)).await?;
+                    let found = Box::pin(self.records.look_up(client, job)).await?;
                     if !matches!(found, Lookup::Open(_)) || waiting.is_over() {
                         return Ok(found);
                     }
@@ -186,7 +200,7 @@ impl Nats {
             }
             match (waiting.woken().await, &open) {
                 // A last look: what was announced in vain is found here.
-                (Woken::Over, _) => return Box::pin(self.look_up(client, job)).await,
+                (Woken::Over, _) => return Box::pin(self.records.look_up(client, job)).await,
                 (Woken::Announced(_), Some((_, run))) => {
                     if let Some(finished) = Box::pin(waiting.announced(*run)).await {
                         return Ok(Lookup::Finished(Box::new(finished)));
@@ -212,7 +226,7 @@ impl Nats {
             let found = match woken {
                 Woken::Announced(_) => Box::pin(waiting.announced(run)).await,
                 Woken::Look | Woken::Over => {
-                    Box::pin(self.kept_result(client, job)).await?.filter(|kept| kept.result.run_id >= run)
+                    Box::pin(self.results.kept_result(client, job)).await?.filter(|kept| kept.result.run_id >= run)
                 }
             };
             if found.is_some() || woken == Woken::Over {

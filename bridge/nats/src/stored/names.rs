@@ -5,6 +5,7 @@
 //! is seen by one consumer and no other.
 
 use std::fmt;
+use std::hash::Hash;
 use std::str::FromStr;
 
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId};

@@ -4,14 +4,16 @@
 //! It is not signed, so nothing in it is believed: the process that gave it out goes by what it remembers, another one by
 //! the record (`adopt`).
 
-use crate::records::held::Key;
 use crate::stored::names::{self, Lane};
-use relay_bridge::contract::Timestamp;
+use relay_bridge::contract::{JobId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Receipt;
 
 const VERSION: u8 = 1;
 const FIXED: usize = 1 + 8 + 8 + 4 + 8 + FORMER.len();
+/// Names one delivery in this process: the job, its record's sequence, which delivery of that.
+pub(crate) type Key = (JobId, u64, u64);
+
 /// The bytes that releases before this one read as the lease and as whether the record stays: the record stays.
 const FORMER: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 1];
 

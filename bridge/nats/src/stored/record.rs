@@ -10,8 +10,8 @@ use async_nats::header::{
 };
 use bytes::Bytes;
 
-use crate::records::hints::Hint;
 use crate::stored::names::{Address, Place};
+use crate::wire::hints::Hint;
 use relay_bridge::contract::envelope::{EnvelopeError, NEWEST, WireVersion, decode_job, encode_job};
 use relay_bridge::contract::{Job, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};

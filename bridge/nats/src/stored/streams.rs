@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::{
     Compression, Config, DiscardPolicy, PersistenceMode, Placement, Republish, RetentionPolicy, StorageType,
 };
 
-use crate::stored::names;
+use crate::stored::names::{self};
 use relay_bridge::contract::QueueName;
 use relay_bridge::policy::QueuePolicy;
 

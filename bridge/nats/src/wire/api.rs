@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
@@ -18,23 +19,22 @@ use futures_util::FutureExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::records::hints::Hints;
 use crate::stored::bookings::{Booking, Bookings};
+use crate::stored::names::{self, Lane};
 use crate::stored::record::{Outgoing, Stored};
 use crate::wire::connection::Connection;
+use crate::wire::hints::{Hint, Hints};
 use crate::wire::refusal::{
     DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,
 };
-use crate::wire::requests::{Question, Requests};
-use crate::wire::stream_calls;
-use relay_bridge::contract::{JobId, Timestamp};
+use crate::wire::requests::{ANSWER_WITHIN, Question, Requests};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{JobId, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
-/// How long the server may take to answer.
-pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a condition that another write in flight keeps undecided is tried again.
 const UNDECIDED_MAX: Duration = Duration::from_secs(2);
 
@@ -91,6 +91,18 @@ impl Api {
     /// How the connection stands, and when announcements may have been missed.
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// How often the connection was made.
+    pub(crate) fn connections(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Changes when announcements may have been missed from now on.
+    pub(crate) fn missed(&self) -> watch::Receiver<u64> {
+        let mut missed = self.connection.missed();
+        missed.mark_unchanged();
+        missed
     }
 
     /// For subscriptions and core messages.
@@ -284,20 +296,6 @@ impl Api {
         self.at_leader(stream, json!({ "last_by_subj": subject }), operation).await
     }
 
-    /// The same, for what is mostly not there: the server counts a read of such a message as an error of its API, and
-    /// operators watch that figure. So it is asked first whether there is one.
-    pub(crate) async fn last_if_any(
-        &self,
-        stream: &str,
-        subject: String,
-        operation: &'static str,
-    ) -> Result<Option<Stored>, BrokerError> {
-        match stream_calls::subjects(self, stream, &subject, 0, operation).await?.0.is_empty() {
-            true => Ok(None),
-            false => self.last_at_leader(stream, subject, operation).await,
-        }
-    }
-
     /// The first message on `subject`, which may have wildcards, from sequence `from` on, as the leader has it.
     pub(crate) async fn next_at_leader(
         &self,
@@ -388,6 +386,24 @@ impl Api {
         if let Err(failure) = taken(self.client.publish_with_headers(subject, headers, payload), "tell").await {
             tracing::debug!(error = %failure, "a message that may be lost was not sent");
         }
+    }
+
+    /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
+    async fn hint(&self, Hint { queue, lane, at }: &Hint) {
+        let now = Instant::now();
+        match at {
+            // By the machine's clock: the server's, which the timer goes by, is near it.
+            Some(at) => self.hints().note_later(queue, lane, now + at.since(Clock::system().now())),
+            None if self.hints().note(queue, lane, now) => {
+                // Boxed: few calls get here, and the future of all that write would be the larger by it.
+                Box::pin(self.tell_hint(queue, lane, 1)).await;
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) async fn tell_hint(&self, queue: &QueueName, lane: &Lane, jobs: u32) {
+        self.tell(names::hint(queue, lane), HeaderMap::new(), jobs.to_string().into()).await;
     }
 
     /// Subscribes to a subject. Who asks something on the connection after it knows with the answer that it is in place.

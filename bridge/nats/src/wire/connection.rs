@@ -18,9 +18,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Credentials, NatsConfig};
 use crate::wire::link::Shared;
-pub use crate::wire::link::{Counts, Link};
 use crate::wire::version::Version;
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
+
+pub use crate::wire::link::{Counts, Link};
 
 /// How long [`Connection::open`] waits for a broker that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

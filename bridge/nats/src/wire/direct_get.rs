@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::stored::names;
 use crate::stored::record::{Stored, number};
-use crate::wire::api::{ANSWER_WITHIN, Api};
+use crate::wire::api::Api;
+use crate::wire::requests::ANSWER_WITHIN;
 use crate::wire::stream_calls;
 use relay_bridge::contract::Timestamp;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};

@@ -15,16 +15,17 @@ use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::wire::api::ANSWER_WITHIN;
 use crate::wire::connection::Connection;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
+/// How long the server may take to answer.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether one took longer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Messages that wait to be sent together; more wait with their callers.

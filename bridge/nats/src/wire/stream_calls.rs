@@ -9,9 +9,10 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 
 use crate::stored::names;
+use crate::stored::record::Stored;
 use crate::wire::api::Api;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::rules;
+use relay_bridge::rules::{self};
 
 /// The most streams, or consumers of one queue, that are listed.
 const LISTED_MAX: usize = 20_000;
@@ -133,6 +134,22 @@ pub(crate) async fn list_answering(
 pub(crate) async fn list_names(api: &Api, subject: &str, operation: &'static str) -> Result<Vec<String>, BrokerError> {
     let body = serde_json::json!({ "subject": subject });
     pages(api, "STREAM.NAMES", body, operation).await.map(|(names, _)| names)
+}
+
+impl Api {
+    /// The last message on `subject`, as the leader has it, for what is mostly not there: the server counts a read of such a message as an error of its API, and
+    /// operators watch that figure. So it is asked first whether there is one.
+    pub(crate) async fn last_if_any(
+        &self,
+        stream: &str,
+        subject: String,
+        operation: &'static str,
+    ) -> Result<Option<Stored>, BrokerError> {
+        match subjects(self, stream, &subject, 0, operation).await?.0.is_empty() {
+            true => Ok(None),
+            false => self.last_at_leader(stream, subject, operation).await,
+        }
+    }
 }
 
 /// All pages of a list, and the names of what did not answer: between several servers a list ends after 4 s without it. The

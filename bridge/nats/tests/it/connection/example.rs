@@ -6,7 +6,7 @@ use std::time::Duration;
 use nkeys::KeyPair;
 use relay_bridge::contract::QueueName;
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::provision::{Provision as _, Wanted};
+use relay_bridge::provision::Wanted;
 use relay_conformance::testing::{NatsCluster, NatsServer};
 use relay_nats::config::{Credentials, NatsConfig, Secret, Tls};
 use relay_nats::{Nats, Settings, StreamSettings, names};
@@ -71,7 +71,7 @@ async fn the_example_cluster_keeps_three_flushed_copies_and_goes_on_without_one_
     let nats = Nats::open(connection.clone(), Settings { streams, ..Settings::default() }).await.unwrap();
     let queue: QueueName = "work".parse().unwrap();
     let wanted = Wanted { queue: queue.clone(), policy: QueuePolicy::default(), seen: None };
-    nats.apply(&[wanted], false).await.unwrap();
+    nats.broker().provision.apply(&[wanted], false).await.unwrap();
 
     let context = connection.jetstream();
     let stored = context.publish("relay.jobs.work.me.first", "".into()).await.unwrap().await.unwrap();

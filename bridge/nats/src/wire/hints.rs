@@ -8,18 +8,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use crate::stored::names::{self, Lane};
-use crate::wire::api::Api;
-use relay_bridge::clock::Clock;
+use crate::stored::names::Lane;
 use relay_bridge::contract::{QueueName, Timestamp};
 
 /// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
-const EVERY: Duration = Duration::from_millis(2);
+pub(crate) const EVERY: Duration = Duration::from_millis(2);
 /// The most lanes that are hinted at in [`EVERY`]; a round finds the others.
 const LATELY_MAX: usize = 4_096;
 /// The most jobs on timers that are hinted at in their time; a round finds the others.
@@ -41,11 +37,11 @@ pub(crate) struct Hints {
     /// Jobs on timers, by when they come into line.
     later: Mutex<BTreeMap<(Instant, u64), Whose>>,
     /// There is something to be told later, or sooner than before.
-    woken: Notify,
+    pub(crate) woken: Notify,
 }
 
 /// A lane of a queue.
-type Whose = (QueueName, Lane);
+pub(crate) type Whose = (QueueName, Lane);
 
 #[derive(Debug)]
 struct Lately {
@@ -65,7 +61,7 @@ impl Lately {
 
 impl Hints {
     /// Takes note of a job in line. Whether it is to be told at once; what it keeps, [`Self::due`] gives.
-    fn note(&self, queue: &QueueName, lane: &Lane, now: Instant) -> bool {
+    pub(crate) fn note(&self, queue: &QueueName, lane: &Lane, now: Instant) -> bool {
         let mut lately = self.lately();
         let key = (queue.clone(), lane.clone());
         if let Some(lately) = lately.get_mut(&key) {
@@ -89,7 +85,7 @@ impl Hints {
     }
 
     /// Takes note of a job that comes into line at `at`.
-    fn note_later(&self, queue: &QueueName, lane: &Lane, at: Instant) {
+    pub(crate) fn note_later(&self, queue: &QueueName, lane: &Lane, at: Instant) {
         let mut later = self.later();
         if later.len() >= LATER_MAX {
             // The furthest one goes: there is the most time to find it.
@@ -108,7 +104,7 @@ impl Hints {
     }
 
     /// The jobs that came together meanwhile, and those whose time has come; and when there is more, if nothing comes before.
-    fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
+    pub(crate) fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
         let mut lately = self.lately();
         lately.retain(|_, lately| lately.is_needed(now));
         let untold = lately.iter_mut().filter(|(_, lately)| lately.untold > 0);
@@ -138,48 +134,6 @@ impl Hints {
 
     fn later(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Whose>> {
         self.later.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Api {
-    /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
-    pub(crate) async fn hint(&self, Hint { queue, lane, at }: &Hint) {
-        let now = Instant::now();
-        match at {
-            // By the machine's clock: the server's, which the timer goes by, is near it.
-            Some(at) => self.hints().note_later(queue, lane, now + at.since(Clock::system().now())),
-            None if self.hints().note(queue, lane, now) => {
-                // Boxed: few calls get here, and the future of all that write would be the larger by it.
-                Box::pin(self.tell_hint(queue, lane, 1)).await;
-            }
-            None => {}
-        }
-    }
-
-    async fn tell_hint(&self, queue: &QueueName, lane: &Lane, jobs: u32) {
-        self.tell(names::hint(queue, lane), HeaderMap::new(), jobs.to_string().into()).await;
-    }
-}
-
-/// Tells what came together, and of jobs whose time comes, until the adapter is closed.
-pub(crate) async fn keep_hinting(api: Api, closing: CancellationToken) {
-    let mut next = None;
-    loop {
-        let woken = async {
-            api.hints().woken.notified().await;
-            // Jobs that come together are told together.
-            tokio::time::sleep(EVERY).await;
-        };
-        tokio::select! {
-            () = woken => {}
-            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
-            () = closing.cancelled() => return,
-        }
-        let due;
-        (due, next) = api.hints().due(Instant::now());
-        for ((queue, lane), jobs) in due {
-            api.tell_hint(&queue, &lane, jobs).await;
-        }
     }
 }
 

@@ -1,0 +1,64 @@
+//! Which lanes are pulled, and how much: as far as there are places, the lanes in turns.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::pulling::Pulls;
+use crate::line::queue_state::{QueueState, weight};
+
+impl Pulls {
+    /// Pulls what the lanes have, as far as there are places, the lanes in turns. Whether there is anything to pull.
+    pub(crate) fn dispatch(self: &Arc<Self>, line: &Arc<QueueState>) -> bool {
+        let policy = line.policy();
+        if policy.paused {
+            return false;
+        }
+        let pulls = {
+            // Together: of two that look at the same time, each would take the places that are left.
+            let mut places = self.lines.places();
+            let (now, mut turns) = (Instant::now(), line.turns());
+            let (free, waiting) = places.room(&line.queue, now);
+            let mut pulls = turns.plan(waiting, false, now, |lane| weight(&policy, lane));
+            // A worker that asks again at once may ask for less: of a backlog nothing is taken for it ahead, nor of a hint that another
+            // process would have heard.
+            if !line.rounds.is_alone() {
+                let taken = pulls.iter().map(|wanted| wanted.count).sum();
+                pulls.extend(turns.plan(free.saturating_sub(taken), true, now, |lane| weight(&policy, lane)));
+            }
+            drop(turns);
+            pulls.iter().for_each(|wanted| places.hold(&line.queue, wanted.count));
+            pulls
+        };
+        if pulls.is_empty() {
+            return false;
+        }
+        line.pulls.send_modify(|out| *out += pulls.len());
+        for wanted in pulls {
+            self.tasks.spawn(Arc::clone(self).pull(Arc::clone(line), Arc::clone(&policy), wanted));
+        }
+        true
+    }
+
+    /// Has a pull stand for the next job of the lane whose job came last, while somebody waits, nothing else is asked for, and
+    /// this process is the only one that takes any: it needs neither a hint nor a request to get here then. Of several
+    /// processes one would take what another one was told of.
+    pub(crate) fn stand(self: &Arc<Self>, line: &Arc<QueueState>) {
+        let policy = line.policy();
+        let is_of_use =
+            !policy.paused && *line.pulls.borrow() == 0 && line.rounds.is_alone() && self.lines.free(line) > 0;
+        if !is_of_use || line.stands.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(lane) = line.expected() else { return };
+        if line.stands.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let wanted = line.turns().stand(&lane, Instant::now());
+        match wanted {
+            Some(wanted) => drop(self.tasks.spawn(Arc::clone(self).pull(Arc::clone(line), policy, wanted))),
+            None => line.stands.store(false, Ordering::Release),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The refusal of who holds a job no more.
+
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+
+/// A `LeaseLost`.
+pub(crate) fn lost(operation: &'static str, why: &str) -> BrokerError {
+    BrokerError::new(BrokerErrorKind::LeaseLost, operation, format!("the lease is lost: {why}"))
+}

@@ -1,0 +1,131 @@
+//! Results as entries of the log: one is written once per run under a condition, read at the leaders, and erased.
+
+use std::sync::Arc;
+
+use super::log::LogReader;
+use crate::stored::names::{self, RESULTS_STREAM};
+use crate::stored::record::Stored;
+use crate::stored::result_entry::{self, Entry};
+use crate::wire::api::{Api, Written};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::envelope::WireVersion;
+use relay_bridge::contract::{ClientId, JobId, JobResult, Outcome, QueueName, Timestamp};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::result_log::Finished;
+use relay_bridge::rules;
+use relay_bridge::rules::refusal::contended;
+
+/// How often a condition that fails because others write is tried again.
+const TRIES: usize = 8;
+
+/// Reads and writes result entries.
+pub(crate) struct ResultEntries {
+    pub(crate) api: Api,
+    pub(crate) clock: Clock,
+    pub(crate) wire: WireVersion,
+    pub(crate) log: Arc<LogReader>,
+}
+
+impl ResultEntries {
+    /// Writes a result if the last one of its job has sequence `expected` (0: there is none).
+    pub(crate) async fn write_result(
+        &self,
+        result: &JobResult,
+        due_at: Timestamp,
+        expected: u64,
+        operation: &'static str,
+    ) -> Result<Written, BrokerError> {
+        let now = self.clock.now();
+        let keep_until = rules::record::keep_until(result, due_at, now);
+        self.api.publish(result_entry::record(result, keep_until, now, self.wire, expected), operation).await
+    }
+
+    /// The job's result that is kept, of whatever run, as the leader has it. One that nobody can read is none.
+    pub(crate) async fn kept_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
+        let found = self.last_result(client, job).await?.and_then(|last| last.entry);
+        match found.filter(|entry| !entry.is_past_keeping(self.clock.now())) {
+            Some(entry) => Ok(Some(entry.finished(self.log.id().await?))),
+            None => Ok(None),
+        }
+    }
+
+    /// The sequence of the last message about the job's result (0: there is none), and the result in it that counts: one that
+    /// is kept still, and of the job's queue.
+    pub(crate) async fn standing_result(
+        &self,
+        client: &ClientId,
+        queue: &QueueName,
+        job: JobId,
+    ) -> Result<(u64, Option<Entry>), BrokerError> {
+        let Some(Last { seq, entry }) = self.last_result(client, job).await? else { return Ok((0, None)) };
+        let now = self.clock.now();
+        Ok((seq, entry.filter(|entry| entry.result.queue == *queue && !entry.is_past_keeping(now))))
+    }
+
+    /// The last message about the job's result.
+    ///
+    /// # Errors
+    /// `NewerVersion`: a newer relay wrote it.
+    async fn last_result(&self, client: &ClientId, job: JobId) -> Result<Option<Last>, BrokerError> {
+        let subject = names::result_anywhere(client, job);
+        let Some(found) = self.api.last_if_any(RESULTS_STREAM, subject, "read result").await? else {
+            return Ok(None);
+        };
+        let seq = found.seq;
+        Ok(Some(Last { seq, entry: readable(found)? }))
+    }
+
+    /// Removes the payload of the job's result for good; its outcome and its place stay. Idempotent. `None` if the job has
+    /// no result.
+    ///
+    /// One that can't be read is deleted. First what stays is written, then the result is deleted: a crash between the two leaves
+    /// the call unanswered and the result as it was, to be erased again.
+    pub(crate) async fn erase_result(&self, client: &ClientId, job: JobId) -> Result<Option<Outcome>, BrokerError> {
+        const OPERATION: &str = "erase";
+        for _ in 0..TRIES {
+            let Some(last) = self.last_result(client, job).await? else { return Ok(None) };
+            let Some(entry) = last.entry else {
+                // It is to be gone, whatever it says.
+                self.api.overwrite(RESULTS_STREAM, last.seq, OPERATION).await?;
+                continue;
+            };
+            let (outcome, run) = (entry.result.outcome, entry.result.run_id);
+            if !entry.erased {
+                let stub = entry.erase(self.wire, self.clock.now());
+                if let Written::Conflict(_) = self.api.publish(stub, OPERATION).await? {
+                    continue;
+                }
+            }
+            let subject = names::result(client, job);
+            let Some(left) = self.api.last_at_leader(RESULTS_STREAM, subject, OPERATION).await? else {
+                return Ok(Some(outcome));
+            };
+            let seq = left.seq;
+            if readable(left)?.is_some_and(|left| left.result.run_id > run) {
+                return Ok(Some(outcome));
+            }
+            // That it is gone is seen by looking again: the server gives one error for a message that was gone and for one
+            // that it could not delete.
+            self.api.overwrite(RESULTS_STREAM, seq, OPERATION).await?;
+        }
+        Err(contended(OPERATION, job))
+    }
+}
+
+/// The last message about a job's result.
+struct Last {
+    seq: u64,
+    /// The message as an entry; `None` if nobody can read it.
+    entry: Option<Entry>,
+}
+
+/// A result as it was stored. A program that may write there may write what is none: that is told, and ends no reading.
+fn readable(stored: Stored) -> Result<Option<Entry>, BrokerError> {
+    match Entry::read(stored) {
+        Err(error) if error.kind() == BrokerErrorKind::Corrupt => {
+            tracing::error!(%error, "a result can't be read: it counts as absent");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}

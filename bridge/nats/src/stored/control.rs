@@ -1,0 +1,69 @@
+//! Words on a queue's control subject.
+
+use bytes::Bytes;
+
+use relay_bridge::contract::JobId;
+
+/// What says on a control subject that the queue's policy is another one.
+pub(crate) const POLICY_CHANGED: &str = "policy";
+/// Before the job in what a control subject says of one.
+const ENDED: &str = "ended";
+/// Said on a control subject when a consumer of the queue is not where it was.
+pub(crate) const BEGAN_ANEW: &str = "anew";
+/// Before a process's number: it made a round over the consumers.
+pub(crate) const ROUND: &str = "round";
+/// The same: it waits for jobs too.
+pub(crate) const HERE: &str = "here";
+
+/// The word on a queue's control subject that a run of `job` ended.
+pub(crate) fn ended(job: JobId) -> Bytes {
+    format!("{ENDED} {job}").into()
+}
+
+/// A word on the control subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    PolicyChanged,
+    BeganAnew,
+    Ended(JobId),
+    /// Of another process, by its number: it is there, and made a round or not.
+    There(u64, bool),
+}
+
+impl Word {
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        match text.split_once(' ') {
+            None if text == POLICY_CHANGED => Some(Self::PolicyChanged),
+            None if text == BEGAN_ANEW => Some(Self::BeganAnew),
+            Some((ENDED, job)) => job.parse().ok().map(Self::Ended),
+            Some((ROUND, who)) => who.parse().ok().map(|who| Self::There(who, true)),
+            Some((HERE, who)) => who.parse().ok().map(|who| Self::There(who, false)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_on_the_control_subject_are_read_and_others_are_nothing() {
+        let job = JobId::mint();
+        assert_eq!(Word::read(&ended(job)), Some(Word::Ended(job)));
+        for (text, word) in [
+            (POLICY_CHANGED, Some(Word::PolicyChanged)),
+            (BEGAN_ANEW, Some(Word::BeganAnew)),
+            ("round 7", Some(Word::There(7, true))),
+            ("here 7", Some(Word::There(7, false))),
+            ("round", None),
+            ("ended", None),
+            ("ended 7", None),
+            ("", None),
+            ("\u{fffd} 7", None),
+        ] {
+            assert_eq!(Word::read(text.as_bytes()), word, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! How relay's streams are kept, as far as they were looked at.
+
+use std::sync::{Mutex, PoisonError};
+
+/// How several streams are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copies {
+    pub(crate) replicas_least: usize,
+    pub(crate) replicas_most: usize,
+    /// Whether one of them is in the servers' memory.
+    pub(crate) memory: bool,
+}
+
+impl Copies {
+    pub(crate) fn by(replicas: usize, memory: bool) -> Self {
+        Self { replicas_least: replicas, replicas_most: replicas, memory }
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            replicas_least: self.replicas_least.min(other.replicas_least),
+            replicas_most: self.replicas_most.max(other.replicas_most),
+            memory: self.memory || other.memory,
+        }
+    }
+}
+
+/// What was found last.
+#[derive(Debug)]
+pub(crate) struct Kept(Mutex<Copies>);
+
+impl Kept {
+    pub(crate) fn new(copies: Copies) -> Self {
+        Self(Mutex::new(copies))
+    }
+
+    pub(crate) fn get(&self) -> Copies {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, copies: Copies) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = copies;
+    }
+}
