@@ -5,15 +5,12 @@ use std::fmt;
 
 use aws_sdk_sqs::config::Credentials as Keys;
 
+use crate::limits::QUEUE_MAX;
 use crate::others::forward::Forward;
 use crate::others::share::Share;
 
 /// The longest name of a table.
 const TABLE_MAX: usize = 255;
-/// The longest name of a queue of SQS, suffix included.
-pub(crate) const QUEUE_MAX: usize = 80;
-/// What the name of a queue of the FIFO kind ends with.
-pub(crate) const FIFO: &str = ".fifo";
 
 /// How relay reaches SQS and DynamoDB, and what its table and queues are called there.
 #[derive(Clone, Debug)]

@@ -26,116 +26,97 @@ mod aws;
 pub mod config;
 mod jobs;
 mod leases;
+mod limits;
 mod operate;
 mod others;
 mod results;
+mod settings;
 mod stored;
 
 mod names;
 
+pub use crate::limits::PAYLOAD_MAX;
 pub use crate::operate::iam;
 pub use crate::others::{forward, plain, share};
+pub use crate::settings::Settings;
 
-use crate::aws::queue as line;
-use crate::jobs::{quota, spares, sweep};
-use crate::leases::{held, line as asks, running_limit as slots};
-use crate::results::{finish, replies, waiting};
-use crate::stored::schema;
-
-use std::collections::HashMap;
+use crate::aws::queue;
+use relay_bridge::broker::{Broker, Capabilities, Durability};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::aws::connect::Clients;
-use crate::aws::table::Table;
-use crate::stored::policies::Policies;
-use config::SqsConfig;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use relay_bridge::broker::{Broker, Capabilities, Durability};
-use relay_bridge::clock::Clock;
-use relay_bridge::contract::envelope::WireVersion;
-use relay_bridge::contract::{ClientId, JobId, QueueName};
+use crate::aws::connect::Clients;
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::Table;
+use crate::config::SqsConfig;
+use crate::jobs::Jobs;
+use crate::jobs::count::Counting;
+use crate::jobs::enqueue::Submissions;
+use crate::jobs::list::Listing;
+use crate::jobs::quota::{Counts, Places};
+use crate::jobs::runs::Runs;
+use crate::jobs::sending::{SENDING_MAX, Sender};
+use crate::jobs::spares::Spares;
+use crate::jobs::sweep::{Sweep, Sweeping};
+use crate::leases::Leases;
+use crate::leases::claim::Claims;
+use crate::leases::held::HeldJobs;
+use crate::leases::lines::Lines;
+use crate::leases::poll::Polls;
+use crate::leases::running_limit::{Owed, Slots};
+use crate::leases::settle::Settling;
+use crate::operate::dead_letters::Operator;
+use crate::operate::provision::Provisioning;
+use crate::others::forwarder::Forwards;
+use crate::others::mailbox::Render;
+use crate::results::Results;
+use crate::results::end::Ends;
+use crate::results::finish::Endings;
+use crate::results::log::LogReader;
+use crate::results::recording::Recording;
+use crate::results::replies::Replies;
+use crate::results::waiting::Wakes;
+use crate::stored::letters::LetterStore;
+use crate::stored::policies::Policies;
+use crate::stored::records::Records;
+use crate::stored::schema::TableMeta;
+use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::newer_jobs::NewerJobs;
-
-/// The largest payload or result in bytes: an item of DynamoDB holds 400 KiB with everything about it, a dead letter's
-/// reason included.
-pub const PAYLOAD_MAX: u64 = 350 * 1_024;
+use relay_bridge::rules;
 
 /// How long the end of an adapter waits for calls that are on their way, beyond the time that it is given.
 const LAST_CALLS_MAX: Duration = Duration::from_secs(10);
 
-/// What holds for all of an adapter's work.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The envelope version that is written.
-    pub wire_version: WireVersion,
-    /// The clock of deadlines, leases and retention, which processes share: see `skew`.
-    pub clock: Clock,
-    /// How far the clocks of two processes may be apart: for so long after its end a lease is given to nobody else.
-    /// Default 5 s.
-    pub skew: Duration,
-    /// How often this process looks for what time demands in each queue, however often it is told to sweep. Default 5 s.
-    pub sweep_every: Duration,
-    /// How often who waits for a job looks by itself, where another process would tell it: messages can be lost. Default 2 s.
-    pub look_every: Duration,
-    /// How often this process says that its reply queue is in use, and looks for queues of dead processes, which are those
-    /// that said nothing for 5 minutes. Default 60 s.
-    pub reply_beat: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            wire_version: WireVersion::default(),
-            clock: Clock::default(),
-            skew: Duration::from_secs(5),
-            sweep_every: Duration::from_secs(5),
-            look_every: Duration::from_secs(2),
-            reply_beat: Duration::from_secs(60),
-        }
-    }
-}
-
 /// A connected adapter. Clones share it.
 #[derive(Clone)]
-pub struct Sqs(Arc<Inner>);
+pub struct Sqs(Arc<Parts>);
 
-/// What all parts of the adapter share.
-struct Inner {
-    settings: Settings,
-    /// How often the rules corrected or refused what a worker said.
-    rule_counts: Arc<relay_bridge::rules::Counts>,
-    table: Table,
-    queues: Arc<line::SqsQueues>,
-    policies: Arc<Policies>,
-    meta: OnceCell<schema::Meta>,
-    endings: finish::Endings,
-    replies: Arc<replies::Replies>,
-    lines: Mutex<HashMap<QueueName, Arc<asks::Line>>>,
-    counts: quota::Counts,
-    spares: Arc<spares::Spares>,
-    sweeping: sweep::Sweeping,
-    /// Places for messages whose jobs were accepted.
-    sending: Arc<Semaphore>,
-    held: held::Held,
-    owed: slots::Owed,
-    /// Who waits in this process for a job's result, and for a client's next one.
-    waiting_jobs: waiting::Wakes<JobId>,
-    waiting_clients: waiting::Wakes<ClientId>,
+/// The capabilities, and what ends them.
+struct Parts {
+    rule_counts: Arc<rules::Counts>,
     newer_jobs: Arc<NewerJobs>,
+    policies: Arc<Policies>,
+    lines: Arc<Lines>,
+    jobs: Arc<Jobs>,
+    leases: Arc<Leases>,
+    results: Arc<Results>,
+    dead_letters: Arc<Operator>,
+    provision: Arc<Provisioning>,
+    forwards: Arc<Forwards>,
     /// Every task that the adapter spawned, for [`Sqs::close`].
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
     /// Cancelled when it waits for receives no longer.
     dropping: CancellationToken,
-    /// Ends what runs for nobody once the last clone is gone.
-    _unused: DropGuard,
+    /// Ends what runs for nobody once the last of what uses it is gone.
+    _alive: Arc<DropGuard>,
 }
 
 impl Sqs {
@@ -145,50 +126,13 @@ impl Sqs {
     /// `Invalid` if the configuration is wrong, or no region is known.
     pub async fn connect(config: SqsConfig, settings: Settings) -> Result<Self, BrokerError> {
         let clients = Clients::new(&config).await?;
-        let table = Table::new(clients.table.clone(), &config.table);
-        let tasks = TaskTracker::new();
-        let queues = Arc::new(line::SqsQueues::new(clients, config, tasks.clone()));
-        let policies = Arc::new(Policies::new(table.clone(), queues.clone()));
-        let (waiting_jobs, closing) = (waiting::Wakes::default(), CancellationToken::new());
-        let replies = replies::Replies::new(
-            table.clone(),
-            queues.clone(),
-            settings.clone(),
-            waiting_jobs.clone(),
-            tasks.clone(),
-            closing.clone(),
-        );
-        let spares = spares::Spares::new(table.clone(), tasks.clone(), closing.clone());
-        Ok(Self(Arc::new(Inner {
-            endings: finish::Endings::new(table.clone(), settings.clock.clone(), tasks.clone(), replies.clone()),
-            replies,
-            settings,
-            rule_counts: Arc::default(),
-            table,
-            queues,
-            policies,
-            meta: OnceCell::new(),
-            lines: Mutex::default(),
-            counts: quota::Counts::default(),
-            spares: Arc::new(spares),
-            sweeping: sweep::Sweeping::default(),
-            sending: Arc::new(Semaphore::new(crate::jobs::enqueue::SENDING_MAX)),
-            held: held::Held::default(),
-            owed: slots::Owed::default(),
-            waiting_jobs,
-            waiting_clients: waiting::Wakes::default(),
-            newer_jobs: Arc::default(),
-            tasks,
-            _unused: closing.clone().drop_guard(),
-            closing,
-            dropping: CancellationToken::new(),
-        })))
+        Ok(Self(Arc::new(Parts::compose(clients, config, settings))))
     }
 
     /// The capabilities, all of them backed by one table and its queues.
     #[must_use]
     pub fn broker(&self) -> Broker {
-        let this = Arc::new(self.clone());
+        let Parts { policies, jobs, leases, results, dead_letters, provision, rule_counts, .. } = &*self.0;
         Broker {
             capabilities: Capabilities {
                 adapter: "sqs",
@@ -200,13 +144,13 @@ impl Sqs {
                 fair: false,
                 one_line: false,
             },
-            jobs: this.clone(),
-            leasing: this.clone(),
-            results: this.clone(),
-            dead_letters: this.clone(),
-            policies: self.0.policies.clone(),
-            provision: this,
-            counts: self.0.rule_counts.clone(),
+            jobs: jobs.clone(),
+            leasing: leases.clone(),
+            results: results.clone(),
+            dead_letters: dead_letters.clone(),
+            policies: policies.clone(),
+            provision: provision.clone(),
+            counts: rule_counts.clone(),
         }
     }
 
@@ -216,9 +160,24 @@ impl Sqs {
         Arc::clone(&self.0.newer_jobs)
     }
 
+    /// Finds that the table and the queues of `queues` are there, for a process that may not create them.
+    ///
+    /// # Errors
+    /// `NotFound` or `StateConflict` with everything that is missing, and what to do.
+    pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        self.0.provision.check_provisioned(queues).await
+    }
+
+    /// Sends the results of every client that the configuration names, until `stop`. Any number of processes may do so at
+    /// once: one of them is at work for each client. What a queue refuses is logged and tried again, and holds up no other
+    /// client's.
+    pub async fn forward(&self, render: Render, stop: CancellationToken) {
+        self.0.forwards.forward(render, stop).await;
+    }
+
     /// As [`Sqs::close_by`], with time for every receive to end by itself, which takes up to 20 s.
     pub async fn close(&self) {
-        self.close_by(Instant::now() + line::RECEIVE_WAIT_MAX).await;
+        self.close_by(Instant::now() + queue::RECEIVE_WAIT_MAX).await;
     }
 
     /// Begins no receive any more, hands back what is at hand, what the last receives bring and what was leased for nobody,
@@ -229,10 +188,10 @@ impl Sqs {
         self.0.closing.cancel();
         self.0.tasks.close();
         let ended = async {
-            self.give_back_at_hand().await;
+            self.0.lines.give_back_at_hand().await;
             self.0.tasks.wait().await;
             // Claims that were on their way may have put something there.
-            self.give_back_at_hand().await;
+            self.0.lines.give_back_at_hand().await;
         };
         if tokio::time::timeout_at(until, ended).await.is_ok() {
             return;
@@ -240,7 +199,7 @@ impl Sqs {
         self.0.dropping.cancel();
         let ended = async {
             self.0.tasks.wait().await;
-            self.give_back_at_hand().await;
+            self.0.lines.give_back_at_hand().await;
         };
         if tokio::time::timeout(LAST_CALLS_MAX, ended).await.is_err() {
             tracing::warn!(
@@ -248,34 +207,219 @@ impl Sqs {
             );
         }
     }
+}
 
-    fn table(&self) -> &Table {
-        &self.0.table
-    }
-
-    fn policies(&self) -> &Policies {
-        &self.0.policies
-    }
-
-    fn clock(&self) -> &Clock {
-        &self.0.settings.clock
-    }
-
-    fn wire(&self) -> WireVersion {
-        self.0.settings.wire_version
-    }
-
-    fn is_fifo(&self) -> bool {
-        self.0.queues.config().fifo
-    }
-
-    /// What is known about the table, read once.
-    async fn meta(&self, operation: &'static str) -> Result<schema::Meta, BrokerError> {
-        self.0.meta.get_or_try_init(|| schema::read_meta(&self.0.table, operation)).await.copied()
-    }
-
-    /// The queue of SQS for `queue`.
-    async fn sqs_queue(&self, queue: &QueueName, operation: &'static str) -> Result<Arc<line::SqsQueue>, BrokerError> {
-        self.0.queues.of(queue, operation).await
+impl Parts {
+    /// Gives each part what it uses, from the bottom up.
+    fn compose(clients: Clients, config: SqsConfig, settings: Settings) -> Self {
+        let (tasks, closing, dropping) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let alive = Arc::new(closing.clone().drop_guard());
+        let (rule_counts, newer_jobs) = (Arc::<rules::Counts>::default(), Arc::<NewerJobs>::default());
+        let table = Table::new(clients.table.clone(), &config.table);
+        let queues = Arc::new(SqsQueues::new(clients, config, tasks.clone()));
+        let policies = Arc::new(Policies::new(table.clone(), queues.clone()));
+        let meta = Arc::new(TableMeta::new(table.clone()));
+        let (waiting_jobs, waiting_clients) = (Wakes::default(), Wakes::default());
+        let replies = Replies::new(
+            table.clone(),
+            queues.clone(),
+            settings.clone(),
+            waiting_jobs.clone(),
+            tasks.clone(),
+            closing.clone(),
+        );
+        let spares = Arc::new(Spares::new(table.clone(), tasks.clone(), closing.clone()));
+        let (sending, held) = (Arc::new(Semaphore::new(SENDING_MAX)), Arc::<HeldJobs>::default());
+        let records = Arc::new(Records { settings: settings.clone(), table: table.clone() });
+        let counting = Arc::new(Counting {
+            queues: queues.clone(),
+            settings: settings.clone(),
+            spares: spares.clone(),
+            table: table.clone(),
+        });
+        let places = Arc::new(Places {
+            counts: Counts::default(),
+            policies: policies.clone(),
+            queues: queues.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            counting: counting.clone(),
+        });
+        let sender = Arc::new(Sender {
+            queues: queues.clone(),
+            sending: sending.clone(),
+            settings: settings.clone(),
+            spares: spares.clone(),
+            tasks: tasks.clone(),
+        });
+        let ends = Arc::new(Ends {
+            endings: Endings::new(table.clone(), settings.clock.clone(), tasks.clone(), replies.clone()),
+            settings: settings.clone(),
+            table: table.clone(),
+            waiting_clients: waiting_clients.clone(),
+            waiting_jobs: waiting_jobs.clone(),
+        });
+        let log = Arc::new(LogReader { meta: meta.clone(), settings: settings.clone(), table: table.clone() });
+        let letters = Arc::new(LetterStore {
+            policies: policies.clone(),
+            rule_counts: rule_counts.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            records: records.clone(),
+        });
+        let lines = Arc::new(Lines { open: Mutex::default(), queues: queues.clone() });
+        let slots = Arc::new(Slots { settings: settings.clone(), table: table.clone() });
+        let recording = Arc::new(Recording {
+            held: held.clone(),
+            policies: policies.clone(),
+            queues: queues.clone(),
+            rule_counts: rule_counts.clone(),
+            settings: settings.clone(),
+            spares: spares.clone(),
+            table: table.clone(),
+            records: records.clone(),
+            letters: letters.clone(),
+            ends: ends.clone(),
+            places: places.clone(),
+            lines: lines.clone(),
+        });
+        let settling = Arc::new(Settling {
+            held: held.clone(),
+            policies: policies.clone(),
+            queues: queues.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            records: records.clone(),
+            places: places.clone(),
+            sender: sender.clone(),
+            slots: slots.clone(),
+            lines: lines.clone(),
+            owed: Owed::default(),
+        });
+        let claims = Arc::new(Claims {
+            held: held.clone(),
+            newer_jobs: newer_jobs.clone(),
+            settings: settings.clone(),
+            spares: spares.clone(),
+            table: table.clone(),
+            records: records.clone(),
+            slots: slots.clone(),
+            places: places.clone(),
+            recording: recording.clone(),
+            settling: settling.clone(),
+        });
+        let polls = Arc::new(Polls {
+            closing: closing.clone(),
+            dropping: dropping.clone(),
+            policies: policies.clone(),
+            settings: settings.clone(),
+            tasks: tasks.clone(),
+            lines: lines.clone(),
+            claims: claims.clone(),
+            settling: settling.clone(),
+        });
+        let runs = Arc::new(Runs {
+            policies: policies.clone(),
+            queues: queues.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            records: records.clone(),
+            letters: letters.clone(),
+            places: places.clone(),
+            recording: recording.clone(),
+            log: log.clone(),
+            sender: sender.clone(),
+        });
+        let submissions = Arc::new(Submissions {
+            policies: policies.clone(),
+            queues: queues.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            records: records.clone(),
+            places: places.clone(),
+            sender: sender.clone(),
+        });
+        let listing = Arc::new(Listing { settings: settings.clone(), table: table.clone() });
+        let sweep = Arc::new(Sweep {
+            policies: policies.clone(),
+            queues: queues.clone(),
+            replies: replies.clone(),
+            settings: settings.clone(),
+            spares: spares.clone(),
+            sweeping: Sweeping::default(),
+            table: table.clone(),
+            tasks: tasks.clone(),
+            records: records.clone(),
+            recording: recording.clone(),
+            sender: sender.clone(),
+            sending: sending.clone(),
+        });
+        let leases = Arc::new(Leases {
+            closing: closing.clone(),
+            policies: policies.clone(),
+            tasks: tasks.clone(),
+            lines: lines.clone(),
+            polls: polls.clone(),
+            settling: settling.clone(),
+            letters: letters.clone(),
+            recording: recording.clone(),
+            _alive: alive.clone(),
+        });
+        let jobs = Arc::new(Jobs {
+            policies: policies.clone(),
+            settings: settings.clone(),
+            records: records.clone(),
+            submissions: submissions.clone(),
+            runs: runs.clone(),
+            listing: listing.clone(),
+            counting: counting.clone(),
+            places: places.clone(),
+            sweep: sweep.clone(),
+            _alive: alive.clone(),
+        });
+        let results = Arc::new(Results {
+            closing: closing.clone(),
+            replies: replies.clone(),
+            settings: settings.clone(),
+            waiting_clients: waiting_clients.clone(),
+            waiting_jobs: waiting_jobs.clone(),
+            records: records.clone(),
+            log: log.clone(),
+            _alive: alive.clone(),
+        });
+        let dead_letters = Arc::new(Operator {
+            policies: policies.clone(),
+            queues: queues.clone(),
+            settings: settings.clone(),
+            table: table.clone(),
+            letters: letters.clone(),
+            records: records.clone(),
+            places: places.clone(),
+            runs: runs.clone(),
+            _alive: alive.clone(),
+        });
+        let provision = Arc::new(Provisioning { meta: meta.clone(), policies: policies.clone() });
+        let forwards = Arc::new(Forwards {
+            queues: queues.clone(),
+            table: table.clone(),
+            settings: settings.clone(),
+            results: results.clone(),
+        });
+        Self {
+            rule_counts,
+            newer_jobs,
+            policies,
+            lines,
+            jobs,
+            leases,
+            results,
+            dead_letters,
+            provision,
+            forwards,
+            tasks,
+            closing,
+            dropping,
+            _alive: alive,
+        }
     }
 }

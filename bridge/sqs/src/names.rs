@@ -1,6 +1,7 @@
 //! Keys of items, partitions of indexes, and names of queues in SQS.
 
-use crate::config::{FIFO, QUEUE_MAX, SqsConfig};
+use crate::config::SqsConfig;
+use crate::limits::{FIFO, QUEUE_MAX};
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 

@@ -1,10 +1,11 @@
 //! Many small calls as few large ones: what is pending goes together when a call is free. No timer: alone, a call goes at
 //! once; while calls are in flight, what comes meanwhile shares the next one.
 
+use relay_bridge::support::lock;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -115,7 +116,7 @@ async fn drain<T: Send + 'static, R: Send + 'static>(shared: Arc<Shared<T, R>>) 
 
 impl<T, R> Shared<T, R> {
     fn lock(&self) -> MutexGuard<'_, State<T, R>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// What goes with the next call, or nothing: then this drain has ended.

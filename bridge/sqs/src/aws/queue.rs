@@ -1,7 +1,8 @@
 //! The queues of SQS: what is sent, received, hidden and deleted. Entries of a batch fail one by one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_sqs::operation::get_queue_url::GetQueueUrlError;
@@ -9,7 +10,6 @@ use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
     MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
 };
-
 use tokio_util::task::TaskTracker;
 
 use crate::aws::coalesce::{Bounds, Coalesce};
@@ -19,6 +19,7 @@ use crate::config::SqsConfig;
 use crate::names;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 /// The most entries of one call, and the most messages of one receive.
 pub(crate) const BATCH_MAX: usize = 10;
@@ -295,7 +296,7 @@ impl SqsQueues {
     /// # Errors
     /// `NotFound` if SQS has none.
     pub(crate) async fn of(&self, queue: &QueueName, operation: &'static str) -> Result<Arc<SqsQueue>, BrokerError> {
-        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(queue) {
+        if let Some(known) = lock(&self.known).get(queue) {
             return Ok(known.clone());
         }
         let url = self.find(queue, operation).await?.ok_or_else(|| {
@@ -303,7 +304,7 @@ impl SqsQueues {
             BrokerError::new(BrokerErrorKind::NotFound, operation, why)
         })?;
         let found = Arc::new(self.at(url, self.config.fifo));
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         Ok(known.entry(queue.clone()).or_insert(found).clone())
     }
 

@@ -3,12 +3,16 @@
 //!
 //! The index by time has all open records, of those that run too: a claim must not cost a write of the index.
 
+use std::sync::Arc;
+
 use futures_util::future::try_join_all;
 
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::Query;
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::{Query, Table};
+use crate::jobs::spares::Spares;
 use crate::names;
+use crate::settings::Settings;
 use crate::stored::record::Record;
 use crate::stored::schema::BY_TIME;
 use relay_bridge::contract::{ClientId, JobState, QueueName, Timestamp};
@@ -19,13 +23,21 @@ const OPERATION: &str = "read depth";
 /// Up to so many open records of one of [`names::SHARDS`] shards are looked at one by one.
 const SHARD_MAX: u64 = 25_000;
 
-impl Sqs {
+/// Counts jobs.
+pub(crate) struct Counting {
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) settings: Settings,
+    pub(crate) spares: Arc<Spares>,
+    pub(crate) table: Table,
+}
+
+impl Counting {
     /// About how a queue stands. A job parked for longer than SQS delays is in no message, and not counted.
     pub(crate) async fn look_at_queue(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
-        let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
-        let spares = self.0.spares.of(queue).await?;
+        let [visible, hidden, delayed] = self.queues.of(queue, OPERATION).await?.counts(OPERATION).await?;
+        let spares = self.spares.of(queue).await?;
         if spares > 0 && visible + hidden + delayed == 0 {
-            self.0.spares.forget(queue).await?;
+            self.spares.forget(queue).await?;
         }
         Ok(Depth { waiting: visible.saturating_sub(spares), parked: delayed, leased: hidden })
     }
@@ -43,7 +55,7 @@ impl Sqs {
             }
             Ok(records)
         });
-        let now = self.clock().now();
+        let now = self.settings.clock.now();
         let (mut depth, mut oldest) = (Depth::default(), None::<Timestamp>);
         for record in try_join_all(shards).await?.into_iter().flatten() {
             match record.state() {
@@ -78,7 +90,7 @@ impl Sqs {
                 after,
                 ..Query::default()
             };
-            let found = self.table().query(query, operation).await?;
+            let found = self.table.query(query, operation).await?;
             let jobs = found.items.iter().filter_map(|item| names::job_of_partition(item.get_text("pk")?));
             keys.extend(jobs.map(names::record));
             after = found.next;
@@ -86,8 +98,8 @@ impl Sqs {
                 break;
             }
         }
-        let items = self.table().get_many(&keys, operation).await?;
-        let now = self.clock().now();
+        let items = self.table.get_many(&keys, operation).await?;
+        let now = self.settings.clock.now();
         let open = |item: &Item| !item.is_past(now);
         items.into_iter().filter(open).map(Record::read).filter(|record| is_open(record.as_ref())).collect()
     }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use futures_util::future::try_join_all;
 
-use crate::Sqs;
-use crate::aws::table::Query;
+use crate::aws::table::{Query, Table};
 use crate::names;
+use crate::settings::Settings;
 use crate::stored::record::Record;
 use crate::stored::schema::BY_CLIENT;
 use relay_bridge::contract::{ClientId, IdempotencyKey, JobId};
@@ -17,7 +17,13 @@ const OPERATION: &str = "list";
 /// The most records that one page looks at.
 const LOOKED_AT_MAX: usize = 2_000;
 
-impl Sqs {
+/// Lists a client's jobs.
+pub(crate) struct Listing {
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+}
+
+impl Listing {
     pub(crate) async fn list_jobs(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
         let limit = usize::try_from(filter.limit.clamp(1, 1_000)).unwrap_or(1);
         let mut before = match filter.after {
@@ -39,8 +45,8 @@ impl Sqs {
             looked_at += places.len();
             let jobs: Vec<_> = places.iter().filter_map(|place| names::job_of_place(place)).collect();
             let keys: Vec<_> = jobs.iter().map(|job| names::record(*job)).collect();
-            let now = self.clock().now();
-            let found = self.table().get_many(&keys, OPERATION).await?;
+            let now = self.settings.clock.now();
+            let found = self.table.get_many(&keys, OPERATION).await?;
             let found = found.into_iter().filter(|item| !item.is_past(now)).filter_map(|item| Record::read(item).ok());
             let found: HashMap<_, _> = found.map(|record| (record.job_id, record)).collect();
             for job in &jobs {
@@ -69,7 +75,7 @@ impl Sqs {
 
     /// The place of the client's job in its list, also if the record is past its keeping: a page may have ended there.
     async fn place_of(&self, client: &ClientId, job: JobId) -> Result<Option<String>, BrokerError> {
-        let item = self.table().get(&names::record(job), OPERATION).await?;
+        let item = self.table.get(&names::record(job), OPERATION).await?;
         let own = item.filter(|item| item.get_text("client") == Some(client.as_str()));
         own.map(|item| item.need_text("cl_at").map(str::to_owned)).transpose()
     }
@@ -87,7 +93,7 @@ impl Sqs {
                 limit: Some(asked),
                 ..Query::default()
             };
-            self.table().query(query, OPERATION)
+            self.table.query(query, OPERATION)
         });
         // Each shard gave its newest: the newest of all of them are the newest there are.
         let found = try_join_all(queries).await?.into_iter().flat_map(|found| found.items);

@@ -6,20 +6,24 @@
 //! between leaves it off by one. It is made anew where it was not written for long.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::types::ReturnValue;
 use futures_util::future::try_join_all;
 
-use crate::Sqs;
 use crate::aws::item::{Item, expires};
-use crate::aws::table::{Query, Written};
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::{Query, Table, Written};
+use crate::jobs::count::Counting;
 use crate::names;
+use crate::settings::Settings;
+use crate::stored::policies::Policies;
 use crate::stored::schema::BY_TIME;
 use relay_bridge::contract::{ClientId, JobState, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::rules::refusal;
+use relay_bridge::support::lock;
 
 /// Bounds up to here are counted; beyond, the jobs that run are a small part of them.
 const COUNTED_MAX: u64 = 50_000;
@@ -71,7 +75,17 @@ impl Counted {
     }
 }
 
-impl Sqs {
+/// Places in clients' lines.
+pub(crate) struct Places {
+    pub(crate) counts: Counts,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+    pub(crate) counting: Arc<Counting>,
+}
+
+impl Places {
     /// Takes a place in line for one more job of the client, unless it has `limit` jobs waiting: then the refusal.
     pub(crate) async fn take_place(
         &self,
@@ -86,14 +100,14 @@ impl Sqs {
         let (key, by) = (names::queued(queue, client), token());
         let full_for = FULL_FOR * u32::try_from(limit / 1_000).unwrap_or(u32::MAX).max(1);
         for _ in 0..TRIES {
-            let now = self.clock().now();
-            let before = |age: Duration| Timestamp::from_millis(now.as_millis() - crate::leases::claim::millis(age));
+            let now = self.settings.clock.now();
+            let before = |age: Duration| now - age;
             let values =
                 written(now, &by).number(":one", 1).number(":limit", limit).time(":stale", before(STALE_AFTER));
             let change = format!("SET #waiting = #waiting + :one, {WRITTEN}");
             let condition = "#waiting < :limit AND #at > :stale AND #by <> :by";
             let told = ReturnValue::None;
-            let found = match self.table().update_telling(told, &key, &change, condition, values, operation).await? {
+            let found = match self.table.update_telling(told, &key, &change, condition, values, operation).await? {
                 Written::Done(_) => return Ok(None),
                 Written::Refused(found) => found,
             };
@@ -123,7 +137,7 @@ impl Sqs {
         operation: &'static str,
     ) -> Result<(), BrokerError> {
         let waiting = self.count_waiting(queue, client, limit, operation).await?;
-        let values = written(self.clock().now(), &token()).number(":waiting", waiting);
+        let values = written(self.settings.clock.now(), &token()).number(":waiting", waiting);
         let change = format!("SET #waiting = :waiting, {WRITTEN}");
         let (condition, values) = match found {
             None => ("attribute_not_exists(#pk)", values),
@@ -133,7 +147,7 @@ impl Sqs {
             }
         };
         let key = names::queued(queue, client);
-        self.table().update_telling(ReturnValue::None, &key, &change, condition, values, operation).await?;
+        self.table.update_telling(ReturnValue::None, &key, &change, condition, values, operation).await?;
         Ok(())
     }
 
@@ -149,7 +163,7 @@ impl Sqs {
         for shard in names::shards_of(client) {
             // A client that holds so many leases is not told apart from one whose jobs wait.
             let most = limit.saturating_mul(2) + 4_000;
-            let records = self.open_records(queue, shard, Some(client), most, operation).await?;
+            let records = self.counting.open_records(queue, shard, Some(client), most, operation).await?;
             waiting += records.iter().filter(|record| record.state() == JobState::Queued).count() as u64;
         }
         Ok(waiting)
@@ -177,14 +191,14 @@ impl Sqs {
         operation: &'static str,
     ) {
         let changed = async {
-            if self.policies().require(queue, operation).await?.client(client).max_queued > COUNTED_MAX {
+            if self.policies.require(queue, operation).await?.client(client).max_queued > COUNTED_MAX {
                 return Ok(());
             }
-            let values = written(self.clock().now(), &token()).number(":one", 1);
+            let values = written(self.settings.clock.now(), &token()).number(":one", 1);
             // The SDK's repetition of a write whose answer was lost meets it. Without an item there is nothing to change.
             let (change, condition) = (format!("{change}, {WRITTEN}"), format!("{condition} AND #by <> :by"));
             let key = names::queued(queue, client);
-            self.table().update_telling(ReturnValue::None, &key, &change, &condition, values, operation).await?;
+            self.table.update_telling(ReturnValue::None, &key, &change, &condition, values, operation).await?;
             Ok::<_, BrokerError>(())
         };
         if let Err(error) = changed.await {
@@ -194,7 +208,7 @@ impl Sqs {
 
     /// This process put one more job of the client in line, whose place it had taken.
     pub(crate) fn counted(&self, queue: &QueueName, client: &ClientId) {
-        let mut counts = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts.0);
         if let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) {
             counted.added += 1;
         }
@@ -212,7 +226,7 @@ impl Sqs {
             return Ok(None);
         }
         // Jobs that run don't wait; whose they are SQS does not say.
-        let [_, hidden, _] = self.sqs_queue(queue, operation).await?.counts(operation).await?;
+        let [_, hidden, _] = self.queues.of(queue, operation).await?.counts(operation).await?;
         let waiting = open.saturating_sub(hidden.min(limit / PARTS));
         Ok(if waiting < limit { None } else { refusal::quota(operation, client, queue, waiting, limit) })
     }
@@ -226,9 +240,9 @@ impl Sqs {
         }
         let at = Instant::now();
         let shards = names::shards_of(client).map(|shard| names::open_shard(queue, shard));
-        let counts = shards.iter().map(|shard| self.table().count(of_client(shard, client, None), "enqueue"));
+        let counts = shards.iter().map(|shard| self.table.count(of_client(shard, client, None), "enqueue"));
         let open = try_join_all(counts).await?.into_iter().sum();
-        let mut counts = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts.0);
         if counts.len() >= COUNTS_MAX {
             counts.clear();
         }
@@ -237,7 +251,7 @@ impl Sqs {
     }
 
     fn known_open(&self, queue: &QueueName, client: &ClientId) -> Option<Counted> {
-        let counts = self.0.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = lock(&self.counts.0);
         counts.get(&(queue.clone(), client.clone())).copied()
     }
 
@@ -245,9 +259,9 @@ impl Sqs {
     /// included; `None` if they are many, and this process has not counted them in the last minutes.
     pub(crate) async fn waiting_in(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         const OPERATION: &str = "count jobs";
-        let limit = self.policies().require(queue, OPERATION).await?.client(client).max_queued;
+        let limit = self.policies.require(queue, OPERATION).await?.client(client).max_queued;
         if limit <= COUNTED_MAX {
-            if let Some(item) = self.table().get(&names::queued(queue, client), OPERATION).await? {
+            if let Some(item) = self.table.get(&names::queued(queue, client), OPERATION).await? {
                 return item.need_number("waiting").map(Some);
             }
         } else if let Some(known) = self.known_open(queue, client)
@@ -259,7 +273,7 @@ impl Sqs {
         let mut open = 0;
         for shard in names::shards_of(client) {
             let partition = names::open_shard(queue, shard);
-            let found = self.table().query(of_client(&partition, client, Some(FEW)), OPERATION).await?;
+            let found = self.table.query(of_client(&partition, client, Some(FEW)), OPERATION).await?;
             if found.next.is_some() {
                 return Ok(None);
             }

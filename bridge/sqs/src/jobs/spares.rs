@@ -3,7 +3,7 @@
 //! them. The table has their number, written once a second at most; who receives such a message first counts it off.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::aws::table::Table;
 use crate::names;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "count messages";
 /// How long changes are collected.
@@ -80,6 +81,6 @@ impl Spares {
     }
 
     fn changes(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, i64>> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 }

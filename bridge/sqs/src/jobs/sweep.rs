@@ -3,23 +3,32 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::Query;
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::{Query, Table};
+use crate::jobs::sending::Sender;
+use crate::jobs::spares::Spares;
 use crate::names;
+use crate::results::recording::Recording;
+use crate::results::replies::Replies;
+use crate::settings::Settings;
+use crate::stored::policies::Policies;
 use crate::stored::record::{LOOK_LATEST, Record, SEND_AGAIN, later_look, next_look};
+use crate::stored::records::Records;
 use crate::stored::schema::BY_TIME;
 use crate::stored::wake_up::Sending;
 use relay_bridge::contract::{JobResult, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Swept;
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "sweep";
 /// When to look again at a record that can't be swept, if its deadline is not before: a newer release may read it, or AWS
@@ -56,14 +65,30 @@ pub(crate) struct Sweeping {
     last: Mutex<Option<QueueName>>,
 }
 
-impl Sqs {
+/// Does what time demands.
+pub(crate) struct Sweep {
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) replies: Arc<Replies>,
+    pub(crate) settings: Settings,
+    pub(crate) spares: Arc<Spares>,
+    pub(crate) sweeping: Sweeping,
+    pub(crate) table: Table,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) records: Arc<Records>,
+    pub(crate) recording: Arc<Recording>,
+    pub(crate) sender: Arc<Sender>,
+    pub(crate) sending: Arc<Semaphore>,
+}
+
+impl Sweep {
     pub(crate) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
-        if let Err(error) = self.0.replies.sweep().await {
+        if let Err(error) = self.replies.sweep().await {
             tracing::warn!(%error, "reply queues of processes that are gone are left for a while");
         }
         let mut swept = Swept::default();
         let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut queues = self.policies().names(OPERATION).await?;
+        let mut queues = self.policies.names(OPERATION).await?;
         self.swept().retain(|queue, _| queues.contains(queue));
         // Behind the one at which the last step ended: one that always has more to do keeps no other waiting.
         if let Some(last) = &*self.last_swept() {
@@ -73,7 +98,7 @@ impl Sqs {
         for queue in queues {
             let now = Instant::now();
             let last = self.swept().get(&queue).copied();
-            if last.is_some_and(|last| now.duration_since(last) < self.0.settings.sweep_every) {
+            if last.is_some_and(|last| now.duration_since(last) < self.settings.sweep_every) {
                 continue;
             }
             *self.last_swept() = Some(queue.clone());
@@ -119,17 +144,17 @@ impl Sqs {
     }
 
     fn swept(&self) -> MutexGuard<'_, HashMap<QueueName, Instant>> {
-        self.0.sweeping.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sweeping.queues)
     }
 
     fn last_swept(&self) -> MutexGuard<'_, Option<QueueName>> {
-        self.0.sweeping.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sweeping.last)
     }
 
     /// Records of a queue whose time to be looked at has come, at most `limit`, each with the time that it was; and whether
     /// there are more.
     async fn due(&self, queue: &QueueName, limit: usize) -> Result<(Vec<(Item, String)>, bool), BrokerError> {
-        let now = names::moment(self.clock().now());
+        let now = names::moment(self.settings.clock.now());
         let shards: Vec<_> = (0..names::SHARDS).map(|shard| names::open_shard(queue, shard)).collect();
         let asked = i32::try_from(limit.clamp(1, 1_000)).unwrap_or(1);
         let queries = shards.iter().map(|shard| {
@@ -140,7 +165,7 @@ impl Sqs {
                 limit: Some(asked),
                 ..Query::default()
             };
-            self.table().query(query, OPERATION)
+            self.table.query(query, OPERATION)
         });
         let found = try_join_all(queries).await?;
         let mut more = found.iter().any(|found| found.next.is_some());
@@ -152,14 +177,14 @@ impl Sqs {
             due.iter().filter_map(|item| Some((item.get_text("pk")?, item.get_text("ix_at")?.to_owned()))).collect();
         let jobs = due.iter().filter_map(|item| names::job_of_partition(item.get_text("pk")?));
         let keys: Vec<_> = jobs.map(names::record).collect();
-        let items = self.table().get_many(&keys, OPERATION).await?;
+        let items = self.table.get_many(&keys, OPERATION).await?;
         let look = |item: &Item| looks.get(item.get_text("pk")?).cloned();
         Ok((items.into_iter().filter_map(|item| look(&item).map(|look| (item, look))).collect(), more))
     }
 
     /// Does what time demands of one record; the result if its run ended by it.
     async fn look_at(&self, item: &Item, look: &str, step: &Step) -> Result<Option<JobResult>, BrokerError> {
-        let now = self.clock().now();
+        let now = self.settings.clock.now();
         // The index is late: it was looked at by somebody else meanwhile, or has ended.
         if item.get_text("ix_at") != Some(look) {
             return Ok(None);
@@ -194,16 +219,16 @@ impl Sqs {
             return Ok(None);
         }
         if record.deadline <= now {
-            let ended = self.expire(&record).await?;
+            let ended = self.recording.expire(&record).await?;
             if ended.is_some() {
-                self.leave_message(&record).await;
+                self.recording.leave_message(&record).await;
             }
             return Ok(ended);
         }
-        let since = if record.is_leased() { record.lease_end() + self.0.settings.skew } else { record.due };
+        let since = if record.is_leased() { record.lease_end() + self.settings.skew } else { record.due };
         let next = match (since > now, record.is_leased()) {
             (true, true) => since.max(now + HELD_FOR).min(record.deadline),
-            (true, false) => next_look(record.due, record.deadline, now, self.is_fifo()),
+            (true, false) => next_look(record.due, record.deadline, now, self.queues.config().fifo),
             (false, _) => {
                 if let Some(sending) = self.missing(&record, look, &step.shown).await?
                     && !self.send_again(&record, now, sending, step).await?
@@ -244,11 +269,11 @@ impl Sqs {
         if step.hangs.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let Ok(place) = self.0.sending.clone().try_acquire_owned() else { return Ok(false) };
-        let (sqs, job) = (self.clone(), self.whole_job(record, None, OPERATION).await?);
-        let sent = self.0.tasks.spawn(async move {
+        let Ok(place) = self.sending.clone().try_acquire_owned() else { return Ok(false) };
+        let (sender, job) = (Arc::clone(&self.sender), self.records.whole_job(record, None, OPERATION).await?);
+        let sent = self.tasks.spawn(async move {
             let _place = place;
-            sqs.wake(&job, now, sending).await
+            sender.wake(&job, now, sending).await
         });
         let failed = |_| BrokerError::new(BrokerErrorKind::Ambiguous, OPERATION, "the send was given up");
         match timeout(SEND_MAX, sent).await {
@@ -265,7 +290,7 @@ impl Sqs {
     /// Whether the message of a record that could be taken, and was not, seems to be lost.
     async fn is_lost(&self, record: &Record, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
         let shown = shown.get_or_try_init(|| self.shown(&record.queue)).await?;
-        let policy = self.policies().require(&record.queue, OPERATION).await?;
+        let policy = self.policies.require(&record.queue, OPERATION).await?;
         // Messages of a client that runs as many jobs as it may are at hand of who received them.
         let at_hand = policy.client(&record.client).max_running != u32::MAX;
         Ok(shown.too_few || shown.none_to_receive && !at_hand)
@@ -273,11 +298,11 @@ impl Sqs {
 
     /// The counts that SQS shows of a queue, beside the records that are open.
     async fn shown(&self, queue: &QueueName) -> Result<Shown, BrokerError> {
-        let [visible, hidden, delayed] = self.sqs_queue(queue, OPERATION).await?.counts(OPERATION).await?;
+        let [visible, hidden, delayed] = self.queues.of(queue, OPERATION).await?.counts(OPERATION).await?;
         let messages = visible + hidden + delayed;
         let too_few = messages < FEW && self.has_open(queue, messages + messages / 4 + 1).await?;
         if too_few {
-            self.0.spares.forget(queue).await?;
+            self.spares.forget(queue).await?;
         }
         Ok(Shown { none_to_receive: visible == 0, too_few })
     }
@@ -285,7 +310,7 @@ impl Sqs {
     /// Whether at least so many records of a queue are open, and looked at within half an hour: each of them has a message,
     /// but for those that are parked for so long.
     async fn has_open(&self, queue: &QueueName, wanted: u64) -> Result<bool, BrokerError> {
-        let until = names::moment(self.clock().now() + LOOK_LATEST);
+        let until = names::moment(self.settings.clock.now() + LOOK_LATEST);
         let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
         for shard in 0..names::SHARDS {
             let query = Query {
@@ -295,7 +320,7 @@ impl Sqs {
                 limit: Some(i32::try_from(left).unwrap_or(i32::MAX)),
                 ..Query::default()
             };
-            left = left.saturating_sub(self.table().query(query, OPERATION).await?.items.len());
+            left = left.saturating_sub(self.table.query(query, OPERATION).await?.items.len());
             if left == 0 {
                 return Ok(true);
             }
@@ -312,7 +337,7 @@ impl Sqs {
             (false, true) => ("SET #ix_at = :next REMOVE #unsent", values),
             _ => ("SET #ix_at = :next", values),
         };
-        self.table().update(&key, change, "#ix_at = :look", values, OPERATION).await?;
+        self.table.update(&key, change, "#ix_at = :look", values, OPERATION).await?;
         Ok(())
     }
 }

@@ -3,20 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
-use tokio::time::Instant;
-
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::Written;
+use crate::aws::table::{Table, Written};
+use crate::jobs::quota::Places;
+use crate::jobs::spares::Spares;
+use crate::leases::held::HeldJobs;
 use crate::leases::line::Line;
+use crate::leases::received::{Claimed, Received};
+use crate::leases::running_limit::Slots;
+use crate::leases::settle::Settling;
 use crate::names;
+use crate::results::recording::Recording;
+use crate::settings::Settings;
 use crate::stored::receipt::Token;
 use crate::stored::record::{LEASED, QUEUED, Record, left_to_sweep};
-use crate::stored::wake_up::Wake;
+use crate::stored::records::Records;
 use relay_bridge::contract::Timestamp;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Receipt};
+use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 
@@ -25,56 +30,24 @@ const OPERATION: &str = "lease";
 /// back a little before their lease has ended.
 const TRIES: u32 = 3;
 const NEAR: Duration = Duration::from_millis(500);
-/// A lease runs from when its message was received, which is from when SQS hides it, unless that is longer ago: then the
-/// message was at hand, and is hidden anew.
-const FRESH: Duration = Duration::from_secs(1);
 /// When a job comes again that this build can't read: a newer release may.
 const UNREADABLE: Duration = Duration::from_secs(30);
 
-/// A message that was received.
-#[derive(Clone, Debug)]
-pub(crate) struct Received {
-    pub(crate) wake: Wake,
-    pub(crate) handle: String,
-    at: Instant,
-    /// The same on the wall clock.
-    received_at: Timestamp,
-    hidden: Duration,
-    /// Nobody received it before.
-    first: bool,
+/// Claims the jobs of messages.
+pub(crate) struct Claims {
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) newer_jobs: Arc<NewerJobs>,
+    pub(crate) settings: Settings,
+    pub(crate) spares: Arc<Spares>,
+    pub(crate) table: Table,
+    pub(crate) records: Arc<Records>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) recording: Arc<Recording>,
+    pub(crate) settling: Arc<Settling>,
 }
 
-/// What became of a message.
-pub(crate) enum Claimed {
-    /// A lease.
-    Delivery(Box<Delivery>),
-    /// Its client runs as many jobs as it may.
-    Bounded(Received),
-    /// Not now, or not any more.
-    Nothing,
-}
-
-impl Received {
-    /// `None` if the message is none of relay's.
-    pub(crate) fn read(message: &Message, handle: String, hidden: Duration, now: Timestamp) -> Option<Self> {
-        let wake = serde_json::from_str(message.body()?).ok()?;
-        let count =
-            message.attributes().and_then(|told| told.get(&MessageSystemAttributeName::ApproximateReceiveCount));
-        let first = count.is_some_and(|count| count == "1");
-        Some(Self { wake, handle, at: Instant::now(), received_at: now, hidden, first })
-    }
-
-    fn is_fresh(&self) -> bool {
-        self.at.elapsed() < FRESH
-    }
-
-    /// When SQS gives it to others.
-    pub(crate) fn visible_at(&self) -> Instant {
-        self.at + self.hidden
-    }
-}
-
-impl Sqs {
+impl Claims {
     /// Leases the job of a message, if its record lets it.
     pub(crate) async fn claim(
         &self,
@@ -85,12 +58,12 @@ impl Sqs {
         let lease = *uuid::Uuid::new_v4().as_bytes();
         let bound = policy.client(&received.wake.client).max_running;
         let bounded = bound != u32::MAX;
-        if bounded && !self.take_slot(&line.name, &received.wake.client, &lease, policy.lease, bound).await? {
+        if bounded && !self.slots.take_slot(&line.name, &received.wake.client, &lease, policy.lease, bound).await? {
             return Ok(Claimed::Bounded(received));
         }
         let claimed = self.claim_record(line, policy, &received, lease).await;
         if bounded && !matches!(claimed, Ok(Claimed::Delivery(_))) {
-            self.free_slot(&line.name, &received.wake.client, &lease).await?;
+            self.slots.free_slot(&line.name, &received.wake.client, &lease).await?;
         }
         claimed
     }
@@ -105,11 +78,11 @@ impl Sqs {
         let wake = &received.wake;
         let key = names::record(wake.job);
         for _ in 0..TRIES {
-            let now = self.clock().now();
+            let now = self.settings.clock.now();
             let from = if received.is_fresh() { received.received_at } else { now };
             let until = from + policy.lease_max;
             let end = (from + policy.lease).min(until);
-            let free = Timestamp::from_millis(now.as_millis() - millis(self.0.settings.skew));
+            let free = now - self.settings.skew;
             let change = "SET #was = #state, #state = :leased, #lease = :lease, #lease_end = :end, #started = :now, \
                           #attempt = #attempt + :one";
             let condition = "#run = :run AND #keep > :now AND #deadline > :now \
@@ -124,7 +97,7 @@ impl Sqs {
                 .time(":now", now)
                 .time(":free", free)
                 .number(":one", 1);
-            match self.table().update(&key, change, condition, values, OPERATION).await? {
+            match self.table.update(&key, change, condition, values, OPERATION).await? {
                 Written::Done(item) => return self.deliver(line, policy, received, item, lease, until).await,
                 Written::Refused(item) => {
                     let record = Record::read_kept(item, now)?;
@@ -161,7 +134,7 @@ impl Sqs {
             return Ok(None);
         };
         if record.deadline <= now {
-            match self.expire(&record).await {
+            match self.recording.expire(&record).await {
                 Ok(ended) => {
                     if ended.is_none() {
                         self.spent(line, received);
@@ -175,7 +148,7 @@ impl Sqs {
             }
             return Ok(None);
         }
-        let at = if record.is_leased() { record.lease_end() + self.0.settings.skew } else { record.due };
+        let at = if record.is_leased() { record.lease_end() + self.settings.skew } else { record.due };
         let wait = at.since(now);
         if wait <= NEAR {
             return Ok(Some(wait));
@@ -195,7 +168,7 @@ impl Sqs {
     /// A message that no job waited for was received: it is not in line any more.
     fn spent(&self, line: &Line, received: &Received) {
         if received.first {
-            self.0.spares.change(&line.name, -1);
+            self.spares.change(&line.name, -1);
         }
     }
 
@@ -211,10 +184,10 @@ impl Sqs {
     ) -> Result<Claimed, BrokerError> {
         let record = Record::read(item)?;
         if record.was_queued() {
-            self.leave_line(&record.queue, &record.client, OPERATION).await;
+            self.places.leave_line(&record.queue, &record.client, OPERATION).await;
         }
         if !received.is_fresh()
-            && let Err(error) = line.queue.hide(&received.handle, policy.lease + self.0.settings.skew).await
+            && let Err(error) = line.queue.hide(&received.handle, policy.lease + self.settings.skew).await
         {
             // The record is leased by now. The message comes too early, and who receives it finds that.
             tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a message is not hidden as long as its lease");
@@ -227,32 +200,28 @@ impl Sqs {
             queue: record.queue.clone(),
             token: token.write(),
         };
-        match self.whole_job(&record, received.wake.payload(), OPERATION).await {
+        match self.records.whole_job(&record, received.wake.payload(), OPERATION).await {
             Ok(job) => {
-                self.0.held.insert(record.facts(job.clone()), record.lease_end(), self.clock().now());
+                self.held.insert(record.facts(job.clone()), record.lease_end(), self.settings.clock.now());
                 Ok(Claimed::Delivery(Box::new(Delivery {
                     job,
                     receipt,
                     attempt: record.attempt,
-                    leased_at: record.started_at().unwrap_or_else(|| self.clock().now()),
+                    leased_at: record.started_at().unwrap_or_else(|| self.settings.clock.now()),
                     lease: policy.lease.min(policy.lease_max),
                 })))
             }
             Err(error) => {
                 let newer = matches!(error.kind(), BrokerErrorKind::NewerVersion { .. });
                 if newer {
-                    self.0.newer_jobs.add();
+                    self.newer_jobs.add();
                 }
                 if newer || error.kind() == BrokerErrorKind::Corrupt {
                     tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a job can't be read: it is handed back");
                 }
-                self.settle_delivery(&receipt, &Settlement::HandBack(UNREADABLE)).await?;
+                self.settling.settle_delivery(&receipt, &Settlement::HandBack(UNREADABLE)).await?;
                 Ok(Claimed::Nothing)
             }
         }
     }
-}
-
-pub(crate) fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,8 @@
 //! The jobs that this process gave out, so that their results are recorded without another read of the record.
 
+use relay_bridge::support::lock;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
@@ -14,7 +15,7 @@ const SWEEP_FROM: usize = 1_024;
 
 /// Jobs in the hands of workers that were served here. It holds as many as run, and as many more whose workers died.
 #[derive(Default)]
-pub(crate) struct Held(Mutex<Inner>);
+pub(crate) struct HeldJobs(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -22,9 +23,9 @@ struct Inner {
     sweep_at: usize,
 }
 
-impl Held {
+impl HeldJobs {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A worker has the job under a lease that ends at `end`.

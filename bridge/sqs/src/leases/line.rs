@@ -1,14 +1,15 @@
 //! Waiting at a queue in this process: lease calls, and received messages of clients that run as many jobs as they may.
 
+use relay_bridge::support::lock;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::aws::queue::{BATCH_MAX, SqsQueue};
-use crate::leases::claim::Received;
+use crate::leases::received::Received;
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Delivery;
@@ -202,8 +203,4 @@ pub(crate) fn in_turn(
     }
     *received = left;
     turn
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::Sqs;
 use crate::aws::queue::{BATCH_MAX, RECEIVE_WAIT_MAX};
-use crate::leases::claim::{Claimed, Received};
-use crate::leases::line::{Ask, BOUNDED_EVERY, BOUNDED_PAUSE, Line, Taken, in_turn, lock};
-use crate::stored::record::Record;
-use relay_bridge::contract::QueueName;
+use crate::leases::claim::Claims;
+use crate::leases::line::{Ask, BOUNDED_EVERY, BOUNDED_PAUSE, Line, Taken, in_turn};
+use crate::leases::lines::Lines;
+use crate::leases::received::{Claimed, Received};
+use crate::leases::settle::Settling;
+use crate::settings::Settings;
+use crate::stored::policies::{self, Policies};
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Delivery;
 use relay_bridge::policy::QueuePolicy;
@@ -21,58 +25,36 @@ use relay_bridge::policy::QueuePolicy;
 const OPERATION: &str = "lease";
 /// Receives of one queue at once while they come back full.
 const RECEIVES_MAX: usize = 4;
-/// When messages come again of clients at their bounds that are too many to keep at hand.
-const BOUNDED_AWAY: Duration = Duration::from_secs(10);
 /// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
 const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
 
-impl Sqs {
-    /// The line of `queue`.
-    pub(crate) async fn line(&self, queue: &QueueName, operation: &'static str) -> Result<Arc<Line>, BrokerError> {
-        if let Some(line) = lock(&self.0.lines).get(queue) {
-            return Ok(line.clone());
-        }
-        let sqs_queue = self.sqs_queue(queue, operation).await?;
-        let line = Line::new(queue.clone(), sqs_queue);
-        Ok(lock(&self.0.lines).entry(queue.clone()).or_insert(Arc::new(line)).clone())
-    }
+/// Receives for the calls that wait.
+pub(crate) struct Polls {
+    pub(crate) closing: CancellationToken,
+    pub(crate) dropping: CancellationToken,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) settings: Settings,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) claims: Arc<Claims>,
+    pub(crate) settling: Arc<Settling>,
+}
 
-    /// A client of `queue` may run one job more.
-    pub(crate) fn slot_freed(&self, queue: &QueueName) {
-        if let Some(line) = lock(&self.0.lines).get(queue) {
-            line.lock().full.clear();
-            line.freed.notify_waiters();
-        }
-    }
-
-    /// Deletes the message of a run that ended in line, if this process has it at hand. Else who receives it deletes it.
-    pub(crate) async fn delete_at_hand(&self, record: &Record) -> bool {
-        let line = lock(&self.0.lines).get(&record.queue).cloned();
-        let Some((line, received)) =
-            line.and_then(|line| Some((line.clone(), line.take_of(record.job_id, record.run)?)))
-        else {
-            return false;
-        };
-        if let Err(error) = line.queue.delete(&received.handle).await {
-            tracing::debug!(job_id = %record.job_id, %error, "a message is not deleted: who receives it next deletes it");
-        }
-        true
-    }
-
+impl Polls {
     /// Has `ask` be answered by what comes at `line`.
-    pub(crate) fn ask(&self, line: &Arc<Line>, ask: &Arc<Ask>) {
+    pub(crate) fn ask(self: &Arc<Self>, line: &Arc<Line>, ask: &Arc<Ask>) {
         let mut state = line.lock();
         state.asks.push(ask.clone());
         if state.receives == 0 {
             state.receives = 1;
-            self.0.tasks.spawn(self.clone().receive_for(line.clone()));
+            self.tasks.spawn(Arc::clone(self).receive_for(line.clone()));
         }
     }
 
     /// Receives as long as somebody asks.
-    async fn receive_for(self, line: Arc<Line>) {
+    async fn receive_for(self: Arc<Self>, line: Arc<Line>) {
         while !line.ends() {
-            if self.0.closing.is_cancelled() {
+            if self.closing.is_cancelled() {
                 line.lock().receives -= 1;
                 return;
             }
@@ -83,16 +65,16 @@ impl Sqs {
         }
     }
 
-    async fn receive_once(&self, line: &Arc<Line>) -> Result<(), BrokerError> {
-        let policy = self.policies().require(&line.name, OPERATION).await?;
-        let mut changed = std::pin::pin!(self.policies().changed.notified());
+    async fn receive_once(self: &Arc<Self>, line: &Arc<Line>) -> Result<(), BrokerError> {
+        let policy = self.policies.require(&line.name, OPERATION).await?;
+        let mut changed = std::pin::pin!(self.policies.changed.notified());
         changed.as_mut().enable();
-        if self.policies().require(&line.name, OPERATION).await?.paused {
+        if self.policies.require(&line.name, OPERATION).await?.paused {
             let Some((_, deadline)) = line.wanted() else { return Ok(()) };
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep_until(deadline.min(Instant::now() + crate::stored::policies::AGE_MAX)) => {}
-                () = self.0.closing.cancelled() => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + policies::AGE_MAX)) => {}
+                () = self.closing.cancelled() => {}
             }
             return Ok(());
         }
@@ -121,7 +103,7 @@ impl Sqs {
         let asked = line.asks_for(wanted);
         let received = tokio::select! {
             received = self.receive(line, &policy, asked, wait) => received?,
-            () = self.0.dropping.cancelled() => return Ok(()),
+            () = self.dropping.cancelled() => return Ok(()),
         };
         let full = received.len() == asked;
         line.lock().more_behind = full;
@@ -129,7 +111,7 @@ impl Sqs {
             self.receive_more(line);
         }
         // By now others may ask, or nobody.
-        let wanted = line.wanted().filter(|_| !self.0.closing.is_cancelled()).map_or(0, |(wanted, _)| wanted);
+        let wanted = line.wanted().filter(|_| !self.closing.is_cancelled()).map_or(0, |(wanted, _)| wanted);
         let taken = self.claim_all(line, &policy, received, wanted).await?;
         line.note(&taken, full);
         self.give(line, taken.deliveries).await;
@@ -137,11 +119,11 @@ impl Sqs {
     }
 
     /// One receiver more, while there is much.
-    fn receive_more(&self, line: &Arc<Line>) {
+    fn receive_more(self: &Arc<Self>, line: &Arc<Line>) {
         let mut state = line.lock();
         if state.receives < RECEIVES_MAX {
             state.receives += 1;
-            self.0.tasks.spawn(self.clone().receive_for(line.clone()));
+            self.tasks.spawn(Arc::clone(self).receive_for(line.clone()));
         }
     }
 
@@ -153,12 +135,12 @@ impl Sqs {
         max: usize,
         gone: impl Fn() -> bool,
     ) -> Result<Vec<Delivery>, BrokerError> {
-        let policy = self.policies().require(&line.name, OPERATION).await?;
+        let policy = self.policies.require(&line.name, OPERATION).await?;
         if policy.paused {
             return Ok(Vec::new());
         }
         let mut taken = self.claim_bounded(line, &policy, max).await?;
-        while taken.len() < max && !gone() && !self.0.closing.is_cancelled() {
+        while taken.len() < max && !gone() && !self.closing.is_cancelled() {
             let asked = (max - taken.len()).min(BATCH_MAX);
             match self.take_once(line, &policy, asked).await {
                 Ok((deliveries, full)) => {
@@ -187,7 +169,7 @@ impl Sqs {
     ) -> Result<(Vec<Delivery>, bool), BrokerError> {
         let received = tokio::select! {
             received = self.receive(line, policy, asked, Duration::ZERO) => received?,
-            () = self.0.dropping.cancelled() => return Ok((Vec::new(), false)),
+            () = self.dropping.cancelled() => return Ok((Vec::new(), false)),
         };
         let full = received.len() == asked;
         Ok((self.claim_all(line, policy, received, asked).await?.deliveries, full))
@@ -200,9 +182,9 @@ impl Sqs {
         max: usize,
         wait: Duration,
     ) -> Result<Vec<Received>, BrokerError> {
-        let hidden = policy.lease + self.0.settings.skew;
+        let hidden = policy.lease + self.settings.skew;
         let messages = line.queue.receive(max, hidden, wait).await?;
-        let now = self.clock().now();
+        let now = self.settings.clock.now();
         let mut received = Vec::with_capacity(messages.len());
         for message in messages {
             let Some(handle) = message.receipt_handle.clone() else { continue };
@@ -215,7 +197,7 @@ impl Sqs {
                     );
                     let queue = line.queue.clone();
                     // Beside what came with it.
-                    self.0.tasks.spawn(async move {
+                    self.tasks.spawn(async move {
                         if let Err(error) = queue.hide(&handle, STRANGE_FOR).await {
                             tracing::warn!(%error, "a message that is none of relay's comes again after a lease");
                         }
@@ -236,7 +218,7 @@ impl Sqs {
         if line.is_full(&received.wake.client) {
             return Ok(Claimed::Bounded(received));
         }
-        let claimed = self.claim(line, policy, received).await?;
+        let claimed = self.claims.claim(line, policy, received).await?;
         if let Claimed::Bounded(received) = &claimed {
             line.lock().full.insert(received.wake.client.clone(), Instant::now());
         }
@@ -251,7 +233,7 @@ impl Sqs {
         mut received: Vec<Received>,
         wanted: usize,
     ) -> Result<Taken, BrokerError> {
-        let wanted = if self.policies().require(&line.name, OPERATION).await?.paused { 0 } else { wanted };
+        let wanted = if self.policies.require(&line.name, OPERATION).await?.paused { 0 } else { wanted };
         let (mut deliveries, mut bounded) = (Vec::new(), Vec::new());
         // Of a client with a bound at first one, and twice as many as before each time that none was refused.
         let mut at_once = 1;
@@ -269,32 +251,8 @@ impl Sqs {
             at_once *= 2;
         }
         let taken = Taken { deliveries, bounded: !bounded.is_empty() };
-        tokio::join!(self.give_back(line, received), self.keep_at_hand(line, bounded));
+        tokio::join!(self.lines.give_back(line, received), self.lines.keep_at_hand(line, bounded));
         Ok(taken)
-    }
-
-    /// Keeps messages of clients that run as many jobs as they may, as far as there is room.
-    async fn keep_at_hand(&self, line: &Line, bounded: Vec<Received>) {
-        self.hide_all(line, line.keep(bounded), BOUNDED_AWAY).await;
-    }
-
-    /// Has others receive at once what nobody takes here.
-    async fn give_back(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>) {
-        self.hide_all(line, unwanted, Duration::ZERO).await;
-    }
-
-    /// Has others receive at once what this process keeps at hand, of all queues.
-    pub(crate) async fn give_back_at_hand(&self) {
-        let lines: Vec<_> = lock(&self.0.lines).values().cloned().collect();
-        let at_hand = |line: &Line| std::mem::take(&mut line.lock().bounded);
-        join_all(lines.iter().map(|line| self.give_back(line, at_hand(line)))).await;
-    }
-
-    async fn hide_all(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>, time: Duration) {
-        let back = unwanted.into_iter().map(async |received| line.queue.hide(&received.handle, time).await);
-        for error in join_all(back).await.into_iter().filter_map(Result::err) {
-            tracing::warn!(queue = %line.name, %error, "a message that nobody took comes again when its time is over");
-        }
     }
 
     /// Claims of what is at hand; one try for each client.
@@ -341,6 +299,6 @@ impl Sqs {
                 deliveries = rest;
             }
         }
-        self.hand_back_all(deliveries).await;
+        self.settling.hand_back_all(deliveries).await;
     }
 }

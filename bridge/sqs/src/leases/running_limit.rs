@@ -1,16 +1,17 @@
 //! Clients with a bound on what runs: an item with the leases that they hold. Only they pay for it: one conditional update
 //! takes a slot, and one gives it back, whoever else changes the item meanwhile.
 
+use relay_bridge::support::lock;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::Written;
+use crate::aws::table::{Table, Written};
 use crate::names;
+use crate::settings::Settings;
 use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 
@@ -30,7 +31,7 @@ pub(crate) struct Owed(Mutex<HashMap<[u8; 16], Timestamp>>);
 
 impl Owed {
     fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Timestamp>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A lease is about to be extended until `end`; whether its slot is owed already.
@@ -73,7 +74,13 @@ pub(crate) fn kept_until(started: Timestamp, end: Timestamp, lease: Duration) ->
     started + lease.saturating_mul(u32::try_from(leases).unwrap_or(u32::MAX))
 }
 
-impl Sqs {
+/// Slots of clients that may run so many jobs at once.
+pub(crate) struct Slots {
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+}
+
+impl Slots {
     /// Takes a slot of the client's for a lease, if fewer than `bound` are taken. Slots of leases that ended are free.
     pub(crate) async fn take_slot(
         &self,
@@ -88,7 +95,7 @@ impl Sqs {
         let bound = usize::try_from(bound).unwrap_or(usize::MAX);
         let (mut ended, mut takes): (Vec<(String, Timestamp)>, _) = (Vec::new(), true);
         for _ in 0..TRIES {
-            let now = self.clock().now();
+            let now = self.settings.clock.now();
             let mut change = "SET #version = #version + :one".to_owned();
             let mut conditions = Vec::with_capacity(ended.len() + 1);
             let mut values = Item::default().number(":one", 1);
@@ -102,7 +109,7 @@ impl Sqs {
                 conditions.push(format!("#held.#{name} = :end{at}"));
                 values = values.time(&format!(":end{at}"), *end);
             }
-            let item = match self.table().update(&key, &change, &conditions.join(" AND "), values, OPERATION).await? {
+            let item = match self.table.update(&key, &change, &conditions.join(" AND "), values, OPERATION).await? {
                 Written::Done(_) if takes => return Ok(true),
                 Written::Done(item) | Written::Refused(Some(item)) => item,
                 Written::Refused(None) if self.first_slot(queue, client, &name, now + time).await? => return Ok(true),
@@ -113,7 +120,7 @@ impl Sqs {
                 // The SDK repeated a write whose answer was lost, and met it.
                 return Ok(true);
             }
-            let (taken, skew) = (held.len(), self.0.settings.skew);
+            let (taken, skew) = (held.len(), self.settings.skew);
             ended = held.into_iter().filter(|(_, end)| *end + skew <= now).collect();
             if taken - ended.len() >= bound {
                 return Ok(false);
@@ -134,7 +141,7 @@ impl Sqs {
     ) -> Result<bool, BrokerError> {
         let held = HashMap::from([(name.to_owned(), AttributeValue::N(end.as_millis().to_string()))]);
         let item = Item::at(&names::slots(queue, client)).number("version", 1).with("held", AttributeValue::M(held));
-        let written = self.table().put_if(item, "attribute_not_exists(#pk)", Item::default(), OPERATION).await?;
+        let written = self.table.put_if(item, "attribute_not_exists(#pk)", Item::default(), OPERATION).await?;
         Ok(match written {
             Written::Done(_) => true,
             Written::Refused(item) => item.is_some_and(|item| leases(&item).contains_key(name)),
@@ -153,7 +160,7 @@ impl Sqs {
         let change = format!("SET #held.#{name} = :end, #version = #version + :one");
         let values = Item::default().time(":end", end).number(":one", 1);
         if let Written::Refused(_) =
-            self.table().update(&key, &change, "attribute_exists(#held)", values, OPERATION).await?
+            self.table.update(&key, &change, "attribute_exists(#held)", values, OPERATION).await?
         {
             self.first_slot(queue, client, &name, end).await?;
         }
@@ -170,7 +177,7 @@ impl Sqs {
         let (key, name) = (names::slots(queue, client), name(lease));
         let change = format!("REMOVE #held.#{name} SET #version = #version + :one");
         let condition = format!("attribute_exists(#held.#{name})");
-        self.table().update(&key, &change, &condition, Item::default().number(":one", 1), OPERATION).await?;
+        self.table.update(&key, &change, &condition, Item::default().number(":one", 1), OPERATION).await?;
         Ok(())
     }
 }

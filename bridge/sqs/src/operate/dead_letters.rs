@@ -1,29 +1,49 @@
 //! Jobs that ended badly: an item of the run each, found by the index by time.
 
+use crate::results::recording::TRIES;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
+use tokio_util::sync::DropGuard;
 
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::{Query, Written};
-use crate::jobs::runs::Begun;
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::{Query, Table, Written};
+use crate::jobs::quota::Places;
+use crate::jobs::runs::{Begun, Runs};
 use crate::names::{self, Key};
-use crate::results::recording::TRIES;
-use crate::stored::record::{INLINE_MAX, Record, new_record, payload_item, unreadable};
+use crate::settings::Settings;
+use crate::stored::letters::{LetterStore, letter};
+use crate::stored::policies::Policies;
+use crate::stored::record::{INLINE_MAX, Record, new_record, payload_item};
+use crate::stored::records::Records;
 use crate::stored::schema::BY_TIME;
-use relay_bridge::contract::envelope::{decode_dead_letter, encode_dead_letter};
 use relay_bridge::contract::{Job, JobId, QueueName, RunId};
 use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::Enqueued;
+use relay_bridge::rules;
 use relay_bridge::rules::refusal::{contended, no_letter};
-use relay_bridge::rules::{self, Known, Payload, Verdict};
 
 /// The fewest letters whose keys are asked for at once.
 const ROUND_MIN: usize = 100;
 
+/// The dead letters, for operators.
+pub(crate) struct Operator {
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) _alive: Arc<DropGuard>,
+}
+
 #[async_trait]
-impl DeadLetters for Sqs {
+impl DeadLetters for Operator {
     async fn list(
         &self,
         queue: Option<&QueueName>,
@@ -35,7 +55,7 @@ impl DeadLetters for Sqs {
         let limit = usize::try_from(limit.clamp(1, 1_000)).unwrap_or(1);
         let queues = match queue {
             Some(queue) => vec![queue.clone()],
-            None => self.policies().names(OPERATION).await?,
+            None => self.policies.names(OPERATION).await?,
         };
         // `~` is behind all places.
         let mut before = match after {
@@ -55,10 +75,10 @@ impl DeadLetters for Sqs {
             let wanted: Vec<_> = keys.iter().map(|(_, key)| key.clone()).collect();
             // Few at once: each may be as large as an item can be.
             for chunk in wanted.chunks(25) {
-                let mut found = self.table().get_many(chunk, OPERATION).await?;
+                let mut found = self.table.get_many(chunk, OPERATION).await?;
                 found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
                 for item in found {
-                    let (full, past) = (letters.letters.len() == limit, item.is_past(self.clock().now()));
+                    let (full, past) = (letters.letters.len() == limit, item.is_past(self.settings.clock.now()));
                     if passed == LETTERS_PASSED_MAX || full && !past {
                         return Ok(letters);
                     }
@@ -89,23 +109,23 @@ impl DeadLetters for Sqs {
             limit: Some(1),
             ..Query::default()
         };
-        let found = self.table().query(query, OPERATION).await?.items;
-        let kept = found.iter().find(|item| !item.is_past(self.clock().now()));
+        let found = self.table.query(query, OPERATION).await?.items;
+        let kept = found.iter().find(|item| !item.is_past(self.settings.clock.now()));
         kept.map(letter).transpose()
     }
 
     async fn redrive(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "redrive";
-        let now = self.clock().now();
-        let item = self.table().get(&names::dead_letter(job, run), OPERATION).await?;
+        let now = self.settings.clock.now();
+        let item = self.table.get(&names::dead_letter(job, run), OPERATION).await?;
         let letter = item.filter(|item| !item.is_past(now)).map(|item| letter(&item)).transpose()?;
-        let mut record = self.record_of(job, OPERATION).await?;
+        let mut record = self.records.record_of(job, OPERATION).await?;
         for _ in 0..TRIES {
             let known = record.as_ref().map(Record::known).transpose()?;
-            let now = self.clock().now();
+            let now = self.settings.clock.now();
             let verdict = rules::redrive(known.as_ref(), letter.as_ref(), job, run, now).refused()?;
             let begun = match (verdict, &record) {
-                (Ok(next), Some(record)) => self.start_next(record, &next, true, OPERATION).await?,
+                (Ok(next), Some(record)) => self.runs.start_next(record, &next, true, OPERATION).await?,
                 (Ok(next), None) => self.begin_anew(&next, OPERATION).await?,
                 (Err(()), Some(record)) => Begun::Now(Enqueued::Known(record.status(now)?)),
                 (Err(()), None) => return Err(no_letter(OPERATION, job, run)),
@@ -113,9 +133,9 @@ impl DeadLetters for Sqs {
             match begun {
                 Begun::Now(started) => {
                     if let Enqueued::Created(status) = &started {
-                        self.join_line(&status.queue, &status.client, OPERATION).await;
+                        self.places.join_line(&status.queue, &status.client, OPERATION).await;
                     }
-                    self.remove_letter(job, run, OPERATION).await?;
+                    self.letters.remove_letter(job, run, OPERATION).await?;
                     return Ok(started);
                 }
                 Begun::Refused(found) => record = found,
@@ -127,101 +147,27 @@ impl DeadLetters for Sqs {
     async fn purge(&self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
         const OPERATION: &str = "purge dead letter";
         // The SDK repeats a removal whose answer was lost, and is told that there was none.
-        let was_kept = self.table().is_kept(&names::dead_letter(job, run), self.clock().now(), OPERATION).await?;
-        Ok(self.remove_letter(job, run, OPERATION).await? || was_kept)
+        let was_kept = self.table.is_kept(&names::dead_letter(job, run), self.settings.clock.now(), OPERATION).await?;
+        Ok(self.letters.remove_letter(job, run, OPERATION).await? || was_kept)
     }
 }
 
-impl Sqs {
-    /// Keeps a worker's dead letter, as the rules say.
-    pub(crate) async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
-        const OPERATION: &str = "dead-letter";
-        let (job, run) = (letter.job.id, letter.job.run_id);
-        let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(Record::known).transpose()?;
-        let verdict = rules::keep_letter(known.as_ref(), letter, self.clock().now()).refused()?;
-        let (Ok(mut kept), Some(record)) = (verdict, record) else {
-            // A call before this one may have kept it, and not come so far as to look again.
-            if letter_goes(known.as_ref(), run) {
-                self.take_letter(job, run, OPERATION).await?;
-            }
-            return Ok(());
-        };
-        if kept.job.payload.is_empty() {
-            kept.job = self.whole_job(&record, None, OPERATION).await?;
-        }
-        if !self.put_letter(&kept).await? {
-            return Ok(());
-        }
-        // The run may have been cancelled, or have ended and started anew, since the record was read.
-        let record = self.record_of(job, OPERATION).await?;
-        let known = record.as_ref().map(Record::known).transpose()?;
-        if matches!(rules::keep_letter(known.as_ref(), letter, self.clock().now()), Verdict::Already(())) {
-            self.remove_letter(job, run, OPERATION).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes a dead letter, once per run: it has its place by when it was kept first. Whether there was none.
-    pub(crate) async fn put_letter(&self, letter: &DeadLetter) -> Result<bool, BrokerError> {
-        const OPERATION: &str = "dead-letter";
-        let (job, now) = (&letter.job, self.clock().now());
-        let policy = self.policies().require(&job.queue, OPERATION).await?;
-        let item = Item::at(&names::dead_letter(job.id, job.run_id))
-            .text("ix", names::dead_partition(&job.queue))
-            .text("ix_at", names::dead_place(now, job.run_id))
-            .text("client", job.client.as_str())
-            .binary("letter", encode_dead_letter(letter, self.wire()))
-            .kept_until(now + policy.dead_retention);
-        let values = Item::default().time(":now", now);
-        let condition = "attribute_not_exists(#pk) OR #keep <= :now";
-        Ok(matches!(self.table().put_if(item, condition, values, OPERATION).await?, Written::Done(_)))
-    }
-
-    /// Takes back the dead letter of a run that did not fail after all.
-    pub(crate) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        const OPERATION: &str = "retract dead letter";
-        let Some(record) = self.record_of(job, OPERATION).await? else { return Ok(()) };
-        if rules::retract_letter(Some(&record.known()?), run) {
-            self.take_letter(job, run, OPERATION).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes the dead letter of a run that was not to leave one, if there is one.
-    pub(crate) async fn take_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<(), BrokerError> {
-        if self.remove_letter(job, run, operation).await? {
-            self.0.rule_counts.retracted();
-        }
-        Ok(())
-    }
-
-    /// Whether there was one.
-    pub(crate) async fn remove_letter(
-        &self,
-        job: JobId,
-        run: RunId,
-        operation: &'static str,
-    ) -> Result<bool, BrokerError> {
-        let removed = self.table().remove(&names::dead_letter(job, run), operation).await?;
-        Ok(removed.is_some_and(|item| !item.is_past(self.clock().now())))
-    }
-
+impl Operator {
     /// Starts `next`, a run of a job of which nothing but the dead letter is left.
     async fn begin_anew(&self, next: &Job, operation: &'static str) -> Result<Begun, BrokerError> {
-        let now = self.clock().now();
+        let now = self.settings.clock.now();
         let apart = (next.payload.len() > INLINE_MAX).then(|| names::payload(next.id, next.run_id));
         if apart.is_some() {
-            self.table().put(payload_item(next), operation).await?;
+            self.table.put(payload_item(next), operation).await?;
         }
-        let item = new_record(next, self.wire(), now, self.is_fifo());
+        let item = new_record(next, self.settings.wire_version, now, self.queues.config().fifo);
         let values = Item::default().time(":now", now);
         let condition = "attribute_not_exists(#pk) OR #keep <= :now";
-        let written = match self.table().put_if(item.clone(), condition, values, operation).await? {
+        let written = match self.table.put_if(item.clone(), condition, values, operation).await? {
             Written::Done(_) => Written::Done(item),
             refused => refused,
         };
-        self.begun(written, next, apart, operation).await
+        self.runs.begun(written, next, apart, operation).await
     }
 
     /// The next dead letters before `before`, newest first, at most `limit`: their runs and keys.
@@ -245,7 +191,7 @@ impl Sqs {
                     limit: Some(asked),
                     ..Query::default()
                 };
-                self.table().query(query, operation)
+                self.table.query(query, operation)
             });
             for item in try_join_all(queries).await?.into_iter().flat_map(|found| found.items) {
                 let key = Key { pk: item.need_text("pk")?.to_owned(), sk: item.need_text("sk")?.to_owned() };
@@ -257,14 +203,4 @@ impl Sqs {
         keys.truncate(limit);
         Ok(keys)
     }
-}
-
-/// Whether the letter of `run`, which the run was right to leave while it was open, is not to stay.
-pub(crate) fn letter_goes(known: Option<&Known>, run: RunId) -> bool {
-    let erased = |record: &rules::Record| record.job.run_id == run && record.payload == Payload::Erased;
-    rules::retract_letter(known, run) || known.and_then(|known| known.record.as_ref()).is_some_and(erased)
-}
-
-fn letter(item: &Item) -> Result<DeadLetter, BrokerError> {
-    decode_dead_letter(&item.need_binary("letter")?).map_err(unreadable)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::config::SqsConfig;
+use crate::limits::partition;
 use crate::names;
 use crate::others::forward::Forward;
 
@@ -59,21 +60,6 @@ pub const QUEUE_CREATING: [&str; 3] = ["sqs:CreateQueue", "sqs:SetQueueAttribute
 /// one takes `kms:CreateGrant` as well.
 const KEY_ACTIONS: [&str; 5] =
     ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncrypt*"];
-
-/// The partition of AWS in which a region is; `aws` if it is not known.
-pub(crate) fn partition(region: Option<&str>) -> &'static str {
-    let region = region.unwrap_or_default();
-    let known = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("us-iso-", "aws-iso"),
-        ("us-isob-", "aws-iso-b"),
-        ("us-isof-", "aws-iso-f"),
-        ("eu-isoe-", "aws-iso-e"),
-        ("eusc-", "aws-eusc"),
-    ];
-    known.iter().find(|(start, _)| region.starts_with(start)).map_or("aws", |(_, partition)| partition)
-}
 
 /// What it takes of SQS to look at a queue that other accounts use; with [`QUEUE_CREATING`] that is all that is needed there.
 const QUEUE_LOOKING: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];

@@ -7,7 +7,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 
 use crate::aws::connect::{Effect, failed};
 use crate::aws::queue::{Outgoing, SqsQueue};
-use crate::config::FIFO;
+use crate::limits::FIFO;
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
 
@@ -17,7 +17,7 @@ const ATTRIBUTES: usize = 1_024;
 const MESSAGE_MAX: usize = 256 * 1_024;
 
 /// Writes the body of a message about a result, of at most so many bytes.
-pub type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
+pub(crate) type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
 
 /// The queue, and the largest body that it takes.
 pub(crate) struct Mailbox {

@@ -10,7 +10,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::aws::connect::{Clients, Effect, failed};
 use crate::aws::queue::{BATCH_MAX, SqsQueue, whole_seconds};
-use crate::config::{FIFO, SqsConfig};
+use crate::config::SqsConfig;
+use crate::limits::FIFO;
 use crate::others::mailbox::{Mailbox, Render, largest};
 use relay_bridge::contract::job;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};

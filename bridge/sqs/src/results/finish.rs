@@ -3,39 +3,34 @@
 //!
 //! Runs of one client that end together in this process share a transaction and a page.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
     CancellationReason, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
 };
-
 use tokio_util::task::TaskTracker;
 
-use crate::Sqs;
 use crate::aws::coalesce::{Bounds, Coalesce};
 use crate::aws::connect::{Effect, THROTTLED_FOR};
 use crate::aws::item::{Item, expires, names_in};
+use crate::aws::random::random;
 use crate::aws::table::{Attributes, Table, malformed};
 use crate::names;
-use crate::results::log::{Entry, write_entries};
+use crate::results::log::{Entry, TOGETHER_MAX, write_entries};
 use crate::results::replies::Replies;
-use crate::stored::record::{ENDED, OUTLIVES, Record, told_claim};
+use crate::stored::record::{ENDED, Record, told_claim};
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::envelope::encode_result;
 use relay_bridge::contract::{ClientId, JobResult, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::rules;
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "record";
-/// The most runs that end in one transaction: with the page and the log's head it has at most 100 items.
-pub(crate) const TOGETHER_MAX: usize = 50;
 /// The most bytes of one transaction: AWS takes 4 MiB.
 const BYTES_MAX: usize = 2 * 1_024 * 1_024;
-/// Results up to this many bytes of envelope are in the record itself.
-const INLINE_MAX: usize = 1_024;
 /// How often a transaction is tried that others were faster than, and the longest wait in between.
 const TRIES: u32 = 40;
 const WAIT_MAX: Duration = Duration::from_millis(400);
@@ -47,11 +42,11 @@ const CLIENTS_MAX: usize = 10_000;
 pub(crate) struct Ending {
     pub(crate) result: Arc<JobResult>,
     /// When the run could begin.
-    due_at: Timestamp,
+    pub(crate) due_at: Timestamp,
     /// The envelope, unless it has an item of its own.
-    inline: Option<Vec<u8>>,
+    pub(crate) inline: Option<Vec<u8>>,
     /// Names the call that records it: no two calls have one, whatever they record.
-    by: String,
+    pub(crate) by: String,
 }
 
 /// The fate of one.
@@ -77,8 +72,8 @@ impl Endings {
         Self { table, clock, tasks, replies, clients: Mutex::default() }
     }
 
-    fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Ended>> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Ended>> {
+        let mut clients = lock(&self.clients);
         if clients.len() >= CLIENTS_MAX {
             // Those that nobody uses now.
             clients.retain(|_, log| Arc::strong_count(log) > 1);
@@ -133,7 +128,7 @@ enum Transacted {
 
 impl Log {
     fn last(&self) -> MutexGuard<'_, Option<u64>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last)
     }
 
     /// Ends these runs, each if nobody else has; an answer for each.
@@ -332,7 +327,7 @@ impl Ending {
     }
 
     /// Until when it is kept if it is recorded at `now`.
-    fn kept_until(&self, now: Timestamp) -> Timestamp {
+    pub(crate) fn kept_until(&self, now: Timestamp) -> Timestamp {
         rules::record::keep_until(&self.result, self.due_at, now)
     }
 }
@@ -346,54 +341,4 @@ fn is_throttled(code: &str) -> bool {
 fn jittered(tried: u32) -> Duration {
     let most = Duration::from_millis(5).saturating_mul(1 << tried.min(8)).min(WAIT_MAX);
     most.mul_f64(random())
-}
-
-/// A random number from 0 to 1.
-pub(crate) fn random() -> f64 {
-    let bytes = *uuid::Uuid::new_v4().as_bytes();
-    f64::from(u16::from_be_bytes([bytes[0], bytes[1]])) / f64::from(u16::MAX)
-}
-
-impl Sqs {
-    /// Ends the run of `result`, which could begin at `due_at`, unless it has ended.
-    ///
-    /// # Errors
-    /// As [`Leasing::record`](relay_bridge::leasing::Leasing::record).
-    pub(crate) async fn end(&self, result: JobResult, due_at: Timestamp) -> Result<Ended, BrokerError> {
-        // Key and meta are the record's, and are read from it: a second copy could make the result too large for the record.
-        let bare = JobResult { key: None, meta: BTreeMap::new(), ..result.clone() };
-        let envelope = encode_result(&bare, self.wire());
-        let by = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
-        let fits = envelope.len() <= INLINE_MAX;
-        let result = Arc::new(result);
-        let mut ending = Ending { result: result.clone(), due_at, inline: None, by };
-        let apart = names::result(result.job_id, result.run_id, &ending.by);
-        if fits {
-            ending.inline = Some(envelope);
-        } else {
-            // Before what names it. If another result wins it is removed, or, if this process dies, goes by its TTL.
-            let until = ending.kept_until(self.clock().now()) + OUTLIVES;
-            let item = Item::at(&apart).binary("result", envelope).kept_until(until);
-            self.table().put(item, OPERATION).await?;
-        }
-        let ended = self.0.endings.of(&result.client).add(ending).await;
-        // Whoever ended it: who waits here looks.
-        self.0.waiting_jobs.wake(&result.job_id);
-        match &ended {
-            Ok(Ended::Now) => self.0.waiting_clients.wake(&result.client),
-            // Nothing names it, and the next call has one of its own. Nor are bytes left that the client had removed.
-            Ok(Ended::Refused(_)) if !fits => {
-                if let Err(error) = self.table().remove(&apart, OPERATION).await {
-                    tracing::warn!(job_id = %result.job_id, %error, "a result that was refused is left until its TTL");
-                }
-            }
-            _ => {}
-        }
-        ended
-    }
-}
-
-/// The item of a record's result, where it has one of its own.
-pub(crate) fn result_key(record: &Record) -> Option<names::Key> {
-    Some(names::result(record.job_id, record.result_run()?, record.item.get_text("result_by")?))
 }

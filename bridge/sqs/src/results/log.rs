@@ -1,22 +1,24 @@
 //! A client's log: pages of entries that only say which run ended, and when. A page is written in the transaction that ends
 //! the runs in it, so consistent reads of its partition miss nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::Sqs;
 use crate::aws::item::Item;
-use crate::aws::table::Query;
+use crate::aws::table::{Query, Table};
 use crate::names;
-use crate::results::finish;
-use crate::results::finished_without_payload;
-use crate::stored::record::Record;
-use relay_bridge::contract::result::DETAIL_BYTES_MAX;
-use relay_bridge::contract::{ClientId, Cursor, JobId, LogId, Outcome, RunId, Timestamp};
+use crate::settings::Settings;
+use crate::stored::record::{Record, result_key};
+use crate::stored::schema::TableMeta;
+use relay_bridge::contract::result::{DETAIL_BYTES_MAX, End};
+use relay_bridge::contract::{ClientId, Cursor, Failure, JobId, JobResult, LogId, Outcome, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{Finished, PAGE_BYTES_MAX, PASSED_MAX, Page, Reset, ResultFilter, Start};
 
+/// The most runs that end in one transaction: with the page and the log's head it has at most 100 items.
+pub(crate) const TOGETHER_MAX: usize = 50;
 const OPERATION: &str = "read results";
 /// Sequence numbers of one page: more than the entries it has.
 const STRIDE: u64 = 64;
@@ -102,16 +104,23 @@ impl Filling<'_> {
     }
 }
 
-impl Sqs {
+/// Reads clients' logs.
+pub(crate) struct LogReader {
+    pub(crate) meta: Arc<TableMeta>,
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+}
+
+impl LogReader {
     /// The number of the last page of a client's log.
     pub(crate) async fn last_page(&self, client: &ClientId) -> Result<u64, BrokerError> {
-        let head = self.table().get(&names::log_head(client), OPERATION).await?;
+        let head = self.table.get(&names::log_head(client), OPERATION).await?;
         Ok(head.and_then(|head| head.get_number("last")).unwrap_or(0))
     }
 
     async fn entries(&self, client: &ClientId, page: u64) -> Result<Option<Vec<Entry>>, BrokerError> {
-        let item = self.table().get(&names::log_page(client, page), OPERATION).await?;
-        let item = item.filter(|item| !item.is_past(self.clock().now()));
+        let item = self.table.get(&names::log_page(client, page), OPERATION).await?;
+        let item = item.filter(|item| !item.is_past(self.settings.clock.now()));
         item.map(|item| Ok(read_entries(&item.need_binary("entries")?))).transpose()
     }
 
@@ -182,7 +191,7 @@ impl Sqs {
         filter: &ResultFilter,
         limit: usize,
     ) -> Result<(Page, usize), BrokerError> {
-        let log = self.meta(OPERATION).await?.log;
+        let log = self.meta.get(OPERATION).await?.log;
         let (mut position, reset) = self.begin(client, from, log).await?;
         let page = Page { reset, entries: Vec::new(), next: position.cursor(client, log) };
         let mut filling = Filling { filter, limit, page, bytes: 0, passed: 0 };
@@ -195,11 +204,11 @@ impl Sqs {
                 limit: Some(PAGES),
                 ..Query::default()
             };
-            let found = self.table().query(query, OPERATION).await?;
+            let found = self.table.query(query, OPERATION).await?;
             let mut unread = Vec::new();
             for item in &found.items {
                 let number: u64 = item.get_text("sk").and_then(|place| place.get(5..)?.parse().ok()).unwrap_or(0);
-                let past = item.is_past(self.clock().now());
+                let past = item.is_past(self.settings.clock.now());
                 let entries = if past { Vec::new() } else { read_entries(&item.need_binary("entries")?) };
                 for (place, entry) in (0_u64..).zip(entries) {
                     if number > position.page || place >= position.place {
@@ -232,8 +241,8 @@ impl Sqs {
             let mut keys: Vec<_> = chunk.iter().map(|(_, entry)| names::record(entry.job)).collect();
             keys.sort_by(|a, b| a.pk.cmp(&b.pk));
             keys.dedup();
-            let now = self.clock().now();
-            let items = self.table().get_many(&keys, OPERATION).await?;
+            let now = self.settings.clock.now();
+            let items = self.table.get_many(&keys, OPERATION).await?;
             let records: Vec<_> = items.into_iter().filter(|item| !item.is_past(now)).map(Record::read).collect();
             let records = records.into_iter().collect::<Result<Vec<_>, _>>()?;
             for (at, entry) in chunk {
@@ -263,7 +272,7 @@ impl Sqs {
 
     /// The result that a record has, with its payload.
     pub(crate) async fn finished(&self, record: &Record, operation: &'static str) -> Result<Finished, BrokerError> {
-        let log = self.meta(operation).await?.log;
+        let log = self.meta.get(operation).await?.log;
         let cursor = Cursor {
             client: record.client.clone(),
             log,
@@ -272,8 +281,8 @@ impl Sqs {
         };
         let stored = match record.item.get_binary("result") {
             Some(inline) => Some(inline),
-            None => match finish::result_key(record) {
-                Some(key) => self.table().get(&key, operation).await?.and_then(|item: Item| item.get_binary("result")),
+            None => match result_key(record) {
+                Some(key) => self.table.get(&key, operation).await?.and_then(|item: Item| item.get_binary("result")),
                 None => None,
             },
         };
@@ -301,6 +310,20 @@ fn entry_size(record: &Record) -> usize {
     payload + failure + record.item.get_binary("job").map_or(0, |job| job.len())
 }
 
+/// A result whose own item is gone before its record: outcome and times are known, the payload is not.
+pub(crate) fn finished_without_payload(record: &Record, cursor: Cursor) -> Result<Finished, BrokerError> {
+    let job = record.job()?;
+    let outcome = record.last_outcome().unwrap_or(Outcome::Failed);
+    let finished_at = record.item.need_time("ended")?;
+    let end = End { attempt: record.attempt, started_at: record.started_at(), finished_at };
+    let mut result = match outcome {
+        Outcome::Succeeded => JobResult::succeeded(&job, end, "application/octet-stream", Bytes::new()),
+        other => JobResult::unsuccessful(&job, other, end, Failure::new(other.as_str(), "")),
+    };
+    result.payload = Bytes::new();
+    Ok(Finished { result, cursor, erased: true })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,7 +345,7 @@ mod tests {
     #[test]
     fn sequence_numbers_grow_from_page_to_page() {
         assert!(sequence(1, 0) > 0);
-        assert!(sequence(1, finish::TOGETHER_MAX - 1) < sequence(2, 0));
-        assert!(u64::try_from(finish::TOGETHER_MAX).unwrap() <= BEHIND);
+        assert!(sequence(1, TOGETHER_MAX - 1) < sequence(2, 0));
+        assert!(u64::try_from(TOGETHER_MAX).unwrap() <= BEHIND);
     }
 }

@@ -1,12 +1,23 @@
 //! From a worker's word, a client's cancel or a deadline to the one end of a run, and to its dead letter: as the rules
 //! say, and as they say again where the record is found otherwise than it was.
 
-use crate::PAYLOAD_MAX;
-use crate::Sqs;
+use std::sync::Arc;
+
+use crate::aws::queue::SqsQueues;
+use crate::aws::table::Table;
+use crate::jobs::quota::Places;
+use crate::jobs::spares::Spares;
+use crate::leases::held::HeldJobs;
+use crate::leases::lines::Lines;
+use crate::limits::PAYLOAD_MAX;
 use crate::names;
-use crate::operate::dead_letters::letter_goes;
+use crate::results::end::Ends;
 use crate::results::finish::Ended;
+use crate::settings::Settings;
+use crate::stored::letters::{LetterStore, letter_goes};
+use crate::stored::policies::Policies;
 use crate::stored::record::{Record, left_to_sweep};
+use crate::stored::records::Records;
 use relay_bridge::contract::{JobResult, JobState, Outcome};
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Recorded;
@@ -17,30 +28,46 @@ const OPERATION: &str = "record";
 /// How often the rules are asked while others change the record.
 pub(crate) const TRIES: u32 = 3;
 
-impl Sqs {
+/// Ends runs, with and without a worker.
+pub(crate) struct Recording {
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) rule_counts: Arc<rules::Counts>,
+    pub(crate) settings: Settings,
+    pub(crate) spares: Arc<Spares>,
+    pub(crate) table: Table,
+    pub(crate) records: Arc<Records>,
+    pub(crate) letters: Arc<LetterStore>,
+    pub(crate) ends: Arc<Ends>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) lines: Arc<Lines>,
+}
+
+impl Recording {
     /// Ends the run of a worker's result.
     ///
     /// # Errors
     /// As [`Leasing::record`](relay_bridge::leasing::Leasing::record).
     pub(crate) async fn record_result(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
-        let policy = self.policies().require(&sent.queue, OPERATION).await?;
+        let policy = self.policies.require(&sent.queue, OPERATION).await?;
         let result_max = policy.result_max.min(PAYLOAD_MAX);
         // Another process may have been given a retry, and have started a later attempt since.
         let is_of = |held: &rules::Record| held.job.run_id == sent.run_id && sent.attempt <= held.attempts;
-        let mut known = match self.0.held.of(sent.job_id, self.clock().now()).filter(is_of) {
+        let mut known = match self.held.of(sent.job_id, self.settings.clock.now()).filter(is_of) {
             // Whether it has ended is for the write to find.
             Some(record) => Some(Known { record: Some(record), ended: None }),
-            None => self.record_of(sent.job_id, OPERATION).await?.map(|record| record.known()).transpose()?,
+            None => self.records.record_of(sent.job_id, OPERATION).await?.map(|record| record.known()).transpose()?,
         };
-        let (counts, mut kept_own) = (&self.0.rule_counts, false);
+        let (counts, mut kept_own) = (&self.rule_counts, false);
         for _ in 0..TRIES {
-            let ending = match rules::record(known.as_ref(), sent, result_max, self.clock().now()).refused()? {
+            let ending = match rules::record(known.as_ref(), sent, result_max, self.settings.clock.now()).refused()? {
                 Ok(ending) => ending,
                 Err(recorded) => {
                     // A letter of this call, or of one before it that did not come so far.
                     let again = recorded == Recorded::First && sent.outcome == Outcome::Succeeded && sent.attempt > 1;
                     if (again || kept_own) && letter_goes(known.as_ref(), sent.run_id) {
-                        self.take_letter(sent.job_id, sent.run_id, OPERATION).await?;
+                        self.letters.take_letter(sent.job_id, sent.run_id, OPERATION).await?;
                     }
                     counts.not_written(&recorded);
                     return Ok(recorded);
@@ -51,11 +78,11 @@ impl Sqs {
             if ending.keeps_letter {
                 kept_own |= self.keep_own_letter(&ending.result).await?;
             }
-            match self.end(ending.result.clone(), due_at).await? {
+            match self.ends.end(ending.result.clone(), due_at).await? {
                 Ended::Now => {
                     counts.written(&ending);
                     if ending.takes_letter {
-                        self.take_letter(sent.job_id, sent.run_id, OPERATION).await?;
+                        self.letters.take_letter(sent.job_id, sent.run_id, OPERATION).await?;
                     }
                     return Ok(Recorded::First);
                 }
@@ -68,16 +95,16 @@ impl Sqs {
     /// Keeps the letter of a run that is about to end as failed, if its worker has sent none; whether it did.
     async fn keep_own_letter(&self, result: &JobResult) -> Result<bool, BrokerError> {
         let letter = names::dead_letter(result.job_id, result.run_id);
-        if self.table().is_kept(&letter, self.clock().now(), OPERATION).await? {
+        if self.table.is_kept(&letter, self.settings.clock.now(), OPERATION).await? {
             return Ok(false);
         }
-        let record = self.record_of(result.job_id, OPERATION).await?;
+        let record = self.records.record_of(result.job_id, OPERATION).await?;
         let Some(record) = record.filter(|record| record.run == result.run_id && record.ended().is_none()) else {
             return Ok(false);
         };
-        let job = self.whole_job(&record, None, OPERATION).await?;
+        let job = self.records.whole_job(&record, None, OPERATION).await?;
         match rules::letters::own_letter(&job, result) {
-            Some(letter) => self.put_letter(&letter).await,
+            Some(letter) => self.letters.put_letter(&letter).await,
             None => Ok(false),
         }
     }
@@ -85,9 +112,9 @@ impl Sqs {
     /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not
     /// recorded. Whether this call ended it.
     pub(crate) async fn end_without_worker(&self, record: &Record, result: &JobResult) -> Result<bool, BrokerError> {
-        let Ended::Now = self.end(result.clone(), record.job()?.due_at).await? else { return Ok(false) };
+        let Ended::Now = self.ends.end(result.clone(), record.job()?.due_at).await? else { return Ok(false) };
         // The run has ended, whatever becomes of the letter: a redrive refuses it.
-        if let Err(error) = self.take_letter(result.job_id, result.run_id, OPERATION).await {
+        if let Err(error) = self.letters.take_letter(result.job_id, result.run_id, OPERATION).await {
             tracing::warn!(job_id = %result.job_id, %error, "the dead letter of a run that was ended is left: purge it");
         }
         Ok(true)
@@ -96,19 +123,22 @@ impl Sqs {
     /// A run ended while it was in line: its message is deleted if it is at hand; else it stays there, unless it was received
     /// before or never sent.
     pub(crate) async fn leave_message(&self, record: &Record) {
-        let at_hand = self.delete_at_hand(record).await;
-        if !at_hand && record.attempt == 0 && !left_to_sweep(record.due, self.clock().now(), self.is_fifo()) {
-            self.0.spares.change(&record.queue, 1);
+        let at_hand = self.lines.delete_at_hand(record).await;
+        if !at_hand
+            && record.attempt == 0
+            && !left_to_sweep(record.due, self.settings.clock.now(), self.queues.config().fifo)
+        {
+            self.spares.change(&record.queue, 1);
         }
     }
 
     /// Ends a run whose deadline has passed; `None` if this call did not.
     pub(crate) async fn expire(&self, record: &Record) -> Result<Option<JobResult>, BrokerError> {
-        match rules::expire(Some(&record.known()?), record.job_id, self.clock().now()).refused()? {
+        match rules::expire(Some(&record.known()?), record.job_id, self.settings.clock.now()).refused()? {
             Ok(result) if self.end_without_worker(record, &result).await? => {
                 // Nobody can have leased it since it was read: its deadline has passed.
                 if record.state() == JobState::Queued {
-                    self.leave_line(&record.queue, &record.client, OPERATION).await;
+                    self.places.leave_line(&record.queue, &record.client, OPERATION).await;
                 }
                 Ok(Some(result))
             }

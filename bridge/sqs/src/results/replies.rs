@@ -8,7 +8,7 @@
 //! of any other finds the item that nobody renews, removes the queue, then the item.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -20,17 +20,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Settings;
 use crate::aws::connect::{Effect, failed};
 use crate::aws::item::Item;
 use crate::aws::queue::{BATCH_MAX, Outgoing, RECEIVE_WAIT_MAX, SqsQueue, SqsQueues};
 use crate::aws::table::{Query, Table, Written};
 use crate::names;
 use crate::results::waiting::Wakes;
+use crate::settings::Settings;
 use crate::stored::record::Record;
 use crate::stored::schema;
 use relay_bridge::contract::{JobId, RunId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "reply queue";
 /// Names on one record: more processes than that seldom wait for one job, and the others look by themselves.
@@ -356,10 +357,6 @@ impl Replies {
 /// The jobs of which a message tells; none if it is not relay's.
 fn jobs_in(message: &Message) -> Vec<JobId> {
     message.body().unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
+
+use relay_bridge::support::lock;
 
 /// Waiters by what they wait for. An entry lives as long as somebody waits.
 pub(crate) struct Wakes<K>(Arc<Mutex<Waiters<K>>>);
@@ -64,10 +66,6 @@ impl<K: Hash + Eq> Drop for Waiter<K> {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! How things lie in the table and in the queues.
 
+pub(crate) mod creating;
+pub(crate) mod letters;
 pub(crate) mod policies;
 pub(crate) mod receipt;
 pub(crate) mod record;
+pub(crate) mod records;
 pub(crate) mod schema;
 pub(crate) mod wake_up;

@@ -3,21 +3,22 @@
 //! text of the one before is still there.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::PAYLOAD_MAX;
 use crate::aws::item::Item;
 use crate::aws::table::{Query, Table, Written};
+use crate::limits::PAYLOAD_MAX;
 use crate::names;
-use crate::operate::provision;
+use crate::stored::creating;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::provision::Wanted;
+use relay_bridge::support::lock;
 
 /// How old a copy may be: how late another process's change is noticed.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
@@ -86,7 +87,7 @@ impl Policies {
 
     /// The names of all queues, at most [`AGE_MAX`] old, in their order.
     pub(crate) async fn names(&self, operation: &'static str) -> Result<Vec<QueueName>, BrokerError> {
-        if let Some((names, at)) = &*self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some((names, at)) = &*lock(&self.all)
             && at.elapsed() < AGE_MAX
         {
             return Ok(names.clone());
@@ -112,7 +113,7 @@ impl Policies {
             }
         }
         let names = queues.iter().map(|(queue, _)| queue.clone()).collect();
-        *self.all.lock().unwrap_or_else(PoisonError::into_inner) = Some((names, asked));
+        *lock(&self.all) = Some((names, asked));
         Ok(queues)
     }
 
@@ -123,13 +124,13 @@ impl Policies {
     }
 
     fn copies(&self) -> MutexGuard<'_, HashMap<QueueName, (Arc<QueuePolicy>, Instant)>> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.copies)
     }
 
     /// The next who asks gets it as it is now, and who waits for a change looks.
     fn forget(&self, queue: &QueueName) {
         self.copies().remove(queue);
-        *self.all.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.all) = None;
         self.changed.notify_waiters();
     }
 
@@ -197,7 +198,7 @@ impl PolicyStore for Policies {
         let stored = self.fresh(queue, WRITE).await?;
         if wanted.replaces(stored.as_deref())? {
             if stored.is_none() {
-                provision::create(self, queue).await?;
+                creating::create(&self.table, &self.queues, queue).await?;
             }
             self.write(&wanted).await?;
         }

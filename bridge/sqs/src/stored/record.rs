@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::PAYLOAD_MAX;
-use crate::Sqs;
 use crate::aws::item::Item;
 use crate::aws::queue::DELAY_MAX;
+use crate::limits::PAYLOAD_MAX;
 use crate::names::{self, Key};
 use relay_bridge::contract::envelope::{EnvelopeError, WireVersion, decode_job, decode_result, encode_job};
 use relay_bridge::contract::result::Claim;
@@ -279,6 +278,11 @@ pub(crate) fn told_claim(result: &JobResult, by: &str) -> Vec<u8> {
     [result.claim().as_bytes().as_slice(), by.as_bytes()].concat()
 }
 
+/// The item of a record's result, where it has one of its own.
+pub(crate) fn result_key(record: &Record) -> Option<names::Key> {
+    Some(names::result(record.job_id, record.result_run()?, record.item.get_text("result_by")?))
+}
+
 /// An envelope that this build can't read.
 pub(crate) fn unreadable(error: EnvelopeError) -> BrokerError {
     let kind = match error {
@@ -297,47 +301,6 @@ pub(crate) fn check_size(bytes: usize, limit: u64, operation: &'static str) -> R
         return Ok(());
     }
     Err(refusal::too_large(operation, actual, limit))
-}
-
-impl Sqs {
-    /// The record of `job` as it is now, unless it is past its keeping.
-    pub(crate) async fn record_of(&self, job: JobId, operation: &'static str) -> Result<Option<Record>, BrokerError> {
-        let item = self.table().get(&names::record(job), operation).await?;
-        Record::read_kept(item, self.clock().now())
-    }
-
-    /// The same, if it is the client's.
-    pub(crate) async fn owned(
-        &self,
-        client: &ClientId,
-        job: JobId,
-        operation: &'static str,
-    ) -> Result<Option<Record>, BrokerError> {
-        Ok(self.record_of(job, operation).await?.filter(|record| record.client == *client))
-    }
-
-    /// The job of a record with its payload: what came with the message if it is the one, else as it is stored.
-    pub(crate) async fn whole_job(
-        &self,
-        record: &Record,
-        came: Option<Bytes>,
-        operation: &'static str,
-    ) -> Result<Job, BrokerError> {
-        let job = record.job()?;
-        let Some(run) = record.payload_run() else { return Ok(job) };
-        let is_it =
-            |payload: &Bytes| job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), payload);
-        if let Some(payload) = came.filter(is_it) {
-            return Ok(Job { payload, ..job });
-        }
-        let item = self.table().get(&names::payload(job.id, run), operation).await?;
-        let gone = || {
-            let why = format!("the payload of job {} is gone from the table", job.id);
-            BrokerError::new(BrokerErrorKind::Corrupt, operation, why)
-        };
-        let payload = item.ok_or_else(gone)?.need_binary("payload")?;
-        Ok(Job { payload, ..job })
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use aws_sdk_dynamodb::types::{
     ProjectionType, ScalarAttributeType, TableDescription, TableStatus, Tag, TimeToLiveSpecification, TimeToLiveStatus,
 };
 use aws_sdk_sqs::types::QueueAttributeName as Name;
+use tokio::sync::OnceCell;
 
 use crate::aws::connect::{Effect, failed};
 use crate::aws::item::Item;
@@ -205,6 +206,22 @@ pub(crate) fn queue_differences(found: &HashMap<Name, String>, fifo: bool) -> Ha
 /// The tags of everything that relay creates.
 pub(crate) fn queue_tags() -> HashMap<String, String> {
     HashMap::from([(TAG.0.to_owned(), TAG.1.to_owned())])
+}
+
+/// What is known about the table, read once.
+pub(crate) struct TableMeta {
+    table: Table,
+    known: OnceCell<Meta>,
+}
+
+impl TableMeta {
+    pub(crate) fn new(table: Table) -> Self {
+        Self { table, known: OnceCell::new() }
+    }
+
+    pub(crate) async fn get(&self, operation: &'static str) -> Result<Meta, BrokerError> {
+        self.known.get_or_try_init(|| read_meta(&self.table, operation)).await.copied()
+    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,13 @@
 //! What a message in SQS says. It wakes a worker up and nothing is decided from it; a small payload comes along, so that it
 //! need not be read.
 
-use std::time::Duration;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::Sqs;
-use crate::aws::queue::Outgoing;
 use crate::stored::record::INLINE_MAX;
-use relay_bridge::contract::{ClientId, Job, JobId, QueueName, RunId, Timestamp};
-use relay_bridge::error::BrokerError;
+use relay_bridge::contract::{ClientId, Job, JobId, QueueName, RunId};
 
 /// Payloads up to this many bytes come along: ten of them in base64 are four of the 64 KiB that AWS counts as a request.
 const CARRIED_MAX: usize = 16 * 1_024;
@@ -58,30 +53,10 @@ pub(crate) enum Sending {
     Beside,
 }
 
-impl Sqs {
-    /// Puts a message for `job` in line, which may be taken when it is due.
-    pub(crate) async fn wake(&self, job: &Job, due: Timestamp, sending: Sending) -> Result<(), BrokerError> {
-        let now = self.clock().now();
-        let delay = if self.is_fifo() { Duration::ZERO } else { due.since(now) };
-        let (group, deduplication) = match (self.is_fifo(), sending) {
-            (false, _) => (job.client.to_string(), None),
-            (true, Sending::First) => (job.id.to_string(), Some(job.run_id.to_string())),
-            (true, _) => (job.id.to_string(), Some(format!("{}-{}", job.run_id, now.as_millis()))),
-        };
-        let body = serde_json::to_string(&Wake::of(job)).unwrap_or_default();
-        let queue = self.sqs_queue(&job.queue, "send").await?;
-        queue.send(Outgoing { body, group: Some(group), deduplication, delay, attributes: Vec::new() }).await?;
-        if sending == Sending::Beside {
-            self.0.spares.change(&job.queue, 1);
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use relay_bridge::contract::Submission;
+    use relay_bridge::contract::{Submission, Timestamp};
     use relay_bridge::policy::QueuePolicy;
 
     fn job(bytes: usize) -> Job {
