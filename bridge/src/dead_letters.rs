@@ -5,39 +5,14 @@ use std::str::FromStr;
 use async_trait::async_trait;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::contract::envelope::Extra;
+pub use crate::contract::dead_letter::DeadLetter;
 use crate::contract::ids::InvalidId;
-use crate::contract::{Failure, IdempotencyKey, Job, JobId, Outcome, QueueName, RunId, Timestamp};
+use crate::contract::{JobId, QueueName, RunId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 
 /// The most dead letters that one [`list`](DeadLetters::list) reads in vain, because their keys begin otherwise.
 pub const LETTERS_PASSED_MAX: usize = 1_000;
-
-/// A job whose run ended `failed` or `exhausted`, as a worker hands it over and as an operator reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// The job as it was in the run that ended, with its payload.
-    pub job: Job,
-    /// `Failed` or `Exhausted`.
-    pub outcome: Outcome,
-    /// The attempt that ended it.
-    pub attempt: u32,
-    /// Why.
-    pub failure: Failure,
-    /// When.
-    pub at: Timestamp,
-    /// Fields of a newer writer, kept as they came.
-    pub extra: Extra,
-}
-
-impl DeadLetter {
-    /// Whether its job's key begins with `prefix`. Without a prefix each letter counts.
-    #[must_use]
-    pub fn has_key_prefix(&self, prefix: Option<&str>) -> bool {
-        IdempotencyKey::begins_with(self.job.key.as_ref(), prefix)
-    }
-}
 
 /// A page of dead letters.
 #[derive(Clone, Debug, Default)]

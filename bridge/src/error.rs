@@ -2,17 +2,16 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-type Source = Box<dyn Error + Send + Sync>;
-
-/// A broker call that did not do what was asked.
-#[derive(Debug)]
+/// A broker call that did not do what was asked. Clones share its source: all who waited for one call get one answer.
+#[derive(Clone, Debug)]
 pub struct BrokerError {
     kind: BrokerErrorKind,
     operation: &'static str,
     detail: String,
-    source: Option<Source>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
     of_storage: bool,
 }
 
@@ -82,8 +81,8 @@ impl BrokerError {
 
     /// The same with the error below it, for the log.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+    pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -91,7 +91,7 @@ pub(crate) fn run(args: StoreArgs) -> Result<Exit, CliError> {
         }
         StoreCommand::Restore { place, from } => {
             let to = prepare_store(place.data)?;
-            let bytes = store::restore(&from, &to).map_err(of_store)?;
+            let bytes = relay_embedded::restore(&from, &to).map_err(of_store)?;
             if place.json {
                 output::json(&json!({ "restored": to.display().to_string(), "bytes": bytes }))?;
             } else {

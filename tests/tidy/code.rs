@@ -169,7 +169,7 @@ fn use_tree(tokens: &[(&str, usize)], mut at: usize, prefix: &[String], found: &
 }
 
 /// The module that a file is: `bridge/remote/src/link.rs` is `relay_remote::link`.
-fn module(file: &str) -> Vec<String> {
+pub(crate) fn module(file: &str) -> Vec<String> {
     let (package, rest) = match file.split_once("src/") {
         Some(("", rest)) => ("relay".to_owned(), rest),
         Some((folder, rest)) => match folder.trim_end_matches('/').rsplit_once('/') {

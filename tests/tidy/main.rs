@@ -5,12 +5,13 @@
 //!
 //! - `files`: the repository's files, and a finding in one of them.
 //! - `code`: Rust source without comments and strings, and the paths that it names.
-//! - `sources`: what holds for every source file. `layers`: who may use whom. `seams`: what a broker's traits may not have.
+//! - `circles`: files that know each other. `sources`: what holds for every source file. `layers`: who may use whom. `seams`: what a broker's traits may not have.
 //! - `documents`: links and decision records. `contract`: promises and the tests that they name. `dependencies`: manifests,
 //!   the lockfile and the bans.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod circles;
 mod code;
 mod contract;
 mod dependencies;

@@ -2,24 +2,23 @@
 //! (deficit round robin with every job of cost one), so a backlog delays only its own client. Taking a job is one
 //! index lookup, whatever waits behind it.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::params;
-use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
+use super::change::Change;
+use super::grant::{Grant, Pending};
+use super::lease::{Lease, token};
 use super::lines::Key;
+use super::lines::{ClientRow, QueueRow};
 use super::row::{JobRow, LEASED, PARKED, WAITING, job_columns};
-use super::schema::unavailable;
-use super::shared::Shared;
-use super::state::{ClientRow, Lease, QueueRow, token};
-use super::undo::Change;
-use super::writer::{After, Work, Writer, copy};
+use super::sql::unavailable;
+use super::writer::{After, Writer};
 use relay_bridge::contract::envelope::{EnvelopeError, decode_job};
-use relay_bridge::contract::{Job, JobId, QueueName};
+use relay_bridge::contract::{Job, JobId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Receipt};
 
@@ -29,55 +28,6 @@ pub(super) const PENDING_MAX: usize = 16 * 1024;
 pub(super) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
 /// The most leases and due jobs looked at in one commit.
 const STEP_MAX: usize = 512;
-
-/// A `lease` call that waits for a job.
-pub(super) struct Pending {
-    pub(super) queues: Vec<QueueName>,
-    pub(super) max: NonZeroU32,
-    pub(super) deadline: Duration,
-    /// Whether the worker's handlers end with this process.
-    pub(super) is_here: bool,
-    pub(super) reply: oneshot::Sender<Result<Grant, BrokerError>>,
-    pub(super) give_back: GiveBack,
-}
-
-impl Pending {
-    pub(super) fn refuse(self, failure: &BrokerError) {
-        drop(self.reply.send(Err(copy(failure))));
-    }
-}
-
-/// Where leases go that nobody took.
-#[derive(Clone)]
-pub(super) struct GiveBack {
-    pub(super) shared: Arc<Shared>,
-    pub(super) inbox: mpsc::WeakSender<Work>,
-}
-
-/// Leased jobs on their way to the caller. If the caller is gone, they go back without spending an attempt.
-pub(super) struct Grant {
-    deliveries: Vec<Delivery>,
-    give_back: GiveBack,
-}
-
-impl Grant {
-    pub(super) fn take(mut self) -> Vec<Delivery> {
-        std::mem::take(&mut self.deliveries)
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        if self.deliveries.is_empty() {
-            return;
-        }
-        self.give_back.shared.abandon(self.deliveries.drain(..).map(|delivery| delivery.receipt));
-        // A full inbox needs no nudge: the writer is about to look.
-        if let Some(inbox) = self.give_back.inbox.upgrade() {
-            drop(inbox.try_send(Box::new(|_| None)));
-        }
-    }
-}
 
 impl Writer {
     /// Ends leases whose time is over, takes back leases nobody took, and puts due jobs in line.
@@ -171,14 +121,14 @@ impl Writer {
                 continue;
             }
             let Pending { reply, give_back, .. } = pending;
-            let result = taken.map(|()| Grant { deliveries, give_back });
+            let result = taken.map(|()| Grant::new(deliveries, give_back));
             after.push(Box::new(move |decided| {
                 let answer = match decided {
                     Ok(()) => result,
                     Err(failure) => {
                         // Rolled back: there is nothing to give back.
                         drop(result.map(Grant::take));
-                        Err(copy(failure))
+                        Err(failure.clone())
                     }
                 };
                 drop(reply.send(answer));

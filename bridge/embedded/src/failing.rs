@@ -186,7 +186,7 @@ async fn a_failure_that_has_changed_memory_alone_is_taken_back() {
     store.submit("a").await;
     let held = store.lease(1).await.remove(0);
     let before = store.picture().await;
-    let seq = super::state::read_token(&held.receipt).unwrap().1;
+    let seq = super::lease::read_token(&held.receipt).unwrap().1;
     let failed = store.store.call(move |writer| {
         writer.state.end_lease(seq);
         Err::<(), _>(BrokerError::new(BrokerErrorKind::Corrupt, "test", "the page is damaged"))

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rusqlite::{Connection, params};
 
-use super::schema::unavailable;
+use super::sql::unavailable;
 use relay_bridge::contract::JobId;
 use relay_bridge::error::BrokerError;
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::filter::Filter;
 use super::map::Map;
-use super::schema::unavailable;
+use super::sql::unavailable;
 use relay_bridge::contract::JobId;
 use relay_bridge::error::BrokerError;
 
@@ -189,7 +189,7 @@ impl Ids {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::poll;
+    use futures_util::FutureExt as _;
     use tokio::sync::Semaphore;
 
     use super::*;
@@ -273,11 +273,11 @@ mod tests {
         let is_complete = || !shared.recent.indexed.may_contain(id(-1));
 
         let erasure = reading.acquire_many(READERS_MAX).await.unwrap();
-        assert!(poll!(&mut scan).is_pending(), "it reads while an erasure empties the log");
+        assert!((&mut scan).now_or_never().is_none(), "it reads while an erasure empties the log");
         let mut next_erasure = std::pin::pin!(reading.acquire_many(READERS_MAX));
-        assert!(poll!(&mut next_erasure).is_pending());
+        assert!((&mut next_erasure).now_or_never().is_none());
         drop(erasure);
-        assert!(poll!(&mut scan).is_pending(), "an erasure waits for the whole scan");
+        assert!((&mut scan).now_or_never().is_none(), "an erasure waits for the whole scan");
         let next_erasure = next_erasure.await.unwrap();
         assert!(!is_complete());
         drop(next_erasure);

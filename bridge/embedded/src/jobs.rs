@@ -5,8 +5,8 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::ids::find_seq;
 use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING};
-use super::schema::unavailable;
 use super::shared::NewResult;
+use super::sql::unavailable;
 use super::writer::Writer;
 use super::{Embedded, PAYLOAD_MAX, list};
 use relay_bridge::contract::envelope::{decode_result, encode_job, encode_result};

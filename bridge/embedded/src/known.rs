@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::row::{JobRow, PAYLOAD_GONE, PAYLOAD_KEPT};
-use super::schema::unavailable;
+use super::sql::unavailable;
 use super::state::unreadable;
 use super::writer::Writer;
 use relay_bridge::contract::envelope::{decode_result, encode_dead_letter};

@@ -16,13 +16,16 @@
 //!
 //! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
 
+mod change;
 mod dispatch;
 #[cfg(test)]
 mod failing;
 mod filter;
+mod grant;
 mod ids;
 mod jobs;
 mod known;
+mod lease;
 mod lines;
 mod list;
 mod load;
@@ -35,11 +38,13 @@ mod results;
 mod row;
 mod schema;
 mod shared;
+mod sql;
 mod state;
 pub mod store;
 mod sweep;
 #[cfg(test)]
 mod testing;
+mod thread;
 mod undo;
 mod work;
 mod writer;
@@ -49,6 +54,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+pub use restore::restore;
 use rusqlite::Connection;
 pub use shared::Commits;
 use shared::Shared;
@@ -232,6 +238,16 @@ impl Embedded {
         lock(&self.inner.inbox).clone().ok_or_else(closed)
     }
 
+    /// Has the writer look around, unless its inbox is full: then it is about to.
+    fn nudge(&self) -> Result<Arc<dyn Fn() + Send + Sync>, BrokerError> {
+        let inbox = self.inbox()?.downgrade();
+        Ok(Arc::new(move || {
+            if let Some(inbox) = inbox.upgrade() {
+                drop(inbox.try_send(Box::new(|_| None)));
+            }
+        }))
+    }
+
     /// Ready once the store is being closed.
     async fn closing(&self) {
         // An error means that the sender is gone, which is closed as well.
@@ -310,7 +326,7 @@ impl Embedded {
 
 /// Runs `op` on one state of the store, whatever is committed meanwhile.
 fn snapshot<T>(reader: &Connection, op: impl FnOnce(&Connection) -> Result<T, BrokerError>) -> Result<T, BrokerError> {
-    let transaction = reader.unchecked_transaction().map_err(|e| schema::unavailable(e, "read"))?;
+    let transaction = reader.unchecked_transaction().map_err(|e| sql::unavailable(e, "read"))?;
     op(&transaction)
 }
 

@@ -2,7 +2,10 @@
 //! being run has changed.
 
 use super::map::Map;
-use super::state::{ClientRow, QueueRow};
+
+/// A row of `queues` or `clients`.
+pub(super) type QueueRow = i64;
+pub(super) type ClientRow = i64;
 
 /// A client's part of a queue.
 pub(super) type Key = (QueueRow, ClientRow);

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::ids::Recent;
 use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, WAITING, job_columns};
-use super::schema::unavailable;
+use super::sql::unavailable;
 use relay_bridge::contract::{ClientId, IdempotencyKey, JobState, JobStatus, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{JobFilter, Listed};

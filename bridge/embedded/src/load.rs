@@ -6,12 +6,13 @@ use std::time::Duration;
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
+use super::change::Counters;
 use super::ids::{Ids, Recent};
+use super::lease::Lease;
 use super::lines::{Key, Line};
 use super::map::Map;
-use super::schema::unavailable;
-use super::state::{Lease, Queue, State, damaged, next_due};
-use super::undo::Counters;
+use super::sql::unavailable;
+use super::state::{Queue, State, damaged, next_due};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId, Timestamp};
 use relay_bridge::error::BrokerError;

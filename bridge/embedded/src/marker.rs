@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::schema::{log_id, unavailable};
+use super::sql::{log_id, unavailable};
 use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::task::JoinHandle;
 
 use super::marker::Marker;
-use super::schema::unavailable;
+use super::sql::unavailable;
 use relay_bridge::error::BrokerError;
 
 /// How long a number stands at least. An older copy is not noticed if nothing was written later than this after it was made.

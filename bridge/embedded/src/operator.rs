@@ -7,8 +7,9 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Embedded;
-use super::schema::unavailable;
-use super::state::{QueueRow, damaged, unreadable};
+use super::lines::QueueRow;
+use super::sql::unavailable;
+use super::state::{damaged, unreadable};
 use super::writer::Writer;
 use relay_bridge::contract::envelope::decode_dead_letter;
 use relay_bridge::contract::{JobId, QueueName, RunId};

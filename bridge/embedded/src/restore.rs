@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind::NotFound};
 use std::path::{Path, PathBuf};
 
 use super::marker::{Marker, Restoring, forget_number, sync_folder};
-use super::schema::{self, log_id, unavailable};
+use super::schema;
+use super::sql::{log_id, unavailable};
 use super::store::copy;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::Embedded;
 use super::ids::Recent;
 use super::row::JobRow;
-use super::schema::unavailable;
+use super::sql::unavailable;
 use super::state::unreadable;
 use relay_bridge::contract::envelope::decode_result;
 use relay_bridge::contract::{ClientId, Cursor, JobId, LogId, RunId, Timestamp};

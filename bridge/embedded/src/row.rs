@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, Row, params};
 
 use super::ids::{Recent, find_seq};
-use super::schema::unavailable;
+use super::sql::unavailable;
 use super::state::unreadable;
 use relay_bridge::contract::envelope::{decode_job, decode_job_head};
 use relay_bridge::contract::{Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::ids::Recent;
-use super::writer::Done;
 use relay_bridge::contract::{ClientId, JobId, RunId, Timestamp};
 use relay_bridge::histogram::Histogram;
-use relay_bridge::leasing::Receipt;
+use relay_bridge::leasing::{Receipt, Recorded};
 use relay_bridge::newer_jobs::NewerJobs;
-use relay_bridge::rules::Counts;
+use relay_bridge::rules::{Counts, Ending, Verdict};
 
 /// What commits cost, since the store was opened.
 #[derive(Debug)]
@@ -40,6 +39,17 @@ pub(super) struct NewResult {
     pub(super) n: u64,
     pub(super) at: Timestamp,
     pub(super) envelope: Bytes,
+}
+
+/// The news of a transaction, told once it is committed.
+#[derive(Default)]
+pub(super) struct Done {
+    /// For readers to wake.
+    pub(super) finished: Vec<NewResult>,
+    /// Results to count.
+    pub(super) judged: Vec<Verdict<Ending, Recorded>>,
+    /// Dead letters that were taken back.
+    pub(super) letters_retracted: usize,
 }
 
 #[derive(Default)]

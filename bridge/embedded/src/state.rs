@@ -2,18 +2,18 @@
 //! number of clients, never with what waits, and can be [rebuilt](super::load) from the file.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::change::{Change, Counters, Undo};
 use super::ids::Ids;
-use super::lines::{Key, Lines};
+use super::lease::{Lease, read_token};
+use super::lines::{ClientRow, Key, Lines, QueueRow};
 use super::map::Map;
-use super::schema::unavailable;
-use super::undo::{Change, Counters, Undo};
+use super::sql::unavailable;
 use relay_bridge::contract::envelope::{EnvelopeError, NEWEST};
-use relay_bridge::contract::{ClientId, Job, JobId, Outcome, QueueName, RunId, Timestamp};
+use relay_bridge::contract::{ClientId, Outcome, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Receipt;
 use relay_bridge::policy::QueuePolicy;
@@ -23,10 +23,6 @@ use relay_bridge::rules::refusal::no_queue;
 /// places in line are left out at most, and so many milliseconds of deadlines count as out of order.
 const SEQ_AHEAD: i64 = 4_096;
 const IN_ORDER_AHEAD_MS: i64 = 10_000;
-
-/// A row of `queues` or `clients`.
-pub(super) type QueueRow = i64;
-pub(super) type ClientRow = i64;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -51,26 +47,6 @@ pub(super) struct Queue {
     pub(super) name: QueueName,
     pub(super) policy: QueuePolicy,
     pub(super) turns: VecDeque<ClientRow>,
-}
-
-/// A job in a worker's hands.
-#[derive(Clone, Debug)]
-pub(super) struct Lease {
-    pub(super) number: i64,
-    pub(super) job: JobId,
-    pub(super) run: RunId,
-    /// The job in that run without its payload; `None` if the store was opened since.
-    pub(super) known: Option<Arc<Job>>,
-    pub(super) line: Key,
-    pub(super) until: Duration,
-    /// Since when it is held, as far as this opening of the store knows.
-    pub(super) started: Duration,
-    /// How long it was held before that.
-    pub(super) held_before: Duration,
-    /// Set when the run ended while the worker held it.
-    pub(super) ended: Option<Outcome>,
-    /// Whether its worker sent a dead letter.
-    pub(super) has_letter: bool,
 }
 
 impl Lease {
@@ -235,17 +211,6 @@ impl State {
     pub(super) fn note_due(&mut self, due: Timestamp) {
         self.counters.next_due = Some(self.counters.next_due.map_or(due, |next| next.min(due)));
     }
-}
-
-/// The content of a receipt: the lease's number and the job's `seq`.
-pub(super) fn token(number: i64, seq: i64) -> Vec<u8> {
-    [number.to_be_bytes(), seq.to_be_bytes()].concat()
-}
-
-/// The number and the `seq` in a receipt; `None` if this version gave no such receipt.
-pub(super) fn read_token(receipt: &Receipt) -> Option<(i64, i64)> {
-    let (number, seq) = receipt.token.split_first_chunk::<8>()?;
-    Some((i64::from_be_bytes(*number), i64::from_be_bytes(seq.try_into().ok()?)))
 }
 
 /// When the next parked job is due.

@@ -7,8 +7,8 @@ use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
 use super::marker::lost_log;
-pub use super::restore::restore;
-use super::schema::{self, new_log_id, open_reader, open_without_log, unavailable};
+use super::schema::{new_log_id, open_reader, open_without_log};
+use super::sql::unavailable;
 use relay_bridge::contract::Job;
 use relay_bridge::contract::envelope::{EnvelopeError, decode_dead_letter, decode_job, decode_result};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -254,7 +254,7 @@ fn existing(path: &Path) -> Result<Connection, BrokerError> {
     let conn = if lost_log(path) { open_without_log(path)? } else { open_reader(path)? };
     let tables: i64 = conn
         .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'", [], |row| row.get(0))
-        .map_err(|e| schema::unavailable(e, "open store"))?;
+        .map_err(|e| unavailable(e, "open store"))?;
     if tables == 0 {
         let why = format!("{} is empty: it is not a relay store", path.display());
         return Err(BrokerError::new(BrokerErrorKind::Corrupt, "open store", why));

@@ -8,8 +8,8 @@ use rusqlite::params;
 
 use super::dispatch::UNREADABLE_FOR;
 use super::row::{JobRow, job_columns};
-use super::schema::unavailable;
-use super::writer::{Writer, copy};
+use super::sql::unavailable;
+use super::writer::Writer;
 use relay_bridge::contract::Timestamp;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Swept;
@@ -123,7 +123,7 @@ impl Writer {
     /// A job that this build can't read must not hold up the sweep: others wait behind it.
     fn sweep_later(&mut self, row: &JobRow, failure: &BrokerError) -> Result<(), BrokerError> {
         if !matches!(failure.kind(), BrokerErrorKind::NewerVersion { .. } | BrokerErrorKind::Corrupt) {
-            return Err(copy(failure));
+            return Err(failure.clone());
         }
         tracing::error!(job_id = %row.id, error = %failure, "expired job can't be read: left for later");
         let later = self.clock.now() + UNREADABLE_FOR;

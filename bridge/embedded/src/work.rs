@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use rusqlite::{OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use super::dispatch::{GiveBack, PENDING_MAX, Pending};
+use super::dispatch::PENDING_MAX;
+use super::grant::{GiveBack, Pending};
+use super::lease::read_token;
 use super::row::JobRow;
-use super::schema::unavailable;
-use super::state::read_token;
+use super::sql::unavailable;
 use super::writer::{Beat, Writer, closed};
 use super::{Embedded, PAYLOAD_MAX};
 use relay_bridge::contract::job::DELAY_MAX;
@@ -35,7 +36,7 @@ impl Leasing for Embedded {
             deadline: self.clock().monotonic() + request.wait,
             is_here: self.is_here,
             reply,
-            give_back: GiveBack { shared: self.shared(), inbox: self.inbox()?.downgrade() },
+            give_back: GiveBack { shared: self.shared(), nudge: self.nudge()? },
         };
         let work = move |writer: &mut Writer| {
             if writer.pending.len() >= PENDING_MAX {

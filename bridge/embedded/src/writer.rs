@@ -14,57 +14,34 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::dispatch::Pending;
+use super::grant::Pending;
 use super::marker::Marker;
 use super::numbers::Numbers;
 use super::row::JobRow;
 use super::schema;
-use super::shared::{NewResult, Shared};
+use super::shared::{Done, Shared};
+use super::sql;
 use super::state::State;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::{JobId, LogId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::leasing::{Held, Receipt, Recorded};
-use relay_bridge::rules::{Ending, Verdict};
+use relay_bridge::leasing::{Held, Receipt};
 
 /// The most operations in one commit.
-const BATCH_MAX: usize = 512;
+pub(super) const BATCH_MAX: usize = 512;
 /// The most operations that wait for the writer; a caller beyond that waits in its own task.
 pub(super) const INBOX_MAX: usize = 2 * BATCH_MAX;
-/// Operations that pay for a commit of their own. With fewer, after a commit of [`SHARED_FROM`] or more, the writer waits
-/// once for others to join.
-const ENOUGH: usize = 16;
-const SHARED_FROM: usize = 8;
-/// How long it waits for them: what the kernel makes of the shortest sleep, some 50 us.
-const NAP: Duration = Duration::from_micros(1);
 /// How long the last checkpoint waits for readers.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
-/// How long to wait before trying to open a broken store again.
-const REOPEN_AFTER: Duration = Duration::from_millis(500);
-/// How long what time demands is not tried again after it failed by itself.
-const HOLD_OFF: Duration = Duration::from_millis(500);
-/// How many operations have a transaction of their own after one that failed.
-const APART: usize = 64;
 
 /// One operation: runs inside the transaction, and may leave something to do after the commit.
 pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
 /// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
 pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
-
-/// The news of a transaction, told once it is committed.
-#[derive(Default)]
-pub(super) struct Done {
-    /// For readers to wake.
-    pub(super) finished: Vec<NewResult>,
-    /// Results to count.
-    pub(super) judged: Vec<Verdict<Ending, Recorded>>,
-    /// Dead letters that were taken back.
-    pub(super) letters_retracted: usize,
-}
 
 /// A heartbeat that waits for its answer.
 pub(super) struct Beat {
@@ -73,9 +50,9 @@ pub(super) struct Beat {
 }
 
 impl Beat {
-    fn refuse(self, failure: &BrokerError) {
+    pub(super) fn refuse(self, failure: &BrokerError) {
         // A worker that does not wait any more has lost nothing by it.
-        drop(self.reply.send(Err(copy(failure))));
+        drop(self.reply.send(Err(failure.clone())));
     }
 }
 
@@ -97,22 +74,22 @@ pub(super) struct Writer {
     pub(super) log_holds_erased: bool,
     /// Receipts that nobody took and that this step hands back.
     pub(super) abandoned: Vec<Receipt>,
-    shared: Arc<Shared>,
-    path: Option<PathBuf>,
-    numbers: Numbers,
-    in_transaction: bool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) path: Option<PathBuf>,
+    pub(super) numbers: Numbers,
+    pub(super) in_transaction: bool,
     /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
-    failed: bool,
+    pub(super) failed: bool,
     /// Set while the file can't be opened.
-    broken: bool,
+    pub(super) broken: bool,
     /// Set when the store was opened again: whoever waits is served at once.
-    again: bool,
+    pub(super) again: bool,
     /// Until when what time demands is not tried: it failed by itself.
-    held_off: Option<Duration>,
+    pub(super) held_off: Option<Duration>,
     /// How many more operations have a transaction of their own.
-    apart: usize,
+    pub(super) apart: usize,
     /// Operations of the last commit.
-    last_batch: usize,
+    pub(super) last_batch: usize,
 }
 
 impl Writer {
@@ -151,131 +128,18 @@ impl Writer {
         })
     }
 
-    /// Runs until every sender is gone, then closes the store.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        loop {
-            let wake = self.next_wake();
-            let clock = self.clock.clone();
-            let most = if self.apart > 0 { 1 } else { BATCH_MAX };
-            tokio::select! {
-                biased;
-                taken = inbox.recv_many(&mut batch, most) => if taken == 0 { break },
-                () = async { match wake { Some(at) => clock.sleep_until(at).await, None => std::future::pending().await } } => {}
-            }
-            self.step(&mut batch, &mut inbox);
-        }
-        self.numbers.written().await;
-        self.empty_log();
-    }
-
-    /// Runs the batch, and what joins it. A commit costs much more than an operation, and who was answered by the last one
-    /// is probably about to come back; but while the writer waits the callers may have nothing to do, so it waits for a
-    /// small batch only, and after it ran. A lone caller never waits.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this thread runs nothing else, and a timer wheel's tick is too coarse"
-    )]
-    fn run_batch(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>, after: &mut Vec<After>) {
-        let (mut ran, mut napped) = (0, false);
-        loop {
-            ran += batch.len();
-            after.extend(batch.drain(..).filter_map(|work| work(self)));
-            if napped || ran >= ENOUGH || self.last_batch < SHARED_FROM || self.apart > 0 {
-                break;
-            }
-            std::thread::sleep(NAP);
-            napped = true;
-            while ran + batch.len() < BATCH_MAX
-                && let Ok(work) = inbox.try_recv()
-            {
-                batch.push(work);
-            }
-        }
-        self.last_batch = ran;
-    }
-
     /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
     pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
         if !self.in_transaction {
-            self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|e| schema::unavailable(e, "begin"))?;
+            self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|e| sql::unavailable(e, "begin"))?;
             self.in_transaction = true;
         }
         Ok(())
     }
 
-    /// One commit: what time demands, the batch, and the leases that became possible; or, after a failure, one for each.
-    fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
-        if self.broken && !self.reopen() {
-            let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");
-            let away = away.of_storage();
-            batch.drain(..).filter_map(|work| work(self)).for_each(|after| after(Err(&away)));
-            self.pending.drain(..).for_each(|pending| pending.refuse(&away));
-            self.beats.drain(..).for_each(|beat| beat.refuse(&away));
-            self.forget();
-            return;
-        }
-        self.again = false;
-        let apart = self.apart > 0 || self.held_off.is_some();
-        if apart && self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
-            let did = self.transaction(|writer, _| drop(writer.guarded(Self::what_time_demands)));
-            self.held_off = (!did).then(|| self.clock.monotonic() + HOLD_OFF);
-        }
-        let mut answered = 0;
-        let did = self.transaction(|writer, after| {
-            after.reserve(batch.len());
-            if !apart {
-                drop(writer.guarded(Self::what_time_demands));
-            }
-            writer.run_batch(batch, inbox, after);
-            answered = after.len();
-            if !apart {
-                writer.grant(after);
-            }
-        });
-        if apart || !did {
-            self.transaction(Self::grant);
-        }
-        self.apart = if did { self.apart.saturating_sub(answered) } else { APART };
-        self.answer_beats();
-        self.forget();
-    }
-
-    /// Runs `run` in a transaction and says what became of it. A failure is noted in `failed`, and every operation that shared
-    /// the transaction is then answered with it.
-    fn transaction(&mut self, run: impl FnOnce(&mut Self, &mut Vec<After>)) -> bool {
-        self.state.begin_step();
-        let mut after = Vec::new();
-        run(self, &mut after);
-        let decided = self.commit(after.len());
-        let done = std::mem::take(&mut self.done);
-        if decided.is_ok() {
-            self.shared.tell(done);
-        }
-        after.into_iter().for_each(|after| after(decided.as_ref().copied()));
-        self.abandoned.clear();
-        decided.is_ok()
-    }
-
-    fn grant(&mut self, after: &mut Vec<After>) {
-        drop(self.guarded(|writer| writer.serve_pending(after)));
-    }
-
-    fn answer_beats(&mut self) {
-        for beat in std::mem::take(&mut self.beats) {
-            if self.broken {
-                let why = "whether the lease stands is known when the store is open again";
-                beat.refuse(&BrokerError::new(BrokerErrorKind::Unavailable, "extend", why));
-            } else {
-                let held = self.extend(&beat.receipt);
-                drop(beat.reply.send(held));
-            }
-        }
-    }
-
     /// Empties the log of what was erased, once for all that wait for it, and says whether it is empty of it. Waits for
     /// no reader.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         if self.forgetting.is_empty() {
             return;
         }
@@ -293,7 +157,7 @@ impl Writer {
     }
 
     /// Copies the log into the file and cuts it to nothing; `false` if a reader needs it.
-    fn truncate_log(&self, wait: Duration) -> rusqlite::Result<bool> {
+    pub(super) fn truncate_log(&self, wait: Duration) -> rusqlite::Result<bool> {
         self.conn.busy_timeout(wait)?;
         let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
         let emptied = self.conn.query_row(truncate, [], |row| Ok(row.get::<_, i64>(0)? == 0));
@@ -339,7 +203,7 @@ impl Writer {
         result
     }
 
-    fn commit(&mut self, operations: usize) -> Result<(), BrokerError> {
+    pub(super) fn commit(&mut self, operations: usize) -> Result<(), BrokerError> {
         if !self.in_transaction && !self.failed {
             return Ok(());
         }
@@ -366,8 +230,8 @@ impl Writer {
             return Ok(());
         };
         // Without space the record that makes the transaction one was not written: nothing took effect.
-        if schema::is_full(&failure) {
-            let failure = schema::unavailable(failure, "commit");
+        if sql::is_full(&failure) {
+            let failure = sql::unavailable(failure, "commit");
             error!(error = %failure, "commit failed");
             self.roll_back();
             return Err(failure);
@@ -399,7 +263,7 @@ impl Writer {
         self.shared.abandon(self.abandoned.drain(..));
     }
 
-    fn reopen(&mut self) -> bool {
+    pub(super) fn reopen(&mut self) -> bool {
         let Some(path) = self.path.clone() else {
             // Memory can't be opened again without losing what it holds: the connection stays.
             let idle = self.conn.is_autocommit() || self.conn.execute_batch("ROLLBACK").is_ok();
@@ -445,40 +309,22 @@ impl Writer {
     }
 
     /// Copies what is left of the log into the file, at the end.
-    fn empty_log(&mut self) {
+    pub(super) fn empty_log(&mut self) {
         if let Some(path) = self.path.as_ref().filter(|_| !self.in_transaction) {
             if let Err(failure) = self.numbers.raise_last(&self.conn) {
                 warn!(error = %failure, "the store has no new number: an older copy of it may not be noticed");
             }
             // A long reader, such as a backup, must not hold up the end: the log then stays, and is read at the next start.
             let emptied = self.truncate_log(CHECKPOINT_WAIT);
-            let done = emptied.map_err(|e| schema::unavailable(e, "close store")).and_then(|emptied| {
+            let done = emptied.map_err(|e| sql::unavailable(e, "close store")).and_then(|emptied| {
                 let Some(marker) = self.numbers.marker().filter(|_| emptied) else { return Ok(()) };
                 marker.closed(path)?;
-                schema::keep_log(&self.conn, false).map_err(|e| schema::unavailable(e, "close store"))
+                schema::keep_log(&self.conn, false).map_err(|e| sql::unavailable(e, "close store"))
             });
             if let Err(failure) = done {
                 warn!(error = %failure, "the write-ahead log was not emptied: it is read at the next start");
             }
         }
-    }
-
-    fn next_wake(&self) -> Option<Duration> {
-        let now = self.clock.monotonic();
-        if self.broken {
-            return Some(now + REOPEN_AFTER);
-        }
-        if self.again {
-            return Some(now);
-        }
-        let due = self.state.counters.next_due.map(|due| now + due.since(self.clock.now()));
-        let lease = self.state.lease_ends.first().map(|(at, _)| *at);
-        let demanded = [due, lease].into_iter().flatten().min();
-        let demanded = demanded.map(|at| self.held_off.map_or(at, |until| at.max(until)));
-        // Leases that a roll-back left to be handed back again.
-        let abandoned = self.shared.has_abandoned().then(|| self.held_off.unwrap_or(now));
-        let pending = self.pending.iter().map(|pending| pending.deadline).min();
-        [demanded, abandoned, pending].into_iter().flatten().min()
     }
 }
 
@@ -491,7 +337,7 @@ pub(super) fn work<T: Send + 'static>(
         let result = writer.guarded(op);
         Some(Box::new(move |decided| {
             let result = match (result, decided) {
-                (Ok(_), Err(failure)) => Err(copy(failure)),
+                (Ok(_), Err(failure)) => Err(failure.clone()),
                 (result, _) => result,
             };
             // Nobody waits for the answer any more: that is the caller's choice.
@@ -499,12 +345,6 @@ pub(super) fn work<T: Send + 'static>(
         }))
     });
     (work, answer)
-}
-
-/// The same failure for each of the operations that shared a commit.
-pub(super) fn copy(failure: &BrokerError) -> BrokerError {
-    let copy = BrokerError::new(failure.kind(), failure.operation(), failure.detail());
-    if failure.is_of_storage() { copy.of_storage() } else { copy }
 }
 
 pub(super) fn closed() -> BrokerError {

@@ -37,6 +37,7 @@ mod names;
 
 pub use crate::limits::PAYLOAD_MAX;
 pub use crate::operate::iam;
+pub use crate::others::mailbox::Render;
 pub use crate::others::{forward, plain, share};
 pub use crate::settings::Settings;
 
@@ -73,7 +74,6 @@ use crate::leases::settle::Settling;
 use crate::operate::dead_letters::Operator;
 use crate::operate::provision::Provisioning;
 use crate::others::forwarder::Forwards;
-use crate::others::mailbox::Render;
 use crate::results::Results;
 use crate::results::end::Ends;
 use crate::results::finish::Endings;

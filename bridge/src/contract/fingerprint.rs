@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use blake3::hazmat::{ContextKey, HasherExt as _, hash_derive_key_context};
 
+use super::hashing::update_length_prefixed;
 use super::media::essence;
 
 /// The encoding that is none.
@@ -63,11 +64,4 @@ impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
-}
-
-/// Feeds `part` after its length, so that no two lists of parts hash alike. Parts are below 4 GiB.
-pub(super) fn update_length_prefixed(hasher: &mut blake3::Hasher, part: &[u8]) {
-    let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
-    hasher.update(&length.to_be_bytes());
-    hasher.update(part);
 }

@@ -250,7 +250,7 @@ impl JobId {
         static CONTEXT: LazyLock<ContextKey> = LazyLock::new(|| hash_derive_key_context("relay job id v1"));
         let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
         for part in [client.as_str(), queue.as_str(), key.as_str()] {
-            super::fingerprint::update_length_prefixed(&mut hasher, part.as_bytes());
+            super::hashing::update_length_prefixed(&mut hasher, part.as_bytes());
         }
         let mut bytes = [0; 16];
         hasher.finalize_xof().fill(&mut bytes);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::envelope::Extra;
+use super::extra::Extra;
 use super::{ClientId, Fingerprint, IdempotencyKey, JobId, Outcome, QueueName, RunId, Timestamp};
 use crate::policy::QueuePolicy;
 use crate::rules::record::fits_header;

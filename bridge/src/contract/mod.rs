@@ -9,14 +9,18 @@
 //! - [`media`]: [`MediaRange`], content types that a queue takes; [`rate`]: [`Rate`], how many in which time.
 //! - [`job`]: a submission, the [`Job`] it becomes, and the [`JobStatus`] a client sees.
 //! - [`result`]: [`Outcome`], [`Failure`], [`JobResult`].
+//! - [`dead_letter`]: a job whose run ended badly. [`extra`]: fields of a newer writer.
 //! - [`trace`]: W3C trace context.
 //! - [`cursor`]: a position in one client's results.
 //! - [`envelope`]: jobs and results in MessagePack, version n and n-1.
 //! - [`wire`]: the frames of the TCP protocol.
 
 pub mod cursor;
+pub mod dead_letter;
 pub mod envelope;
+pub mod extra;
 pub mod fingerprint;
+mod hashing;
 pub mod ids;
 pub mod job;
 pub mod media;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::envelope::Extra;
+use super::extra::Extra;
 use super::trace::TRACEPARENT;
 use super::{ClientId, IdempotencyKey, Job, JobId, QueueName, RunId, Timestamp};
 

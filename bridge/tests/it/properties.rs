@@ -8,8 +8,9 @@ use bytes::Bytes;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use relay_bridge::contract::envelope::{
-    Extra, WireVersion, decode_dead_letter, decode_job, decode_result, encode_dead_letter, encode_job, encode_result,
+    WireVersion, decode_dead_letter, decode_job, decode_result, encode_dead_letter, encode_job, encode_result,
 };
+use relay_bridge::contract::extra::Extra;
 use relay_bridge::contract::result::Claim;
 use relay_bridge::contract::{
     ClientId, Cursor, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, LogId, Outcome, QueueName, RunId,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use relay_bridge::contract::envelope::Extra;
+use relay_bridge::contract::extra::Extra;
 use relay_bridge::contract::{Failure, Fingerprint, Job, JobId, JobResult, Outcome, RunId, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 

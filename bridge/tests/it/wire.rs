@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::wire::decode::Problem;
+use relay_bridge::contract::wire::Problem;
 use relay_bridge::contract::wire::frame::{self, FrameError};
 use relay_bridge::contract::wire::{
     self, FromServer, FromWorker, Hello, Request, Response, Role, Welcome, WireDelivery, WireError,

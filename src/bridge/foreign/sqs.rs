@@ -15,7 +15,7 @@ use futures_util::stream::{self, BoxStream};
 use relay_bridge::contract::Failure;
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Finished;
-use relay_sqs::forward::Render;
+use relay_sqs::Render;
 use relay_sqs::plain::{PlainMessage, PlainQueue};
 
 use super::{ForeignQueue, Incoming, Message};

@@ -134,7 +134,7 @@ async fn a_store_that_lost_its_log_is_refused_also_after_somebody_looked_at_it()
     refused(&crashed, "lost its write-ahead log").await;
     store::backup(&crashed, &folder.path().join("backup.db")).unwrap();
     refused(&crashed, "lost its write-ahead log").await;
-    store::restore(&crashed, &crashed).unwrap();
+    relay_embedded::restore(&crashed, &crashed).unwrap();
     open(&crashed).await.close().await;
 }
 
@@ -230,27 +230,27 @@ async fn a_copy_is_restored_into_a_stores_place_and_what_was_there_is_kept() {
     let before = submit(&store, "before", b"x").await;
     store::backup(&path, &copy).unwrap();
     let after = submit(&store, "after", b"x").await;
-    let busy = store::restore(&copy, &path).unwrap_err();
+    let busy = relay_embedded::restore(&copy, &path).unwrap_err();
     assert!(busy.detail().contains("in use by another relay process"), "{busy}");
     store.close().await;
     refused(&copy, "is a copy").await;
 
-    store::restore(&copy, &path).unwrap();
+    relay_embedded::restore(&copy, &path).unwrap();
     let store = open(&path).await;
     let broker = store.broker();
     assert!(broker.jobs.status(&client(), before.id).await.unwrap().is_some());
     assert!(broker.jobs.status(&client(), after.id).await.unwrap().is_none());
     store.close().await;
-    let again = store::restore(&copy, &path).unwrap_err();
+    let again = relay_embedded::restore(&copy, &path).unwrap_err();
     assert!(again.detail().contains("move it away first"), "{again}");
 
     // Also a file in its own place, and what the first restore replaced.
     let replaced = folder.path().join("moved");
     std::fs::rename(beside(&path, ".replaced"), &replaced).unwrap();
-    store::restore(&replaced.join("relay.db"), &path).unwrap();
+    relay_embedded::restore(&replaced.join("relay.db"), &path).unwrap();
     std::fs::remove_dir_all(beside(&path, ".replaced")).unwrap();
     std::fs::remove_file(beside(&path, ".marker")).unwrap();
-    store::restore(&path, &path).unwrap();
+    relay_embedded::restore(&path, &path).unwrap();
     let store = open(&path).await;
     assert!(store.broker().jobs.status(&client(), after.id).await.unwrap().is_some());
     store.close().await;

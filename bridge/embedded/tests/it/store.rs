@@ -291,7 +291,7 @@ async fn a_backup_is_whole_and_resets_old_cursors() {
 
     let backup = folder.path().join("backup.db");
     std::fs::rename(&copy, &backup).unwrap();
-    store::restore(&backup, &copy).unwrap();
+    relay_embedded::restore(&backup, &copy).unwrap();
     let restored = open(&copy).await;
     let after = Start::After(page.next);
     let again =

@@ -17,7 +17,7 @@ const ATTRIBUTES: usize = 1_024;
 const MESSAGE_MAX: usize = 256 * 1_024;
 
 /// Writes the body of a message about a result, of at most so many bytes.
-pub(crate) type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
+pub type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
 
 /// The queue, and the largest body that it takes.
 pub(crate) struct Mailbox {

@@ -13,12 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use msgpack::{Reader, Writer};
 
+use super::dead_letter::DeadLetter;
+use super::extra::Extra;
 use super::result::Claim;
 use super::trace::TRACEPARENT;
 use super::{
     ClientId, Failure, Fingerprint, IdempotencyKey, Job, JobId, JobResult, Outcome, QueueName, RunId, Timestamp,
 };
-use crate::dead_letters::DeadLetter;
 
 /// The oldest version this build reads: n-1.
 pub const OLDEST: u16 = 1;
@@ -47,23 +48,6 @@ impl WireVersion {
             Self::V1 => 1,
             Self::V2 => 2,
         }
-    }
-}
-
-/// Fields that a newer writer added and this build does not know: name and value as MessagePack, in their order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extra(Vec<(String, Bytes)>);
-
-impl Extra {
-    /// The names of the fields, in the order they came.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
-    }
-
-    /// How many bytes names and values have together.
-    #[must_use]
-    pub fn byte_len(&self) -> usize {
-        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::buf::Writer;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rmp::encode;
 
-use super::decode::Problem;
+use super::problem::Problem;
 use crate::contract::envelope::EnvelopeError;
 use crate::contract::envelope::msgpack::Reader;
 

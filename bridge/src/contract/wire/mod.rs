@@ -18,10 +18,12 @@ pub mod error;
 mod fields;
 pub mod frame;
 pub mod message;
+pub mod problem;
 
 pub use decode::DecodeError;
 pub use error::WireError;
 pub use message::{FromServer, FromWorker, Hello, Request, Response, Role, Welcome, WireDelivery};
+pub use problem::Problem;
 
 /// The oldest protocol version this build speaks.
 pub const VERSION_MIN: u16 = 1;
