@@ -1,11 +1,12 @@
 //! Wall and monotonic time behind one handle, so that a test can move both past every edge of a retention.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::contract::Timestamp;
+use crate::support::lock;
 
 /// Tells the time. [`Clock::system`] is real; [`Clock::manual`] stands still until [`Clock::advance`].
 #[derive(Clone, Debug)]
@@ -110,7 +111,7 @@ impl Clock {
 
 impl Manual {
     fn moving(&self) -> MutexGuard<'_, Moving> {
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.moving)
     }
 }
 

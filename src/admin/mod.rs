@@ -14,7 +14,7 @@
 //! - [`collect`]: the numbers of the process's parts as metrics.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::Timestamp;
@@ -41,6 +41,7 @@ mod serve;
 pub use access::{InvalidToken, Token};
 pub use port::Port;
 
+use relay_bridge::support::lock;
 use sampler::Sample;
 
 /// Dashboards that are told of each look at a time.
@@ -107,7 +108,7 @@ impl Admin {
 
     /// Adds a part of the process to the metrics. Its families must be its own: a name may be there once.
     pub fn collect(&self, part: impl Fn(&mut Exposition) + Send + Sync + 'static) {
-        self.collectors.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(part));
+        lock(&self.collectors).push(Box::new(part));
     }
 
     /// The process has reached its broker, and serves from now until `drain` is cancelled.
@@ -175,7 +176,7 @@ impl Admin {
         refusing::report(&mut text, self);
         self.telemetry.report(&mut text);
         collect::queues(&mut text, &self.sample.borrow());
-        for part in self.collectors.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for part in lock(&self.collectors).iter() {
             part(&mut text);
         }
         text.finish()

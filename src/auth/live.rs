@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use tracing::{info, warn};
 
 use super::keys::{Key, KeyEntry, KeyFile, KeysError, SecretDigest};
+use relay_bridge::support::lock;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -65,7 +66,7 @@ impl LiveKeys {
 
     /// The keys, no older than `age`, as far as the file can be read.
     fn current(&self, age: Duration) -> Arc<HashMap<String, KeyEntry>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let now = self.clock.monotonic();
         if now.saturating_sub(state.looked_at) >= age {
             state.looked_at = now;

@@ -2,7 +2,7 @@
 //! a refusal means.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -11,6 +11,7 @@ use relay_bridge::contract::{Failure, JobId, QueueName, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::{QueuePolicy, RetryPolicy};
+use relay_bridge::support::lock;
 
 /// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
 pub(super) const AWAY: RetryPolicy =
@@ -86,7 +87,7 @@ impl Target {
 
     async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
         let now = self.clock.monotonic();
-        let known = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || lock(&self.policies);
         if let Some((policy, until)) = known().get(queue)
             && now < *until
         {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +15,7 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
+use relay_bridge::support::lock;
 use tokio::sync::broadcast;
 
 /// Events of one job that wait for its watchers; older ones make room.
@@ -72,7 +73,7 @@ impl Events {
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, broadcast::Sender<Told>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.jobs)
     }
 }
 

@@ -2,13 +2,14 @@
 //! broker's adapter costs something too.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::support::lock;
 
 const KEEP: Duration = Duration::from_secs(1);
 /// Queues remembered at once. Only queues that exist are, so this is reached by relays with very many queues alone.
@@ -29,13 +30,13 @@ impl Policies {
     /// The policy of `queue`, or `None` if there is no such queue.
     pub(super) async fn get(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
         let now = self.clock.monotonic();
-        if let Some((policy, until)) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(queue)
+        if let Some((policy, until)) = lock(&self.known).get(queue)
             && now < *until
         {
             return Ok(Some(Arc::clone(policy)));
         }
         let policy = self.store.recent(queue).await?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         match &policy {
             Some(policy) => {
                 if known.len() >= QUEUES_MAX {

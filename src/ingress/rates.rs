@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
@@ -15,6 +15,7 @@ use relay_bridge::policy::ClientPolicy;
 
 use super::refusal::Refusal;
 use crate::api::{Problem, Slug};
+use relay_bridge::support::lock;
 
 /// Buckets at once, some 10 MiB. Beyond it those that are full are dropped, which changes nothing, and if that is not
 /// enough all of them, which lets each client have its burst again.
@@ -85,7 +86,7 @@ impl Rates {
     }
 
     fn buckets(&self) -> MutexGuard<'_, HashMap<(ClientId, QueueName), Bucket>> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.buckets)
     }
 }
 

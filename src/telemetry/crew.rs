@@ -2,11 +2,12 @@
 //! not see.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::leasing::LeaseRequest;
+use relay_bridge::support::lock;
 
 /// Workers that are remembered. Each asks every 20 s or so, so this many is far more than one process serves.
 const WORKERS_MAX: usize = 4_096;
@@ -31,7 +32,7 @@ pub struct Seen {
 impl Crew {
     /// A worker asks for jobs.
     pub(super) fn asks(&self, request: &LeaseRequest, now: Duration) {
-        let mut workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = lock(&self.0);
         if workers.len() >= WORKERS_MAX && !workers.contains_key(&request.worker) {
             workers.retain(|_, seen| now.saturating_sub(seen.asked_at) < FORGET_AFTER);
             if workers.len() >= WORKERS_MAX {
@@ -47,7 +48,7 @@ impl Crew {
 
     /// It was given `jobs`.
     pub(super) fn given(&self, worker: &WorkerId, jobs: u64) {
-        if let Some(seen) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(worker) {
+        if let Some(seen) = lock(&self.0).get_mut(worker) {
             seen.leased += jobs;
         }
     }
@@ -55,7 +56,7 @@ impl Crew {
     /// Those that asked within the last three minutes, by name.
     #[must_use]
     pub fn lately(&self, now: Duration) -> Vec<(WorkerId, Seen)> {
-        let mut workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = lock(&self.0);
         workers.retain(|_, seen| now.saturating_sub(seen.asked_at) < FORGET_AFTER);
         let mut all: Vec<_> = workers.iter().map(|(worker, seen)| (worker.clone(), seen.clone())).collect();
         drop(workers);

@@ -1,10 +1,11 @@
 //! The refusals of the broker's storage: only a write finds one, so each is noted where writes pass.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 
 /// How long something counts as refused that is found only by trying, without being tried again.
 pub const LATELY: Duration = Duration::from_secs(60);
@@ -38,20 +39,20 @@ impl Writes {
     /// One was stored.
     pub(super) fn stored(&self) {
         if self.refused.swap(false, Ordering::Relaxed) {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *lock(&self.last) = None;
         }
     }
 
     /// One failed at `now`, for whichever reason.
     pub(super) fn failed(&self, error: &BrokerError, now: Duration) {
         if error.is_of_storage() {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, error.to_string()));
+            *lock(&self.last) = Some((now, error.to_string()));
             self.refused.store(true, Ordering::Relaxed);
         }
     }
 
     fn refusing(&self, now: Duration) -> Option<String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = lock(&self.last);
         last.as_ref().filter(|(at, _)| now.saturating_sub(*at) <= LATELY).map(|(_, why)| why.clone())
     }
 }

@@ -5,7 +5,7 @@
 //! lease call itself) was *sent*, plus its length. After that nothing is sent for it any more.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::retry::answered;
+use relay_bridge::support::lock;
 
 /// No beat comes sooner than this after the one before, however short the lease.
 const BEAT_MIN: Duration = Duration::from_millis(10);
@@ -168,6 +169,6 @@ impl Lease {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

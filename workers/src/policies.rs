@@ -1,7 +1,7 @@
 //! Queue policies as the broker has them, kept for a few seconds, so that a change applies live without a call per job.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
@@ -11,6 +11,7 @@ use relay_bridge::policy::QueuePolicy;
 use tokio::time::Instant;
 
 use crate::retry::{CALL_MAX, answered};
+use relay_bridge::support::lock;
 
 /// How old a policy may be before it is read again.
 pub(crate) const FRESH: Duration = Duration::from_secs(3);
@@ -38,7 +39,7 @@ impl Policies {
     /// The broker's, if the policy was never read.
     pub(crate) async fn get(&self, queue: &QueueName) -> Result<Arc<QueuePolicy>, BrokerError> {
         let stale = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = lock(&self.known);
             match known.get_mut(queue) {
                 Some(entry) if entry.read_at.elapsed() < FRESH => return Ok(entry.policy.clone()),
                 // Whoever comes while this one is reading takes the old policy: one call, not one per slot.
@@ -61,7 +62,7 @@ impl Policies {
 
     /// The policy as it was last read, of whatever age; read now if it never was.
     pub(crate) async fn last_known(&self, queue: &QueueName) -> Result<Arc<QueuePolicy>, BrokerError> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(queue).cloned();
+        let known = lock(&self.known).get(queue).cloned();
         match known {
             Some(entry) => Ok(entry.policy),
             None => self.get(queue).await,
@@ -71,7 +72,7 @@ impl Policies {
     fn keep(&self, queue: &QueueName, policy: QueuePolicy) -> Arc<QueuePolicy> {
         let policy = Arc::new(policy);
         let entry = Known { policy: policy.clone(), read_at: Instant::now() };
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), entry);
+        lock(&self.known).insert(queue.clone(), entry);
         policy
     }
 }

@@ -1,11 +1,12 @@
 //! Whether the broker has room for the ends of runs. They wait in hand while it has none; the log says so once for all of
 //! them, as each tries again and again.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 use tokio::time::Instant;
 
 /// At most one warning in this long.
@@ -57,6 +58,6 @@ impl Room {
     }
 
     fn said(&self) -> std::sync::MutexGuard<'_, Said> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

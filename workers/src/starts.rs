@@ -13,7 +13,7 @@
 //! together are one failure, and a start that worked before the last failure does not end the wait.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::contract::Failure;
@@ -24,6 +24,7 @@ use crate::decide::Ending;
 use crate::handler::Attempt;
 use crate::retry::Jitter;
 use crate::stats::{WorkerStats, count};
+use relay_bridge::support::lock;
 
 /// The first wait and the longest one; half of each is random.
 const WAIT_BASE: Duration = Duration::from_secs(1);
@@ -179,7 +180,7 @@ impl StartGate {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Starts> {
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.starts)
     }
 }
 

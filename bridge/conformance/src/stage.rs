@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use relay_bridge::policy::{QueuePolicy, RetryPolicy, change_policy};
 use relay_bridge::provision::Wanted;
 use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
+use relay_bridge::support::lock;
 
 /// How long a call that must not wait may take, repetitions included, before the test is given up as hanging.
 const HANGING: Duration = Duration::from_secs(120);
@@ -271,7 +272,7 @@ impl<'a> Stage<'a> {
     pub(super) async fn lease_up_to(&self, max: u32) -> Vec<Delivery> {
         let most = usize::try_from(max).unwrap();
         let found = {
-            let mut found = self.found_late.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut found = lock(&self.found_late);
             let left = found.len().saturating_sub(most);
             found.split_off(left)
         };
@@ -347,7 +348,7 @@ impl<'a> Stage<'a> {
         let deliveries = soon(self.leasing.lease(&self.request(10, Duration::ZERO))).await.unwrap();
         let (late, early): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|delivery| self.was_due(delivery));
         assert!(early.is_empty(), "leased {early:?}");
-        self.found_late.lock().unwrap_or_else(PoisonError::into_inner).extend(late);
+        lock(&self.found_late).extend(late);
     }
 
     /// Whether `delivery` came after the lease or the delay that kept its run out of line, in real time.

@@ -50,7 +50,7 @@ mod work;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ use relay_bridge::contract::{JobId, LogId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
 use relay_bridge::newer_jobs::NewerJobs;
+use relay_bridge::support::lock;
 
 /// The largest payload or result, in bytes: 16 MiB. SQLite would take more; memory for bodies in flight would not.
 pub const PAYLOAD_MAX: u64 = 16 * 1024 * 1024;
@@ -357,8 +358,4 @@ async fn scan_ids(path: PathBuf, shared: Arc<Shared>, reading: Arc<Semaphore>) {
     if let Err(failure) = scanned {
         tracing::warn!(error = %failure, "ids could not be scanned: every new id is looked up");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

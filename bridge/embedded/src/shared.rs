@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -13,6 +13,7 @@ use relay_bridge::histogram::Histogram;
 use relay_bridge::leasing::{Receipt, Recorded};
 use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::rules::{Counts, Ending, Verdict};
+use relay_bridge::support::lock;
 
 /// What commits cost, since the store was opened.
 #[derive(Debug)]
@@ -165,8 +166,4 @@ impl<K: Eq + Hash + Clone, N> Drop for Registration<'_, K, N> {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

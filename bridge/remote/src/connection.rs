@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,6 +19,7 @@ use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::wire::frame::LENGTH_BYTES;
 use relay_bridge::contract::wire::{FromServer, FromWorker, Request, Response, Welcome, WireDelivery};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
+use relay_bridge::support::lock;
 
 /// The connection as requests see it.
 pub(super) struct Connection {
@@ -92,7 +93,7 @@ impl Connection {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether requests may be begun; leases not after a notice that the server stops.

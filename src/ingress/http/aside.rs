@@ -1,9 +1,10 @@
 //! A future that waits beside the work of a task: it is polled when it was woken itself, and not at each of the task's
 //! turns. A connection has a turn or more for each request, and what it waits for beside them nearly never happens.
 
+use relay_bridge::support::lock;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// See the module.
@@ -27,7 +28,7 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.flag.store(true, Ordering::Release);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let task = lock(&self.task).clone();
         task.wake();
     }
 }
@@ -47,7 +48,7 @@ impl<F: Future> Future for Aside<F> {
         // Before the flag is read: whoever sets it later finds this waker.
         if !self.task.will_wake(context.waker()) {
             self.task.clone_from(context.waker());
-            self.woken.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(context.waker());
+            lock(&self.woken.task).clone_from(context.waker());
         }
         if !self.woken.flag.load(Ordering::Acquire) || !self.woken.flag.swap(false, Ordering::AcqRel) {
             return Poll::Pending;

@@ -2,12 +2,13 @@
 //! client while there are others. Nobody waits for a place.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use relay_bridge::contract::ClientId;
 
 use super::Limits;
+use relay_bridge::support::lock;
 
 /// For how long a client that asked for a wait keeps the others to their share.
 const LATELY: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ impl Places {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 }
 

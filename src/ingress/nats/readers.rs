@@ -2,7 +2,7 @@
 //! have all places that requests have.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use relay_bridge::contract::ClientId;
@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::Limits;
 use crate::api::{Problem, Slug};
 use crate::ingress::refusal::Refusal;
+use relay_bridge::support::lock;
 
 /// The places of readers.
 pub(super) struct Readers {
@@ -64,7 +65,7 @@ impl Readers {
     }
 
     fn clients(&self) -> MutexGuard<'_, HashMap<ClientId, usize>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.clients)
     }
 }
 

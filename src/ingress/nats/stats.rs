@@ -4,8 +4,8 @@
 //! `async_nats::service` is not used: it sends errors with an empty body and counts no others.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use relay_bridge::contract::Timestamp;
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::subject::Endpoint;
 use crate::api::Problem;
+use relay_bridge::support::lock;
 
 /// The service's name.
 pub(super) const NAME: &str = "relay";
@@ -76,7 +77,7 @@ impl Service {
         counts.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if let Some(problem) = problem {
             counts.errors.fetch_add(1, Ordering::Relaxed);
-            let mut last = counts.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = lock(&counts.last_error);
             *last = format!("{}:{}", problem.status, problem.slug);
         }
     }
@@ -121,7 +122,7 @@ impl Service {
             let figures = Figures {
                 num_requests: requests,
                 num_errors: counts.errors.load(Ordering::Relaxed),
-                last_error: counts.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                last_error: lock(&counts.last_error).clone(),
                 processing_time: nanos,
                 average_processing_time: nanos / requests.max(1),
                 data,

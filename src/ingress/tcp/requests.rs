@@ -1,6 +1,5 @@
 //! What each request of a worker does: the queue grant first, then one call of the broker.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::session::Session;
 use super::writer::Outgoing;
+use relay_bridge::support::lock;
 
 impl Session {
     /// Leases, until there is something, the wait passed, the worker cancelled, the drain began or the connection ended.
@@ -39,7 +39,7 @@ impl Session {
                 () = self.ended.cancelled() => Ok(Vec::new()),
             },
         };
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.leases).remove(&id);
         let answers = match leased {
             Err(error) => vec![FromServer::Error { id: Some(id), error }],
             Ok(deliveries) => self.divide(id, deliveries).await,
@@ -177,7 +177,7 @@ impl Session {
                 self.may_touch(&receipt.queue)?;
                 let settled = leasing.settle(&receipt, &settlement).await;
                 if settled.as_ref().map_or_else(|error| error.kind() == Kind::LeaseLost, |()| true) {
-                    self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.run_id);
+                    lock(&self.held).remove(&receipt.run_id);
                 }
                 settled.map(|()| Response::Done).map_err(broker)
             }
@@ -194,7 +194,7 @@ impl Session {
     pub(super) async fn hand_back(&self, receipts: Vec<Receipt>, after: Duration) {
         let deadline = Instant::now() + HAND_BACK_TIMEOUT;
         for receipt in receipts {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.run_id);
+            lock(&self.held).remove(&receipt.run_id);
             let settlement = Settlement::HandBack(after);
             match time::timeout_at(deadline, self.server.leasing.settle(&receipt, &settlement)).await {
                 Ok(Ok(())) => {}
@@ -209,7 +209,7 @@ impl Session {
 
     fn hold(&self, run: RunId, lease: Duration) {
         let now = Instant::now();
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         if held.len() >= HELD_MAX {
             held.retain(|_, until| *until > now);
         }
@@ -221,12 +221,12 @@ impl Session {
     /// Whether the worker holds jobs that it got here.
     pub(super) fn holds(&self) -> bool {
         let now = Instant::now();
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).values().any(|until| *until > now)
+        lock(&self.held).values().any(|until| *until > now)
     }
 
     /// When the last lease ends that began here.
     pub(super) fn held_until(&self) -> Instant {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         held.values().max().copied().unwrap_or_else(Instant::now)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +22,7 @@ use super::hello::{self, Admitted, Refused};
 use super::listener::Stop;
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
+use relay_bridge::support::lock;
 
 /// What the tasks of one connection share.
 pub(super) struct Session {
@@ -94,8 +95,7 @@ where
     if end.abrupt {
         session.ended.cancel();
     }
-    // Waiting leases are dropped; what is being written down at the broker is finished.
-    session.leases.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(CancellationToken::cancel);
+    // Waiting leases are dropped; what is being written down at the broker is lock(&finished.session.leases).values().for_each(CancellationToken::cancel);
     drop(queue);
     tasks.close();
     tasks.wait().await;
@@ -188,7 +188,7 @@ impl Reading<'_> {
         let answer = match FromWorker::decode(frame) {
             Ok(FromWorker::Request { id, request }) => return self.request(id, request).await,
             Ok(FromWorker::CancelLease { id }) => {
-                let leases = self.session.leases.lock().unwrap_or_else(PoisonError::into_inner);
+                let leases = lock(&self.session.leases);
                 leases.get(&id).into_iter().for_each(CancellationToken::cancel);
                 return None;
             }
@@ -222,7 +222,7 @@ impl Reading<'_> {
                 }
                 // Entered here and not in the task, so that a cancellation that follows at once finds it.
                 let cancel = CancellationToken::new();
-                let mut leases = session.leases.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut leases = lock(&session.leases);
                 let before = leases.insert(id, cancel.clone());
                 if let Some(before) = before {
                     leases.insert(id, before);

@@ -13,7 +13,7 @@
 //! - `export`: the bounded queue between the two and the collector.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -33,6 +33,7 @@ mod handler;
 mod span;
 
 use export::{Counts, EXPORT_MAX, Queue};
+use relay_bridge::support::lock;
 pub(super) use span::Open;
 
 /// Where a process's spans go. Clones go the same way.
@@ -107,7 +108,7 @@ impl Traces {
 
     /// Sends what has ended, for at most `limit`. Spans that end later are dropped.
     pub async fn finish(&self, limit: Duration) {
-        let mut sending = std::mem::take(&mut *self.0.sending.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut sending = std::mem::take(&mut *lock(&self.0.sending));
         self.0.closing.cancel();
         // What is not done by then is dropped with the set.
         if tokio::time::timeout(limit, sending.join_next()).await.is_err() {

@@ -21,7 +21,7 @@ mod others;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::str::FromStr as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -32,6 +32,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Leasing, Receipt};
 use relay_bridge::result_log::ResultLog;
+use relay_bridge::support::lock;
 
 /// How often one call is repeated at most.
 const REPEATS_MAX: u32 = 6;
@@ -197,7 +198,7 @@ impl Calls {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 
     /// Makes a call that waits for nothing, and repeats it.

@@ -13,7 +13,7 @@ mod leasing;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use decide::{Decision, Fate};
@@ -22,6 +22,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::JobQueue;
 use relay_bridge::leasing::Leasing;
+use relay_bridge::support::lock;
 
 /// How often what fails. All percentages are of calls (or of deliveries), 0 to 100; larger ones count as 100. The
 /// default fails nothing.
@@ -149,7 +150,7 @@ impl Faults {
     }
 
     fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
-        self.0.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.calls)
     }
 
     /// Makes `call` as the next decision about `operation` says.

@@ -3,7 +3,7 @@
 //! deadline comes, in the order of the stream; and all once more when the stream of results shows a loss, and after a while,
 //! as a purge of some subjects shows nowhere.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
@@ -26,6 +26,7 @@ use relay_bridge::contract::{Job, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::{self, Known};
+use relay_bridge::support::lock;
 
 /// When a lane that was looked through is looked through again at the earliest.
 const EVERY: Duration = Duration::from_secs(300);
@@ -97,7 +98,7 @@ impl LookingBack {
 
     /// Takes note of the stream of results: all is looked at again if it lost some.
     fn saw(&self, log: Log) {
-        let before = self.log.lock().unwrap_or_else(PoisonError::into_inner).replace(log);
+        let before = lock(&self.log).replace(log);
         if before.is_some_and(|before| before.lost(log)) {
             self.lanes.clear();
         }
@@ -105,7 +106,7 @@ impl LookingBack {
 
     /// Says, now and then, that nothing is looked at.
     pub(crate) fn warn(&self, error: &BrokerError) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = lock(&self.warned);
         if warned.is_none_or(|at| at.elapsed() >= EVERY) {
             *warned = Some(Instant::now());
             tracing::warn!(%error, "runs whose results were lost are not ended: the stream {RESULTS_STREAM} can't be asked for");

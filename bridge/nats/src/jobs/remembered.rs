@@ -1,8 +1,9 @@
 //! A bounded memory of places in streams: what is forgotten is looked for anew.
 
+use relay_bridge::support::lock;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// The most that is remembered. One more, and all is forgotten: it costs a look at each, and no more.
 const ENTRIES_MAX: usize = 65_536;
@@ -41,7 +42,7 @@ impl<K: Eq + Hash, V: Copy> Remembered<K, V> {
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<K, V>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

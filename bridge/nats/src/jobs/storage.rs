@@ -1,7 +1,7 @@
 //! How much of what is allowed is used: of the bytes for jobs, for results, and of the account.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_nats::jetstream::account::Account;
 
@@ -12,6 +12,7 @@ use crate::stored::streams;
 use crate::wire::api::Api;
 use crate::wire::stream_calls::{self, Stream};
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "ask for storage";
 
@@ -65,7 +66,7 @@ impl Sizes {
     /// The sum of what streams hold: of `answered`, and of those that are `silent` because they have no leader. These take
     /// nothing, so they hold what they held.
     fn sum(&self, answered: impl IntoIterator<Item = (String, Size)>, silent: Vec<String>) -> Size {
-        let mut sizes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sizes = lock(&self.0);
         let mut next: HashMap<_, _> = answered.into_iter().collect();
         for name in silent {
             match sizes.get(&name) {

@@ -6,7 +6,7 @@
 //! The bytes that other processes wrote since are not known: so each may admit a small part of
 //! the rest before it asks again, and a few of them together stay far from using it up.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::jobs::storage::{Of, Storage, Use};
@@ -14,6 +14,7 @@ use crate::stored::bookings::{Booked, Booking, Bookings, Bytes};
 use crate::wire::api::Api;
 use crate::wire::single_flight::Alone;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 /// How old what is known may be in any case, and where there is much room.
 const AGE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
@@ -68,7 +69,7 @@ impl Admission {
     /// Admits a job that takes so many bytes, or refuses it. `None`: the server has to be asked first. An answer asked for
     /// after `called` is new.
     fn admit(&self, bookings: &Arc<Bookings>, bytes: u64, called: Instant) -> Option<Result<Booking, Full>> {
-        let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = lock(&self.look);
         let look = look.as_ref().filter(|look| look.is_good())?;
         match bookings.admit(bytes, |booked| look.judge(booked, bytes, look.at >= called)) {
             Ok(booking) => Some(Ok(booking)),
@@ -78,12 +79,12 @@ impl Admission {
     }
 
     fn learn(&self, look: Look) {
-        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        *lock(&self.look) = Some(look);
     }
 
     /// Whether what was learned last would still do, had not so much been written since.
     fn is_spent(&self) -> bool {
-        let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = lock(&self.look);
         look.as_ref().is_some_and(Look::is_good)
     }
 }

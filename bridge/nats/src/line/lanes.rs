@@ -6,7 +6,7 @@
 //! jobs in different lanes, because one of them knows a newer policy, lose and double nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use crate::wire::stream_calls;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::support::lock;
 
 /// How many consumers a queue has when new clients begin to share lanes. Those that the policy names have their own all the
 /// same.
@@ -120,11 +121,11 @@ impl ConsumerInfo {
 
 impl Consumers {
     fn change<T>(&self, change: impl FnOnce(&mut HashMap<(QueueName, Lane), Made>) -> T) -> T {
-        change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut lock(&self.made))
     }
 
     fn sharing(&self) -> MutexGuard<'_, HashSet<(QueueName, ClientId)>> {
-        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sharing)
     }
 
     fn remember(&self, queue: &QueueName, lane: &Lane, made: Made) {
@@ -146,7 +147,7 @@ impl Consumers {
 
     /// Who makes a consumer of the queue.
     fn making(&self, queue: &QueueName) -> Arc<Alone> {
-        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut making = lock(&self.making);
         making.entry(queue.clone()).or_default().clone()
     }
 
@@ -165,7 +166,7 @@ impl Consumers {
     /// The lease that the consumer may have now. The server judges what is leased already by a new one: a shorter one has to
     /// wait until nobody can hold a job under the longer one.
     fn lease_now(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo, wanted: Duration) -> Duration {
-        let mut lowering = self.lowering.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lowering = lock(&self.lowering);
         let (key, found) = ((queue.clone(), lane.clone()), info.made().lease);
         if wanted >= found {
             lowering.remove(&key);

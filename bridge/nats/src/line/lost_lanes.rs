@@ -3,7 +3,7 @@
 //! counted, nor ended in time. The sweep looks for them: which lanes there are is in the subjects of the stream.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::line::lanes::Lanes;
@@ -13,6 +13,7 @@ use crate::wire::stream_calls;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "look for lost consumers";
 /// How often a queue is looked through; also at the start, and when the connection was made again.
@@ -32,18 +33,18 @@ pub(crate) struct Census(Mutex<HashMap<QueueName, (u64, Instant)>>);
 
 impl Census {
     fn is_due(&self, queue: &QueueName, connections: u64) -> bool {
-        let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied();
+        let next = lock(&self.0).get(queue).copied();
         next.is_none_or(|(made, next)| made != connections || next <= Instant::now())
     }
 
     fn next(&self, queue: &QueueName, connections: u64, after: Duration) {
-        let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = lock(&self.0);
         queues.insert(queue.clone(), (connections, Instant::now() + after));
     }
 
     /// Forgets queues that are gone.
     pub(crate) fn retain(&self, queues: &[QueueName]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|queue, _| queues.contains(queue));
+        lock(&self.0).retain(|queue, _| queues.contains(queue));
     }
 }
 

@@ -2,7 +2,7 @@
 //! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
 
 use relay_bridge::contract::job::META_PREFIX;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -20,6 +20,7 @@ use relay_bridge::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobSt
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Finished, Lookup};
 use relay_bridge::rules::{self, Ended, Known, Payload};
+use relay_bridge::support::lock;
 
 /// How long the names of the queues are believed.
 const QUEUES_AGE: Duration = Duration::from_secs(5);
@@ -148,7 +149,7 @@ impl Records {
     /// The names of all queues, at most 5 s old.
     pub(crate) async fn queues(&self, now: bool) -> Result<Vec<QueueName>, BrokerError> {
         let cell = &self.queues.0;
-        let known = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = lock(cell).clone();
         if let Some((_, names)) = known.filter(|(at, _)| !now && at.elapsed() < QUEUES_AGE) {
             return Ok(names);
         }
@@ -158,7 +159,7 @@ impl Records {
         let mut names: Vec<_> = streams.iter().filter_map(|name| names::queue_of_stream(name)).collect();
         names.sort();
         names.dedup();
-        *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, names.clone()));
+        *lock(cell) = Some((asked, names.clone()));
         Ok(names)
     }
 

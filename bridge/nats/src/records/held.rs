@@ -4,7 +4,7 @@
 //! A lease is judged by the holder's monotonic clock: it ends one lease after the pull, or the heartbeat, was sent.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -19,6 +19,7 @@ use crate::wire::api::Api;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Job, JobId, Outcome, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 /// How often what is held is looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -137,7 +138,7 @@ impl Holding {
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Held>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The stream of results as a whole: which log it is, and where it ends.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::stored::names::RESULTS_STREAM;
@@ -9,6 +9,7 @@ use crate::wire::api::{self, Api};
 use crate::wire::stream_calls;
 use relay_bridge::contract::LogId;
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 
 /// For how long a log counts as the same.
 pub(crate) const TRUSTED_FOR: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ impl LogReader {
     /// Which log this is: another one after the stream was made anew. What was known before the connection was made again is
     /// not believed: the server may have been given an older store.
     pub(crate) async fn id(&self) -> Result<LogId, BrokerError> {
-        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *lock(&self.known);
         let is_good = |(_, on, at): &(_, u64, Instant)| *on == self.api.connections() && at.elapsed() < TRUSTED_FOR;
         match known.filter(is_good) {
             Some((id, ..)) => Ok(id),
@@ -55,7 +56,7 @@ impl LogReader {
         hasher.update(&info.created.unix_timestamp_nanos().to_be_bytes());
         hasher.finalize_xof().fill(&mut id);
         let id = LogId(id);
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, on, asked));
+        *lock(&self.known) = Some((id, on, asked));
         let last_at = match info.state.last_sequence {
             0 => Place::START.at,
             _ => api::millis(info.state.last_timestamp.unix_timestamp_nanos()),

@@ -10,7 +10,7 @@ use crate::stored::streams::Difference;
 use async_trait::async_trait;
 use relay_bridge::policy::PolicyStore;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -32,6 +32,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::Wanted;
 use relay_bridge::rules::refusal::no_queue;
+use relay_bridge::support::lock;
 
 /// How old a copy may be before the broker is asked again: what a worker misses of a change that nobody told it.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
@@ -92,7 +93,7 @@ impl Policies {
     }
 
     fn asking(&self, queue: &QueueName) -> Arc<Alone> {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = lock(&self.asking);
         if asking.len() >= ASKING_MAX {
             asking.clear();
         }
@@ -155,7 +156,7 @@ impl Policies {
     }
 
     fn copies(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Copied>> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.copies)
     }
 
     /// Creates the stream of a queue and what all queues share, or changes it to what its policy needs, if its policy is

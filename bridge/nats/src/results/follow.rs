@@ -5,7 +5,7 @@
 //! cursor. A read that ends is confirmed at the leader where there are replicas.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::records::log::{LogReader, TRUSTED_FOR};
@@ -21,6 +21,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{
     Finished, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, PASSED_BYTES_MAX, PASSED_MAX, Page, Reset, ResultFilter, Start,
 };
+use relay_bridge::support::lock;
 
 const OPERATION: &str = "read results";
 /// The most places that are remembered, over all clients.
@@ -52,7 +53,7 @@ struct Known {
 
 impl Positions {
     fn remembered(&self) -> std::sync::MutexGuard<'_, Remembered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Forgets everything if the connection was made again meanwhile: the server may have been given an older store.

@@ -1,7 +1,7 @@
 //! The bytes that this process writes, counted as they begin and as they end: what is known of storage is out of date by as
 //! much, and a job is admitted together with its bytes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::stored::names::{DEAD_SUBJECTS, ERASED_SUBJECTS, RESULTS_SUBJECTS, STATE_SUBJECTS};
 use crate::stored::record::Outgoing;
+use relay_bridge::support::lock;
 
 /// The bytes that the server stores of a message beside its subject, its headers and its payload: in bytes, rounded up.
 const MESSAGE_OVERHEAD: usize = 64;
@@ -110,7 +111,7 @@ impl Bookings {
     }
 
     fn lock(&self) -> MutexGuard<'_, Booked> {
-        self.booked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.booked)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How relay's streams are kept, as far as they were looked at.
 
-use std::sync::{Mutex, PoisonError};
+use relay_bridge::support::lock;
+use std::sync::Mutex;
 
 /// How several streams are kept.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +36,10 @@ impl Kept {
     }
 
     pub(crate) fn get(&self) -> Copies {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 
     pub(crate) fn set(&self, copies: Copies) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = copies;
+        *lock(&self.0) = copies;
     }
 }

@@ -5,7 +5,7 @@
 //! that are not due: rounds find what they would have told.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::stored::names::Lane;
 use relay_bridge::contract::{QueueName, Timestamp};
+use relay_bridge::support::lock;
 
 /// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
 pub(crate) const EVERY: Duration = Duration::from_millis(2);
@@ -129,11 +130,11 @@ impl Hints {
     }
 
     fn lately(&self) -> MutexGuard<'_, HashMap<Whose, Lately>> {
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lately)
     }
 
     fn later(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Whose>> {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.later)
     }
 }
 

@@ -1,10 +1,11 @@
 //! What is known about the connection: up or down, since when and why; and whether something may have been missed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_nats::{Event, ServerError, Statistics};
+use relay_bridge::support::lock;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -141,7 +142,7 @@ impl Shared {
 
     /// What the server refused in the last seconds.
     pub(crate) fn lately_refused(&self) -> Option<String> {
-        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = lock(&self.refusal);
         refusal.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, text)| text.clone())
     }
 
@@ -182,7 +183,7 @@ impl Shared {
             return;
         }
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), text.clone()));
+        *lock(&self.refusal) = Some((Instant::now(), text.clone()));
         if let Some(more) = self.due(Line::Refusal) {
             tracing::error!(
                 more,
@@ -289,7 +290,7 @@ struct Throttle(Mutex<(Option<Instant>, u64)>);
 
 impl Throttle {
     fn due(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         let (last, left_out) = &mut *state;
         if last.is_some_and(|last| now.duration_since(last) < TELL_EVERY) {
             *left_out += 1;

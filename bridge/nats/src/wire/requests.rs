@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::client::{PublishError, PublishErrorKind};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::wire::connection::Connection;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 /// How long the server may take to answer.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -123,7 +124,7 @@ struct Sent {
 
 impl Asking {
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     fn is_idle(&self) -> bool {

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use async_nats::{Message, Subscriber};
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::wire::api::Api;
 use relay_bridge::error::BrokerError;
+use relay_bridge::support::lock;
 
 /// The subscriptions that are shared, by subject. An entry lives as long as somebody listens.
 #[derive(Default)]
@@ -83,7 +84,7 @@ impl Subscriptions {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<Arc<str>, Weak<Shared>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -164,8 +165,4 @@ impl Shared {
         }
         if heard.subscriber.is_none() { Poll::Ready(None) } else { Poll::Pending }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

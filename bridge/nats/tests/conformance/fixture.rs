@@ -1,7 +1,7 @@
 //! The NATS broker in real time: a server for each test, or one cluster for all that don't crash it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DirectGetErrorKind;
@@ -12,6 +12,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Job, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::support::lock;
 use relay_conformance::testing::{NatsCluster, NatsServer};
 use relay_conformance::{Calls, Pace, newer_envelope};
 use relay_nats::config::NatsConfig;
@@ -136,7 +137,7 @@ impl Fixture {
     }
 
     fn nats(&self) -> Nats {
-        self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.nats).clone()
     }
 }
 
@@ -220,13 +221,13 @@ impl relay_conformance::Fixture for Fixture {
         }
         let again = connect(&servers.url(), self.nodes).await;
         agreed(&servers.url()).await;
-        *self.nats.lock().unwrap_or_else(PoisonError::into_inner) = again;
+        *lock(&self.nats) = again;
         true
     }
 
     async fn replace(&self) -> bool {
         let again = connect(&self.servers.lock().await.url(), self.nodes).await;
-        let before = std::mem::replace(&mut *self.nats.lock().unwrap_or_else(PoisonError::into_inner), again);
+        let before = std::mem::replace(&mut *lock(&self.nats), again);
         before.close().await;
         true
     }
@@ -278,7 +279,7 @@ struct Queues(Mutex<BTreeSet<QueueName>>);
 
 impl Queues {
     fn lock(&self) -> MutexGuard<'_, BTreeSet<QueueName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! SQS and DynamoDB in real time: two emulators for all tests, a table and queues of its own for each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Job, JobId, Timestamp};
+use relay_bridge::support::lock;
 use relay_conformance::testing::AwsEmulator;
 use relay_conformance::{Calls, Pace, newer_envelope};
 use relay_sqs::config::{Credentials, SqsConfig};
@@ -86,7 +87,7 @@ impl Fixture {
         if kind == Kind::Fifo {
             sweeping.spawn(keep_sweeping(sqs.clone()));
         }
-        let broker = sqs.lock().unwrap_or_else(PoisonError::into_inner).broker();
+        let broker = lock(&sqs).broker();
         let pace = kind.calls().pace(&broker, ROUND_TRIP).await;
         Self { emulator, config, kind, pace, _place: place, sqs, clock: Clock::system(), _sweeping: sweeping }
     }
@@ -96,14 +97,14 @@ impl Fixture {
     }
 
     fn sqs(&self) -> Sqs {
-        self.sqs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.sqs).clone()
     }
 }
 
 async fn keep_sweeping(sqs: Arc<Mutex<Sqs>>) {
     loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let jobs = sqs.lock().unwrap_or_else(PoisonError::into_inner).broker().jobs;
+        let jobs = lock(&sqs).broker().jobs;
         // Before the first queue there is nothing to sweep.
         drop(jobs.sweep(100).await);
     }
@@ -159,7 +160,7 @@ impl relay_conformance::Fixture for Fixture {
         // What a crash of a process leaves to the next one: AWS itself goes on. The old one says no farewell; what it
         // received and nobody took comes back when its time is over.
         let again = connect(&self.config).await;
-        *self.sqs.lock().unwrap_or_else(PoisonError::into_inner) = again;
+        *lock(&self.sqs) = again;
         true
     }
 

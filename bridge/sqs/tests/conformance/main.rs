@@ -12,10 +12,11 @@
 mod fixture;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use fixture::{Fixture, Kind};
 use libtest_mimic::{Arguments, Trial};
+use relay_bridge::support::lock;
 use relay_conformance::{Column, Fixture as _, PROMISES, RUNS, Run};
 
 /// How many tests are under way at once: more than run, because those with hundreds of jobs take turns.
@@ -63,7 +64,7 @@ static HEAVY_ONE: Mutex<()> = Mutex::new(());
 
 /// Tests one promise, on a runtime of its own.
 fn keep(module: &str, kind: Kind, promise: &str, run: Run) {
-    let _one = HEAVY.contains(&promise).then(|| HEAVY_ONE.lock().unwrap_or_else(PoisonError::into_inner));
+    let _one = HEAVY.contains(&promise).then(|| lock(&HEAVY_ONE));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let fixture = Fixture::open(kind).await;

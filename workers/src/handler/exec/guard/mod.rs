@@ -48,7 +48,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::Pid;
@@ -57,6 +57,7 @@ use self::watch::Found;
 pub(super) use self::watch::LOOK_AGAIN_AFTER;
 pub use self::watch::serve;
 use super::environment;
+use relay_bridge::support::lock;
 
 /// The variable by which a command is found whose group the guard was not told of. A command gets it with a value of its
 /// own.
@@ -157,7 +158,7 @@ impl Guard {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
