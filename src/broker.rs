@@ -15,7 +15,6 @@ use relay_embedded::{Embedded, EmbeddedConfig};
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::Wait;
 use relay_nats::{Nats, Settings, StreamSettings};
-#[cfg(feature = "sqs")]
 use relay_sqs::{Sqs, config::SqsConfig};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +31,6 @@ pub enum BrokerConfig {
     /// NATS JetStream.
     Nats(Box<NatsBroker>),
     /// SQS with DynamoDB.
-    #[cfg(feature = "sqs")]
     Sqs {
         /// How to reach both.
         config: Box<SqsConfig>,
@@ -56,15 +54,8 @@ pub struct NatsBroker {
 #[derive(Clone)]
 pub(crate) enum Opened {
     Embedded(Embedded),
-    Nats {
-        nats: Nats,
-        provision: bool,
-    },
-    #[cfg(feature = "sqs")]
-    Sqs {
-        sqs: Sqs,
-        provision: bool,
-    },
+    Nats { nats: Nats, provision: bool },
+    Sqs { sqs: Sqs, provision: bool },
 }
 
 impl Opened {
@@ -83,7 +74,6 @@ impl Opened {
                 let settings = Settings { clock: clock.clone(), streams, ..Settings::default() };
                 Ok(Self::Nats { nats: Nats::connect(config, Wait::Forever, settings).await?, provision })
             }
-            #[cfg(feature = "sqs")]
             BrokerConfig::Sqs { config, provision } => {
                 let settings = relay_sqs::Settings { clock: clock.clone(), ..relay_sqs::Settings::default() };
                 Ok(Self::Sqs { sqs: Sqs::connect(*config, settings).await?, provision })
@@ -96,7 +86,6 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.broker(),
             Self::Nats { nats, .. } => nats.broker(),
-            #[cfg(feature = "sqs")]
             Self::Sqs { sqs, .. } => sqs.broker(),
         }
     }
@@ -114,7 +103,6 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.newer_jobs(),
             Self::Nats { nats, .. } => nats.newer_jobs(),
-            #[cfg(feature = "sqs")]
             Self::Sqs { sqs, .. } => sqs.newer_jobs(),
         }
     }
@@ -143,7 +131,6 @@ impl Opened {
                 admin.collect(move |text| collect::nats_link(text, &connection));
             }
             // It has no connection of its own, and no store in this process.
-            #[cfg(feature = "sqs")]
             Self::Sqs { .. } => {}
         }
     }
@@ -165,7 +152,6 @@ impl Opened {
                 };
                 patiently("NATS", found).await?
             }
-            #[cfg(feature = "sqs")]
             Self::Sqs { sqs, provision: create } => {
                 let found = async || match create {
                     true => provision(&broker, setup).await,
@@ -183,7 +169,6 @@ impl Opened {
                     warn!("jobs and results are in memory and end with this process; --data DIR keeps them");
                 }
                 Self::Nats { .. } => warn!("jobs and results are in the memory of one NATS server, and end with it"),
-                #[cfg(feature = "sqs")]
                 Self::Sqs { .. } => {}
             }
         }
@@ -193,19 +178,16 @@ impl Opened {
     /// Sends results to clients that read them elsewhere, as the broker is told, until `stop`.
     pub(crate) async fn forward(&self, stop: CancellationToken) {
         match self {
-            #[cfg(feature = "sqs")]
             Self::Sqs { sqs, .. } => sqs.forward(Arc::new(crate::api::result::ResultView::message), stop).await,
             _ => stop.cancelled().await,
         }
     }
 
     /// Closes it. Accepted jobs are durable anyway; messages on their way from SQS are waited for until `until`.
-    #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "of no other broker anything is on its way"))]
     pub(crate) async fn close(&self, until: Instant) {
         match self {
             Self::Embedded(store) => store.close().await,
             Self::Nats { nats, .. } => nats.close().await,
-            #[cfg(feature = "sqs")]
             Self::Sqs { sqs, .. } => sqs.close_by(until).await,
         }
     }

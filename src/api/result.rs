@@ -77,7 +77,7 @@ impl ResultView {
 
     /// The same, as text for a queue of SQS: with a payload of any size if the whole is at most `limit` bytes, else with its
     /// link.
-    #[cfg(all(feature = "server", feature = "sqs"))]
+    #[cfg(feature = "server")]
     pub(crate) fn message(finished: &Finished, limit: usize) -> String {
         let text = |with_payload| {
             let text = serde_json::to_string(&Self::with_payload(finished, with_payload)).unwrap_or_default();
@@ -129,7 +129,7 @@ pub struct ResultsPage {
 }
 
 #[cfg(test)]
-#[cfg(all(feature = "server", feature = "sqs"))]
+#[cfg(feature = "server")]
 mod tests {
     use super::*;
     use crate::api::testing::finished;

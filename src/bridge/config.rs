@@ -31,7 +31,6 @@ pub enum Destination {
     /// NATS JetStream.
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB.
-    #[cfg(feature = "sqs")]
     Sqs(Box<relay_sqs::config::SqsConfig>),
 }
 
@@ -50,12 +49,10 @@ pub enum Origin {
     /// A stream of NATS that others write to.
     Stream(Box<ForeignStream>),
     /// A queue of SQS that others send to.
-    #[cfg(feature = "sqs")]
     Sqs(Box<ForeignSqs>),
 }
 
 /// A queue of SQS that others send to.
-#[cfg(feature = "sqs")]
 #[derive(Clone, Debug)]
 pub struct ForeignSqs {
     /// How to reach it.
@@ -92,7 +89,6 @@ impl Origin {
             (RelaySource::Nats(source), Destination::Nats(to)) => {
                 source.servers.iter().any(|server| to.servers.contains(server))
             }
-            #[cfg(feature = "sqs")]
             (RelaySource::Sqs(source), Destination::Sqs(to)) => {
                 let place = |config: &relay_sqs::config::SqsConfig| {
                     (config.region.clone(), config.endpoint.clone(), config.table.clone())
@@ -118,6 +114,5 @@ pub enum RelaySource {
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB, as the broker that keeps the jobs.
-    #[cfg(feature = "sqs")]
     Sqs(Box<relay_sqs::config::SqsConfig>),
 }

@@ -200,7 +200,6 @@ async fn provision(
     Ok(Provisioned { wanted, changes, applied, refused })
 }
 
-#[cfg(feature = "sqs")]
 async fn provision_sqs(
     config: SqsConfig,
     setup: &QueueSetup,
@@ -212,11 +211,6 @@ async fn provision_sqs(
     let ended = provision(&sqs.broker(), setup, clients, dry_run).await;
     sqs.close().await;
     ended
-}
-
-#[cfg(not(feature = "sqs"))]
-async fn provision_sqs(config: SqsConfig, _: &QueueSetup, _: &[ClientId], _: bool) -> Result<Provisioned, CliError> {
-    match config {}
 }
 
 pub(crate) fn from_broker(error: relay_bridge::error::BrokerError) -> CliError {

@@ -20,7 +20,7 @@ use super::exit::{CliError, Exit};
 use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
 use super::policy::PolicyArgs;
 use super::signals::Signals;
-use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs};
 use super::traces::TracesArgs;
 use super::values;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
@@ -212,7 +212,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         Some(config) => {
             args.streams.refuse()?;
             let (_, door) = args.nats_listen.resolve(args.nats)?;
-            (on_sqs(config, args.provision), door)
+            (BrokerConfig::Sqs { config: Box::new(config), provision: args.provision }, door)
         }
         None => choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?,
     };
@@ -341,16 +341,6 @@ pub(crate) fn choose(
         }
     };
     Ok((broker, door))
-}
-
-#[cfg(feature = "sqs")]
-fn on_sqs(config: SqsConfig, provision: bool) -> BrokerConfig {
-    BrokerConfig::Sqs { config: Box::new(config), provision }
-}
-
-#[cfg(not(feature = "sqs"))]
-fn on_sqs(config: SqsConfig, _: bool) -> BrokerConfig {
-    match config {}
 }
 
 /// The database file in `data`, which is created with access for this user only.

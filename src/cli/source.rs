@@ -11,7 +11,6 @@ use relay_nats::config::NatsConfig;
 use relay_nats::connection::Wait;
 use relay_nats::{Nats, Settings};
 use relay_remote::{Remote, RemoteConfig};
-#[cfg(feature = "sqs")]
 use relay_sqs::Sqs;
 use tokio::time::Instant;
 
@@ -32,7 +31,6 @@ pub(crate) enum SourceConfig {
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB, as the broker that keeps the jobs.
-    #[cfg(feature = "sqs")]
     Sqs(Box<relay_sqs::config::SqsConfig>),
 }
 
@@ -42,7 +40,6 @@ impl SourceConfig {
         match self {
             Self::Tcp { address, .. } => address.clone(),
             Self::Nats(nats) => nats.servers.join(","),
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => format!("table {}", sqs.table),
         }
     }
@@ -55,7 +52,6 @@ pub(crate) enum Source {
     /// The broker itself.
     Nats(Nats),
     /// The broker itself.
-    #[cfg(feature = "sqs")]
     Sqs(Sqs),
 }
 
@@ -71,7 +67,6 @@ impl Source {
     ) -> Result<Self, CliError> {
         match config {
             SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
-            #[cfg(feature = "sqs")]
             SourceConfig::Sqs(config) => Ok(Self::Sqs(provisioned_on_sqs(*config, queues).await?)),
             SourceConfig::Tcp { address, key } => {
                 let remote = RemoteConfig { key, ..RemoteConfig::new(&address, worker.clone()) };
@@ -85,7 +80,6 @@ impl Source {
         match self {
             Self::Remote(remote) => Arc::clone(remote) as Arc<dyn Leasing>,
             Self::Nats(nats) => nats.broker().leasing,
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.broker().leasing,
         }
     }
@@ -95,13 +89,11 @@ impl Source {
         match self {
             Self::Remote(_) => None,
             Self::Nats(nats) => Some(nats.newer_jobs()),
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => Some(sqs.newer_jobs()),
         }
     }
 
     /// Jobs that nobody waited for go back before it closes; messages on their way from SQS are waited for until `until`.
-    #[cfg_attr(not(feature = "sqs"), expect(unused_variables, reason = "from no other broker anything is on its way"))]
     pub(crate) async fn close(self, until: Instant) {
         match self {
             // Nobody else holds the connection any more.
@@ -111,7 +103,6 @@ impl Source {
                 }
             }
             Self::Nats(nats) => nats.close().await,
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.close_by(until).await,
         }
     }
@@ -121,7 +112,6 @@ impl Source {
 ///
 /// # Errors
 /// What a wait does not mend: the configuration, and queues that nobody created.
-#[cfg(feature = "sqs")]
 pub(crate) async fn provisioned_on_sqs(
     config: relay_sqs::config::SqsConfig,
     queues: &[QueueName],
@@ -138,7 +128,6 @@ pub(crate) async fn provisioned_on_sqs(
 }
 
 /// Finds that the queues are there, waiting for a broker that is away.
-#[cfg(feature = "sqs")]
 async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliError> {
     for queue in queues {
         let mut ceiling = BACKOFF_BASE;

@@ -2,7 +2,6 @@
 //! where every AWS tool takes them: environment, profile, pod or machine.
 
 use clap::{Args, ValueEnum};
-#[cfg(feature = "sqs")]
 pub(crate) use relay_sqs::config::SqsConfig;
 
 use super::exit::CliError;
@@ -47,11 +46,6 @@ pub(crate) struct OthersArgs {
     sqs_share: Vec<String>,
 }
 
-/// What a build without SQS knows of it: nothing.
-#[cfg(not(feature = "sqs"))]
-#[derive(Clone, Debug)]
-pub(crate) enum SqsConfig {}
-
 /// Whose permissions to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoleArg {
@@ -93,8 +87,11 @@ impl SqsArgs {
         }
     }
 
-    #[cfg(feature = "sqs")]
     fn config(self, others: OthersArgs) -> Result<SqsConfig, CliError> {
+        if !relay_sqs::IS_BUILT {
+            let unbuilt = CliError::usage("this relay was built without SQS");
+            return Err(unbuilt.hint("build it with the cargo feature `sqs`"));
+        }
         let defaults = SqsConfig::default();
         let config = SqsConfig {
             region: self.sqs_region,
@@ -114,22 +111,15 @@ impl SqsArgs {
             }
         }
     }
-
-    #[cfg(not(feature = "sqs"))]
-    fn config(self, _: OthersArgs) -> Result<SqsConfig, CliError> {
-        Err(CliError::usage("this relay was built without SQS").hint("build it with the cargo feature `sqs`"))
-    }
 }
 
 /// The values of a flag that may be repeated.
-#[cfg(feature = "sqs")]
 fn read<T: std::str::FromStr<Err = String>>(flag: &str, texts: &[String]) -> Result<Vec<T>, CliError> {
     let read = |text: &String| text.parse().map_err(|wrong| CliError::usage(format!("{flag} {text}: {wrong}")));
     texts.iter().map(read).collect()
 }
 
 /// The least that a role needs, as an IAM policy.
-#[cfg(feature = "sqs")]
 pub(crate) fn iam(config: &SqsConfig, role: RoleArg, account: &str) -> serde_json::Value {
     use relay_sqs::iam::{Role, policy};
     let role = match role {
@@ -140,14 +130,7 @@ pub(crate) fn iam(config: &SqsConfig, role: RoleArg, account: &str) -> serde_jso
     policy(config, role, account)
 }
 
-/// The same, where there is none.
-#[cfg(not(feature = "sqs"))]
-pub(crate) fn iam(config: &SqsConfig, _: RoleArg, _: &str) -> serde_json::Value {
-    match *config {}
-}
-
 /// A problem of the configuration, with the flag instead of the key.
-#[cfg(feature = "sqs")]
 fn in_flags(problem: &str) -> String {
     let Some((key, rest)) = problem.split_once(':') else { return problem.to_owned() };
     let flag = if key == "queue_prefix" { "prefix" } else { key };
@@ -155,7 +138,6 @@ fn in_flags(problem: &str) -> String {
 }
 
 #[cfg(test)]
-#[cfg(feature = "sqs")]
 mod tests {
     use clap::Parser;
 

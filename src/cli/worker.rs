@@ -21,7 +21,7 @@ use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
-use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs};
 use super::traces::TracesArgs;
 use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
@@ -134,7 +134,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let source = match (nats, args.sqs.resolve(OthersArgs::default())?) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
-        (None, Some(sqs)) => on_sqs(sqs),
+        (None, Some(sqs)) => SourceConfig::Sqs(Box::new(sqs)),
         (None, None) => SourceConfig::Tcp { address: args.connect, key },
     };
     let clock = Clock::system();
@@ -208,16 +208,6 @@ fn read_key(file: &Path) -> Result<String, CliError> {
         "" => Err(wrong("it is empty".to_owned()).hint("`relay keys new NAME --role worker > FILE` writes one")),
         key => Ok(key.to_owned()),
     }
-}
-
-#[cfg(feature = "sqs")]
-fn on_sqs(config: SqsConfig) -> SourceConfig {
-    SourceConfig::Sqs(Box::new(config))
-}
-
-#[cfg(not(feature = "sqs"))]
-fn on_sqs(config: SqsConfig) -> SourceConfig {
-    match config {}
 }
 
 /// A worker's configuration from what was typed.

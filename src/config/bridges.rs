@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls};
+use relay_sqs::config::SqsConfig;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeValue, ValueDeserializer};
 
 use super::mistake::Mistake;
-use crate::bridge::config::{BridgeConfig, Destination, ForeignStream, Origin, RelaySource, SLOTS};
+use crate::bridge::config::{BridgeConfig, Destination, ForeignSqs, ForeignStream, Origin, RelaySource, SLOTS};
 use crate::bridge::foreign::mapping::JobMapping;
 use crate::bridge::foreign::nats::StreamSource;
 
@@ -47,7 +48,6 @@ struct FromTable {
 /// A relay that keeps its jobs on SQS and DynamoDB, and what its table and queues are called there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(not(feature = "sqs"), expect(dead_code, reason = "it is read, and refused"))]
 struct RelaySqsTable {
     region: Option<String>,
     endpoint: Option<String>,
@@ -60,7 +60,6 @@ struct RelaySqsTable {
 /// A plain queue of SQS. Credentials are those of the AWS SDK: the environment, the profile, the pod or the machine.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(not(feature = "sqs"), expect(dead_code, reason = "it is read, and refused"))]
 struct SqsTable {
     queue: String,
     put_aside: String,
@@ -345,11 +344,7 @@ fn said(job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<(JobMapping, O
 }
 
 impl SqsTable {
-    #[cfg(feature = "sqs")]
     fn resolve(self, job: Option<JobMapping>, reply: Option<String>, wrong: &mut Wrong<'_>) -> Option<Origin> {
-        use crate::bridge::config::ForeignSqs;
-        use relay_sqs::config::SqsConfig;
-
         let (job, ..) = said(job, wrong)?;
         let Self { queue: url, put_aside, region, endpoint } = self;
         let connection = SqsConfig { region, endpoint, ..SqsConfig::default() };
@@ -361,26 +356,14 @@ impl SqsTable {
         }
         Some(Origin::Sqs(Box::new(ForeignSqs { connection, url, put_aside, reply, job })))
     }
-
-    #[cfg(not(feature = "sqs"))]
-    fn resolve(self, _: Option<JobMapping>, _: Option<String>, wrong: &mut Wrong<'_>) -> Option<Origin> {
-        wrong.add("from.sqs", "this relay was built without SQS", "build it with the feature `sqs`");
-        None
-    }
 }
 
 impl RelaySqsTable {
     fn resolve_source(self, wrong: &mut Wrong<'_>) -> Option<RelaySource> {
-        #[cfg(feature = "sqs")]
-        return Some(RelaySource::Sqs(Box::new(self.resolve("from.relay_sqs", wrong))));
-        #[cfg(not(feature = "sqs"))]
-        self.refuse("from.relay_sqs", wrong)
+        Some(RelaySource::Sqs(Box::new(self.resolve("from.relay_sqs", wrong))))
     }
 
-    #[cfg(feature = "sqs")]
-    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> relay_sqs::config::SqsConfig {
-        use relay_sqs::config::SqsConfig;
-
+    fn resolve(self, key: &str, wrong: &mut Wrong<'_>) -> SqsConfig {
         let (Self { region, endpoint, table, queue_prefix, fifo }, usual) = (self, SqsConfig::default());
         let config = SqsConfig {
             region,
@@ -393,12 +376,6 @@ impl RelaySqsTable {
         check_sqs(key, &config, wrong);
         config
     }
-
-    #[cfg(not(feature = "sqs"))]
-    fn refuse<T>(self, key: &str, wrong: &mut Wrong<'_>) -> Option<T> {
-        wrong.add(key, "this relay was built without SQS", "build it with the feature `sqs`");
-        None
-    }
 }
 
 impl ToTable {
@@ -406,10 +383,7 @@ impl ToTable {
     fn resolve(self, wrong: &mut Wrong<'_>) -> Option<Destination> {
         match (self.nats, self.relay_sqs) {
             (Some(nats), None) => nats.resolve("to.nats", wrong).map(|nats| Destination::Nats(Box::new(nats))),
-            #[cfg(feature = "sqs")]
             (None, Some(sqs)) => Some(Destination::Sqs(Box::new(sqs.resolve("to.relay_sqs", wrong)))),
-            #[cfg(not(feature = "sqs"))]
-            (None, Some(sqs)) => sqs.refuse("to.relay_sqs", wrong),
             _ => {
                 wrong.add("to", "it goes to one place", "write to.nats or to.relay_sqs, with where that is");
                 None
@@ -418,8 +392,11 @@ impl ToTable {
     }
 }
 
-#[cfg(feature = "sqs")]
-fn check_sqs(key: &str, config: &relay_sqs::config::SqsConfig, wrong: &mut Wrong<'_>) {
+/// Says what is wrong with it; also that this build can't reach it.
+fn check_sqs(key: &str, config: &SqsConfig, wrong: &mut Wrong<'_>) {
+    if !relay_sqs::IS_BUILT {
+        wrong.add(key, "this relay was built without SQS", "build it with the feature `sqs`");
+    }
     let Err(invalid) = config.check() else { return };
     for problem in invalid.problems() {
         let (of, what) = problem.split_once(": ").unwrap_or(("", problem));
@@ -566,7 +543,6 @@ meta = ["X-Tenant"]
         }
     }
 
-    #[cfg(feature = "sqs")]
     #[test]
     fn a_relay_on_sqs_has_the_usual_names_unless_others_are_written() {
         let on_sqs = |table: &str| {
@@ -585,7 +561,6 @@ meta = ["X-Tenant"]
         assert!(error.contains("bridge.edge.from.relay_sqs.table"), "{error}");
     }
 
-    #[cfg(feature = "sqs")]
     #[test]
     fn a_queue_of_sqs_is_read_like_a_stream() {
         const ORDERS: &str = r#"

@@ -66,8 +66,10 @@ fn circles(files: &[TextFile]) -> Vec<Finding> {
 }
 
 /// Types that stand for a whole adapter, each with the only file that may name it.
-const WHOLE: [(&str, &str, &str); 2] =
-    [("bridge/nats/src/", "Nats", "bridge/nats/src/lib.rs"), ("bridge/sqs/src/", "Sqs", "bridge/sqs/src/lib.rs")];
+const WHOLE: [(&str, &str, &str); 2] = [
+    ("bridge/nats/src/", "Nats", "bridge/nats/src/lib.rs"),
+    ("bridge/sqs/src/adapter/", "Sqs", "bridge/sqs/src/adapter/mod.rs"),
+];
 
 fn names_of_wholes(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();

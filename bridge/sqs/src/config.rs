@@ -3,11 +3,9 @@
 
 use std::fmt;
 
-use aws_sdk_sqs::config::Credentials as Keys;
-
+use crate::forward::Forward;
 use crate::limits::QUEUE_MAX;
-use crate::others::forward::Forward;
-use crate::others::share::Share;
+use crate::share::Share;
 
 /// The longest name of a table.
 const TABLE_MAX: usize = 255;
@@ -40,15 +38,28 @@ pub enum Credentials {
     /// What the environment, the profile, the pod or the machine gives: the chain of the AWS SDK.
     #[default]
     Chain,
-    /// These keys, for emulators. Their `Debug` does not print the secret.
+    /// These keys, for emulators.
     Keys(Keys),
+}
+
+/// An access key and its secret, which its `Debug` does not print.
+#[derive(Clone)]
+pub struct Keys {
+    pub(crate) id: String,
+    pub(crate) secret: String,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Credentials {
     /// An access key and its secret.
     #[must_use]
     pub fn keys(id: &str, secret: &str) -> Self {
-        Self::Keys(Keys::new(id, secret, None, None, "relay"))
+        Self::Keys(Keys { id: id.to_owned(), secret: secret.to_owned() })
     }
 }
 

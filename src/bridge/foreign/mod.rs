@@ -15,7 +15,6 @@ pub mod intake;
 pub mod mapping;
 pub mod nats;
 pub mod replies;
-#[cfg(feature = "sqs")]
 mod sqs;
 
 pub mod template;

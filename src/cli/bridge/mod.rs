@@ -23,7 +23,7 @@ use super::nats::NatsArgs;
 use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
-use super::sqs::{OthersArgs, SqsArgs, SqsConfig};
+use super::sqs::{OthersArgs, SqsArgs};
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
@@ -170,21 +170,10 @@ pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
     }
 }
 
-#[cfg(feature = "sqs")]
-fn on_sqs(config: SqsConfig) -> Destination {
-    Destination::Sqs(Box::new(config))
-}
-
-#[cfg(not(feature = "sqs"))]
-fn on_sqs(config: SqsConfig) -> Destination {
-    match config {}
-}
-
-/// The same, under a name of its own in lists of connections.
+/// The same place, under a name of its own in lists of connections.
 fn named(to: Destination, name: String) -> Destination {
     match to {
         Destination::Nats(to) => Destination::Nats(Box::new(NatsConfig { name, ..*to })),
-        #[cfg(feature = "sqs")]
         to => to,
     }
 }
@@ -199,7 +188,7 @@ impl BridgeArgs {
     fn resolve(mut self) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
         let nats = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
         let to = match (self.sqs.clone().resolve(OthersArgs::default())?, nats) {
-            (Some(sqs), _) => Some(on_sqs(sqs)),
+            (Some(sqs), _) => Some(Destination::Sqs(Box::new(sqs))),
             (None, nats) => nats.map(|nats| Destination::Nats(Box::new(nats))),
         };
         let bridges = match self.config {

@@ -9,18 +9,15 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::error::BrokerError;
-#[cfg(feature = "sqs")]
 use relay_bridge::error::BrokerErrorKind;
 use relay_nats::Nats;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
-#[cfg(feature = "sqs")]
 use relay_sqs::{Sqs, plain::PlainQueue};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-#[cfg(feature = "sqs")]
 use crate::bridge::config::ForeignSqs;
 use crate::bridge::config::{BridgeConfig, Destination, ForeignStream, Origin, RelaySource};
 use crate::bridge::foreign::intake::Intake;
@@ -32,7 +29,6 @@ use crate::bridge::relay::{Mapping, RelayHandler};
 use crate::broker::sweep;
 use crate::cli::exit::CliError;
 use crate::cli::provision::from_broker;
-#[cfg(feature = "sqs")]
 use crate::cli::source::provisioned_on_sqs;
 use crate::cli::source::{Source, SourceConfig, provisioned};
 use crate::client::retry::jitter;
@@ -52,7 +48,6 @@ pub(super) struct Open {
 /// The broker that jobs go to.
 enum Target {
     Nats(Nats),
-    #[cfg(feature = "sqs")]
     Sqs(Sqs),
 }
 
@@ -64,7 +59,6 @@ impl Target {
                 let inbox_prefix = to.inbox_prefix.clone().or_else(|| Some(RELAY_INBOX.to_owned()));
                 Ok(Self::Nats(provisioned(NatsConfig { inbox_prefix, ..*to }, queues).await?))
             }
-            #[cfg(feature = "sqs")]
             Destination::Sqs(to) => Ok(Self::Sqs(provisioned_on_sqs(*to, queues).await?)),
         }
     }
@@ -72,7 +66,6 @@ impl Target {
     fn broker(&self) -> Broker {
         match self {
             Self::Nats(nats) => nats.broker(),
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.broker(),
         }
     }
@@ -80,7 +73,6 @@ impl Target {
     async fn close(&self) {
         match self {
             Self::Nats(nats) => nats.close().await,
-            #[cfg(feature = "sqs")]
             Self::Sqs(sqs) => sqs.close().await,
         }
     }
@@ -99,7 +91,6 @@ enum Work {
         slots: NonZeroU32,
         replies: Option<Replies>,
     },
-    #[cfg(feature = "sqs")]
     Sqs {
         queue: Arc<PlainQueue>,
         intake: Arc<Intake>,
@@ -117,14 +108,12 @@ impl Open {
         let queues = match &from {
             Origin::Relay { queues, .. } => queues.values().cloned().collect(),
             Origin::Stream(stream) => fixed(&stream.job),
-            #[cfg(feature = "sqs")]
             Origin::Sqs(queue) => fixed(&queue.job),
         };
         let target = Target::open(to, &queues).await?;
         let work = match from {
             Origin::Relay { source, queues, client } => open_relay(&name, slots, source, queues, client, &target).await,
             Origin::Stream(stream) => open_stream(slots, *stream, &target).await,
-            #[cfg(feature = "sqs")]
             Origin::Sqs(queue) => open_sqs(slots, *queue, &target).await,
         };
         match work {
@@ -141,7 +130,6 @@ impl Open {
         match &self.work {
             Work::Relay { worker, handler, .. } => Counters::Relay { worker: worker.stats(), calls: handler.stats() },
             Work::Stream { intake, .. } => Counters::Stream(intake.stats()),
-            #[cfg(feature = "sqs")]
             Work::Sqs { intake, .. } => Counters::Stream(intake.stats()),
         }
     }
@@ -180,7 +168,6 @@ impl Work {
                 connection.close().await;
                 tracing::info!(bridge = %name, messages = ?stats.report(), "bridge ended");
             }
-            #[cfg(feature = "sqs")]
             Self::Sqs { queue, intake, slots } => {
                 let stats = intake.stats();
                 intake.run(Arc::clone(&queue), slots, drain).await;
@@ -196,7 +183,6 @@ fn fixed(job: &JobMapping) -> Vec<QueueName> {
     job.queue.fixed().and_then(|name| name.parse().ok()).into_iter().collect()
 }
 
-#[cfg(feature = "sqs")]
 async fn open_sqs(slots: NonZeroU32, queue: ForeignSqs, target: &Target) -> Result<Work, CliError> {
     let ForeignSqs { connection, url, put_aside, reply, job } = queue;
     let opened = patiently(|| PlainQueue::open(&connection, &url, &put_aside, reply.as_deref())).await;
@@ -228,7 +214,6 @@ async fn open_relay(
             let inbox_prefix = nats.inbox_prefix.clone().or_else(|| Some(worker_inbox(name)));
             SourceConfig::Nats(Box::new(NatsConfig { inbox_prefix, ..*nats }))
         }
-        #[cfg(feature = "sqs")]
         RelaySource::Sqs(sqs) => SourceConfig::Sqs(sqs),
     };
     let names: Vec<_> = queues.keys().cloned().collect();

@@ -1,0 +1,94 @@
+//! The submitter's half: each call on the record, which decides.
+
+pub(crate) mod count;
+pub(crate) mod enqueue;
+pub(crate) mod list;
+pub(crate) mod quota;
+pub(crate) mod runs;
+pub(crate) mod sending;
+pub(crate) mod spares;
+pub(crate) mod sweep;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::DropGuard;
+
+use crate::adapter::jobs::count::Counting;
+use crate::adapter::jobs::enqueue::Submissions;
+use crate::adapter::jobs::list::Listing;
+use crate::adapter::jobs::quota::Places;
+use crate::adapter::jobs::runs::Runs;
+use crate::adapter::jobs::sweep::Sweep;
+use crate::adapter::stored::policies::Policies;
+use crate::adapter::stored::records::Records;
+use crate::settings::Settings;
+use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
+use relay_bridge::error::BrokerError;
+use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+
+/// The submitter's half.
+pub(crate) struct Jobs {
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) settings: Settings,
+    pub(crate) records: Arc<Records>,
+    pub(crate) submissions: Arc<Submissions>,
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) listing: Arc<Listing>,
+    pub(crate) counting: Arc<Counting>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) sweep: Arc<Sweep>,
+    pub(crate) _alive: Arc<DropGuard>,
+}
+
+#[async_trait]
+impl JobQueue for Jobs {
+    async fn enqueue(&self, job: Job) -> Result<Enqueued, BrokerError> {
+        self.submissions.take_job(job).await
+    }
+
+    async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
+        let record = self.records.owned(client, job, "read status").await?;
+        record.map(|record| record.status(self.settings.clock.now())).transpose()
+    }
+
+    async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
+        self.runs.cancel_run(client, job).await
+    }
+
+    async fn rerun(&self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
+        self.runs.rerun_job(client, job, from).await
+    }
+
+    async fn erase(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
+        self.runs.erase_job(client, job).await
+    }
+
+    async fn list(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
+        self.listing.list_jobs(client, filter).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
+        self.policies.require(queue, "read depth").await?;
+        self.counting.look_at_queue(queue).await
+    }
+
+    async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.places.waiting_in(client, queue).await
+    }
+
+    async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
+        self.policies.require(queue, "read depth").await?;
+        // SQS tells it to CloudWatch alone; the records would be read for it.
+        Ok(None)
+    }
+
+    async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
+        self.policies.require(queue, "read depth").await?;
+        self.counting.count_queue(queue).await
+    }
+
+    async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
+        self.sweep.sweep_step(limit).await
+    }
+}

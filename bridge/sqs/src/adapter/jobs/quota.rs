@@ -1,0 +1,320 @@
+//! `max_queued`. A bound up to [`COUNTED_MAX`] is kept by an item for its client that counts what waits: one conditional
+//! update takes a place in line, and one gives it back, so that processes together never let one job too many in. Nobody
+//! else pays for it; larger bounds are compared with the open records, as the index counts them now and then.
+//!
+//! The count is not in one transaction with the records, which would cost three times as much: a process that dies in
+//! between leaves it off by one. It is made anew where it was not written for long.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aws_sdk_dynamodb::types::ReturnValue;
+use futures_util::future::try_join_all;
+
+use crate::adapter::aws::item::{Item, expires};
+use crate::adapter::aws::queue::SqsQueues;
+use crate::adapter::aws::table::{Query, Table, Written};
+use crate::adapter::jobs::count::Counting;
+use crate::adapter::stored::policies::Policies;
+use crate::adapter::stored::schema::BY_TIME;
+use crate::names;
+use crate::settings::Settings;
+use relay_bridge::contract::{ClientId, JobState, QueueName, Timestamp};
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::rules::refusal;
+use relay_bridge::support::lock;
+
+/// Bounds up to here are counted; beyond, the jobs that run are a small part of them.
+const COUNTED_MAX: u64 = 50_000;
+/// A count that was not written for so long is made anew: one that is full, for each thousand of its bound. Longer than any
+/// call takes, so that what was counted is in line.
+const FULL_FOR: Duration = Duration::from_secs(60);
+const STALE_AFTER: Duration = Duration::from_secs(3_600);
+/// Of a client that is gone, nothing is left after so long.
+const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// How often a place is asked for whose item others make anew meanwhile.
+const TRIES: u32 = 5;
+/// The parts of a larger bound by which other processes may be wrong together: a fiftieth is promised.
+const PARTS: u64 = 50;
+/// How many jobs of one client all others together are taken to add in a second.
+const RATE: u64 = 1_000;
+/// Counts that are remembered; beyond, all are forgotten, which costs a look each.
+const COUNTS_MAX: usize = 100_000;
+/// Entries of one shard that a look counts for who only wants to know: of up to 150 bytes, so two of them are a unit.
+const FEW: i32 = 50;
+
+/// Open records of clients with large bounds, as they were counted last.
+#[derive(Default)]
+pub(crate) struct Counts(Mutex<HashMap<(QueueName, ClientId), Counted>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    /// Open then, and what this process has added since.
+    open: u64,
+    added: u64,
+    at: Instant,
+}
+
+impl Counted {
+    /// For how long it will do beside `limit`: others may be adding as much as this process, or all that [`RATE`] lets them.
+    fn good_for(&self, limit: u64) -> Duration {
+        let sum = self.open.saturating_add(self.added);
+        let filled_in = |most: u64| Duration::from_secs((limit.saturating_sub(sum) / RATE).min(most));
+        if sum < limit / 4 && self.added < limit / 8 {
+            return filled_in(600);
+        }
+        if sum < limit - limit / 10 && self.added < limit / 20 {
+            return filled_in(60);
+        }
+        match self.added < limit / (PARTS * 4) {
+            // A count of many costs more: 18 units for a thousand.
+            true => Duration::from_secs((sum / 20_000).clamp(2, 60)),
+            false => Duration::ZERO,
+        }
+    }
+}
+
+/// Places in clients' lines.
+pub(crate) struct Places {
+    pub(crate) counts: Counts,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+    pub(crate) counting: Arc<Counting>,
+}
+
+impl Places {
+    /// Takes a place in line for one more job of the client, unless it has `limit` jobs waiting: then the refusal.
+    pub(crate) async fn take_place(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        limit: u64,
+        operation: &'static str,
+    ) -> Result<Option<BrokerError>, BrokerError> {
+        if limit > COUNTED_MAX {
+            return self.over_large_bound(queue, client, limit, operation).await;
+        }
+        let (key, by) = (names::queued(queue, client), token());
+        let full_for = FULL_FOR * u32::try_from(limit / 1_000).unwrap_or(u32::MAX).max(1);
+        for _ in 0..TRIES {
+            let now = self.settings.clock.now();
+            let before = |age: Duration| now - age;
+            let values =
+                written(now, &by).number(":one", 1).number(":limit", limit).time(":stale", before(STALE_AFTER));
+            let change = format!("SET #waiting = #waiting + :one, {WRITTEN}");
+            let condition = "#waiting < :limit AND #at > :stale AND #by <> :by";
+            let told = ReturnValue::None;
+            let found = match self.table.update_telling(told, &key, &change, condition, values, operation).await? {
+                Written::Done(_) => return Ok(None),
+                Written::Refused(found) => found,
+            };
+            if let Some(item) = &found {
+                if item.get_text("by") == Some(&by) {
+                    // The SDK repeated a write whose answer was lost, and met it.
+                    return Ok(None);
+                }
+                let (waiting, at) = (item.need_number::<u64>("waiting")?, item.need_time("at")?);
+                if at > before(STALE_AFTER) && waiting >= limit && at > before(full_for) {
+                    return Ok(refusal::quota(operation, client, queue, waiting, limit));
+                }
+            }
+            self.count_anew(queue, client, limit, found, operation).await?;
+        }
+        let kind = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) };
+        Err(BrokerError::new(kind, operation, "what waits of the client is being counted"))
+    }
+
+    /// Writes how many jobs of the client wait, by their records, unless somebody else wrote `found` meanwhile.
+    async fn count_anew(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        limit: u64,
+        found: Option<Item>,
+        operation: &'static str,
+    ) -> Result<(), BrokerError> {
+        let waiting = self.count_waiting(queue, client, limit, operation).await?;
+        let values = written(self.settings.clock.now(), &token()).number(":waiting", waiting);
+        let change = format!("SET #waiting = :waiting, {WRITTEN}");
+        let (condition, values) = match found {
+            None => ("attribute_not_exists(#pk)", values),
+            Some(item) => {
+                let (by, at) = (item.need_text("by")?.to_owned(), item.need_time("at")?);
+                ("#by = :before AND #at = :at", values.text(":before", by).time(":at", at))
+            }
+        };
+        let key = names::queued(queue, client);
+        self.table.update_telling(ReturnValue::None, &key, &change, condition, values, operation).await?;
+        Ok(())
+    }
+
+    /// How many of the client's jobs wait by their records, one by one: no more than can matter.
+    async fn count_waiting(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        limit: u64,
+        operation: &'static str,
+    ) -> Result<u64, BrokerError> {
+        let mut waiting = 0;
+        for shard in names::shards_of(client) {
+            // A client that holds so many leases is not told apart from one whose jobs wait.
+            let most = limit.saturating_mul(2) + 4_000;
+            let records = self.counting.open_records(queue, shard, Some(client), most, operation).await?;
+            waiting += records.iter().filter(|record| record.state() == JobState::Queued).count() as u64;
+        }
+        Ok(waiting)
+    }
+
+    /// A job of the client no longer waits, or was not put in line for which a place was taken.
+    ///
+    /// If that fails the client has a place less for a while.
+    pub(crate) async fn leave_line(&self, queue: &QueueName, client: &ClientId, operation: &'static str) {
+        self.change_places(queue, client, "SET #waiting = #waiting - :one", "#waiting >= :one", operation).await;
+    }
+
+    /// A job of the client waits that nothing refuses: it was accepted before, or an operator starts it again.
+    pub(crate) async fn join_line(&self, queue: &QueueName, client: &ClientId, operation: &'static str) {
+        self.change_places(queue, client, "SET #waiting = #waiting + :one", "attribute_exists(#waiting)", operation)
+            .await;
+    }
+
+    async fn change_places(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        change: &str,
+        condition: &str,
+        operation: &'static str,
+    ) {
+        let changed = async {
+            if self.policies.require(queue, operation).await?.client(client).max_queued > COUNTED_MAX {
+                return Ok(());
+            }
+            let values = written(self.settings.clock.now(), &token()).number(":one", 1);
+            // The SDK's repetition of a write whose answer was lost meets it. Without an item there is nothing to change.
+            let (change, condition) = (format!("{change}, {WRITTEN}"), format!("{condition} AND #by <> :by"));
+            let key = names::queued(queue, client);
+            self.table.update_telling(ReturnValue::None, &key, &change, &condition, values, operation).await?;
+            Ok::<_, BrokerError>(())
+        };
+        if let Err(error) = changed.await {
+            tracing::warn!(%queue, %client, %error, "what waits of a client is counted wrong until it is counted anew");
+        }
+    }
+
+    /// This process put one more job of the client in line, whose place it had taken.
+    pub(crate) fn counted(&self, queue: &QueueName, client: &ClientId) {
+        let mut counts = lock(&self.counts.0);
+        if let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) {
+            counted.added += 1;
+        }
+    }
+
+    async fn over_large_bound(
+        &self,
+        queue: &QueueName,
+        client: &ClientId,
+        limit: u64,
+        operation: &'static str,
+    ) -> Result<Option<BrokerError>, BrokerError> {
+        let open = self.open_of(queue, client, limit).await?;
+        if open < limit {
+            return Ok(None);
+        }
+        // Jobs that run don't wait; whose they are SQS does not say.
+        let [_, hidden, _] = self.queues.of(queue, operation).await?.counts(operation).await?;
+        let waiting = open.saturating_sub(hidden.min(limit / PARTS));
+        Ok(if waiting < limit { None } else { refusal::quota(operation, client, queue, waiting, limit) })
+    }
+
+    /// How many records of the client are open, by a count that is good enough beside `limit`.
+    async fn open_of(&self, queue: &QueueName, client: &ClientId, limit: u64) -> Result<u64, BrokerError> {
+        if let Some(known) = self.known_open(queue, client)
+            && known.at.elapsed() < known.good_for(limit)
+        {
+            return Ok(known.open + known.added);
+        }
+        let at = Instant::now();
+        let shards = names::shards_of(client).map(|shard| names::open_shard(queue, shard));
+        let counts = shards.iter().map(|shard| self.table.count(of_client(shard, client, None), "enqueue"));
+        let open = try_join_all(counts).await?.into_iter().sum();
+        let mut counts = lock(&self.counts.0);
+        if counts.len() >= COUNTS_MAX {
+            counts.clear();
+        }
+        counts.insert((queue.clone(), client.clone()), Counted { open, added: 0, at });
+        Ok(open)
+    }
+
+    fn known_open(&self, queue: &QueueName, client: &ClientId) -> Option<Counted> {
+        let counts = lock(&self.counts.0);
+        counts.get(&(queue.clone(), client.clone())).copied()
+    }
+
+    /// How many of the client's jobs wait in a queue, for people: where its bound is large, how many are open, those that run
+    /// included; `None` if they are many, and this process has not counted them in the last minutes.
+    pub(crate) async fn waiting_in(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        const OPERATION: &str = "count jobs";
+        let limit = self.policies.require(queue, OPERATION).await?.client(client).max_queued;
+        if limit <= COUNTED_MAX {
+            if let Some(item) = self.table.get(&names::queued(queue, client), OPERATION).await? {
+                return item.need_number("waiting").map(Some);
+            }
+        } else if let Some(known) = self.known_open(queue, client)
+            && known.at.elapsed() < known.good_for(limit).min(Duration::from_secs(60))
+            && known.open > 0
+        {
+            return Ok(Some(known.open + known.added));
+        }
+        let mut open = 0;
+        for shard in names::shards_of(client) {
+            let partition = names::open_shard(queue, shard);
+            let found = self.table.query(of_client(&partition, client, Some(FEW)), OPERATION).await?;
+            if found.next.is_some() {
+                return Ok(None);
+            }
+            open += found.items.len() as u64;
+        }
+        Ok(Some(open))
+    }
+}
+
+fn of_client<'a>(shard: &'a str, client: &'a ClientId, limit: Option<i32>) -> Query<'a> {
+    Query { index: Some(BY_TIME), partition: ("ix", shard), client: Some(client.as_str()), limit, ..Query::default() }
+}
+
+/// The attributes that every write sets, with the values of [`written`].
+const WRITTEN: &str = "#at = :now, #by = :by, #expires = :expires";
+
+fn written(now: Timestamp, by: &str) -> Item {
+    Item::default().time(":now", now).text(":by", by).number(":expires", expires(now + KEPT_FOR))
+}
+
+/// Names a write, so that its repetition is known.
+fn token() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_beside_a_large_bound_is_looked_up_again_before_five_processes_are_off_by_a_fiftieth() {
+        for limit in [COUNTED_MAX + 1, 1_000_000] {
+            for open in [limit / 2, limit - limit / 10, limit - 1] {
+                let good = |added| Counted { open, added, at: Instant::now() }.good_for(limit);
+                let most = (0..limit).step_by(50).take_while(|added| !good(*added).is_zero()).last().unwrap();
+                let off = if open + most < limit - limit / 10 { 0 } else { most * 4 };
+                assert!(off <= limit / 50, "{limit}, {open}: {most}");
+            }
+        }
+        let idle = Counted { open: 10, added: 0, at: Instant::now() };
+        assert_eq!(idle.good_for(1_000_000), Duration::from_secs(600));
+        assert_eq!(idle.good_for(60_000), Duration::from_secs(59), "others could have filled it by then");
+    }
+}

@@ -1,0 +1,232 @@
+//! How a delivery goes on or ends: the record first, under the condition that this lease still holds it; then the message.
+//! A crash in between leaves a message that comes again and finds the record.
+
+use crate::adapter::leases::held::HeldJobs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::ReturnValue;
+
+use crate::adapter::aws::item::Item;
+use crate::adapter::aws::queue::{SqsQueue, SqsQueues};
+use crate::adapter::aws::table::{Table, Written};
+use crate::adapter::jobs::quota::Places;
+use crate::adapter::jobs::sending::Sender;
+use crate::adapter::leases::lines::Lines;
+use crate::adapter::leases::running_limit::{Owed, Slots, kept_until};
+use crate::adapter::stored::policies::Policies;
+use crate::adapter::stored::receipt::{Token, lost};
+use crate::adapter::stored::record::{QUEUED, Record, left_to_sweep, next_look};
+use crate::adapter::stored::records::Records;
+use crate::adapter::stored::wake_up::Sending;
+use crate::names;
+use crate::settings::Settings;
+use relay_bridge::contract::Timestamp;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::leasing::{Delivery, Held, Receipt};
+use relay_bridge::settlement::Settlement;
+
+/// The shortest delay of a retry.
+const RETRY_MIN: Duration = Duration::from_millis(1);
+/// Longer waits leave the messages in flight, which SQS bounds and scalers count.
+const HIDDEN_MAX: Duration = Duration::from_secs(30);
+
+/// This lease holds the run, which is open.
+const HELD: &str = "#run = :run AND #state = :leased AND #lease = :lease AND #lease_end > :now \
+                    AND (attribute_not_exists(#result_run) OR #result_run < :run)";
+
+fn held(receipt: &Receipt, token: &Token, now: Timestamp) -> Item {
+    Item::default()
+        .text(":run", receipt.run_id.to_string())
+        .text(":leased", crate::adapter::stored::record::LEASED)
+        .binary(":lease", token.lease.as_slice())
+        .time(":now", now)
+}
+
+/// Ends and extends leases.
+pub(crate) struct Settling {
+    pub(crate) held: Arc<HeldJobs>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) queues: Arc<SqsQueues>,
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+    pub(crate) records: Arc<Records>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) sender: Arc<Sender>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) owed: Owed,
+}
+
+impl Settling {
+    /// Holds the job for one more lease.
+    pub(crate) async fn extend_lease(&self, receipt: &Receipt) -> Result<Held, BrokerError> {
+        const OPERATION: &str = "extend";
+        let token = Token::read(receipt, OPERATION)?;
+        let policy = self.policies.require(&receipt.queue, OPERATION).await?;
+        let now = self.settings.clock.now();
+        let end = (now + policy.lease).min(token.until);
+        let bounded = policy.client(&receipt.client).max_running != u32::MAX;
+        let owed = bounded && self.owed.begin(token.lease, end, now);
+        let key = names::record(receipt.job_id);
+        let values = held(receipt, &token, now).time(":end", end);
+        let change = "SET #lease_end = :end";
+        let written = self.table.update_telling(ReturnValue::AllOld, &key, change, HELD, values, OPERATION).await?;
+        let before = match written {
+            Written::Done(before) => Record::read(before)?,
+            Written::Refused(item) => {
+                self.owed.is_paid(&token.lease);
+                let record = item.map(Record::read).transpose()?.filter(|record| record.run == receipt.run_id);
+                return record
+                    .and_then(|record| record.ended())
+                    .map(Held::Ended)
+                    .ok_or_else(|| lost(receipt.job_id, OPERATION));
+            }
+        };
+        if end <= now {
+            return Err(lost(receipt.job_id, OPERATION));
+        }
+        self.held.extended(receipt, token.attempt, end);
+        if bounded {
+            let started = before.started_at().unwrap_or(now);
+            let kept = |end| kept_until(started, end, policy.lease);
+            // The SDK's repetition of this write finds its own end.
+            if owed || before.lease_end() == end || kept(before.lease_end()) < kept(end) {
+                self.slots.keep_slot(&receipt.queue, &receipt.client, &token.lease, kept(end)).await?;
+            }
+            self.owed.is_paid(&token.lease);
+        }
+        let held = end.since(now);
+        self.hide(&*self.queues.of(&receipt.queue, OPERATION).await?, &token, held + self.settings.skew).await;
+        Ok(Held::Until(held))
+    }
+
+    /// Ends the delivery.
+    pub(crate) async fn settle_delivery(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
+        const OPERATION: &str = "settle";
+        let token = Token::read(receipt, OPERATION)?;
+        let settled = match settlement {
+            Settlement::Complete | Settlement::DeadLetter => self.complete(receipt, &token, OPERATION).await,
+            Settlement::RetryAfter(delay) => {
+                self.put_back(receipt, &token, (*delay).max(RETRY_MIN), false, OPERATION).await
+            }
+            Settlement::HandBack(delay) => self.put_back(receipt, &token, *delay, true, OPERATION).await,
+        };
+        let over = !matches!(&settled, Err(error) if error.kind() == BrokerErrorKind::Invalid || error.is_transient());
+        if over {
+            self.held.remove(receipt.job_id);
+            self.owed.is_paid(&token.lease);
+        }
+        if over && self.is_bounded(receipt).await {
+            self.slots.free_slot(&receipt.queue, &receipt.client, &token.lease).await?;
+            self.lines.slot_freed(&receipt.queue);
+        }
+        settled
+    }
+
+    async fn is_bounded(&self, receipt: &Receipt) -> bool {
+        let policy = self.policies.require(&receipt.queue, "settle").await;
+        policy.is_ok_and(|policy| policy.client(&receipt.client).max_running != u32::MAX)
+    }
+
+    /// Takes the message of a run that has ended out of line.
+    async fn complete(&self, receipt: &Receipt, token: &Token, operation: &'static str) -> Result<(), BrokerError> {
+        let record = self.records.record_of(receipt.job_id, operation).await?;
+        let open = record.filter(|record| record.run == receipt.run_id && record.ended().is_none());
+        if let Some(record) = open {
+            if record.is_held_by(&token.lease) && record.lease_end() > self.settings.clock.now() {
+                let why = "the run has no result yet: record it first";
+                return Err(BrokerError::new(BrokerErrorKind::Invalid, operation, why));
+            }
+            return Err(lost(receipt.job_id, operation));
+        }
+        if token.handle.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.queues.of(&receipt.queue, operation).await?.delete(&token.handle).await {
+            tracing::debug!(job_id = %receipt.job_id, %error, "a message is not deleted: who receives it next deletes it");
+        }
+        Ok(())
+    }
+
+    /// Puts the run back in line, not to be leased before `delay` has passed.
+    async fn put_back(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        delay: Duration,
+        unspent: bool,
+        operation: &'static str,
+    ) -> Result<(), BrokerError> {
+        let now = self.settings.clock.now();
+        let due = now + delay;
+        let long = delay > HIDDEN_MAX;
+        let mut change = "SET #state = :queued, #due = :due".to_owned();
+        let mut values = held(receipt, token, now).text(":queued", QUEUED).time(":due", due);
+        if unspent {
+            change.push_str(", #attempt = #attempt - :one");
+            values = values.number(":one", 1);
+        }
+        if long {
+            // The sweep sees that it is taken when its time has come.
+            let deadline =
+                self.records.record_of(receipt.job_id, operation).await?.map_or(due, |record| record.deadline);
+            change.push_str(", #ix_at = :look");
+            values = values.text(":look", names::moment(next_look(due, deadline, now, self.queues.config().fifo)));
+        }
+        change.push_str(" REMOVE #lease, #lease_end");
+        let key = names::record(receipt.job_id);
+        let record = match self.table.update(&key, &change, HELD, values, operation).await? {
+            Written::Done(item) => Record::read(item)?,
+            Written::Refused(item) => {
+                let record = item.map(Record::read).transpose()?;
+                let own = |record: &Record| {
+                    // The SDK's repetition of this write meets its own: nobody else writes this time.
+                    record.run == receipt.run_id && record.ended().is_none() && !record.is_leased() && record.due == due
+                };
+                record.filter(own).ok_or_else(|| lost(receipt.job_id, operation))?
+            }
+        };
+        self.places.join_line(&receipt.queue, &receipt.client, operation).await;
+        let queue = self.queues.of(&receipt.queue, operation).await?;
+        if !long {
+            self.hide(&queue, token, delay).await;
+            return Ok(());
+        }
+        // The new message before the old one goes: there is always one, or a time at which the sweep sends one.
+        if !left_to_sweep(due, now, self.queues.config().fifo) {
+            let sent = match self.records.whole_job(&record, None, operation).await {
+                Ok(job) => self.sender.wake(&job, due, Sending::Again).await,
+                Err(unreadable) => Err(unreadable),
+            };
+            if let Err(error) = sent {
+                tracing::warn!(job_id = %receipt.job_id, %error, "a parked job was not sent: its old message comes again");
+                return Ok(());
+            }
+        }
+        if let Err(error) = queue.delete(&token.handle).await {
+            tracing::debug!(job_id = %receipt.job_id, %error, "a message is not deleted: it comes again and waits");
+        }
+        Ok(())
+    }
+
+    /// Has the message come again after `time`. If that fails it comes when its present time is over, and finds the record.
+    async fn hide(&self, queue: &SqsQueue, token: &Token, time: Duration) {
+        if token.handle.is_empty() {
+            return;
+        }
+        if let Err(error) = queue.hide(&token.handle, time).await {
+            tracing::debug!(%error, "a message is not hidden as long as it should be");
+        }
+    }
+
+    /// Deliveries that nobody took go back, and have spent no attempt.
+    pub(crate) async fn hand_back_all(&self, deliveries: Vec<Delivery>) {
+        for delivery in deliveries {
+            let back = Settlement::HandBack(Duration::ZERO);
+            if let Err(error) = self.settle_delivery(&delivery.receipt, &back).await {
+                tracing::warn!(job_id = %delivery.job.id, %error, "a lease nobody took was not handed back: it ends by itself");
+            }
+        }
+    }
+}

@@ -1,5 +1,0 @@
-//! What operators do: dead letters, provisioning, permissions.
-
-pub(crate) mod dead_letters;
-pub mod iam;
-pub(crate) mod provision;

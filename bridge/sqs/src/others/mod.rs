@@ -1,8 +1,0 @@
-//! Queues that are not relay's: clients' own, and plain ones.
-
-pub mod forward;
-pub(crate) mod forwarder;
-pub(crate) mod grants;
-pub(crate) mod mailbox;
-pub mod plain;
-pub mod share;
