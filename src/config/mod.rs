@@ -8,7 +8,7 @@
 //!
 //! - [`settings`]: the table of everything that can be set, from which the reference is written.
 //! - [`kind`]: what values may be; [`values`]: how durations and sizes are written.
-//! - [`file`]: reads a file; [`queues`]: its queues; `bridges`: its bridges; [`contradictions`]: what can't be true together.
+//! - [`mod@file`]: reads a file; [`queues`]: its queues; `bridges`: its bridges; [`contradictions`]: what can't be true together.
 //! - [`mistake`]: what is wrong, where, and what to write instead.
 
 mod bridges;

@@ -210,7 +210,7 @@ pub fn stats(path: &Path) -> Result<Stats, BrokerError> {
 }
 
 /// Copies a consistent state of the store to a new file, while relay goes on. The copy has a log id of its own, so that
-/// clients whose cursors are newer than the backup are told to start over (`reset`). [`restore`] puts it in a store's place.
+/// clients whose cursors are newer than the backup are told to start over (`reset`). [`restore`](crate::restore()) puts it in a store's place.
 ///
 /// # Errors
 /// As for opening the store; `StateConflict` if `to` exists.

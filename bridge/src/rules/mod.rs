@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - [`record`]: a worker's result against what relay knows of the run.
+//! - [`mod@record`]: a worker's result against what relay knows of the run.
 //! - [`runs`]: rerun, redrive, cancel, expire, erase.
 //! - [`letters`]: which dead letters are kept, and which are taken back.
 //! - [`refusal`]: the words of refusals. [`counts`]: how often a rule spoke.

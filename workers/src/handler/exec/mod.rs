@@ -30,7 +30,7 @@
 //!
 //! # When the worker is killed
 //!
-//! A worker that is killed can't stop its commands. With a [`Guard`](guard::Guard) they are killed for it, with all that
+//! A worker that is killed can't stop its commands. With a [`Guard`] they are killed for it, with all that
 //! is in their groups.
 
 mod environment;
