@@ -1,5 +1,5 @@
-//! A broker is a struct of capabilities. What an adapter lacks is missing in its type, not refused at run time;
-//! differences within a capability are data.
+//! A broker is a struct of capabilities. A capability that an adapter lacks is missing in its type, not refused at run
+//! time; differences within a capability are data.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::rules::Counts;
 /// Everything that ingress and operators need. A worker needs [`Leasing`] alone, which also `remote` gives.
 #[derive(Clone)]
 pub struct Broker {
-    /// What it can do, as data.
+    /// The abilities and limits of the adapter, as data.
     pub capabilities: Capabilities,
     /// For submitters.
     pub jobs: Arc<dyn JobQueue>,
@@ -23,9 +23,9 @@ pub struct Broker {
     pub leasing: Arc<dyn Leasing>,
     /// For readers.
     pub results: Arc<dyn ResultLog>,
-    /// For operators: what ended badly.
+    /// For operators: runs that ended badly.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// For all: what holds for a queue.
+    /// For all: the policies of queues.
     pub policies: Arc<dyn PolicyStore>,
     /// For operators: creating what the broker needs.
     pub provision: Arc<dyn Provision>,
@@ -46,7 +46,7 @@ pub struct Capabilities {
     pub adapter: &'static str,
     /// The largest payload or result in bytes, whatever a queue's policy says.
     pub payload_max: u64,
-    /// What an accepted job survives.
+    /// The failure that an accepted job survives.
     pub durability: Durability,
     /// Whether a lost lease is noticed by the broker (`true`), or judged by the holder's own clock (`false`).
     pub lease_lost_certain: bool,
@@ -56,7 +56,7 @@ pub struct Capabilities {
     pub one_line: bool,
 }
 
-/// What an accepted job survives.
+/// The failure that an accepted job survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// Loss of power: it was flushed to stable storage before the answer.

@@ -71,7 +71,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock forward and wakes whoever waits on it. Without effect on the system clock.
+    /// Moves a manual clock forward and wakes all that wait on it. Without effect on the system clock.
     pub fn advance(&self, by: Duration) {
         if let Kind::Manual(manual) = &self.0 {
             let mut moving = manual.moving();

@@ -15,8 +15,8 @@ pub struct BrokerError {
     of_storage: bool,
 }
 
-/// What the caller can do about a [`BrokerError`]. Exhaustive on purpose: whoever turns errors into answers must decide
-/// about a new kind.
+/// The kind of a [`BrokerError`], which says what the caller can do. Exhaustive on purpose: code that turns errors into
+/// answers must decide about a new kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerErrorKind {
     /// The broker is away or can't write. No effect; retry with backoff.
@@ -86,7 +86,7 @@ impl BrokerError {
         self
     }
 
-    /// What the caller can do.
+    /// The kind, which says what the caller can do.
     #[must_use]
     pub fn kind(&self) -> BrokerErrorKind {
         self.kind
@@ -98,7 +98,7 @@ impl BrokerError {
         self.operation
     }
 
-    /// What happened, in words, without internals.
+    /// A description in words, without internals.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail

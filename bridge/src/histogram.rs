@@ -1,7 +1,7 @@
 //! A histogram that any thread adds to without a lock: two relaxed additions for each value.
 //!
 //! A reader sees each bucket whole but not all of them at one moment: a value may be in the sum and not yet in its
-//! bucket. What is built from it must not depend on the two agreeing.
+//! bucket. Code that uses a reading must not depend on the two agreeing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ pub struct Histogram {
     sum: AtomicU64,
 }
 
-/// What a [`Histogram`] held when it was read.
+/// The content of a [`Histogram`] when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     /// The upper bound of each bucket, itself included, and how many values were at most that: cumulative, ascending.
@@ -41,7 +41,7 @@ impl Histogram {
         self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
-    /// What it holds now.
+    /// The content now.
     #[must_use]
     pub fn read(&self) -> Buckets {
         let mut count = 0;

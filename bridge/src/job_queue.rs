@@ -70,12 +70,13 @@ pub trait JobQueue: Send + Sync {
     /// `NotFound` if there is no such queue; `StateConflict` if more are open than the broker counts.
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError>;
 
-    /// One bounded step of what time demands: ends runs past their deadline, removes what is past its keeping. At most
-    /// `limit` records. Any number of replicas may run it at once. It never touches a finished run's outcome.
+    /// One bounded step of timed work: ends runs past their deadline, removes records, results and dead letters past
+    /// their keeping. At most `limit` records. Any number of replicas may run it at once. It never touches a finished
+    /// run's outcome.
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError>;
 }
 
-/// What became of an [`enqueue`](JobQueue::enqueue) or a [`rerun`](JobQueue::rerun).
+/// The answer to an [`enqueue`](JobQueue::enqueue) or a [`rerun`](JobQueue::rerun).
 #[derive(Clone, Debug)]
 pub enum Enqueued {
     /// This call put it in line.
@@ -121,7 +122,7 @@ pub struct Listed {
     pub after_known: bool,
 }
 
-/// What waits and runs.
+/// The numbers of jobs that wait and run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
     /// In line now.
@@ -141,7 +142,7 @@ pub struct Exact {
     pub oldest: Option<Timestamp>,
 }
 
-/// What one step of a sweep did.
+/// The changes of one step of a sweep.
 #[derive(Clone, Debug, Default)]
 pub struct Swept {
     /// Runs ended as `expired` in this step.

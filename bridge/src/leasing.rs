@@ -30,7 +30,7 @@ pub trait Leasing: Send + Sync {
     ///
     /// Queues are asked in the order given; within a queue the clients that have work share by weight. Each delivery
     /// has spent an attempt: one whose attempts were all spent before comes with `attempt > max_attempts`, and the
-    /// worker ends it as `exhausted` without starting it. Dropping the future loses nothing: what it had leased goes
+    /// worker ends it as `exhausted` without starting it. Dropping the future loses nothing: jobs that it had leased go
     /// back without spending an attempt.
     ///
     /// # Errors
@@ -44,11 +44,12 @@ pub trait Leasing: Send + Sync {
     async fn extend(&self, receipt: &Receipt) -> Result<Held, BrokerError>;
 
     /// Returns when there is a reason to [`extend`](Self::extend) at once: the broker heard that the run may have ended
-    /// elsewhere, or lost its connection since it gave the job out and may have missed that. The answer of `extend` counts. It may stay silent, and always does where a broker does not tell: who
-    /// holds a job beats all the same.
+    /// elsewhere, or lost its connection since it gave the job out and may have missed that. The answer of `extend`
+    /// counts. It may stay silent, and always does where a broker does not tell: the holder of a job sends its
+    /// heartbeats all the same.
     async fn hurried(&self, receipt: &Receipt);
 
-    /// Tells whoever watches how far the handler is. Best effort.
+    /// Tells all watchers how far the handler is. Best effort.
     ///
     /// # Errors
     /// `LeaseLost`.
@@ -62,7 +63,7 @@ pub trait Leasing: Send + Sync {
     async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError>;
 
     /// Takes back the dead letter of a run that did not fail after all. Without effect on a run that is open, `failed`
-    /// or `exhausted`, whoever asks. Idempotent.
+    /// or `exhausted`, for every caller. Idempotent.
     async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError>;
 
     /// Records the run's one result. The first one wins, whichever attempt it came from, with or without a lease; sent again,
@@ -85,10 +86,10 @@ pub trait Leasing: Send + Sync {
     async fn queue_policy(&self, queue: &QueueName) -> Result<QueuePolicy, BrokerError>;
 }
 
-/// What a worker asks for.
+/// A worker's request for jobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LeaseRequest {
-    /// Who asks.
+    /// The worker that asks.
     pub worker: WorkerId,
     /// From which queues, most wanted first; 1 to 64.
     pub queues: Vec<QueueName>,
@@ -103,7 +104,7 @@ pub struct LeaseRequest {
 pub struct Delivery {
     /// The job, with its payload.
     pub job: Job,
-    /// What names this delivery to the broker.
+    /// Names this delivery to the broker.
     pub receipt: Receipt,
     /// This attempt's number in the run, from 1. More than `max_attempts`: end it, don't start it.
     pub attempt: u32,
@@ -124,12 +125,12 @@ pub struct Receipt {
     pub client: ClientId,
     /// From which queue.
     pub queue: QueueName,
-    /// What the adapter needs to find the delivery again; at most 1 KiB; opaque to all others.
+    /// The adapter's means to find the delivery again; at most 1 KiB; opaque to all others.
     #[serde(with = "serde_bytes")]
     pub token: Vec<u8>,
 }
 
-/// What a heartbeat learned.
+/// The answer to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     /// The job is held for this much longer, from the moment the call was made.

@@ -8,13 +8,13 @@
 //!
 //! - [`contract`]: ids, jobs, results, fingerprints, cursors and their MessagePack envelope. No runtime, no broker.
 //! - [`broker`]: [`Broker`](broker::Broker), a struct of the capabilities that an adapter fills.
-//! - [`job_queue`]: what a submitter does: enqueue, look up, cancel, rerun, list, erase.
-//! - [`leasing`]: what a worker does: lease, extend, report progress, dead-letter, record, settle.
-//! - [`result_log`]: what a reader does: get, wait, page through a client's results after a cursor.
-//! - [`dead_letters`], [`policy`], [`provision`]: what an operator does.
+//! - [`job_queue`]: the submitter's calls: enqueue, look up, cancel, rerun, list, erase.
+//! - [`leasing`]: the worker's calls: lease, extend, report progress, dead-letter, record, settle.
+//! - [`result_log`]: the reader's calls: get, wait, page through a client's results after a cursor.
+//! - [`dead_letters`], [`policy`], [`provision`]: the operator's calls.
 //! - [`settlement`]: the pure decision that ends a delivery.
 //! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
-//! - [`error`]: what went wrong, whether it took effect, and what the caller can do.
+//! - [`error`]: the cause of a failed call, whether it took effect, and what the caller can do.
 //! - [`rules`]: the contract's decisions, which every adapter asks.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
 //! - [`histogram`]: sizes and durations, counted without a lock.

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::contract::{ClientId, MediaRange, QueueName, Rate};
 use crate::error::{BrokerError, BrokerErrorKind};
 
-/// What holds for one queue. Deadline and retention are fixed when a job is accepted; the rest applies live.
+/// The policy of one queue. Deadline and retention are fixed when a job is accepted; the rest applies live.
 ///
-/// Stored as JSON with durations in milliseconds; a field that is missing has its default. What came after the first
-/// version of the worker protocol is left out where it has its default.
+/// Stored as JSON with durations in milliseconds; a field that is missing has its default. Fields that are newer than
+/// the first version of the worker protocol are left out where they have their default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct QueuePolicy {
@@ -46,7 +46,7 @@ pub struct QueuePolicy {
     /// The content types of payloads that are taken; none named means all.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub content_types: BTreeSet<MediaRange>,
-    /// Who may submit; nobody named means every client. Reading and cancelling are not bound by it.
+    /// The clients that may submit; none named means all. Reading and cancelling are not bound by it.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub allowed_clients: BTreeSet<ClientId>,
     /// Whether clients have turns. Without them all jobs are in one line that a scaler can read, on brokers that have one
@@ -55,9 +55,9 @@ pub struct QueuePolicy {
     pub fair: bool,
     /// Whether taking jobs is stopped. Submitting goes on. It stands until it is resumed.
     pub paused: bool,
-    /// What holds for a client that has no entry in `clients`.
+    /// The policy for a client that has no entry in `clients`.
     pub client_defaults: ClientPolicy,
-    /// What holds for single clients.
+    /// The policies for single clients.
     pub clients: BTreeMap<ClientId, ClientPolicy>,
     /// Settings of a newer release, kept as they came, so that a change by this one leaves them.
     #[serde(flatten)]
@@ -97,7 +97,7 @@ impl QueuePolicy {
         Self { payload_max: usual.payload_max.min(payload_max), result_max: usual.result_max.min(payload_max), ..usual }
     }
 
-    /// What holds for `client` in this queue.
+    /// The policy for `client` in this queue.
     #[must_use]
     pub fn client(&self, client: &ClientId) -> &ClientPolicy {
         self.clients.get(client).unwrap_or(&self.client_defaults)
@@ -130,7 +130,7 @@ impl QueuePolicy {
     }
 }
 
-/// What holds for one client in one queue.
+/// The policy for one client in one queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClientPolicy {
@@ -217,10 +217,11 @@ pub trait PolicyStore: Send + Sync {
     /// Every queue with its policy, in the order of names.
     async fn policies(&self) -> Result<Vec<(QueueName, QueuePolicy)>, BrokerError>;
 
-    /// Creates the queue, or replaces its policy, if the stored one is still `seen`: what the caller read before it made
-    /// `policy` out of it, `None` if there was no such queue. Repeating it is harmless: a stored policy that is `policy`
-    /// already is left as it is, whatever was seen. A pause stands, and says nothing about what was seen: `paused` is
-    /// ignored in `seen`, and in `policy` for a queue that exists. [`change_policy`] reads, changes and writes.
+    /// Creates the queue, or replaces its policy, if the stored one is still `seen`: the one that the caller read
+    /// before it made `policy` out of it, `None` if there was no such queue. Repeating it is harmless: a stored policy
+    /// that is `policy` already is left as it is, for every `seen`. A pause stands, and is no part of the comparison:
+    /// `paused` is ignored in `seen`, and in `policy` for a queue that exists. [`change_policy`] reads, changes and
+    /// writes.
     ///
     /// # Errors
     /// `StateConflict` if the stored policy is neither `seen` nor `policy`: somebody else wrote it meanwhile, and it was

@@ -10,12 +10,12 @@ use crate::policy::{MERGES_MAX, QueuePolicy, replaces, same_settings};
 /// Compares what is wanted with what there is, and makes it so.
 #[async_trait]
 pub trait Provision: Send + Sync {
-    /// What `apply` would change for these queues, in order; empty if nothing.
+    /// The changes that `apply` would make for these queues, in order; empty if there are none.
     async fn plan(&self, queues: &[Wanted]) -> Result<Vec<Change>, BrokerError>;
 
-    /// Makes it so, and says what it changed. Idempotent. Queues that are not named are left alone. Each policy is written
-    /// as
-    /// [`PolicyStore::put_policy`](crate::policy::PolicyStore::put_policy) writes it: over the one that its writer saw.
+    /// Makes it so, and says what it changed. Idempotent. Queues that are not named are left alone. Each policy is
+    /// written as [`PolicyStore::put_policy`](crate::policy::PolicyStore::put_policy) writes it: over the one that its
+    /// writer saw.
     ///
     /// # Errors
     /// `StateConflict` if somebody else wrote the policy of a queue since it was seen, or if a change is destructive and
@@ -63,9 +63,9 @@ impl Wanted {
     }
 }
 
-/// Reads the policies of `queues` and applies what `merge` makes of them; and does so again with what is stored then, if
-/// somebody else wrote one of them meanwhile: no setting that `merge` leaves alone is lost. Answers what was changed, without
-/// what an application that was refused midway had changed before.
+/// Reads the policies of `queues` and applies what `merge` makes of them. If somebody else wrote one of them meanwhile,
+/// it does so again with the policies that are stored then: no setting that `merge` leaves alone is lost. Answers the
+/// changes that were made, without those that an application had made before it was refused midway.
 ///
 /// # Errors
 /// Those of [`Provision::apply`]; `StateConflict` only if a change is destructive and `force` is not set, if the broker
@@ -87,7 +87,7 @@ pub async fn provision_queues(
         let anew = Wanted::read(broker, queues, merge).await?;
         let pairs = || anew.iter().zip(&wanted);
         if pairs().all(|(now, before)| same_settings(now.seen.as_ref(), before.seen.as_ref())) {
-            // Nobody wrote them: what is refused is the change itself.
+            // Nobody wrote them: the change itself is refused.
             return Err(refused);
         }
         (wanted, merged) = (anew, merged + 1);
@@ -99,14 +99,14 @@ pub async fn provision_queues(
 pub struct Change {
     /// The queue.
     pub queue: QueueName,
-    /// What differs, from what to what: `retention: 24h -> 1h`.
+    /// The difference, with the old and the new value: `retention: 24h -> 1h`.
     pub what: String,
     /// Whether it can shorten what a client relies on; then it needs `force`.
     pub destructive: bool,
 }
 
-/// What differs between the policy that is wanted for `queue` and the one there is (`None`: no such queue), field by field.
-/// Whether the queue is paused is no difference: a pause stands until it is resumed.
+/// The differences between the policy that is wanted for `queue` and the one there is (`None`: no such queue), field by
+/// field. Whether the queue is paused is no difference: a pause stands until it is resumed.
 #[must_use]
 pub fn policy_changes(queue: &QueueName, found: Option<&QueuePolicy>, wanted: &QueuePolicy) -> Vec<Change> {
     let change = |what: String, destructive| Change { queue: queue.clone(), what, destructive };

@@ -27,10 +27,10 @@ pub trait ResultLog: Send + Sync {
     /// The same, but waits up to `wait` while the run is open. Costs no polling; dropping the future costs nothing.
     async fn wait(&self, client: &ClientId, job: JobId, wait: Duration) -> Result<Lookup, BrokerError>;
 
-    /// Waits up to `wait` for the result of `run`, or of a later one, of a job that the caller is about to enqueue: begun
-    /// before, it hears of the result of a run that the enqueuing starts without looking anything up. `None` if it did not
-    /// come in time, or if the broker has nothing better than [`wait`](Self::wait) once the job is enqueued, and then at
-    /// once. What it says of a job that was there already is nothing. Dropping the future costs nothing.
+    /// Waits up to `wait` for the result of `run`, or of a later one, of a job that the caller is about to enqueue:
+    /// begun before, it hears of the result of a run that the enqueuing starts without looking anything up. `None` if
+    /// it did not come in time, or if the broker has nothing better than [`wait`](Self::wait) once the job is enqueued,
+    /// and then at once. Its answer says nothing about a job that was there already. Dropping the future costs nothing.
     async fn wait_ahead(
         &self,
         client: &ClientId,
@@ -85,7 +85,7 @@ impl ResultFilter {
     }
 }
 
-/// What there is to know about a job's result.
+/// The answer to a look-up of a job's result.
 #[derive(Clone, Debug)]
 pub enum Lookup {
     /// The run ended.
@@ -135,6 +135,6 @@ pub struct Page {
 pub enum Reset {
     /// The log is another one than the cursor's, or went back behind it: a restore, or a new store.
     LogReplaced,
-    /// What follows the cursor was removed by retention in part.
+    /// Retention removed a part of the results after the cursor.
     OlderThanRetention,
 }

@@ -1,4 +1,4 @@
-//! What a worker decides about a delivery, as values. One place in the worker runtime applies them.
+//! A worker's decisions about a delivery, as values. One place in the worker runtime applies them.
 
 use std::time::Duration;
 

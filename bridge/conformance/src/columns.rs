@@ -1,4 +1,5 @@
-//! What the suite runs on, and how adapters differ where the contract lets them: the columns of `docs/conformance.md`.
+//! The brokers that the suite runs on, and how adapters differ where the contract lets them: the columns of
+//! `docs/conformance.md`.
 
 use std::fmt::Write as _;
 
@@ -10,11 +11,11 @@ use relay_bridge::broker::{Capabilities, Durability};
 pub struct Column {
     /// The module of its tests, such as `nats_3`.
     pub name: &'static str,
-    /// What it runs on.
+    /// The broker and the setup that it runs on.
     pub what: &'static str,
     /// How its tests are run.
     pub command: &'static str,
-    /// What the adapter says of itself there. The suite's harness holds it against the running adapter.
+    /// The capabilities that the adapter claims there. The suite's harness compares them with the running adapter.
     pub capabilities: Capabilities,
     /// The groups of promises that it is held to; `None` for all.
     pub groups: Option<&'static [&'static str]>,

@@ -1,4 +1,4 @@
-//! What an adapter gives the suite: an open broker, the passing of time, and a crash.
+//! The parts that an adapter gives the suite: an open broker, the passing of time, and a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,8 +67,9 @@ pub trait Fixture: Send + Sync {
     /// it stores nothing; its durability must then say so.
     async fn reopen(&self) -> bool;
 
-    /// The process that has the broker open ends without a farewell, and another one opens it: what is only in a process's
-    /// memory is gone. A broker that is a server of its own goes on meanwhile. Default: [`reopen`](Self::reopen).
+    /// The process that has the broker open ends without a farewell, and another one opens it: state that is only in a
+    /// process's memory is gone. A broker that is a server of its own goes on meanwhile. Default:
+    /// [`reopen`](Self::reopen).
     async fn replace(&self) -> bool {
         self.reopen().await
     }

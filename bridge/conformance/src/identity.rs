@@ -157,7 +157,7 @@ pub async fn submissions_without_a_key_are_jobs_of_their_own(fixture: &dyn Fixtu
 
 pub async fn the_same_job_enqueued_twice_is_known(fixture: &dyn Fixture) {
     let stage = Stage::steady(fixture).await;
-    // What a caller does whose first answer was lost.
+    // A caller whose first answer was lost sends the same job again.
     let job = stage.submit_plain(&stage.client("a")).await;
     match stage.broker.jobs.enqueue(job.clone()).await.unwrap() {
         Enqueued::Known(status) => assert_eq!((status.job_id, status.run_id), (job.id, job.run_id)),
@@ -252,7 +252,7 @@ pub async fn a_known_key_is_answered_where_the_quota_is_full(fixture: &dyn Fixtu
     stage.submit(stage.keyed(&client, "key-2")).await;
     let refusal = refused(stage.broker.jobs.enqueue(stage.accept(stage.keyed(&client, "key-3"))).await);
     assert_eq!(refusal, BrokerErrorKind::QuotaExceeded { actual: 2, limit: 2 });
-    // A broker that counts them for whoever asks counts the same.
+    // A broker that counts waiting jobs on request counts the same.
     let waiting = stage.broker.jobs.waiting(&client, &first.queue).await.unwrap();
     assert!(waiting.is_none_or(|waiting| waiting == 2), "{waiting:?}");
     assert_eq!(stage.replay(stage.keyed(&client, "key-1")).await.run_id, first.run_id);

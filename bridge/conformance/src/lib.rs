@@ -9,8 +9,8 @@
 //!
 //! which expands to one `#[tokio::test]` per promise, with a fixture each:
 //! `embedded_memory::an_extended_lease_keeps_the_job_hidden`.
-//! What adapters may do differently is read from [`Capabilities`](relay_bridge::broker::Capabilities) and tested for what is
-//! claimed; no promise is skipped.
+//! Differences that the contract allows between adapters are read from
+//! [`Capabilities`](relay_bridge::broker::Capabilities) and tested as claimed; no promise is skipped.
 //!
 //! # What fails
 //!
@@ -22,7 +22,7 @@
 //!
 //! - [`payloads`]: bytes, headers, limits. [`identity`]: a retry is one job.
 //! - [`leases`]: one holder at a time, attempts, settling. [`taking`]: waiting, workers, queues, dropped futures.
-//! - [`outcomes`]: one outcome per run, whoever races. [`expiry`]: deadlines, sweeps, retention.
+//! - [`outcomes`]: one outcome per run, in every race. [`expiry`]: deadlines, sweeps, retention.
 //! - [`claims`]: a worker's word decides nothing that is relay's.
 //! - [`reading`]: cursors, order, isolation. [`waiting`]: waits that wake and end.
 //! - [`naming`]: the client's own key and meta. [`endings`]: dead letters, redrive, rerun, erasure. [`letters`]: which dead
@@ -66,11 +66,11 @@ pub use operating::newer_envelope;
 /// Every promise of the suite as (module, name), in the order of the modules.
 pub const PROMISES: &[(&str, &str)] = crate::conformance_tests!(@each names());
 
-/// What tests one promise.
+/// The function that tests one promise.
 pub type Run = for<'a> fn(&'a dyn Fixture) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Every promise as (name, what tests it), for a harness of one's own: a broker in real time wants more tests at once
-/// than there are cores, because most of them wait.
+/// Every promise as (name, its test), for a harness of one's own: a broker in real time wants more tests at once than
+/// there are cores, because most of them wait.
 pub const RUNS: &[(&str, Run)] = crate::conformance_tests!(@each runs());
 
 /// Expands to a module of one `#[tokio::test]` per promise. The second argument is an expression that opens a

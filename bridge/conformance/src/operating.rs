@@ -1,4 +1,4 @@
-//! What operators and listings see, and what a crash of the broker leaves.
+//! Listings, the views of operators, and the state that a crash of the broker leaves.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Every run ends in exactly one outcome: whoever records first wins, and every other answer agrees.
+//! Every run ends in exactly one outcome: the first record wins, and every other answer agrees.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ pub async fn a_run_that_was_recorded_but_not_settled_keeps_its_result(fixture: &
     stage.record_first(&stage.success(&crashed, "kept")).await;
     assert_eq!(stage.status(&job).await.state, JobState::Finished(Outcome::Succeeded));
     stage.pass_lease().await;
-    // The broker may hand it out once more; what comes of it is dropped.
+    // The broker may hand it out once more; the result of that attempt is dropped.
     for again in stage.lease_up_to(1).await {
         let answer = stage.leasing.record(&stage.success(&again, "again")).await.unwrap();
         assert_eq!(answer, Recorded::Superseded(Outcome::Succeeded));
@@ -230,7 +230,7 @@ pub async fn cancel_and_completion_racing_end_in_one_outcome(fixture: &dyn Fixtu
 pub async fn cancel_completion_and_expiry_racing_end_in_one_outcome(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let client = stage.client("a");
-    // What a broker makes ready for a client's first job takes none of the others' time.
+    // One job runs first, so that the broker's setup for a new client takes no time from the others.
     stage.run(stage.keyed(&client, "first")).await;
     for round in 0..5 {
         for number in 0..6 {

@@ -1,4 +1,4 @@
-//! What a client and a handler write reaches the other side byte for byte, up to a limit that is told.
+//! Everything that a client and a handler write reaches the other side byte for byte, up to a limit that is told.
 
 use std::collections::BTreeMap;
 

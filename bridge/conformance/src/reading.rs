@@ -58,7 +58,7 @@ pub async fn a_cursor_resumes_with_nothing_lost_or_doubled(fixture: &dyn Fixture
         assert_eq!(page.reset, None);
         assert!(page.entries.len() <= 3);
         seen.extend(page.entries.into_iter().map(|entry| entry.result.job_id));
-        // What a client keeps between two processes is the text.
+        // Between two processes, a client keeps the cursor as text.
         from = Start::After(page.next.to_string().parse().unwrap());
         if round < 4 {
             expected.extend(finish(&stage, "a", 2).await);
@@ -130,7 +130,7 @@ pub async fn a_cursor_older_than_retention_starts_over_and_says_so(fixture: &dyn
     stage.sweep().await;
     let new = finish(&stage, "a", 2).await;
     assert_reset(&stage, entries[0].cursor.clone(), Reset::OlderThanRetention, &new).await;
-    // Who had read everything missed nothing; an adapter that can't tell may start over all the same.
+    // A client that had read everything missed nothing; an adapter that can't tell may start over all the same.
     let page = stage.page(&client, &Start::After(end), 100).await;
     assert!(matches!(page.reset, None | Some(Reset::OlderThanRetention)), "{:?}", page.reset);
     assert_eq!(page.entries.iter().map(|entry| entry.result.job_id).collect::<Vec<_>>(), new);

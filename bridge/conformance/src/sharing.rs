@@ -43,7 +43,7 @@ pub async fn a_lone_job_is_not_held_up_by_another_clients_backlog(fixture: &dyn 
     stage.backlog(&busy, BACKLOG).await;
     let bound = 4;
     for _ in 0..5 {
-        // What was served before gives nobody a claim.
+        // Earlier deliveries give no client a claim to later ones.
         take(&stage, 20, 8).await;
         let job = stage.submit_plain(&lone).await;
         // A worker may be told of it a moment later.
@@ -200,7 +200,7 @@ pub async fn a_clients_waiting_jobs_are_bounded(fixture: &dyn Fixture) {
     jobs.cancel(&client, waiting.id).await.unwrap();
     stage.submit_plain(&client).await;
     assert_eq!(refused(jobs.enqueue(stage.accept(stage.submission(&client))).await), full);
-    // What was accepted is never refused a way back.
+    // A full quota never refuses an accepted job that goes back in line.
     for delivery in held {
         stage.settle(&delivery, Settlement::RetryAfter(Duration::from_millis(1))).await;
     }
@@ -223,7 +223,7 @@ pub async fn a_paused_queue_gives_nothing_until_it_is_resumed(fixture: &dyn Fixt
     stage.write_policy(&QueuePolicy { max_attempts: stage.policy.max_attempts + 1, ..stage.policy.clone() }).await;
     assert!(policies.policy(queue).await.unwrap().unwrap().paused);
     stage.assert_nothing_in_line().await;
-    // What runs goes on.
+    // Running jobs go on.
     stage.leasing.extend(&held.receipt).await.unwrap();
     stage.succeed(&held).await;
 

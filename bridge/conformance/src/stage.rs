@@ -1,4 +1,4 @@
-//! What every promise needs: a queue of its own, jobs, workers, and time that passes.
+//! The setup that every promise needs: a queue of its own, jobs, workers, and time that passes.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -50,7 +50,7 @@ pub(super) struct Stage<'a> {
     pub(super) lease: Duration,
     pub(super) slack: Duration,
     suffix: String,
-    /// Deliveries that a look for nothing found, because the look came later than meant: for whoever leases next.
+    /// Deliveries that a look for nothing found, because the look came later than meant: kept for the next lease.
     found_late: Mutex<Vec<Delivery>>,
 }
 
@@ -81,7 +81,8 @@ impl<'a> Stage<'a> {
         Self { fixture, broker, leasing, queue, policy, lease, slack, suffix, found_late: Mutex::default() }
     }
 
-    /// A queue for a promise in which no time passes: what ends by itself takes far longer than a test on a busy machine.
+    /// A queue for a promise in which no time passes: its time limits are far longer than a test takes on a busy
+    /// machine.
     pub(super) async fn steady(fixture: &'a dyn Fixture) -> Self {
         Self::with(fixture, |policy| {
             for span in [
@@ -342,8 +343,8 @@ impl<'a> Stage<'a> {
         all
     }
 
-    /// There is no job in line. One that came when it was due again, because this looked later than it was meant to, says
-    /// nothing about that: it is kept for whoever leases next.
+    /// There is no job in line. One that came when it was due again, because this looked later than it was meant to,
+    /// says nothing about that: it is kept for the next lease.
     pub(super) async fn assert_nothing_in_line(&self) {
         let deliveries = soon(self.leasing.lease(&self.request(10, Duration::ZERO))).await.unwrap();
         let (late, early): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|delivery| self.was_due(delivery));

@@ -1,6 +1,6 @@
-//! Who gets the next job. Within a queue the clients that have work take turns, each turn as long as its weight
-//! (deficit round robin with every job of cost one), so a backlog delays only its own client. Taking a job is one
-//! index lookup, whatever waits behind it.
+//! Chooses the next job. Within a queue the clients that have work take turns, each turn as long as its weight (deficit
+//! round robin with every job of cost one), so a backlog delays only its own client. Taking a job is one index lookup,
+//! however many jobs wait behind it.
 
 use std::sync::Arc;
 use std::time::Duration;

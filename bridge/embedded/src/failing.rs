@@ -1,4 +1,4 @@
-//! Steps of the writer that fail: what they leave in memory, and what they cost others.
+//! Steps of the writer that fail: their effect on memory, and their cost for other callers.
 
 use std::time::Duration;
 

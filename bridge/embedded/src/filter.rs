@@ -44,9 +44,9 @@ impl Filter {
             || places(id).all(|(word, bit)| self.words[word].load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Fills in up to `limit` ids of the index that are greater than `after`, and answers the last of them; `None` once there
-    /// is no more. The filter must have been in use before the first statement of the first call, so that what is indexed
-    /// meanwhile is added by whoever indexes it.
+    /// Fills in up to `limit` ids of the index that are greater than `after`, and answers the last of them; `None` once
+    /// there is no more. The filter must have been in use before the first statement of the first call, so that an id
+    /// that is indexed meanwhile is added when it is indexed.
     pub(super) fn scan(&self, conn: &Connection, after: JobId, limit: u32) -> Result<Option<JobId>, BrokerError> {
         let sql = |e| unavailable(e, "scan ids");
         let mut query = conn.prepare_cached("SELECT id FROM ids WHERE id > ?1 ORDER BY id LIMIT ?2").map_err(sql)?;

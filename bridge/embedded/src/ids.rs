@@ -52,7 +52,7 @@ pub(super) fn find_seq(conn: &Connection, recent: &Recent, id: JobId) -> Result<
         .map_err(|e| unavailable(e, "find job"))
 }
 
-/// The writer's side: what is recent, and how far the sorted run is.
+/// The writer's side: the recent ids, and the progress of the sorted run.
 #[derive(Default)]
 pub(super) struct Ids {
     recent: Arc<Recent>,
@@ -173,7 +173,7 @@ impl Ids {
         Ok(())
     }
 
-    /// After the commit: what is in the index now need not be in memory.
+    /// Called after the commit: ids that are in the index now need not stay in memory.
     pub(super) fn committed(&mut self) {
         if let Some(upto) = self.completed.take() {
             self.upto = upto;

@@ -6,15 +6,17 @@
 //!
 //! - `schema`: the file, its lock, its versions, its tables; `marker` with `numbers`: whether it is the file that was there
 //!   last.
-//! - `writer`: the thread that commits; `state` with `lines`: what it keeps in memory; `load`: how that is made from
-//!   the file; `undo`: what a step that is not committed takes back there; `shared`: what it shares with its callers.
-//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by who uses them; `sweep`: what time ends.
-//! - `dispatch`: who gets the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
+//! - `writer`: the thread that commits; `state` with `lines`: its state in memory; `load`: makes that state from the
+//!   file; `undo`: takes back the changes to it by a step that is not committed; `shared`: state that it shares with
+//!   its callers.
+//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `sweep`: the end of runs,
+//!   records and dead letters by time.
+//! - `dispatch`: chooses the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
 //! # What repairs a crash
 //!
-//! `docs/decisions/0002-one-writer-store.md` has the table: crash point, what repairs it, which test shows it.
+//! `docs/decisions/0002-one-writer-store.md` has the table: crash point, its repair, and the test that shows it.
 
 mod change;
 mod dispatch;
@@ -198,7 +200,7 @@ impl Embedded {
         Arc::new(Self { is_here: true, ..self.clone() })
     }
 
-    /// What commits cost, since the store was opened.
+    /// The cost of commits, since the store was opened.
     #[must_use]
     pub fn commits(&self) -> Arc<Commits> {
         Arc::clone(&self.inner.shared.commits)

@@ -1,8 +1,8 @@
 //! Hash maps for the writer's thread, which looks several keys up for each operation: rows, ids and short names.
 //!
-//! The hash is one multiplication for eight bytes, under a random key: clients choose some of the names, and must not be
-//! able to choose ones that collide. It is weaker than the standard library's against whoever could watch the timing of
-//! single look-ups, which nobody outside the process can.
+//! The hash is one multiplication for eight bytes, under a random key: clients choose some of the names, and must not
+//! be able to choose ones that collide. It is weaker than the standard library's against an attacker who could watch
+//! the timing of single look-ups, which nobody outside the process can.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;

@@ -38,7 +38,7 @@ pub(super) struct Marker {
 pub(super) enum Restoring {
     /// The store that was there is being moved away.
     Moving,
-    /// Nothing of it is left: what is there, if anything, is the copy.
+    /// Nothing of it is left: a file in its place, if there is one, is the copy.
     Placing,
 }
 

@@ -1,4 +1,4 @@
-//! What an operator does: dead letters, policies, provisioning.
+//! The operator's calls: dead letters, policies, provisioning.
 
 use std::sync::Arc;
 
@@ -232,7 +232,7 @@ impl Provision for Embedded {
     async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
         let queues = queues.to_vec();
         self.call(move |writer| {
-            // All of them first: whatever is refused, nothing was changed.
+            // All of them are checked first, so that a refusal changes nothing.
             for wanted in &queues {
                 wanted.replaces(writer.stored_policy(&wanted.queue))?;
             }

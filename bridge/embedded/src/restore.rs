@@ -85,7 +85,7 @@ impl Replaced {
         Self { folder, file }
     }
 
-    /// Moves the store at `path` here, what is left of it.
+    /// Moves the store at `path` here, or the files of it that are left.
     fn take(&self, path: &Path, step: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         let moves = [(path.to_owned(), self.file.clone()), (beside(path, "-wal"), beside(&self.file, "-wal"))];
         for (from, to) in moves.iter().filter(|(from, to)| from.exists() && !to.exists()) {

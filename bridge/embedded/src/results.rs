@@ -1,7 +1,7 @@
 //! The reader's half: one result, a wait for it, and a client's results after a cursor.
 //!
-//! Wake-ups say *look again*: what is answered comes from an ordered read of the log. Only who waited for a run before it
-//! began is told its result.
+//! Wake-ups say *look again*: the answer comes from an ordered read of the log. Only a caller that waited for a run
+//! before it began is told its result.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -23,7 +23,8 @@ use relay_bridge::result_log::{
     ResultLog, Start,
 };
 
-/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+/// The longest wait; a caller that asks for more is long gone by then. It keeps the sum of times within what a clock
+/// can hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 #[async_trait]

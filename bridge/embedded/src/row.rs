@@ -16,7 +16,7 @@ pub(super) const LEASED: i64 = 1;
 pub(super) const PARKED: i64 = 2;
 pub(super) const FINISHED: i64 = 3;
 
-/// What becomes of the payload as it is stored: gone, kept with the record, or kept until the run ends.
+/// How long the payload is kept, as it is stored: gone, kept with the record, or kept until the run ends.
 pub(super) const PAYLOAD_GONE: i64 = 0;
 pub(super) const PAYLOAD_KEPT: i64 = 1;
 pub(super) const PAYLOAD_UNTIL_END: i64 = 2;
@@ -124,7 +124,7 @@ impl JobRow {
         Job { run_id: self.run, generation: self.generation, due_at, expires_at: self.expires_at, ..job }
     }
 
-    /// What the submitter may know.
+    /// The status that the submitter may see.
     pub(super) fn status(&self, conn: &Connection, now: Timestamp) -> Result<JobStatus, BrokerError> {
         let job = if self.size > HEAD_MAX as u64 { self.head(conn)? } else { self.job(conn)? };
         Ok(self.status_of(job, now))

@@ -28,7 +28,7 @@ pub(super) const MINOR: i32 = 3;
 const LOG_PAGES: i32 = 2 * 1024;
 /// How long a connection waits for another one's lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Page cache of the writer, in KiB: what keeps memory flat with the backlog.
+/// Page cache of the writer, in KiB: this bound keeps memory flat with the backlog.
 const WRITER_CACHE_KIB: i32 = 12 * 1024;
 const READER_CACHE_KIB: i32 = 1024;
 
@@ -66,7 +66,8 @@ CREATE INDEX dead_letters_queue ON dead_letters(queue);
 CREATE INDEX dead_letters_remove ON dead_letters(remove_at);
 ";
 
-/// From 1.0 to 1.1. A relay of 1.0 opens the outcome: what it writes is out of order, and indexed.
+/// From 1.0 to 1.1. A relay of 1.0 can open the upgraded store: the deadlines that it writes count as out of order, and
+/// are indexed.
 const TO_MINOR_1: &str = "
 ALTER TABLE counters ADD COLUMN in_order_to INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN in_order_at INTEGER;
@@ -74,13 +75,13 @@ DROP INDEX jobs_timer;
 CREATE INDEX jobs_timer ON jobs(timer_at) WHERE timer_at IS NOT in_order_at;
 ";
 
-/// From 1.1 to 1.2. A relay of 1.1 opens the outcome: it puts every leased job back in line when it opens the store.
+/// From 1.1 to 1.2. A relay of 1.1 can open the upgraded store: it puts every leased job back in line when it does.
 const TO_MINOR_2: &str = "
 ALTER TABLE jobs ADD COLUMN lease INTEGER;
 ALTER TABLE jobs ADD COLUMN lease_here INTEGER;
 ";
 
-/// From 1.2 to 1.3. A relay of 1.2 opens the outcome: it never used the index that is gone.
+/// From 1.2 to 1.3. A relay of 1.2 can open the upgraded store: it never used the index that is gone.
 const TO_MINOR_3: &str = "
 DROP INDEX dead_letters_run;
 CREATE INDEX dead_letters_queue ON dead_letters(queue);
@@ -118,7 +119,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
     let lock = lock(path)?;
     let found = Marker::beside(path)?;
     let (connection, log) = connect(path, found.as_ref())?;
-    // A full disk stops no start: what is there can be read.
+    // A full disk does not prevent a start: the jobs in the store can still be read.
     let marker = Marker::opened(found, path, &connection, log).inspect_err(
         |failure| tracing::warn!(error = %failure, "marker not written: a log that is deleted is not noticed at the next start"),
     );

@@ -1,4 +1,5 @@
-//! What the writer thread and its callers share: who waits for which result, leases nobody took, and the ids that are recent.
+//! State that the writer thread and its callers share: the waiters for each result, leases nobody took, and the recent
+//! ids.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,7 +16,7 @@ use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::rules::{Counts, Ending, Verdict};
 use relay_bridge::support::lock;
 
-/// What commits cost, since the store was opened.
+/// The cost of commits, since the store was opened.
 #[derive(Debug)]
 pub struct Commits {
     /// How many callers one commit answered.
@@ -57,7 +58,7 @@ pub(super) struct Done {
 pub(super) struct Shared {
     pub(super) commits: Arc<Commits>,
     pub(super) newer_jobs: Arc<NewerJobs>,
-    /// Who waits for a job hears its last result.
+    /// Waiters for a job receive its last result.
     pub(super) jobs: Wakers<JobId, Arc<NewResult>>,
     pub(super) clients: Wakers<ClientId, ()>,
     pub(super) recent: Arc<Recent>,
@@ -67,7 +68,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Wakes whoever waits for what was committed, and counts it.
+    /// Wakes the waiters for the results that were committed, and counts what was committed.
     pub(super) fn tell(&self, done: Done) {
         for new in done.finished {
             self.clients.wake(&new.client, || ());
@@ -78,7 +79,7 @@ impl Shared {
         (0..done.letters_retracted).for_each(|_| self.counts.retracted());
     }
 
-    /// Wakes whoever waits for any result.
+    /// Wakes all waiters for results.
     pub(super) fn wake_all(&self) {
         self.jobs.wake_all();
         self.clients.wake_all();
@@ -101,7 +102,7 @@ impl Shared {
 /// Wakes tasks by key, with news. An entry lives as long as somebody waits on it.
 pub(super) struct Wakers<K: Eq + Hash + Clone, N>(Mutex<HashMap<K, Waiting<N>>>);
 
-/// Who waits on one key, how many they are, and the last news.
+/// The waiters on one key, their number, and the last news.
 struct Waiting<N> {
     notify: Arc<Notify>,
     places: usize,

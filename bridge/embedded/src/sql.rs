@@ -1,4 +1,4 @@
-//! What SQLite says, in words for people, and the one value that all who open a store ask for.
+//! SQLite's errors, in words for people, and the log id, which all code that opens a store asks for.
 
 use rusqlite::Connection;
 
@@ -16,7 +16,7 @@ pub(super) fn log_id(connection: &Connection, shown: &str) -> Result<LogId, Brok
     Ok(LogId(log))
 }
 
-/// What an SQLite error means for whoever opens a store.
+/// The meaning of an SQLite error for the user that opens a store.
 pub(super) fn explain(error: rusqlite::Error, shown: &str) -> BrokerError {
     use rusqlite::ErrorCode as Code;
     let (kind, detail) = match error.sqlite_error_code() {

@@ -1,5 +1,5 @@
-//! What the writer keeps in memory: queues, clients, who has work, and leases. It grows with what runs and with the
-//! number of clients, never with what waits, and can be [rebuilt](super::load) from the file.
+//! The writer's state in memory: queues, clients, the clients that have work, and leases. It grows with running jobs
+//! and with the number of clients, never with waiting jobs, and can be [rebuilt](super::load) from the file.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;

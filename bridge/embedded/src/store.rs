@@ -13,16 +13,16 @@ use relay_bridge::contract::Job;
 use relay_bridge::contract::envelope::{EnvelopeError, decode_dead_letter, decode_job, decode_result};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
-/// What a check found.
+/// The findings of a check.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckReport {
     /// Jobs looked at.
     pub jobs: u64,
-    /// What is wrong, one line each; empty if nothing is. At most 100.
+    /// The problems, one line each; empty if there are none. At most 100.
     pub problems: Vec<String>,
 }
 
-/// What is in a store.
+/// The contents of a store, in numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stats {
     /// The schema's version, `major.minor`.
@@ -43,7 +43,7 @@ pub struct Stats {
     pub queues: Vec<QueueStats>,
 }
 
-/// What is in one queue.
+/// The contents of one queue, in numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct QueueStats {
     /// The queue.
@@ -61,7 +61,8 @@ pub struct QueueStats {
     pub attempts: u64,
 }
 
-/// What must hold in every store of this schema or a later one, and how to say it when it does not.
+/// Rules that a store must keep, each with the schema version from which it holds, the words for a violation, and the
+/// query that counts violations.
 const RULES: [(i32, &str, &str); 8] = [
     (1000, "jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
     (1000, "payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),

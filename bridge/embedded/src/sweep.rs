@@ -1,4 +1,4 @@
-//! What time ends: runs past their deadline, records and dead letters past their keeping. In bounded steps.
+//! Ends runs past their deadline, and removes records and dead letters past their keeping. In bounded steps.
 //!
 //! Most deadlines are in the order of acceptance, because most jobs live for their queue's `job_ttl`: those are found by
 //! walking the rows from the first that can be due, and are in no index (which a submission would have to write). The index
@@ -24,7 +24,7 @@ const DUE_BY_TIME: &str = concat!(
     " FROM jobs AS j WHERE j.timer_at IS NOT j.in_order_at AND j.timer_at <= ?1 ORDER BY j.timer_at LIMIT ?2"
 );
 
-/// What a walk over the rows found.
+/// The findings of a walk over the rows.
 struct Walk {
     due: Vec<JobRow>,
     /// Where the next one begins, when these are done with.
@@ -60,7 +60,7 @@ impl Writer {
                 swept.expired.extend(self.expire(&row, job)?);
             }
         }
-        // Only now: what failed above is walked over again.
+        // Set only now, so that rows that failed above are walked over again.
         self.state.counters.first_in_order = walk.upto;
         let letters: i64 = self
             .conn

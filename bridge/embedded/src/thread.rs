@@ -1,5 +1,5 @@
-//! The writer's thread: what comes together is committed together, with what time demands and the leases that became
-//! possible.
+//! The writer's thread: operations that come together are committed together, with the timed work that is due
+//! (`what_time_demands`) and the leases that became possible.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 /// once for others to join.
 const ENOUGH: usize = 16;
 const SHARED_FROM: usize = 8;
-/// How long it waits for them: what the kernel makes of the shortest sleep, some 50 us.
+/// How long it waits for them: the kernel makes some 50 us of even the shortest sleep.
 const NAP: Duration = Duration::from_micros(1);
 /// How long to wait before trying to open a broken store again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
-/// How long what time demands is not tried again after it failed by itself.
+/// How long timed work is not tried again after it failed by itself.
 const HOLD_OFF: Duration = Duration::from_millis(500);
 /// How many operations have a transaction of their own after one that failed.
 const APART: usize = 64;
@@ -40,9 +40,9 @@ impl Writer {
         self.empty_log();
     }
 
-    /// Runs the batch, and what joins it. A commit costs much more than an operation, and who was answered by the last one
-    /// is probably about to come back; but while the writer waits the callers may have nothing to do, so it waits for a
-    /// small batch only, and after it ran. A lone caller never waits.
+    /// Runs the batch, and operations that join it. A commit costs much more than an operation, and a caller that the
+    /// last one answered is probably about to come back; but while the writer waits the callers may have nothing to do,
+    /// so it waits for a small batch only, and after it ran. A lone caller never waits.
     #[expect(
         clippy::disallowed_methods,
         reason = "this thread runs nothing else, and a timer wheel's tick is too coarse"
@@ -66,7 +66,7 @@ impl Writer {
         self.last_batch = ran;
     }
 
-    /// One commit: what time demands, the batch, and the leases that became possible; or, after a failure, one for each.
+    /// One commit: the timed work, the batch, and the leases that became possible; or, after a failure, one for each.
     fn step(&mut self, batch: &mut Vec<Work>, inbox: &mut mpsc::Receiver<Work>) {
         if self.broken && !self.reopen() {
             let away = BrokerError::new(BrokerErrorKind::Unavailable, "store", "the store can't be opened at present");

@@ -1,12 +1,12 @@
 //! The one thread that writes. It drains a bounded channel into one transaction, commits once, and answers then: a
 //! commit costs the same for one operation and for five hundred.
 //!
-//! A transaction that is rolled back leaves nothing in memory either ([`undo`](super::undo)); leases, turns and whoever waits
+//! A transaction that is rolled back leaves nothing in memory either ([`undo`](super::undo)); leases, turns and waiters
 //! stay as they were. Memory is rebuilt from the file where the connection can't be trusted any more: it is not known
 //! whether a commit took effect, or a transaction could not be rolled back.
 //!
-//! After a transaction that failed, operations have transactions of their own for a while, and so has what time demands:
-//! one client's writes that the disk has no room for then cost nobody else anything.
+//! After a transaction that failed, operations have transactions of their own for a while, and so has timed work: one
+//! client's writes that the disk has no room for then cost nobody else anything.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ const CHECKPOINT_WAIT: Duration = Duration::from_millis(20);
 
 /// One operation: runs inside the transaction, and may leave something to do after the commit.
 pub(super) type Work = Box<dyn FnOnce(&mut Writer) -> Option<After> + Send>;
-/// What to do when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
+/// Called when the commit is decided: `Err` holds why nothing, or perhaps nothing, took effect.
 pub(super) type After = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 
 /// A heartbeat that waits for its answer.
@@ -56,7 +56,7 @@ impl Beat {
     }
 }
 
-/// What an operation works on.
+/// The state that operations work on.
 pub(super) struct Writer {
     pub(super) conn: Connection,
     pub(super) state: State,
@@ -82,9 +82,9 @@ pub(super) struct Writer {
     pub(super) failed: bool,
     /// Set while the file can't be opened.
     pub(super) broken: bool,
-    /// Set when the store was opened again: whoever waits is served at once.
+    /// Set when the store was opened again: all waiters are served at once.
     pub(super) again: bool,
-    /// Until when what time demands is not tried: it failed by itself.
+    /// Until when timed work is not tried again, after it failed by itself.
     pub(super) held_off: Option<Duration>,
     /// How many more operations have a transaction of their own.
     pub(super) apart: usize,
@@ -128,7 +128,7 @@ impl Writer {
         })
     }
 
-    /// Joins the open transaction, or begins one. Whoever is about to write calls it first.
+    /// Joins the open transaction, or begins one. Every operation calls it before it writes.
     pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
         if !self.in_transaction {
             self.conn.execute_batch("BEGIN IMMEDIATE").map_err(|e| sql::unavailable(e, "begin"))?;

@@ -67,7 +67,7 @@ struct Outgoing {
     begins: Option<u64>,
 }
 
-/// Deliveries, with the permit of the request that brought them: whoever drops them hands them back under it.
+/// Deliveries, with the permit of the request that brought them: code that drops them hands them back under it.
 pub(super) struct Leased {
     pub(super) deliveries: Vec<WireDelivery>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
@@ -168,7 +168,7 @@ impl Connection {
         BrokerError::new(Kind::Ambiguous, operation, "the server did not answer in time")
     }
 
-    /// The lease request `id` is not waited for any more. What it brings from here on is handed back by the reader.
+    /// The lease request `id` is not waited for any more. The reader hands back the deliveries that still come for it.
     pub(super) fn cancel_lease(&self, id: u64) {
         if self.withdraw(id) {
             return;
@@ -263,7 +263,7 @@ impl Connection {
         let (mut deliveries, more) = match response {
             Response::Deliveries { deliveries, more } => (deliveries, more),
             other => match self.leave(id) {
-                // Whoever gave up waiting wants no answer either.
+                // A caller that gave up waiting wants no answer either.
                 Some(Entry { waiter: Waiter::One(sender), .. }) => return drop(sender.send(Ok(other))),
                 Some(entry) => return entry.fail(unexpected, orphans),
                 None => return,
@@ -366,13 +366,13 @@ pub(super) struct LeaseCall {
 }
 
 impl Entry {
-    /// Ends the request with an error; what a lease had gathered before is leased all the same.
+    /// Ends the request with an error; jobs that a lease had gathered before are leased all the same.
     fn fail(self, error: impl FnOnce(&'static str) -> BrokerError, orphans: &impl Fn(Leased)) {
         match self.waiter {
             Waiter::Lease { sender, gathered, .. } if !gathered.is_empty() => {
                 give(sender, Leased { deliveries: gathered, permit: self.permit }, orphans);
             }
-            // Whoever gave up waiting wants no error either.
+            // A caller that gave up waiting wants no error either.
             Waiter::One(sender) => drop(sender.send(Err(error(self.operation)))),
             Waiter::Lease { sender, .. } => drop(sender.send(Err(error(self.operation)))),
         }

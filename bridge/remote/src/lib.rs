@@ -40,7 +40,7 @@ pub struct RemoteConfig {
     pub address: String,
     /// `<key_id>.<secret>`, if the listener asks for one.
     pub key: Option<String>,
-    /// What this process calls itself.
+    /// The worker name of this process.
     pub worker: WorkerId,
     /// Program and version, for the server's log; at most 128 bytes. Default `relay/<version>`.
     pub build: String,

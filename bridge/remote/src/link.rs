@@ -26,7 +26,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
 use relay_bridge::leasing::Receipt;
 use relay_bridge::settlement::Settlement;
 
-/// What requests, the connection's task and orphaned deliveries share.
+/// State that requests, the connection's task and orphaned deliveries share.
 pub(super) struct Link {
     pub(super) config: RemoteConfig,
     state: watch::Sender<LinkState>,

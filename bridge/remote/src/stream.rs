@@ -44,7 +44,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// The next frame, without its length; `None` after the peer closed the stream between two frames.
     ///
-    /// Dropping the future loses nothing: what was read stays in the buffer.
+    /// Dropping the future loses nothing: bytes that were read stay in the buffer.
     ///
     /// # Errors
     /// [`ReadError`].

@@ -1,4 +1,5 @@
-//! What makes two submissions under one key the same: content type, content encoding and payload.
+//! The fingerprint, which decides whether two submissions under one key are the same: content type, content encoding
+//! and payload.
 //!
 //! Delay, expiry, meta and trace context are not in it: on a replay the first ones stand.
 

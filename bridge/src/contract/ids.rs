@@ -25,9 +25,9 @@ pub const WORKER_BYTES_MAX: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {problem}")]
 pub struct InvalidId {
-    /// What was being read: `client`, `queue`, `idempotency key`, `job id`, `run id` or `worker`.
+    /// The kind of text that was being read: `client`, `queue`, `idempotency key`, `job id`, `run id` or `worker`.
     pub what: &'static str,
-    /// What is wrong with it and what is allowed; never more than 200 bytes of the text itself.
+    /// The problem with it, and the allowed form; never more than 200 bytes of the text itself.
     pub problem: String,
 }
 
@@ -104,7 +104,7 @@ text_id!(
     IdempotencyKey, "idempotency key", key
 );
 text_id!(
-    /// What a worker process calls itself in logs and leases: 1 to 128 visible ASCII characters.
+    /// The name of a worker process in logs and leases: 1 to 128 visible ASCII characters.
     WorkerId, "worker", worker
 );
 

@@ -26,10 +26,10 @@ pub const META_BYTES_MAX: usize = 2 * 1024;
 /// The content type of a payload that came without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// What a client asks for, after every name in it was parsed and its size was admitted.
+/// A client's request for a job, after every name in it was parsed and its size was admitted.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// Who submits.
+    /// The client that submits.
     pub client: ClientId,
     /// To which queue.
     pub queue: QueueName,
@@ -108,13 +108,13 @@ pub struct Job {
     pub run_id: RunId,
     /// The current run's number, from 1.
     pub generation: u32,
-    /// Who owns it.
+    /// The client that owns it.
     pub client: ClientId,
     /// Where it waits.
     pub queue: QueueName,
     /// The idempotency key, if the client gave one.
     pub key: Option<IdempotencyKey>,
-    /// What a second submission under the key must match.
+    /// The fingerprint that a second submission under the key must match.
     pub fingerprint: Fingerprint,
     /// The content type as given.
     pub content_type: String,
@@ -290,7 +290,7 @@ impl fmt::Display for JobState {
     }
 }
 
-/// What a submitter may know of its job. It holds no payload.
+/// The status of a job, as its submitter may see it. It holds no payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobStatus {
     /// The job.
@@ -299,13 +299,13 @@ pub struct JobStatus {
     pub run_id: RunId,
     /// The current run's number, from 1.
     pub generation: u32,
-    /// Who owns it.
+    /// The client that owns it.
     pub client: ClientId,
     /// Where it is.
     pub queue: QueueName,
     /// The idempotency key, if there is one.
     pub key: Option<IdempotencyKey>,
-    /// What a second submission under the key must match.
+    /// The fingerprint that a second submission under the key must match.
     pub fingerprint: Fingerprint,
     /// Where it is in its life.
     pub state: JobState,

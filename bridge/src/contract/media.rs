@@ -8,14 +8,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ids::InvalidId;
 
-/// The longest range, in bytes: what a header `Content-Type` may have.
+/// The longest range, in bytes: as long as a header `Content-Type` may be.
 const BYTES_MAX: usize = 255;
 
 /// A content type without parameters in lower case, or all of a kind: `application/json`, `text/*`. Printed as it is read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MediaRange(Box<str>);
 
-/// What counts of a content type: no parameters, no space around it.
+/// The part of a content type that counts: no parameters, no space around it.
 #[must_use]
 pub fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or("").trim()
@@ -38,7 +38,7 @@ fn has_prefix(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// What RFC 9110, section 5.6.2, calls a token.
+/// Whether `text` is a token as RFC 9110, section 5.6.2, defines it.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte))
 }

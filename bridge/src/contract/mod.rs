@@ -5,7 +5,7 @@
 //!
 //! - [`time`]: [`Timestamp`], milliseconds on the wall clock.
 //! - [`ids`]: [`ClientId`], [`QueueName`], [`IdempotencyKey`], [`JobId`], [`RunId`].
-//! - [`fingerprint`]: what makes two submissions under one key the same.
+//! - [`fingerprint`]: decides whether two submissions under one key are the same.
 //! - [`media`]: [`MediaRange`], content types that a queue takes; [`rate`]: [`Rate`], how many in which time.
 //! - [`job`]: a submission, the [`Job`] it becomes, and the [`JobStatus`] a client sees.
 //! - [`result`]: [`Outcome`], [`Failure`], [`JobResult`].

@@ -73,7 +73,7 @@ impl FromStr for Outcome {
 pub struct Failure {
     /// A short word for programs, at most [`REASON_BYTES_MAX`] bytes: `exit-code`, `timeout`, `result-too-large`.
     pub reason: String,
-    /// What happened, for people, at most [`DETAIL_BYTES_MAX`] bytes. It may hold the end of a handler's stderr.
+    /// A description for people, at most [`DETAIL_BYTES_MAX`] bytes. It may hold the end of a handler's stderr.
     pub detail: String,
 }
 
@@ -94,7 +94,7 @@ pub struct JobResult {
     pub run_id: RunId,
     /// The run's number, from 1.
     pub generation: u32,
-    /// Who owns it.
+    /// The client that owns it.
     pub client: ClientId,
     /// Where the job was.
     pub queue: QueueName,
@@ -120,7 +120,7 @@ pub struct JobResult {
     pub finished_at: Timestamp,
     /// How long the result is kept from the moment it is recorded: the run's `job_ttl + retention`, in milliseconds.
     pub keep_ms: u64,
-    /// The `traceparent` that the job carries, so that whoever reads the result can go on with the trace.
+    /// The `traceparent` that the job carries, so that a reader of the result can go on with the trace.
     pub traceparent: Option<String>,
     /// Over how many bridges the job came.
     pub hops: u32,

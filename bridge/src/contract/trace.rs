@@ -13,10 +13,10 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const TRACESTATE: &str = "tracestate";
 /// The longest `traceparent` of a later version that is taken, in bytes. Version 00 has 55.
 const TRACEPARENT_BYTES_MAX: usize = 255;
-/// The longest `tracestate` that is kept, in bytes: what the recommendation asks to be passed on at least.
+/// The longest `tracestate` that is kept, in bytes: the least that the recommendation asks to be passed on.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-/// What a `traceparent` says: which trace, which span in it, and whether it is recorded.
+/// The content of a `traceparent`: which trace, which span in it, and whether it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     /// The trace; not all zero.

@@ -76,7 +76,7 @@ pub(super) fn has_payload(job: &Job, payload: &[u8]) -> bool {
     job.fingerprint.is_of(&job.content_type, job.content_encoding.as_deref(), payload)
 }
 
-/// Whether the dead letter of `run` is taken back, whoever asks: that run has ended, and not badly.
+/// Whether the dead letter of `run` is taken back, for every caller: that run has ended, and not badly.
 ///
 /// | known of the run | answer |
 /// | --- | --- |

@@ -1,5 +1,5 @@
-//! Envelopes as bytes that are checked in: what a released relay wrote is read by every later one, and what this one
-//! writes is what it says in `docs/vectors/envelope.json`. `RELAY_BLESS=1` writes the files anew.
+//! Envelopes as bytes that are checked in: every later relay reads the envelopes of a released one, and this one writes
+//! those in `docs/vectors/envelope.json`. `RELAY_BLESS=1` writes the files anew.
 
 use std::path::PathBuf;
 

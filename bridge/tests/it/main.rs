@@ -1,5 +1,5 @@
-//! What the contract writes down stays readable: golden envelopes, vectors of derived values, properties of every text and
-//! byte form, and the frames of the protocol.
+//! The written forms of the contract stay readable: golden envelopes, vectors of derived values, properties of every
+//! text and byte form, and the frames of the protocol.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 

@@ -1,5 +1,5 @@
-//! Properties of every form the contract is written in: what is printed is read back, what is written is decoded, and
-//! no bytes at all can panic a reader.
+//! Properties of every form the contract is written in: printed values are read back, written ones are decoded, and no
+//! bytes at all can panic a reader.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -261,7 +261,7 @@ proptest! {
     }
 }
 
-/// Reads `bytes` as each kind; what could be read is written and read again without a change.
+/// Reads `bytes` as each kind; a value that could be read is written and read again without a change.
 fn read_all(bytes: &Bytes) {
     for version in [WireVersion::V1, WireVersion::V2] {
         if let Ok(job) = decode_job(bytes) {

@@ -80,7 +80,7 @@ pub struct Calls(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Calls at once that don't wait for anything: what the broker serves in time.
+    /// Bounds the calls at once that don't wait for anything, to as many as the broker serves in time.
     turns: Semaphore,
     state: Mutex<State>,
 }

@@ -98,7 +98,7 @@ impl ResultLog for Repeating<dyn ResultLog> {
         run: RunId,
         wait: Duration,
     ) -> Result<Option<Box<Finished>>, BrokerError> {
-        // Begun anew it would have missed what came before: whoever asks looks then.
+        // Not repeated: a wait begun anew would have missed earlier results. The caller looks the job up in that case.
         self.inner.wait_ahead(client, job, run, wait).await
     }
 

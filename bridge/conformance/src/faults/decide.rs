@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::FaultOptions;
 
-/// What happens to one call.
+/// The decision about one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// Whether it reaches the broker, and its answer the caller.
@@ -42,8 +42,8 @@ impl Decision {
     }
 }
 
-/// What happens to call number `call` of `operation`. Each operation has a stream of its own, so that one more
-/// heartbeat does not change what becomes of the next enqueue.
+/// Decides about call number `call` of `operation`. Each operation has a random stream of its own, so that one more
+/// heartbeat does not change the decision about the next enqueue.
 pub(super) fn decide(options: &FaultOptions, operation: &str, call: u64) -> Decision {
     let name = operation.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)));
     let mut random = Random(mix(options.seed) ^ name ^ mix(call.wrapping_add(1)));

@@ -24,8 +24,8 @@ use relay_bridge::job_queue::JobQueue;
 use relay_bridge::leasing::Leasing;
 use relay_bridge::support::lock;
 
-/// How often what fails. All percentages are of calls (or of deliveries), 0 to 100; larger ones count as 100. The
-/// default fails nothing.
+/// How often each fault happens. All percentages are of calls (or of deliveries), 0 to 100; larger ones count as 100.
+/// The default fails nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultOptions {
     /// From which all decisions come.
@@ -55,7 +55,7 @@ struct Inner {
     calls: Mutex<Calls>,
 }
 
-/// What was decided so far. The operations are a fixed set, so this does not grow with the calls.
+/// The decisions so far. The operations are a fixed set, so this does not grow with the calls.
 #[derive(Debug, Default)]
 struct Calls {
     numbers: BTreeMap<&'static str, u64>,
@@ -99,7 +99,7 @@ impl Faults {
         Arc::new(jobs::Faulty { inner, faults: self.clone() })
     }
 
-    /// The broker with both of them; what readers and operators use does not fail.
+    /// The broker with both of them; calls of readers and operators do not fail.
     #[must_use]
     pub fn broker(&self, broker: Broker) -> Broker {
         Broker { jobs: self.jobs(broker.jobs), leasing: self.leasing(broker.leasing), ..broker }
@@ -123,7 +123,7 @@ impl Faults {
         self.calls().digest
     }
 
-    /// What is decided about call number `call` (from 0) of `operation`: a pure function of both and the seed.
+    /// The decision about call number `call` (from 0) of `operation`: a pure function of both and the seed.
     #[must_use]
     pub fn decision(&self, operation: &str, call: u64) -> Decision {
         decide::decide(&self.0.options, operation, call)
@@ -169,7 +169,7 @@ impl Faults {
                 Err(BrokerError::new(BrokerErrorKind::Unavailable, operation, "the request was lost (injected)"))
             }
             Fate::ReplyLost => {
-                // Whatever the broker answered, the caller learns only that it does not know.
+                // The broker's answer is dropped: the caller learns only that it does not know the effect.
                 drop(call.await);
                 Err(BrokerError::new(BrokerErrorKind::Ambiguous, operation, "the reply was lost (injected)"))
             }

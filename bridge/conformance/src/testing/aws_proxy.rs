@@ -1,5 +1,5 @@
-//! Between relay and the emulator: forwards calls, and loses, delays or refuses those that a test names. It counts them, and
-//! what those of DynamoDB are charged.
+//! Between relay and the emulator: forwards calls, and loses, delays or refuses those that a test names. It counts
+//! them, and the units that calls of DynamoDB are charged.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::aws_units::{self, Charge};
 
-/// What happens to a call.
+/// The fault of a call.
 #[derive(Clone, Debug)]
 pub enum AwsFault {
     /// It takes effect, and its answer is lost with the connection.
@@ -42,7 +42,7 @@ pub struct AwsProxy {
 struct Shared {
     /// The next calls whose operation has this name have this fault.
     faults: Mutex<VecDeque<(&'static str, AwsFault)>>,
-    /// What every call of an operation has, until it is mended.
+    /// The fault that every call of an operation has, until it is mended.
     lasting: Mutex<HashMap<&'static str, AwsFault>>,
     /// The units that calls of DynamoDB were charged.
     charges: Mutex<Vec<Charge>>,
@@ -110,7 +110,7 @@ impl AwsProxy {
         self.shared.let_go.notify_one();
     }
 
-    /// What was sent with each call of `operation`.
+    /// The bodies that were sent with the calls of `operation`.
     #[must_use]
     pub fn bodies(&self, operation: &str) -> Vec<Value> {
         let bodies = self.shared.bodies.lock().unwrap();
@@ -183,7 +183,7 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
             }
             continue;
         }
-        // Before the look: what is mended in between is noticed.
+        // Registered before the look, so that a mend in between is noticed.
         let mended = shared.mended.notified();
         let lasting = shared.lasting.lock().unwrap().get(operation.as_str()).cloned();
         let once = shared.next_fault(&operation, &body);

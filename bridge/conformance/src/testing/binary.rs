@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 /// The oldest `nats-server` that tests start from the path: relay refuses older ones.
 const OLDEST: (u32, u32) = (2, 12);
 
-/// `nats-server`: what `RELAY_NATS_SERVER` names, else one on the path. Installs it where there is none, which takes some
-/// seconds and the network.
+/// `nats-server`: the one that `RELAY_NATS_SERVER` names, else one on the path. Installs it where there is none, which
+/// takes some seconds and the network.
 ///
 /// # Panics
 /// If there is none and it can't be installed; the message has the command to try by hand.
@@ -20,7 +20,7 @@ pub(super) fn nats_server() -> &'static Path {
     FOUND.get_or_init(|| named(VARIABLE).or_else(on_the_path).unwrap_or_else(|| installed("nats-server", VARIABLE)))
 }
 
-/// `ministack`: what `RELAY_MINISTACK` names, else the installed one, in the version that the tests know.
+/// `ministack`: the one that `RELAY_MINISTACK` names, else the installed one, in the version that the tests know.
 ///
 /// # Panics
 /// As [`nats_server`].

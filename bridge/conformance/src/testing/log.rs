@@ -17,7 +17,7 @@ impl Log {
     /// Listens to this thread until the guard is dropped.
     #[must_use]
     pub fn listen() -> (Self, DefaultGuard) {
-        // As long as there is one alone, what another thread says first is never heard in this one either.
+        // With one dispatcher alone, a line that another thread says first is never heard in this one either.
         static SEVERAL: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(Log::default())));
         LazyLock::force(&SEVERAL);
         let log = Self::default();

@@ -1,5 +1,5 @@
-//! Servers for tests, on loopback: real NATS, one node or a cluster, with its store in a directory of its own; and an emulator
-//! of SQS and DynamoDB. And what the code under test says in its log.
+//! Servers for tests, on loopback: real NATS, one node or a cluster, with its store in a directory of its own; and an
+//! emulator of SQS and DynamoDB. Also a reader of the log lines of the code under test.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -11,13 +11,13 @@
 //! # }
 //! ```
 //!
-//! A server is ready when its JetStream is, never after a pause. It ends when it is dropped, and also when the process of
-//! the test is killed. What can't be done panics, with what the server said last.
+//! A server is ready when its JetStream is, never after a pause. It ends when it is dropped, and also when the process
+//! of the test is killed. A step that can't be done panics, with the last words of the server.
 //!
 //! # Layout
 //!
 //! - [`server`]: one node of NATS. [`cluster`]: several that are routed together. [`aws`]: SQS and DynamoDB.
-//!   [`aws_proxy`]: what fails on the way there. [`aws_units`]: what calls of DynamoDB are charged.
+//!   [`aws_proxy`]: faults on the way there. [`aws_units`]: the units that calls of DynamoDB are charged.
 //! - [`binary`]: where their programs are found, and how they get there.
 //! - [`log`]: the lines of a test's thread.
 //! - [`process`]: a child that never outlives its test, and its ports.

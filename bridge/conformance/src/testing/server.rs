@@ -31,7 +31,7 @@ pub struct NatsServer {
     process: Option<Process>,
 }
 
-/// What is not usual about a [`NatsServer`].
+/// The settings of a [`NatsServer`] that differ from the usual ones.
 #[derive(Clone, Debug, Default)]
 pub struct NatsServerBuilder {
     file: Option<String>,
@@ -185,7 +185,7 @@ impl NatsServer {
         info.is_some_and(|info| info["server_name"] == self.name.as_str() && info["jetstream"] == true)
     }
 
-    /// What the monitoring port says on `path`, such as `/varz` or `/jsz?streams=true`; `None` if it is not there.
+    /// The answer of the monitoring port on `path`, such as `/varz` or `/jsz?streams=true`; `None` if there is none.
     pub async fn monitor(&self, path: &str) -> Option<Value> {
         let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
         let mut answer = String::new();

@@ -1,4 +1,4 @@
-//! What no seam shows: erased bytes are gone from the file, not only from the answers.
+//! Erased bytes are gone from the file, not only from the answers: no seam shows this.
 
 use std::time::Duration;
 

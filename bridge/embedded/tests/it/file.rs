@@ -1,4 +1,5 @@
-//! The embedded broker's file: what is refused in a store's place, the way back, what a check reads, what an erasure leaves.
+//! The embedded broker's file: files that are refused in a store's place, restores, checks, and the log after an
+//! erasure.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -76,8 +76,8 @@ impl relay_conformance::Fixture for Fixture {
             *self.store.lock().unwrap() = empty;
             return false;
         };
-        // What a loss of power leaves: the file and its log as they are on disk at this moment, without a last commit
-        // or a checkpoint. The file is copied first, because a checkpoint only ever copies out of the log.
+        // The state after a loss of power: the file and its log as they are on disk at this moment, without a last
+        // commit or a checkpoint. The file is copied first, because a checkpoint only ever copies out of the log.
         let (before, after) = {
             let mut crashes = folder.crashes.lock().unwrap();
             *crashes += 1;

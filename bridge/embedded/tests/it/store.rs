@@ -1,4 +1,4 @@
-//! What only the embedded broker can show: its file, its lock, its versions, its writer.
+//! Properties that only the embedded broker can show: its file, its lock, its versions, its writer.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -120,7 +120,7 @@ async fn jobs_of_a_worker_in_the_process_that_died_are_in_line_again_at_once() {
     store.close().await;
 }
 
-/// The job is in line for no step of the writer: what waits is zero before and after.
+/// The job is in line for no step of the writer: the number of waiting jobs is zero before and after.
 #[tokio::test]
 async fn a_clients_first_job_that_a_waiting_worker_gets_at_once_stays_leased_over_a_restart() {
     let folder = TempDir::new().unwrap();

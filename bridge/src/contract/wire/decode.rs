@@ -25,7 +25,7 @@ const BUILD_BYTES_MAX: usize = 128;
 pub struct DecodeError {
     /// The request id, if one could be read.
     pub id: Option<u64>,
-    /// What is wrong.
+    /// The problem with the message.
     pub problem: Problem,
 }
 

@@ -1,6 +1,7 @@
 //! Messages to frames. A message is appended to the buffer that is sent, so a payload is copied once.
 //!
-//! Durations are whole milliseconds. What the server promises is rounded down, what the worker asks for is rounded up.
+//! Durations are whole milliseconds. Those that the server promises are rounded down, those that the worker asks for
+//! are rounded up.
 
 use std::time::Duration;
 

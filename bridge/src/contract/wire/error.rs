@@ -9,13 +9,14 @@ use crate::error::{BrokerError, BrokerErrorKind as Kind};
 /// Why a request, or the connection, was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError {
-    /// What the caller can do, as a word; see `docs/protocol.md`. Unknown words are judged by `retry`.
+    /// The kind of error, as a word that says what the caller can do; see `docs/protocol.md`. Unknown words are judged
+    /// by `retry`.
     pub kind: Box<str>,
     /// The slug that the HTTP API uses for it.
     pub slug: Box<str>,
     /// Whether the same request may be sent again.
     pub retry: Retry,
-    /// What happened and what to do, for people; at most 1 KiB.
+    /// The cause and the remedy, for people; at most 1 KiB.
     pub detail: String,
     /// The number that was too large, or the version found.
     pub actual: Option<u64>,
@@ -91,7 +92,7 @@ impl WireError {
         Self { of_storage: error.is_of_storage(), ..Self::new(error.kind(), error.detail()) }
     }
 
-    /// What the caller can do.
+    /// The kind of broker error, which says what the caller can do.
     #[must_use]
     pub fn broker_kind(&self) -> Kind {
         let (actual, limit) = (self.actual.unwrap_or(0), self.limit.unwrap_or(0));

@@ -27,7 +27,7 @@ pub enum FrameError {
 /// The frame shares the buffer's memory: nothing is copied.
 ///
 /// # Errors
-/// [`FrameError`]: what follows in the stream can't be understood.
+/// [`FrameError`]: the rest of the stream can't be understood.
 pub fn take(buffer: &mut BytesMut, frame_max: u32) -> Result<Option<Bytes>, FrameError> {
     let Some(length) = buffer.first_chunk::<LENGTH_BYTES>() else {
         return Ok(None);

@@ -12,7 +12,7 @@ use crate::leasing::{Held, LeaseRequest, Progress, Receipt, Recorded};
 use crate::policy::QueuePolicy;
 use crate::settlement::Settlement;
 
-/// What a peer is there for.
+/// The purpose of a peer's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -29,9 +29,9 @@ pub struct Hello {
     pub version_max: u16,
     /// The newest envelope version the worker reads; jobs are sent in no newer one.
     pub envelope_max: u16,
-    /// What it is there for.
+    /// The purpose of the connection.
     pub role: Role,
-    /// What the worker calls itself in logs and leases.
+    /// The worker's name in logs and leases.
     pub worker: WorkerId,
     /// `<key_id>.<secret>`, if the listener asks for one.
     pub key: Option<String>,
@@ -64,7 +64,7 @@ pub struct Welcome {
     pub frame_max: u32,
     /// The most requests that may be unanswered at a time on this connection.
     pub requests_max: u32,
-    /// How often each side sends a ping. Whoever hears nothing for three times as long closes the connection.
+    /// How often each side sends a ping. A side that hears nothing for three times as long closes the connection.
     pub ping: Duration,
     /// The server's wall clock.
     pub server_time: Timestamp,
@@ -72,16 +72,16 @@ pub struct Welcome {
     pub build: String,
 }
 
-/// What a worker sends.
+/// A message from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
-    /// Who it is; first and once.
+    /// The worker introduces itself; first and once.
     Hello(Hello),
     /// A request that is answered under the same `id`, in any order.
     Request {
         /// Chosen by the worker; not that of a request that is unanswered.
         id: u64,
-        /// What is asked.
+        /// The request.
         request: Request,
     },
     /// The lease request `id` is not waited for any more: it is answered now, mostly with nothing.
@@ -95,7 +95,7 @@ pub enum FromWorker {
     Pong(u64),
 }
 
-/// What a worker asks for: one variant per method of [`Leasing`](crate::leasing::Leasing).
+/// A worker's request: one variant per method of [`Leasing`](crate::leasing::Leasing).
 #[derive(Clone, Debug)]
 pub enum Request {
     /// Answered by [`Response::Deliveries`].
@@ -150,7 +150,7 @@ impl PartialEq for Request {
     }
 }
 
-/// What the server sends.
+/// A message from the server.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromServer {
     /// The hello was accepted.
@@ -207,7 +207,7 @@ pub enum Response {
 pub struct WireDelivery {
     /// The job's envelope.
     pub job: Bytes,
-    /// What names the delivery; sent back as it came.
+    /// Names the delivery; sent back as it came.
     pub receipt: Receipt,
     /// The attempt's number in the run, from 1.
     pub attempt: u32,

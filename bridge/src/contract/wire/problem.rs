@@ -1,8 +1,8 @@
-//! What is wrong with a message of the protocol.
+//! Problems with a message of the protocol.
 
 use crate::contract::envelope::EnvelopeError;
 
-/// What is wrong with a message.
+/// A problem with a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The type is not one that this version knows.
@@ -13,7 +13,7 @@ pub enum Problem {
     Field {
         /// The field; `message` for the map itself.
         field: &'static str,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
 }
