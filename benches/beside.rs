@@ -5,8 +5,8 @@
 //! CPU is that of the server and of nats-server; the load and the worker are in this process, alike for both. Two sides are
 //! told apart where a two-sided sign test over the pairs gives p < 0.05: for 15 pairs, the same sign in 12 of them.
 //!
-//! What cargo builds for a bench has the features that tests switch on: `RELAY_OURS` names this tree's relay as
-//! `cargo build --release` makes it, to compare like with like.
+//! A binary that cargo builds for a bench has the features that tests switch on: `RELAY_OURS` names this tree's relay
+//! as `cargo build --release` makes it, to compare like with like.
 //!
 //! With `RELAY_BENCH_COUNT=1` and valgrind it counts the server's instructions instead, in thousands a job, which is alike
 //! on a busy machine: three pairs will do. The kernel's and nats-server's are not in it, nor is any time.

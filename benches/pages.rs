@@ -1,5 +1,5 @@
 //! A page of `GET /v1/jobs` of a client with many records beside one of a client with few, on the embedded store and on
-//! NATS: what is asked for is 100 jobs, so it should cost alike.
+//! NATS: each asks for 100 jobs, so it should cost alike.
 //!
 //! `cargo bench --bench pages`, or with some brokers: `-- nats`. Both servers run all the time; one pair is one page of
 //! each, the first of a pair takes turns. Every figure is of the answer's time at the client and of CPU of the server and

@@ -36,7 +36,7 @@ const CONNECTIONS: u64 = 16;
 const FOLLOWERS: usize = 10_000;
 /// Two pings of each.
 const FOLLOWED: Duration = Duration::from_secs(30);
-/// What a server has allocated for its start is touched by then.
+/// The memory that a server has allocated for its start is touched by then.
 const IDLE: Duration = Duration::from_secs(2);
 
 fn main() {

@@ -43,9 +43,9 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Queues that must be there before anything is served.
     pub queues: QueueSetup,
-    /// Who may call.
+    /// Decides which callers may call.
     pub authenticator: Arc<Authenticator>,
-    /// What a caller may ask for.
+    /// The limits on a caller's requests.
     pub limits: http::Limits,
     /// Where clients are served over NATS, if they are.
     pub nats: Option<NatsDoor>,
@@ -53,7 +53,7 @@ pub struct Config {
     pub worker: Option<LocalWorker>,
     /// Where spans of jobs go, if they are wanted.
     pub traces: Option<Traces>,
-    /// What callers of the admin port have to send; without it everybody who reaches it may ask.
+    /// The token that callers of the admin port have to send; without it everybody who reaches it may ask.
     pub admin_token: Option<Token>,
     /// How long readiness fails before anything else is stopped, so that load balancers notice.
     pub drain_delay: Duration,
@@ -110,13 +110,13 @@ impl QueueSetup {
 pub struct NatsDoor {
     /// How to reach them.
     pub config: NatsConfig,
-    /// What clients may ask for.
+    /// The limits on clients' requests.
     pub limits: nats::Limits,
 }
 
 /// A worker in this process.
 pub struct LocalWorker {
-    /// What it does with each job.
+    /// The handler that runs each job.
     pub handler: Arc<dyn Handler>,
     /// Its name, queues and slots.
     pub config: WorkerConfig,
@@ -137,7 +137,7 @@ pub struct Listeners {
 pub struct Stop {
     /// Stop accepting, finish or hand back what is in flight, end.
     pub drain: CancellationToken,
-    /// Don't wait any longer. What is in flight is left to its lease; what was accepted is in the store.
+    /// Don't wait any longer. Jobs in flight are left to their leases; accepted jobs are in the store.
     pub force: CancellationToken,
 }
 
@@ -167,7 +167,7 @@ pub enum AppError {
         /// The ways out.
         fix: String,
     },
-    /// The NATS front door can't be opened on these servers.
+    /// The NATS ingress can't be opened on these servers.
     Nats(BrokerError),
     /// A listener failed while serving.
     Listener(&'static str, io::Error),
@@ -315,7 +315,7 @@ impl App {
             () = force.cancelled() => (Instant::now(), Ok(Ended::Forced)),
             (until, ended) = self.serve(stop, admin) => (until, ended.map(|()| Ended::Drained)),
         };
-        // Also when it was forced: what was accepted is durable anyway, closing only makes the next start quicker.
+        // Also when it was forced: accepted jobs are durable anyway, closing only makes the next start quicker.
         let limit = until.saturating_duration_since(Instant::now()) + CLOSE_MAX;
         tokio::select! {
             closed = tokio::time::timeout(limit, opened.close(until)) => if closed.is_err() {
@@ -424,7 +424,7 @@ impl Stage {
     }
 }
 
-/// Serves clients over NATS as soon as a server is there: who comes by other ways does not wait for it.
+/// Serves clients over NATS as soon as a server is there: clients that come by other ways do not wait for it.
 async fn serve_nats(
     config: NatsConfig,
     door: Arc<nats::Door>,

@@ -43,7 +43,7 @@ pub enum BrokerConfig {
 pub struct NatsBroker {
     /// How to reach it.
     pub config: NatsConfig,
-    /// What streams are like that are created.
+    /// The settings of streams that are created.
     pub streams: StreamSettings,
     /// Whether what is missing is created and what differs is changed. Otherwise it is looked for, and its absence is an
     /// error: creating streams takes rights that a server need not have.
@@ -81,7 +81,7 @@ impl Opened {
         }
     }
 
-    /// What it can do.
+    /// Its capabilities.
     pub(crate) fn broker(&self) -> Broker {
         match self {
             Self::Embedded(store) => store.broker(),

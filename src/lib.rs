@@ -4,15 +4,15 @@
 //! # Layout
 //!
 //! - [`api`]: the contract's shapes of HTTP as types: receipts, jobs, results, problems. A client needs this and nothing of the server.
-//! - [`auth`]: who is calling, and what they may do.
+//! - [`auth`]: the identity of callers, and their rights.
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`admin`]: health and metrics, on a port of their own.
-//! - [`telemetry`]: what is counted of jobs, whichever way they come.
+//! - [`telemetry`]: the counts of jobs, whichever way they come.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
-//! - [`broker`]: which broker that is, and what must be there before anything is served.
-//! - [`bridge`]: what is queued on one broker is done on another.
-//! - [`config`]: what may be written in `relay.toml`.
+//! - [`broker`]: the choice of the broker, and what must be there before anything is served.
+//! - [`bridge`]: work that is queued on one broker is done on another.
+//! - [`config`]: the settings that may be written in `relay.toml`.
 //! - [`cli`]: the commands, one file each.
 //! - `private_file`: how a file of keys is written.
 

@@ -34,7 +34,7 @@ impl PrivateFile {
     pub(crate) fn replace(&self, text: &str) -> io::Result<()> {
         let mut draft = self.path.clone().into_os_string();
         draft.push(".new");
-        // What a crash left behind; the lock says that nobody else is writing it.
+        // A draft that a crash left behind; the lock says that nobody else is writing it.
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

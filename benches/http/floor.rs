@@ -1,5 +1,5 @@
-//! An axum handler that awaits the commit of the rows that relay writes for a job, and does nothing else: no identity, no
-//! policy, no envelope, no id, no receipt. What it takes is what relay's storage costs behind HTTP at the least.
+//! An axum handler that awaits the commit of the rows that relay writes for a job, and does nothing else: no identity,
+//! no policy, no envelope, no id, no receipt. Its cost is the least that relay's storage costs behind HTTP.
 
 use std::path::Path;
 use std::time::Duration;

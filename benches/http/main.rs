@@ -72,7 +72,7 @@ async fn submissions() {
     }
 }
 
-/// What is left of a handler that does nothing when it awaits the commit of relay's rows: the most that relay can reach.
+/// The part of its speed that a no-op handler keeps when it awaits the commit of relay's rows: the most for relay.
 async fn floor() {
     let mut measured = Vec::new();
     for _ in 0..pairs() {
@@ -101,7 +101,7 @@ async fn batches() {
     report("jobs in batches of 100 / one by one", 1.0, &measured_pairs);
 }
 
-/// What [`REQUESTS`] jobs cost the server.
+/// The cost of [`REQUESTS`] jobs for the server.
 async fn measured(server: &Server, work: impl Future<Output = ()>) -> Sample {
     let (start, before) = (Instant::now(), cpu_of(server.pid()));
     work.await;

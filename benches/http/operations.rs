@@ -1,5 +1,5 @@
-//! What it costs a submission that relay is watched: the admin port with its counters, and spans for a collector, each beside
-//! the same server without. The collector takes everything and is in this process, beside the load.
+//! The cost that watching relay adds to a submission: the admin port with its counters, and spans for a collector, each
+//! beside the same server without. The collector takes everything and is in this process, beside the load.
 
 use axum::routing::post;
 use tokio::net::TcpListener;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::load::listen;
 
-/// Who looks at what relay does.
+/// The watchers of relay's work.
 #[derive(Clone, Copy)]
 pub(crate) enum Watch<'a> {
     /// Nobody: nothing is counted.

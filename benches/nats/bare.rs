@@ -20,9 +20,9 @@ use crate::support::load::{Connection, Server, listen};
 
 const JOBS: &str = "BARE_JOBS";
 const RESULTS: &str = "BARE_RESULTS";
-/// What is in flight at a time, on each of the two sides.
+/// The messages in flight at a time, on each of the two sides.
 pub(crate) const WINDOW: usize = 512;
-/// What relay adds to a job's payload, and to a result's headers, in bytes.
+/// The bytes that relay adds to a job's payload, and to a result's headers.
 const JOB_ENVELOPE: usize = 220;
 const RESULT_ENVELOPE: usize = 410;
 /// The longest wait for a message that must come.
@@ -31,19 +31,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How a delivery is acknowledged.
 #[derive(Clone, Copy)]
 pub(crate) enum Ack {
-    /// Sent, and on: what is lost is delivered again.
+    /// Sent, and on: a message whose acknowledgement is lost is delivered again.
     Sent,
     /// Answered by the server, as relay's are.
     Confirmed,
 }
 
-/// What is published.
+/// The form of the published messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// The payload, if its subject has none yet.
     Plain,
-    /// What relay's promises need of the server, written by hand: as many bytes as its envelopes, one condition over all
-    /// subjects that a record may have, a time to live for results, and a message that tells workers, one in 2 ms.
+    /// The server operations that relay's promises need, written by hand: as many bytes as its envelopes, one condition
+    /// over all subjects that a record may have, a time to live for results, and one message in 2 ms that tells
+    /// workers.
     Contract,
 }
 
@@ -223,7 +224,7 @@ impl Bare {
         Latencies::of(taken)
     }
 
-    /// What the server says of the consumer, for a message that did not come.
+    /// The server's report on the consumer, for a message that did not come.
     async fn standing(&self) -> String {
         let consumer = self.context.get_consumer_from_stream::<pull::Config, _, _>("work", JOBS).await.unwrap();
         format!("{:?}", consumer.get_info().await.unwrap())
@@ -314,7 +315,7 @@ fn results_stream() -> Config {
     }
 }
 
-/// As long as relay's, and as random: what is looked up by subject costs the server as much.
+/// As long as relay's, and as random: a look-up by subject costs the server as much.
 fn subject(kind: &str, number: u64) -> String {
     let key = format!("key-{number}").parse().unwrap();
     let job = JobId::derive(&"bench".parse().unwrap(), &"work".parse().unwrap(), &key);

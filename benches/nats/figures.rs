@@ -15,7 +15,7 @@ pub(crate) struct Run {
     worker: Duration,
     /// CPU time of nats-server, of all nodes.
     server: Duration,
-    /// What went over connections of clients, in and out.
+    /// The traffic over connections of clients, in and out.
     traffic: [Traffic; 2],
 }
 
@@ -27,7 +27,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// What came in and what went out since the servers started.
+    /// The traffic that came in and went out since the servers started.
     async fn until_now(nats: &[NatsServer]) -> [Self; 2] {
         let mut sum = [Self::default(); 2];
         for node in nats {

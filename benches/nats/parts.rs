@@ -174,7 +174,8 @@ async fn here<F: Future<Output = ()>>(nats: &NatsServer, work: F) -> Run {
     Run::measure(from_ref(nats), &[std::process::id()], JOBS, work).await
 }
 
-/// What the server takes for jobs that are kept with their results: in memory as it runs, after a restart, and on disk.
+/// The space that the server takes for jobs that are kept with their results: in memory as it runs, after a restart,
+/// and on disk.
 async fn memory() {
     println!("kept for a job under a key and its result, {RETAINED} of them, bytes each");
     let ours = retained(async |url| {
@@ -210,7 +211,7 @@ async fn retained(work: impl AsyncFnOnce(&str)) -> String {
     )
 }
 
-/// What the server's own settings cost: publishing alone, without relay. The three nodes share this machine's cores.
+/// The cost of the server's own settings: publishing alone, without relay. The three nodes share this machine's cores.
 async fn durability() {
     const DURABLE: u64 = 10_000;
     println!("publish if absent, 512 in flight, no relay");

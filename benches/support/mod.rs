@@ -1,4 +1,4 @@
-//! What every benchmark shares: CPU time of this process, medians of interleaved pairs, and a table.
+//! The shared parts of every benchmark: CPU time of this process, medians of interleaved pairs, and a table.
 #![allow(
     dead_code,
     unreachable_pub,

@@ -1,22 +1,24 @@
 //! How long a job waits until its handler begins, by the number of worker processes, on NATS: relay beside a plain pull
 //! consumer of async-nats.
 //!
-//! `cargo bench --bench workers`, or with some cases: `-- nats-4 tcp-2-at-1`, or `-- plain` for the baseline alone. Jobs
-//! come by a clock, 40 a second or one, and last up to 50 ms; each worker has 4 slots. One server takes the submissions for
-//! workers that are on NATS themselves; a worker over TCP has a server of its own, and the first one takes them. Handlers,
-//! submissions and the whole baseline are in this process. `RELAY_BESIDE=/path/to/the/other/relay` measures another relay
-//! too, its server and its workers; `RELAY_OURS` names this tree's as `cargo build --release` makes it. `doors` is the
-//! baseline with an HTTP submission and an HTTP handler, as relay has them: what it takes less is relay's own. The sides of
-//! a case run one after the other, each with a fresh nats-server; the first of them takes turns.
+//! `cargo bench --bench workers`, or with some cases: `-- nats-4 tcp-2-at-1`, or `-- plain` for the baseline alone.
+//! Jobs come by a clock, 40 a second or one, and last up to 50 ms; each worker has 4 slots. One server takes the
+//! submissions for workers that are on NATS themselves; a worker over TCP has a server of its own, and the first one
+//! takes them. Handlers, submissions and the whole baseline are in this process.
+//! `RELAY_BESIDE=/path/to/the/other/relay` measures another relay too, its server and its workers; `RELAY_OURS` names
+//! this tree's as `cargo build --release` makes it. `doors` is the baseline with an HTTP submission and an HTTP
+//! handler, as relay has them: the difference to it is relay's own cost. The sides of a case run one after the other,
+//! each with a fresh nats-server; the first of them takes turns.
 //!
 //! `RELAY_BENCH_SIDES=ours,plain` runs these sides alone. `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
 //! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
 //! client that listens in and costs time: waits are measured without it. `RELAY_BENCH_NODES=3` has three servers that share
 //! one JetStream.
 //!
-//! `-- mix` counts calls for a mix of jobs of eight clients, and for processes that have nothing to do. `-- healthy` counts
-//! starts of handlers; `restart`, `hang` and `cancel` tell when they start while servers fail, and `cycle` how fast a backlog is
-//! worked off. `waits` compares a result on the same request over both doors, `memory` says what ten thousand waits take.
+//! `-- mix` counts calls for a mix of jobs of eight clients, and for processes that have nothing to do. `-- healthy`
+//! counts starts of handlers; `restart`, `hang` and `cancel` tell when they start while servers fail, and `cycle` how
+//! fast a backlog is worked off. `waits` compares a result on the same request over both ingresses, `memory` says what
+//! ten thousand waits take.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
 mod asked;

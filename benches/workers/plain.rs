@@ -1,6 +1,6 @@
-//! The baseline: one stream, one durable pull consumer, and workers that each keep one pull waiting for as many jobs as they
-//! have free slots. There are no results, policies, fairness or checks. Behind doors, submissions come to it and jobs go to
-//! their handlers over HTTP, as relay's do.
+//! The baseline: one stream, one durable pull consumer, and workers that each keep one pull waiting for as many jobs as
+//! they have free slots. There are no results, policies, fairness or checks. Behind an ingress, submissions come to it
+//! and jobs go to their handlers over HTTP, as relay's do.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub(crate) async fn start(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (D
     (Door::Publish(context), running)
 }
 
-/// Starts it behind doors.
+/// Starts it behind an ingress.
 pub(crate) async fn start_behind_doors(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
     let mut running = Running::default();
     let context = create(nodes).await;

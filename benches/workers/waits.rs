@@ -49,7 +49,7 @@ impl Asker {
     }
 }
 
-/// Both doors by turns: prints the wait of half of the requests at most, and how many are answered in a second.
+/// Both ingresses by turns: prints the wait of half of the requests at most, and how many are answered in a second.
 pub(crate) async fn beside(relay: &str) {
     let (nodes, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
     let running = Running::start(relay, &nodes.url(), nodes.replicas(), (1, AT_ONCE as usize), &jobs).await;

@@ -1,5 +1,5 @@
-//! Who may ask the admin port. With a token: whoever sends it. Without: whoever reaches this machine's loopback addresses,
-//! except web pages of others in a browser there.
+//! Access to the admin port. With a token, only callers that send it may ask. Without one, every caller that reaches
+//! this machine's loopback addresses may ask, except web pages of others in a browser there.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::api::{Problem, Slug};
 /// Below this a token can be guessed.
 const TOKEN_CHARS_MIN: usize = 16;
 
-/// What callers of the admin port send as `Authorization: Bearer TOKEN`. Only its hash is kept.
+/// The token that callers of the admin port send as `Authorization: Bearer TOKEN`. Only its hash is kept.
 #[derive(Clone)]
 pub struct Token([u8; 32]);
 

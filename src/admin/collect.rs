@@ -63,7 +63,7 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
     }
 }
 
-/// What clients asked for over HTTP and NATS.
+/// Requests of clients over HTTP and NATS.
 pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Door>) {
     let doors = [
         Some(("http", http.refusals(), http.in_flight())),
@@ -87,7 +87,7 @@ pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Do
     text.gauge("relay_request_body_bytes", "Bytes of all bodies in flight.").value(&[], http.byte_budget().taken());
 }
 
-/// What the embedded store's commits cost.
+/// The cost of the embedded store's commits.
 pub fn commits(text: &mut Exposition, commits: &Commits) {
     let help = "How many calls one commit of the store answered.";
     text.histogram("relay_store_commit_operations", help, &commits.operations.read(), 1.0);

@@ -24,7 +24,7 @@ use crate::api::{JobView, JobsPage, Slug, fit};
 const CLIENTS_MAX: usize = 200;
 /// Jobs of a page.
 const PAGE: u32 = 50;
-/// What is shown of a payload when it is asked for, in bytes.
+/// The part of a payload that is shown on request, in bytes.
 const PREVIEW_MAX: usize = 4 * 1024;
 
 /// The paths of jobs.
@@ -32,7 +32,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
     Router::new().route("/v1/jobs", get(list)).route("/v1/job", get(find))
 }
 
-/// What a job is looked for by.
+/// The parameters by which a job is looked for.
 #[derive(Deserialize)]
 struct Sought {
     id: Option<String>,
@@ -193,7 +193,7 @@ fn dead(letter: &DeadLetter, payload: bool) -> Dead {
     Dead { run_id: letter.job.run_id.to_string(), at: letter.at, preview }
 }
 
-/// What jobs are listed by.
+/// The parameters by which jobs are listed.
 #[derive(Deserialize)]
 struct Listed {
     client: String,

@@ -1,14 +1,15 @@
 //! The admin port: health for an orchestrator, metrics for Prometheus, a dashboard for people. Inside the cluster only, never behind the load
 //! balancer that clients use.
 //!
-//! It is up before the broker is, and goes down last: what can be asked of a process is not less while it starts or
-//! drains. What is asked often is answered from memory: nobody who does so can slow the broker down.
+//! It is up before the broker is, and goes down last: a process can be asked the same while it starts or drains.
+//! Frequent questions are answered from memory: nobody who asks them can slow the broker down.
 //!
 //! # Layout
 //!
-//! - `port`: what a process holds of it; `serve`: the listener; `access`: who may ask; `routes`: what is answered.
-//! - [`refusing`]: what the process can't do at present, although it is ready.
-//! - `operator`: what operators look at and change; `jobs`: jobs as they look them up; `overview`: all at once, as it changes.
+//! - `port`: the part that a process holds; `serve`: the listener; `access`: the access of callers; `routes`: answers.
+//! - [`refusing`]: the operations that the process can't do at present, although it is ready.
+//! - `operator`: the operators' queries and changes; `jobs`: jobs as they look them up; `overview`: all of it, as it
+//!   changes.
 //! - `dashboard`: the pages that show it in a browser.
 //! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
 //! - [`collect`]: the numbers of the process's parts as metrics.
@@ -50,14 +51,14 @@ const LIVE_MAX: usize = 32;
 /// Adds the numbers of one part of the process.
 type Collector = Box<dyn Fn(&mut Exposition) + Send + Sync>;
 
-/// What the admin port knows of its process.
+/// The admin port's knowledge of its process.
 pub struct Admin {
     token: Option<Token>,
     telemetry: Telemetry,
     started_at: Timestamp,
     collectors: Mutex<Vec<Collector>>,
     sample: watch::Sender<Arc<Sample>>,
-    /// What operators act on; set once it is there.
+    /// The broker that operators act on; set once it is there.
     broker: OnceLock<Broker>,
     /// Where jobs come from, once that is looked at.
     newer_jobs: OnceLock<Arc<NewerJobs>>,
@@ -134,7 +135,7 @@ impl Admin {
         self.newer_jobs.get().map_or(0, |newer_jobs| newer_jobs.read())
     }
 
-    /// What operators act on, if it is there already.
+    /// The broker that operators act on, if it is there already.
     fn broker(&self) -> Option<&Broker> {
         self.broker.get()
     }
@@ -144,7 +145,7 @@ impl Admin {
         self.look_now.notify_one();
     }
 
-    /// What the looks at the broker find, each as soon as it was taken.
+    /// The findings of the looks at the broker, each as soon as its look was taken.
     #[must_use]
     pub fn samples(&self) -> watch::Receiver<Arc<Sample>> {
         self.sample.subscribe()

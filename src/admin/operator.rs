@@ -1,5 +1,5 @@
-//! What operators do at the admin port: look at queues, pause and resume them, and see to jobs that ended badly. Over all
-//! clients: whoever may ask here may see everything.
+//! The operators' work at the admin port: look at queues, pause and resume them, and see to jobs that ended badly. It
+//! covers all clients: a caller that may ask here may see everything.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
         .route("/v1/dead/{job}/{run}/redrive", post(redrive))
 }
 
-/// What was not done, and why.
+/// A refused action, with the reason.
 pub(super) struct Refused(Box<Problem>);
 
 impl Refused {

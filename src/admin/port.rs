@@ -10,7 +10,7 @@ use super::sampler::{self, Watched};
 use super::{Admin, Token, serve};
 use crate::telemetry::Telemetry;
 
-/// What listens and looks. Dropping it stops both at once.
+/// The listener and the sampler. Dropping the port stops both at once.
 pub struct Port {
     admin: Arc<Admin>,
     address: Option<SocketAddr>,
@@ -36,7 +36,7 @@ impl Port {
         self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.admin.closing.clone()));
     }
 
-    /// What it knows and answers.
+    /// The admin state, from which the port answers.
     #[must_use]
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
@@ -48,7 +48,7 @@ impl Port {
         self.address
     }
 
-    /// Ends it. What was watched is let go of.
+    /// Ends the port, and lets go of the watched parts.
     pub async fn close(mut self) {
         self.admin.closing.cancel();
         while let Some(ended) = self.tasks.join_next().await {

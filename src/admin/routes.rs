@@ -1,4 +1,4 @@
-//! What the admin port answers.
+//! The answers of the admin port.
 
 use std::sync::Arc;
 

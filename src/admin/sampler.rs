@@ -54,7 +54,7 @@ pub enum Watched {
     Leasing(Arc<dyn Leasing>, Vec<QueueName>),
 }
 
-/// What the last look found.
+/// The findings of the last look.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
     /// When the last look was taken that reached the broker, on the monotonic clock; `None` before the first one.
@@ -74,13 +74,13 @@ pub struct Sample {
 pub struct QueueSample {
     /// Its name.
     pub name: QueueName,
-    /// What holds for it.
+    /// The queue's policy.
     pub policy: QueuePolicy,
     /// How much waits and runs.
     pub depth: Depth,
     /// How long the job waits that waits longest, if the broker can say it cheaply and one waits.
     pub oldest: Option<Duration>,
-    /// What this process counted of it.
+    /// The numbers that this process counted for the queue.
     pub counts: Counts,
     /// Jobs accepted a second, since the look before.
     pub submitted_rate: f64,
@@ -119,7 +119,7 @@ pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: Cancellatio
             let refusing = admin.refusing();
             tell(&told, &refusing);
             told = refusing;
-            // Whoever changed something wants to see it.
+            // A caller that changed something wants to see the change.
             let pause = EVERY.max(began.elapsed() * PAUSE_FACTOR);
             let pause = if troubled { pause.min(TROUBLED_PAUSE_MAX) } else { pause };
             tokio::select! {

@@ -20,15 +20,15 @@ use super::{Admin, routes};
 const CONNECTIONS_MAX: usize = 256;
 /// How long a peer may take for a request's head, and be idle between two.
 const HEAD_MAX: Duration = Duration::from_secs(30);
-/// What is read of a head, in bytes.
+/// The part of a head that is read at most, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The pause after the accepting failed.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long answers may take to be read once the port is about to close.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `listener` until `stop`; what is being answered then has a second to be read.
-/// Failures to accept are logged and tried again.
+/// Serves `listener` until `stop`; answers in progress then have a second to be read. Failures to accept are logged and
+/// retried.
 pub(super) async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
     let router = routes::router(&admin);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));

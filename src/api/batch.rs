@@ -60,7 +60,7 @@ impl BatchEntry {
     /// Takes the one payload out, and the content type that goes with how it was written.
     ///
     /// # Errors
-    /// What to correct: there is none, there are several, or it is not base64.
+    /// The correction to make: there is no payload, there are several, or it is not base64.
     pub fn take_payload(&mut self) -> Result<(Bytes, &'static str), String> {
         match (self.payload.take(), self.payload_base64.take(), self.text.take()) {
             (Some(json), None, None) => Ok((String::from(Box::<str>::from(json)).into(), "application/json")),

@@ -1,4 +1,4 @@
-//! What happens to a job, as its client is told while it watches.
+//! The events of a job, as its client is told of them while it watches.
 
 use std::collections::BTreeMap;
 

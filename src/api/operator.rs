@@ -1,4 +1,4 @@
-//! What operators see at the admin port: queues, and jobs that ended badly.
+//! The operators' view at the admin port: queues, and jobs that ended badly.
 
 use std::collections::BTreeMap;
 
@@ -38,9 +38,9 @@ pub struct QueueView {
     pub submitted_rate: f64,
     /// Runs ended a second, as far as this process sees them.
     pub settled_rate: f64,
-    /// What waited, and was parked, at the last looks, oldest first.
+    /// The numbers of jobs that waited, and were parked, at the last looks, oldest first.
     pub history: Vec<u64>,
-    /// What holds for the queue; durations in milliseconds.
+    /// The queue's policy; durations in milliseconds.
     pub policy: QueuePolicy,
 }
 

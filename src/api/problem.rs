@@ -119,7 +119,8 @@ impl Problem {
 }
 
 impl From<&BrokerError> for Problem {
-    /// What a client is told about a broker error. Every kind is decided here, so that a new one can't be forgotten.
+    /// The problem that a client gets for a broker error. Every kind is decided here, so that no new one can be
+    /// forgotten.
     fn from(error: &BrokerError) -> Self {
         use BrokerErrorKind as Kind;
         let what = error.detail();

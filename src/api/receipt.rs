@@ -1,4 +1,4 @@
-//! What a submission is answered with, and a job as its client sees it. Neither holds the payload.
+//! The answer to a submission, and a job as its client sees it. Neither holds the payload.
 
 use std::collections::BTreeMap;
 #[cfg(feature = "server")]

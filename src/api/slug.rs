@@ -36,7 +36,7 @@ impl Retry {
 
 macro_rules! slugs {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:literal, $retry:ident, $title:literal;)+) => {
-        /// What was refused, for programs.
+        /// The kind of a refusal, for programs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Slug {
@@ -59,7 +59,7 @@ macro_rules! slugs {
                 match self { $(Self::$variant => $status,)+ }
             }
 
-            /// What it is, in a few words, the same for every occurrence.
+            /// The problem in a few words, the same for every occurrence.
             #[must_use]
             pub fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)+ }
@@ -71,7 +71,7 @@ macro_rules! slugs {
                 match self { $(Self::$variant => Retry::$retry,)+ }
             }
 
-            /// What the slug's page says, as Markdown.
+            /// The text of the slug's page, as Markdown.
             #[cfg(feature = "server")]
             pub(crate) fn explanation(self) -> &'static str {
                 match self { $(Self::$variant => include_str!(concat!("../../docs/problems/", $text, ".md")),)+ }

@@ -1,4 +1,4 @@
-//! Who relay thinks the caller is, and what holds for it.
+//! The caller as relay knows it, and the rules that hold for it.
 
 use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use serde::{Deserialize, Serialize};

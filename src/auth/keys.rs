@@ -24,7 +24,7 @@ const PART_BYTES_MAX: usize = 128;
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 6;
 
-/// What a key is for. No key is for both.
+/// The purpose of a key. No key is for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -154,7 +154,7 @@ pub struct KeyEntry {
     pub id: String,
     /// The hash of its secret.
     pub sha256: SecretDigest,
-    /// What it is for.
+    /// The purpose of the key.
     pub role: Role,
     /// The client that it authenticates, or the worker's name; both have the form of a client's name. Several keys may
     /// have one name, so that a key can be replaced without a gap.
@@ -177,7 +177,7 @@ impl KeyEntry {
     }
 }
 
-/// What went wrong with the file: which one, the line where there is one, and what to do.
+/// The problem with the file: which one, the line where there is one, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct KeysError(String);

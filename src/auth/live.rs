@@ -23,7 +23,7 @@ pub struct LiveKeys {
     file: KeyFile,
     clock: Clock,
     state: Mutex<State>,
-    /// What a secret of an unknown id is compared with, so that the answer takes the same time.
+    /// The digest that a secret of an unknown id is compared with, so that the answer takes the same time.
     nobody: SecretDigest,
 }
 

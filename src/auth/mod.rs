@@ -1,4 +1,5 @@
-//! Who is calling, and what they may do. No broker and no HTTP crate: what a transport saw comes in as text.
+//! The identity of callers, and their rights. No broker and no HTTP crate: a transport passes the values that it saw as
+//! text.
 //!
 //! # Layout
 //!
@@ -35,7 +36,7 @@ enum Mode {
 /// A client that was let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Who it is.
+    /// The client's name.
     pub client: ClientId,
     /// How relay knows.
     pub authenticated: Authenticated,
@@ -70,7 +71,7 @@ pub enum Refused {
     /// Relay knows the caller and does not let it in here.
     #[error("{0}")]
     Forbidden(String),
-    /// What the caller says about itself can't be read.
+    /// The caller's claims about itself can't be read.
     #[error("{0}")]
     Malformed(String),
 }
@@ -130,7 +131,7 @@ impl Authenticator {
     /// The queues that a worker with `key` may lease from; `None` means all. A development relay lets every worker in.
     ///
     /// # Errors
-    /// What to tell the worker: no key, an unknown one, or a client's.
+    /// The text to tell the worker: no key, an unknown one, or a client's.
     pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<Option<Vec<QueueName>>, String> {
         let Mode::Keys(keys) = &self.0 else {
             return Ok(None);

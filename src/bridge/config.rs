@@ -1,4 +1,4 @@
-//! A bridge as it is configured: where jobs or messages come from, what they become, and where they go.
+//! A bridge as it is configured: the source of its jobs or messages, the jobs that they become, and their target.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -15,7 +15,7 @@ pub const SLOTS: NonZeroU32 = NonZeroU32::new(64).unwrap();
 /// One bridge, with valid values only.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
-    /// What it is called in logs and lists of connections.
+    /// The bridge's name in logs and lists of connections.
     pub name: ClientId,
     /// Jobs or messages in hand at once.
     pub slots: NonZeroU32,
@@ -63,7 +63,7 @@ pub struct ForeignSqs {
     pub put_aside: String,
     /// The URL of the queue for results: each message then stays until its result was sent there. `None`: results wait in relay.
     pub reply: Option<String>,
-    /// What its messages become.
+    /// The jobs that its messages become.
     pub job: JobMapping,
 }
 
@@ -74,7 +74,7 @@ pub struct ForeignStream {
     pub connection: NatsConfig,
     /// Which one.
     pub source: StreamSource,
-    /// What its messages become.
+    /// The jobs that its messages become.
     pub job: JobMapping,
     /// Where results are sent: whose, of which queue, and to which subject of the same NATS.
     pub reply: Option<(ClientId, QueueName, String)>,

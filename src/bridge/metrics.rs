@@ -14,7 +14,7 @@ use crate::telemetry::exposition::Exposition;
 pub struct Counted {
     /// The bridge.
     pub name: ClientId,
-    /// What it counts.
+    /// The bridge's counters.
     pub counters: Counters,
 }
 
@@ -23,9 +23,9 @@ pub struct Counted {
 pub enum Counters {
     /// From relay to relay.
     Relay {
-        /// What came of the runs at the source.
+        /// The outcomes of the runs at the source.
         worker: Arc<WorkerStats>,
-        /// What came of the calls of the target.
+        /// The outcomes of the calls of the target.
         calls: Arc<RelayStats>,
     },
     /// From a stream of others.

@@ -1,4 +1,4 @@
-//! The bridge: what is queued on one broker is done on another, and the results come back.
+//! The bridge: work that is queued on one broker is done on another, and the results come back.
 //!
 //! It stands here, and not with the handlers of `relay-workers`, because a handler there may not know a queue, and not
 //! in `relay-bridge`, because that knows no handlers: this is the one package that may join the two.
@@ -8,7 +8,7 @@
 //! - [`config`]: a bridge as it is configured.
 //! - [`relay`]: from relay to relay, as a handler of the source's worker.
 //! - [`foreign`]: from queues that know nothing of relay.
-//! - [`stats`]: what a bridge counts; [`metrics`]: these numbers for Prometheus.
+//! - [`stats`]: the numbers that a bridge counts; [`metrics`]: these numbers for Prometheus.
 //! - `target`: the broker that jobs go to; `hops`: circles end.
 
 pub mod config;

@@ -62,7 +62,7 @@ impl RelayHandler {
         Self { target: Target::new(target, clock), mapping, stats: Arc::default() }
     }
 
-    /// What it counts.
+    /// The handler's counters.
     #[must_use]
     pub fn stats(&self) -> Arc<RelayStats> {
         Arc::clone(&self.stats)
@@ -111,7 +111,7 @@ impl RelayHandler {
             headers: one_more(job.headers.clone()).map_err(|failure| Attempt::Reject { failure })?,
             payload: job.payload.clone(),
             delay: Duration::ZERO,
-            // What is left of the run: the handler's time, and what the run has beyond the longest lease.
+            // The rest of the run: the handler's time, and the time that the run has beyond the longest lease.
             expires_in: Some(context.time_left() + job.expires_at.since(context.deadline)),
         };
         match self.target.submit(submission).await? {
@@ -225,7 +225,7 @@ impl From<Attempt> for Refused {
     }
 }
 
-/// What a refusal that waiting does not mend means for the attempt.
+/// The attempt's result after a refusal that waiting does not mend.
 fn refused(error: &BrokerError) -> Attempt {
     match error.kind() {
         BrokerErrorKind::TooLarge { .. } => Attempt::reject("payload-too-large", error.to_string()),
@@ -239,7 +239,7 @@ fn refused(error: &BrokerError) -> Attempt {
     }
 }
 
-/// What the target's result means at the source: the run ends as it did there.
+/// The attempt's result at the source, from the target's result: the run ends as it did there.
 fn attempt_of(finished: Finished) -> Attempt {
     let result = finished.result;
     let failure = result.failure.unwrap_or_else(|| Failure::new(result.outcome.as_str(), ""));

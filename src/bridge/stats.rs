@@ -1,4 +1,4 @@
-//! What a bridge counts beside its worker: calls of the target, by what came of them. Every number only grows.
+//! The numbers that a bridge counts beside its worker: calls of the target, by outcome. Every number only grows.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +31,7 @@ macro_rules! counters {
 counters! {
     /// The counters of a running bridge from relay to relay; read them with [`RelayStats::report`].
     RelayStats,
-    /// The counters at one moment. What came of the runs at the source is in the worker's report.
+    /// The counters at one moment. The outcomes of the runs at the source are in the worker's report.
     RelayReport,
     /// Jobs put in line at the target.
     created,

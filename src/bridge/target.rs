@@ -32,7 +32,7 @@ pub(super) struct Target {
     policies: Mutex<HashMap<QueueName, (QueuePolicy, Duration)>>,
 }
 
-/// What became of a submission.
+/// The outcome of a submission.
 pub(super) enum Placed {
     /// It is a new job.
     Created(JobId),

@@ -16,10 +16,10 @@ use crate::config::kind::{Kind, Value};
 use crate::config::mistake::meant;
 use crate::config::settings::{COMMAND, POLICY, PolicySetting, SECRETS, SETTINGS, Setting, TABLES};
 
-/// What is shown of a secret.
+/// The text that is shown in place of a secret.
 const MASK: &str = "********";
 
-/// What to do.
+/// The action to take.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A flag has the last word, then a variable, then the file, then the default.
@@ -87,7 +87,7 @@ pub(crate) fn warn_of_unknown_variables() {
     }
 }
 
-/// What handlers are given, after `RELAY_`; beside it each `relay-meta-*` header as `RELAY_META_*`.
+/// The variables that handlers are given, after `RELAY_`; beside them each `relay-meta-*` header as `RELAY_META_*`.
 const GIVEN: &[&str] = &[
     "ACCEPTED_AT",
     "ATTEMPT",
@@ -171,7 +171,7 @@ fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// What holds for a setting, if anything does.
+/// The value that holds for a setting, if any does.
 fn resolved(setting: &Setting, commands: &Command, file: Option<&File>) -> Option<Shown> {
     let argument = argument(commands, setting)?;
     let name = argument.get_env().and_then(|name| name.to_str()).unwrap_or_default();
@@ -214,7 +214,7 @@ fn commands() -> Command {
     command
 }
 
-/// What a setting stands for.
+/// The argument that a setting stands for.
 fn argument<'a>(commands: &'a Command, setting: &Setting) -> Option<&'a Arg> {
     commands.find_subcommand(setting.command())?.get_arguments().find(|argument| {
         if setting.key == COMMAND { argument.is_last_set() } else { argument.get_long() == Some(setting.flag) }
@@ -260,7 +260,7 @@ fn help(argument: &Arg) -> (String, Option<String>) {
         Some((help, default)) => (help.to_owned(), default.split_once(']').map(|(default, _)| default.to_owned())),
         None => (help, None),
     };
-    // What is said of other flags is said of their keys' flags: people know both.
+    // Text about other flags applies to the flags of their keys: people know both.
     (format!("{}.", help.trim_end_matches('.')), default)
 }
 

@@ -1,5 +1,5 @@
-//! What a configuration file says, as the flags that it stands for: one way to resolve both. A flag or a variable that is
-//! given has the last word.
+//! A configuration file's values, as the flags that they stand for: one way to resolve both. A flag or a variable that
+//! is given has the last word.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -24,7 +24,7 @@ const ALTERNATIVES: [&[&str]; 6] = [
     &["key", "key-file"],
     &["http", HANDLER],
 ];
-/// What stands behind a `--`, in place of a flag's name.
+/// Stands for the arguments behind a `--`, in place of a flag's name.
 const HANDLER: &str = "--";
 
 /// Reads the configuration file that a command names, if it has `--config` and names one.

@@ -11,7 +11,7 @@ use super::exit::{CliError, Exit};
 use super::output;
 use crate::client::Client;
 
-/// What to do with contexts.
+/// The action to take on contexts.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Contexts are kept in relay/contexts.toml in the folder for configuration ($XDG_CONFIG_HOME, else ~/.config), or in the
@@ -75,7 +75,7 @@ pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
         ContextCommand::Add { name, server, api_key_file, client, admin, admin_token_file } => {
             let api_key = api_key_file.map(|file| read_secret(&file)).transpose()?;
             let admin_token = admin_token_file.map(|file| read_secret(&file)).transpose()?;
-            // What can't be an address is refused now, not at the first call.
+            // A text that can't be an address is refused now, not at the first call.
             for address in [Some(&server), admin.as_ref()].into_iter().flatten() {
                 Client::new(address, None)?;
             }

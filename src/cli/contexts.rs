@@ -27,18 +27,18 @@ pub(crate) struct Context {
     /// The API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) api_key: Option<String>,
-    /// Who this is, for a relay without authentication.
+    /// The client's name, for a relay without authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) client: Option<ClientId>,
     /// The address of its admin port, for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin: Option<String>,
-    /// What the admin port asks for.
+    /// The token that the admin port asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin_token: Option<String>,
 }
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contexts {
@@ -96,7 +96,7 @@ pub(crate) fn change<T>(edit: impl FnOnce(&mut Contexts) -> Result<T, CliError>)
 /// Whether `text` can be a context's name: it stands on command lines and in a file.
 ///
 /// # Errors
-/// What it must look like.
+/// The form that the name must have.
 pub(crate) fn name(text: &str) -> Result<String, String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let fits = (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(good);

@@ -16,7 +16,7 @@ use crate::client::{LettersFilter, Operator};
 /// Letters asked for in one call.
 const PAGE: u32 = 200;
 
-/// What to do with which dead letters.
+/// The dead letters, and the action to take on them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A dead letter is a job whose run ended `failed` or `exhausted`, with its payload and the reason, kept for the queue's
@@ -188,7 +188,7 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
     if args.all {
         let mut filter = LettersFilter { queue: args.queue, key_prefix: args.key_prefix, before: None, limit: PAGE };
         loop {
-            // Newest first and always behind the last one: what comes meanwhile is not seen.
+            // Newest first and always behind the last one: letters that come meanwhile are not seen.
             let DeadLettersPage { letters, next } = operate(Patience::reading(), || operator.letters(&filter)).await?;
             for letter in letters {
                 count(one(&operator, &letter, action, args.json).await, &mut done, &mut failed)?;

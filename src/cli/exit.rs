@@ -106,7 +106,7 @@ impl fmt::Display for CliError {
     }
 }
 
-/// An error while writing to stdout. Whoever closed the pipe had enough, which is success.
+/// An error while writing to stdout. The reader that closed the pipe had enough, which is success.
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,4 +1,4 @@
-//! What a worker does with each job, as arguments: a command behind `--`, or a local service with `--http`.
+//! The work of a worker on each job, as arguments: a command behind `--`, or a local service with `--http`.
 
 use std::ffi::OsString;
 use std::sync::Arc;

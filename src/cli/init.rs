@@ -2,10 +2,10 @@
 //! children when their parents end. Nobody else can, and each would stay as a zombie that takes a place in the table of
 //! processes.
 //!
-//! relay's own children must be left to whoever started them, who is told how they ended: a handler's exit code, the AWS
-//! SDK's helper for credentials. Linux keeps them apart. A child belongs to the thread that started it, and an orphan is
-//! given to the first thread of PID 1, so that a thread which starts nothing may collect whatever is its own. The first
-//! thread does nothing else here, and the command runs in another one.
+//! relay's own children must be left to the code that started them, which is told how they ended: a handler's exit
+//! code, the AWS SDK's helper for credentials. Linux keeps them apart. A child belongs to the thread that started it,
+//! and an orphan is given to the first thread of PID 1, so that a thread which starts nothing may collect all children
+//! of its own. The first thread does nothing else here, and the command runs in another one.
 
 use super::exit::{CliError, Exit};
 

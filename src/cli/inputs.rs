@@ -1,4 +1,4 @@
-//! What `relay submit` submits: one job a file, or one a line, read on a thread of its own and never far ahead.
+//! The jobs of `relay submit`: one job a file, or one a line, read on a thread of its own and never far ahead.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub(super) struct Inputs {
     pub(super) jobs: mpsc::Receiver<Input>,
 }
 
-/// Begins to read what the arguments name. All of it is looked at before the first job is given out; of stdin, and of pipes
-/// that have names, what comes is not known before.
+/// Begins to read the inputs that the arguments name. All of them are looked at before the first job is given out; the
+/// content of stdin, and of pipes that have names, is not known before.
 ///
 /// # Errors
 /// A usage error: one key for several jobs, a pattern that nothing matches, a file that can't be opened, or a line that is no
@@ -106,7 +106,7 @@ fn matching(file: &Path) -> Result<Vec<PathBuf>, CliError> {
 
 /// Makes jobs out of bytes.
 struct Maker {
-    /// What the arguments say of every job.
+    /// The values that the arguments give to every job.
     plain: NewJob,
     key: Option<String>,
     key_from: Option<KeyFrom>,
@@ -200,7 +200,7 @@ impl Maker {
         };
         let mut meta = self.plain.meta.clone();
         meta.extend(entry.meta.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)));
-        // What the arguments say of the type counts where they say anything but the default.
+        // The content type of the arguments counts where it is not the default.
         let of_args = Some(&self.plain.content_type).filter(|of_args| *of_args != DEFAULT_CONTENT_TYPE).cloned();
         Ok(NewJob {
             queue: self.plain.queue.clone(),

@@ -13,7 +13,7 @@ use crate::client::{Client, JobsFilter};
 /// Jobs asked for in one call.
 const PAGE: u32 = 100;
 
-/// What to do with which jobs.
+/// The jobs, and the action to take on them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -134,7 +134,7 @@ fn rotate(file: &FileArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// Whoever pastes the whole key means the same one; the secret must not be echoed.
+/// A user who pastes the whole key means the same one; the secret must not be echoed.
 fn id_of(text: &str) -> &str {
     text.split_once('.').map_or(text, |(id, _)| id)
 }

@@ -68,7 +68,7 @@ use crate::config::values;
 /// `relay guard` is the guard of a worker's commands. A worker starts it, and nobody else: it is in no help.
 const GUARD: &str = "guard";
 
-/// What is said about exit codes at the end of the help.
+/// The text about exit codes at the end of the help.
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -154,10 +154,10 @@ impl Command {
         }
     }
 
-    /// What is logged unless the user says otherwise.
+    /// The log filter unless the user says otherwise.
     fn default_log(&self) -> &'static str {
         match self {
-            // What the client of NATS says of each event, relay says in its own words.
+            // relay reports each event of the NATS client in its own words.
             Self::Serve(_) | Self::Worker(_) | Self::Bridge(_) | Self::Dev(_) => "info,async_nats=off",
             _ => "warn,async_nats=off",
         }
@@ -220,7 +220,7 @@ fn run_to_end(cli: Cli) -> Result<Exit, CliError> {
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
     let ended = runtime.block_on(Box::pin(command(cli.command)));
-    // What still runs was asked to stop and did not: it must not keep the process alive.
+    // Tasks that still run were asked to stop and did not: they must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_millis(500));
     ended
 }

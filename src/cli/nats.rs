@@ -107,7 +107,7 @@ impl NatsListenArgs {
     /// How to reach NATS as the broker, if it is that, and for clients, if they are served there.
     ///
     /// # Errors
-    /// As [`NatsArgs::resolve`]; what is said of clients over NATS where there are none.
+    /// As [`NatsArgs::resolve`]; flags about clients over NATS where there are none.
     pub(crate) fn resolve(self, nats: NatsArgs) -> Result<(Option<NatsConfig>, Option<NatsDoor>), CliError> {
         let limits = self.limits()?;
         let waits = first_given([
@@ -131,7 +131,7 @@ impl NatsListenArgs {
         Ok((broker, door))
     }
 
-    /// What clients may ask for.
+    /// The limits on clients' requests.
     fn limits(&self) -> Result<Limits, CliError> {
         let usual = Limits::default();
         let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
@@ -146,10 +146,10 @@ impl NatsListenArgs {
     }
 }
 
-/// What the front door's connection is called in the server's lists.
+/// The name of the ingress's connection in the server's lists.
 const DOOR: &str = "relay-listen";
 
-/// What the streams are like that relay creates.
+/// The settings of the streams that relay creates.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "NATS streams")]
 pub(crate) struct StreamArgs {
@@ -201,7 +201,7 @@ impl NatsArgs {
         self.with("--nats", name, inbox, environment).map(Some)
     }
 
-    /// How to reach NATS for the front door alone, at `servers`, while another broker keeps the jobs.
+    /// How to reach NATS for the ingress alone, at `servers`, while another broker keeps the jobs.
     ///
     /// # Errors
     /// A usage error with everything that is wrong, also flags that are about a broker.
@@ -322,10 +322,10 @@ impl StreamArgs {
         given.map_or(Ok(()), |flag| Err(without_nats(flag, NOT_KEPT)))
     }
 
-    /// What new streams shall be like.
+    /// The settings of new streams.
     ///
     /// # Errors
-    /// A usage error for what contradicts itself.
+    /// A usage error for settings that contradict each other.
     pub(crate) fn resolve(self) -> Result<StreamSettings, CliError> {
         let memory = self.nats_storage == Some(Storage::Memory);
         if memory && self.nats_compression {
@@ -378,7 +378,7 @@ fn in_flags(problem: &str, servers: &str) -> String {
     ];
     let Some((key, rest)) = problem.split_once(':') else { return problem.to_owned() };
     let flag = flags.iter().find(|(known, _)| *known == key).map(|(_, flag)| (*flag).to_owned());
-    // What is left has the key's own name.
+    // Every other key has a flag of its own name.
     let flag = flag.unwrap_or_else(|| format!("--nats-{}", key.replace('_', "-")));
     format!("{flag}:{rest}")
 }

@@ -1,4 +1,4 @@
-//! What people and programs read: data on stdout, everything else on stderr. Colour only on a terminal (`NO_COLOR` is
+//! Output for people and programs: data on stdout, everything else on stderr. Colour only on a terminal (`NO_COLOR` is
 //! honoured by `anstream`).
 
 use std::fmt::Display;

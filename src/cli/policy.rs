@@ -1,4 +1,4 @@
-//! Queues and their policy as flags. What is not given stays as the store has it.
+//! Queues and their policy as flags. A value that is not given stays as the store has it.
 
 use std::time::Duration;
 

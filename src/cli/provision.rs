@@ -21,7 +21,7 @@ use super::{output, values};
 use crate::app::QueueSetup;
 use crate::ingress::nats::RELAY_INBOX;
 
-/// What there shall be.
+/// The setup to provide.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Creates and updates what relay needs and the policies of its queues; repeating it is harmless. A
@@ -163,7 +163,7 @@ fn report(done: Provisioned, estimated: Option<Estimate>, json: bool) -> Result<
     }
 }
 
-/// What came of it.
+/// The outcome of provisioning.
 struct Provisioned {
     wanted: Vec<Wanted>,
     changes: Vec<Change>,

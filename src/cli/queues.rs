@@ -10,7 +10,7 @@ use super::{output, values};
 use crate::api::operator::QueueView;
 use crate::client::retry::Patience;
 
-/// What to do with which queue.
+/// The queue, and the action to take on it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 These ask the admin port of `relay serve --admin`, which clients can't reach.
@@ -147,7 +147,7 @@ fn names(names: impl Iterator<Item = String>) -> String {
     if names.is_empty() { "all".to_owned() } else { names.join(", ") }
 }
 
-/// What one client may have.
+/// The limits of one client.
 fn share(client: &ClientPolicy) -> String {
     let running = if client.max_running == u32::MAX { "no limit".to_owned() } else { client.max_running.to_string() };
     let rate = client.rate.map_or_else(String::new, |rate| format!(", {rate} with {} at once", client.burst));

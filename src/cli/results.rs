@@ -90,7 +90,7 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
 
 async fn page(client: &Client, filter: &ResultsFilter, follow: bool) -> Result<ResultsPage, CliError> {
     let mut away = false;
-    // Who follows waits as long as it takes; what will be refused again ends it all the same.
+    // A follower waits as long as it takes; a request that will be refused again ends the wait all the same.
     let patience =
         if follow { Patience { give_up_after: Duration::MAX, ..Patience::default() } } else { Patience::reading() };
     let told = |error: &ClientError| {
@@ -105,7 +105,7 @@ async fn page(client: &Client, filter: &ResultsFilter, follow: bool) -> Result<R
     Ok(page)
 }
 
-/// The whole page at once: what was printed is flushed before its place is kept.
+/// The whole page at once: the printed results are flushed before their place is kept.
 fn print(entries: &[ResultView], json: bool) -> Result<(), CliError> {
     let mut text = Vec::new();
     for entry in entries {

@@ -142,7 +142,7 @@ impl ListenArgs {
         self.listen
     }
 
-    /// What is taken from clients.
+    /// The limits on clients' requests.
     fn limits(&self) -> Result<Limits, CliError> {
         let usual = Limits::default();
         let second = Duration::from_secs(1);
@@ -232,7 +232,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     Box::pin(serving.run()).await
 }
 
-/// What `serve` and `dev` have in common.
+/// The parts that `serve` and `dev` have in common.
 pub(crate) struct Serving {
     pub(crate) broker: BrokerConfig,
     pub(crate) authenticator: Authenticator,
@@ -285,7 +285,7 @@ impl Serving {
             // Of a broker that is still waited for.
             () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
         };
-        // Who reads the addresses may ask at once.
+        // A reader of the addresses may ask at once.
         app.serves_until(&signals.stop);
         announce(&app, self.listen.json);
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {

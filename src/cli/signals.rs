@@ -15,7 +15,7 @@ use crate::app::Stop;
 
 /// Watches SIGTERM and SIGINT until it is dropped.
 pub(crate) struct Signals {
-    /// What the signals cancel.
+    /// The tokens that the signals cancel.
     pub(crate) stop: Stop,
     watch: tokio::task::JoinSet<()>,
 }

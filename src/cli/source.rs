@@ -59,7 +59,7 @@ impl Source {
     /// Connects, waiting for what is not there yet, and finds that the queues of a broker are there.
     ///
     /// # Errors
-    /// What a wait does not mend: the address, the key, the queues.
+    /// A problem that waiting does not mend: the address, the key, the queues.
     pub(crate) async fn connect(
         config: SourceConfig,
         worker: &WorkerId,
@@ -111,7 +111,7 @@ impl Source {
 /// Finds that the queues are there on SQS, waiting for AWS.
 ///
 /// # Errors
-/// What a wait does not mend: the configuration, and queues that nobody created.
+/// A problem that waiting does not mend: the configuration, and queues that nobody created.
 pub(crate) async fn provisioned_on_sqs(
     config: relay_sqs::config::SqsConfig,
     queues: &[QueueName],
@@ -150,7 +150,7 @@ async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliErr
 /// Connects to NATS, waiting for it, and finds that the queues are there.
 ///
 /// # Errors
-/// What a wait does not mend: queues that nobody created.
+/// A problem that waiting does not mend: queues that nobody created.
 pub(crate) async fn provisioned(config: NatsConfig, queues: &[QueueName]) -> Result<Nats, CliError> {
     let nats = Nats::connect(config, Wait::Forever, Settings::default()).await.map_err(from_broker)?;
     let mut ceiling = BACKOFF_BASE;

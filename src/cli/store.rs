@@ -11,7 +11,7 @@ use super::exit::{CliError, Exit};
 use super::serve::{STORE_FILE, prepare_store};
 use super::{output, values};
 
-/// What to do with a store.
+/// The action to take on a store.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 All of these but restore may run while a server has the store open.

@@ -21,7 +21,7 @@ use crate::client::http::WAIT_MAX;
 use crate::client::retry::Patience;
 use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
 
-/// What to submit and how.
+/// The jobs to submit, and how.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
@@ -82,7 +82,7 @@ pub(crate) struct SubmitArgs {
     server: ServerArgs,
 }
 
-/// What a key is made of.
+/// The source of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum KeyFrom {
     /// The path as given; with --ndjson the line's number behind it.
@@ -138,7 +138,7 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
     Ok(exit)
 }
 
-/// What became of one submission.
+/// The outcome of one submission.
 enum Sent {
     /// It is in line; waiting for its result was not asked for.
     Accepted(Submitted),

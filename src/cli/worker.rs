@@ -138,7 +138,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
         (None, None) => SourceConfig::Tcp { address: args.connect, key },
     };
     let clock = Clock::system();
-    // Whoever writes a result to the broker says so: of a worker behind a server, that is the server.
+    // The process that writes a result to the broker reports it: for a worker behind a server, that is the server.
     let traced = traces.clone().filter(|_| !matches!(source, SourceConfig::Tcp { .. }));
     let watched = admin.is_some() || traces.is_some();
     let telemetry = watched.then(|| Telemetry::new(clock.clone(), traced));

@@ -10,13 +10,13 @@ use crate::api::{Problem, Retry};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// What was asked can't be sent: a bad server address, a header value that HTTP does not allow. No effect.
+    /// The request can't be sent: a bad server address, a header value that HTTP does not allow. No effect.
     Invalid(String),
     /// No connection was made. No effect.
     Unreachable {
         /// The server's address.
         server: String,
-        /// What the system said.
+        /// The system's message.
         detail: String,
     },
     /// The connection broke, or time ran out, before the whole answer came. The call may have taken effect.
@@ -32,7 +32,7 @@ pub enum ClientError {
     NotRelay {
         /// The HTTP status.
         status: u16,
-        /// What was wrong with the answer.
+        /// The fault in the answer.
         detail: String,
     },
 }
@@ -93,7 +93,7 @@ impl fmt::Display for ClientError {
 
 impl Error for ClientError {}
 
-/// What is at the bottom of an error: the server is named beside it, and the layers between say nothing more to people.
+/// The innermost error of a chain: the server is named beside it, and the layers between say nothing more to people.
 pub(super) fn cause(error: &dyn Error) -> String {
     error.source().map_or_else(|| error.to_string(), cause)
 }

@@ -38,12 +38,12 @@ impl fmt::Debug for Client {
     }
 }
 
-/// What to submit.
+/// A job to submit.
 #[derive(Clone, Debug)]
 pub struct NewJob {
     /// To which queue.
     pub queue: QueueName,
-    /// What makes a retry the same job. Without it every submission is a job of its own and is not repeated.
+    /// The key that makes a retry the same job. Without it every submission is a job of its own and is not repeated.
     pub key: Option<IdempotencyKey>,
     /// The payload's content type; it reaches the handler unchanged.
     pub content_type: String,
@@ -289,7 +289,7 @@ impl Client {
         self.send(self.request(Method::DELETE, url, Duration::ZERO)).await.map(drop)
     }
 
-    /// Who the server thinks the caller is, what holds for it, and what is left.
+    /// The caller as the server knows it, its limits, and how much of them is left.
     ///
     /// # Errors
     /// [`ClientError`]: the key is none, or the server is away.

@@ -1,4 +1,4 @@
-//! What an operator does at relay's admin port.
+//! The operator's calls at relay's admin port.
 
 use std::time::Duration;
 

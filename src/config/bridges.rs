@@ -171,7 +171,7 @@ fn place(value: &DeValue<'_>, key: &str) -> Option<usize> {
     place(value.get_ref(), rest).or(Some(found.span().start))
 }
 
-/// What is wrong with one bridge.
+/// The mistakes of one bridge.
 struct Wrong<'a> {
     name: String,
     table: &'a Spanned<DeValue<'a>>,
@@ -319,8 +319,8 @@ impl StreamTable {
     }
 }
 
-/// What messages become; and client and queue, where they are the same for all. `None` if something is wrong with it, which
-/// was added then.
+/// The jobs that messages become; and client and queue, where they are the same for all. `None` if there is a mistake,
+/// which was added then.
 fn said(job: Option<JobMapping>, wrong: &mut Wrong<'_>) -> Option<(JobMapping, Option<ClientId>, Option<QueueName>)> {
     let Some(job) = job else {
         let fix = "write job = { client = \"shop\", queue = \"orders\" }";

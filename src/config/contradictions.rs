@@ -1,4 +1,4 @@
-//! What can't be true together, or has no effect: each value is well, and the file is not.
+//! Values that can't be true together, or have no effect: each value is well, and the file is not.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::mistake::Mistake;
 use super::queues::Queue;
 use super::values::{WeightedQueue, show_duration, show_size};
 
-/// What is wrong with the queues of one worker together, and what to do about it.
+/// The mistakes in the queues of one worker together, and what to do about them.
 #[must_use]
 pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'static str)> {
     let mut found = Vec::new();
@@ -278,7 +278,7 @@ impl Finder<'_> {
         }
     }
 
-    /// What is written for single clients of a queue whose policy is `policy`.
+    /// The values for single clients of a queue whose policy is `policy`.
     fn clients(&mut self, queue: &Queue, policy: &QueuePolicy) {
         for (client, written) in &queue.patch.clients {
             let line = written.values().map(|(_, line)| *line).min().unwrap_or(queue.line);

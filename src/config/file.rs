@@ -23,7 +23,7 @@ const CLIENT: &str = "client";
 /// The list of bridges.
 const BRIDGE: &str = "bridge";
 
-/// What a file says.
+/// The content of a file.
 #[derive(Clone, Debug)]
 pub struct File {
     /// Where it is.
@@ -34,7 +34,7 @@ pub struct File {
     pub queues: Vec<Queue>,
     /// Its bridges, in the order of the file.
     pub bridges: Vec<BridgeConfig>,
-    /// What is written of its bridges: `bridge.<name>.<key>`, each with the value and its line.
+    /// The values of its bridges: `bridge.<name>.<key>`, each with the value and its line.
     pub bridge_values: Vec<(String, Value, usize)>,
 }
 
@@ -69,7 +69,7 @@ pub fn read(path: &Path, text: &str, above: Above<'_>) -> Result<File, Mistakes>
         bridge_values: Vec::new(),
     };
     let mut defaults = Patch::default();
-    // What holds for all queues first: it is below what is written for each.
+    // Values for all queues come first: they are below those that are written for each.
     for (key, value) in document.get_ref().iter().filter(|(key, _)| key.get_ref() == DEFAULTS) {
         if let Some(table) = reader.table(DEFAULTS, key.span(), value) {
             defaults.values = reader.policy(DEFAULTS, table, false);
@@ -278,7 +278,7 @@ impl Reader<'_> {
         into.bridges = bridges.into_iter().map(|(bridge, _)| bridge).collect();
     }
 
-    /// What is written in the table called `name` and in those below it.
+    /// The values in the table called `name` and in those below it.
     fn written(&self, name: &str, table: &Table<'_>, into: &mut Vec<(String, Value, usize)>) {
         let text = |value: &DeValue<'_>| match value {
             DeValue::String(text) => text.to_string(),

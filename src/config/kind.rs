@@ -1,5 +1,5 @@
-//! What values may be. A value of another type is refused also where it could be made to fit: `"3"` is no number, `30` no
-//! duration, `1` not `true`.
+//! The kinds of values. A value of another type is refused also where it could be made to fit: `"3"` is no number, `30`
+//! no duration, `1` not `true`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use super::values::{self, WeightedQueue};
 
-/// What a value may be.
+/// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// An address with its port.
@@ -69,9 +69,9 @@ pub enum Value {
 /// Why a value is none of its kind, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
-    /// What is wrong with it.
+    /// The mistake.
     pub what: String,
-    /// What to do about it.
+    /// The way to correct it.
     pub fix: String,
 }
 
@@ -210,7 +210,7 @@ impl Kind {
     }
 }
 
-/// What is written for no rate.
+/// The text that stands for no rate.
 pub const NO_RATE: &str = "none";
 
 fn is_plain(text: &str) -> bool {
@@ -221,7 +221,7 @@ fn between(min: u64, max: u64) -> String {
     if max == u64::MAX { format!("of at least {min}") } else { format!("from {min} to {max}") }
 }
 
-/// What the reference and mistakes call it.
+/// A kind's name in the reference and in mistakes.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! What is wrong in a file, where, and what to write instead.
+//! Mistakes in a file: their place, and what to write instead.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ pub struct Mistake {
     pub line: usize,
     /// The key, such as `listen.http` or `queue.orders.lease`.
     pub key: String,
-    /// What is wrong, with the value.
+    /// The mistake, with the value.
     pub what: String,
-    /// What to do about it.
+    /// The way to correct it.
     pub fix: String,
 }
 
@@ -23,7 +23,7 @@ pub struct Mistake {
 pub struct Mistakes {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong in it.
+    /// The mistakes in it.
     pub all: Vec<Mistake>,
 }
 

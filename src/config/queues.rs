@@ -1,4 +1,4 @@
-//! The queues of a file: what holds for each, as changes to what the broker has. What is not written stays as it is.
+//! The queues of a file: the policy of each, as changes to the broker's. A value that is not written stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -16,14 +16,14 @@ pub struct Queue {
     pub name: QueueName,
     /// Where it begins, from 1.
     pub line: usize,
-    /// What is written for it, or for all queues.
+    /// The values that are written for it, or for all queues.
     pub patch: Patch,
 }
 
 /// Values by key, with the line of each.
 pub type Written = BTreeMap<&'static str, (Value, usize)>;
 
-/// What is written of a policy.
+/// The values of a policy that are written in a file.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
     /// For the queue, and for clients that are not named.

@@ -8,7 +8,7 @@ use super::kind::Kind;
 pub struct Setting {
     /// Its key: table and name, `listen.http`.
     pub key: &'static str,
-    /// What it may be.
+    /// The kind of its value.
     pub kind: Kind,
     /// The flag that it stands for, without the dashes, of the command that [`Setting::command`] names.
     pub flag: &'static str,
@@ -21,7 +21,7 @@ impl Setting {
         self.key.split_once('.').map_or(self.key, |(table, _)| table)
     }
 
-    /// Whose flag it stands for: what is said of a worker is `relay worker`'s, everything else is `relay serve`'s.
+    /// The command whose flag it stands for: settings of a worker are `relay worker`'s, all others are `relay serve`'s.
     #[must_use]
     pub fn command(&self) -> &'static str {
         if self.table() == WORKER { "worker" } else { "serve" }
@@ -116,7 +116,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("log.format", Kind::Choice(&["text", "json"]), "log-format"),
 ];
 
-/// What the tables are about, in the order of the reference.
+/// The subjects of the tables, in the order of the reference.
 pub const TABLES: &[(&str, &str)] = &[
     ("listen", "Where clients and workers connect, and how the process ends."),
     ("store", "Where jobs and results are kept, if not on NATS: one of the two."),
@@ -150,15 +150,15 @@ pub const TABLES: &[(&str, &str)] = &[
 pub struct PolicySetting {
     /// Its key within `[[queue]]`, `[queue_defaults]` and, where `per_client`, `[[queue.client]]`.
     pub key: &'static str,
-    /// What it may be.
+    /// The kind of its value.
     pub kind: Kind,
-    /// What a new queue has.
+    /// The value that a new queue has.
     pub default: &'static str,
     /// The flag that sets it for every queue, without the dashes, if there is one.
     pub flag: Option<&'static str>,
     /// Whether single clients may have another value.
     pub per_client: bool,
-    /// What it means.
+    /// Its meaning.
     pub help: &'static str,
 }
 

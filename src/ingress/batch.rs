@@ -32,7 +32,7 @@ pub(super) struct Batch<'a> {
     pub(super) payload_max: u64,
     pub(super) client: &'a ClientId,
     pub(super) queue: &'a QueueName,
-    /// What the keys of entries without one are made of.
+    /// The key that the keys of entries without one are made of.
     pub(super) key: Option<IdempotencyKey>,
     /// The trace context.
     pub(super) headers: BTreeMap<String, String>,
@@ -43,7 +43,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// `malformed-request` if the body can't be taken apart, `payload-too-large` if there are too many entries: nothing
-    /// was done. What is wrong with an entry is in its answer.
+    /// was done. The problem with an entry is in its answer.
     pub(super) async fn enqueue(&self, body: &[u8]) -> Result<BatchAnswer, Refusal> {
         let texts = split(body)?;
         if let Some(last) = texts.len().checked_sub(1) {
@@ -187,7 +187,7 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// What is wrong, without a line and a column that count within the entry.
+/// The problem, without a line and a column that count within the entry.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what).chars().take(200).collect()

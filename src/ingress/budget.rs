@@ -1,4 +1,5 @@
-//! What all requests together may hold, whichever protocol they came by. Nobody waits for a place: what does not fit is refused.
+//! The budget that all requests together may hold, whichever protocol they came by. Nobody waits for a place: a request
+//! that does not fit is refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! What workers do, told to whoever watches the job in this process. Best effort: a watcher that is slow misses what is
-//! older, and what happens at another process is not seen. How a run ends is for the result log alone to say.
+//! The workers' actions on a job, told to its watchers in this process. Best effort: a watcher that is slow misses
+//! older events, and events at another process are not seen. How a run ends is for the result log alone to say.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,7 +21,7 @@ use tokio::sync::broadcast;
 /// Events of one job that wait for its watchers; older ones make room.
 const WAITING_MAX: usize = 16;
 
-/// What a worker did with a job.
+/// A worker's action on a job.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) run_id: RunId,
@@ -39,7 +39,7 @@ pub(super) enum What {
     Retrying(Duration),
 }
 
-/// Who watches what.
+/// The watchers of each job.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     /// How many jobs are watched: most of the time none, and then nothing is looked up.
@@ -86,7 +86,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The next event. What was missed is left out; it never ends by itself.
+    /// The next event. Missed events are left out; the wait never ends by itself.
     pub(super) async fn next(&mut self) -> Told {
         loop {
             let Some(heard) = &mut self.heard else { return std::future::pending().await };

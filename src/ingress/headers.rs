@@ -1,5 +1,5 @@
-//! What the headers of a request say. The names and the rules are the same for every protocol that has headers; what
-//! can't be read is refused by name.
+//! The values in the headers of a request. The names and the rules are the same for every protocol that has headers; a
+//! header that can't be read is refused by name.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(super) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
     Ok(Some(text))
 }
 
-/// What the headers of a submission say.
+/// The values in the headers of a submission.
 pub(super) struct JobHeaders {
     key: Option<IdempotencyKey>,
     delay: Duration,
@@ -63,10 +63,10 @@ impl JobHeaders {
         &self.content_type
     }
 
-    /// What the headers of a batch say for all of its entries: the key that theirs are made of, and the trace context.
+    /// The values in a batch's headers for all of its entries: the key that theirs are made of, and the trace context.
     ///
     /// # Errors
-    /// What belongs into an entry, or is meant for a single job, is refused by name.
+    /// A header that belongs into an entry, or is meant for a single job, is refused by name.
     pub(super) fn read_batch(
         headers: &HeaderMap,
     ) -> Result<(Option<IdempotencyKey>, BTreeMap<String, String>), Refusal> {
@@ -84,7 +84,7 @@ impl JobHeaders {
         Ok((all.key, all.passed))
     }
 
-    /// What `client` asks `queue` for, with these headers and this payload.
+    /// The submission of `client` to `queue`, with these headers and this payload.
     pub(super) fn submission(self, client: ClientId, queue: QueueName, payload: Bytes) -> Submission {
         Submission {
             client,

@@ -1,4 +1,4 @@
-//! What a client asks of its jobs, whichever protocol it speaks: enqueue, look up, cancel.
+//! The requests of a client about its jobs, whichever protocol it speaks: enqueue, look up, cancel.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::rates::Rates;
 use super::refusal::Refusal;
 use crate::api::{JobView, Problem, Retry, Slug};
 
-/// What holds for `queue`.
+/// The policy of `queue`.
 ///
 /// # Errors
 /// `not-found` if there is no such queue.
@@ -192,7 +192,7 @@ pub(super) async fn view(policies: &Policies, status: &JobStatus) -> JobView {
     JobView::of_status(status, max_attempts(policies, &status.queue).await)
 }
 
-/// What the queue allows now. It adorns an answer, so its absence is no reason to refuse one.
+/// The attempts that the queue allows now. The number adorns an answer, so its absence is no reason to refuse one.
 async fn max_attempts(policies: &Policies, queue: &QueueName) -> Option<u32> {
     policies.get(queue).await.ok().flatten().map(|policy| policy.max_attempts)
 }

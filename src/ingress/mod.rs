@@ -1,8 +1,9 @@
 //! How jobs come in and results go out. Each protocol is a module of its own over the same broker.
 //!
-//! What they have in common: `headers` (what a request's headers say), `jobs`, `batch` and `outcome` (what a client asks for),
-//! `events` (what workers do, for those who watch), `policies` (what holds for a queue, remembered for a second),
-//! [`budget`] (what is in flight), [`rates`] (how fast each client submits), `refusal`, [`refusals`] (how often which).
+//! Their common parts: `headers` (the values in a request's headers), `jobs`, `batch` and `outcome` (the requests of a
+//! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
+//! second), [`budget`] (requests and bytes in flight), [`rates`] (how fast each client submits), `refusal`,
+//! [`refusals`] (how often which).
 
 mod batch;
 pub mod budget;

@@ -1,8 +1,8 @@
 //! How fast each client submits to each queue: a token bucket for every pair that has a rate, in this process alone. Of
 //! several processes each lets that much in.
 //!
-//! All doors of a process count in one place. Arithmetic is in whole numbers, so that `Retry-After` is exact: who waits
-//! that long is let in, if nobody else of the same client came in between.
+//! All ingresses of a process count in one place. Arithmetic is in whole numbers, so that `Retry-After` is exact: a
+//! client that waits that long is let in, if nobody else of the same client came in between.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,7 +33,7 @@ impl fmt::Debug for Rates {
     }
 }
 
-/// What a client may do: so much in which time, and how many at once.
+/// The limit of a client: so much in which time, and how many at once.
 type Limit = (Rate, u32);
 
 fn limit(policy: &ClientPolicy) -> Option<Limit> {
@@ -111,8 +111,8 @@ fn refusal(client: &ClientId, queue: &QueueName, (rate, burst): Limit, after: Du
     problem.into()
 }
 
-/// What is left of a client's rate. A submission costs the rate's span, in nanoseconds; what passes is worth its time
-/// times the rate's count.
+/// The unused part of a client's rate. A submission costs the rate's span, in nanoseconds; time that passes is worth
+/// its length times the rate's count.
 #[derive(Clone, Debug)]
 struct Bucket {
     limit: Limit,

@@ -1,4 +1,4 @@
-//! What was refused, on its way to where a protocol writes its answers.
+//! A refusal, on its way to where a protocol writes its answers.
 
 use relay_bridge::contract::ids::InvalidId;
 use relay_bridge::error::BrokerError;

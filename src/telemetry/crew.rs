@@ -18,7 +18,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(180);
 #[derive(Debug, Default)]
 pub struct Crew(Mutex<HashMap<WorkerId, Seen>>);
 
-/// What is known of a worker.
+/// The facts that are known of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// The queues that it named last, most wanted first.

@@ -1,5 +1,5 @@
-//! What came in and went out, by queue and client. Queues are the operator's and few; clients are counted one by one up
-//! to a limit and together beyond it, so that nobody who may call can grow the process.
+//! The jobs that came in and went out, by queue and client. Queues are the operator's and few; clients are counted one
+//! by one up to a limit and together beyond it, so that nobody who may call can grow the process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +87,7 @@ impl Flows {
         flow
     }
 
-    /// What each queue counts over all clients, in the order of names.
+    /// The counts of each queue over all clients, in the order of names.
     #[must_use]
     pub fn by_queue(&self) -> BTreeMap<QueueName, Counts> {
         let mut all: BTreeMap<QueueName, Counts> = BTreeMap::new();
@@ -103,7 +103,7 @@ impl Flows {
         all
     }
 
-    /// What each client counts over all queues, in the order of names; without those beyond the limit.
+    /// The counts of each client over all queues, in the order of names; without those beyond the limit.
     #[must_use]
     pub fn by_client(&self) -> BTreeMap<ClientId, Counts> {
         let mut all: BTreeMap<ClientId, Counts> = BTreeMap::new();

@@ -1,15 +1,15 @@
-//! What a process counts of its jobs, whichever door they come through: a decorator around the broker's seams.
+//! A process's counts of its jobs, whichever ingress they come through: a decorator around the broker's seams.
 //!
 //! Counting is a relaxed addition; nothing is kept per event, so nothing has to be drained. Numbers are per process and
-//! begin at zero with it: whoever reads several replicas adds them up.
+//! begin at zero with it: a reader of several replicas adds them up.
 //!
 //! # Layout
 //!
-//! - `flows`: what came in and went out, by queue and client.
+//! - `flows`: the jobs that came in and went out, by queue and client.
 //! - `crew`: which workers ask for jobs.
-//! - `storage`: what the broker's storage refused lately.
+//! - `storage`: the writes that the broker's storage refused lately.
 //! - `metered`: the decorators that count.
-//! - `traces`: spans of what goes through them.
+//! - `traces`: spans of the calls that go through them.
 //! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,7 +56,7 @@ const LATENCIES: &[u64] = &[
     3_600_000_000,
 ];
 
-/// What one process counts of its jobs. Clones count together.
+/// The counts that one process keeps of its jobs. Clones count together.
 #[derive(Clone, Debug)]
 pub struct Telemetry(Arc<Inner>);
 
@@ -124,7 +124,7 @@ impl Telemetry {
         Arc::new(metered::Work { inner: leasing, telemetry: self.clone() })
     }
 
-    /// What came in and went out, by queue and client.
+    /// The jobs that came in and went out, by queue and client.
     #[must_use]
     pub fn flows(&self) -> &Flows {
         &self.0.flows

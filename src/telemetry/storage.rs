@@ -30,7 +30,7 @@ impl Storage {
 /// Writes of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
-    /// Whether `last` is set: what is stored does not take the lock.
+    /// Whether `last` is set: a successful write does not take the lock.
     refused: AtomicBool,
     last: Mutex<Option<(Duration, String)>>,
 }

@@ -1,4 +1,4 @@
-//! The dashboard: what it asks for and changes, and the page itself in a browser.
+//! The dashboard: its requests and changes, and the page itself in a browser.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

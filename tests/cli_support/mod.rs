@@ -150,8 +150,8 @@ impl Running {
         assert_eq!(code, Some(0), "{text}");
     }
 
-    /// Signals until it has ended, and gives exit code and what it said: what comes within half a second of the first
-    /// signal is that one again.
+    /// Signals until it has ended, and gives its exit code and its output: a signal that comes within half a second of
+    /// the first one is that one again.
     pub(crate) fn force(mut self, signal: Signal) -> (Option<i32>, String) {
         let mut stderr = self.stderr.take().unwrap();
         std::thread::scope(|scope| {

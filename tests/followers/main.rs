@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// What `--followers` is by default.
+/// The default of `--followers`.
 const FOLLOWERS: usize = 10_000;
 /// Files that test and server have open beside the followers' connections.
 const OTHER_FILES: usize = 500;
@@ -28,7 +28,7 @@ const RESULTS: usize = 400;
 const RESULT_BYTES: usize = 1024;
 /// A follower costs some 20 KiB, and what was rendered for it and not taken: far from the 700 KiB of all results.
 const BYTES_PER_FOLLOWER_MAX: usize = 150 * 1024;
-/// What the process has without any.
+/// The memory that the process has without any.
 const BYTES_MAX: usize = 200 * 1024 * 1024;
 
 /// How many followers this machine has open files for, after asking for as many as there may be.

@@ -1,5 +1,5 @@
-//! The bridge from relay to relay, between two stores in memory: what comes back, what never happens twice, and what a
-//! job that the target will not take ends as.
+//! The bridge from relay to relay, between two stores in memory: the results that come back, the effects that never
+//! happen twice, and the end of a job that the target will not take.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Messages of a NATS stream that know nothing of relay become jobs: what is taken, what is put aside, what is waited
+//! Messages of a NATS stream that know nothing of relay become jobs: the messages that are taken, put aside or waited
 //! for, and where results go. Kills are in `tests/kill/bridge.rs`.
 
 use std::collections::BTreeMap;

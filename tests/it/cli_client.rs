@@ -1,4 +1,4 @@
-//! What a client does at the command line, from outside: the built binary against a server of its own.
+//! A client's work at the command line, from outside: the built binary against a server of its own.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What an operator does at the command line, from outside: the built binary against the admin port of its own server.
+//! An operator's work at the command line, from outside: the built binary against the admin port of its own server.
 
 use std::fs;
 use std::process::Output;

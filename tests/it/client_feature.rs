@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// What a client must not get, as the start of a crate's name or of cargo's `crate feature "name"` lines. reqwest brings
-/// hyper as a client, which is fine; its server half is not.
+/// The crates that a client must not get, as the start of a crate's name or of cargo's `crate feature "name"` lines.
+/// reqwest brings hyper as a client, which is fine; its server half is not.
 const NEVER: [&str; 13] = [
     "axum",
     "async-nats",

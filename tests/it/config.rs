@@ -1,4 +1,4 @@
-//! The configuration file from outside: every mistake at once, who has the last word, and what of it takes effect.
+//! The configuration file from outside: every mistake at once, precedence, and the settings that take effect.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -420,7 +420,7 @@ fn a_worker_is_what_the_file_says_and_flags_change_it() {
     assert_eq!(worker.ready["worker"]["id"], "typed", "a flag counts before the file");
     done("typed");
     worker.stop();
-    // What does the jobs is one thing: whoever types a command means it instead of the file's service.
+    // Only one thing does the jobs: a user who types a command means it instead of the file's service.
     file(&format!("{connect}\n{more}\nhttp = \"http://127.0.0.1:9/\""));
     let worker = Running::start(["worker", "--json", "--config", config, "--", "echo", "instead"]);
     done("instead");

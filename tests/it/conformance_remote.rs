@@ -103,8 +103,8 @@ impl relay_conformance::Fixture for Fixture {
             let running = self.running.lock().unwrap();
             (running.crashes, running.store.clone(), running.address)
         };
-        // What a loss of power leaves: file and log as they are on disk at this moment. The file is copied first,
-        // because a checkpoint only ever copies out of the log.
+        // The state that a loss of power leaves: file and log as they are on disk at this moment. The file is copied
+        // first, because a checkpoint only ever copies out of the log.
         let (before, after) = (file(&self.folder, crashes), file(&self.folder, crashes + 1));
         // The marker before both, because no store is behind its marker.
         let marker = |path: &PathBuf| path.with_extension("db.marker");

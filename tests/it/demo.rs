@@ -20,7 +20,7 @@ fn the_demo_loses_nothing_and_runs_nothing_again() {
     }
     assert_eq!((&report["store"]["jobs"], &report["store"]["results"]), (&files.into(), &files.into()), "{report}");
     assert_eq!(report["server_killed"], true);
-    // What the killed worker had in its hands, somebody else started again.
+    // Another worker restarted the jobs that the killed worker had in its hands.
     let held = report["jobs_held_by_killed_worker"].as_u64().unwrap();
     assert!(held >= 1 && report["jobs_started_twice"].as_u64().unwrap() >= held, "{report}");
     assert_eq!(report["disagreements"].as_array().unwrap().len(), 0);

@@ -1,5 +1,5 @@
-//! A server whose data directory is full, as a process: what it can't keep it refuses, and what it acknowledged is there.
-//! One whose data directory can't be written does not start.
+//! A server whose data directory is full, as a process: it refuses work that it can't keep, and the work that it
+//! acknowledged is there. One whose data directory can't be written does not start.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -18,7 +18,7 @@ use relay::client::retry::Patience;
 use relay::client::{Client, ClientError, JobsFilter, NewJob};
 use relay_bridge::contract::{JobId, JobState, Outcome};
 
-/// What the store may take on its full disk: some dozen of the test's jobs.
+/// The bytes that the store may take on its full disk: some dozen of the test's jobs.
 const BYTES_MAX: u32 = 4 * 1024 * 1024;
 
 fn job(at: u8) -> NewJob {
@@ -207,7 +207,7 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
             assert!(allow.status().unwrap().success());
         }
     }
-    // The same process: what was refused is taken, once, and finished work can be recorded.
+    // The same process: the refused job is taken, once, and finished work can be recorded.
     let patience = Patience::default();
     let refused = job(next);
     let taken = patience.repeat(true, || client.submit(&refused, None), |_| {}).await.unwrap();

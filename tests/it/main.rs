@@ -1,4 +1,4 @@
-//! What relay does, from outside: the built binary, or the parts of the server over real sockets.
+//! relay's behaviour, from outside: the built binary, or the parts of the server over real sockets.
 
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]

@@ -185,7 +185,7 @@ async fn nothing_is_sent_of_a_trace_that_its_caller_does_not_record_or_when_it_i
         } else {
             assert!(output.starts_with(&format!("00-{TRACE}-")) && output.ends_with("-00"), "{output}");
         }
-        // What there was would be sent before it ends.
+        // Spans, if there were any, would be sent before it ends.
         server.stop();
     }
     assert!(collector.spans(0).await.is_empty());

@@ -1,4 +1,5 @@
-//! How a worker starts its handlers, from outside: what it can't start it says, and what it started does not outlive it.
+//! How a worker starts its handlers, from outside: it reports commands that it can't start, and processes that it
+//! started do not outlive it.
 //!
 //! A fifo shows that a process lived and is gone: the process holds its writing end, and the test reads to its end.
 

@@ -78,7 +78,7 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_and_has_one_answer_whatever_
         }
         bridges.kill_one(&mut random);
     }
-    // What a killed bridge held comes again when its time is over.
+    // The messages that a killed bridge held come again when their time is over.
     while left() > 0 || starts.jobs().len() < messages {
         tokio::task::yield_now().await;
     }

@@ -1,5 +1,5 @@
-//! The dashboard: three files in the binary, no build step, nothing from elsewhere. What it shows it asks of `/v1`, with
-//! the operator's token where the port wants one.
+//! The dashboard: three files in the binary, no build step, nothing from elsewhere. It asks `/v1` for the data that it
+//! shows, with the operator's token where the port wants one.
 
 use axum::Router;
 use axum::body::Body;

@@ -1,7 +1,7 @@
 //! Takes messages of a foreign queue and makes jobs of them: first the job, then the end of the message.
 //!
-//! What a message means is decided in [`judge`] and the mapping, without I/O; one place settles it. A message in hand
-//! is held for as long as the target is away or full, and never more are in hand than there are slots.
+//! [`judge`] and the mapping decide the meaning of a message, without I/O; one place settles it. A message in hand is
+//! held for as long as the target is away or full, and never more are in hand than there are slots.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct Intake {
     stats: Arc<ForeignStats>,
 }
 
-/// What a message came to.
+/// The verdict on a message.
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
     /// It is this client's job.
@@ -53,7 +53,7 @@ enum Verdict {
     GiveBack(Duration),
 }
 
-/// What a refusal of the target means for a message.
+/// The consequence for a message when the target refuses it.
 #[derive(Clone, Debug, PartialEq)]
 enum Judged {
     /// Submit it again, not before this long.
@@ -68,7 +68,7 @@ impl Intake {
         Self { target: Target::new(target, clock), mapping, stats: Arc::default() }
     }
 
-    /// What it counts.
+    /// The intake's counters.
     #[must_use]
     pub fn stats(&self) -> Arc<ForeignStats> {
         Arc::clone(&self.stats)
@@ -210,7 +210,7 @@ impl Intake {
         }
     }
 
-    /// What became of a job, once it ended or its record is gone. `None` in a drain.
+    /// The outcome of a job, once the job ended or its record is gone. `None` in a drain.
     async fn outcome(&self, client: &ClientId, job: JobId, shutdown: &CancellationToken) -> Option<Lookup> {
         let mut tries = 0_u32;
         loop {

@@ -1,4 +1,4 @@
-//! What a foreign message becomes: whose job, in which queue, under which key, with which headers.
+//! The job that a foreign message becomes: its client, queue, key and headers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! From foreign queues to relay: messages that know nothing of relay become jobs, and their results go back where they
 //! are waited for.
 //!
-//! A message is settled at its queue after relay confirmed its job, under a key that the message gives. Whatever dies in
-//! between, it comes again and is found to be that job. What can't become a job is put aside with the reason.
+//! A message is settled at its queue after relay confirmed its job, under a key that the message gives. If anything
+//! dies in between, the message comes again and is found to be that job. A message that can't become a job is put aside
+//! with the reason.
 //!
 //! # Layout
 //!
-//! - [`template`], [`mapping`]: what a message becomes, as pure functions.
+//! - [`template`], [`mapping`]: the job that a message becomes, as pure functions.
 //! - [`intake`]: takes messages of any foreign queue, and decides.
 //! - [`nats`]: a stream of NATS JetStream as such a queue; `sqs`: a queue of SQS.
 //! - [`replies`]: the results, on a subject of the same NATS.
@@ -72,16 +73,16 @@ fn count_of(text: &str) -> u32 {
 
 /// A message in hand.
 pub struct Incoming<R> {
-    /// What it says.
+    /// The message's content.
     pub message: Message,
-    /// What settles it.
+    /// The receipt that settles the message.
     pub receipt: R,
 }
 
 /// A queue that others write to. Every call may be repeated.
 #[async_trait]
 pub trait ForeignQueue: Send + Sync + 'static {
-    /// What settles a message.
+    /// The receipt that settles a message.
     type Receipt: Send + Sync + 'static;
 
     /// Up to `max` messages as they come, for some seconds at most; an error ends it.

@@ -1,8 +1,9 @@
 //! A stream of NATS JetStream as a foreign queue: a durable pull consumer, whose messages are ended by request, so that
 //! the server confirms it.
 //!
-//! What is put aside goes to a subject of its own, which a stream must keep, and only then is the message terminated.
-//! Without such a subject it stays where it is, in a stream that keeps what consumers have ended.
+//! A message that is put aside goes to a subject of its own, which a stream must keep, and only then is the message
+//! terminated. Without such a subject it stays where it is, in a stream that keeps messages after consumers have ended
+//! them.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -23,14 +24,14 @@ use tokio::sync::Mutex;
 
 use super::{ForeignQueue, Incoming, Message};
 
-/// What to take from, and what to do with what can't be taken.
+/// The source to take messages from, and the treatment of those that can't be taken.
 #[derive(Clone, Debug)]
 pub struct StreamSource {
     /// The stream.
     pub stream: String,
     /// The durable consumer; it is created if it is not there.
     pub consumer: String,
-    /// What of the stream; empty for all of it. A consumer that is there must have the same.
+    /// The subjects of the stream to take; empty for all of it. A consumer that is there must have the same.
     pub subjects: Vec<String>,
     /// Where messages go that can't become jobs; a stream must keep it. `None`: they stay in the stream.
     pub put_aside: Option<String>,
@@ -48,8 +49,8 @@ pub struct NatsQueue {
 
 struct Bound {
     consumer: Consumer<pull::Config>,
-    /// What the place of every message begins with: the stream, and when it was made, because a stream that is made
-    /// again counts from the start.
+    /// The prefix of every message's place: the stream, and when it was made, because a stream that is made again
+    /// counts from the start.
     stream: String,
     ack_wait: Duration,
 }

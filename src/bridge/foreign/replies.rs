@@ -45,7 +45,7 @@ pub struct Replies {
     stats: Arc<ForeignStats>,
 }
 
-/// What became of a message.
+/// The outcome of sending a message.
 enum Sent {
     /// It is stored, with this sequence.
     At(u64),

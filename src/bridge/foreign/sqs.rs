@@ -1,4 +1,5 @@
-//! A queue of SQS as a foreign queue. What is put aside goes to another queue of SQS, and only then is it deleted here.
+//! A queue of SQS as a foreign queue. A message that is put aside goes to another queue of SQS, and only then is it
+//! deleted here.
 //!
 //! With a queue for results a message is hidden until its result was sent there, and deleted then: the bridge keeps nothing,
 //! and whoever gets the message after a crash finds the job, and its result, once more.

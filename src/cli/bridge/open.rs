@@ -102,7 +102,7 @@ impl Open {
     /// Connects to both sides, waiting for them, and finds that what the bridge needs is there.
     ///
     /// # Errors
-    /// What a wait does not mend, with what to do.
+    /// A problem that waiting does not mend, with what to do.
     pub(super) async fn open(config: BridgeConfig, to: Destination) -> Result<Self, CliError> {
         let BridgeConfig { name, slots, from, to: _ } = config;
         let queues = match &from {
@@ -125,7 +125,7 @@ impl Open {
         }
     }
 
-    /// What it counts.
+    /// The bridge's counters.
     pub(super) fn counters(&self) -> Counters {
         match &self.work {
             Work::Relay { worker, handler, .. } => Counters::Relay { worker: worker.stats(), calls: handler.stats() },
@@ -224,7 +224,7 @@ async fn open_relay(
         queues: names.into_iter().map(|queue| (queue, 1)).collect(),
         order: QueueOrder::Weighted,
         slots,
-        // Whoever gets a job next goes on with it: nothing is gained by waiting.
+        // The next worker that gets a job goes on with it: nothing is gained by waiting.
         drain: Duration::ZERO,
     };
     let worker = Worker::new(source.leasing(), Arc::clone(&handler) as _, Clock::system(), config);

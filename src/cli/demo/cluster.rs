@@ -25,7 +25,7 @@ pub(super) const QUEUE: &str = "demo";
 
 /// One process of the demo.
 pub(super) struct Process {
-    /// What it is called.
+    /// Its name.
     pub(super) name: String,
     child: Child,
     log: PathBuf,

@@ -1,4 +1,4 @@
-//! What the demo submits: real files. The project's own sources, or those that were given.
+//! The demo's submissions: real files. The project's own sources, or those that were given.
 
 use std::fs;
 use std::path::{Path, PathBuf};

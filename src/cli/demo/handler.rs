@@ -1,5 +1,5 @@
-//! What the demo's workers run on each file, and the handlers' own record of it: a line per start, written by the
-//! handler itself before it does anything else.
+//! The command that the demo's workers run on each file, and the handlers' own record of it: a line per start, written
+//! by the handler itself before it does anything else.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -45,7 +45,7 @@ impl Command {
         Ok(Self { words, is_sha256 })
     }
 
-    /// What a worker called `worker` runs: the record, a pause, then the command.
+    /// The command line of a worker called `worker`: the record, a pause, then the command.
     pub(super) fn recorded(&self, log: &Path, worker: &str, pause: Duration) -> Vec<OsString> {
         let pause = format!("{}.{:03}", pause.as_secs(), pause.subsec_millis());
         let before = [OsStr::new("sh"), OsStr::new("-c"), OsStr::new(SCRIPT), OsStr::new("relay-demo")];

@@ -4,8 +4,8 @@
 //!
 //! # Layout
 //!
-//! - `files`: what is submitted.
-//! - `handler`: what runs on each file, and the record that it keeps.
+//! - `files`: the files to submit.
+//! - `handler`: the command that runs on each file, and the record that it keeps.
 //! - `cluster`: the processes.
 //! - `report`: the counts and whether they agree.
 
@@ -51,7 +51,7 @@ const DEMO_MAX: Duration = Duration::from_secs(120);
 /// How often the handlers' record is looked at while waiting for the moment to kill.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// What to submit and what to run on it.
+/// The files to submit, and the command to run on them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What happens: a server with a store on disk and three workers start as processes of their own, in a

@@ -1,4 +1,4 @@
-//! What the demo found: counts from the store, from the API and from the handlers' own side, and whether they agree.
+//! The demo's findings: counts from the store, from the API and from the handlers' own side, and whether they agree.
 
 use relay_bridge::contract::Outcome;
 use relay_embedded::store::Stats;
@@ -25,7 +25,7 @@ pub(super) struct Track {
     pub(super) replayed: bool,
 }
 
-/// What was done, besides the tracks.
+/// The events of the demo, besides the tracks.
 pub(super) struct Events {
     /// Submissions that were sent again because the server was away.
     pub(super) submissions_repeated: usize,
@@ -64,7 +64,7 @@ pub(super) struct Report {
     jobs_held_by_killed_worker: usize,
     store: Stored,
     elapsed_ms: u128,
-    /// What does not agree; empty if everything does.
+    /// The disagreements; empty if everything agrees.
     disagreements: Vec<String>,
 }
 

@@ -29,7 +29,7 @@ enum NatsCommand {
     Permissions(PermissionsArgs),
 }
 
-/// Who is there.
+/// The users to set up.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Passwords are variables of the server's environment, which it demands at start and reads as
@@ -101,7 +101,7 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
             let of_role = if key.role == Role::Client { &mut clients } else { &mut workers };
             let queues = key.queues.unwrap_or_default();
             match of_role.iter_mut().find(|named| named.name == key.name) {
-                // Several keys of one name: whoever has one of them for all queues may use all.
+                // Several keys of one name: a client or worker that has one of them for all queues may use all.
                 Some(known) if known.queues.is_empty() || queues.is_empty() => known.queues.clear(),
                 Some(known) => known.queues.extend(queues),
                 None => of_role.push(Named { name: key.name, queues }),

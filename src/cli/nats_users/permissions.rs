@@ -1,5 +1,5 @@
-//! Who may do what on NATS, in the form of nats-server's configuration. A client may ask relay on its own subjects and
-//! listen to its own answers; streams and JetStream are relay's and its workers'.
+//! The users' permissions on NATS, in the form of nats-server's configuration. A client may ask relay on its own
+//! subjects and listen to its own answers; streams and JetStream are relay's and its workers'.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,7 +33,7 @@ pub(super) struct Worker {
     pub(super) queues: BTreeSet<QueueName>,
 }
 
-/// What one user may do; everything else is refused.
+/// One user's permissions; everything else is refused.
 struct User {
     about: String,
     name: ClientId,
@@ -151,7 +151,7 @@ impl Worker {
     }
 }
 
-/// What reading a stream's messages and its state takes.
+/// The API calls for reading a stream's messages and its state.
 fn reads(stream: &str) -> [String; 4] {
     [
         format!("STREAM.INFO.{stream}"),

@@ -1,4 +1,4 @@
-//! What happens on a connection, so that one on which nothing happens can be dropped.
+//! The activity on a connection, so that one on which nothing happens can be dropped.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};

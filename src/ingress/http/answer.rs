@@ -20,13 +20,13 @@ use crate::api::{Links, Problem, Slug, fit, header, receipt};
 use crate::ingress::outcome;
 pub(super) use crate::ingress::refusal::Refusal;
 
-/// What most answers fit in, in bytes: longer ones grow.
+/// The size that most answers fit in, in bytes: longer ones grow.
 const JSON_BYTES: usize = 768;
 
 /// Room for the headers of a receipt: the map grows in steps that cost more, and the next larger one is allocated slowly.
 const RECEIPT_HEADERS: usize = 6;
 
-/// What a handler gives back.
+/// The return value of a handler.
 pub(super) type Answer = Result<Response, Refusal>;
 
 impl IntoResponse for Refusal {
@@ -116,7 +116,7 @@ fn write_problem(response: &mut Response, mut problem: Problem, request_id: &str
         Slug::Unauthenticated => {
             headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // What is left of the body is not read, and a drained connection is not used again.
+        // The rest of the body is not read, and a drained connection is not used again.
         Slug::Draining | Slug::RequestTimeout => {
             headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }

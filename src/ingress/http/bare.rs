@@ -29,7 +29,7 @@ const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Described<S> {
     stream: S,
     served: Arc<Served>,
-    /// What is written instead of a bare answer.
+    /// The bytes that are written instead of a bare answer.
     instead: Bytes,
     /// How much may be thrown away yet, after a refusal; the guards of the connection bound the time.
     unread: usize,
@@ -54,7 +54,7 @@ impl<S> Described<S> {
     }
 }
 
-/// What to say instead of a bare answer, if that is one.
+/// The refusal to send instead of a bare answer, if that is one.
 fn refusal_of(bytes: &[u8]) -> Option<Refusal> {
     if bytes.len() > BARE_BYTES_MAX || bytes.get(9) != Some(&b'4') {
         return None;

@@ -42,7 +42,7 @@ where
     let share = ingress.body_bytes.take(declared.unwrap_or(0)).ok_or_else(Refusal::too_many_bytes)?;
     let timeout = ingress.limits.body_timeout;
     let mut collect = pin!(collect(body, declared, max, share));
-    // What came together with the head is there at the second look, and needs no timer.
+    // A body that came together with the head is there at the second look, and needs no timer.
     match look_twice(collect.as_mut()).await {
         Some(held) => held,
         None => tokio::time::timeout(timeout, collect).await.map_err(|_| {

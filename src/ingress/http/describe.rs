@@ -1,4 +1,4 @@
-//! The OpenAPI document, beyond what the handlers say of themselves: what it is about, how callers are known, and the
+//! The OpenAPI document, beyond the handlers' own descriptions: its subject, the authentication of callers, and the
 //! problems that every call may be answered with.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ const TAGS: [(&str, &str); 4] = [
     ("caller", "Who relay thinks the caller is."),
 ];
 
-/// What can be wrong with any request.
+/// The problems that any request can have.
 const OF_ALL: [Slug; 8] = [
     Slug::MalformedRequest,
     Slug::Unauthenticated,
@@ -38,9 +38,9 @@ const OF_ALL: [Slug; 8] = [
     Slug::Overloaded,
     Slug::BrokerUnavailable,
 ];
-/// What can be wrong beside that with a call that changes something.
+/// The further problems of a call that changes something.
 const OF_CHANGES: [Slug; 1] = [Slug::Unconfirmed];
-/// What can be wrong beside that with a body.
+/// The further problems of a body.
 const OF_BODIES: [Slug; 6] = [
     Slug::RequestTimeout,
     Slug::PayloadTooLarge,
@@ -113,7 +113,7 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     api
 }
 
-/// What is optional among parameters and headers is not there, or not null.
+/// An optional parameter or header is absent, or not null.
 fn never_null(schema: &mut RefOr<Schema>) {
     let RefOr::T(inner) = &mut *schema else { return };
     match inner {
@@ -139,7 +139,7 @@ fn by_status(slugs: &[Slug]) -> BTreeMap<u16, Vec<Slug>> {
     found
 }
 
-/// The answer of one status: what it can mean.
+/// The answer of one status, with its possible meanings.
 fn problem(slugs: &[Slug]) -> utoipa::openapi::Response {
     let meanings = slugs.iter().map(|slug| format!("{}: `{slug}`, retry: `{}`", slug.title(), slug.retry().as_str()));
     let schema = Ref::from_schema_name(Problem::name());

@@ -18,7 +18,7 @@ use super::answer::{Answer, Refusal};
 use super::routes;
 use crate::api::Slug;
 
-/// What does not change while the process runs: written when it is first asked for.
+/// The parts that do not change while the process runs: written when they are first asked for.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(super::openapi()));
 static PAGE: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(render(&document())));
 

@@ -19,7 +19,7 @@ use crate::api::ResultView;
 
 /// Results that are read at a time, at most.
 const READ_MAX: u32 = 32;
-/// Bytes of events that wait for the peer: what was read beyond it is read again when there is room.
+/// Bytes of events that wait for the peer: results that were read beyond it are read again when there is room.
 const READY_BYTES_MAX: usize = 16 * 1024;
 
 /// A reader of the results of one client.
@@ -73,7 +73,7 @@ pub(super) async fn follow(
 }
 
 impl Follower {
-    /// What to send next.
+    /// The next chunk to send.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(chunk) = self.ready.pop_front() {
@@ -108,7 +108,7 @@ impl Follower {
     fn read(&self) -> BoxFuture<'static, Result<Page, BrokerError>> {
         let results = Arc::clone(&self.served.ingress.broker.results);
         let (client, filter, start) = (self.client.clone(), self.filter.clone(), Start::After(self.at.clone()));
-        // It ends before: what it finds at its end is nothing.
+        // The stream ends before this wait does: a read at the end of the wait finds nothing.
         let wait = self.served.ingress.limits.follow_for * 2;
         let limit = self.asks_for;
         Box::pin(async move { results.page(&client, &start, &filter, limit, wait).await })
@@ -139,7 +139,7 @@ impl Follower {
     }
 
     fn ping(&mut self) {
-        // Results that it did not ask for were passed over: whoever comes back need not pass them again.
+        // Results that it did not ask for were passed over: a reader that comes back need not pass them again.
         let moved = self.told.as_ref() != Some(&self.at);
         let id = moved.then(|| self.at.to_string());
         if moved {

@@ -1,4 +1,5 @@
-//! What every request passes first, and every answer last: a request id, the drain, the limits, and a net under panics.
+//! The stages that requests pass first and answers pass last: a request id, the drain, the limits, and a net under
+//! panics.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;

@@ -56,7 +56,7 @@ mod whoami;
 
 pub use serve::serve;
 
-/// What one process takes from all clients together.
+/// The limits of one process for all clients together.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes of all bodies in flight; beyond it 503 `overloaded`. Default 64 MiB.
@@ -116,7 +116,7 @@ pub fn openapi() -> String {
     routes::described().to_pretty_json().unwrap_or_default() + "\n"
 }
 
-/// What the handlers of all connections share.
+/// The state that the handlers of all connections share.
 pub struct Ingress {
     broker: Broker,
     authenticator: Arc<Authenticator>,
@@ -235,6 +235,6 @@ struct Served {
     ingress: Arc<Ingress>,
     /// Cancelled when the drain begins.
     shutdown: CancellationToken,
-    /// What the drain waits for.
+    /// The tasks that the drain waits for.
     tasks: TaskTracker,
 }

@@ -7,7 +7,7 @@ use http::HeaderMap;
 use super::answer::Refusal;
 use crate::api::header;
 
-/// What the client would like.
+/// The client's preferences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Preference {
     /// How long to wait for the result, already within the limit; `None` if not asked for.

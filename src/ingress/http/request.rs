@@ -1,4 +1,4 @@
-//! Reading what a request says, apart from its body. What can't be read is refused by name.
+//! Reads a request, apart from its body. A part that can't be read is refused by name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ impl FromRequestParts<Arc<Served>> for Caller {
     }
 }
 
-/// Who calls.
+/// The caller of a request.
 pub(super) fn caller(served: &Served, headers: &HeaderMap) -> Result<Caller, Refusal> {
     let authorization = single(headers, "authorization")?;
     let named = single(headers, header::CLIENT)?;

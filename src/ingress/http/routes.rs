@@ -1,5 +1,5 @@
-//! Which path goes where, and with it the OpenAPI document: what is served is what is described. What is not here is
-//! answered 404 or 405 by the gate.
+//! The handler of each path, and with it the OpenAPI document: the served calls are the described calls. The gate
+//! answers 404 or 405 to every other path or method.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) fn router(served: Arc<Served>) -> Router {
     calls.merge(documents.layer(compressed())).with_state(served)
 }
 
-/// What is served, as a document.
+/// The served calls, as a document.
 pub(super) fn described() -> OpenApi {
     describe::complete(calls().split_for_parts().1)
 }

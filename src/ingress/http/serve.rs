@@ -31,20 +31,21 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// What hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
+/// The bytes that hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The headers that hyper takes if it is not asked for more. Asked for any other number, it fills two tables of that size
 /// on the heap for every request.
 const HEADERS_DEFAULT: usize = 100;
 const HEADERS_MAX: usize = 256;
-/// What an HTTP/2 peer may send ahead of the handlers, per connection and per stream: memory outside the byte budget.
+/// The bytes that an HTTP/2 peer may send ahead of the handlers, per connection and per stream: outside the byte
+/// budget.
 const CONNECTION_WINDOW: u32 = 512 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// What is kept for an HTTP/2 stream whose peer does not read.
+/// The bytes that are kept for an HTTP/2 stream whose peer does not read.
 const SEND_BYTES_MAX: usize = 64 * 1024;
 
 /// Serves `listener` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
-/// are refused, idle connections are closed. What is left after `drain` is cut off.
+/// are refused, idle connections are closed. Requests that are left after `drain` are cut off.
 ///
 /// # Errors
 /// None at present: failures to accept are logged and tried again.

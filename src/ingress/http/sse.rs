@@ -52,13 +52,13 @@ pub(super) fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Resp
     let mut response = Response::new(Body::from_stream(events.map(Ok::<_, std::convert::Infallible>)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-    // What asks nginx not to collect events before it passes them on.
+    // This header asks nginx not to collect events before it passes them on.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response
 }
 
-/// What a stream does beside telling events: it pings, and it ends after some minutes or with the drain, so that readers
-/// spread again over the relays that there are.
+/// The duties of a stream beside telling events: it pings, and it ends after some minutes or with the drain, so that
+/// readers spread again over the relays that there are.
 pub(super) struct Pulse {
     shutdown: CancellationToken,
     ping: Interval,
@@ -67,7 +67,7 @@ pub(super) struct Pulse {
     _place: Share,
 }
 
-/// What a [`Pulse`] asks for.
+/// The next action that a [`Pulse`] asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beat {
     /// Something to send, so that nobody between takes the connection for dead.
@@ -101,7 +101,7 @@ impl Pulse {
         })
     }
 
-    /// What a stream begins with; `id` is where it stands if it has nothing to tell yet.
+    /// The beginning of a stream; `id` is where it stands if it has nothing to tell yet.
     pub(super) fn opening(&self, id: Option<&str>) -> Bytes {
         let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
         format!("retry: {}\n{id}\n", self.retry.as_millis()).into()
@@ -116,7 +116,7 @@ impl Pulse {
         }
     }
 
-    /// What a stream ends with on purpose.
+    /// The text with which a stream ends on purpose.
     pub(super) fn closing(&self) -> Bytes {
         format!(": the end of this connection, not of the stream: come back\nretry: {}\n\n", self.retry.as_millis())
             .into()

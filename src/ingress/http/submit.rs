@@ -100,7 +100,7 @@ pub(super) async fn routed(
     accept(&served, asked, body).await
 }
 
-/// What a submission's head asks for.
+/// The contents of a submission's head.
 struct Asked {
     client: ClientId,
     queue: QueueName,

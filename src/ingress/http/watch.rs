@@ -106,13 +106,13 @@ fn finished(view: &JobView) -> Option<JobEvent> {
 }
 
 fn written(event: &JobEvent) -> Bytes {
-    // Only the end has an id: whoever comes back before it begins with a new snapshot.
+    // Only the end has an id: a watcher that comes back before it begins with a new snapshot.
     let id = (event.kind == JobEventKind::Finished).then(|| event.run_id.to_string());
     sse::event(event.kind.as_str(), id.as_deref(), event)
 }
 
 impl Watcher {
-    /// What to send next.
+    /// The next chunk to send.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(chunk) = self.ready.pop_front() {

@@ -57,7 +57,7 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, ur
     answer::json(StatusCode::OK, &body)
 }
 
-/// What holds for the caller in the queues that it may use. A broker may have to look for each, so they are few.
+/// The limits of the caller in the queues that it may use. A broker may have to look for each, so they are few.
 async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimits>, Refusal> {
     let (Ingress { broker, rates, .. }, client) = (&*served.ingress, &caller.client);
     let policies = broker.policies.policies().await?;

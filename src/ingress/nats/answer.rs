@@ -24,7 +24,7 @@ pub(super) const CONTENT_TYPE: &str = "Content-Type";
 pub(super) struct Reply {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// What a large body takes of the byte budget until it has left.
+    /// The share of the byte budget that a large body takes until it has left.
     pub(super) room: Option<Share>,
     /// The job whose result it is, if it is one.
     pub(super) job: Option<JobId>,

@@ -59,7 +59,7 @@ impl Desk {
         true
     }
 
-    /// Sends the answer, or its last message. What is given back is what was wrong.
+    /// Sends the answer, or its last message. Returns the problem, if there was one.
     async fn send(&self, outbox: &Outbox, id: &str, answer: Answer) -> Option<Problem> {
         let problem = match answer {
             Ok(reply) => {
@@ -78,7 +78,7 @@ impl Desk {
         }
         outbox.send(Reply::problem(&problem).with(header::REQUEST_ID, id)).await.ok();
         if self.endpoint == Endpoint::Results {
-            // Who reads until the empty message must not wait for it in vain.
+            // A client that reads until the empty message must not wait for it in vain.
             outbox.send(Reply::default().marked(&problem)).await.ok();
         }
         Some(problem)

@@ -1,4 +1,4 @@
-//! What every request passes first: reply subject, byte budget, time, and a net under panics.
+//! The stages that every request passes first: reply subject, byte budget, time, and a net under panics.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -170,7 +170,7 @@ impl Visit {
         Ok(Asked { client, queue, headers, body: message.payload.clone(), wait, begun: OnceLock::new() })
     }
 
-    /// What can be said of a request that the broker has not answered in time.
+    /// The refusal of a request that the broker has not answered in time.
     fn late(&self, asked: &Asked) -> Refusal {
         let Some(job) = asked.begun.get() else {
             let detail = "the broker behind relay does not answer; nothing was done: send the same request again";

@@ -1,5 +1,5 @@
-//! The NATS front door: relay as a micro service (ADR-32 of NATS), for clients with nothing but the `nats` CLI. It
-//! serves any broker. Payloads are raw bytes, everything else is headers; `docs/nats.md` has each command.
+//! The NATS ingress: relay as a micro service (ADR-32 of NATS), for clients with nothing but the `nats` CLI. It serves
+//! any broker. Payloads are raw bytes, everything else is headers; `docs/nats.md` has each command.
 //!
 //! The client is a token of the subject. NATS guards it: `relay nats permissions` prints what to configure, and without
 //! that anyone is anyone, which is said at start.
@@ -8,11 +8,11 @@
 //!
 //! - `permissions`: whether NATS keeps clients apart, as far as relay can see.
 //! - `serve`: subscriptions, bounded concurrency, the drain.
-//! - `gate`: what every request passes first; `desk`: where answers leave.
+//! - `gate`: the stages that every request passes first; `desk`: where answers leave.
 //! - `jobs`, `results`: the endpoints; `readers`: how many read all of their results at a time.
 //! - `wait`: an endpoint's wait for a result; `places`: how many wait at a time.
-//! - `subject`, `request`, `answer`: what is read and written.
-//! - `stats`: what `nats micro ls`, `info`, `stats` and `ping` are answered.
+//! - `subject`, `request`, `answer`: the messages that are read and written.
+//! - `stats`: the answers to `nats micro ls`, `info`, `stats` and `ping`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ use places::Places;
 use readers::Readers;
 use stats::Service;
 
-/// What one process takes over NATS from all clients together.
+/// The limits of one process over NATS for all clients together.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Requests in flight; beyond it 503 `overloaded`. Default 4,096.
@@ -91,7 +91,7 @@ impl Default for Limits {
     }
 }
 
-/// What the endpoints share.
+/// The state that the endpoints share.
 pub struct Door {
     broker: Broker,
     policies: Policies,
@@ -116,7 +116,7 @@ impl fmt::Debug for Door {
 }
 
 impl Door {
-    /// A door to `broker`. `bytes` is what all bodies in flight share, and `rates` counts what clients submit at any door.
+    /// An ingress to `broker`. All bodies in flight share `bytes`, and `rates` counts submissions at any ingress.
     #[must_use]
     pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, rates: Arc<Rates>, clock: Clock) -> Arc<Self> {
         let mut random = [0; 11];

@@ -36,7 +36,7 @@ pub(super) async fn say_who_is_who(client: Client, door: Arc<Door>) {
     }
 }
 
-/// What of the server's answer matters here.
+/// The part of the server's answer that matters here.
 #[derive(Deserialize)]
 struct UserInfo {
     data: UserData,

@@ -1,5 +1,5 @@
-//! Who reads all of its results, and who waits to: so many at a time, and so many of one client, which could otherwise
-//! have all places that requests have.
+//! The clients that read all of their results, and those that wait to: so many at a time, and so many of one client,
+//! which could otherwise have all places that requests have.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};

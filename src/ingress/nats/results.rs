@@ -60,7 +60,7 @@ pub(super) fn finished(door: &Door, outbox: &Outbox, finished: Finished) -> Answ
     Ok(Reply { room: Some(room), job, ..raw(reply, result) })
 }
 
-/// A message per result, oldest first. What is given back is the end: an empty one that says how many there were, by
+/// A message per result, oldest first. The return value is the end: an empty one that says how many there were, by
 /// which a reader knows that none was lost, and where to read on.
 pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
     let after = single(&asked.headers, header::AFTER)?.map(str::trim);

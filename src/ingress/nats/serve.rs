@@ -1,8 +1,8 @@
 //! Subscriptions, bounded concurrency, and the drain.
 //!
-//! Messages are taken from the connection as they come: what waits there is dropped by the client library when its
-//! buffer is full, so whatever is beyond the limits is answered `overloaded` instead. Who reads never waits for long until
-//! the connection takes that: while it takes nothing, what is beyond the limits is counted and not answered.
+//! Messages are taken from the connection as they come: the client library drops messages that wait there when its
+//! buffer is full, so a request beyond the limits is answered `overloaded` instead. The reader never waits for long
+//! until the connection takes that: while it takes nothing, requests beyond the limits are counted and not answered.
 
 use std::io;
 use std::sync::Arc;
@@ -33,8 +33,9 @@ const NEVER: u64 = 10_000_000_000;
 /// How long the server may take to say that it has sent its last message.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `door` on `connection` until `shutdown`, then drains: the subscriptions end, what came before their end is answered.
-/// What is left after `drain` is cut off. The connection may be lost and come back any number of times.
+/// Serves `door` on `connection` until `shutdown`, then drains: the subscriptions end, requests that came before their
+/// end are answered. Requests that are left after `drain` are cut off. The connection may be lost and come back any
+/// number of times.
 ///
 /// # Errors
 /// If the connection was closed for good, which only this process does.

@@ -1,4 +1,4 @@
-//! What the service counts, and how it describes itself: the answers of `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` as
+//! The service's counters, and its description of itself: the answers of `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` as
 //! ADR-32 of NATS has them.
 //!
 //! `async_nats::service` is not used: it sends errors with an empty body and counts no others.
@@ -21,7 +21,7 @@ pub(super) const NAME: &str = "relay";
 pub(super) const QUEUE_GROUP: &str = "q";
 const DESCRIPTION: &str = "Takes jobs, keeps them until a worker has done them, and keeps their results";
 
-/// What can be asked about the service.
+/// The questions that can be asked about the service.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verb {
     Ping,

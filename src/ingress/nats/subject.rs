@@ -4,7 +4,7 @@ use relay_bridge::contract::{ClientId, QueueName};
 
 use crate::ingress::refusal::Refusal;
 
-/// What a client can ask for.
+/// The requests that a client can make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     /// A job comes in.
@@ -33,7 +33,7 @@ impl Endpoint {
         }
     }
 
-    /// What relay listens on.
+    /// The subject that relay listens on.
     pub(super) fn subject(self) -> &'static str {
         match self {
             Self::Submit => "relay.submit.*.*",
@@ -44,7 +44,7 @@ impl Endpoint {
         }
     }
 
-    /// What its `nats micro info` says.
+    /// Its text in `nats micro info`.
     pub(super) fn description(self) -> &'static str {
         match self {
             Self::Submit => {
@@ -93,16 +93,16 @@ impl Address {
 /// server where it carries requests between accounts.
 const INBOXES: [&str; 2] = ["_INBOX", "_R_"];
 
-/// What the reply subjects of relay itself begin with. No client's do: a name can't begin with `_`.
+/// The prefix of the reply subjects of relay itself. No client's begin with it: a name can't begin with `_`.
 pub const RELAY_INBOX: &str = "_INBOX__relay";
 
-/// What the reply subjects of a client begin with, which its permissions let it alone subscribe.
+/// The prefix of the reply subjects of a client, which its permissions let it alone subscribe.
 #[must_use]
 pub fn client_inbox(client: &ClientId) -> String {
     format!("_INBOX_{client}")
 }
 
-/// What the reply subjects of a worker on NATS begin with.
+/// The prefix of the reply subjects of a worker on NATS.
 #[must_use]
 pub fn worker_inbox(worker: &ClientId) -> String {
     format!("_INBOX__worker-{worker}")

@@ -1,5 +1,5 @@
-//! The first message: who comes, which version both speak, and what the worker may touch. Everything is refused with a
-//! typed error and a close.
+//! The first message: the worker's name, the version that both speak, and the queues that the worker may touch.
+//! Everything is refused with a typed error and a close.
 
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
@@ -12,7 +12,7 @@ use tokio::time;
 
 use super::{WorkerGrant, WorkerListener};
 
-/// What a connection was admitted with.
+/// The terms on which a connection was admitted.
 pub(super) struct Admitted {
     pub(super) hello: Hello,
     pub(super) welcome: Welcome,

@@ -3,15 +3,16 @@
 //!
 //! The worker speaks first; a connection that says no hello in time is closed. Every request is checked against the
 //! queues that the worker's key grants. Nothing a worker sends grows the process: connections, requests, frames and
-//! what waits to be written are bounded, and a reader that is too slow loses its connection and keeps its jobs in line.
+//! messages that wait to be written are bounded, and a reader that is too slow loses its connection and keeps its jobs
+//! in line.
 //!
 //! # Layout
 //!
 //! - `listener`: accepts, and drains.
-//! - `hello`: the first message, and who may come.
+//! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
-//! - `requests`: what each request does.
-//! - `writer`: what goes back, and what becomes of it when nobody reads.
+//! - `requests`: the effect of each request.
+//! - `writer`: the messages that go back, and their fate when nobody reads.
 
 mod hello;
 mod listener;
@@ -31,14 +32,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Decides which workers may come, and what they may touch.
 pub trait WorkerAuth: Send + Sync {
-    /// What `worker` may do with `key` (`<key_id>.<secret>`).
+    /// The grant of `worker` with `key` (`<key_id>.<secret>`).
     ///
     /// # Errors
-    /// What is wrong, in words that the worker is told: no secrets.
+    /// The problem, in words that the worker is told: no secrets.
     fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<WorkerGrant, String>;
 }
 
-/// What a worker may do on its connection.
+/// The rights of a worker on its connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerGrant {
     /// The queues it may touch; `None` for all.
@@ -53,7 +54,7 @@ impl WorkerGrant {
     }
 }
 
-/// What one listener takes. The numbers for a connection are told to the worker in the welcome.
+/// The limits of one listener. The numbers for a connection are told to the worker in the welcome.
 #[derive(Clone, Debug)]
 pub struct WorkerLimits {
     /// Connections at a time; more wait in the system's queue. Default 1,024.

@@ -1,4 +1,4 @@
-//! What each request of a worker does: the queue grant first, then one call of the broker.
+//! The effect of each request of a worker: the queue grant first, then one call of the broker.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use super::writer::Outgoing;
 use relay_bridge::support::lock;
 
 impl Session {
-    /// Leases, until there is something, the wait passed, the worker cancelled, the drain began or the connection ended.
-    /// What was leased is written or handed back.
+    /// Leases, until there is something, the wait passed, the worker cancelled, the drain began or the connection
+    /// ended. Leased jobs are written or handed back.
     pub(super) async fn lease(
         &self,
         id: u64,
@@ -239,7 +239,7 @@ fn unreadable(error: EnvelopeError) -> WireError {
     WireError::new(kind, error.to_string())
 }
 
-/// What a message of deliveries has beside them, at most.
+/// The bytes that a message of deliveries has beside them, at most.
 const HEAD_BYTES: usize = 256;
 /// Larger answers are divided, so that a heartbeat's answer need not wait behind them.
 const PART_BYTES: usize = 256 * 1024;

@@ -24,7 +24,7 @@ use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
 use relay_bridge::support::lock;
 
-/// What the tasks of one connection share.
+/// The state that the tasks of one connection share.
 pub(super) struct Session {
     pub(super) server: Arc<WorkerListener>,
     pub(super) stop: Stop,
@@ -95,7 +95,8 @@ where
     if end.abrupt {
         session.ended.cancel();
     }
-    // Waiting leases are dropped; what is being written down at the broker is lock(&finished.session.leases).values().for_each(CancellationToken::cancel);
+    // Waiting leases are dropped; writes to the broker that are under way are finished.
+    lock(&session.leases).values().for_each(CancellationToken::cancel);
     drop(queue);
     tasks.close();
     tasks.wait().await;
@@ -108,7 +109,7 @@ where
 /// Why reading stopped.
 struct End {
     why: String,
-    /// What the worker is told.
+    /// The error that the worker is told.
     error: Option<WireError>,
     /// Nobody reads any more.
     abrupt: bool,

@@ -1,5 +1,6 @@
-//! What goes back to a worker: a bounded queue of messages, encoded when their turn comes, many in one write. When the
-//! worker reads too slowly or is gone, every delivery that was not written goes back in line without spending an attempt.
+//! The messages that go back to a worker: a bounded queue of them, encoded when their turn comes, many in one write.
+//! When the worker reads too slowly or is gone, every delivery that was not written goes back in line without spending
+//! an attempt.
 
 use std::sync::Arc;
 

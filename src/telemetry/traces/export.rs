@@ -32,7 +32,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 /// The longest answer of a collector that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// What became of spans.
+/// The numbers of spans by outcome.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     /// The collector took them.

@@ -19,7 +19,7 @@ pub(super) struct Traced {
 #[async_trait]
 impl Handler for Traced {
     async fn handle(&self, job: &Job, context: &Context) -> Attempt {
-        // What the handler calls is part of this attempt, so it is given the attempt's context for the job's.
+        // The handler's calls are part of this attempt, so it is given the attempt's context for the job's.
         let (open, job) = Open::attempt(&self.traces.0.tracer, job, context.attempt);
         let attempt = self.inner.handle(&job, context).await;
         open.attempted(&attempt);

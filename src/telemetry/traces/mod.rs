@@ -55,12 +55,12 @@ impl fmt::Debug for Traces {
 }
 
 impl Traces {
-    /// Sends spans to `endpoint`, such as `http://collector:4318/v1/traces`, from now on. Headers, sampler and resource are
-    /// what the variables of OpenTelemetry say: `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`,
+    /// Sends spans to `endpoint`, such as `http://collector:4318/v1/traces`, from now on. Headers, sampler and resource
+    /// are set by the variables of OpenTelemetry: `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`,
     /// `OTEL_RESOURCE_ATTRIBUTES` and their like. Called within the runtime that shall do it.
     ///
     /// # Errors
-    /// What is wrong with the endpoint.
+    /// The problem with the endpoint.
     pub fn start(endpoint: &str) -> Result<Self, String> {
         let client = export::Client::new(endpoint)?;
         let exporter = SpanExporter::builder()
@@ -110,7 +110,7 @@ impl Traces {
     pub async fn finish(&self, limit: Duration) {
         let mut sending = std::mem::take(&mut *lock(&self.0.sending));
         self.0.closing.cancel();
-        // What is not done by then is dropped with the set.
+        // Spans that are not sent by then are dropped with the set.
         if tokio::time::timeout(limit, sending.join_next()).await.is_err() {
             tracing::warn!("the collector of traces did not take the last spans in {limit:?}");
         }
@@ -127,7 +127,7 @@ impl Traces {
     }
 }
 
-/// What all spans of the process have in common.
+/// The attributes that all spans of the process have in common.
 fn resource() -> Resource {
     let resource =
         Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();

@@ -1,4 +1,4 @@
-//! What a span says, and how a job carries it on.
+//! The content of a span, and how a job carries it on.
 
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState,
@@ -14,7 +14,7 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::Recorded;
 use relay_workers::Attempt;
 
-/// A span that has not ended. One that is dropped ends as an error: whoever was at it did not come back.
+/// A span that has not ended. One that is dropped ends as an error: the task that held it did not come back.
 #[derive(Debug)]
 pub(in crate::telemetry) struct Open {
     span: Span,
@@ -23,7 +23,7 @@ pub(in crate::telemetry) struct Open {
     ended: bool,
 }
 
-/// What a span is about.
+/// The subject of a span.
 struct Subject<'a> {
     queue: &'a QueueName,
     client: &'a ClientId,
@@ -128,7 +128,7 @@ impl Open {
         self.span.set_attribute(KeyValue::new(name, value));
     }
 
-    /// Who reads the job from now on is this span's child.
+    /// Every reader of the job from now on is a child of this span.
     fn carry(&self, job: &mut Job) {
         let context = self.span.span_context();
         let parent = TraceParent {
@@ -139,7 +139,7 @@ impl Open {
         job.headers.insert(TRACEPARENT.to_owned(), parent.to_string());
     }
 
-    /// What the broker said of a submission.
+    /// Ends the span with the broker's answer to a submission.
     pub(in crate::telemetry) fn submitted(mut self, enqueued: &Result<Enqueued, BrokerError>) {
         match enqueued {
             Ok(Enqueued::Created(_)) => {}
@@ -154,7 +154,7 @@ impl Open {
         self.end();
     }
 
-    /// What the broker said of a result.
+    /// Ends the span with the broker's answer to a result.
     pub(in crate::telemetry) fn recorded(mut self, recorded: &Result<Recorded, BrokerError>) {
         match recorded {
             Ok(Recorded::First) => {}

@@ -6,7 +6,7 @@ use relay_bridge::clock::Clock;
 
 use super::support::{Relay, Reply, Setup};
 
-/// What a page of another site can have a browser send without asking first.
+/// A request that a page of another site can have a browser send without asking first.
 async fn submit(relay: &Relay, headers: &[(&str, &str)]) -> Reply {
     relay.submit(&[&[("content-type", "text/plain")], headers].concat(), "rm").await
 }

@@ -1,4 +1,4 @@
-//! What is served is what is described, and the description is served too.
+//! The served calls are the described calls, and the description is served too.
 
 use std::io::Read as _;
 use std::path::Path;

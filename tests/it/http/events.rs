@@ -51,7 +51,7 @@ async fn a_job_is_watched_from_where_it_stands_to_its_end() {
     assert_eq!(finished.data["attempt"], 2);
     assert!(stream.rest().await.is_empty(), "nothing follows");
 
-    // Who comes later sees the end at once; who has seen it already is told not to come again.
+    // A watcher that comes later sees the end at once; one that has seen it already is told not to come again.
     let mut later = relay.stream(&path, &[]).await;
     assert_eq!((next(&mut later).await.kind.as_str(), &*later.event().await.event), ("snapshot", "finished"));
     let again = relay.stream(&path, &[("Last-Event-ID", &finished.id)]).await;

@@ -1,4 +1,4 @@
-//! What a client is told when the broker behind relay fails.
+//! The answers to a client when the broker behind relay fails.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What an operator says of a queue: which content types it takes, from whom, and how fast. Refused before a body is read.
+//! An operator's rules for a queue: its content types, its clients, and their rates. Refused before a body is read.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn entries(reply: &Reply) -> Vec<BatchItem> {
     serde_json::from_slice::<BatchAnswer>(&reply.body).unwrap().entries
 }
 
-/// What became of each entry of a batch.
+/// The outcome of each entry of a batch.
 fn words(reply: &Reply) -> Vec<&'static str> {
     let word = |entry: BatchItem| match entry {
         BatchItem::Receipt(receipt) => receipt.state.as_str(),
@@ -159,7 +159,7 @@ async fn a_rerun_is_a_submission_to_its_clients_rate_and_to_the_queues_clients()
     assert_eq!(relay.ask(&format!("POST /v1/jobs/{id}/cancel"), &[], "").await.field("outcome"), "cancelled");
     let rerun = async |from: u32| relay.ask(&format!("POST /v1/jobs/{id}/rerun?from={from}"), &[], "").await;
     assert_eq!(rerun(1).await.status, 202);
-    // Both of the burst are spent; what was started is answered all the same.
+    // Both of the burst are spent; a rerun that was started is answered all the same.
     assert_eq!(rerun(1).await.field("replayed"), "true");
     assert_eq!(relay.ask(&format!("POST /v1/jobs/{id}/cancel"), &[], "").await.field("outcome"), "cancelled");
     let refused = rerun(2).await;

@@ -1,4 +1,4 @@
-//! Whatever is refused is a problem document that says what to do; and nothing was done.
+//! Every refusal is a problem document that says what to do; and nothing was done.
 
 use relay_bridge::contract::JobId;
 
@@ -263,7 +263,7 @@ async fn unusual_requests_have_usual_answers() {
     }
 }
 
-/// Valid requests with a few bytes changed, from a fixed seed. Whatever comes of them, it is no bug of relay's.
+/// Valid requests with a few bytes changed, from a fixed seed. Their outcome, whichever it is, is no bug of relay's.
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_requests_never_end_in_an_internal_error() {
     let mut setup = Setup::default();

@@ -80,7 +80,7 @@ async fn a_stream_of_one_queue_leaves_the_others_out_and_large_results_are_linke
     let mut stream = relay.stream("/v1/results?queue=other", &[]).await;
     let opening = stream.block().await.unwrap();
     finish(&relay, "passed-over").await;
-    // A ping says that the stream has moved on: who comes back need not pass the same results again.
+    // A ping says that the stream has moved on: a reader that comes back need not pass the same results again.
     let moved = loop {
         let ping = stream.block().await.unwrap();
         assert_eq!((&*ping.comment, &*ping.event), ("ping", ""));
@@ -260,7 +260,7 @@ async fn a_stream_that_is_not_read_ends_its_http_2_connection_though_another_is_
     while let Ok(Some(_)) = read.chunk().await {}
 }
 
-/// What this process has in memory.
+/// The memory of this process, in bytes.
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096

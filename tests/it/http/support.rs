@@ -28,7 +28,7 @@ pub(crate) struct Setup {
     pub(crate) authenticator: Authenticator,
     pub(crate) policy: QueuePolicy,
     pub(crate) drain: Duration,
-    /// What the ingress goes by; the store has the system's.
+    /// The clock of the ingress; the store has the system's.
     pub(crate) clock: Clock,
     pub(crate) break_broker: fn(&mut Broker),
 }
@@ -303,7 +303,7 @@ impl Events {
         Some(block)
     }
 
-    /// The next event; what comes before it says nothing.
+    /// The next event; the blocks before it say nothing.
     pub(crate) async fn event(&mut self) -> Block {
         loop {
             let block = self.block().await.expect("the stream ended before an event");
@@ -313,7 +313,7 @@ impl Events {
         }
     }
 
-    /// What is left of the stream, to its end.
+    /// The rest of the stream, to its end.
     pub(crate) async fn rest(&mut self) -> Vec<Block> {
         let mut blocks = Vec::new();
         while let Some(block) = self.block().await {

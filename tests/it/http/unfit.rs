@@ -1,5 +1,5 @@
-//! Results that no worker of relay could have recorded: a process with the broker's credentials may have. Readers are told
-//! what can be told, and nothing is an error of relay's.
+//! Results that no worker of relay could have recorded: a process with the broker's credentials may have. Readers are
+//! told as much as can be told, and nothing is an error of relay's.
 
 use std::sync::Arc;
 

@@ -111,7 +111,7 @@ async fn requests_are_read_while_answers_do_not_leave() {
         served.refused(&[Slug::MalformedRequest, Slug::Overloaded], sent * 1_000 - 1).await;
     }
     served.way.held.send_replace(false);
-    // What comes until the connection has caught up may not be answered.
+    // Requests that come until the connection has caught up may not be answered.
     let ask = || Request::new().payload("x".into()).timeout(Some(Duration::from_millis(500)));
     let again = async { while served.client().send_request("relay.status.me", ask()).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();

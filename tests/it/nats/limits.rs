@@ -1,4 +1,4 @@
-//! What is bounded: requests in hand, bytes, time, and where answers may go.
+//! The bounds: requests in hand, bytes, time, and where answers may go.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +90,7 @@ impl PolicyStore for Silent {
     }
 }
 
-/// How a test holds the broker: what it was asked is counted, and goes on when it is let.
+/// How a test holds the broker: each of its calls is counted, and goes on when it is let.
 pub(crate) struct Gates {
     pub(crate) begun: Arc<Semaphore>,
     pub(crate) let_go: Arc<Semaphore>,
@@ -272,7 +272,7 @@ async fn an_answer_goes_to_an_inbox_of_the_client_and_nowhere_else() {
         ("relay.submit.me.mail", "relay.reply.other.0193a4b0-0000-7000-8000-000000000000", "forged"),
         ("relay.submit.me.mail", "_INBOX_other.x", "forged"),
         ("relay.submit.me.mail", "_INBOX__relay.x", "forged"),
-        // What is no address is refused, and the refusal has to go somewhere, too.
+        // A subject that is no address is refused, and the refusal has to go somewhere, too.
         ("relay.submit.me.BAD", "_INBOX_other.x", "forged"),
         ("relay.submit.Me.mail", "_INBOX_other.x", "forged"),
         ("relay.status._", "_INBOX_other.x", "forged"),

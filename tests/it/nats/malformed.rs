@@ -1,4 +1,4 @@
-//! What no client library sends: headers and subjects that are none. NATS passes them on as they are.
+//! Messages that no client library sends: headers and subjects that are none. NATS passes them on as they are.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The NATS front door over a real NATS server, against the real embedded store in memory. The tests do what the `nats`
+//! The NATS ingress over a real NATS server, against the real embedded store in memory. The tests do what the `nats`
 //! CLI does: requests with headers, `$SRV` questions, several replies until an empty one.
 
 mod congestion;

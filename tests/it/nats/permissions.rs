@@ -1,5 +1,5 @@
-//! What `relay nats permissions` prints, on a real server: a client with it can submit and read its own, and nothing else.
-//! And what `relay serve` says where there are none.
+//! The output of `relay nats permissions`, on a real server: a client with it can submit and read its own, and nothing
+//! else. Also the message of `relay serve` where there are no permissions.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ async fn restricted() -> Relay {
     let password = Secret::Value("secret".to_owned());
     let relay = Credentials::User { name: "relay".to_owned(), password };
     let relay = Setup { server, user: relay, operator: user("operator"), ..Setup::default() }.start().await;
-    // What an adapter would have there: streams that hold jobs and results of all clients.
+    // The streams that an adapter would have there: they hold jobs and results of all clients.
     let jetstream = jetstream::new(relay.client.clone());
     for (name, subjects) in [("relay-jobs-mail", "relay.jobs.mail.>"), ("relay-results", "relay.results-log.>")] {
         let subjects = vec![subjects.to_owned()];
@@ -130,12 +130,12 @@ async fn a_client_with_its_permissions_can_do_nothing_else() {
         "relay.result.other",
         "relay.results.other",
         "relay.cancel.other",
-        // What answers and announcements of others look like.
+        // The subjects of answers and announcements of others.
         "_INBOX_other.x",
         "_INBOX__relay.x",
         &format!("relay.reply.other.{JOB}"),
         &format!("relay.reply.me.{JOB}"),
-        // What relay keeps.
+        // The subjects of the messages that relay keeps.
         &format!("relay.jobs.mail.me.{JOB}"),
         &format!("relay.lane-0.mail.me.{JOB}"),
         &format!("relay.timer.mail.me.{JOB}"),

@@ -32,9 +32,9 @@ pub(crate) struct Setup {
     pub(crate) policy: QueuePolicy,
     /// More of the server's configuration.
     pub(crate) server: String,
-    /// Who relay is to the server.
+    /// relay's identity at the server.
     pub(crate) user: Credentials,
-    /// Who the test is to the server.
+    /// The test's identity at the server.
     pub(crate) operator: ConnectOptions,
     pub(crate) drain: Duration,
     pub(crate) break_broker: Box<dyn FnOnce(&mut Broker)>,

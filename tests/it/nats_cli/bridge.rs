@@ -1,4 +1,4 @@
-//! `relay bridge` from the outside: what it refuses, and how it ends. Kills are in `tests/kill/bridge.rs`.
+//! `relay bridge` from the outside: its refusals, and its end. Kills are in `tests/kill/bridge.rs`.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

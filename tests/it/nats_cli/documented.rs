@@ -62,7 +62,7 @@ impl Shell {
         command
     }
 
-    /// Runs a line to its end; what it said on both streams.
+    /// Runs a line to its end; returns its output on both streams.
     fn run(&self, line: &str, variables: &[(&str, &str)]) -> (Output, String) {
         told(line, self.command(line, variables).output().unwrap())
     }

@@ -20,7 +20,7 @@ trap 'echo stopped > $0; exit 1' TERM
 echo started > $0
 while :; do sleep 1 & wait $!; done";
 
-/// What handlers say through a named pipe.
+/// The handlers' words through a named pipe.
 struct Said(Option<Lines<BufReader<fs::File>>>);
 
 impl Said {

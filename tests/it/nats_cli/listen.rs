@@ -18,7 +18,7 @@ pub(crate) async fn request(client: &Client, subject: &str, body: &str) -> Value
     serde_json::from_slice(&answer.payload).unwrap()
 }
 
-/// What `relay nats permissions` gives `relay`, `me` and `gpu`, who are the only ones.
+/// The permissions that `relay nats permissions` gives `relay`, `me` and `gpu`, who are the only ones.
 pub(crate) fn permissions(more: &[&str]) -> String {
     let printed = run(["nats", "permissions", "--client", "me", "--worker", "gpu=default"].iter().chain(more));
     assert_eq!(code(&printed), 0, "{printed:?}");

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
 
-/// What `relay serve` is told in these tests, beside where NATS is.
+/// The arguments of `relay serve` in these tests, beside the address of NATS.
 const SERVE: [&str; 6] = ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--provision"];
 
 fn serve(nats: &str, more: &[&str]) -> Running {
@@ -79,7 +79,7 @@ async fn whoami_says_what_an_accepted_job_survives() {
 #[tokio::test]
 async fn while_nats_is_away_a_submission_is_refused_at_once_and_afterwards_it_is_taken() {
     let mut nats = NatsServer::start().await;
-    // The front door's connection says the same of itself, perhaps before the broker's one knows.
+    // The ingress's connection says the same of itself, perhaps before the broker's one knows.
     let mut server = serve(&nats.url(), &["--no-nats-listen"]);
     let worker = worker(&nats.url(), "cat");
     assert_eq!(code(&submit(&server, "before", b"1")), 0);
@@ -91,7 +91,7 @@ async fn while_nats_is_away_a_submission_is_refused_at_once_and_afterwards_it_is
     assert!(refused.to_ascii_lowercase().contains("\r\nretry-after: "), "{refused}");
     let problem = json(&refused);
     assert_eq!((&problem["slug"], &problem["retry"]), (&"broker-unavailable".into(), &"safe".into()));
-    // Replays, results and listings are refused alike: what is not known is not denied.
+    // Replays, results and listings are refused alike: relay does not deny what it can't look up.
     let unknown = http(&server, "GET", "/v1/results", "");
     assert!(unknown.starts_with("HTTP/1.1 503 "), "{unknown}");
 
@@ -99,7 +99,7 @@ async fn while_nats_is_away_a_submission_is_refused_at_once_and_afterwards_it_is
     server.wait_for_line("NATS is back");
     let after = submit(&server, "after", b"3");
     assert_eq!((code(&after), stdout(&after)), (0, "3"), "{after:?}");
-    // What was accepted before is still known, and is not run again.
+    // A job that was accepted before is still known, and is not run again.
     let before = submit(&server, "before", b"1");
     assert_eq!((code(&before), stdout(&before)), (0, "1"), "{before:?}");
     worker.stop();

@@ -1,4 +1,5 @@
-//! What tests that kill bridges share: two of them that are killed in turn, and the account that is taken in the end.
+//! The shared parts of tests that kill bridges: two of them that are killed in turn, and the account that is taken in
+//! the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What the tests that kill processes share: clients that never give up, and what they find in the end.
+//! The shared parts of the tests that kill processes: clients that never give up, and what they find in the end.
 
 pub(crate) mod bridges;
 
