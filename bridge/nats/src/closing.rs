@@ -1,8 +1,8 @@
-//! How an adapter ends.
+//! Ends the tasks of an adapter that nobody closed.
 
 use tokio_util::sync::CancellationToken;
 
-/// Ends the tasks of an adapter that nobody closed when the last of what uses it is gone.
+/// Cancels its token when it is dropped: the tasks of an adapter that nobody closed end when its last user is gone.
 pub(crate) struct Alive(pub(crate) CancellationToken);
 
 impl Drop for Alive {

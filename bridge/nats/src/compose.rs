@@ -1,4 +1,4 @@
-//! Gives each part of the adapter what it uses.
+//! Builds the parts of the adapter, and gives each part the others that it uses.
 
 use super::{Parts, Settings};
 use crate::closing::Alive;
@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Gives each part what it uses, from the bottom up.
+/// Builds all parts, from the bottom layer up.
 pub(crate) fn compose(api: Api, settings: Settings, payload_max: u64) -> Parts {
     let Settings { wire_version: wire, clock, streams } = settings;
     let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());

@@ -1,5 +1,6 @@
-//! What a person configures about NATS, checked as a whole before the first connection: every problem at once, each with
-//! its key, its value and what to do. Secrets are read at each connection, so that a rotated file needs no restart.
+//! The NATS settings that a person writes. They are checked as a whole before the first connection, and all problems
+//! are reported at once, each with its key, its value and what to do. Secrets are read at each connection, so that a
+//! rotated file needs no restart.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,15 +17,15 @@ use relay_bridge::broker::Durability;
 pub struct NatsConfig {
     /// Where servers are: `nats://HOST:PORT`, `tls://HOST:PORT` or `HOST:PORT`; port 4222 unless said. At most 100.
     pub servers: Vec<String>,
-    /// Who relay is to NATS.
+    /// How relay identifies itself to NATS.
     pub credentials: Credentials,
     /// How the connection is encrypted.
     pub tls: Tls,
-    /// What reply subjects begin with, where relay's user may not subscribe to `_INBOX.>`. Default `_INBOX`.
+    /// The prefix of reply subjects, for servers where relay's user may not subscribe to `_INBOX.>`. Default `_INBOX`.
     pub inbox_prefix: Option<String>,
-    /// What the connection is called in the server's lists. Default `relay`.
+    /// The name of the connection in the server's lists. Default `relay`.
     pub name: String,
-    /// How often a quiet connection is tried: 1 s to 2 min. After two pings without an answer it is given up. Default
+    /// How often a quiet connection is pinged: 1 s to 2 min. It is given up after two pings without an answer. Default
     /// 10 s, well under the 350 s after which load balancers forget a connection.
     pub ping_interval: Duration,
     /// Keep to `servers`, and ignore the addresses that a cluster announces: they may not be reachable from here.
@@ -41,10 +42,10 @@ pub struct NatsConfig {
     pub sync_always: bool,
 }
 
-/// Who relay is to NATS.
+/// How relay identifies itself to NATS.
 #[derive(Clone, Debug, Default)]
 pub enum Credentials {
-    /// Nobody: the server has no users, or one for whoever comes.
+    /// No credentials: the server has no users, or one user for all who connect.
     #[default]
     None,
     /// A user with a password.
@@ -194,12 +195,12 @@ impl NatsConfig {
         }
     }
 
-    /// The servers as the client takes them; those that can't be are left out.
+    /// The servers' addresses as the client library takes them. Addresses that can't be parsed are left out.
     pub(crate) fn addresses(&self) -> Vec<ServerAddr> {
         self.servers.iter().filter_map(|server| server.parse().ok()).collect()
     }
 
-    /// What an accepted job survives in streams with so many copies.
+    /// The durability of an accepted job in streams with this many replicas, in memory or on disk.
     #[must_use]
     pub fn durability(&self, replicas: usize, memory: bool) -> Durability {
         match (memory, self.sync_always, replicas) {
@@ -256,7 +257,7 @@ impl Credentials {
         problems.extend(read.err().map(|problem| format!("{key}: {problem}")));
     }
 
-    /// What is said to a server whose challenge is `nonce`. Reads the secret.
+    /// The authentication to send to a server whose challenge is `nonce`. Reads the secret.
     ///
     /// # Errors
     /// In words, with the file's name and without the secret.
@@ -312,7 +313,7 @@ fn user_key(seed: &str) -> Result<nkeys::KeyPair, String> {
     }
 }
 
-/// What stands between `-----BEGIN name-----` and the next line of dashes.
+/// The text between `-----BEGIN name-----` and the next line of dashes.
 fn between<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("BEGIN {name}-"))?;
     let (_, rest) = rest.split_once('\n')?;
@@ -350,7 +351,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Whether a JetStream domain can be called so: one word of a subject.
+/// Whether a JetStream domain can have this name: it must be one token of a subject.
 #[must_use]
 pub fn is_domain(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| is_subject_byte(byte) && byte != b'.')

@@ -1,19 +1,24 @@
-//! The NATS JetStream broker, 2.12 or newer. A job's record and its place in line are one message; every change of it is
-//! one write under a condition on its whole address.
+//! The adapter for NATS JetStream (nats-server 2.12 or newer). One message is both a job's record and its place in
+//! line. Each change of a job is one conditional write, and the condition covers the job's whole address: every subject
+//! on which its record may be.
 //!
 //! # Layout
 //!
-//! From the top floor down. A file knows only files on its own floor and below, and no file but this one knows the whole.
+//! From the top layer down. A file uses files of its own layer and below, with two exceptions: `wire` uses `stored` as
+//! well, and `jobs` one constant of `operate`. No files use each other in a circle, and only this file and `compose`
+//! know all parts.
 //!
-//! - This file gives each part what it uses. [`config`]: what a person configures. `closing`: how an adapter ends.
-//! - `operate`: what operators do: dead letters, their redrive, provisioning, estimates.
-//! - `jobs`: the submitter's half: submissions and what bounds them, reruns, listings, and what time demands.
-//! - `leases`: the worker's half: rounds, hints, pulls, deliveries, and how they end.
-//! - `results`: the reader's half: waiting for results, and following them.
-//! - `line`: whose job is next: a queue as one process sees it, its lanes and their turns.
-//! - `records`: what is kept of jobs: records, result entries, dead letters, timers, policies, and what is held.
-//! - `stored`: how things lie at the server: [`names`], messages, streams. No I/O.
-//! - `wire`: NATS as relay needs it: the [`connection`], requests, calls of JetStream.
+//! - This file: the adapter and its capabilities. `compose`: builds the parts. [`config`]: the settings that a person
+//!   writes. `closing`: ends the tasks of an adapter that nobody closed.
+//! - `operate`: for operators: dead letters and their redrive, provisioning, estimates.
+//! - `jobs`: for submitters: submissions and what bounds them, reruns, cancels, lists, and the sweep.
+//! - `leases`: for workers: rounds, hints, pulls, deliveries, and how they end.
+//! - `results`: for readers: waiting for one result, and reading a client's results in order.
+//! - `line`: decides whose job is next: a queue as one process sees it, its lanes and their turns.
+//! - `records`: the stored state of jobs: records, result entries, dead letters, timers, policies; and the deliveries
+//!   that this process holds.
+//! - `stored`: the layout of data at the server: [`names`], messages, streams. No I/O.
+//! - `wire`: access to NATS: the [`connection`], requests, calls of JetStream.
 //!
 //! # What repairs a crash
 //!
@@ -58,7 +63,7 @@ use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::error::BrokerError;
 use relay_bridge::newer_jobs::NewerJobs;
 
-/// What holds for all of an adapter's work.
+/// Settings that apply to everything an adapter does.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The envelope version that is written.
@@ -73,7 +78,7 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Nats(Arc<Parts>);
 
-/// The capabilities, and what ends them.
+/// The parts of the adapter that [`Nats`] itself uses: the capabilities, and the handles that end them.
 struct Parts {
     api: Api,
     kept: Arc<Kept>,
@@ -133,19 +138,21 @@ impl Nats {
         }
     }
 
-    /// What an accepted job survives in the streams as they were found by `Provision::apply` or
-    /// [`Self::check_provisioned`], before that in new ones. Whether servers flush before they confirm can't be asked of
-    /// them.
+    /// The durability of an accepted job in the streams as `Provision::apply` or [`Self::check_provisioned`] last found
+    /// them; before either call, in streams newly made with these settings. Servers can't be asked whether they flush
+    /// before they confirm.
     fn durability(&self) -> Durability {
         let Copies { replicas_least, memory, .. } = self.0.kept.get();
         self.connection().config().durability(replicas_least, memory)
     }
 
-    /// Finds that the streams of `queues` and those that all queues share are there and as relay needs them; that they
-    /// can do more is fine. For a process that may not create them. What an accepted job survives follows them from here on.
+    /// Checks that the streams of `queues` and the streams that all queues share exist and are as relay needs them;
+    /// they may do more. This is for a process that may not create streams. From here on, the durability of accepted
+    /// jobs is reported for these streams.
     ///
     /// # Errors
-    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
+    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed. The error names all of them, and
+    /// says what to do.
     pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         self.0.provision.check_provisioned(queues).await
     }
@@ -171,8 +178,8 @@ impl Nats {
     }
 }
 
-/// What is left of the server's `max_payload` for a payload or a result: the rest is for headers and envelopes, a dead
-/// letter's two included.
+/// The largest payload or result that relay takes: the server's `max_payload` less a reserve for headers and envelopes,
+/// among them the two envelopes of a dead letter.
 fn payload_max(server: usize) -> u64 {
     const RESERVED: usize = 64 * 1024;
     u64::try_from(server.saturating_sub(RESERVED)).unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! Runs whose time is over, and how much of them one step of a sweep deals with.
+//! Ends runs whose time is over, and bounds how much one step of a sweep does.
 
 use std::sync::Arc;
 
@@ -24,14 +24,14 @@ pub(crate) const BYTES_MAX: usize = 1024 * 1024;
 /// How long an entry that is left for later is kept, in seconds.
 const KEEP_SECS: u64 = 24 * 3_600;
 
-/// The demand of time on the run of a record that is come by in the order of the stream.
+/// The state of a run's deadline, for a sweep that comes by its record in the order of the stream.
 pub(crate) enum Deadline {
-    /// It ends.
+    /// The deadline has passed: the run ends.
     Passed,
-    /// It is for later, and so are those behind it.
+    /// The deadline is later, and so are those of the records behind it.
     InOrder,
-    /// It is later than those behind it, as its job was given longer than the queue gives now: it needs an entry of its own,
-    /// as nobody comes by here again.
+    /// The deadline is later than those behind it, because its job was given longer than the queue gives now. It needs
+    /// an entry of its own, because nobody comes by here again.
     Later,
 }
 
@@ -45,7 +45,7 @@ impl Deadline {
     }
 }
 
-/// One step as it goes.
+/// The progress of one step of a sweep, and its bounds.
 pub(crate) struct Step {
     pub(crate) swept: Swept,
     /// How many records and entries may still be dealt with.
@@ -74,7 +74,8 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
-    /// What this build can't read must not hold up the others, nor be forgotten: it has an entry again in a while.
+    /// Gives a job that this build can't read an entry again in a while: it must not hold up the others, nor be
+    /// forgotten.
     pub(crate) async fn leave_for_later(
         &self,
         address: &Address,

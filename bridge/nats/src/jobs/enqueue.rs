@@ -1,5 +1,5 @@
-//! Submitting: one conditional write makes the record and its place in line. A key that is known is answered from its
-//! record, before any quota refuses it.
+//! Accepts submissions: one conditional write makes the record, which is the job's place in line too. A key that is
+//! known is answered from its record, before any quota refuses it.
 
 use crate::records::find::status_of_new;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use relay_bridge::rules::refusal;
 const OPERATION: &str = "enqueue";
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
-/// Takes jobs.
+/// Accepts jobs that are submitted.
 pub(crate) struct Submissions {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -115,7 +115,7 @@ impl Submissions {
         self.records.status_of(&found).await?.ok_or_else(gone)
     }
 
-    /// The bytes of a job that is not known yet, or why it is not taken.
+    /// The booked bytes of a job that is not known yet, or why it is not taken.
     async fn taken(&self, job: &Job, policy: &QueuePolicy) -> Result<Result<Booking, BrokerError>, BrokerError> {
         let actual = job.payload.len() as u64;
         if actual > policy.payload_max {

@@ -1,6 +1,7 @@
-//! A client's jobs, newest first. The stream is read forwards only, so spans of it are read from its end to its beginning, some
-//! at once: as wide as there is about one message in each. Not in batches: of a client with many records the server would look
-//! at each of them for every batch. Payloads come with the records and are dropped as soon as they are read.
+//! Lists a client's jobs, newest first. The stream can be read forwards only, so spans of it are read from its end to
+//! its beginning, some at once, each so wide that about one message is in it. Batches are not used: for a client with
+//! many records the server would look at each of them for every batch. Payloads come with the records and are dropped
+//! as soon as they are read.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -43,7 +44,7 @@ const AT_ONCE: usize = 8;
 /// How many bytes of records are read at once, about.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// What orders a list: when the record was written, then the job.
+/// The order of a list: when the record was written, then the job.
 type Rank = (Timestamp, JobId);
 
 /// A job of a list, without its payload.
@@ -82,13 +83,13 @@ impl Default for Pace {
     }
 }
 
-/// What spans brought.
+/// The messages and bytes that spans brought.
 #[derive(Default)]
 struct Read {
     messages: usize,
     bytes: usize,
     largest: usize,
-    /// Whether one had too much in it.
+    /// Whether a span had too much in it.
     too_wide: bool,
 }
 
@@ -160,7 +161,8 @@ impl Listing {
         let records = (LOOK_MAX * limit / queues.len().max(1)).max(LOOK_MIN);
         let look = Look {
             before,
-            // In which state a job is has to be looked up, and its key is in the record.
+            // A filter by state or key needs more jobs: a job's state has to be looked up, and its key is in the
+            // record.
             jobs: if filter.state.is_some() || filter.key_prefix.is_some() { records } else { limit },
             records,
             bytes: (LOOK_BYTES_MAX / queues.len().max(1)).max(LOOK_BYTES_MIN),
@@ -173,7 +175,7 @@ impl Listing {
             };
             lines.extend(found);
             lines.sort_by_key(|line| std::cmp::Reverse(line.rank()));
-            // What may come after something unread is for the next call.
+            // Jobs that may come after something unread are for the next call.
             cut = cut.max(unread).max(lines.get(LOOK_MAX * LIST_MAX as usize).map(|line| line.record.at));
             lines.retain(|line| cut.is_none_or(|cut| line.record.at > cut));
         }
@@ -203,8 +205,8 @@ impl Listing {
         Ok(listed)
     }
 
-    /// The client's newest jobs in one queue, and when the newest record that was not read was written at the latest: `None`
-    /// if all were.
+    /// The client's newest jobs in one queue, and the latest time at which the newest unread record can have been
+    /// written: `None` if all were read.
     async fn newest(
         &self,
         queue: &QueueName,
@@ -294,8 +296,8 @@ impl Listing {
         }
     }
 
-    /// What a list shows of a record; `None` if it is past its keeping, cannot be read, belongs to another page, or is one
-    /// that a crash left: of a job in `seen`, the newer record counts.
+    /// The line of a list for a record; `None` if the record is past its keeping, cannot be read, belongs to another
+    /// page, or is one that a crash left: of a job in `seen`, the newer record counts.
     fn line_of(&self, stored: Stored, before: Option<Rank>, seen: &mut HashSet<JobId>) -> Option<Line> {
         let (seq, subject) = (stored.seq, stored.subject.clone());
         let read = Record::read(stored).and_then(|record| record.job().map(|job| (record, job)));
@@ -310,7 +312,7 @@ impl Listing {
         (is_newest && is_here && line.job.keep_until() > self.clock.now()).then_some(line)
     }
 
-    /// The job as it is now, after the bytes of its result; `None` if that can't be read.
+    /// The bytes of the job's result, and the job's status as it is now; `None` if that can't be read.
     async fn shown(&self, Line { record, job, size }: Line) -> Result<(usize, Option<JobStatus>), BrokerError> {
         let kept = match self.results.kept_result(&job.client, job.id).await {
             Err(error) if is_unreadable(&error) => {

@@ -1,7 +1,7 @@
-//! Runs that were settled and have no result: somebody purged the results, or restored them from an older backup. Their
-//! records are below what their lane has settled, where nothing else looks. The sweep looks each of them up when its
-//! deadline comes, in the order of the stream; and all once more when the stream of results shows a loss, and after a while,
-//! as a purge of some subjects shows nowhere.
+//! Ends runs that were settled and have no result: somebody purged the results, or restored them from an older backup.
+//! Their records are below the position up to which their lane is settled, where nothing else looks. The sweep looks
+//! each of them up when its deadline comes, in the order of the stream. It looks all of them up once more when the
+//! stream of results shows a loss, and after a while, because a purge of some subjects shows nowhere.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -28,9 +28,9 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::{self, Known};
 use relay_bridge::support::lock;
 
-/// When a lane that was looked through is looked through again at the earliest.
+/// How long after a look through a lane the next one begins at the earliest.
 const EVERY: Duration = Duration::from_secs(300);
-/// How many times as long as that took it is left alone at least.
+/// The least pause after a look, as a multiple of the time that the look took.
 const RARELY: u32 = 200;
 /// The most settled records that one step looks at: at one step a second, a known small part of what the server does.
 pub(crate) const RECORDS_MAX: u32 = 200;
@@ -42,7 +42,7 @@ const AT_ONCE: usize = 4;
 pub(crate) struct LookingBack {
     lanes: Remembered<(QueueName, Lane), Back>,
     log: Mutex<Option<Log>>,
-    /// When it was last said that nothing can be looked at.
+    /// When it was last logged that nothing can be looked at.
     warned: Mutex<Option<Instant>>,
 }
 
@@ -56,8 +56,8 @@ struct Log {
 }
 
 impl Log {
-    /// Whether this one, seen later, lost what could not have gone by its age alone. One in which all of it did is looked at
-    /// in vain.
+    /// Whether this stream, seen as `later` afterwards, lost entries that could not have gone by their age alone. If
+    /// all of them did go by their age, the records are looked at in vain.
     fn lost(self, later: Self) -> bool {
         let (had_some, passed) = (self.first <= self.last, later.first > self.last);
         self.created != later.created || later.last < self.last || had_some && passed
@@ -80,7 +80,7 @@ impl Back {
         Self { next: 1, due: Timestamp::EPOCH, began: Instant::now(), again: None }
     }
 
-    /// All that is due was looked at.
+    /// Notes that all that is due was looked at.
     fn is_through(&mut self) {
         let pause = EVERY.max(self.began.elapsed() * RARELY);
         self.again.get_or_insert_with(|| Instant::now() + pause);
@@ -104,7 +104,7 @@ impl LookingBack {
         }
     }
 
-    /// Says, now and then, that nothing is looked at.
+    /// Logs, now and then, that nothing is looked at.
     pub(crate) fn warn(&self, error: &BrokerError) {
         let mut warned = lock(&self.warned);
         if warned.is_none_or(|at| at.elapsed() >= EVERY) {
@@ -194,7 +194,7 @@ impl LookBack {
         Ok(())
     }
 
-    /// Ends those that have no result.
+    /// Ends the runs of `due` that have no result.
     async fn end_lost(&self, due: Vec<(Record, Job)>, step: &mut Step) -> Result<(), BrokerError> {
         let asked = stream::iter(due).map(async |(record, job)| {
             let ends = match self.results.kept_result(&job.client, job.id).await {

@@ -1,4 +1,4 @@
-//! The submitter's half: enqueue, status, cancel, rerun, erase, list, depth, sweep.
+//! The capability for submitters (`JobQueue`): enqueue, status, cancel, rerun, erase, list, depth, sweep.
 
 pub(crate) mod deadlines;
 pub(crate) mod enqueue;
@@ -40,7 +40,7 @@ use relay_bridge::rules::refusal::{contended, no_job};
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
 
-/// The submitter's half.
+/// Serves submitters: fills `JobQueue` with the parts of this layer.
 pub(crate) struct Jobs {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -103,7 +103,7 @@ impl JobQueue for Jobs {
     }
 
     async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
-        // Each lane has a first one of its own: as many reads as there are clients.
+        // Each lane has an oldest job of its own: this would take as many reads as there are clients.
         Ok(None)
     }
 
@@ -148,7 +148,7 @@ impl Jobs {
         Err(contended(OPERATION, job))
     }
 
-    /// The record first: a crash after it leaves the call unanswered and nothing that could run again.
+    /// Erases the record first: a crash after it leaves the call unanswered and nothing that could run again.
     async fn erase_job(&self, client: &ClientId, job: JobId) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
         for _ in 0..TRIES {
@@ -160,7 +160,7 @@ impl Jobs {
                 let Written::At(seq) = self.api.publish(draft.to(Place::Ended), OPERATION).await? else { continue };
                 self.erase_before(&record.address, seq).await?;
             } else if let Some((record, _)) = &found.record {
-                // Erased already, but whoever did so may have ended before the rest.
+                // It is erased already, but the process that did so may have ended before the rest.
                 self.erase_before(&record.address, record.seq).await?;
             } else if let Some(kept) = &found.kept {
                 // A record past its keeping counts as absent, and has the payload.
@@ -168,15 +168,15 @@ impl Jobs {
                     self.erase_before(&past.address, past.seq + 1).await?;
                 }
             }
-            // The letters last: whoever writes one looks at the record and the result after.
+            // The letters last: a process that writes one looks at the record and the result after.
             self.results.erase_result(client, job).await?;
             return self.letters.erase_letter(job).await;
         }
         Err(contended(OPERATION, job))
     }
 
-    /// Overwrites what the address had before `seq`. That it is gone is seen by looking: the server gives one error for a
-    /// message that was gone and for one that it could not delete.
+    /// Overwrites the messages that the address had before `seq`. The loop looks again to see that they are gone: the
+    /// server gives one error for a message that was gone and for one that it could not delete.
     async fn erase_before(&self, address: &Address, seq: u64) -> Result<(), BrokerError> {
         const OPERATION: &str = "erase";
         let stream = address.stream();

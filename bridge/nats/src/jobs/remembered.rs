@@ -1,11 +1,11 @@
-//! A bounded memory of places in streams: what is forgotten is looked for anew.
+//! A bounded memory of places in streams: a place that was forgotten is looked for anew.
 
 use relay_bridge::support::lock;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard};
 
-/// The most that is remembered. One more, and all is forgotten: it costs a look at each, and no more.
+/// The most entries. One more, and all is forgotten: that costs a look at each, and no more.
 const ENTRIES_MAX: usize = 65_536;
 
 /// The last known value of each key.

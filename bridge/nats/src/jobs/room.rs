@@ -1,4 +1,4 @@
-//! Whether there is room for one more job: storage, and the quota of its client's line.
+//! Finds whether there is room for one more job: in storage, and in the quota of its client's line.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,17 +20,17 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::refusal;
 use relay_bridge::support::lock;
 
-/// How old a count of what waits may be in any case while it is far below the limit, and how old at most.
+/// How old a count of jobs that wait may be in any case while it is far below the limit, and how old at most.
 const COUNT_AGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
-/// The most jobs that other processes add to a line in a second, as far as the age of a count goes: what is left for them
-/// takes them longer than the count is used.
+/// The most jobs that other processes add to a line in a second, as far as the age of a count goes: filling the room
+/// that is left takes them longer than the count is used.
 const OTHERS_ADD: u64 = 100_000;
 /// How long a consumer may not count yet what its stream has confirmed.
 const COUNT_LAG: Duration = Duration::from_millis(100);
 /// The most lines whose counts are remembered.
 const COUNTS_MAX: usize = 65_536;
 
-/// How much waits in each client's line, as far as this process knows.
+/// The number of jobs that wait in each client's line, as far as this process knows.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
 
@@ -68,9 +68,9 @@ impl Lately {
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     at: Instant,
-    /// What the server said then, and what this process added since.
+    /// The server's count at that time, and the jobs that this process added since.
     waiting: u64,
-    /// What this process had added just before, as far as the server seems not to have counted it.
+    /// Jobs that this process had added just before, as far as the server seems not to have counted them.
     uncounted: u64,
 }
 
@@ -114,7 +114,7 @@ impl Waiting {
         });
     }
 
-    /// Whether there may be as many as `limit` with what the server did not count yet.
+    /// Whether there may be as many as `limit`, together with jobs that the server did not count yet.
     fn is_unsure(&self, queue: &QueueName, client: &ClientId, limit: u64) -> bool {
         self.of(queue, client, |line| {
             line.counted.is_some_and(|counted| {
@@ -137,7 +137,7 @@ impl Waiting {
     }
 }
 
-/// Admits jobs.
+/// Admits jobs for which there is room.
 pub(crate) struct Room {
     pub(crate) api: Api,
     pub(crate) lanes: Arc<Lanes>,
@@ -146,7 +146,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// The bytes of one more job in line, which counts from now on; or why it is not put there.
+    /// The booked bytes of one more job in line, which counts from now on; or why the job is not put there.
     pub(crate) async fn room_for(
         &self,
         job: &Job,

@@ -1,4 +1,4 @@
-//! The next run of a job that is known: of a rerun, and of a redrive.
+//! Starts the next run of a job that is known: for a rerun, and for a redrive.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! How much of what is allowed is used: of the bytes for jobs, for results, and of the account.
+//! How many bytes are used of those that are allowed: for jobs, for results, and for the account.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ pub(crate) struct Use {
     pub(crate) times: u64,
 }
 
-/// Which bytes of this process a use takes in.
+/// The bytes of this process that count for a use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     Jobs,
@@ -79,7 +79,7 @@ impl Sizes {
     }
 }
 
-/// What is used of what is allowed.
+/// Asks how much storage is used, and how much is allowed.
 pub(crate) struct Storage {
     pub(crate) api: Api,
     pub(crate) policies: Arc<Policies>,
@@ -125,8 +125,8 @@ impl Storage {
     }
 }
 
-/// The account's use of what it may use, if that is bounded; 0 is a bound. Where limits are by the number of replicas,
-/// what counts is that of relay's streams: its use is of all replicas together, its limit is of each.
+/// The account's use of its storage, if that is bounded; 0 is a bound. Where limits are by the number of replicas, the
+/// tier of relay's streams counts: its use is of all replicas together, its limit is of each.
 fn of_account(account: &Account, memory: bool, replicas: usize) -> Option<Use> {
     let (used, limits, limits_of) = match account.tiers.get(&format!("R{replicas}")) {
         Some(tier) => (if memory { tier.memory } else { tier.storage }, tier.limits, replicas as u64),

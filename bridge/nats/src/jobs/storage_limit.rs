@@ -1,10 +1,10 @@
-//! Whether storage takes new jobs: at 90 % of what is allowed they are refused, and the rest is for outcomes, cancels and
-//! redrives of what was accepted.
+//! Decides whether storage takes new jobs: at 90 % of what is allowed they are refused, and the rest is for outcomes,
+//! cancels and redrives of jobs that were accepted.
 //!
-//! The server is asked every 2 to 10 s in the usual case, the less often the more room there is, and what this process wrote
-//! since is counted on top.
-//! The bytes that other processes wrote since are not known: so each may admit a small part of
-//! the rest before it asks again, and a few of them together stay far from using it up.
+//! The server is asked every 2 to 10 s in the usual case, the less often the more room there is, and the bytes that
+//! this process wrote since are counted on top. The bytes that other processes wrote since are not known. So each
+//! process may admit a small part of the rest before it asks again, and a few of them together stay far from using it
+//! up.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,27 +16,27 @@ use crate::wire::single_flight::Alone;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::support::lock;
 
-/// How old what is known may be in any case, and where there is much room.
+/// How old the server's figures may be in any case, and where there is much room.
 const AGE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
-/// The most bytes that all processes write in a second, as far as that age goes: what is known is used no longer than they
-/// need for half of the room.
+/// The most bytes that all processes write in a second, as far as that age goes: the figures are used no longer than
+/// the processes need to fill half of the room.
 const WRITTEN_MAX: u64 = 1_000_000_000;
 /// When a refused client may try again: jobs have to end and to be removed first.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// How long a job may wait for others that were admitted just now to be stored, where there is little room for several.
 const WAIT_MAX: Duration = Duration::from_secs(5);
-/// When one that waited in vain may try again.
+/// When a job that waited in vain may try again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The part of what is allowed that new jobs may fill, in percent.
 const SHARE: u64 = 90;
 /// The part of the rest that one process may admit before it asks again: one in so many. Eight processes can't use it up.
 const GRANTS: u64 = 8;
 
-/// What is known of storage.
+/// The server's last figures of storage, by which jobs are admitted.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     look: Mutex<Option<Look>>,
-    /// The streams of jobs, as they were seen last.
+    /// The single flight in which the server is asked for the figures.
     asking: Alone,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Admission {
 struct Look {
     at: Instant,
     uses: Vec<Use>,
-    /// The bytes of this process that it surely counts.
+    /// The bytes of this process that the figures surely count.
     ended: Bytes,
 }
 
@@ -82,7 +82,7 @@ impl Admission {
         *lock(&self.look) = Some(look);
     }
 
-    /// Whether what was learned last would still do, had not so much been written since.
+    /// Whether the last figures are not too old: only the bytes written since make it ask again.
     fn is_spent(&self) -> bool {
         let look = lock(&self.look);
         look.as_ref().is_some_and(Look::is_good)
@@ -129,7 +129,8 @@ impl Look {
 }
 
 impl Use {
-    /// Of what was written `since`: all, and what was admitted. And what a job of `own` bytes adds.
+    /// The bytes that count here: all that were written `since`, those of them that were admitted, and those that a job
+    /// of `own` bytes adds.
     fn counts(&self, since: Bytes, own: u64) -> (u64, u64, u64) {
         let counts = match self.of {
             Of::Jobs => (since.jobs, since.admitted, own),

@@ -1,9 +1,10 @@
-//! What time demands, in bounded steps that any replica may run: runs past their deadline end, cancels that a crash broke
-//! off are finished.
+//! The sweep, in bounded steps that any replica may run: it ends runs past their deadline, and finishes cancels that a
+//! crash broke off.
 //!
 //! Jobs with the queue's own `job_ttl` expire in the order of the stream, so a lane is looked at from its lowest
 //! unsettled record to the first one that is not due. Deadlines out of that order leave an entry of their own: shorter
-//! ones when they are written, longer ones when they are passed by. Settled records are looked at by [`crate::jobs::look_back`].
+//! ones when they are written, longer ones when they are passed by. Settled records are looked at by
+//! [`crate::jobs::look_back`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,11 +47,11 @@ pub(crate) struct Sweeping {
 struct LeftAlone {
     /// When the oldest of them was stored.
     since: Timestamp,
-    /// Behind them.
+    /// The first sequence behind them.
     next: u64,
 }
 
-/// Does what time demands.
+/// Runs the steps of the sweep.
 pub(crate) struct Sweep {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -220,7 +221,7 @@ impl Sweep {
         Ok(())
     }
 
-    /// Whether what comes after the record may be due as well.
+    /// Ends the record's run if that is due. `true` if the records behind it may be due as well.
     async fn end_in_order(&self, stored: Stored, policy: &QueuePolicy, step: &mut Step) -> Result<bool, BrokerError> {
         let record = match Record::read(stored) {
             Ok(record) => record,

@@ -1,9 +1,9 @@
-//! Acknowledging deliveries whose run has its result: what comes while an acknowledgement is confirmed goes together, and
-//! the last of them is confirmed for all.
+//! Acknowledges deliveries whose run has its result. Acknowledgements that come while another one is being confirmed go
+//! together, and the last of them is confirmed for all.
 //!
-//! The server works off a connection's messages for one consumer in their order, so it has seen the others when it answers
-//! the last. If one is lost all the same, because the connection broke in between, its delivery comes again, is found
-//! to have its result, and is acknowledged then.
+//! The server works off a connection's messages for one consumer in their order, so it has seen the others when it
+//! answers the last. If one is lost all the same, because the connection broke in between, its delivery comes again, is
+//! found to have its result, and is acknowledged then.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -32,7 +32,7 @@ pub(crate) struct Waiting {
     done: oneshot::Sender<Result<(), Failed>>,
 }
 
-/// A failure that all of them have in common.
+/// A failure that is the same for all acknowledgements that went together.
 #[derive(Clone, Debug)]
 struct Failed(BrokerErrorKind, String);
 
@@ -40,12 +40,13 @@ struct Failed(BrokerErrorKind, String);
 pub(crate) struct Acks {
     pub(crate) api: Api,
     pub(crate) tasks: TaskTracker,
-    /// By consumer: an entry for each whose confirmation is awaited. Bounded by what is leased.
+    /// The acknowledgements that wait, by consumer: an entry for each whose confirmation is awaited. Bounded by what is
+    /// leased.
     pub(crate) waiting: Mutex<HashMap<Consumer, Vec<Waiting>>>,
 }
 
 impl Acks {
-    /// Takes note of one more. Whether nobody is at work for its consumer yet.
+    /// Adds an acknowledgement. `true` if no task is at work for its consumer yet.
     fn add(&self, consumer: &Consumer, waiting: Waiting) -> bool {
         match self.all().entry(consumer.clone()) {
             Entry::Occupied(mut at_work) => {
@@ -59,7 +60,7 @@ impl Acks {
         }
     }
 
-    /// What goes next; with nothing left, nobody is at work for the consumer any more.
+    /// The acknowledgements that go next. When none is left, no task is at work for the consumer any more.
     fn next(&self, consumer: &Consumer) -> Vec<Waiting> {
         let mut all = self.all();
         let Some(waiting) = all.get_mut(consumer) else { return Vec::new() };
@@ -89,7 +90,7 @@ impl Acks {
         let consumer = (queue.clone(), lane.clone());
         let (done, confirmed) = oneshot::channel();
         if self.add(&consumer, Waiting { reply: reply.to_owned(), done }) {
-            // Not by the caller, who may go away while others wait for it.
+            // By a task and not by the caller, which may go away while others wait for it.
             self.tasks.spawn(Arc::clone(self).acknowledge_all(consumer, operation));
         }
         let confirmed = confirmed
@@ -98,7 +99,7 @@ impl Acks {
         confirmed.map_err(|Failed(kind, why)| BrokerError::new(kind, operation, why))
     }
 
-    /// Acknowledges what waits for this consumer until nothing does.
+    /// Sends the acknowledgements that wait for this consumer until none does.
     async fn acknowledge_all(self: Arc<Self>, consumer: Consumer, operation: &'static str) {
         loop {
             let mut waiting = self.next(&consumer);

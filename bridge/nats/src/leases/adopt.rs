@@ -1,12 +1,12 @@
-//! Receipts that another process gave: one that a restart replaced, or another replica. Leases are the broker's, so the worker
-//! goes on with them; this process has to know of a lease what the one before knew.
+//! Takes over receipts of another process: one that a restart replaced, or another replica. Leases are the broker's, so
+//! the worker goes on with them, and this process has to learn of a lease what the process before knew.
 //!
-//! JetStream can't be asked which delivery of a message is the one that counts, and its answers act on any. Two things
-//! together say it. The server gives a message to nobody else within one lease after the last `+WPI`; and a worker takes no
-//! extension whose answer comes after its lease is over by its own clock. So an answer that comes in time comes before
-//! anybody else could have got the job. For a worker that does not keep to its clock there are the record, the result, and
-//! what whoever got the job since said of it: they are looked at first, so that such a worker does not prolong another's
-//! lease.
+//! JetStream can't be asked which delivery of a message is the one that counts, and it takes answers to any of them.
+//! Two things together decide it. The server gives a message to nobody else within one lease after the last `+WPI`; and
+//! a worker takes no extension whose answer comes after its lease is over by its own clock. So an answer that comes in
+//! time comes before anybody else could have got the job. For a worker that does not keep to its clock there are the
+//! record, the result, and the report of the worker that got the job since. They are looked at first, so that such a
+//! worker does not prolong another's lease.
 //!
 //! A receipt is not signed. Its claims are held against the record before anything acts on the delivery.
 
@@ -29,8 +29,8 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::SKEW;
 
 impl Settling {
-    /// Goes on with a lease of which this process knows nothing, for one lease from now. One whose run has ended is not held
-    /// again: how it ended is in the answer.
+    /// Goes on with a lease that this process does not know, for one lease from now. If its run has ended, it is not
+    /// held again, and the answer says how the run ended.
     ///
     /// # Errors
     /// `LeaseLost`: it was settled, somebody else has the job, it was held for `lease_max`, or no relay gave the receipt.
@@ -60,7 +60,7 @@ impl Settling {
         let job = record.map(|record| record.job()).transpose()?.filter(|job| job.run_id == receipt.run_id);
         let Some(job) = job else { return Err(lost(operation, "its record was replaced")) };
         let (asked_at, now) = (Instant::now(), self.clock.now());
-        // Whichever process gave it out, or took it over before, said since when it is held.
+        // The process that gave it out, or took it over before, reported since when it is held.
         let since = said.as_ref().and_then(|said| said.since(receipt.run_id, token.attempt));
         let leased_at = since.map_or(token.leased_at, |since| since.min(token.leased_at));
         let held_before = now.since(leased_at);
@@ -92,8 +92,8 @@ impl Settling {
         if said.is_some_and(|said| said.is_later(receipt.run_id, token.attempt)) {
             return Err(lost(operation, "somebody else has the job"));
         }
-        // Whole, also where less is left: a negative acknowledgement would end the lease of whoever has the job by now. The
-        // next heartbeat of this lease shortens it.
+        // A whole lease, also where less is left: a negative acknowledgement would end the lease of the worker that has
+        // the job by now. The next heartbeat of this lease shortens it.
         self.api.answer(&token.reply, "+WPI", operation).await?;
         tracing::debug!(job_id = %receipt.job_id, attempt = token.attempt, "a lease of another process goes on");
         self.held.holding.insert(token.key(receipt), held.clone());

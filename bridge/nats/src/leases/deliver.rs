@@ -1,5 +1,5 @@
-//! From a message that was pulled to a delivery: its attempt is counted, and what must not run is settled here: a run
-//! that ended, a cancelled one, a record that is out of date, an envelope of a newer relay.
+//! Turns a message that was pulled into a delivery, whose attempt is counted. A message that must not run is settled
+//! here: a run that ended, a cancelled one, a record that is out of date, an envelope of a newer relay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,20 +32,20 @@ use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules;
 
-/// How long a job is set aside of which can't be found out whether its run has ended.
+/// How long a job is set aside while it can't be found out whether its run has ended.
 const IN_DOUBT_FOR: Duration = Duration::from_secs(2);
 
-/// A queue and what holds for it while a lease call is served.
+/// A queue's state, and the policy that holds while a lease call is served.
 #[derive(Clone)]
 pub(crate) struct Asked {
     pub(crate) line: Arc<QueueState>,
     pub(crate) policy: Arc<QueuePolicy>,
 }
 
-/// A message that was pulled, with what its subject for answers says.
+/// A message that was pulled, with the facts that its subject for answers holds.
 pub(crate) struct Pulled {
     record: Record,
-    /// From which it came.
+    /// The lane from which it came.
     lane: Lane,
     reply: String,
     /// How often the server delivered this message, this time included.
@@ -56,7 +56,7 @@ pub(crate) struct Pulled {
     pub(crate) behind: u64,
 }
 
-/// A message that is no job's record, and where it is answered.
+/// A message that is no job's record, and the subject on which it is answered.
 pub(crate) struct Unread {
     failure: BrokerError,
     reply: Option<Subject>,
@@ -91,7 +91,8 @@ impl Deliveries {
             Ok(pulled) => pulled,
             Err(Unread { failure, reply }) => {
                 tracing::warn!(queue = %line.queue, error = %failure, "a message that is no job's record is taken out of line");
-                // Unless that is lost it takes no place of its client's jobs. If it is, it comes again when its lease ends.
+                // This answer frees the place that the message takes among its client's jobs. If the answer is lost,
+                // the message comes again when its lease ends.
                 if let Some(reply) = reply {
                     drop(self.api.answer(&reply, "+TERM", "lease").await);
                 }
@@ -99,7 +100,7 @@ impl Deliveries {
             }
         };
         if pulled.delivered > 1 {
-            // No hint told of it, so it took the place of something that one told of.
+            // No hint told of it, so it took the place of a job that a hint told of.
             line.more(&pulled.lane);
         }
         let stored = (pulled.delivered == 1).then_some(pulled.record.seq);
@@ -113,7 +114,8 @@ impl Deliveries {
                 let again = pulled.delivered > 1;
                 let delivery = self.give_out(policy, pulled, job, asked_at);
                 if again && let Some(held) = self.held.holding.of(delivery.job.id) {
-                    // At once: whoever asks on behalf of its last holder learns that it is somebody else's.
+                    // At once, so that a process that asks on behalf of its last holder learns that it is somebody
+                    // else's.
                     self.held.tell_state(delivery.job.id, &held, true).await;
                 }
                 Some(delivery)
@@ -168,7 +170,7 @@ impl Deliveries {
                 }
             };
             if let Some(kept) = kept.filter(|kept| kept.result.run_id >= job.run_id) {
-                // Whatever its attempt: a later one may have left its letter.
+                // For every attempt: a later one may have left its letter.
                 if !rules::leaves_letter(kept.result.outcome) {
                     let dropped = self.letters.drop_letter(&job.client, job.id, kept.result.run_id).await;
                     dropped.unwrap_or_else(|error| letter_may_stay(job.id, kept.result.run_id, &error));
@@ -244,7 +246,7 @@ impl Deliveries {
     }
 }
 
-/// Attempts spent before the message, and one for each of its deliveries.
+/// The number of this attempt: attempts spent before the message, and one for each of its deliveries.
 fn attempt(pulled: &Pulled) -> u32 {
     pulled.record.charged().saturating_add(u32::try_from(pulled.delivered).unwrap_or(u32::MAX))
 }

@@ -1,4 +1,4 @@
-//! Which lanes are pulled, and how much: as far as there are places, the lanes in turns.
+//! Decides which lanes are pulled, and how many jobs of each: the lanes in turns, as far as there are places.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,14 +9,14 @@ use super::pulling::Pulls;
 use crate::line::queue_state::{QueueState, weight};
 
 impl Pulls {
-    /// Pulls what the lanes have, as far as there are places, the lanes in turns. Whether there is anything to pull.
+    /// Pulls from the lanes in turns, as far as there are places. `true` if there is anything to pull.
     pub(crate) fn dispatch(self: &Arc<Self>, line: &Arc<QueueState>) -> bool {
         let policy = line.policy();
         if policy.paused {
             return false;
         }
         let pulls = {
-            // Together: of two that look at the same time, each would take the places that are left.
+            // Both together: two calls that look at the same time would each take the places that are left.
             let mut places = self.lines.places();
             let (now, mut turns) = (Instant::now(), line.turns());
             let (free, waiting) = places.room(&line.queue, now);
@@ -41,9 +41,9 @@ impl Pulls {
         true
     }
 
-    /// Has a pull stand for the next job of the lane whose job came last, while somebody waits, nothing else is asked for, and
-    /// this process is the only one that takes any: it needs neither a hint nor a request to get here then. Of several
-    /// processes one would take what another one was told of.
+    /// Makes a standing pull for the next job of the lane whose job came last, while somebody waits, nothing else is
+    /// asked for, and this process is the only one that takes jobs. That job then needs neither a hint nor a request to
+    /// get here. Of several processes, one would take a job that another one was told of.
     pub(crate) fn stand(self: &Arc<Self>, line: &Arc<QueueState>) {
         let policy = line.policy();
         let is_of_use =

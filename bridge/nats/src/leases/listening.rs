@@ -1,9 +1,9 @@
-//! A worker process hears of a queue: hints at jobs that came into line, changes of its policy, cancels of what it holds,
-//! consumers that were made or have another leader, and other processes. All of it may be lost; rounds and heartbeats make
-//! up for it.
+//! Hears messages about a queue in a worker process: hints of jobs that came into line, changes of its policy, cancels
+//! of jobs that it holds, consumers that were made or have another leader, and other processes. Each of them may be
+//! lost; rounds and heartbeats make up for it.
 //!
-//! Of the processes that have places left, or take one job after the other, one hears each hint: they are a queue group of NATS.
-//! One that has no places and none soon passes on what it cannot take.
+//! Each hint goes to one of the processes that have places left, or take one job after the other: they are a queue
+//! group of NATS. A process that has no places, and none soon, passes on a hint that it cannot take.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -33,7 +33,7 @@ use relay_bridge::policy::QueuePolicy;
 const GROUP: &str = "relay-workers";
 /// How long a process without places hears hints on: it may have some again at once.
 const HEARS_FOR: Duration = Duration::from_millis(100);
-/// How often a hint is passed on.
+/// How often a hint is passed on at most.
 const HOPS_MAX: u8 = 3;
 /// A hint: so many jobs of a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Hint {
     }
 }
 
-/// What a process does with what it hears.
+/// Acts on the messages that a process hears.
 pub(crate) struct Hearing {
     pub(crate) api: Api,
     pub(crate) closing: CancellationToken,
@@ -69,7 +69,7 @@ pub(crate) struct Hearing {
     pub(crate) held: Arc<HeldJobs>,
 }
 
-/// The subscriptions of a line.
+/// The subscriptions of a queue state.
 pub(crate) struct Listening {
     hints: Option<Subscriber>,
     control: Subscriber,
@@ -80,7 +80,7 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// Begins, and answers the policy as it is then.
+    /// Begins to listen, and returns the policy as it is then.
     pub(crate) async fn begin(hearing: &Hearing, queue: &QueueName) -> Result<(Self, Arc<QueuePolicy>), BrokerError> {
         let subscribe = |subject: String| hearing.api.subscribe(subject, "lease");
         let stream = names::jobs_stream(queue);
@@ -95,7 +95,8 @@ impl Listening {
     }
 
     pub(crate) async fn run(mut self, hearing: Arc<Hearing>, line: Weak<QueueState>) {
-        // While the server is asked how far the mark goes, hints are heard; what changes meanwhile is asked about once.
+        // While the server is asked how far the recheck mark goes, hints are heard; changes that come meanwhile are
+        // asked about once.
         let (mut asking, mut changed) = (Fuse::terminated(), false);
         loop {
             let Some(here) = line.upgrade() else { return };
@@ -157,7 +158,8 @@ impl Listening {
                     Ok(hints) => {
                         self.hints = Some(hints);
                         line.hears(true);
-                        // The request comes after the subscription: what was hinted at before is found by it.
+                        // The round's request comes after the subscription, so it finds jobs that were hinted at
+                        // before.
                         line.rounds.soon();
                     }
                     // Rounds are made all the same.
@@ -193,7 +195,7 @@ impl Listening {
 }
 
 impl Hearing {
-    /// Takes what there are places for, and passes on the rest.
+    /// Takes as many jobs as there are places for, and passes on the rest.
     async fn take_hint(&self, line: &Arc<QueueState>, hint: Hint) {
         let Hint { lane, jobs, hops } = hint;
         let is_last = hops >= HOPS_MAX || line.rounds.is_alone() || line.is_busy();
@@ -210,7 +212,7 @@ impl Hearing {
             // There is more for later, too.
             line.more(&lane);
         }
-        // In two parts: of many jobs many processes hear within three hops.
+        // In two parts, so that many processes hear of many jobs within three hops.
         let half = rest / 2;
         for jobs in [rest - half, half].into_iter().filter(|jobs| *jobs > 0) {
             let hint = Hint { lane: lane.clone(), jobs, hops: hops + 1 };

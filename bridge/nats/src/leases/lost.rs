@@ -1,4 +1,4 @@
-//! The refusal of who holds a job no more.
+//! The error for a worker that does not hold its job any more.
 
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 

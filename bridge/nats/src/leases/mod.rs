@@ -1,4 +1,4 @@
-//! The worker's half: lease, extend, progress, dead letters on their way in, record, settle.
+//! The capability for workers (`Leasing`): lease, extend, progress, dead letters on their way in, record, settle.
 
 pub(crate) mod acks;
 pub(crate) mod adopt;
@@ -56,13 +56,13 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules;
 use relay_bridge::settlement::Settlement;
 
-/// How long a call that waits looks for what was missed before it takes what is known. Where nothing is known, as long as it
-/// takes.
+/// How long a call that waits looks for jobs that were missed before it takes jobs that are known. The first look at a
+/// queue, when nothing is known yet, may take [`ANSWER_WITHIN`].
 const LOOKS_FOR: Duration = Duration::from_millis(100);
 /// The longest message of a progress, in bytes.
 const MESSAGE_MAX: usize = 1_024;
 
-/// The worker's half.
+/// Serves workers: fills `Leasing` with the parts of this layer.
 pub(crate) struct Leases {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -90,13 +90,13 @@ impl Leasing for Leases {
         let mut asked = self.asked(&request.queues).await?;
         let waiting = Waiting::begin(&self.lines, request, &asked, called);
         if request.wait.is_zero() {
-            // Its places are over with it: a worker that does not wait does not ask again.
+            // The call's places are over with it: a worker that does not wait does not ask again.
             return self.look_now(&waiting, &asked, max).await.map(Grant::take);
         }
         let mut looked = false;
         loop {
             let lines: Vec<_> = asked.iter().map(|asked| asked.line.clone()).collect();
-            // Before looking: what comes while this looks wakes it.
+            // Before looking, so that a job that comes while this looks wakes it.
             let mut woken: Vec<Pin<Box<Notified<'_>>>> =
                 lines.iter().map(|line| Box::pin(line.woken.notified())).collect();
             woken.iter_mut().for_each(|woken| {
@@ -115,13 +115,14 @@ impl Leasing for Leases {
             self.api.connection().up("lease")?;
             for (number, Asked { line, policy }) in asked.iter().enumerate() {
                 if !looked && !policy.paused {
-                    // The turns of lanes and the order of queues hold also for what came while no hints were heard.
+                    // The turns of lanes and the order of queues hold also for jobs that came while no hints were
+                    // heard.
                     let hears = line.hears.load(Ordering::Acquire);
                     let since = if hears { line.rounds.missed() } else { called };
                     let looks_for = if line.rounds.is_first() { ANSWER_WITHIN } else { LOOKS_FOR };
                     let round = self.rounds.round_since(line, policy, since);
                     let made = tokio::time::timeout(looks_for, round).await.unwrap_or(Ok(()));
-                    // Whoever hears hints learns of jobs all the same.
+                    // A process that hears hints learns of jobs all the same.
                     if !hears {
                         made?;
                     }
@@ -133,7 +134,7 @@ impl Leasing for Leases {
                 self.pulls.stand(line);
             }
             looked = true;
-            // The policy of a queue is looked at now and then, should the word of a change be lost.
+            // The policy of a queue is looked at now and then, should the message of a change be lost.
             let again = deadline.min(Instant::now() + policies::AGE_MAX);
             tokio::select! {
                 _ = select_all(woken) => {}
@@ -203,7 +204,7 @@ impl Leasing for Leases {
 }
 
 impl Leases {
-    /// The lines and policies of the queues that a call names; all of them must be there.
+    /// The queue states and policies of the queues that a call names; all of them must be there.
     async fn asked(&self, queues: &[QueueName]) -> Result<Vec<Asked>, BrokerError> {
         let mut asked = Vec::with_capacity(queues.len());
         for queue in queues {
@@ -252,7 +253,7 @@ impl Leases {
         Ok(grant)
     }
 
-    /// The queue's line; begins to listen when it is asked for first.
+    /// The queue's state. The first call for a queue begins to listen.
     pub(crate) async fn line(&self, queue: &QueueName) -> Result<Arc<QueueState>, BrokerError> {
         let mut lines = self.lines.open.lock().await;
         if let Some(line) = lines.get(queue) {
@@ -290,7 +291,7 @@ impl<'a> Waiting<'a> {
         Self { all, call, called, lines }
     }
 
-    /// It looked over so many of its queues.
+    /// Notes that it looked over so many of its queues.
     fn looked(&self, queues: usize) {
         self.all.places().looked(self.call, queues);
     }
@@ -310,7 +311,7 @@ impl<'a> Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // Without effect on what was answered.
+        // This has no effect on a call that was answered.
         self.all.places().left(self.call);
     }
 }

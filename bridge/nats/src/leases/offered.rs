@@ -1,4 +1,4 @@
-//! Jobs that came, offered to the calls that wait, and taken back if none takes them in time.
+//! Offers jobs that came to the calls that wait, and takes them back if none takes them in time.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::line::ready::{Came, TAKEN_WITHIN};
 use relay_bridge::leasing::Delivery;
 
 impl Pulls {
-    /// The jobs that are there for a call that was made at `called`, up to `max`, the queues in the order given: its leases are
-    /// shorter by what had passed by then.
+    /// The jobs that are there for a call that was made at `called`, up to `max`, the queues in the order given. Their
+    /// leases are shorter by the time that had passed by then.
     pub(crate) fn ready(&self, asked: &[Asked], max: u32, called: Instant) -> Grant {
         let mut grant = Grant::nothing(Arc::clone(&self.settling));
         for Asked { line, policy } in asked {
@@ -38,7 +38,7 @@ impl Pulls {
         grant
     }
 
-    /// Keeps jobs for whoever asks next, for a short time; then they go back. Their places are held.
+    /// Keeps jobs for the next call, for a short time; then they go back. Their places are held.
     pub(crate) fn offer(
         self: &Arc<Self>,
         line: &Arc<QueueState>,
@@ -53,7 +53,7 @@ impl Pulls {
     }
 }
 
-/// Gives back what nobody took, until there is nothing left.
+/// Gives back the jobs that nobody took, until there are none left.
 async fn keep(pulls: Arc<Pulls>, line: Arc<QueueState>) {
     let mut next = Some(Instant::now() + TAKEN_WITHIN);
     while let Some(at) = next {

@@ -1,4 +1,4 @@
-//! The part that brings jobs, as the files beside it fill it.
+//! The part that pulls jobs. Its methods are in `dispatch`, `offered` and `pulls`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::settling::Settling;
 use crate::line::lines::Lines;
 use crate::wire::api::Api;
 
-/// Pulls, and offers what they bring.
+/// Makes pulls, and offers the jobs that they bring.
 pub(crate) struct Pulls {
     pub(crate) api: Api,
     pub(crate) closing: CancellationToken,

@@ -1,6 +1,6 @@
-//! Pulls. Each is a task of its own until its short time is over, because what is under way to somebody who unsubscribed is
-//! lost, and so that none waits for another: a lane whose server hangs holds up no other lane. Jobs are looked
-//! at as they come and offered at once.
+//! Makes pulls. Each is a task of its own until its short time is over, because jobs under way to a caller that
+//! unsubscribed are lost, and so that no pull waits for another: a lane whose server hangs holds up no other lane. Jobs
+//! are looked at as they come and offered at once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,13 +23,13 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Delivery;
 use relay_bridge::policy::QueuePolicy;
 
-/// How long a pull waits for what a hint told of: a consumer learns of a message a little later than the subscribers of
-/// the hint, and a timer fires up to 250 ms late.
+/// How long a pull waits for jobs that a hint told of: a consumer learns of a message a little later than the
+/// subscribers of the hint, and a timer fires up to 250 ms late.
 const HINTED_WAIT: Duration = Duration::from_millis(300);
-/// How long a pull stands for a job that is likely to come.
+/// How long a standing pull waits for a job that is likely to come.
 const STANDS_FOR: Duration = Duration::from_millis(250);
-/// How long any other pull waits. Not zero: where a lane has as many jobs leased as it may, the server answers a pull
-/// that does not wait never, and keeps it (measured on 2.15.1).
+/// How long any other pull waits. Not zero: where a lane has as many jobs leased as it may, the server never answers a
+/// pull that does not wait, and keeps it (measured on 2.15.1).
 const PULL_WAIT: Duration = Duration::from_millis(5);
 /// By how much a pull waits longer for each one before that brought nothing although the lane has jobs, up to 1.28 s. A
 /// server that looks at the first job of a long line may need longer than a pull waits, gives up, and begins anew with
@@ -47,8 +47,8 @@ const LOOKED_AT_WITHIN: Duration = Duration::from_secs(20);
 /// How long the server may take to answer a pull.
 const PULL_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a pull waits. Its jobs are leased from when it was asked for, so patience takes a quarter of a lease at
-/// most.
+/// How long a pull waits. Its jobs are leased from the moment at which it was asked for, so it waits for a quarter of a
+/// lease at most.
 fn patience(wanted: &Wanted, lease: Duration) -> Duration {
     let (least, most) = match wanted.why {
         Why::Hinted => (HINTED_WAIT, lease / 4),
@@ -69,24 +69,24 @@ enum End {
     Gone,
 }
 
-/// The places that a pull holds and nobody has yet.
+/// The places that a pull holds for jobs that have not come yet.
 struct Held<'a> {
     lines: &'a Lines,
     line: &'a Arc<QueueState>,
     wanted: &'a Wanted,
-    /// How many. None for a pull that stands: one that may bring a job takes no other lane's place.
+    /// How many. None for a standing pull: a job that only may come takes no other lane's place.
     left: u32,
     got: u32,
-    /// How many more the lane had behind the one that came last.
+    /// How many more jobs the lane had behind the one that came last.
     behind: u64,
-    /// Whether they were given back.
+    /// Whether the places were given back.
     is_over: bool,
-    /// Whether somebody may wait for its end.
+    /// Whether somebody may wait for the pull's end.
     is_awaited: bool,
 }
 
 impl Held<'_> {
-    /// A message came, and the lane has so many more.
+    /// Notes that a message came, and that the lane has so many more.
     fn came(&mut self, behind: u64) {
         (self.got, self.behind) = (self.got + 1, behind);
         match self.left.checked_sub(1) {
@@ -95,7 +95,7 @@ impl Held<'_> {
         }
     }
 
-    /// Nobody waits for more.
+    /// Gives back the places: nobody waits for more jobs of this pull.
     fn end(&mut self) {
         if std::mem::replace(&mut self.is_over, true) {
             return;
@@ -115,7 +115,7 @@ impl Held<'_> {
         self.line.woken.notify_one();
     }
 
-    /// Nobody is to wait for what may still come.
+    /// As [`Self::end`], and nobody is to wait for jobs that may still come.
     fn give_up(&mut self) {
         self.end();
         if std::mem::take(&mut self.is_awaited) {
@@ -175,7 +175,7 @@ impl Pulls {
         Ok(answers)
     }
 
-    /// Offers what comes until the pull is over.
+    /// Offers the jobs that come until the pull is over.
     async fn take_in(
         self: &Arc<Self>,
         mut answers: Subscriber,

@@ -1,4 +1,4 @@
-//! Recording what a worker sent, as the rules say.
+//! Records results that workers sent, as the rules say.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Records what a worker sent, as the rules say. Of a job that this process holds no record is read.
+    /// Records a result that a worker sent, as the rules say. If this process holds the job, no record is read.
     ///
     /// # Errors
     /// `NotFound`, `Invalid`: it will never be taken. Others: the run may have its letter, or its result, by now. Record it
@@ -60,7 +60,8 @@ impl Recording {
                     let ended = known.as_ref().and_then(|known| known.ended.as_ref()).filter(|ended| ended.run == run);
                     if let Some(ended) = ended {
                         self.held.holding.ended(sent.job_id, run, ended.outcome);
-                        // Behind a success its worker takes back the letter that it sent, and knows of no other attempt's.
+                        // After a success the worker takes back the letter that it sent, and knows of no other
+                        // attempt's.
                         let is_relays = own_letter || !holds || ended.outcome != Outcome::Succeeded;
                         if is_relays && rules::retract_letter(known.as_ref(), run) {
                             self.letters.drop_letter(&sent.client, sent.job_id, run).await?;
@@ -74,7 +75,7 @@ impl Recording {
                 known = None;
                 continue;
             };
-            // Mostly its worker has sent it.
+            // Mostly the worker has sent the letter.
             if ending.keeps_letter && !self.letters.has_letter(sent.job_id, run, OPERATION).await? {
                 if !self.keep_own_letter(&ending.result, &policy).await? {
                     // The job is in another run by now, or gone.
@@ -114,8 +115,8 @@ impl Recording {
         Some(rules::Record { job, attempts, started_at, payload })
     }
 
-    /// The leaders' knowledge of the job of a result, and the sequence of the result that is to be replaced. How many
-    /// attempts there were is not known here: no more than the policy allows, and one that finds them spent.
+    /// The facts about a result's job, as the leaders have them, and the sequence of the result that is to be replaced.
+    /// The number of attempts is not known here: at most as many as the policy allows, and one that finds them spent.
     async fn known_to_record(
         &self,
         sent: &JobResult,

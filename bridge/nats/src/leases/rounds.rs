@@ -1,5 +1,6 @@
-//! Making rounds over all consumers of a queue. They find what no hint told of: leases that ended, timers of a process that is
-//! gone, hints that were lost. The processes that wait share them: whoever made one says so, and the others put theirs off.
+//! Makes rounds over all consumers of a queue. A round finds jobs that no hint told of: leases that ended, timers of a
+//! process that is gone, hints that were lost. The processes that wait share rounds: a process that made one says so,
+//! and the others put theirs off.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -21,7 +22,7 @@ use relay_bridge::policy::QueuePolicy;
 /// The most lanes that others are told of after a round, of those that this process has no places for.
 const TOLD_MAX: usize = 64;
 
-/// Makes rounds.
+/// Makes rounds over the consumers of queues.
 pub(crate) struct RoundMaker {
     pub(crate) api: Api,
     pub(crate) policies: Arc<Policies>,
@@ -30,7 +31,7 @@ pub(crate) struct RoundMaker {
 }
 
 impl RoundMaker {
-    /// Looks over all consumers of the queue: whichever has something in line, or leased, may have something to take.
+    /// Looks over all consumers of the queue: each one that has a job in line, or leased, may have something to take.
     async fn make_round(&self, line: &Arc<QueueState>, policy: &QueuePolicy) -> Result<(), BrokerError> {
         self.lines.raise_mark_if_reconnected(line).await?;
         let (began, connections) = (Instant::now(), self.api.connections());
@@ -56,7 +57,7 @@ impl RoundMaker {
                 }
             }
         }
-        // After that: whoever sees that one was made knows of what it found.
+        // After that, so that a task which sees that a round was made knows what it found.
         line.rounds.made(began, connections);
         line.woken.notify_one();
         if !line.rounds.is_alone() && self.lines.free(line) == 0 {
@@ -100,7 +101,7 @@ impl RoundMaker {
             return Ok(());
         }
         let _making = line.rounds.making.lock().await;
-        // Whoever looked meanwhile made it.
+        // Another task made the round meanwhile.
         match line.rounds.next(self.api.connections()) > Instant::now() {
             true => Ok(()),
             false => self.make_round(line, &policy).await,
@@ -115,7 +116,7 @@ pub(crate) async fn keep(rounds: Arc<RoundMaker>, line: Weak<QueueState>, closin
         let next = here.rounds.next(rounds.api.connections());
         let is_due = next <= Instant::now();
         if is_due {
-            // Said before it is looked whether somebody waits: whoever comes after that is heard.
+            // Set before the check whether somebody waits, so that a call that comes after the check is noticed.
             let was_wanted = here.rounds.is_wanted.swap(false, Ordering::AcqRel);
             here.rounds.is_late.store(true, Ordering::Release);
             if was_wanted || rounds.lines.free(&here) > 0 {

@@ -1,5 +1,5 @@
-//! How a delivery ends. A lease that is over by the holder's own clock is not touched again: the server would let its
-//! answers act on whoever holds the job now.
+//! Extends and ends deliveries. A lease that is over by the holder's own clock is not touched again: the server would
+//! let its answers act on the worker that holds the job now.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Settling {
         Ok(held.filter(|held| (held.run, &held.job.client, &held.job.queue) == named))
     }
 
-    /// The lease that a receipt names, which goes on if another process gave it out.
+    /// The lease that a receipt names; if another process gave it out, it is taken over.
     pub(crate) async fn held(
         &self,
         receipt: &Receipt,
@@ -93,7 +93,8 @@ impl Settling {
             true => "+WPI".to_owned(),
             false => format!("-NAK {{\"delay\":{}}}", lease.as_nanos()),
         };
-        // A worker that came with a receipt of another process may not keep to its clock: the others are heard each time.
+        // A worker that came with a receipt of another process may not keep to its clock: others' reports are read each
+        // time.
         let said = async {
             match held.held_before {
                 Some(_) => self.held.said(&receipt.client, receipt.job_id).await.ok().flatten(),

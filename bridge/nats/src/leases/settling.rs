@@ -1,4 +1,4 @@
-//! The part that ends and extends deliveries, as the files beside it fill it.
+//! The part that extends and ends deliveries. Its methods are in `settle` and `adopt`.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(crate) struct Settling {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
     pub(crate) policies: Arc<Policies>,
-    /// Where leases that nobody took are handed back, whoever drops them.
+    /// The runtime on which leases that nobody took are handed back, wherever they are dropped.
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) tasks: TaskTracker,
     pub(crate) lanes: Arc<Lanes>,

@@ -1,8 +1,8 @@
-//! The consumers of a queue: one durable for each lane. A client has a lane of its own, beyond the first 500 clients it
-//! shares one, and in a queue without turns all share the same. A lane's consumer is made before the first job is published
-//! there, changed when the policy is another one, made again when somebody deleted it.
+//! The consumers of a queue: one durable consumer for each lane. A client has a lane of its own; beyond the first 500
+//! clients, a client shares one; in a queue without turns, all clients share the same. A lane's consumer is made before
+//! the first job is published there, changed when the policy changes, and made again when somebody deleted it.
 //!
-//! Which lane a job is in is part of its subject, and each subject is seen by one consumer. So processes that put a client's
+//! The lane of a job is part of its subject, and each subject is seen by one consumer. So processes that put a client's
 //! jobs in different lanes, because one of them knows a newer policy, lose and double nothing.
 
 use std::collections::{HashMap, HashSet};
@@ -22,8 +22,8 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::support::lock;
 
-/// How many consumers a queue has when new clients begin to share lanes. Those that the policy names have their own all the
-/// same.
+/// How many consumers a queue has when new clients begin to share lanes. Clients that the policy names have a lane of
+/// their own all the same.
 const OWN_MAX: usize = 500;
 /// The most jobs of a lane that are leased at once where the policy sets no limit of its own. The server keeps a list
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
@@ -33,16 +33,16 @@ const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * policies::AGE_MAX.as_se
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
 
-/// What this process knows of consumers.
+/// The state of consumers, as this process knows it.
 #[derive(Debug, Default)]
 pub(crate) struct Consumers {
-    /// The settings with which it last made, or found, each.
+    /// The settings with which this process last made, or found, each consumer.
     made: Mutex<HashMap<(QueueName, Lane), Made>>,
-    /// Since when it is known of which that its lease is to be shorter.
+    /// Consumers whose lease must be shortened, and since when this is known.
     lowering: Mutex<HashMap<(QueueName, Lane), Instant>>,
-    /// The clients that share a lane because there were others before them.
+    /// The clients that share a lane because other clients were there before them.
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
-    /// New ones of a queue are made one at a time, so that they can be counted.
+    /// A single flight for each queue: new consumers are made one at a time, so that they can be counted.
     making: Mutex<HashMap<QueueName, Arc<Alone>>>,
 }
 
@@ -53,7 +53,7 @@ struct Made {
 }
 
 impl Made {
-    /// Clients that share a lane may run together what one of them may: then none runs more.
+    /// Clients that share a lane may together run as many jobs as one of them may: then none runs more.
     fn by(policy: &QueuePolicy, lane: &Lane) -> Self {
         let of_client = match lane {
             Lane::Own(client) => policy.client(client),
@@ -63,7 +63,7 @@ impl Made {
     }
 }
 
-/// What the server says of one consumer.
+/// The server's description of one consumer.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ConsumerInfo {
     pub(crate) name: String,
@@ -73,17 +73,17 @@ pub(crate) struct ConsumerInfo {
     pub(crate) num_ack_pending: u64,
     #[serde(default)]
     pub(crate) ack_floor: Floor,
-    /// Up to where everything was delivered once.
+    /// The position up to which everything was delivered once.
     #[serde(default)]
     pub(crate) delivered: Floor,
     #[serde(default)]
     config: ConsumerConfig,
 }
 
-/// Up to where everything was settled, or delivered.
+/// A position up to which everything was settled, or delivered.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct Floor {
-    /// The consumer's own number: of its deliveries, as they were made.
+    /// The consumer's own number, by which it counts its deliveries.
     #[serde(default)]
     pub(crate) consumer_seq: u64,
     #[serde(default)]
@@ -101,7 +101,7 @@ struct ConsumerConfig {
 }
 
 impl ConsumerInfo {
-    /// Whose it is; `None` if relay did not make it.
+    /// The lane that it belongs to; `None` if relay did not make it.
     pub(crate) fn lane(&self) -> Option<Lane> {
         self.name.parse().ok()
     }
@@ -145,26 +145,26 @@ impl Consumers {
         sharing.insert((queue.clone(), client.clone()));
     }
 
-    /// Who makes a consumer of the queue.
+    /// The single flight in which consumers of the queue are made.
     fn making(&self, queue: &QueueName) -> Arc<Alone> {
         let mut making = lock(&self.making);
         making.entry(queue.clone()).or_default().clone()
     }
 
-    /// The consumer is gone: the next one who needs it makes it.
+    /// Forgets a consumer that is gone: the next caller that needs it makes it.
     pub(crate) fn forget(&self, queue: &QueueName, lane: &Lane) {
         self.change(|known| known.remove(&(queue.clone(), lane.clone())));
     }
 
-    /// For how long a job of the lane is leased: the server goes by its consumer, and a holder that believed in more would
-    /// share the job with the next one.
+    /// For how long a job of the lane is leased. The server goes by its consumer, and a holder that believed in a
+    /// longer lease would share the job with the next holder.
     pub(crate) fn lease(&self, queue: &QueueName, lane: &Lane, policy: &QueuePolicy) -> Duration {
         let made = self.change(|known| known.get(&(queue.clone(), lane.clone())).copied());
         made.map_or(policy.lease, |made| made.lease.min(policy.lease))
     }
 
-    /// The lease that the consumer may have now. The server judges what is leased already by a new one: a shorter one has to
-    /// wait until nobody can hold a job under the longer one.
+    /// The lease that the consumer may have now. The server applies a new lease to jobs that are leased already, so a
+    /// shorter one has to wait until nobody can hold a job under the longer one.
     fn lease_now(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo, wanted: Duration) -> Duration {
         let mut lowering = lock(&self.lowering);
         let (key, found) = ((queue.clone(), lane.clone()), info.made().lease);
@@ -180,7 +180,7 @@ impl Consumers {
         if since.elapsed() < held + POLICY_AGE_MAX { found } else { wanted }
     }
 
-    /// The server said this of the lane's consumer.
+    /// Notes the server's description of the lane's consumer.
     pub(crate) fn saw(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo) {
         self.remember(queue, lane, info.made());
     }
@@ -190,15 +190,15 @@ impl Consumers {
     }
 }
 
-/// Consumers, one a lane.
+/// Makes, changes and describes consumers, one for each lane.
 pub(crate) struct Lanes {
     pub(crate) api: Api,
     pub(crate) consumers: Consumers,
 }
 
 impl Lanes {
-    /// The lane of the client's next job, whose consumer is there then. The server is not asked again about one that was
-    /// seen.
+    /// The lane of the client's next job; its consumer exists then. The server is not asked again about a consumer that
+    /// was seen.
     pub(crate) async fn lane_for(
         &self,
         queue: &QueueName,
@@ -230,7 +230,7 @@ impl Lanes {
                 None => self.choose_lane(queue, client).await?,
             };
             match self.make_consumer(queue, &lane, policy).await {
-                // No room for one more consumer: unless it has a share of its own to hold, it needs none.
+                // No room for one more consumer: a client needs none unless the policy gives it a share of its own.
                 Err(full) if is_full(&full) && lane == own && !policy.clients.contains_key(client) => {
                     let lane = Lane::shared_by(client);
                     self.make_consumer(queue, &lane, policy).await?;
@@ -255,7 +255,8 @@ impl Lanes {
         }
     }
 
-    /// The lane of the client's next job with what the server says of it, or `None` if it has no consumer yet. It makes none.
+    /// The lane of the client's next job with the server's description of its consumer, or `None` if it has none yet.
+    /// It makes none.
     pub(crate) async fn lane_info(
         &self,
         queue: &QueueName,
@@ -277,7 +278,7 @@ impl Lanes {
     async fn choose_lane(&self, queue: &QueueName, client: &ClientId) -> Result<Lane, BrokerError> {
         let own = Lane::Own(client.clone());
         let stream = stream_calls::get(&self.api, &names::jobs_stream(queue), "create consumer").await?;
-        // Where the stream may have few, those who share come first.
+        // If the stream may have few consumers, those of shared lanes come first.
         let may_have = usize::try_from(stream.info.config.max_consumers).ok().filter(|most| *most > 0);
         let own_max = may_have.map_or(OWN_MAX, |most| OWN_MAX.min(most.saturating_sub(usize::from(SHARED_LANES))));
         if stream.info.state.consumer_count < own_max || self.consumer_info(queue, &own).await?.is_some() {
@@ -323,8 +324,8 @@ impl Lanes {
         Ok(())
     }
 
-    /// The consumers of a queue that answer, as their leaders see them: who leases gets nothing from the others. Those whose
-    /// settings are not what the policy says are changed.
+    /// The consumers of a queue whose leaders answer, as these see them: a worker gets nothing from the others.
+    /// Consumers whose settings are not as the policy says are changed.
     pub(crate) async fn list_consumers(
         &self,
         queue: &QueueName,
@@ -351,14 +352,14 @@ impl Lanes {
     /// The consumers of a queue, as their leaders see them.
     ///
     /// # Errors
-    /// `Unavailable` if one has no leader that answers: the others are not all.
+    /// `Unavailable` if a consumer has no leader that answers: the list would not be complete.
     pub(crate) async fn consumer_infos(&self, queue: &QueueName) -> Result<Vec<ConsumerInfo>, BrokerError> {
         let (listed, silent) = self.answering_consumers(queue).await?;
         stream_calls::whole(listed, &silent, "list consumers")
     }
 
-    /// The same without those that have no leader that answers, and the names of these. What is no lane's is left out: others
-    /// may look on with consumers of their own, whose names may read like a client's.
+    /// The consumers of a queue whose leaders answer, and the names of the others. Consumers of no lane are left out:
+    /// others may look on with consumers of their own, whose names may read like a client's.
     pub(crate) async fn answering_consumers(
         &self,
         queue: &QueueName,
@@ -373,7 +374,7 @@ impl Lanes {
         Ok((listed, silent))
     }
 
-    /// What the server says of the lane's consumer, or `None` if there is none.
+    /// The server's description of the lane's consumer, or `None` if there is none.
     pub(crate) async fn consumer_info(
         &self,
         queue: &QueueName,

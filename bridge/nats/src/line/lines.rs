@@ -1,5 +1,5 @@
-//! The queues of which this process leases, how many jobs of them may be on their way, and up to where their consumers are in
-//! doubt.
+//! The queues from which this process leases: how many of their jobs may be on their way, and the recheck mark of each,
+//! up to which its consumers are in doubt.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -21,19 +21,19 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::support::lock;
 
-/// All lines of this process.
+/// The queue states of this process.
 pub(crate) struct Lines {
     pub(crate) api: Api,
     pub(crate) tasks: TaskTracker,
     pub(crate) lanes: Arc<Lanes>,
-    /// The queues of which this process leases.
+    /// The queues from which this process leases.
     pub(crate) open: tokio::sync::Mutex<HashMap<QueueName, Arc<QueueState>>>,
     /// How many jobs of these may be on their way.
     pub(crate) places: Mutex<Places>,
 }
 
 impl Lines {
-    /// The queue's line, if this process leases from it.
+    /// The queue's state, if this process leases from it.
     pub(crate) async fn known_line(&self, queue: &QueueName) -> Option<Arc<QueueState>> {
         self.open.lock().await.get(queue).cloned()
     }
@@ -47,8 +47,8 @@ impl Lines {
         self.places().free(&line.queue, Instant::now())
     }
 
-    /// From here on every job is looked up first if the connection was made again since the mark was set, until the server
-    /// said up to which.
+    /// If the connection was made again since the recheck mark was set, every job is looked up first from here on,
+    /// until the server says up to which one.
     pub(crate) fn suspect_if_reconnected(self: &Arc<Self>, line: &Arc<QueueState>) {
         let connections = self.api.connections();
         if line.connections.swap(connections, Ordering::AcqRel) != connections {
@@ -59,7 +59,7 @@ impl Lines {
         }
     }
 
-    /// Raises the mark if the connection was made again since it was set.
+    /// Raises the recheck mark if the connection was made again since it was set.
     pub(crate) async fn raise_mark_if_reconnected(&self, line: &QueueState) -> Result<(), BrokerError> {
         let connections = self.api.connections();
         if line.connections.swap(connections, Ordering::AcqRel) != connections {
@@ -68,8 +68,9 @@ impl Lines {
         Ok(())
     }
 
-    /// From here on every job that is stored already is looked up first: its consumer was made again, or has another
-    /// leader, or the connection was lost meanwhile. Until the server said how far that goes, it is all of them.
+    /// Raises the recheck mark: from here on every job that is stored already is looked up first, because its consumer
+    /// was made again, or has another leader, or the connection was lost meanwhile. Until the server says how far that
+    /// goes, all jobs are looked up.
     pub(crate) async fn raise_mark(&self, line: &QueueState) -> Result<(), BrokerError> {
         let raised = line.suspect();
         let stream =
@@ -92,7 +93,7 @@ impl Lines {
         drop(tokio::join!(self.raise_mark(line), told));
     }
 
-    /// Makes a consumer that somebody deleted. It delivers everything again, so everything is looked up.
+    /// Makes a consumer again that somebody deleted. It delivers everything again, so everything is looked up.
     pub(crate) async fn restore_consumer(
         &self,
         line: &QueueState,

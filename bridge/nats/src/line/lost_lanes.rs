@@ -1,6 +1,7 @@
-//! Lanes that have jobs in line and no consumer: deleted by hand, not restored with the rest, lost with a server's disk.
-//! Nobody pulls from a consumer that is not there, and none is listed, so such jobs would be neither given out, nor
-//! counted, nor ended in time. The sweep looks for them: which lanes there are is in the subjects of the stream.
+//! Restores the consumers of lanes that have jobs in line and no consumer: it was deleted by hand, not restored with
+//! the rest, or lost with a server's disk. Nobody pulls from a consumer that is not there, and none is listed, so such
+//! jobs would be neither given out, nor counted, nor ended in time. The sweep looks for them: the stream's subjects say
+//! which lanes there are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -18,16 +19,17 @@ use relay_bridge::support::lock;
 const OPERATION: &str = "look for lost consumers";
 /// How often a queue is looked through; also at the start, and when the connection was made again.
 const EVERY: Duration = Duration::from_secs(300);
-/// How many times as long as it took it is left alone at least: the server has many subjects to go through.
+/// The least pause after a look, as a multiple of the time that the look took: the server has many subjects to go
+/// through.
 const RARELY: u32 = 200;
-/// When to try again what failed.
+/// How long after a failure it is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 /// The most answers of the server that are read, of 100,000 subjects each.
 const PAGES_MAX: usize = 20;
 /// The most consumers that are made in one step of the sweep.
 const MADE_MAX: usize = 100;
 
-/// When which queue is due, and how often the connection had been made when it was looked through.
+/// When each queue is to be looked through next, and how often the connection had been made when it was last.
 #[derive(Debug, Default)]
 pub(crate) struct Census(Mutex<HashMap<QueueName, (u64, Instant)>>);
 
@@ -48,7 +50,7 @@ impl Census {
     }
 }
 
-/// Makes consumers that lanes with jobs lost.
+/// Makes the consumers that lanes with jobs have lost.
 pub(crate) struct LostLanes {
     pub(crate) api: Api,
     pub(crate) lanes: Arc<Lanes>,
@@ -56,8 +58,8 @@ pub(crate) struct LostLanes {
 }
 
 impl LostLanes {
-    /// Makes the consumers of lanes that have records in line and lost theirs, if it is time to look. What they deliver is
-    /// looked up first, as after any consumer was made again.
+    /// Makes the consumers of lanes that have records in line and lost theirs, if it is time to look. The jobs that
+    /// these consumers deliver are looked up first, as after any consumer was made again.
     pub(crate) async fn restore_lost_lanes(&self, queue: &QueueName, policy: &QueuePolicy) {
         let (census, connections) = (&self.census, self.api.connections());
         if !census.is_due(queue, connections) {

@@ -1,4 +1,4 @@
-//! Whose job is next: the queue as one process sees it, its lanes and their turns.
+//! Decides whose job is next: a queue as one process sees it, its lanes and their turns.
 
 pub(crate) mod lanes;
 pub(crate) mod lines;

@@ -1,6 +1,7 @@
-//! Whether a consumer goes on where it was. One that was reset, or deleted and made again by somebody else, delivers what was
-//! settled as if for the first time, and the server tells nobody of a reset. It shows in the numbers of what it delivers:
-//! they only grow, and of first deliveries so do the sequences of the stream. Pure: no clock, no I/O.
+//! Notices a consumer that does not go on where it was. One that was reset, or deleted and made again by somebody else,
+//! delivers jobs that were settled as if for the first time, and the server tells nobody of a reset. It shows in the
+//! numbers of its deliveries: they only grow, and for first deliveries so do the sequences of the stream. Pure: no
+//! clock, no I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,7 +32,7 @@ struct Furthest {
     gaps: Vec<Gap>,
 }
 
-/// Deliveries that one with a greater number came before.
+/// Deliveries that were overtaken by one with a greater number.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     /// Their numbers: from the first to the last.
@@ -63,7 +64,7 @@ pub(crate) struct Delivered {
     pub(crate) asked_at: Instant,
 }
 
-/// How a delivery goes with those before.
+/// How a delivery relates to those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     GoesOn,
@@ -74,7 +75,7 @@ pub(crate) enum Order {
 }
 
 impl Orders {
-    /// Takes note of it; `now` is when it is known.
+    /// Notes a delivery, and how it relates to those before; `now` is when it is known.
     pub(crate) fn saw(&mut self, lane: &Lane, of: Delivered, now: Instant) -> Order {
         let begins = || Furthest { delivery: of.delivery, stored: of.stored.unwrap_or(0), at: now, gaps: Vec::new() };
         let Some(known) = self.0.get_mut(lane) else {

@@ -1,5 +1,5 @@
-//! How many jobs this process may take of which queue: the places of the calls that wait, less what pulls may still bring and
-//! jobs that nobody took yet. Pure: no clock, no I/O.
+//! How many jobs this process may take of each queue: the places of the calls that wait, less the jobs that pulls may
+//! still bring and those that nobody took yet. Pure: no clock, no I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use relay_bridge::contract::{QueueName, WorkerId};
 /// three at once.
 const KEPT_FOR: Duration = Duration::from_millis(20);
 
-/// The calls that wait for jobs, and what is taken up of their places.
+/// The calls that wait for jobs, and how many of their places are taken up.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     calls: HashMap<u64, Call>,
     last: u64,
-    /// When the first call is to be looked at that was answered.
+    /// When the places of the first call that was answered are to be forgotten.
     kept_until: Option<Instant>,
     /// Places that pulls hold, and jobs that nobody took yet.
     held: HashMap<QueueName, u32>,
@@ -30,7 +30,7 @@ struct Call {
     /// How many of its queues it has looked over, in their order.
     looked: usize,
     places: u32,
-    /// When it was answered, and these are left; `None` while it waits.
+    /// Until when the places that are left are kept, once it was answered; `None` while it waits.
     kept_until: Option<Instant>,
 }
 
@@ -41,8 +41,8 @@ impl Call {
 }
 
 impl Places {
-    /// A call waits for `places` jobs; of which queue is not asked for before it looked that one over. The rest of its worker's
-    /// last call is over with that.
+    /// Notes a call that waits for `places` jobs. Jobs of a queue are not asked for before the call has looked that
+    /// queue over. The places kept of its worker's last call are over with that.
     pub(crate) fn call(&mut self, worker: &WorkerId, queues: Vec<QueueName>, places: u32) -> u64 {
         if self.kept_until.is_some() {
             self.calls.retain(|_, call| call.kept_until.is_none() || call.worker != *worker);
@@ -52,7 +52,8 @@ impl Places {
         self.last
     }
 
-    /// A call has looked over so many of its queues: jobs of the next one are not to take the places of what these have.
+    /// A call has looked over so many of its queues. Jobs of the next one are not to take the places of jobs that these
+    /// have.
     pub(crate) fn looked(&mut self, call: u64, queues: usize) {
         if let Some(call) = self.calls.get_mut(&call) {
             call.looked = queues;
@@ -73,7 +74,7 @@ impl Places {
         self.kept_until.get_or_insert(until);
     }
 
-    /// The worker that called went away, unless it was answered.
+    /// Ends a call whose worker went away, unless it was answered.
     pub(crate) fn left(&mut self, call: u64) {
         if self.calls.get(&call).is_some_and(|call| call.kept_until.is_none()) {
             self.calls.remove(&call);
@@ -100,7 +101,7 @@ impl Places {
         }
     }
 
-    /// What the calls that count have for `queue`, as far as their queues are asked for.
+    /// The places for `queue` that are left in the calls that count, as far as jobs of their queues are asked for.
     fn left_of(&self, queue: &QueueName, counts: impl Fn(&Call) -> bool, asked: impl Fn(&Call) -> &[QueueName]) -> u32 {
         let held_of_all = self.held.values().fold(0_u32, |all, held| all.saturating_add(*held));
         let (mut all, mut here) = (0_u32, 0_u32);
@@ -113,7 +114,7 @@ impl Places {
         here.saturating_sub(self.held(queue)).min(all.saturating_sub(held_of_all))
     }
 
-    /// So many jobs of `queue` may come, or have come and wait.
+    /// Takes places: so many jobs of `queue` may come, or have come and wait.
     pub(crate) fn hold(&mut self, queue: &QueueName, places: u32) {
         match self.held.get_mut(queue) {
             Some(held) => *held = held.saturating_add(places),
@@ -121,7 +122,7 @@ impl Places {
         }
     }
 
-    /// So many of them do not come, were taken, or go back.
+    /// Gives places back: so many of these jobs do not come, were taken, or go back.
     pub(crate) fn release(&mut self, queue: &QueueName, places: u32) {
         if let Some(held) = self.held.get_mut(queue) {
             *held = held.saturating_sub(places);

@@ -1,5 +1,5 @@
-//! A queue as one worker process sees it: which of its lanes have work, what came and waits to be taken, and up to where its
-//! consumers are in doubt.
+//! The queue state: a queue as one worker process sees it. It knows which lanes have work, which jobs came and wait to
+//! be taken, and the recheck mark, up to which the queue's consumers are in doubt.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,15 +17,15 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::support::lock;
 
-/// For how long after its last job a process that knows of more is busy with it.
+/// For how long after its last job a process that knows of more jobs counts as busy.
 const BUSY_FOR: Duration = Duration::from_millis(50);
-/// For how long after a lane's last job a pull stands for its next one.
+/// For how long after a lane's last job standing pulls are made for its next one.
 const EXPECTED_WITHIN: Duration = Duration::from_secs(60);
 
-/// One queue of which this process leases.
+/// The state of one queue from which this process leases.
 pub(crate) struct QueueState {
     pub(crate) queue: QueueName,
-    /// As the last call or round knew it.
+    /// The policy, as the last call or round knew it.
     policy: Mutex<Arc<QueuePolicy>>,
     turns: Mutex<Turns>,
     /// The lane whose job came last, and when.
@@ -33,23 +33,25 @@ pub(crate) struct QueueState {
     orders: Mutex<Orders>,
     pub(crate) ready: Ready,
     pub(crate) rounds: Rounds,
-    /// Pulls in flight that do not stand. A call that waits for them to end watches it.
+    /// Pulls in flight, without standing pulls. A call that waits for them to end watches this.
     pub(crate) pulls: watch::Sender<usize>,
-    /// Whether a pull stands.
+    /// Whether there is a standing pull.
     pub(crate) stands: AtomicBool,
     /// Woken for each job that is there to take.
     pub(crate) woken: Notify,
     /// Whether hints come to this process.
     pub(crate) hears: AtomicBool,
-    /// Whether it is going to be looked whether they still should.
+    /// Whether it is going to be checked whether hints should still come.
     stops_hearing: AtomicBool,
     /// Woken when hints should come to this process, or might stop.
     pub(crate) places_changed: Notify,
-    /// Jobs up to this sequence may have been settled although their consumer says otherwise.
+    /// The recheck mark: jobs up to this sequence may have been settled although their consumer says otherwise, so they
+    /// are looked up before they are given out.
     mark: AtomicU64,
-    /// How often the mark was raised: who asked where to for an earlier one leaves it alone.
+    /// Incremented each time the mark is raised. A task that asked the server for the mark on behalf of an earlier
+    /// raise compares this, and drops its answer.
     raised: AtomicU64,
-    /// How often the connection had been made when the mark was set.
+    /// How often the connection had been made when the recheck mark was set.
     pub(crate) connections: AtomicU64,
 }
 
@@ -87,7 +89,7 @@ impl QueueState {
         Arc::clone(&lock(&self.policy))
     }
 
-    /// The policy is this one now.
+    /// Takes over the policy that holds now.
     pub(crate) fn goes_by(&self, policy: &Arc<QueuePolicy>) {
         let mut known = lock(&self.policy);
         if Arc::ptr_eq(&known, policy) {
@@ -105,14 +107,16 @@ impl QueueState {
         seq <= self.mark.load(Ordering::Acquire)
     }
 
-    /// From here on every job is looked up first, until the mark is known again: which time of asking is meant.
+    /// Raises the recheck mark above all jobs: every job is looked up first, until the mark is known again. Returns the
+    /// number of this raise, for [`Self::mark_at`].
     pub(crate) fn suspect(&self) -> u64 {
         let raised = self.raised.fetch_add(1, Ordering::AcqRel) + 1;
         self.mark.store(u64::MAX, Ordering::Release);
         raised
     }
 
-    /// The server said that jobs after `seq` are not in doubt, to who asked at that time of asking.
+    /// Sets the recheck mark to `seq`: the server said that jobs after it are not in doubt. Without effect if the mark
+    /// was raised again since raise number `asked`.
     pub(crate) fn mark_at(&self, asked: u64, seq: u64) {
         if self.raised.load(Ordering::Acquire) == asked {
             self.mark.store(seq, Ordering::Release);
@@ -124,7 +128,7 @@ impl QueueState {
         lock(&self.orders).saw(lane, delivered, Instant::now())
     }
 
-    /// A job of this lane was given out.
+    /// Notes that a job of this lane was given out.
     pub(crate) fn served(&self, lane: &Lane) {
         let now = Instant::now();
         match &mut *lock(&self.last) {
@@ -133,13 +137,13 @@ impl QueueState {
         }
     }
 
-    /// Whether this process takes one job after the other, and knows of more: what it is told of has its turn.
+    /// Whether this process takes one job after the other, and knows of more: a job that it is told of gets its turn.
     pub(crate) fn is_busy(&self) -> bool {
         let serves = lock(&self.last).as_ref().is_some_and(|(_, at)| at.elapsed() < BUSY_FOR);
         serves && self.turns().has_more()
     }
 
-    /// No pull is to stand before the next job.
+    /// No standing pull is to be made before the next job.
     pub(crate) fn expects_nothing(&self) {
         *lock(&self.last) = None;
     }
@@ -150,20 +154,20 @@ impl QueueState {
         last.as_ref().filter(|(_, at)| at.elapsed() < EXPECTED_WITHIN).map(|(lane, _)| lane.clone())
     }
 
-    /// There are no places any more.
+    /// Has it checked whether hints should still come, because there are no places any more.
     pub(crate) fn might_stop_hearing(&self) {
         if self.hears.load(Ordering::Acquire) && !self.stops_hearing.swap(true, Ordering::AcqRel) {
             self.places_changed.notify_one();
         }
     }
 
-    /// It was looked whether hints should still come.
+    /// Notes the answer to that check: whether hints come to this process.
     pub(crate) fn hears(&self, hears: bool) {
         self.hears.store(hears, Ordering::Release);
         self.stops_hearing.store(false, Ordering::Release);
     }
 
-    /// The lane may give one more, or has more than was hinted.
+    /// Notes that the lane may give one more, or has more than was hinted.
     pub(crate) fn more(&self, lane: &Lane) {
         self.turns().more(lane);
     }

@@ -1,6 +1,6 @@
-//! Jobs that came and that nobody took yet. They are leased from the moment at which they were asked for, and the worker that
-//! asked may have gone meanwhile: so a job that comes is there for the next call, and goes back, without spending an
-//! attempt, if none takes it in time.
+//! Jobs that came and that no call took yet. They are leased from the moment at which they were asked for, and the
+//! worker that asked may have gone meanwhile. So a job that comes is there for the next call, and goes back, without
+//! spending an attempt, if no call takes it in time.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use relay_bridge::leasing::Delivery;
 use relay_bridge::support::lock;
 
-/// How long what came is kept for somebody who asks.
+/// How long a job that came is kept for a call.
 pub(crate) const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// The jobs that are there for the next call, in the order in which they came.
@@ -21,7 +21,7 @@ pub(crate) struct Ready(Mutex<State>);
 #[derive(Default)]
 struct State {
     came: VecDeque<Came>,
-    /// Whether a task sees to it that what nobody takes goes back.
+    /// Whether a task is running that hands back the jobs that nobody takes.
     is_kept: bool,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Came {
 }
 
 impl Ready {
-    /// Whether a task is to see to it that they go back.
+    /// Adds jobs. `true` if the caller has to start the task that hands them back.
     pub(crate) fn put(&self, jobs: impl Iterator<Item = Delivery>, asked_at: Instant) -> bool {
         let (mut state, until) = (self.state(), Instant::now() + TAKEN_WITHIN);
         state.came.extend(jobs.map(|delivery| Came { delivery, asked_at, until }));

@@ -1,4 +1,5 @@
-//! When this process makes a round over all consumers of a queue, and what it knows of the other processes that do.
+//! Decides when this process makes a round over all consumers of a queue, and keeps what it knows of other processes'
+//! rounds.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,48 +12,50 @@ use crate::stored::control;
 use crate::wire::api::jitter;
 use relay_bridge::support::lock;
 
-/// How often somebody makes a round while somebody waits.
+/// How often one of the processes makes a round while somebody waits.
 const EVERY: Duration = Duration::from_millis(700);
-/// How often each process makes one of its own, whatever others say.
+/// How often each process makes a round of its own, whatever others say.
 const OWN_EVERY: Duration = Duration::from_secs(5);
-/// How soon after one the next is made at the earliest, except for whoever does not wait.
+/// How soon after a round the next is made at the earliest, except for a call that does not wait.
 const APART: Duration = Duration::from_millis(50);
-/// When one is made again that was made because hints were missed: a consumer may not know yet of what was stored just before.
+/// How long after a round that was made because hints were missed another one is made: a consumer may not know yet of a
+/// job that was stored just before.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// For how long another process is taken to be there after its last word.
 const THERE_FOR: Duration = Duration::from_secs(15);
 /// How often a process that makes no rounds says that it is there.
 const HERE_EVERY: Duration = Duration::from_secs(4);
 
-/// When this process makes rounds, and what it knows of others.
+/// When this process makes rounds, and its knowledge of other processes.
 #[derive(Debug)]
 pub(crate) struct Rounds {
     /// Names this process to others.
     me: u64,
     due: Mutex<Due>,
-    /// Whether one is due and waits until somebody waits for jobs.
+    /// Whether a round is due and waits until somebody waits for jobs.
     pub(crate) is_late: AtomicBool,
-    /// Whether somebody did since.
+    /// Whether somebody has waited for jobs since then.
     pub(crate) is_wanted: AtomicBool,
     pub(crate) woken: Notify,
-    /// Held while one is made: several that look at once make one.
+    /// Held while a round is made: several tasks that look at once make one.
     pub(crate) making: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Due {
     next: Instant,
-    /// The last round of this process, and how often it had connected by then: what came while it was away had its hint lost.
+    /// The last round of this process, and how often it had connected by then: hints of jobs that came while it was
+    /// away are lost.
     made: Option<(Instant, u64)>,
-    /// When it is tried again, if the last one could not be made.
+    /// When a round is tried again, if the last one could not be made.
     again_at: Option<Instant>,
     /// Up to when hints may have been missed.
     missed: Instant,
-    /// Whether the next one is to be made twice.
+    /// Whether the next round is to be made twice.
     twice: bool,
-    /// When another process said something.
+    /// When another process last said something.
     heard: Option<Instant>,
-    /// When this one did.
+    /// When this process last did.
     said: Option<Instant>,
 }
 
@@ -73,7 +76,7 @@ impl Default for Rounds {
 }
 
 impl Rounds {
-    /// Hints may have been missed: one is due now, and another soon after.
+    /// Hints may have been missed: a round is due now, and another soon after.
     pub(crate) fn soon(&self) {
         let (mut due, now) = (lock(&self.due), Instant::now());
         let earliest = due.made.map_or(now, |(made, _)| made + APART);
@@ -82,7 +85,7 @@ impl Rounds {
         self.woken.notify_one();
     }
 
-    /// Somebody waits for jobs.
+    /// Notes that somebody waits for jobs.
     pub(crate) fn wanted(&self) {
         if self.is_late.load(Ordering::Acquire) && self.is_late.swap(false, Ordering::AcqRel) {
             self.is_wanted.store(true, Ordering::Release);
@@ -90,7 +93,8 @@ impl Rounds {
         }
     }
 
-    /// Another process is there, and made a round if `made`. Whether to say that this one is there too.
+    /// Notes that another process is there, and made a round if `made`. `true` if this one should say that it is there
+    /// too.
     pub(crate) fn heard(&self, made: bool) -> bool {
         let (mut due, now) = (lock(&self.due), Instant::now());
         due.heard = Some(now);
@@ -111,7 +115,7 @@ impl Rounds {
         lock(&self.due).heard.is_none_or(|heard| heard.elapsed() >= THERE_FOR)
     }
 
-    /// Whether this process made none yet.
+    /// Whether this process made no round yet.
     pub(crate) fn is_first(&self) -> bool {
         lock(&self.due).made.is_none()
     }
@@ -121,7 +125,7 @@ impl Rounds {
         lock(&self.due).missed
     }
 
-    /// Whether the last one of this process began after `since` on the connection that there is now.
+    /// Whether the last round of this process began after `since` on the connection that there is now.
     pub(crate) fn is_fresh(&self, since: Instant, connections: u64) -> bool {
         lock(&self.due).made.is_some_and(|(made, on)| made >= since && on == connections)
     }
@@ -141,18 +145,18 @@ impl Rounds {
         due.again_at = None;
     }
 
-    /// It can't be made now.
+    /// Puts the round off, because it can't be made now.
     pub(crate) fn put_off(&self) {
         let (mut due, at) = (lock(&self.due), Instant::now() + EVERY);
         (due.next, due.again_at) = (at, Some(at));
     }
 
-    /// The word on the control subject.
+    /// The message for the control subject.
     pub(crate) fn word(&self, made: bool) -> String {
         format!("{} {}", if made { control::ROUND } else { control::HERE }, self.me)
     }
 
-    /// Whether a word is this process's own.
+    /// Whether a message is this process's own.
     pub(crate) fn is_me(&self, who: u64) -> bool {
         who == self.me
     }

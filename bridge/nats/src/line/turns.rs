@@ -1,5 +1,6 @@
-//! Whose turn it is in one queue: weighted deficit round robin over the lanes that may have work, every job of cost
-//! one, and how much each may have, as far as hints and earlier pulls tell. Pure: no clock, no I/O.
+//! Decides whose turn it is in one queue: weighted deficit round robin over the lanes that may have work, every job of
+//! cost one. It also keeps how many jobs each lane may have, as far as hints and earlier pulls tell. Pure: no clock, no
+//! I/O.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -8,16 +9,16 @@ use tokio::time::Instant;
 
 use crate::stored::names::Lane;
 
-/// The most pulls in flight at once for one lane of which only is known that there is more.
+/// The most pulls in flight at once for a lane that is only known to have more.
 const PULLS_MAX: u32 = 8;
-/// After so many misses it is left to the server to say again that there is something.
+/// After so many misses in a row a lane is left alone, until the server says again that it has jobs.
 const MISSES_IN_A_ROW: u32 = 2;
-/// Of more jobs at once the number does not matter: there is a backlog.
+/// More jobs at once than this count as a backlog: their number does not matter.
 const HINTED_MAX: u32 = 64;
 /// The most misses that are counted.
 const MISSES_MAX: u32 = 4;
-/// How long a lane is left alone whose consumer did not answer a pull: each one holds a place that another lane could use.
-/// Twice as long each time, up to the second one.
+/// How long a lane is left alone whose consumer did not answer a pull: each pull holds a place that another lane could
+/// use. Twice as long each time, up to the second value.
 const SILENT_FOR: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 /// How much later than its job a hint may come.
 const HINT_LATE_MAX: Duration = Duration::from_millis(50);
@@ -38,9 +39,9 @@ struct Turn {
     hints: u64,
     /// Pulls in flight.
     pulls: u32,
-    /// Pulls in flight that stand for jobs which nobody hinted at yet.
+    /// Standing pulls in flight, for jobs that nobody hinted at yet.
     standing: u32,
-    /// Jobs that came by pulls which stood, and until when their hints may come.
+    /// Jobs that came by standing pulls, and until when their hints may come.
     early: Option<(u32, Instant)>,
     /// Pulls in a row that brought nothing although it had jobs.
     misses: u32,
@@ -48,21 +49,21 @@ struct Turn {
     is_waiting: bool,
     /// Until when it is left alone.
     silent_until: Option<Instant>,
-    /// For how long it was last.
+    /// For how long it was last left alone.
     silent_for: Option<Duration>,
     in_order: bool,
 }
 
-/// What is known of a lane.
+/// The jobs that a lane has, as far as is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Has {
     #[default]
     Nothing,
-    /// So many hinted jobs that nobody followed yet.
+    /// So many hinted jobs for which no pull was made yet.
     Hinted(u32),
-    /// Leased ones, of which some may have come back. Whoever has more comes first.
+    /// Leased jobs, of which some may have come back. Lanes that have more come first.
     Maybe,
-    /// As many as a pull asked for: there may be more.
+    /// A pull brought as many as it asked for: there may be more.
     More,
 }
 
@@ -80,11 +81,11 @@ pub(crate) struct Wanted {
 /// Why a pull is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// A hint told of all of it: it must be there, or about to be.
+    /// A hint told of all its jobs: they must be there, or about to come.
     Hinted,
-    /// There may be something.
+    /// The lane may have jobs.
     Maybe,
-    /// The lane's next job is likely to come soon.
+    /// A standing pull: the lane's next job is likely to come soon.
     Standing,
 }
 
@@ -97,7 +98,7 @@ impl Wanted {
 }
 
 impl Turns {
-    /// So many jobs came into the lane.
+    /// Notes a hint: so many jobs came into the lane.
     pub(crate) fn hint(&mut self, lane: &Lane, jobs: u32, now: Instant) {
         if jobs > HINTED_MAX {
             return self.more(lane);
@@ -118,7 +119,7 @@ impl Turns {
         };
     }
 
-    /// A pull for the lane's next job, whenever it comes; none while its consumer is left alone.
+    /// A standing pull for the lane's next job, whenever it comes; none while its consumer is left alone.
     pub(crate) fn stand(&mut self, lane: &Lane, now: Instant) -> Option<Wanted> {
         let turn = self.enter(lane);
         if turn.is_silent(now) {
@@ -128,12 +129,13 @@ impl Turns {
         Some(Wanted { lane: lane.clone(), count: 1, why: Why::Standing, hints: turn.hints, misses: 0 })
     }
 
-    /// There is more in the lane than was hinted, or may be.
+    /// Notes that there is, or may be, more in the lane than was hinted.
     pub(crate) fn more(&mut self, lane: &Lane) {
         self.enter(lane).has = Has::More;
     }
 
-    /// The lane has leased jobs, and none that wait. A lane that was not asked since this was said last has its turn like others.
+    /// Notes that the lane has leased jobs, and none that wait. If it was not asked since this was last noted, it has
+    /// its turn like other lanes.
     pub(crate) fn maybe(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
         turn.has = match turn.has {
@@ -143,7 +145,7 @@ impl Turns {
         };
     }
 
-    /// The server says that there are jobs in the lane.
+    /// Notes that the server says that there are jobs in the lane.
     pub(crate) fn waiting(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
         (turn.has, turn.is_waiting) = (Has::More, true);
@@ -154,7 +156,7 @@ impl Turns {
         self.order.iter().any(|lane| self.lanes.get(lane).is_some_and(|turn| turn.has == Has::More))
     }
 
-    /// Its consumer did not answer a pull in time. When it is to be asked again.
+    /// Notes that the lane's consumer did not answer a pull in time. Returns when it is to be asked again.
     pub(crate) fn silent(&mut self, lane: &Lane, now: Instant) -> Instant {
         let Some(turn) = self.lanes.get_mut(lane) else { return now };
         let [least, most] = SILENT_FOR;
@@ -163,8 +165,9 @@ impl Turns {
         *turn.silent_until.insert(now + silent_for)
     }
 
-    /// The lanes to be asked, and for how many jobs, `max` in all, in the order of turns, those last who only may have something; each
-    /// lane at most once. With `hinted` only what hints told of, and nothing while others have their turns.
+    /// The lanes to be asked, each at most once, and for how many jobs, `max` in all. They are in the order of turns;
+    /// lanes that only may have jobs come last. With `hinted` only jobs that hints told of are asked for, and none
+    /// while other lanes have their turns.
     pub(crate) fn plan(&mut self, max: u32, hinted: bool, now: Instant, weight: impl Fn(&Lane) -> u32) -> Vec<Wanted> {
         let has_turn = |turn: &Turn| turn.in_order && matches!(turn.has, Has::Maybe | Has::More);
         if hinted && (max == 0 || self.lanes.values().any(has_turn)) {
@@ -222,8 +225,8 @@ impl Turns {
         plan
     }
 
-    /// So many jobs came of a pull. Those that were hinted at and did not come have gone elsewhere, unless some came: then the
-    /// rest is on its way.
+    /// Notes that so many jobs came of a pull. Jobs that were hinted at and did not come have gone elsewhere, unless
+    /// some came: then the rest is on its way.
     pub(crate) fn pulled(&mut self, wanted: &Wanted, got: u32, now: Instant) {
         let Some(turn) = self.lanes.get_mut(&wanted.lane) else { return };
         turn.pulls = turn.pulls.saturating_sub(1);
@@ -231,7 +234,7 @@ impl Turns {
             (turn.misses, turn.is_waiting, turn.silent_for) = (0, false, None);
         }
         match wanted.why {
-            // A hint counted on it.
+            // A hint counted on this pull.
             Why::Standing if turn.standing == 0 && got == 0 => self.more(&wanted.lane),
             Why::Standing if turn.standing == 0 => {}
             Why::Standing => {
@@ -243,7 +246,7 @@ impl Turns {
             }
             Why::Hinted if got == wanted.count => {}
             Why::Hinted if got == 0 => {
-                // So have others that were hinted at before.
+                // Other jobs that were hinted at before have gone elsewhere, too.
                 if let Has::Hinted(count) = turn.has {
                     let since = u32::try_from(turn.hints - wanted.hints).unwrap_or(u32::MAX).min(count);
                     turn.has = if since > 0 { Has::Hinted(since) } else { Has::Nothing };
@@ -273,8 +276,8 @@ impl Turns {
         }
     }
 
-    /// Behind the last job that came of a pull its lane had so many more in line. Where several processes take them, others are
-    /// told of a few.
+    /// Notes that behind the last job of a pull its lane had so many more in line. Where several processes take them,
+    /// others are told of a few.
     pub(crate) fn behind(&mut self, wanted: &Wanted, jobs: u64, is_alone: bool) {
         let turn = self.enter(&wanted.lane);
         let known = if let Has::Hinted(count) = turn.has { u64::from(count) } else { 0 };

@@ -1,5 +1,5 @@
-//! Dead letters: one message each, whose subject says of which run and since when, so that a listing reads names and not
-//! payloads.
+//! The capability for operators (`DeadLetters`): list, get, redrive, purge. Each letter is one message whose subject
+//! says of which run it is and since when it is kept, so that a listing goes by names and not by payloads.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const LIST_MAX: u32 = 1_000;
 /// How many letters of a list are read at once.
 const READS: usize = 16;
 
-/// The dead letters, for operators.
+/// Serves operators: fills `DeadLetters`.
 pub(crate) struct Operator {
     pub(crate) letters: Arc<LetterStore>,
     pub(crate) redrives: Arc<Redrives>,
@@ -78,7 +78,7 @@ impl DeadLetters for Operator {
 }
 
 impl Operator {
-    /// For a list, which one letter that only a newer relay can read does not end.
+    /// Reads a letter for a list. A letter that only a newer relay can read does not end the list.
     async fn listed(&self, name: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
         match self.letters.letter(name).await {
             Err(error) if !error.is_transient() => {

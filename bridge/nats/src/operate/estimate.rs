@@ -1,5 +1,5 @@
-//! What a queue's jobs will take of the server's memory and disk at an expected rate: rounded up, for a person to decide
-//! by. Pure.
+//! Estimates how much of the server's memory and disk a queue's jobs will take at an expected rate: rounded up, for a
+//! person to decide by. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use relay_bridge::policy::QueuePolicy;
 /// The server's memory for one retained subject, in bytes: settled, and just after it was stored. Measured on
 /// nats-server 2.15.1 with 200,000 jobs and their results: after a restart, and as it ran.
 const RAM_PER_SUBJECT: [u64; 2] = [410, 680];
-/// What a record takes on disk beside its payload: subject, headers, envelope, index. In bytes.
+/// The bytes that a record takes on disk beside its payload: subject, headers, envelope, index.
 pub(crate) const RECORD_OVERHEAD: u64 = 600;
 /// The same for a result.
 const RESULT_OVERHEAD: u64 = 800;
 
-/// What is expected of one queue.
+/// The load that is expected of one queue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpectedLoad {
     /// Jobs a second, on average over a day.
@@ -25,11 +25,11 @@ pub struct ExpectedLoad {
     pub payload_bytes: u64,
     /// The mean result in bytes.
     pub result_bytes: u64,
-    /// How long a job waits and runs on average: what a job without a key is kept for.
+    /// How long a job waits and runs on average: a job without a key is kept for this time.
     pub in_flight: Duration,
 }
 
-/// What the server needs for it, on each node that has a replica.
+/// The server's need for that load, on each node that has a replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
     /// Records kept at once.
@@ -55,7 +55,7 @@ impl Estimate {
     }
 }
 
-/// What `load` on a queue with `policy` needs.
+/// The server's need for `load` on a queue with `policy`.
 #[must_use]
 pub fn estimate(policy: &QueuePolicy, load: &ExpectedLoad) -> Estimate {
     let keep = policy.job_ttl.saturating_add(policy.retention);

@@ -1,4 +1,4 @@
-//! What operators do: dead letters, provisioning, estimates.
+//! The work of operators: dead letters and their redrive, provisioning, estimates.
 
 pub(crate) mod dead_letters;
 pub(crate) mod estimate;

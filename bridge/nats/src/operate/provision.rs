@@ -1,6 +1,7 @@
-//! Creating and changing streams as a deployment wants them, and finding at start that what is needed is there.
+//! Creates and changes streams as a deployment wants them, and checks at start that the needed ones exist.
 //!
-//! A plan is what would be done, line by line; nothing that can shorten what a client relies on is done without `force`.
+//! A plan lists the changes that would be made, line by line; nothing is done without `force` that can shorten
+//! something on which a client relies.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -112,11 +113,13 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Finds that the streams of `queues` and those that all queues share are there and as relay needs them; that they
-    /// can do more is fine. For a process that may not create them. What an accepted job survives follows them from here on.
+    /// Checks that the streams of `queues` and the streams that all queues share exist and are as relay needs them;
+    /// they may do more. This is for a process that may not create streams. From here on, the durability of accepted
+    /// jobs is reported for these streams.
     ///
     /// # Errors
-    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed: all of them at once, with what to do.
+    /// `NotFound` if a stream is missing, `StateConflict` if one is not as needed. The error names all of them, and
+    /// says what to do.
     pub(crate) async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         let policies = &self.policies;
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
@@ -148,7 +151,7 @@ impl Provisioning {
 
 async fn plan(policies: &Policies, queues: &[Wanted]) -> Result<(Vec<Change>, Vec<Option<QueuePolicy>>), BrokerError> {
     let (mut planned, mut stored) = (Vec::new(), Vec::with_capacity(queues.len()));
-    // What all queues share is told with the first of them.
+    // Changes of streams that all queues share are told with the first queue.
     if let Some(Wanted { queue: first, .. }) = queues.first() {
         for wanted in policies.settings().shared() {
             let wanted = policies.within_account(wanted).await?;

@@ -1,5 +1,6 @@
-//! Redriving a dead letter, in three steps that a crash may come between: a mark that names the next run, that run, and the
-//! letter goes. The mark stays as long as the letter would have: a letter that comes late finds it, and is not kept.
+//! Redrives a dead letter, in three steps that a crash may come between: a mark is written that names the next run,
+//! that run is started, and the letter is removed. The mark stays as long as the letter would have: a letter that comes
+//! late finds the mark, and is not kept.
 
 use crate::records::letters::{REDRIVEN_AT, REDRIVEN_RUN};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ struct Dead {
     /// Until when the letter is kept.
     keep_until: Option<Timestamp>,
     redriven: Option<Redriven>,
-    /// Whose the letter is, or what is left of it.
+    /// The address of the letter, or of what is left of it.
     address: Option<Address>,
     /// The sequence of the last message about the run, whatever it is.
     last: u64,
@@ -49,7 +50,7 @@ pub(crate) struct Redrives {
 }
 
 impl Redrives {
-    /// Starts what the letter of a run has, and removes the letter.
+    /// Starts the job of a run's letter, and removes the letter.
     pub(crate) async fn redrive_letter(&self, job: JobId, run: RunId) -> Result<Enqueued, BrokerError> {
         const OPERATION: &str = "redrive";
         for _ in 0..TRIES {
@@ -110,7 +111,7 @@ impl Redrives {
 
     /// The remains of a run that ended badly.
     async fn dead(&self, job: JobId, run: RunId, operation: &'static str) -> Result<Dead, BrokerError> {
-        // First: what comes later than this fails the condition of what is written next.
+        // First, so that a message that comes later than this fails the condition of the next write.
         let last = self.api.last_at_leader(DEAD_STREAM, Letter::of_run(job, run), operation).await?;
         let mut dead = Dead { last: last.map_or(0, |last| last.seq), ..Dead::default() };
         for name in self.letters.names_of(job, run, operation).await? {
@@ -131,7 +132,7 @@ impl Redrives {
         Ok(dead)
     }
 
-    /// The record of a job whose client and queue nobody named.
+    /// The record of a job of which only the id is known.
     async fn record_of_anybody(&self, job: JobId) -> Result<Option<Record>, BrokerError> {
         for (queue, _) in self.policies.queues().await? {
             let stream = names::jobs_stream(&queue);

@@ -1,7 +1,7 @@
-//! Runs that end without a worker's word: cancelled by the client, or expired.
+//! Ends runs without a worker's word: runs that the client cancelled, and runs that expired.
 //!
-//! A cancel has steps that a crash may come between: the record is marked, the result is recorded, the record leaves the
-//! line. Whoever leases or sweeps a marked record does the rest.
+//! A cancel has three steps, and a crash may come between them: the record is marked, the result is recorded, the
+//! record leaves the line. A process that leases or sweeps a marked record does the rest.
 
 use crate::records::find::known_record;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const ENTRY_SECS: u64 = 24 * 3_600;
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
 
-/// Ends runs that no worker ends: by the client's hand, or by the clock's.
+/// Ends runs that no worker ends: the client cancelled them, or their deadline passed.
 pub(crate) struct Runs {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -43,7 +43,8 @@ impl Runs {
         let mut meant: Option<(Record, Job)> = None;
         for _ in 0..TRIES {
             let found = self.records.look(client, job).await?;
-            // The run that was open when the client asked, and no later one: that has begun because this one ended.
+            // Only the run that was open when the client asked, and no later one: that has begun because this one
+            // ended.
             if let Some((record, open)) = &meant
                 && found.record.as_ref().is_some_and(|(_, job)| job.run_id > open.run_id)
             {
@@ -68,7 +69,7 @@ impl Runs {
             self.api.publish(Outgoing::begun(&record.address, ENTRY_SECS), OPERATION).await?;
             let Some(marked) = self.mark(record).await? else { continue };
             self.finish_cancel(&marked, open).await?;
-            // Whoever holds it learns of it by a heartbeat anyway.
+            // The worker that holds it learns of it by a heartbeat anyway.
             self.api.tell(names::control(&open.queue), HeaderMap::new(), control::ended(job)).await;
         }
         Err(contended(OPERATION, job))
@@ -79,7 +80,8 @@ impl Runs {
         if record.is_cancelled() {
             return Ok(Some(record.clone()));
         }
-        // From a timer it comes into line, in the same write that ends the timer: whoever leases it does the rest.
+        // From a timer it comes into line, in the same write that ends the timer: the process that leases it does the
+        // rest.
         let place = record.line().unwrap_or(Place::Line);
         let draft = record.rewrite().cancelled(Some(self.clock.now()));
         let headers = draft.headers.clone();
@@ -94,8 +96,8 @@ impl Runs {
         self.end_run(record, job, rules::cancel).await.map(drop)
     }
 
-    /// Ends an open run without a handler's word, as `rule` says, and takes its record out of line. The result, if it is this
-    /// call's.
+    /// Ends an open run without a handler's word, as `rule` says, and takes its record out of line. Returns the result,
+    /// if this call recorded it.
     pub(crate) async fn end_run(
         &self,
         record: &Record,
@@ -120,8 +122,8 @@ impl Runs {
         Ok(result)
     }
 
-    /// Takes the record of a run that ended out of line: it goes if nobody needs it any more. Whatever comes between the
-    /// two writes, a record in line whose run has ended is settled by whoever leases it.
+    /// Takes the record of a run that ended out of line; the record is deleted if nobody needs it any more. Whatever
+    /// comes between the two writes, a record in line whose run has ended is settled by the process that leases it.
     pub(crate) async fn retire(&self, record: &Record, job: &Job) -> Result<(), BrokerError> {
         let stream = record.address.stream();
         if !job.keep_record {
@@ -139,7 +141,8 @@ impl Runs {
         Ok(())
     }
 
-    /// Ends a run as `rule` says, unless it has ended: what ended it, or a later run, and the result if it is this call's.
+    /// Ends a run as `rule` says, unless it has ended. Returns how it, or a later run, ended, and the result if this
+    /// call recorded it.
     pub(crate) async fn record_end(
         &self,
         job: &Job,

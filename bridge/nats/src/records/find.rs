@@ -1,5 +1,5 @@
-//! A job's record, wherever it is, and what its owner may know of it. Everything here is read at the leaders: an answer
-//! "not yet" or "unknown" of a replica would have to be confirmed there anyway.
+//! Finds a job's record, in whichever queue it is, and what its owner may know of the job. Everything here is read at
+//! the leaders: an answer "not yet" or "unknown" of a replica would have to be confirmed there anyway.
 
 use relay_bridge::contract::job::META_PREFIX;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use relay_bridge::result_log::{Finished, Lookup};
 use relay_bridge::rules::{self, Ended, Known, Payload};
 use relay_bridge::support::lock;
 
-/// How long the names of the queues are believed.
+/// How long the names of the queues are used before they are asked for again.
 const QUEUES_AGE: Duration = Duration::from_secs(5);
 /// How many queues are asked at once for a job of which only the id is known.
 const AT_ONCE: usize = 32;
@@ -31,11 +31,11 @@ const AT_ONCE: usize = 32;
 #[derive(Debug, Default)]
 pub(crate) struct Queues(Mutex<Option<(Instant, Vec<QueueName>)>>);
 
-/// What there is of a job.
+/// The record and the result that were found of a job.
 pub(crate) struct Found {
     /// Its record and what is in it, unless it is past its keeping.
     pub(crate) record: Option<(Record, Job)>,
-    /// Its result, of whatever run.
+    /// Its result, of any run.
     pub(crate) kept: Option<Finished>,
 }
 
@@ -55,7 +55,7 @@ impl Found {
         }
     }
 
-    /// As the rules see it; `None` if there is nothing.
+    /// The facts for the rules; `None` if there is nothing.
     pub(crate) fn known(&self) -> Option<Known> {
         let record = self.record.as_ref().map(|(record, job)| known_record(record, job));
         let ended = self.kept.as_ref().map(|kept| match kept.erased {
@@ -66,7 +66,7 @@ impl Found {
     }
 }
 
-/// A record as the rules see it, with the attempts that its message says.
+/// The facts for the rules of a record, with the attempts that its message says.
 pub(crate) fn known_record(record: &Record, job: &Job) -> rules::Record {
     let payload = match (record.is_erased(), job.keep_record) {
         (true, _) => Payload::Erased,
@@ -76,13 +76,13 @@ pub(crate) fn known_record(record: &Record, job: &Job) -> rules::Record {
     rules::Record { job: Arc::new(job.clone()), attempts: record.charged(), started_at: None, payload }
 }
 
-/// What is seen of a job with all questions asked at once.
+/// The answer to a look at a job with all questions asked at once.
 pub(crate) enum Glance {
     /// Its run ended.
     Finished(Box<Finished>),
     /// It is in this queue, and this run of it had not ended.
     Open(QueueName, RunId),
-    /// It takes questions one after the other.
+    /// The questions have to be asked one after the other.
     Unclear,
 }
 
@@ -154,7 +154,7 @@ impl Records {
             return Ok(names);
         }
         let asked = Instant::now();
-        // By name: a list of streams with what they are lacks those that have no leader just now, and their jobs are there.
+        // By name: a list with the streams' details lacks those that have no leader just now, and their jobs are there.
         let streams = stream_calls::list_names(&self.api, streams::ALL_JOBS, "list queues").await?;
         let mut names: Vec<_> = streams.iter().filter_map(|name| names::queue_of_stream(name)).collect();
         names.sort();
@@ -163,8 +163,9 @@ impl Records {
         Ok(names)
     }
 
-    /// What there is of the client's job. With one queue the record is asked for first, so that a result that is not there
-    /// is asked for once; with several the result is, because it names the queue.
+    /// The record and the result of the client's job. With one queue the record is asked for first, so that a result
+    /// that is not there is asked for once; with several queues the result is asked for first, because it names the
+    /// queue.
     pub(crate) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
         if let [queue] = self.queues(false).await?.as_slice() {
             let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
@@ -199,7 +200,7 @@ impl Records {
         self.found(record, kept)
     }
 
-    /// What was found, without a record that is past its keeping.
+    /// The record and the result as they were found, without a record that is past its keeping.
     fn found(&self, record: Record, kept: Option<Finished>) -> Result<Found, BrokerError> {
         let job = record.job()?;
         let is_kept = job.keep_until() > self.clock.now();
@@ -230,9 +231,10 @@ impl Records {
         Ok((found, written))
     }
 
-    /// Whether the run of the client's job ended, in one round trip: the record and the result are asked for together, the
-    /// record in `queue` if that is known. A result that comes between the two answers may be missed, so it is for who is
-    /// told of results as well; a result that is seen is the run's, whichever was answered first, as runs only grow.
+    /// Whether the run of the client's job ended, in one round trip: the record and the result are asked for together,
+    /// the record in `queue` if that is known. A result that comes between the two answers may be missed, so this is
+    /// for callers that are told of results as well. A result that is seen is the run's, whichever was answered first,
+    /// because run ids only grow.
     pub(crate) async fn glance(
         &self,
         client: &ClientId,
@@ -256,7 +258,7 @@ impl Records {
         })
     }
 
-    /// What the client may know of its job, or `None` if there is nothing.
+    /// The status that the client may know of its job, or `None` if there is nothing.
     pub(crate) async fn status_of(&self, found: &Found) -> Result<Option<JobStatus>, BrokerError> {
         let ended = found.ended();
         match (&found.record, ended) {
@@ -266,7 +268,7 @@ impl Records {
         }
     }
 
-    /// What the client may know of the job in `record`; `ended` is the result of its run.
+    /// The status that the client may know of the job in `record`; `ended` is the result of its run.
     pub(crate) async fn status_of_record(
         &self,
         record: &Record,
@@ -309,7 +311,7 @@ impl Records {
     }
 }
 
-/// What is known of a job that nobody has touched yet.
+/// The status of a job that no worker has taken yet.
 pub(crate) fn status_of_new(job: &Job) -> JobStatus {
     JobStatus {
         job_id: job.id,
@@ -332,7 +334,7 @@ pub(crate) fn status_of_new(job: &Job) -> JobStatus {
     }
 }
 
-/// All that is left of a job whose record is gone: its result.
+/// The status of a job whose record is gone: its result is all that is left.
 fn status_of_result(result: &JobResult) -> JobStatus {
     JobStatus {
         job_id: result.job_id,

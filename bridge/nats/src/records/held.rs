@@ -1,5 +1,6 @@
-//! What this process holds, and what it tells others of it. JetStream can't be asked for the lease and the attempt of a
-//! message, so workers say it themselves in a stream of its own: once a run has lasted a second, and at each heartbeat.
+//! The deliveries that this process holds, and its reports of them to other processes. JetStream can't be asked for the
+//! lease and the attempt of a message, so workers report them in a stream of its own: once a run has lasted a second,
+//! and at each heartbeat.
 //!
 //! A lease is judged by the holder's monotonic clock: it ends one lease after the pull, or the heartbeat, was sent.
 
@@ -21,14 +22,14 @@ use relay_bridge::contract::{ClientId, Job, JobId, Outcome, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::support::lock;
 
-/// How often what is held is looked over.
+/// How often the held deliveries are looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a run lasts before others are told of it.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 /// How much longer than a lease others believe in it: clocks of two hosts differ.
 const ALLOWANCE: Duration = Duration::from_secs(5);
 
-/// A delivery that this process gave out, or took over: what it knows of it, whatever a receipt says.
+/// A delivery that this process gave out, or took over: its own knowledge of the delivery, whatever a receipt says.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) run: RunId,
@@ -44,13 +45,13 @@ pub(crate) struct Held {
     pub(crate) job: Arc<Job>,
     /// The subject on which the server takes answers to it.
     pub(crate) reply: String,
-    /// From which lane it came.
+    /// The lane from which it came.
     pub(crate) lane: Lane,
     /// How the run ended, if this process knows that it did.
     pub(crate) ended: Option<Outcome>,
     /// Whether others were told.
     pub(crate) told: bool,
-    /// How often this process had connected by then: a word that came while it was away is lost.
+    /// How often this process had connected by then: a message that came while it was away is lost.
     pub(crate) connections: u64,
     /// Cancelled when its holder has a reason to ask how it stands.
     pub(crate) hurry: CancellationToken,
@@ -61,14 +62,14 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct Holding(Mutex<BTreeMap<Key, Arc<Held>>>);
 
-/// What a worker says of a job.
+/// A worker's report of a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Running {
     pub(crate) run: RunId,
     pub(crate) attempt: u32,
     /// When this attempt started.
     pub(crate) started_at: Timestamp,
-    /// Until when it is held, unless it says so again; the past if it is not held any more.
+    /// Until when it is held, unless the worker reports it again; the past if it is not held any more.
     pub(crate) until: Timestamp,
 }
 
@@ -91,7 +92,8 @@ impl Holding {
         }
     }
 
-    /// The run ended: whoever in this process holds the job is told at its next heartbeat, without asking the broker.
+    /// Notes that the run ended: a worker of this process that holds the job is told at its next heartbeat, without
+    /// asking the broker.
     pub(crate) fn ended(&self, job: JobId, run: RunId, outcome: Outcome) {
         let mut all = self.all();
         for (_, held) in all.range_mut((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
@@ -102,7 +104,7 @@ impl Holding {
         }
     }
 
-    /// Somebody says that a run of `job` ended. Whoever in this process holds it asks the broker.
+    /// Another process says that a run of `job` ended: a worker of this process that holds it asks the broker.
     pub(crate) fn hurry(&self, job: JobId) {
         for (_, held) in self.all().range((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
             held.hurry.cancel();
@@ -117,7 +119,7 @@ impl Holding {
         held.find(|held| held.until > now).cloned()
     }
 
-    /// Forgets what ended long ago; answers what others are to be told of.
+    /// Forgets deliveries that ended long ago, and returns those that others are to be told of.
     fn look_over(&self) -> Vec<(Key, Arc<Held>)> {
         let now = Instant::now();
         let mut all = self.all();
@@ -132,7 +134,7 @@ impl Holding {
             .collect()
     }
 
-    /// What was told is forgotten.
+    /// Has every delivery that others were told of be told again.
     fn tell_again(&self) {
         self.all().values_mut().filter(|held| held.told).for_each(|held| Arc::make_mut(held).told = false);
     }
@@ -142,7 +144,7 @@ impl Holding {
     }
 }
 
-/// What this process holds, and what others say of what they hold.
+/// The deliveries that this process holds, and the reports of other processes.
 pub(crate) struct HeldJobs {
     pub(crate) api: Api,
     pub(crate) clock: Clock,
@@ -151,7 +153,7 @@ pub(crate) struct HeldJobs {
 }
 
 impl HeldJobs {
-    /// Says, without waiting, that the job runs, or that it does not any more.
+    /// Reports, without waiting, that the job runs, or that it does not any more.
     pub(crate) async fn tell_state(&self, job: JobId, held: &Held, runs: bool) {
         let now = self.clock.now();
         let until = if runs { now + held.until.saturating_duration_since(Instant::now()) } else { Timestamp::EPOCH };
@@ -166,7 +168,7 @@ impl HeldJobs {
         self.policies.ensure(&wanted, crate::stored::streams::Mend::Needed).await
     }
 
-    /// What is known of a run that has not ended: from this process, else from what workers said.
+    /// The state of a run that has not ended: as this process knows it, or else as workers reported it.
     pub(crate) async fn running(
         &self,
         client: &ClientId,
@@ -195,13 +197,13 @@ impl HeldJobs {
 }
 
 impl Running {
-    /// Whether this was said of a later delivery of `run` than the one that is its attempt number `attempt`. That one was
-    /// settled says nothing: a job that was handed back is given out as the same attempt again.
+    /// Whether this is the report of a later delivery of `run` than attempt number `attempt`. That this attempt was
+    /// settled proves nothing: a job that was handed back is given out as the same attempt again.
     pub(crate) fn is_later(&self, run: RunId, attempt: u32) -> bool {
         self.run == run && self.attempt > attempt
     }
 
-    /// Since when the delivery of `run` that is its attempt number `attempt` is held, unless it was settled.
+    /// Since when attempt number `attempt` of `run` is held, unless it was settled.
     pub(crate) fn since(&self, run: RunId, attempt: u32) -> Option<Timestamp> {
         let is_it = self.run == run && self.attempt == attempt && self.until > Timestamp::EPOCH;
         is_it.then_some(self.started_at)
@@ -213,7 +215,7 @@ impl Running {
     }
 }
 
-/// Looks over what is held until the adapter is closed.
+/// Reports held deliveries to others until the adapter is closed.
 pub(crate) async fn keep_telling(held: Arc<HeldJobs>, closing: CancellationToken) {
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -225,7 +227,7 @@ pub(crate) async fn keep_telling(held: Arc<HeldJobs>, closing: CancellationToken
         }
         let connections_now = held.api.connections();
         if connections_now != connections {
-            // A server that was started again has forgotten the stream, which is in memory, and what was told.
+            // A server that was started again may have lost the stream, if it is in memory, and with it the reports.
             if let Err(failure) = held.ensure_states().await {
                 tracing::debug!(error = %failure, "nobody can be told what runs");
             }

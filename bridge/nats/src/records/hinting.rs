@@ -1,4 +1,4 @@
-//! Telling workers of jobs in line: what came together, and jobs on timers when their time comes.
+//! Sends hints to workers: of jobs in line that came together, and of jobs on timers when their time comes.
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::wire::api::Api;
 use crate::wire::hints::EVERY;
 
-/// Tells what came together, and of jobs whose time comes, until the adapter is closed.
+/// Sends the hints of jobs that came together, and of jobs whose time comes, until the adapter is closed.
 pub(crate) async fn keep_hinting(api: Api, closing: CancellationToken) {
     let mut next = None;
     loop {

@@ -1,7 +1,7 @@
-//! Which dead letters are kept, and which are taken back.
+//! Keeps dead letters, and takes back those of runs that did not fail after all.
 //!
-//! A letter is written once per run, before the run's result. One of a run that did not fail after all is taken back. A message
-//! that is no letter of the run that its subject names counts as absent, and is replaced.
+//! A letter is written once per run, before the run's result. A message that is no letter of the run that its subject
+//! names counts as absent, and is replaced.
 
 use relay_bridge::contract::envelope::decode_dead_letter;
 use std::collections::BTreeMap;
@@ -29,9 +29,9 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::refusal::contended;
 use relay_bridge::rules::{self, Ended, Known};
 
-/// Of a mark: the run that the letter was redriven in.
+/// Header of a mark: the run that the letter was redriven in.
 pub(crate) const REDRIVEN_RUN: HeaderName = HeaderName::from_static("Relay-Redriven-Run");
-/// Of a mark: when it was written, in milliseconds since the epoch.
+/// Header of a mark: when it was written, in milliseconds since the epoch.
 pub(crate) const REDRIVEN_AT: HeaderName = HeaderName::from_static("Relay-Redriven-At");
 
 /// How many letters of a job are erased at once.
@@ -78,7 +78,7 @@ impl LetterStore {
         let mut known = found.known();
         if let Some(record) = known.as_mut().and_then(|known| known.record.as_mut()) {
             let held = self.held.holding.of(job.id).filter(|held| held.run == job.run_id);
-            // As of a result: who does not hold the job says no more than the policy allows.
+            // As for a result: a caller that does not hold the job says no more than the policy allows.
             record.attempts = match held {
                 Some(held) => held.attempt,
                 None => record.attempts.max(policy.max_attempts.saturating_add(1)),
@@ -186,7 +186,7 @@ impl LetterStore {
         Ok(if stands { Standing::Letter } else { Standing::Other(seq) })
     }
 
-    /// Takes back the letter of a run that ended well, or by the client's or the clock's hand.
+    /// Takes back the letter of a run that succeeded, was cancelled or expired.
     pub(crate) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some((name, seq)) = self.last_about(job, run, OPERATION).await?.filter(|(name, _)| !name.is_mark()) else {
@@ -212,7 +212,8 @@ impl LetterStore {
         Ok(())
     }
 
-    /// The same of the run that a result ended, if that leaves no letter and one may be there: what succeeded at once has none.
+    /// Removes the letter of the run that `result` ended, if that outcome leaves no letter and one may be there: a run
+    /// that succeeded at its first attempt has none.
     pub(crate) async fn drop_letter_of(&self, result: &JobResult) -> Result<(), BrokerError> {
         if rules::leaves_letter(result.outcome) || result.outcome == Outcome::Succeeded && result.attempt <= 1 {
             return Ok(());
@@ -278,7 +279,8 @@ impl LetterStore {
         Ok(subjects.iter().filter_map(|subject| Letter::parse(subject)).collect())
     }
 
-    /// The names of the letters that `filter` covers, that which was kept last first, older than `before`, at most `limit`.
+    /// The names of the letters that `filter` covers and that are older than `before`, at most `limit`; the one that
+    /// was kept last comes first.
     pub(crate) async fn letters(
         &self,
         filter: &str,
@@ -315,7 +317,8 @@ impl LetterStore {
         }
     }
 
-    /// The letter in a message; `None` if it is past its keeping, or no letter: whoever may write there may write anything.
+    /// The letter in a message; `None` if it is past its keeping, or no letter: a program that may write there may
+    /// write anything.
     ///
     /// # Errors
     /// `NewerVersion`.
@@ -347,7 +350,7 @@ pub(crate) struct Redriven {
     pub(crate) at: Timestamp,
 }
 
-/// The words of a mark about `run`; `None` if it names no later run: no relay wrote it.
+/// The content of a mark about `run`; `None` if it names no later run: no relay wrote it.
 pub(crate) fn redriven(mark: &Stored, run: RunId) -> Option<Redriven> {
     let begun: RunId = mark.headers.get(REDRIVEN_RUN)?.as_str().parse().ok()?;
     let at = Timestamp::from_millis(number(&mark.headers, REDRIVEN_AT)?);
@@ -381,7 +384,7 @@ pub(crate) fn keep_until(found: &Stored) -> Timestamp {
     number::<i64>(&found.headers, KEEP_UNTIL).map_or(Timestamp::MAX, Timestamp::from_millis)
 }
 
-/// Says that a run which did not fail may keep a letter: its result is there, and no caller is to try again for that.
+/// Logs that a run which did not fail may keep a letter: its result is there, and no caller is to try again for that.
 pub(crate) fn letter_may_stay(job_id: JobId, run_id: RunId, error: &BrokerError) {
     tracing::warn!(%job_id, %run_id, %error, "whether the run left a dead letter can't be looked up: purge it if it did");
 }

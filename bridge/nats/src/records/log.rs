@@ -27,7 +27,7 @@ pub(crate) struct Log {
 /// Asks for the log, and remembers for a while which one it is.
 pub(crate) struct LogReader {
     api: Api,
-    /// As it was last, on which connection, and when.
+    /// The log's id as it was last, on which connection, and when.
     known: Mutex<Option<(LogId, u64, Instant)>>,
 }
 
@@ -36,8 +36,8 @@ impl LogReader {
         Self { api, known: Mutex::default() }
     }
 
-    /// Which log this is: another one after the stream was made anew. What was known before the connection was made again is
-    /// not believed: the server may have been given an older store.
+    /// The id of the log: another one after the stream was made anew. An id from before the connection was made again
+    /// is not believed: the server may have been given an older store.
     pub(crate) async fn id(&self) -> Result<LogId, BrokerError> {
         let known = *lock(&self.known);
         let is_good = |(_, on, at): &(_, u64, Instant)| *on == self.api.connections() && at.elapsed() < TRUSTED_FOR;

@@ -1,4 +1,5 @@
-//! What is kept of jobs: records, results, dead letters, timers, policies, and what is held.
+//! The stored state of jobs: records, result entries, dead letters, timers, policies; and the deliveries that this
+//! process holds.
 
 pub(crate) mod end_run;
 pub(crate) mod find;

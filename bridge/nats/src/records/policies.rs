@@ -1,9 +1,10 @@
-//! Policies, kept as JSON in the metadata of each queue's stream, and a copy in this process.
+//! Policies of queues, kept as JSON in the metadata of each queue's stream, and a copy in this process.
 //!
 //! A copy is at most [`AGE_MAX`] old, and a change made through relay is told on the queue's control subject, so that
-//! others forget theirs at once. The pause has a field of its own: writing a configuration again does not end it. The
-//! server takes a stream's configuration without a condition, so writers take turns by a message that only one can create;
-//! the writer that has the turn compares the stored policy with the one that its caller saw, and then writes.
+//! other processes forget their copies at once. The pause has a field of its own: writing a configuration again does
+//! not end it. The server takes a stream's configuration without a condition, so writers take turns by a message that
+//! only one of them can create. The writer that has the turn compares the stored policy with the one that its caller
+//! saw, and then writes.
 
 use crate::stored::control;
 use crate::stored::streams::Difference;
@@ -34,7 +35,8 @@ use relay_bridge::provision::Wanted;
 use relay_bridge::rules::refusal::no_queue;
 use relay_bridge::support::lock;
 
-/// How old a copy may be before the broker is asked again: what a worker misses of a change that nobody told it.
+/// How old a copy may be before the broker is asked again: for so long at most a worker misses a change that it was not
+/// told of.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: the server takes 128 KiB of metadata a stream.
 const BYTES_MAX: usize = 120 * 1024;
@@ -44,7 +46,7 @@ const TURN_SECS: u64 = 30;
 /// How long a writer waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(40);
 
-/// The most queues, also such as are not there, whose askers are remembered.
+/// The most queues, existing or not, whose single flights are remembered.
 const ASKING_MAX: usize = 16_384;
 
 const POLICY: &str = "relay.policy";
@@ -59,7 +61,7 @@ pub(crate) struct Policies {
     /// The most consumers that the account allows a stream, once the server was asked; `i32::MAX` if it does not care.
     consumers_max: OnceCell<i32>,
     copies: Mutex<HashMap<QueueName, Copied>>,
-    /// Who asks for the policy of each queue.
+    /// The single flight of each queue, in which its policy is asked for.
     asking: Mutex<HashMap<QueueName, Arc<Alone>>>,
 }
 
@@ -100,7 +102,7 @@ impl Policies {
         asking.entry(queue.clone()).or_default().clone()
     }
 
-    /// The same, asked of the stream's leader now.
+    /// The policy of `queue`, asked of the stream's leader now.
     async fn fresh(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
         let asked = Instant::now();
         let found = stream_calls::find(&self.api, &names::jobs_stream(queue), OPERATION).await?;
@@ -135,12 +137,13 @@ impl Policies {
         Ok(queues)
     }
 
-    /// What somebody said on the control subject of `queue`: the next one who asks gets the policy as it is now.
+    /// Forgets the copy of the policy of `queue`, such as after a message on its control subject: the next caller gets
+    /// the policy as it is now.
     pub(crate) fn forget(&self, queue: &QueueName) {
         self.copies().remove(queue);
     }
 
-    /// Changes may have been missed.
+    /// Forgets all copies: changes may have been missed.
     pub(crate) fn forget_all(&self) {
         self.copies().clear();
     }
@@ -195,7 +198,7 @@ impl Policies {
                 write(&mut new, &wanted.policy)?;
                 match stream_calls::create(&self.api, &new, OPERATION).await? {
                     Created::New => return Ok(()),
-                    // By somebody who takes no turns.
+                    // It was created by somebody who takes no turns.
                     Created::Known(found) => *found,
                 }
             }
@@ -206,7 +209,8 @@ impl Policies {
         Ok(())
     }
 
-    /// Does `work` while nobody else changes the stream of `queue`: what was read of it stands until it is written.
+    /// Does `work` while nobody else changes the stream of `queue`: anything that `work` reads of it stands until it is
+    /// written.
     async fn alone(
         &self,
         queue: &QueueName,
@@ -236,7 +240,7 @@ impl Policies {
             tokio::time::sleep(Duration::from_millis(20 + jitter(80))).await;
         };
         let done = work.await;
-        // What is in doubt may still be done: others wait until the turn ends by itself.
+        // A change in doubt may still be made: others wait until the turn ends by itself.
         if done.as_ref().is_err_and(|error| error.kind() == BrokerErrorKind::Ambiguous) {
             return done;
         }
@@ -246,7 +250,7 @@ impl Policies {
         done
     }
 
-    /// Creates a stream that all queues share, unless it is there.
+    /// Creates a stream that all queues share, or changes one that is there as `mend` says.
     pub(crate) async fn ensure(&self, wanted: &Config, mend: Mend) -> Result<(), BrokerError> {
         const OPERATION: &str = "provision";
         let wanted = &self.within_account(wanted.clone()).await?;
@@ -299,7 +303,7 @@ impl Policies {
         Ok(())
     }
 
-    /// Forgets this process's copy and tells the others. Who is not told asks again by itself.
+    /// Forgets this process's copy and tells the others. A process that is not told asks again by itself.
     async fn told(&self, queue: &QueueName) {
         self.forget(queue);
         self.api.tell(names::control(queue), HeaderMap::new(), control::POLICY_CHANGED.into()).await;
@@ -349,7 +353,7 @@ impl PolicyStore for Policies {
     }
 }
 
-/// What the stream of a queue is to be instead of `found`, if that is something else. A pause stands.
+/// The configuration that the stream of a queue is to have instead of `found`, if that is another one. A pause stands.
 ///
 /// # Errors
 /// `StateConflict` if the policy in `found` is another one than was seen.
@@ -364,7 +368,7 @@ fn changed(found: &Config, needed: &Config, wanted: &Wanted, mend: Mend) -> Resu
     Ok((next != *found).then_some(next))
 }
 
-/// The server can't make this change to a stream that exists.
+/// The error for a change that the server can't make to a stream that exists.
 fn impossible(stream: &str, difference: &Difference, operation: &'static str) -> BrokerError {
     let why = format!(
         "stream `{stream}`: {}: the server can't change that: keep it as it is, or delete the stream with all that is in it",

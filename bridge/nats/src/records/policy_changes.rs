@@ -1,4 +1,5 @@
-//! Changes of policies, as a process hears of them that submits. One that takes a queue's jobs hears of that queue's anyway.
+//! Hears of policy changes in a process that submits jobs. A process that takes a queue's jobs hears of that queue's
+//! changes anyway (`leases::listening`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use crate::stored::control::POLICY_CHANGED;
 use crate::stored::names;
 use crate::wire::api::Api;
 
-/// Whether this process hears of all changes of policies.
+/// Hears of changes of all policies, once this process has asked for it.
 pub(crate) struct PolicyChanges {
     pub(crate) api: Api,
     pub(crate) policies: Arc<Policies>,
@@ -23,8 +24,8 @@ pub(crate) struct PolicyChanges {
 }
 
 impl PolicyChanges {
-    /// From now on this process hears of all changes that are made through relay. Until then, and of others, it learns when
-    /// its copies are too old.
+    /// Makes this process hear of all changes that are made through relay from now on. It learns of earlier changes,
+    /// and of changes made otherwise, when its copies are too old.
     pub(crate) fn hear(&self) {
         let hears = &self.hears;
         if !hears.load(Ordering::Acquire) && !hears.swap(true, Ordering::AcqRel) {
@@ -34,7 +35,7 @@ impl PolicyChanges {
     }
 }
 
-/// Forgets copies of what others changed, until the adapter is closed.
+/// Forgets copies of policies that others changed, until the adapter is closed.
 async fn forget_what_changes(
     api: Api,
     policies: Arc<Policies>,

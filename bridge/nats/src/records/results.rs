@@ -1,4 +1,4 @@
-//! Results as entries of the log: one is written once per run under a condition, read at the leaders, and erased.
+//! Result entries of the log: one is written once per run under a condition, read at the leaders, and erased.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ impl ResultEntries {
         self.api.publish(result_entry::record(result, keep_until, now, self.wire, expected), operation).await
     }
 
-    /// The job's result that is kept, of whatever run, as the leader has it. One that nobody can read is none.
+    /// The job's result that is kept, of any run, as the leader has it. An entry that nobody can read counts as none.
     pub(crate) async fn kept_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
         let found = self.last_result(client, job).await?.and_then(|last| last.entry);
         match found.filter(|entry| !entry.is_past_keeping(self.clock.now())) {
@@ -78,8 +78,8 @@ impl ResultEntries {
     /// Removes the payload of the job's result for good; its outcome and its place stay. Idempotent. `None` if the job has
     /// no result.
     ///
-    /// One that can't be read is deleted. First what stays is written, then the result is deleted: a crash between the two leaves
-    /// the call unanswered and the result as it was, to be erased again.
+    /// An entry that can't be read is deleted. Otherwise the part that stays is written first, then the result is
+    /// deleted: a crash between the two leaves the call unanswered and the result as it was, to be erased again.
     pub(crate) async fn erase_result(&self, client: &ClientId, job: JobId) -> Result<Option<Outcome>, BrokerError> {
         const OPERATION: &str = "erase";
         for _ in 0..TRIES {
@@ -104,8 +104,8 @@ impl ResultEntries {
             if readable(left)?.is_some_and(|left| left.result.run_id > run) {
                 return Ok(Some(outcome));
             }
-            // That it is gone is seen by looking again: the server gives one error for a message that was gone and for one
-            // that it could not delete.
+            // The loop looks again to see that it is gone: the server gives one error for a message that was gone and
+            // for one that it could not delete.
             self.api.overwrite(RESULTS_STREAM, seq, OPERATION).await?;
         }
         Err(contended(OPERATION, job))
@@ -119,7 +119,8 @@ struct Last {
     entry: Option<Entry>,
 }
 
-/// A result as it was stored. A program that may write there may write what is none: that is told, and ends no reading.
+/// The result entry in a message; `None` if it is none. A program that may write there may write anything: that is
+/// logged, and ends no reading.
 fn readable(stored: Stored) -> Result<Option<Entry>, BrokerError> {
     match Entry::read(stored) {
         Err(error) if error.kind() == BrokerErrorKind::Corrupt => {

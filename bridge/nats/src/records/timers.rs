@@ -1,8 +1,8 @@
-//! Back in line: at once, by replacing the record; later, by a timer that does so. Both are one write under the condition
-//! that the record is the one that was leased, so the second of two has no effect.
+//! Puts a job back in line: at once, by replacing the record; or later, by a timer that does so. Each is one write
+//! under the condition that the record is the one that was leased, so the second of two has no effect.
 //!
-//! A job on a timer occupies no place among a client's leased jobs, however short its backoff is: a negative
-//! acknowledgement with a delay would.
+//! A job on a timer occupies no place among a client's leased jobs, however short its backoff is. A negative
+//! acknowledgement with a delay would occupy one.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use relay_bridge::error::BrokerError;
 
 /// How long a job whose envelope this build can't read is set aside before it is offered again.
 pub(crate) const UNREADABLE_FOR: Duration = Duration::from_secs(30);
-/// How much later than that of a job written in the same moment a deadline must be to be out of order.
+/// A deadline is out of order if it is later by more than this than that of a job written in the same moment.
 pub(crate) const OUT_OF_ORDER: Duration = Duration::from_secs(10);
 /// How much longer than its own time a timer's message is kept.
 const KEEP_ALLOWANCE: Duration = Duration::from_secs(3_600);
-/// How much earlier than that of a job submitted now a deadline must be to have an entry of its own.
+/// A deadline needs an entry of its own if it is earlier by more than this than that of a job submitted now.
 const IN_ORDER: Duration = Duration::from_secs(1);
 
 /// Puts records on timers and back in line.
@@ -28,8 +28,8 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// Puts the leased `record` on a timer until `at`, with `spent` attempts. `false` if the record was replaced. `job` is
-    /// what is in it, if that can be read.
+    /// Puts the leased `record` on a timer until `at`, with `spent` attempts. `false` if the record was replaced. `job`
+    /// is the job in the record, if that can be read.
     pub(crate) async fn park(
         &self,
         record: &Record,
@@ -45,7 +45,7 @@ impl Timers {
         if let Written::Conflict(_) = self.api.publish(timer, "park").await? {
             return Ok(false);
         }
-        // Its delivery ends with it. If this is lost, whoever gets it again finds the timer.
+        // Its delivery ends with it. If this is lost, the next process that gets the message finds the timer.
         self.api.delete(&record.address.stream(), record.seq, "park").await?;
         Ok(true)
     }

@@ -1,8 +1,8 @@
-//! All results of a client after a cursor, in the order of the log.
+//! Reads all results of a client after a cursor, in the order of the log.
 //!
 //! Reads go in stretches of the stream that all clients share. How far a stretch was looked at is remembered beside the
-//! cursor, so that a client with few results does not have everybody's looked through again; it is never part of the
-//! cursor. A read that ends is confirmed at the leader where there are replicas.
+//! cursor, so that everybody else's results are not looked through again for a client with few of its own; it is never
+//! part of the cursor. A read that comes to the end is confirmed at the leader where there are replicas.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ const PLACES_MAX: usize = 16_384;
 /// Clocks of two hosts may differ by this much.
 const SKEW: Duration = Duration::from_secs(5);
 
-/// What is remembered of the log: which one it is, and how far it was looked at for whom.
+/// The memory of how far the log was looked at, for each client and cursor.
 #[derive(Debug, Default)]
 pub(crate) struct Positions(Mutex<Remembered>);
 
@@ -93,7 +93,7 @@ impl Positions {
     }
 }
 
-/// Where a page begins, and why that is not where the cursor said.
+/// The place where a page begins, and why that is not where the cursor said.
 struct Begin {
     log: LogId,
     place: Place,
@@ -184,7 +184,7 @@ impl Reader {
             return Err(BrokerError::new(BrokerErrorKind::Invalid, OPERATION, why));
         }
         if cursor.log != self.log.id().await? {
-            // What is remembered may be out of date, and the cursor from the log that there is now.
+            // The remembered log may be out of date, and the cursor may be from the log that there is now.
             let id = self.log.look().await?.id;
             if cursor.log != id {
                 return Ok(at(id, Place::START, Some(Reset::LogReplaced)));
@@ -210,7 +210,7 @@ impl Reader {
             return Ok(Some(Reset::LogReplaced));
         }
         if cursor.sequence >= log.first_seq {
-            // The next message from there on, whoever's: it has that sequence if it is still there.
+            // The next message from there on, of any client: it has that sequence if it is still there.
             let next = self.api.next_at_leader(RESULTS_STREAM, cursor.sequence, ">".to_owned(), OPERATION).await?;
             if let Some(found) = next.filter(|found| found.seq == cursor.sequence) {
                 if found.at != cursor.at {
@@ -222,7 +222,7 @@ impl Reader {
                 }
             }
         }
-        // It was replaced, erased or removed. What came after it is kept at least as long as the queue with the shortest
+        // It was replaced, erased or removed. Results after it are kept at least as long as the queue with the shortest
         // memory keeps anything.
         let queues = self.policies.queues().await?;
         let keeps = queues.iter().map(|(_, policy)| policy.job_ttl.saturating_add(policy.retention));
@@ -231,8 +231,9 @@ impl Reader {
         Ok((!is_young).then_some(Reset::OlderThanRetention))
     }
 
-    /// The client's results after `begin` that `filter` wants, at most `limit`, and how many others it passed over; what was
-    /// looked at in vain is remembered in `begin`. `None` if the log is another one by now, or ends before what was looked at.
+    /// The client's results after `begin` that `filter` wants, at most `limit`, and how many others it passed over. The
+    /// stretch that it looked at in vain is remembered in `begin`. `None` if the log is another one by now, or ends
+    /// before the place up to which it was looked at.
     async fn stretch(
         &self,
         client: &ClientId,
@@ -249,7 +250,7 @@ impl Reader {
         }
         let began = Instant::now();
         let mut page = Page { reset: begin.reset, entries: Vec::new(), next: begin.place.cursor(client, log.id) };
-        // What the cursor says was read; an erased result that stands before it was read as well.
+        // Results up to the cursor were read; an erased result that stands before it was read as well.
         let read_to = begin.place.seq;
         let (mut from, mut bytes) = (begin.looked_to + 1, 0);
         let mut last = begin.place;
@@ -280,7 +281,7 @@ impl Reader {
                 let entry = match Entry::read(message) {
                     Ok(entry) => entry,
                     Err(error) if matches!(error.kind(), BrokerErrorKind::NewerVersion { .. }) => {
-                        // For a reader of that version; who reads on here must not miss it.
+                        // It is for a reader of that version; a caller that reads on here must not miss it.
                         if page.entries.is_empty() && passed == 0 {
                             return Err(error);
                         }

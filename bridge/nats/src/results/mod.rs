@@ -1,7 +1,7 @@
-//! Results: recorded once per run, looked up, erased.
+//! The capability for readers (`ResultLog`): look up a job's result, wait for it, read a client's results in order.
 //!
-//! *Finished* means that the result's run is the record's. Both are read at the leaders: a replica that lags behind would
-//! answer a result that was erased, or a run that was started anew, as it was before.
+//! *Finished* means that the result's run is the record's. Both are read at the leaders: a replica that lags behind
+//! would answer a result that was erased, or a run that was started anew, as it was before.
 
 pub(crate) mod follow;
 pub(crate) mod waiting;
@@ -19,7 +19,7 @@ use relay_bridge::contract::{ClientId, JobId, RunId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
 
-/// The reader's half.
+/// Serves readers: fills `ResultLog` with the parts of this layer.
 pub(crate) struct Results {
     pub(crate) records: Arc<Records>,
     pub(crate) waits: Arc<Waits>,

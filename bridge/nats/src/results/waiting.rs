@@ -1,10 +1,11 @@
-//! Waiting for one result. What is announced is the result as it was stored, so it is the answer, if the run that was
+//! Waits for one result. An announcement is the result as it was stored, so it is the answer, if the run that was
 //! waited for ended with it; everything else is looked up.
 //!
-//! A wait has no task. All waits of a process for one job share a subscription on the connection, which ends with the last of
-//! them. It is sent before the first look-up, on the same connection, so the look-up's answer proves that the server knows of it. In a cluster
-//! others may learn of it later: hence the second look-up. Who waits for a job that is enqueued only then needs no first
-//! one: its subscription comes before the job on the same connection.
+//! A wait has no task. All waits of a process for one job share a subscription on the connection, which ends with the
+//! last of them. The subscription is sent before the first look-up, on the same connection, so the look-up's answer
+//! proves that the server knows of it. In a cluster other servers may learn of it later: hence the second look-up. A
+//! wait for a job that is enqueued only then needs no first look-up: its subscription comes before the job on the same
+//! connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +28,16 @@ use relay_bridge::contract::{ClientId, JobId, QueueName, RunId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{Finished, Lookup};
 
-/// The most calls of one process that wait at once: beyond what the doors let in together by default, each of which has
-/// bounds of its own. A wait takes some KiB, and one subscription in the server for each job.
+/// The most calls of one process that wait at once: more than the ingresses let in together by default, each of which
+/// has bounds of its own. A wait takes some KiB, and one subscription in the server for each job.
 const WAITS_MAX: usize = 120_000;
 /// When a wait looks again by itself: by then every server of a cluster knows of its subscription.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+/// The longest wait: a caller that asks for more has long gone away. It keeps the sum of times within what a clock can
+/// hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
-/// The waits of one process, and what bounds them.
+/// The waits of one process, and their bounds.
 pub(crate) struct Waits {
     api: Api,
     closing: CancellationToken,
@@ -74,7 +76,7 @@ pub(crate) struct Waiting<'a> {
     /// When it looks by itself, whatever was announced.
     look_again: Option<Instant>,
     missed: watch::Receiver<u64>,
-    /// What was announced last.
+    /// The last announcement.
     announcement: Option<Box<Message>>,
     _place: SemaphorePermit<'a>,
 }
@@ -91,8 +93,8 @@ pub(crate) enum Woken {
 }
 
 impl<'a> Waiting<'a> {
-    /// Listens for what becomes of `job` for at most `wait`. Whatever is announced after the next answer of the server is
-    /// heard.
+    /// Listens for announcements of the results of `job` for at most `wait`. It hears all that come after the next
+    /// answer of the server.
     async fn of_job(waits: &'a Waits, client: &ClientId, job: JobId, wait: Duration) -> Result<Self, BrokerError> {
         let place = waits.begin(WAIT)?;
         let missed = waits.api.missed();
@@ -100,7 +102,7 @@ impl<'a> Waiting<'a> {
         Ok(Self::new(waits, announced, wait, missed, place))
     }
 
-    /// The same for all of a client's results.
+    /// Listens for announcements of all of a client's results.
     pub(crate) async fn of_client(
         waits: &'a Waits,
         client: &ClientId,
@@ -189,7 +191,7 @@ impl Waits {
             // Boxed, as everything here that is large and over soon: waits are many, and wait for something else.
             match Box::pin(self.records.glance(client, job, open.as_ref().map(|(queue, _)| queue))).await? {
                 Glance::Finished(kept) => return Ok(Lookup::Finished(kept)),
-                // What a waiter that goes on waiting does not need is not asked for.
+                // A waiter that goes on waiting needs nothing more, so nothing more is asked for.
                 Glance::Open(queue, run) if !waiting.is_over() => open = Some((queue, run)),
                 Glance::Open(..) | Glance::Unclear => {
                     let found = Box::pin(self.records.look_up(client, job)).await?;
@@ -199,7 +201,7 @@ impl Waits {
                 }
             }
             match (waiting.woken().await, &open) {
-                // A last look: what was announced in vain is found here.
+                // A last look, which also finds a result that was announced in vain.
                 (Woken::Over, _) => return Box::pin(self.records.look_up(client, job)).await,
                 (Woken::Announced(_), Some((_, run))) => {
                     if let Some(finished) = Box::pin(waiting.announced(*run)).await {
@@ -211,8 +213,8 @@ impl Waits {
         }
     }
 
-    /// Listens for the result of `run`, or of a later one, and looks for it only when something may have been missed: there
-    /// is none before the first poll of this.
+    /// Listens for the result of `run`, or of a later one, and looks for it only when something may have been missed:
+    /// there is no such result before this is polled first.
     pub(crate) async fn listen_for(
         &self,
         client: &ClientId,

@@ -1,5 +1,5 @@
-//! The bytes that this process writes, counted as they begin and as they end: what is known of storage is out of date by as
-//! much, and a job is admitted together with its bytes.
+//! The bytes that this process writes, counted when a write begins and when it ends. The server's figures of storage
+//! are out of date by these bytes, and a job is admitted and counted in one step.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) struct Bytes {
 }
 
 impl Bytes {
-    /// The bytes that a message takes. Words of workers about a run go after a moment and are not counted.
+    /// The bytes that a message takes. Workers' reports of their runs stay for a moment only and are not counted.
     fn of(message: &Outgoing) -> Self {
         let headers = message.headers.iter().map(|(name, values)| {
             let name: &str = name.as_ref();
@@ -72,7 +72,7 @@ pub(crate) struct Booked {
     pub(crate) ended: Bytes,
 }
 
-/// The bytes of one process.
+/// All bookings of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Bookings {
     booked: Mutex<Booked>,
@@ -92,7 +92,7 @@ impl Bookings {
         Booking { bookings: Arc::clone(self), bytes, is_sent: false }
     }
 
-    /// Books a job that takes so many bytes, if `judge` admits it: no other is between.
+    /// Books a job that takes so many bytes, if `judge` admits it. No other booking comes between the two.
     pub(crate) fn admit<T>(
         self: &Arc<Self>,
         bytes: u64,
@@ -115,7 +115,8 @@ impl Bookings {
     }
 }
 
-/// The bytes of one message, from when it is to be written until it is. Dropped before it was sent they are free again.
+/// The bytes of one message, from the decision to write it until it is written. If this is dropped before the message
+/// was sent, its bytes are free again.
 #[derive(Debug)]
 pub(crate) struct Booking {
     bookings: Arc<Bookings>,

@@ -1,32 +1,32 @@
-//! Words on a queue's control subject.
+//! The messages on a queue's control subject.
 
 use bytes::Bytes;
 
 use relay_bridge::contract::JobId;
 
-/// What says on a control subject that the queue's policy is another one.
+/// The message that the queue's policy has changed.
 pub(crate) const POLICY_CHANGED: &str = "policy";
-/// Before the job in what a control subject says of one.
+/// Precedes a job's id in the message that a run of it ended.
 const ENDED: &str = "ended";
-/// Said on a control subject when a consumer of the queue is not where it was.
+/// The message that a consumer of the queue is not where it was.
 pub(crate) const BEGAN_ANEW: &str = "anew";
-/// Before a process's number: it made a round over the consumers.
+/// Precedes a process's number: that process made a round over the consumers.
 pub(crate) const ROUND: &str = "round";
-/// The same: it waits for jobs too.
+/// Precedes a process's number: that process waits for jobs too, and made no round.
 pub(crate) const HERE: &str = "here";
 
-/// The word on a queue's control subject that a run of `job` ended.
+/// The message that a run of `job` ended.
 pub(crate) fn ended(job: JobId) -> Bytes {
     format!("{ENDED} {job}").into()
 }
 
-/// A word on the control subject.
+/// A message on the control subject, as it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     PolicyChanged,
     BeganAnew,
     Ended(JobId),
-    /// Of another process, by its number: it is there, and made a round or not.
+    /// Another process, by its number, is there; `true` if it made a round.
     There(u64, bool),
 }
 

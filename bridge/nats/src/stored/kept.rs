@@ -1,9 +1,9 @@
-//! How relay's streams are kept, as far as they were looked at.
+//! How relay's streams are kept (replicas, memory or disk), as far as they were looked at.
 
 use relay_bridge::support::lock;
 use std::sync::Mutex;
 
-/// How several streams are kept.
+/// How several streams are kept, taken together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Copies {
     pub(crate) replicas_least: usize,
@@ -26,7 +26,7 @@ impl Copies {
     }
 }
 
-/// What was found last.
+/// How relay's streams were kept when they were last looked at.
 #[derive(Debug)]
 pub(crate) struct Kept(Mutex<Copies>);
 

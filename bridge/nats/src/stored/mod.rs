@@ -1,4 +1,4 @@
-//! How things lie at the server: names, messages, streams. No I/O.
+//! The layout of relay's data at the server: names, messages, streams. No I/O.
 
 pub(crate) mod bookings;
 pub(crate) mod control;

@@ -1,8 +1,9 @@
-//! The names of streams, consumers and subjects. Nothing else in the adapter spells one; nothing here does I/O.
+//! The names of relay's streams, consumers and subjects. The rest of the adapter spells none but those that `streams`
+//! repeats as constants. No I/O.
 //!
-//! A job has one address, `relay.*.<queue>.<client>.<job>`, under which its record is in exactly one place: in line, on
-//! a timer, or out of line. Every condition on a job names that wildcard, so that all places are one. Each place in line
-//! is seen by one consumer and no other.
+//! A job has one address, `relay.*.<queue>.<client>.<job>`. Its record is in exactly one place under that address: in
+//! line, on a timer, or out of line. Every condition on a job names the wildcard, so that it covers all places. Each
+//! place in line is seen by one consumer and no other.
 
 use std::fmt;
 use std::hash::Hash;
@@ -16,16 +17,16 @@ pub const JOBS_STREAM_PREFIX: &str = "relay-jobs-";
 pub const RESULTS_STREAM: &str = "relay-results";
 /// The stream of dead letters, over all queues.
 pub const DEAD_STREAM: &str = "relay-dead";
-/// The stream of what runs, over all queues.
+/// The stream of states over all queues: the workers' reports of jobs that run.
 pub const STATE_STREAM: &str = "relay-state";
 
 /// All jobs in line, over all queues: a filter for listing the streams of jobs.
 pub const ALL_JOBS: &str = "relay.jobs.>";
 /// Every result.
 pub const RESULTS_SUBJECTS: &str = "relay.results-log.>";
-/// What is left of results whose payload was erased; not announced.
+/// The entries that stay of results whose payload was erased; not announced.
 pub const ERASED_SUBJECTS: &str = "relay.erased.>";
-/// Where results are republished to.
+/// The subjects on which results are republished.
 pub const REPLY_DESTINATION: &str = "relay.reply.>";
 /// Every dead letter.
 pub const DEAD_SUBJECTS: &str = "relay.dead.>";
@@ -44,7 +45,7 @@ pub fn queue_of_stream(stream: &str) -> Option<QueueName> {
     stream.strip_prefix(JOBS_STREAM_PREFIX)?.parse().ok()
 }
 
-/// What the stream of a queue stores: its records in every place, and the deadlines that need an entry of their own.
+/// The subjects of a queue's stream: its records in every place, and the deadlines that need an entry of their own.
 #[must_use]
 pub fn jobs_stream_subjects(queue: &QueueName) -> Vec<String> {
     let mut subjects: Vec<String> = Place::all().map(|place| format!("relay.{place}.{queue}.*.*")).collect();
@@ -52,13 +53,13 @@ pub fn jobs_stream_subjects(queue: &QueueName) -> Vec<String> {
     subjects
 }
 
-/// Everything that a queue has a record on, as a permission: the places of its jobs.
+/// All subjects on which a queue may have a record, as a permission: the places of its jobs.
 #[must_use]
 pub fn records(queue: &QueueName) -> String {
     format!("relay.*.{queue}.*.*")
 }
 
-/// Where workers are told that a lane has jobs.
+/// The subject on which workers are told that a lane has jobs.
 #[must_use]
 pub fn hint(queue: &QueueName, lane: &Lane) -> String {
     format!("relay.hint.{queue}.{lane}")
@@ -100,7 +101,8 @@ pub fn overdue(queue: &QueueName) -> String {
     format!("relay.deadline.passed.{queue}.*.*")
 }
 
-/// Where a queue's control messages go: cancels and changes of policy, to whom it may concern, best effort.
+/// The subject of a queue's control messages, such as cancels and changes of policy. They are best effort, for any
+/// process that listens.
 #[must_use]
 pub fn control(queue: &QueueName) -> String {
     format!("relay.control.{queue}")
@@ -120,13 +122,13 @@ pub fn result(client: &ClientId, job: JobId) -> String {
     format!("relay.results-log.{client}.{job}")
 }
 
-/// What is left of a job's erased result, in [`RESULTS_STREAM`] too, but announced to nobody.
+/// The entry that stays of a job's erased result, in [`RESULTS_STREAM`] too, but announced to nobody.
 #[must_use]
 pub fn erased(client: &ClientId, job: JobId) -> String {
     format!("relay.erased.{client}.{job}")
 }
 
-/// A job's result, erased or not: what each condition on a result names.
+/// A job's result, erased or not: each condition on a result names this.
 #[must_use]
 pub fn result_anywhere(client: &ClientId, job: JobId) -> String {
     format!("relay.*.{client}.{job}")
@@ -138,7 +140,7 @@ pub fn client_results(client: &ClientId) -> String {
     format!("relay.*.{client}.*")
 }
 
-/// Where each result of a job is announced.
+/// The subject on which each result of a job is announced.
 #[must_use]
 pub fn reply(client: &ClientId, job: JobId) -> String {
     format!("relay.reply.{client}.{job}")
@@ -150,7 +152,7 @@ pub fn client_replies(client: &ClientId) -> String {
     format!("relay.reply.{client}.*")
 }
 
-/// Where the progress of a job is told; not stored.
+/// The subject on which the progress of a job is told; not stored.
 #[must_use]
 pub fn events(client: &ClientId, job: JobId) -> String {
     format!("relay.events.{client}.{job}")
@@ -162,23 +164,24 @@ pub fn state(client: &ClientId, job: JobId) -> String {
     format!("relay.state.{client}.{job}")
 }
 
-/// What only one process at a time can create, in [`STATE_STREAM`]: whose turn it is to change the policy of `queue`.
+/// The message in [`STATE_STREAM`] that only one process at a time can create: that process has the turn to change the
+/// policy of `queue`.
 #[must_use]
 pub fn turn(queue: &QueueName) -> String {
     format!("relay.state.turn.{queue}.policy")
 }
 
-/// A dead letter, or the mark that an operator redrove it: which job's, of which run, whose.
+/// The name of a dead letter, or of the mark that an operator redrove it: the job, its queue and client, and the run.
 ///
-/// The number of its subject's tokens is that of releases before this one, whose permissions stay good. No client can be called
-/// as its last token is.
+/// The number of tokens of its subject is that of releases before this one, so that permissions given for those stay
+/// good. No client can have a name like its last token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     /// The job and where it was.
     pub address: Address,
     /// The run that ended badly.
     pub run: RunId,
-    /// Which of the two.
+    /// Whether it is the letter or the mark.
     pub kind: LetterKind,
 }
 
@@ -197,7 +200,7 @@ impl Letter {
     /// All dead letters in [`DEAD_STREAM`].
     pub const ALL: &str = "relay.dead.>";
 
-    /// The subject of the letter. The job comes first: that is what operators ask by.
+    /// The subject of the letter. The job comes first, because operators ask by it.
     #[must_use]
     pub fn subject(&self) -> String {
         let Address { queue, client, job } = &self.address;
@@ -247,7 +250,7 @@ impl Letter {
         format!("relay.dead.{job}.>")
     }
 
-    /// The letter of a run and its mark, whoever's they are: what each condition on them names.
+    /// The letter of a run and its mark, of any client: each condition on them names this.
     #[must_use]
     pub fn of_run(job: JobId, run: RunId) -> String {
         format!("relay.dead.{job}.{run}.*.*")
@@ -260,28 +263,29 @@ impl Letter {
     }
 }
 
-/// The name of a mark.
+/// The end of a mark's name.
 const REDRIVEN: &str = "redriven";
 
-/// A job's record in a queue's stream, whoever's it is: for operators, who know the job alone. It costs the server a look
+/// A job's record in a queue's stream, of any client: for operators, who know the job alone. It costs the server a look
 /// at every subject.
 #[must_use]
 pub fn record_of_anybody(job: JobId) -> String {
     format!("relay.*.*.*.{job}")
 }
 
-/// The lanes that clients share in a queue where everybody has turns and there are more clients than consumers.
+/// The number of lanes that clients share in a queue where everybody has turns and there are more clients than
+/// consumers.
 pub const SHARED_LANES: u8 = 32;
 
-/// Jobs that come from one consumer: a client's own, or those of many.
+/// A lane: the part of a queue that one consumer sees, one client's jobs or those of several clients that share it.
 ///
 /// It is written as the consumer's name, and read from it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// One client's, called as the client.
+    /// One client's lane, which has the client's name.
     Own(ClientId),
-    /// Many clients', `lane_<number>`: 0 has all of a queue without turns; 1 to [`SHARED_LANES`] have the clients beyond
-    /// those that have their own.
+    /// A lane of many clients, `lane_<number>`: 0 has all of a queue without turns; 1 to [`SHARED_LANES`] have the
+    /// clients beyond those that have their own.
     Shared(u8),
 }
 
@@ -296,7 +300,7 @@ impl Lane {
         Self::Shared(1 + first % SHARED_LANES)
     }
 
-    /// What its consumer takes.
+    /// The filter of its consumer.
     #[must_use]
     pub fn filter(&self, queue: &QueueName) -> String {
         match self {
@@ -305,7 +309,7 @@ impl Lane {
         }
     }
 
-    /// Where its records are.
+    /// The place in which its records are.
     #[must_use]
     pub fn place(&self) -> Place {
         match self {
@@ -337,7 +341,7 @@ impl FromStr for Lane {
     }
 }
 
-/// Where a record is.
+/// The place of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In its client's own line, or leased, or finished without having been moved: a consumer sees it.
@@ -356,7 +360,7 @@ impl Place {
         [Self::Line, Self::Timer, Self::Ended].into_iter().chain((0..=SHARED_LANES).map(Self::Lane))
     }
 
-    /// Whether a consumer sees what is there.
+    /// Whether a consumer sees the records there.
     #[must_use]
     pub fn is_in_line(self) -> bool {
         matches!(self, Self::Line | Self::Lane(_))
@@ -399,11 +403,11 @@ impl FromStr for Place {
 /// One job's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// In which queue.
+    /// The queue.
     pub queue: QueueName,
-    /// Whose.
+    /// The client that owns the job.
     pub client: ClientId,
-    /// Which.
+    /// The job's id.
     pub job: JobId,
 }
 
@@ -430,7 +434,7 @@ impl Address {
         }
     }
 
-    /// The subject that covers the record in every place: what each condition on the job names.
+    /// The subject that covers the record in every place: each condition on the job names it.
     #[must_use]
     pub fn anywhere(&self) -> String {
         format!("relay.*.{}.{}.{}", self.queue, self.client, self.job)

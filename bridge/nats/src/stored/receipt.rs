@@ -1,8 +1,8 @@
-//! The contents of a receipt of this adapter: enough for any process on the same streams to find the delivery, and nothing
-//! that lets its bearer answer for another client's or queue's.
+//! The contents of this adapter's receipts: enough for any process on the same streams to find the delivery, and
+//! nothing that lets a receipt's bearer answer for a job of another client or queue.
 //!
-//! It is not signed, so nothing in it is believed: the process that gave it out goes by what it remembers, another one by
-//! the record (`adopt`).
+//! A receipt is not signed, so nothing in it is believed: the process that gave it out goes by what it remembers,
+//! another process by the record (`leases::adopt`).
 
 use crate::stored::names::{self, Lane};
 use relay_bridge::contract::{JobId, Timestamp};
@@ -11,24 +11,24 @@ use relay_bridge::leasing::Receipt;
 
 const VERSION: u8 = 1;
 const FIXED: usize = 1 + 8 + 8 + 4 + 8 + FORMER.len();
-/// Names one delivery in this process: the job, its record's sequence, which delivery of that.
+/// Names one delivery in this process: the job, its record's sequence, and the number of the delivery of that record.
 pub(crate) type Key = (JobId, u64, u64);
 
-/// The bytes that releases before this one read as the lease and as whether the record stays: the record stays.
+/// The bytes that releases before this one read as the lease and as whether the record stays. They say that it stays.
 const FORMER: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 1];
 
-/// A receipt's token, read.
+/// A receipt's token, as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     /// The sequence of the record.
     pub(crate) seq: u64,
-    /// Which delivery of that record.
+    /// The number of the delivery of that record.
     pub(crate) delivered: u64,
     pub(crate) attempt: u32,
     pub(crate) leased_at: Timestamp,
     /// The subject on which the server takes answers to this delivery.
     pub(crate) reply: String,
-    /// From which lane it came: `reply` names it.
+    /// The lane from which the delivery came: `reply` names it.
     pub(crate) lane: Lane,
 }
 

@@ -1,7 +1,7 @@
-//! A job's record as a message: the envelope is its payload, what changes during a run is in headers.
+//! A job's record as a message: its payload is the job's envelope, and headers hold what changes during a run.
 //!
-//! A rewrite keeps the envelope's bytes and every header that it does not set, so a record of a newer relay survives
-//! this build. `Nats-*` headers are the server's and are never carried over.
+//! A rewrite keeps the envelope's bytes and every header that it does not set, so that a record of a newer relay
+//! survives this build. `Nats-*` headers are the server's and are never carried over.
 
 use async_nats::HeaderMap;
 use async_nats::header::{
@@ -22,7 +22,8 @@ pub(crate) const CHARGED: HeaderName = HeaderName::from_static("Relay-Charged");
 pub(crate) const CANCELLED: HeaderName = HeaderName::from_static("Relay-Cancelled");
 /// Whether the payload was erased: the job can't run again.
 pub(crate) const ERASED: HeaderName = HeaderName::from_static("Relay-Erased");
-/// That the run may have ended: its result is looked for before it is given out, also after its message was rewritten.
+/// Set if the run may have ended: its result is looked for before the job is given out, also after the record was
+/// rewritten.
 const DOUBTFUL: HeaderName = HeaderName::from_static("Relay-Doubtful");
 /// The other half of a condition: the subject, with wildcards, whose last sequence is expected.
 pub(crate) const EXPECTED_SUBJECT: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence-Subject");
@@ -40,7 +41,7 @@ pub(crate) struct Stored {
     pub(crate) at: Timestamp,
 }
 
-/// A record, read.
+/// A record, read from its message.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) address: Address,
@@ -91,7 +92,7 @@ impl Record {
         self.headers.get(ERASED).is_some()
     }
 
-    /// Whether it is to be looked up before it is given out, however new its message is.
+    /// Whether the run's result is to be looked for before the job is given out, however new the message is.
     pub(crate) fn is_doubtful(&self) -> bool {
         self.headers.get(DOUBTFUL).is_some()
     }
@@ -101,7 +102,7 @@ impl Record {
         self.headers.get(NATS_SCHEDULE)?.as_str().strip_prefix("@at ")?.parse().ok()
     }
 
-    /// Where it is in line, or will be when its timer fires.
+    /// The place in which the record is in line, or will be when its timer fires.
     pub(crate) fn line(&self) -> Option<Place> {
         match self.place {
             Place::Line | Place::Lane(_) => Some(self.place),
@@ -110,7 +111,7 @@ impl Record {
         }
     }
 
-    /// What is to be written instead of this record.
+    /// A draft that replaces this record.
     pub(crate) fn rewrite(&self) -> Draft {
         Draft {
             address: self.address.clone(),
@@ -122,15 +123,15 @@ impl Record {
     }
 }
 
-/// A record to be written, if the address is as expected.
+/// A record to be written on condition that the address is as expected.
 #[derive(Clone, Debug)]
 pub(crate) struct Draft {
     pub(crate) address: Address,
     pub(crate) headers: HeaderMap,
     pub(crate) envelope: Bytes,
-    /// The last sequence of the whole address; zero: none.
+    /// The expected last sequence of the whole address; 0: there is none.
     pub(crate) expected: u64,
-    /// Where the record that it replaces is.
+    /// The place of the record that this one replaces.
     from: Option<Place>,
 }
 
@@ -146,7 +147,7 @@ impl Draft {
         }
     }
 
-    /// Another job's, or another run's, instead of `record`: none of its headers stay.
+    /// A draft of another job, or another run, that replaces `record`: none of its headers stay.
     pub(crate) fn instead_of(record: &Record, job: &Job, version: WireVersion) -> Self {
         Self { expected: record.seq, from: Some(record.place), ..Self::new(job, version) }
     }
@@ -177,9 +178,9 @@ impl Draft {
         self
     }
 
-    /// Subject and headers for writing it to `place`. What it replaces on a timer goes in the same write; what it
-    /// replaces in another place is for the caller to delete afterwards, because the server does that for schedules only
-    /// (error 10212).
+    /// Subject and headers for writing it to `place`. If the record that it replaces is on a timer, the same write
+    /// removes that record. If that record is in another place, the caller has to delete it afterwards, because the
+    /// server removes schedules only (error 10212).
     pub(crate) fn to(mut self, place: Place) -> Outgoing {
         if self.from == Some(Place::Timer) && place != Place::Timer {
             self.headers.insert(NATS_SCHEDULER, self.address.at(Place::Timer));
@@ -188,8 +189,8 @@ impl Draft {
         self.outgoing(place)
     }
 
-    /// Subject and headers for a timer that puts it in `line` at `at`. It is kept on the timer for `keep_secs` seconds at
-    /// least, whatever the stream's `max_age` is. What it replaces stays: it must be one that is leased or finished.
+    /// Subject and headers for a timer that puts it in `line` at `at`. It is kept on the timer for `keep_secs` seconds
+    /// at least, whatever the stream's `max_age` is. The record that it replaces stays: it must be leased or finished.
     pub(crate) fn on_timer(mut self, at: Timestamp, keep_secs: u64, line: Place) -> Outgoing {
         self.headers.insert(NATS_SCHEDULE, format!("@at {at}"));
         self.headers.insert(NATS_SCHEDULE_TARGET, self.address.at(line));
@@ -216,11 +217,11 @@ pub(crate) struct Outgoing {
     pub(crate) subject: String,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
-    /// What workers are told of it.
+    /// The hint that workers get of it.
     pub(crate) hint: Option<Hint>,
 }
 
-/// What an envelope that this build can't read is to its caller.
+/// The error for an envelope that this build can't read.
 pub(crate) fn envelope_error(unreadable: &EnvelopeError, operation: &'static str, whose: &str) -> BrokerError {
     let kind = match unreadable {
         EnvelopeError::Newer { found } => BrokerErrorKind::NewerVersion { found: *found, newest: NEWEST },
@@ -229,7 +230,7 @@ pub(crate) fn envelope_error(unreadable: &EnvelopeError, operation: &'static str
     BrokerError::new(kind, operation, format!("{whose}: {unreadable}"))
 }
 
-/// Whether it is about one message, which asking again does not make readable.
+/// Whether the error is about one unreadable message: asking again does not make it readable.
 pub(crate) fn is_unreadable(error: &BrokerError) -> bool {
     matches!(error.kind(), BrokerErrorKind::Corrupt | BrokerErrorKind::NewerVersion { .. })
 }
@@ -270,7 +271,7 @@ impl Outgoing {
         Self::deadline_at(address, job.expires_at, &Bytes::from(job.run_id.to_string()), keep_secs)
     }
 
-    /// The same for another time.
+    /// The same entry for another time.
     pub(crate) fn deadline_at(address: &Address, at: Timestamp, payload: &Bytes, keep_secs: u64) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_SCHEDULE, format!("@at {at}"));
@@ -279,7 +280,7 @@ impl Outgoing {
         Self { subject: address.deadline(), headers, payload: payload.clone(), hint: None }
     }
 
-    /// An entry for the sweep now: a cancel begins, and may be broken off.
+    /// An entry for the sweep at once: a cancel begins, and a crash may break it off.
     pub(crate) fn begun(address: &Address, keep_secs: u64) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_TTL, format!("{}s", keep_secs.max(1)));

@@ -1,10 +1,10 @@
-//! A result as a message: its body is the handler's output as it was given, so that whoever subscribes with any NATS client
-//! reads it; headers say the rest.
+//! A result entry as a message. Its body is the handler's output as it was given, so that a subscriber can read it with
+//! any NATS client; headers say the rest.
 //!
-//! One header has the result's envelope without the payload, and is what relay reads: versions and unknown fields keep
-//! their meaning. The others are the same in words, for people, and few: each takes the server and the client a third of
-//! a microsecond. An erased result is a message of its own without a body,
-//! which still has the erased one's place.
+//! One header has the result's envelope without the payload, and relay reads this one: versions and unknown fields keep
+//! their meaning. The other headers say the same in words for people. They are few: each takes the server and the
+//! client a third of a microsecond. An erased result is a message of its own without a body, which still has the place
+//! of the result that was erased.
 
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
@@ -42,7 +42,7 @@ const KEEP_ALLOWANCE_MS: i64 = 5_000;
 /// The longest time to live that is asked of the server, in seconds: a century, which its clock can count.
 const TTL_SECS_MAX: i64 = 100 * 366 * 24 * 3_600;
 
-/// A result as it is stored.
+/// A result entry, as it is stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) result: JobResult,
@@ -121,7 +121,7 @@ impl Entry {
         Finished { result: self.result, cursor, erased: self.erased }
     }
 
-    /// What remains when the payload is erased: outcome, key and times, in the same place.
+    /// The entry that stays when the payload is erased: outcome, key and times, in the same place.
     pub(crate) fn erase(self, version: WireVersion, now: Timestamp) -> Outgoing {
         let result = rules::erased_result(self.result);
         let subject = names::erased(&result.client, result.job_id);
@@ -185,7 +185,7 @@ fn outgoing(
     Outgoing { subject, headers, payload: result.payload.clone(), hint: None }
 }
 
-/// For how many seconds the server keeps what is kept until `until`.
+/// The seconds for which the server has to keep a message that is kept until `until`.
 pub(crate) fn ttl_secs(until: Timestamp, now: Timestamp) -> i64 {
     let left = until.as_millis().saturating_sub(now.as_millis()).max(0).saturating_add(KEEP_ALLOWANCE_MS);
     (left / 1_000 + 1).min(TTL_SECS_MAX)

@@ -1,7 +1,8 @@
-//! The streams that relay needs on JetStream, as values, and how a stream that is there differs from what is needed.
+//! The streams that relay needs on JetStream, as values, and how a stream that exists differs from what is needed.
 //!
 //! A queue has a stream of its own; results, dead letters and states have one each. Nothing but age, replacement and
-//! relay itself ever removes a message: no stream has a size limit, because a full one would drop what was accepted.
+//! relay itself ever removes a message: no stream has a size limit, because a full one would drop jobs that were
+//! accepted.
 
 use std::collections::HashMap;
 use std::num::NonZeroU8;
@@ -15,21 +16,21 @@ use crate::stored::names::{self};
 use relay_bridge::contract::QueueName;
 use relay_bridge::policy::QueuePolicy;
 
-/// What every stream of jobs covers, and no other.
+/// A subject that every stream of jobs covers, and no other stream.
 pub(crate) const ALL_JOBS: &str = "relay.jobs.>";
 const RESULTS_SUBJECTS: &str = "relay.results-log.>";
 const ERASED_SUBJECTS: &str = "relay.erased.>";
 const REPLY_DESTINATION: &str = "relay.reply.>";
 const STATE_SUBJECTS: &str = "relay.state.>";
-/// What is added to the age at which a stream removes a message, so that a message's own time always comes first.
+/// An addition to the age at which a stream removes a message, so that a message's own time always comes first.
 const AGE_ALLOWANCE: Duration = Duration::from_secs(3_600);
 /// The most consumers of one stream. Explicit, because a server of 2.15 takes no more than 1,000 otherwise:
 /// <https://docs.nats.io/running-a-nats-service/configuration/resource_management>
 const CONSUMERS_MAX: i32 = 10_000;
-/// How long a job's state is kept after the last word of its worker.
+/// How long a job's state is kept after its worker's last report.
 const STATE_AGE: Duration = Duration::from_secs(3_600);
 
-/// How relay's streams are kept: what a person configures, once for all of them.
+/// How relay's streams are kept: settings that a person writes, once for all of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamSettings {
     /// Copies of each message, 1 to 5; 1 outside a cluster. Default 1.
@@ -71,7 +72,7 @@ impl StreamSettings {
             description: Some(format!("relay: jobs of queue {queue}")),
             subjects: names::jobs_stream_subjects(queue),
             max_consumers: CONSUMERS_MAX,
-            // Every record has a time of its own to go; this bounds what none was given to.
+            // Every record has a time of its own to go; this bounds messages that were given none.
             max_age: policy.job_ttl.saturating_add(policy.retention).saturating_add(AGE_ALLOWANCE),
             allow_message_schedules: true,
             ..self.common()
@@ -103,8 +104,9 @@ impl StreamSettings {
         }
     }
 
-    /// The one stream of states: which attempt runs, since when. Not in memory, although workers say it again: a server
-    /// that restarts alone forgets such a stream altogether, and who may create it need not be there.
+    /// The one stream of states: which attempt of a job runs, and since when. It is not in memory, although workers
+    /// repeat their reports: a server that restarts alone forgets such a stream altogether, and a process that may
+    /// create it need not be there.
     pub(crate) fn states(&self) -> Config {
         Config {
             name: names::STATE_STREAM.to_owned(),
@@ -146,27 +148,27 @@ impl StreamSettings {
 /// One thing in which a stream is not as relay needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Difference {
-    /// What, from what to what.
+    /// The setting, the value that was found, and the value that is wanted.
     pub(crate) what: String,
-    /// Whether relay can't keep its promises on the stream as it is. What is only wanted otherwise is not needed.
+    /// Whether relay can't keep its promises on the stream as it is. A difference that is only wanted is not needed.
     pub(crate) needed: bool,
-    /// Whether the change can cost what somebody relies on.
+    /// Whether the change can take away something that somebody relies on.
     pub(crate) destructive: bool,
     /// Whether the server can't make this change to a stream that exists.
     pub(crate) impossible: bool,
 }
 
-/// Which differences are mended.
+/// The differences that are mended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mend {
-    /// Those without which relay can't keep its promises: what `serve` does.
+    /// Those without which relay can't keep its promises, as `serve` mends them.
     Needed,
-    /// All: what `provision` does.
+    /// All of them, as `provision` mends them.
     All,
 }
 
-/// How `found` is changed to what `wanted` needs, and the differences. What `found` has beyond it stays: more subjects,
-/// a greater age, more consumers, metadata of others.
+/// The configuration `found` changed to what `wanted` needs, and the differences. Settings of `found` that go beyond it
+/// stay: more subjects, a greater age, more consumers, metadata of others.
 pub(crate) fn reconcile(found: &Config, wanted: &Config, mend: Mend) -> (Config, Vec<Difference>) {
     let (mut next, mut differences) = compare(found, wanted);
     if mend == Mend::Needed {
@@ -291,7 +293,7 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
     (next, differences)
 }
 
-/// Whether everything that `subject` may be is of `wider`; both may have `*`, and a last `>`.
+/// Whether `wider` covers every subject that `subject` covers; both may have `*`, and a last `>`.
 fn covers(wider: &str, subject: &str) -> bool {
     let mut parts = subject.split('.');
     for word in wider.split('.') {

@@ -1,8 +1,8 @@
-//! JetStream calls as relay needs them: a bounded number of publishes in flight, conditions with three answers, reads at
-//! the leader, acknowledgements that were confirmed.
+//! Calls of JetStream: publishes, of which a bounded number is in flight; conditional writes, which are stored, are
+//! refused, or stay in doubt; reads at a stream's leader; acknowledgements that the server confirmed.
 //!
-//! Nothing here waits for longer than a server may take to answer: while one hangs, the client library takes no messages,
-//! and its own calls then wait until the server is back.
+//! No call waits for longer than a server may take to answer. While a server hangs, the client library takes no
+//! messages, and the library's own calls would wait until the server is back.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{JobId, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
-/// How long a condition that another write in flight keeps undecided is tried again.
+/// For how long a conditional write is tried again while another write in flight keeps its condition undecided.
 const UNDECIDED_MAX: Duration = Duration::from_secs(2);
 
-/// What became of a conditional publish.
+/// The outcome of a conditional publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Written {
     /// It is stored, with this sequence.
@@ -47,12 +47,12 @@ pub(crate) enum Written {
     Conflict(Option<u64>),
 }
 
-/// The connection and what bounds its use. Clones share both.
+/// The connection and the bounds of its use. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Api {
     connection: Connection,
     client: Client,
-    /// Of JetStream's API, with the domain.
+    /// The prefix of the subjects of JetStream's API, with the domain.
     prefix: String,
     in_flight: Arc<Semaphore>,
     requests: Requests,
@@ -63,7 +63,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// The connection's JetStream carries the domain.
+    /// Opens JetStream over the connection, in the configured domain.
     ///
     /// # Errors
     /// `Unavailable` if the connection is closed.
@@ -105,12 +105,12 @@ impl Api {
         missed
     }
 
-    /// For subscriptions and core messages.
+    /// The client library, for subscriptions and core messages.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// What workers are to be told.
+    /// The hints that this process sends to workers.
     pub(crate) fn hints(&self) -> &Hints {
         &self.hints
     }
@@ -130,14 +130,14 @@ impl Api {
         self.connection.jetstream()
     }
 
-    /// Publishes and waits for the confirmation. A condition in the headers that another write keeps undecided is tried
-    /// again for at most 2 s.
+    /// Publishes and waits for the confirmation. If another write keeps a condition in the headers undecided, the
+    /// publish is tried again for at most 2 s.
     ///
     /// # Errors
     /// `Ambiguous` if there was no answer in time or the condition stayed undecided; `Overloaded` if storage is full;
     /// `TooLarge`; `Unavailable` if nothing was listening.
     ///
-    /// Workers are hinted at the message while it is stored, so that their pull is there when it is.
+    /// The hint to workers is sent while the message is being stored, so that their pull is there when the message is.
     pub(crate) async fn publish(&self, message: Outgoing, operation: &'static str) -> Result<Written, BrokerError> {
         let mut booking = self.bookings.book(&message);
         self.publish_booked(message, &mut booking, operation).await
@@ -214,7 +214,7 @@ impl Api {
         message: Outgoing,
         operation: &'static str,
     ) -> Result<Result<u64, jetstream::Error>, BrokerError> {
-        /// Only what is looked at: async-nats reads an answer twice to find out which kind it is.
+        /// Only the fields that are used: async-nats reads an answer twice to find out which kind it is.
         #[derive(serde::Deserialize)]
         struct Confirmed {
             seq: Option<u64>,
@@ -388,7 +388,8 @@ impl Api {
         }
     }
 
-    /// Says that a job is being put in line, or on a timer. The write itself may still fail: a hint is never the truth.
+    /// Hints that a job is being put in line, or on a timer. The write itself may still fail: a hint is no proof of a
+    /// job.
     async fn hint(&self, Hint { queue, lane, at }: &Hint) {
         let now = Instant::now();
         match at {
@@ -406,7 +407,8 @@ impl Api {
         self.tell(names::hint(queue, lane), HeaderMap::new(), jobs.to_string().into()).await;
     }
 
-    /// Subscribes to a subject. Who asks something on the connection after it knows with the answer that it is in place.
+    /// Subscribes to a subject. The answer to a later request on the same connection proves that the subscription is in
+    /// place.
     ///
     /// # Errors
     /// `Unavailable` if the connection is down or closed, or takes nothing within 5 s.
@@ -415,7 +417,7 @@ impl Api {
         taken(self.client.subscribe(subject), operation).await
     }
 
-    /// The same as one of a group of subscribers, of which each message comes to one.
+    /// Subscribes as one of a group of subscribers: each message goes to one of them.
     ///
     /// # Errors
     /// As [`Self::subscribe`].

@@ -1,8 +1,9 @@
-//! One connection to NATS that comes back for ever, and what the rest of relay needs to know about it: whether it is up,
-//! since when, why not, and when something may have been missed.
+//! One connection to NATS that comes back for ever, and its state for the rest of relay: whether it is up, since when,
+//! why not, and when messages may have been missed.
 //!
-//! While it is down nothing is handed to the client library: it would queue it and send it later, long after the caller
-//! was told that it failed. What was handed over and not answered is in doubt, never refused.
+//! While the connection is down nothing is handed to the client library: it would queue the command and send it later,
+//! long after the caller was told that it failed. A command that was handed over and not answered is in doubt, never
+//! refused.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub enum Wait {
     AtMost(Duration),
 }
 
-/// What a connection is for.
+/// The use of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// JetStream has to answer.
@@ -65,7 +66,7 @@ impl Connection {
         Self::open_for(config, wait, Purpose::Broker).await
     }
 
-    /// The same for who needs no JetStream, such as a front door: subscriptions and replies.
+    /// Opens a connection for core messages, without JetStream: subscriptions and replies, such as an ingress needs.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -92,7 +93,8 @@ impl Connection {
         }
     }
 
-    /// Tries until it is connected, or is told something that waiting does not mend. `last` is why the last one failed.
+    /// Tries until a connection is made, or fails for a reason that waiting does not mend. `last` says why the last
+    /// attempt failed.
     async fn attempts(config: &NatsConfig, purpose: Purpose, last: &mut String) -> Result<Self, BrokerError> {
         let servers = config.servers.join(", ");
         let (mut attempt, mut told) = (0, None::<Instant>);
@@ -178,7 +180,7 @@ impl Connection {
         &self.0.context
     }
 
-    /// What it was opened with.
+    /// The configuration with which it was opened.
     #[must_use]
     pub fn config(&self) -> &NatsConfig {
         &self.0.config
@@ -196,7 +198,7 @@ impl Connection {
         self.0.shared.missed()
     }
 
-    /// How often what went wrong, since it was opened.
+    /// Counts of failures, since it was opened.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.shared.counts()
@@ -225,8 +227,8 @@ impl Connection {
         Err(BrokerError::new(Kind::Unavailable, operation, format!("NATS is away: {why}")))
     }
 
-    /// What it means that a call which was sent got no answer: `Ambiguous`, because it may still take effect. Names a
-    /// permission that the server refused lately, which is how a missing one shows.
+    /// The error for a call that was sent and got no answer: `Ambiguous`, because the call may still take effect. It
+    /// names a permission that the server refused lately, because a missing permission shows as silence.
     #[must_use]
     pub fn unanswered(&self, operation: &'static str) -> BrokerError {
         let detail = match self.0.shared.lately_refused() {
@@ -236,7 +238,8 @@ impl Connection {
         BrokerError::new(Kind::Ambiguous, operation, detail)
     }
 
-    /// Sends what is still to be sent and closes the connection. Whatever waits for an answer does not get one.
+    /// Sends the messages that are still to be sent and closes the connection. Calls that wait for an answer do not get
+    /// one.
     pub async fn close(&self) {
         self.0.closing.cancel();
         self.0.tasks.close();
@@ -322,8 +325,8 @@ async fn jetstream_answers(context: &Context, domain: Option<&str>) -> Result<()
     }))
 }
 
-/// Looks after the connection until it is closed: moves away from a server that is about to stop, refuses one that is too
-/// old, and notices what the client's events, of which it keeps only so many, did not say.
+/// Looks after the connection until it is closed: moves away from a server that is about to stop, refuses one that is
+/// too old, and catches up with events that the client library dropped, because it keeps only so many.
 async fn keep(inner: Weak<Inner>, shared: Arc<Shared>, closing: CancellationToken) {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

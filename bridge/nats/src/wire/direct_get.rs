@@ -1,4 +1,4 @@
-//! Reading stretches of a stream without a consumer: one request, many messages, from any replica.
+//! Reads stretches of a stream without a consumer (direct get): one request, many messages, from any replica.
 
 use std::time::Duration;
 
@@ -21,15 +21,15 @@ use relay_bridge::rules;
 pub(crate) const BATCH_MAX: usize = 50;
 /// How long a stream that is there may take until it answers reads.
 pub(crate) const SERVED_WITHIN: Duration = Duration::from_secs(2);
-/// How long to wait before such a one is asked again.
+/// How long to wait before a stream that does not answer reads yet is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// What to read.
+/// The part of a stream to read.
 #[derive(Clone, Debug)]
 pub(crate) struct Stretch {
     /// The first sequence that may come.
     pub(crate) from: u64,
-    /// Only what this subject covers.
+    /// Only messages whose subject this covers.
     pub(crate) subject: String,
     /// At most this many, up to [`BATCH_MAX`].
     pub(crate) messages: usize,
@@ -37,23 +37,23 @@ pub(crate) struct Stretch {
     pub(crate) bytes: usize,
 }
 
-/// What was read.
+/// The messages that a read brought.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     /// In the order of sequences.
     pub(crate) messages: Vec<Stored>,
-    /// Whether the replica had no more of it.
+    /// Whether the replica had no more messages of the stretch.
     pub(crate) is_end: bool,
-    /// How much more of it the replica had.
+    /// How many more messages of the stretch the replica had.
     pub(crate) left: u64,
 }
 
 impl Api {
-    /// Reads a stretch of `stream` at any replica, which may lag behind: what comes is there, and nothing in between is
-    /// left out, but there may be more.
+    /// Reads a stretch of `stream` at any replica, which may lag behind: no message is left out between those that
+    /// come, but there may be more after them.
     ///
-    /// A stream that was made just now has a leader before it answers reads, and other servers know of that later still:
-    /// such a one is asked again for a while.
+    /// A stream that was made just now has a leader before it answers reads, and other servers learn of it later still.
+    /// So a stream that exists and does not answer is asked again for a while.
     ///
     /// # Errors
     /// `Unavailable`, `Corrupt`.

@@ -1,8 +1,9 @@
-//! Hints: what says to the workers of a queue which lanes have jobs, so that they need not ask about all.
+//! Hints: unconfirmed messages that tell the workers of a queue which lanes have jobs, so that they need not ask about
+//! all.
 //!
-//! Whoever puts a job in line says so beside the write, at most one message per lane in [`EVERY`], with the
-//! number of jobs since the last one; of a job on a timer, when its time comes. A hint may be lost, and with the process those
-//! that are not due: rounds find what they would have told.
+//! A process that puts a job in line sends a hint beside the write: at most one message per lane in [`EVERY`], with the
+//! number of jobs since the last one. For a job on a timer it sends the hint when the time comes. A hint may be lost,
+//! and hints that are not due yet are lost with their process: rounds find the jobs that these would have told of.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
@@ -22,7 +23,7 @@ const LATELY_MAX: usize = 4_096;
 /// The most jobs on timers that are hinted at in their time; a round finds the others.
 const LATER_MAX: usize = 16_384;
 
-/// A job of the lane in line, now or from a time on: that is how workers see a write.
+/// A job that is in line in a lane, now or from a time on: the part of a write that workers are told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hint {
     pub(crate) queue: QueueName,
@@ -30,14 +31,14 @@ pub(crate) struct Hint {
     pub(crate) at: Option<Timestamp>,
 }
 
-/// What this process tells workers.
+/// The hints that this process sends to workers.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
-    /// Told lately; what comes within [`EVERY`] is told together.
+    /// Lanes that were hinted at lately; jobs that come within [`EVERY`] are told together.
     lately: Mutex<HashMap<Whose, Lately>>,
     /// Jobs on timers, by when they come into line.
     later: Mutex<BTreeMap<(Instant, u64), Whose>>,
-    /// There is something to be told later, or sooner than before.
+    /// Woken when a hint is to be sent later, or sooner than before.
     pub(crate) woken: Notify,
 }
 
@@ -61,7 +62,7 @@ impl Lately {
 }
 
 impl Hints {
-    /// Takes note of a job in line. Whether it is to be told at once; what it keeps, [`Self::due`] gives.
+    /// Notes a job in line. `true` if its hint is to be sent at once; otherwise [`Self::due`] gives it later.
     pub(crate) fn note(&self, queue: &QueueName, lane: &Lane, now: Instant) -> bool {
         let mut lately = self.lately();
         let key = (queue.clone(), lane.clone());
@@ -104,7 +105,8 @@ impl Hints {
         }
     }
 
-    /// The jobs that came together meanwhile, and those whose time has come; and when there is more, if nothing comes before.
+    /// The jobs that came together meanwhile, and those whose time has come; and when the next ones are due, unless
+    /// others come before.
     pub(crate) fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
         let mut lately = self.lately();
         lately.retain(|_, lately| lately.is_needed(now));

@@ -1,4 +1,5 @@
-//! What is known about the connection: up or down, since when and why; and whether something may have been missed.
+//! The state of a connection, kept from the client library's events: up or down, since when and why, and whether
+//! messages may have been missed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,7 +18,7 @@ pub struct Link {
     /// When it went up or down.
     pub since: Instant,
     /// Grows whenever announcements may have been missed: after each reconnect, and after the client dropped messages
-    /// that nobody fetched. Whoever waits for announcements then looks for itself.
+    /// that nobody fetched. A caller that waits for announcements then looks for itself.
     pub epoch: u64,
 }
 
@@ -29,7 +30,7 @@ impl Link {
     }
 }
 
-/// How often what went wrong.
+/// Counts of failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The connection was lost.
@@ -44,11 +45,12 @@ pub struct Counts {
     pub server_errors: u64,
 }
 
-/// What the client's events, the keeper and the users of a connection share.
+/// The state that the client's events, the keeper and the users of a connection share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     link: watch::Sender<Link>,
-    /// [`Link::epoch`] by itself: whoever waits for announcements is not woken by a loss, which it can do nothing about.
+    /// [`Link::epoch`] by itself: a caller that waits for announcements is not woken by a loss, which it can do nothing
+    /// about.
     epoch: watch::Sender<u64>,
     lame_duck: Notify,
     /// The server is of no use, although the connection stands.
@@ -67,7 +69,7 @@ pub(crate) struct Shared {
     told: [Throttle; 4],
 }
 
-/// The kinds of lines that a storm of events must not fill the log with.
+/// The kinds of log lines that are limited, so that a storm of events does not fill the log.
 #[derive(Clone, Copy)]
 enum Line {
     Refusal,
@@ -140,13 +142,13 @@ impl Shared {
         self.lame_duck.notified().await;
     }
 
-    /// What the server refused in the last seconds.
+    /// The server's newest refusal, if it was in the last seconds.
     pub(crate) fn lately_refused(&self) -> Option<String> {
         let refusal = lock(&self.refusal);
         refusal.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, text)| text.clone())
     }
 
-    /// What the client reports. It must not wait: the client keeps 128 events and drops the rest.
+    /// Takes an event of the client library. It must not wait: the library keeps 128 events and drops the rest.
     pub(crate) fn event(&self, event: Event) {
         match event {
             Event::Connected => {
@@ -192,7 +194,7 @@ impl Shared {
         }
     }
 
-    /// The connection stands, and what it missed is to be looked for.
+    /// The connection stands, and messages that it missed are to be looked for.
     pub(crate) fn up(&self) {
         if self.refused.load(Ordering::Relaxed) {
             return;
@@ -202,7 +204,7 @@ impl Shared {
             let up = Link { down: None, since: Instant::now(), epoch: link.epoch };
             before = Some(std::mem::replace(link, up));
         });
-        // After it is up, because whoever is woken looks at once.
+        // After the state is up, because the callers that this wakes look at once.
         self.missed_something();
         if let Some(before) = before.filter(|before| before.epoch > 0 && !before.is_up()) {
             tracing::info!(away_ms = before.since.elapsed().as_millis(), "NATS is back");

@@ -1,4 +1,4 @@
-//! NATS as relay needs it, and nothing of relay: the connection, requests, JetStream calls.
+//! Access to NATS: the connection, requests, calls of JetStream, direct reads, hints and shared subscriptions.
 
 pub(crate) mod api;
 pub mod connection;

@@ -1,4 +1,4 @@
-//! What a server's refusal means for relay: by its error code, and by what was asked.
+//! Turns a server's refusal into relay's error, by the refusal's code and by what was asked.
 //!
 //! The codes: <https://github.com/nats-io/nats-server/blob/main/server/errors.json>
 
@@ -22,7 +22,7 @@ const TOO_MANY_WAITING: ErrorCode = ErrorCode(10_167);
 /// When storage may have room again: jobs have to end and to be removed first.
 const STORAGE_AFTER: Duration = Duration::from_secs(10);
 
-/// What the refusal of a call of JetStream's API means.
+/// The error for a refused call of JetStream's API.
 pub(crate) fn refused(error: &Error, operation: &'static str) -> BrokerError {
     use BrokerErrorKind::{Ambiguous, Invalid, NotFound, Overloaded, TooLarge, Unavailable};
     let full = Overloaded { retry_after: STORAGE_AFTER };
@@ -44,7 +44,7 @@ pub(crate) fn refused(error: &Error, operation: &'static str) -> BrokerError {
         ErrorCode::CLUSTER_NO_PEERS => (Unavailable, ""),
         // Mistakes, although their status is the server's.
         ErrorCode::STREAM_INVALID_CONFIG | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => (Invalid, ""),
-        // Said of what others were told to do already: it may still come to be.
+        // The server had told others already to do it: it may still come to be.
         ErrorCode::CONSUMER_CREATE | ErrorCode::RAFT_GENERAL | ErrorCode::STREAM_CREATE | ErrorCode::STREAM_UPDATE => {
             (Ambiguous, "")
         }
@@ -61,7 +61,7 @@ pub(crate) fn refused(error: &Error, operation: &'static str) -> BrokerError {
     }
 }
 
-/// The same of a call whose subject names a stream: without its stream there is no such queue.
+/// The error for a refused call whose subject names a stream: without its stream there is no such queue.
 pub(crate) fn refused_about(subject: &str, error: &Error, operation: &'static str) -> BrokerError {
     if error.error_code() == ErrorCode::STREAM_NOT_FOUND
         && let Some(queue) = subject.split('.').find_map(names::queue_of_stream)
@@ -71,7 +71,7 @@ pub(crate) fn refused_about(subject: &str, error: &Error, operation: &'static st
     refused(error, operation)
 }
 
-/// What the refusal of a publish means.
+/// The error for a refused publish.
 pub(crate) fn not_stored(error: &Error, operation: &'static str) -> BrokerError {
     match error.error_code() {
         // The leader could not store what its followers were told to: they may have.

@@ -1,10 +1,11 @@
-//! Requests, gathered: messages that await one answer each. Those of many callers are sent together, so that they cost
+//! Requests: messages that await one answer each. The requests of many callers are sent together, so that they cost
 //! this process and the server few system calls.
 //!
-//! A message that is sent by the task which made it goes out alone, in a system call of its own, because the runtime runs
-//! next whoever was woken last: the connection. So while others are in flight, callers hand their messages to one task,
-//! which first lets every task run that is ready to, and then sends what came together: no timer, and a message that has
-//! nobody to be gathered with is sent at once. Answers come to one subscription, told apart by their subject's last token.
+//! A message that its own task sends goes out alone, in a system call of its own, because the runtime next runs the
+//! task that was woken last: the connection's. So while other requests are in flight, callers hand their messages to
+//! one task. It first lets every task run that is ready to, and then sends the messages that came together. It has no
+//! timer, and a message with no others to go with is sent at once. Answers come to one subscription, told apart by the
+//! last token of their subject.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -27,7 +28,7 @@ use relay_bridge::support::lock;
 
 /// How long the server may take to answer.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How often it is looked whether one took longer.
+/// How often the requests are checked for one that took longer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Messages that wait to be sent together; more wait with their callers.
 const GATHERED_MAX: usize = 8_192;
@@ -48,7 +49,8 @@ pub(crate) struct Question {
 type Answer = Result<Message, BrokerError>;
 type Asked = (Question, oneshot::Sender<Answer>);
 
-/// Where questions are asked. Clones share one task, which ends with the last of them or with the connection.
+/// Sends questions and gives out their answers. Clones share one task, which ends with the last of them or with the
+/// connection.
 #[derive(Clone)]
 pub(crate) struct Requests {
     asking: Arc<Asking>,
@@ -99,7 +101,7 @@ impl Requests {
     }
 }
 
-/// What the task and its callers share.
+/// The state that the task and its callers share.
 struct Asking {
     client: Client,
     inbox: String,
@@ -111,7 +113,7 @@ struct Asking {
 struct Open {
     questions: HashMap<u64, Sent>,
     next: u64,
-    /// Whether nobody gives out answers any more.
+    /// Whether the task is over, so that nobody gives out answers any more.
     is_over: bool,
 }
 
@@ -157,7 +159,7 @@ impl Asking {
         }
     }
 
-    /// Gives an answer to whoever asked, and those that came with it.
+    /// Gives an answer to its caller, and likewise the answers that came with it.
     fn take(&self, first: Message, more: &mut Subscriber) {
         let mut open = self.open();
         let mut next = Some(first);
@@ -202,7 +204,7 @@ struct Task {
 impl Task {
     async fn run(mut self, closing: CancellationToken) {
         let mut together = Vec::with_capacity(SENT_TOGETHER);
-        // Whatever waits for its answer, or to be sent, hears of the end.
+        // At the end, all callers that wait for an answer, or for their message to be sent, are told.
         closing.run_until_cancelled(async { while self.turn(&mut together).await.is_some() {} }).await;
         self.asking.close();
     }
@@ -246,7 +248,7 @@ impl Task {
                     biased;
                     () = &mut sending => break,
                     answer = self.answers.next() => self.asking.take(answer?, &mut self.answers),
-                    // A server that hangs takes nothing more: what is behind must not wait for it.
+                    // A server that hangs takes nothing more: the messages behind this one must not wait for it.
                     _ = self.look.tick() => {
                         self.asking.give_up(&self.connection);
                         if since.elapsed() >= ANSWER_WITHIN {
@@ -298,7 +300,7 @@ mod tests {
         server: NatsServer,
         connection: Connection,
         requests: Requests,
-        /// Who is asked. Nobody answers unless the test does.
+        /// The messages that are sent. Nobody answers them unless the test does.
         heard: Subscriber,
     }
 

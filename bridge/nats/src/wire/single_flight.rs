@@ -1,16 +1,16 @@
-//! Asking the server one at a time: what many want to know at once is asked for once, and when it can't be had, those who
-//! waited hear that too, instead of each waiting anew.
+//! Single flight: callers that want the same at the same time share one request and its answer. If the request fails
+//! and may succeed later, the callers that waited for it get that failure too, instead of each asking anew.
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
-/// Held by the one who asks.
+/// One single flight. The caller that asks holds its lock; the others wait for the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Alone(Mutex<Option<Failed>>);
 
-/// How asking failed last, if it may succeed later.
+/// The last failure, if asking may succeed later.
 #[derive(Debug)]
 struct Failed {
     at: Instant,
@@ -20,10 +20,11 @@ struct Failed {
 }
 
 impl Alone {
-    /// What is `known` once it is this one's turn, else what `ask` says.
+    /// The value that `known` gives once it is this caller's turn, or else the answer of `ask`.
     ///
     /// # Errors
-    /// As `ask`; while this one waited for its turn, also as that of another, if it may succeed later.
+    /// As `ask`. Also the failure of another caller that asked while this one waited for its turn, if asking may
+    /// succeed later.
     pub(crate) async fn ask<T>(
         &self,
         known: impl FnOnce() -> Option<T>,

@@ -1,5 +1,5 @@
-//! Asking the server for its streams and changing them. Changes are made to the configuration as the server sent it, so
-//! that fields which this build does not know survive.
+//! Lists, reads, creates and changes streams at the server. Changes are made to the configuration as the server sent
+//! it, so that fields which this build does not know survive.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use relay_bridge::rules::{self};
 /// The most streams, or consumers of one queue, that are listed.
 const LISTED_MAX: usize = 20_000;
 
-/// A stream that is there.
+/// A stream that exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
-    /// What the server says of it.
+    /// The server's description of the stream.
     pub(crate) info: Info,
     /// Its configuration, with the fields that [`Config`] lacks.
     raw: Map<String, Value>,
@@ -36,7 +36,7 @@ impl Stream {
         Ok(Self { info, raw })
     }
 
-    /// `next` written over the configuration as it came: what differs between what was read and `next` is changed.
+    /// The configuration as it came, with the fields of `next` that differ from what was read.
     fn changed(&self, next: &Config, operation: &'static str) -> Result<Map<String, Value>, BrokerError> {
         let fields = |config: &Config| match serde_json::to_value(config) {
             Ok(Value::Object(fields)) => Ok(fields),
@@ -50,7 +50,7 @@ impl Stream {
                 raw.insert(name.clone(), value.clone());
             }
         }
-        // What a type leaves out where it is the default.
+        // The type leaves out a field that has its default, so it is removed here as well.
         before.keys().filter(|name| !after.contains_key(*name)).for_each(|name| drop(raw.remove(name)));
         Ok(raw)
     }
@@ -86,12 +86,12 @@ pub(crate) async fn create(api: &Api, config: &Config, operation: &'static str) 
     find(api, &config.name, operation).await?.map(|known| Created::Known(Box::new(known))).ok_or(refusal)
 }
 
-/// What became of a [`create`].
+/// The outcome of [`create`].
 #[derive(Debug)]
 pub(crate) enum Created {
-    /// It is as it was asked for.
+    /// The stream was created as it was asked for.
     New,
-    /// It was there.
+    /// A stream of this name existed.
     Known(Box<Stream>),
 }
 
@@ -109,13 +109,13 @@ pub(crate) async fn update(
 /// Every stream with a subject that `subject` covers, in the order of names.
 ///
 /// # Errors
-/// `Unavailable` if a stream has no leader that answers: the others are not all.
+/// `Unavailable` if a stream has no leader that answers: the list would not be complete.
 pub(crate) async fn list(api: &Api, subject: &str, operation: &'static str) -> Result<Vec<Stream>, BrokerError> {
     let (streams, silent) = list_answering(api, subject, operation).await?;
     whole(streams, &silent, operation)
 }
 
-/// The same without those that have no leader that answers, and the names of these. It takes 4 s if there are any.
+/// The streams of [`list`] whose leader answers, and the names of the others. It takes 4 s if there are others.
 pub(crate) async fn list_answering(
     api: &Api,
     subject: &str,
@@ -137,8 +137,9 @@ pub(crate) async fn list_names(api: &Api, subject: &str, operation: &'static str
 }
 
 impl Api {
-    /// The last message on `subject`, as the leader has it, for what is mostly not there: the server counts a read of such a message as an error of its API, and
-    /// operators watch that figure. So it is asked first whether there is one.
+    /// The last message on `subject`, as the leader has it, for messages that mostly are not there. The server counts a
+    /// read of a message that is not there as an error of its API, and operators watch that figure. So it is asked
+    /// first whether there is one.
     pub(crate) async fn last_if_any(
         &self,
         stream: &str,
@@ -152,8 +153,8 @@ impl Api {
     }
 }
 
-/// All pages of a list, and the names of what did not answer: between several servers a list ends after 4 s without it. The
-/// pages overlap if something is made while they are read.
+/// All pages of a list, and the names of the entries that did not answer: between several servers a list ends after 4 s
+/// without them. The pages overlap if something is made while they are read.
 pub(crate) async fn pages<T: DeserializeOwned>(
     api: &Api,
     call: &str,
@@ -180,7 +181,7 @@ pub(crate) async fn pages<T: DeserializeOwned>(
         let page: Page<T> = api.call(call.to_owned(), &body, operation).await?;
         listed.extend(page.listed.unwrap_or_default());
         silent.extend(page.missing.unwrap_or_default());
-        // Not by what came: what is missing has its place as well.
+        // By the page's limit and not by the entries that came: an entry that is missing has its place as well.
         offset += page.limit;
         if page.limit == 0 || offset >= page.total.min(LISTED_MAX) {
             return Ok((listed, silent));
@@ -213,7 +214,7 @@ pub(crate) async fn subjects(
     Ok((page.state.subjects.unwrap_or_default().into_keys().collect(), page.total))
 }
 
-/// What was listed, if nothing is missing.
+/// The entries of a list, if none is missing.
 ///
 /// # Errors
 /// `Unavailable`.

@@ -1,6 +1,6 @@
-//! Subscriptions that several share: the server sends a message once to this process, however many wait for it here, and only
-//! while somebody does. There is no task. Any waiter that is polled reads for all of them and wakes the others, so that one
-//! that nobody polls holds up nobody.
+//! Subscriptions that several callers share: the server sends a message once to this process, however many callers wait
+//! for it here, and only while one does. There is no task. Any caller that is polled reads for all of them and wakes
+//! the others, so that a caller which nobody polls holds up nobody.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -19,10 +19,10 @@ use relay_bridge::support::lock;
 #[derive(Default)]
 pub(crate) struct Subscriptions(Mutex<HashMap<Arc<str>, Weak<Shared>>>);
 
-/// One subscription.
+/// One subscription and its listeners.
 struct Shared {
     subject: Arc<str>,
-    /// Empty until the connection has taken it.
+    /// The messages; empty until the connection has taken the subscription.
     heard: OnceLock<Mutex<Heard>>,
     bell: Arc<Bell>,
 }
@@ -47,17 +47,17 @@ impl Wake for Bell {
     }
 }
 
-/// One who listens; dropping the last one ends the subscription.
+/// A caller that listens; dropping the last one ends the subscription.
 pub(crate) struct Listener<'a> {
-    /// Where others find it; `None` if it is shared with nobody.
+    /// The subscriptions among which others find this one; `None` if it is shared with nobody.
     all: Option<&'a Subscriptions>,
     shared: Arc<Shared>,
-    /// How many messages this one knows of.
+    /// How many messages this listener has seen.
     seen: u64,
 }
 
 impl Subscriptions {
-    /// Listens on `subject` together with whoever does already.
+    /// Listens on `subject` together with the callers that do already.
     ///
     /// # Errors
     /// As [`Api::subscribe`].
@@ -68,7 +68,7 @@ impl Subscriptions {
         operation: &'static str,
     ) -> Result<Listener<'_>, BrokerError> {
         let shared = self.shared(subject.into());
-        // From here on, because it removes the entry, whatever happens.
+        // Made first: when it is dropped it removes the entry, whatever happens until then.
         let listener = Listener { all: Some(self), shared, seen: 0 };
         listener.begin(api, operation).await
     }

@@ -1,4 +1,4 @@
-//! Which servers are new enough: relay needs message schedules and per-message expiry, which came with 2.12.
+//! The server versions that are new enough: relay needs message schedules and per-message expiry, which came with 2.12.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl Version {
     /// Judges what a server says of itself.
     ///
     /// # Errors
-    /// What is wrong, to be read after the server's name, and what to do.
+    /// The problem, to be read after the server's name, and what to do.
     pub(crate) fn accept(text: &str) -> Result<(), String> {
         match Self::read(text) {
             Some(found) if found >= OLDEST => Ok(()),
@@ -29,7 +29,7 @@ impl Version {
         }
     }
 
-    /// What its operator should know of a server that relay works with.
+    /// A warning for the operator of a server that relay works with.
     pub(crate) fn warning(text: &str) -> Option<String> {
         let found = Self::read(text).filter(|found| *found < PERMISSIONS_HOLD)?;
         Some(format!(
@@ -38,7 +38,7 @@ impl Version {
         ))
     }
 
-    /// Of `2.15.1` or `2.12.0-RC.1`.
+    /// Reads a version such as `2.15.1` or `2.12.0-RC.1`.
     fn read(text: &str) -> Option<Self> {
         let text = text.trim_start_matches('v');
         let mut numbers = text.split(['.', '-', '+']).map(|number| number.parse().ok());

@@ -86,7 +86,7 @@ pub(crate) struct Fixture {
     _place: SemaphorePermit<'static>,
     nats: Mutex<Nats>,
     clock: Clock,
-    /// What is to be deleted when the test is over.
+    /// The queues that are to be deleted when the test is over.
     queues: Arc<Queues>,
 }
 
@@ -129,7 +129,7 @@ impl Fixture {
             let jetstream = async_nats::jetstream::new(client);
             let queues = std::mem::take(&mut *self.queues.lock());
             for queue in queues {
-                // Best effort: what is left slows the others down, and fails none of them.
+                // Best effort: a queue that is left slows the others down, and fails none of them.
                 jetstream.delete_stream(jobs_stream(&queue)).await.ok();
             }
         }
@@ -315,7 +315,7 @@ impl PolicyStore for Noting {
         // A cluster that is asked for many streams at once answers none of them in time.
         let _turn = CREATING.acquire().await.unwrap();
         let one_line = QueuePolicy { fair: self.turns && policy.fair, ..policy.clone() };
-        // What a promise about shares asks for needs turns.
+        // A policy with shares, for a promise about them, needs turns.
         let policy = if one_line.shares_without_turns().is_empty() { &one_line } else { policy };
         self.policies.put_policy(queue, policy, seen).await
     }

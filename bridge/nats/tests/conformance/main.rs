@@ -18,7 +18,7 @@ use relay_conformance::{Column, Fixture as _, PROMISES, RUNS, Run};
 
 /// How many tests are under way at once: more than run, because those of the cluster and those that crash it take turns.
 const AT_ONCE: usize = 56;
-/// What the suite runs on.
+/// The servers on which the suite runs.
 const MODULES: &[(&str, Nodes)] =
     &[("nats_1", Nodes::One), ("nats_one_line", Nodes::OneWithoutTurns), ("nats_3", Nodes::Three)];
 

@@ -1,4 +1,4 @@
-//! What others do to the consumers of a queue, and what relay makes of it.
+//! Changes that others make to the consumers of a queue, and how relay deals with them.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -145,7 +145,7 @@ async fn consumer(server: &NatsServer, queue: &QueueName) -> (jetstream::Context
     (jetstream, config)
 }
 
-/// A worker of its own process: what it was given, and whether that had a result when it was.
+/// A worker of its own process: notes the jobs that it was given, and records a result of each.
 async fn work(broker: Broker, queue: QueueName, ran: Arc<Mutex<Vec<JobId>>>) {
     loop {
         for delivery in broker.leasing.lease(&request(&queue, 16)).await.unwrap() {

@@ -1,4 +1,4 @@
-//! Lists, sweeps and erasures on a real server: what they read, what they pass over, and what they leave.
+//! Lists, sweeps and erasures on a real server: which messages they read, which they pass over, and which they leave.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ struct Stage {
 
 impl Stage {
     async fn open(clock: Clock, job_ttl: Duration) -> Self {
-        // One user may not delete jobs: what it writes goes through, and then it gets no further.
+        // One user may not delete jobs: its writes go through, and then it gets no further.
         let users = format!(
             "authorization {{ users: [{{ user: relay, password: p }}, {{ user: {HALF}, password: p, permissions: {{ publish: \
              {{ deny: \"$JS.API.STREAM.MSG.DELETE.relay-jobs-work\" }} }} }}] }}\nno_auth_user: relay"

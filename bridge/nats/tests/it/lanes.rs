@@ -182,7 +182,7 @@ async fn a_switch_to_or_from_turns_loses_and_doubles_nothing_that_waits_is_lease
         for number in 0..6 {
             jobs.push(stage.submit("acme", &format!("after-{number}"), Duration::ZERO).await);
         }
-        // What was leased before is settled after.
+        // Jobs that were leased before are settled after.
         stage.succeed(&done).await;
         stage.broker.leasing.settle(&back.receipt, &Settlement::HandBack(Duration::ZERO)).await.unwrap();
         let ended = stage.broker.jobs.cancel(&cancelled.job.client, cancelled.job.id).await.unwrap();
@@ -229,7 +229,7 @@ async fn shares_that_need_turns_are_refused_where_there_are_none() {
             assert_eq!(refused.kind(), BrokerErrorKind::Invalid, "{refused}");
         }
     }
-    // What can be held there is taken.
+    // A policy that can be held there is taken.
     let client_defaults = ClientPolicy { max_queued: 2, ..ClientPolicy::default() };
     let policy = QueuePolicy { client_defaults, ..stage.policy.clone() };
     stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();

@@ -1,5 +1,5 @@
-//! What a crash between two writes of the NATS adapter leaves, and what repairs it. The state between the writes is made
-//! by hand, as a process that was killed there would have left it.
+//! States that a crash between two writes of the NATS adapter leaves, and how they are repaired. Each state is made by
+//! hand, as a process that was killed there would have left it.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;

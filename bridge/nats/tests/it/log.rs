@@ -1,4 +1,4 @@
-//! What only NATS can lose: announcements, a whole stream, room. On a real server.
+//! Losses that only NATS can have: of announcements, of a whole stream, of room. On a real server.
 
 use std::time::Duration;
 
@@ -325,7 +325,7 @@ async fn a_policy_that_was_written_in_another_writers_turn_is_not_overwritten_in
     let policies = open(&server, StreamSettings::default()).await.broker().policies;
     let (queue, seen): (QueueName, _) = ("work".parse().unwrap(), QueuePolicy::default());
     policies.put_policy(&queue, &seen, None).await.unwrap();
-    // It is the turn of another writer, who has read and not written yet.
+    // Another writer has the turn: it has read and not written yet.
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-TTL", "2s");
     let jetstream = jetstream(&server).await;

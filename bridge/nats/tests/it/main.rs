@@ -1,4 +1,4 @@
-//! What the adapter does on real servers, beside the promises that every broker keeps.
+//! The adapter on real servers: tests beside the promises that every broker keeps.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 

@@ -1,4 +1,4 @@
-//! Who gets what of the queues that it asked for, and how often a worker asks that waits. On a real server.
+//! Which jobs a worker gets of the queues that it asked for, and how often a worker that waits asks. On a real server.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -70,7 +70,7 @@ async fn what_a_worker_that_went_away_was_given_goes_to_nobody_who_did_not_ask_f
         for _ in 0..round % 30 {
             tokio::task::yield_now().await;
         }
-        // Who is answered before it is gone gives the job back.
+        // A worker that is answered before it is gone gives the job back.
         going.abort_all();
         while let Some(ended) = going.join_next().await {
             for delivery in ended.map(Result::unwrap).unwrap_or_default() {
@@ -201,7 +201,7 @@ async fn a_job_whose_hint_went_to_a_process_that_is_gone_starts_all_the_same() {
     assert_eq!(taking.join_all().await.concat().len(), 3);
 }
 
-/// Errors of the account's API so far: what is counted for operators.
+/// Errors of the account's API so far, as they are counted for operators.
 async fn api_errors(client: &async_nats::Client) -> u64 {
     let account = client.request("$JS.API.INFO", "".into()).await.unwrap();
     let account: serde_json::Value = serde_json::from_slice(&account.payload).unwrap();

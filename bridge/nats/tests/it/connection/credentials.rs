@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Credentials: which users are let in.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The connection to NATS against real servers: who is let in, what is waited for, what is noticed.
+//! The connection to NATS against real servers: which users are let in, how it starts, how it comes back.
 
 mod coming_back;
 mod credentials;

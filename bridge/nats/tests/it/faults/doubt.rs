@@ -1,4 +1,4 @@
-//! Jobs of which can't be found out for a while whether their run has ended.
+//! Jobs for which it can't be found out for a while whether their run has ended.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

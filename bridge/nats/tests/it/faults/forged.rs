@@ -1,4 +1,4 @@
-//! Receipts that no relay gave: a worker over TCP writes into its own what it likes.
+//! Receipts that no relay gave out: a worker over TCP can write anything into its own.
 
 use std::time::Duration;
 

@@ -27,7 +27,7 @@ async fn every_call_is_answered_while_the_server_hangs_and_works_again_when_it_g
     };
     server.pause();
 
-    // They fill what is between; when they are answered, what is known of policies is too old to be used.
+    // They fill the buffers in between; when they are answered, the copies of policies are too old to be used.
     let first = join_all((0..CALLS).map(|number| stage.broker.jobs.enqueue(large("first", number))));
     let answers = timeout(PATIENCE, first).await.expect("all were answered");
     assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(is_passing)));

@@ -1,4 +1,5 @@
-//! Dead letters between the steps of a redrive: what comes late, or was broken off, starts nothing that ran.
+//! Dead letters between the steps of a redrive: a letter that comes late, or a redrive that was broken off, starts
+//! nothing that has run.
 
 use std::time::Duration;
 

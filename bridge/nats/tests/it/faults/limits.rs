@@ -50,7 +50,7 @@ async fn where_an_account_may_have_few_consumers_clients_share_lanes_and_all_are
     let own = lanes(&server, &stage).await.into_iter().filter(|lane| matches!(lane, Lane::Own(_))).count();
     assert_eq!(own, OWN);
     assert_eq!(stage.run(CLIENTS).await.into_iter().collect::<BTreeSet<_>>(), jobs);
-    // What it has is as it is needed.
+    // The queue is as it is needed: there is nothing to change.
     let wanted = [Wanted { queue: stage.queue.clone(), policy: stage.policy.clone(), seen: None }];
     assert_eq!(stage.broker.provision.apply(&wanted, false).await.unwrap(), []);
 }

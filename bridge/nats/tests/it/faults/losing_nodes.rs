@@ -88,7 +88,7 @@ async fn a_job_of_a_queue_that_lost_its_leader_is_found_or_cannot_be_asked_for_a
     let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
     let (client, stream) = ("acme".parse().unwrap(), names::jobs_stream(&stage.queue));
     let job = stage.submit("acme", "job").await.status().job_id;
-    // Whoever leads JetStream's own group answers lists: the one that is killed must be another.
+    // The leader of JetStream's own group answers lists: the one that is killed must be another.
     let old = loop {
         let info = jetstream.get_stream(&stream).await.ok().and_then(|stream| stream.cached_info().cluster.clone());
         let leader = info.and_then(|cluster| cluster.leader).and_then(|name| cluster.position(&name));

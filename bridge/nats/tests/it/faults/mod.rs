@@ -1,4 +1,5 @@
-//! What NATS does to relay when servers die, leaders change, stores are restored and readers hang: on real servers.
+//! Faults of NATS, and how relay bears them: servers die, leaders change, stores are restored, readers hang. On real
+//! servers.
 
 mod doubt;
 mod filling;

@@ -32,7 +32,7 @@ async fn as_many_jobs_in_backoff_as_a_client_may_run_do_not_hold_up_a_healthy_on
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_job_behind_100_000_of_another_client_is_among_the_next_few_that_are_given_out() {
     const CROWD: usize = 100_000;
-    // Whatever takes its turn is what the slots hold; the rest is how long the news may take.
+    // As many jobs as the slots hold take their turn first; the rest is how long the news may take.
     const BOUND: usize = 4 * SLOTS as usize;
     let server = NatsServer::start().await;
     let client_defaults = ClientPolicy { max_queued: 2 * CROWD as u64, ..ClientPolicy::default() };

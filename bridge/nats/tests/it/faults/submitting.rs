@@ -106,7 +106,7 @@ async fn many_submissions_at_once_near_a_bound_share_the_question_how_many_wait_
     let server = NatsServer::start().await;
     let client_defaults = ClientPolicy { max_queued: BOUND, ..ClientPolicy::default() };
     let stage = Stage::open(&server.url(), 1, QueuePolicy { client_defaults, ..QueuePolicy::default() }).await;
-    // What is asked for once only, such as for the queue and the client's consumer, is known then.
+    // Facts that are asked for once only, such as about the queue and the client's consumer, are known then.
     stage.submit("acme", "first").await;
     let watch = async_nats::connect(server.url()).await.unwrap();
     let mut questions = watch.subscribe("$JS.API.CONSUMER.INFO.>").await.unwrap();
@@ -125,12 +125,12 @@ async fn many_submissions_at_once_near_a_bound_share_the_question_how_many_wait_
         }
     }
     assert_eq!(created, BOUND);
-    // What was asked before this answer has come to the watcher before it.
+    // Questions that were asked before this answer have come to the watcher before it.
     watch.request("relay.nobody", "".into()).await.unwrap_err();
     let mut asked = 0;
     while questions.next().now_or_never().is_some() {
         asked += 1;
     }
-    // Mostly one; who begins after the answer on a busy machine asks again.
+    // Mostly one; a submission that begins after the answer on a busy machine asks again.
     assert!((1..=5).contains(&asked), "{asked} questions of 50 submissions");
 }
