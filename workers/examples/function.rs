@@ -85,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    // Drain: nothing new is taken, what runs may finish, the rest is handed back.
+    // Drain: nothing new is taken, running jobs may finish, the rest is handed back.
     shutdown.cancel();
     while let Some(report) = tasks.join_next().await {
         println!("{:#?}", report?);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use relay_bridge::contract::Timestamp;
 
-/// What to do with a delivery that came in.
+/// The decision about a delivery that came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Run the handler.

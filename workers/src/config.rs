@@ -1,17 +1,17 @@
-//! What a worker is told: who it is, which queues it serves, in which order, and how many jobs it runs at once.
+//! The configuration of a worker: its id, the queues that it serves, their order, and how many jobs it runs at once.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use relay_bridge::contract::{QueueName, WorkerId};
 
-/// The most queues of one worker, which is what one lease call takes.
+/// The most queues of one worker: as many as one lease call takes.
 pub const QUEUES_MAX: usize = 64;
 
-/// What a worker is told.
+/// The configuration of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// What it calls itself in leases and logs.
+    /// The worker's id, its name in leases and logs.
     pub id: WorkerId,
     /// The queues it serves, each with its weight, most wanted first; 1 to [`QUEUES_MAX`]. A weight of zero counts as
     /// one. Queues past the limit are not served, and an error is logged.

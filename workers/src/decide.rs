@@ -1,4 +1,5 @@
-//! What a delivery's end means, as a total pure function. [`settle`](crate::settle) is the one place that applies it.
+//! The decision that follows from a delivery's end, as a total pure function. [`settle`](crate::settle) is the one
+//! place that applies it.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(crate) enum Ending {
     Lapsed,
 }
 
-/// What to do about it.
+/// The decision about a delivery that ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
     /// End the run: dead letter if it failed, result, and then `settlement`; `None` if the receipt is dead.

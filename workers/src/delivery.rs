@@ -35,7 +35,7 @@ const ABORT_MAX: Duration = Duration::from_secs(1);
 /// How much of `lease_max` is left to settle in, beside the handler's grace.
 const SETTLE_MARGIN: Duration = Duration::from_secs(1);
 
-/// What every delivery of a worker shares.
+/// The parts that all deliveries of a worker share.
 pub(crate) struct Runtime {
     pub(crate) leasing: Arc<dyn Leasing>,
     pub(crate) handler: Arc<dyn Handler>,

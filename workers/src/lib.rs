@@ -6,9 +6,10 @@
 //!
 //! # Layout
 //!
-//! - [`handler`]: what runs a job: the trait, what it returns, what it is given, and the three handlers.
+//! - [`handler`]: handlers, which run jobs: the trait, its arguments and its results, and the three handlers that are
+//!   here.
 //! - [`worker`]: the lease loop, bounded by free slots, and the drain.
-//! - [`config`], [`stats`]: what a worker is told and what it counts.
+//! - [`config`], [`stats`]: a worker's configuration and its counts.
 //! - `delivery`: one delivery's life, from the lease to the settlement.
 //! - `admission`, `decide`, `order`: the decisions, as pure functions.
 //! - `starts`: whether the handler can be started on this host, and what may be leased while it can't.

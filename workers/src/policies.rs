@@ -42,7 +42,7 @@ impl Policies {
             let mut known = lock(&self.known);
             match known.get_mut(queue) {
                 Some(entry) if entry.read_at.elapsed() < FRESH => return Ok(entry.policy.clone()),
-                // Whoever comes while this one is reading takes the old policy: one call, not one per slot.
+                // Callers that come while this one is reading take the old policy: one call, not one per slot.
                 Some(entry) => {
                     entry.read_at = Instant::now();
                     Some(entry.policy.clone())

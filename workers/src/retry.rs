@@ -1,8 +1,8 @@
 //! Broker calls that are repeated, and the jitter that keeps many workers apart.
 //!
 //! Every call of `Leasing` may be repeated, so a reply that was lost is asked for again instead of running the job
-//! again. While a lease stands this goes on, however long the broker is away or refuses: what is done need not be done
-//! again. Without one the number of tries is bounded.
+//! again. While a lease stands this goes on, however long the broker is away or refuses, so that finished work need not
+//! be done again. Without a lease the number of tries is bounded.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -19,7 +19,7 @@ use crate::retry::{Jitter, Patience, Refused, persist};
 use crate::room::Room;
 use crate::stats::{WorkerStats, count};
 
-/// What applying a decision needs beside the decision.
+/// The parts that applying a decision needs beside the decision itself.
 pub(crate) struct Settler<'a> {
     pub(crate) leasing: &'a Arc<dyn Leasing>,
     pub(crate) stats: &'a WorkerStats,
@@ -34,8 +34,8 @@ pub(crate) struct Settler<'a> {
 }
 
 impl Settler<'_> {
-    /// Applies the decision as far as the broker lets it, and counts what came of it. `slot` is free once the run's end is
-    /// recorded: what is left then can be repeated by anybody, and nothing hangs on it.
+    /// Applies the decision as far as the broker lets it, and counts the outcome. `slot` is free once the run's end is
+    /// recorded: anybody can repeat the steps that are left then, and nothing depends on them.
     pub(crate) async fn apply(&self, decision: Decision, slot: OwnedSemaphorePermit) {
         match decision {
             Decision::Nothing => self.lost(),

@@ -6,7 +6,7 @@
 //! | the worker | leases | a start fails | a start works |
 //! | --- | --- | --- | --- |
 //! | works | as many jobs as it has slots | waits, 1 s | |
-//! | waits | nothing more until the wait is over; what is asked for already still comes | | |
+//! | waits | nothing more until the wait is over; jobs that were asked for already still come | | |
 //! | probes | one job, and nothing while that one is at its start | waits, twice as long up to 1 min | works |
 //!
 //! A delivery belongs to the round in which it came in, and each wait begins a new round. So a handful of jobs that fail
@@ -102,7 +102,7 @@ impl Starts {
         Some(std::mem::take(&mut self.unsaid))
     }
 
-    /// A start worked. Whether to say so: it ended what was warned of.
+    /// A start worked. Returns whether to say so, because a warning was given before.
     fn worked(&mut self, round: Round) -> bool {
         if round.0 != self.round || self.failing.take().is_none() {
             return false;

@@ -1,5 +1,5 @@
-//! The counts of a worker. Every number only grows, but `starts_failing`; `running` is the difference between what came
-//! in and what ended.
+//! The counts of a worker. Every number only grows, but `starts_failing`; `running` is the difference between the
+//! deliveries that came in and those that ended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -59,7 +59,7 @@ impl Worker {
         Self { config, runtime: Arc::new(runtime) }
     }
 
-    /// What it counts, while it runs and after.
+    /// The worker's counts, while it runs and after.
     #[must_use]
     pub fn stats(&self) -> Arc<WorkerStats> {
         self.runtime.stats.clone()

@@ -1,4 +1,4 @@
-//! What stands in the adapter's place in a build without AWS: nothing of it can be made.
+//! The adapter's stand-in in a build without AWS: connecting and opening a queue are refused.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn absent() -> BrokerError {
     BrokerError::new(BrokerErrorKind::Invalid, "connect", why)
 }
 
-/// The adapter, of which there is none.
+/// The adapter. This build has none, so this type has no values.
 #[derive(Clone, Copy, Debug)]
 pub enum Sqs {}
 
@@ -69,7 +69,7 @@ impl Sqs {
     }
 }
 
-/// Plain queues, of which there are none.
+/// Plain queues. This build has none.
 pub mod plain {
     use std::collections::BTreeMap;
 
@@ -84,7 +84,7 @@ pub mod plain {
     /// A message.
     #[derive(Clone, Debug)]
     pub struct PlainMessage {
-        /// What SQS calls it.
+        /// The message's id in SQS.
         pub id: String,
         /// The body.
         pub body: String,

@@ -1,5 +1,5 @@
-//! What a person configures about AWS, checked as a whole before the first call: every problem at once, each with its key,
-//! its value and what to do.
+//! The configuration for AWS. It is checked as a whole before the first call: all problems are reported at once, each
+//! with its key, its value and the remedy.
 
 use std::fmt;
 
@@ -10,32 +10,36 @@ use crate::share::Share;
 /// The longest name of a table.
 const TABLE_MAX: usize = 255;
 
-/// How relay reaches SQS and DynamoDB, and what its table and queues are called there.
+/// How relay reaches SQS and DynamoDB, and the names of its table and queues there.
 #[derive(Clone, Debug)]
 pub struct SqsConfig {
-    /// The region. `None`: `AWS_REGION`, the profile, or what the machine says it is in.
+    /// The region. `None`: the region of `AWS_REGION`, of the profile, or of the machine.
     pub region: Option<String>,
-    /// Where both services are instead of the region's own endpoints: an emulator, or a VPC endpoint without private names.
-    /// `None`: `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_DYNAMODB`, else the region's.
+    /// The URL of both services in place of the region's own endpoints: that of an emulator, or of a VPC endpoint
+    /// without private names. `None`: `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_DYNAMODB`, else the region's
+    /// endpoints.
     pub endpoint: Option<String>,
-    /// Who relay is to AWS.
+    /// The identity with which relay calls AWS.
     pub credentials: Credentials,
     /// The table of DynamoDB. Default `relay`.
     pub table: String,
-    /// What names of queues in SQS begin with. Default `relay-`. A queue's name in SQS has at most 80 characters with it.
+    /// The prefix of the names of relay's queues in SQS. Default `relay-`. A queue's name in SQS has at most 80
+    /// characters, prefix included.
     pub queue_prefix: String,
-    /// Queues of the FIFO kind: a send that is repeated within 5 minutes makes no second message. Default: standard.
+    /// Whether relay's queues are FIFO queues, in which a send that is repeated within 5 minutes makes no second
+    /// message. Default: standard queues.
     pub fifo: bool,
     /// Clients that read their results from a queue of SQS of their own. Default: none.
     pub forward: Vec<Forward>,
-    /// Queues of SQS that other accounts use, and what they may do there: provisioning makes them so. Default: none.
+    /// Queues of SQS that other accounts use, and their rights on them. Provisioning creates these queues and writes
+    /// their policies. Default: none.
     pub shares: Vec<Share>,
 }
 
-/// Who relay is to AWS.
+/// The identity with which relay calls AWS.
 #[derive(Clone, Debug, Default)]
 pub enum Credentials {
-    /// What the environment, the profile, the pod or the machine gives: the chain of the AWS SDK.
+    /// The credentials of the environment, the profile, the pod or the machine: the chain of the AWS SDK.
     #[default]
     Chain,
     /// These keys, for emulators.
@@ -83,7 +87,7 @@ impl Default for SqsConfig {
 pub struct InvalidConfig(Vec<String>);
 
 impl InvalidConfig {
-    /// The problems: key, value, and what to do.
+    /// The problems, each with its key, its value and the remedy.
     #[must_use]
     pub fn problems(&self) -> &[String] {
         &self.0

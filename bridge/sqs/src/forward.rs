@@ -1,4 +1,4 @@
-//! A client that reads its results from a queue of SQS, as it is configured.
+//! The configuration of a client that reads its results from a queue of SQS.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,13 +8,13 @@ use crate::limits::partition;
 use relay_bridge::contract::ClientId;
 use relay_bridge::result_log::Finished;
 
-/// Writes the body of a message about a result, of at most so many bytes.
+/// Writes the body of a message about a result, in at most the given number of bytes.
 pub type Render = Arc<dyn Fn(&Finished, usize) -> String + Send + Sync>;
 
-/// A client that reads its results from a queue of SQS, and which. As text: `CLIENT=URL`.
+/// A client that reads its results from a queue of SQS, and that queue. As text: `CLIENT=URL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// Whose results.
+    /// The client that reads its results.
     pub client: ClientId,
     /// The queue's URL. It may be another account's.
     pub url: String,
@@ -42,7 +42,7 @@ impl FromStr for Forward {
 }
 
 impl Forward {
-    /// The queue's ARN, as far as its URL tells: `*` for a region that it does not name.
+    /// The queue's ARN, as far as its URL tells: `*` for a region that the URL does not name.
     #[must_use]
     pub fn arn(&self) -> String {
         let mut words = self.url.rsplit('/');

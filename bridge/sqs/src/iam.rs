@@ -1,4 +1,4 @@
-//! The least that relay's identities may do, as IAM policies.
+//! IAM policies for relay's identities, each with the fewest rights that its role needs.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use crate::forward::Forward;
 use crate::limits::partition;
 use crate::names;
 
-/// What an identity of relay does.
+/// The role of one of relay's identities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// `relay worker`, where table and queues are there.
+    /// `relay worker`, where the table and the queues exist already.
     Working,
-    /// `relay serve`, and a bridge to here: whoever waits for results has a reply queue of its own, and removes those of
-    /// processes that are gone.
+    /// `relay serve`, and a bridge to this broker: a process that waits for results has a reply queue of its own, and
+    /// removes the reply queues of processes that are gone.
     Serving,
     /// `relay provision`, and a server that creates its queues itself.
     Provisioning,
@@ -41,10 +41,10 @@ pub const QUEUE_ACTIONS: [&str; 6] = [
     "sqs:SendMessage",
 ];
 
-/// Calls of SQS on reply queues beyond that, which who waits for results makes.
+/// Further calls of SQS, on reply queues, that a process makes if it waits for results.
 pub const REPLY_ACTIONS: [&str; 3] = ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:TagQueue"];
 
-/// What creating takes beyond that.
+/// Further calls of DynamoDB that creating the table takes.
 pub const TABLE_CREATING: [&str; 5] = [
     "dynamodb:CreateTable",
     "dynamodb:DescribeTable",
@@ -53,18 +53,20 @@ pub const TABLE_CREATING: [&str; 5] = [
     "dynamodb:UpdateTimeToLive",
 ];
 
-/// The same for queues.
+/// Further calls of SQS that creating queues takes.
 pub const QUEUE_CREATING: [&str; 3] = ["sqs:CreateQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"];
 
-/// The calls of a KMS key that a table or a queue is encrypted with, through these services alone. A table that is created with
-/// one takes `kms:CreateGrant` as well.
+/// Calls on a KMS key with which a table or a queue is encrypted, allowed through these services alone. Creating a
+/// table with such a key takes `kms:CreateGrant` as well.
 const KEY_ACTIONS: [&str; 5] =
     ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncrypt*"];
 
-/// What it takes of SQS to look at a queue that other accounts use; with [`QUEUE_CREATING`] that is all that is needed there.
+/// Calls of SQS that look at a queue that other accounts use. Together with [`QUEUE_CREATING`] they are all that such a
+/// queue needs.
 const QUEUE_LOOKING: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
 
-/// The policy of an identity with `role`. `account` and `region` stand in the names of what it may touch; `*` for any.
+/// The policy of an identity with `role`. The names of the resources that it may touch contain `account` and the
+/// configured region; `*` stands for any.
 #[must_use]
 pub fn policy(config: &SqsConfig, role: Role, account: &str) -> Value {
     let partition = partition(config.region.as_deref());

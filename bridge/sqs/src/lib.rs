@@ -1,14 +1,15 @@
-//! SQS with DynamoDB as the broker of relay, and plain queues of SQS for its bridges.
+//! The adapter that makes SQS with DynamoDB the broker of relay, and access to plain queues of SQS for relay's bridges.
 //!
-//! Without the feature `aws` no AWS SDK is built: what a person configures is read and checked all the same, and a connection
-//! is refused.
+//! A build without the feature `aws` has no AWS SDK. It reads and checks the configuration all the same, and refuses to
+//! connect.
 //!
 //! # Layout
 //!
-//! - [`config`]: what a person configures, with [`forward`] (clients that read their results from SQS) and [`share`] (queues that
-//!   other accounts use). [`Settings`]: what holds for all of an adapter's work.
+//! - [`config`]: the configuration, with [`forward`] (clients that read their results from SQS) and [`share`] (queues
+//!   that other accounts use). [`Settings`]: the clock, the envelope version and the intervals of an adapter.
 //! - [`iam`]: the permissions that each role needs.
-//! - `adapter`: the broker itself. `absent`: what stands in its place without the feature `aws`.
+//! - `limits`: limits of AWS. `names`: keys of items in the table, and names of queues.
+//! - `adapter`: the broker itself. `absent`: its stand-in in a build without the feature `aws`.
 
 #![cfg_attr(not(feature = "aws"), allow(dead_code, reason = "most of it is for the adapter"))]
 

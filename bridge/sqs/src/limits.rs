@@ -1,11 +1,11 @@
-//! What SQS and DynamoDB take, and how they name things.
+//! Limits of SQS and DynamoDB, and parts of the names that AWS uses.
 
 /// The largest payload or result in bytes: an item of DynamoDB holds 400 KiB with everything about it, a dead letter's
 /// reason included.
 pub const PAYLOAD_MAX: u64 = 350 * 1_024;
 /// The longest name of a queue of SQS, suffix included.
 pub(crate) const QUEUE_MAX: usize = 80;
-/// What the name of a queue of the FIFO kind ends with.
+/// The end of a FIFO queue's name.
 pub(crate) const FIFO: &str = ".fifo";
 
 /// The partition of AWS in which a region is; `aws` if it is not known.

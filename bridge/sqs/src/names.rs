@@ -1,11 +1,11 @@
-//! Keys of items, partitions of indexes, and names of queues in SQS.
+//! Keys of items in the table, partitions of its indexes, and names of queues in SQS.
 
 use crate::config::SqsConfig;
 use crate::limits::{FIFO, QUEUE_MAX};
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
-/// The key of an item: partition and place in it.
+/// The key of an item: its partition, and its place in the partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) pk: String,
@@ -26,18 +26,18 @@ pub(crate) fn record(job: JobId) -> Key {
     key(job_partition(job), "record")
 }
 
-/// A payload that is too large for the record; `run` is the one that brought it.
+/// A payload that is too large for the record; `run` is the run that brought it.
 pub(crate) fn payload(job: JobId, run: RunId) -> Key {
     key(job_partition(job), format!("payload#{run}"))
 }
 
-/// A result that is too large for the record. `by` names the call that brought it, so that no other one overwrites what a
-/// record names.
+/// A result that is too large for the record. `by` names the call that brought the result, so that no other call
+/// overwrites a result that a record names.
 pub(crate) fn result(job: JobId, run: RunId, by: &str) -> Key {
     key(job_partition(job), format!("result#{run}#{by}"))
 }
 
-/// What places of dead letters begin with.
+/// The start of the places of dead letters.
 pub(crate) const DEAD: &str = "dead#";
 
 /// The dead letter of a run.
@@ -73,12 +73,12 @@ pub(crate) fn policy(queue: &QueueName) -> Key {
     key(POLICIES, queue.as_str())
 }
 
-/// What is known about the table itself.
+/// The facts about the table itself.
 pub(crate) fn meta() -> Key {
     key("meta", "meta")
 }
 
-/// Up to where a client's results were sent to a queue of its own, and who does that.
+/// How far a client's results were sent to a queue of its own, and the process that sends them.
 pub(crate) fn forward(client: &ClientId) -> Key {
     key("forward", client.as_str())
 }
@@ -86,36 +86,36 @@ pub(crate) fn forward(client: &ClientId) -> Key {
 /// The partition of the reply queues that are in use.
 pub(crate) const REPLIES: &str = "replies";
 
-/// What is known of one of them.
+/// A reply queue that is in use.
 pub(crate) fn reply(name: &str) -> Key {
     key(REPLIES, name)
 }
 
-/// What names of reply queues in SQS have behind the prefix. No queue of relay's begins like that.
+/// The text behind the prefix in the names of reply queues in SQS. No queue of relay has a name that begins like this.
 pub(crate) const REPLY: &str = "_reply_";
 
-/// What a reply queue is called in SQS.
+/// The name of a reply queue in SQS.
 pub(crate) fn reply_queue(config: &SqsConfig, name: &str) -> String {
     format!("{}{REPLY}{name}", config.queue_prefix)
 }
 
-/// How many jobs of a client wait in a queue, where its bound is counted.
+/// The number of a client's jobs that wait in a queue, for a client whose bound is counted.
 pub(crate) fn queued(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("queued#{queue}"), client.as_str())
 }
 
-/// How many messages are in line of a queue that no job waits for.
+/// The number of a queue's messages in line for which no job waits.
 pub(crate) fn spares(queue: &QueueName) -> Key {
     key("spares", queue.as_str())
 }
 
-/// Which runs of a client hold a slot in a queue.
+/// The leases of a client's jobs that hold a slot in a queue.
 pub(crate) fn slots(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("slots#{queue}"), client.as_str())
 }
 
-/// Partitions of the open records of a queue in the index by time: four of clients, and each in two by job, so that no
-/// partition takes all of a queue's writes.
+/// The number of partitions of a queue's open records in the index by time. Clients are spread over four, and each of
+/// these is split in two by job, so that no partition takes all of a queue's writes.
 pub(crate) const SHARDS: u8 = 8;
 
 /// The shards in which a client's open records are.
@@ -139,8 +139,8 @@ pub(crate) fn dead_partition(queue: &QueueName) -> String {
     format!("dead#{queue}")
 }
 
-/// The place of a dead letter in that partition: when it was kept, in the form in which the text of a run says when it began,
-/// which was the place before this release.
+/// The place of a dead letter in that partition. It begins with the time at which the letter was kept, in the form in
+/// which the text of a run tells when the run began: in the release before this one, the run was the place.
 pub(crate) fn dead_place(at: Timestamp, run: RunId) -> String {
     let millis = at.as_millis().max(0);
     format!("{:08x}-{:04x}-{run}", millis >> 16, millis & 0xffff)
@@ -157,7 +157,7 @@ pub(crate) fn moment(at: Timestamp) -> String {
     format!("{:015}", at.as_millis().max(0))
 }
 
-/// Partitions of a client's records in the index by client.
+/// The number of partitions of a client's records in the index by client.
 pub(crate) const CLIENT_SHARDS: u8 = 4;
 
 /// The partition of a record in the index by client.
@@ -170,7 +170,7 @@ pub(crate) fn client_shard(client: &ClientId, shard: u8) -> String {
     format!("{client}#{shard}")
 }
 
-/// The place of a record among its client's: by acceptance, and none twice.
+/// The place of a record among those of its client: ordered by acceptance, and unique.
 pub(crate) fn client_place(accepted: Timestamp, job: JobId) -> String {
     format!("{}#{job}", moment(accepted))
 }
@@ -185,10 +185,10 @@ pub(crate) fn job_of_partition(pk: &str) -> Option<JobId> {
     pk.strip_prefix("job#").and_then(|job| job.parse().ok())
 }
 
-/// What `queue` is called in SQS.
+/// The name of `queue` in SQS.
 ///
 /// # Errors
-/// `Invalid` if that is longer than SQS takes.
+/// `Invalid` if the name is longer than SQS takes.
 pub(crate) fn sqs_queue(config: &SqsConfig, queue: &QueueName, operation: &'static str) -> Result<String, BrokerError> {
     let name = format!("{}{queue}{}", config.queue_prefix, if config.fifo { FIFO } else { "" });
     if name.len() <= QUEUE_MAX {

@@ -1,25 +1,26 @@
-//! What holds for all of an adapter's work.
+//! The settings of an adapter: its envelope version, its clock and its intervals.
 
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::envelope::WireVersion;
 
-/// What holds for all of an adapter's work.
+/// The settings of an adapter, for all of its work.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The envelope version that is written.
     pub wire_version: WireVersion,
-    /// The clock of deadlines, leases and retention, which processes share: see `skew`.
+    /// The clock for deadlines, leases and retention. Processes compare its times with each other: see `skew`.
     pub clock: Clock,
-    /// How far the clocks of two processes may be apart: for so long after its end a lease is given to nobody else.
-    /// Default 5 s.
+    /// How far the clocks of two processes may be apart. For so long after the end of a lease, its job is leased to
+    /// nobody else. Default 5 s.
     pub skew: Duration,
-    /// How often this process looks for what time demands in each queue, however often it is told to sweep. Default 5 s.
+    /// How often this process sweeps each queue, however often it is told to sweep. Default 5 s.
     pub sweep_every: Duration,
-    /// How often who waits for a job looks by itself, where another process would tell it: messages can be lost. Default 2 s.
+    /// How often a call that waits for a job looks by itself, although another process would tell it: messages can be
+    /// lost. Default 2 s.
     pub look_every: Duration,
-    /// How often this process says that its reply queue is in use, and looks for queues of dead processes, which are those
+    /// How often this process says that its reply queue is in use, and looks for reply queues of dead processes: those
     /// that said nothing for 5 minutes. Default 60 s.
     pub reply_beat: Duration,
 }

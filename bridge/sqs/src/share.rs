@@ -1,35 +1,36 @@
-//! Queues of SQS that other accounts use: where a client reads its results, and from where a bridge takes messages. They are
-//! made in relay's account, because their owner alone may change them, and each has a policy of exactly the grants that are
-//! named for it: what somebody else wrote into it is a change.
+//! Queues of SQS that other accounts use: clients read their results from them, and bridges take messages from them.
+//! Relay makes these queues in its own account, because only a queue's owner may change it. The policy of each queue
+//! has exactly the grants that are configured for it: anything else in the policy is planned as a change.
 //!
-//! Relay's own queues are never among them: who may send to those could wake workers up for nothing, and who may receive
-//! from them would hold up jobs.
+//! Relay's own queues are never shared: an account that may send to them could wake workers up for nothing, and one
+//! that may receive from them would hold up jobs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::limits::{FIFO, QUEUE_MAX};
 
-/// A queue of SQS that others use, and one of those who may. As text: `QUEUE=send:WHO`, `QUEUE=receive:WHO`, or `QUEUE` for one
-/// that nobody outside of the account may use. WHO is an account's 12 digits, or the ARN of one of its roles or users.
+/// A queue of SQS that others use, and one grant on it. As text: `QUEUE=send:WHO`, `QUEUE=receive:WHO`, or `QUEUE` for
+/// a queue that nobody outside of the account may use. WHO stands for an account's 12 digits, or the ARN of one of its
+/// roles or users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// What it is called in SQS; with `.fifo` it is one of that kind.
+    /// The queue's name in SQS; a name that ends with `.fifo` is that of a FIFO queue.
     pub queue: String,
-    /// Who may do what there.
+    /// The grant, if there is one.
     pub grant: Option<Grant>,
 }
 
-/// Who may do what with a queue.
+/// A right on a queue, and the principal that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// What.
+    /// The right.
     pub access: Access,
-    /// Who: an account's number or the ARN of a role or user.
+    /// The principal: an account's number or the ARN of a role or user.
     pub principal: String,
 }
 
-/// What others may do with a queue.
+/// A right of others on a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// Send messages.

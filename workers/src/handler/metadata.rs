@@ -1,4 +1,4 @@
-//! What `exec` and `http` tell a handler about its job: one list, spelled as environment or as headers.
+//! The metadata of a job that `exec` and `http` pass on: one list, spelled as environment or as headers.
 
 use relay_bridge::contract::Job;
 
@@ -7,7 +7,8 @@ use super::Context;
 /// The prefix of a client's own headers.
 const META: &str = "relay-meta-";
 
-/// `(name, value)`, names in lower case with hyphens and without the prefix `relay-`; what the job lacks is left out.
+/// `(name, value)`, names in lower case with hyphens and without the prefix `relay-`; fields that the job lacks are
+/// left out.
 pub(crate) fn fields(job: &Job, context: &Context) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("job-id", job.id.to_string()),

@@ -1,11 +1,11 @@
-//! What runs a job. A handler cannot settle: it returns how the attempt went, and the runtime does the rest.
+//! Handlers, which run jobs. A handler cannot settle: it returns how the attempt went, and the runtime does the rest.
 //!
 //! # Layout
 //!
 //! - [`function`]: an `async fn` is a handler.
 //! - [`exec`]: a command is a handler: payload on stdin, result on stdout.
 //! - [`http`]: a service is a handler: payload in a POST, result in the response.
-//! - `metadata`: what `exec` and `http` tell about a job, in one list.
+//! - `metadata`: the metadata of a job that `exec` and `http` pass on, in one list.
 
 pub mod exec;
 pub mod function;
@@ -73,18 +73,18 @@ pub enum Attempt {
         /// Why, for the log.
         failure: Failure,
     },
-    /// Whoever the handler passed the run on to spent all attempts: the run ends as `exhausted`, and the job is
+    /// The handler passed the run on, and the receiver spent all attempts: the run ends as `exhausted`, and the job is
     /// dead-lettered, however many attempts are left here.
     Exhausted {
         /// Why.
         failure: Failure,
     },
-    /// Whoever the handler passed the run on to did not end it in time: the run ends as `expired`.
+    /// The handler passed the run on, and the receiver did not end it in time: the run ends as `expired`.
     Expired {
         /// Why.
         failure: Failure,
     },
-    /// Whoever the handler passed the run on to was told to cancel it: the run ends as `cancelled`.
+    /// The handler passed the run on, and the receiver was told to cancel it: the run ends as `cancelled`.
     Cancelled {
         /// Why.
         failure: Failure,
@@ -105,7 +105,7 @@ impl Attempt {
     }
 }
 
-/// What a handler leaves: the run's result.
+/// The output of a handler: the run's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// The content type the client gets it with.
@@ -158,7 +158,7 @@ impl From<String> for Output {
     }
 }
 
-/// What a handler is given beside the job.
+/// The context of an attempt, which a handler is given beside the job.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Context {
@@ -248,8 +248,8 @@ impl Context {
         self.cancel.cancel();
     }
 
-    /// Tells whoever watches how far the attempt is. It costs nothing to call it often: the latest one wins, and at
-    /// most two a second leave the worker. Percent is kept within 0 to 100, the message within 1 KiB.
+    /// Tells those who watch the job how far the attempt is. It costs nothing to call it often: the latest one wins,
+    /// and at most two a second leave the worker. Percent is kept within 0 to 100, the message within 1 KiB.
     pub fn progress(&self, progress: Progress) {
         self.progress.send_replace(Some(progress::bounded(progress)));
     }

@@ -1,4 +1,4 @@
-//! One delivery's life: what is recorded and settled, in which order, whatever happens.
+//! One delivery's life: the calls that record and settle it, and their order, whatever happens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -564,7 +564,7 @@ async fn a_broker_that_hurries_is_asked_before_the_next_beat_is_due() {
     assert_eq!(worker.stop().await.ended_elsewhere, 1);
 }
 
-/// A delivery that must not start: what ends it, and how many leases were lost.
+/// Gives a worker one delivery, which must not start; returns the worker's report.
 async fn not_started(broker: &Arc<Scripted>) -> relay_workers::WorkerReport {
     broker.put(job("x"), 1);
     let worker = start_one(broker, handler(|_, _| async { panic!("it was started") }));

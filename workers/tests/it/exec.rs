@@ -43,7 +43,7 @@ fn output(attempt: Attempt) -> Vec<u8> {
     }
 }
 
-/// What an attempt came to, in three words: how, reason, detail.
+/// The outcome of an attempt, in three words: how, reason, detail.
 fn failed(attempt: Attempt) -> (&'static str, String, String) {
     match attempt {
         Attempt::Retry { failure, after } => {
@@ -282,7 +282,7 @@ async fn a_command_that_ends_on_sigterm_may_say_why() {
     };
     let (attempt, ()) = tokio::join!(exec.handle(&job, &context), cancelling);
     let (how, reason, detail) = failed(attempt);
-    // Whatever it exits with: it was stopped, so what it wrote is not trusted to be whole.
+    // The command was stopped, so its output is not trusted to be whole, whatever it exits with.
     assert_eq!((how, reason.as_str()), ("retry", "cancelled"));
     assert!(detail.ends_with("bye"), "{detail}");
     witness.gone().await;

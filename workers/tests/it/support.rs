@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// What the broker was asked, in order.
+/// A call of the broker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Call {
     Lease { queues: Vec<String>, max: u32 },
@@ -30,7 +30,7 @@ pub(crate) enum Call {
     Settle(Settlement),
 }
 
-/// What a call is answered, instead of the usual.
+/// The answer to a call, instead of the usual one.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Error(BrokerErrorKind),

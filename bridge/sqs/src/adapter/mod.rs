@@ -1,22 +1,27 @@
-//! SQS with DynamoDB as the broker. A table is the truth, queues of SQS are the line: a message only wakes a worker up, and
-//! whether a job may run is decided by a conditional write of its record.
+//! The broker on SQS with DynamoDB. A table of DynamoDB is the truth, and queues of SQS are the line: a message only
+//! wakes a worker up, and a conditional write of a job's record decides whether the job may run.
 //!
 //! # Layout
 //!
-//! From the top floor down, with the names of the NATS adapter's floors where they fit. A file knows only files on its own
-//! floor and below, and no file but this one knows the whole.
+//! From the top floor down, with the names of the NATS adapter's floors where they fit. A file uses files on its own
+//! floor and below; only claims, the ends of leases and the ends of runs also use files above: the counts and the
+//! sender in `jobs`, and the messages at hand in `leases`. No two files need each other, and no file but this one knows
+//! the whole.
 //!
-//! - This file gives each part what it uses.
-//! - `operate`: what operators do: dead letters, provisioning. `others`: queues of SQS that are not relay's.
-//! - `jobs`: the submitter's half: submissions and what bounds them, reruns, listings, and what time demands.
-//! - `leases`: the worker's half: who receives for whom, claims, and how leases end.
+//! - This file makes the parts, and gives each the parts that it uses.
+//! - `operate`: the operators' calls: dead letters and provisioning. `others`: queues of SQS that are not relay's own.
+//! - `jobs`: the submitter's half: submissions and their bounds, cancels, reruns, erasure, listings, counts, and the
+//!   sweep.
+//! - `leases`: the worker's half: receives, claims, and how leases go on and end.
 //! - `results`: the reader's half: waiting for results and reading a client's log; and the one place where runs end.
-//! - `stored`: how things lie in the table and in the queues.
-//! - `aws`: AWS as relay needs it, and nothing of relay: clients, the table, the queues of SQS, many small calls as few large ones.
+//! - `stored`: the forms of things in the table and in the queues, and the code that reads and writes them.
+//! - `aws`: AWS as relay needs it, without relay's rules: clients, the table, the queues of SQS, and many small calls
+//!   as few large ones.
 //!
-//! # What repairs a crash
+//! # Repair after a crash
 //!
-//! `docs/decisions/0013-sqs-layout.md` has the table: crash point, what repairs it, which test shows it.
+//! `docs/decisions/0013-sqs-layout.md` has a table of the crash points, each with its repair and the test that shows
+//! it.
 
 mod aws;
 mod jobs;
@@ -87,7 +92,7 @@ const LAST_CALLS_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Sqs(Arc<Parts>);
 
-/// The capabilities, and what ends them.
+/// The capabilities, and the tasks and tokens by which the adapter ends.
 struct Parts {
     rule_counts: Arc<rules::Counts>,
     newer_jobs: Arc<NewerJobs>,
@@ -103,14 +108,15 @@ struct Parts {
     tasks: TaskTracker,
     /// Cancelled when the adapter is being closed.
     closing: CancellationToken,
-    /// Cancelled when it waits for receives no longer.
+    /// Cancelled when the closing adapter waits for receives no longer.
     dropping: CancellationToken,
-    /// Ends what runs for nobody once the last of what uses it is gone.
+    /// Ends the background tasks once the adapter and the last capability that holds this guard are dropped.
     _alive: Arc<DropGuard>,
 }
 
 impl Sqs {
-    /// An adapter. Nothing is asked of AWS yet: that the table and the queues are there is found by the first call.
+    /// An adapter. It makes no call of SQS or DynamoDB yet: the first call shows whether the table and the queues
+    /// exist.
     ///
     /// # Errors
     /// `Invalid` if the configuration is wrong, or no region is known.
@@ -150,17 +156,17 @@ impl Sqs {
         Arc::clone(&self.0.newer_jobs)
     }
 
-    /// Finds that the table and the queues of `queues` are there, for a process that may not create them.
+    /// Checks that the table and the queues of `queues` exist, for a process that may not create them.
     ///
     /// # Errors
-    /// `NotFound` or `StateConflict` with everything that is missing, and what to do.
+    /// `NotFound` or `StateConflict` with everything that is missing, and the remedy.
     pub async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         self.0.provision.check_provisioned(queues).await
     }
 
-    /// Sends the results of every client that the configuration names, until `stop`. Any number of processes may do so at
-    /// once: one of them is at work for each client. What a queue refuses is logged and tried again, and holds up no other
-    /// client's.
+    /// Sends the results of every client in `SqsConfig::forward` to that client's queue, until `stop`. Any number of
+    /// processes may do so at once: one of them is at work for each client. A result that a queue refuses is logged and
+    /// tried again, and does not hold up other clients' results.
     pub async fn forward(&self, render: Render, stop: CancellationToken) {
         self.0.forwards.forward(render, stop).await;
     }
@@ -170,17 +176,18 @@ impl Sqs {
         self.close_by(Instant::now() + queue::RECEIVE_WAIT_MAX).await;
     }
 
-    /// Begins no receive any more, hands back what is at hand, what the last receives bring and what was leased for nobody,
-    /// and joins every task. A receive that has not ended by `until` is dropped: what SQS hands out to it comes again only
-    /// after a lease. Other calls that are on their way then have 10 s more; those that AWS has not answered by then are left
-    /// to end with the runtime: their messages are the sweep's, or come again after a lease.
+    /// Begins no more receives and joins every task. Messages at hand, messages that the last receives bring, and
+    /// leases that no caller took are handed back. A receive that has not ended by `until` is dropped: messages that
+    /// SQS hands out to it come again only after a lease. Other calls that are still on their way then have 10 s more.
+    /// Calls that AWS has not answered by then are left to end with the runtime: the sweep sends their messages, or
+    /// they come again after a lease.
     pub async fn close_by(&self, until: Instant) {
         self.0.closing.cancel();
         self.0.tasks.close();
         let ended = async {
             self.0.lines.give_back_at_hand().await;
             self.0.tasks.wait().await;
-            // Claims that were on their way may have put something there.
+            // Claims that were on their way may have put messages there.
             self.0.lines.give_back_at_hand().await;
         };
         if tokio::time::timeout_at(until, ended).await.is_ok() {
@@ -200,7 +207,7 @@ impl Sqs {
 }
 
 impl Parts {
-    /// Gives each part what it uses, from the bottom up.
+    /// Makes the parts from the bottom up, and gives each the parts that it uses.
     fn compose(clients: Clients, config: SqsConfig, settings: Settings) -> Self {
         let (tasks, closing, dropping) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let alive = Arc::new(closing.clone().drop_guard());

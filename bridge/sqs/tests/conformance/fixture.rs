@@ -54,7 +54,7 @@ pub(crate) struct Fixture {
     config: SqsConfig,
     kind: Kind,
     pace: Pace,
-    /// Its part of what the machine does at once.
+    /// Its place among the fixtures that the machine runs at once.
     _place: SemaphorePermit<'static>,
     sqs: Arc<Mutex<Sqs>>,
     clock: Clock,
@@ -157,8 +157,8 @@ impl relay_conformance::Fixture for Fixture {
     }
 
     async fn reopen(&self) -> bool {
-        // What a crash of a process leaves to the next one: AWS itself goes on. The old one says no farewell; what it
-        // received and nobody took comes back when its time is over.
+        // The next process finds the state that a crash leaves: AWS itself goes on. The old process says no farewell;
+        // messages that it received and nobody took come back when their time is over.
         let again = connect(&self.config).await;
         *lock(&self.sqs) = again;
         true

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use relay_sqs::iam::{QUEUE_ACTIONS, QUEUE_CREATING, REPLY_ACTIONS, TABLE_ACTIONS, TABLE_CREATING};
 
-/// Methods of the SDK's clients, and what they are called in IAM. A batch and a transaction are allowed by their parts.
+/// Methods of the SDK's clients, and their names in IAM. A batch and a transaction are allowed by their parts.
 const CALLS: [(&str, &[&str]); 21] = [
     ("batch_get_item", &["dynamodb:BatchGetItem"]),
     ("change_message_visibility_batch", &["sqs:ChangeMessageVisibility"]),

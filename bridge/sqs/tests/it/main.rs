@@ -1,4 +1,4 @@
-//! What the adapter does on the emulator, beside the promises that every broker keeps.
+//! Tests of the adapter on the emulator, beside the promises that every broker keeps.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 

@@ -1,5 +1,5 @@
-//! What provisioning makes: the table, relay's own queues, and queues that other accounts use, at an emulator that holds them
-//! to the queues' policies.
+//! Provisioning: the table, relay's own queues, and queues that other accounts use, at an emulator that holds these
+//! accounts to the queues' policies.
 
 use std::collections::HashMap;
 
@@ -46,7 +46,7 @@ impl Stage {
         Sqs::connect(config, Settings::default()).await.unwrap()
     }
 
-    /// What is planned, and done unless it needs force that is not given.
+    /// The changes that are planned. They are made as well, unless they need force that is not given.
     async fn provision(&self, shares: &[String], force: bool) -> Vec<(String, bool)> {
         let sqs = self.relay(shares).await;
         let wanted = [Wanted { queue: self.queue.clone(), policy: QueuePolicy::default(), seen: None }];

@@ -1,4 +1,4 @@
-//! The environment of a command: what the job is, and nothing of the worker's own configuration.
+//! The environment of a command: the facts about its job, and nothing of the worker's own configuration.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +8,7 @@ use relay_bridge::contract::Job;
 use super::Context;
 use crate::handler::metadata;
 
-/// What is set for the command. What is *not* inherited is [`is_private`].
+/// The variables that are set for the command. It does *not* inherit those that are [private](is_private).
 pub(super) fn of(job: &Job, context: &Context, more: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
     let fields = metadata::fields(job, context).into_iter().map(|(name, value)| (variable("RELAY_", name), value));
     let meta = metadata::meta(job).map(|(name, value)| (variable("RELAY_META_", name), value.to_owned()));

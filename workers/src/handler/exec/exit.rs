@@ -1,4 +1,4 @@
-//! What a command's end means for the attempt: the table in [`exec`](super).
+//! The meaning of a command's end for the attempt: the table in [`exec`](super).
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -15,7 +15,7 @@ use crate::handler::{Attempt, Output};
 
 /// `EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT` of sysexits.h: the input is wrong, and will be wrong again.
 const REJECTED: [i32; 3] = [64, 65, 66];
-/// What shells exit with when a command can't be run or is not found (POSIX, 2.8.2).
+/// The codes with which shells exit when a command can't be run or is not found (POSIX, 2.8.2).
 const NOT_RUN: [i32; 2] = [126, 127];
 
 /// The attempt that a command's end makes.

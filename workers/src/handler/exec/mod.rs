@@ -25,8 +25,8 @@
 //! | is still running when the attempt is cancelled | stopped, retry | `cancelled` |
 //!
 //! The failure's detail ends with the end of stderr. To stop is SIGTERM to the whole process group, `grace`, SIGKILL.
-//! When the command itself has exited, what it left behind in its group is killed. A command that ignores its stdin is
-//! fine.
+//! When the command itself has exited, the processes that it left behind in its group are killed. A command that
+//! ignores its stdin is fine.
 //!
 //! # When the worker is killed
 //!
@@ -54,7 +54,7 @@ use self::process::Start;
 use self::program::CannotStart;
 use super::{Attempt, Context, Handler};
 
-/// What the command handler is told.
+/// The configuration of the command handler.
 #[derive(Clone, Debug)]
 pub struct ExecConfig {
     /// The program and its arguments; no shell reads them. The program is looked for in `PATH`.

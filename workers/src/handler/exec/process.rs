@@ -33,7 +33,7 @@ pub(super) struct Start<'a> {
     pub(super) environment: Vec<(OsString, OsString)>,
 }
 
-/// What a command did.
+/// How a command ended, and its output.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) end: End,
@@ -186,7 +186,7 @@ async fn follow(
             if timeout(config.grace, goodbye).await.is_err() {
                 tracing::debug!(grace = ?config.grace, "command did not end in its grace");
             }
-            // Its last words may still be in the pipe; whoever else holds the pipe open ends first.
+            // Its last words may still be in the pipe; any other process that holds the pipe open ends first.
             group.kill();
             if !all_read && timeout(COLLECT_MAX, &mut read).await.is_err() {
                 tracing::debug!("output was still open after SIGKILL");

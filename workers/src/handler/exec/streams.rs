@@ -77,7 +77,7 @@ impl Tail {
     /// The end as text of at most `bytes_max` bytes, with `...` in front if something is missing.
     pub(super) fn text(&self, bytes_max: usize) -> String {
         const MARK: &str = "...";
-        // What is not UTF-8 grows when it is replaced, so it is cut after that.
+        // Bytes that are not UTF-8 grow when they are replaced, so the text is cut after that.
         let text = String::from_utf8_lossy(&self.bytes);
         let text = text.trim_end();
         if !self.cut && text.len() <= bytes_max {

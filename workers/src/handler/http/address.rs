@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// What the error says when a name resolves to refused addresses only.
+/// The error's text when a name resolves to refused addresses only.
 pub(super) const REFUSED: &str = "the service's name resolves to link-local or metadata addresses only";
 
 /// Metadata services outside the link-local ranges: AWS over IPv6, Google over IPv6, Alibaba, Oracle.

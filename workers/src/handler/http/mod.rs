@@ -54,10 +54,10 @@ const EXCERPT_BYTES_MAX: usize = 2 * 1024;
 const CONNECT_MARGIN: Duration = Duration::from_secs(1);
 /// The longest wait for a response: longer than any lease.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// What a response without a content type is.
+/// The content type of a response that names none.
 const NO_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// What the service handler is told.
+/// The configuration of the service handler.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
     /// Where to post: `http://` or `https://`.

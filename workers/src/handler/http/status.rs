@@ -1,4 +1,4 @@
-//! What a status means for the attempt: the table in [`http`](super).
+//! The meaning of a status for the attempt: the table in [`http`](super).
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use crate::handler::Attempt;
 
-/// What a status says.
+/// The meaning of a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The body is the result.

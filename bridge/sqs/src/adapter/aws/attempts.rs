@@ -1,4 +1,4 @@
-//! Attempts of one call of the SDK: whether one before the last had no answer, and may have taken effect.
+//! The attempts of one call of the SDK: whether an attempt before the last had no answer, and so may have taken effect.
 
 use aws_sdk_dynamodb::config::interceptors::{
     AfterDeserializationInterceptorContextRef, BeforeDeserializationInterceptorContextMut,
@@ -12,7 +12,7 @@ use aws_smithy_types::config_bag::{Storable, StoreReplace};
 #[derive(Clone, Debug)]
 struct AfterNoAnswer;
 
-/// Attempts of a call that were sent and not answered for certain; the one that is on its way is among them.
+/// The number of a call's attempts that were sent and have no certain answer, including the one that is on its way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Open(u32);
 
@@ -68,7 +68,7 @@ impl Intercept for Attempts {
         cfg: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let refused = context.output_or_error().is_err_and(|error| error.is_operation_error());
-        // An error of the servers leaves it in doubt what was done.
+        // An error of the servers does not tell whether the call took effect.
         if refused && !context.response().status().is_server_error() {
             let open = Open(open(cfg).saturating_sub(1));
             cfg.interceptor_state().store_put(open);

@@ -1,5 +1,5 @@
-//! Many small calls as few large ones: what is pending goes together when a call is free. No timer: alone, a call goes at
-//! once; while calls are in flight, what comes meanwhile shares the next one.
+//! Many small calls combined into few large ones. There is no timer: an entry that is alone goes at once, and entries
+//! that come while the allowed calls are in flight share the next call.
 
 use relay_bridge::support::lock;
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ type Answer<R> = Result<R, BrokerError>;
 /// Makes one call of some entries; one answer each, in their order.
 type Call<T, R> = Box<dyn Fn(Vec<T>) -> Pin<Box<dyn Future<Output = Vec<Answer<R>>> + Send>> + Send + Sync>;
 
-/// Where calls of one kind to one place come together.
+/// Combines calls of one kind to one place.
 pub(crate) struct Coalesce<T, R>(Arc<Shared<T, R>>);
 
 struct Shared<T, R> {
@@ -43,17 +43,17 @@ struct State<T, R> {
     running: usize,
 }
 
-/// What one call takes.
+/// The limits of one call, and how many calls are made at once.
 pub(crate) struct Bounds<T> {
-    /// Entries of one call.
+    /// The most entries of one call.
     pub(crate) entries: usize,
-    /// What they may weigh together; a single heavier one goes alone.
+    /// The most that the entries of one call may weigh together; a single heavier entry goes alone.
     pub(crate) weight: usize,
-    /// What one weighs.
+    /// The weight of an entry.
     pub(crate) weigh: fn(&T) -> usize,
-    /// Whether two of them may not go together.
+    /// Whether two entries may not be in one call.
     pub(crate) clash: fn(&T, &T) -> bool,
-    /// Calls at once.
+    /// The most calls at once.
     pub(crate) at_once: usize,
 }
 
@@ -80,7 +80,8 @@ impl<T: Send + 'static, R: Send + 'static> Coalesce<T, R> {
         }))
     }
 
-    /// Has `entry` go with the next call, and waits for its answer. A caller that goes away takes nothing back.
+    /// Sends `entry` with the next call, and waits for its answer. If the caller goes away, the entry is sent all the
+    /// same.
     ///
     /// # Errors
     /// The entry's own; `Overloaded` if too many wait.
@@ -108,7 +109,7 @@ async fn drain<T: Send + 'static, R: Send + 'static>(shared: Arc<Shared<T, R>>) 
     while let Some((entries, gives)) = shared.next() {
         let answers = (shared.call)(entries).await;
         for (give, answer) in gives.into_iter().zip(answers) {
-            // Who has gone away needs no answer.
+            // A caller that has gone away needs no answer.
             drop(give.send(answer));
         }
     }
@@ -119,7 +120,8 @@ impl<T, R> Shared<T, R> {
         lock(&self.state)
     }
 
-    /// What goes with the next call, or nothing: then this drain has ended.
+    /// The entries of the next call, each with the sender of its answer. `None` if no entry is pending: then this drain
+    /// has ended.
     #[expect(clippy::type_complexity, reason = "entries and where their answers go, taken apart")]
     fn next(&self) -> Option<(Vec<T>, Vec<oneshot::Sender<Answer<R>>>)> {
         let mut state = self.lock();

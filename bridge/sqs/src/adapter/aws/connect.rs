@@ -1,4 +1,4 @@
-//! Clients of both services, with bounds on every call, and what their errors mean to a caller.
+//! Clients of both services, with a time limit on every call, and the broker's error for each of their errors.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const RECEIVE_CALL_MAX: Duration = Duration::from_secs(40);
 /// Attempts of one call, and the wait after the first.
 const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// When to try again what AWS throttled.
+/// How long to wait before a call that AWS throttled is tried again.
 pub(crate) const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
 /// Clients of both services. Clones share their connections.
@@ -31,12 +31,12 @@ pub(crate) const THROTTLED_FOR: Duration = Duration::from_secs(1);
 pub(crate) struct Clients {
     pub(crate) table: aws_sdk_dynamodb::Client,
     pub(crate) queues: aws_sdk_sqs::Client,
-    /// For receives, which are answered later.
+    /// For receives, which SQS answers later than other calls.
     pub(crate) receiving: aws_sdk_sqs::Client,
 }
 
 impl Clients {
-    /// Makes them. Credentials are looked for at the first call.
+    /// Makes the clients. Credentials are looked for at the first call.
     ///
     /// # Errors
     /// `Invalid` for a configuration that is wrong, or without a region.
@@ -86,13 +86,13 @@ impl Clients {
 /// Whether a call that failed may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// It reads, or repeating it is harmless.
+    /// The call reads, or repeating it is harmless.
     None,
-    /// It writes: an answer that was lost leaves it in doubt.
+    /// The call writes: if its answer was lost, nobody knows whether it took effect.
     Write,
 }
 
-/// What an error of the SDK means to the caller of `operation`.
+/// The broker's error for an error of the SDK in `operation`.
 pub(crate) fn failed<E>(operation: &'static str, effect: Effect, error: SdkError<E>) -> BrokerError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -120,7 +120,7 @@ where
     BrokerError::new(kind, operation, what).with_source(told)
 }
 
-/// What a code of a refusal means to the caller.
+/// The kind of error that a code of a refusal means to the caller.
 fn kind_of(code: &str, effect: Effect) -> BrokerErrorKind {
     match code {
         "ThrottlingException"
@@ -141,7 +141,7 @@ fn kind_of(code: &str, effect: Effect) -> BrokerErrorKind {
             BrokerErrorKind::NotFound
         }
         "ValidationException" | "InvalidParameterValue" | "InvalidMessageContents" => BrokerErrorKind::Invalid,
-        // The next call has another token, once there is one.
+        // The next call has a new token, once there is one.
         "ExpiredToken" | "ExpiredTokenException" => BrokerErrorKind::Unavailable,
         "TransactionConflictException" | "TransactionInProgressException" | "LimitExceededException" => {
             BrokerErrorKind::Unavailable

@@ -1,4 +1,4 @@
-//! Items of DynamoDB as values of Rust: what is read is checked, what is written is typed.
+//! Items of DynamoDB as values of Rust: attributes are checked when they are read, and typed when they are written.
 
 use std::collections::HashMap;
 
@@ -41,8 +41,8 @@ impl Item {
         self.with(name, AttributeValue::Bool(value))
     }
 
-    /// Until when the item is kept: `keep` in milliseconds, which every read compares, and `expires`, after which AWS
-    /// removes it in its own time.
+    /// Sets until when the item is kept: `keep` in milliseconds, which every read compares, and `expires`, after which
+    /// AWS removes the item in its own time.
     pub(crate) fn kept_until(self, until: Timestamp) -> Self {
         self.time("keep", until).number("expires", expires(until))
     }
@@ -66,7 +66,7 @@ impl Item {
         self.need_text(name)?.parse().map_err(|_| self.lacks(name))
     }
 
-    /// The texts of a set; none if there is no such.
+    /// The texts of a set; none if the item has no such set.
     pub(crate) fn get_texts(&self, name: &str) -> &[String] {
         self.0.get(name).and_then(|value| value.as_ss().ok()).map_or(&[], Vec::as_slice)
     }
@@ -99,7 +99,7 @@ impl Item {
         self.0.get(name).is_some_and(|value| value.as_bool().is_ok_and(|flag| *flag))
     }
 
-    /// Whether it is past its keeping, removed or not.
+    /// Whether the item is past its keeping. AWS may not have removed it yet.
     pub(crate) fn is_past(&self, now: Timestamp) -> bool {
         self.get_time("keep").is_some_and(|keep| keep <= now)
     }
@@ -122,7 +122,7 @@ impl From<HashMap<String, AttributeValue>> for Item {
     }
 }
 
-/// The names that stand as `#name` in expressions, each for itself: many plain words are reserved.
+/// The names that stand as `#name` in expressions, each mapped to the plain name: DynamoDB reserves many plain words.
 pub(crate) fn names_in(expressions: &[&str]) -> HashMap<String, String> {
     let mut names = HashMap::new();
     for name in expressions.iter().flat_map(|text| text.split('#').skip(1)) {

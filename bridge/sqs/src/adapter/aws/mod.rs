@@ -1,4 +1,4 @@
-//! AWS as relay needs it, and nothing of relay: clients, queues of SQS, the table of DynamoDB.
+//! AWS as relay needs it, without relay's rules: clients, queues of SQS, the table of DynamoDB.
 
 pub(crate) mod attempts;
 pub(crate) mod coalesce;

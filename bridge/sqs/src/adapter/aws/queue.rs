@@ -1,4 +1,4 @@
-//! The queues of SQS: what is sent, received, hidden and deleted. Entries of a batch fail one by one.
+//! The queues of SQS: sending, receiving, hiding and deleting messages. Entries of a batch fail one by one.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,11 +23,11 @@ use relay_bridge::support::lock;
 
 /// The most entries of one call, and the most messages of one receive.
 pub(crate) const BATCH_MAX: usize = 10;
-/// What bodies of one call may weigh together: AWS takes 1 MiB with everything about them.
+/// The most bytes that the bodies of one call may have together: AWS takes 1 MiB with everything about them.
 const BATCH_BYTES_MAX: usize = 1_000 * 1_024;
-/// Calls of one kind to one queue at once.
+/// The most calls of one kind to one queue at once.
 const AT_ONCE: usize = 2;
-/// How often an entry that AWS failed by itself is tried.
+/// How often an entry of a batch is tried if AWS refuses it alone, and the wait after the first try.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// The longest that a message may be hidden, and that it may be delayed.
@@ -40,13 +40,14 @@ pub(crate) const RECEIVE_WAIT_MAX: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(crate) struct Outgoing {
     pub(crate) body: String,
-    /// Whose turn it takes, on a standard queue; what stays in order, on a FIFO one, which needs it.
+    /// The message's group. On a standard queue, groups take turns. A FIFO queue needs a group, and keeps its messages
+    /// in order.
     pub(crate) group: Option<String>,
-    /// On a FIFO queue: what makes two sends one.
+    /// On a FIFO queue: the id by which two sends count as one.
     pub(crate) deduplication: Option<String>,
-    /// On a standard queue: not before this.
+    /// On a standard queue: how long the message is delayed.
     pub(crate) delay: Duration,
-    /// Attributes that are text: up to ten, small.
+    /// Attributes that are text: up to ten small ones.
     pub(crate) attributes: Vec<(&'static str, String)>,
 }
 
@@ -116,12 +117,12 @@ impl SqsQueue {
         self.deletes.add(handle.to_owned()).await
     }
 
-    /// Has a received message come again after `time`, rounded up to a second; zero at once.
+    /// Makes a received message come again after `time`, rounded up to a second; zero means at once.
     pub(crate) async fn hide(&self, handle: &str, time: Duration) -> Result<(), BrokerError> {
         self.hides.add((handle.to_owned(), whole_seconds(time.min(HIDE_MAX)))).await
     }
 
-    /// Up to `max` messages, hidden from others for `hidden`; waits for the first one up to `wait`.
+    /// Receives up to `max` messages, hidden from others for `hidden`; waits for the first one up to `wait`.
     pub(crate) async fn receive(
         &self,
         max: usize,
@@ -158,7 +159,7 @@ impl SqsQueue {
     }
 }
 
-/// What failed, by the entry's number; the rest of the numbers succeeded.
+/// The entries that failed, by their numbers; all other entries succeeded.
 type Failures = HashMap<usize, (BrokerErrorKind, String)>;
 
 fn failures(operation: &'static str, failed: &[BatchResultErrorEntry]) -> Failures {
@@ -308,7 +309,7 @@ impl SqsQueues {
         Ok(known.entry(queue.clone()).or_insert(found).clone())
     }
 
-    /// Its address, if it is there.
+    /// The address of the queue of SQS for `queue`, if it exists.
     pub(crate) async fn find(&self, queue: &QueueName, operation: &'static str) -> Result<Option<String>, BrokerError> {
         self.find_named(&names::sqs_queue(&self.config, queue, operation)?, operation).await
     }
@@ -318,7 +319,7 @@ impl SqsQueues {
         SqsQueue::new(self.clients.clone(), &self.tasks, url, fifo)
     }
 
-    /// The address of what is called `name` in SQS, if it is there.
+    /// The address of the queue that is called `name` in SQS, if it exists.
     pub(crate) async fn find_named(&self, name: &str, operation: &'static str) -> Result<Option<String>, BrokerError> {
         match self.clients.queues.get_queue_url().queue_name(name).send().await {
             Ok(output) => Ok(output.queue_url),

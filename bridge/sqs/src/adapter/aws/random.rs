@@ -1,4 +1,4 @@
-//! Chance, for waits.
+//! Random numbers, for waits.
 
 /// A random number from 0 to 1.
 pub(crate) fn random() -> f64 {

@@ -1,4 +1,4 @@
-//! The table: reads that are consistent, writes under a condition, and queries of one partition.
+//! The table of DynamoDB: consistent reads, writes under a condition, and queries of one partition.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// The most items of one batch of reads.
 const BATCH_MAX: usize = 100;
-/// How often what a batch left out is asked for again, and the wait before.
+/// How often items that a batch left out are asked for, and the wait before the second time; later waits are longer.
 const LEFT_OUT_TRIES: u32 = 8;
 const LEFT_OUT_WAIT: Duration = Duration::from_millis(50);
 
@@ -29,16 +29,16 @@ pub(crate) struct Table {
     name: String,
 }
 
-/// What became of a write under a condition.
+/// The outcome of a write under a condition.
 #[derive(Clone, Debug)]
 pub(crate) enum Written {
-    /// It was done; of an update, the item as it is now, or as was asked for.
+    /// The write was done. After an update: the item as it is now, or in the version that was asked for.
     Done(Item),
     /// The condition did not hold; the item as it is, if there is one.
     Refused(Option<Item>),
 }
 
-/// Which items of a partition.
+/// A query for items of one partition.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Query<'a> {
     /// The index, or the table itself.
@@ -49,7 +49,7 @@ pub(crate) struct Query<'a> {
     pub(crate) places: Option<(&'static str, &'a str, &'a str)>,
     /// From the last place to the first.
     pub(crate) backwards: bool,
-    /// At most this many looked at.
+    /// The most items that are looked at.
     pub(crate) limit: Option<i32>,
     /// Go on after this key.
     pub(crate) after: Option<Item>,
@@ -57,11 +57,11 @@ pub(crate) struct Query<'a> {
     pub(crate) client: Option<&'a str>,
 }
 
-/// What a query found.
+/// The items that a query found.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
     pub(crate) items: Vec<Item>,
-    /// Where to go on, if there may be more.
+    /// The key after which to go on, if there may be more.
     pub(crate) next: Option<Item>,
 }
 
@@ -85,7 +85,7 @@ impl Table {
         Ok(output.item.map(Item))
     }
 
-    /// Whether the item is there and not past its keeping.
+    /// Whether the item exists and is not past its keeping.
     pub(crate) async fn is_kept(
         &self,
         key: &Key,
@@ -99,7 +99,7 @@ impl Table {
         Ok(output.item.is_some_and(|item| !Item(item).is_past(now)))
     }
 
-    /// The items as they are now, in any order, without those that are not there.
+    /// The items as they are now, in any order; keys without an item are left out.
     ///
     /// # Errors
     /// Also `Overloaded` if AWS keeps leaving some out.
@@ -131,7 +131,7 @@ impl Table {
         Ok(items)
     }
 
-    /// Writes a whole item whatever is there.
+    /// Writes a whole item, whether or not there is one already.
     pub(crate) async fn put(&self, item: Item, operation: &'static str) -> Result<(), BrokerError> {
         let call = self.client.put_item().table_name(&self.name).set_item(Some(item.0));
         call.send().await.map_err(|error| self.failed(operation, Effect::Write, error))?;
@@ -167,7 +167,7 @@ impl Table {
         }
     }
 
-    /// Changes an item if `condition` holds, which may be empty; tells it as it is now.
+    /// Changes an item if `condition` holds, which may be empty; returns the item as it is now.
     pub(crate) async fn update(
         &self,
         key: &Key,
@@ -179,7 +179,7 @@ impl Table {
         self.update_telling(ReturnValue::AllNew, key, change, condition, values, operation).await
     }
 
-    /// The same; of an item that it changed it tells what `told` says.
+    /// As [`Self::update`]; `told` says which version of a changed item is returned.
     pub(crate) async fn update_telling(
         &self,
         told: ReturnValue,
@@ -211,7 +211,7 @@ impl Table {
         }
     }
 
-    /// Removes an item; what it was, if it was there.
+    /// Removes an item; returns the item as it was, if it existed.
     pub(crate) async fn remove(&self, key: &Key, operation: &'static str) -> Result<Option<Item>, BrokerError> {
         let call = self.client.delete_item().table_name(&self.name).set_key(Some(Item::at(key).0));
         let call = call.return_values(ReturnValue::AllOld);
@@ -219,7 +219,7 @@ impl Table {
         Ok(output.attributes.map(Item))
     }
 
-    /// Items of one partition: consistent of the table itself, a little late of an index.
+    /// Reads items of one partition. The read is consistent on the table itself, and a little late on an index.
     pub(crate) async fn query(&self, query: Query<'_>, operation: &'static str) -> Result<Found, BrokerError> {
         let output = self.query_call(&query, false).send().await;
         let output = output.map_err(|error| self.failed(operation, Effect::None, error))?;
@@ -284,7 +284,7 @@ impl Table {
     {
         let error = failed(operation, effect, error);
         if error.kind() == BrokerErrorKind::NotFound {
-            // To a caller `NotFound` is a job or a queue.
+            // To a caller `NotFound` means a job or a queue.
             let why = format!("there is no table `{}`: `relay provision` creates it", self.name);
             return BrokerError::new(BrokerErrorKind::StateConflict, operation, why);
         }
@@ -297,7 +297,7 @@ pub(crate) fn no_values() -> Item {
     Item::default()
 }
 
-/// The SDK refused what relay built: a bug.
+/// The error for a call that the SDK refuses to build: a bug of relay.
 pub(crate) fn malformed(operation: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> BrokerError {
     BrokerError::new(BrokerErrorKind::Invalid, operation, "relay built a call that the SDK refuses").with_source(error)
 }

@@ -1,7 +1,8 @@
-//! How a queue stands, for people and scalers: about, as SQS counts, which takes a call and a read however much waits; or by
-//! the records, one by one.
+//! The numbers of a queue's jobs, for people and scalers. An estimate comes from the counts of SQS, and takes one call
+//! and one read however many jobs wait. An exact count looks at the records one by one.
 //!
-//! The index by time has all open records, of those that run too: a claim must not cost a write of the index.
+//! The index by time has all open records, also those of running jobs, because a claim must not cost a write of the
+//! index.
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ pub(crate) struct Counting {
 }
 
 impl Counting {
-    /// About how a queue stands. A job parked for longer than SQS delays is in no message, and not counted.
+    /// Estimates how many jobs of a queue wait, are parked and are leased. A job that is parked for longer than SQS
+    /// delays has no message, and is not counted.
     pub(crate) async fn look_at_queue(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
         let [visible, hidden, delayed] = self.queues.of(queue, OPERATION).await?.counts(OPERATION).await?;
         let spares = self.spares.of(queue).await?;
@@ -42,7 +44,7 @@ impl Counting {
         Ok(Depth { waiting: visible.saturating_sub(spares), parked: delayed, leased: hidden })
     }
 
-    /// How a queue stands by its records.
+    /// Counts the jobs of a queue by their records.
     pub(crate) async fn count_queue(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         let shards = (0..names::SHARDS).map(|shard| async move {
             let records = self.open_records(queue, shard, None, SHARD_MAX, OPERATION).await?;
@@ -105,7 +107,7 @@ impl Counting {
     }
 }
 
-/// What can't be read is not counted away.
+/// Whether a record is open. A record that can't be read is left out.
 fn is_open(record: Result<&Record, &BrokerError>) -> bool {
     record.is_ok_and(|record| record.ended().is_none())
 }

@@ -1,5 +1,6 @@
-//! Taking a job: its payload if it is large, its record if there is none, its message. The answer comes after the record,
-//! which is what makes the job durable; sending is relay's duty from then on.
+//! Taking a job. Its payload is written first if it is large, then its record if there is none, and then its message is
+//! sent. The record makes the job durable, so the answer comes after it; sending the message is relay's duty from then
+//! on.
 
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 
 const OPERATION: &str = "enqueue";
-/// A replay sends a job again that nobody took in so long. Its first message may still be on its way before.
+/// How long nobody has taken a job before a replay sends it again. Earlier, its first message may still be on its way.
 const UNTAKEN: std::time::Duration = std::time::Duration::from_secs(5);
-/// How often a key is tried whose record changes under the write.
+/// How often a job is tried while its record changes under the write.
 const TRIES: u32 = 3;
 
 /// Takes jobs.
@@ -66,7 +67,7 @@ impl Submissions {
         put
     }
 
-    /// The same for a job that has its place in line.
+    /// The same for a job that has its place in line already.
     async fn put_job(&self, mut job: Job) -> Result<Enqueued, BrokerError> {
         if job.key.is_some()
             && job.payload.len() > INLINE_MAX
@@ -98,7 +99,7 @@ impl Submissions {
                 continue;
             }
             if record.item.get_text("call") == Some(&call) {
-                // The SDK repeated a write whose answer was lost, and met it.
+                // The SDK repeated a write whose answer was lost, and found its own record.
                 return self.created(job, now).await;
             }
             return self.known(&record).await;
@@ -114,7 +115,7 @@ impl Submissions {
         Ok(Enqueued::Created(record.status(now)?))
     }
 
-    /// The answer to a replay. A job that nobody took is sent again: its first message may never have been.
+    /// The answer to a replay. A job that nobody took is sent again: its first message may never have been sent.
     async fn known(&self, record: &Record) -> Result<Enqueued, BrokerError> {
         let now = self.settings.clock.now();
         let status = record.status(now)?;

@@ -1,4 +1,4 @@
-//! A client's jobs, newest first: their places from the index by client, what they are from the records.
+//! A client's jobs, newest first. The index by client gives their places, and the records give their status.
 
 use std::collections::HashMap;
 
@@ -50,7 +50,8 @@ impl Listing {
             let found = found.into_iter().filter(|item| !item.is_past(now)).filter_map(|item| Record::read(item).ok());
             let found: HashMap<_, _> = found.map(|record| (record.job_id, record)).collect();
             for job in &jobs {
-                // What a newer release wrote is left out: it holds up nothing that this build can read.
+                // A record that a newer release wrote is left out: it must not hold up the jobs that this build can
+                // read.
                 let Some(Ok(status)) = found.get(job).map(|record| record.status(now)) else { continue };
                 let wanted = status.client == *client
                     && filter.queue.as_ref().is_none_or(|queue| status.queue == *queue)
@@ -65,7 +66,7 @@ impl Listing {
                 }
                 listed.jobs.push(status);
             }
-            // A page goes on after a job that its reader can ask for: one past its keeping is the last resort.
+            // The next page goes on after a job that the reader can ask for: a job past its keeping is the last resort.
             let kept = jobs.iter().rev().find(|job| found.contains_key(job));
             last_kept = kept.copied().or(last_kept);
             listed.next = last_kept.or(jobs.last().copied());

@@ -1,4 +1,4 @@
-//! The submitter's half: each call on the record, which decides.
+//! The submitter's half of the broker. The job's record decides about each call.
 
 pub(crate) mod count;
 pub(crate) mod enqueue;
@@ -27,7 +27,7 @@ use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timesta
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 
-/// The submitter's half.
+/// The submitter's half: hands each call to the part that makes it.
 pub(crate) struct Jobs {
     pub(crate) policies: Arc<Policies>,
     pub(crate) settings: Settings,
@@ -79,7 +79,7 @@ impl JobQueue for Jobs {
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.policies.require(queue, "read depth").await?;
-        // SQS tells it to CloudWatch alone; the records would be read for it.
+        // SQS reports this age to CloudWatch alone; here all records would have to be read for it.
         Ok(None)
     }
 

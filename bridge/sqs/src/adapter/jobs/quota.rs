@@ -1,9 +1,10 @@
-//! `max_queued`. A bound up to [`COUNTED_MAX`] is kept by an item for its client that counts what waits: one conditional
-//! update takes a place in line, and one gives it back, so that processes together never let one job too many in. Nobody
-//! else pays for it; larger bounds are compared with the open records, as the index counts them now and then.
+//! `max_queued`, the bound on how many of a client's jobs wait in a queue. For a bound up to [`COUNTED_MAX`], an item
+//! of the table counts the client's waiting jobs: one conditional update takes a place in line, and another gives it
+//! back, so that processes together never let one job too many in. Other clients pay nothing for it. A larger bound is
+//! compared with the number of open records, which is counted by the index now and then.
 //!
-//! The count is not in one transaction with the records, which would cost three times as much: a process that dies in
-//! between leaves it off by one. It is made anew where it was not written for long.
+//! The count is not written in one transaction with the records, which would cost three times as much: if a process
+//! dies in between, the count is off by one. A count that was not written for long is made anew.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,23 +26,24 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::rules::refusal;
 use relay_bridge::support::lock;
 
-/// Bounds up to here are counted; beyond, the jobs that run are a small part of them.
+/// The largest bound that is counted. Of a larger one, the jobs that run are a small part.
 const COUNTED_MAX: u64 = 50_000;
-/// A count that was not written for so long is made anew: one that is full, for each thousand of its bound. Longer than any
-/// call takes, so that what was counted is in line.
+/// How long a count is not written before it is made anew: `FULL_FOR` for each thousand of its bound if the count is
+/// full, else `STALE_AFTER`. Both are longer than any call takes, so that every job that was counted is in line.
 const FULL_FOR: Duration = Duration::from_secs(60);
 const STALE_AFTER: Duration = Duration::from_secs(3_600);
-/// Of a client that is gone, nothing is left after so long.
+/// How long a count is kept after it was last written, so that nothing is left of a client that is gone.
 const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// How often a place is asked for whose item others make anew meanwhile.
+/// How often a place is asked for while other processes make the count anew.
 const TRIES: u32 = 5;
-/// The parts of a larger bound by which other processes may be wrong together: a fiftieth is promised.
+/// The part of a larger bound by which other processes together may be wrong: a fiftieth is promised.
 const PARTS: u64 = 50;
-/// How many jobs of one client all others together are taken to add in a second.
+/// How many jobs of one client all other processes together are assumed to add in a second.
 const RATE: u64 = 1_000;
-/// Counts that are remembered; beyond, all are forgotten, which costs a look each.
+/// The most counts that are remembered. Beyond it all are forgotten, and each costs a look again.
 const COUNTS_MAX: usize = 100_000;
-/// Entries of one shard that a look counts for who only wants to know: of up to 150 bytes, so two of them are a unit.
+/// The most entries of one shard that are counted for a caller that only wants to know their number: of up to 150 bytes
+/// each, so that two such reads are a unit.
 const FEW: i32 = 50;
 
 /// Open records of clients with large bounds, as they were counted last.
@@ -50,14 +52,15 @@ pub(crate) struct Counts(Mutex<HashMap<(QueueName, ClientId), Counted>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Counted {
-    /// Open then, and what this process has added since.
+    /// The records that were open then, and the jobs that this process has added since.
     open: u64,
     added: u64,
     at: Instant,
 }
 
 impl Counted {
-    /// For how long it will do beside `limit`: others may be adding as much as this process, or all that [`RATE`] lets them.
+    /// For how long the count is good enough beside `limit`: other processes may be adding as many jobs as this one, or
+    /// as many as [`RATE`] lets them.
     fn good_for(&self, limit: u64) -> Duration {
         let sum = self.open.saturating_add(self.added);
         let filled_in = |most: u64| Duration::from_secs((limit.saturating_sub(sum) / RATE).min(most));
@@ -86,7 +89,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Takes a place in line for one more job of the client, unless it has `limit` jobs waiting: then the refusal.
+    /// Takes a place in line for one more job of the client; returns the refusal if `limit` of its jobs wait already.
     pub(crate) async fn take_place(
         &self,
         queue: &QueueName,
@@ -113,7 +116,7 @@ impl Places {
             };
             if let Some(item) = &found {
                 if item.get_text("by") == Some(&by) {
-                    // The SDK repeated a write whose answer was lost, and met it.
+                    // The SDK repeated a write whose answer was lost, and found its own write.
                     return Ok(None);
                 }
                 let (waiting, at) = (item.need_number::<u64>("waiting")?, item.need_time("at")?);
@@ -127,7 +130,8 @@ impl Places {
         Err(BrokerError::new(kind, operation, "what waits of the client is being counted"))
     }
 
-    /// Writes how many jobs of the client wait, by their records, unless somebody else wrote `found` meanwhile.
+    /// Counts the jobs of the client that wait by their records and writes the number, unless another process changed
+    /// the item `found` meanwhile.
     async fn count_anew(
         &self,
         queue: &QueueName,
@@ -151,7 +155,7 @@ impl Places {
         Ok(())
     }
 
-    /// How many of the client's jobs wait by their records, one by one: no more than can matter.
+    /// How many of the client's jobs wait, counted by their records one by one, as far as it can matter for `limit`.
     async fn count_waiting(
         &self,
         queue: &QueueName,
@@ -169,14 +173,16 @@ impl Places {
         Ok(waiting)
     }
 
-    /// A job of the client no longer waits, or was not put in line for which a place was taken.
+    /// Gives a place back: a job of the client no longer waits, or a job for which a place was taken was not put in
+    /// line.
     ///
-    /// If that fails the client has a place less for a while.
+    /// If that fails, the client has one place less for a while.
     pub(crate) async fn leave_line(&self, queue: &QueueName, client: &ClientId, operation: &'static str) {
         self.change_places(queue, client, "SET #waiting = #waiting - :one", "#waiting >= :one", operation).await;
     }
 
-    /// A job of the client waits that nothing refuses: it was accepted before, or an operator starts it again.
+    /// Takes a place for a job of the client that is never refused: it was accepted before, or an operator starts it
+    /// again.
     pub(crate) async fn join_line(&self, queue: &QueueName, client: &ClientId, operation: &'static str) {
         self.change_places(queue, client, "SET #waiting = #waiting + :one", "attribute_exists(#waiting)", operation)
             .await;
@@ -195,7 +201,8 @@ impl Places {
                 return Ok(());
             }
             let values = written(self.settings.clock.now(), &token()).number(":one", 1);
-            // The SDK's repetition of a write whose answer was lost meets it. Without an item there is nothing to change.
+            // With `by`, the SDK's repetition of a write whose answer was lost changes nothing. Without an item there
+            // is nothing to change.
             let (change, condition) = (format!("{change}, {WRITTEN}"), format!("{condition} AND #by <> :by"));
             let key = names::queued(queue, client);
             self.table.update_telling(ReturnValue::None, &key, &change, &condition, values, operation).await?;
@@ -206,7 +213,7 @@ impl Places {
         }
     }
 
-    /// This process put one more job of the client in line, whose place it had taken.
+    /// Notes that this process put one more job of the client in line, for which it had taken a place.
     pub(crate) fn counted(&self, queue: &QueueName, client: &ClientId) {
         let mut counts = lock(&self.counts.0);
         if let Some(counted) = counts.get_mut(&(queue.clone(), client.clone())) {
@@ -225,7 +232,7 @@ impl Places {
         if open < limit {
             return Ok(None);
         }
-        // Jobs that run don't wait; whose they are SQS does not say.
+        // Jobs that run don't wait, but SQS does not say which clients have how many.
         let [_, hidden, _] = self.queues.of(queue, operation).await?.counts(operation).await?;
         let waiting = open.saturating_sub(hidden.min(limit / PARTS));
         Ok(if waiting < limit { None } else { refusal::quota(operation, client, queue, waiting, limit) })
@@ -255,8 +262,8 @@ impl Places {
         counts.get(&(queue.clone(), client.clone())).copied()
     }
 
-    /// How many of the client's jobs wait in a queue, for people: where its bound is large, how many are open, those that run
-    /// included; `None` if they are many, and this process has not counted them in the last minutes.
+    /// How many of the client's jobs wait in a queue, for people. If its bound is large: how many are open, those that
+    /// run included; `None` if they are many and this process has not counted them within the last minute.
     pub(crate) async fn waiting_in(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         const OPERATION: &str = "count jobs";
         let limit = self.policies.require(queue, OPERATION).await?.client(client).max_queued;

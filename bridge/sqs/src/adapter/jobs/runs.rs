@@ -1,4 +1,4 @@
-//! Acts on a run: cancel it, start the next one, erase what it left.
+//! Calls on a known job: cancel its run, start the next run, erase its payload and result.
 
 use crate::adapter::results::recording::TRIES;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::rules;
 use relay_bridge::rules::refusal::{contended, no_job};
 
-/// The fate of a run that was to begin.
+/// The outcome of starting a run.
 pub(crate) enum Begun {
     /// This is the answer.
     Now(Enqueued),
-    /// The record is not as it was, but as given; `None` if there is none that is kept.
+    /// The record has changed, and is as given; `None` if there is none that is kept.
     Refused(Option<Record>),
 }
 
@@ -54,14 +54,14 @@ impl Runs {
         let verdict = rules::cancel(known.as_ref(), job, self.settings.clock.now()).refused()?;
         let record = record.ok_or_else(|| no_job(OPERATION, job))?;
         let Ok(result) = verdict else {
-            // The call that ended it may not have come so far.
+            // The call that ended the run may have stopped before it removed the letter.
             if rules::retract_letter(known.as_ref(), record.run) {
                 self.letters.take_letter(job, record.run, OPERATION).await?;
             }
             return record.status(self.settings.clock.now());
         };
         let ended = self.recording.end_without_worker(&record, &result).await?;
-        // Whoever ended it: this is how.
+        // The record says how the run ended, whichever call ended it.
         let record = self.records.owned(client, job, OPERATION).await?.ok_or_else(|| no_job(OPERATION, job))?;
         if ended && record.was_queued() {
             self.recording.leave_message(&record).await;
@@ -120,7 +120,7 @@ impl Runs {
         let separate = payload_run.filter(|_| next.payload.len() > INLINE_MAX);
         let apart = separate.map(|run| names::payload(next.id, run));
         if let Some(key) = &apart {
-            // Again with its bytes: its time was that of the run before, and it may be gone by now.
+            // The payload is written again: it was kept for as long as the run before, and may be gone by now.
             let item = Item::at(key).binary("payload", next.payload.as_ref());
             self.table.put(item.kept_until(next.keep_until() + OUTLIVES), operation).await?;
         }
@@ -152,7 +152,7 @@ impl Runs {
         let record = match written {
             Written::Done(item) => Record::read(item)?,
             Written::Refused(item) => match Record::read_kept(item, now)? {
-                // The SDK repeated a write whose answer was lost, and met it.
+                // The SDK repeated a write whose answer was lost, and found its own record.
                 Some(found) if found.run == next.run_id => found,
                 found => {
                     // Bytes that the client had removed are not left behind.
@@ -176,7 +176,7 @@ impl Runs {
             let known = found.as_ref().map(Record::known).transpose()?;
             let left = rules::erase(known.as_ref(), job_id).refused()?;
             let (Some(record), Ok(Some(job))) = (found, left) else { return Ok(()) };
-            // Its key is the record's.
+            // The result's key is read from the record.
             let result = self.log.finished(&record, OPERATION).await?.result;
             let result = JobResult { key: None, ..rules::erased_result(result) };
             let values = Item::default()
@@ -185,13 +185,13 @@ impl Runs {
                 .number(":none", 0)
                 .flag(":erased", true)
                 .text(":run", record.run.to_string());
-            // A claim is a digest, by which a small answer could be found again.
+            // A claim is a digest, from which a small answer could be recovered.
             let change = "SET #job = :job, #result = :result, #result_size = :none, #erased = :erased \
                           REMOVE #payload_run, #result_by, #result_claim";
             let condition = "#run = :run AND #result_run = :run";
             match self.table.update(&record.key(), change, condition, values, OPERATION).await? {
-                // Everything else of the job, whichever run left it. A crash in between is repeated by the caller, who got
-                // no answer.
+                // Everything else of the job goes as well, whichever run left it. After a crash in between, the caller
+                // got no answer and calls again.
                 Written::Done(_) => return self.remove_beside(job_id, OPERATION).await,
                 Written::Refused(item) => {
                     found =

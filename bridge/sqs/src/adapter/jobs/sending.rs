@@ -28,7 +28,8 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// Sends the job's message if it is not the sweep's. What fails is left to the sweep: the job was accepted.
+    /// Sends the job's message, unless it is left to the sweep. A send that fails is left to the sweep as well, because
+    /// the job was accepted.
     pub(crate) async fn send_quietly(self: &Arc<Self>, job: &Job) {
         let now = self.settings.clock.now();
         let due = job.due(now);
@@ -38,7 +39,8 @@ impl Sender {
         self.send_for_a_moment(job, due, Sending::First).await;
     }
 
-    /// Sends the job's message and waits for a moment at most; then the send goes on by itself, unless too many do.
+    /// Sends the job's message and waits for a moment at most; then the send goes on in the background, unless too many
+    /// sends do.
     pub(crate) async fn send_for_a_moment(self: &Arc<Self>, job: &Job, due: Timestamp, sending: Sending) {
         let send = async {
             let place = self.sending.clone().acquire_owned().await;
@@ -49,7 +51,7 @@ impl Sender {
                     tracing::warn!(job_id = %job.id, %error, "a job was accepted and not sent: the sweep sends it");
                 }
             });
-            // Its end is all that is waited for.
+            // Only the end of the send is waited for: its task logs the error.
             drop(sent.await);
         };
         if tokio::time::timeout(SEND_MAX, send).await.is_err() {

@@ -1,6 +1,7 @@
-//! Messages in line for which no job waits: a second one of a job that nobody took within half a minute, because the first
-//! may have been lost, and those of jobs that were cancelled or expired. What SQS shows to be in line is counted without
-//! them. The table has their number, written once a second at most; who receives such a message first counts it off.
+//! Spare messages: messages in line for which no job waits. One kind is the second message of a job that nobody took
+//! within half a minute, because the first may have been lost; the other is the message of a job that was cancelled or
+//! expired. Spare messages are subtracted from the number of messages in line that SQS shows. The table keeps their
+//! number, written once a second at most; the process that first receives a spare message counts it off.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,12 +21,12 @@ const OPERATION: &str = "count messages";
 /// How long changes are collected.
 const COLLECTED_FOR: Duration = Duration::from_secs(1);
 
-/// The numbers of this process's queues.
+/// Counts the spare messages of queues.
 pub(crate) struct Spares {
     table: Table,
     tasks: TaskTracker,
     closing: CancellationToken,
-    /// Not written yet.
+    /// The changes that are not written to the table yet.
     changes: Mutex<HashMap<QueueName, i64>>,
 }
 
@@ -34,7 +35,7 @@ impl Spares {
         Self { table, tasks, closing, changes: Mutex::default() }
     }
 
-    /// One more is in line, or was received: `by` is 1 or -1.
+    /// Notes that a spare message came in line (`by` is 1), or that one was received (`by` is -1).
     pub(crate) fn change(self: &Arc<Self>, queue: &QueueName, by: i64) {
         let is_first = {
             let mut changes = self.changes();
@@ -65,7 +66,7 @@ impl Spares {
         }
     }
 
-    /// How many there are about.
+    /// About how many spare messages `queue` has.
     pub(crate) async fn of(&self, queue: &QueueName) -> Result<u64, BrokerError> {
         let item = self.table.get(&names::spares(queue), OPERATION).await?;
         let written = item.and_then(|item| item.get_number::<i64>("spares")).unwrap_or(0);
@@ -73,7 +74,7 @@ impl Spares {
         Ok(u64::try_from(written + unwritten).unwrap_or(0))
     }
 
-    /// There are none: nothing is in line, or far less than there should be.
+    /// Notes that `queue` has no spare messages: nothing is in line, or far less than there should be.
     pub(crate) async fn forget(&self, queue: &QueueName) -> Result<(), BrokerError> {
         self.changes().remove(queue);
         self.table.remove(&names::spares(queue), OPERATION).await?;

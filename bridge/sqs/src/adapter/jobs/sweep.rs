@@ -1,5 +1,6 @@
-//! What time demands: messages that were never sent, jobs whose time has come, deadlines. Found by the index by time,
-//! decided by the record. Any number of processes may do it at once: a message too many is harmless.
+//! The sweep, which does the work whose time has come: it sends messages that were never sent or were lost, puts parked
+//! jobs in line when they are due, and ends runs at their deadlines. The index by time finds the records, and each
+//! record decides. Any number of processes may sweep at once: a message too many is harmless.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,15 +35,15 @@ const OPERATION: &str = "sweep";
 /// When to look again at a record that can't be swept, if its deadline is not before: a newer release may read it, or AWS
 /// answer again.
 const LEFT_FOR: Duration = Duration::from_secs(30);
-/// How long a look waits for a message to be sent; then it goes on, and the next look sends another.
+/// How long a look waits for a message to be sent; then the look goes on, and the next look sends another message.
 const SEND_MAX: Duration = Duration::from_secs(5);
-/// The shortest time from one look at a job that is held to the next: each costs three writes.
+/// The shortest time between two looks at a job that is leased: each look costs three writes.
 const HELD_FOR: Duration = Duration::from_secs(60);
-/// From so many messages on nobody counts whether records are more: workers have enough to receive.
+/// With so many messages or more, the records are not counted: workers have enough to receive.
 const FEW: u64 = 2_000;
 
-/// The counts that SQS shows of a queue, asked at most once in a step, and only for jobs that wait for longer than half a minute. Its
-/// counts lag by up to a minute; a message too many costs a receive.
+/// The facts that the counts of SQS show about a queue. SQS is asked at most once in a step, and only for jobs that
+/// wait for longer than half a minute. Its counts lag by up to a minute; a message too many costs a receive.
 struct Shown {
     /// Workers that ask receive nothing.
     none_to_receive: bool,
@@ -54,18 +55,18 @@ struct Shown {
 #[derive(Default)]
 struct Step {
     shown: OnceCell<Shown>,
-    /// SQS left a message unanswered.
+    /// SQS did not answer when a message was sent.
     hangs: AtomicBool,
 }
 
-/// When this process looked at each queue last, and at which one last of all.
+/// When this process last swept each queue, and which queue it swept last.
 #[derive(Default)]
 pub(crate) struct Sweeping {
     queues: Mutex<HashMap<QueueName, Instant>>,
     last: Mutex<Option<QueueName>>,
 }
 
-/// Does what time demands.
+/// Sweeps the queues.
 pub(crate) struct Sweep {
     pub(crate) policies: Arc<Policies>,
     pub(crate) queues: Arc<SqsQueues>,
@@ -90,7 +91,8 @@ impl Sweep {
         let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut queues = self.policies.names(OPERATION).await?;
         self.swept().retain(|queue, _| queues.contains(queue));
-        // Behind the one at which the last step ended: one that always has more to do keeps no other waiting.
+        // The step begins behind the queue at which the last step ended, so that a queue that always has more to do
+        // keeps no other waiting.
         if let Some(last) = &*self.last_swept() {
             let behind = queues.partition_point(|queue| queue <= last);
             queues.rotate_left(behind);
@@ -104,7 +106,7 @@ impl Sweep {
             *self.last_swept() = Some(queue.clone());
             let more = match self.sweep_queue(&queue, &mut left, &mut swept).await {
                 Ok(more) => more,
-                // The others are swept; this one when its time comes again.
+                // The other queues are swept now, and this one when its time comes again.
                 Err(error) => {
                     tracing::warn!(%queue, %error, "a queue could not be swept, and is tried again");
                     false
@@ -122,7 +124,7 @@ impl Sweep {
         Ok(swept)
     }
 
-    /// Does what time demands of a queue, at most `left` times; whether there is more to do at once.
+    /// Sweeps a queue, at most `left` records of it; returns whether there is more to do at once.
     async fn sweep_queue(&self, queue: &QueueName, left: &mut usize, swept: &mut Swept) -> Result<bool, BrokerError> {
         let (due, mut more) = self.due(queue, *left).await?;
         *left -= due.len().min(*left);
@@ -132,7 +134,7 @@ impl Sweep {
             for ended in looked {
                 match ended {
                     Ok(ended) => swept.expired.extend(ended),
-                    // Its place is as it was: at once it would be the first again.
+                    // The record's place in the index is as it was: at once it would be the first again.
                     Err(error) => {
                         tracing::warn!(%queue, %error, "a record could not be swept, and is tried again");
                         more = false;
@@ -151,8 +153,8 @@ impl Sweep {
         lock(&self.sweeping.last)
     }
 
-    /// Records of a queue whose time to be looked at has come, at most `limit`, each with the time that it was; and whether
-    /// there are more.
+    /// Records of a queue that are to be looked at by now, at most `limit`, each with the time of that look; and
+    /// whether there are more.
     async fn due(&self, queue: &QueueName, limit: usize) -> Result<(Vec<(Item, String)>, bool), BrokerError> {
         let now = names::moment(self.settings.clock.now());
         let shards: Vec<_> = (0..names::SHARDS).map(|shard| names::open_shard(queue, shard)).collect();
@@ -182,10 +184,10 @@ impl Sweep {
         Ok((items.into_iter().filter_map(|item| look(&item).map(|look| (item, look))).collect(), more))
     }
 
-    /// Does what time demands of one record; the result if its run ended by it.
+    /// Sweeps one record; returns the result if that ended the record's run.
     async fn look_at(&self, item: &Item, look: &str, step: &Step) -> Result<Option<JobResult>, BrokerError> {
         let now = self.settings.clock.now();
-        // The index is late: it was looked at by somebody else meanwhile, or has ended.
+        // The index is late: another process has looked at the record meanwhile, or its run has ended.
         if item.get_text("ix_at") != Some(look) {
             return Ok(None);
         }
@@ -210,7 +212,7 @@ impl Sweep {
         now: Timestamp,
     ) -> Result<Option<JobResult>, BrokerError> {
         if item.is_past(now) {
-            // Nobody swept for as long as it was kept. It goes by its TTL.
+            // Nobody swept for as long as the record was kept. It goes by its TTL.
             self.look_again(item, look, now + LEFT_FOR, false).await?;
             return Ok(None);
         }
@@ -244,7 +246,8 @@ impl Sweep {
         Ok(None)
     }
 
-    /// Which message to send for a record that could be taken and was not; `None` if it has one in line, as far as is known.
+    /// The kind of message to send for a record that could be taken and was not; `None` if it has a message in line, as
+    /// far as is known.
     async fn missing(
         &self,
         record: &Record,
@@ -257,8 +260,9 @@ impl Sweep {
         Ok(self.is_lost(record, shown).await?.then_some(Sending::Again))
     }
 
-    /// Sends the message of a record, if there is a place for it and SQS has answered in this step; whether it did. A send that
-    /// is not answered goes on by itself and keeps its place, of which no more than all are taken however often a job is tried.
+    /// Sends the message of a record, if a place among the sends is free and SQS has answered all sends of this step;
+    /// returns whether it was sent. A send that is not answered goes on in the background and keeps its place, so that
+    /// repeated tries never have more sends on their way than there are places.
     async fn send_again(
         &self,
         record: &Record,
@@ -291,12 +295,12 @@ impl Sweep {
     async fn is_lost(&self, record: &Record, shown: &OnceCell<Shown>) -> Result<bool, BrokerError> {
         let shown = shown.get_or_try_init(|| self.shown(&record.queue)).await?;
         let policy = self.policies.require(&record.queue, OPERATION).await?;
-        // Messages of a client that runs as many jobs as it may are at hand of who received them.
+        // Messages of a client that runs as many jobs as it may stay at hand in the processes that received them.
         let at_hand = policy.client(&record.client).max_running != u32::MAX;
         Ok(shown.too_few || shown.none_to_receive && !at_hand)
     }
 
-    /// The counts that SQS shows of a queue, beside the records that are open.
+    /// Compares the counts that SQS shows of a queue with its open records.
     async fn shown(&self, queue: &QueueName) -> Result<Shown, BrokerError> {
         let [visible, hidden, delayed] = self.queues.of(queue, OPERATION).await?.counts(OPERATION).await?;
         let messages = visible + hidden + delayed;
@@ -307,8 +311,8 @@ impl Sweep {
         Ok(Shown { none_to_receive: visible == 0, too_few })
     }
 
-    /// Whether at least so many records of a queue are open, and looked at within half an hour: each of them has a message,
-    /// but for those that are parked for so long.
+    /// Whether at least `wanted` records of a queue are open and have their next look within half an hour. Each of them
+    /// should have a message, except for parked jobs whose message is left to the sweep.
     async fn has_open(&self, queue: &QueueName, wanted: u64) -> Result<bool, BrokerError> {
         let until = names::moment(self.settings.clock.now() + LOOK_LATEST);
         let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
@@ -328,7 +332,8 @@ impl Sweep {
         Ok(false)
     }
 
-    /// Sets when the sweep looks at a record next, unless somebody else has, and whether it is `unsent` still.
+    /// Sets when the sweep looks at a record next, and whether it is still `unsent`, unless another process has done
+    /// so.
     async fn look_again(&self, item: &Item, look: &str, at: Timestamp, unsent: bool) -> Result<(), BrokerError> {
         let key = names::Key { pk: item.need_text("pk")?.to_owned(), sk: item.need_text("sk")?.to_owned() };
         let values = Item::default().text(":look", look).text(":next", names::moment(at));
@@ -342,15 +347,16 @@ impl Sweep {
     }
 }
 
-/// Whether a record that could be taken at `look` may never have had a message: it was left to the sweep, which could not
-/// send it before, or sent by who made it, of which no attempt tells. The first look at it is half a minute after its record
-/// was written, some time after it could be taken; the second one a whole minute after that.
+/// Whether a record that could be taken at `look` may never have had a message. Either its message was left to the
+/// sweep, which could not send it before; or the process that wrote the record should have sent it, and no attempt
+/// shows that it did. The first look at such a record is half a minute after it was written, some time after the job
+/// could be taken; the second look is a whole minute after that.
 fn may_be_unsent(record: &Record, look: &str) -> bool {
     let first = record.attempt == 0 && look < names::moment(record.due + SEND_AGAIN * 2).as_str();
     !record.is_leased() && (first || is_unsent(record, look))
 }
 
-/// Whether it has had none: it was left to the sweep, which could not send it before.
+/// Whether a record has had no message: the message was left to the sweep, which could not send it before.
 fn is_unsent(record: &Record, look: &str) -> bool {
     look <= names::moment(record.due).as_str() || record.item.is_set("unsent")
 }

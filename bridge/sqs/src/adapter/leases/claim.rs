@@ -1,4 +1,5 @@
-//! From a message to a delivery. The message says which job; its record says whether it may run, by one conditional write.
+//! Claims: from a received message to a delivery. The message names the job, and one conditional write of its record
+//! decides whether the job may run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +27,11 @@ use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 
 const OPERATION: &str = "lease";
-/// How often a record is tried that changes, or whose time is about to come, and how near that has to be: messages come
-/// back a little before their lease has ended.
+/// How often a claim is tried while the record changes or its time is about to come, and how near that time has to be:
+/// messages come back a little before their lease has ended.
 const TRIES: u32 = 3;
 const NEAR: Duration = Duration::from_millis(500);
-/// When a job comes again that this build can't read: a newer release may.
+/// How long until a job that this build can't read comes again: a newer release may read it.
 const UNREADABLE: Duration = Duration::from_secs(30);
 
 /// Claims the jobs of messages.
@@ -102,7 +103,7 @@ impl Claims {
                 Written::Refused(item) => {
                     let record = Record::read_kept(item, now)?;
                     match record {
-                        // The SDK repeated a write whose answer was lost, and met it.
+                        // The SDK repeated a write whose answer was lost, and found its own lease.
                         Some(record) if record.run == wake.run && record.is_held_by(&lease) => {
                             return self.deliver(line, policy, received, record.item, lease, until).await;
                         }
@@ -118,7 +119,8 @@ impl Claims {
         Ok(Claimed::Nothing)
     }
 
-    /// Does with the message what its record demands; after how long to try again, if that is soon.
+    /// Deletes or hides the message, as the record demands; if the job may run soon, returns after how long to try
+    /// again.
     async fn refused(
         &self,
         line: &Line,
@@ -127,7 +129,7 @@ impl Claims {
         now: Timestamp,
     ) -> Result<Option<Duration>, BrokerError> {
         let queue = &line.queue;
-        // Gone, of an earlier run, or ended: nobody needs the message.
+        // The record is gone or has ended, or the message is of an earlier run: nobody needs the message.
         let Some(record) = record.filter(|record| record.run == received.wake.run && record.ended().is_none()) else {
             self.spent(line, received);
             queue.delete(&received.handle).await?;
@@ -165,7 +167,7 @@ impl Claims {
         Ok(None)
     }
 
-    /// A message that no job waited for was received: it is not in line any more.
+    /// Notes that a message for which no job waited was received, and is not in line any more.
     fn spent(&self, line: &Line, received: &Received) {
         if received.first {
             self.spares.change(&line.name, -1);
@@ -189,7 +191,8 @@ impl Claims {
         if !received.is_fresh()
             && let Err(error) = line.queue.hide(&received.handle, policy.lease + self.settings.skew).await
         {
-            // The record is leased by now. The message comes too early, and who receives it finds that.
+            // The record is leased by now. The message comes again too early, and its receiver finds that the job is
+            // leased.
             tracing::warn!(queue = %line.name, job_id = %record.job_id, %error, "a message is not hidden as long as its lease");
         }
         let token = Token { lease, attempt: record.attempt, until, handle: received.handle.clone() };

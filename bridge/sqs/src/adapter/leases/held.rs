@@ -10,10 +10,10 @@ use relay_bridge::contract::{Job, JobId, Timestamp};
 use relay_bridge::leasing::Receipt;
 use relay_bridge::rules;
 
-/// From so many on, those whose time is over are looked for.
+/// From so many jobs on, those whose lease is over are looked for and dropped.
 const SWEEP_FROM: usize = 1_024;
 
-/// Jobs in the hands of workers that were served here. It holds as many as run, and as many more whose workers died.
+/// Jobs that this process gave to workers and that run. As many again may be held whose workers died.
 #[derive(Default)]
 pub(crate) struct HeldJobs(Mutex<Inner>);
 
@@ -28,7 +28,7 @@ impl HeldJobs {
         lock(&self.0)
     }
 
-    /// A worker has the job under a lease that ends at `end`.
+    /// Notes that a worker has the job under a lease that ends at `end`.
     pub(crate) fn insert(&self, record: rules::Record, end: Timestamp, now: Timestamp) {
         let mut inner = self.lock();
         if inner.jobs.len() >= inner.sweep_at.max(SWEEP_FROM) {
@@ -39,7 +39,7 @@ impl HeldJobs {
         inner.jobs.insert(job.id, (rules::Record { job, ..record }, end));
     }
 
-    /// The lease of this attempt was extended until `end`, if it is one that this process gave.
+    /// Notes that the lease of this attempt was extended until `end`, if this process gave that lease.
     pub(crate) fn extended(&self, receipt: &Receipt, attempt: u32, end: Timestamp) {
         if let Some((record, until)) = self.lock().jobs.get_mut(&receipt.job_id)
             && (record.job.run_id, record.attempts) == (receipt.run_id, attempt)
@@ -48,13 +48,13 @@ impl HeldJobs {
         }
     }
 
-    /// The job's record, as known when the job was given out last; not behind the end of that lease, from when on others may
-    /// give it out again.
+    /// The job's record as it was when the job was given out last. `None` after the end of that lease, because other
+    /// processes may then give the job out again.
     pub(crate) fn of(&self, job: JobId, now: Timestamp) -> Option<rules::Record> {
         self.lock().jobs.get(&job).filter(|(_, end)| *end > now).map(|(record, _)| record.clone())
     }
 
-    /// The delivery ended.
+    /// Notes that the delivery ended.
     pub(crate) fn remove(&self, job: JobId) {
         self.lock().jobs.remove(&job);
     }

@@ -1,4 +1,5 @@
-//! Waiting at a queue in this process: lease calls, and received messages of clients that run as many jobs as they may.
+//! A queue from which this process leases: the lease calls that wait at it, and the received messages whose clients run
+//! as many jobs as they may.
 
 use relay_bridge::support::lock;
 use std::collections::{HashMap, VecDeque};
@@ -16,13 +17,14 @@ use relay_bridge::leasing::Delivery;
 use relay_bridge::policy::QueuePolicy;
 
 const OPERATION: &str = "lease";
-/// Messages kept at hand whose clients run as many jobs as they may.
+/// The most messages kept at hand whose clients run as many jobs as they may.
 const BOUNDED_MAX: usize = 100;
-/// How often those are tried at most while others wait behind them, unless a slot becomes free in this process.
+/// The time between two tries of those messages while others wait behind them, unless a slot becomes free in this
+/// process.
 pub(crate) const BOUNDED_EVERY: Duration = Duration::from_secs(1);
-/// The pause before more is received, and how long a client that was at its bound is taken to be.
+/// The pause before more messages are received, and how long a client that was at its bound is assumed to be there.
 pub(crate) const BOUNDED_PAUSE: Duration = Duration::from_millis(250);
-/// After so many receives in a row that brought nothing but such messages, and as many as they asked for, comes a rest.
+/// After so many receives in a row that brought only such messages, and as many as they asked for, receiving rests.
 const FRUITLESS_MAX: u32 = 10;
 const REST: Duration = Duration::from_secs(1);
 
@@ -40,7 +42,7 @@ impl Ask {
         Self { max, deadline, give: Mutex::new(Some(give)) }
     }
 
-    /// Takes nothing any more. `false` if it was answered.
+    /// Closes the call, which takes no answer any more. `false` if it was answered before.
     pub(crate) fn close(&self) -> bool {
         lock(&self.give).take().is_some()
     }
@@ -49,7 +51,7 @@ impl Ask {
         lock(&self.give).as_ref().is_some_and(|give| !give.is_closed())
     }
 
-    /// Answers it, or gives the answer back.
+    /// Answers the call, or gives the answer back.
     pub(crate) fn answer(&self, answer: Answer) -> Result<(), Answer> {
         match lock(&self.give).take() {
             Some(give) => give.send(answer),
@@ -58,12 +60,12 @@ impl Ask {
     }
 }
 
-/// A queue of which this process leases.
+/// A queue from which this process leases.
 pub(crate) struct Line {
     pub(crate) name: QueueName,
     pub(crate) queue: Arc<SqsQueue>,
     state: Mutex<State>,
-    /// A client may run one job more, as far as this process knows.
+    /// Woken when a client may run one job more, as far as this process knows.
     pub(crate) freed: Notify,
 }
 
@@ -75,15 +77,15 @@ pub(crate) struct State {
     pub(crate) bounded: VecDeque<Received>,
     /// Clients that were found to run as many as they may, and when.
     pub(crate) full: HashMap<ClientId, Instant>,
-    /// The last receive brought as many as it asked for: behind them there may be jobs that can run.
+    /// The last receive brought as many messages as it asked for: behind them there may be jobs that can run.
     pub(crate) more_behind: bool,
-    /// How many such receives in a row brought messages of clients at their bounds alone.
+    /// How many such receives in a row brought only messages of clients at their bounds.
     fruitless: u32,
-    /// Until then nobody receives: nothing came of many receives.
+    /// Until then nobody receives, because many receives brought no job.
     rests_until: Option<Instant>,
 }
 
-/// The fate of the messages of a receive.
+/// The outcome of claiming the messages of a receive.
 pub(crate) struct Taken {
     pub(crate) deliveries: Vec<Delivery>,
     /// Some are of clients at their bounds.
@@ -99,7 +101,7 @@ impl Line {
         lock(&self.state)
     }
 
-    /// How many are wanted and until when, by calls that are still there.
+    /// How many jobs are wanted, and until when, by calls whose callers are still there.
     pub(crate) fn wanted(&self) -> Option<(usize, Instant)> {
         let mut state = self.lock();
         state.asks.retain(|ask| ask.is_open());
@@ -107,7 +109,7 @@ impl Line {
         Some((state.asks.iter().map(|ask| ask.max).sum(), deadline))
     }
 
-    /// Whether this receiver ends: nobody asks. Decided together with who begins one.
+    /// Whether this receiver ends because nobody asks. It is decided under the lock under which a new receiver begins.
     pub(crate) fn ends(&self) -> bool {
         let mut state = self.lock();
         state.asks.retain(|ask| ask.is_open());
@@ -118,7 +120,7 @@ impl Line {
         ends
     }
 
-    /// Takes out the message of a run that is at hand, if it is still this process's.
+    /// Takes out the message of a run, if it is at hand and SQS still hides it from other processes.
     pub(crate) fn take_of(&self, job: JobId, run: RunId) -> Option<Received> {
         let mut state = self.lock();
         let is_it = |received: &Received| received.wake.job == job && received.wake.run == run;
@@ -133,7 +135,7 @@ impl Line {
         state.bounded.drain(..).collect()
     }
 
-    /// Keeps messages of clients at their bounds at hand, as far as there is room; the others.
+    /// Keeps messages of clients at their bounds at hand, as far as there is room; returns the others.
     pub(crate) fn keep(&self, mut bounded: Vec<Received>) -> Vec<Received> {
         let mut state = self.lock();
         let more = bounded.split_off(bounded.len().min(BOUNDED_MAX.saturating_sub(state.bounded.len())));
@@ -152,13 +154,13 @@ impl Line {
         self.lock().rests_until.is_some_and(|until| until > Instant::now())
     }
 
-    /// How many messages a receive asks for, of which `wanted` are delivered at most: as many as there can be where messages
-    /// of clients at their bounds are in the way.
+    /// How many messages a receive asks for when at most `wanted` jobs are delivered: as many as a receive can bring
+    /// while messages of clients at their bounds are in the way.
     pub(crate) fn asks_for(&self, wanted: usize) -> usize {
         if self.lock().fruitless > 0 { BATCH_MAX } else { wanted.min(BATCH_MAX) }
     }
 
-    /// Notes what a receive came to.
+    /// Notes the outcome of a receive.
     pub(crate) fn note(&self, taken: &Taken, full: bool) {
         let mut state = self.lock();
         state.fruitless = if full && taken.bounded && taken.deliveries.is_empty() { state.fruitless + 1 } else { 0 };

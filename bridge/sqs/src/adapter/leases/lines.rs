@@ -1,4 +1,4 @@
-//! The queues of which this process leases, and the messages that it has at hand.
+//! The queues from which this process leases, and the messages that it has at hand.
 
 use futures_util::future::join_all;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::support::lock;
 
-/// When messages come again of clients at their bounds that are too many to keep at hand.
+/// How long messages of clients at their bounds are hidden if they are too many to keep at hand.
 const BOUNDED_AWAY: Duration = Duration::from_secs(10);
 
 /// All lines of this process.
@@ -33,7 +33,7 @@ impl Lines {
         Ok(lock(&self.open).entry(queue.clone()).or_insert(Arc::new(line)).clone())
     }
 
-    /// A client of `queue` may run one job more.
+    /// Notes that a client of `queue` may run one job more.
     pub(crate) fn slot_freed(&self, queue: &QueueName) {
         if let Some(line) = lock(&self.open).get(queue) {
             line.lock().full.clear();
@@ -41,7 +41,8 @@ impl Lines {
         }
     }
 
-    /// Deletes the message of a run that ended in line, if this process has it at hand. Else who receives it deletes it.
+    /// Deletes the message of a run that ended while it was in line, if this process has it at hand; returns whether it
+    /// had. Else the process that receives the message deletes it.
     pub(crate) async fn delete_at_hand(&self, record: &Record) -> bool {
         let line = lock(&self.open).get(&record.queue).cloned();
         let Some((line, received)) =
@@ -60,12 +61,12 @@ impl Lines {
         self.hide_all(line, line.keep(bounded), BOUNDED_AWAY).await;
     }
 
-    /// Has others receive at once what nobody takes here.
+    /// Lets other processes receive at once the messages that nobody takes here.
     pub(crate) async fn give_back(&self, line: &Line, unwanted: impl IntoIterator<Item = Received>) {
         self.hide_all(line, unwanted, Duration::ZERO).await;
     }
 
-    /// Has others receive at once what this process keeps at hand, of all queues.
+    /// Lets other processes receive at once the messages that this process keeps at hand, of all queues.
     pub(crate) async fn give_back_at_hand(&self) {
         let lines: Vec<_> = lock(&self.open).values().cloned().collect();
         let at_hand = |line: &Line| std::mem::take(&mut line.lock().bounded);

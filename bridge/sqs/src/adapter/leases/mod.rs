@@ -1,4 +1,4 @@
-//! The worker's half: each call on the record, which decides; the message follows.
+//! The worker's half of the broker. The job's record decides about each call, and the message follows.
 
 pub(crate) mod claim;
 pub(crate) mod held;
@@ -35,7 +35,7 @@ use relay_bridge::settlement::Settlement;
 
 const OPERATION: &str = "lease";
 
-/// The worker's half.
+/// The worker's half: hands each call to the part that makes it.
 pub(crate) struct Leases {
     pub(crate) closing: CancellationToken,
     pub(crate) policies: Arc<Policies>,
@@ -59,7 +59,7 @@ impl Leasing for Leases {
             self.policies.require(queue, OPERATION).await?;
             lines.push(self.lines.line(queue, OPERATION).await?);
         }
-        // In their order first; then, if there is time, of all of them whatever comes.
+        // First from the queues in their order; then, if there is time, from all of them at once.
         if request.wait.is_zero() || lines.len() > 1 {
             let taken = self.take_apart(lines.clone(), max).await?;
             if !taken.is_empty() || request.wait.is_zero() {
@@ -74,7 +74,7 @@ impl Leasing for Leases {
         tokio::select! {
             answer = &mut given => answer.unwrap_or_else(|_| Err(closed())),
             () = tokio::time::sleep_until(deadline) => match ask.close() {
-                // Something is on its way.
+                // An answer is on its way.
                 false => given.await.unwrap_or_else(|_| Err(closed())),
                 true => Ok(Vec::new()),
             },
@@ -92,7 +92,7 @@ impl Leasing for Leases {
     }
 
     async fn progress(&self, receipt: &Receipt, _progress: &Progress) -> Result<(), BrokerError> {
-        // Nobody can watch on SQS, and a write for each would be paid for.
+        // Nobody can watch progress on SQS, and each report would cost a write.
         Token::read(receipt, "progress").map(drop)
     }
 
@@ -118,8 +118,8 @@ impl Leasing for Leases {
 }
 
 impl Leases {
-    /// Takes what is in line now, in a task of its own: a caller that goes away while AWS answers leaves deliveries, which
-    /// go back.
+    /// Takes the jobs that are in line now, in a task of its own: if the caller goes away while AWS answers, the
+    /// deliveries are handed back.
     async fn take_apart(&self, lines: Vec<Arc<Line>>, max: usize) -> Result<Vec<Delivery>, BrokerError> {
         let (give, given) = oneshot::channel();
         let (polls, settling) = (Arc::clone(&self.polls), Arc::clone(&self.settling));

@@ -1,6 +1,6 @@
-//! Who receives for whom. The lease calls of a process that wait at one queue share its receives: one long poll while there
-//! is nothing, more at once while there is much. A receive is never dropped halfway, because SQS may have handed out
-//! messages already: what comes for nobody goes back at once.
+//! Receiving. Lease calls of one process that wait at the same queue share its receives: one long poll while there is
+//! nothing, more at once while there is much. A receive goes on when its callers go away, because SQS may have handed
+//! out messages already: messages that no call takes go back at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,12 @@ use relay_bridge::leasing::Delivery;
 use relay_bridge::policy::QueuePolicy;
 
 const OPERATION: &str = "lease";
-/// Receives of one queue at once while they come back full.
+/// The most receives of one queue at once, while they come back full.
 const RECEIVES_MAX: usize = 4;
-/// How long a message that is none of relay's is hidden: SQS takes less than 12 h from when it was received.
+/// How long a message that is none of relay's is hidden: SQS allows less than 12 h from its receive on.
 const STRANGE_FOR: Duration = Duration::from_secs(11 * 3_600);
 
-/// Receives for the calls that wait.
+/// Receives for the lease calls that wait.
 pub(crate) struct Polls {
     pub(crate) closing: CancellationToken,
     pub(crate) dropping: CancellationToken,
@@ -41,7 +41,7 @@ pub(crate) struct Polls {
 }
 
 impl Polls {
-    /// Has `ask` be answered by what comes at `line`.
+    /// Lets `ask` be answered with jobs that come at `line`; begins a receiver if there is none.
     pub(crate) fn ask(self: &Arc<Self>, line: &Arc<Line>, ask: &Arc<Ask>) {
         let mut state = line.lock();
         state.asks.push(ask.clone());
@@ -118,7 +118,7 @@ impl Polls {
         Ok(())
     }
 
-    /// One receiver more, while there is much.
+    /// Begins one more receiver, while there is much.
     fn receive_more(self: &Arc<Self>, line: &Arc<Line>) {
         let mut state = line.lock();
         if state.receives < RECEIVES_MAX {
@@ -127,8 +127,9 @@ impl Polls {
         }
     }
 
-    /// The jobs in line now, at most `max`, for a call that does not wait: it receives again only after what brought jobs, while
-    /// the call is there, which `gone` denies, and the process goes on.
+    /// Takes the jobs in line now, at most `max`, for a call that does not wait. It receives again only after a full
+    /// receive that brought jobs, while the caller is there (`gone` says that it is not) and the adapter is not being
+    /// closed.
     pub(crate) async fn take_now(
         &self,
         line: &Arc<Line>,
@@ -160,7 +161,7 @@ impl Polls {
         Ok(taken)
     }
 
-    /// The jobs of `asked` that one receive brings, and whether it was full.
+    /// The jobs that one receive of at most `asked` messages brings, and whether the receive was full.
     async fn take_once(
         &self,
         line: &Arc<Line>,
@@ -196,7 +197,7 @@ impl Polls {
                         "a message that is none of relay's is left alone until SQS drops it"
                     );
                     let queue = line.queue.clone();
-                    // Beside what came with it.
+                    // In a task of its own: the messages that came with it do not wait for it.
                     self.tasks.spawn(async move {
                         if let Err(error) = queue.hide(&handle, STRANGE_FOR).await {
                             tracing::warn!(%error, "a message that is none of relay's comes again after a lease");
@@ -208,7 +209,8 @@ impl Polls {
         Ok(received)
     }
 
-    /// Claims what was received, unless its client was just found to run as many as it may: a look at its slots is paid for.
+    /// Claims the job of a received message, unless its client was just found to run as many jobs as it may: a look at
+    /// its slots costs a call.
     async fn claim_unless_full(
         &self,
         line: &Line,
@@ -225,7 +227,7 @@ impl Polls {
         Ok(claimed)
     }
 
-    /// Claims what was received until `wanted` are delivered; the rest goes back to others at once.
+    /// Claims the jobs of received messages until `wanted` are delivered; the other messages go back at once.
     async fn claim_all(
         &self,
         line: &Arc<Line>,
@@ -235,7 +237,7 @@ impl Polls {
     ) -> Result<Taken, BrokerError> {
         let wanted = if self.policies.require(&line.name, OPERATION).await?.paused { 0 } else { wanted };
         let (mut deliveries, mut bounded) = (Vec::new(), Vec::new());
-        // Of a client with a bound at first one, and twice as many as before each time that none was refused.
+        // Of a client with a bound, one message in the first turn, and twice as many in each further turn.
         let mut at_once = 1;
         while deliveries.len() < wanted && !received.is_empty() {
             let turn = in_turn(&mut received, policy, wanted - deliveries.len(), at_once);
@@ -244,7 +246,7 @@ impl Polls {
                     Ok(Claimed::Delivery(delivery)) => deliveries.push(*delivery),
                     Ok(Claimed::Bounded(received)) => bounded.push(received),
                     Ok(Claimed::Nothing) => {}
-                    // Its message comes again.
+                    // The job's message comes again.
                     Err(error) => tracing::warn!(queue = %line.name, %error, "a job could not be leased"),
                 }
             }
@@ -255,7 +257,7 @@ impl Polls {
         Ok(taken)
     }
 
-    /// Claims of what is at hand; one try for each client.
+    /// Claims the jobs of messages at hand; a client that is refused is not tried again.
     async fn claim_bounded(
         &self,
         line: &Arc<Line>,
@@ -282,7 +284,8 @@ impl Polls {
         Ok(deliveries)
     }
 
-    /// Gives deliveries to the calls that wait, in the order in which they came; what is left goes back.
+    /// Gives deliveries to the calls that wait, in the order in which the calls came; deliveries that are left are
+    /// handed back.
     async fn give(&self, line: &Line, mut deliveries: Vec<Delivery>) {
         while !deliveries.is_empty() {
             let ask = {

@@ -1,4 +1,4 @@
-//! Messages that were received, and what became of them.
+//! Received messages, and the outcomes of their claims.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::adapter::stored::wake_up::Wake;
 use relay_bridge::contract::Timestamp;
 use relay_bridge::leasing::Delivery;
 
-/// A lease runs from when its message was received, which is from when SQS hides it, unless that is longer ago: then the
+/// The greatest age of a received message whose lease runs from its receive on, as SQS hides it from then on. An older
 /// message was at hand, and is hidden anew.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -19,20 +19,20 @@ pub(crate) struct Received {
     pub(crate) wake: Wake,
     pub(crate) handle: String,
     pub(crate) at: Instant,
-    /// The same on the wall clock.
+    /// The same moment on the wall clock.
     pub(crate) received_at: Timestamp,
     hidden: Duration,
-    /// Nobody received it before.
+    /// Nobody received the message before.
     pub(crate) first: bool,
 }
 
-/// What became of a message.
+/// The outcome of a claim.
 pub(crate) enum Claimed {
     /// A lease.
     Delivery(Box<Delivery>),
-    /// Its client runs as many jobs as it may.
+    /// No lease: the message's client runs as many jobs as it may.
     Bounded(Received),
-    /// Not now, or not any more.
+    /// No lease: the job may not run now, or not any more.
     Nothing,
 }
 
@@ -50,7 +50,7 @@ impl Received {
         self.at.elapsed() < FRESH
     }
 
-    /// When SQS gives it to others.
+    /// When SQS gives the message to others.
     pub(crate) fn visible_at(&self) -> Instant {
         self.at + self.hidden
     }

@@ -1,5 +1,6 @@
-//! Clients with a bound on what runs: an item with the leases that they hold. Only they pay for it: one conditional update
-//! takes a slot, and one gives it back, whoever else changes the item meanwhile.
+//! `max_running`, the bound on how many of a client's jobs run at once. An item of the table has the leases that the
+//! client holds: one conditional update takes a slot, and another gives it back, even if other processes change the
+//! item meanwhile. Clients without such a bound pay nothing for it.
 
 use relay_bridge::support::lock;
 use std::collections::HashMap;
@@ -16,16 +17,17 @@ use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 
 const OPERATION: &str = "lease";
-/// How often a slot is tried whose item others change between two updates; then the client counts as at its bound.
+/// How often a slot is tried while other processes change the item between two updates; then the client counts as at
+/// its bound.
 const TRIES: u32 = 5;
-/// The most leases that ended which one update removes: an expression holds 4 KiB.
+/// The most ended leases that one update removes: an expression holds 4 KiB.
 const REMOVED_MAX: usize = 20;
 
-/// The most leases whose slots are owed at once; those beyond are not known to be.
+/// The most leases whose slots are noted as owed at once; further ones are not noted.
 const OWED_MAX: usize = 10_000;
 
-/// Leases that this process has begun to extend and whose slots it has not kept since, each with the end of the lease: the
-/// record is written first, and the next heartbeat sees nothing of a slot that was not.
+/// Leases that this process has begun to extend and whose slots it has not kept since, each with the end of the lease.
+/// The record is written first: without this note, the next heartbeat would not see that a slot was not written.
 #[derive(Default)]
 pub(crate) struct Owed(Mutex<HashMap<[u8; 16], Timestamp>>);
 
@@ -34,7 +36,7 @@ impl Owed {
         lock(&self.0)
     }
 
-    /// A lease is about to be extended until `end`; whether its slot is owed already.
+    /// Notes that a lease is about to be extended until `end`; returns whether its slot was owed already.
     pub(crate) fn begin(&self, lease: [u8; 16], end: Timestamp, now: Timestamp) -> bool {
         let mut owed = self.lock();
         if owed.len() >= OWED_MAX {
@@ -48,7 +50,7 @@ impl Owed {
         was_owed
     }
 
-    /// Its slot is kept as long as it should be, or the lease is over.
+    /// Notes that the lease's slot is kept for as long as it should be, or that the lease is over.
     pub(crate) fn is_paid(&self, lease: &[u8; 16]) {
         self.lock().remove(lease);
     }
@@ -67,14 +69,14 @@ fn name(lease: &[u8; 16]) -> String {
     uuid::Uuid::from_bytes(*lease).simple().to_string()
 }
 
-/// Until when the slot is kept of a lease that began at `started` and is held until `end`: whole leases, so that of the
-/// heartbeats of one lease a single one writes the slot. Less than a lease after `end`.
+/// Until when a slot is kept if its lease began at `started` and is held until `end`: a whole number of times `lease`
+/// after `started`, so that only one heartbeat in each `lease` writes the slot. It is less than `lease` after `end`.
 pub(crate) fn kept_until(started: Timestamp, end: Timestamp, lease: Duration) -> Timestamp {
     let leases = end.since(started).as_millis().div_ceil(lease.as_millis().max(1));
     started + lease.saturating_mul(u32::try_from(leases).unwrap_or(u32::MAX))
 }
 
-/// Slots of clients that may run so many jobs at once.
+/// The slots of clients with a bound on running jobs.
 pub(crate) struct Slots {
     pub(crate) settings: Settings,
     pub(crate) table: Table,
@@ -117,7 +119,7 @@ impl Slots {
             };
             let held = leases(&item);
             if held.contains_key(&name) {
-                // The SDK repeated a write whose answer was lost, and met it.
+                // The SDK repeated a write whose answer was lost, and found its own slot.
                 return Ok(true);
             }
             let (taken, skew) = (held.len(), self.settings.skew);
@@ -131,7 +133,7 @@ impl Slots {
         Ok(false)
     }
 
-    /// Makes the client's item with one lease, unless it is there.
+    /// Makes the client's item with one lease, unless the item exists; returns whether the lease has its slot.
     async fn first_slot(
         &self,
         queue: &QueueName,
@@ -148,7 +150,7 @@ impl Slots {
         })
     }
 
-    /// Keeps a lease's slot until `end`, also one that others took for free.
+    /// Keeps a lease's slot until `end`, even if another process considered it free.
     pub(crate) async fn keep_slot(
         &self,
         queue: &QueueName,

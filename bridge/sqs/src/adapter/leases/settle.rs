@@ -1,5 +1,6 @@
-//! How a delivery goes on or ends: the record first, under the condition that this lease still holds it; then the message.
-//! A crash in between leaves a message that comes again and finds the record.
+//! Extending and ending leases. The record is written first, under the condition that this lease still holds it; then
+//! the message is hidden or deleted. After a crash in between, the message comes again, and its receiver reads the
+//! record.
 
 use crate::adapter::leases::held::HeldJobs;
 use std::sync::Arc;
@@ -28,10 +29,11 @@ use relay_bridge::settlement::Settlement;
 
 /// The shortest delay of a retry.
 const RETRY_MIN: Duration = Duration::from_millis(1);
-/// Longer waits leave the messages in flight, which SQS bounds and scalers count.
+/// The longest wait for which a message is hidden. Longer waits would leave messages in flight, which SQS bounds and
+/// scalers count.
 const HIDDEN_MAX: Duration = Duration::from_secs(30);
 
-/// This lease holds the run, which is open.
+/// The condition that this lease holds the run, and that the run is open.
 const HELD: &str = "#run = :run AND #state = :leased AND #lease = :lease AND #lease_end > :now \
                     AND (attribute_not_exists(#result_run) OR #result_run < :run)";
 
@@ -90,7 +92,7 @@ impl Settling {
         if bounded {
             let started = before.started_at().unwrap_or(now);
             let kept = |end| kept_until(started, end, policy.lease);
-            // The SDK's repetition of this write finds its own end.
+            // If the SDK repeated this write, it finds its own end of the lease.
             if owed || before.lease_end() == end || kept(before.lease_end()) < kept(end) {
                 self.slots.keep_slot(&receipt.queue, &receipt.client, &token.lease, kept(end)).await?;
             }
@@ -168,7 +170,7 @@ impl Settling {
             values = values.number(":one", 1);
         }
         if long {
-            // The sweep sees that it is taken when its time has come.
+            // The sweep sees to it that the job is taken when its time has come.
             let deadline =
                 self.records.record_of(receipt.job_id, operation).await?.map_or(due, |record| record.deadline);
             change.push_str(", #ix_at = :look");
@@ -181,7 +183,7 @@ impl Settling {
             Written::Refused(item) => {
                 let record = item.map(Record::read).transpose()?;
                 let own = |record: &Record| {
-                    // The SDK's repetition of this write meets its own: nobody else writes this time.
+                    // If the SDK repeated this write, it finds its own `due`: nobody else writes this time.
                     record.run == receipt.run_id && record.ended().is_none() && !record.is_leased() && record.due == due
                 };
                 record.filter(own).ok_or_else(|| lost(receipt.job_id, operation))?
@@ -193,7 +195,7 @@ impl Settling {
             self.hide(&queue, token, delay).await;
             return Ok(());
         }
-        // The new message before the old one goes: there is always one, or a time at which the sweep sends one.
+        // The new message is sent before the old one goes: there is always one, or a time at which the sweep sends one.
         if !left_to_sweep(due, now, self.queues.config().fifo) {
             let sent = match self.records.whole_job(&record, None, operation).await {
                 Ok(job) => self.sender.wake(&job, due, Sending::Again).await,
@@ -210,7 +212,8 @@ impl Settling {
         Ok(())
     }
 
-    /// Has the message come again after `time`. If that fails it comes when its present time is over, and finds the record.
+    /// Makes the message come again after `time`. If that fails, it comes when its present time is over, and its
+    /// receiver reads the record.
     async fn hide(&self, queue: &SqsQueue, token: &Token, time: Duration) {
         if token.handle.is_empty() {
             return;
@@ -220,7 +223,7 @@ impl Settling {
         }
     }
 
-    /// Deliveries that nobody took go back, and have spent no attempt.
+    /// Hands back deliveries that nobody took; they spend no attempt.
     pub(crate) async fn hand_back_all(&self, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
             let back = Settlement::HandBack(Duration::ZERO);

@@ -1,4 +1,5 @@
-//! Jobs that ended badly: an item of the run each, found by the index by time.
+//! The operators' calls on dead letters: list, read, redrive, purge. Each dead letter is an item of its run, and the
+//! index by time finds it.
 
 use crate::adapter::results::recording::TRIES;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ impl DeadLetters for Operator {
             Some(queue) => vec![queue.clone()],
             None => self.policies.names(OPERATION).await?,
         };
-        // `~` is behind all places.
+        // `~` sorts behind all places.
         let mut before = match after {
             Some(place) if names::is_dead_place(place.as_str()) => place.as_str().to_owned(),
             Some(place) => return Err(place.unknown()),
@@ -65,7 +66,7 @@ impl DeadLetters for Operator {
         };
         let (mut letters, mut passed) = (Letters::default(), 0);
         loop {
-            // Enough that those whose keys begin otherwise are not asked for one by one.
+            // Enough at once, so that letters whose keys begin otherwise are not asked for one by one.
             let keys = self.letters_before(&queues, &before, limit.max(ROUND_MIN), OPERATION).await?;
             let Some((last, _)) = keys.last() else {
                 letters.next = None;

@@ -1,4 +1,4 @@
-//! What operators do: dead letters, provisioning, permissions.
+//! The operators' calls: dead letters and provisioning.
 
 pub(crate) mod dead_letters;
 pub(crate) mod provision;

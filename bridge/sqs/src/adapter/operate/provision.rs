@@ -1,5 +1,5 @@
-//! Creating the table and the queues, and finding at start that they are there. A plan is what would be done, line by
-//! line; nothing that can shorten what a client relies on is done without `force`.
+//! Creating the table and the queues, and checking at the start of a process that they exist. A plan lists the changes
+//! that would be made, one by one. A change that can shorten a promise on which clients rely is made only with `force`.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl Provision for Provisioning {
 
     async fn apply(&self, queues: &[Wanted], force: bool) -> Result<Vec<Change>, BrokerError> {
         let (planned, stored) = self.plan_over(queues).await?;
-        // All of them first: whatever is refused here, nothing was changed.
+        // All policies are checked first: if one is refused here, nothing was changed.
         for (wanted, stored) in queues.iter().zip(&stored) {
             wanted.replaces(stored.as_ref())?;
         }
@@ -84,10 +84,10 @@ impl Provisioning {
         Ok((planned, found))
     }
 
-    /// Finds that the table and the queues of `queues` are there, for a process that may not create them.
+    /// Checks that the table and the queues of `queues` exist, for a process that may not create them.
     ///
     /// # Errors
-    /// `NotFound` or `StateConflict` with everything that is missing, and what to do.
+    /// `NotFound` or `StateConflict` with everything that is missing, and the remedy.
     pub(crate) async fn check_provisioned(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         self.meta.get(OPERATION).await?;
         let mut missing = Vec::new();

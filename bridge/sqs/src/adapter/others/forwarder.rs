@@ -1,9 +1,10 @@
-//! Results for clients that read SQS themselves: each of a client's results is sent to a queue of its own, in the order of
-//! its log, by whichever process holds the client's place.
+//! Results for clients that read them from SQS. The process that holds a client's place sends each of the client's
+//! results to the client's own queue, in the order of its log.
 //!
-//! The place is an item of the table: who is at work and until when, and the cursor up to which everything was sent. It
-//! goes on by compare-and-set, after the messages. Who dies in between leaves messages that are sent once more, with the same
-//! run: readers deduplicate on it, and FIFO queues do so themselves for 5 minutes.
+//! The place is an item of the table: the process that is at work and until when, and the cursor up to which everything
+//! was sent. The cursor goes on by compare-and-set, after the messages. If the process dies in between, these messages
+//! are sent once more, with the same run: readers deduplicate on the run, and FIFO queues do so themselves for 5
+//! minutes.
 
 use futures_util::future::join_all;
 use relay_bridge::result_log::ResultLog as _;
@@ -28,13 +29,13 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Finished, ResultFilter, Start};
 
 const OPERATION: &str = "forward results";
-/// For how long a process holds a client's place; it holds it again with every step.
+/// For how long a process holds a client's place. Every step renews this.
 const HELD: Duration = Duration::from_secs(60);
 /// How long one read waits for results.
 const WAIT: Duration = Duration::from_secs(20);
-/// How often a process looks whether the one that is at work is gone.
+/// How often a process looks whether the process at work is gone.
 const STAND_BACK: Duration = Duration::from_secs(20);
-/// Results of one step.
+/// The most results of one step.
 const STEP: u32 = 50;
 /// How long to wait after a failure: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
@@ -49,9 +50,9 @@ pub(crate) struct Forwards {
 }
 
 impl Forwards {
-    /// Sends the results of every client that the configuration names, until `stop`. Any number of processes may do so at
-    /// once: one of them is at work for each client. What a queue refuses is logged and tried again, and holds up no other
-    /// client's.
+    /// Sends the results of every client in `SqsConfig::forward` to that client's queue, until `stop`. Any number of
+    /// processes may do so at once: one of them is at work for each client. A result that a queue refuses is logged and
+    /// tried again, and does not hold up other clients' results.
     pub(crate) async fn forward(self: &Arc<Self>, render: Render, stop: CancellationToken) {
         let mut clients = JoinSet::new();
         for to in &self.queues.config().forward {
@@ -68,18 +69,18 @@ impl Forwards {
     }
 }
 
-/// One client's.
+/// Forwards the results of one client.
 struct Forwarder {
     all: Arc<Forwards>,
     to: Forward,
-    /// Names this one among those of other processes.
+    /// Names this forwarder among those of other processes.
     me: String,
     render: Render,
 }
 
 /// Why a forwarder is not at work any more.
 enum Ended {
-    /// Another process is.
+    /// Another process is at work.
     Elsewhere,
     /// It was told to stop.
     Stopped,
@@ -117,13 +118,13 @@ impl Forwarder {
         }
     }
 
-    /// Sends what there is and what comes, as long as this process holds the client's place.
+    /// Sends the results that exist and those that come, as long as this process holds the client's place.
     async fn work(&self, stop: &CancellationToken, sent: &mut bool) -> Result<Ended, BrokerError> {
         let Some(mut at) = self.hold().await? else { return Ok(Ended::Elsewhere) };
         let mailbox = self.open().await?;
         loop {
             let from = at.clone().map_or(Start::Oldest, Start::After);
-            // Whatever is sent is also noted: nothing is dropped halfway.
+            // Only this read ends at `stop`: results that are sent are always noted as well.
             let page = tokio::select! {
                 page = self.all.results.page(&self.to.client, &from, &ResultFilter::ALL, STEP, WAIT) => page?,
                 () = stop.cancelled() => return Ok(Ended::Stopped),
@@ -150,7 +151,7 @@ impl Forwarder {
         }
     }
 
-    /// Takes the client's place, unless another process holds it. Where to go on, if anything was sent before.
+    /// Takes the client's place, unless another process holds it. Returns where to go on, if anything was sent before.
     async fn hold(&self) -> Result<Option<Option<Cursor>>, BrokerError> {
         let now = self.all.settings.clock.now();
         let values = Item::default()
@@ -182,7 +183,7 @@ impl Forwarder {
         let change = "SET #cursor = :next, #until = :until";
         Ok(match self.all.table.update(&key, change, condition, values, OPERATION).await? {
             Written::Done(_) => true,
-            // The SDK repeated a write whose answer was lost, and met it.
+            // The SDK repeated a write whose answer was lost, and found its own cursor.
             Written::Refused(item) => item.is_some_and(|item| {
                 item.get_text("owner") == Some(&self.me) && item.get_text("cursor") == Some(&next.to_string())
             }),
@@ -195,11 +196,11 @@ impl Forwarder {
         Mailbox::open(queues.client(), queue, OPERATION).await
     }
 
-    /// Sends these results. How many of them, counted from the first one, are sent, and why not all.
+    /// Sends these results. Returns how many of them, counted from the first one, were sent, and why not all.
     async fn send(&self, mailbox: &Mailbox, results: &[Finished]) -> (usize, Option<BrokerError>) {
         let mut answers = Vec::with_capacity(results.len());
         if mailbox.fifo {
-            // One after the other: a batch may fail in part, and the rest of it would overtake.
+            // One after the other: a batch may fail in part, and later results would overtake the one that failed.
             for result in results {
                 answers.push(mailbox.queue.send(mailbox.message(&self.render, result)).await);
                 if answers.last().is_some_and(Result::is_err) {

@@ -1,4 +1,4 @@
-//! The policies of queues that other accounts use: what is planned, and how it is made so.
+//! The queues that other accounts use and their policies: planning the changes, and making them.
 
 use crate::share::is_account;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,10 +17,10 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::provision::Change;
 
 const OPERATION: &str = "provision";
-/// What everybody is called in a policy.
+/// The word for everybody in a policy.
 const EVERYBODY: &str = "*";
 
-/// One right: who, and which action.
+/// One right: a principal and an action.
 type Right = (String, String);
 
 /// Every right that these grants give on the queue with this ARN.
@@ -51,7 +51,7 @@ fn document(arn: &str, grants: &[&Grant]) -> Option<Value> {
     (!statements.is_empty()).then(|| json!({ "Version": "2012-10-17", "Statement": statements }))
 }
 
-/// What differs between the policy that is there and these grants: what, and whether somebody loses a right by it.
+/// The changes from the policy that was found to these grants, each with whether somebody loses a right by it.
 fn differences(arn: &str, found: Option<&str>, grants: &[&Grant]) -> Vec<(String, bool)> {
     let wanted = wanted(arn, grants);
     let (found, others) = found.filter(|text| !text.is_empty()).map_or_else(Default::default, |text| read(arn, text));
@@ -68,7 +68,7 @@ fn differences(arn: &str, found: Option<&str>, grants: &[&Grant]) -> Vec<(String
     added.chain(gone).chain(others).collect()
 }
 
-/// The rights in a stored policy, and its statements that say something else than who may do what with this queue.
+/// The rights in a stored policy, and its statements that are something else than plain rights on this queue.
 fn read(arn: &str, text: &str) -> (BTreeSet<Right>, Vec<String>) {
     let Ok(policy) = serde_json::from_str::<Value>(text) else { return (BTreeSet::new(), vec![text.to_owned()]) };
     let (mut rights, mut others) = (BTreeSet::new(), Vec::new());
@@ -97,7 +97,7 @@ fn rights_of(arn: &str, statement: &Value) -> Option<Vec<Right>> {
     Some(names.iter().flat_map(|name| actions.iter().map(|action| (name.clone(), action.clone()))).collect())
 }
 
-/// An action as relay writes it: `SQS:` is the same to AWS.
+/// An action as relay writes it: to AWS `SQS:` is the same as `sqs:`.
 fn action(value: &Value) -> Option<String> {
     let name = value.as_str()?;
     Some(
@@ -116,7 +116,7 @@ fn many(value: &Value) -> impl Iterator<Item = &Value> {
     list.iter().chain(one)
 }
 
-/// The queues that are named, each with its grants.
+/// The queues that the configuration names, each with its grants.
 fn by_queue(config: &SqsConfig) -> BTreeMap<&str, Vec<&Grant>> {
     let mut queues = BTreeMap::<_, Vec<_>>::new();
     for share in &config.shares {
@@ -125,7 +125,7 @@ fn by_queue(config: &SqsConfig) -> BTreeMap<&str, Vec<&Grant>> {
     queues
 }
 
-/// What is there: where it is, its ARN, and its policy if it has one.
+/// A queue that exists: its URL, its ARN, and its policy if it has one.
 struct Found {
     url: String,
     arn: String,
@@ -142,7 +142,7 @@ async fn find(queues: &SqsQueues, name: &str) -> Result<Option<Found>, BrokerErr
     Ok(Some(Found { url, arn, policy: attributes.remove(&Name::Policy) }))
 }
 
-/// What [`apply`] would change, told with the queue `first`.
+/// The changes that [`apply`] would make, reported under the queue `first`.
 pub(crate) async fn plan(queues: &SqsQueues, first: &QueueName) -> Result<Vec<Change>, BrokerError> {
     let mut planned = Vec::new();
     for (name, grants) in by_queue(queues.config()) {
@@ -162,7 +162,7 @@ pub(crate) async fn plan(queues: &SqsQueues, first: &QueueName) -> Result<Vec<Ch
     Ok(planned)
 }
 
-/// Creates what is missing, and writes the policies that differ.
+/// Creates the queues that are missing, and writes the policies that differ.
 pub(crate) async fn apply(queues: &SqsQueues) -> Result<(), BrokerError> {
     for (name, grants) in by_queue(queues.config()) {
         if queues.find_named(name, OPERATION).await?.is_none() {
@@ -172,7 +172,8 @@ pub(crate) async fn apply(queues: &SqsQueues) -> Result<(), BrokerError> {
                 .set_tags(Some(schema::queue_tags()));
             call.send().await.map_err(|error| failed(OPERATION, Effect::Write, error))?;
         }
-        // Its policy names it, so it is written when the queue has its ARN. Who dies in between does it next time.
+        // The policy names the queue, so it is written when the queue has its ARN. After a crash in between, the next
+        // call writes it.
         let Some(found) = find(queues, name).await? else { continue };
         if !differences(&found.arn, found.policy.as_deref(), &grants).is_empty() {
             let policy = document(&found.arn, &grants).map(|policy| policy.to_string()).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! A queue of SQS in which others read results: how large a message it takes, and what a message about a result is like.
+//! A queue of SQS from which others read results: the largest message that it takes, and the form of a message about a
+//! result.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use relay_bridge::result_log::Finished;
 
 /// Bytes of a message that its attributes take.
 const ATTRIBUTES: usize = 1_024;
-/// What a queue takes that does not say: what every queue took once.
+/// The most bytes of a message in a queue that does not tell its limit: this was the limit of every queue once.
 const MESSAGE_MAX: usize = 256 * 1_024;
 
 /// The queue, and the largest body that it takes.
@@ -24,7 +25,7 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Asks the queue what it takes.
+    /// Asks the queue for the largest message that it takes.
     ///
     /// # Errors
     /// As AWS says.
@@ -37,7 +38,8 @@ impl Mailbox {
         Ok(Self { fifo: queue.url.ends_with(FIFO), queue, body_max })
     }
 
-    /// A FIFO queue takes the message about a run once, within 5 minutes; in any other readers deduplicate on the run.
+    /// The message about a result. A FIFO queue takes the message about a run once within 5 minutes; readers of any
+    /// other queue deduplicate on the run.
     pub(crate) fn message(&self, render: &Render, finished: &Finished) -> Outgoing {
         let result = &finished.result;
         let mut attributes = vec![

@@ -1,4 +1,5 @@
-//! Queues that are not relay's: clients' own, and plain ones.
+//! Queues of SQS that are not relay's own: those from which clients read results, those that other accounts use, and
+//! plain ones.
 
 pub(crate) mod forwarder;
 pub(crate) mod grants;

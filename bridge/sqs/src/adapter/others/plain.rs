@@ -1,5 +1,5 @@
-//! A queue of SQS that knows nothing of relay, from which a bridge takes messages, one where it puts aside what it can't
-//! take, and one for the results, if somebody waits for them there.
+//! Queues of SQS that know nothing of relay: one from which a bridge takes messages, one where it puts aside the
+//! messages that it can't take, and one for the results, if somebody waits for them there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
@@ -18,9 +18,9 @@ use relay_bridge::contract::job;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::Finished;
 
-/// The most attributes of a message: what AWS takes.
+/// The most attributes of a message that AWS takes.
 const ATTRIBUTES_MAX: usize = 10;
-/// How many bridges a message came over: the first of what goes with it.
+/// The attribute that says how many bridges a message came over. It is the first of those that a bridge adds.
 const HOPS: &str = "Relay-Hops";
 /// The longest reason that goes with a message, in bytes.
 const DETAIL_MAX: usize = 1_024;
@@ -37,25 +37,25 @@ pub struct PlainQueue {
     tasks: TaskTracker,
 }
 
-/// A message of it, in hand.
+/// A message that was received from a queue.
 #[derive(Clone, Debug)]
 pub struct PlainMessage {
-    /// What SQS calls it. The same one comes again under the same id.
+    /// The message's id in SQS. The same message comes again under the same id.
     pub id: String,
     /// The body.
     pub body: String,
     /// Its attributes that are text or numbers, by their names in lower case.
     pub attributes: BTreeMap<String, String>,
-    /// How often it was received, this time included; about.
+    /// About how often the message was received, this time included.
     pub receives: u64,
-    /// As they came.
+    /// All attributes, as they came.
     all: HashMap<String, MessageAttributeValue>,
     handle: String,
 }
 
 impl PlainQueue {
-    /// The queue at `url`, which is there. `config` says how SQS is reached; its table and prefix are of no matter.
-    /// `put_aside` is the queue for what can't be taken, and `reply` the one for results.
+    /// Opens the queue at `url`, which must exist. `config` says how SQS is reached; its table and prefix are not used.
+    /// `put_aside` is the queue for messages that can't be taken, and `reply` the one for results.
     ///
     /// # Errors
     /// `Invalid` for a configuration that is wrong; `NotFound`, `Unauthorized` and `Unavailable` as AWS says.
@@ -97,14 +97,14 @@ impl PlainQueue {
         Ok(Self { queue: opened, url, put_aside, aside_max, replies, clients, tasks })
     }
 
-    /// The last word of its URL.
+    /// The queue's name: the last part of its URL.
     #[must_use]
     pub fn name(&self) -> &str {
         self.url.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Up to `max` messages, at most 10 of them, hidden from others for `hidden`; waits for the first one up to `wait`, at
-    /// most 20 s.
+    /// Receives up to `max` messages, at most 10, hidden from others for `hidden`; waits for the first one up to
+    /// `wait`, at most 20 s.
     ///
     /// # Errors
     /// As AWS says. Messages whose receipt was lost come again after `hidden`.
@@ -137,7 +137,7 @@ impl PlainQueue {
         self.queue.delete(&message.handle).await
     }
 
-    /// Has a message come again after `time`, rounded up to a second; zero at once.
+    /// Makes a message come again after `time`, rounded up to a second; zero means at once.
     ///
     /// # Errors
     /// As AWS says; it may be repeated.
@@ -145,9 +145,10 @@ impl PlainQueue {
         self.queue.hide(&message.handle, time).await
     }
 
-    /// Sends a copy of a message to the other queue, with its hops and why it is there, as far as ten attributes have room for
-    /// that: the message's own go first, but for one that makes room for the hops, by which circles end. Where all are too
-    /// large for one message, its own stay behind, then the reason, and then the hops.
+    /// Sends a copy of a message to the queue for messages that are put aside, with its hops and the reason as
+    /// attributes. SQS allows ten attributes: the message's own attributes go first, but one of them makes room for the
+    /// hops if there is none, because the hops end circles. If all of them are too large for one message, the message's
+    /// own attributes stay behind first, then the reason, and then the hops.
     ///
     /// # Errors
     /// As AWS says. Repeated, it may be there twice, except in a FIFO queue.
@@ -200,8 +201,8 @@ impl PlainQueue {
         self.replies.is_some()
     }
 
-    /// Sends a result to the queue for them, if there is one: what `render` makes of it, with the message's id as
-    /// `Relay-In-Reply-To`.
+    /// Sends a result to the queue for results, if there is one: the text that `render` makes of it, with the message's
+    /// id as `Relay-In-Reply-To`.
     ///
     /// # Errors
     /// As AWS says. Repeated, it may be there twice, except in a FIFO queue within 5 minutes: readers deduplicate on
@@ -216,7 +217,7 @@ impl PlainQueue {
         replies.queue.send(outgoing).await
     }
 
-    /// Waits until what was handed over is sent.
+    /// Waits until everything that was handed over is sent.
     pub async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;

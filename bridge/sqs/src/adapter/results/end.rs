@@ -1,4 +1,4 @@
-//! Writing the end of a run, and telling those who wait for it.
+//! Writing the end of a run, and waking the calls of this process that wait for it.
 
 use relay_bridge::contract::envelope::encode_result;
 use std::collections::BTreeMap;
@@ -44,17 +44,19 @@ impl Ends {
         if fits {
             ending.inline = Some(envelope);
         } else {
-            // Before what names it. If another result wins it is removed, or, if this process dies, goes by its TTL.
+            // It is written before the record that names it. If another result wins, it is removed; if this process
+            // dies, it goes by its TTL.
             let until = ending.kept_until(self.settings.clock.now()) + OUTLIVES;
             let item = Item::at(&apart).binary("result", envelope).kept_until(until);
             self.table.put(item, OPERATION).await?;
         }
         let ended = self.endings.of(&result.client).add(ending).await;
-        // Whoever ended it: who waits here looks.
+        // The waiting calls of this process look, whichever process ended the run.
         self.waiting_jobs.wake(&result.job_id);
         match &ended {
             Ok(Ended::Now) => self.waiting_clients.wake(&result.client),
-            // Nothing names it, and the next call has one of its own. Nor are bytes left that the client had removed.
+            // No record names this item, and the next call writes an item of its own. Nor may bytes be left that the
+            // client had removed.
             Ok(Ended::Refused(_)) if !fits => {
                 if let Err(error) = self.table.remove(&apart, OPERATION).await {
                     tracing::warn!(job_id = %result.job_id, %error, "a result that was refused is left until its TTL");

@@ -1,5 +1,5 @@
-//! The one place where runs end. A result, and its place in the client's log, are one transaction: the first one for a run
-//! wins, and page n + 1 of a log can't exist before page n.
+//! The one place where runs end. One transaction writes a result and its place in the client's log: the first
+//! transaction for a run wins, and page n + 1 of a log can't exist before page n.
 //!
 //! Runs of one client that end together in this process share a transaction and a page.
 
@@ -31,7 +31,7 @@ use relay_bridge::support::lock;
 const OPERATION: &str = "record";
 /// The most bytes of one transaction: AWS takes 4 MiB.
 const BYTES_MAX: usize = 2 * 1_024 * 1_024;
-/// How often a transaction is tried that others were faster than, and the longest wait in between.
+/// How often a transaction is tried while other processes are faster, and the longest wait in between.
 const TRIES: u32 = 40;
 const WAIT_MAX: Duration = Duration::from_millis(400);
 /// Clients whose logs are remembered; a forgotten one costs a read.
@@ -45,16 +45,16 @@ pub(crate) struct Ending {
     pub(crate) due_at: Timestamp,
     /// The envelope, unless it has an item of its own.
     pub(crate) inline: Option<Vec<u8>>,
-    /// Names the call that records it: no two calls have one, whatever they record.
+    /// Names the call that records the result: no two calls have the same name, even if they record the same result.
     pub(crate) by: String,
 }
 
-/// The fate of one.
+/// The outcome of ending one run.
 #[derive(Clone, Debug)]
 pub(crate) enum Ended {
     /// This call ended the run.
     Now,
-    /// The record did not take it, and is as given; `None` if there is none that is kept.
+    /// The record refused the result, and is as given; `None` if there is none that is kept.
     Refused(Option<Record>),
 }
 
@@ -75,7 +75,7 @@ impl Endings {
     pub(crate) fn of(&self, client: &ClientId) -> Arc<Coalesce<Ending, Ended>> {
         let mut clients = lock(&self.clients);
         if clients.len() >= CLIENTS_MAX {
-            // Those that nobody uses now.
+            // Logs that nobody uses now are forgotten.
             clients.retain(|_, log| Arc::strong_count(log) > 1);
         }
         let log = clients.entry(client.clone()).or_insert_with(|| {
@@ -114,15 +114,15 @@ struct Log {
     last: Mutex<Option<u64>>,
 }
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 enum Transacted {
     Done,
-    /// Somebody else was faster at the log, or at the items of these numbers, which are as given.
+    /// Another process was faster: at the head of the log, or at the records of these numbers, which are as given.
     Refused {
         head: bool,
         records: Vec<(usize, Option<Item>)>,
     },
-    /// Nothing was written, or it is not known.
+    /// Nothing was written, or it is not known whether something was.
     Failed(BrokerError),
 }
 
@@ -131,7 +131,7 @@ impl Log {
         lock(&self.last)
     }
 
-    /// Ends these runs, each if nobody else has; an answer for each.
+    /// Ends these runs, each unless it has ended already; returns an answer for each.
     async fn end(&self, endings: Vec<Ending>) -> Vec<Result<Ended, BrokerError>> {
         let mut answers: Vec<Option<Result<Ended, BrokerError>>> = endings.iter().map(|_| None).collect();
         let mut failure: Option<BrokerError> = None;
@@ -155,8 +155,10 @@ impl Log {
                         answers[left[place]] = Some(chosen[place].found(item, now));
                     }
                 }
-                // The caller tries again for as long as there is reason to, so that tries are not multiplied. Only what is in doubt
-                // is looked at once, as it may have taken effect and then meets its own; and the next call may have another token.
+                // The caller tries again for as long as there is reason to, so this loop does not multiply the tries.
+                // It tries once more only if the outcome is in doubt or AWS is unavailable: the transaction may have
+                // taken effect, and then the second try finds its own result; or the second try may have new
+                // credentials.
                 Transacted::Failed(error) => {
                     *self.last() = None;
                     let once_more = matches!(error.kind(), BrokerErrorKind::Ambiguous | BrokerErrorKind::Unavailable);
@@ -187,7 +189,7 @@ impl Log {
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(failed()))).collect()
     }
 
-    /// The number of the last page as far as this process knows, else as it is.
+    /// The number of the last page as this process knows it, else as it is in the table.
     async fn last_page(&self) -> Result<u64, BrokerError> {
         let known = *self.last();
         if let Some(last) = known {
@@ -233,7 +235,7 @@ impl Log {
         }
     }
 
-    /// The log's head, its next page, and each record.
+    /// The items of the transaction: the log's head, its next page, and each record.
     fn items(&self, endings: &[&Ending], last: u64, now: Timestamp) -> Result<Vec<TransactWriteItem>, BrokerError> {
         let page = last + 1;
         let head_condition = if last == 0 { "attribute_not_exists(#last)" } else { "#last = :before" };
@@ -281,12 +283,13 @@ impl Log {
     }
 }
 
-/// The run is the record's, it has no result yet, and everything that names it is right. Never the attempt, nor the lease.
+/// The run is the record's, it has no result yet, and everything that names it is right. The condition never asks for
+/// the attempt or the lease.
 const CONDITION: &str = "#run = :run AND #client = :client AND #queue = :queue AND #keep > :now \
                          AND (attribute_not_exists(#result_run) OR #result_run < :run)";
 
 impl Ending {
-    /// What becomes of the record. It leaves the index by time with it.
+    /// The change of the record, which also takes it out of the index by time.
     fn change(&self, sequence: u64, now: Timestamp) -> (String, Item) {
         let result = &self.result;
         let until = self.kept_until(now);
@@ -319,20 +322,21 @@ impl Ending {
         (format!("{change} REMOVE {gone}"), values)
     }
 
-    /// The record that refused it. It may be this call's own: the transaction took effect and its answer was lost.
+    /// The answer if the record refused the result. The result in the record may be this call's own: the transaction
+    /// took effect and its answer was lost.
     fn found(&self, item: Option<Item>, now: Timestamp) -> Result<Ended, BrokerError> {
         let record = Record::read_kept(item, now)?;
         let is_own = |record: &Record| record.item.get_text("result_by") == Some(&self.by);
         Ok(if record.as_ref().is_some_and(is_own) { Ended::Now } else { Ended::Refused(record) })
     }
 
-    /// Until when it is kept if it is recorded at `now`.
+    /// Until when the result is kept if it is recorded at `now`.
     pub(crate) fn kept_until(&self, now: Timestamp) -> Timestamp {
         rules::record::keep_until(&self.result, self.due_at, now)
     }
 }
 
-/// Whether a transaction was cancelled for being one too many, of which its error says nothing.
+/// Whether this reason says that a transaction was throttled; the transaction's error does not say so.
 fn is_throttled(code: &str) -> bool {
     matches!(code, "ThrottlingError" | "ProvisionedThroughputExceeded")
 }

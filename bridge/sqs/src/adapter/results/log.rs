@@ -1,5 +1,5 @@
-//! A client's log: pages of entries that only say which run ended, and when. A page is written in the transaction that ends
-//! the runs in it, so consistent reads of its partition miss nothing.
+//! A client's log: pages of entries that only say which run ended, and when. A page is written in the transaction that
+//! ends the runs in it, so consistent reads of the log's partition miss nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ fn read_entries(bytes: &Bytes) -> Vec<Entry> {
     bytes.chunks_exact(ENTRY_BYTES).filter_map(entry).collect()
 }
 
-/// Where in the log a reader is: behind this entry of this page.
+/// A reader's position in the log: a page, and a place in it.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     page: u64,
@@ -80,7 +80,7 @@ impl Position {
     }
 }
 
-/// A page that is being read.
+/// A page of results that is being filled.
 struct Filling<'a> {
     filter: &'a ResultFilter,
     limit: usize,
@@ -95,7 +95,7 @@ impl Filling<'_> {
         self.page.entries.len() >= self.limit || self.passed >= PASSED_MAX
     }
 
-    /// Whether the record's result is wanted: its key is in its job.
+    /// Whether the filter wants the record's result. The key is read from the record's job.
     fn wants(&self, record: &Record) -> Result<bool, BrokerError> {
         if self.filter.key_prefix.is_none() {
             return Ok(self.filter.wants(&record.queue, None));
@@ -228,7 +228,8 @@ impl LogReader {
         }
     }
 
-    /// Adds what these entries stand for to the page, as far as they are still their jobs' results. Whether it is full.
+    /// Adds the results of these entries to the page, as far as they are still their jobs' results. Returns whether the
+    /// page is full.
     async fn fill(
         &self,
         client: &ClientId,
@@ -299,11 +300,11 @@ impl LogReader {
         }
     }
 
-    /// How often a log is looked at for others' results while somebody follows it.
+    /// How often a call that waits looks at the log for results that other processes wrote.
     pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 }
 
-/// The most bytes that a record's result takes in a page, by what the record says of it.
+/// The most bytes that a record's result takes in a page, by the sizes in the record.
 fn entry_size(record: &Record) -> usize {
     let payload: usize = record.item.get_number("result_size").unwrap_or(0);
     let failure = if record.last_outcome() == Some(Outcome::Succeeded) { 0 } else { DETAIL_BYTES_MAX };

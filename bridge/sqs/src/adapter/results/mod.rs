@@ -1,5 +1,8 @@
-//! Reading results: one by its record, and a client's by the pages of its log. Who waits is woken by what ended in this
-//! process and, for one job, by the message of another; and looks by itself now and then, because messages can be lost.
+//! The reader's half of the broker: one result is read by its job's record, and a client's results by the pages of its
+//! log. `recording`, `end` and `finish` are the write side: they end runs.
+//!
+//! A call that waits is woken by runs that end in this process and, if it waits for one job, by a message from the
+//! process that ended the run. It also looks by itself now and then, because messages can be lost.
 
 pub(crate) mod end;
 pub(crate) mod finish;
@@ -25,9 +28,10 @@ use relay_bridge::contract::{ClientId, JobId, RunId};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::{Finished, Lookup, PAGE_ENTRIES_MAX, Page, ResultFilter, ResultLog, Start};
 
-/// The first time between two looks at a job that somebody waits for, while nobody would tell.
+/// The first time between two looks at a job for which a call waits, while no other process would tell it.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
-/// The longest wait; who asks for more has long gone away. It keeps the sum of times within what a clock can hold.
+/// The longest wait: a caller that asks for more has long gone away. The limit keeps the sum of times within what a
+/// clock can hold.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// The reader's half.
@@ -71,7 +75,7 @@ impl ResultLog for Results {
                 asked = match self.replies.ask(job, status.run_id).await {
                     Asked::Told(name) => asked_of(Some(name)),
                     Asked::Untold => None,
-                    // Between the look and the question.
+                    // The record changed between the look and the question.
                     Asked::Changed => continue,
                 };
             }
@@ -93,7 +97,7 @@ impl ResultLog for Results {
         _: RunId,
         _: Duration,
     ) -> Result<Option<Box<Finished>>, BrokerError> {
-        // Nothing is better than `wait`.
+        // There is nothing better than `wait` here.
         Ok(None)
     }
 

@@ -1,5 +1,5 @@
-//! From a worker's word, a client's cancel or a deadline to the one end of a run, and to its dead letter: as the rules
-//! say, and as they say again where the record is found otherwise than it was.
+//! Ending a run after a worker's result, a client's cancel or a deadline, and keeping or removing its dead letter. The
+//! rules decide; if the record has changed meanwhile, they decide again.
 
 use std::sync::Arc;
 
@@ -52,10 +52,10 @@ impl Recording {
     pub(crate) async fn record_result(&self, sent: &JobResult) -> Result<Recorded, BrokerError> {
         let policy = self.policies.require(&sent.queue, OPERATION).await?;
         let result_max = policy.result_max.min(PAYLOAD_MAX);
-        // Another process may have been given a retry, and have started a later attempt since.
+        // The job may have been put back for a retry, and another process may have started a later attempt since.
         let is_of = |held: &rules::Record| held.job.run_id == sent.run_id && sent.attempt <= held.attempts;
         let mut known = match self.held.of(sent.job_id, self.settings.clock.now()).filter(is_of) {
-            // Whether it has ended is for the write to find.
+            // The write finds whether the run has ended.
             Some(record) => Some(Known { record: Some(record), ended: None }),
             None => self.records.record_of(sent.job_id, OPERATION).await?.map(|record| record.known()).transpose()?,
         };
@@ -64,7 +64,7 @@ impl Recording {
             let ending = match rules::record(known.as_ref(), sent, result_max, self.settings.clock.now()).refused()? {
                 Ok(ending) => ending,
                 Err(recorded) => {
-                    // A letter of this call, or of one before it that did not come so far.
+                    // The letter is of this call, or of an earlier call that stopped before it removed the letter.
                     let again = recorded == Recorded::First && sent.outcome == Outcome::Succeeded && sent.attempt > 1;
                     if (again || kept_own) && letter_goes(known.as_ref(), sent.run_id) {
                         self.letters.take_letter(sent.job_id, sent.run_id, OPERATION).await?;
@@ -92,7 +92,7 @@ impl Recording {
         Err(contended(OPERATION, sent.job_id))
     }
 
-    /// Keeps the letter of a run that is about to end as failed, if its worker has sent none; whether it did.
+    /// Keeps the letter of a run that is about to end as failed, if its worker has sent none; returns whether it did.
     async fn keep_own_letter(&self, result: &JobResult) -> Result<bool, BrokerError> {
         let letter = names::dead_letter(result.job_id, result.run_id);
         if self.table.is_kept(&letter, self.settings.clock.now(), OPERATION).await? {
@@ -109,19 +109,19 @@ impl Recording {
         }
     }
 
-    /// Ends an open run without a handler's word, and removes the dead letter that its worker may have kept and not
-    /// recorded. Whether this call ended it.
+    /// Ends an open run without a worker's result, and removes the dead letter that its worker may have kept without
+    /// recording a result. Returns whether this call ended the run.
     pub(crate) async fn end_without_worker(&self, record: &Record, result: &JobResult) -> Result<bool, BrokerError> {
         let Ended::Now = self.ends.end(result.clone(), record.job()?.due_at).await? else { return Ok(false) };
-        // The run has ended, whatever becomes of the letter: a redrive refuses it.
+        // The run has ended even if the letter is left: a redrive refuses such a letter.
         if let Err(error) = self.letters.take_letter(result.job_id, result.run_id, OPERATION).await {
             tracing::warn!(job_id = %result.job_id, %error, "the dead letter of a run that was ended is left: purge it");
         }
         Ok(true)
     }
 
-    /// A run ended while it was in line: its message is deleted if it is at hand; else it stays there, unless it was received
-    /// before or never sent.
+    /// Deals with the message of a run that ended while it was in line. If the message is at hand, it is deleted. Else
+    /// it stays in line and is counted as spare, unless it was received before or never sent.
     pub(crate) async fn leave_message(&self, record: &Record) {
         let at_hand = self.lines.delete_at_hand(record).await;
         if !at_hand
@@ -132,11 +132,11 @@ impl Recording {
         }
     }
 
-    /// Ends a run whose deadline has passed; `None` if this call did not.
+    /// Ends a run whose deadline has passed; `None` if this call did not end it.
     pub(crate) async fn expire(&self, record: &Record) -> Result<Option<JobResult>, BrokerError> {
         match rules::expire(Some(&record.known()?), record.job_id, self.settings.clock.now()).refused()? {
             Ok(result) if self.end_without_worker(record, &result).await? => {
-                // Nobody can have leased it since it was read: its deadline has passed.
+                // Nobody can have leased the job since its record was read: its deadline has passed.
                 if record.state() == JobState::Queued {
                     self.places.leave_line(&record.queue, &record.client, OPERATION).await;
                 }

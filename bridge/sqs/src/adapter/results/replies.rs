@@ -1,11 +1,13 @@
-//! The reply queue of a process: where others tell it that a run has ended for which somebody waits here.
+//! The reply queue of a process. Through it other processes tell this one that a run has ended for which a call waits
+//! here.
 //!
-//! Who waits adds the queue's name to the record, unless the run has ended; whoever ends it sends one message to each name.
-//! A message only wakes: the waiter then reads the table, and it looks by itself now and then, so that a lost message costs
-//! time and nothing else.
+//! A process that waits adds its queue's name to the record, unless the run has ended. The process that ends the run
+//! sends one message to each name. A message only wakes the waiter, which then reads the table. The waiter also looks
+//! by itself now and then, so that a lost message costs time and nothing else.
 //!
-//! An item of the table says that the queue is in use, before the queue is there. A process that died leaves both; the sweep
-//! of any other finds the item that nobody renews, removes the queue, then the item.
+//! An item of the table says that the queue is in use; it is written before the queue is made. A process that died
+//! leaves both. The sweep of any other process finds the item, which nobody renews, and removes the queue, then the
+//! item.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -34,11 +36,12 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::support::lock;
 
 const OPERATION: &str = "reply queue";
-/// Names on one record: more processes than that seldom wait for one job, and the others look by themselves.
+/// The most names on one record. More processes than that seldom wait for one job, and the others look by themselves.
 const NAMES_MAX: usize = 8;
-/// How long SQS keeps a message, in seconds, the least it takes: who was not told by then has looked.
+/// How long SQS keeps a message, in seconds: the least that it allows. A waiter that was not told by then has looked by
+/// itself.
 const RETENTION: &str = "60";
-/// For so long a received message is hidden, in which it is deleted.
+/// How long a received message is hidden; it is deleted within this time.
 const HIDDEN: Duration = Duration::from_secs(30);
 /// After so long without a sign of life a process is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
@@ -49,15 +52,15 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait after a call failed: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(300);
-/// Announcements on their way at once; beyond, those who wait find out by themselves.
+/// The most announcements on their way at once. Beyond it, waiters find out by themselves.
 const ANNOUNCING_MAX: usize = 64;
-/// Queues of other processes that are remembered; beyond, all are forgotten, which costs a look each.
+/// The most queues of other processes that are remembered. Beyond it all are forgotten, and each costs a look again.
 const KNOWN_MAX: usize = 1_000;
 
-/// What became of asking to be told.
+/// The outcome of asking to be told when a run ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// Whoever ends the run tells the queue of this name.
+    /// The process that ends the run tells the queue of this name.
     Told(Arc<str>),
     /// The run has ended, or another one began: look again.
     Changed,
@@ -65,7 +68,7 @@ pub(crate) enum Asked {
     Untold,
 }
 
-/// The reply queue of this process, and what is known of those of others.
+/// The reply queue of this process, and the known reply queues of other processes.
 pub(crate) struct Replies {
     table: Table,
     queues: Arc<SqsQueues>,
@@ -79,7 +82,7 @@ pub(crate) struct Replies {
     swept: Mutex<Option<Instant>>,
 }
 
-/// The queue of this process, from the first wait on.
+/// The queue of this process. It is made at the first wait.
 #[derive(Default)]
 struct Own {
     started: bool,
@@ -119,7 +122,7 @@ impl Replies {
         own.name.clone()
     }
 
-    /// Has whoever ends this run tell this process.
+    /// Asks that the process that ends this run tells this process.
     pub(crate) async fn ask(self: &Arc<Self>, job: JobId, run: RunId) -> Asked {
         let Some(name) = self.name() else { return Asked::Untold };
         let values = Item::default()
@@ -142,7 +145,7 @@ impl Replies {
         }
     }
 
-    /// Tells every process that waits for one of these jobs, behind the answer. It is no loss if it fails.
+    /// Tells every process that waits for one of these jobs, in the background. Nothing is lost if that fails.
     pub(crate) fn announce(self: &Arc<Self>, jobs: Vec<JobId>) {
         let Ok(permit) = self.announcing.clone().try_acquire_owned() else { return };
         let this = self.clone();
@@ -164,7 +167,7 @@ impl Replies {
             }
         }
         if let Some(own) = &lock(&self.own).name {
-            // Those were woken already.
+            // The waiters of this process were woken already.
             told.remove(&**own);
         }
         for sent in join_all(told.iter().map(|(name, jobs)| self.send(name, jobs))).await {
@@ -177,7 +180,7 @@ impl Replies {
         let known = lock(&self.others).get(name).cloned();
         let queue = match known {
             Some(queue) => queue,
-            // It was removed: nobody waits there any more.
+            // The queue was removed: nobody waits there any more.
             None => match self.queues.find_named(&self.queue_name(name), OPERATION).await? {
                 Some(url) => self.remember(name, url),
                 None => return Ok(()),
@@ -210,7 +213,8 @@ impl Replies {
         names::reply_queue(self.queues.config(), name)
     }
 
-    /// Has a queue until the process ends; a new one whenever the last one was taken for a dead process's.
+    /// Keeps a reply queue until the process ends. A new one is made whenever another process took the last one for a
+    /// dead process's.
     async fn serve(self: Arc<Self>) {
         let new_name = || Arc::<str>::from(&uuid::Uuid::new_v4().simple().to_string()[..12]);
         let (mut name, mut again) = (new_name(), AGAIN_FIRST);
@@ -232,7 +236,7 @@ impl Replies {
                     %error, "there is no reply queue: who waits for results of other processes looks now and then"
                 ),
             }
-            // What could not be made is tried again under its name, so that nothing piles up.
+            // A queue that could not be made is tried again under the same name, so that queues do not pile up.
             if was_open || self.closing.is_cancelled() {
                 if let Err(error) = self.remove(&name).await {
                     tracing::debug!(%error, "a reply queue is left behind: the sweep of another process removes it");
@@ -262,7 +266,8 @@ impl Replies {
         Ok(self.queues.at(output.queue_url.ok_or_else(none)?, false))
     }
 
-    /// Wakes those of whom messages tell, until the queue is gone. In its first moments SQS may not know it everywhere.
+    /// Wakes the waiters of the jobs that messages name, until the queue is gone. In its first moments SQS may not know
+    /// the queue everywhere.
     async fn receive(&self, queue: &SqsQueue) {
         let (mut again, made) = (AGAIN_FIRST, Instant::now());
         loop {
@@ -272,7 +277,7 @@ impl Replies {
                     messages.iter().flat_map(jobs_in).for_each(|job| self.waiting.wake(&job));
                     let handles = messages.iter().filter_map(Message::receipt_handle);
                     for deleted in join_all(handles.map(|handle| queue.delete(handle))).await {
-                        // It comes again, and wakes nobody.
+                        // If it is not deleted, the message comes again and wakes nobody.
                         drop(deleted);
                     }
                 }
@@ -286,7 +291,7 @@ impl Replies {
         }
     }
 
-    /// Says again and again that the queue is in use, until it was taken for a dead process's.
+    /// Says again and again that the queue is in use, until another process took it for a dead process's.
     async fn live(&self, name: &str) {
         let key = names::reply(name);
         loop {
@@ -333,7 +338,7 @@ impl Replies {
                 if beat + DEAD_AFTER + self.settings.skew > self.settings.clock.now() {
                     continue;
                 }
-                // From here on its owner, if it was only standing still, makes a new one.
+                // From here on its owner makes a new queue, if it was only standing still.
                 let values = Item::default().time(":beat", beat).flag(":gone", true);
                 let key = names::reply(name);
                 let taken = self.table.update(&key, "SET #gone = :gone", "#beat = :beat", values, OPERATION).await?;
@@ -354,7 +359,7 @@ impl Replies {
     }
 }
 
-/// The jobs of which a message tells; none if it is not relay's.
+/// The jobs that a message names; none if the message is not relay's.
 fn jobs_in(message: &Message) -> Vec<JobId> {
     message.body().unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
 }

@@ -1,4 +1,5 @@
-//! Who waits in this process for what: woken at once by what this process did itself.
+//! The calls that wait in this process, by the job or the client for which they wait. An event in this process wakes
+//! them at once.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +9,7 @@ use tokio::sync::Notify;
 
 use relay_bridge::support::lock;
 
-/// Waiters by what they wait for. An entry lives as long as somebody waits.
+/// Waiters by the key for which they wait. An entry lives as long as it has a waiter.
 pub(crate) struct Wakes<K>(Arc<Mutex<Waiters<K>>>);
 
 type Waiters<K> = HashMap<K, (usize, Arc<Notify>)>;
@@ -25,7 +26,7 @@ impl<K> Clone for Wakes<K> {
     }
 }
 
-/// One who waits; dropping it ends that.
+/// One waiter; dropping it ends its wait.
 pub(crate) struct Waiter<K: Hash + Eq> {
     key: K,
     notify: Arc<Notify>,
@@ -33,7 +34,7 @@ pub(crate) struct Waiter<K: Hash + Eq> {
 }
 
 impl<K: Hash + Eq + Clone> Wakes<K> {
-    /// Begins to wait for `key`. Register before looking: what comes after the look wakes then.
+    /// Begins to wait for `key`. Begin before looking: an event after the look then wakes the waiter.
     pub(crate) fn begin(&self, key: &K) -> Waiter<K> {
         let mut all = lock(&self.0);
         let (waiters, notify) = all.entry(key.clone()).or_default();
@@ -50,7 +51,7 @@ impl<K: Hash + Eq + Clone> Wakes<K> {
 }
 
 impl<K: Hash + Eq> Waiter<K> {
-    /// What ends when it is woken; it has to be enabled before looking.
+    /// A future that ends when the waiter is woken; it has to be enabled before looking.
     pub(crate) fn woken(&self) -> tokio::sync::futures::Notified<'_> {
         self.notify.notified()
     }

@@ -1,4 +1,4 @@
-//! Creating the table, and the queues of SQS.
+//! Creating the table and the queues of SQS in which jobs are in line, and changing such queues.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use relay_bridge::error::BrokerError;
 
 const OPERATION: &str = "provision";
 
-/// What differs in the queue of SQS from what it shall be, or `None` if there is none.
+/// The attributes to change in the queue of SQS, with their wanted values; `None` if there is no such queue.
 pub(crate) async fn differences(
     queues: &SqsQueues,
     queue: &QueueName,
@@ -25,7 +25,8 @@ pub(crate) async fn differences(
     Ok(Some(schema::queue_differences(&output.attributes.unwrap_or_default(), queues.config().fifo)))
 }
 
-/// Creates the table if it is not there, and the queue of SQS, or changes it to what it shall be.
+/// Creates the table if it does not exist. Creates the queue of SQS as well, or changes those of its attributes that
+/// are not as wanted.
 pub(crate) async fn create(table: &Table, queues: &SqsQueues, queue: &QueueName) -> Result<(), BrokerError> {
     if !schema::table_exists(table).await? || schema::read_meta(table, OPERATION).await.is_err() {
         schema::create_table(table).await?;

@@ -1,4 +1,4 @@
-//! Which dead letters are kept, and which are taken back.
+//! Dead letters in the table: keeping them and taking them back, as the rules say.
 
 use crate::adapter::stored::record::unreadable;
 use relay_bridge::contract::envelope::{decode_dead_letter, encode_dead_letter};
@@ -34,7 +34,7 @@ impl LetterStore {
         let known = record.as_ref().map(Record::known).transpose()?;
         let verdict = rules::keep_letter(known.as_ref(), letter, self.settings.clock.now()).refused()?;
         let (Ok(mut kept), Some(record)) = (verdict, record) else {
-            // A call before this one may have kept it, and not come so far as to look again.
+            // An earlier call may have kept the letter, and ended before it looked again.
             if letter_goes(known.as_ref(), run) {
                 self.take_letter(job, run, OPERATION).await?;
             }
@@ -55,7 +55,8 @@ impl LetterStore {
         Ok(())
     }
 
-    /// Writes a dead letter, once per run: it has its place by when it was kept first. Whether there was none.
+    /// Writes a dead letter, once per run: the time at which it was first kept gives it its place. Returns whether
+    /// there was none.
     pub(crate) async fn put_letter(&self, letter: &DeadLetter) -> Result<bool, BrokerError> {
         const OPERATION: &str = "dead-letter";
         let (job, now) = (&letter.job, self.settings.clock.now());
@@ -81,7 +82,7 @@ impl LetterStore {
         Ok(())
     }
 
-    /// Removes the dead letter of a run that was not to leave one, if there is one.
+    /// Removes the dead letter of a run that should not leave one, if there is one, and counts the removal.
     pub(crate) async fn take_letter(&self, job: JobId, run: RunId, operation: &'static str) -> Result<(), BrokerError> {
         if self.remove_letter(job, run, operation).await? {
             self.rule_counts.retracted();
@@ -89,7 +90,7 @@ impl LetterStore {
         Ok(())
     }
 
-    /// Whether there was one.
+    /// Removes the dead letter of a run; returns whether there was one.
     pub(crate) async fn remove_letter(
         &self,
         job: JobId,
@@ -101,7 +102,7 @@ impl LetterStore {
     }
 }
 
-/// Whether the letter of `run`, which the run was right to leave while it was open, is not to stay.
+/// Whether the letter of `run` must not stay, although the run was right to leave it while it was open.
 pub(crate) fn letter_goes(known: Option<&Known>, run: RunId) -> bool {
     let erased = |record: &rules::Record| record.job.run_id == run && record.payload == Payload::Erased;
     rules::retract_letter(known, run) || known.and_then(|known| known.record.as_ref()).is_some_and(erased)

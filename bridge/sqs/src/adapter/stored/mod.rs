@@ -1,4 +1,4 @@
-//! How things lie in the table and in the queues.
+//! The forms of things in the table and in the queues, and the code that reads and writes them.
 
 pub(crate) mod creating;
 pub(crate) mod letters;

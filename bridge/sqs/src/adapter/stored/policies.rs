@@ -1,6 +1,6 @@
-//! Policies, kept as JSON in an item each, and a copy in this process that is at most [`AGE_MAX`] old. The pause has an
-//! attribute of its own: writing a configuration again does not end it. A policy is written under the condition that the
-//! text of the one before is still there.
+//! Queues' policies. The table keeps each policy as JSON in an item of its own, and this process keeps a copy that is
+//! at most [`AGE_MAX`] old. The pause has an attribute of its own, so that writing a configuration again does not end
+//! it. A policy is written under the condition that the text of the previous one is still there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,7 +20,7 @@ use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::provision::Wanted;
 use relay_bridge::support::lock;
 
-/// How old a copy may be: how late another process's change is noticed.
+/// How old a copy may be, and so how late another process's change is noticed.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: an item holds 400 KiB.
 const BYTES_MAX: usize = 256 * 1_024;
@@ -51,7 +51,7 @@ impl Policies {
         &self.queues
     }
 
-    /// The policy of `queue`, at most [`AGE_MAX`] old, which must be there.
+    /// The policy of `queue`, at most [`AGE_MAX`] old. The queue must exist.
     ///
     /// # Errors
     /// `NotFound` if there is no such queue.
@@ -68,7 +68,7 @@ impl Policies {
         self.fresh(queue, operation).await?.ok_or_else(|| no_queue(queue, operation))
     }
 
-    /// The same, as it is in the table now.
+    /// The policy of `queue` as it is in the table now, if there is one.
     async fn fresh(&self, queue: &QueueName, operation: &'static str) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
         let asked = Instant::now();
         let found = match self.table.get(&names::policy(queue), operation).await {
@@ -127,14 +127,15 @@ impl Policies {
         lock(&self.copies)
     }
 
-    /// The next who asks gets it as it is now, and who waits for a change looks.
+    /// Drops the copies, so that the next caller gets the policy as it is now, and wakes the tasks that wait for a
+    /// change.
     fn forget(&self, queue: &QueueName) {
         self.copies().remove(queue);
         *lock(&self.all) = None;
         self.changed.notify_waiters();
     }
 
-    /// Writes the item of a queue over the one that was seen. A pause stands.
+    /// Writes the policy of a queue over the one that the caller saw. A pause stays as it is.
     pub(crate) async fn write(&self, wanted: &Wanted) -> Result<(), BrokerError> {
         let Wanted { queue, policy, .. } = wanted;
         check(policy)?;
@@ -162,7 +163,8 @@ impl Policies {
                     self.forget(queue);
                     return Ok(());
                 }
-                // It is judged anew: the SDK repeats a call whose answer was lost, and meets its own item.
+                // The policy found is judged again: if the SDK repeated a call whose answer was lost, the item is this
+                // call's own.
                 Written::Refused(item) => found = item,
             }
         }
@@ -178,7 +180,8 @@ impl PolicyStore for Policies {
     }
 
     async fn recent(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
-        // Nobody tells of changes here, and who looks once a second sees another server's a second later.
+        // No event tells of changes here. A caller that looks once a second sees another server's change a second
+        // later.
         self.fresh(queue, "read policy").await
     }
 
@@ -218,7 +221,7 @@ impl PolicyStore for Policies {
     }
 }
 
-/// Whether a policy asks for what SQS and DynamoDB can keep.
+/// Refuses a policy whose limits are larger than SQS and DynamoDB can keep.
 pub(crate) fn check(policy: &QueuePolicy) -> Result<(), BrokerError> {
     for (name, wanted) in [("payload_max", policy.payload_max), ("result_max", policy.result_max)] {
         if wanted > PAYLOAD_MAX {

@@ -1,24 +1,25 @@
-//! What names a delivery: the lease that its claim wrote into the record, and where its message is in SQS.
+//! The receipt of a delivery. Its token names the lease that the claim wrote into the record, and the message in SQS.
 
 use relay_bridge::contract::{JobId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Receipt;
 
-/// The form of a token.
+/// The version of a token's form.
 const VERSION: u8 = 1;
 /// The longest token that a receipt carries.
 const BYTES_MAX: usize = 1_024;
 const FIXED: usize = 1 + 16 + 4 + 8;
 
-/// What a receipt's token says.
+/// The content of a receipt's token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// Names the claim: no other one has it.
+    /// Names the claim: no other claim has the same lease.
     pub(crate) lease: [u8; 16],
     pub(crate) attempt: u32,
-    /// Until when it may be extended.
+    /// Until when the lease may be extended.
     pub(crate) until: Timestamp,
-    /// The message's handle in SQS; empty if it is too long to carry: the message then comes again, and finds the record.
+    /// The message's handle in SQS. It is empty if it is too long to carry: the message then comes again, and its
+    /// receiver reads the record.
     pub(crate) handle: String,
 }
 
@@ -36,7 +37,7 @@ impl Token {
     }
 
     /// # Errors
-    /// `Invalid` if no relay gave it out.
+    /// `Invalid` if relay did not give out the receipt.
     pub(crate) fn read(receipt: &Receipt, operation: &'static str) -> Result<Self, BrokerError> {
         parse(&receipt.token).ok_or_else(|| {
             let why = format!("the receipt of job {} was not given out by relay on SQS", receipt.job_id);
@@ -60,7 +61,7 @@ fn parse(bytes: &[u8]) -> Option<Token> {
     })
 }
 
-/// The lease is not this receipt's any more.
+/// The error for a receipt whose lease does not hold the job any more.
 pub(crate) fn lost(job: JobId, operation: &'static str) -> BrokerError {
     BrokerError::new(BrokerErrorKind::LeaseLost, operation, format!("job {job} is not held by this lease any more"))
 }

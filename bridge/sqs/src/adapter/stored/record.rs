@@ -1,4 +1,4 @@
-//! A job's record: one item, whose conditional writes decide everything.
+//! A job's record: one item of the table. Conditional writes of it decide everything about the job.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use relay_bridge::rules::{self, Ended, Known, Payload, refusal};
 
 /// Payloads up to this many bytes are in the record itself: a record of up to 1 KiB costs one unit to write.
 pub(crate) const INLINE_MAX: usize = 256;
-/// How long after its time a job that nobody took is sent again.
+/// How long after a job's time its message is sent again if nobody took the job.
 pub(crate) const SEND_AGAIN: Duration = Duration::from_secs(30);
-/// The longest from one look of the sweep at a job that waits to the next.
+/// The longest time between two looks of the sweep at a job that waits.
 pub(crate) const LOOK_LATEST: Duration = Duration::from_secs(30 * 60);
-/// For how much longer than its record a payload or a result of its own is kept, so that it is never gone first.
+/// How much longer than the record a payload or a result in an item of its own is kept, so that it is never gone first.
 pub(crate) const OUTLIVES: Duration = Duration::from_secs(3_600);
 
-/// The states in the record. *Ended* is not decided by it, but by `result_run`.
+/// The states in the record. Whether a run has ended is not decided by the state, but by `result_run`.
 pub(crate) const QUEUED: &str = "queued";
 pub(crate) const LEASED: &str = "leased";
 pub(crate) const ENDED: &str = "ended";
@@ -39,14 +39,14 @@ pub(crate) struct Record {
     pub(crate) queue: QueueName,
     pub(crate) run: RunId,
     pub(crate) attempt: u32,
-    /// Not before this may it be leased.
+    /// The job may not be leased before this.
     pub(crate) due: Timestamp,
     pub(crate) deadline: Timestamp,
 }
 
 impl Record {
     /// # Errors
-    /// `Corrupt` if it is none.
+    /// `Corrupt` if the item is no record.
     pub(crate) fn read(item: Item) -> Result<Self, BrokerError> {
         let corrupt = || BrokerError::new(BrokerErrorKind::Corrupt, "read record", "its key names no job");
         Ok(Self {
@@ -86,17 +86,17 @@ impl Record {
         self.item.get_text("payload_run").and_then(|run| run.parse().ok())
     }
 
-    /// The run of the result that it has.
+    /// The run of the result that the record has.
     pub(crate) fn result_run(&self) -> Option<RunId> {
         self.item.get_text("result_run").and_then(|run| run.parse().ok())
     }
 
-    /// The outcome of the result that it has, of whichever run.
+    /// The outcome of the result that the record has, whichever run it is of.
     pub(crate) fn last_outcome(&self) -> Option<Outcome> {
         self.item.get_text("outcome").and_then(|outcome| outcome.parse().ok())
     }
 
-    /// How its run ended, if it did: there is a result whose run is the record's.
+    /// How the record's run ended, if it did: the record then has a result of this run.
     pub(crate) fn ended(&self) -> Option<Outcome> {
         self.last_outcome().filter(|_| self.result_run() == Some(self.run))
     }
@@ -105,12 +105,12 @@ impl Record {
         self.ended().is_none() && self.item.get_text("state") == Some(LEASED)
     }
 
-    /// Until when somebody holds it.
+    /// The end of the lease.
     pub(crate) fn lease_end(&self) -> Timestamp {
         self.item.get_time("lease_end").unwrap_or(Timestamp::EPOCH)
     }
 
-    /// Whether `lease` holds it.
+    /// Whether `lease` holds the job.
     pub(crate) fn is_held_by(&self, lease: &[u8; 16]) -> bool {
         self.is_leased() && self.item.get_binary("lease").is_some_and(|held| held.as_ref() == lease)
     }
@@ -124,14 +124,14 @@ impl Record {
         self.item.get_time("started").filter(|_| self.attempt > 0)
     }
 
-    /// As the rules ask for it.
+    /// The record in the form that the rules take.
     ///
     /// # Errors
     /// As [`Self::job`].
     pub(crate) fn known(&self) -> Result<Known, BrokerError> {
         let mut job = self.job()?;
         if self.ended().is_some() && !job.keep_record {
-            // It goes with the run's end, whether the record has its bytes still or not.
+            // The payload goes with the run's end, whether or not the record still has its bytes.
             job.payload = Bytes::new();
         }
         let ended = self.result_run().zip(self.last_outcome()).map(|(run, outcome)| Ended {
@@ -143,7 +143,7 @@ impl Record {
         Ok(Known { record: Some(self.facts(job)), ended })
     }
 
-    /// The same of the record alone, whose job is at hand.
+    /// The record's own part of [`Self::known`], with its job, which the caller has read.
     pub(crate) fn facts(&self, job: Job) -> rules::Record {
         let payload = match (self.is_erased(), job.keep_record) {
             (true, _) => Payload::Erased,
@@ -153,7 +153,7 @@ impl Record {
         rules::Record { job: job.into(), attempts: self.attempt, started_at: self.started_at(), payload }
     }
 
-    /// The claim of the result that it has. Releases before this one left it in the envelope alone.
+    /// The claim of the result that the record has. Earlier releases wrote it into the result's envelope alone.
     fn claim(&self) -> Option<Claim> {
         if self.is_erased() {
             return None;
@@ -166,7 +166,7 @@ impl Record {
         }
     }
 
-    /// Whether it was in line before the write that leased or ended it.
+    /// Whether the job was in line before the write that leased or ended it.
     pub(crate) fn was_queued(&self) -> bool {
         self.item.get_text("was") == Some(QUEUED)
     }
@@ -179,7 +179,7 @@ impl Record {
         }
     }
 
-    /// What its client may know of it at `now`.
+    /// The job's status at `now`, as its client may see it.
     ///
     /// # Errors
     /// As [`Self::job`].
@@ -209,7 +209,8 @@ impl Record {
     }
 }
 
-/// What makes a record of a run that begins: everything but its key, its client's place, and what ended runs left.
+/// The attributes of a record whose run begins: all but its key, its place among its client's records, and those that
+/// ended runs left.
 pub(crate) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool) -> Item {
     let due = job.due(now);
     let without;
@@ -234,7 +235,7 @@ pub(crate) fn beginning(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool
         .kept_until(job.keep_until())
 }
 
-/// A record that was not there.
+/// The item of a new record.
 pub(crate) fn new_record(job: &Job, wire: WireVersion, now: Timestamp, fifo: bool) -> Item {
     let key = names::record(job.id);
     let item = beginning(job, wire, now, fifo)
@@ -255,35 +256,36 @@ pub(crate) fn payload_item(job: &Job) -> Item {
         .kept_until(job.keep_until() + OUTLIVES)
 }
 
-/// Whether a message for a job that is due then is left to the sweep.
+/// Whether the message of a job that is due at `due` is left to the sweep.
 pub(crate) fn left_to_sweep(due: Timestamp, now: Timestamp, fifo: bool) -> bool {
     due.since(now) > if fifo { Duration::ZERO } else { DELAY_MAX }
 }
 
-/// When the sweep looks at a record that waits: to send its message, or whether it was taken; not after its deadline.
+/// When the sweep looks at a record that waits: to send its message, or to see whether the job was taken; at the
+/// deadline at the latest.
 pub(crate) fn next_look(due: Timestamp, deadline: Timestamp, now: Timestamp, fifo: bool) -> Timestamp {
     let look = if left_to_sweep(due, now, fifo) { due } else { due.max(now) + SEND_AGAIN };
     look.min(deadline)
 }
 
-/// When the sweep looks again at a record that could be taken `since`, and was not: after 1, 2, 4 minutes and so on, at least
-/// every 30; not after its deadline.
+/// When the sweep looks again at a record that could be taken from `since` on, and was not: after 1, 2, 4 minutes and
+/// so on, at least every 30 minutes, and at the deadline at the latest.
 pub(crate) fn later_look(since: Timestamp, deadline: Timestamp, now: Timestamp) -> Timestamp {
     (now + now.since(since).clamp(SEND_AGAIN, LOOK_LATEST)).min(deadline)
 }
 
-/// The claim of a result that the call `by` records, as a record keeps it. The call is named because a release that knows
-/// nothing of claims leaves the one of the run before where it is.
+/// The claim of a result that the call `by` records, in the form in which a record keeps it. It names the call, because
+/// a release that knows nothing of claims leaves the previous run's claim in the record.
 pub(crate) fn told_claim(result: &JobResult, by: &str) -> Vec<u8> {
     [result.claim().as_bytes().as_slice(), by.as_bytes()].concat()
 }
 
-/// The item of a record's result, where it has one of its own.
+/// The key of the item of a record's result, if the result has an item of its own.
 pub(crate) fn result_key(record: &Record) -> Option<names::Key> {
     Some(names::result(record.job_id, record.result_run()?, record.item.get_text("result_by")?))
 }
 
-/// An envelope that this build can't read.
+/// The error for an envelope that this build can't read.
 pub(crate) fn unreadable(error: EnvelopeError) -> BrokerError {
     let kind = match error {
         EnvelopeError::Newer { found } => {
@@ -294,7 +296,7 @@ pub(crate) fn unreadable(error: EnvelopeError) -> BrokerError {
     BrokerError::new(kind, "read envelope", error.to_string())
 }
 
-/// A payload or result that no item holds.
+/// Refuses a payload or result that is larger than `limit`, or than an item can hold.
 pub(crate) fn check_size(bytes: usize, limit: u64, operation: &'static str) -> Result<(), BrokerError> {
     let (actual, limit) = (u64::try_from(bytes).unwrap_or(u64::MAX), limit.min(PAYLOAD_MAX));
     if actual <= limit {
@@ -343,7 +345,7 @@ mod tests {
         for known in [inline.clone(), told] {
             assert_eq!(claim(&known.flag("erased", true)), None);
         }
-        // It ended a later run, and left the claim of the one before.
+        // The release before ended a later run, and left the claim of the run before that.
         let stale = told_claim(&JobResult { payload: "another".into(), ..result.clone() }, "the call before");
         assert_eq!(claim(&inline.binary("result_claim", stale.clone())), Some(result.words()));
         assert_eq!(claim(&apart.binary("result_claim", stale)), None, "it says nothing of this result");

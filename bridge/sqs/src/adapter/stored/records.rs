@@ -1,4 +1,4 @@
-//! Finding jobs' records, and what belongs to them.
+//! Reading jobs' records, and the payloads that belong to them.
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ impl Records {
         Record::read_kept(item, self.settings.clock.now())
     }
 
-    /// The same, if it is the client's.
+    /// The record of `job`, if the job is the client's.
     pub(crate) async fn owned(
         &self,
         client: &ClientId,
@@ -32,7 +32,8 @@ impl Records {
         Ok(self.record_of(job, operation).await?.filter(|record| record.client == *client))
     }
 
-    /// The job of a record with its payload: what came with the message if it is the one, else as it is stored.
+    /// The job of a record with its payload: `came`, which came with the message, if it is the job's payload, else the
+    /// stored one.
     pub(crate) async fn whole_job(
         &self,
         record: &Record,

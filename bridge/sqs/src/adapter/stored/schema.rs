@@ -1,4 +1,5 @@
-//! The table and the queues as they shall be, how they are created, and what of them can be changed.
+//! The layout of the table, its creation and the facts that it keeps about itself; and the wanted attributes of the
+//! queues.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,30 +21,30 @@ use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 const OPERATION: &str = "provision";
-/// The index of what time demands, and of dead letters.
+/// The index of open records, by the time of the sweep's next look, and of dead letters.
 pub(crate) const BY_TIME: &str = "by_time";
 /// The index of a client's jobs.
 pub(crate) const BY_CLIENT: &str = "by_client";
-/// The version of the table's layout: a greater minor one only adds, and this build reads it.
+/// The version of the table's layout. A greater minor version only adds to it, and this build reads such a table.
 const MAJOR: u32 = 1;
 const MINOR: u32 = 0;
 /// How long a new table may take to become active.
 const ACTIVE_WITHIN: Duration = Duration::from_secs(60);
-/// The longest that SQS keeps a message: a job may wait for days.
+/// How long SQS keeps a message, in seconds. It is the longest that SQS allows, because a job may wait for days.
 const RETENTION: &str = "1209600";
 /// The smallest `MaximumMessageSize` in bytes: a message has a payload of up to 16 KiB, with the names about it.
 const MESSAGE_MIN: u32 = 262_144;
-/// What tells relay's resources from others.
+/// The tag that tells relay's resources from others.
 const TAG: (&str, &str) = ("application", "relay");
 
-/// What is known about the table itself.
+/// The facts about the table itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
-    /// Identifies the log of results: made with the table.
+    /// Identifies the log of results. It is made with the table.
     pub(crate) log: LogId,
 }
 
-/// Whether the table is there and in use.
+/// Whether the table exists and takes calls.
 pub(crate) async fn table_exists(table: &Table) -> Result<bool, BrokerError> {
     let call = table.client().describe_table().table_name(table.name());
     match call.send().await {
@@ -65,7 +66,7 @@ fn is_in_use(table: &TableDescription) -> bool {
         && indexes.iter().all(|index| matches!(index.index_status, Some(IndexStatus::Active | IndexStatus::Updating)))
 }
 
-/// Creates the table with its indexes and its TTL unless it is there, waits until it is in use, and writes what is known
+/// Creates the table with its indexes and its TTL unless it exists, waits until it takes calls, and writes the facts
 /// about it.
 pub(crate) async fn create_table(table: &Table) -> Result<(), BrokerError> {
     let wrong = |error| malformed(OPERATION, error);
@@ -86,7 +87,7 @@ pub(crate) async fn create_table(table: &Table) -> Result<(), BrokerError> {
         index.projection(projection).build().map_err(wrong)
     };
     let keys_only = Projection::builder().projection_type(ProjectionType::KeysOnly).build();
-    // By whom they are counted.
+    // Open records are counted by client.
     let with_client =
         Projection::builder().projection_type(ProjectionType::Include).non_key_attributes("client").build();
     let tag = Tag::builder().key(TAG.0).value(TAG.1).build().map_err(wrong)?;
@@ -99,7 +100,7 @@ pub(crate) async fn create_table(table: &Table) -> Result<(), BrokerError> {
         .await;
     match created {
         Ok(_) => {}
-        // Somebody else was faster.
+        // Another process was faster.
         Err(error) if matches!(error.as_service_error(), Some(CreateTableError::ResourceInUseException(_))) => {}
         Err(error) => return Err(failed(OPERATION, Effect::Write, error)),
     }
@@ -115,7 +116,7 @@ pub(crate) async fn create_table(table: &Table) -> Result<(), BrokerError> {
     write_meta(table).await
 }
 
-/// Has AWS remove items that are past their keeping.
+/// Makes AWS remove items that are past their keeping.
 async fn expire_items(table: &Table) -> Result<(), BrokerError> {
     let client = table.client();
     let found = client.describe_time_to_live().table_name(table.name()).send().await;
@@ -141,7 +142,7 @@ async fn write_meta(table: &Table) -> Result<(), BrokerError> {
     }
 }
 
-/// What is known about the table.
+/// Reads the facts about the table.
 ///
 /// # Errors
 /// `StateConflict` if it was not provisioned, or is of a version that this build does not read.
@@ -161,7 +162,7 @@ pub(crate) async fn read_meta(table: &Table, operation: &'static str) -> Result<
     Ok(Meta { log: LogId(log) })
 }
 
-/// What a queue of SQS is created with.
+/// The attributes with which every queue of SQS is created.
 pub(crate) fn plain_attributes(fifo: bool) -> HashMap<Name, String> {
     let mut wanted = HashMap::from([
         (Name::MessageRetentionPeriod, RETENTION.to_owned()),
@@ -173,7 +174,7 @@ pub(crate) fn plain_attributes(fifo: bool) -> HashMap<Name, String> {
     wanted
 }
 
-/// What a queue of SQS in which jobs are in line shall be like.
+/// The wanted attributes of a queue of SQS in which jobs are in line.
 pub(crate) fn queue_attributes(fifo: bool) -> HashMap<Name, String> {
     let mut wanted = plain_attributes(fifo);
     if fifo {
@@ -186,14 +187,15 @@ pub(crate) fn queue_attributes(fifo: bool) -> HashMap<Name, String> {
     wanted
 }
 
-/// What differs in a queue of SQS from what it shall be, and can be changed. A queue with a KMS key of its own keeps it.
+/// The attributes of a queue of SQS that differ from the wanted ones and can be changed, with the wanted values. A
+/// queue with a KMS key of its own keeps it.
 pub(crate) fn queue_differences(found: &HashMap<Name, String>, fifo: bool) -> HashMap<Name, String> {
     let mut wanted = queue_attributes(fifo);
     wanted.remove(&Name::FifoQueue);
     wanted.remove(&Name::SqsManagedSseEnabled);
     wanted.retain(|name, value| found.get(name) != Some(value));
     if found.get(&Name::RedrivePolicy).is_some_and(|policy| !policy.is_empty()) {
-        // It would take jobs out of line that wait for their clients' slots. Empty is none.
+        // A redrive policy would take jobs out of line that wait for their clients' slots. An empty one is none.
         wanted.insert(Name::RedrivePolicy, String::new());
     }
     let size = found.get(&Name::MaximumMessageSize).and_then(|size| size.parse::<u32>().ok());
@@ -208,7 +210,7 @@ pub(crate) fn queue_tags() -> HashMap<String, String> {
     HashMap::from([(TAG.0.to_owned(), TAG.1.to_owned())])
 }
 
-/// What is known about the table, read once.
+/// The facts about the table, read once.
 pub(crate) struct TableMeta {
     table: Table,
     known: OnceCell<Meta>,

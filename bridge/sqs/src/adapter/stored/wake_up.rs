@@ -1,5 +1,5 @@
-//! What a message in SQS says. It wakes a worker up and nothing is decided from it; a small payload comes along, so that it
-//! need not be read.
+//! The content of a message in SQS. A message only wakes a worker up: nothing is decided from it. A small payload comes
+//! along, so that it need not be read from the table.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::stored::record::INLINE_MAX;
 use relay_bridge::contract::{ClientId, Job, JobId, QueueName, RunId};
 
-/// Payloads up to this many bytes come along: ten of them in base64 are four of the 64 KiB that AWS counts as a request.
+/// Payloads up to this many bytes come along: ten of them in base64 are four of the 64 KiB chunks that AWS counts as a
+/// request each.
 const CARRIED_MAX: usize = 16 * 1_024;
 
 /// The body of a message, as JSON.
@@ -19,7 +20,7 @@ pub(crate) struct Wake {
     pub(crate) run: RunId,
     pub(crate) client: ClientId,
     pub(crate) queue: QueueName,
-    /// In base64, if it is not in the record and not too large.
+    /// The payload in base64, if it is not in the record and not too large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     payload: Option<String>,
 }
@@ -42,14 +43,15 @@ impl Wake {
     }
 }
 
-/// Which of a job's messages is sent.
+/// The kind of a job's message that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sending {
-    /// The first one of its run.
+    /// The first message of its run.
     First,
-    /// One in the place of another that is gone, or goes. FIFO queues would take it for the first.
+    /// A message in the place of another that is gone, or is about to go. Without an id of its own, a FIFO queue would
+    /// take it for the first.
     Again,
-    /// The same beside one that is in line, as far as is known.
+    /// Such a message beside another that is in line, as far as is known.
     Beside,
 }
 

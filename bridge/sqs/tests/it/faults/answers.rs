@@ -1,4 +1,4 @@
-//! Calls that took effect and whose answers were lost: the SDK repeats them, and they meet what they did themselves.
+//! Calls that took effect and whose answers were lost: the SDK repeats them, and they find their own effects.
 
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;

@@ -115,7 +115,7 @@ async fn receiving_for_nobody(stage: &Stage) -> (AwsProxy, Sqs) {
 #[tokio::test]
 async fn what_the_last_receive_of_a_process_that_ends_brings_is_at_once_anothers() {
     let stage = Stage::open().await;
-    // Far longer than the test waits: what is not handed back does not come.
+    // Far longer than the test waits: a message that is not handed back does not come.
     let policy = QueuePolicy { lease: PATIENCE * 10, ..stage.policy.clone() };
     stage.broker.policies.put_policy(&stage.queue, &policy, Some(&stage.policy)).await.unwrap();
     let (proxy, ending) = receiving_for_nobody(&stage).await;

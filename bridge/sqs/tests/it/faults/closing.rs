@@ -1,4 +1,4 @@
-//! The end of a process: what it has at hand goes back, and what hangs does not hold it up.
+//! The end of a process: messages at hand go back, and calls that hang do not hold it up.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What a job costs: calls of SQS and units of DynamoDB, counted where they arrive, against the table in `docs/sqs.md`.
+//! The cost of a job: calls of SQS and units of DynamoDB, counted where they arrive, against the table in
+//! `docs/sqs.md`.
 
 use futures_util::future::join_all;
 use relay_bridge::broker::Broker;
@@ -21,7 +22,7 @@ const SMALL: (usize, usize) = (256, 600);
 struct Cost([f64; 3]);
 
 impl Cost {
-    /// Without what processes look at meanwhile, however long it takes: policies, signs of life.
+    /// The cost so far, without the looks of processes that come by time: policies, signs of life.
     fn so_far(proxies: &[&AwsProxy]) -> Self {
         let of_jobs = |partition: &str| partition.starts_with("job#") || partition.starts_with("log#");
         let mut sum = [0.0; 3];

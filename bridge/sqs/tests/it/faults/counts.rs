@@ -1,4 +1,4 @@
-//! How much waits: what a look costs and how far off it is, and bounds of clients that several processes keep.
+//! Counts of waiting jobs: the cost of a look and how far off it is, and bounds of clients that several processes keep.
 
 use std::time::Duration;
 

@@ -102,7 +102,7 @@ async fn a_result_that_is_refused_takes_as_many_transactions_as_the_sdk_tries_an
         // Which the SDK does not repeat.
         (AwsFault::Cancel("ThrottlingError"), 1),
         (AwsFault::Cancel("ProvisionedThroughputExceeded"), 1),
-        // In doubt: what became of it is looked at once.
+        // The outcome is in doubt: one more try looks at it.
         (AwsFault::LoseAnswer, 6),
     ] {
         let before = proxy.calls("TransactWriteItems");

@@ -15,7 +15,7 @@ use super::support::{Stage, distinct};
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Stage {
-    /// Goes through these ages of what waits, with a whole sweep by `broker` at each.
+    /// Goes through these ages of the jobs that wait, with a whole sweep by `broker` at each.
     async fn sweep_at(&self, broker: &Broker, ages: &[Duration]) {
         let mut before = Duration::ZERO;
         for age in ages {
@@ -203,7 +203,7 @@ async fn a_job_whose_message_is_lost_runs_beside_idle_workers_whatever_else_hide
     for _ in 0..5 {
         stage.send_strange("none of relay's").await;
     }
-    // They are hidden by who receives them, and counted by SQS.
+    // Their receivers hide them, and SQS counts them.
     stage.assert_nothing_in_line().await;
     assert_eq!(stage.messages().await, 5);
     stage.sweep_at(&stage.broker, &[MINUTE / 2]).await;

@@ -1,4 +1,5 @@
-//! Queues that know nothing of relay, from which a bridge takes messages: what goes with one that is put aside.
+//! Queues that know nothing of relay, from which a bridge takes messages: the attributes of a message that is put
+//! aside.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -9,7 +10,7 @@ use relay_conformance::testing::AwsEmulator;
 use relay_sqs::config::{Credentials, SqsConfig};
 use relay_sqs::plain::{PlainMessage, PlainQueue};
 
-/// A queue and the one for what is put aside, each small.
+/// A queue and the one for messages that are put aside, each with a small limit.
 struct Queues {
     emulator: AwsEmulator,
     sqs: aws_sdk_sqs::Client,

@@ -72,7 +72,8 @@ async fn a_follower_misses_nothing_of_sixteen_writers_two_of_which_stand_still()
     };
     assert_eq!(read_until((WRITERS - 2) * EACH + 1).await, (WRITERS - 2) * EACH + 1);
     for (nth, proxy) in proxies.iter().enumerate() {
-        // So long that the SDK has given the call up and repeated it, twice: what was given up is on its way as well.
+        // So long that the SDK has given the call up and repeated it, twice: the calls given up are on their way as
+        // well.
         proxy.held().await;
         proxy.held().await;
         let held = &proxy.bodies("TransactWriteItems")[nth];

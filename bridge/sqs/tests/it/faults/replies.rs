@@ -1,4 +1,4 @@
-//! Reply queues: who waits is told by other processes, does not depend on it, and leaves no queue behind.
+//! Reply queues: other processes tell a waiting process, which does not depend on that, and leaves no queue behind.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::support::{PATIENCE, Stage};
 /// Longer than any test runs.
 const NEVER: Duration = Duration::from_secs(3_600);
 
-/// Waits for `job` as one who may look by himself only now and then.
+/// Waits for `job` as a caller that looks by itself only now and then.
 fn wait_for(broker: &Broker, job: &Job) -> JoinSet<Lookup> {
     let (results, client, id) = (broker.results.clone(), job.client.clone(), job.id);
     let mut waiting = JoinSet::new();
@@ -35,7 +35,7 @@ async fn work(stage: &Stage, worker: &Broker) {
 }
 
 impl Stage {
-    /// The names of who is told when the job ends, once there are `at_least` so many.
+    /// The names of the processes that are told when the job ends, once there are `at_least` so many.
     pub(crate) async fn told(&self, job: &Job, at_least: usize) -> Vec<String> {
         loop {
             let call = self.dynamodb().get_item().table_name("relay").consistent_read(true);
@@ -161,7 +161,7 @@ async fn a_process_that_stops_takes_its_reply_queue_with_it() {
     waiter.close().await;
     assert!(!ended(waiting).await, "it says what it knows and goes");
     assert!(stage.reply_queues().await.is_empty() && stage.in_use().await.is_empty());
-    // And who ends the run afterwards tells nobody, which is no error.
+    // And a process that ends the run afterwards tells nobody, which is no error.
     work(&stage, &stage.broker).await;
 }
 

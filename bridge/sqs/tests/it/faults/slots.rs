@@ -1,4 +1,5 @@
-//! Clients with a bound on what runs: what their slots cost, when they are free, and who waits for them.
+//! Clients with a bound on running jobs: the cost of their slots, when the slots are free, and the jobs that wait for
+//! them.
 
 use std::time::Duration;
 

@@ -245,7 +245,7 @@ fn mark(token: &str, start: u64) -> String {
 /// The worker's words to the guard, a line each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said<'a> {
-    /// The first one: what the marks begin with.
+    /// The first line: the start of the marks.
     Token(&'a str),
     /// A command is about to be started.
     Announced(u64),

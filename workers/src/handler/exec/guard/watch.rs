@@ -13,8 +13,9 @@ use super::{MARK, Said, mark};
 /// shows the environment of neither for a moment.
 pub(in super::super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Is the guard: reads from stdin what the worker says, until it is gone; kills then what is left of its commands, and
-/// returns. A program calls it first of all, while it has no other thread: what stops a worker must not stop its guard.
+/// Is the guard: reads the worker's words from stdin until the worker is gone, then kills the commands that are left of
+/// it, and returns. A program calls it first of all, while it has no other thread: signals that stop a worker must not
+/// stop its guard.
 pub fn serve() {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
@@ -80,8 +81,8 @@ impl Watched {
         }
     }
 
-    /// The groups to kill: those whose number still is theirs. While a leader lives or waits to be collected, its start is
-    /// what it was; once it is gone, its number stays with the group as long as that has members.
+    /// The groups to kill: those whose number still is theirs. A leader keeps its time of start while it lives or waits
+    /// to be collected. Once the leader is gone, its number stays with the group as long as the group has members.
     fn left(&self, started_at: impl Fn(Pid) -> Option<u64>) -> Vec<Pid> {
         let known = self.starts.values().flatten();
         let theirs = known.filter(|group| started_at(group.leader).is_none_or(|now| group.started_at == Some(now)));
