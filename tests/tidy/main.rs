@@ -5,7 +5,8 @@
 //!
 //! - `files`: the repository's files, and a finding in one of them.
 //! - `code`: Rust source without comments and strings, and the paths that it names.
-//! - `circles`: files that know each other. `sources`: what holds for every source file. `layers`: who may use whom. `seams`: what a broker's traits may not have.
+//! - `circles`: files that know each other. `layers`: who may use whom. `seams`: what a broker's traits may not have.
+//! - `sources`: rules for every source file. `words`: how sentences of comments begin.
 //! - `documents`: links and decision records. `contract`: promises and the tests that they name. `dependencies`: manifests,
 //!   the lockfile and the bans.
 
@@ -20,3 +21,4 @@ mod files;
 mod layers;
 mod seams;
 mod sources;
+mod words;
