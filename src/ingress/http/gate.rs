@@ -19,7 +19,7 @@ use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
-use super::linger::Lingering;
+use super::hyper::lingering::Lingering;
 use super::{Limits, Served, submit};
 use crate::api::Slug;
 use crate::ingress::headers;

@@ -2,15 +2,14 @@
 //!
 //! # Layout
 //!
-//! - `serve`: the accept loop, the guards of a connection, and the drain; `activity`: what the guards look at; `aside`:
-//!   how they wait.
+//! - `serve`: the accept loop, the guards of a connection, and the drain; `activity`: what the guards look at.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
-//! - `request`, `prefer`, `body`, `linger`: reading a request, within bounds.
+//! - `request`, `prefer`, `body`: reading a request, within bounds.
 //! - `page`: a list within its bytes.
-//! - `answer`: writing an answer; `bare`: what hyper answers by itself.
+//! - `answer`: writing an answer. `hyper`: four things that hyper does not do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,18 +30,15 @@ use super::refusals::Refusals;
 use crate::auth::Authenticator;
 
 mod activity;
-mod again;
 mod answer;
-mod aside;
-mod bare;
 mod batch;
 mod body;
 mod describe;
 mod docs;
 mod follow;
 mod gate;
+mod hyper;
 mod jobs;
-mod linger;
 mod page;
 mod prefer;
 mod request;

@@ -20,9 +20,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::activity::Activity;
-use super::again::Again;
-use super::aside::Aside;
-use super::bare::Described;
+use super::hyper::bare_answers::Described;
+use super::hyper::repoll::Repoll;
+use super::hyper::side_poll::SidePoll;
 use super::{Ingress, Limits, Served, gate, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
@@ -140,14 +140,14 @@ impl Connections {
             };
             let stream = TokioIo::new(Described::new(stream, described));
             let mut connection = pin!(builder.serve_connection(stream, service));
-            let mut drains = Aside::new(shutdown.cancelled());
-            let mut ends = Aside::new(async {
+            let mut drains = SidePoll::new(shutdown.cancelled());
+            let mut ends = SidePoll::new(async {
                 let silent = kill.run_until_cancelled(activity.silence(first_request, idle)).await;
                 if silent.is_some() {
                     debug!("a silent peer's connection is dropped");
                 }
             });
-            let again = Again::new();
+            let again = Repoll::new();
             let mut draining = false;
             std::future::poll_fn(|context| {
                 if !draining && Pin::new(&mut drains).poll(context).is_ready() {

@@ -13,8 +13,8 @@ use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::answer::Refusal;
-use super::{Served, gate};
+use super::super::answer::Refusal;
+use super::super::{Served, gate};
 use crate::api::{Slug, header};
 
 /// A bare answer is shorter: a status line, `connection`, `content-length` and `date`.
@@ -26,7 +26,7 @@ const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// A connection under hyper.
-pub(super) struct Described<S> {
+pub(crate) struct Described<S> {
     stream: S,
     served: Arc<Served>,
     /// The bytes that are written instead of a bare answer.
@@ -38,7 +38,7 @@ pub(super) struct Described<S> {
 }
 
 impl<S> Described<S> {
-    pub(super) fn new(stream: S, served: Arc<Served>) -> Self {
+    pub(crate) fn new(stream: S, served: Arc<Served>) -> Self {
         Self { stream, served, instead: Bytes::new(), unread: 0, within: false }
     }
 

@@ -20,7 +20,7 @@ const BYTES_MAX: usize = 1024 * 1024;
 const TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A request's body, which is read on for a while if it is dropped before its end.
-pub(super) struct Lingering<B>
+pub(crate) struct Lingering<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -35,7 +35,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     /// The body of a request with this head; the reading on is a task of `tasks`.
-    pub(super) fn new(head: &Parts, body: B, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(head: &Parts, body: B, tasks: TaskTracker) -> Self {
         // HTTP/2 ends a single stream; and reading would tell a client that asked first to send.
         let plain = head.version >= Version::HTTP_2 || head.headers.contains_key(header::EXPECT);
         Self { body: Some(body), tasks: Some(tasks).filter(|_| !plain) }

@@ -22,7 +22,7 @@ const POLLED: u8 = 1;
 const WOKEN: u8 = 2;
 
 /// See the module. One for one future.
-pub(super) struct Again {
+pub(crate) struct Repoll {
     state: Arc<State>,
     waker: Waker,
 }
@@ -46,14 +46,14 @@ impl Wake for State {
     }
 }
 
-impl Again {
-    pub(super) fn new() -> Self {
+impl Repoll {
+    pub(crate) fn new() -> Self {
         let state = Arc::new(State::default());
         Self { waker: Waker::from(Arc::clone(&state)), state }
     }
 
     /// Polls `future`, and again while it was woken meanwhile.
-    pub(super) fn poll<F: Future>(&self, mut future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+    pub(crate) fn poll<F: Future>(&self, mut future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
         let State { phase, task } = &*self.state;
         task.register(context.waker());
         for _ in 0..POLLS_MAX {
@@ -98,7 +98,7 @@ mod tests {
             }
             Poll::<()>::Pending
         }));
-        assert!(Again::new().poll(future, &mut Context::from_waker(&Waker::from(Arc::clone(&counted)))).is_pending());
+        assert!(Repoll::new().poll(future, &mut Context::from_waker(&Waker::from(Arc::clone(&counted)))).is_pending());
         (polls, counted.0.load(Ordering::Relaxed))
     }
 
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_wake_from_elsewhere_while_it_rests_is_the_tasks() {
-        let (counted, again) = (Arc::new(Counted::default()), Again::new());
+        let (counted, again) = (Arc::new(Counted::default()), Repoll::new());
         let mut waker = None;
         let task = Waker::from(Arc::clone(&counted));
         for woken in 1..=2 {
@@ -136,6 +136,6 @@ mod tests {
             context.waker().wake_by_ref();
             Poll::Ready(7)
         }));
-        assert_eq!(Again::new().poll(future, &mut Context::from_waker(Waker::noop())), Poll::Ready(7));
+        assert_eq!(Repoll::new().poll(future, &mut Context::from_waker(Waker::noop())), Poll::Ready(7));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// See the module.
-pub(super) struct Aside<F> {
+pub(crate) struct SidePoll<F> {
     future: Pin<Box<F>>,
     woken: Arc<Woken>,
     waker: Waker,
@@ -33,15 +33,15 @@ impl Wake for Woken {
     }
 }
 
-impl<F: Future> Aside<F> {
-    pub(super) fn new(future: F) -> Self {
+impl<F: Future> SidePoll<F> {
+    pub(crate) fn new(future: F) -> Self {
         let task = Waker::noop().clone();
         let woken = Arc::new(Woken { flag: AtomicBool::new(true), task: Mutex::new(task.clone()) });
         Self { future: Box::pin(future), waker: Waker::from(Arc::clone(&woken)), woken, task }
     }
 }
 
-impl<F: Future> Future for Aside<F> {
+impl<F: Future> Future for SidePoll<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -71,7 +71,7 @@ mod tests {
         let polls = Arc::new(AtomicU32::new(0));
         let (end, mut ended) = oneshot::channel::<()>();
         let counted = Arc::clone(&polls);
-        let mut aside = Aside::new(std::future::poll_fn(move |context| {
+        let mut aside = SidePoll::new(std::future::poll_fn(move |context| {
             counted.fetch_add(1, Ordering::Relaxed);
             Pin::new(&mut ended).poll(context)
         }));
@@ -89,7 +89,7 @@ mod tests {
     async fn whoever_polls_it_last_is_woken_and_as_often_as_it_has_something_new() {
         let (tell, mut told) = tokio::sync::mpsc::channel::<u32>(1);
         let mut heard = Vec::new();
-        let mut aside = Aside::new(std::future::poll_fn(|context| {
+        let mut aside = SidePoll::new(std::future::poll_fn(|context| {
             loop {
                 match std::task::ready!(told.poll_recv(context)) {
                     Some(word) => heard.push(word),
