@@ -13,7 +13,7 @@ use crate::stored::bookings::Booking;
 use crate::stored::names::{self, Lane};
 use crate::wire::api::Api;
 use crate::wire::direct_get::Stretch;
-use crate::wire::single_flight::Alone;
+use crate::wire::single_flight::SingleFlight;
 use relay_bridge::contract::{ClientId, Job, QueueName};
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
@@ -38,7 +38,7 @@ pub(crate) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
 struct Line {
     counted: Option<Counted>,
     lately: Lately,
-    asking: Arc<Alone>,
+    asking: Arc<SingleFlight>,
 }
 
 /// How many this process added to a line within [`COUNT_LAG`], and up to as long before.
@@ -96,7 +96,7 @@ impl Waiting {
         })
     }
 
-    fn asking(&self, queue: &QueueName, client: &ClientId) -> Arc<Alone> {
+    fn asking(&self, queue: &QueueName, client: &ClientId) -> Arc<SingleFlight> {
         self.of(queue, client, |line| line.asking.clone())
     }
 
@@ -185,7 +185,7 @@ impl Room {
                 Ok(())
             };
             let known = || counts.is_newer(queue, client, called).then_some(());
-            counts.asking(queue, client).ask(known, count).await?;
+            counts.asking(queue, client).run(known, count).await?;
             if again == 0 || !counts.is_unsure(queue, client, limit) {
                 break;
             }

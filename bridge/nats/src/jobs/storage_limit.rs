@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::jobs::storage::{Of, Storage, Use};
 use crate::stored::bookings::{Booked, Booking, Bookings, Bytes};
 use crate::wire::api::Api;
-use crate::wire::single_flight::Alone;
+use crate::wire::single_flight::SingleFlight;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::support::lock;
 
@@ -37,7 +37,7 @@ const GRANTS: u64 = 8;
 pub(crate) struct Admission {
     look: Mutex<Option<Look>>,
     /// The single flight in which the server is asked for the figures.
-    asking: Alone,
+    asking: SingleFlight,
 }
 
 /// Storage as the server described it.
@@ -161,7 +161,7 @@ impl StorageLimit {
             Some(admitted) => admitted,
             None => {
                 let known = || admission.admit(bookings, bytes, called);
-                admission.asking.ask(known, Box::pin(self.look_and_admit(bytes, called))).await?
+                admission.asking.run(known, Box::pin(self.look_and_admit(bytes, called))).await?
             }
         };
         admitted.map_err(|Full { what, used, allowed }| {

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::records::policies;
 use crate::stored::names::{self, Lane, SHARED_LANES};
 use crate::wire::api::Api;
-use crate::wire::single_flight::Alone;
+use crate::wire::single_flight::SingleFlight;
 use crate::wire::stream_calls;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -43,7 +43,7 @@ pub(crate) struct Consumers {
     /// The clients that share a lane because other clients were there before them.
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
     /// A single flight for each queue: new consumers are made one at a time, so that they can be counted.
-    making: Mutex<HashMap<QueueName, Arc<Alone>>>,
+    making: Mutex<HashMap<QueueName, Arc<SingleFlight>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Consumers {
     }
 
     /// The single flight in which consumers of the queue are made.
-    fn making(&self, queue: &QueueName) -> Arc<Alone> {
+    fn making(&self, queue: &QueueName) -> Arc<SingleFlight> {
         let mut making = lock(&self.making);
         making.entry(queue.clone()).or_default().clone()
     }
@@ -241,7 +241,7 @@ impl Lanes {
             }
         };
         // One after the other: many new clients at once would each see that there is room.
-        self.consumers.making(queue).ask(known, make).await
+        self.consumers.making(queue).run(known, make).await
     }
 
     /// The lane of the client's next job, as far as that is known without asking.

@@ -26,7 +26,7 @@ use crate::stored::record::Outgoing;
 use crate::stored::streams::{self, Mend, StreamSettings, reconcile};
 use crate::wire::api::{Api, Written, jitter};
 use crate::wire::direct_get::SERVED_WITHIN;
-use crate::wire::single_flight::Alone;
+use crate::wire::single_flight::SingleFlight;
 use crate::wire::stream_calls::{self, Created};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -62,7 +62,7 @@ pub(crate) struct Policies {
     consumers_max: OnceCell<i32>,
     copies: Mutex<HashMap<QueueName, Copied>>,
     /// The single flight of each queue, in which its policy is asked for.
-    asking: Mutex<HashMap<QueueName, Arc<Alone>>>,
+    asking: Mutex<HashMap<QueueName, Arc<SingleFlight>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,10 +91,10 @@ impl Policies {
         if let Some(policy) = self.copy(queue) {
             return Ok(Some(policy));
         }
-        self.asking(queue).ask(|| self.copy(queue).map(Some), self.fresh(queue)).await
+        self.asking(queue).run(|| self.copy(queue).map(Some), self.fresh(queue)).await
     }
 
-    fn asking(&self, queue: &QueueName) -> Arc<Alone> {
+    fn asking(&self, queue: &QueueName) -> Arc<SingleFlight> {
         let mut asking = lock(&self.asking);
         if asking.len() >= ASKING_MAX {
             asking.clear();

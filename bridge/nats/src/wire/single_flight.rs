@@ -8,7 +8,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// One single flight. The caller that asks holds its lock; the others wait for the lock.
 #[derive(Debug, Default)]
-pub(crate) struct Alone(Mutex<Option<Failed>>);
+pub(crate) struct SingleFlight(Mutex<Option<Failed>>);
 
 /// The last failure, if asking may succeed later.
 #[derive(Debug)]
@@ -19,13 +19,13 @@ struct Failed {
     detail: String,
 }
 
-impl Alone {
+impl SingleFlight {
     /// The value that `known` gives once it is this caller's turn, or else the answer of `ask`.
     ///
     /// # Errors
     /// As `ask`. Also the failure of another caller that asked while this one waited for its turn, if asking may
     /// succeed later.
-    pub(crate) async fn ask<T>(
+    pub(crate) async fn run<T>(
         &self,
         known: impl FnOnce() -> Option<T>,
         ask: impl Future<Output = Result<T, BrokerError>>,
@@ -64,10 +64,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_who_waited_share_a_failure_that_may_pass_and_who_comes_later_asks_again() {
-        let (alone, asked) = (Alone::default(), Cell::new(0));
-        let (alone, asked) = (&alone, &asked);
+        let (flight, asked) = (SingleFlight::default(), Cell::new(0));
+        let (flight, asked) = (&flight, &asked);
         let ask = |kind| {
-            alone.ask(|| None::<()>, async move {
+            flight.run(|| None::<()>, async move {
                 asked.set(asked.get() + 1);
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 Err(error(kind))
@@ -87,10 +87,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_another_learned_meanwhile_is_not_asked_for() {
-        let (alone, known) = (Alone::default(), Cell::new(None));
+        let (flight, known) = (SingleFlight::default(), Cell::new(None));
         let known = &known;
         let answers = join_all((0..10).map(|number| {
-            alone.ask(|| known.get(), async move {
+            flight.run(|| known.get(), async move {
                 tokio::task::yield_now().await;
                 known.set(Some(number));
                 Ok(number)
