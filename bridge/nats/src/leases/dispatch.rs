@@ -44,21 +44,21 @@ impl Pulls {
     /// Makes a standing pull for the next job of the lane whose job came last, while somebody waits, nothing else is
     /// asked for, and this process is the only one that takes jobs. That job then needs neither a hint nor a request to
     /// get here. Of several processes, one would take a job that another one was told of.
-    pub(crate) fn stand(self: &Arc<Self>, line: &Arc<QueueState>) {
+    pub(crate) fn request_standing_pull(self: &Arc<Self>, line: &Arc<QueueState>) {
         let policy = line.policy();
         let is_of_use =
             !policy.paused && *line.pulls.borrow() == 0 && line.rounds.is_alone() && self.lines.free(line) > 0;
-        if !is_of_use || line.stands.load(Ordering::Acquire) {
+        if !is_of_use || line.has_standing_pull.load(Ordering::Acquire) {
             return;
         }
         let Some(lane) = line.expected() else { return };
-        if line.stands.swap(true, Ordering::AcqRel) {
+        if line.has_standing_pull.swap(true, Ordering::AcqRel) {
             return;
         }
-        let wanted = line.turns().stand(&lane, Instant::now());
+        let wanted = line.turns().standing_pull(&lane, Instant::now());
         match wanted {
             Some(wanted) => drop(self.tasks.spawn(Arc::clone(self).pull(Arc::clone(line), policy, wanted))),
-            None => line.stands.store(false, Ordering::Release),
+            None => line.has_standing_pull.store(false, Ordering::Release),
         }
     }
 }

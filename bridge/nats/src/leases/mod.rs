@@ -131,7 +131,7 @@ impl Leasing for Leases {
                     waiting.looked(number + 1);
                 }
                 self.pulls.dispatch(line);
-                self.pulls.stand(line);
+                self.pulls.request_standing_pull(line);
             }
             looked = true;
             // The policy of a queue is looked at now and then, should the message of a change be lost.

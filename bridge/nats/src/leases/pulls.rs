@@ -101,7 +101,7 @@ impl Held<'_> {
             return;
         }
         if self.wanted.why == Why::Standing {
-            self.line.stands.store(false, Ordering::Release);
+            self.line.has_standing_pull.store(false, Ordering::Release);
         }
         self.lines.places().release(&self.line.queue, std::mem::take(&mut self.left));
         {

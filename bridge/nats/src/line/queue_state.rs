@@ -36,7 +36,7 @@ pub(crate) struct QueueState {
     /// Pulls in flight, without standing pulls. A call that waits for them to end watches this.
     pub(crate) pulls: watch::Sender<usize>,
     /// Whether there is a standing pull.
-    pub(crate) stands: AtomicBool,
+    pub(crate) has_standing_pull: AtomicBool,
     /// Woken for each job that is there to take.
     pub(crate) woken: Notify,
     /// Whether hints come to this process.
@@ -74,7 +74,7 @@ impl QueueState {
             ready: Ready::default(),
             rounds: Rounds::default(),
             pulls: watch::Sender::new(0),
-            stands: AtomicBool::new(false),
+            has_standing_pull: AtomicBool::new(false),
             woken: Notify::new(),
             hears: AtomicBool::new(false),
             stops_hearing: AtomicBool::new(false),

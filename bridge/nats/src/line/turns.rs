@@ -120,7 +120,7 @@ impl Turns {
     }
 
     /// A standing pull for the lane's next job, whenever it comes; none while its consumer is left alone.
-    pub(crate) fn stand(&mut self, lane: &Lane, now: Instant) -> Option<Wanted> {
+    pub(crate) fn standing_pull(&mut self, lane: &Lane, now: Instant) -> Option<Wanted> {
         let turn = self.enter(lane);
         if turn.is_silent(now) {
             return None;
@@ -411,12 +411,12 @@ mod tests {
     #[test]
     fn a_pull_that_stands_needs_no_other_for_one_job() {
         let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
-        let stands = turns.stand(&me, now).unwrap();
+        let standing = turns.standing_pull(&me, now).unwrap();
         turns.hint(&me, 1, now);
         assert!(turns.plan(8, false, now, |_| 1).is_empty(), "it will bring it");
-        turns.pulled(&stands, 1, now);
+        turns.pulled(&standing, 1, now);
         assert!(turns.plan(8, false, now, |_| 1).is_empty());
-        turns.stand(&me, now).unwrap();
+        turns.standing_pull(&me, now).unwrap();
         turns.hint(&me, 3, now);
         assert_eq!(turns.plan(8, false, now, |_| 8)[0].count, 2, "it brings one of them");
     }
@@ -424,30 +424,30 @@ mod tests {
     #[test]
     fn what_a_standing_pull_was_to_bring_and_did_not_is_asked_for() {
         let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
-        let stands = turns.stand(&me, now).unwrap();
+        let standing = turns.standing_pull(&me, now).unwrap();
         turns.hint(&me, 1, now);
-        turns.pulled(&stands, 0, now);
+        turns.pulled(&standing, 0, now);
         let plan = turns.plan(1, false, now, |_| 1);
         assert_eq!(plan.len(), 1, "it may still be there");
         turns.pulled(&plan[0], 0, now);
-        let stands = turns.stand(&client("b"), now).unwrap();
-        turns.pulled(&stands, 0, now);
+        let standing = turns.standing_pull(&client("b"), now).unwrap();
+        turns.pulled(&standing, 0, now);
         assert!(turns.plan(1, false, now, |_| 1).is_empty(), "nobody told of anything");
     }
 
     #[test]
     fn a_hint_that_comes_shortly_after_its_job_makes_no_pull() {
         let (mut turns, me, now) = (Turns::default(), client("a"), Instant::now());
-        let stands = turns.stand(&me, now).unwrap();
-        turns.pulled(&stands, 1, now);
+        let standing = turns.standing_pull(&me, now).unwrap();
+        turns.pulled(&standing, 1, now);
         turns.hint(&me, 1, now);
         assert!(turns.plan(1, false, now, |_| 1).is_empty(), "it told of what is here");
         turns.hint(&me, 1, now);
         let plan = turns.plan(1, false, now, |_| 1);
         assert_eq!(plan.len(), 1);
         turns.pulled(&plan[0], 1, now);
-        let stands = turns.stand(&me, now).unwrap();
-        turns.pulled(&stands, 1, now);
+        let standing = turns.standing_pull(&me, now).unwrap();
+        turns.pulled(&standing, 1, now);
         turns.hint(&me, 1, now + HINT_LATE_MAX);
         assert_eq!(turns.plan(1, false, now, |_| 1).len(), 1, "it told of another one");
     }
