@@ -31,7 +31,7 @@ const STEP_MAX: usize = 512;
 
 impl Writer {
     /// Ends leases whose time is over, takes back leases nobody took, and puts due jobs in line.
-    pub(super) fn what_time_demands(&mut self) -> Result<(), BrokerError> {
+    pub(super) fn run_due_work(&mut self) -> Result<(), BrokerError> {
         for at in 0..self.take_abandoned() {
             if let Some(Ok(seq)) = self.abandoned.get(at).map(|receipt| self.state.leased_seq(receipt)) {
                 self.put_back(seq, Duration::ZERO, true)?;

@@ -1,5 +1,5 @@
 //! The writer's thread: operations that come together are committed together, with the timed work that is due
-//! (`what_time_demands`) and the leases that became possible.
+//! (`run_due_work`) and the leases that became possible.
 
 use std::time::Duration;
 
@@ -80,14 +80,14 @@ impl Writer {
         self.again = false;
         let apart = self.apart > 0 || self.held_off.is_some();
         if apart && self.held_off.is_none_or(|until| until <= self.clock.monotonic()) {
-            let did = self.transaction(|writer, _| drop(writer.guarded(Self::what_time_demands)));
+            let did = self.transaction(|writer, _| drop(writer.guarded(Self::run_due_work)));
             self.held_off = (!did).then(|| self.clock.monotonic() + HOLD_OFF);
         }
         let mut answered = 0;
         let did = self.transaction(|writer, after| {
             after.reserve(batch.len());
             if !apart {
-                drop(writer.guarded(Self::what_time_demands));
+                drop(writer.guarded(Self::run_due_work));
             }
             writer.run_batch(batch, inbox, after);
             answered = after.len();

@@ -175,7 +175,9 @@ impl Deliveries {
                     let dropped = self.letters.drop_letter(&job.client, job.id, kept.result.run_id).await;
                     dropped.unwrap_or_else(|error| letter_may_stay(job.id, kept.result.run_id, &error));
                 }
-                self.settling.let_go(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record).await?;
+                self.settling
+                    .end_delivery(&pulled.reply, &pulled.lane, &record.address, record.seq, job.keep_record)
+                    .await?;
                 return Ok(None);
             }
         }

@@ -138,7 +138,7 @@ impl Settling {
         let settled = self.apply(receipt, &token, &held, settlement).await;
         if !matches!(&settled, Err(error) if error.kind() != BrokerErrorKind::LeaseLost) {
             self.held.holding.remove(&token.key(receipt));
-            self.made_room(receipt, &held.lane).await;
+            self.offer_freed_slot(receipt, &held.lane).await;
             if held.told && held.ended.is_none() {
                 self.held.tell_state(receipt.job_id, &held, false).await;
             }
@@ -167,7 +167,7 @@ impl Settling {
             }
         };
         if ended {
-            return self.let_go(&held.reply, &held.lane, &address, token.seq, held.job.keep_record).await;
+            return self.end_delivery(&held.reply, &held.lane, &address, token.seq, held.job.keep_record).await;
         }
         let found = self.records.record_at(&address, OPERATION).await?;
         let Some(record) = found.filter(|record| record.seq == token.seq && record.place.is_in_line()) else {
@@ -194,7 +194,7 @@ impl Settling {
     }
 
     /// Ends the delivery of a run that has its result. A record that nobody needs any more goes with it.
-    pub(crate) async fn let_go(
+    pub(crate) async fn end_delivery(
         &self,
         reply: &str,
         lane: &Lane,
@@ -210,7 +210,7 @@ impl Settling {
     }
 
     /// A delivery ended: its lane may give one more.
-    async fn made_room(&self, receipt: &Receipt, lane: &Lane) {
+    async fn offer_freed_slot(&self, receipt: &Receipt, lane: &Lane) {
         if let Some(line) = self.lines.known_line(&receipt.queue).await {
             let policy = self.policies.require(&receipt.queue, "settle").await;
             if policy.is_ok_and(|policy| policy.client(&receipt.client).max_running < u32::MAX) {
