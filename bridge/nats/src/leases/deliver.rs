@@ -136,7 +136,7 @@ impl Deliveries {
             || pulled.delivered > 1
             || record.charged() > 0
             || record.is_doubtful()
-            || line.is_below_mark(record.seq);
+            || line.is_below_recheck_mark(record.seq);
         let replaced = match pulled.delivered > 1 {
             true => self.is_replaced(record).await,
             false => Ok(false),

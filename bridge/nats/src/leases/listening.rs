@@ -122,7 +122,7 @@ impl Listening {
                         here.woken.notify_waiters();
                     }
                     Some(Word::BeganAnew) => {
-                        here.suspect();
+                        here.recheck_all();
                         changed = true;
                     }
                     Some(Word::Ended(job)) => hearing.held.holding.hurry(job),
@@ -134,7 +134,7 @@ impl Listening {
                     Some(Word::There(..)) | None => {}
                 },
                 Heard::Changed => {
-                    here.suspect();
+                    here.recheck_all();
                     changed = true;
                 }
                 Heard::Nothing => {}
@@ -142,7 +142,7 @@ impl Listening {
             self.hear_hints_or_not(&hearing, &here).await;
             if changed && asking.is_terminated() {
                 changed = false;
-                asking = raise_mark(Arc::clone(&hearing.lines), here).boxed().fuse();
+                asking = raise_recheck_mark(Arc::clone(&hearing.lines), here).boxed().fuse();
             }
         }
     }
@@ -228,8 +228,8 @@ async fn next_of(hints: &mut Option<Subscriber>) -> Option<Message> {
     }
 }
 
-async fn raise_mark(lines: Arc<Lines>, line: Arc<QueueState>) {
-    if let Err(error) = lines.raise_mark(&line).await {
+async fn raise_recheck_mark(lines: Arc<Lines>, line: Arc<QueueState>) {
+    if let Err(error) = lines.raise_recheck_mark(&line).await {
         tracing::debug!(queue = %line.queue, %error, "every job is looked up until the stream was asked again");
     }
 }

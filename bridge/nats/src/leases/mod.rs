@@ -350,8 +350,7 @@ mod tests {
         server.kill();
         server.restart().await;
         let again = async {
-            while leases.api.connections() == connections || leases.lines.raise_mark_if_reconnected(line).await.is_err()
-            {
+            while leases.api.connections() == connections || leases.lines.recheck_if_reconnected(line).await.is_err() {
                 tokio::task::yield_now().await;
             }
         };

@@ -204,7 +204,7 @@ impl Pulls {
                         end = Some(ended(status, description.as_deref()));
                     }
                     Some(message) => {
-                        self.lines.suspect_if_reconnected(line);
+                        self.lines.recheck_all_if_reconnected(line);
                         let pulled = deliver::read(message, self.api.context().clone());
                         held.came(pulled.as_ref().map_or(0, |pulled| pulled.behind));
                         (over_at, give_up) = (Instant::now() + HELD_LONGER, Instant::now() + PULL_WITHIN);

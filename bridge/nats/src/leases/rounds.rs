@@ -33,7 +33,7 @@ pub(crate) struct RoundMaker {
 impl RoundMaker {
     /// Looks over all consumers of the queue: each one that has a job in line, or leased, may have something to take.
     async fn make_round(&self, line: &Arc<QueueState>, policy: &QueuePolicy) -> Result<(), BrokerError> {
-        self.lines.raise_mark_if_reconnected(line).await?;
+        self.lines.recheck_if_reconnected(line).await?;
         let (began, connections) = (Instant::now(), self.api.connections());
         let listed = self.lanes.list_consumers(&line.queue, policy).await?;
         let lanes: Vec<_> = listed.iter().filter_map(|info| Some((info.lane()?, info))).collect();

@@ -49,21 +49,21 @@ impl Lines {
 
     /// If the connection was made again since the recheck mark was set, every job is looked up first from here on,
     /// until the server says up to which one.
-    pub(crate) fn suspect_if_reconnected(self: &Arc<Self>, line: &Arc<QueueState>) {
+    pub(crate) fn recheck_all_if_reconnected(self: &Arc<Self>, line: &Arc<QueueState>) {
         let connections = self.api.connections();
         if line.connections.swap(connections, Ordering::AcqRel) != connections {
-            line.suspect();
+            line.recheck_all();
             let (lines, line) = (Arc::clone(self), Arc::clone(line));
             // If that fails, the next round asks again.
-            self.tasks.spawn(async move { drop(lines.raise_mark(&line).await) });
+            self.tasks.spawn(async move { drop(lines.raise_recheck_mark(&line).await) });
         }
     }
 
     /// Raises the recheck mark if the connection was made again since it was set.
-    pub(crate) async fn raise_mark_if_reconnected(&self, line: &QueueState) -> Result<(), BrokerError> {
+    pub(crate) async fn recheck_if_reconnected(&self, line: &QueueState) -> Result<(), BrokerError> {
         let connections = self.api.connections();
         if line.connections.swap(connections, Ordering::AcqRel) != connections {
-            self.raise_mark(line).await?;
+            self.raise_recheck_mark(line).await?;
         }
         Ok(())
     }
@@ -71,15 +71,15 @@ impl Lines {
     /// Raises the recheck mark: from here on every job that is stored already is looked up first, because its consumer
     /// was made again, or has another leader, or the connection was lost meanwhile. Until the server says how far that
     /// goes, all jobs are looked up.
-    pub(crate) async fn raise_mark(&self, line: &QueueState) -> Result<(), BrokerError> {
-        let raised = line.suspect();
+    pub(crate) async fn raise_recheck_mark(&self, line: &QueueState) -> Result<(), BrokerError> {
+        let raised = line.recheck_all();
         let stream =
             stream_calls::get(&self.api, &names::jobs_stream(&line.queue), "lease").await.inspect_err(|_| {
                 // As after a reconnect: the next round asks again.
                 line.connections.store(u64::MAX, Ordering::Release);
                 line.rounds.soon();
             })?;
-        line.mark_at(raised, stream.info.state.last_sequence);
+        line.set_recheck_mark(raised, stream.info.state.last_sequence);
         Ok(())
     }
 
@@ -90,7 +90,7 @@ impl Lines {
         let anew = control::BEGAN_ANEW.into();
         let told = self.api.tell(names::control(&line.queue), HeaderMap::new(), anew);
         // If it fails, every job is looked up until the stream was asked again.
-        drop(tokio::join!(self.raise_mark(line), told));
+        drop(tokio::join!(self.raise_recheck_mark(line), told));
     }
 
     /// Makes a consumer again that somebody deleted. It delivers everything again, so everything is looked up.
@@ -101,7 +101,7 @@ impl Lines {
         lane: &Lane,
     ) -> Result<(), BrokerError> {
         tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer was gone: made again");
-        self.raise_mark(line).await?;
+        self.raise_recheck_mark(line).await?;
         self.lanes.consumers.forget(&line.queue, lane);
         self.lanes.make_consumer(&line.queue, lane, policy).await?;
         line.more(lane);

@@ -47,10 +47,10 @@ pub(crate) struct QueueState {
     pub(crate) places_changed: Notify,
     /// The recheck mark: jobs up to this sequence may have been settled although their consumer says otherwise, so they
     /// are looked up before they are given out.
-    mark: AtomicU64,
+    recheck_below: AtomicU64,
     /// Incremented each time the mark is raised. A task that asked the server for the mark on behalf of an earlier
     /// raise compares this, and drops its answer.
-    raised: AtomicU64,
+    recheck_raised: AtomicU64,
     /// How often the connection had been made when the recheck mark was set.
     pub(crate) connections: AtomicU64,
 }
@@ -79,8 +79,8 @@ impl QueueState {
             hears: AtomicBool::new(false),
             stops_hearing: AtomicBool::new(false),
             places_changed: Notify::new(),
-            mark: AtomicU64::new(u64::MAX),
-            raised: AtomicU64::new(0),
+            recheck_below: AtomicU64::new(u64::MAX),
+            recheck_raised: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         }
     }
@@ -103,23 +103,23 @@ impl QueueState {
     }
 
     /// Whether the result is to be looked for before the job with this sequence is given out.
-    pub(crate) fn is_below_mark(&self, seq: u64) -> bool {
-        seq <= self.mark.load(Ordering::Acquire)
+    pub(crate) fn is_below_recheck_mark(&self, seq: u64) -> bool {
+        seq <= self.recheck_below.load(Ordering::Acquire)
     }
 
     /// Raises the recheck mark above all jobs: every job is looked up first, until the mark is known again. Returns the
-    /// number of this raise, for [`Self::mark_at`].
-    pub(crate) fn suspect(&self) -> u64 {
-        let raised = self.raised.fetch_add(1, Ordering::AcqRel) + 1;
-        self.mark.store(u64::MAX, Ordering::Release);
+    /// number of this raise, for [`Self::set_recheck_mark`].
+    pub(crate) fn recheck_all(&self) -> u64 {
+        let raised = self.recheck_raised.fetch_add(1, Ordering::AcqRel) + 1;
+        self.recheck_below.store(u64::MAX, Ordering::Release);
         raised
     }
 
     /// Sets the recheck mark to `seq`: the server said that jobs after it are not in doubt. Without effect if the mark
     /// was raised again since raise number `asked`.
-    pub(crate) fn mark_at(&self, asked: u64, seq: u64) {
-        if self.raised.load(Ordering::Acquire) == asked {
-            self.mark.store(seq, Ordering::Release);
+    pub(crate) fn set_recheck_mark(&self, asked: u64, seq: u64) {
+        if self.recheck_raised.load(Ordering::Acquire) == asked {
+            self.recheck_below.store(seq, Ordering::Release);
         }
     }
 
