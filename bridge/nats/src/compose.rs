@@ -22,7 +22,7 @@ use crate::leases::rounds::RoundMaker;
 use crate::leases::settling::Settling;
 use crate::line::lanes::{Consumers, Lanes};
 use crate::line::lines::Lines;
-use crate::line::lost_lanes::{Census, LostLanes};
+use crate::line::lost_lanes::{LanesChecked, LostLanes};
 use crate::operate::dead_letters::Operator;
 use crate::operate::provision::Provisioning;
 use crate::operate::redrive::Redrives;
@@ -97,7 +97,7 @@ pub(crate) fn compose(api: Api, settings: Settings, payload_max: u64) -> Parts {
         tasks: tasks.clone(),
     });
     let lanes = Arc::new(Lanes { api: api.clone(), consumers: Consumers::default() });
-    let lost_lanes = Arc::new(LostLanes { api: api.clone(), lanes: lanes.clone(), census: Census::default() });
+    let lost_lanes = Arc::new(LostLanes { api: api.clone(), lanes: lanes.clone(), checked: LanesChecked::default() });
     let lines = Arc::new(Lines {
         api: api.clone(),
         tasks: tasks.clone(),

@@ -37,19 +37,19 @@ pub(crate) struct Waiting(Mutex<HashMap<(QueueName, ClientId), Line>>);
 #[derive(Debug, Default)]
 struct Line {
     counted: Option<Counted>,
-    lately: Lately,
+    recently: RecentlyAdded,
     asking: Arc<SingleFlight>,
 }
 
 /// How many this process added to a line within [`COUNT_LAG`], and up to as long before.
 #[derive(Clone, Copy, Debug, Default)]
-struct Lately {
+struct RecentlyAdded {
     since: Option<Instant>,
     added: u64,
     before: u64,
 }
 
-impl Lately {
+impl RecentlyAdded {
     fn count(&mut self, now: Instant) -> u64 {
         let passed = self.since.map_or(Duration::MAX, |since| now - since);
         if passed >= COUNT_LAG {
@@ -90,7 +90,7 @@ impl Waiting {
             let below = counted.waiting < limit / 10 * 9 && counted.at.elapsed() < good_for(limit - counted.waiting);
             if below {
                 counted.waiting += 1;
-                line.lately.add(Instant::now());
+                line.recently.add(Instant::now());
             }
             below
         })
@@ -109,7 +109,7 @@ impl Waiting {
         self.of(queue, client, |line| {
             let at = Instant::now();
             let expected = line.counted.map_or(0, |counted| counted.waiting + counted.uncounted);
-            let uncounted = line.lately.count(at).min(expected.saturating_sub(waiting));
+            let uncounted = line.recently.count(at).min(expected.saturating_sub(waiting));
             line.counted = Some(Counted { at, waiting, uncounted });
         });
     }
@@ -129,7 +129,7 @@ impl Waiting {
             Some(counted) if counted.waiting >= limit => Err(counted.waiting),
             Some(counted) => {
                 counted.waiting += 1;
-                line.lately.add(Instant::now());
+                line.recently.add(Instant::now());
                 Ok(())
             }
             None => Ok(()),

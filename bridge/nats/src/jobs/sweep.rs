@@ -68,7 +68,7 @@ pub(crate) struct Sweep {
 impl Sweep {
     pub(crate) async fn sweep_step(&self, limit: u32) -> Result<Swept, BrokerError> {
         let mut queues = self.records.queues(true).await?;
-        self.lost_lanes.census.retain(&queues);
+        self.lost_lanes.checked.retain(&queues);
         let first = self.sweeping.first.fetch_add(1, Ordering::Relaxed) % queues.len().max(1);
         queues.rotate_left(first);
         let left = limit.clamp(1, STEP_MAX);

@@ -31,9 +31,9 @@ const MADE_MAX: usize = 100;
 
 /// When each queue is to be looked through next, and how often the connection had been made when it was last.
 #[derive(Debug, Default)]
-pub(crate) struct Census(Mutex<HashMap<QueueName, (u64, Instant)>>);
+pub(crate) struct LanesChecked(Mutex<HashMap<QueueName, (u64, Instant)>>);
 
-impl Census {
+impl LanesChecked {
     fn is_due(&self, queue: &QueueName, connections: u64) -> bool {
         let next = lock(&self.0).get(queue).copied();
         next.is_none_or(|(made, next)| made != connections || next <= Instant::now())
@@ -54,15 +54,15 @@ impl Census {
 pub(crate) struct LostLanes {
     pub(crate) api: Api,
     pub(crate) lanes: Arc<Lanes>,
-    pub(crate) census: Census,
+    pub(crate) checked: LanesChecked,
 }
 
 impl LostLanes {
     /// Makes the consumers of lanes that have records in line and lost theirs, if it is time to look. The jobs that
     /// these consumers deliver are looked up first, as after any consumer was made again.
     pub(crate) async fn restore_lost_lanes(&self, queue: &QueueName, policy: &QueuePolicy) {
-        let (census, connections) = (&self.census, self.api.connections());
-        if !census.is_due(queue, connections) {
+        let (checked, connections) = (&self.checked, self.api.connections());
+        if !checked.is_due(queue, connections) {
             return;
         }
         let began = Instant::now();
@@ -74,7 +74,7 @@ impl LostLanes {
                 AGAIN
             }
         };
-        census.next(queue, connections, after);
+        checked.next(queue, connections, after);
     }
 
     /// Whether no consumer is missing any more.

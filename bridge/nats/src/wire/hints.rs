@@ -19,7 +19,7 @@ use relay_bridge::support::lock;
 /// How often the jobs of one lane are hinted at. The first one after a pause is told at once.
 pub(crate) const EVERY: Duration = Duration::from_millis(2);
 /// The most lanes that are hinted at in [`EVERY`]; a round finds the others.
-const LATELY_MAX: usize = 4_096;
+const RECENT_MAX: usize = 4_096;
 /// The most jobs on timers that are hinted at in their time; a round finds the others.
 const LATER_MAX: usize = 16_384;
 
@@ -34,8 +34,8 @@ pub(crate) struct Hint {
 /// The hints that this process sends to workers.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
-    /// Lanes that were hinted at lately; jobs that come within [`EVERY`] are told together.
-    lately: Mutex<HashMap<Whose, Lately>>,
+    /// Lanes that were hinted at recent; jobs that come within [`EVERY`] are told together.
+    recent: Mutex<HashMap<Whose, RecentHints>>,
     /// Jobs on timers, by when they come into line.
     later: Mutex<BTreeMap<(Instant, u64), Whose>>,
     /// Woken when a hint is to be sent later, or sooner than before.
@@ -46,42 +46,42 @@ pub(crate) struct Hints {
 pub(crate) type Whose = (QueueName, Lane);
 
 #[derive(Debug)]
-struct Lately {
-    told_at: Instant,
-    untold: u32,
+struct RecentHints {
+    sent_at: Instant,
+    unsent: u32,
 }
 
-impl Lately {
+impl RecentHints {
     fn is_quiet(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.told_at) >= EVERY
+        now.saturating_duration_since(self.sent_at) >= EVERY
     }
 
     fn is_needed(&self, now: Instant) -> bool {
-        self.untold > 0 || !self.is_quiet(now)
+        self.unsent > 0 || !self.is_quiet(now)
     }
 }
 
 impl Hints {
     /// Notes a job in line. `true` if its hint is to be sent at once; otherwise [`Self::due`] gives it later.
     pub(crate) fn note(&self, queue: &QueueName, lane: &Lane, now: Instant) -> bool {
-        let mut lately = self.lately();
+        let mut recent = self.recent();
         let key = (queue.clone(), lane.clone());
-        if let Some(lately) = lately.get_mut(&key) {
-            if lately.untold == 0 {
-                if lately.is_quiet(now) {
-                    lately.told_at = now;
+        if let Some(recent) = recent.get_mut(&key) {
+            if recent.unsent == 0 {
+                if recent.is_quiet(now) {
+                    recent.sent_at = now;
                     return true;
                 }
                 self.woken.notify_one();
             }
-            lately.untold = lately.untold.saturating_add(1);
+            recent.unsent = recent.unsent.saturating_add(1);
             return false;
         }
-        if lately.len() == LATELY_MAX {
-            lately.retain(|_, lately| lately.is_needed(now));
+        if recent.len() == RECENT_MAX {
+            recent.retain(|_, recent| recent.is_needed(now));
         }
-        if lately.len() < LATELY_MAX {
-            lately.insert(key, Lately { told_at: now, untold: 0 });
+        if recent.len() < RECENT_MAX {
+            recent.insert(key, RecentHints { sent_at: now, unsent: 0 });
         }
         true
     }
@@ -108,17 +108,17 @@ impl Hints {
     /// The jobs that came together meanwhile, and those whose time has come; and when the next ones are due, unless
     /// others come before.
     pub(crate) fn due(&self, now: Instant) -> (Vec<(Whose, u32)>, Option<Instant>) {
-        let mut lately = self.lately();
-        lately.retain(|_, lately| lately.is_needed(now));
-        let untold = lately.iter_mut().filter(|(_, lately)| lately.untold > 0);
-        let mut due: Vec<_> = untold
-            .map(|(whose, lately)| {
-                lately.told_at = now;
-                (whose.clone(), std::mem::take(&mut lately.untold))
+        let mut recent = self.recent();
+        recent.retain(|_, recent| recent.is_needed(now));
+        let unsent = recent.iter_mut().filter(|(_, recent)| recent.unsent > 0);
+        let mut due: Vec<_> = unsent
+            .map(|(whose, recent)| {
+                recent.sent_at = now;
+                (whose.clone(), std::mem::take(&mut recent.unsent))
             })
             .collect();
         let next = (!due.is_empty()).then_some(now + EVERY);
-        drop(lately);
+        drop(recent);
         let mut later = self.later();
         while let Some(entry) = later.first_entry().filter(|entry| entry.key().0 <= now) {
             let whose = entry.remove();
@@ -131,8 +131,8 @@ impl Hints {
         (due, next.into_iter().chain(later).min())
     }
 
-    fn lately(&self) -> MutexGuard<'_, HashMap<Whose, Lately>> {
-        lock(&self.lately)
+    fn recent(&self) -> MutexGuard<'_, HashMap<Whose, RecentHints>> {
+        lock(&self.recent)
     }
 
     fn later(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Whose>> {
@@ -158,7 +158,7 @@ mod tests {
         assert!(!hints.note(&queue, &me, start));
         assert!(!hints.note(&queue, &me, start));
         assert!(hints.note(&queue, &you, start));
-        assert!(!hints.note(&queue, &me, start + EVERY), "some are untold");
+        assert!(!hints.note(&queue, &me, start + EVERY), "some are unsent");
         let later = start + EVERY;
         assert_eq!(hints.due(later), (vec![(whose("me"), 3)], Some(later + EVERY)));
         assert_eq!(hints.due(later), (vec![], None), "it was told");
@@ -187,13 +187,13 @@ mod tests {
             let (queue, lane) = whose(&format!("client-{number}"));
             hints.note(&queue, &lane, now)
         };
-        for number in 0..=LATELY_MAX {
+        for number in 0..=RECENT_MAX {
             assert!(note(number, start));
         }
         assert!(!note(0, start), "it is remembered");
-        assert!(note(LATELY_MAX, start), "it is not");
-        assert!(note(LATELY_MAX, start + EVERY));
-        assert!(!note(LATELY_MAX, start + EVERY), "now it is");
+        assert!(note(RECENT_MAX, start), "it is not");
+        assert!(note(RECENT_MAX, start + EVERY));
+        assert!(!note(RECENT_MAX, start + EVERY), "now it is");
     }
 
     #[test]
