@@ -47,7 +47,7 @@ pub trait Leasing: Send + Sync {
     /// elsewhere, or lost its connection since it gave the job out and may have missed that. The answer of `extend`
     /// counts. It may stay silent, and always does where a broker does not tell: the holder of a job sends its
     /// heartbeats all the same.
-    async fn hurried(&self, receipt: &Receipt);
+    async fn ended_early(&self, receipt: &Receipt);
 
     /// Tells all watchers how far the handler is. Best effort.
     ///

@@ -148,8 +148,8 @@ impl Leasing for Watched {
         self.leasing.extend(receipt).await
     }
 
-    async fn hurried(&self, receipt: &Receipt) {
-        self.leasing.hurried(receipt).await;
+    async fn ended_early(&self, receipt: &Receipt) {
+        self.leasing.ended_early(receipt).await;
     }
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {

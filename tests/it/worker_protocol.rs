@@ -109,7 +109,7 @@ impl Leasing for Line {
         }
     }
 
-    async fn hurried(&self, _: &Receipt) {
+    async fn ended_early(&self, _: &Receipt) {
         std::future::pending().await
     }
 

@@ -42,7 +42,7 @@ pub(crate) enum Standing {
 pub(crate) struct Lease {
     receipt: Receipt,
     state: Mutex<State>,
-    /// Cancelled when the handler starts, unless the broker hurried before: then the answer is known already.
+    /// Cancelled when the handler starts, unless the broker ended_early before: then the answer is known already.
     heeding: CancellationToken,
     lapsed: CancellationToken,
 }
@@ -87,12 +87,12 @@ impl Lease {
     /// hurries, or if the job is in hand since before `taken_at` + [`IN_HAND_MAX`]. While it does not answer, the clock
     /// decides.
     pub(crate) async fn may_start(&self, leasing: &Arc<dyn Leasing>, taken_at: Instant) -> bool {
-        let hurried = leasing.hurried(&self.receipt).now_or_never().is_some();
+        let ended_early = leasing.ended_early(&self.receipt).now_or_never().is_some();
         let mut standing = self.standing();
-        if standing == Standing::Held && (hurried || taken_at.elapsed() > IN_HAND_MAX) {
+        if standing == Standing::Held && (ended_early || taken_at.elapsed() > IN_HAND_MAX) {
             standing = self.beat(leasing).await;
         }
-        if !hurried {
+        if !ended_early {
             self.heeding.cancel();
         }
         standing == Standing::Held
@@ -107,11 +107,11 @@ impl Lease {
     /// never returns: drop it when the delivery is settled.
     pub(crate) async fn keep(&self, leasing: &Arc<dyn Leasing>) -> Infallible {
         // Once, and from the start on: then the answer to a beat is known, and what comes later is learned in time.
-        let hurried = async {
+        let ended_early = async {
             self.heeding.cancelled().await;
-            leasing.hurried(&self.receipt).await;
+            leasing.ended_early(&self.receipt).await;
         };
-        tokio::pin!(hurried);
+        tokio::pin!(ended_early);
         let mut told = false;
         loop {
             let beat_at = {
@@ -120,7 +120,7 @@ impl Lease {
             };
             tokio::select! {
                 () = sleep_until(beat_at) => {}
-                () = &mut hurried, if !told => told = true,
+                () = &mut ended_early, if !told => told = true,
             }
             if self.beat(leasing).await != Standing::Held {
                 return std::future::pending().await;

@@ -62,7 +62,7 @@ impl Leasing for Embedded {
         answer.await.map_err(|_| closed())?
     }
 
-    async fn hurried(&self, _: &Receipt) {
+    async fn ended_early(&self, _: &Receipt) {
         // An end elsewhere is found at the next heartbeat.
         std::future::pending().await
     }

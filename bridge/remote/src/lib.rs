@@ -184,7 +184,7 @@ impl Leasing for Remote {
         }
     }
 
-    async fn hurried(&self, _: &Receipt) {
+    async fn ended_early(&self, _: &Receipt) {
         // The protocol has no word for it.
         std::future::pending().await
     }

@@ -178,7 +178,7 @@ impl Leasing for Scripted {
         }
     }
 
-    async fn hurried(&self, _: &Receipt) {
+    async fn ended_early(&self, _: &Receipt) {
         self.hurry.cancelled().await;
     }
 

@@ -74,8 +74,8 @@ impl Leasing for Repeating {
         Ok(held)
     }
 
-    async fn hurried(&self, receipt: &Receipt) {
-        self.inner.hurried(receipt).await;
+    async fn ended_early(&self, receipt: &Receipt) {
+        self.inner.ended_early(receipt).await;
     }
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {

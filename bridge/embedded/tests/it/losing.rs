@@ -121,8 +121,8 @@ impl Leasing for Losing {
         self.lossy.extend(receipt).await
     }
 
-    async fn hurried(&self, receipt: &Receipt) {
-        self.lossy.hurried(receipt).await;
+    async fn ended_early(&self, receipt: &Receipt) {
+        self.lossy.ended_early(receipt).await;
     }
 
     async fn progress(&self, receipt: &Receipt, progress: &Progress) -> Result<(), BrokerError> {

@@ -149,7 +149,7 @@ impl Leasing for Leases {
         self.settling.extend_lease(receipt).await
     }
 
-    async fn hurried(&self, receipt: &Receipt) {
+    async fn ended_early(&self, receipt: &Receipt) {
         let token = Token::read(receipt, "extend").ok();
         match token.and_then(|token| self.held.holding.get(&token.key(receipt))) {
             Some(held) if held.connections != self.api.connections() => {}
@@ -386,16 +386,16 @@ mod tests {
         };
         let delivery = broker.leasing.lease(&request).await.unwrap().remove(0);
         assert!(
-            broker.leasing.hurried(&delivery.receipt).now_or_never().is_none(),
+            broker.leasing.ended_early(&delivery.receipt).now_or_never().is_none(),
             "nothing was said, and nothing missed"
         );
         server.kill();
         server.restart().await;
-        let hurried = async {
-            while broker.leasing.hurried(&delivery.receipt).now_or_never().is_none() {
+        let ended_early = async {
+            while broker.leasing.ended_early(&delivery.receipt).now_or_never().is_none() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(30), hurried).await.expect("the word of a cancel would have been lost");
+        timeout(Duration::from_secs(30), ended_early).await.expect("the word of a cancel would have been lost");
     }
 }

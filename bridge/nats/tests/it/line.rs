@@ -265,13 +265,13 @@ async fn who_holds_a_job_that_another_process_cancels_is_told_at_once() {
     let cancelled = elsewhere.broker().jobs.cancel(&stage.client, job.id).await.unwrap();
     assert_eq!(cancelled.state, JobState::Finished(Outcome::Cancelled));
     let leasing = &stage.broker.leasing;
-    tokio::time::timeout(CONNECT, leasing.hurried(&receipt)).await.expect("nobody told it");
+    tokio::time::timeout(CONNECT, leasing.ended_early(&receipt)).await.expect("nobody told it");
     assert_eq!(leasing.extend(&receipt).await.unwrap(), Held::Ended(Outcome::Cancelled));
 
     // A word of somebody who has no say hurries, and changes nothing.
     let anybody = stage.jetstream.client();
     anybody.publish(names::control(&stage.queue), format!("ended {}", other.id).into()).await.unwrap();
-    tokio::time::timeout(CONNECT, leasing.hurried(&others)).await.expect("nobody told it");
+    tokio::time::timeout(CONNECT, leasing.ended_early(&others)).await.expect("nobody told it");
     assert_eq!(leasing.extend(&others).await.unwrap(), Held::Until(LEASE));
 }
 

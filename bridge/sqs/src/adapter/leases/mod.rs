@@ -86,7 +86,7 @@ impl Leasing for Leases {
         self.settling.extend_lease(receipt).await
     }
 
-    async fn hurried(&self, _: &Receipt) {
+    async fn ended_early(&self, _: &Receipt) {
         // An end elsewhere is found at the next heartbeat.
         std::future::pending().await
     }
