@@ -138,7 +138,7 @@ fn overview(admin: &Admin) -> Value {
     clients.sort_by_key(|(_, counts)| std::cmp::Reverse(counts.submitted));
     clients.truncate(CLIENTS_MAX);
     let now = admin.telemetry.clock().monotonic();
-    let workers = admin.telemetry.crew().lately(now).into_iter().map(|(id, seen)| Worker {
+    let workers = admin.telemetry.workers_seen().lately(now).into_iter().map(|(id, seen)| Worker {
         id: id.to_string(),
         queues: seen.queues.iter().map(ToString::to_string).collect(),
         asked_seconds: now.saturating_sub(seen.asked_at).as_secs(),

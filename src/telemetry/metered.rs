@@ -136,11 +136,11 @@ impl JobQueue for Jobs {
 impl Leasing for Work {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
         let telemetry = &self.telemetry;
-        telemetry.crew().asks(request, telemetry.clock().monotonic());
+        telemetry.workers_seen().asks(request, telemetry.clock().monotonic());
         let leased = self.inner.lease(request).await?;
         if !leased.is_empty() {
             telemetry.0.leased.add(leased.len() as u64);
-            telemetry.crew().given(&request.worker, leased.len() as u64);
+            telemetry.workers_seen().given(&request.worker, leased.len() as u64);
         }
         Ok(leased)
     }

@@ -6,7 +6,7 @@
 //! # Layout
 //!
 //! - `flows`: the jobs that came in and went out, by queue and client.
-//! - `crew`: which workers ask for jobs.
+//! - `workers_seen`: which workers ask for jobs.
 //! - `storage`: the writes that the broker's storage refused lately.
 //! - `metered`: the decorators that count.
 //! - `traces`: spans of the calls that go through them.
@@ -21,18 +21,18 @@ use relay_bridge::clock::Clock;
 use relay_bridge::histogram::Histogram;
 use relay_bridge::leasing::Leasing;
 
-mod crew;
 pub mod exposition;
 mod flows;
 mod metered;
 mod report;
 mod storage;
 mod traces;
+mod workers_seen;
 
-pub use crew::{Crew, Seen};
 pub use flows::{Counts, Flow, Flows};
 pub use storage::{LATELY, Storage};
 pub use traces::Traces;
+pub use workers_seen::{Seen, WorkersSeen};
 
 /// Upper bounds of latencies in microseconds: 1 ms to 1 h. Jobs may take either.
 const LATENCIES: &[u64] = &[
@@ -65,7 +65,7 @@ struct Inner {
     clock: Clock,
     traces: Option<Traces>,
     flows: Flows,
-    crew: Crew,
+    workers_seen: WorkersSeen,
     storage: Storage,
     handler: Histogram,
     end_to_end: Histogram,
@@ -90,7 +90,7 @@ impl Telemetry {
             clock,
             traces,
             flows: Flows::default(),
-            crew: Crew::default(),
+            workers_seen: WorkersSeen::default(),
             storage: Storage::default(),
             handler: Histogram::new(LATENCIES),
             end_to_end: Histogram::new(LATENCIES),
@@ -132,8 +132,8 @@ impl Telemetry {
 
     /// Which workers asked for jobs lately.
     #[must_use]
-    pub fn crew(&self) -> &Crew {
-        &self.0.crew
+    pub fn workers_seen(&self) -> &WorkersSeen {
+        &self.0.workers_seen
     }
 
     /// The writes that the broker's storage refused lately.

@@ -67,7 +67,7 @@ impl Telemetry {
             &inner.end_to_end.read(),
             MICROSECOND,
         );
-        let workers = self.crew().lately(self.clock().monotonic()).len();
+        let workers = self.workers_seen().lately(self.clock().monotonic()).len();
         text.gauge("relay_workers", "Workers that asked this process for jobs within three minutes.")
             .value(&[], workers);
     }

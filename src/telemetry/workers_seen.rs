@@ -16,7 +16,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(180);
 
 /// The workers that asked lately.
 #[derive(Debug, Default)]
-pub struct Crew(Mutex<HashMap<WorkerId, Seen>>);
+pub struct WorkersSeen(Mutex<HashMap<WorkerId, Seen>>);
 
 /// The facts that are known of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Seen {
     pub leased: u64,
 }
 
-impl Crew {
+impl WorkersSeen {
     /// A worker asks for jobs.
     pub(super) fn asks(&self, request: &LeaseRequest, now: Duration) {
         let mut workers = lock(&self.0);
@@ -73,17 +73,17 @@ mod tests {
 
     #[test]
     fn a_worker_that_asks_no_more_is_forgotten() {
-        let crew = Crew::default();
+        let workers_seen = WorkersSeen::default();
         let request = |worker: &str| LeaseRequest {
             worker: worker.parse().unwrap(),
             queues: vec!["mail".parse().unwrap()],
             max: NonZeroU32::MIN,
             wait: Duration::ZERO,
         };
-        crew.asks(&request("a"), Duration::ZERO);
-        crew.asks(&request("b"), FORGET_AFTER);
-        crew.given(&"b".parse().unwrap(), 3);
-        let lately = crew.lately(FORGET_AFTER);
+        workers_seen.asks(&request("a"), Duration::ZERO);
+        workers_seen.asks(&request("b"), FORGET_AFTER);
+        workers_seen.given(&"b".parse().unwrap(), 3);
+        let lately = workers_seen.lately(FORGET_AFTER);
         let names: Vec<_> = lately.iter().map(|(worker, seen)| (worker.as_str(), seen.leased)).collect();
         assert_eq!(names, [("b", 3)]);
     }
