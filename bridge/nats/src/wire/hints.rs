@@ -34,7 +34,7 @@ pub(crate) struct Hint {
 /// The hints that this process sends to workers.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
-    /// Lanes that were hinted at recent; jobs that come within [`EVERY`] are told together.
+    /// Lanes that were hinted at recently; jobs that come within [`EVERY`] are told together.
     recent: Mutex<HashMap<Whose, RecentHints>>,
     /// Jobs on timers, by when they come into line.
     later: Mutex<BTreeMap<(Instant, u64), Whose>>,
