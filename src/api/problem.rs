@@ -166,7 +166,7 @@ impl From<&BrokerError> for Problem {
                 "the broker refused relay's own credentials; nothing was done: tell the operator of relay",
             ),
             Kind::Corrupt => {
-                Self::new(Slug::Internal, "what is stored can't be read: tell the operator of relay the request id")
+                Self::new(Slug::Internal, "the stored record can't be read: tell the operator of relay the request id")
             }
             Kind::Invalid => Self::new(Slug::MalformedRequest, what),
         }

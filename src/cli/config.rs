@@ -325,9 +325,9 @@ allowed_clients = ["shop", "studio"]
 const QUEUES: &str = "
 ## `[[queue]]`, `[queue_defaults]` and `[[queue.client]]`
 
-Each `[[queue]]` has a `name` and what holds for it; `[queue_defaults]` is below all of them. The policy lives in the broker:
-what is not written stays as it is there, and what shortens what clients rely on, such as a smaller retention, needs
-`--force`. Some of it may differ for single clients, in `[[queue.client]]` with the client's `name`. Flags change the policy of
+Each `[[queue]]` has a `name` and its settings; `[queue_defaults]` is below all of them. The policy lives in the broker: a
+setting that is not written stays as it is there, and one that takes away from what clients rely on, such as a smaller retention,
+needs `--force`. Some of it may differ for single clients, in `[[queue.client]]` with the client's `name`. Flags change the policy of
 every queue that is named by `--queue` or in the file. A pause is not configuration: it stands until the queue is resumed.
 Servers and `relay provision` may write one queue at the same time: each writes what it names, over what the others wrote.
 
@@ -342,7 +342,7 @@ itself: `content_types` and `allowed_clients` hold for them, a rate does not.
 const BRIDGES: &str = "
 ## `[[bridge]]`
 
-What `relay bridge --config FILE` does, each under a `name`: [bridge.md](bridge.md) has what one may have. Beside them it takes
+The bridges of `relay bridge --config FILE`, each under a `name`: [bridge.md](bridge.md) has their settings. Beside them it takes
 `[nats]` as the target of those that say no other, `[admin]` and `[log]`. `relay serve` checks them and leaves them alone.
 ";
 

@@ -145,6 +145,6 @@ fn write_place(file: &Path, cursor: &str) -> Result<(), CliError> {
     let written = PrivateFile::lock(file).and_then(|locked| locked.replace(&format!("{cursor}\n")));
     written.map_err(|error| {
         CliError::failed(format!("cannot keep the place in {}: {error}", file.display()))
-            .hint(format!("go on behind what was printed with --after {cursor}"))
+            .hint(format!("go on after the last printed result with --after {cursor}"))
     })
 }

@@ -50,7 +50,7 @@ pub fn find(file: &File, above: Above<'_>) -> Vec<Mistake> {
     let Above { variable, given } = above;
     let mut finder = Finder { file, given, found: Vec::new() };
     finder.one_of(&PLACES, "jobs are kept in one place");
-    finder.one_of(&["access.keys", "access.no_auth"], "whoever is let in is asked for a key, or nobody is");
+    finder.one_of(&["access.keys", "access.no_auth"], "every caller is asked for a key, or none is");
     finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
     finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
     finder.one_of(&["worker.connect", "nats.servers"], WORKS_IN_ONE_PLACE);

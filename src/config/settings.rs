@@ -120,7 +120,7 @@ pub const SETTINGS: &[Setting] = &[
 pub const TABLES: &[(&str, &str)] = &[
     ("listen", "Where clients and workers connect, and how the process ends."),
     ("store", "Where jobs and results are kept, if not on NATS: one of the two."),
-    ("access", "Who may call: one of the two."),
+    ("access", "Access of callers: one of the two."),
     ("admin", "The port for operators. Its token may also be in `RELAY_ADMIN_TOKEN`."),
     (
         "nats",
@@ -131,10 +131,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "sqs",
         "SQS with DynamoDB as the broker. Credentials are those of the AWS tools: environment, profile, pod or machine.",
     ),
-    ("streams", "What the streams on NATS are like that relay creates."),
+    ("streams", "The streams on NATS that relay creates."),
     (
         "worker",
-        "What `relay worker --config FILE` does. It takes its jobs from the server at `connect`, or from NATS or SQS itself where \
+        "The work of `relay worker --config FILE`. The worker takes its jobs from the server at `connect`, or from NATS or SQS itself where \
          `[nats]` or `[sqs]` says so. Beside it, `[admin]`, `[telemetry]` and `[log]` hold for a worker as well. Its key may also \
          be in `RELAY_WORKER_KEY`. The command is seen from where the worker was started.",
     ),
@@ -142,7 +142,7 @@ pub const TABLES: &[(&str, &str)] = &[
         "telemetry",
         "Where spans of jobs go. The other variables of OpenTelemetry, such as `OTEL_TRACES_SAMPLER`, hold as everywhere.",
     ),
-    ("log", "What is logged, and how."),
+    ("log", "The log: its level and its form."),
 ];
 
 /// A part of a queue's policy. Which queues have which is in the file only; flags change those of every queue.
@@ -240,7 +240,7 @@ pub const POLICY: &[PolicySetting] = &[
         Kind::Clients,
         "[\"*\"]",
         None,
-        "Who may submit; others are answered `forbidden`. Reading and cancelling are not bound by it.",
+        "The clients that may submit; others are answered `forbidden`. Reading and cancelling are not bound by it.",
     ),
     share("weight", Kind::Count(1, 1_000), "1", "A client's share of the workers among the clients that have work."),
     share(

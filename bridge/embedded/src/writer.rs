@@ -146,7 +146,7 @@ impl Writer {
         if self.log_holds_erased && !self.broken {
             match self.truncate_log(Duration::ZERO) {
                 Ok(emptied) => self.log_holds_erased = !emptied,
-                Err(failure) => warn!(error = %failure, "the write-ahead log was not emptied of what was erased"),
+                Err(failure) => warn!(error = %failure, "the write-ahead log was not emptied of erased jobs"),
             }
         }
         let forgotten = !self.log_holds_erased;

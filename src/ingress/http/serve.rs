@@ -63,7 +63,7 @@ pub async fn serve(
     info!(tasks = tasks.len(), "the HTTP ingress drains");
     tasks.close();
     if tokio::time::timeout(drain, tasks.wait()).await.is_err() {
-        warn!(tasks = tasks.len(), "the drain took too long; what is left is cut off");
+        warn!(tasks = tasks.len(), "the drain took too long; the rest is cut off");
         connections.kill.cancel();
         tasks.wait().await;
     }

@@ -87,7 +87,7 @@ pub async fn serve(
         listening.tasks.wait().await;
     };
     if tokio::time::timeout(drain, drained).await.is_err() {
-        warn!(requests = listening.tasks.len(), "the drain took too long; what is left is cut off");
+        warn!(requests = listening.tasks.len(), "the drain took too long; the rest is cut off");
         listening.kill.cancel();
         endpoints.shutdown().await;
         listening.tasks.wait().await;

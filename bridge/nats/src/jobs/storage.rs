@@ -71,7 +71,7 @@ impl Sizes {
         for name in silent {
             match sizes.get(&name) {
                 Some(size) => drop(next.insert(name, *size)),
-                None => tracing::warn!(stream = %name, "a stream has no leader: what it holds is not counted"),
+                None => tracing::warn!(stream = %name, "a stream has no leader: its messages are not counted"),
             }
         }
         *sizes = next;

@@ -86,7 +86,7 @@ impl Lines {
     /// The lane's consumer was reset, or somebody made another of its name: here and in the other processes every job that is
     /// stored is looked up from now on.
     pub(crate) async fn begins_anew(&self, line: &QueueState, lane: &Lane) {
-        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer began anew: what it delivers is looked up first");
+        tracing::warn!(queue = %line.queue, consumer = %lane, "a consumer began anew: its deliveries are looked up first");
         let anew = control::BEGAN_ANEW.into();
         let told = self.api.tell(names::control(&line.queue), HeaderMap::new(), anew);
         // If it fails, every job is looked up until the stream was asked again.

@@ -255,7 +255,7 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
         }
     }
     if wanted.republish.is_some() && found.republish != wanted.republish {
-        note("republish: announce what is stored".to_owned(), true, false, false);
+        note("republish: announce each stored message".to_owned(), true, false, false);
         next.republish.clone_from(&wanted.republish);
     }
     if compressed(found) != compressed(wanted) {
@@ -276,7 +276,12 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
         next.consumer_limits = None;
     }
     if found.persist_mode == Some(PersistenceMode::Async) {
-        note("persist_mode: async -> default, because answers came before what they say".to_owned(), true, true, true);
+        note(
+            "persist_mode: async -> default, because answers came before the write was on disk".to_owned(),
+            true,
+            true,
+            true,
+        );
     }
     // Releases before this one removed letters by purging their subjects; elsewhere nothing was ever purged.
     let deny_purge = found.deny_purge && wanted.name == names::DEAD_STREAM;

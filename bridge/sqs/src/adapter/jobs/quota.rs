@@ -127,7 +127,7 @@ impl Places {
             self.count_anew(queue, client, limit, found, operation).await?;
         }
         let kind = BrokerErrorKind::Overloaded { retry_after: Duration::from_secs(1) };
-        Err(BrokerError::new(kind, operation, "what waits of the client is being counted"))
+        Err(BrokerError::new(kind, operation, "the waiting jobs of the client are being counted"))
     }
 
     /// Counts the jobs of the client that wait by their records and writes the number, unless another process changed
@@ -209,7 +209,7 @@ impl Places {
             Ok::<_, BrokerError>(())
         };
         if let Err(error) = changed.await {
-            tracing::warn!(%queue, %client, %error, "what waits of a client is counted wrong until it is counted anew");
+            tracing::warn!(%queue, %client, %error, "the waiting jobs of a client are counted wrong until they are counted anew");
         }
     }
 

@@ -284,7 +284,7 @@ impl Sweep {
             Ok(sent) => sent.map_err(failed)?.map(|()| true),
             Err(_) => {
                 if !step.hangs.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(queue = %record.queue, "SQS does not answer: what is due is sent by a later sweep");
+                    tracing::warn!(queue = %record.queue, "SQS does not answer: due jobs are sent by a later sweep");
                 }
                 Ok(false)
             }
