@@ -16,9 +16,11 @@
 //! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
 //! - [`error`]: the cause of a failed call, whether it took effect, and what the caller can do.
 //! - [`rules`]: the contract's decisions, which every adapter asks.
+//! - [`backoff`]: how long to wait before a call is tried again.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
 //! - [`histogram`]: sizes and durations, counted without a lock.
 
+pub mod backoff;
 pub mod broker;
 pub mod clock;
 pub mod contract;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use relay_bridge::backoff::random;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Failure, IdempotencyKey, Job, JobId, Outcome, QueueName, Submission};
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use super::hops::one_more;
 use super::stats::{RelayStats, count};
 use super::target::{AWAY, Placed, TO_BE_MENDED, Target, may_pass};
-use crate::client::retry::jitter;
 
 /// The longest single wait for a result, so that a target which lost the job is asked again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ impl RelayHandler {
             count(&self.stats.submitted_again);
             tokio::select! {
                 () = cancelled.cancelled() => return self.stopped(context, at, Some(id)).await,
-                () = tokio::time::sleep(AWAY.backoff(lost, jitter())) => {}
+                () = tokio::time::sleep(AWAY.backoff(lost, random())) => {}
             }
         }
     }
@@ -169,11 +169,11 @@ impl RelayHandler {
             let Some(floor) = may_pass(&error) else { return Err(Stop::Ended(refused(&error))) };
             // One client's limit must not keep the slots from the others.
             if matches!(error.kind(), BrokerErrorKind::QuotaExceeded { .. }) && since.elapsed() >= QUOTA_PATIENCE {
-                return Err(Stop::Ended(Attempt::HandBack { after: QUOTA_AGAIN.mul_f64(0.5 + jitter()) }));
+                return Err(Stop::Ended(Attempt::HandBack { after: QUOTA_AGAIN.mul_f64(0.5 + random()) }));
             }
             tries = tries.saturating_add(1);
             count(&self.stats.refused);
-            let wait = AWAY.backoff(tries, jitter()).max(floor);
+            let wait = AWAY.backoff(tries, random()).max(floor);
             tracing::debug!(%error, ?wait, "the target is away or full");
             tokio::select! {
                 () = cancelled.cancelled() => return Err(Stop::Cancelled),

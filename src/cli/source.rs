@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bridge::backoff::random;
 use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
@@ -16,7 +17,6 @@ use tokio::time::Instant;
 
 use super::exit::CliError;
 use super::provision::from_broker;
-use crate::client::retry::jitter;
 
 /// The longest wait before the second attempt to connect.
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
@@ -137,10 +137,10 @@ async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliErr
                 Err(error) if error.is_transient() => tracing::warn!("waiting for AWS: {error}"),
                 Err(error) => {
                     return Err(CliError::usage(format!("queue {queue}: {error}"))
-                        .hint("`relay provision` with the same --sqs flags and --queue creates what is missing"));
+                        .hint("`relay provision` with the same --sqs flags and --queue creates the missing queue"));
                 }
             }
-            tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+            tokio::time::sleep(ceiling.mul_f64(random())).await;
             ceiling = (ceiling * 2).min(BACKOFF_MAX);
         }
     }
@@ -163,7 +163,7 @@ pub(crate) async fn provisioned(config: NatsConfig, queues: &[QueueName]) -> Res
                 return Err(from_broker(error).hint("`relay provision` with the same --nats and --queue creates it"));
             }
         }
-        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        tokio::time::sleep(ceiling.mul_f64(random())).await;
         ceiling = (ceiling * 2).min(BACKOFF_MAX);
     }
 }
@@ -185,7 +185,7 @@ async fn dial(config: RemoteConfig) -> Result<Remote, BrokerError> {
             );
             told = true;
         }
-        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        tokio::time::sleep(ceiling.mul_f64(random())).await;
         ceiling = (ceiling * 2).min(config.backoff_max);
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! Full jitter: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use super::error::ClientError;
+use relay_bridge::backoff::random;
 
 /// How long to keep trying, and how fast.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ impl Patience {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let wait = ceiling.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
+            let wait = ceiling.mul_f64(random()).max(error.retry_after().unwrap_or_default());
             let gone = matches!(error, ClientError::Unreachable { .. }) && !self.waits_for_connection;
             let patient = started.elapsed() + wait < self.give_up_after && !gone;
             if !patient || !error.may_repeat(keyed) {
@@ -71,13 +71,6 @@ impl Patience {
             ceiling = (ceiling * 2).min(self.cap);
         }
     }
-}
-
-/// A random number from 0 to 1, good enough to spread retries: the standard library's hash keys differ per call.
-pub(crate) fn jitter() -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "53 bits are plenty")]
-    let random = (RandomState::new().hash_one(0_u8) >> 11) as f64;
-    random / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -117,12 +110,5 @@ mod tests {
     #[tokio::test]
     async fn without_patience_there_is_one_try() {
         assert_eq!(tries(true, Patience::NONE, interrupted).await, 1);
-    }
-
-    #[test]
-    fn jitter_stays_between_zero_and_one_and_varies() {
-        let draws: Vec<f64> = (0..100).map(|_| jitter()).collect();
-        assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
-        assert!(draws.windows(2).any(|pair| pair[0] != pair[1]));
     }
 }

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bridge::backoff::random;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{Failure, Job, Outcome, Timestamp};
 use relay_bridge::leasing::{Delivery, Leasing, Progress};
@@ -24,7 +25,6 @@ use crate::handler::{Attempt, Context, Handler};
 use crate::lease::{LEASE_MAX, Lease, Standing};
 use crate::policies::Policies;
 use crate::progress;
-use crate::retry::Jitter;
 use crate::room::Room;
 use crate::settle::{Settler, in_a_line};
 use crate::starts::{StartGate, StartReport};
@@ -46,7 +46,6 @@ pub(crate) struct Runtime {
     pub(crate) starts: Arc<StartGate>,
     /// Whether the broker has room for how runs end.
     pub(crate) room: Room,
-    pub(crate) jitter: Jitter,
     /// The drain's time is over: cancel what still runs and hand it back.
     pub(crate) drain_over: CancellationToken,
 }
@@ -114,7 +113,7 @@ impl Attended<'_> {
             Admission::Start => {
                 let started_at = self.now();
                 let ending = self.run(&policy, progress).await;
-                self.start.ended(&ending, &runtime.jitter);
+                self.start.ended(&ending);
                 (ending, Some(started_at))
             }
             Admission::Exhausted => (Ending::Spent, None),
@@ -127,7 +126,7 @@ impl Attended<'_> {
             Ending::Returned(Attempt::Retry { failure, .. }) => Some(failure.clone()),
             _ => None,
         };
-        let decision = decide(ending, self.lease.standing(), self.attempt, &policy, runtime.jitter.draw());
+        let decision = decide(ending, self.lease.standing(), self.attempt, &policy, random());
         if let (Decision::Settle(Settlement::RetryAfter(wait)), Some(failure)) = (&decision, failure) {
             let (attempt, max, why) = (self.attempt, policy.max_attempts, in_a_line(&failure));
             let key = job.key.as_ref().map(tracing::field::display);
@@ -141,7 +140,6 @@ impl Attended<'_> {
             leasing: &runtime.leasing,
             stats: &runtime.stats,
             room: &runtime.room,
-            jitter: &runtime.jitter,
             lease: self.lease,
             job,
             attempt,

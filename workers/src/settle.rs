@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::{Decision, RunEnd, too_large};
 use crate::lease::{Lease, Standing};
-use crate::retry::{Jitter, Patience, Refused, persist};
+use crate::retry::{Patience, Refused, persist};
 use crate::room::Room;
 use crate::stats::{WorkerStats, count};
 
@@ -24,7 +24,6 @@ pub(crate) struct Settler<'a> {
     pub(crate) leasing: &'a Arc<dyn Leasing>,
     pub(crate) stats: &'a WorkerStats,
     pub(crate) room: &'a Room,
-    pub(crate) jitter: &'a Jitter,
     pub(crate) lease: &'a Lease,
     pub(crate) job: &'a Job,
     /// Attempts started in this run, this one included if it was.
@@ -139,14 +138,12 @@ impl Settler<'_> {
                 extra: Default::default(),
             };
             self.guard(allowed())?;
-            persist(self.jitter, "dead letter", allowed, || self.storing(self.leasing.dead_letter(&letter)))
+            persist("dead letter", allowed, || self.storing(self.leasing.dead_letter(&letter)))
                 .await
                 .map_err(|refused| refused.error)?;
         }
         self.guard(allowed())?;
-        persist(self.jitter, "record", allowed, || self.storing(self.leasing.record(&result)))
-            .await
-            .map_err(|refused| refused.error)
+        persist("record", allowed, || self.storing(self.leasing.record(&result))).await.map_err(|refused| refused.error)
     }
 
     /// The answer of a call that needs room in the broker's storage, of which the log is told what matters.
@@ -185,7 +182,6 @@ impl Settler<'_> {
 
     async fn retract(&self) {
         let retracted = persist(
-            self.jitter,
             "retract dead letter",
             || Patience::Short,
             || self.leasing.retract_dead_letter(self.job.id, self.job.run_id),
@@ -216,7 +212,7 @@ impl Settler<'_> {
             true => self.storing(self.leasing.settle(receipt, settlement)).await,
             false => self.leasing.settle(receipt, settlement).await,
         };
-        let settled = persist(self.jitter, "settle", live, call);
+        let settled = persist("settle", live, call);
         match settled.await {
             Ok(()) => true,
             // Its answer was lost, and it took effect.

@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use relay_bridge::backoff::backoff;
 use relay_bridge::contract::Failure;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::decide::Ending;
 use crate::handler::Attempt;
-use crate::retry::Jitter;
 use crate::stats::{WorkerStats, count};
 use relay_bridge::support::lock;
 
@@ -150,8 +150,8 @@ impl StartGate {
     }
 
     /// A start failed for a reason of this host. Warns of it, at most once a minute.
-    fn failed(&self, round: Round, failure: &Failure, jitter: &Jitter) {
-        let wait = |failures| jitter.backoff(failures, WAIT_BASE, WAIT_CAP);
+    fn failed(&self, round: Round, failure: &Failure) {
+        let wait = |failures| backoff(failures, WAIT_BASE, WAIT_CAP);
         let warn = self.change(|starts| starts.failed(round, Instant::now(), wait));
         count(&self.stats.not_started);
         if let Some(starts) = warn {
@@ -207,9 +207,9 @@ impl StartReport {
     }
 
     /// The end of a handler, and what it says of its start.
-    pub(crate) fn ended(&self, ending: &Ending, jitter: &Jitter) {
+    pub(crate) fn ended(&self, ending: &Ending) {
         match ending {
-            Ending::Returned(Attempt::NotStarted { failure }) => self.0.gate.failed(self.0.round, failure, jitter),
+            Ending::Returned(Attempt::NotStarted { failure }) => self.0.gate.failed(self.0.round, failure),
             // One that handed back may not have begun.
             Ending::Returned(Attempt::HandBack { .. }) => {}
             Ending::Returned(_) => self.worked(),

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bridge::backoff::away;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::trace::TRACEPARENT;
 use relay_bridge::contract::{QueueName, TraceParent};
@@ -22,7 +23,7 @@ use crate::delivery::{Runtime, attend};
 use crate::handler::Handler;
 use crate::order::Order;
 use crate::policies::Policies;
-use crate::retry::{CALL_MAX, Jitter, answered};
+use crate::retry::{CALL_MAX, answered};
 use crate::room::Room;
 use crate::starts::{StartGate, StartReport};
 use crate::stats::{WorkerReport, WorkerStats, count};
@@ -53,7 +54,6 @@ impl Worker {
             starts: Arc::new(StartGate::new(stats.clone())),
             stats,
             room: Room::default(),
-            jitter: Jitter::new(),
             drain_over: CancellationToken::new(),
         };
         Self { config, runtime: Arc::new(runtime) }
@@ -152,7 +152,7 @@ async fn lease_until(
                 if failures == 1 || failures.is_multiple_of(10) {
                     tracing::warn!(worker = %config.id, failures, %error, "leasing failed, trying again");
                 }
-                Some(runtime.jitter.away(failures))
+                Some(away(failures))
             }
             Turn::Freed => None,
         };

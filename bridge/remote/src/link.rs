@@ -1,7 +1,5 @@
 //! Keeps one connection up: dials, says hello, runs it, and dials again with backoff and full jitter.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::RemoteConfig;
 use super::connection::{Call, Connection, Leased};
 use super::stream::{FrameReader, ReadError};
+use relay_bridge::backoff::random;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
     FRAME_MAX, FRAME_MAX_LEAST, FromServer, FromWorker, HELLO_FRAME_MAX, Hello, Request, Response, Role, VERSION_MAX,
@@ -332,10 +331,7 @@ fn may_pass(kind: Kind) -> bool {
 /// A random part of an exponentially growing wait: full jitter, so that a fleet does not come back all at once.
 fn backoff(failures: u32, max: Duration) -> Duration {
     let ceiling = BACKOFF_BASE.saturating_mul(1 << failures.min(16)).min(max);
-    // A fresh `RandomState` has fresh keys; nothing secret hangs on the number.
-    let random = RandomState::new().build_hasher().finish() >> 40;
-    let part = u32::try_from(random).unwrap_or(0);
-    ceiling.saturating_mul(part) / (1 << 24)
+    ceiling.mul_f64(random())
 }
 
 const BACKOFF_BASE: Duration = Duration::from_millis(100);

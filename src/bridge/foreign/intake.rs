@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use relay_bridge::backoff::random;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::job::{HOPS_MAX, hops};
@@ -22,7 +23,6 @@ use super::mapping::JobMapping;
 use super::{ForeignQueue, Incoming};
 use crate::bridge::stats::{ForeignStats, count};
 use crate::bridge::target::{AWAY, Placed, TO_BE_MENDED, Target, may_pass};
-use crate::client::retry::jitter;
 
 /// How long a drain may take in all.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
@@ -96,7 +96,7 @@ impl Intake {
                         tracing::warn!(failures, %error, "no messages can be taken, trying again");
                     }
                     tokio::select! {
-                        () = sleep(AWAY.backoff(failures, jitter())) => {}
+                        () = sleep(AWAY.backoff(failures, random())) => {}
                         () = shutdown.cancelled() => {}
                     }
                 }
@@ -223,7 +223,7 @@ impl Intake {
                     Err(error) => {
                         tries = tries.saturating_add(1);
                         tracing::debug!(%job, %error, "a result can't be waited for, trying again");
-                        AWAY.backoff(tries, jitter())
+                        AWAY.backoff(tries, random())
                     }
                 },
             };
@@ -275,7 +275,7 @@ impl Intake {
                     count(&self.stats.refused);
                     tries = tries.saturating_add(1);
                     tokio::select! {
-                        () = sleep(AWAY.backoff(tries, jitter()).max(floor)) => {}
+                        () = sleep(AWAY.backoff(tries, random()).max(floor)) => {}
                         () = shutdown.cancelled() => {}
                     }
                 }
@@ -324,7 +324,7 @@ where
         tries += 1;
         match call().await {
             Err(error) if may_pass(&error).is_some() && tries < SETTLE_TRIES => {
-                sleep(AWAY.backoff(tries, jitter())).await;
+                sleep(AWAY.backoff(tries, random())).await;
             }
             ended => return ended,
         }

@@ -13,6 +13,7 @@ use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind}
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, RetentionPolicy};
 use bytes::Bytes;
+use relay_bridge::backoff::random;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::job::HOPS;
 use relay_bridge::contract::{ClientId, JobStatus, QueueName};
@@ -26,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{fit, header};
 use crate::bridge::stats::{ForeignStats, count};
 use crate::bridge::target::AWAY;
-use crate::client::retry::jitter;
 
 /// How long one read waits for results.
 const WAIT: Duration = Duration::from_secs(20);
@@ -107,13 +107,13 @@ impl Replies {
                 ended = self.follow(&mut failures) => ended,
             };
             let pause = match ended {
-                Ok(()) => STAND_BACK.mul_f64(0.5 + jitter() / 2.0),
+                Ok(()) => STAND_BACK.mul_f64(0.5 + random() / 2.0),
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     if failures == 1 || failures.is_multiple_of(10) {
                         tracing::warn!(client = %self.client, failures, %error, "no results can be sent, trying again");
                     }
-                    AWAY.backoff(failures, jitter())
+                    AWAY.backoff(failures, random())
                 }
             };
             tokio::select! {

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bridge::backoff::random;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
@@ -31,7 +32,6 @@ use crate::cli::exit::CliError;
 use crate::cli::provision::from_broker;
 use crate::cli::source::provisioned_on_sqs;
 use crate::cli::source::{Source, SourceConfig, provisioned};
-use crate::client::retry::jitter;
 use crate::ingress::nats::{RELAY_INBOX, worker_inbox};
 
 /// The longest wait between two looks at a side that is away.
@@ -271,7 +271,7 @@ where
             Err(error) if error.is_transient() => tracing::warn!("waiting: {error}"),
             ended => return ended,
         }
-        tokio::time::sleep(ceiling.mul_f64(jitter())).await;
+        tokio::time::sleep(ceiling.mul_f64(random())).await;
         ceiling = (ceiling * 2).min(AGAIN_MAX);
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use relay_bridge::backoff::random;
 use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -129,13 +130,6 @@ pub(super) fn ping(id: Option<&str>) -> Bytes {
         Some(id) => format!("id: {id}\n: ping\n\n").into(),
         None => Bytes::from_static(b": ping\n\n"),
     }
-}
-
-/// From 0 to 1.
-fn random() -> f64 {
-    let mut byte = [0];
-    // Without randomness they all are alike, and nothing else is lost.
-    getrandom::fill(&mut byte).map_or(0.5, |()| f64::from(byte[0]) / 255.0)
 }
 
 #[cfg(test)]

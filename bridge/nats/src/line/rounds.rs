@@ -1,6 +1,7 @@
 //! Decides when this process makes a round over all consumers of a queue, and keeps what it knows of other processes'
 //! rounds.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::stored::control;
-use crate::wire::api::jitter;
+use relay_bridge::backoff::random;
 use relay_bridge::support::lock;
 
 /// How often one of the processes makes a round while somebody waits.
@@ -63,7 +64,7 @@ impl Default for Rounds {
     fn default() -> Self {
         let now = Instant::now();
         let due = Due { next: now, made: None, again_at: None, missed: now, twice: true, heard: None, said: None };
-        let me = jitter(u64::from(u32::MAX));
+        let me = RandomState::new().hash_one(std::process::id());
         Self {
             me,
             due: Mutex::new(due),
@@ -100,7 +101,7 @@ impl Rounds {
         due.heard = Some(now);
         if made && !due.twice {
             // A little later than its maker's next: if that one is gone, the first of the others makes it.
-            let next = now + EVERY + Duration::from_millis(50 + jitter(150));
+            let next = now + EVERY + Duration::from_millis(50) + Duration::from_millis(150).mul_f64(random());
             due.next = due.made.map_or(next, |(made, _)| next.min(made + OWN_EVERY));
         }
         let is_due = due.said.is_none_or(|said| now >= said + HERE_EVERY);

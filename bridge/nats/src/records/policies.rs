@@ -9,6 +9,7 @@
 use crate::stored::control;
 use crate::stored::streams::Difference;
 use async_trait::async_trait;
+use relay_bridge::backoff::random;
 use relay_bridge::policy::PolicyStore;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,7 +25,7 @@ use tokio::sync::OnceCell;
 use crate::stored::names;
 use crate::stored::record::Outgoing;
 use crate::stored::streams::{self, Mend, StreamSettings, reconcile};
-use crate::wire::api::{Api, Written, jitter};
+use crate::wire::api::{Api, Written};
 use crate::wire::direct_get::SERVED_WITHIN;
 use crate::wire::single_flight::SingleFlight;
 use crate::wire::stream_calls::{self, Created};
@@ -237,7 +238,7 @@ impl Policies {
                 let why = format!("somebody else keeps changing queue `{queue}`: try again");
                 return Err(BrokerError::new(BrokerErrorKind::StateConflict, operation, why));
             }
-            tokio::time::sleep(Duration::from_millis(20 + jitter(80))).await;
+            tokio::time::sleep(Duration::from_millis(20) + Duration::from_millis(80).mul_f64(random())).await;
         };
         let done = work.await;
         // A change in doubt may still be made: others wait until the turn ends by itself.

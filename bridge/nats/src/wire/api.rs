@@ -31,8 +31,9 @@ use crate::wire::refusal::{
     DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,
 };
 use crate::wire::requests::{ANSWER_WITHIN, Question, Requests};
+use relay_bridge::backoff::random;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{JobId, QueueName, Timestamp};
+use relay_bridge::contract::{QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// For how long a conditional write is tried again while another write in flight keeps its condition undecided.
@@ -194,7 +195,7 @@ impl Api {
                     return Ok(Written::Conflict(named_sequence(&error.to_string())));
                 }
                 WRONG_LAST_SEQUENCE_IN_FLIGHT | LAST_SEQUENCE_NOT_READY | DUPLICATE_IN_FLIGHT => {
-                    let wait = Duration::from_millis(20 + jitter(180));
+                    let wait = Duration::from_millis(20) + Duration::from_millis(180).mul_f64(random());
                     let next = again.take().filter(|_| Instant::now() + wait < give_up);
                     let Some(next) = next else {
                         let why = "another write to the same subject was not decided in time: try again";
@@ -257,7 +258,7 @@ impl Api {
     ) -> Result<Result<T, jetstream::Error>, BrokerError> {
         self.connection.up(operation)?;
         let payload = serde_json::to_vec(body).map_err(|error| {
-            BrokerError::new(BrokerErrorKind::Invalid, operation, "what is asked is no JSON").with_source(error)
+            BrokerError::new(BrokerErrorKind::Invalid, operation, "the request is no JSON").with_source(error)
         })?;
         let reads = only_reads(subject);
         let answer = self.ask(subject.to_owned(), payload.into(), operation).await;
@@ -485,20 +486,13 @@ fn read_json<T: DeserializeOwned>(bytes: &[u8], operation: &'static str) -> Resu
 }
 
 fn no_answer(operation: &'static str) -> BrokerError {
-    BrokerError::new(BrokerErrorKind::Ambiguous, operation, "NATS answered what is no answer")
+    BrokerError::new(BrokerErrorKind::Ambiguous, operation, "NATS sent no valid answer")
 }
 
 /// The N of `wrong last sequence: N`.
 fn named_sequence(text: &str) -> Option<u64> {
     let (_, after) = text.rsplit_once("wrong last sequence: ")?;
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// A random number from 0 to `max`, both included.
-pub(crate) fn jitter(max: u64) -> u64 {
-    // The last bytes of a UUIDv7 are random.
-    let random = JobId::mint().as_bytes().last_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-    u64::from(random) % (max + 1)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Credentials, NatsConfig};
 use crate::wire::link::Shared;
 use crate::wire::version::Version;
+use relay_bridge::backoff::{away, random};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
 
 pub use crate::wire::link::{Counts, Link};
@@ -97,7 +98,7 @@ impl Connection {
     /// attempt failed.
     async fn attempts(config: &NatsConfig, purpose: Purpose, last: &mut String) -> Result<Self, BrokerError> {
         let servers = config.servers.join(", ");
-        let (mut attempt, mut told) = (0, None::<Instant>);
+        let (mut attempt, mut told) = (0_u32, None::<Instant>);
         loop {
             let why = match Self::attempt(config, purpose).await {
                 Ok(connection) => {
@@ -114,7 +115,7 @@ impl Connection {
                 told = Some(Instant::now());
             }
             *last = why;
-            sleep(backoff(attempt)).await;
+            sleep(away(attempt)).await;
         }
     }
 
@@ -279,7 +280,7 @@ fn options(config: &NatsConfig, shared: &Arc<Shared>) -> ConnectOptions {
         .ping_interval(config.ping_interval)
         .request_timeout(Some(config.request_timeout))
         .max_reconnects(None)
-        .reconnect_delay_callback(backoff)
+        .reconnect_delay_callback(|attempt| away(u32::try_from(attempt).unwrap_or(u32::MAX)))
         .require_tls(config.tls.required)
         .event_callback(move |event| {
             events.event(event);
@@ -382,51 +383,12 @@ fn unavailable(detail: impl Into<String>) -> BrokerError {
     BrokerError::new(Kind::Unavailable, OPERATION, detail)
 }
 
-/// The wait before attempt `attempt`, from 1; half of it is random.
-fn backoff(attempt: usize) -> Duration {
-    backoff_max(attempt).mul_f64(0.5 + random() / 2.0)
-}
-
-/// It doubles up to 0.4 s, stays there for some seconds, which is as long as a server needs to start again, and doubles up to
-/// 4 s.
-fn backoff_max(attempt: usize) -> Duration {
-    let before = attempt.saturating_sub(1);
-    let exponent = before.min(SHORT_UP_TO).max(before.saturating_sub(SHORT_FOR)).min(16);
-    BACKOFF_BASE.saturating_mul(1 << exponent).min(BACKOFF_MAX)
-}
-
-/// From 0 to 1. A fresh `RandomState` has fresh keys; nothing secret hangs on the number.
-fn random() -> f64 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    let bits = std::collections::hash_map::RandomState::new().build_hasher().finish() >> 32;
-    f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(u32::MAX)
-}
-
 const OPERATION: &str = "connect to NATS";
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// How often the log repeats what is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(15);
-const BACKOFF_BASE: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(4);
-/// How often waits double at first, and for how many attempts they stay so long then.
-const SHORT_UP_TO: usize = 3;
-const SHORT_FOR: usize = 20;
 /// How often the connection is looked at beside its events.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Within which clients move away from a server that is about to stop: it waits at least 10 s itself.
 const MOVE_WITHIN: Duration = Duration::from_secs(2);
 const CLOSE_MAX: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_starts_again_is_noticed_soon_and_one_that_stays_away_is_asked_rarely() {
-        let waits =
-            |attempts: std::ops::RangeInclusive<usize>| attempts.map(|attempt| backoff_max(attempt).as_millis());
-        assert_eq!(waits(1..=5).collect::<Vec<_>>(), [50, 100, 200, 400, 400]);
-        assert_eq!(waits(23..=28).collect::<Vec<_>>(), [400, 400, 800, 1_600, 3_200, 4_000]);
-        assert_eq!(backoff_max(usize::MAX), BACKOFF_MAX);
-    }
-}

@@ -277,7 +277,6 @@ mod tests {
 
     use super::*;
     use crate::decide::Ending;
-    use crate::retry::Jitter;
     use crate::starts::{StartGate, StartReport};
     use crate::stats::WorkerStats;
 
@@ -318,7 +317,7 @@ mod tests {
         let stats = Arc::new(WorkerStats::default());
         let gate = Arc::new(StartGate::new(Arc::clone(&stats)));
         let failure = Failure::new("http-failed", "it was not reached");
-        StartReport::new(Arc::clone(&gate)).ended(&Ending::Returned(Attempt::NotStarted { failure }), &Jitter::new());
+        StartReport::new(Arc::clone(&gate)).ended(&Ending::Returned(Attempt::NotStarted { failure }));
         // Many, each of which has its own small gap between the two waits.
         let probes = join_all((0..64).map(|_| async {
             let context = context().reporting(StartReport::new(Arc::clone(&gate)));

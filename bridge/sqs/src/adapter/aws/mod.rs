@@ -5,5 +5,5 @@ pub(crate) mod coalesce;
 pub(crate) mod connect;
 pub(crate) mod item;
 pub(crate) mod queue;
-pub(crate) mod random;
+
 pub(crate) mod table;
