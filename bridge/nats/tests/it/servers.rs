@@ -78,7 +78,7 @@ async fn a_server_does_not_outlive_a_test_that_is_killed() {
         println!("\nholds {}", server.address());
         return std::future::pending().await;
     }
-    let name = "a_server_does_not_outlive_a_test_that_is_killed";
+    let name = "servers::a_server_does_not_outlive_a_test_that_is_killed";
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env("RELAY_TEST_HOLDS_A_SERVER", "1")
