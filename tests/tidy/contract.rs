@@ -210,3 +210,29 @@ fn another_contract_is_found() {
     let expected = [1, 6, 9].map(|line| ("docs/decisions/x.md", line));
     assert_eq!(places(&found), expected);
 }
+
+/// The paths of the OpenAPI document that `section` does not name. A name may go on with a query.
+fn unnamed_paths(openapi: &TextFile, section: &str) -> Vec<Finding> {
+    let described: serde_json::Value = serde_json::from_str(&openapi.text).unwrap();
+    let paths = described["paths"].as_object().unwrap().keys();
+    let is_named = |path: &str| {
+        let after = section.match_indices(path).map(|(at, path)| &section[at + path.len()..]);
+        after.into_iter().any(|rest| rest.starts_with(['`', '?']))
+    };
+    paths.filter(|path| !is_named(path)).map(|path| openapi.finding(1, format!("{path} is not in section 5"))).collect()
+}
+
+#[test]
+fn each_route_stands_in_the_contract() {
+    let contract = one(CONTRACT);
+    assert_none(&unnamed_paths(&one("docs/openapi.json"), section(&contract, "5. HTTP").0));
+}
+
+#[test]
+fn a_route_that_is_not_in_the_contract_is_found() {
+    let openapi =
+        TextFile::new("docs/openapi.json", r#"{"paths": {"/v1/jobs": {}, "/v1/jobs/{id}": {}, "/v1/new": {}}}"#);
+    let found = unnamed_paths(&openapi, "| `GET /v1/jobs?queue=` | `DELETE /v1/jobs/{id}/x` | `GET /v1/new` |");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].what.starts_with("/v1/jobs/{id} "), "{found:?}");
+}
