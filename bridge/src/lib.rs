@@ -15,6 +15,7 @@
 //! - [`settlement`]: the pure decision that ends a delivery.
 //! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
 //! - [`error`]: the cause of a failed call, whether it took effect, and what the caller can do.
+//! - [`policy_cache`]: policies remembered for a second, for what is asked with each job.
 //! - [`rules`]: the contract's decisions, which every adapter asks.
 //! - [`backoff`]: how long to wait before a call is tried again.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
@@ -31,6 +32,7 @@ pub mod job_queue;
 pub mod leasing;
 pub mod newer_jobs;
 pub mod policy;
+pub mod policy_cache;
 pub mod provision;
 pub mod result_log;
 pub mod rules;

@@ -93,8 +93,13 @@ impl QueuePolicy {
     /// That of a new queue at a broker whose payloads and results have at most `payload_max` bytes.
     #[must_use]
     pub fn of_new(payload_max: u64) -> Self {
-        let usual = Self::default();
-        Self { payload_max: usual.payload_max.min(payload_max), result_max: usual.result_max.min(payload_max), ..usual }
+        Self::default().within(payload_max)
+    }
+
+    /// The policy as it holds at a broker whose payloads and results have at most `payload_max` bytes.
+    #[must_use]
+    pub fn within(self, payload_max: u64) -> Self {
+        Self { payload_max: self.payload_max.min(payload_max), result_max: self.result_max.min(payload_max), ..self }
     }
 
     /// The policy for `client` in this queue.

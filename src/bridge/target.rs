@@ -1,17 +1,15 @@
 //! The broker that jobs go to, as a bridge uses it: a queue's policy remembered for a second, one way to submit, and what
 //! a refusal means.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{Failure, JobId, QueueName, Submission};
+use relay_bridge::contract::{Failure, JobId, Submission};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
-use relay_bridge::policy::{QueuePolicy, RetryPolicy};
-use relay_bridge::support::lock;
+use relay_bridge::policy::RetryPolicy;
+use relay_bridge::policy_cache::PolicyCache;
 
 /// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
 pub(super) const AWAY: RetryPolicy =
@@ -19,17 +17,12 @@ pub(super) const AWAY: RetryPolicy =
 /// When what the target refuses until somebody mends it is offered again.
 pub(super) const TO_BE_MENDED: Duration = Duration::from_secs(30);
 
-/// How old a policy may be.
-const FRESH: Duration = Duration::from_secs(1);
-/// Policies remembered at once; a message may name any queue.
-const QUEUES_MAX: usize = 1_000;
-
 /// A broker to submit to.
 pub(super) struct Target {
     pub(super) broker: Broker,
     /// The broker's clock.
     clock: Clock,
-    policies: Mutex<HashMap<QueueName, (QueuePolicy, Duration)>>,
+    policies: PolicyCache,
 }
 
 /// The outcome of a submission.
@@ -48,7 +41,8 @@ pub(super) enum Placed {
 
 impl Target {
     pub(super) fn new(broker: Broker, clock: Clock) -> Self {
-        Self { broker, clock, policies: Mutex::default() }
+        let policies = PolicyCache::new(&broker, clock.clone());
+        Self { broker, clock, policies }
     }
 
     /// Makes a job of `submission`, which has a key, so that repeating it is harmless.
@@ -58,7 +52,7 @@ impl Target {
     pub(super) async fn submit(&self, submission: Submission) -> Result<Placed, BrokerError> {
         const OPERATION: &str = "submit to the target";
         let queue = submission.queue.clone();
-        let policy = self.policy(&queue).await?.ok_or_else(|| {
+        let policy = self.policies.get(&queue).await?.ok_or_else(|| {
             let detail = format!("there is no queue {queue}: create it there, or map to another");
             BrokerError::new(BrokerErrorKind::NotFound, OPERATION, detail)
         })?;
@@ -70,7 +64,7 @@ impl Target {
             let detail = format!("queue {queue} does not take `{}`", submission.content_type);
             return Ok(Placed::NotTaken(Failure::new("unsupported-media-type", detail)));
         }
-        let limit = policy.payload_max.min(self.broker.capabilities.payload_max);
+        let limit = policy.payload_max;
         let actual = u64::try_from(submission.payload.len()).unwrap_or(u64::MAX);
         if actual > limit {
             let detail = format!("the payload has {actual} bytes, queue {queue} takes {limit}");
@@ -83,26 +77,6 @@ impl Target {
             Enqueued::Known(status) if body.is_of(status.fingerprint) => Ok(Placed::Found(status.job_id)),
             Enqueued::Known(status) => Ok(Placed::Conflict(status.job_id)),
         }
-    }
-
-    async fn policy(&self, queue: &QueueName) -> Result<Option<QueuePolicy>, BrokerError> {
-        let now = self.clock.monotonic();
-        let known = || lock(&self.policies);
-        if let Some((policy, until)) = known().get(queue)
-            && now < *until
-        {
-            return Ok(Some(policy.clone()));
-        }
-        let policy = self.broker.policies.policy(queue).await?;
-        let mut known = known();
-        if known.len() >= QUEUES_MAX {
-            known.clear();
-        }
-        match &policy {
-            Some(policy) => known.insert(queue.clone(), (policy.clone(), now + FRESH)),
-            None => known.remove(queue),
-        };
-        Ok(policy)
     }
 }
 

@@ -7,9 +7,9 @@ use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, media};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy_cache::PolicyCache;
 use relay_bridge::result_log::Lookup;
 
-use super::policies::Policies;
 use super::rates::Rates;
 use super::refusal::Refusal;
 use crate::api::{JobView, Problem, Retry, Slug};
@@ -18,7 +18,7 @@ use crate::api::{JobView, Problem, Retry, Slug};
 ///
 /// # Errors
 /// `not-found` if there is no such queue.
-pub(super) async fn policy(policies: &Policies, queue: &QueueName) -> Result<Arc<QueuePolicy>, Refusal> {
+pub(super) async fn policy(policies: &PolicyCache, queue: &QueueName) -> Result<Arc<QueuePolicy>, Refusal> {
     policies.get(queue).await?.ok_or_else(|| {
         let detail = format!("there is no queue {queue}: check its name, or ask the operator to create it");
         Refusal::new(Slug::NotFound, detail)
@@ -132,7 +132,7 @@ fn conflict(first: &JobStatus) -> Refusal {
 /// `not-found` if the client has no such job.
 pub(super) async fn find(
     broker: &Broker,
-    policies: &Policies,
+    policies: &PolicyCache,
     client: &ClientId,
     id: JobId,
 ) -> Result<JobView, Refusal> {
@@ -153,7 +153,7 @@ pub(super) async fn find(
 /// # Errors
 /// `not-found`, `state-conflict`, `forbidden`, `rate-limited`, `quota-exceeded`, `unconfirmed`
 pub(super) async fn rerun(
-    (broker, policies, rates): (&Broker, &Policies, &Rates),
+    (broker, policies, rates): (&Broker, &PolicyCache, &Rates),
     client: &ClientId,
     id: JobId,
     from: u32,
@@ -175,7 +175,7 @@ pub(super) async fn rerun(
 /// `not-found` if the client has no such job.
 pub(super) async fn cancel(
     broker: &Broker,
-    policies: &Policies,
+    policies: &PolicyCache,
     client: &ClientId,
     id: JobId,
 ) -> Result<JobView, Refusal> {
@@ -188,11 +188,11 @@ pub(super) async fn cancel(
 }
 
 /// The job as its record says.
-pub(super) async fn view(policies: &Policies, status: &JobStatus) -> JobView {
+pub(super) async fn view(policies: &PolicyCache, status: &JobStatus) -> JobView {
     JobView::of_status(status, max_attempts(policies, &status.queue).await)
 }
 
 /// The attempts that the queue allows now. The number adorns an answer, so its absence is no reason to refuse one.
-async fn max_attempts(policies: &Policies, queue: &QueueName) -> Option<u32> {
+async fn max_attempts(policies: &PolicyCache, queue: &QueueName) -> Option<u32> {
     policies.get(queue).await.ok().flatten().map(|policy| policy.max_attempts)
 }

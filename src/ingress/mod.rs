@@ -13,7 +13,6 @@ pub mod http;
 mod jobs;
 pub mod nats;
 mod outcome;
-mod policies;
 pub mod rates;
 mod refusal;
 pub mod refusals;

@@ -56,7 +56,7 @@ pub(super) async fn submit(
         clock,
         policy: &policy,
         rates,
-        payload_max: policy.payload_max.min(served.ingress.payload_max()),
+        payload_max: policy.payload_max.min(limits.body_bytes as u64),
         client: &caller.client,
         queue: &queue,
         key,

@@ -19,12 +19,12 @@ use std::time::Duration;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::leasing::Leasing;
+use relay_bridge::policy_cache::PolicyCache;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
 use super::events::{Events, Watched};
-use super::policies::Policies;
 use super::rates::Rates;
 use super::refusals::Refusals;
 use crate::auth::Authenticator;
@@ -118,7 +118,7 @@ pub struct Ingress {
     authenticator: Arc<Authenticator>,
     limits: Limits,
     clock: Clock,
-    policies: Policies,
+    policies: PolicyCache,
     rates: Arc<Rates>,
     body_bytes: Arc<Budget>,
     requests: Arc<Budget>,
@@ -150,7 +150,7 @@ impl Ingress {
             prefix = clock.now().as_millis().to_be_bytes();
         }
         Arc::new(Self {
-            policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
+            policies: PolicyCache::new(&broker, clock.clone()),
             rates: Rates::new(clock.clone()),
             body_bytes: Budget::new(limits.body_bytes),
             requests: Budget::new(limits.requests),

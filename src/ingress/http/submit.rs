@@ -126,7 +126,8 @@ where
     let policy = jobs::policy(&served.ingress.policies, &queue).await?;
     jobs::admit((&policy, &served.ingress.rates), &client, &queue, headers.content_type())?;
 
-    let body = body::read(&served.ingress, body, policy.payload_max.min(served.ingress.payload_max())).await?;
+    let body =
+        body::read(&served.ingress, body, policy.payload_max.min(served.ingress.limits.body_bytes as u64)).await?;
     let (payload, budget) = body.into_parts();
     let submission = headers.submission(client, queue, payload);
     let job = submission.accept(&policy, served.ingress.clock.now());

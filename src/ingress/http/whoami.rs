@@ -65,11 +65,12 @@ async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimit
     let mut limits = Vec::new();
     for (queue, policy) in allowed.take(QUEUES_MAX) {
         let queued = broker.jobs.waiting(client, &queue).await?;
+        let policy = policy.within(broker.capabilities.payload_max);
         let own = policy.client(client);
         let left = rates.left(client, &queue, own);
         limits.push(QueueLimits {
-            payload_max: policy.payload_max.min(served.ingress.payload_max()),
-            result_max: policy.result_max.min(broker.capabilities.payload_max),
+            payload_max: policy.payload_max.min(served.ingress.limits.body_bytes as u64),
+            result_max: policy.result_max,
             max_attempts: policy.max_attempts,
             job_ttl: DurationText(policy.job_ttl),
             retention: DurationText(policy.retention),

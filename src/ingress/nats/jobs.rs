@@ -16,7 +16,7 @@ pub(super) async fn submit(door: &Door, asked: &Asked) -> Result<Step, Refusal> 
     let headers = JobHeaders::read(&asked.headers)?;
     let policy = jobs::policy(&door.policies, &queue).await?;
     jobs::admit((&policy, &door.rates), &asked.client, &queue, headers.content_type())?;
-    let (max, actual) = (policy.payload_max.min(door.payload_max()), asked.body.len() as u64);
+    let (max, actual) = (policy.payload_max, asked.body.len() as u64);
     if actual > max {
         return Err(jobs::too_large(max, actual));
     }

@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
+use relay_bridge::policy_cache::PolicyCache;
 
 use super::budget::Budget;
-use super::policies::Policies;
 use super::rates::Rates;
 use super::refusals::Refusals;
 
@@ -94,7 +94,7 @@ impl Default for Limits {
 /// The state that the endpoints share.
 pub struct Door {
     broker: Broker,
-    policies: Policies,
+    policies: PolicyCache,
     rates: Arc<Rates>,
     limits: Limits,
     clock: Clock,
@@ -126,7 +126,7 @@ impl Door {
         }
         let id = random.iter().map(|byte| format!("{byte:02x}")).collect();
         Arc::new(Self {
-            policies: Policies::new(Arc::clone(&broker.policies), clock.clone()),
+            policies: PolicyCache::new(&broker, clock.clone()),
             requests: Budget::new(limits.requests.max(1)),
             refusals: Refusals::default(),
             readers: Readers::new(&limits),
@@ -170,11 +170,6 @@ impl Door {
     #[must_use]
     pub fn wait_places(&self) -> usize {
         self.waits.open()
-    }
-
-    /// The largest payload that is taken, whatever a queue's policy says.
-    fn payload_max(&self) -> u64 {
-        self.broker.capabilities.payload_max
     }
 
     /// A name for a request that no other request of any relay has.

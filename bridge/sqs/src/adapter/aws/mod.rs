@@ -5,5 +5,4 @@ pub(crate) mod coalesce;
 pub(crate) mod connect;
 pub(crate) mod item;
 pub(crate) mod queue;
-
 pub(crate) mod table;
