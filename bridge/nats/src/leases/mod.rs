@@ -132,6 +132,10 @@ impl Leasing for Leases {
                 }
                 self.pulls.dispatch(line);
                 self.pulls.request_standing_pull(line);
+                // One that fell due while pulls held all places was put off until somebody has room for its jobs.
+                if line.rounds.is_late.load(Ordering::Acquire) && self.lines.free(line) > 0 {
+                    line.rounds.wanted();
+                }
             }
             looked = true;
             // The policy of a queue is looked at now and then, should the message of a change be lost.
@@ -356,6 +360,45 @@ mod tests {
         };
         timeout(Duration::from_secs(30), again).await.unwrap();
         assert!(line.rounds.next(leases.api.connections()) <= Instant::now(), "hints were lost meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_round_that_fell_due_while_pulls_held_all_places_is_made_once_they_are_free() {
+        let server = NatsServer::start().await;
+        let wait = Wait::AtMost(Duration::from_secs(30));
+        let nats = Nats::connect(NatsConfig::new([server.url()]), wait, Settings::default()).await.unwrap();
+        let queue: QueueName = "work".parse().unwrap();
+        nats.broker().policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+        let asked = nats.0.leases.asked(std::slice::from_ref(&queue)).await.unwrap();
+        let (leases, line) = (&nats.0.leases, &asked[0].line);
+        let request = LeaseRequest {
+            worker: "w".parse().unwrap(),
+            queues: vec![queue.clone()],
+            max: NonZeroU32::MIN,
+            wait: Duration::from_secs(60),
+        };
+        let until = async |is_so: &dyn Fn() -> bool| {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let watch = async {
+            until(&|| !line.rounds.is_first() && leases.lines.free(line) == 1).await;
+            leases.lines.places().hold(&queue, 1);
+            line.rounds.soon();
+            until(&|| line.rounds.is_late.load(Ordering::Acquire)).await;
+            let freed = Instant::now();
+            leases.lines.places().release(&queue, 1);
+            line.woken.notify_one();
+            let made = || line.rounds.is_fresh(freed, leases.api.connections());
+            timeout(Duration::from_secs(30), until(&made))
+                .await
+                .expect("the call waits, and nobody looks for its jobs");
+        };
+        tokio::select! {
+            call = leases.lease(&request) => panic!("there is no job: {call:?}"),
+            () = watch => {}
+        }
     }
 
     #[tokio::test]
