@@ -1,6 +1,6 @@
 //! `relay completions`: a completion script for a shell.
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 
 use super::exit::{CliError, Exit};
@@ -18,7 +18,7 @@ pub(crate) struct CompletionsArgs {
 /// `relay completions`
 pub(crate) fn run(args: CompletionsArgs) -> Result<Exit, CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "relay", &mut script);
+    clap_complete::generate(args.shell, &mut super::commands(true), "relay", &mut script);
     output::bytes(&script)?;
     Ok(Exit::Done)
 }

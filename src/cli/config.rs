@@ -3,18 +3,19 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use clap::{Arg, Args, Command, CommandFactory as _, Subcommand};
+use clap::{Args, Command, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use super::configured::{self, variable};
+use super::configured::{self, Configured, variable};
 use super::contexts::FILE_VARIABLE;
 use super::exit::{CliError, Exit};
-use super::output;
-use crate::config::file::File;
+use super::{flags, output};
 use crate::config::kind::{Kind, Value};
+use crate::config::layers::{Held, Layer};
 use crate::config::mistake::meant;
-use crate::config::settings::{COMMAND, POLICY, PolicySetting, SECRETS, SETTINGS, Setting, TABLES};
+use crate::config::policy::{self, POLICY, PolicySetting};
+use crate::config::settings::{self, SECRETS, Setting, TABLES};
 
 /// The text that is shown in place of a secret.
 const MASK: &str = "********";
@@ -59,9 +60,10 @@ pub(crate) fn run(args: ConfigArgs) -> Result<Exit, CliError> {
     match args.command {
         ConfigCommand::Show { config, json } => show(config, json),
         ConfigCommand::Check { file } => {
-            let read = configured::read(&file)?;
+            let read = configured::without_flags("serve", Some(&file))?.file;
             warn_of_unknown_variables();
-            let (settings, queues, bridges) = (read.values.len(), read.queues.len(), read.bridges.len());
+            let (settings, queues, bridges) =
+                read.map_or((0, 0, 0), |read| (read.values.len(), read.queues.len(), read.bridges.len()));
             output::note(format_args!(
                 "{} is right: {settings} settings, {queues} queues, {bridges} bridges",
                 file.display()
@@ -113,7 +115,8 @@ fn variables() -> Vec<String> {
     }
     let mut known: Vec<String> = SECRETS.iter().map(|name| (*name).to_owned()).collect();
     known.push(FILE_VARIABLE.to_owned());
-    collect(&super::Cli::command(), &mut known);
+    known.extend(flags::all_variables().into_iter().map(ToOwned::to_owned));
+    collect(&super::commands(false), &mut known);
     known.extend(GIVEN.iter().map(|name| format!("RELAY_{name}")));
     known
 }
@@ -127,10 +130,19 @@ struct Shown {
 }
 
 fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
-    let file = path.as_deref().map(configured::read).transpose()?;
-    let commands = commands();
-    let mut shown: Vec<Shown> =
-        SETTINGS.iter().filter_map(|setting| resolved(setting, &commands, file.as_ref())).collect();
+    // One file may be for a server and its workers: each takes the variables that are its own.
+    let Configured { merged, file, .. } = configured::without_flags("serve", path.as_deref())?;
+    let (of_worker, _) = configured::merge("worker", file.as_ref(), Ok(Layer::default()), &variable)?;
+    let held = settings::all().filter_map(|setting| {
+        let merged = if flags::has("serve", setting) { &merged } else { &of_worker };
+        Some((setting.key.to_owned(), merged.get(setting.key)?))
+    });
+    let mut shown: Vec<Shown> = held
+        .map(|(key, Held { value, origin })| {
+            let origin = origin.unwrap_or_else(|| "default".to_owned());
+            Shown { key, value: without_password(&value), origin }
+        })
+        .collect();
     for secret in SECRETS.iter().filter(|name| variable(name).is_some()) {
         shown.push(Shown { key: (*secret).to_owned(), value: MASK.to_owned(), origin: "environment".to_owned() });
     }
@@ -171,28 +183,11 @@ fn show(path: Option<PathBuf>, as_json: bool) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// The value that holds for a setting, if any does.
-fn resolved(setting: &Setting, commands: &Command, file: Option<&File>) -> Option<Shown> {
-    let argument = argument(commands, setting)?;
-    let name = argument.get_env().and_then(|name| name.to_str()).unwrap_or_default();
-    let written = file.and_then(|file| Some((file, file.values.get(setting.key)?)));
-    let default = || argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
-    let (value, origin) = match (variable(name), written) {
-        (Some(value), _) => (value, format!("variable {name}")),
-        (None, Some((file, (value, line)))) => {
-            let bytes = setting.kind == Kind::Size;
-            (if bytes { format!("{value}B") } else { value.to_string() }, format!("{}:{line}", file.path.display()))
-        }
-        (None, None) => (default()?, "default".to_owned()),
-    };
-    Some(Shown { key: setting.key.to_owned(), value: without_password(&value), origin })
-}
-
 fn text(key: &str, value: &Value) -> String {
     if *value == Value::List(Vec::new()) {
         return "all".to_owned();
     }
-    let bytes = POLICY.iter().any(|setting| setting.key == key && setting.kind == Kind::Size);
+    let bytes = policy::row(key).is_some_and(|setting| setting.kind == Kind::Size);
     if bytes { format!("{value}B") } else { value.to_string() }
 }
 
@@ -207,46 +202,35 @@ fn without_password(value: &str) -> String {
     addresses.collect::<Vec<_>>().join(",")
 }
 
-/// Every command, with what all of them take.
-fn commands() -> Command {
-    let mut command = super::Cli::command();
-    command.build();
-    command
-}
-
-/// The argument that a setting stands for.
-fn argument<'a>(commands: &'a Command, setting: &Setting) -> Option<&'a Arg> {
-    commands.find_subcommand(setting.command())?.get_arguments().find(|argument| {
-        if setting.key == COMMAND { argument.is_last_set() } else { argument.get_long() == Some(setting.flag) }
-    })
-}
-
 /// `docs/configuration.md`.
 fn reference() -> String {
-    let commands = commands();
     let mut text = String::from(HEAD);
-    for (table, about) in TABLES {
+    for table in TABLES {
         // Writing to a string can't fail.
-        write!(text, "\n## `[{table}]`\n\n{about}\n\n| key | value | default | flag and variable | |\n| --- | --- | --- | --- | --- |\n").ok();
-        let prefix = format!("{table}.");
-        for setting in SETTINGS.iter().filter(|setting| setting.key.starts_with(&prefix)) {
-            let Some(argument) = argument(&commands, setting) else { continue };
-            let (help, in_help) = help(argument);
-            let default = argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
-            let default = default.or(in_help).map_or_else(String::new, |default| format!("`{default}`"));
-            let typed = match argument.get_env() {
-                Some(variable) => format!("`--{}` `{}`", setting.flag, variable.to_string_lossy()),
-                None => "behind `--`".to_owned(),
+        write!(
+            text,
+            "\n## `[{}]`\n\n{}\n\n| key | value | default | flag and variable | |\n| --- | --- | --- | --- | --- |\n",
+            table.name,
+            table.about()
+        )
+        .ok();
+        for setting in table.settings {
+            let (help, in_help) = help(setting);
+            let default = setting.default.map(ToOwned::to_owned).or(in_help);
+            let default = default.map_or_else(String::new, |default| format!("`{default}`"));
+            let typed = match setting.flag {
+                "" => "behind `--`".to_owned(),
+                flag => format!("`--{flag}` `{}`", setting.variable),
             };
-            let key = setting.key.trim_start_matches(&prefix);
+            let key = setting.key.trim_start_matches(&format!("{}.", table.name));
             writeln!(text, "| `{key}` | {} | {default} | {typed} | {help} |", setting.kind).ok();
         }
     }
     text.push_str(QUEUES);
     for setting in POLICY {
-        let PolicySetting { key, kind, default, flag, per_client, help } = setting;
+        let PolicySetting { key, kind, default, flag, help, .. } = setting;
         let flag = flag.map_or_else(String::new, |flag| format!("`--{flag}`"));
-        let client = if *per_client { "yes" } else { "" };
+        let client = if setting.is_per_client() { "yes" } else { "" };
         writeln!(text, "| `{key}` | {kind} | `{default}` | {flag} | {client} | {help} |").ok();
     }
     text.push_str(BRIDGES);
@@ -254,8 +238,8 @@ fn reference() -> String {
 }
 
 /// A flag's help as a sentence, without its default, and that default.
-fn help(argument: &Arg) -> (String, Option<String>) {
-    let help = argument.get_help().map(ToString::to_string).unwrap_or_default().replace('|', "\\|");
+fn help(setting: &Setting) -> (String, Option<String>) {
+    let help = setting.help().replace('|', "\\|");
     let (help, default) = match help.split_once(" [default: ") {
         Some((help, default)) => (help.to_owned(), default.split_once(']').map(|(default, _)| default.to_owned())),
         None => (help, None),
@@ -270,9 +254,10 @@ Written by `relay config reference` from the table that also reads the file.
 
 `relay serve`, `relay worker` and `relay provision` take a file with `--config FILE` or `RELAY_CONFIG`, `relay bridge` with
 `--config FILE`. Every setting of a process is also a flag of `relay serve`, or of `relay worker` what is below `[worker]`, and a
-variable; the order is **flag, variable, file, default**. Of alternatives, such as the place where jobs are kept, the one that
-was named by a flag or a variable counts, and the file's is left out. Each process reads what it knows, so that one file may
-be for several: if they are on one machine, give one of them another `--admin`.
+variable; the order is **flag, variable, file, default**. Where settings exclude each other, such as `--memory`, `--data`, `--nats`
+and `--sqs`, the highest layer that names one of them wins, and the others are left out of the layers below. A variable that is
+empty is not set. Each process reads the settings that it knows, so that one file may be for several processes: on one machine,
+give one of them another `--admin`.
 
 A file is checked whole before anything starts: unknown keys, values without a unit or of another type, queues that are there
 twice, and what contradicts something else are all reported at once, each with file, line, value and what to write instead.
@@ -351,44 +336,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_setting_is_a_flag_with_a_variable_of_the_same_name() {
-        let commands = commands();
-        for setting in SETTINGS.iter().filter(|setting| setting.key != COMMAND) {
-            let argument = argument(&commands, setting).unwrap_or_else(|| panic!("--{} is not there", setting.flag));
-            let ours = match (setting.flag, setting.command()) {
-                // One is OpenTelemetry's, which every program reads.
-                ("otlp-endpoint", _) => "OTEL_EXPORTER",
-                // Handlers are given `RELAY_QUEUE` and the like, and may start relay in turn.
-                (_, "worker") => "RELAY_WORKER",
-                _ => "RELAY",
-            };
-            let variable = format!("{ours}_{}", setting.flag.to_uppercase().replace('-', "_"));
-            assert_eq!(
-                argument.get_env().and_then(|name| name.to_str()),
-                Some(variable.as_str()),
-                "--{}",
-                setting.flag
-            );
-        }
-        for setting in POLICY {
-            let Some(name) = setting.flag else { continue };
-            let serve = commands.find_subcommand("serve").unwrap();
-            assert!(serve.get_arguments().any(|argument| argument.get_long() == Some(name)), "--{name}");
+    fn every_setting_is_a_flag_of_a_command() {
+        for setting in settings::all() {
+            let commands = ["serve", "worker"].into_iter().filter(|command| flags::has(command, setting));
+            assert!(commands.count() > 0, "{} is nobody's", setting.key);
         }
     }
 
     #[test]
     fn every_flag_of_a_process_is_a_setting() {
-        let commands = commands();
+        let commands = crate::cli::commands(false);
         for (command, about_this_start) in [
             ("serve", &["config", "help", "json", "force", "queue"][..]),
             ("worker", &["config", "help", "json", "key"]),
         ] {
-            let flags = commands.find_subcommand(command).unwrap().get_arguments().filter_map(Arg::get_long);
-            for name in flags {
-                let known = SETTINGS.iter().any(|setting| setting.flag == name && setting.is_for(command))
-                    || POLICY.iter().any(|setting| setting.flag == Some(name));
-                assert!(known || about_this_start.contains(&name), "--{name} of {command} can't be written in a file");
+            let arguments = commands.find_subcommand(command).unwrap().get_arguments();
+            for argument in
+                arguments.filter(|argument| !about_this_start.contains(&argument.get_long().unwrap_or_default()))
+            {
+                let id = argument.get_id().as_str();
+                let known = settings::of(id).is_some() || policy::row(id).is_some();
+                assert!(known, "{id} of {command} can't be written in a file");
             }
         }
     }

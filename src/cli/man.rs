@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 
 use super::exit::{CliError, Exit};
 use super::output;
@@ -21,7 +21,7 @@ pub(crate) struct ManArgs {
 
 /// `relay man`
 pub(crate) fn run(args: ManArgs) -> Result<Exit, CliError> {
-    let command = super::Cli::command();
+    let command = super::commands(true);
     match args.dir {
         None => {
             let mut page = Vec::new();

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `configured`: what a configuration file adds to a command line.
+//! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file.
 //! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
@@ -16,7 +16,8 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod admin;
 mod bridge;
@@ -29,6 +30,7 @@ mod dead;
 mod demo;
 mod dev;
 pub mod exit;
+mod flags;
 mod handler;
 mod init;
 mod inputs;
@@ -60,9 +62,8 @@ use relay_workers::handler::exec::guard;
 use configured::Configured;
 use exit::CliError;
 pub use exit::Exit;
-use logs::LogFormat;
 
-use crate::config::file::File;
+use crate::config::settings::Settings;
 use crate::config::values;
 
 /// `relay guard` is the guard of a worker's commands. A worker starts it, and nobody else: it is in no help.
@@ -89,12 +90,6 @@ stdout is data, everything else goes to stderr. Colour only on a terminal; NO_CO
 #[derive(Debug, Parser)]
 #[command(name = "relay", version, after_help = EXIT_CODES, max_term_width = 110, infer_subcommands = false)]
 struct Cli {
-    /// Which log lines go to stderr: `warn`, `relay=debug,info`. Default: `info` for serve, worker, bridge and dev, else `warn`
-    #[arg(long, global = true, value_name = "FILTER", env = "RELAY_LOG", help_heading = "Logging")]
-    log: Option<String>,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "RELAY_LOG_FORMAT", help_heading = "Logging")]
-    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -144,14 +139,25 @@ enum Command {
 }
 
 impl Command {
-    /// The words of a configuration file about queues and bridges, for commands that see to them.
-    fn take_in(&mut self, file: File) {
-        match self {
-            Self::Serve(args) => args.policy().set_queues(file.queues),
-            Self::Provision(args) => args.policy().set_queues(file.queues),
-            Self::Bridge(args) => args.set_bridges(file.bridges),
-            _ => {}
-        }
+    /// Flags about the policy, and the words of a configuration file about queues and bridges, for commands that see to them.
+    ///
+    /// # Errors
+    /// A usage error with every flag about the policy whose value is none of its kind.
+    fn take_in(&mut self, name: &str, matches: &ArgMatches, configured: &mut Configured) -> Result<(), CliError> {
+        let (queues, bridges) = configured.file.take().map(|file| (file.queues, file.bridges)).unwrap_or_default();
+        let policy = match self {
+            Self::Serve(args) => args.policy(),
+            Self::Provision(args) => args.policy(),
+            Self::Dev(args) => args.policy(),
+            Self::Bridge(args) => {
+                args.set_bridges(bridges);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        let typed = flags::typed_policy(name, matches).map_err(|wrong| CliError::usage(wrong.join("\n")))?;
+        policy.take_in(typed, queues);
+        Ok(())
     }
 
     /// The log filter unless the user says otherwise.
@@ -180,28 +186,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         guard::serve();
         return Exit::Done.into();
     }
-    let configured = match configured::load(&Cli::command(), &typed) {
-        Ok(configured) => configured,
-        Err(error) => {
-            error.report();
-            return error.exit().into();
-        }
-    };
-    let complete = configured.as_ref().map_or_else(|| typed.clone(), |configured| configured.complete(&typed));
-    let cli = match Cli::try_parse_from(complete) {
-        Ok(mut cli) => {
-            if let Some(Configured { file, .. }) = configured {
-                cli.command.take_in(file);
-            }
-            cli
-        }
+    let (cli, matches) = match parse(&typed) {
+        Ok(parsed) => parsed,
         Err(message) => {
             // Help and version are asked for, and go to stdout. A reader that went away is no reason to fail.
             message.print().ok();
             return if message.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    let exit = match init::reaping_orphans(|| run_to_end(cli)) {
+    let ended = configure(cli, &matches)
+        .and_then(|(command, settings)| init::reaping_orphans(|| run_to_end(command, settings)));
+    let exit = match ended {
         Ok(exit) => exit,
         Err(error) => {
             error.report();
@@ -211,27 +206,55 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit.into()
 }
 
-fn run_to_end(cli: Cli) -> Result<Exit, CliError> {
-    logs::start(cli.log.as_deref(), cli.command.default_log(), cli.log_format)?;
+/// Every command with its flags: as help, manual pages and completions show them, or as they are parsed, where variables and a
+/// file may give what a command demands.
+fn commands(in_help: bool) -> clap::Command {
+    let commands = flags::add_log(Cli::command(), in_help);
+    ["serve", "worker", "bridge", "dev", "provision"]
+        .into_iter()
+        .fold(commands, |commands, name| commands.mut_subcommand(name, |command| flags::add(command, name, in_help)))
+}
+
+fn parse(typed: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let matches = commands(false).try_get_matches_from(typed).map_err(|message| match message.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            commands(true).try_get_matches_from(typed).err().unwrap_or(message)
+        }
+        _ => message,
+    })?;
+    Ok((Cli::from_arg_matches(&matches)?, matches))
+}
+
+/// The command with what holds for it.
+fn configure(cli: Cli, matches: &ArgMatches) -> Result<(Command, Settings), CliError> {
+    let Cli { mut command } = cli;
+    let (name, of_command) = matches.subcommand().unwrap_or(("", matches));
+    let mut configured = configured::of_command(name, of_command)?;
+    command.take_in(name, of_command, &mut configured)?;
+    Ok((command, configured.settings))
+}
+
+fn run_to_end(command: Command, settings: Settings) -> Result<Exit, CliError> {
+    logs::start(settings.log.filter.as_deref(), command.default_log(), settings.log.format)?;
     // Fails only if there is a provider already, which is then the same one.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
-    let ended = runtime.block_on(Box::pin(command(cli.command)));
+    let ended = runtime.block_on(Box::pin(run_command(command, settings)));
     // Tasks that still run were asked to stop and did not: they must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_millis(500));
     ended
 }
 
-async fn command(command: Command) -> Result<Exit, CliError> {
+async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliError> {
     match command {
-        Command::Serve(args) => Box::pin(serve::run(*args)).await,
-        Command::Worker(args) => worker::run(*args).await,
-        Command::Bridge(args) => bridge::run(*args).await,
-        Command::Dev(args) => Box::pin(dev::run(*args)).await,
-        Command::Provision(args) => or_interrupted(Box::pin(provision::run(*args))).await,
+        Command::Serve(args) => Box::pin(serve::run(*args, settings)).await,
+        Command::Worker(args) => worker::run(*args, settings).await,
+        Command::Bridge(args) => bridge::run(*args, settings).await,
+        Command::Dev(args) => Box::pin(dev::run(*args, settings)).await,
+        Command::Provision(args) => or_interrupted(Box::pin(provision::run(*args, settings))).await,
         Command::Keys(args) => keys::run(args),
         Command::Store(args) => store::run(args),
         Command::Nats(args) => nats_users::run(args),
@@ -262,9 +285,17 @@ async fn or_interrupted(run: impl Future<Output = Result<Exit, CliError>>) -> Re
 mod tests {
     use super::*;
 
+    /// The command of a line, and its arguments.
+    pub(super) fn parsed(line: &str) -> (Command, ArgMatches) {
+        let typed: Vec<_> = format!("relay {line}").split_whitespace().map(OsString::from).collect();
+        let (cli, matches) = parse(&typed).unwrap();
+        (cli.command, matches)
+    }
+
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        commands(true).debug_assert();
+        commands(false).debug_assert();
     }
 
     #[test]
@@ -276,6 +307,6 @@ mod tests {
             }
             command.get_subcommands().for_each(check);
         }
-        check(&Cli::command());
+        check(&commands(true));
     }
 }

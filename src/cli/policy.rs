@@ -1,7 +1,5 @@
 //! Queues and their policy as flags. A value that is not given stays as the store has it.
 
-use std::time::Duration;
-
 use clap::Args;
 use relay_bridge::contract::QueueName;
 use relay_bridge::policy::QueuePolicy;
@@ -10,6 +8,7 @@ use super::exit::CliError;
 use super::values;
 use crate::app::{QueueSetup, Size};
 use crate::config::kind::Value;
+use crate::config::policy::PolicySetting;
 use crate::config::queues::Queue;
 
 /// Queues and what holds for them; the same policy for each of them.
@@ -24,42 +23,18 @@ pub(crate) struct PolicyArgs {
     /// Those of the configuration file.
     #[arg(skip)]
     configured: Vec<Queue>,
-    /// Handler starts per run before a job is dead-lettered as `exhausted` [new queues: 10]
-    #[arg(long, value_name = "N")]
-    max_attempts: Option<u32>,
-    /// How long a worker holds a job without a heartbeat: how long a dead worker delays its jobs [new queues: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    lease: Option<Duration>,
-    /// The longest a run may take from acceptance to its outcome [new queues: 6h]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    job_ttl: Option<Duration>,
-    /// How long after completion results are kept and keys replay [new queues: 24h]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    retention: Option<Duration>,
-    /// The longest wait before the second attempt; it doubles with each one [new queues: 1s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    retry_base: Option<Duration>,
-    /// The longest wait between two attempts [new queues: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    retry_cap: Option<Duration>,
-    /// The largest payload; more than the broker takes is refused at the start [new queues: 256KiB, or what the broker takes]
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    payload_max: Option<u64>,
-    /// The largest result; a larger one fails its job; otherwise as --payload-max
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    result_max: Option<u64>,
-    /// Keep payload and record of jobs without a key after their result, so that they can be rerun
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    keep_keyless: Option<bool>,
+    /// What flags say of every queue.
+    #[arg(skip)]
+    typed: Vec<(&'static PolicySetting, Value)>,
     /// Also apply changes that shorten what clients rely on, such as a smaller retention
     #[arg(long)]
     force: bool,
 }
 
 impl PolicyArgs {
-    /// The words of a configuration file about queues.
-    pub(crate) fn set_queues(&mut self, queues: Vec<Queue>) {
-        self.configured = queues;
+    /// What flags say of every queue, and the queues of a configuration file.
+    pub(crate) fn take_in(&mut self, typed: Vec<(&'static PolicySetting, Value)>, configured: Vec<Queue>) {
+        (self.typed, self.configured) = (typed, configured);
     }
 
     /// The queues that were named, here and in the file; `default` if none was.
@@ -84,29 +59,14 @@ impl PolicyArgs {
     /// # Errors
     /// A usage error that names every value that can't be.
     pub(crate) fn resolve(self) -> Result<QueueSetup, CliError> {
-        let policy = self.over(QueuePolicy::default());
-        let mut wrong = Vec::new();
-        if policy.max_attempts == 0 {
-            wrong.push("--max-attempts must be at least 1".to_owned());
-        }
-        for (flag, value, min) in [
-            ("--lease", policy.lease, Duration::from_millis(500)),
-            ("--job-ttl", policy.job_ttl, Duration::from_secs(1)),
-            ("--retry-base", policy.retry.base, Duration::from_millis(1)),
-        ] {
-            if value < min {
-                wrong.push(format!("{flag} must be at least {}", values::show_duration(min)));
-            }
-        }
-        if self.lease.is_some() && policy.lease > policy.lease_max {
+        let (policy, is_typed) = (self.over(QueuePolicy::default()), |key| self.typed(key).is_some());
+        if is_typed("lease") && policy.lease > policy.lease_max {
             let max = values::show_duration(policy.lease_max);
-            wrong.push(format!("--lease must be at most {max}, the longest a worker may hold a job in all"));
+            let what = format!("--lease must be at most {max}, the longest a worker may hold a job in all");
+            return Err(CliError::usage(what));
         }
-        if self.retry_base.is_some() && self.retry_cap.is_some() && policy.retry.cap < policy.retry.base {
-            wrong.push("--retry-cap must not be smaller than --retry-base".to_owned());
-        }
-        if !wrong.is_empty() {
-            return Err(CliError::usage(wrong.join("; ")));
+        if is_typed("retry_base") && is_typed("retry_cap") && policy.retry.cap < policy.retry.base {
+            return Err(CliError::usage("--retry-cap must not be smaller than --retry-base"));
         }
         let (queues, are_named, force) = (self.queues(), !self.named().is_empty(), self.force);
         let sizes = self.sizes();
@@ -117,22 +77,23 @@ impl PolicyArgs {
         Ok(QueueSetup { queues, are_named, policy: Box::new(policy), sizes, force })
     }
 
+    /// What a flag says of every queue.
+    fn typed(&self, key: &str) -> Option<&Value> {
+        self.typed.iter().find(|(setting, _)| setting.key == key).map(|(_, value)| value)
+    }
+
     /// The sizes that flags say, and those of the file that no flag stands over.
     fn sizes(&self) -> Vec<Size> {
         let mut sizes = Vec::new();
-        for (flag, key, given) in
-            [("--payload-max", "payload_max", self.payload_max), ("--result-max", "result_max", self.result_max)]
-        {
-            if let Some(bytes) = given {
-                sizes.push(Size { by: flag.to_owned(), bytes });
+        for (flag, key) in [("--payload-max", "payload_max"), ("--result-max", "result_max")] {
+            if let Some(value) = self.typed(key) {
+                sizes.push(Size { by: flag.to_owned(), bytes: value.number() });
                 continue;
             }
             let written = self.configured.iter().filter_map(|queue| Some((queue, queue.patch.values.get(key)?)));
-            sizes.extend(written.filter_map(|(queue, (value, line))| match value {
-                Value::Number(bytes) => {
-                    Some(Size { by: format!("`{key}` of queue `{}` (line {line})", queue.name), bytes: *bytes })
-                }
-                _ => None,
+            sizes.extend(written.map(|(queue, (value, line))| Size {
+                by: format!("`{key}` of queue `{}` (line {line})", queue.name),
+                bytes: value.number(),
             }));
         }
         sizes
@@ -141,34 +102,25 @@ impl PolicyArgs {
     /// `base` with the given flags over it.
     fn over(&self, base: QueuePolicy) -> QueuePolicy {
         let mut policy = base;
-        let set = |to: &mut Duration, from: Option<Duration>| *to = from.unwrap_or(*to);
-        set(&mut policy.lease, self.lease);
-        set(&mut policy.job_ttl, self.job_ttl);
-        set(&mut policy.retention, self.retention);
-        set(&mut policy.retry.base, self.retry_base);
-        set(&mut policy.retry.cap, self.retry_cap);
-        policy.max_attempts = self.max_attempts.unwrap_or(policy.max_attempts);
-        policy.payload_max = self.payload_max.unwrap_or(policy.payload_max);
-        policy.result_max = self.result_max.unwrap_or(policy.result_max);
-        policy.keep_keyless = self.keep_keyless.unwrap_or(policy.keep_keyless);
+        self.typed.iter().for_each(|(setting, value)| setting.set(&mut policy, value));
         policy
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use std::time::Duration;
 
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        policy: PolicyArgs,
-    }
+    use crate::cli::tests::parsed;
+    use crate::cli::{Command, flags};
 
     fn resolve(line: &str) -> Result<QueueSetup, CliError> {
-        Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap().policy.resolve()
+        let (command, matches) = parsed(&format!("provision {line}"));
+        let Command::Provision(mut args) = command else { panic!("{line}") };
+        let (_, matches) = matches.subcommand().unwrap();
+        args.policy().take_in(flags::typed_policy("provision", matches).unwrap(), Vec::new());
+        args.policy().clone().resolve()
     }
 
     #[test]
@@ -181,11 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_named_at_once() {
-        let refused = resolve("--max-attempts 0 --lease 0s --retry-base 2s --retry-cap 1s");
-        let error = refused.err().unwrap().to_string();
-        for flag in ["--max-attempts", "--lease", "--retry-cap"] {
-            assert!(error.contains(flag), "{error}");
+    fn values_that_exclude_each_other_are_refused_by_their_flags() {
+        for (line, expected) in [
+            ("--retry-base 2s --retry-cap 1s", "--retry-cap must not be smaller"),
+            ("--lease 2h", "--lease must be at most 1h"),
+        ] {
+            let error = resolve(line).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

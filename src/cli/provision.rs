@@ -10,15 +10,15 @@ use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::{Change, Wanted, provision_queues};
 use relay_nats::connection::Wait;
-use relay_nats::{Estimate, ExpectedLoad, Nats, Settings, estimate};
+use relay_nats::{Estimate, ExpectedLoad, Nats, estimate};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::nats::{NatsArgs, StreamArgs};
 use super::policy::PolicyArgs;
-use super::sqs::{OthersArgs, RoleArg, SqsArgs, SqsConfig, iam};
+use super::sqs::{RoleArg, SqsConfig, iam};
 use super::{output, values};
 use crate::app::QueueSetup;
+use crate::config::settings::Settings;
 use crate::ingress::nats::RELAY_INBOX;
 
 /// The setup to provide.
@@ -39,20 +39,12 @@ pub(crate) struct ProvisionArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    sqs: SqsArgs,
-    #[command(flatten)]
-    others: OthersArgs,
     /// Print the least that relay needs as an IAM policy, and do nothing else
-    #[arg(long, value_enum, value_name = "ROLE", requires = "sqs", help_heading = "SQS")]
+    #[arg(long, value_enum, value_name = "ROLE", help_heading = "SQS")]
     print_iam: Option<RoleArg>,
     /// The AWS account that stands in that policy
     #[arg(long, value_name = "ID", default_value = "*", requires = "print_iam", help_heading = "SQS")]
     account: String,
-    #[command(flatten)]
-    streams: StreamArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     /// A client to prepare the queues for, with a place in line of its own; repeat it for more
@@ -83,15 +75,18 @@ impl ProvisionArgs {
 }
 
 /// `relay provision`
-pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
-    let sqs = args.sqs.clone().resolve(args.others.clone())?;
-    if let (Some(config), Some(role)) = (&sqs, args.print_iam) {
+pub(crate) async fn run(args: ProvisionArgs, settings: Settings) -> Result<Exit, CliError> {
+    let sqs = settings.sqs.broker()?;
+    if let Some(role) = args.print_iam {
+        let Some(config) = &sqs else {
+            return Err(CliError::usage("--print-iam without --sqs: jobs are not kept on SQS")
+                .hint("leave it out, or add --sqs"));
+        };
         output::line(format_args!("{:#}", iam(config, role, &args.account)))?;
         return Ok(Exit::Done);
     }
     let setup = args.policy.resolve()?;
     if let Some(config) = sqs {
-        args.streams.refuse()?;
         if args.expected_rate.is_some() {
             return Err(CliError::usage(
                 "--expected-rate: there is no estimate for SQS: `docs/sqs.md` has what jobs cost",
@@ -100,12 +95,11 @@ pub(crate) async fn run(args: ProvisionArgs) -> Result<Exit, CliError> {
         let done = provision_sqs(config, &setup, &args.clients, args.dry_run).await?;
         return report(done, None, args.json);
     }
-    let streams = args.streams.resolve()?;
-    let config = args.nats.resolve("relay-provision", RELAY_INBOX)?.ok_or_else(|| {
+    let config = settings.nats.broker("relay-provision", RELAY_INBOX)?.ok_or_else(|| {
         CliError::usage("it is not said where jobs are kept")
             .hint("name NATS with --nats or RELAY_NATS, or add --sqs; the embedded store needs no `relay provision`")
     })?;
-    let settings = Settings { streams, ..Settings::default() };
+    let settings = relay_nats::Settings { streams: settings.streams.settings(), ..relay_nats::Settings::default() };
     let nats = Nats::connect(config, PATIENCE, settings).await.map_err(from_broker)?;
     let ended = provision(&nats.broker(), &setup, &args.clients, args.dry_run).await;
     nats.close().await;

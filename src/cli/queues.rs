@@ -2,13 +2,13 @@
 
 use clap::{Args, Subcommand};
 use relay_bridge::contract::QueueName;
-use relay_bridge::policy::ClientPolicy;
 
 use super::exit::{CliError, Exit};
+use super::output;
 use super::remote::{OperatorArgs, operate};
-use super::{output, values};
 use crate::api::operator::QueueView;
 use crate::client::retry::Patience;
+use crate::config::policy::POLICY;
 
 /// The queue, and the action to take on it.
 #[derive(Debug, Args)]
@@ -109,49 +109,27 @@ async fn list(json: bool, server: OperatorArgs) -> Result<Exit, CliError> {
 
 fn show(queue: &QueueView) -> Result<(), CliError> {
     let policy = &queue.policy;
-    let duration = values::show_duration;
-    let (retry, client) = (&policy.retry, &policy.client_defaults);
-    for (name, value) in [
+    let mut rows = vec![
         ("queue", queue.name.to_string()),
         ("state", if policy.paused { "paused" } else { "running" }.to_owned()),
         ("waiting", queue.waiting.to_string()),
         ("parked", queue.parked.to_string()),
         ("leased", queue.leased.to_string()),
-        ("attempts", policy.max_attempts.to_string()),
-        ("retry", format!("{} x {} up to {}", duration(retry.base), retry.factor, duration(retry.cap))),
-        ("lease", format!("{}, at most {}", duration(policy.lease), duration(policy.lease_max))),
-        ("job ttl", duration(policy.job_ttl)),
-        ("retention", duration(policy.retention)),
-        ("dead letters", duration(policy.dead_retention)),
-        ("payload", values::show_size(policy.payload_max)),
-        ("result", values::show_size(policy.result_max)),
-        ("keep keyless", policy.keep_keyless.to_string()),
-        ("fair", policy.fair.to_string()),
-        ("content types", names(policy.content_types.iter().map(ToString::to_string))),
-        ("clients", names(policy.allowed_clients.iter().map(ToString::to_string))),
-        ("a client's", share(client)),
-    ] {
-        output::line(format_args!("{name:<13} {value}"))?;
-    }
-    if let Some(oldest) = queue.oldest_seconds {
-        output::line(format_args!("{:<13} {oldest:.0}s", "oldest waits"))?;
-    }
+    ];
+    rows.extend(queue.oldest_seconds.map(|oldest| ("oldest waits", format!("{oldest:.0}s"))));
+    // By their keys in a file.
+    rows.extend(POLICY.iter().map(|setting| (setting.key, setting.show(&setting.get(policy)))));
     for (name, client) in &policy.clients {
-        output::line(format_args!("{:<13} {name}: {}", "client", share(client)))?;
+        let shares = POLICY.iter().filter_map(|setting| {
+            let value = setting.get_for_client(client)?;
+            Some(format!("{} {}", setting.key, setting.show(&value)))
+        });
+        rows.push(("client", format!("{name}: {}", shares.collect::<Vec<_>>().join(", "))));
+    }
+    for (name, value) in rows {
+        output::line(format_args!("{name:<15} {value}"))?;
     }
     Ok(())
-}
-
-fn names(names: impl Iterator<Item = String>) -> String {
-    let names: Vec<_> = names.collect();
-    if names.is_empty() { "all".to_owned() } else { names.join(", ") }
-}
-
-/// The limits of one client.
-fn share(client: &ClientPolicy) -> String {
-    let running = if client.max_running == u32::MAX { "no limit".to_owned() } else { client.max_running.to_string() };
-    let rate = client.rate.map_or_else(String::new, |rate| format!(", {rate} with {} at once", client.burst));
-    format!("weight {}, {} waiting, {running} running{rate}", client.weight, client.max_queued)
 }
 
 async fn set_paused(args: OneArgs, paused: bool) -> Result<Exit, CliError> {

@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,18 +13,15 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use super::admin::AdminArgs;
 use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
-use super::nats::{NOT_KEPT, NatsArgs, NatsListenArgs, StreamArgs, without_nats};
+use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::signals::Signals;
-use super::sqs::{OthersArgs, SqsArgs};
-use super::traces::TracesArgs;
-use super::values;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
+use crate::config::settings::{Listen, Settings};
 use crate::ingress::http::Limits;
 
 /// The database file's name in `--data DIR`.
@@ -51,120 +47,22 @@ pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    listen: ListenArgs,
-    /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
-    #[arg(long, value_name = "ADDR", env = "RELAY_WORKER_LISTEN", help_heading = "Listening")]
-    worker_listen: Option<SocketAddr>,
-    #[command(flatten)]
-    nats_listen: NatsListenArgs,
-    #[command(flatten)]
-    admin: AdminArgs,
-    #[command(flatten)]
-    traces: TracesArgs,
-    #[command(flatten)]
-    access: AccessArgs,
+    /// Print the addresses as one line of JSON on stdout as soon as the server is ready
+    #[arg(long, help_heading = "Listening")]
+    json: bool,
     #[command(flatten)]
     policy: PolicyArgs,
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    sqs: SqsArgs,
-    #[command(flatten)]
-    others: OthersArgs,
-    /// Create what is missing on NATS or AWS and change what differs, as `relay provision` does. Without it what is missing
-    /// is an error
-    #[arg(long, env = "RELAY_PROVISION", help_heading = "NATS streams")]
-    provision: bool,
-    #[command(flatten)]
-    streams: StreamArgs,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Store")]
-#[group(id = "store", required = true, multiple = false, args = ["data", "memory", "nats", "sqs"])]
-struct StoreArgs {
-    /// Keep jobs and results in this directory; it is created if it is not there
-    #[arg(long, value_name = "DIR", env = "RELAY_DATA")]
-    data: Option<PathBuf>,
-    /// Keep jobs and results in memory: they end with this process
-    #[arg(long, env = "RELAY_MEMORY")]
-    memory: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Access")]
-#[group(required = true, multiple = false)]
-struct AccessArgs {
-    /// Let in whoever has a key of this file; `relay keys new` makes one
-    #[arg(long, value_name = "FILE", env = "RELAY_KEYS")]
-    keys: Option<PathBuf>,
-    /// Let in everybody, for development: only on this machine's loopback addresses
-    #[arg(long, env = "RELAY_NO_AUTH")]
-    no_auth: bool,
-}
-
-/// Where clients connect, and how the server ends.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Listening")]
-pub(crate) struct ListenArgs {
-    /// Where clients connect; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", env = "RELAY_LISTEN", default_value = "127.0.0.1:7410")]
-    listen: SocketAddr,
-    /// Streams of events that clients may hold open, all of them together; more are answered 503
-    #[arg(long, value_name = "N", env = "RELAY_FOLLOWERS", default_value = "10000", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
-    followers: u32,
-    /// How long a stream of events lasts before it ends on purpose, within a fifth; clients then resume by its last cursor
-    #[arg(long, value_name = "DURATION", env = "RELAY_FOLLOW_FOR", default_value = "5m", value_parser = values::duration)]
-    follow_for: Duration,
-    /// How often a stream of events without any says that it is there: less than what idle connections are given on the way
-    #[arg(long, value_name = "DURATION", env = "RELAY_PING_EVERY", default_value = "15s", value_parser = values::duration)]
-    ping_every: Duration,
-    /// Hang up on a client that asks for nothing, or does not read its answer, for this long
-    #[arg(long, value_name = "DURATION", env = "RELAY_IDLE", default_value = "2m", value_parser = values::duration)]
-    idle: Duration,
-    /// How long requests and handlers in flight may take once the server is asked to stop
-    #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN", default_value = "30s", value_parser = values::duration)]
-    drain: Duration,
-    /// How long /readyz fails before anything is stopped, so that load balancers send no more
-    #[arg(long, value_name = "DURATION", env = "RELAY_DRAIN_DELAY", default_value = "0s", value_parser = values::duration)]
-    drain_delay: Duration,
-    /// Print the addresses as one line of JSON on stdout as soon as the server is ready
-    #[arg(long)]
-    json: bool,
-}
-
-impl ListenArgs {
-    /// Where clients shall connect.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.listen
-    }
-
-    /// The limits on clients' requests.
-    fn limits(&self) -> Result<Limits, CliError> {
+impl Listen {
+    /// The limits on clients' requests over HTTP.
+    fn limits(&self) -> Limits {
         let usual = Limits::default();
-        let second = Duration::from_secs(1);
-        if self.follow_for < second || self.ping_every < second {
-            return Err(CliError::usage("--follow-for and --ping-every must be at least 1s"));
-        }
-        if self.ping_every >= self.idle {
-            let idle = values::show_duration(self.idle);
-            return Err(CliError::usage(format!(
-                "--ping-every must be less than --idle ({idle}), after which relay itself hangs up"
-            )));
-        }
         let followers = usize::try_from(self.followers).unwrap_or(usize::MAX);
-        let Self { follow_for, ping_every, idle, .. } = *self;
         // Over HTTP/1.1 each has a connection, and must not take the others' places.
         let connections = (usual.connections - usual.followers).saturating_add(followers);
-        Ok(Limits { followers, connections, follow_for, ping_every, idle, ..usual })
-    }
-
-    /// How long the drain may take.
-    pub(crate) fn drain(&self) -> Duration {
-        self.drain
+        let (follow_for, ping_every, idle) = (self.follow_for.0, self.ping_every.0, self.idle.0);
+        Limits { followers, connections, follow_for, ping_every, idle, ..usual }
     }
 }
 
@@ -186,44 +84,32 @@ fn allow_open_files() {
 }
 
 /// `relay serve`
-pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
+pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, CliError> {
     warn_of_unknown_variables();
     allow_open_files();
     let clock = Clock::system();
-    let authenticator = match args.access.keys {
-        Some(file) => Authenticator::keys(file, clock.clone())
-            .map_err(|error| CliError::from(error).hint("`relay keys new NAME` makes the first key and the file"))?,
-        None => {
-            no_auth_only_on_loopback("--listen", args.listen.listen)?;
-            warn!("no authentication: whoever can reach this machine's loopback addresses may do everything");
-            Authenticator::development()
-        }
+    let Settings { listen, access, .. } = &settings;
+    let authenticator = if access.no_auth {
+        no_auth_only_on_loopback("--listen", listen.http)?;
+        warn!("no authentication: everybody who can reach this machine's loopback addresses may do everything");
+        Authenticator::development()
+    } else {
+        Authenticator::keys(access.keys.clone().unwrap_or_default(), clock.clone())
+            .map_err(|error| CliError::from(error).hint("`relay keys new NAME` makes the first key and the file"))?
     };
-    if let Some(address) = args.worker_listen
+    if let Some(address) = listen.workers
         && !address.ip().is_loopback()
     {
         return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
             .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
     }
-    if args.provision && !args.nats.is_broker() && !args.sqs.is_broker() {
-        return Err(without_nats("--provision", NOT_KEPT));
-    }
-    let (broker, nats) = match args.sqs.resolve(args.others)? {
-        Some(config) => {
-            args.streams.refuse()?;
-            let (_, door) = args.nats_listen.resolve(args.nats)?;
-            (BrokerConfig::Sqs { config: Box::new(config), provision: args.provision }, door)
-        }
-        None => choose(args.store.data, args.nats, args.nats_listen, args.streams, args.provision)?,
-    };
+    let (broker, nats) = choose(&settings, settings.streams.provision)?;
     let serving = Serving {
         broker,
         authenticator,
-        worker_listen: args.worker_listen,
         nats,
-        listen: args.listen,
-        admin: args.admin,
-        traces: args.traces,
+        settings,
+        json: args.json,
         policy: args.policy,
         worker: None,
         first_try: None,
@@ -236,11 +122,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
 pub(crate) struct Serving {
     pub(crate) broker: BrokerConfig,
     pub(crate) authenticator: Authenticator,
-    pub(crate) worker_listen: Option<SocketAddr>,
     pub(crate) nats: Option<NatsDoor>,
-    pub(crate) listen: ListenArgs,
-    pub(crate) admin: AdminArgs,
-    pub(crate) traces: TracesArgs,
+    pub(crate) settings: Settings,
+    pub(crate) json: bool,
     pub(crate) policy: PolicyArgs,
     pub(crate) worker: Option<LocalWorker>,
     /// A queue to suggest a first job for.
@@ -251,15 +135,16 @@ pub(crate) struct Serving {
 impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
+        let Settings { listen, admin, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
-        let limits = self.listen.limits()?;
-        let admin = self.admin.resolve()?;
-        let traces = self.traces.start()?;
+        let limits = listen.limits();
+        let admin = admin.resolve()?;
+        let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
         let signals =
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-        let http = bind("--listen", self.listen.listen).await?;
-        let workers = match self.worker_listen {
+        let http = bind("--listen", listen.http).await?;
+        let workers = match listen.workers {
             Some(address) => Some(bind("--worker-listen", address).await?),
             None => None,
         };
@@ -276,8 +161,8 @@ impl Serving {
             worker: self.worker,
             traces,
             admin_token,
-            drain_delay: self.listen.drain_delay,
-            drain: self.listen.drain,
+            drain_delay: listen.drain_delay.0,
+            drain: listen.drain.0,
             clock: self.clock,
         };
         let app = tokio::select! {
@@ -287,7 +172,7 @@ impl Serving {
         };
         // A reader of the addresses may ask at once.
         app.serves_until(&signals.stop);
-        announce(&app, self.listen.json);
+        announce(&app, self.json);
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
             info!("try: echo hello | relay submit --wait --server http://{address} --queue {queue}");
         }
@@ -324,19 +209,18 @@ pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Resul
         .hint("listen on 127.0.0.1, or make keys with `relay keys new` and start `relay serve` with --keys"))
 }
 
-/// The broker that was asked for: NATS, a store on disk, or one in memory. And where clients are served over NATS.
-pub(crate) fn choose(
-    data: Option<PathBuf>,
-    nats: NatsArgs,
-    listen: NatsListenArgs,
-    streams: StreamArgs,
-    provision: bool,
-) -> Result<(BrokerConfig, Option<NatsDoor>), CliError> {
-    let (nats, door) = listen.resolve(nats)?;
-    let broker = match nats {
-        Some(config) => BrokerConfig::Nats(Box::new(NatsBroker { config, streams: streams.resolve()?, provision })),
-        None => {
-            streams.refuse()?;
+/// The broker that was asked for: SQS, NATS, a store on disk, or one in memory. And where clients are served over NATS.
+pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConfig, Option<NatsDoor>), CliError> {
+    let sqs = settings.sqs.broker()?;
+    let (nats, door) = broker_and_clients(&settings.nats, &settings.listen)?;
+    let broker = match (sqs, nats) {
+        (Some(config), _) => BrokerConfig::Sqs { config: Box::new(config), provision },
+        (None, Some(config)) => {
+            let streams = settings.streams.settings();
+            BrokerConfig::Nats(Box::new(NatsBroker { config, streams, provision }))
+        }
+        (None, None) => {
+            let data = settings.store.data.clone().filter(|_| !settings.store.memory);
             BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
         }
     };

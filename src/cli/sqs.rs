@@ -1,50 +1,11 @@
-//! SQS with DynamoDB as flags: the region, what table and queues are called, and which kind of queue. Credentials come from
-//! where every AWS tool takes them: environment, profile, pod or machine.
+//! SQS with DynamoDB by its settings: the region, what table and queues are called, and which kind of queue. Credentials come
+//! from where every AWS tool takes them: environment, profile, pod or machine.
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 pub(crate) use relay_sqs::config::SqsConfig;
 
 use super::exit::CliError;
-
-/// SQS and DynamoDB as the broker.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "SQS")]
-pub(crate) struct SqsArgs {
-    /// Keep jobs and results in a table of DynamoDB, and put jobs in line in queues of SQS. Credentials are those of the AWS
-    /// tools: environment, profile, pod or machine
-    #[arg(long, env = "RELAY_SQS", conflicts_with = "nats")]
-    sqs: bool,
-    /// The AWS region [default: that of AWS_REGION, of the profile, or of the machine]
-    #[arg(long, value_name = "REGION", env = "RELAY_SQS_REGION")]
-    sqs_region: Option<String>,
-    /// Where both services are, if not at the region's endpoints: an emulator, or a VPC endpoint without private names
-    #[arg(long, value_name = "URL", env = "RELAY_SQS_ENDPOINT")]
-    sqs_endpoint: Option<String>,
-    /// The table [default: relay]
-    #[arg(long, value_name = "NAME", env = "RELAY_SQS_TABLE")]
-    sqs_table: Option<String>,
-    /// What names of queues in SQS begin with [default: relay-]
-    #[arg(long, value_name = "PREFIX", env = "RELAY_SQS_PREFIX")]
-    sqs_prefix: Option<String>,
-    /// Queues of the FIFO kind, where a send that is repeated makes no second message
-    #[arg(long, env = "RELAY_SQS_FIFO")]
-    sqs_fifo: bool,
-}
-
-/// Queues of SQS that others use. Nothing of a worker or a bridge.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "SQS")]
-pub(crate) struct OthersArgs {
-    /// Send each of a client's results to a queue of SQS of its own, which may be another account's: the queue's URL; repeat
-    /// it for more clients. `relay serve` does so, and --print-iam allows it
-    #[arg(long, value_name = "CLIENT=URL", value_delimiter = ',', env = "RELAY_SQS_FORWARD")]
-    sqs_forward: Vec<String>,
-    /// Provision a queue of SQS that another account uses, such as one for a client's results or one that a bridge takes
-    /// messages from, and let that account or role send there, or receive: `orders=send:111122223333`. Its policy has no
-    /// other grants; repeat it for more. A name alone lets in nobody
-    #[arg(long, value_name = "QUEUE=send|receive:WHO", value_delimiter = ',', env = "RELAY_SQS_SHARE")]
-    sqs_share: Vec<String>,
-}
+use crate::config::settings::Sqs;
 
 /// Whose permissions to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,51 +18,37 @@ pub(crate) enum RoleArg {
     Provisioning,
 }
 
-impl SqsArgs {
-    /// Whether SQS is the broker.
-    pub(crate) fn is_broker(&self) -> bool {
-        self.sqs
-    }
-
+impl Sqs {
     /// How to reach SQS and DynamoDB, if they are the broker.
     ///
     /// # Errors
-    /// A usage error with everything that is wrong, also flags of SQS without `--sqs`.
-    pub(crate) fn resolve(self, others: OthersArgs) -> Result<Option<SqsConfig>, CliError> {
-        let given = [
-            ("--sqs-region", self.sqs_region.is_some()),
-            ("--sqs-endpoint", self.sqs_endpoint.is_some()),
-            ("--sqs-table", self.sqs_table.is_some()),
-            ("--sqs-prefix", self.sqs_prefix.is_some()),
-            ("--sqs-fifo", self.sqs_fifo),
-            ("--sqs-forward", !others.sqs_forward.is_empty()),
-            ("--sqs-share", !others.sqs_share.is_empty()),
-        ];
-        if self.sqs {
-            return self.config(others).map(Some);
-        }
-        match given.into_iter().find_map(|(flag, given)| given.then_some(flag)) {
-            None => Ok(None),
-            Some(flag) => Err(CliError::usage(format!("{flag} without --sqs: jobs are not kept on SQS"))
-                .hint("leave it out, or add --sqs")),
-        }
+    /// A usage error with everything that is wrong.
+    pub(crate) fn broker(&self) -> Result<Option<SqsConfig>, CliError> {
+        self.enabled.then(|| self.config()).transpose()
     }
 
-    fn config(self, others: OthersArgs) -> Result<SqsConfig, CliError> {
+    /// The same without queues that others use, which a worker and a bridge leave alone.
+    ///
+    /// # Errors
+    /// As [`Sqs::broker`].
+    pub(crate) fn own(&self) -> Result<Option<SqsConfig>, CliError> {
+        Self { forward: Vec::new(), share: Vec::new(), ..self.clone() }.broker()
+    }
+
+    fn config(&self) -> Result<SqsConfig, CliError> {
         if !relay_sqs::IS_BUILT {
             let unbuilt = CliError::usage("this relay was built without SQS");
             return Err(unbuilt.hint("build it with the cargo feature `sqs`"));
         }
-        let defaults = SqsConfig::default();
         let config = SqsConfig {
-            region: self.sqs_region,
-            endpoint: self.sqs_endpoint,
-            table: self.sqs_table.unwrap_or_else(|| defaults.table.clone()),
-            queue_prefix: self.sqs_prefix.unwrap_or_else(|| defaults.queue_prefix.clone()),
-            fifo: self.sqs_fifo,
-            forward: read("--sqs-forward", &others.sqs_forward)?,
-            shares: read("--sqs-share", &others.sqs_share)?,
-            ..defaults
+            region: self.region.clone(),
+            endpoint: self.endpoint.clone(),
+            table: self.table.clone(),
+            queue_prefix: self.prefix.clone(),
+            fifo: self.fifo,
+            forward: read("--sqs-forward", &self.forward)?,
+            shares: read("--sqs-share", &self.share)?,
+            ..SqsConfig::default()
         };
         match config.check() {
             Ok(()) => Ok(config),
@@ -139,23 +86,11 @@ fn in_flags(problem: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        sqs: SqsArgs,
-        #[command(flatten)]
-        others: OthersArgs,
-        #[arg(long)]
-        nats: bool,
-    }
+    use crate::cli::configured::tests::settings;
 
     fn resolve(line: &str) -> Result<Option<SqsConfig>, CliError> {
-        let line = Line::try_parse_from(format!("relay {line}").split_whitespace()).unwrap();
-        line.sqs.resolve(line.others)
+        settings("provision", line, &[])?.sqs.broker()
     }
 
     #[test]

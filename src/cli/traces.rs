@@ -1,9 +1,8 @@
-//! Where spans go, as flags and as the variables that OpenTelemetry has for every program.
-
-use clap::Args;
+//! Where spans go, by the settings and by the variables that OpenTelemetry has for every program.
 
 use super::configured::variable;
 use super::exit::CliError;
+use crate::config::settings::Telemetry;
 use crate::telemetry::Traces;
 
 /// Samplers that `OTEL_TRACES_SAMPLER` may name.
@@ -16,26 +15,16 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-/// Where spans go.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Traces")]
-pub(crate) struct TracesArgs {
-    /// Send spans of jobs to this collector over OTLP/HTTP, such as http://127.0.0.1:4318. Off unless given. OTEL_TRACES_SAMPLER,
-    /// OTEL_EXPORTER_OTLP_HEADERS and OTEL_RESOURCE_ATTRIBUTES hold as everywhere
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
-    otlp_endpoint: Option<String>,
-}
-
-impl TracesArgs {
+impl Telemetry {
     /// Starts the export, if there is to be one.
     ///
     /// # Errors
     /// A usage error: an endpoint that is none, a sampler that nobody knows.
-    pub(crate) fn start(self) -> Result<Option<Traces>, CliError> {
+    pub(crate) fn start(&self) -> Result<Option<Traces>, CliError> {
         let off = variable("OTEL_SDK_DISABLED").is_some_and(|off| off.eq_ignore_ascii_case("true"))
             || variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter == "none");
         let of_traces = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-        let base = self.otlp_endpoint.filter(|base| !base.is_empty());
+        let base = self.otlp_endpoint.as_deref();
         // The variable for traces alone has the whole address; the common one is what paths are added to.
         let endpoint = of_traces.or_else(|| base.map(|base| format!("{}/v1/traces", base.trim_end_matches('/'))));
         let Some(endpoint) = endpoint.filter(|_| !off) else { return Ok(None) };

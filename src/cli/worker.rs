@@ -5,29 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::admin::AdminArgs;
 use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
-use super::handler::HandlerArgs;
-use super::nats::NatsArgs;
 use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
-use super::sqs::{OthersArgs, SqsArgs};
-use super::traces::TracesArgs;
-use super::values::{self, WeightedQueue};
 use crate::admin::sampler::Watched;
 use crate::admin::{Port, collect};
 use crate::app::TRACES_MAX;
-use crate::config::contradictions;
+use crate::config::settings::{Order, Settings};
 use crate::ingress::nats::worker_inbox;
 use crate::telemetry::Telemetry;
 
@@ -51,91 +45,49 @@ pub(crate) struct WorkerArgs {
     /// Read settings from this file; what a flag or a variable says counts instead. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
-    /// The server's worker address: what `relay serve --worker-listen` was given
-    #[arg(long, value_name = "ADDR", env = "RELAY_WORKER_CONNECT", default_value = "127.0.0.1:7411", conflicts_with_all = ["nats", "sqs"])]
-    connect: String,
-    /// A queue to take jobs from, with its share among several; repeat it for more
-    #[arg(
-        long = "queue",
-        value_name = "NAME[=WEIGHT]",
-        env = "RELAY_WORKER_QUEUE",
-        value_delimiter = ',',
-        default_value = "default"
-    )]
-    queues: Vec<WeightedQueue>,
-    /// Which queue is asked first when several have jobs
-    #[arg(long, value_enum, env = "RELAY_WORKER_ORDER", default_value = "weighted")]
-    order: OrderArg,
-    /// Handlers at work at once [default: the number of processors]
-    #[arg(long, value_name = "N", env = "RELAY_WORKER_SLOTS")]
-    slots: Option<NonZeroU32>,
-    /// What this worker is called in logs [default: worker- and the process id]
-    #[arg(long, value_name = "NAME", env = "RELAY_WORKER_ID")]
-    id: Option<WorkerId>,
     /// The worker's key; a server without authentication needs none
-    #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true, conflicts_with_all = ["nats", "sqs"])]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "RELAY_WORKER_KEY",
+        hide_env_values = true,
+        conflicts_with = "worker.key_file"
+    )]
     key: Option<String>,
-    /// File with the worker's key, which stays out of the list of processes
-    #[arg(long, value_name = "FILE", env = "RELAY_WORKER_KEY_FILE", conflicts_with_all = ["key", "nats", "sqs"])]
-    key_file: Option<PathBuf>,
-    /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
-    #[arg(long, value_name = "DURATION", env = "RELAY_WORKER_DRAIN", default_value = "30s", value_parser = values::duration)]
-    drain: Duration,
     /// Print one line of JSON on stdout when the worker is connected
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    handler: HandlerArgs,
-    #[command(flatten)]
-    admin: AdminArgs,
-    #[command(flatten)]
-    traces: TracesArgs,
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    sqs: SqsArgs,
-}
-
-/// Which queue is asked first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OrderArg {
-    /// The first one that was named, as long as it has jobs
-    Strict,
-    /// By turns, each as often as its weight says
-    Weighted,
 }
 
 /// `relay worker`
-pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
+pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, CliError> {
+    let Settings { worker, .. } = &settings;
     // Of a name that a user of NATS can have as well; others have no inbox of their own in `relay nats permissions`.
-    let name = args.id.as_ref().and_then(|id| id.as_str().parse::<ClientId>().ok());
+    let name = worker.id.as_ref().and_then(|id| id.as_str().parse::<ClientId>().ok());
     let inbox = name.map_or_else(|| "_INBOX".to_owned(), |name| worker_inbox(&name));
-    let id = match args.id {
+    let id = match worker.id.clone() {
         Some(id) => id,
         None => format!("worker-{}", std::process::id())
             .parse()
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     warn_of_unknown_variables();
-    if let Some((what, fix)) =
-        contradictions::of_queues(&args.queues, args.order == OrderArg::Strict).into_iter().next()
-    {
-        return Err(CliError::usage(format!("--queue: {what}")).hint(fix));
-    }
-    let handler = args.handler.resolve()?;
-    let key = args.key_file.as_deref().map(read_key).transpose()?.or(args.key);
-    let admin = args.admin.resolve()?;
-    let traces = args.traces.start()?;
-    let nats = args.nats.resolve(&format!("relay-{id}"), &inbox)?;
-    let names: Vec<_> = args.queues.iter().map(|queue| queue.name.clone()).collect();
-    let queues = args.queues.into_iter().map(|queue| (queue.name, queue.weight)).collect();
-    let config = worker_config(id.clone(), queues, args.order, args.slots.unwrap_or_else(default_slots), args.drain);
+    let handler = worker.handler()?;
+    let admin = settings.admin.resolve()?;
+    let traces = settings.telemetry.start()?;
+    let nats = settings.nats.broker(&format!("relay-{id}"), &inbox)?;
+    let sqs = settings.sqs.own()?;
+    let key = key(args.key, worker.key_file.as_deref(), nats.is_some() || sqs.is_some())?;
+    let names: Vec<_> = worker.queues.iter().map(|queue| queue.name.clone()).collect();
+    let queues = worker.queues.iter().map(|queue| (queue.name.clone(), queue.weight)).collect();
+    let slots = worker.slots.unwrap_or_else(default_slots);
+    let config = worker_config(id.clone(), queues, worker.order, slots, worker.drain.0);
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let source = match (nats, args.sqs.resolve(OthersArgs::default())?) {
+    let source = match (nats, sqs) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
         (None, Some(sqs)) => SourceConfig::Sqs(Box::new(sqs)),
-        (None, None) => SourceConfig::Tcp { address: args.connect, key },
+        (None, None) => SourceConfig::Tcp { address: worker.connect.clone(), key },
     };
     let clock = Clock::system();
     // The process that writes a result to the broker reports it: for a worker behind a server, that is the server.
@@ -201,6 +153,18 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<Exit, CliError> {
     }
 }
 
+/// The worker's key. One that was typed counts before the file's.
+fn key(typed: Option<String>, file: Option<&Path>, on_broker: bool) -> Result<Option<String>, CliError> {
+    match (typed, file) {
+        (Some(_), _) if on_broker => {
+            Err(CliError::usage("--key: a worker's key is for the server that it connects to")
+                .hint("leave it out, or --nats and --sqs"))
+        }
+        (Some(key), _) => Ok(Some(key)),
+        (None, file) => file.map(read_key).transpose(),
+    }
+}
+
 fn read_key(file: &Path) -> Result<String, CliError> {
     let wrong = |what: String| CliError::usage(format!("--key-file {}: {what}", file.display()));
     let key = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
@@ -214,13 +178,13 @@ fn read_key(file: &Path) -> Result<String, CliError> {
 pub(crate) fn worker_config(
     id: WorkerId,
     queues: Vec<(QueueName, NonZeroU32)>,
-    order: OrderArg,
+    order: Order,
     slots: NonZeroU32,
     drain: Duration,
 ) -> WorkerConfig {
     let order = match order {
-        OrderArg::Strict => QueueOrder::Strict,
-        OrderArg::Weighted => QueueOrder::Weighted,
+        Order::Strict => QueueOrder::Strict,
+        Order::Weighted => QueueOrder::Weighted,
     };
     let queues = queues.into_iter().map(|(name, weight)| (name, weight.get())).collect();
     WorkerConfig { id, queues, order, slots, drain }

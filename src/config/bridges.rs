@@ -454,12 +454,11 @@ impl NatsTable {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
-    use crate::config::contradictions::Above;
     use crate::config::file;
+    use crate::config::mistake::Mistakes;
 
     const EDGE: &str = r#"
 [[bridge]]
@@ -486,9 +485,8 @@ meta = ["X-Tenant"]
 "#;
 
     fn parse(text: &str) -> Result<Vec<BridgeConfig>, String> {
-        let above = Above { variable: &|_| None, given: &BTreeSet::new() };
-        let read = file::read(Path::new("etc/relay.toml"), text, above);
-        read.map(|file| file.bridges).map_err(|mistakes| mistakes.to_string())
+        let (file, all) = file::read(Path::new("etc/relay.toml"), text);
+        if all.is_empty() { Ok(file.bridges) } else { Err(Mistakes { file: file.path, all }.to_string()) }
     }
 
     #[test]

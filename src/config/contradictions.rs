@@ -1,4 +1,5 @@
-//! Values that can't be true together, or have no effect: each value is well, and the file is not.
+//! Values that can't be true together, or have no effect: each value is well, and the whole is not. They are looked for in
+//! what holds after all layers are merged.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,14 +11,14 @@ use relay_workers::config::QUEUES_MAX;
 use relay_workers::handler::http::{Http, HttpConfig};
 
 use super::file::File;
-use super::kind::Value;
+use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
+use super::settings::{self, Order, Settings, Storage};
 use super::values::{WeightedQueue, show_duration, show_size};
 
 /// The mistakes in the queues of one worker together, and what to do about them.
-#[must_use]
-pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'static str)> {
+fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'static str)> {
     let mut found = Vec::new();
     if let Some(weighted) = queues.iter().find(|queue| strict && queue.weight != NonZeroU32::MIN) {
         let what =
@@ -35,134 +36,170 @@ pub fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'stati
     found
 }
 
-/// The layers above a file: the environment and the flags of a command.
-#[derive(Clone, Copy)]
-pub struct Above<'a> {
-    /// The environment's variables, some of which belong to settings.
-    pub variable: &'a dyn Fn(&str) -> Option<String>,
-    /// Keys of the settings that a flag or a variable gives, and that are not `false` there.
-    pub given: &'a BTreeSet<&'static str>,
+/// Everything that contradicts something else.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// By the line of a file.
+    pub(crate) in_file: Vec<Mistake>,
+    /// Of flags and variables: each mistake, and the way to correct it.
+    pub(crate) above: Vec<(String, String)>,
 }
 
-/// Everything in `file` that contradicts something else there, or has no effect once `above` is put on top of it.
-#[must_use]
-pub fn find(file: &File, above: Above<'_>) -> Vec<Mistake> {
-    let Above { variable, given } = above;
-    let mut finder = Finder { file, given, found: Vec::new() };
-    finder.one_of(&PLACES, "jobs are kept in one place");
-    finder.one_of(&["access.keys", "access.no_auth"], "every caller is asked for a key, or none is");
-    finder.one_of(&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS");
+/// Everything in the whole that contradicts something else there, or has no effect. `variable` gives those variables that hold
+/// a secret.
+pub(crate) fn find(
+    file: Option<&File>,
+    merged: &Merged,
+    settings: &Settings,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Found {
+    let mut finder = Finder { file, merged, settings, variable, found: Found::default() };
+    for (group, why) in ALTERNATIVES {
+        finder.one_of(group, why);
+    }
+    // Neither of these says which of both is meant.
     finder.one_of(&["listen.nats", "nats.servers"], "clients are served on the broker's own NATS servers anyway");
-    finder.one_of(&["worker.connect", "nats.servers"], WORKS_IN_ONE_PLACE);
-    finder.one_of(&["worker.connect", "sqs.enabled"], WORKS_IN_ONE_PLACE);
-    finder.one_of(&["worker.key_file", "nats.servers"], "a worker's key is for the server that it connects to");
-    finder.one_of(&["worker.key_file", "sqs.enabled"], "a worker's key is for the server that it connects to");
-    finder.one_of(&["worker.command", "worker.http"], "one of them does a worker's jobs");
-    finder.one_of(&["listen.nats", "nats.no_listen"], "clients are served over NATS, or they are not");
-    for (key, needs) in [
-        ("admin.token_file", "admin.listen"),
-        ("nats.password_file", "nats.user"),
-        ("nats.cert", "nats.key"),
-        ("nats.key", "nats.cert"),
-        ("nats.no_listen", "nats.servers"),
-        ("nats.domain", "nats.servers"),
-        ("nats.sync_always", "nats.servers"),
-        ("sqs.region", "sqs.enabled"),
-        ("sqs.endpoint", "sqs.enabled"),
-        ("sqs.table", "sqs.enabled"),
-        ("sqs.prefix", "sqs.enabled"),
-        ("sqs.fifo", "sqs.enabled"),
-        ("sqs.forward", "sqs.enabled"),
-        ("sqs.share", "sqs.enabled"),
-    ] {
-        finder.needs(key, needs);
+    finder.one_of(&["worker.key_file", "nats.servers"], KEY_IS_FOR_A_SERVER);
+    finder.one_of(&["worker.key_file", "sqs.enabled"], KEY_IS_FOR_A_SERVER);
+    for (key, needed, why) in NEEDS {
+        finder.needs(key, needed, why);
     }
     finder.about_nats();
     finder.about_waits();
-    finder.addresses(variable);
-    let password = variable("RELAY_NATS_PASSWORD").is_some();
-    if !password && finder.written("nats.user") && !finder.is("nats.password_file") {
-        finder.add(
-            "nats.user",
-            "a user has a password, and none is given",
-            "add nats.password_file, or set RELAY_NATS_PASSWORD",
-        );
-    }
-    finder.worker(variable);
+    finder.events();
+    finder.addresses();
+    finder.worker();
     finder.streams();
     finder.queues();
     finder.found
 }
 
-const WORKS_IN_ONE_PLACE: &str = "a worker takes its jobs from a server, or from the broker itself";
+/// Settings that say nothing without another one, with the reason.
+const NEEDS: [(&str, &str, &str); 14] = [
+    ("admin.token_file", "admin.listen", "there is no admin port"),
+    ("nats.password_file", "nats.user", "relay has no user on NATS"),
+    ("nats.cert", "nats.key", "a certificate has a key"),
+    ("nats.key", "nats.cert", "a key has a certificate"),
+    ("nats.no_listen", "nats.servers", "no clients are served over NATS anyway"),
+    ("nats.domain", "nats.servers", NOT_KEPT_ON_NATS),
+    ("nats.sync_always", "nats.servers", NOT_KEPT_ON_NATS),
+    ("sqs.region", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.endpoint", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.table", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.prefix", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.fifo", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.forward", "sqs.enabled", NOT_KEPT_ON_SQS),
+    ("sqs.share", "sqs.enabled", NOT_KEPT_ON_SQS),
+];
+const NOT_KEPT_ON_SQS: &str = "jobs are not kept on SQS";
+const KEY_IS_FOR_A_SERVER: &str = "a worker's key is for the server that it connects to";
+const NOT_KEPT_ON_NATS: &str = "jobs are not kept on NATS";
 const SAY_WHERE: &str = "leave it out, or say where NATS is with `nats.servers`, its flag or its variable";
 const WITHOUT_RATE: &str = "without `rate` it says nothing";
 const ADD_RATE: &str = "leave it out, or add `rate`";
 
-/// Where jobs are kept: one of them.
-const PLACES: [&str; 4] = ["store.data", "store.memory", "nats.servers", "sqs.enabled"];
-
 struct Finder<'a> {
-    file: &'a File,
-    given: &'a BTreeSet<&'static str>,
-    found: Vec<Mistake>,
+    file: Option<&'a File>,
+    merged: &'a Merged,
+    settings: &'a Settings,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    found: Found,
 }
 
 impl Finder<'_> {
-    /// Whether the file sets it.
-    fn written(&self, key: &str) -> bool {
-        self.file.get(key).is_some()
-    }
-
     /// Whether anybody sets it.
     fn is(&self, key: &str) -> bool {
-        self.written(key) || self.given.contains(key)
+        self.merged.is(key)
     }
 
-    /// Whether jobs are kept at `place`: the one that was given counts before the file's.
-    fn kept(&self, place: &str) -> bool {
-        let given = PLACES.iter().any(|place| self.given.contains(place));
-        if given { self.given.contains(place) } else { self.written(place) }
+    /// The line in the file, if the value there is the one that holds.
+    fn line(&self, key: &str) -> Option<usize> {
+        let file = self.file?;
+        let (_, line) = file.values.get(key)?;
+        (self.merged.origin(key)? == file.place(*line)).then_some(*line)
+    }
+
+    /// The flag or the variable that gave it.
+    fn given_by(&self, key: &str) -> String {
+        let origin = self.merged.origin(key).unwrap_or_else(|| key.to_owned());
+        origin.strip_prefix("variable ").map_or(origin.clone(), ToOwned::to_owned)
+    }
+
+    /// How another setting is called in a mistake about `key`.
+    fn called(&self, other: &str, key: &str) -> String {
+        let flag = settings::of(other).map(|setting| setting.flag).filter(|flag| !flag.is_empty());
+        match flag.filter(|_| self.line(key).is_none()) {
+            Some(flag) => format!("--{flag}"),
+            None => format!("`{other}`"),
+        }
     }
 
     fn add(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        let line = self.file.get(key).map_or(1, |(_, line)| line);
-        self.at(line, key, what, fix);
+        match self.line(key) {
+            Some(line) => self.at(line, key, what, fix),
+            None => self.found.above.push((format!("{}: {}", self.given_by(key), what.into()), fix.into())),
+        }
     }
 
     fn at(&mut self, line: usize, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        self.found.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
+        self.found.in_file.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
     }
 
     fn one_of(&mut self, keys: &[&str], why: &str) {
-        let set: Vec<_> = keys.iter().filter(|key| self.written(key)).collect();
-        if let [first, others @ ..] = &set[..] {
-            for other in others {
-                let line = self.file.get(first).map_or(0, |(_, line)| line);
-                self.add(other, format!("`{first}` is set as well (line {line}), and {why}"), "leave one of them out");
+        let set: Vec<_> = keys.iter().filter(|key| self.is(key)).collect();
+        let [first, others @ ..] = &set[..] else { return };
+        for other in others {
+            // Of a line and a flag the line is the one to mend.
+            let line_first = self.line(first).is_some() && self.line(other).is_none();
+            let (first, other) = if line_first { (other, first) } else { (first, other) };
+            let beside = match self.line(first) {
+                Some(line) => format!("`{first}` is set as well (line {line})"),
+                None => format!("{} is given as well", self.given_by(first)),
+            };
+            self.add(other, format!("{beside}, and {why}"), "leave one of them out");
+        }
+    }
+
+    /// A setting that says nothing without another one. `why` is for those that read no file.
+    fn needs(&mut self, key: &str, needed: &str, why: &str) {
+        if !self.is(key) || self.is(needed) {
+            return;
+        }
+        let other = self.called(needed, key);
+        match self.line(key) {
+            Some(line) => {
+                let (what, fix) = (format!("without {other} it says nothing"), format!("leave it out, or add {other}"));
+                self.at(line, key, what, fix);
             }
+            None => self.without(key, &other, why),
         }
     }
 
-    fn needs(&mut self, key: &str, needs: &str) {
-        if self.written(key) && !self.is(needs) {
-            self.add(key, format!("without `{needs}` it says nothing"), format!("leave it out, or add `{needs}`"));
-        }
+    /// A flag or a variable that says nothing without the flag `needed`.
+    fn without(&mut self, key: &str, needed: &str, why: &str) {
+        let fix = match needed {
+            "--nats" => "leave it out, or say where NATS is with --nats".to_owned(),
+            _ => format!("leave it out, or add {needed}"),
+        };
+        self.found.above.push((format!("{} without {needed}: {why}", self.given_by(key)), fix));
     }
 
-    /// Settings about NATS where there is none.
+    /// Settings about NATS where there is none, beside those that were found already to need another one.
     fn about_nats(&mut self) {
-        let (broker, doors) = (self.is("nats.servers"), self.is("listen.nats"));
-        let keys: Vec<&'static str> = self.file.values.keys().copied().filter(|key| self.written(key)).collect();
-        for key in keys {
-            let told =
-                ["nats.no_listen", "nats.domain", "nats.sync_always", "nats.cert", "nats.key", "nats.password_file"];
-            let provisioned = key == "streams.provision" && self.is("sqs.enabled");
-            if key.starts_with("streams.") && !broker && !provisioned {
-                self.add(key, "jobs are not kept on NATS", SAY_WHERE);
-            } else if key.starts_with("nats.") && !broker && !doors && !told.contains(&key) {
-                let fix = "leave it out, or say where NATS is with `nats.servers` or `listen.nats`, or their flags or variables";
-                self.add(key, "relay does not connect to NATS", fix);
+        const CONNECT: &str =
+            "leave it out, or say where NATS is with `nats.servers` or `listen.nats`, or their flags or variables";
+        let (broker, clients, on_sqs) = (self.is("nats.servers"), self.is("listen.nats"), self.is("sqs.enabled"));
+        for key in settings::all().map(|setting| setting.key) {
+            let told = NEEDS.iter().any(|(of, needed, _)| *of == key && !self.is(needed));
+            let streams = key.starts_with("streams.") && !(key == "streams.provision" && on_sqs);
+            let (why, fix) = match (self.is(key) && !told && !broker, streams, key.starts_with("nats.")) {
+                (true, true, _) => (NOT_KEPT_ON_NATS, SAY_WHERE),
+                (true, _, true) if !clients => ("relay does not connect to NATS", CONNECT),
+                _ => continue,
+            };
+            match self.line(key) {
+                Some(line) => self.at(line, key, why, fix),
+                None => self.without(key, "--nats", why),
             }
         }
     }
@@ -172,37 +209,49 @@ impl Finder<'_> {
         const SHARE: &str = "listen.nats_waits_per_client";
         let served = (self.is("nats.servers") && !self.is("nats.no_listen")) || self.is("listen.nats");
         for key in ["listen.nats_waits", SHARE] {
-            if self.written(key) && !served {
+            if self.is(key) && !served {
                 let fix = "leave it out, or say where clients are with `nats.servers` or `listen.nats`";
                 self.add(key, "no clients are served over NATS", fix);
             }
         }
-        if let (Some((Value::Number(waits), _)), Some((Value::Number(share), _))) =
-            (self.file.get("listen.nats_waits"), self.file.get(SHARE))
-            && share > waits
-        {
-            let what = format!("{share} are more than there are: `listen.nats_waits` is {waits}");
-            self.add(SHARE, what, "lower it, or raise `listen.nats_waits`");
+        let waits = self.settings.listen.nats_waits;
+        if let Some(share) = self.settings.listen.nats_waits_per_client.filter(|share| *share > waits) {
+            let all = self.called("listen.nats_waits", SHARE);
+            self.add(
+                SHARE,
+                format!("{share} are more than there are: {all} is {waits}"),
+                format!("lower it, or raise {all}"),
+            );
         }
     }
 
-    /// An address of the file that nobody replaced.
-    fn address(&self, key: &str) -> Option<SocketAddr> {
-        match self.file.get(key).filter(|_| !self.given.contains(key)) {
-            Some((Value::Text(text), _)) => text.parse().ok(),
-            _ => None,
+    /// Streams of events that relay itself would end.
+    fn events(&mut self) {
+        let (ping_every, idle) = (self.settings.listen.ping_every.0, self.settings.listen.idle.0);
+        if ping_every >= idle {
+            let key = if self.is("listen.ping_every") { "listen.ping_every" } else { "listen.idle" };
+            let (ping, hang_up) = (self.called("listen.ping_every", key), self.called("listen.idle", key));
+            let what = format!(
+                "{ping} must be less than {hang_up} ({}), after which relay itself hangs up",
+                show_duration(idle)
+            );
+            self.add(key, what, "lower the one, or raise the other");
         }
     }
 
-    /// Addresses that others can reach, where others must not.
-    fn addresses(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
-        let open = |address: Option<SocketAddr>| address.filter(|address| !address.ip().is_loopback());
-        let nobody_asks = self.written("access.no_auth") && !self.given.contains("access.keys");
-        if let Some(address) = open(self.address("listen.http")).filter(|_| nobody_asks) {
+    /// An address of the file that others can reach.
+    fn open(&self, key: &str, address: Option<SocketAddr>) -> Option<SocketAddr> {
+        address.filter(|address| !address.ip().is_loopback() && self.line(key).is_some())
+    }
+
+    /// Addresses that others can reach, where others must not. Commands look at those of flags, which name them.
+    fn addresses(&mut self) {
+        let Settings { listen, admin, .. } = self.settings;
+        if let Some(address) = self.open("listen.http", Some(listen.http)).filter(|_| self.is("access.no_auth")) {
             let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
             self.add("listen.http", what, "write \"127.0.0.1:7410\", or set `access.keys` instead");
         }
-        if let Some(address) = open(self.address("listen.workers")) {
+        if let Some(address) = self.open("listen.workers", listen.workers) {
             let what = format!("others can reach {address}, and connections of workers are not encrypted");
             self.add(
                 "listen.workers",
@@ -210,50 +259,47 @@ impl Finder<'_> {
                 "write \"127.0.0.1:7411\": run workers on this machine, or through a tunnel",
             );
         }
-        let token = self.is("admin.token_file") || variable("RELAY_ADMIN_TOKEN").is_some();
-        if let Some(address) = open(self.address("admin.listen")).filter(|_| !token) {
+        let variable = (self.variable)("RELAY_ADMIN_TOKEN").is_some();
+        let token = self.is("admin.token_file") || variable;
+        if let Some(address) = self.open("admin.listen", admin.listen).filter(|_| !token) {
             let what = format!("others can reach {address}, and nobody is asked for a token");
             self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`");
         }
-        if self.written("admin.token_file") && variable("RELAY_ADMIN_TOKEN").is_some() {
+        if self.line("admin.token_file").is_some() && variable {
             self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");
+        }
+        let password = (self.variable)("RELAY_NATS_PASSWORD").is_some() || self.is("nats.password_file");
+        if self.line("nats.user").is_some() && !password {
+            let fix = "add nats.password_file, or set RELAY_NATS_PASSWORD";
+            self.add("nats.user", "a user has a password, and none is given", fix);
         }
     }
 
-    fn worker(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
-        if self.written("worker.key_file") && variable("RELAY_WORKER_KEY").is_some() {
+    fn worker(&mut self) {
+        if self.is("worker.key_file") && (self.variable)("RELAY_WORKER_KEY").is_some() {
             self.add("worker.key_file", "RELAY_WORKER_KEY is set as well", "leave one of them out");
         }
-        if let Some((Value::Text(url), _)) = self.file.get("worker.http")
-            && let Err(error) = Http::new(HttpConfig { url: url.clone(), ..HttpConfig::default() })
+        let worker = &self.settings.worker;
+        if let Some(url) = worker.http.clone()
+            && let Err(error) = Http::new(HttpConfig { url, ..HttpConfig::default() })
         {
-            self.add(
-                "worker.http",
-                error.to_string(),
-                "write \"http://127.0.0.1:3000/jobs\", with your service's port",
-            );
+            let fix = "write \"http://127.0.0.1:3000/jobs\", with your service's port";
+            self.add("worker.http", error.to_string(), fix);
         }
-        let Some((Value::List(texts), _)) = self.file.get("worker.queues") else { return };
-        let queues: Vec<WeightedQueue> = texts.iter().filter_map(|text| text.parse().ok()).collect();
-        let strict = self.file.get("worker.order").is_some_and(|(value, _)| value.to_string() == "strict");
-        for (what, fix) in of_queues(&queues, strict) {
+        for (what, fix) in of_queues(&worker.queues, worker.order == Order::Strict) {
             self.add("worker.queues", what, fix);
         }
     }
 
     fn streams(&mut self) {
-        if self.file.get("streams.storage").is_some_and(|(value, _)| value.to_string() == "memory") {
-            let what = "streams in memory can't be compressed";
-            if self.written("streams.compression") {
-                self.add("streams.compression", what, "leave it out, or write storage = \"file\"");
-            }
+        let streams = &self.settings.streams;
+        if streams.storage == Storage::Memory && streams.compression {
+            let fix = "leave it out, or write storage = \"file\"";
+            self.add("streams.compression", "streams in memory can't be compressed", fix);
         }
-        if let Some((Value::Number(replicas @ (2 | 4)), _)) = self.file.get("streams.replicas") {
-            self.add(
-                "streams.replicas",
-                format!("{replicas} replicas survive no more than {} do", replicas - 1),
-                "write 1, 3 or 5",
-            );
+        if let replicas @ (2 | 4) = streams.replicas.get() {
+            let what = format!("{replicas} replicas survive no more than {} do", replicas - 1);
+            self.add("streams.replicas", what, "write 1, 3 or 5");
         }
     }
 
@@ -295,9 +341,9 @@ impl Finder<'_> {
     }
 
     fn queues(&mut self) {
-        let on_nats = self.kept("nats.servers");
-        let embedded = !on_nats && !self.kept("sqs.enabled");
-        for queue in &self.file.queues {
+        let on_nats = self.is("nats.servers");
+        let embedded = !on_nats && !self.is("sqs.enabled");
+        for queue in self.file.map_or(&[][..], |file| &file.queues) {
             let policy = queue.patch.over(QueuePolicy::default());
             let mut found = Vec::new();
             if policy.lease > policy.lease_max {
@@ -337,7 +383,7 @@ impl Finder<'_> {
             self.clients(queue, &policy);
             for (key, what, fix) in found {
                 let line = queue.patch.line(key, queue.line);
-                self.found.push(Mistake { line, key: format!("queue.{}.{key}", queue.name), what, fix });
+                self.found.in_file.push(Mistake { line, key: format!("queue.{}.{key}", queue.name), what, fix });
             }
         }
     }

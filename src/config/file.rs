@@ -9,11 +9,11 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::bridges::{self, BRIDGES_MAX};
-use super::contradictions::{self, Above};
 use super::kind::{Kind, Unfit, Value, show};
-use super::mistake::{Mistake, Mistakes, meant};
+use super::mistake::{Mistake, meant};
+use super::policy::{POLICY, PolicySetting};
 use super::queues::{Patch, Queue, Written};
-use super::settings::{POLICY, PolicySetting, SETTINGS, TABLES};
+use super::settings::{self, TABLES};
 use crate::bridge::config::BridgeConfig;
 
 /// The table of what holds for every queue, and the list of queues with that of their clients.
@@ -25,32 +25,28 @@ const BRIDGE: &str = "bridge";
 
 /// The content of a file.
 #[derive(Clone, Debug)]
-pub struct File {
+pub(crate) struct File {
     /// Where it is.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Settings by key, with the line of each.
-    pub values: Written,
+    pub(crate) values: Written,
     /// Its queues, each with what holds for all of them, in the order of the file.
-    pub queues: Vec<Queue>,
+    pub(crate) queues: Vec<Queue>,
     /// Its bridges, in the order of the file.
-    pub bridges: Vec<BridgeConfig>,
+    pub(crate) bridges: Vec<BridgeConfig>,
     /// The values of its bridges: `bridge.<name>.<key>`, each with the value and its line.
-    pub bridge_values: Vec<(String, Value, usize)>,
+    pub(crate) bridge_values: Vec<(String, Value, usize)>,
 }
 
 impl File {
-    /// A setting that is written; a flag that is `false` is not set.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<(&Value, usize)> {
-        self.values.get(key).filter(|(value, _)| *value != Value::Flag(false)).map(|(value, line)| (value, *line))
+    /// A place in it, `relay.toml:12`.
+    pub(crate) fn place(&self, line: usize) -> String {
+        format!("{}:{line}", self.path.display())
     }
 }
 
-/// Reads the `text` of the file at `path`; what lies above it is counted where one setting needs another.
-///
-/// # Errors
-/// Everything that is wrong in it.
-pub fn read(path: &Path, text: &str, above: Above<'_>) -> Result<File, Mistakes> {
+/// Reads the `text` of the file at `path`: what can be read of it, and everything that is wrong in it.
+pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader { text, folder: path.parent().unwrap_or(Path::new("")), mistakes: Vec::new() };
     for error in errors {
@@ -80,7 +76,7 @@ pub fn read(path: &Path, text: &str, above: Above<'_>) -> Result<File, Mistakes>
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
             BRIDGE => reader.bridges(key.span(), value, &mut file),
-            name if TABLES.iter().any(|(table, _)| *table == name) => {
+            name if TABLES.iter().any(|table| table.name == name) => {
                 if let Some(table) = reader.table(name, key.span(), value) {
                     reader.settings(name, table, &mut file.values);
                 }
@@ -88,13 +84,7 @@ pub fn read(path: &Path, text: &str, above: Above<'_>) -> Result<File, Mistakes>
             name => reader.unknown_table(key.span(), name),
         }
     }
-    let mut all = reader.mistakes;
-    all.extend(contradictions::find(&file, above));
-    if all.is_empty() {
-        return Ok(file);
-    }
-    all.sort_by_key(|mistake| mistake.line);
-    Err(Mistakes { file: path.to_owned(), all })
+    (file, reader.mistakes)
 }
 
 struct Reader<'a> {
@@ -133,21 +123,21 @@ impl Reader<'_> {
     fn settings(&mut self, table: &str, values: &Table<'_>, into: &mut Written) {
         for (key, value) in values {
             let full = format!("{table}.{}", key.get_ref());
-            match SETTINGS.iter().find(|setting| setting.key == full) {
+            match settings::of(&full) {
                 Some(setting) => {
                     if let Some(value) = self.value(&full, setting.kind, value) {
                         into.insert(setting.key, (value, self.line(&key.span())));
                     }
                 }
                 None => {
-                    let own = SETTINGS.iter().filter_map(|setting| setting.key.split_once('.'));
-                    let own = own.filter(|(of, _)| *of == table).map(|(_, name)| name);
+                    let own = settings::all().filter_map(|setting| setting.key.split_once('.'));
+                    let own: Vec<_> = own.filter(|(of, _)| *of == table).map(|(_, name)| name).collect();
                     let elsewhere =
-                        SETTINGS.iter().find(|setting| setting.key.ends_with(&format!(".{}", key.get_ref())));
-                    let fix = match (meant(key.get_ref(), own.clone()), elsewhere) {
+                        settings::all().find(|setting| setting.key.ends_with(&format!(".{}", key.get_ref())));
+                    let fix = match (meant(key.get_ref(), own.iter().copied()), elsewhere) {
                         (Some(name), _) => format!("did you mean `{name}`?"),
                         (None, Some(setting)) => format!("did you mean `{}`?", setting.key),
-                        (None, None) => format!("[{table}] has {}", own.collect::<Vec<_>>().join(", ")),
+                        (None, None) => format!("[{table}] has {}", own.join(", ")),
                     };
                     self.mistake(key.span(), &full, "there is no such setting", fix);
                 }
@@ -169,8 +159,8 @@ impl Reader<'_> {
     }
 
     fn unknown_table(&mut self, span: Range<usize>, name: &str) {
-        let tables = TABLES.iter().map(|(table, _)| *table).chain([QUEUE, DEFAULTS, BRIDGE]);
-        let setting = SETTINGS.iter().find(|setting| setting.key.ends_with(&format!(".{name}")));
+        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE]);
+        let setting = settings::all().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),
             (Some(table), None) => format!("did you mean `{table}`?"),
@@ -189,7 +179,7 @@ impl Reader<'_> {
         };
         for (key, value) in table.iter().filter(|(key, _)| !beside.contains(&key.get_ref().as_ref())) {
             let full = format!("{name}.{}", key.get_ref());
-            let known = |setting: &&PolicySetting| setting.per_client || !of_client;
+            let known = |setting: &&PolicySetting| setting.is_per_client() || !of_client;
             let Some(setting) = POLICY.iter().filter(known).find(|setting| setting.key == key.get_ref()) else {
                 let names = POLICY.iter().filter(known).map(|setting| setting.key).chain(beside.iter().copied());
                 let fix = match meant(key.get_ref(), names.clone()) {

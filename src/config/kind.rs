@@ -12,7 +12,7 @@ use super::values::{self, WeightedQueue};
 
 /// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// An address with its port.
     Address,
     /// A span with its unit: at least this many milliseconds.
@@ -29,8 +29,8 @@ pub enum Kind {
     Text,
     /// A file or a folder; a relative one is seen from the folder of the configuration file.
     Path,
-    /// One of these words.
-    Choice(&'static [&'static str]),
+    /// One of these words, each with its meaning.
+    Choice(&'static [(&'static str, &'static str)]),
     /// Several texts.
     List,
     /// A queue's name.
@@ -51,7 +51,7 @@ pub enum Kind {
 
 /// A value of a [`Kind`].
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub(crate) enum Value {
     /// An address, a path, a name, a word or any text.
     Text(String),
     /// A duration.
@@ -68,11 +68,18 @@ pub enum Value {
 
 /// Why a value is none of its kind, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfit {
+pub(crate) struct Unfit {
     /// The mistake.
-    pub what: String,
+    pub(crate) what: String,
     /// The way to correct it.
-    pub fix: String,
+    pub(crate) fix: String,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Some say already what to write.
+        if self.what.contains(": write ") { f.write_str(&self.what) } else { write!(f, "{}: {}", self.what, self.fix) }
+    }
 }
 
 impl Unfit {
@@ -86,7 +93,7 @@ impl Kind {
     ///
     /// # Errors
     /// If it is none of this kind.
-    pub fn read(self, value: &DeValue<'_>) -> Result<Value, Unfit> {
+    pub(crate) fn read(self, value: &DeValue<'_>) -> Result<Value, Unfit> {
         let shown = show(value);
         let not = |fix: String| Unfit::new(format!("`{shown}` is not {self}"), fix);
         match (self, value) {
@@ -115,18 +122,43 @@ impl Kind {
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
-            (Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues, DeValue::Array(values)) => {
+            (_, DeValue::Array(values)) if self.is_list() => {
                 let texts = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
                 let texts: Option<Vec<_>> = texts.collect();
                 let texts = texts.filter(|texts| !texts.is_empty() && texts.iter().all(|text| is_plain(text)));
                 self.read_list(texts.ok_or_else(|| not(format!("write {}", self.example())))?)
             }
-            (Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues, _) => {
-                Err(not(format!("write it in brackets: {}", self.example())))
-            }
+            _ if self.is_list() => Err(not(format!("write it in brackets: {}", self.example()))),
             (_, DeValue::String(text)) => self.read_text(text),
             (_, _) => Err(not("write a text in quotes".to_owned())),
         }
+    }
+
+    /// Reads a value from what a flag or a variable says; of a list, one of its texts.
+    ///
+    /// # Errors
+    /// If it is none of this kind.
+    pub(crate) fn parse(self, text: &str) -> Result<Value, Unfit> {
+        let not = |fix: String| Unfit::new(format!("`{text}` is not {self}"), fix);
+        match self {
+            Self::Flag => text.parse().map(Value::Flag).map_err(|_| not("write true or false".to_owned())),
+            Self::Count(min, max) => {
+                let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+                number.map(Value::Number).ok_or_else(|| not(format!("write a whole number {}", between(min, max))))
+            }
+            Self::Factor(min, max) => {
+                let number = text.parse().ok().filter(|number| (f64::from(min)..=f64::from(max)).contains(number));
+                number.map(Value::Factor).ok_or_else(|| not(format!("write a number from {min} to {max}")))
+            }
+            _ if self.is_list() && is_plain(text) => self.read_list(vec![text.to_owned()]),
+            _ if self.is_list() => Err(not("write a text that is not empty".to_owned())),
+            _ => self.read_text(text),
+        }
+    }
+
+    /// Whether it is of several texts.
+    pub(crate) fn is_list(self) -> bool {
+        matches!(self, Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues)
     }
 
     fn example(self) -> &'static str {
@@ -182,8 +214,8 @@ impl Kind {
             Self::Address if text.parse::<SocketAddr>().is_err() => {
                 Err(not("write HOST:PORT with an IP address, such as \"127.0.0.1:7410\" or \"[::]:7410\""))
             }
-            Self::Choice(words) if !words.contains(&text) => {
-                let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+            Self::Choice(words) if words.iter().all(|(word, _)| *word != text) => {
+                let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
                 Err(not(&format!("write {}", words.join(" or "))))
             }
             Self::Queue => match text.parse::<QueueName>() {
@@ -211,7 +243,7 @@ impl Kind {
 }
 
 /// The text that stands for no rate.
-pub const NO_RATE: &str = "none";
+pub(crate) const NO_RATE: &str = "none";
 
 fn is_plain(text: &str) -> bool {
     !text.trim().is_empty() && !text.contains(char::is_control)
@@ -233,7 +265,9 @@ impl fmt::Display for Kind {
             Self::Factor(min, max) => write!(f, "a number from {min} to {max}"),
             Self::Text => f.write_str("a text"),
             Self::Path => f.write_str("a path"),
-            Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
+            Self::Choice(words) => {
+                write!(f, "one of {}", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "))
+            }
             Self::List => f.write_str("a list of texts"),
             Self::Queue => f.write_str("a queue's name"),
             Self::WeightedQueues => f.write_str("a list of queues, with weights or without"),
@@ -243,6 +277,39 @@ impl fmt::Display for Kind {
             Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),
             Self::Rate => write!(f, "a rate, or `{NO_RATE}`"),
         }
+    }
+}
+
+/// What a [`Kind`] has read is read from here without a failure: a value of another kind is nothing.
+impl Value {
+    /// A span.
+    pub(crate) fn duration(&self) -> Duration {
+        if let Self::Duration(duration) = self { *duration } else { Duration::ZERO }
+    }
+
+    /// Bytes, or a count.
+    pub(crate) fn number(&self) -> u64 {
+        if let Self::Number(number) = self { *number } else { 0 }
+    }
+
+    /// A count whose kind lets in no more than a `u32` holds.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.number()).unwrap_or(u32::MAX)
+    }
+
+    /// A number with a fraction.
+    pub(crate) fn factor(&self) -> f64 {
+        if let Self::Factor(factor) = self { *factor } else { 0.0 }
+    }
+
+    /// Whether it is a flag that is set.
+    pub(crate) fn is_true(&self) -> bool {
+        *self == Self::Flag(true)
+    }
+
+    /// Several texts.
+    pub(crate) fn texts(&self) -> &[String] {
+        if let Self::List(texts) = self { texts } else { &[] }
     }
 }
 

@@ -7,24 +7,24 @@ use serde::Serialize;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Mistake {
+pub(crate) struct Mistake {
     /// The line, from 1; the place of the value, or of what holds it.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The key, such as `listen.http` or `queue.orders.lease`.
-    pub key: String,
+    pub(crate) key: String,
     /// The mistake, with the value.
-    pub what: String,
+    pub(crate) what: String,
     /// The way to correct it.
-    pub fix: String,
+    pub(crate) fix: String,
 }
 
 /// Everything that is wrong in a file, by line. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes {
+pub(crate) struct Mistakes {
     /// The file.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// The mistakes in it.
-    pub all: Vec<Mistake>,
+    pub(crate) all: Vec<Mistake>,
 }
 
 impl fmt::Display for Mistakes {
@@ -44,7 +44,7 @@ impl std::error::Error for Mistakes {}
 
 /// The one of `known` that was probably meant: a slip of the pen away, or the same words in another spelling.
 #[must_use]
-pub fn meant<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn meant<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
     let text = plain(text);
     let slips = text.chars().count() / 3;

@@ -1,21 +1,22 @@
-//! The settings that an operator may write in `relay.toml`. A file is read whole: every mistake in it is found at once,
-//! each with its place and what to write instead. Nothing is corrected silently.
-//!
-//! A setting of the file stands for the flag of the same meaning, so that there is one way to resolve both. The order is:
-//! flag, variable, file, default.
+//! What holds for a process, and where it comes from: defaults, `relay.toml`, variables and flags. A file is read whole: every
+//! mistake in it is found at once, each with its place and what to write instead. Nothing is corrected silently.
 //!
 //! # Layout
 //!
-//! - [`settings`]: the table of everything that can be set, from which the reference is written.
+//! - [`settings`]: every setting of a process, a field each; [`policy`]: everything that holds for a queue, a row each.
 //! - [`kind`]: the kinds of values; [`values`]: how durations and sizes are written.
-//! - [`mod@file`]: reads a file; [`queues`]: its queues; `bridges`: its bridges; [`contradictions`]: what can't be true together.
+//! - [`mod@file`]: reads a file; [`queues`]: its queues; `bridges`: its bridges.
+//! - [`layers`]: puts defaults, file, variables and flags on top of each other.
+//! - [`contradictions`]: what can't be true together in the whole.
 //! - [`mistake`]: a mistake, its place, and what to write instead.
 
 mod bridges;
-pub mod contradictions;
-pub mod file;
-pub mod kind;
-pub mod mistake;
-pub mod queues;
-pub mod settings;
-pub mod values;
+pub(crate) mod contradictions;
+pub(crate) mod file;
+pub(crate) mod kind;
+pub(crate) mod layers;
+pub(crate) mod mistake;
+pub(crate) mod policy;
+pub(crate) mod queues;
+pub(crate) mod settings;
+pub(crate) mod values;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use relay_bridge::contract::QueueName;
+use serde::Deserialize;
 
 use crate::api::DurationText;
 use crate::api::duration::InvalidDuration;
@@ -25,7 +26,7 @@ const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 ///
 /// # Errors
 /// A sentence with the fix: no unit, an unknown unit, a fraction, or more than 10 years.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("`{text}` has no unit: write `{text}s` for seconds"));
     }
@@ -40,7 +41,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// A sentence with the fix: no unit, an unknown unit, a fraction, or more than 2^64 bytes.
-pub fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
     if unit.is_empty() && !number.is_empty() {
         return Err(format!("`{text}` has no unit: write `{text}B` for bytes"));
@@ -51,12 +52,12 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A duration the way it is typed: the largest unit that needs no fraction.
-pub fn show_duration(duration: Duration) -> String {
+pub(crate) fn show_duration(duration: Duration) -> String {
     DurationText(duration).to_string()
 }
 
 /// A size for people, rounded: `17.2 KiB`.
-pub fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.iter().find(|(_, shift)| bytes >> shift > 0) {
         #[expect(clippy::cast_precision_loss, reason = "rounded to one decimal anyway")]
@@ -66,12 +67,13 @@ pub fn show_size(bytes: u64) -> String {
 }
 
 /// A queue and its weight among the queues of one worker, typed `NAME` or `NAME=WEIGHT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightedQueue {
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct WeightedQueue {
     /// The queue.
-    pub name: QueueName,
+    pub(crate) name: QueueName,
     /// Its share, 1 if it was not given.
-    pub weight: NonZeroU32,
+    pub(crate) weight: NonZeroU32,
 }
 
 impl FromStr for WeightedQueue {
@@ -84,6 +86,14 @@ impl FromStr for WeightedQueue {
             name: name.parse().map_err(|error: relay_bridge::contract::ids::InvalidId| error.to_string())?,
             weight: weight.ok_or_else(|| format!("the weight in `{text}` must be 1 to 1000"))?,
         })
+    }
+}
+
+impl TryFrom<String> for WeightedQueue {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

@@ -59,7 +59,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["serve", "--memory", "--no-auth", "--lease", "5"], "write `5s`"),
         (&["serve", "--memory", "--no-auth", "--payload-max", "5"], "write `5B`"),
         (&["serve", "--memory", "--no-auth", "--queue", "No"], "[a-z0-9]"),
-        (&["serve", "--memory", "--no-auth", "--max-attempts", "0"], "at least 1"),
+        (&["serve", "--memory", "--no-auth", "--max-attempts", "0"], "from 1 to"),
         (&["serve", "--memory", "--no-auth", "--nats", "nats://127.0.0.1:4222"], "--nats"),
         (&["serve", "--no-auth", "--nats", "http://x", "--nats-ping", "1ms"], "--nats-ping"),
         (&["serve", "--memory", "--no-auth", "--nats-user", "relay"], "--nats"),

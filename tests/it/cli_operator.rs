@@ -56,7 +56,7 @@ fn queues_are_listed_and_shown_with_what_holds_for_them() {
     let table = ask(&dev, &["queues", "list"]);
     assert!(stdout(&table).lines().next().unwrap().contains("waiting"), "{table:?}");
     let shown = ask(&dev, &["queues", "show", "sms"]);
-    assert!(stdout(&shown).contains("attempts      3"), "{shown:?}");
+    assert!(stdout(&shown).contains("max_attempts    3"), "{shown:?}");
     let counted = ask(&dev, &["queues", "show", "sms", "--exact", "--json"]);
     assert_eq!(json_lines(&counted)[0]["parked"], 1, "{counted:?}");
     dev.stop();

@@ -17,16 +17,14 @@ use relay_nats::config::{Credentials, NatsConfig, Secret};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::admin::AdminArgs;
 use super::exit::{CliError, Exit};
-use super::nats::NatsArgs;
 use super::output;
 use super::serve::bind_admin;
 use super::signals::Signals;
-use super::sqs::{OthersArgs, SqsArgs};
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
+use crate::config::settings::Settings;
 use crate::ingress::nats::RELAY_INBOX;
 use crate::telemetry::Telemetry;
 
@@ -85,12 +83,6 @@ pub(crate) struct BridgeArgs {
     /// Print one line of JSON on stdout when all sides are connected
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    admin: AdminArgs,
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    sqs: SqsArgs,
 }
 
 /// A queue at the source, and the one at the target.
@@ -110,10 +102,10 @@ impl FromStr for BridgedQueue {
 }
 
 /// `relay bridge`
-pub(crate) async fn run(args: BridgeArgs) -> Result<Exit, CliError> {
+pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, CliError> {
     let json = args.json;
-    let admin = args.admin.clone().resolve()?;
-    let bridges = args.resolve()?;
+    let admin = settings.admin.resolve()?;
+    let bridges = args.resolve(&settings)?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let port = match admin {
@@ -185,9 +177,9 @@ impl BridgeArgs {
     }
 
     /// Every bridge, with where it goes.
-    fn resolve(mut self) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
-        let nats = self.nats.clone().resolve("relay-bridge", RELAY_INBOX)?;
-        let to = match (self.sqs.clone().resolve(OthersArgs::default())?, nats) {
+    fn resolve(mut self, settings: &Settings) -> Result<Vec<(BridgeConfig, Destination)>, CliError> {
+        let nats = settings.nats.broker("relay-bridge", RELAY_INBOX)?;
+        let to = match (settings.sqs.own()?, nats) {
             (Some(sqs), _) => Some(Destination::Sqs(Box::new(sqs))),
             (None, nats) => nats.map(|nats| Destination::Nats(Box::new(nats))),
         };

@@ -6,17 +6,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::JsonFields;
 
 use super::exit::CliError;
+use crate::config::settings::LogFormat;
 
 mod json;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people
-    Text,
-    /// One flat JSON object a line: timestamp, level, target, message, and fields such as request_id and job_id
-    Json,
-}
 
 /// Starts logging for this process. `filter` is what `RELAY_LOG` says (`info`, `relay=debug,warn`); without it
 /// `default` holds.

@@ -97,7 +97,7 @@ async fn a_server_that_is_not_there_is_told_from_a_mistake() {
     assert_eq!(code(&nowhere), 2, "{nowhere:?}");
     assert!(stderr(&nowhere).contains("--nats"), "{nowhere:?}");
 
-    let wrong = run(["provision", "--nats", "ws://x", "--nats-ping", "1ms"]);
+    let wrong = run(["provision", "--nats", "ws://x", "--nats-inbox-prefix", "a.>"]);
     assert_eq!(code(&wrong), 2, "{wrong:?}");
-    assert!(stderr(&wrong).contains("ws://x") && stderr(&wrong).contains("--nats-ping"), "{wrong:?}");
+    assert!(stderr(&wrong).contains("ws://x") && stderr(&wrong).contains("--nats-inbox-prefix"), "{wrong:?}");
 }

@@ -1,0 +1,153 @@
+//! The settings of where relay listens, what it keeps in its own store, whom it lets in, and what a worker does.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use relay_bridge::contract::WorkerId;
+use serde::Deserialize;
+
+use super::super::kind::Kind;
+use super::super::values::WeightedQueue;
+use super::{Setting, Table, switch, table, value};
+use crate::api::DurationText;
+
+table! {
+    /// Where clients and workers connect, and how the process ends.
+    "listen", Some("Listening"), Listen {
+        /// Where clients connect; port 0 takes a free one
+        http: SocketAddr = value("listen", "RELAY_LISTEN", "ADDR", Kind::Address).or("127.0.0.1:7410");
+        /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
+        workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
+        /// Serve clients on these NATS servers, as the micro service `relay`: nats://HOST[:PORT] or tls://HOST[:PORT]. With
+        /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions say
+        /// who is who: see `relay nats permissions`
+        nats: Vec<String> = value("nats-listen", "RELAY_NATS_LISTEN", "URL[,URL]", Kind::List);
+        /// Requests over NATS that may wait for a result at a time (`Relay-Wait`), of all clients together; more are
+        /// answered at once what there is
+        nats_waits: u32 = value("nats-waits", "RELAY_NATS_WAITS", "N", Kind::Count(0, 100_000)).or("10000");
+        /// Of these, those of one client while another one waits, or asked for it within 10 s [default: a quarter of them]
+        nats_waits_per_client: Option<u32> =
+            value("nats-waits-per-client", "RELAY_NATS_WAITS_PER_CLIENT", "N", Kind::Count(1, 100_000));
+        /// Streams of events that clients may hold open, all of them together; more are answered 503
+        followers: u32 = value("followers", "RELAY_FOLLOWERS", "N", Kind::Count(0, 1_000_000)).or("10000");
+        /// How long a stream of events lasts before it ends on purpose, within a fifth; clients then resume by its last cursor
+        follow_for: DurationText = value("follow-for", "RELAY_FOLLOW_FOR", "DURATION", Kind::Duration(1_000)).or("5m");
+        /// How often a stream of events without any says that it is there: less than what idle connections are given on the way
+        ping_every: DurationText = value("ping-every", "RELAY_PING_EVERY", "DURATION", Kind::Duration(1_000)).or("15s");
+        /// Hang up on a client that asks for nothing, or does not read its answer, for this long
+        idle: DurationText = value("idle", "RELAY_IDLE", "DURATION", Kind::Duration(2_000)).or("2m");
+        /// How long requests and handlers in flight may take once the server is asked to stop
+        drain: DurationText = value("drain", "RELAY_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
+        /// How long /readyz fails before anything is stopped, so that load balancers send no more
+        drain_delay: DurationText = value("drain-delay", "RELAY_DRAIN_DELAY", "DURATION", Kind::Duration(0)).or("0s");
+    }
+}
+
+table! {
+    /// Where jobs and results are kept, if not on NATS: one of the two.
+    "store", Some("Store"), Store {
+        /// Keep jobs and results in this directory; it is created if it is not there
+        data: Option<PathBuf> = value("data", "RELAY_DATA", "DIR", Kind::Path);
+        /// Keep jobs and results in memory: they end with this process
+        memory: bool = switch("memory", "RELAY_MEMORY");
+    }
+}
+
+table! {
+    /// Access of callers: one of the two.
+    "access", Some("Access"), Access {
+        /// Let in callers that have a key of this file; `relay keys new` makes one
+        keys: Option<PathBuf> = value("keys", "RELAY_KEYS", "FILE", Kind::Path);
+        /// Let in everybody, for development: only on this machine's loopback addresses
+        no_auth: bool = switch("no-auth", "RELAY_NO_AUTH");
+    }
+}
+
+table! {
+    /// The port for operators. Its token may also be in `RELAY_ADMIN_TOKEN`.
+    "admin", Some("Admin port"), Admin {
+        /// Serve /livez, /readyz, /metrics, what `relay queues` and `relay dead` ask, and on servers a dashboard there; port 0
+        /// takes a free one. Off unless given. Never let clients reach it
+        listen: Option<SocketAddr> = value("admin", "RELAY_ADMIN", "ADDR", Kind::Address).alone("127.0.0.1:7412");
+        /// File with the token that callers send as `Authorization: Bearer TOKEN`; or set RELAY_ADMIN_TOKEN. Addresses other
+        /// than loopback need one; /livez and /readyz are answered without it
+        token_file: Option<PathBuf> = value("admin-token-file", "RELAY_ADMIN_TOKEN_FILE", "FILE", Kind::Path);
+    }
+}
+
+table! {
+    /// The work of `relay worker --config FILE`. The worker takes its jobs from the server at `connect`, or from NATS or SQS
+    /// itself where `[nats]` or `[sqs]` says so. Beside it, `[admin]`, `[telemetry]` and `[log]` hold for a worker as well. Its
+    /// key may also be in `RELAY_WORKER_KEY`. The command is seen from where the worker was started.
+    "worker", None, Worker {
+        /// The server's worker address: what `relay serve --worker-listen` was given
+        connect: String = value("connect", "RELAY_WORKER_CONNECT", "ADDR", Kind::Text).or("127.0.0.1:7411");
+        /// File with the worker's key, which stays out of the list of processes
+        key_file: Option<PathBuf> = value("key-file", "RELAY_WORKER_KEY_FILE", "FILE", Kind::Path);
+        /// A queue to take jobs from, with its share among several; repeat it for more
+        queues: Vec<WeightedQueue> =
+            value("queue", "RELAY_WORKER_QUEUE", "NAME[=WEIGHT]", Kind::WeightedQueues).or("default");
+        /// Which queue is asked first when several have jobs
+        order: Order = value("order", "RELAY_WORKER_ORDER", "ORDER", Kind::Choice(&[
+            ("weighted", "By turns, each as often as its weight says"),
+            ("strict", "The first one that was named, as long as it has jobs"),
+        ])).or("weighted");
+        /// Handlers at work at once [default: the number of processors]
+        slots: Option<NonZeroU32> = value("slots", "RELAY_WORKER_SLOTS", "N", Kind::Count(1, u32::MAX as u64));
+        /// What this worker is called in logs [default: worker- and the process id]
+        id: Option<WorkerId> = value("id", "RELAY_WORKER_ID", "NAME", Kind::Worker);
+        /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
+        drain: DurationText = value("drain", "RELAY_WORKER_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
+        /// Run this command for each job: payload on stdin, `RELAY_JOB_ID` and the like in its environment, result from
+        /// its stdout. Exit code 0 is success, 64 to 66 reject the job for good, others are tried again; the end of stderr
+        /// explains a failure
+        command: Vec<String> = value("", "", "COMMAND", Kind::List).under("Handler");
+        /// Send each job to this local service with POST; its answer is the result
+        http: Option<String> = value("http", "RELAY_WORKER_HTTP", "URL", Kind::Text).under("Handler");
+        /// Stop a handler that takes longer; the attempt counts as failed and is retried
+        timeout: Option<DurationText> = value("timeout", "RELAY_WORKER_TIMEOUT", "DURATION", Kind::Duration(1)).under("Handler");
+    }
+}
+
+/// Which queue a worker asks first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Order {
+    /// By turns, each as often as its weight says.
+    Weighted,
+    /// The first one that was named, as long as it has jobs.
+    Strict,
+}
+
+table! {
+    /// Where spans of jobs go. The other variables of OpenTelemetry, such as `OTEL_TRACES_SAMPLER`, hold as everywhere.
+    "telemetry", Some("Traces"), Telemetry {
+        /// Send spans of jobs to this collector over OTLP/HTTP, such as http://127.0.0.1:4318. Off unless given.
+        /// OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and OTEL_RESOURCE_ATTRIBUTES hold as everywhere
+        otlp_endpoint: Option<String> = value("otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "URL", Kind::Text);
+    }
+}
+
+table! {
+    /// The log: its level and its form.
+    "log", Some("Logging"), Log {
+        /// Which log lines go to stderr: `warn`, `relay=debug,info`. Default: `info` for serve, worker, bridge and dev, else `warn`
+        filter: Option<String> = value("log", "RELAY_LOG", "FILTER", Kind::Text);
+        /// How log lines look
+        format: LogFormat = value("log-format", "RELAY_LOG_FORMAT", "LOG_FORMAT", Kind::Choice(&[
+            ("text", "For people"),
+            ("json", "One flat JSON object a line: timestamp, level, target, message, and fields such as request_id and job_id"),
+        ])).or("text");
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One flat JSON object a line.
+    Json,
+}
