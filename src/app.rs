@@ -48,7 +48,7 @@ pub struct Config {
     /// The limits on a caller's requests.
     pub limits: http::Limits,
     /// Where clients are served over NATS, if they are.
-    pub nats: Option<NatsDoor>,
+    pub nats: Option<NatsIngress>,
     /// A worker in this process, for development.
     pub worker: Option<LocalWorker>,
     /// Where spans of jobs go, if they are wanted.
@@ -107,7 +107,7 @@ impl QueueSetup {
 
 /// The NATS servers on which clients find relay as a micro service. It has a connection of its own, so that what clients
 /// send can't hold up the broker's traffic.
-pub struct NatsDoor {
+pub struct NatsIngress {
     /// How to reach them.
     pub config: NatsConfig,
     /// The limits on clients' requests.
@@ -182,7 +182,7 @@ impl fmt::Display for AppError {
             Self::Unprovisioned(what) => write!(f, "the broker is not ready: {what}"),
             Self::Destructive(changes) => write!(f, "the queue's policy would shorten what clients rely on: {changes}"),
             Self::TooLarge { what, .. } => write!(f, "{what}"),
-            Self::Nats(error) => write!(f, "the NATS front door: {error}"),
+            Self::Nats(error) => write!(f, "the NATS ingress: {error}"),
             Self::Listener(which, error) => write!(f, "the {which} listener failed: {error}"),
             Self::Panicked(what) => write!(f, "a task of relay panicked: {what}"),
         }
@@ -204,7 +204,7 @@ pub struct App {
     /// For the worker in this process.
     leasing_here: Arc<dyn Leasing>,
     ingress: Arc<http::Ingress>,
-    nats: Option<(NatsConfig, Arc<nats::Door>)>,
+    nats: Option<(NatsConfig, Arc<nats::Ingress>)>,
     authenticator: Arc<Authenticator>,
     worker: Option<LocalWorker>,
     listeners: Listeners,
@@ -243,13 +243,13 @@ impl App {
         }
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
-        let nats = config.nats.map(|NatsDoor { config, limits }| {
+        let nats = config.nats.map(|NatsIngress { config, limits }| {
             let (bytes, rates) = (ingress.byte_budget(), ingress.rates());
-            (config, nats::Door::new(broker.clone(), limits, bytes, rates, clock.clone()))
+            (config, nats::Ingress::new(broker.clone(), limits, bytes, rates, clock.clone()))
         });
         if let Some(port) = &mut port {
-            let doors = (Arc::clone(&ingress), nats.as_ref().map(|(_, door)| Arc::clone(door)));
-            port.admin().collect(move |text| collect::doors(text, &doors.0, doors.1.as_deref()));
+            let ingresses = (Arc::clone(&ingress), nats.as_ref().map(|(_, nats_ingress)| Arc::clone(nats_ingress)));
+            port.admin().collect(move |text| collect::ingresses(text, &ingresses.0, ingresses.1.as_deref()));
             opened.describe(port.admin());
             if let Some(traces) = config.traces.clone() {
                 port.admin().collect(move |text| traces.report(text));
@@ -345,8 +345,8 @@ impl App {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
             served.map_err(|error| AppError::Listener("HTTP", error))
         });
-        if let Some((config, door)) = self.nats {
-            nats.tasks.spawn(serve_nats(config, door, nats.stop.clone(), drain));
+        if let Some((config, nats_ingress)) = self.nats {
+            nats.tasks.spawn(serve_nats(config, nats_ingress, nats.stop.clone(), drain));
         }
         if let Some(LocalWorker { handler, config }) = self.worker {
             let handler = match &self.traces {
@@ -427,7 +427,7 @@ impl Stage {
 /// Serves clients over NATS as soon as a server is there: clients that come by other ways do not wait for it.
 async fn serve_nats(
     config: NatsConfig,
-    door: Arc<nats::Door>,
+    nats_ingress: Arc<nats::Ingress>,
     stop: CancellationToken,
     drain: Duration,
 ) -> Result<(), AppError> {
@@ -435,7 +435,7 @@ async fn serve_nats(
         return Ok(());
     };
     let connection = opened.map_err(AppError::Nats)?;
-    let served = nats::serve(connection.clone(), door, stop, drain).await;
+    let served = nats::serve(connection.clone(), nats_ingress, stop, drain).await;
     connection.close().await;
     served.map_err(|error| AppError::Listener("NATS", error))
 }

@@ -269,7 +269,7 @@ async fn find(
         }
         return Ok(queues);
     }
-    Err(AppError::Unprovisioned(format!("what holds for queues is not as asked: {}", differs.join("; "))))
+    Err(AppError::Unprovisioned(format!("queue settings differ from the request: {}", differs.join("; "))))
 }
 
 /// Does what time demands: ends what is past its deadline, removes what is past its keeping, and puts in line what is not, in

@@ -25,10 +25,10 @@ const JOBS_STREAM: &str = "relay-jobs-work";
 pub(crate) async fn healthy(relay: &str) {
     const JOBS: u64 = 10_000;
     let (nodes, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
-    let (door, _running) = relays::on_nats(relay, &nodes, 4, &jobs).await;
-    let door = Arc::new(door);
-    let first = crate::warm_up(&door, &jobs, 4).await;
-    jobs.come(&door, 200, first..first + JOBS).await;
+    let (submitter, _running) = relays::on_nats(relay, &nodes, 4, &jobs).await;
+    let submitter = Arc::new(submitter);
+    let first = crate::warm_up(&submitter, &jobs, 4).await;
+    jobs.come(&submitter, 200, first..first + JOBS).await;
     jobs.all_begun(first + JOBS).await;
     let starts = jobs.begins().iter().filter(|(number, _)| *number >= first).count();
     println!("healthy: {} nodes, {JOBS} jobs, 4 processes: {starts} starts", nodes.replicas());
@@ -39,10 +39,10 @@ pub(crate) async fn restart(relay: &str) {
     const BACKLOG: u64 = 600;
     let (mut server, jobs) = (NatsServer::start().await, Arc::new(Jobs::new()));
     let running = Running::start(relay, &server.url(), 1, (1, 4), &jobs).await;
-    let door = Arc::new(relays::door(&running).await);
-    let (mut next, mut waits) = (crate::warm_up(&door, &jobs, 1).await, Vec::new());
+    let submitter = Arc::new(relays::submitter(&running).await);
+    let (mut next, mut waits) = (crate::warm_up(&submitter, &jobs, 1).await, Vec::new());
     for _ in 0..10 {
-        jobs.come(&door, 2_000, next..next + BACKLOG).await;
+        jobs.come(&submitter, 2_000, next..next + BACKLOG).await;
         next += BACKLOG;
         server.kill();
         sleep(Duration::from_secs(1)).await;

@@ -21,7 +21,7 @@ const SETTLED: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where jobs are submitted.
-pub(crate) enum Door {
+pub(crate) enum Submitter {
     /// relay's HTTP API, over several connections by turns.
     Http(Vec<tokio::sync::Mutex<Connection>>),
     /// The baseline's stream.
@@ -30,7 +30,7 @@ pub(crate) enum Door {
     Mixed(async_nats::Client),
 }
 
-impl Door {
+impl Submitter {
     async fn submit(&self, jobs: &Jobs, number: u64) {
         match self {
             Self::Http(connections) => {
@@ -74,14 +74,14 @@ impl Jobs {
     }
 
     /// Submits these jobs, `rate` a second at random distances, each at its time whether or not the one before was answered.
-    pub(crate) async fn come(self: &Arc<Self>, door: &Arc<Door>, rate: u64, numbers: Range<u64>) {
+    pub(crate) async fn come(self: &Arc<Self>, submitter: &Arc<Submitter>, rate: u64, numbers: Range<u64>) {
         let (mut due, mut submissions) = (Instant::now(), JoinSet::new());
         for number in numbers {
             // Even distances would meet what workers do by the clock always at the same point.
             due += Duration::from_secs_f64(2.0 * drawn(number, 0) / rate as f64);
             sleep_until(due).await;
-            let (jobs, door) = (Arc::clone(self), Arc::clone(door));
-            submissions.spawn(async move { door.submit(&jobs, number).await });
+            let (jobs, submitter) = (Arc::clone(self), Arc::clone(submitter));
+            submissions.spawn(async move { submitter.submit(&jobs, number).await });
         }
         submissions.join_all().await;
     }

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asked::{Asked, Listener};
-use jobs::{Door, Jobs};
+use jobs::{Jobs, Submitter};
 use nodes::Nodes;
 use support::{median, pairs};
 
@@ -142,18 +142,18 @@ fn seconds() -> u64 {
 
 async fn measured(side: Side<'_>, processes: usize, rate: u64) -> Run {
     let (nats, jobs) = (Nodes::start().await, Arc::new(Jobs::new()));
-    let (door, running) = match side {
+    let (submitter, running) = match side {
         Side::Nats(relay) => relays::on_nats(relay, &nats, processes, &jobs).await,
         Side::Tcp(relay) => relays::over_tcp(relay, &nats, processes, &jobs).await,
         Side::Doors => plain::start_behind_doors(&nats, processes, &jobs).await,
         Side::Plain => plain::start(&nats, processes, &jobs).await,
     };
-    let door = Arc::new(door);
-    let first = warm_up(&door, &jobs, processes).await;
+    let submitter = Arc::new(submitter);
+    let first = warm_up(&submitter, &jobs, processes).await;
     let listener =
         if std::env::var_os("RELAY_BENCH_API").is_some() { Some(Listener::start(&nats).await) } else { None };
     let before = nats.cpu();
-    jobs.come(&door, rate, first..first + how_many(rate)).await;
+    jobs.come(&submitter, rate, first..first + how_many(rate)).await;
     jobs.all_begun(first + how_many(rate)).await;
     let server = nats.cpu().saturating_sub(before);
     let asked = listener.map(Listener::heard);
@@ -164,18 +164,18 @@ async fn measured(side: Side<'_>, processes: usize, rate: u64) -> Run {
 }
 
 /// Jobs that do not count; gives the number of the first one that does.
-async fn warm_up(door: &Arc<Door>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
+async fn warm_up(submitter: &Arc<Submitter>, jobs: &Arc<Jobs>, processes: usize) -> u64 {
     let (begun, step) = (Instant::now(), RATES[0] / 4);
     let mut next = 0;
     while jobs.workers() < processes && begun.elapsed() < UP_WITHIN {
-        jobs.come(door, RATES[0], next..next + step).await;
+        jobs.come(submitter, RATES[0], next..next + step).await;
         next += step;
     }
     if jobs.workers() < processes {
         println!("    only {} of {processes} workers had a job within {UP_WITHIN:?}", jobs.workers());
     }
     let first = next + RATES[0] * WARM_UP.as_secs();
-    jobs.come(door, RATES[0], next..first).await;
+    jobs.come(submitter, RATES[0], next..first).await;
     jobs.all_begun(first).await;
     first
 }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::asked::Listener;
 use crate::faults::responds;
-use crate::jobs::{Door, Jobs};
+use crate::jobs::{Jobs, Submitter};
 use crate::nodes::Nodes;
 use crate::relays;
 
@@ -73,12 +73,12 @@ pub(crate) async fn run(name: &str, relay: &str, seconds: u64) {
     let client = nats.client().await;
     let (_, running) = relays::on_nats(relay, &nats, WORKERS, &jobs).await;
     responds(&client).await;
-    let door = Arc::new(Door::Mixed(client.clone()));
-    let first = crate::warm_up(&door, &jobs, WORKERS).await;
+    let submitter = Arc::new(Submitter::Mixed(client.clone()));
+    let first = crate::warm_up(&submitter, &jobs, WORKERS).await;
     sleep(ENDED_WITHIN).await;
     let (listener, before) = (Listener::start(&nats).await, errors(&client).await);
     let end = first + RATE * seconds;
-    jobs.come(&door, RATE, first..end).await;
+    jobs.come(&submitter, RATE, first..end).await;
     jobs.all_begun(end).await;
     sleep(ENDED_WITHIN).await;
     let (asked, failed) = (listener.heard(), errors(&client).await - before);

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::SLOTS;
-use crate::jobs::{Door, Jobs};
+use crate::jobs::{Jobs, Submitter};
 use crate::nodes::Nodes;
 use crate::relays::{self, Running};
 use crate::support::load::Connection;
@@ -50,17 +50,17 @@ impl Handler {
 }
 
 /// Starts it with workers that handle jobs themselves.
-pub(crate) async fn start(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn start(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Submitter, Running) {
     let mut running = Running::default();
     let context = create(nodes).await;
     for worker in 0..workers {
         running.tasks.spawn(work(jetstream::new(nodes.client().await), worker, Handler::Here(Arc::clone(jobs))));
     }
-    (Door::Publish(context), running)
+    (Submitter::Publish(context), running)
 }
 
 /// Starts it behind an ingress.
-pub(crate) async fn start_behind_doors(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn start_behind_doors(nodes: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Submitter, Running) {
     let mut running = Running::default();
     let context = create(nodes).await;
     let handlers = relays::serve_handlers(&mut running.tasks, jobs).await;
@@ -79,7 +79,7 @@ pub(crate) async fn start_behind_doors(nodes: &Nodes, workers: usize, jobs: &Arc
         (StatusCode::ACCEPTED, "accepted")
     };
     running.tasks.spawn(async move { axum::serve(listener, Router::new().fallback(publish)).await.unwrap() });
-    (relays::door_at(address).await, running)
+    (relays::submitter_at(address).await, running)
 }
 
 /// Creates the stream and its consumer.

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::SLOTS;
-use crate::jobs::{Door, Jobs};
+use crate::jobs::{Jobs, Submitter};
 use crate::nodes::Nodes;
 use crate::support::load::Connection;
 use crate::support::served::Served;
@@ -29,13 +29,13 @@ pub(crate) struct Running {
 }
 
 /// One server, and workers that are on NATS themselves.
-pub(crate) async fn on_nats(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn on_nats(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Submitter, Running) {
     let running = Running::start(relay, &nats.url(), nats.replicas(), (workers, SLOTS), jobs).await;
-    (door(&running).await, running)
+    (submitter(&running).await, running)
 }
 
 /// As many servers as workers, each with one that is connected to it.
-pub(crate) async fn over_tcp(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Door, Running) {
+pub(crate) async fn over_tcp(relay: &str, nats: &Nodes, workers: usize, jobs: &Arc<Jobs>) -> (Submitter, Running) {
     let servers = (0..workers).map(|_| Served::start_on(relay, Some((nats.url(), nats.replicas())))).collect();
     let mut running = Running { servers, ..Running::default() };
     let handler = serve_handlers(&mut running.tasks, jobs).await;
@@ -43,7 +43,7 @@ pub(crate) async fn over_tcp(relay: &str, nats: &Nodes, workers: usize, jobs: &A
         let source = ["--connect", &server.workers.to_string()];
         running.workers.push(WorkerProcess::start(relay, source, SLOTS, handler, number));
     }
-    (door(&running).await, running)
+    (submitter(&running).await, running)
 }
 
 impl Running {
@@ -76,17 +76,17 @@ impl Running {
 }
 
 /// The first server's.
-pub(crate) async fn door(running: &Running) -> Door {
-    door_at(running.servers[0].http).await
+pub(crate) async fn submitter(running: &Running) -> Submitter {
+    submitter_at(running.servers[0].http).await
 }
 
 /// HTTP at this address.
-pub(crate) async fn door_at(address: SocketAddr) -> Door {
+pub(crate) async fn submitter_at(address: SocketAddr) -> Submitter {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         connections.push(Mutex::new(Connection::open(address).await));
     }
-    Door::Http(connections)
+    Submitter::Http(connections)
 }
 
 /// Serves handlers, each worker's at a path of its own.

@@ -64,23 +64,23 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
 }
 
 /// Requests of clients over HTTP and NATS.
-pub fn doors(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Door>) {
-    let doors = [
+pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Ingress>) {
+    let ingresses = [
         Some(("http", http.refusals(), http.in_flight())),
-        nats.map(|door| ("nats", door.refusals(), door.in_flight())),
+        nats.map(|ingress| ("nats", ingress.refusals(), ingress.in_flight())),
     ];
-    let doors: Vec<(&str, &Refusals, usize)> = doors.into_iter().flatten().collect();
+    let ingresses: Vec<(&str, &Refusals, usize)> = ingresses.into_iter().flatten().collect();
     let mut family = text.counter(
         "relay_requests_refused_total",
         "Requests, and entries of batches, answered with a problem, by its slug.",
     );
-    for (protocol, refusals, _) in &doors {
+    for (protocol, refusals, _) in &ingresses {
         for slug in Slug::ALL {
             family.value(&[("protocol", protocol), ("slug", slug.as_str())], refusals.count(*slug));
         }
     }
     let mut family = text.gauge("relay_requests_in_flight", "Requests that are not answered yet, waits included.");
-    for (protocol, _, in_flight) in &doors {
+    for (protocol, _, in_flight) in &ingresses {
         family.value(&[("protocol", protocol)], in_flight);
     }
     text.gauge("relay_streams", "Streams of events that are open.").value(&[], http.followers());
@@ -100,7 +100,7 @@ pub fn nats_link(text: &mut Exposition, connection: &Connection) {
     let up = connection.link().borrow().is_up();
     text.gauge("relay_nats_up", "Whether the broker's NATS connection stands.").value(&[], u8::from(up));
     let counts = connection.counts();
-    text.counter("relay_nats_events_total", "What went wrong on the broker's NATS connection.")
+    text.counter("relay_nats_events_total", "Failures of the broker's NATS connection.")
         .value(&[("event", "connection-lost")], counts.losses)
         .value(&[("event", "lame-duck")], counts.lame_ducks)
         .value(&[("event", "slow-consumer")], counts.slow_consumers)

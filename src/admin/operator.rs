@@ -63,7 +63,7 @@ impl IntoResponse for Refused {
 
 impl From<BrokerError> for Refused {
     fn from(error: BrokerError) -> Self {
-        tracing::warn!(%error, "what an operator asked for was not done");
+        tracing::warn!(%error, "an operator's request failed");
         Self(Box::new(Problem::from(&error)))
     }
 }

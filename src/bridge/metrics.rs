@@ -57,7 +57,8 @@ pub fn report(text: &mut Exposition, bridges: &[Counted]) {
             .value(&[("bridge", name), ("job", "created")], created)
             .value(&[("bridge", name), ("job", "found")], found);
     }
-    let mut family = text.counter("relay_bridge_refusals_total", "Calls of a target that was away or full.");
+    let mut family =
+        text.counter("relay_bridge_refusals_total", "Calls that failed because the target was unavailable or full.");
     let relayed = relays.iter().map(|(name, _, calls)| (name, calls.refused));
     for (name, refused) in relayed.chain(streams.iter().map(|(name, messages)| (name, messages.refused))) {
         family.value(&[("bridge", name)], refused);

@@ -39,7 +39,7 @@ enum ContextCommand {
         /// A file with the API key in it, as `relay keys new` printed it; `-` reads stdin
         #[arg(long, value_name = "FILE")]
         api_key_file: Option<PathBuf>,
-        /// Who this is, for a server without authentication
+        /// The client's name, for a server without authentication
         #[arg(long, value_name = "NAME", conflicts_with = "api_key_file")]
         client: Option<ClientId>,
         /// The address of the admin port, for operators

@@ -48,7 +48,7 @@ impl CliError {
     /// The result did not come in time.
     pub(crate) fn pending(job: JobId) -> Self {
         Self::new(Exit::Pending, format!("job {job} is not finished yet")).hint(format!(
-            "the job goes on: `relay result {job} --wait` waits for it, `relay jobs show {job}` says where it stands"
+            "the job continues: `relay result {job} --wait` waits for it, `relay jobs show {job}` shows its state"
         ))
     }
 

@@ -43,7 +43,7 @@ struct FileArgs {
 enum KeysCommand {
     /// Make a key and print it: the only time that it is shown
     New {
-        /// Who the key is for; several keys may have one name, so that a key can be replaced without a gap
+        /// The client or worker that owns the key; several keys may have one name, so that a key can be replaced without a gap
         #[arg(value_name = "NAME")]
         name: ClientId,
         /// A client submits and reads results, a worker takes and settles jobs; no key does both
@@ -60,12 +60,12 @@ enum KeysCommand {
         #[command(flatten)]
         file: FileArgs,
     },
-    /// Make a key that replaces another one, which goes on for a while: a change without a gap
+    /// Create a replacement for a key; the old key stays valid for a while
     Rotate {
         /// The old key's id: the part before the dot
         #[arg(value_name = "KEY_ID")]
         id: String,
-        /// How long the old key goes on; `0s` ends it at once
+        /// How long the old key stays valid; `0s` ends it at once
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
         keep: Duration,
         #[command(flatten)]
@@ -129,7 +129,7 @@ fn rotate(file: &FileArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
         output::json(&json!({ "id": key.id(), "key": key.to_string(), "replaces": id, "expires": until }))?;
     } else {
         output::line(&key)?;
-        output::note(format_args!("This is key {}. It is not shown again. Key {id} goes on until {until}.", key.id()));
+        output::note(format_args!("This is key {}. It is not shown again. Key {id} is valid until {until}.", key.id()));
     }
     Ok(Exit::Done)
 }

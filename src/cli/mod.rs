@@ -100,7 +100,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Run a command, or call a local service, for each job of a server
     Worker(Box<worker::WorkerArgs>),
-    /// Have jobs of one broker done at another, and bring the results back
+    /// Forward jobs from one relay to another and bring the results back
     Bridge(Box<bridge::BridgeArgs>),
     /// Server and worker in one process, without authentication, for trying things out
     Dev(Box<dev::DevArgs>),
@@ -112,15 +112,15 @@ enum Command {
     Result(result::ResultArgs),
     /// Read all results in their order, once or as they come
     Results(results::ResultsArgs),
-    /// List jobs, show where one stands, cancel it, run it again, erase it
+    /// List jobs; show the state of one, cancel it, run it again, erase it
     Jobs(jobs::JobsArgs),
-    /// Ask a server who it thinks that you are, what holds for you, and what is left
+    /// Show the authenticated caller, its limits, and what is left of them
     Whoami(whoami::WhoamiArgs),
     /// Keep the addresses and keys of several servers under names
     Context(context::ContextArgs),
-    /// See how much waits in the queues, pause and resume them
+    /// Show waiting jobs; pause and resume queues
     Queues(queues::QueuesArgs),
-    /// See to jobs that ended badly: look at them, start them again, remove them
+    /// List, redrive and remove dead letters
     Dead(dead::DeadArgs),
     /// Create, list, rotate and revoke API keys in a key file
     Keys(keys::KeysArgs),

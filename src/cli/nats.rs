@@ -8,7 +8,7 @@ use relay_nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls
 
 use super::configured::variable;
 use super::exit::CliError;
-use crate::app::NatsDoor;
+use crate::app::NatsIngress;
 use crate::config::settings::{Listen, Nats, Storage, Streams};
 use crate::ingress::nats::{Limits, RELAY_INBOX};
 
@@ -16,7 +16,7 @@ use crate::ingress::nats::{Limits, RELAY_INBOX};
 const PASSWORD: &str = "RELAY_NATS_PASSWORD";
 const TOKEN: &str = "RELAY_NATS_TOKEN";
 /// The name of the ingress's connection in the server's lists.
-const DOOR: &str = "relay-listen";
+const INGRESS: &str = "relay-listen";
 
 /// How to reach NATS as the broker, if it is that, and for clients, if they are served there.
 ///
@@ -25,7 +25,7 @@ const DOOR: &str = "relay-listen";
 pub(crate) fn broker_and_clients(
     nats: &Nats,
     listen: &Listen,
-) -> Result<(Option<NatsConfig>, Option<NatsDoor>), CliError> {
+) -> Result<(Option<NatsConfig>, Option<NatsIngress>), CliError> {
     let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
     let limits = Limits {
         waits: number(listen.nats_waits),
@@ -34,13 +34,14 @@ pub(crate) fn broker_and_clients(
     };
     if !listen.nats.is_empty() {
         let servers = Nats { servers: listen.nats.clone(), ..nats.clone() };
-        let config = servers.config("--nats-listen", DOOR, RELAY_INBOX, variable)?;
-        return Ok((None, Some(NatsDoor { config, limits })));
+        let config = servers.config("--nats-listen", INGRESS, RELAY_INBOX, variable)?;
+        return Ok((None, Some(NatsIngress { config, limits })));
     }
     let broker = nats.broker("relay", RELAY_INBOX)?;
-    let door = broker.clone().filter(|_| !nats.no_listen);
-    let door = door.map(|config| NatsDoor { config: NatsConfig { name: DOOR.to_owned(), ..config }, limits });
-    Ok((broker, door))
+    let ingress = broker.clone().filter(|_| !nats.no_listen);
+    let ingress =
+        ingress.map(|config| NatsIngress { config: NatsConfig { name: INGRESS.to_owned(), ..config }, limits });
+    Ok((broker, ingress))
 }
 
 impl Nats {

@@ -36,7 +36,7 @@ Examples:
   relay provision --sqs --queue orders --sqs-share shop-results.fifo=receive:111122223333
   relay provision --nats nats://nats:4222 --expected-rate 100/s --expected-payload 4KiB --dry-run")]
 pub(crate) struct ProvisionArgs {
-    /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
+    /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
     /// Print the least that relay needs as an IAM policy, and do nothing else
@@ -47,7 +47,7 @@ pub(crate) struct ProvisionArgs {
     account: String,
     #[command(flatten)]
     policy: PolicyArgs,
-    /// A client to prepare the queues for, with a place in line of its own; repeat it for more
+    /// A client that gets a lane of its own in each queue before its first job; repeat it for more
     #[arg(long = "client", value_name = "NAME", help_heading = "Queues")]
     clients: Vec<ClientId>,
     /// Show what would change, and change nothing
@@ -89,14 +89,14 @@ pub(crate) async fn run(args: ProvisionArgs, settings: Settings) -> Result<Exit,
     if let Some(config) = sqs {
         if args.expected_rate.is_some() {
             return Err(CliError::usage(
-                "--expected-rate: there is no estimate for SQS: `docs/sqs.md` has what jobs cost",
+                "--expected-rate: there is no estimate for SQS: `docs/sqs.md` lists the costs",
             ));
         }
         let done = provision_sqs(config, &setup, &args.clients, args.dry_run).await?;
         return report(done, None, args.json);
     }
     let config = settings.nats.broker("relay-provision", RELAY_INBOX)?.ok_or_else(|| {
-        CliError::usage("it is not said where jobs are kept")
+        CliError::usage("no broker is configured")
             .hint("name NATS with --nats or RELAY_NATS, or add --sqs; the embedded store needs no `relay provision`")
     })?;
     let settings = relay_nats::Settings { streams: settings.streams.settings(), ..relay_nats::Settings::default() };

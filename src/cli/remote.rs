@@ -34,7 +34,7 @@ pub(crate) struct ServerArgs {
     /// The API key; a server without authentication needs none
     #[arg(long, value_name = "KEY", env = "RELAY_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Who this is, for a server without authentication [default: dev]
+    /// The client's name, for a server without authentication [default: dev]
     #[arg(long, value_name = "NAME", env = "RELAY_CLIENT", conflicts_with = "api_key")]
     client: Option<ClientId>,
 }

@@ -35,13 +35,13 @@ Examples:
   relay results --key-prefix order-                those of one's own keys, after a crash
   relay results --follow --resume place --json     every result, across restarts of this command and of relay")]
 pub(crate) struct ResultsArgs {
-    /// Begin behind this cursor, or with `now` behind everything there is [default: the oldest result that is kept]
+    /// Begin after this cursor; `now` begins after the newest result [default: the oldest result that is kept]
     #[arg(long, value_name = "CURSOR", conflicts_with = "resume")]
     after: Option<String>,
     /// Keep the place in this file, and begin there
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Go on with what comes, until stopped; rides out a server that goes away
+    /// Follow new results until stopped; reconnect when the server is back
     #[arg(long, short)]
     follow: bool,
     /// Only results of this queue

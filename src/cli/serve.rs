@@ -18,7 +18,7 @@ use super::exit::{CliError, Exit};
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::signals::Signals;
-use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsDoor};
+use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
 use crate::config::settings::{Listen, Settings};
@@ -44,7 +44,7 @@ closed. Another signal, half a second later or more, forces. With --json the add
 of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null}}")]
 pub(crate) struct ServeArgs {
-    /// Read settings and queues from this file; what a flag or a variable says counts instead. See `relay config`
+    /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
     /// Print the addresses as one line of JSON on stdout as soon as the server is ready
@@ -122,7 +122,7 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
 pub(crate) struct Serving {
     pub(crate) broker: BrokerConfig,
     pub(crate) authenticator: Authenticator,
-    pub(crate) nats: Option<NatsDoor>,
+    pub(crate) nats: Option<NatsIngress>,
     pub(crate) settings: Settings,
     pub(crate) json: bool,
     pub(crate) policy: PolicyArgs,
@@ -210,9 +210,9 @@ pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Resul
 }
 
 /// The broker that was asked for: SQS, NATS, a store on disk, or one in memory. And where clients are served over NATS.
-pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConfig, Option<NatsDoor>), CliError> {
+pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConfig, Option<NatsIngress>), CliError> {
     let sqs = settings.sqs.broker()?;
-    let (nats, door) = broker_and_clients(&settings.nats, &settings.listen)?;
+    let (nats, ingress) = broker_and_clients(&settings.nats, &settings.listen)?;
     let broker = match (sqs, nats) {
         (Some(config), _) => BrokerConfig::Sqs { config: Box::new(config), provision },
         (None, Some(config)) => {
@@ -224,7 +224,7 @@ pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConf
             BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
         }
     };
-    Ok((broker, door))
+    Ok((broker, ingress))
 }
 
 /// The database file in `data`, which is created with access for this user only.

@@ -64,8 +64,8 @@ enum StoreCommand {
         #[arg(value_name = "FILE")]
         to: PathBuf,
     },
-    /// Put a backup, or a copy of a store, in the store's place; what was there is kept in relay.db.replaced. One that failed
-    /// is repeated
+    /// Put a backup, or a copy of a store, in the store's place; the old store is kept in relay.db.replaced. Repeat a restore
+    /// that failed
     Restore {
         #[command(flatten)]
         place: Place,

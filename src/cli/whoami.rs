@@ -29,7 +29,7 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
         output::json(&who)?;
         return Ok(Exit::Done);
     }
-    let known_by = match &who.key_id {
+    let authenticated_by = match &who.key_id {
         Some(key) => format!("{} {key}", who.authenticated_by),
         None => who.authenticated_by.clone(),
     };
@@ -39,13 +39,13 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
     );
     for (name, value) in [
         ("client", who.client.to_string()),
-        ("known by", known_by),
+        ("authenticated by", authenticated_by),
         ("queues", queues),
         ("durability", who.durability.clone()),
         ("relay", who.version.clone()),
-        ("its time", who.server_time.to_string()),
+        ("server time", who.server_time.to_string()),
     ] {
-        output::line(format_args!("{name:<13} {value}"))?;
+        output::line(format_args!("{name:<17} {value}"))?;
     }
     if !who.queue_limits.is_empty() {
         output::line(format_args!("\n{}", limits(&who)))?;

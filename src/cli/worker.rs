@@ -42,7 +42,7 @@ refuses connections, costs no attempt: its jobs go back, and the worker warns an
 What a command started does not outlive it, nor a worker that is killed.
 A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
-    /// Read settings from this file; what a flag or a variable says counts instead. See `relay config`
+    /// Read settings from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
     /// The worker's key; a server without authentication needs none

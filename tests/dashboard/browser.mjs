@@ -111,7 +111,7 @@ const scenes = {
     await page.click("tbody button");
     await see("is started again");
     await page.goto(`${admin}/#/job?id=${id}`);
-    await see("Life of run 2");
+    await see("Timeline of run 2");
   },
 
   async "nothing sticks out, in either scheme and on a narrow screen"() {
@@ -123,7 +123,7 @@ const scenes = {
           ["job", "#/job?key=order-7&queue=bad&payload=true"], ["dead", "#/dead"]]) {
           await page.goto(`${admin}/${hash}`);
           await page.waitForFunction(() => document.querySelector("h1") && document.querySelector("#state.ready"));
-          if (name === "job") await see("What is known");
+          if (name === "job") await see("Details");
           const wide = await page.evaluate(() => document.documentElement.scrollWidth);
           assert.ok(wide <= width, `${name} is ${wide} wide on a screen of ${width}`);
           assert.deepEqual(await page.evaluate(unseen), [], `${name} on a screen of ${width}`);
@@ -155,7 +155,7 @@ const scenes = {
 
   async "the page says so when the process goes away"() {
     console.log("stop");
-    await see("the process is away");
+    await see("connection lost");
   },
 };
 

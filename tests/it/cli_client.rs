@@ -209,8 +209,14 @@ fn whoami_says_who_one_is_and_what_is_left() {
     let dev = Running::dev(&["--queue", "mail"], "cat");
     let told = run(["whoami", "--client", "shop", "--server", &dev.url()]);
     assert_eq!(code(&told), 0, "{told:?}");
-    for part in ["client        shop", "known by      development", "queues        all", "mail", "1000000", "256.0 KiB"]
-    {
+    for part in [
+        "client            shop",
+        "authenticated by  development",
+        "queues            all",
+        "mail",
+        "1000000",
+        "256.0 KiB",
+    ] {
         assert!(stdout(&told).contains(part), "{part} is not in\n{}", stdout(&told));
     }
     let json = run(["whoami", "--json", "--server", &dev.url()]);

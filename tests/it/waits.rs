@@ -37,7 +37,7 @@ impl Served {
     async fn start(nats: &NatsServer, broker: &[&str]) -> Self {
         let serve = ["serve", "--no-auth", "--json", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         let mut server = Running::start(serve.iter().chain(broker).chain(&[nats.url().as_str()]));
-        server.wait_for_line("the NATS front door is open");
+        server.wait_for_line("the NATS ingress is open");
         let metrics = format!("http://{}/metrics", server.ready["listening"]["admin"].as_str().unwrap());
         Self { server, client: async_nats::connect(nats.url()).await.unwrap(), metrics }
     }

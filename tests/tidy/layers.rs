@@ -102,7 +102,7 @@ const LAYERS: &[Layer] = &[
             "relay::ingress",
         ],
         except: &[],
-        why: "it counts at the broker's seams, and knows no door",
+        why: "it counts at the broker's seams, and knows no ingress",
     },
     Layer {
         under: "src/admin/",

@@ -37,7 +37,7 @@ impl Room {
 
     fn found(&self) {
         if std::mem::take(&mut self.said().warned) {
-            tracing::info!("the broker has room again: what ends runs is recorded again");
+            tracing::info!("the broker has room again: results are recorded again");
         }
     }
 
@@ -52,8 +52,8 @@ impl Room {
         drop(said);
         tracing::warn!(
             %queue, refused, %error,
-            "the broker has no room for the ends of runs: they wait in hand, and a job whose lease ends meanwhile runs \
-             again; make room in its storage, or raise its limit"
+            "the broker has no room for results: workers hold them, and a job whose lease ends meanwhile runs again; \
+             make room in the broker's storage, or raise its limit"
         );
     }
 

@@ -144,8 +144,8 @@ function queuesView() {
       tile("accepted a second", rate(sum(queues, (queue) => queue.submitted_rate))),
       tile("ended a second", rate(sum(queues, (queue) => queue.settled_rate))),
       tile("failed since start", number(failed), failed ? "bad" : "")),
-    table([["queue", ""], ["waiting", "num"], ["lately", ""], ["oldest", "num"], ["leased", "num"], ["parked", "num"], ["in/s", "num"],
-      ["out/s", "num"], ["failed", "num"], ["", "num"]], rows, sampled ? "There are no queues." : "The broker is looked at for the first time."),
+    table([["queue", ""], ["waiting", "num"], ["last minutes", ""], ["oldest", "num"], ["leased", "num"], ["parked", "num"], ["in/s", "num"],
+      ["out/s", "num"], ["failed", "num"], ["", "num"]], rows, sampled ? "There are no queues." : "Waiting for the first reading of the broker."),
   ];
 }
 
@@ -166,7 +166,7 @@ function workersView() {
   const rows = overview.workers.map((worker) => [worker.id, worker.queues.join(", "), number(worker.leased), `${span(worker.asked_seconds)} ago`]);
   return [
     make("h1", {}, "Workers"),
-    make("p", { class: "faint" }, "Those that asked this process for jobs lately. Workers that lease from NATS themselves have admin ports of their own."),
+    make("p", { class: "faint" }, "Workers that asked this process for jobs within three minutes. Workers that lease from NATS themselves have admin ports of their own."),
     table([["worker", ""], ["queues", "wrap"], ["jobs given", "num"], ["asked", "num"]], rows, "No worker has asked this process for jobs within three minutes."),
   ];
 }
@@ -218,7 +218,7 @@ async function jobView(values) {
   return [
     make("h1", {}, "Job ", make("span", { class: "mono" }, job.job_id)), finder(values),
     make("div", { class: "columns" },
-      make("section", { class: "card" }, make("h2", {}, "Life of run ", String(job.generation)),
+      make("section", { class: "card" }, make("h2", {}, "Timeline of run ", String(job.generation)),
         make("ol", { class: "life" },
           step(job.accepted_at, "accepted"),
           step(job.started_at, `attempt ${job.attempt}${job.max_attempts ? ` of ${job.max_attempts}` : ""} started`),
@@ -226,7 +226,7 @@ async function jobView(values) {
           ended ? step(job.finished_at, job.outcome, TONES[job.outcome] === "good" ? "end" : "bad") : step(job.expires_at, "expires, unless it ended before", "to-come")),
         result?.reason ? [make("p", { class: "bad" }, make("strong", {}, result.reason)), make("pre", { tabindex: "0" }, result.detail)] : null,
         dead ? make("p", {}, act("Start again", "started again, as the next run", `/v1/dead/${job.job_id}/${dead.run_id}/redrive`, show)) : null),
-      make("section", { class: "card" }, make("h2", {}, "What is known"),
+      make("section", { class: "card" }, make("h2", {}, "Details"),
         facts([["state", badge(job.state)], ["client", job.client], ["queue", job.queue], ["key", job.key && make("code", {}, job.key)], ["run", make("code", {}, job.run_id)],
           ["payload", job.content_type && `${job.content_type}, ${size(job.size)}`],
           ["result", result && (result.erased ? "erased" : `${result.content_type}, ${size(result.size)}`)],
@@ -317,12 +317,12 @@ async function show() {
   }
   try {
     if (LIVE[path]) return overview ? put(LIVE[path](), path) : put([make("p", { class: "empty" }, lost)]);
-    const nodes = await (ASKED[path] ?? (async () => [make("h1", {}, "There is no such page")]))(values);
+    const nodes = await (ASKED[path] ?? (async () => [make("h1", {}, "Not found")]))(values);
     if (mine === shown) put(nodes);
   } catch (error) {
     if (mine !== shown) return;
     if (error.status === 401) return put(tokenView(token ? error.message : ""));
-    put([make("h1", {}, "That did not work"), path === "/job" ? finder(values) : null, make("p", { class: "notice" }, error.message)]);
+    put([make("h1", {}, "Error"), path === "/job" ? finder(values) : null, make("p", { class: "notice" }, error.message)]);
   }
 }
 
@@ -353,7 +353,7 @@ async function follow() {
       }
       lost = "the connection ended";
     } catch (error) {
-      lost = error.status === 401 ? "a token is asked for" : "the process is away";
+      lost = error.status === 401 ? "a token is asked for" : "connection lost";
       if (error.status === 401 && !document.querySelector("#token")) { head(); put(tokenView(token ? error.message : "")); byId("token").focus(); }
     }
     head();

@@ -243,7 +243,7 @@ impl Intake {
                 tracing::error!(
                     subject = message.subject,
                     detail = why.detail,
-                    "a message goes round in a circle: it is held back"
+                    "bridge loop: the message is held back"
                 );
                 return Verdict::GiveBack(CIRCLES);
             }

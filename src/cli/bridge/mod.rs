@@ -1,5 +1,5 @@
-//! `relay bridge`: has jobs of one broker done at another, and brings the results back; makes jobs of messages that know
-//! nothing of relay.
+//! `relay bridge`: forwards jobs from one relay to another and brings the results back; turns messages of existing streams
+//! and queues into jobs.
 //!
 //! One bridge is typed; several, and those of foreign messages, stand in a file.
 
@@ -40,14 +40,14 @@ Examples:
   relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --queue orders=orders-eu \\
       --nats tls://inner:4222 --nats-creds relay.creds --slots 200
   relay bridge --from-tcp 127.0.0.1:7411 --queue orders --sqs --sqs-region eu-central-1
-  relay bridge --config relay.toml         several, and messages of streams that know nothing of relay
+  relay bridge --config relay.toml         several, and messages of existing streams
 
-Either side may be away, at the start and later; it is waited for. SIGTERM or SIGINT drains: what is
-in hand goes back in line without spending an attempt, and the target goes on with it.")]
+The bridge waits for a side that is not there, at the start and later. SIGTERM or SIGINT drains: jobs
+in hand go back to their queue without spending an attempt, and the target continues with them.")]
 pub(crate) struct BridgeArgs {
     #[arg(skip)]
     bridges: Vec<BridgeConfig>,
-    /// Take jobs from this server: what its `relay serve --worker-listen` was given
+    /// Take jobs from this server: the address of its `relay serve --worker-listen`
     #[arg(long, value_name = "ADDR", conflicts_with = "from_nats", required_unless_present_any = ["from_nats", "config"])]
     from_tcp: Option<String>,
     /// The bridge's key as a worker of that server; one without authentication needs none
@@ -56,7 +56,7 @@ pub(crate) struct BridgeArgs {
     /// Take jobs that are kept on these NATS servers, of one cluster: nats://HOST[:PORT] or tls://HOST[:PORT]
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     from_nats: Vec<String>,
-    /// Credentials file of the bridge's user there, as `nsc` writes it; other ways to be known are in --config
+    /// Credentials file of the bridge's user there, as `nsc` writes it; other credentials are in --config
     #[arg(long, value_name = "FILE", requires = "from_nats")]
     from_nats_creds: Option<PathBuf>,
     /// PEM file of the authorities that may have signed those servers' certificate [default: the system's]
@@ -65,13 +65,13 @@ pub(crate) struct BridgeArgs {
     /// A queue whose jobs are to be done at the target, and the queue there if it has another name; repeat it for more
     #[arg(long = "queue", value_name = "NAME[=TARGET]", default_value = "default")]
     queues: Vec<BridgedQueue>,
-    /// Whose jobs they are at the target [default: the same client's as at the source]
+    /// The client that owns the jobs at the target [default: the same client's as at the source]
     #[arg(long, value_name = "NAME")]
     client: Option<ClientId>,
     /// Jobs in hand at once: submitted, and waited for
     #[arg(long, value_name = "N", default_value_t = config::SLOTS)]
     slots: NonZeroU32,
-    /// What the bridge is called in logs, and its user on --from-nats
+    /// The bridge's name in logs, and its user on --from-nats
     #[arg(long, value_name = "NAME", default_value = "bridge")]
     name: ClientId,
     /// The [[bridge]] tables of this configuration file, instead of one bridge that is typed
@@ -149,7 +149,7 @@ pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, Cl
     }
     let ended = async {
         while let Some(ended) = running.join_next().await {
-            ended.map_err(|error| CliError::failed(format!("a bridge ended badly: {error}")))?;
+            ended.map_err(|error| CliError::failed(format!("a bridge failed: {error}")))?;
         }
         if let Some(port) = port {
             port.close().await;
@@ -195,7 +195,7 @@ impl BridgeArgs {
             let name = format!("relay-{}", bridge.name);
             let own = bridge.to.take();
             let to = own.or_else(|| to.clone().map(|to| named(to, name))).ok_or_else(|| {
-                CliError::usage(format!("bridge {}: where to is not said", bridge.name))
+                CliError::usage(format!("bridge {}: the target is not configured", bridge.name))
                     .hint("name the NATS servers of the other side with --nats, or add --sqs; in the file, to.nats or to.relay_sqs")
             })?;
             if let Some(queue) = bridge.from.leads_back_to(&to) {

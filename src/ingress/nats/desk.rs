@@ -8,7 +8,7 @@ use tokio::task::unconstrained;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use super::Door;
+use super::Ingress;
 use super::answer::{Outbox, Reply, Unsent};
 use super::gate::Answer;
 use super::results;
@@ -18,7 +18,7 @@ use crate::ingress::refusal::Refusal;
 
 /// Answers one request and counts it.
 pub(super) struct Desk {
-    pub(super) door: Arc<Door>,
+    pub(super) ingress: Arc<Ingress>,
     pub(super) endpoint: Endpoint,
     pub(super) came: Instant,
     /// How long it took until a request began to wait for a result: how long it waits then says nothing about relay.
@@ -28,7 +28,7 @@ pub(super) struct Desk {
 impl Desk {
     /// Sends the answer, or its last message, and counts the request. It waits no longer than who asked.
     pub(super) async fn answer(&self, outbox: &Outbox, id: &str, answer: Answer) {
-        self.answer_within(self.door.limits.answer_within, outbox, id, answer).await;
+        self.answer_within(self.ingress.limits.answer_within, outbox, id, answer).await;
     }
 
     /// The same; whether the connection took the answer within `patience`, zero for at once.
@@ -93,8 +93,8 @@ impl Desk {
             "request answered"
         );
         if let Some(problem) = problem {
-            self.door.refusals.add(problem.slug);
+            self.ingress.refusals.add(problem.slug);
         }
-        self.door.service.count(self.endpoint, took, problem);
+        self.ingress.service.count(self.endpoint, took, problem);
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct Visit {
 impl Visit {
     /// Answers the request and counts it, or gives back what does both after a wait. Never fails and never panics.
     pub(super) async fn attend(self) -> Option<Box<Waiting>> {
-        let id = self.desk.door.mint_request_id();
+        let id = self.desk.ingress.mint_request_id();
         let span = info_span!("request", request_id = id, trace_id = Empty, subject = self.message.subject.as_str());
         self.go(id).instrument(span).await
     }
@@ -68,7 +68,7 @@ impl Visit {
     pub(super) async fn turn_away(self, patience: Duration) -> bool {
         let detail =
             "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
-        let id = self.desk.door.mint_request_id();
+        let id = self.desk.ingress.mint_request_id();
         match self.outbox() {
             Ok(outbox) => {
                 let refusal = Refusal::new(Slug::Overloaded, detail);
@@ -94,7 +94,7 @@ impl Visit {
             Ok(Step::Waits(wait)) => {
                 let Self { desk, drain, .. } = self;
                 let desk = Desk { until_wait: Some(desk.came.elapsed()), ..desk };
-                let counted = desk.door.waiting.take(1);
+                let counted = desk.ingress.waiting.take(1);
                 return Some(Box::new(Waiting { desk, outbox, id, wait, drain, counted }));
             }
             Ok(Step::Answered(reply)) => self.desk.answer(&outbox, &id, Ok(reply)).await,
@@ -109,7 +109,7 @@ impl Visit {
     async fn step(&self, outbox: &Outbox, id: &str, share: &mut Option<Share>) -> Result<Step, Option<Refusal>> {
         let asked = self.read()?;
         Span::current().record("trace_id", trace_id(&asked.headers));
-        *share = Some(self.desk.door.bytes.take(asked.body.len() as u64).ok_or_else(Refusal::too_many_bytes)?);
+        *share = Some(self.desk.ingress.bytes.take(asked.body.len() as u64).ok_or_else(Refusal::too_many_bytes)?);
         let work = AssertUnwindSafe(self.work(&asked, outbox)).catch_unwind();
         let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, asked.begun.get().copied()))) };
         if self.desk.endpoint == Endpoint::Results {
@@ -117,7 +117,7 @@ impl Visit {
             return Ok(work.await?);
         }
         let mut work = std::pin::pin!(work);
-        if let Ok(step) = timeout(self.desk.door.limits.answer_within, &mut work).await {
+        if let Ok(step) = timeout(self.desk.ingress.limits.answer_within, &mut work).await {
             return Ok(step?);
         }
         self.desk.answer(outbox, id, Err(self.late(&asked))).await;
@@ -131,13 +131,13 @@ impl Visit {
 
     /// Boxed, so that a request costs what its own endpoint needs.
     async fn work(&self, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
-        let door = &*self.desk.door;
+        let ingress = &*self.desk.ingress;
         match self.desk.endpoint {
-            Endpoint::Submit => Box::pin(jobs::submit(door, asked)).await,
-            Endpoint::Status => Box::pin(jobs::status(door, asked)).await.map(Step::Answered),
-            Endpoint::Cancel => Box::pin(jobs::cancel(door, asked)).await.map(Step::Answered),
-            Endpoint::Result => Box::pin(results::one(door, asked, outbox)).await,
-            Endpoint::Results => Box::pin(results::all(door, asked, outbox)).await.map(Step::Answered),
+            Endpoint::Submit => Box::pin(jobs::submit(ingress, asked)).await,
+            Endpoint::Status => Box::pin(jobs::status(ingress, asked)).await.map(Step::Answered),
+            Endpoint::Cancel => Box::pin(jobs::cancel(ingress, asked)).await.map(Step::Answered),
+            Endpoint::Result => Box::pin(results::one(ingress, asked, outbox)).await,
+            Endpoint::Results => Box::pin(results::all(ingress, asked, outbox)).await.map(Step::Answered),
         }
     }
 
@@ -152,12 +152,12 @@ impl Visit {
     }
 
     fn read(&self) -> Result<Asked, Refusal> {
-        let (door, message) = (&self.desk.door, &self.message);
+        let (ingress, message) = (&self.desk.ingress, &self.message);
         let Address { client, queue } = Address::read(&message.subject)?;
-        let mut headers = request::headers(message, &door.limits)?;
+        let mut headers = request::headers(message, &ingress.limits)?;
         let wait = match self.desk.endpoint {
             Endpoint::Submit | Endpoint::Result if message.reply.is_some() => {
-                let asked = request::take_wait(&mut headers, door.limits.wait_max)?;
+                let asked = request::take_wait(&mut headers, ingress.limits.wait_max)?;
                 asked.map(|asked| wait::Span { asked, until: (self.desk.came + asked).into() })
             }
             Endpoint::Submit | Endpoint::Result => {

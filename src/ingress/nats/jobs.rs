@@ -1,6 +1,6 @@
 //! `relay.submit`, `relay.status`, `relay.cancel`.
 
-use super::Door;
+use super::Ingress;
 use super::answer::Reply;
 use super::gate::{Answer, Asked, Step};
 use super::request;
@@ -11,23 +11,23 @@ use crate::ingress::jobs;
 use crate::ingress::refusal::Refusal;
 
 /// A job comes in. Accepted means that the broker has confirmed it; where no place is free for its wait, that is all.
-pub(super) async fn submit(door: &Door, asked: &Asked) -> Result<Step, Refusal> {
+pub(super) async fn submit(ingress: &Ingress, asked: &Asked) -> Result<Step, Refusal> {
     let queue = asked.queue.clone().ok_or_else(|| Refusal::new(Slug::Internal, "the subject has no queue"))?;
     let headers = JobHeaders::read(&asked.headers)?;
-    let policy = jobs::policy(&door.policies, &queue).await?;
-    jobs::admit((&policy, &door.rates), &asked.client, &queue, headers.content_type())?;
+    let policy = jobs::policy(&ingress.policies, &queue).await?;
+    jobs::admit((&policy, &ingress.rates), &asked.client, &queue, headers.content_type())?;
     let (max, actual) = (policy.payload_max, asked.body.len() as u64);
     if actual > max {
         return Err(jobs::too_large(max, actual));
     }
     let submission = headers.submission(asked.client.clone(), queue, asked.body.clone());
-    let job = submission.accept(&policy, door.clock.now());
+    let job = submission.accept(&policy, ingress.clock.now());
     asked.begun.get_or_init(|| job.id);
-    let place = asked.wait.and_then(|span| Some((span, door.waits.take(&asked.client)?)));
+    let place = asked.wait.and_then(|span| Some((span, ingress.waits.take(&asked.client)?)));
     if let Some((span, place)) = place {
-        return Wait::submit(door, job, span, place).await;
+        return Wait::submit(ingress, job, span, place).await;
     }
-    let (status, replayed) = jobs::enqueue(&door.broker, job).await?;
+    let (status, replayed) = jobs::enqueue(&ingress.broker, job).await?;
     let reply = match asked.wait {
         Some(_) => wait::receipt(&status, replayed),
         None => Reply::accepted(&status, replayed),
@@ -36,14 +36,14 @@ pub(super) async fn submit(door: &Door, asked: &Asked) -> Result<Step, Refusal> 
 }
 
 /// Where a job stands.
-pub(super) async fn status(door: &Door, asked: &Asked) -> Answer {
+pub(super) async fn status(ingress: &Ingress, asked: &Asked) -> Answer {
     let id = request::job_id(&asked.body)?;
-    Reply::json(&jobs::find(&door.broker, &door.policies, &asked.client, id).await?)
+    Reply::json(&jobs::find(&ingress.broker, &ingress.policies, &asked.client, id).await?)
 }
 
 /// The end of a job, unless it ended before.
-pub(super) async fn cancel(door: &Door, asked: &Asked) -> Answer {
+pub(super) async fn cancel(ingress: &Ingress, asked: &Asked) -> Answer {
     let id = request::job_id(&asked.body)?;
     asked.begun.get_or_init(|| id);
-    Reply::json(&jobs::cancel(&door.broker, &door.policies, &asked.client, id).await?)
+    Reply::json(&jobs::cancel(&ingress.broker, &ingress.policies, &asked.client, id).await?)
 }

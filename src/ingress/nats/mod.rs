@@ -2,7 +2,7 @@
 //! any broker. Payloads are raw bytes, everything else is headers; `docs/nats.md` has each command.
 //!
 //! The client is a token of the subject. NATS guards it: `relay nats permissions` prints what to configure, and without
-//! that anyone is anyone, which is said at start.
+//! that everybody can act as any client, which is said at start.
 //!
 //! # Layout
 //!
@@ -92,7 +92,7 @@ impl Default for Limits {
 }
 
 /// The state that the endpoints share.
-pub struct Door {
+pub struct Ingress {
     broker: Broker,
     policies: PolicyCache,
     rates: Arc<Rates>,
@@ -109,13 +109,13 @@ pub struct Door {
     request_count: AtomicU64,
 }
 
-impl fmt::Debug for Door {
+impl fmt::Debug for Ingress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").field("broker", &self.broker).field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Ingress").field("broker", &self.broker).field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
-impl Door {
+impl Ingress {
     /// An ingress to `broker`. All bodies in flight share `bytes`, and `rates` counts submissions at any ingress.
     #[must_use]
     pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, rates: Arc<Rates>, clock: Clock) -> Arc<Self> {

@@ -7,7 +7,7 @@ use async_nats::Client;
 use serde::Deserialize;
 use tracing::{info, warn};
 
-use super::Door;
+use super::Ingress;
 
 /// Where the server says who this connection is and what it may do.
 pub(super) const WHO_AM_I: &str = "$SYS.REQ.USER.INFO";
@@ -15,23 +15,23 @@ pub(super) const WHO_AM_I: &str = "$SYS.REQ.USER.INFO";
 const WHO_AM_I_MAX: Duration = Duration::from_secs(5);
 
 /// Says whether NATS keeps clients apart as far as relay can see.
-pub(super) async fn say_who_is_who(client: Client, door: Arc<Door>) {
+pub(super) async fn say_who_is_who(client: Client, ingress: Arc<Ingress>) {
     // The answer comes after the server has handled what came before on this connection: the subscriptions.
     let question = async_nats::Request::new().timeout(Some(WHO_AM_I_MAX));
     let answer = client.send_request(WHO_AM_I, question).await;
-    info!(service = door.id(), "the NATS front door is open: relay.submit.CLIENT.QUEUE and the others");
+    info!(service = ingress.id(), "the NATS ingress is open: relay.submit.CLIENT.QUEUE and the others");
     let restricted = answer.is_ok_and(|answer| {
         serde_json::from_slice::<UserInfo>(&answer.payload).is_ok_and(|info| info.data.permissions.is_some())
     });
     if !client.server_info().auth_required {
         warn!(
-            "this NATS server has no users, so anyone is anyone: whoever reaches it can submit and read as any client; \
+            "this NATS server has no users, so everybody who reaches it can act as any client; \
              `relay nats permissions` prints what to configure"
         );
     } else if !restricted {
         warn!(
             "relay's own user on NATS may do anything, so permissions are not set up as far as relay can see: unless \
-             clients have them, anyone is anyone; `relay nats permissions` prints what to configure"
+             clients have them, everybody can act as any client; `relay nats permissions` prints what to configure"
         );
     }
 }

@@ -5,7 +5,7 @@ use relay_bridge::contract::{JobId, JobResult, JobStatus};
 use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, ResultFilter, Start};
 use std::time::Duration;
 
-use super::Door;
+use super::Ingress;
 use super::answer::{CONTENT_TYPE, Outbox, Reply, Unsent};
 use super::gate::{Answer, Asked, Step};
 use super::request;
@@ -26,20 +26,20 @@ const LIMIT_MAX: u32 = 1_000;
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The raw result, or the status in headers and no body yet; where that is asked for, and a place is free, after a wait.
-pub(super) async fn one(door: &Door, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
+pub(super) async fn one(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
     let id = request::job_id(&asked.body)?;
     if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero())
-        && let Some(place) = door.waits.take(&asked.client)
+        && let Some(place) = ingress.waits.take(&asked.client)
     {
         return Ok(Wait::of_result(asked.client.clone(), id, span, place));
     }
-    told(door, outbox, door.broker.results.lookup(&asked.client, id).await?).map(Step::Answered)
+    told(ingress, outbox, ingress.broker.results.lookup(&asked.client, id).await?).map(Step::Answered)
 }
 
 /// The answer about a job that stands so.
-pub(super) fn told(door: &Door, outbox: &Outbox, found: Lookup) -> Answer {
+pub(super) fn told(ingress: &Ingress, outbox: &Outbox, found: Lookup) -> Answer {
     match found {
-        Lookup::Finished(finished) => self::finished(door, outbox, *finished),
+        Lookup::Finished(finished) => self::finished(ingress, outbox, *finished),
         Lookup::Open(status) => Ok(open(&status)),
         Lookup::Absent => Err(Refusal::no_job()),
     }
@@ -49,32 +49,33 @@ pub(super) fn told(door: &Door, outbox: &Outbox, found: Lookup) -> Answer {
 ///
 /// # Errors
 /// `result-expired`, `payload-too-large`; `overloaded` if the byte budget has no room for it.
-pub(super) fn finished(door: &Door, outbox: &Outbox, finished: Finished) -> Answer {
+pub(super) fn finished(ingress: &Ingress, outbox: &Outbox, finished: Finished) -> Answer {
     let reply = with_facts(Reply::default(), &finished);
     let result = outcome::readable(finished)?;
     let (job, bytes) = (Some(result.job_id), result.payload.len() as u64);
     if bytes > outbox.message_max() {
         return Err(too_large_to_send(outbox, job).into());
     }
-    let room = door.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
+    let room = ingress.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
     Ok(Reply { room: Some(room), job, ..raw(reply, result) })
 }
 
 /// A message per result, oldest first. The return value is the end: an empty one that says how many there were, by
 /// which a reader knows that none was lost, and where to read on.
-pub(super) async fn all(door: &Door, asked: &Asked, outbox: &Outbox) -> Answer {
+pub(super) async fn all(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Answer {
     let after = single(&asked.headers, header::AFTER)?.map(str::trim);
     let mut start = outcome::start(&asked.client, "header Relay-After", after)?;
     let limit = request::number(&asked.headers, header::LIMIT, LIMIT_DEFAULT, LIMIT_MAX)?;
     if outbox.to.is_none() {
         return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
     }
-    let _reading = door.readers.enter(&asked.client, door.limits.answer_within).await?;
+    let _reading = ingress.readers.enter(&asked.client, ingress.limits.answer_within).await?;
     let connection = outbox.connects();
     let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);
     loop {
         let wanted = (limit - sent).min(PAGE_ENTRIES_MAX);
-        let page = door.broker.results.page(&asked.client, &start, &ResultFilter::ALL, wanted, Duration::ZERO).await?;
+        let page =
+            ingress.broker.results.page(&asked.client, &start, &ResultFilter::ALL, wanted, Duration::ZERO).await?;
         reset = page.reset.or(reset);
         let (before, mut next) = (sent, page.next);
         for finished in page.entries {

@@ -21,7 +21,7 @@ use super::desk::Desk;
 use super::gate::Visit;
 use super::stats::{QUEUE_GROUP, Verb};
 use super::subject::{self, Endpoint};
-use super::{Door, permissions};
+use super::{Ingress, permissions};
 
 /// How long the last answers may take to leave the process.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ const NEVER: u64 = 10_000_000_000;
 /// How long the server may take to say that it has sent its last message.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `door` on `connection` until `shutdown`, then drains: the subscriptions end, requests that came before their
+/// Serves `ingress` on `connection` until `shutdown`, then drains: the subscriptions end, requests that came before their
 /// end are answered. Requests that are left after `drain` are cut off. The connection may be lost and come back any
 /// number of times.
 ///
@@ -41,14 +41,14 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// If the connection was closed for good, which only this process does.
 pub async fn serve(
     connection: Connection,
-    door: Arc<Door>,
+    ingress: Arc<Ingress>,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
     let client = Arc::new(connection.client().clone());
     let closed = |what: String| io::Error::new(io::ErrorKind::NotConnected, what);
     let listening = Listening {
-        door,
+        ingress,
         client,
         connection,
         tasks: TaskTracker::new(),
@@ -64,13 +64,13 @@ pub async fn serve(
     let mut verbs = JoinSet::new();
     for verb in Verb::ALL {
         let mut subscribers = Vec::new();
-        for subject in verb.subjects(listening.door.id()) {
+        for subject in verb.subjects(listening.ingress.id()) {
             let subscribed = listening.client.subscribe(subject.clone()).await;
             subscribers.push(subscribed.map_err(|error| closed(format!("{subject}: {error}")))?);
         }
         verbs.spawn(listening.clone().describe(verb, select_all(subscribers)));
     }
-    verbs.spawn(permissions::say_who_is_who(Client::clone(&listening.client), Arc::clone(&listening.door)));
+    verbs.spawn(permissions::say_who_is_who(Client::clone(&listening.client), Arc::clone(&listening.ingress)));
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -79,7 +79,7 @@ pub async fn serve(
     if ended.is_some() && !shutdown.is_cancelled() {
         return Err(closed("the subscriptions ended".to_owned()));
     }
-    info!(requests = listening.tasks.len(), "the NATS front door drains");
+    info!(requests = listening.tasks.len(), "the NATS ingress drains");
     drop(verbs);
     listening.tasks.close();
     let drained = async {
@@ -100,7 +100,7 @@ pub async fn serve(
 
 #[derive(Clone)]
 struct Listening {
-    door: Arc<Door>,
+    ingress: Arc<Ingress>,
     client: Arc<Client>,
     connection: Connection,
     tasks: TaskTracker,
@@ -154,9 +154,9 @@ impl Listening {
 
     /// Whether the connection takes refusals; `stuck` if it did not when last seen.
     async fn admit(&self, endpoint: Endpoint, message: Message, stuck: bool) -> bool {
-        let desk = Desk { door: Arc::clone(&self.door), endpoint, came: Instant::now(), until_wait: None };
+        let desk = Desk { ingress: Arc::clone(&self.ingress), endpoint, came: Instant::now(), until_wait: None };
         let visit = Visit { desk, client: Arc::clone(&self.client), message, drain: self.drain.clone() };
-        let Some(place) = self.door.requests.take(1) else {
+        let Some(place) = self.ingress.requests.take(1) else {
             return visit.turn_away(if stuck { Duration::ZERO } else { TURN_AWAY_MAX }).await;
         };
         let kill = self.kill.clone();
@@ -176,7 +176,7 @@ impl Listening {
     async fn describe(self, verb: Verb, mut questions: SelectAll<Subscriber>) {
         while let Some(question) = questions.next().await {
             let Some(reply) = question.reply.filter(|reply| subject::may_reply_to_service(reply)) else { continue };
-            let answer = self.door.service.describe(verb, self.connection.counts().slow_consumers);
+            let answer = self.ingress.service.describe(verb, self.connection.counts().slow_consumers);
             if let Err(error) = self.client.publish(reply, answer.into()).await {
                 debug!(%error, "a question about the service can't be answered");
             }

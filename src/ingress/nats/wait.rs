@@ -20,7 +20,7 @@ use super::answer::{Outbox, Reply};
 use super::desk::Desk;
 use super::gate::{Answer, Step, panicked};
 use super::places::Place;
-use super::{Door, results};
+use super::{Ingress, results};
 use crate::api::{Slug, header};
 use crate::ingress::budget::Share;
 use crate::ingress::jobs;
@@ -64,11 +64,11 @@ type Heard = Result<Option<Box<Finished>>, BrokerError>;
 
 impl Ahead {
     /// Listens for the result of `job`, which is enqueued only then.
-    fn begin(door: &Door, job: &Job, span: Span) -> Self {
+    fn begin(ingress: &Ingress, job: &Job, span: Span) -> Self {
         if span.asked.is_zero() {
             return Self::Heard(None);
         }
-        let (results, client) = (Arc::clone(&door.broker.results), job.client.clone());
+        let (results, client) = (Arc::clone(&ingress.broker.results), job.client.clone());
         let (id, run, left) = (job.id, job.run_id, span.left());
         Self::Listens(async move { results.wait_ahead(&client, id, run, left).await }.boxed())
     }
@@ -95,13 +95,13 @@ impl Ahead {
 
 impl Submitted {
     /// The answer about the job, which stands so after its wait.
-    fn told(self, door: &Door, outbox: &Outbox, span: Span, found: Result<Lookup, BrokerError>) -> Answer {
+    fn told(self, ingress: &Ingress, outbox: &Outbox, span: Span, found: Result<Lookup, BrokerError>) -> Answer {
         let Self { status, replayed, .. } = self;
         match found {
             // One that did not wait for it gets the receipt: a retry does not look like a failure.
             Ok(Lookup::Finished(finished)) if !finished.erased || !span.asked.is_zero() => {
                 let state = JobState::Finished(finished.result.outcome);
-                match results::finished(door, outbox, *finished) {
+                match results::finished(ingress, outbox, *finished) {
                     Ok(reply) if replayed => Ok(reply.with(header::IDEMPOTENCY_REPLAYED, "true")),
                     // There is no room for it now, and the job is accepted: the result can be asked for.
                     Err(refusal) if refusal.0.slug == Slug::Overloaded => {
@@ -138,12 +138,12 @@ impl Wait {
     ///
     /// # Errors
     /// As [`jobs::enqueue`].
-    pub(super) async fn submit(door: &Door, job: Job, span: Span, place: Place) -> Result<Step, Refusal> {
+    pub(super) async fn submit(ingress: &Ingress, job: Job, span: Span, place: Place) -> Result<Step, Refusal> {
         let (client, id) = (job.client.clone(), job.id);
-        let mut ahead = Ahead::begin(door, &job, span);
+        let mut ahead = Ahead::begin(ingress, &job, span);
         let mut place = Some(place);
         let (status, replayed) = {
-            let mut enqueued = pin!(jobs::enqueue(&door.broker, job));
+            let mut enqueued = pin!(jobs::enqueue(&ingress.broker, job));
             loop {
                 tokio::select! {
                     // First, so that it listens before there is anything to hear.
@@ -180,10 +180,10 @@ impl Wait {
     }
 
     /// The answer about a job that stands so.
-    fn told(&mut self, door: &Door, outbox: &Outbox, found: Result<Lookup, BrokerError>) -> Answer {
+    fn told(&mut self, ingress: &Ingress, outbox: &Outbox, found: Result<Lookup, BrokerError>) -> Answer {
         match self.submitted.take() {
-            Some(submitted) => submitted.told(door, outbox, self.span, found),
-            None => results::told(door, outbox, found?),
+            Some(submitted) => submitted.told(ingress, outbox, self.span, found),
+            None => results::told(ingress, outbox, found?),
         }
     }
 }
@@ -216,7 +216,7 @@ type Panic = Box<dyn Any + Send>;
 impl Waiting {
     /// Waits, answers and counts, unless `kill` is cancelled. Never fails and never panics.
     pub(super) async fn attend(mut self: Box<Self>, kill: &CancellationToken) {
-        let results = &*self.desk.door.broker.results;
+        let results = &*self.desk.ingress.broker.results;
         let passed = AssertUnwindSafe(self.wait.pass(results, &self.drain)).catch_unwind().await;
         // Boxed: it is large, and nothing of it is needed during the wait. Nor is a span of the log kept for so long.
         let span = info_span!("request", request_id = self.id, job_id = %self.wait.job);
@@ -225,17 +225,17 @@ impl Waiting {
 
     async fn end(self: Box<Self>, passed: Result<Option<Lookup>, Panic>) {
         let Self { desk, outbox, id, mut wait, counted, .. } = *self;
-        let (door, job) = (&*desk.door, wait.job);
+        let (ingress, job) = (&*desk.ingress, wait.job);
         let answer = match passed {
             Ok(found) => {
                 let found = match found {
                     Some(found) => Ok(found),
                     None => {
-                        let found = door.broker.results.lookup(&wait.client, job);
-                        timeout(door.limits.answer_within, found).await.unwrap_or_else(|_| Err(unanswered()))
+                        let found = ingress.broker.results.lookup(&wait.client, job);
+                        timeout(ingress.limits.answer_within, found).await.unwrap_or_else(|_| Err(unanswered()))
                     }
                 };
-                catch_unwind(AssertUnwindSafe(|| wait.told(door, &outbox, found)))
+                catch_unwind(AssertUnwindSafe(|| wait.told(ingress, &outbox, found)))
             }
             Err(panic) => Err(panic),
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, Request};
 use relay::api::Slug;
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, serve};
+use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
 use relay_nats::config::Credentials;
@@ -60,7 +60,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut holding: watc
 struct Served {
     other: Relay,
     way: Way,
-    door: Arc<Door>,
+    ingress: Arc<Ingress>,
     bytes: Arc<Budget>,
     _serving: JoinSet<std::io::Result<()>>,
 }
@@ -72,13 +72,13 @@ impl Served {
         other.drained().await;
         let way = Way::to(other.server.url()).await;
         let (bytes, rates) = (Budget::new(bytes), Rates::new(Clock::system()));
-        let door = Door::new(other.broker.clone(), limits, Arc::clone(&bytes), rates, Clock::system());
+        let ingress = Ingress::new(other.broker.clone(), limits, Arc::clone(&bytes), rates, Clock::system());
         let connection = connect(&way.url, Credentials::None).await;
         let mut serving = JoinSet::new();
-        serving.spawn(serve(connection, Arc::clone(&door), CancellationToken::new(), Duration::ZERO));
-        let subject = format!("$SRV.PING.relay.{}", door.id());
+        serving.spawn(serve(connection, Arc::clone(&ingress), CancellationToken::new(), Duration::ZERO));
+        let subject = format!("$SRV.PING.relay.{}", ingress.id());
         while other.client.request(subject.clone(), "".into()).await.is_err() {}
-        Self { other, way, door, bytes, _serving: serving }
+        Self { other, way, ingress, bytes, _serving: serving }
     }
 
     fn client(&self) -> &Client {
@@ -87,7 +87,7 @@ impl Served {
 
     /// Waits until so many requests were answered with a problem, whether or not it has left.
     async fn refused(&self, slugs: &[Slug], count: u64) {
-        let counted = || slugs.iter().map(|slug| self.door.refusals().count(*slug)).sum::<u64>();
+        let counted = || slugs.iter().map(|slug| self.ingress.refusals().count(*slug)).sum::<u64>();
         let refused = async {
             while counted() < count {
                 tokio::task::yield_now().await;

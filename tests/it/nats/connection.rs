@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, serve};
+use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
 use relay_conformance::testing::NatsServer;
@@ -42,19 +42,24 @@ async fn relay_may_start_before_the_server() {
     let mut server = NatsServer::start().await;
     server.kill();
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
-    let door =
-        Door::new(store.broker(), Limits::default(), Budget::new(1_000), Rates::new(Clock::system()), Clock::system());
+    let ingress = Ingress::new(
+        store.broker(),
+        Limits::default(),
+        Budget::new(1_000),
+        Rates::new(Clock::system()),
+        Clock::system(),
+    );
     let url = server.url();
     let shutdown = CancellationToken::new();
     let mut serving = JoinSet::new();
-    let (opened, stopped) = (Arc::clone(&door), shutdown.clone());
+    let (opened, stopped) = (Arc::clone(&ingress), shutdown.clone());
     serving.spawn(async move {
         let connection = connect(&url, Credentials::None).await;
         serve(connection, opened, stopped, Duration::from_secs(30)).await
     });
     server.restart().await;
     let asking = async_nats::connect(server.url()).await.unwrap();
-    let subject = format!("$SRV.PING.relay.{}", door.id());
+    let subject = format!("$SRV.PING.relay.{}", ingress.id());
     let answers = async { while asking.request(subject.clone(), "".into()).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(60), answers).await.unwrap();
     shutdown.cancel();

@@ -242,8 +242,10 @@ async fn serve_says_that_anyone_is_anyone_where_nats_has_no_permissions() {
     let open = NatsServer::start().await;
     let users = "authorization { users: [{ user: all, password: secret }] }";
     let unrestricted = NatsServer::builder().config(users).start().await;
-    for (server, user, says) in [(&open, None, "so anyone is anyone"), (&unrestricted, Some("all"), "anyone is anyone")]
-    {
+    for (server, user, says) in [
+        (&open, None, "so everybody who reaches it can act as any client"),
+        (&unrestricted, Some("all"), "everybody can act as any client"),
+    ] {
         let mut serve = serve(&server.url(), user);
         tokio::task::block_in_place(|| serve.wait_for_line(says));
         serve.stop();
@@ -255,7 +257,7 @@ async fn serve_takes_jobs_over_nats_and_says_nothing_of_anyone_where_there_are_p
     let server = permissions(&["--client", "me"]);
     let server = NatsServer::builder().config(&server).start().await;
     let mut serve = serve(&server.url(), Some("relay"));
-    tokio::task::block_in_place(|| serve.wait_for_line("the NATS front door is open"));
+    tokio::task::block_in_place(|| serve.wait_for_line("the NATS ingress is open"));
     let options = ConnectOptions::with_user_and_password("me".to_owned(), "secret".to_owned());
     let me = options.custom_inbox_prefix("_INBOX_me").connect(server.url()).await.unwrap();
     let receipt = Answer(me.request("relay.submit.me.default", "x".into()).await.unwrap());
@@ -263,7 +265,7 @@ async fn serve_takes_jobs_over_nats_and_says_nothing_of_anyone_where_there_are_p
     serve.signal(Signal::SIGTERM);
     let (code, said) = serve.wait();
     assert_eq!(code, Some(0), "{said}");
-    assert!(!said.contains("anyone is anyone"), "{said}");
+    assert!(!said.contains("can act as any client"), "{said}");
 }
 
 fn serve(nats: &str, user: Option<&str>) -> Running {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, serve};
+use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
 use relay_nats::config::Credentials;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::support::{Relay, connect};
 
 async fn ask_all(relay: &Relay, verb: &str) -> Value {
-    let id = relay.door.id();
+    let id = relay.ingress.id();
     let mut answers = Vec::new();
     for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.relay"), format!("$SRV.{verb}.relay.{id}")] {
         answers.push(relay.ask(&subject, &[], "").await.json());
@@ -78,7 +78,7 @@ async fn stats_count_requests_errors_and_time_of_each_endpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_replicas_one_answers_each_request_and_both_are_listed() {
     let relay = Relay::start().await;
-    let door = Door::new(
+    let ingress = Ingress::new(
         relay.broker.clone(),
         Limits::default(),
         Budget::new(1 << 20),
@@ -87,14 +87,14 @@ async fn of_two_replicas_one_answers_each_request_and_both_are_listed() {
     );
     let connection = connect(&relay.server.url(), Credentials::None).await;
     let mut serving = JoinSet::new();
-    serving.spawn(serve(connection, Arc::clone(&door), CancellationToken::new(), Duration::ZERO));
-    while relay.client.request(format!("$SRV.PING.relay.{}", door.id()), "".into()).await.is_err() {}
+    serving.spawn(serve(connection, Arc::clone(&ingress), CancellationToken::new(), Duration::ZERO));
+    while relay.client.request(format!("$SRV.PING.relay.{}", ingress.id()), "".into()).await.is_err() {}
 
     for n in 0..20 {
         relay.submit(&[("Nats-Msg-Id", &format!("k{n}"))], "x").await.job();
     }
     let mut counted = 0;
-    for id in [relay.door.id(), door.id()] {
+    for id in [relay.ingress.id(), ingress.id()] {
         let stats = relay.ask(&format!("$SRV.STATS.relay.{id}"), &[], "").await.json();
         counted += stats["endpoints"][0]["num_requests"].as_u64().unwrap();
     }

@@ -8,7 +8,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap, Message, Request};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use relay::ingress::budget::Budget;
-use relay::ingress::nats::{Door, Limits, RELAY_INBOX, serve};
+use relay::ingress::nats::{Ingress, Limits, RELAY_INBOX, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -67,13 +67,13 @@ impl Setup {
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
         let rates = Rates::new(Clock::system());
-        let door = Door::new(seen, self.limits, Budget::new(self.bytes), rates, Clock::system());
+        let ingress = Ingress::new(seen, self.limits, Budget::new(self.bytes), rates, Clock::system());
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         let connection = connect(&server.url(), self.user).await;
-        serving.spawn(serve(connection.clone(), Arc::clone(&door), shutdown.clone(), self.drain));
+        serving.spawn(serve(connection.clone(), Arc::clone(&ingress), shutdown.clone(), self.drain));
         let client = self.operator.connect(server.url()).await.unwrap();
-        let relay = Relay { server, broker, door, connection, client, shutdown, serving };
+        let relay = Relay { server, broker, ingress, connection, client, shutdown, serving };
         relay.answers().await;
         relay
     }
@@ -90,7 +90,7 @@ pub(crate) async fn connect(url: &str, credentials: Credentials) -> Connection {
 pub(crate) struct Relay {
     pub(crate) server: NatsServer,
     pub(crate) broker: Broker,
-    pub(crate) door: Arc<Door>,
+    pub(crate) ingress: Arc<Ingress>,
     pub(crate) connection: Connection,
     pub(crate) client: Client,
     pub(crate) shutdown: CancellationToken,
@@ -104,7 +104,7 @@ impl Relay {
 
     /// Waits until the service answers: a server without its subscriptions says so at once.
     pub(crate) async fn answers(&self) {
-        let subject = format!("$SRV.PING.relay.{}", self.door.id());
+        let subject = format!("$SRV.PING.relay.{}", self.ingress.id());
         let answers = async { while self.client.request(subject.clone(), "".into()).await.is_err() {} };
         tokio::time::timeout(Duration::from_secs(60), answers).await.unwrap();
     }

@@ -77,7 +77,7 @@ async fn a_submission_that_waits_is_answered_with_the_result() {
     assert_eq!((headers(&result), result.text()), (headers(&asked), asked.text()), "as relay.result answers it");
     let (failed, ()) = tokio::join!(relay.submit(&[LONG], "x"), relay.reject("bad-order", "no such article"));
     assert_eq!((failed.header("Relay-Outcome"), failed.field("reason")), ("failed", "bad-order".into()));
-    until(|| relay.door.in_flight() == 0).await;
+    until(|| relay.ingress.in_flight() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn the_same_key_again_is_answered_with_the_same_result() {
     let key = [LONG, ("Idempotency-Key", "k")];
     let first = begin(&relay, "relay.submit.me.mail", &key, "x").await;
     let second = begin(&relay, "relay.submit.me.mail", &key, "x").await;
-    until(|| relay.door.waits() == 2).await;
+    until(|| relay.ingress.waits() == 2).await;
     relay.work("text/plain", "once").await;
     let mut runs = Vec::new();
     for mut replies in [first, second] {
@@ -176,20 +176,20 @@ async fn a_full_set_of_waits_answers_receipts_and_submissions_go_on() {
     let mut waiting = Vec::new();
     for n in 1..=2 {
         waiting.push(begin(&relay, "relay.submit.me.mail", &[LONG], "x").await);
-        until(|| relay.door.waits() == n).await;
+        until(|| relay.ingress.waits() == n).await;
     }
     let receipt = relay.submit(&[LONG, ("Idempotency-Key", "k")], "x").await;
     is_receipt(&receipt, "queued");
     let open = relay.ask("relay.result.me", &[LONG], receipt.job()).await;
     assert_eq!((open.header("Relay-State"), open.text()), ("queued", ""));
-    assert_eq!(relay.door.waits(), 2);
+    assert_eq!(relay.ingress.waits(), 2);
     for _ in 0..3 {
         relay.work("text/plain", "done").await;
     }
     for replies in &mut waiting {
         assert_eq!(next(replies).await.text(), "done");
     }
-    until(|| relay.door.wait_places() == 0).await;
+    until(|| relay.ingress.wait_places() == 0).await;
     assert_eq!(relay.submit(&[LONG, ("Idempotency-Key", "k")], "x").await.text(), "done", "there is a place again");
 }
 
@@ -200,7 +200,7 @@ async fn a_wait_holds_no_place_of_a_submission_and_none_of_the_bytes_in_flight()
     let mut waiting = Vec::new();
     for n in 1..=4 {
         waiting.push(begin(&relay, "relay.submit.me.mail", &[LONG], &"x".repeat(600)).await);
-        until(|| (relay.door.waits(), relay.door.in_flight()) == (n, n)).await;
+        until(|| (relay.ingress.waits(), relay.ingress.in_flight()) == (n, n)).await;
     }
     for replies in &mut waiting {
         relay.work("text/plain", "done").await;
@@ -214,7 +214,7 @@ async fn one_clients_waits_leave_three_quarters_of_the_places_to_others() {
     let mut waiting = Vec::new();
     for n in 1..=8 {
         waiting.push(begin(&relay, "relay.submit.me.mail", &[LONG], "x").await);
-        until(|| relay.door.waits() == n).await;
+        until(|| relay.ingress.waits() == n).await;
     }
     // Nobody else was there until now.
     let full = relay.ask("relay.submit.b.mail", &[LONG], "x").await;
@@ -225,14 +225,14 @@ async fn one_clients_waits_leave_three_quarters_of_the_places_to_others() {
     for replies in &mut waiting {
         assert_eq!(next(replies).await.text(), "done");
     }
-    until(|| relay.door.wait_places() == 0).await;
+    until(|| relay.ingress.wait_places() == 0).await;
     let mut waiting = Vec::new();
     for (n, client) in ["b", "me", "me", "b", "c", "c", "d", "d"].into_iter().enumerate() {
         if n == 3 {
             is_receipt(&relay.submit(&[LONG], "x").await, "queued");
         }
         waiting.push(begin(&relay, &format!("relay.submit.{client}.mail"), &[LONG], "x").await);
-        until(|| relay.door.waits() == n + 1).await;
+        until(|| relay.ingress.waits() == n + 1).await;
     }
 }
 
@@ -242,7 +242,7 @@ async fn a_drain_answers_open_waits_with_their_receipts() {
     let id = relay.submit(&[], "x").await.job();
     let mut submitted = begin(&relay, "relay.submit.me.mail", &[LONG], "x").await;
     let mut asked = begin(&relay, "relay.result.me", &[LONG], &id).await;
-    until(|| (relay.door.waits(), relay.door.in_flight()) == (2, 2)).await;
+    until(|| (relay.ingress.waits(), relay.ingress.in_flight()) == (2, 2)).await;
     relay.shutdown.cancel();
     is_receipt(&next(&mut submitted).await, "queued");
     assert_eq!(next(&mut asked).await.header("Relay-State"), "queued");
@@ -259,7 +259,7 @@ async fn without_a_reply_subject_nobody_waits() {
         assert_eq!(&relay.work("text/plain", "done").await.job.payload[..], b"quiet");
     }
     while relay.stats("submit").await["num_requests"] != 2 {}
-    assert_eq!((relay.door.wait_places(), relay.stats("submit").await["num_errors"].as_u64()), (0, Some(0)));
+    assert_eq!((relay.ingress.wait_places(), relay.stats("submit").await["num_errors"].as_u64()), (0, Some(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,8 +268,8 @@ async fn a_wait_gives_its_place_back_in_time_though_the_broker_has_not_confirmed
     let (relay, gates) = held(patient, 1 << 20).await;
     let mut replies = begin(&relay, "relay.submit.me.mail", &[("Relay-Wait", "50ms")], "x").await;
     gates.begun.acquire().await.unwrap().forget();
-    until(|| relay.door.wait_places() == 0).await;
-    assert_eq!((relay.door.in_flight(), relay.door.waits()), (1, 0));
+    until(|| relay.ingress.wait_places() == 0).await;
+    assert_eq!((relay.ingress.in_flight(), relay.ingress.waits()), (1, 0));
     gates.let_go.add_permits(1);
     is_receipt(&next(&mut replies).await, "queued");
 }
@@ -310,5 +310,5 @@ async fn an_accepted_job_whose_result_can_not_be_waited_for_is_answered_with_its
     let receipt = relay.submit(&[LONG], "x").await;
     is_receipt(&receipt, "queued");
     relay.ask("relay.result.me", &[LONG], receipt.job()).await.is_problem(503, "broker-unavailable");
-    until(|| relay.door.wait_places() == 0).await;
+    until(|| relay.ingress.wait_places() == 0).await;
 }

@@ -46,7 +46,7 @@ async fn in_an_account_that_others_filled_a_worker_says_once_that_there_is_no_ro
         while other.publish("other", vec![b'x'; bytes].into()).await.unwrap().await.is_ok() {}
     }
     std::fs::write(&go, "").unwrap();
-    let warned = worker.wait_for_line("no room for the ends of runs");
+    let warned = worker.wait_for_line("no room for results");
     for text in ["WARN", "default", "resource limits exceeded", "raise its limit"] {
         assert!(warned.contains(text), "{warned}");
     }

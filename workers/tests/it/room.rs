@@ -12,7 +12,7 @@ use tracing::Level;
 use crate::support::{Call, Reply, Scripted, busy_for, done, handler, job, start_one};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const NO_ROOM: &str = "no room for the ends of runs";
+const NO_ROOM: &str = "no room for results";
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_without_room_for_results_is_warned_of_once_a_minute_and_its_end_is_told() {

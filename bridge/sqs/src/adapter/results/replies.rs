@@ -139,7 +139,7 @@ impl Replies {
                 _ => Asked::Changed,
             },
             Err(error) => {
-                tracing::debug!(job_id = %job, %error, "who waits is not told, and looks now and then");
+                tracing::debug!(job_id = %job, %error, "a waiting request is not told, and polls the table");
                 Asked::Untold
             }
         }
@@ -152,7 +152,7 @@ impl Replies {
         self.tasks.spawn(async move {
             let _permit = permit;
             if let Err(error) = this.tell(&jobs).await {
-                tracing::debug!(%error, "who waits is not told, and looks now and then");
+                tracing::debug!(%error, "a waiting request is not told, and polls the table");
             }
         });
     }
@@ -233,7 +233,7 @@ impl Replies {
                     lock(&self.own).name = None;
                 }
                 Err(error) => tracing::warn!(
-                    %error, "there is no reply queue: who waits for results of other processes looks now and then"
+                    %error, "there is no reply queue: requests that wait for another process poll the table"
                 ),
             }
             // A queue that could not be made is tried again under the same name, so that queues do not pile up.
@@ -283,7 +283,7 @@ impl Replies {
                 }
                 Err(error) if error.kind() == BrokerErrorKind::NotFound && made.elapsed() > KNOWN_WITHIN => return,
                 Err(error) => {
-                    tracing::warn!(%error, "the reply queue is not read: who waits looks now and then");
+                    tracing::warn!(%error, "the reply queue is not read: waiting requests poll the table");
                     tokio::time::sleep(again).await;
                     again = (again * 2).min(AGAIN_LAST);
                 }
