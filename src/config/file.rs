@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::bridges::{self, BRIDGES_MAX};
-use super::kind::{Kind, Unfit, Value, show};
+use super::kind::{Kind, Unfit, Value};
 use super::mistake::{Mistake, meant};
 use super::policy::{POLICY, PolicySetting};
 use super::queues::{Patch, Queue, Written};
@@ -87,20 +87,21 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
     (file, reader.mistakes)
 }
 
-struct Reader<'a> {
+/// A file on its way to what it says.
+pub(super) struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
-    mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<Mistake>,
 }
 
 type Table<'a> = DeTable<'a>;
 
 impl Reader<'_> {
-    fn line(&self, span: &Range<usize>) -> usize {
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
         self.text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
     }
 
-    fn mistake(&mut self, span: Range<usize>, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+    pub(super) fn mistake(&mut self, span: Range<usize>, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let line = self.line(&span);
         self.mistakes.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
     }
@@ -145,7 +146,7 @@ impl Reader<'_> {
         }
     }
 
-    fn value(&mut self, key: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
+    pub(super) fn value(&mut self, key: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
         match kind.read(value.get_ref()) {
             Ok(Value::Text(path)) if kind == Kind::Path => {
                 Some(Value::Text(self.folder.join(path).to_string_lossy().into_owned()))
@@ -243,48 +244,21 @@ impl Reader<'_> {
     }
 
     fn bridges(&mut self, span: Range<usize>, value: &Spanned<DeValue<'_>>, into: &mut File) {
-        let mut bridges: Vec<(BridgeConfig, usize)> = Vec::new();
+        let mut lines: Vec<usize> = Vec::new();
         for (table, span) in self.entries(BRIDGE, span, value) {
-            let line = self.line(&span);
-            let whole = Spanned::new(span.clone(), DeValue::Table(table.clone()));
-            let bridge = match bridges::read(self.folder, whole, |at| self.line(&(at..at))) {
-                Ok(bridge) => bridge,
-                Err(mistakes) => {
-                    self.mistakes.extend(mistakes);
-                    continue;
-                }
-            };
+            let Some((bridge, values)) = bridges::read(self, &span, table) else { continue };
             let full = format!("{BRIDGE}.{}", bridge.name);
-            if let Some((_, first)) = bridges.iter().find(|(known, _)| known.name == bridge.name) {
-                self.mistake(span, &full, format!("this bridge is on line {first} already"), "give one another name");
-            } else if bridges.len() == BRIDGES_MAX {
+            if let Some(first) = into.bridges.iter().position(|known| known.name == bridge.name) {
+                let what = format!("this bridge is on line {} already", lines[first]);
+                self.mistake(span, &full, what, "give one another name");
+            } else if into.bridges.len() == BRIDGES_MAX {
                 let what = format!("there are more than {BRIDGES_MAX}: each has connections of its own");
                 self.mistake(span, &full, what, "run them in several processes, with a file each");
             } else {
-                self.written(&full, table, &mut into.bridge_values);
-                bridges.push((bridge, line));
+                lines.push(self.line(&span));
+                into.bridge_values.extend(values);
+                into.bridges.push(bridge);
             }
-        }
-        into.bridges = bridges.into_iter().map(|(bridge, _)| bridge).collect();
-    }
-
-    /// The values in the table called `name` and in those below it.
-    fn written(&self, name: &str, table: &Table<'_>, into: &mut Vec<(String, Value, usize)>) {
-        let text = |value: &DeValue<'_>| match value {
-            DeValue::String(text) => text.to_string(),
-            other => show(other),
-        };
-        for (key, value) in table {
-            let full = format!("{name}.{}", key.get_ref());
-            let value = match value.get_ref() {
-                DeValue::Table(below) => {
-                    self.written(&full, below, into);
-                    continue;
-                }
-                DeValue::Array(values) => Value::List(values.iter().map(|value| text(value.get_ref())).collect()),
-                value => Value::Text(text(value)),
-            };
-            into.push((full, value, self.line(&key.span())));
         }
     }
 

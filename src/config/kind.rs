@@ -9,6 +9,7 @@ use relay_bridge::contract::{ClientId, MediaRange, QueueName, Rate, WorkerId};
 use toml::de::DeValue;
 
 use super::values::{self, WeightedQueue};
+use crate::bridge::foreign::template::Template;
 
 /// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +48,8 @@ pub(crate) enum Kind {
     ContentTypes,
     /// How many in which time, or `none`.
     Rate,
+    /// A text with places for parts of a message.
+    Template,
 }
 
 /// A value of a [`Kind`].
@@ -236,6 +239,10 @@ impl Kind {
                     Err(Unfit::new(error.to_string(), format!("write \"100/s\", or \"{NO_RATE}\" for no limit")))
                 }
             },
+            Self::Template => match text.parse::<Template>() {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => Err(Unfit::new(error.to_string(), "correct it; docs/bridge.md has the places")),
+            },
             _ if !is_plain(text) => Err(not("write a text that is not empty, on one line")),
             _ => Ok(Value::Text(text.to_owned())),
         }
@@ -276,6 +283,7 @@ impl fmt::Display for Kind {
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),
             Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),
             Self::Rate => write!(f, "a rate, or `{NO_RATE}`"),
+            Self::Template => f.write_str("a text with places"),
         }
     }
 }
@@ -328,7 +336,7 @@ impl fmt::Display for Value {
 }
 
 /// A value as it stands in a file, shortened.
-pub(super) fn show(value: &DeValue<'_>) -> String {
+fn show(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("\"{}\"", text.chars().take(80).collect::<String>()),
         DeValue::Integer(number) => number.to_string(),

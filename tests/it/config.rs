@@ -307,6 +307,7 @@ consumer = "relay"
     found.retain(|setting| word(setting, "key").starts_with("bridge."));
     let mut found: Vec<_> = found.iter().map(|of| (word(of, "key"), word(of, "value"), word(of, "origin"))).collect();
     found.sort();
+    let key_file = dir.path().join("worker.key");
     let expected = [
         ("bridge.events.from.nats.servers", "tls://c", 13),
         ("bridge.events.from.stream.consumer", "relay", 17),
@@ -316,7 +317,8 @@ consumer = "relay"
         ("bridge.events.job.queue", "orders", 10),
         ("bridge.events.name", "events", 9),
         ("bridge.out.from.relay.address", "********@127.0.0.1:7411", 4),
-        ("bridge.out.from.relay.key_file", "worker.key", 4),
+        // As other paths of a file: where it is.
+        ("bridge.out.from.relay.key_file", key_file.to_str().unwrap(), 4),
         ("bridge.out.name", "out", 2),
         ("bridge.out.queues.mail", "mail", 6),
         ("bridge.out.queues.orders", "orders-eu", 6),

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, HOPS};
+use relay_bridge::contract::job::HOPS;
 use relay_bridge::contract::trace;
 use relay_bridge::contract::{Failure, Submission};
-use serde::Deserialize;
 
 use super::Message;
 use super::template::Template;
@@ -19,8 +18,7 @@ const META_BYTES_MAX: usize = 2 * 1024;
 const CONTENT_HEADER_BYTES_MAX: usize = 255;
 
 /// How messages become jobs.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct JobMapping {
     /// Whose jobs they are.
     pub client: Template,
@@ -28,16 +26,10 @@ pub struct JobMapping {
     pub queue: Template,
     /// Under which key: the same key is the same job. `None`: the message's place, or where there are no places its id.
     pub key: Option<Template>,
-    /// The content type of messages that don't say it. Default `application/octet-stream`.
-    #[serde(default = "default_content_type")]
+    /// The content type of messages that don't say it.
     pub content_type: String,
     /// Headers that reach the handler, as `relay-meta-` and their name in lower case.
-    #[serde(default)]
     pub meta: Vec<String>,
-}
-
-fn default_content_type() -> String {
-    DEFAULT_CONTENT_TYPE.to_owned()
 }
 
 impl JobMapping {

@@ -8,7 +8,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use relay_bridge::contract::Failure;
-use serde::{Deserialize, Deserializer};
 
 use super::Message;
 
@@ -119,12 +118,6 @@ impl FromStr for Template {
             rest = behind;
         }
         Ok(Self { text: text.to_owned(), parts })
-    }
-}
-
-impl<'de> Deserialize<'de> for Template {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
