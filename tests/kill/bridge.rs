@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli_support::Running;
-use crate::support::bridges::{Bridges, each_has_one_result, moment};
+use crate::support::rounds::{Replicas, each_has_one_result, moment};
 use crate::support::{Random, Starts, jobs_and_seed};
 use relay_conformance::testing::NatsServer;
 use tokio::sync::watch;
@@ -37,7 +37,7 @@ async fn every_job_has_one_result(from_nats: bool) {
         Some(nats) => ["--from-nats".to_owned(), nats.url()],
         None => ["--from-tcp".to_owned(), sides.leases.clone()],
     };
-    let mut bridges = Bridges::start(|| {
+    let mut bridges = Replicas::start(2, || {
         let args = ["bridge", "--json", "--nats", &url, "--slots", "32", "--log", "error", &from[0], &from[1]];
         crate::cli_support::relay(args)
     });
@@ -104,7 +104,7 @@ impl Sides {
     /// Kills at equal distances while results come back.
     async fn kill_while<C: Fn() -> std::process::Command>(
         &mut self,
-        bridges: &mut Bridges<C>,
+        bridges: &mut Replicas<C>,
         mut random: Random,
         mut progress: watch::Receiver<usize>,
         jobs: usize,

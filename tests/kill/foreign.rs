@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::cli_support::Running;
-use crate::support::bridges::{Bridges, moment};
+use crate::support::rounds::{Replicas, moment};
 use crate::support::{Random, Starts, jobs_and_seed};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
@@ -58,7 +58,7 @@ async fn every_message_of_a_foreign_stream_has_one_result_whatever_is_killed() {
     fs::write(&config, configured(&shop, &inner)).unwrap();
     let (starts, url) = (Starts::new(dir.path()), inner.url());
     let workers: Vec<_> = (0..2).map(|_| Running::start_command(starts.worker(&["--nats", &url]))).collect();
-    let mut bridges = Bridges::start(|| {
+    let mut bridges = Replicas::start(2, || {
         crate::cli_support::relay(["bridge", "--json", "--log", "error", "--config", config.to_str().unwrap()])
     });
     let mut servers = [inner, shop];

@@ -3,15 +3,14 @@
 //!
 //! `RELAY_KILL_JOBS` sets the number of jobs (2,000 here, 20,000 where there is time); `RELAY_KILL_SEED` replays a run.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::process::Command;
 
 use crate::cli_support::Running;
-use crate::support::bridges::moment;
-use crate::support::{Random, Starts, all_finished, jobs_and_seed, submit_all, whole_log};
+use crate::support::rounds::{Replicas, moment, round};
+use crate::support::{Random, Starts, jobs_and_seed};
 use futures_util::StreamExt as _;
-use relay::client::{Client, Submitted};
-use relay_bridge::contract::JobId;
+use relay::client::Client;
 use relay_conformance::testing::NatsServer;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -28,40 +27,31 @@ async fn every_acknowledged_job_has_exactly_one_result_on_nats_whatever_is_kille
     let (jobs, seed) = jobs_and_seed(JOBS);
 
     let dir = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::start(dir.path(), seed).await;
+    let mut cluster = Cluster::start().await;
+    let (starts, url) = (Starts::new(dir.path()), cluster.nats.url());
+    let mut workers = Replicas::start(WORKERS, || starts.worker(&["--nats", &url]));
     let client = Client::new(&cluster.http, None).unwrap();
-    let listener = Listener::start(&cluster.nats.url()).await;
-
-    let (progress, accepted) = watch::channel(0_usize);
-    // On a task of its own: clients must not wait while the test starts processes.
-    let mut submissions = JoinSet::new();
-    submissions.spawn(submit_all(client.clone(), jobs, progress));
-    cluster.kill_while(accepted, jobs).await;
-    let acknowledged = submissions.join_next().await.unwrap().unwrap().unwrap();
-    let acknowledged: BTreeSet<JobId> = acknowledged.iter().map(Submitted::job_id).collect();
-    assert_eq!(acknowledged.len(), jobs, "one job per key");
-
-    // Job by job: the result is there, and it is the handler's. In the client's log: one entry per job, of that run.
-    let runs = all_finished(&client, &acknowledged).await;
-    let log = whole_log(&client).await.unwrap();
-    let logged = log.iter().filter(|entry| runs.get(&entry.job_id) == Some(&entry.run_id)).count();
+    let listener = Listener::start(&url).await;
+    let kill = async |accepted| cluster.kill_while(&mut workers, Random::new(seed), accepted, jobs).await;
+    let runs = round(&client, jobs, kill).await;
     let heard = listener.stop().await;
     let second: u64 = heard.values().map(|times| times - 1).sum();
-    let executed = cluster.starts.jobs();
+    let executed = starts.jobs();
     println!(
-        "accepted {jobs}, executed {}, handler starts {}, results {}, announced {}, second results seen {second}, lost {}; \
-         kills of nats-server, workers, ingress: {:?}",
+        "accepted {jobs}, executed {}, handler starts {}, results {}, announced {}, second results seen {second}; \
+         kills of nats-server, workers, ingress: {}, {}, {}",
         executed.len(),
-        cluster.starts.count(),
-        log.len(),
+        starts.count(),
+        runs.len(),
         heard.len(),
-        jobs - runs.len(),
-        cluster.killed,
+        cluster.killed[0],
+        workers.killed,
+        cluster.killed[1],
     );
     assert_eq!(second, 0, "a second result was announced");
-    assert_eq!((log.len(), logged, runs.len()), (jobs, jobs, jobs), "one result per job");
-    assert_eq!(executed, acknowledged);
-    cluster.stop();
+    assert_eq!(executed, runs.into_keys().collect());
+    workers.stop();
+    cluster.ingress.unwrap().stop();
 }
 
 /// Somebody who listens for results with a NATS client, over all kills, and counts what comes for each job.
@@ -97,31 +87,20 @@ impl Listener {
     }
 }
 
-/// nats-server, an ingress, and workers that reach NATS themselves: processes that are killed.
+/// nats-server and an ingress: processes that are killed.
 struct Cluster {
     nats: NatsServer,
     http: String,
-    /// A line per handler start, written by the handlers.
-    starts: Starts,
     ingress: Option<Running>,
-    workers: Vec<Running>,
-    killed: [u32; 3],
-    random: Random,
+    /// How often nats-server was killed, and the ingress.
+    killed: [u32; 2],
 }
 
 impl Cluster {
-    async fn start(dir: &Path, seed: u64) -> Self {
-        let mut cluster = Self {
-            nats: NatsServer::start().await,
-            http: "http://127.0.0.1:0".to_owned(),
-            starts: Starts::new(dir),
-            ingress: None,
-            workers: Vec::new(),
-            killed: [0; 3],
-            random: Random::new(seed),
-        };
+    async fn start() -> Self {
+        let nats = NatsServer::start().await;
+        let mut cluster = Self { nats, http: "http://127.0.0.1:0".to_owned(), ingress: None, killed: [0; 2] };
         cluster.start_ingress();
-        cluster.workers = (0..WORKERS).map(|_| cluster.worker()).collect();
         cluster
     }
 
@@ -135,34 +114,28 @@ impl Cluster {
         self.ingress = Some(ingress);
     }
 
-    fn worker(&self) -> Running {
-        let url = self.nats.url();
-        Running::start_command(self.starts.worker(&["--nats", &url]))
-    }
-
     /// Kills at equal distances while submissions go on.
-    async fn kill_while(&mut self, mut accepted: watch::Receiver<usize>, jobs: usize) {
+    async fn kill_while<C: Fn() -> Command>(
+        &mut self,
+        workers: &mut Replicas<C>,
+        mut random: Random,
+        mut accepted: watch::Receiver<usize>,
+        jobs: usize,
+    ) {
         for kill in 0..KILLS {
             moment(&mut accepted, jobs, KILLS, kill).await;
             match kill % 3 {
-                0 => self.nats.restart().await,
-                1 => {
-                    let victim = usize::try_from(self.random.draw(WORKERS as u64 - 1)).unwrap();
-                    self.workers.swap_remove(victim).kill();
-                    let replacement = self.worker();
-                    self.workers.push(replacement);
+                0 => {
+                    self.nats.restart().await;
+                    self.killed[0] += 1;
                 }
+                1 => workers.kill_one(&mut random),
                 _ => {
                     self.ingress.take().unwrap().kill();
                     self.start_ingress();
+                    self.killed[1] += 1;
                 }
             }
-            self.killed[kill % 3] += 1;
         }
-    }
-
-    fn stop(self) {
-        self.workers.into_iter().for_each(Running::stop);
-        self.ingress.unwrap().stop();
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::aws_support::{create_queue, on_sqs, with_credentials};
 use crate::cli_support::Running;
-use crate::support::bridges::{Bridges, each_has_one_result, moment};
+use crate::support::rounds::{Replicas, each_has_one_result, moment};
 use crate::support::{Random, Starts, jobs_and_seed};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -66,7 +66,7 @@ async fn every_message_of_a_queue_of_sqs_is_one_job_and_has_one_answer_whatever_
     let (config, starts) = (dir.path().join("relay.toml"), Starts::new(dir.path()));
     fs::write(&config, configured(&orders, &refused, &answers, &emulator, &inner)).unwrap();
     let worker = Running::start_command(starts.worker(&["--nats", &inner.url()]));
-    let (mut bridges, mut random) = (Bridges::start(|| bridge(&config)), Random::new(seed));
+    let (mut bridges, mut random) = (Replicas::start(2, || bridge(&config)), Random::new(seed));
     let left = || {
         let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
         let found = sqs("GetQueueAttributes", &json!({ "QueueUrl": orders, "AttributeNames": names }));
@@ -168,7 +168,7 @@ async fn every_job_of_a_relay_on_sqs_has_one_result_from_nats_whatever_bridge_is
     );
     fs::write(&file, text).unwrap();
     let worker = Running::start_command(starts.worker(&["--nats", &inner.url()]));
-    let (mut bridges, mut random) = (Bridges::start(|| bridge(&file)), Random::new(seed));
+    let (mut bridges, mut random) = (Replicas::start(2, || bridge(&file)), Random::new(seed));
     let client = "shop".parse().unwrap();
     for (n, (job, payload)) in submitted.iter().enumerate() {
         let Lookup::Finished(finished) = broker.results.wait(&client, *job, Duration::from_secs(120)).await.unwrap()
@@ -216,7 +216,7 @@ async fn every_job_of_another_relay_has_one_result_from_sqs_whatever_bridge_is_k
     let at_target = ["--sqs", "--sqs-endpoint", &url];
     let worker = Running::start_command(with_credentials(starts.worker(&at_target)));
     let args = ["bridge", "--json", "--log", "error", "--slots", "16", "--from-tcp", &leases];
-    let (mut bridges, mut random) = (Bridges::start(|| on_sqs(&url, &args, &[])), Random::new(seed));
+    let (mut bridges, mut random) = (Replicas::start(2, || on_sqs(&url, &args, &[])), Random::new(seed));
     each_has_one_result(&source.url(), jobs, &starts, async |mut progress: watch::Receiver<usize>| {
         for kill in 0..KILLS {
             moment(&mut progress, jobs, KILLS, kill).await;

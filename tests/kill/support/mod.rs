@@ -1,6 +1,6 @@
 //! The shared parts of the tests that kill processes: clients that never give up, and what they find in the end.
 
-pub(crate) mod bridges;
+pub(crate) mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
