@@ -3,9 +3,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,8 +20,6 @@ use tracing::{debug, info, warn};
 
 use super::activity::Activity;
 use super::hyper::bare_answers::Described;
-use super::hyper::repoll::Repoll;
-use super::hyper::side_poll::SidePoll;
 use super::{Ingress, Limits, Served, gate, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
@@ -140,29 +137,27 @@ impl Connections {
             };
             let stream = TokioIo::new(Described::new(stream, described));
             let mut connection = pin!(builder.serve_connection(stream, service));
-            let mut drains = SidePoll::new(shutdown.cancelled());
-            let mut ends = SidePoll::new(async {
+            let mut ends = pin!(async {
                 let silent = kill.run_until_cancelled(activity.silence(first_request, idle)).await;
                 if silent.is_some() {
                     debug!("a silent peer's connection is dropped");
                 }
             });
-            let again = Repoll::new();
             let mut draining = false;
-            std::future::poll_fn(|context| {
-                if !draining && Pin::new(&mut drains).poll(context).is_ready() {
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                if let Poll::Ready(ended) = again.poll(connection.as_mut(), context) {
-                    if let Err(error) = ended {
-                        debug!(error, "a connection ended with an error");
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled(), if !draining => {
+                        draining = true;
+                        connection.as_mut().graceful_shutdown();
                     }
-                    return Poll::Ready(());
+                    ended = connection.as_mut() => break ended,
+                    () = &mut ends => break Ok(()),
                 }
-                Pin::new(&mut ends).poll(context)
-            })
-            .await;
+            };
+            if let Err(error) = ended {
+                debug!(error, "a connection ended with an error");
+            }
         }
     }
 }
