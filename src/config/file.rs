@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use relay_bridge::contract::ClientId;
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeTable, DeValue};
 
 use super::bridges::{self, BRIDGES_MAX};
-use super::kind::{Kind, Unfit, Value};
+use super::kind::{Kind, Value};
 use super::mistake::{Mistake, meant};
 use super::policy::{POLICY, PolicySetting};
 use super::queues::{Patch, Queue, Written};
+use super::reader::{Reader, Table};
 use super::settings::{self, TABLES};
 use crate::bridge::config::BridgeConfig;
 
@@ -48,7 +49,7 @@ impl File {
 /// Reads the `text` of the file at `path`: what can be read of it, and everything that is wrong in it.
 pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
     let (document, errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader { text, folder: path.parent().unwrap_or(Path::new("")), mistakes: Vec::new() };
+    let mut reader = Reader::new(path, text);
     for error in errors {
         let fix = if error.message().contains("duplicate key") {
             "leave one of them out"
@@ -87,40 +88,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
     (file, reader.mistakes)
 }
 
-/// A file on its way to what it says.
-pub(super) struct Reader<'a> {
-    text: &'a str,
-    folder: &'a Path,
-    pub(super) mistakes: Vec<Mistake>,
-}
-
-type Table<'a> = DeTable<'a>;
-
 impl Reader<'_> {
-    pub(super) fn line(&self, span: &Range<usize>) -> usize {
-        self.text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
-    }
-
-    pub(super) fn mistake(&mut self, span: Range<usize>, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        let line = self.line(&span);
-        self.mistakes.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
-    }
-
-    fn table<'b, 'c>(
-        &mut self,
-        name: &str,
-        span: Range<usize>,
-        value: &'b Spanned<DeValue<'c>>,
-    ) -> Option<&'b Table<'c>> {
-        match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            _ => {
-                self.mistake(span, name, "this is a table", format!("write [{name}] on a line, and its keys below"));
-                None
-            }
-        }
-    }
-
     fn settings(&mut self, table: &str, values: &Table<'_>, into: &mut Written) {
         for (key, value) in values {
             let full = format!("{table}.{}", key.get_ref());
@@ -142,19 +110,6 @@ impl Reader<'_> {
                     };
                     self.mistake(key.span(), &full, "there is no such setting", fix);
                 }
-            }
-        }
-    }
-
-    pub(super) fn value(&mut self, key: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
-        match kind.read(value.get_ref()) {
-            Ok(Value::Text(path)) if kind == Kind::Path => {
-                Some(Value::Text(self.folder.join(path).to_string_lossy().into_owned()))
-            }
-            Ok(value) => Some(value),
-            Err(Unfit { what, fix }) => {
-                self.mistake(value.span(), key, what, fix);
-                None
             }
         }
     }
@@ -260,42 +215,5 @@ impl Reader<'_> {
                 into.bridges.push(bridge);
             }
         }
-    }
-
-    /// The tables of a list, each with its place.
-    fn entries<'b, 'c>(
-        &mut self,
-        name: &str,
-        span: Range<usize>,
-        value: &'b Spanned<DeValue<'c>>,
-    ) -> Vec<(&'b Table<'c>, Range<usize>)> {
-        let tables = |array: &'b DeArray<'c>| {
-            let tables = array.iter().map(|entry| match entry.get_ref() {
-                DeValue::Table(table) => Some((table, entry.span())),
-                _ => None,
-            });
-            tables.collect::<Option<Vec<_>>>()
-        };
-        let found = match value.get_ref() {
-            DeValue::Array(array) => tables(array),
-            _ => None,
-        };
-        found.unwrap_or_else(|| {
-            self.mistake(
-                span,
-                name,
-                "this is a list of tables",
-                format!("write [[{name}]] on a line, and its keys below"),
-            );
-            Vec::new()
-        })
-    }
-
-    fn name(&mut self, of: &str, kind: Kind, span: Range<usize>, table: &Table<'_>) -> Option<String> {
-        let Some((_, value)) = table.iter().find(|(key, _)| key.get_ref() == "name") else {
-            self.mistake(span, of, "it has no name", "write name = \"...\" below it");
-            return None;
-        };
-        self.value(&format!("{of}.name"), kind, value).map(|name| name.to_string())
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! - [`settings`]: every setting of a process, a field each; [`policy`]: everything that holds for a queue, a row each.
 //! - [`kind`]: the kinds of values; [`values`]: how durations and sizes are written.
-//! - [`mod@file`]: reads a file; [`queues`]: its queues; `bridges`: its bridges.
+//! - [`mod@file`]: reads a file, with `reader`; [`queues`]: its queues; `bridges`: its bridges.
 //! - [`layers`]: puts defaults, file, variables and flags on top of each other.
 //! - [`contradictions`]: what can't be true together in the whole.
 //! - [`mistake`]: a mistake, its place, and what to write instead.
@@ -18,5 +18,6 @@ pub(crate) mod layers;
 pub(crate) mod mistake;
 pub(crate) mod policy;
 pub(crate) mod queues;
+mod reader;
 pub(crate) mod settings;
 pub(crate) mod values;

@@ -12,8 +12,8 @@ use relay_nats::config::{ClientCertificate, Credentials, NatsConfig, Secret, Tls
 use relay_sqs::config::SqsConfig;
 use toml::de::DeTable;
 
-use super::file::Reader;
 use super::kind::{Kind, Value};
+use super::reader::Reader;
 use crate::bridge::config::{BridgeConfig, Destination, ForeignSqs, ForeignStream, Origin, RelaySource, SLOTS};
 use crate::bridge::foreign::mapping::JobMapping;
 use crate::bridge::foreign::nats::StreamSource;

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-use super::super::file::Reader;
 use super::super::kind::{Kind, Value};
 use super::super::mistake::{Mistake, meant};
+use super::super::reader::Reader;
 
 /// An entry that a table may have.
 #[derive(Clone, Copy)]

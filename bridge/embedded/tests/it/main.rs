@@ -8,6 +8,7 @@ mod faults;
 mod file;
 mod fixture;
 mod losing;
+mod policies;
 mod store;
 mod whole;
 
