@@ -28,8 +28,8 @@ pub(super) type Schema = &'static [(&'static str, Entry)];
 
 /// The values of one bridge by their keys, `from.nats.servers`; a table that is written is there as well, without a value.
 pub(super) struct Written {
-    /// The bridge's name in mistakes.
-    name: String,
+    /// How it is called in mistakes: `bridge`, and its name if it has one.
+    called: String,
     line: usize,
     entries: BTreeMap<String, (Option<Value>, usize)>,
     pub(super) mistakes: Vec<Mistake>,
@@ -45,7 +45,8 @@ impl Written {
         table: &DeTable<'_>,
     ) -> Option<Self> {
         let line = reader.line(span);
-        let mut written = Self { name: name.to_owned(), line, entries: BTreeMap::new(), mistakes: Vec::new() };
+        let called = if name.is_empty() { "bridge".to_owned() } else { format!("bridge.{name}") };
+        let mut written = Self { called, line, entries: BTreeMap::new(), mistakes: Vec::new() };
         let before = reader.mistakes.len();
         written.table(reader, "", schema, span, table);
         (reader.mistakes.len() == before).then_some(written)
@@ -56,7 +57,7 @@ impl Written {
         let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         for (key, value) in table {
             let known = schema.iter().find(|(name, _)| *name == key.get_ref());
-            let (path, full) = (below(key.get_ref()), format!("bridge.{}.{}", self.name, below(key.get_ref())));
+            let (path, full) = (below(key.get_ref()), format!("{}.{}", self.called, below(key.get_ref())));
             let line = reader.line(&key.span());
             match (known.map(|(_, entry)| entry), value.get_ref()) {
                 (None, _) => {
@@ -94,7 +95,7 @@ impl Written {
         for (name, _) in
             schema.iter().filter(|(name, entry)| matches!(entry, Entry::Must(_)) && !table.contains_key(*name))
         {
-            let full = format!("bridge.{}.{}", self.name, below(name));
+            let full = format!("{}.{}", self.called, below(name));
             reader.mistake(span.clone(), &full, "it is missing", format!("write {}", below(name)));
         }
     }
@@ -102,7 +103,7 @@ impl Written {
     /// A mistake in what is written. Of several keys, `a, b`, the line is that of the first that is there, or of what is around it.
     pub(super) fn wrong(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let line = key.split(", ").find_map(|key| self.place(key)).unwrap_or(self.line);
-        let key = format!("bridge.{}.{key}", self.name);
+        let key = format!("{}.{key}", self.called);
         self.mistakes.push(Mistake { line, key, what: what.into(), fix: fix.into() });
     }
 
@@ -153,9 +154,7 @@ impl Written {
 
     /// Every value with its line.
     pub(super) fn values(self) -> impl Iterator<Item = (String, Value, usize)> {
-        let name = self.name;
-        self.entries
-            .into_iter()
-            .filter_map(move |(key, (value, line))| Some((format!("bridge.{name}.{key}"), value?, line)))
+        let called = self.called;
+        self.entries.into_iter().filter_map(move |(key, (value, line))| Some((format!("{called}.{key}"), value?, line)))
     }
 }
