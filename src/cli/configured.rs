@@ -1,5 +1,6 @@
 //! What holds for a command: its flags over its variables over a configuration file over defaults, found right as a whole.
 
+use std::env::VarError;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
@@ -26,6 +27,7 @@ pub(crate) struct Configured {
 /// # Errors
 /// A usage error with every mistake in the file, or in flags and variables.
 pub(crate) fn of_command(name: &str, matches: &ArgMatches) -> Result<Configured, CliError> {
+    check_variables(name)?;
     let path = matches.try_get_one::<PathBuf>("config").ok().flatten();
     let configured = resolve(name, flags::typed(name, matches), path.map(PathBuf::as_path), &variable)?;
     let texts: Vec<_> = configured.above.iter().map(|(what, _)| what.as_str()).collect();
@@ -46,7 +48,18 @@ pub(crate) fn of_command(name: &str, matches: &ArgMatches) -> Result<Configured,
 /// # Errors
 /// A usage error with every mistake in the file.
 pub(crate) fn without_flags(name: &str, path: Option<&Path>) -> Result<Configured, CliError> {
+    check_variables(name)?;
     resolve(name, Ok(Layer::default()), path, &variable)
+}
+
+/// A value that is no text would be no value, and a layer below would hold without a word.
+fn check_variables(command: &str) -> Result<(), CliError> {
+    let no_text = |name: &&str| matches!(std::env::var(name), Err(VarError::NotUnicode(_)));
+    match flags::of(command).map(|setting| setting.variable).filter(|name| !name.is_empty()).find(no_text) {
+        Some(name) => Err(CliError::usage(format!("variable {name}: its value is not UTF-8"))
+            .hint("write it in UTF-8, or unset the variable")),
+        None => Ok(()),
+    }
 }
 
 /// A variable that is set and not empty.

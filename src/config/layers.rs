@@ -137,12 +137,16 @@ impl Merged {
         self.0.clone().try_deserialize()
     }
 
-    /// The value of a setting, if there is one.
-    pub(crate) fn get(&self, key: &str) -> Option<Held> {
+    fn value(&self, key: &str) -> Option<&Untyped> {
         let (table, name) = key.split_once('.')?;
         let ValueKind::Table(tables) = &self.0.cache.kind else { return None };
         let ValueKind::Table(table) = &tables.get(table)?.kind else { return None };
-        let value = table.get(name)?;
+        table.get(name)
+    }
+
+    /// The value of a setting, if there is one.
+    pub(crate) fn get(&self, key: &str) -> Option<Held> {
+        let value = self.value(key)?;
         let text = match &value.kind {
             ValueKind::Nil => return None,
             ValueKind::Array(texts) if texts.is_empty() => return None,
@@ -155,7 +159,8 @@ impl Merged {
 
     /// Where a setting comes from that somebody gave; `None` for defaults and for what is `false`.
     pub(crate) fn origin(&self, key: &str) -> Option<String> {
-        self.get(key).filter(|held| held.value != "false").and_then(|held| held.origin)
+        let value = self.value(key).filter(|value| !matches!(value.kind, ValueKind::Boolean(false)))?;
+        value.origin().map(ToOwned::to_owned)
     }
 
     /// Whether somebody gave it.
@@ -193,7 +198,14 @@ mod tests {
             let held = merged.get(setting.key).unwrap();
             assert_eq!(held.origin.as_deref(), Some("somewhere:7"), "{}", setting.key);
             assert_eq!(held.value, if setting.kind == Kind::Size { "3145728B" } else { text }, "{}", setting.key);
+            assert!(merged.is(setting.key), "{}", setting.key);
         }
+    }
+
+    #[test]
+    fn a_flag_that_is_false_is_not_given_and_a_text_that_reads_so_is() {
+        let merged = Merged::of(vec![layer(&[("store.memory", "false"), ("store.data", "false")], "x")]).unwrap();
+        assert_eq!((merged.is("store.memory"), merged.is("store.data")), (false, true));
     }
 
     #[test]

@@ -482,6 +482,23 @@ fn a_server_does_not_start_with_a_file_that_has_mistakes() {
 }
 
 #[test]
+fn a_variable_that_is_no_text_is_refused_and_an_empty_one_is_not_set() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let dir = tempdir().unwrap();
+    let data = dir.path().join("data");
+    let serve = ["serve", "--no-auth", "--json", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let refused = relay(serve).env("RELAY_IDLE", OsStr::from_bytes(b"\xff")).output().unwrap();
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("variable RELAY_IDLE: its value is not UTF-8"), "{}", stderr(&refused));
+    assert!(!data.exists());
+    let mut command = relay(serve);
+    command.env("RELAY_IDLE", "").env("RELAY_NATS", "");
+    Running::start_command(command).stop();
+}
+
+#[test]
 fn a_variable_that_nobody_reads_is_named() {
     let dir = tempdir().unwrap();
     let file = dir.path().join("relay.toml");
