@@ -15,7 +15,7 @@ fn a_result_that_does_not_come_in_time_is_said_with_the_id_and_an_exit_code_of_i
     let listed = run(["jobs", "show", "--queue", "default", "--key", "k", "--json", "--server", &dev.url()]);
     let id = json_lines(&listed)[0]["job_id"].as_str().unwrap().to_owned();
     for part in
-        [&format!("job {id} is not finished yet"), &format!("hint: the job goes on: `relay result {id} --wait`")]
+        [&format!("job {id} is not finished yet"), &format!("hint: the job continues: `relay result {id} --wait`")]
     {
         assert!(stderr(&late).contains(part.as_str()), "{part}: {}", stderr(&late));
     }

@@ -80,7 +80,10 @@ fn every_mistake_in_a_file_of_bridges_is_named_with_its_line() {
     let to = "to.nats = { servers = [\"nats://127.0.0.1:1\"] }\n";
     for (text, parts) in [
         (String::new(), &["no bridge in the file"][..]),
-        (format!("[[bridge]]\nname = \"a\"\nslot = 1\n{to}"), &["bridges.toml:3", "unknown field `slot`"]),
+        (
+            format!("[[bridge]]\nname = \"a\"\nslot = 1\n{to}"),
+            &["bridges.toml:3", "bridge.a.slot: there is no such setting", "did you mean `slots`?"],
+        ),
         (
             format!("[[bridge]]\nname = \"a\"\nfrom = {{}}\n{to}\n[[bridge]]\nname = \"b\"\nfrom = {{}}\n{to}"),
             &[
