@@ -115,7 +115,7 @@ fn variables() -> Vec<String> {
     }
     let mut known: Vec<String> = SECRETS.iter().map(|name| (*name).to_owned()).collect();
     known.push(FILE_VARIABLE.to_owned());
-    known.extend(flags::all_variables().into_iter().map(ToOwned::to_owned));
+    known.extend(settings::all().map(|setting| setting.variable.to_owned()).filter(|name| !name.is_empty()));
     collect(&super::commands(false), &mut known);
     known.extend(GIVEN.iter().map(|name| format!("RELAY_{name}")));
     known

@@ -1,4 +1,4 @@
-//! What holds for a command: its flags over its variables over a configuration file over defaults, found right as a whole.
+//! The settings of a command: its flags over its variables over a configuration file over defaults, found right as a whole.
 
 use std::env::VarError;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::config::layers::{Layer, Merged};
 use crate::config::mistake::{Mistake, Mistakes};
 use crate::config::settings::Settings;
 
-/// What holds for a command, and the file that it was told to read.
+/// The settings of a command, and the file that it was told to read.
 pub(crate) struct Configured {
     pub(crate) settings: Settings,
     pub(crate) merged: Merged,
     pub(crate) file: Option<File>,
-    /// What contradicts something else in flags and variables, each with the way to correct it.
+    /// The contradictions in flags and variables, each with the way to correct it.
     above: Vec<(String, String)>,
 }
 
-/// What holds for the command `name` with the flags in `matches`.
+/// The settings of the command `name` with the flags in `matches`.
 ///
 /// # Errors
 /// A usage error with every mistake in the file, or in flags and variables.
@@ -42,7 +42,7 @@ pub(crate) fn of_command(name: &str, matches: &ArgMatches) -> Result<Configured,
     Err(CliError::usage(missing.join("\n")).hint(fix))
 }
 
-/// What holds for the command `name` that is told nothing but by a file and the environment. Variables may need a flag that
+/// The settings of the command `name` that is told nothing but by a file and the environment. Variables may need a flag that
 /// is not there: they are not judged.
 ///
 /// # Errors
@@ -125,7 +125,7 @@ fn read(path: &Path) -> Result<(File, Vec<Mistake>), CliError> {
 pub(crate) mod tests {
     use super::*;
 
-    /// What holds for a command that is typed, with these variables.
+    /// The settings of a command that is typed, with these variables.
     pub(crate) fn settings(name: &str, line: &str, variables: &[(&str, &str)]) -> Result<Settings, CliError> {
         let (_, matches) = crate::cli::tests::parsed(&format!("{name} {line}"));
         let variable =

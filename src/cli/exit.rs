@@ -17,7 +17,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage or configuration: nothing was done; the same command will fail again.
     Usage = 2,
-    /// The result did not come in the time that was given: the job goes on, ask again. `EX_TEMPFAIL` of sysexits.h.
+    /// The result did not come in the time that was given: the job continues, ask again. `EX_TEMPFAIL` of sysexits.h.
     Pending = 75,
     /// The server or the broker is not there or did not answer: the same command may succeed later.
     Unavailable = 69,

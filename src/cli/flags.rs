@@ -1,8 +1,6 @@
 //! The settings of a process as flags of its command. They are made from the settings' own table, so that a setting that is
 //! added there has its flag, its variable and its help everywhere.
 
-use std::collections::BTreeSet;
-
 use clap::builder::PossibleValue;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
@@ -44,7 +42,7 @@ fn policy_of(command: &str) -> impl Iterator<Item = (&'static PolicySetting, &'s
     POLICY.iter().filter(move |_| has_queues).filter_map(|setting| Some((setting, setting.flag?)))
 }
 
-/// What a command demands: one setting of each group, from whichever layer. Help shows it; [`missing`] judges it after the
+/// The demands of a command: one setting of each group, from whichever layer. Help shows it; [`missing`] judges it after the
 /// layers are merged.
 fn demands(command: &str) -> &'static [(&'static str, &'static [&'static str])] {
     match command {
@@ -208,9 +206,4 @@ fn parse<'a>(kind: Kind, mut texts: impl Iterator<Item = &'a str>) -> Result<Val
     }
     let lists = texts.map(|text| kind.parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(Value::List(lists.iter().flat_map(Value::texts).cloned().collect()))
-}
-
-/// Every variable of a setting.
-pub(super) fn all_variables() -> BTreeSet<&'static str> {
-    settings::all().map(|setting| setting.variable).filter(|variable| !variable.is_empty()).collect()
 }

@@ -76,7 +76,7 @@ Exit codes:
   1    the job or the query failed (an outcome other than `succeeded`, a refused submission)
   2    wrong usage or configuration: the same command will fail again
   69   the server or the broker is not there: the same command may succeed later
-  75   the result did not come in the time that was given: the job goes on
+  75   the result did not come in the time that was given: the job continues
   130  stopped by a signal before it was done
 
 Start here:

@@ -23,7 +23,7 @@ pub(crate) struct PolicyArgs {
     /// Those of the configuration file.
     #[arg(skip)]
     configured: Vec<Queue>,
-    /// What flags say of every queue.
+    /// The values that flags set for every queue.
     #[arg(skip)]
     typed: Vec<(&'static PolicySetting, Value)>,
     /// Also apply changes that shorten what clients rely on, such as a smaller retention
@@ -32,7 +32,7 @@ pub(crate) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// What flags say of every queue, and the queues of a configuration file.
+    /// Takes the values that flags set for every queue, and the queues of a configuration file.
     pub(crate) fn take_in(&mut self, typed: Vec<(&'static PolicySetting, Value)>, configured: Vec<Queue>) {
         (self.typed, self.configured) = (typed, configured);
     }
@@ -77,7 +77,7 @@ impl PolicyArgs {
         Ok(QueueSetup { queues, are_named, policy: Box::new(policy), sizes, force })
     }
 
-    /// What a flag says of every queue.
+    /// The value that a flag sets for every queue.
     fn typed(&self, key: &str) -> Option<&Value> {
         self.typed.iter().find(|(setting, _)| setting.key == key).map(|(_, value)| value)
     }

@@ -1,5 +1,5 @@
-//! Values that can't be true together, or have no effect: each value is well, and the whole is not. They are looked for in
-//! what holds after all layers are merged.
+//! Values that can't be true together, or have no effect: each value is well, and the whole is not. They are looked for
+//! once all layers are merged.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -288,7 +288,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a [`Kind`] has read is read from here without a failure: a value of another kind is nothing.
+/// Each of these reads a value of its [`Kind`]; a value of another kind is nothing.
 impl Value {
     /// A span.
     pub(crate) fn duration(&self) -> Duration {

@@ -52,7 +52,7 @@ impl Layer {
         for (group, _) in ALTERNATIVES.iter().filter(|(group, _)| group.iter().any(|key| named.contains(key))) {
             out.extend(group.iter().filter(|key| !named.contains(*key)));
         }
-        // A broker that was named, and is not the one: what is said of it.
+        // Lines about a broker that was named below, and is not the one, say nothing any more.
         let replaced = |place| below.contains(place) && out.contains(place);
         let (nats, sqs) = (replaced("nats.servers"), replaced("sqs.enabled"));
         let (to_nats, to_sqs) = (named.contains("nats.servers"), named.contains("sqs.enabled"));
@@ -68,7 +68,7 @@ impl Layer {
     }
 }
 
-/// Keys of settings that a layer names: what is `false` is not named.
+/// Keys of settings that a layer names: a flag that is `false` is not named.
 type Names = BTreeSet<&'static str>;
 
 impl Source for Layer {
@@ -94,7 +94,7 @@ fn merged(value: &Value, origin: Option<&String>) -> Untyped {
     Untyped::new(origin, kind)
 }
 
-/// What holds, by key.
+/// The values that hold, by key.
 #[derive(Clone, Debug)]
 pub(crate) struct Merged(Config);
 

@@ -1,4 +1,4 @@
-//! What holds for a process, and where it comes from: defaults, `relay.toml`, variables and flags. A file is read whole: every
+//! The settings of a process, and where each comes from: defaults, `relay.toml`, variables and flags. A file is read whole: every
 //! mistake in it is found at once, each with its place and what to write instead. Nothing is corrected silently.
 //!
 //! # Layout

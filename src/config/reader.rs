@@ -36,7 +36,7 @@ impl Reader<'_> {
         self.mistakes.push(Mistake { line, key: key.to_owned(), what: what.into(), fix: fix.into() });
     }
 
-    /// What has to be a table.
+    /// A value that has to be a table.
     pub(super) fn table<'b, 'c>(
         &mut self,
         name: &str,

@@ -37,7 +37,7 @@ table! {
         cert: Option<PathBuf> = value("nats-cert", "RELAY_NATS_CERT", "FILE", Kind::Path);
         /// PEM file of that certificate's key
         key: Option<PathBuf> = value("nats-key", "RELAY_NATS_KEY", "FILE", Kind::Path);
-        /// What reply subjects begin with, which relay's user has to be allowed to subscribe to [default: what `relay nats
+        /// The prefix of reply subjects, to which relay's user has to be allowed to subscribe [default: what `relay nats
         /// permissions` grants: _INBOX__relay, and _INBOX__worker-ID for `relay worker --id ID`]
         inbox_prefix: Option<String> = value("nats-inbox-prefix", "RELAY_NATS_INBOX_PREFIX", "PREFIX", Kind::Text);
         /// The JetStream domain, where it is not the one of these servers
@@ -67,7 +67,7 @@ table! {
         endpoint: Option<String> = value("sqs-endpoint", "RELAY_SQS_ENDPOINT", "URL", Kind::Text);
         /// The table
         table: String = value("sqs-table", "RELAY_SQS_TABLE", "NAME", Kind::Text).or("relay");
-        /// What names of queues in SQS begin with
+        /// The prefix of the names of queues in SQS
         prefix: String = value("sqs-prefix", "RELAY_SQS_PREFIX", "PREFIX", Kind::Text).or("relay-");
         /// Queues of the FIFO kind, where a send that is repeated makes no second message
         fifo: bool = switch("sqs-fifo", "RELAY_SQS_FIFO");

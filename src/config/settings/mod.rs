@@ -20,7 +20,7 @@ pub(crate) struct Setting {
     pub(crate) flag: &'static str,
     /// The variable of the same meaning; empty if there is none.
     pub(crate) variable: &'static str,
-    /// What the flag's value is called in help.
+    /// The name of the flag's value in help.
     pub(crate) value_name: &'static str,
     /// The kind of its value.
     pub(crate) kind: Kind,
@@ -152,7 +152,7 @@ pub(crate) fn of(key: &str) -> Option<&'static Setting> {
     all().find(|setting| setting.key == key)
 }
 
-/// What holds for a process: what `serve`, `worker`, `bridge`, `dev` and `provision` are given. Each reads the tables that
+/// The settings of a process, which `serve`, `worker`, `bridge`, `dev` and `provision` are given. Each reads the tables that
 /// are its own; in the others there are the defaults.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Settings {

@@ -1,4 +1,4 @@
-//! The settings of where relay listens, what it keeps in its own store, whom it lets in, and what a worker does.
+//! The settings of listening, of relay's own store, of access, and of a worker.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -20,8 +20,8 @@ table! {
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
         /// Serve clients on these NATS servers, as the micro service `relay`: nats://HOST[:PORT] or tls://HOST[:PORT]. With
-        /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions say
-        /// who is who: see `relay nats permissions`
+        /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions
+        /// tell clients apart: see `relay nats permissions`
         nats: Vec<String> = value("nats-listen", "RELAY_NATS_LISTEN", "URL[,URL]", Kind::List);
         /// Requests over NATS that may wait for a result at a time (`Relay-Wait`), of all clients together; more are
         /// answered at once what there is
@@ -95,7 +95,7 @@ table! {
         ])).or("weighted");
         /// Handlers at work at once [default: the number of processors]
         slots: Option<NonZeroU32> = value("slots", "RELAY_WORKER_SLOTS", "N", Kind::Count(1, u32::MAX as u64));
-        /// What this worker is called in logs [default: worker- and the process id]
+        /// The worker's name in logs [default: worker- and the process id]
         id: Option<WorkerId> = value("id", "RELAY_WORKER_ID", "NAME", Kind::Worker);
         /// How long handlers may take once the worker is asked to stop; after it their jobs are handed back
         drain: DurationText = value("drain", "RELAY_WORKER_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
