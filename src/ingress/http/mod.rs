@@ -9,7 +9,7 @@
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`: reading a request, within bounds.
 //! - `page`: a list within its bytes.
-//! - `answer`: writing an answer. `hyper`: four things that hyper does not do.
+//! - `answer`: writing an answer. `hyper`: two things that hyper does not do.
 
 use std::fmt;
 use std::sync::Arc;

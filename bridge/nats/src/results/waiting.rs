@@ -111,7 +111,7 @@ impl<'a> Waiting<'a> {
     ) -> Result<Self, BrokerError> {
         let place = waits.begin(operation)?;
         let missed = waits.api.missed();
-        // SingleFlight: a reader may stay for long, and a message that is read is not kept.
+        // Not shared: a reader may stay for long, and a message that is read is not kept.
         let announced = Listener::alone(&waits.api, names::client_replies(client), operation).await?;
         Ok(Self::new(waits, announced, wait, missed, place))
     }
