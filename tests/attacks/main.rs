@@ -1,0 +1,9 @@
+//! One peer against all others: each test is an attack on the built server, over loopback, and what must hold all the same. The
+//! table of attacks and of what stops them is docs/security.md.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail and speak as tests do")]
+
+#[path = "../cli_support/mod.rs"]
+mod cli_support;
+mod support;
