@@ -241,10 +241,12 @@ impl App {
         if let Some(telemetry) = telemetry {
             (broker, leasing_here) = (telemetry.broker(broker), telemetry.leasing(leasing_here));
         }
+        let shares = Arc::clone(&config.limits.shares);
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
         let nats = config.nats.map(|NatsIngress { config, limits }| {
-            let (bytes, rates) = (ingress.byte_budget(), ingress.rates());
+            let (bytes, rates) = ((ingress.byte_budget(), ingress.answer_budget()), ingress.rates());
+            let limits = nats::Limits { shares, ..limits };
             (config, nats::Ingress::new(broker.clone(), limits, bytes, rates, clock.clone()))
         });
         if let Some(port) = &mut port {

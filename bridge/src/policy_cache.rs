@@ -16,6 +16,10 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Queues remembered at once. Only queues that exist are, so this is reached by relays with very many queues alone.
 const QUEUES_MAX: usize = 10_000;
 
+/// For how long the largest result of all queues is remembered: to ask for it costs more, and a result that is larger after
+/// all is only counted late.
+const KEEP_LARGEST: Duration = Duration::from_secs(10);
+
 /// Policies as the adapter knew them within the last second, and within the sizes that the broker takes.
 pub struct PolicyCache {
     store: Arc<dyn PolicyStore>,
@@ -23,6 +27,8 @@ pub struct PolicyCache {
     payload_max: u64,
     clock: Clock,
     known: Mutex<HashMap<QueueName, (Arc<QueuePolicy>, Duration)>>,
+    /// The largest `result_max`, and until when it is remembered.
+    result_max: Mutex<Option<(u64, Duration)>>,
 }
 
 impl PolicyCache {
@@ -30,7 +36,7 @@ impl PolicyCache {
     #[must_use]
     pub fn new(broker: &Broker, clock: Clock) -> Self {
         let (store, payload_max) = (Arc::clone(&broker.policies), broker.capabilities.payload_max);
-        Self { store, payload_max, clock, known: Mutex::default() }
+        Self { store, payload_max, clock, known: Mutex::default(), result_max: Mutex::default() }
     }
 
     /// The policy of `queue` as [`PolicyStore::recent`] told it at most a second ago, or `None` if there is no such queue. Its
@@ -59,6 +65,27 @@ impl PolicyCache {
             }
         }
         Ok(policy)
+    }
+
+    /// The largest `result_max` of all queues, as it was at most ten seconds ago.
+    ///
+    /// # Errors
+    /// The store's, if it was never told.
+    pub async fn result_max(&self) -> Result<u64, BrokerError> {
+        let (now, known) = (self.clock.monotonic(), *lock(&self.result_max));
+        if let Some((largest, until)) = known
+            && now < until
+        {
+            return Ok(largest);
+        }
+        let largest = match (self.store.policies().await, known) {
+            (Ok(policies), _) => policies.iter().map(|(_, policy)| policy.result_max).max().unwrap_or(0),
+            (Err(_), Some((largest, _))) => largest,
+            (Err(error), None) => return Err(error),
+        };
+        let largest = largest.min(self.payload_max);
+        *lock(&self.result_max) = Some((largest, now + KEEP_LARGEST));
+        Ok(largest)
     }
 
     fn within(&self, policy: Arc<QueuePolicy>) -> Arc<QueuePolicy> {

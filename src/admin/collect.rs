@@ -85,6 +85,12 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     }
     text.gauge("relay_streams", "Streams of events that are open.").value(&[], http.followers());
     text.gauge("relay_request_body_bytes", "Bytes of all bodies in flight.").value(&[], http.byte_budget().taken());
+    let help = "Bytes of answers that are being read from the broker or not yet taken by their readers.";
+    text.gauge("relay_answer_bytes", help).value(&[], http.answer_budget().taken());
+    let (proven, unproven) = http.connections();
+    text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
+        .value(&[("pool", "proven")], proven)
+        .value(&[("pool", "unproven")], unproven);
 }
 
 /// The cost of the embedded store's commits.

@@ -36,7 +36,7 @@ pub use problem::Problem;
 pub use receipt::{JobView, JobsPage, Links, Receipt};
 pub use result::{ResultView, ResultsPage};
 pub use slug::{Retry, Slug};
-pub use whoami::{LimitsView, QueueLimits, RateLimit, Whoami};
+pub use whoami::{LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
 
 /// The names of relay's own headers, in lower case as HTTP/2 wants them.
 pub mod header {

@@ -60,6 +60,24 @@ pub struct LimitsView {
     pub header_bytes_max: u64,
     /// All `Relay-Meta-*` together, names without the prefix and values, in bytes.
     pub meta_bytes_max: u64,
+    /// The caller's share of what there is for all clients.
+    pub share: ShareView,
+}
+
+/// How much one client may hold at a time, of the process that answers; beyond it 429 `rate-limited`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ShareView {
+    /// Requests in flight, waits and unread answers included.
+    pub requests: u64,
+    /// Connections over HTTP.
+    pub connections: u64,
+    /// Streams of events.
+    pub streams: u64,
+    /// Bytes of requests' bodies in flight; a first body may be larger.
+    pub body_bytes: u64,
+    /// Bytes of answers that are not read yet; a first answer may be larger.
+    pub answer_bytes: u64,
 }
 
 /// How fast a client may submit to a queue, through the process that answers.

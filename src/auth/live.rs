@@ -1,17 +1,18 @@
 //! The keys of a running process. The file is looked at once a second at most, and read only when it changed; a file
 //! that can't be read leaves the keys as they were, so that a slip of an editor locks nobody out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use tracing::{info, warn};
 
-use super::keys::{Key, KeyEntry, KeyFile, KeysError, SecretDigest};
+use super::keys::{Key, KeyEntry, KeyFile, KeysError, Role, SecretDigest};
 use relay_bridge::support::lock;
 
 /// How often the file is looked at.
@@ -23,6 +24,8 @@ pub struct LiveKeys {
     file: KeyFile,
     clock: Clock,
     state: Mutex<State>,
+    /// How many clients the keys name.
+    clients: AtomicUsize,
     /// The digest that a secret of an unknown id is compared with, so that the answer takes the same time.
     nobody: SecretDigest,
 }
@@ -47,8 +50,9 @@ impl LiveKeys {
         // The stamp first: a change in between is then seen at the next look.
         let stamp = stamp(file.path());
         let keys = Arc::new(by_id(file.list()?));
+        let clients = AtomicUsize::new(clients(&keys));
         let state = Mutex::new(State { keys, stamp, looked_at: clock.monotonic() });
-        Ok(Self { file, clock, state, nobody: SecretDigest::of_nobody() })
+        Ok(Self { file, clock, state, clients, nobody: SecretDigest::of_nobody() })
     }
 
     /// The entry of `key`, if there is one and the secret is right. An unknown id is looked for in the file at once, so
@@ -64,6 +68,11 @@ impl LiveKeys {
         entry.filter(|entry| right && !entry.is_expired(self.clock.now())).cloned()
     }
 
+    /// How many clients the keys name, expired ones included.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
     /// The keys, no older than `age`, as far as the file can be read.
     fn current(&self, age: Duration) -> Arc<HashMap<String, KeyEntry>> {
         let mut state = lock(&self.state);
@@ -77,6 +86,7 @@ impl LiveKeys {
                     Ok(entries) => {
                         info!(keys = entries.len(), "API keys read again");
                         state.keys = Arc::new(by_id(entries));
+                        self.clients.store(clients(&state.keys), Ordering::Relaxed);
                     }
                     Err(error) => warn!(%error, "API keys can't be read again; those read before stand"),
                 }
@@ -88,6 +98,11 @@ impl LiveKeys {
 
 fn by_id(entries: Vec<KeyEntry>) -> HashMap<String, KeyEntry> {
     entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+}
+
+fn clients(keys: &HashMap<String, KeyEntry>) -> usize {
+    let of_clients = keys.values().filter(|entry| entry.role == Role::Client);
+    of_clients.map(|entry| &entry.name).collect::<HashSet<_>>().len()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

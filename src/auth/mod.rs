@@ -97,6 +97,15 @@ impl Authenticator {
         matches!(self.0, Mode::Development)
     }
 
+    /// Whether no two clients can be told apart: there are keys of one at most, or nobody is asked for any.
+    #[must_use]
+    pub fn is_one_client(&self) -> bool {
+        match &self.0 {
+            Mode::Keys(keys) => keys.clients() <= 1,
+            Mode::Development => true,
+        }
+    }
+
     /// The client behind a request. `authorization` is the header of that name; `named` is `Relay-Client`, which only
     /// a development relay looks at.
     ///

@@ -19,7 +19,7 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
         "dev" => match key {
             "store.data" | "worker.http" | "worker.timeout" | COMMAND => true,
             "listen.workers" | "streams.provision" => false,
-            _ => ["listen", "admin", "telemetry", "nats", "streams"].contains(&table),
+            _ => ["listen", "limits", "admin", "telemetry", "nats", "streams"].contains(&table),
         },
         "worker" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,
         "worker" => ["worker", "admin", "telemetry", "nats", "sqs"].contains(&table),

@@ -36,6 +36,7 @@ mod init;
 mod inputs;
 mod jobs;
 mod keys;
+mod limits;
 mod logs;
 mod man;
 mod nats;

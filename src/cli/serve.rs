@@ -15,14 +15,14 @@ use tracing::{info, warn};
 
 use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
+use super::limits;
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::signals::Signals;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
-use crate::config::settings::{Listen, Settings};
-use crate::ingress::http::Limits;
+use crate::config::settings::Settings;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -54,18 +54,6 @@ pub(crate) struct ServeArgs {
     policy: PolicyArgs,
 }
 
-impl Listen {
-    /// The limits on clients' requests over HTTP.
-    fn limits(&self) -> Limits {
-        let usual = Limits::default();
-        let followers = usize::try_from(self.followers).unwrap_or(usize::MAX);
-        // Over HTTP/1.1 each has a connection, and must not take the others' places.
-        let connections = (usual.connections - usual.followers).saturating_add(followers);
-        let (follow_for, ping_every, idle) = (self.follow_for.0, self.ping_every.0, self.idle.0);
-        Limits { followers, connections, follow_for, ping_every, idle, ..usual }
-    }
-}
-
 impl ServeArgs {
     /// Its queues.
     pub(crate) fn policy(&mut self) -> &mut PolicyArgs {
@@ -81,6 +69,17 @@ fn allow_open_files() {
     if let Err(error) = raised {
         warn!(%error, "the limit of open files stays as it is: it may be reached before those of connections");
     }
+}
+
+/// The connections that the worker listener takes.
+const WORKER_CONNECTIONS: usize = 1_024;
+/// The connections that the admin port takes.
+const ADMIN_CONNECTIONS: usize = 256;
+
+/// How many files this process may have open.
+fn open_files() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(allowed, _)| allowed);
+    usize::try_from(files).unwrap_or(usize::MAX)
 }
 
 /// `relay serve`
@@ -135,9 +134,18 @@ pub(crate) struct Serving {
 impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
-        let Settings { listen, admin, telemetry, .. } = self.settings;
+        let Settings { listen, limits, admin, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
-        let limits = listen.limits();
+        let authenticator = Arc::new(self.authenticator);
+        let mut limits = limits::of(&listen, &limits, &authenticator);
+        let others = [listen.workers.map(|_| WORKER_CONNECTIONS), admin.listen.map(|_| ADMIN_CONNECTIONS)];
+        let others = others.into_iter().flatten().collect();
+        let files = open_files();
+        (limits.connections, _) = limits::within(files, limits.connections, others).map_err(|needed| {
+            CliError::usage(format!("{files} files may be open, and this server needs {needed} at least"))
+                .hint(format!("allow more: `ulimit -n {}`", 4 * needed))
+        })?;
+        info!(connections = limits.connections, files, "clients may have so many connections");
         let admin = admin.resolve()?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
@@ -155,7 +163,7 @@ impl Serving {
         let config = Config {
             broker: self.broker,
             queues,
-            authenticator: Arc::new(self.authenticator),
+            authenticator,
             limits,
             nats: self.nats,
             worker: self.worker,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use relay_bridge::contract::{ClientId, MediaRange, QueueName, Rate, WorkerId};
 use toml::de::DeValue;
 
-use super::values::{self, WeightedQueue};
+use super::values::{self, ClientShare, WeightedQueue};
 use crate::bridge::foreign::template::Template;
 
 /// The kind of a value.
@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Queue,
     /// Queues of a worker, each `NAME` or `NAME=WEIGHT`.
     WeightedQueues,
+    /// Shares of clients, each `CLIENT=PERCENT`.
+    ClientShares,
     /// A worker's name.
     Worker,
     /// A client's name.
@@ -161,7 +163,7 @@ impl Kind {
 
     /// Whether it is of several texts.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues)
+        matches!(self, Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues | Self::ClientShares)
     }
 
     fn example(self) -> &'static str {
@@ -169,6 +171,7 @@ impl Kind {
             Self::Clients => "[\"shop\", \"mail\"], or [\"*\"] for all",
             Self::ContentTypes => "[\"application/json\", \"text/*\"], or [\"*/*\"] for all",
             Self::WeightedQueues => "[\"urgent=5\", \"bulk\"]",
+            Self::ClientShares => "[\"shop=50\", \"mail=10\"]",
             _ => "[\"a\", \"b\"]",
         }
     }
@@ -178,6 +181,7 @@ impl Kind {
             Self::Clients => ("*", |text| text.parse::<ClientId>().err().map(|error| error.to_string())),
             Self::ContentTypes => ("*/*", |text| text.parse::<MediaRange>().err().map(|error| error.to_string())),
             Self::WeightedQueues => ("", |text| text.parse::<WeightedQueue>().err()),
+            Self::ClientShares => ("", |text| text.parse::<ClientShare>().err()),
             _ => return Ok(Value::List(texts)),
         };
         if texts == [all] {
@@ -278,6 +282,7 @@ impl fmt::Display for Kind {
             Self::List => f.write_str("a list of texts"),
             Self::Queue => f.write_str("a queue's name"),
             Self::WeightedQueues => f.write_str("a list of queues, with weights or without"),
+            Self::ClientShares => f.write_str("a list of clients with their shares"),
             Self::Worker => f.write_str("a worker's name"),
             Self::Client => f.write_str("a client's name"),
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),

@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
-use relay_bridge::contract::QueueName;
+use relay_bridge::contract::ids::InvalidId;
+use relay_bridge::contract::{ClientId, QueueName};
 use serde::Deserialize;
 
 use crate::api::DurationText;
@@ -83,13 +84,44 @@ impl FromStr for WeightedQueue {
         let (name, weight) = text.split_once('=').unwrap_or((text, "1"));
         let weight = weight.parse().ok().filter(|weight: &NonZeroU32| weight.get() <= 1_000);
         Ok(Self {
-            name: name.parse().map_err(|error: relay_bridge::contract::ids::InvalidId| error.to_string())?,
+            name: name.parse().map_err(|error: InvalidId| error.to_string())?,
             weight: weight.ok_or_else(|| format!("the weight in `{text}` must be 1 to 1000"))?,
         })
     }
 }
 
 impl TryFrom<String> for WeightedQueue {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// A client and its share in percent, typed `CLIENT=PERCENT`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct ClientShare {
+    /// The client.
+    pub(crate) client: ClientId,
+    /// Its share, 1 to 100.
+    pub(crate) percent: u8,
+}
+
+impl FromStr for ClientShare {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (client, percent) = text.split_once('=').ok_or_else(|| format!("`{text}` has no share"))?;
+        let percent = percent.parse().ok().filter(|percent| (1..=100).contains(percent));
+        Ok(Self {
+            client: client.parse().map_err(|error: InvalidId| error.to_string())?,
+            percent: percent.ok_or_else(|| format!("the share in `{text}` must be 1 to 100, in percent"))?,
+        })
+    }
+}
+
+impl TryFrom<String> for ClientShare {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -126,6 +158,15 @@ mod tests {
         }
         assert_eq!(show_size(17_613), "17.2 KiB");
         assert_eq!(show_size(512), "512 B");
+    }
+
+    #[test]
+    fn a_clients_share_is_a_percentage() {
+        let share: ClientShare = "shop=60".parse().unwrap();
+        assert_eq!((share.client.as_str(), share.percent), ("shop", 60));
+        for text in ["shop", "shop=0", "shop=101", "shop=", "=5", "Shop=5", "shop=5%"] {
+            assert!(text.parse::<ClientShare>().is_err(), "{text}");
+        }
     }
 
     #[test]

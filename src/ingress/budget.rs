@@ -1,33 +1,273 @@
-//! The budget that all requests together may hold, whichever protocol they came by. Nobody waits for a place: a request
-//! that does not fit is refused.
+//! A budget that all requests together may hold, places or bytes, whichever protocol they came by; each client has a share of
+//! it. A caller takes at once or is refused, or waits its turn for a while: turns go round by client.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use relay_bridge::support::lock;
+use tokio::sync::oneshot;
+
+use super::clients::{ClientShares, Owner};
 
 /// A number of places, or of bytes.
-#[derive(Debug)]
 pub struct Budget {
     max: usize,
-    taken: AtomicUsize,
+    shares: Arc<ClientShares>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    taken: usize,
+    /// Those that hold something or wait for it: no more than there are holders.
+    owners: HashMap<Owner, Own>,
+    /// The owners that wait, the next one first.
+    turns: VecDeque<Owner>,
+}
+
+#[derive(Default)]
+struct Own {
+    taken: usize,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    amount: usize,
+    tell: oneshot::Sender<Share>,
+}
+
+/// Why there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The budget is in use.
+    Budget,
+    /// The caller's own share, of this size, is in use.
+    Share(usize),
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("max", &self.max).field("taken", &self.taken()).finish_non_exhaustive()
+    }
 }
 
 impl Budget {
-    /// A budget of `max`.
+    /// A budget of `max`, of which each client may hold what `shares` says.
     #[must_use]
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max, taken: AtomicUsize::new(0) })
+    pub fn new(max: usize, shares: Arc<ClientShares>) -> Arc<Self> {
+        Arc::new(Self { max, shares, state: Mutex::default() })
+    }
+
+    /// How much there is.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
     }
 
     /// How much is in use.
     #[must_use]
     pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
+        self.state().taken
     }
 
-    /// Takes `amount` until the share is dropped; `None` if so much is not left.
-    pub(super) fn take(self: &Arc<Self>, amount: u64) -> Option<Share> {
-        let mut share = Share { budget: Arc::clone(self), amount: 0 };
-        share.grow(amount).then_some(share)
+    /// The share of one caller.
+    #[must_use]
+    pub fn share_of(&self, owner: &Owner) -> usize {
+        self.shares.of(owner, self.max)
+    }
+
+    /// Takes `amount` until the share is dropped, before nobody who waits. A caller that holds nothing gets its first amount
+    /// whatever its size, within the budget.
+    pub(super) fn take(self: &Arc<Self>, owner: &Owner, amount: u64) -> Result<Share, Full> {
+        let mut share = self.nothing(owner);
+        if !self.state().turns.is_empty() {
+            return Err(Full::Budget);
+        }
+        share.grow(amount)?;
+        Ok(share)
+    }
+
+    /// The same, but waits for it up to `within`, or for as long as it takes. An amount beyond the budget is the whole of it.
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        owner: &Owner,
+        amount: u64,
+        within: Option<Duration>,
+    ) -> Result<Share, Full> {
+        let amount = usize::try_from(amount).unwrap_or(usize::MAX).min(self.max);
+        let told = {
+            let mut state = self.state();
+            if state.turns.is_empty() && self.fits(&state, owner, amount).is_ok() {
+                return Ok(self.grant(&mut state, owner, amount));
+            }
+            let (tell, told) = oneshot::channel();
+            if !state.turns.contains(owner) {
+                state.turns.push_back(owner.clone());
+            }
+            state.owners.entry(owner.clone()).or_default().waiting.push_back(Waiting { amount, tell });
+            told
+        };
+        // Whatever becomes of this call, its place in the line goes with it.
+        let mut waiting = Leaving { budget: self, owner, told };
+        // Others may wait for nothing but their own shares.
+        self.go_round();
+        let told = &mut waiting.told;
+        let granted = match within {
+            Some(within) => tokio::time::timeout(within, told).await.ok(),
+            None => Some(told.await),
+        };
+        match granted {
+            Some(Ok(share)) => Ok(share),
+            _ => {
+                let state = self.state();
+                Err(self.fits(&state, owner, amount).err().unwrap_or(Full::Budget))
+            }
+        }
+    }
+
+    fn nothing(self: &Arc<Self>, owner: &Owner) -> Share {
+        Share { budget: Arc::clone(self), owner: owner.clone(), amount: 0 }
+    }
+
+    /// Whether `owner` may take so much more now.
+    fn fits(&self, state: &State, owner: &Owner, amount: usize) -> Result<(), Full> {
+        let own = state.owners.get(owner).map_or(0, |own| own.taken);
+        let share = self.share_of(owner);
+        // Where a share is everything there is, it is the budget that is in use.
+        if own > 0 && share < self.max && own.saturating_add(amount) > share {
+            return Err(Full::Share(share));
+        }
+        let fits = state.taken.checked_add(amount).is_some_and(|taken| taken <= self.max);
+        fits.then_some(()).ok_or(Full::Budget)
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, owner: &Owner, amount: usize) -> Share {
+        state.add(owner, amount);
+        let mut share = self.nothing(owner);
+        share.amount = amount;
+        share
+    }
+
+    /// Gives what is free to those that wait, one of each owner after the other.
+    fn go_round(self: &Arc<Self>) {
+        let mut granted = Vec::new();
+        {
+            let mut state = self.state();
+            let mut passed = 0;
+            while passed < state.turns.len() {
+                let Some(owner) = state.turns.pop_front() else { break };
+                let front = state.owners.get_mut(&owner).and_then(Own::front);
+                let Some(amount) = front else {
+                    // Nobody of it waits any more.
+                    state.forget_if_idle(&owner);
+                    continue;
+                };
+                match self.fits(&state, &owner, amount) {
+                    // It keeps its turn: smaller ones behind it would starve it.
+                    Err(Full::Budget) => {
+                        state.turns.push_front(owner);
+                        break;
+                    }
+                    Err(Full::Share(_)) => {
+                        state.turns.push_back(owner);
+                        passed += 1;
+                    }
+                    Ok(()) => {
+                        let waiting = state.owners.get_mut(&owner).and_then(|own| own.waiting.pop_front());
+                        let share = self.grant(&mut state, &owner, amount);
+                        granted.extend(waiting.map(|waiting| (waiting.tell, share)));
+                        state.turns.push_back(owner);
+                        passed = 0;
+                    }
+                }
+            }
+        }
+        for (tell, share) in granted {
+            // One that has left a moment ago gives it back.
+            drop(tell.send(share));
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, owner: &Owner, amount: usize) {
+        let is_awaited = {
+            let mut state = self.state();
+            state.taken -= amount;
+            if let Entry::Occupied(mut own) = state.owners.entry(owner.clone()) {
+                own.get_mut().taken -= amount;
+                if own.get().is_idle() {
+                    own.remove();
+                }
+            }
+            !state.turns.is_empty()
+        };
+        if is_awaited {
+            self.go_round();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn add(&mut self, owner: &Owner, amount: usize) {
+        self.taken += amount;
+        match self.owners.get_mut(owner) {
+            Some(own) => own.taken += amount,
+            None if amount > 0 => {
+                self.owners.insert(owner.clone(), Own { taken: amount, ..Own::default() });
+            }
+            None => {}
+        }
+    }
+
+    fn forget_if_idle(&mut self, owner: &Owner) {
+        if self.owners.get(owner).is_some_and(Own::is_idle) {
+            self.owners.remove(owner);
+        }
+    }
+}
+
+impl Own {
+    fn is_idle(&self) -> bool {
+        self.taken == 0 && self.waiting.is_empty()
+    }
+
+    /// The amount that the first who is still there waits for.
+    fn front(&mut self) -> Option<usize> {
+        while self.waiting.front().is_some_and(|waiting| waiting.tell.is_closed()) {
+            self.waiting.pop_front();
+        }
+        self.waiting.front().map(|waiting| waiting.amount)
+    }
+}
+
+/// A call in line, which leaves the line when it is dropped.
+struct Leaving<'a> {
+    budget: &'a Arc<Budget>,
+    owner: &'a Owner,
+    told: oneshot::Receiver<Share>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.told.close();
+        // A share that came at the last moment goes back, and somebody else may have waited behind this call.
+        drop(self.told.try_recv());
+        let is_awaited = {
+            let mut state = self.budget.state();
+            if let Some(own) = state.owners.get_mut(self.owner) {
+                own.waiting.retain(|waiting| !waiting.tell.is_closed());
+            }
+            !state.turns.is_empty()
+        };
+        if is_awaited {
+            self.budget.go_round();
+        }
     }
 }
 
@@ -35,28 +275,40 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
+    owner: Owner,
     amount: usize,
 }
 
 impl Share {
     /// Takes `more`, or nothing if so much is not left.
-    pub(super) fn grow(&mut self, more: u64) -> bool {
-        let Ok(more) = usize::try_from(more) else { return false };
-        let max = self.budget.max;
-        // The counter guards no other memory: each change need only be whole.
-        let taken = self.budget.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            taken.checked_add(more).filter(|taken| *taken <= max)
-        });
-        if taken.is_ok() {
-            self.amount += more;
+    pub(super) fn grow(&mut self, more: u64) -> Result<(), Full> {
+        let more = usize::try_from(more).map_err(|_| Full::Budget)?;
+        let mut state = self.budget.state();
+        self.budget.fits(&state, &self.owner, more)?;
+        state.add(&self.owner, more);
+        self.amount += more;
+        Ok(())
+    }
+
+    /// Gives back what is beyond `amount`.
+    pub(super) fn shrink_to(&mut self, amount: usize) {
+        if let Some(rest) = self.amount.checked_sub(amount).filter(|rest| *rest > 0) {
+            self.amount = amount;
+            self.budget.give_back(&self.owner, rest);
         }
-        taken.is_ok()
+    }
+
+    /// How much it is.
+    pub(super) fn amount(&self) -> usize {
+        self.amount
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.amount, Ordering::Relaxed);
+        if self.amount > 0 {
+            self.budget.give_back(&self.owner, self.amount);
+        }
     }
 }
 
@@ -64,14 +316,90 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
+    fn client(name: &str) -> Owner {
+        Owner::Client(name.parse().unwrap())
+    }
+
+    fn budget(max: usize) -> Arc<Budget> {
+        Budget::new(max, ClientShares::quarters())
+    }
+
     #[test]
     fn a_budget_gives_what_it_has_and_gets_back_what_it_gave() {
-        let budget = Budget::new(10);
-        let mut share = budget.take(6).unwrap();
-        assert!(budget.take(5).is_none() && budget.take(u64::MAX).is_none());
-        assert!(share.grow(4) && !share.grow(1));
-        assert!(budget.take(0).is_some() && budget.take(1).is_none());
+        let budget = Budget::new(10, ClientShares::undivided());
+        let a = client("a");
+        let mut share = budget.take(&a, 6).unwrap();
+        assert!(budget.take(&a, 5).is_err() && budget.take(&a, u64::MAX).is_err());
+        assert!(share.grow(4).is_ok() && share.grow(1).is_err());
+        assert!(budget.take(&a, 0).is_ok() && budget.take(&a, 1).is_err());
+        share.shrink_to(3);
+        assert_eq!((share.amount(), budget.taken()), (3, 3));
         drop(share);
-        assert!(budget.take(10).is_some());
+        assert!(budget.take(&a, 10).is_ok());
+        assert_eq!((budget.taken(), budget.state().owners.len()), (0, 0), "nobody is remembered");
+    }
+
+    #[test]
+    fn a_client_has_a_quarter_and_its_first_amount_whatever_its_size() {
+        let (budget, a, b) = (budget(100), client("a"), client("b"));
+        let first = budget.take(&a, 60).unwrap();
+        assert_eq!(budget.take(&a, 1).unwrap_err(), Full::Share(25));
+        let other = budget.take(&b, 25).unwrap();
+        assert_eq!(budget.take(&b, 1).unwrap_err(), Full::Share(25));
+        assert_eq!(budget.take(&client("c"), 20).unwrap_err(), Full::Budget);
+        drop((first, other));
+        let many: Vec<_> = std::iter::from_fn(|| budget.take(&a, 5).ok()).collect();
+        assert_eq!(many.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn turns_go_round_by_client_however_many_of_one_wait() {
+        let (budget, a, b) = (Budget::new(10, ClientShares::undivided()), client("a"), client("b"));
+        let all = budget.take(&client("c"), 10).unwrap();
+        let (tell, mut order) = tokio::sync::mpsc::channel(8);
+        let mut tasks = tokio::task::JoinSet::new();
+        for (name, owner) in [("a", &a), ("a", &a), ("a", &a), ("b", &b), ("b", &b)] {
+            let (budget, owner, tell) = (Arc::clone(&budget), owner.clone(), tell.clone());
+            tasks.spawn(async move {
+                let share = budget.reserve(&owner, 10, None).await.unwrap();
+                tell.send(name).await.unwrap();
+                drop(share);
+            });
+            tokio::task::yield_now().await;
+        }
+        drop(all);
+        while tasks.join_next().await.is_some() {}
+        let order: Vec<_> = std::iter::from_fn(|| order.try_recv().ok()).collect();
+        assert_eq!(order, ["a", "b", "a", "b", "a"]);
+        assert_eq!((budget.taken(), budget.state().owners.len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_for_its_own_share_holds_nobody_up_and_is_told_which_room_was_missing() {
+        let (budget, a, b) = (budget(100), client("a"), client("b"));
+        let _held = budget.take(&a, 25).unwrap();
+        let within = Some(Duration::from_secs(2));
+        let mut waits = Box::pin(budget.reserve(&a, 5, within));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        let others = budget.reserve(&b, 25, within).await.unwrap();
+        assert_eq!(waits.await.unwrap_err(), Full::Share(25));
+        let _more = [budget.take(&client("c"), 25).unwrap(), budget.take(&client("d"), 20).unwrap()];
+        assert_eq!(budget.reserve(&client("e"), 10, within).await.unwrap_err(), Full::Budget);
+        drop(others);
+        assert!(budget.reserve(&client("e"), 10, within).await.is_ok());
+        assert!(budget.state().turns.len() <= 2, "those that left the line are forgotten with the next round");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_leaves_the_line_to_the_next_one() {
+        let (budget, a, b) = (Budget::new(10, ClientShares::undivided()), client("a"), client("b"));
+        let all = budget.take(&client("c"), 5).unwrap();
+        let mut large = Box::pin(budget.reserve(&a, 10, None));
+        let mut small = Box::pin(budget.reserve(&b, 1, None));
+        assert!(futures_util::poll!(&mut large).is_pending() && futures_util::poll!(&mut small).is_pending());
+        drop(large);
+        assert!(small.await.is_ok());
+        drop(all);
+        assert_eq!(budget.taken(), 0);
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Their common parts: `headers` (the values in a request's headers), `jobs`, `batch` and `outcome` (the requests of a
 //! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
-//! second), [`budget`] (requests and bytes in flight), [`rates`] (how fast each client submits), `refusal`,
+//! second), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`rates`] (how fast each client submits), `refusal`,
 //! [`refusals`] (how often which).
 
 mod batch;
 pub mod budget;
+pub mod clients;
 mod events;
 mod headers;
 pub mod http;

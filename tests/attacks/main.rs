@@ -4,6 +4,10 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail and speak as tests do")]
 
+mod answers;
+mod bodies;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
+mod connections;
+mod shares;
 mod support;

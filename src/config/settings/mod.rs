@@ -9,7 +9,7 @@ mod brokers;
 mod serving;
 
 pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
-pub(crate) use serving::{Access, Admin, Listen, Log, LogFormat, Order, Store, Telemetry, Worker};
+pub(crate) use serving::{Access, Admin, Bounds, Listen, Log, LogFormat, Order, Store, Telemetry, Worker};
 
 /// A setting, as its field declares it.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +131,7 @@ use table;
 /// Every table, in the order of the reference.
 pub(crate) const TABLES: &[Table] = &[
     Listen::TABLE,
+    Bounds::TABLE,
     Store::TABLE,
     Access::TABLE,
     Admin::TABLE,
@@ -157,6 +158,7 @@ pub(crate) fn of(key: &str) -> Option<&'static Setting> {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) listen: Listen,
+    pub(crate) limits: Bounds,
     pub(crate) store: Store,
     pub(crate) access: Access,
     pub(crate) admin: Admin,

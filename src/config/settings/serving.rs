@@ -8,7 +8,7 @@ use relay_bridge::contract::WorkerId;
 use serde::Deserialize;
 
 use super::super::kind::Kind;
-use super::super::values::WeightedQueue;
+use super::super::values::{ClientShare, WeightedQueue};
 use super::{Setting, Table, switch, table, value};
 use crate::api::DurationText;
 
@@ -41,6 +41,37 @@ table! {
         drain: DurationText = value("drain", "RELAY_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
         /// How long /readyz fails before anything is stopped, so that load balancers send no more
         drain_delay: DurationText = value("drain-delay", "RELAY_DRAIN_DELAY", "DURATION", Kind::Duration(0)).or("0s");
+    }
+}
+
+table! {
+    /// Bounds on what clients together, and each of them, may hold of a server. Memory follows from them: see `docs/security.md`.
+    "limits", Some("Limits"), Bounds {
+        /// Bytes of requests' bodies in flight; more are answered 503. A body counts with its whole length once 64 KiB of it came
+        body_bytes: u64 = value("body-bytes", "RELAY_BODY_BYTES", "SIZE", Kind::Size).or("64MiB");
+        /// Bytes of answers that are being read from the broker or not yet taken by their readers; more wait 2 s, and are
+        /// answered 503
+        answer_bytes: u64 = value("answer-bytes", "RELAY_ANSWER_BYTES", "SIZE", Kind::Size).or("64MiB");
+        /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408
+        body_rate: u64 = value("body-rate", "RELAY_BODY_RATE", "SIZE", Kind::Size).or("16KiB");
+        /// Requests in flight over HTTP, waits and unread answers included; more are answered 503
+        requests: u32 = value("requests", "RELAY_REQUESTS", "N", Kind::Count(1, 1_000_000)).or("10000");
+        /// Connections of clients; more close the one that has been idle for longest, or wait [default: 10000 and one for each
+        /// of the followers, or as many as there may be open files for]
+        connections: Option<u32> = value("connections", "RELAY_CONNECTIONS", "N", Kind::Count(1, 1_000_000));
+        /// Of these, connections on which nobody was authenticated yet; each may be so for 10 s
+        unproven_connections: u32 =
+            value("unproven-connections", "RELAY_UNPROVEN_CONNECTIONS", "N", Kind::Count(1, 1_000_000)).or("1000");
+        /// Connections from one address; more are closed unread. Off unless given: behind a load balancer all callers have its
+        /// address
+        source_connections: Option<u32> =
+            value("source-connections", "RELAY_SOURCE_CONNECTIONS", "N", Kind::Count(1, 1_000_000));
+        /// How much of requests, connections, streams and bytes one client may hold, in percent [default: 25, and 100 where the
+        /// keys are of one client or nobody is authenticated]
+        client_share: Option<u8> = value("client-share", "RELAY_CLIENT_SHARE", "PERCENT", Kind::Count(1, 100));
+        /// The same for single clients
+        client_shares: Vec<ClientShare> =
+            value("client-share-of", "RELAY_CLIENT_SHARE_OF", "CLIENT=PERCENT", Kind::ClientShares);
     }
 }
 

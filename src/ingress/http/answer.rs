@@ -2,6 +2,7 @@
 //! request's id, writes it out: so there is one place that does, also for what the router refuses by itself.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -15,6 +16,8 @@ use relay_bridge::contract::{JobId, JobStatus};
 use relay_bridge::result_log::Finished;
 use serde::Serialize;
 
+use super::held::Reserved;
+use super::room::Room;
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Links, Problem, Slug, fit, header, receipt};
 use crate::ingress::outcome;
@@ -162,6 +165,17 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap, replayed: bool) {
     if replayed {
         headers.insert(HeaderName::from_static(header::IDEMPOTENCY_REPLAYED), HeaderValue::from_static("true"));
     }
+}
+
+/// `response`, whose body holds `room` until its last byte has left.
+pub(super) fn within(mut response: Response, room: Room) -> Response {
+    let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+    let room = match bytes {
+        Some(bytes) => room.fitted(bytes),
+        None => room,
+    };
+    response.extensions_mut().insert(Reserved(Arc::new(room)));
+    response
 }
 
 /// A finished run as its raw result: 200, whatever the outcome.

@@ -6,6 +6,7 @@ use axum::extract::{Path, Request, State};
 use http::StatusCode;
 
 use super::answer::{self, Answer};
+use super::connection::Peer;
 use super::request::{self, Parameters};
 use super::{Ingress, Served, body};
 use crate::api::batch::BATCH_BYTES_MAX;
@@ -15,6 +16,9 @@ use crate::auth::Caller;
 use crate::ingress::batch::Batch;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
+
+/// The bytes of most answers to the largest batches.
+const ANSWER_BYTES: u64 = 1024 * 1024;
 
 /// Submit many jobs
 ///
@@ -36,6 +40,7 @@ use crate::ingress::jobs;
 )]
 pub(super) async fn submit(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(queue): Path<String>,
     request: Request,
@@ -49,8 +54,10 @@ pub(super) async fn submit(
     jobs::check_client(&policy, &caller.client, &queue)?;
     // Entries are counted one by one; if not even the first one would be let in, there is no need to read them.
     rates.look(&caller.client, &queue, policy.client(&caller.client))?;
-    let body = body::read(&served.ingress, body, BATCH_BYTES_MAX.min(limits.body_bytes as u64)).await?;
+    let body = body::read(&served.ingress, &peer, body, BATCH_BYTES_MAX.min(limits.body_bytes as u64)).await?;
     let (body, _budget) = body.into_parts();
+    // Before anything is done: what is done must be told.
+    let room = peer.room(&served.ingress, ANSWER_BYTES).await?;
     let batch = Batch {
         broker,
         clock,
@@ -68,5 +75,5 @@ pub(super) async fn submit(
             served.ingress.refusals.add(problem.slug);
         }
     }
-    answer::json(StatusCode::OK, &answer)
+    Ok(answer::within(answer::json(StatusCode::OK, &answer)?, room))
 }

@@ -1,18 +1,28 @@
-//! Reading a body under the queue's limit and under one budget over all bodies in flight. Whether it fits is decided
-//! before it is read where its length is known; a body of unknown length reserves as it grows.
+//! Reading a body under the queue's limit, under one budget over all bodies in flight, and no slower than a bound. A declared
+//! length is refused where it is beyond the limit, and counts only once a good part of the body has come: to declare costs
+//! nothing. A body of unknown length counts as it grows.
 
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout_at};
 
-use super::Ingress;
 use super::answer::Refusal;
+use super::connection::Peer;
+use super::{Ingress, Limits};
 use crate::api::Slug;
-use crate::ingress::budget::Share;
+use crate::ingress::budget::{Full, Share};
 use crate::ingress::jobs::too_large;
+use crate::ingress::refusal::scarce;
+
+/// The bytes of a body that come before all of its declared length counts.
+const DECLARED_FROM: u64 = 64 * 1024;
+/// How long after its head a body may be as slow as it likes.
+const SLOW_FOR: Duration = Duration::from_secs(5);
 
 /// A body, and its share of the budget until it is dropped.
 pub(super) struct HeldBody {
@@ -31,7 +41,7 @@ impl HeldBody {
 ///
 /// # Errors
 /// `payload-too-large`, `overloaded`, `request-timeout`; `malformed-request` if the peer breaks off.
-pub(super) async fn read<B>(ingress: &Ingress, body: B, max: u64) -> Result<HeldBody, Refusal>
+pub(super) async fn read<B>(ingress: &Ingress, peer: &Peer, body: B, max: u64) -> Result<HeldBody, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -39,18 +49,12 @@ where
     if let Some(actual) = declared.filter(|actual| *actual > max) {
         return Err(too_large(max, actual));
     }
-    let share = ingress.body_bytes.take(declared.unwrap_or(0)).ok_or_else(Refusal::too_many_bytes)?;
-    let timeout = ingress.limits.body_timeout;
-    let mut collect = pin!(collect(body, declared, max, share));
-    // A body that came together with the head is there at the second look, and needs no timer.
-    match look_twice(collect.as_mut()).await {
-        Some(held) => held,
-        None => tokio::time::timeout(timeout, collect).await.map_err(|_| {
-            let detail =
-                format!("the body did not arrive within {} s; nothing was done: send it again", timeout.as_secs());
-            Refusal::new(Slug::RequestTimeout, detail)
-        })?,
-    }
+    let share = ingress.body_bytes.take(&peer.owner, declared.unwrap_or(0).min(DECLARED_FROM)).map_err(full)?;
+    collect(body, declared, max, share, &ingress.limits).await
+}
+
+fn full(full: Full) -> Refusal {
+    Refusal::full(full, scarce::BODIES)
 }
 
 /// The output of `future` if it is ready now, or after the task had one more turn; else `None`.
@@ -68,12 +72,30 @@ async fn look_twice<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-async fn collect<B>(mut body: B, declared: Option<u64>, max: u64, mut share: Share) -> Result<HeldBody, Refusal>
+async fn collect<B>(
+    mut body: B,
+    declared: Option<u64>,
+    max: u64,
+    mut share: Share,
+    limits: &Limits,
+) -> Result<HeldBody, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut bytes = Vec::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
-    while let Some(frame) = body.frame().await {
+    let begun = Instant::now();
+    let mut bytes = Vec::with_capacity(usize::try_from(declared.unwrap_or(0).min(DECLARED_FROM)).unwrap_or(0));
+    // A body that came together with the head is there at the second look, and needs no timer.
+    let mut first = look_twice(pin!(body.frame())).await;
+    loop {
+        let slowest = SLOW_FOR.max(Duration::from_millis(bytes.len() as u64 * 1_000 / limits.body_rate.max(1)));
+        let until = begun + slowest.min(limits.body_timeout);
+        let frame = match first.take() {
+            Some(frame) => frame,
+            None => timeout_at(until, body.frame())
+                .await
+                .map_err(|_| too_slow(limits, begun.elapsed() >= limits.body_timeout))?,
+        };
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
         // Trailers mean nothing to relay.
         let Ok(data) = frame.into_data() else { continue };
@@ -81,10 +103,27 @@ where
         if total > max {
             return Err(too_large(max, total));
         }
-        if declared.is_none() && !share.grow(data.len() as u64) {
-            return Err(Refusal::too_many_bytes());
+        let counted = match declared {
+            Some(declared) if total >= DECLARED_FROM => declared,
+            Some(_) => 0,
+            None => total,
+        };
+        let more = counted.saturating_sub(share.amount() as u64);
+        if more > 0 {
+            share.grow(more).map_err(full)?;
+            if declared.is_some() {
+                bytes.reserve_exact(usize::try_from(counted).unwrap_or(0).saturating_sub(bytes.len()));
+            }
         }
         bytes.extend_from_slice(&data);
     }
     Ok(HeldBody { bytes: Bytes::from(bytes), share })
+}
+
+fn too_slow(limits: &Limits, is_late: bool) -> Refusal {
+    let why = match is_late {
+        true => format!("the body did not arrive within {} s", limits.body_timeout.as_secs()),
+        false => format!("the body came slower than {} bytes a second", limits.body_rate),
+    };
+    Refusal::new(Slug::RequestTimeout, format!("{why}; nothing was done: send it again"))
 }

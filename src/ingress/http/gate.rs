@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{HOST, HeaderValue, ORIGIN};
+use http::header::{CONNECTION, HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Request, Version};
@@ -19,13 +19,24 @@ use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
+use super::connection::{Connection, Peer};
 use super::hyper::lingering::Lingering;
+use super::request::{self, Identified};
 use super::{Limits, Served, submit};
 use crate::api::Slug;
+use crate::auth::Caller;
+use crate::ingress::budget::Share;
+use crate::ingress::clients::Owner;
 use crate::ingress::headers;
+use crate::ingress::refusal::scarce;
 
-/// Answers one request. Never fails and never panics.
-pub(super) async fn handle<B>(served: Arc<Served>, router: Router, request: Request<B>) -> Response
+/// Answers one request, and gives the place that it takes until its answer has left. Never fails and never panics.
+pub(super) async fn handle<B>(
+    served: Arc<Served>,
+    router: Router,
+    request: Request<B>,
+    connection: &Arc<Connection>,
+) -> (Response, Option<Share>)
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
@@ -34,7 +45,9 @@ where
     let trace_id = headers::trace_id(request.headers());
     let span = info_span!("request", request_id, trace_id, method = %request.method(), path = request.uri().path());
     async {
-        let response = match AssertUnwindSafe(admit(&served, router, request)).catch_unwind().await {
+        let mut place = None;
+        let admitted = AssertUnwindSafe(admit(&served, router, request, connection, &mut place)).catch_unwind();
+        let mut response = match admitted.await {
             Ok(response) => response,
             Err(panic) => {
                 let text = panic.downcast_ref::<&str>().copied();
@@ -45,12 +58,20 @@ where
                 Refusal::new(Slug::Internal, detail).into_response()
             }
         };
+        if is_strangers(&response) && connection.is_strangers() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let response = finish(&served, response, &method, all, request_id);
         debug!(status = response.status().as_u16(), "request answered");
-        response
+        (response, place)
     }
     .instrument(span)
     .await
+}
+
+/// Whether its caller could not say who it is.
+fn is_strangers(response: &Response) -> bool {
+    response.extensions().get::<Refusal>().is_some_and(|refusal| refusal.0.slug == Slug::Unauthenticated)
 }
 
 /// The answer to what is no request that could be handled.
@@ -68,21 +89,22 @@ fn finish(served: &Served, response: Response, method: &Method, all: bool, reque
     response
 }
 
-async fn admit<B>(served: &Arc<Served>, mut router: Router, request: Request<B>) -> Response
+async fn admit<B>(
+    served: &Arc<Served>,
+    mut router: Router,
+    request: Request<B>,
+    connection: &Arc<Connection>,
+    place: &mut Option<Share>,
+) -> Response
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let body = Lingering::new(&parts, body, served.tasks.clone());
     if served.shutdown.is_cancelled() {
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
     }
-    let Some(_place) = served.ingress.requests.take(1) else {
-        let detail =
-            "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
-        return Refusal::new(Slug::Overloaded, detail).into_response();
-    };
     if let Err(refusal) = check_head(&parts, &served.ingress.limits) {
         return refusal.into_response();
     }
@@ -91,13 +113,52 @@ where
     {
         return refusal.into_response();
     }
+    let identified = request::identify(served, &parts.headers);
+    let peer = match take_place(served, connection, &identified, place) {
+        Ok(peer) => peer,
+        Err(refusal) => return refusal.into_response(),
+    };
     if submit::is_plain(&parts) {
-        return submit::submit(served, parts, body).await.into_response();
+        return match identified {
+            Ok(caller) => submit::submit(served, (peer, caller), parts, body).await.into_response(),
+            Err(refusal) => refusal.into_response(),
+        };
     }
+    parts.extensions.insert(Identified(identified));
+    parts.extensions.insert(peer);
     match router.call(Request::from_parts(parts, Body::new(body))).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
+}
+
+/// Takes a place for the request of a caller, and one for its connection with the first request of somebody who is known.
+fn take_place(
+    served: &Served,
+    connection: &Arc<Connection>,
+    identified: &Result<Caller, Refusal>,
+    place: &mut Option<Share>,
+) -> Result<Peer, Refusal> {
+    let ingress = &served.ingress;
+    let owner = match identified {
+        // Names that anybody can take are no bound.
+        Ok(_) if ingress.authenticator.is_development() => Owner::Connection(connection.id),
+        Ok(caller) => Owner::Client(caller.client.clone()),
+        Err(_) => Owner::Unproven,
+    };
+    let taken = ingress.requests.take(&owner, 1).map_err(|full| Refusal::full(full, scarce::REQUESTS))?;
+    if identified.is_ok() && !connection.is_proven() {
+        let mut refused = None;
+        let take = || ingress.proven.take(&owner, 1).map_err(|full| refused = Some(full)).ok();
+        if connection.prove(take) {
+            ingress.pools.proven(connection);
+        } else if let Some(full) = refused {
+            connection.leaves.cancel();
+            return Err(Refusal::full(full, scarce::CONNECTIONS));
+        }
+    }
+    *place = Some(taken);
+    Ok(Peer { owner, connection: Arc::clone(connection) })
 }
 
 fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {
@@ -165,7 +226,11 @@ mod tests {
         let router = routes::router(Arc::clone(&served));
         let whoami = || {
             let request = Request::get("/v1/whoami").header("host", "localhost").body(Body::empty()).unwrap();
-            handle(Arc::clone(&served), router.clone(), request)
+            let (served, router) = (Arc::clone(&served), router.clone());
+            async move {
+                let connection = Connection::new(1, IpAddr::from([127, 0, 0, 1]));
+                handle(served, router, request, &connection).await.0
+            }
         };
         assert_eq!(whoami().await.status(), 200);
         shutdown.cancel();

@@ -7,10 +7,12 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 use relay_bridge::contract::{IdempotencyKey, JobId};
 use relay_bridge::job_queue::{Enqueued, JobFilter};
+use relay_bridge::result_log::PAGE_BYTES_MAX;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::answer::{self, Answer, Refusal};
+use super::connection::Peer;
 use super::page::Entries;
 use super::request::{self, Parameters};
 use super::{Ingress, Served};
@@ -24,6 +26,8 @@ use crate::ingress::{jobs, outcome};
 const PAGE_DEFAULT: u32 = 100;
 /// Jobs on a page at most.
 const PAGE_MAX: u32 = 500;
+/// The bytes of a page while it is read and written: as it is sent, and as much before it.
+const LIST_BYTES: u64 = 2 * PAGE_BYTES_MAX as u64;
 
 /// Look a job up
 ///
@@ -90,7 +94,7 @@ pub(super) async fn by_key(
     ),
     responses((status = 200, description = "A page.", body = JobsPage)),
 )]
-pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
+pub(super) async fn list(State(served): State<Arc<Served>>, peer: Peer, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["queue", "state", "key_prefix", "after", "limit"])?;
     let state = parameters.get("state").map(|text| {
         state_text::parse(text).ok_or_else(|| {
@@ -106,6 +110,7 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         after: parameters.get("after").map(str::parse).transpose()?,
         limit,
     };
+    let room = peer.room(&served.ingress, LIST_BYTES).await?;
     let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
     if let Some(after) = filter.after
         && !listed.after_known
@@ -125,7 +130,7 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         }
         before = Some(status.job_id);
     }
-    answer::json(StatusCode::OK, &WrittenPage { jobs: views.into_written(), next })
+    Ok(answer::within(answer::json(StatusCode::OK, &WrittenPage { jobs: views.into_written(), next })?, room))
 }
 
 /// A [`JobsPage`] whose jobs are JSON already.

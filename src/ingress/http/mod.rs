@@ -2,15 +2,18 @@
 //!
 //! # Layout
 //!
-//! - `serve`: the accept loop, the guards of a connection, and the drain; `activity`: what the guards look at.
+//! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
+//!   many there are, and which one makes room for others.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`: reading a request, within bounds.
 //! - `page`: a list within its bytes.
-//! - `answer`: writing an answer. `hyper`: two things that hyper does not do.
+//! - `answer`: writing an answer; `room`: the bytes that answers may hold; `held`: the answer until its last byte has left.
+//! - `hyper`: two things that hyper does not do.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,25 +27,30 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
+use super::clients::ClientShares;
 use super::events::{Events, Watched};
 use super::rates::Rates;
 use super::refusals::Refusals;
 use crate::auth::Authenticator;
+use pools::Pools;
 
-mod activity;
 mod answer;
 mod batch;
 mod body;
+mod connection;
 mod describe;
 mod docs;
 mod follow;
 mod gate;
+mod held;
 mod hyper;
 mod jobs;
 mod page;
+mod pools;
 mod prefer;
 mod request;
 mod results;
+mod room;
 mod routes;
 mod serve;
 mod sse;
@@ -55,18 +63,36 @@ pub use serve::serve;
 /// The limits of one process for all clients together.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes of all bodies in flight; beyond it 503 `overloaded`. Default 64 MiB.
+    /// Bytes of all bodies in flight; beyond it 503 `overloaded`. A body counts with 64 KiB until so much of it has come, and
+    /// then with its whole length. Default 64 MiB.
     pub body_bytes: usize,
+    /// Bytes of all answers that are being read by the broker, written, or not yet taken by their peers; one that finds no
+    /// room within 2 s is refused with 503 `overloaded`. Receipts and other small answers are bounded by `requests` instead.
+    /// Default 64 MiB.
+    pub answer_bytes: usize,
+    /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408. Default 16
+    /// KiB.
+    pub body_rate: u64,
     /// The time from a request's head to the end of its body; beyond it 408. Default 30 s.
     pub body_timeout: Duration,
     /// The longest wait for a result that is honoured. Default 55 s, below the idle timeout of common proxies.
     pub wait_max: Duration,
-    /// Requests in flight, waiting ones included; beyond it 503 `overloaded`. Default 10,000.
+    /// Requests in flight, waiting ones and those whose answers are not read yet included; beyond it 503 `overloaded`. Default
+    /// 10,000.
     pub requests: usize,
-    /// Connections; beyond it new ones wait in the listen queue. Default 20,000: over HTTP/1.1 each of the `followers` has
-    /// one, and must not take the others' places.
+    /// Connections; beyond it the one that has been idle for longest is closed, and where none is idle new ones wait in the
+    /// listen queue. Default 20,000: over HTTP/1.1 each of the `followers` has one, and must not take the others' places.
     pub connections: usize,
-    /// The time from a connection's start to the end of its first request's head. Default 10 s.
+    /// Of these, connections on which nobody was authenticated yet. Default 1,000.
+    pub unproven: usize,
+    /// Connections from one address at a time; more are closed unread. `None`, the default: as many as there may be, because
+    /// behind a load balancer all callers have its address.
+    pub per_source: Option<usize>,
+    /// How much of requests, connections, streams and bytes one client may hold. By default a quarter, and everything where
+    /// nobody is authenticated.
+    pub shares: Arc<ClientShares>,
+    /// The time from a connection's start until somebody is authenticated on it, and for each head from its first byte to its
+    /// end. Default 10 s.
     pub first_request: Duration,
     /// The time after an answer is ready until the end of the next request's head: for reading the answer, for being idle,
     /// and for sending that head. Default 120 s.
@@ -90,10 +116,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 64 * 1024 * 1024,
+            answer_bytes: 64 * 1024 * 1024,
+            body_rate: 16 * 1024,
             body_timeout: Duration::from_secs(30),
             wait_max: Duration::from_secs(55),
             requests: 10_000,
             connections: 20_000,
+            unproven: 1_000,
+            per_source: None,
+            shares: ClientShares::new(None, HashMap::new(), || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             header_bytes: 16 * 1024,
@@ -121,7 +152,11 @@ pub struct Ingress {
     policies: PolicyCache,
     rates: Arc<Rates>,
     body_bytes: Arc<Budget>,
+    answers: Arc<Budget>,
     requests: Arc<Budget>,
+    /// Connections on which somebody was authenticated.
+    proven: Arc<Budget>,
+    pools: Arc<Pools>,
     refusals: Refusals,
     followers: Arc<Budget>,
     events: Arc<Events>,
@@ -149,13 +184,17 @@ impl Ingress {
             // Request ids need to differ between processes only as far as a reader of logs cares.
             prefix = clock.now().as_millis().to_be_bytes();
         }
+        let budget = |max| Budget::new(max, Arc::clone(&limits.shares));
         Arc::new(Self {
             policies: PolicyCache::new(&broker, clock.clone()),
             rates: Rates::new(clock.clone()),
-            body_bytes: Budget::new(limits.body_bytes),
-            requests: Budget::new(limits.requests),
+            body_bytes: budget(limits.body_bytes),
+            answers: budget(limits.answer_bytes),
+            requests: budget(limits.requests),
+            proven: budget(limits.connections),
+            pools: Pools::new(&limits),
             refusals: Refusals::default(),
-            followers: Budget::new(limits.followers),
+            followers: budget(limits.followers),
             events: Arc::default(),
             request_prefix: u64::from_be_bytes(prefix),
             request_count: AtomicU64::new(0),
@@ -170,6 +209,18 @@ impl Ingress {
     #[must_use]
     pub fn byte_budget(&self) -> Arc<Budget> {
         Arc::clone(&self.body_bytes)
+    }
+
+    /// The budget over all answers that are not read yet, for an ingress of another protocol in the same process.
+    #[must_use]
+    pub fn answer_budget(&self) -> Arc<Budget> {
+        Arc::clone(&self.answers)
+    }
+
+    /// Connections on which somebody was authenticated, and those on which nobody was yet.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        self.pools.counts()
     }
 
     /// How fast each client submits, for an ingress of another protocol in the same process.

@@ -10,20 +10,37 @@ use relay_bridge::contract::{JobId, QueueName};
 
 use super::Served;
 use super::answer::Refusal;
+use super::connection::Peer;
 use crate::api::{DurationText, Slug, header};
 use crate::auth::{Caller, Refused};
 use crate::ingress::headers::single;
+
+/// Who the gate found the caller to be, on the way to the handler.
+#[derive(Clone)]
+pub(super) struct Identified(pub(super) Result<Caller, Refusal>);
 
 impl FromRequestParts<Arc<Served>> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, served: &Arc<Served>) -> Result<Self, Refusal> {
-        caller(served, &parts.headers)
+        match parts.extensions.remove() {
+            Some(Identified(identified)) => identified,
+            None => identify(served, &parts.headers),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<Served>> for Peer {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Served>) -> Result<Self, Refusal> {
+        let peer = parts.extensions.remove();
+        peer.ok_or_else(|| Refusal::new(Slug::Internal, "the request came past the gate: tell the operator of relay"))
     }
 }
 
 /// The caller of a request.
-pub(super) fn caller(served: &Served, headers: &HeaderMap) -> Result<Caller, Refusal> {
+pub(super) fn identify(served: &Served, headers: &HeaderMap) -> Result<Caller, Refusal> {
     let authorization = single(headers, "authorization")?;
     let named = single(headers, header::CLIENT)?;
     served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {

@@ -6,15 +6,16 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode, Uri};
 use relay_bridge::contract::{ClientId, JobId};
-use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::{Lookup, PAGE_ENTRIES_MAX, Page, Reset, ResultFilter, Start};
+use relay_bridge::result_log::{Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Reset, ResultFilter, Start};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::answer::{self, Answer, Refusal};
+use super::connection::Peer;
 use super::page::Entries;
 use super::request::{self, Parameters};
+use super::room::Room;
 use super::{Served, follow, sse};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{JobView, Problem, ResultView, ResultsPage, header, schema};
@@ -53,14 +54,16 @@ const PAGES_MAX: u32 = 20;
 )]
 pub(super) async fn of_job(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
     let wait_for = Parameters::read(&uri, &["wait"])?.wait(served.ingress.limits.wait_max)?;
     let id = request::job_id(&id)?;
-    match wait(&served, &caller.client, id, wait_for).await? {
-        Lookup::Finished(finished) => answer::result(*finished),
+    let (found, room) = wait(&served, &peer, &caller.client, id, wait_for).await?;
+    match found {
+        Lookup::Finished(finished) => Ok(answer::within(answer::result(*finished)?, room)),
         Lookup::Open(status) => {
             answer::json(StatusCode::ACCEPTED, &jobs::view(&served.ingress.policies, &status).await)
         }
@@ -68,21 +71,40 @@ pub(super) async fn of_job(
     }
 }
 
-/// Where the job stands after at most `wait`, or at the beginning of a drain.
+/// Where the job stands after at most `wait`, or at the beginning of a drain, and the room that the result takes.
+///
+/// A wait holds no room. One that ends has its result in hand, as all have that wait for the same job; if there is no room for it,
+/// it is read again once there is.
 pub(super) async fn wait(
     served: &Served,
+    peer: &Peer,
     client: &ClientId,
     job: JobId,
     wait: Duration,
-) -> Result<Lookup, BrokerError> {
-    let results = &served.ingress.broker.results;
+) -> Result<(Lookup, Room), Refusal> {
+    let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
     if !wait.is_zero() {
-        tokio::select! {
-            found = results.wait(client, job, wait) => return found,
-            () = served.shutdown.cancelled() => {}
+        let found = tokio::select! {
+            found = results.wait(client, job, wait) => Some(found?),
+            () = served.shutdown.cancelled() => None,
+        };
+        if let Some(found) = found
+            && let Some(room) = peer.room_now(ingress, size(&found))
+        {
+            return Ok((found, room));
         }
     }
-    results.lookup(client, job).await
+    let room = peer.room(ingress, ingress.policies.result_max().await?).await?;
+    let found = results.lookup(client, job).await?;
+    let room = room.fitted(usize::try_from(size(&found)).unwrap_or(usize::MAX));
+    Ok((found, room))
+}
+
+fn size(found: &Lookup) -> u64 {
+    match found {
+        Lookup::Finished(finished) => finished.result.payload.len() as u64,
+        _ => 0,
+    }
 }
 
 /// Read results
@@ -108,7 +130,13 @@ pub(super) async fn wait(
         (schema::Events = "text/event-stream"),
     ))),
 )]
-pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri: Uri, headers: HeaderMap) -> Answer {
+pub(super) async fn list(
+    State(served): State<Arc<Served>>,
+    peer: Peer,
+    caller: Caller,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
     let streamed = sse::is_wanted(&headers);
     let allowed = ["after", "queue", "key_prefix", "wait", "limit"];
     let parameters = Parameters::read(&uri, if streamed { &allowed[..3] } else { &allowed })?;
@@ -122,12 +150,12 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         let seen = single(&headers, header::LAST_EVENT_ID)?.filter(|id| !id.is_empty());
         let (name, after) = seen.map_or(after, |id| ("header Last-Event-ID", Some(id)));
         let start = outcome::start(&caller.client, name, after)?;
-        return follow::follow(served, caller.client, filter, start).await;
+        return follow::follow(served, peer, caller.client, filter, start).await;
     }
     let start = outcome::start(&caller.client, after.0, after.1)?;
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
-    let page = read(&served, &caller.client, start, &filter, limit, wait).await?;
+    let (page, room) = read(&served, &peer, &caller.client, (start, wait), &filter, limit).await?;
     let (mut entries, mut next) = (Entries::default(), page.next);
     let mut before = None;
     for finished in &page.entries {
@@ -139,7 +167,8 @@ pub(super) async fn list(State(served): State<Arc<Served>>, caller: Caller, uri:
         before = Some(finished.cursor.clone());
     }
     let (entries, next) = (entries.into_written(), next.to_string());
-    answer::json(StatusCode::OK, &WrittenPage { reset: page.reset, entries, next })
+    let answer = answer::json(StatusCode::OK, &WrittenPage { reset: page.reset, entries, next })?;
+    Ok(answer::within(answer, room))
 }
 
 /// A [`ResultsPage`] whose entries are JSON already.
@@ -150,28 +179,39 @@ struct WrittenPage {
     next: String,
 }
 
-/// One page of the results that `filter` wants. It may be short, or empty with a `next` that has moved on.
+/// One page of the results that `filter` wants, and the room that it takes. It may be short, or empty with a `next` that has
+/// moved on. Like [`wait`], it holds no room while it waits.
 async fn read(
     served: &Served,
+    peer: &Peer,
     client: &ClientId,
-    mut start: Start,
+    (mut start, wait): (Start, Duration),
     filter: &ResultFilter,
     limit: u32,
-    wait: Duration,
-) -> Result<Page, BrokerError> {
-    let results = &served.ingress.broker.results;
+) -> Result<(Page, Room), Refusal> {
+    let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
     let until = Instant::now() + wait;
+    // The payloads, or one that is larger, and the page as it is sent.
+    let most = (PAGE_BYTES_MAX as u64).max(ingress.policies.result_max().await?) + PAGE_BYTES_MAX as u64;
     for round in 1.. {
         let left = until.saturating_duration_since(Instant::now());
-        let page = tokio::select! {
-            page = results.page(client, &start, filter, limit, left) => page?,
-            () = served.shutdown.cancelled() => results.page(client, &start, filter, limit, Duration::ZERO).await?,
+        let news = tokio::select! {
+            news = results.page(client, &start, filter, limit, left), if !left.is_zero() => Some(news?),
+            () = served.shutdown.cancelled(), if !left.is_zero() => None,
+            else => None,
+        };
+        let (page, room) = match news.and_then(|page| Some((page, peer.room_now(ingress, most)?))) {
+            Some(read) => read,
+            None => {
+                let room = peer.room(ingress, most).await?;
+                (results.page(client, &start, filter, limit, Duration::ZERO).await?, room)
+            }
         };
         // A wait also ends with a result that the filter leaves out: then there may be time left to wait for another.
         let has_passed = !filter.wants_all() && start != Start::After(page.next.clone());
         let is_over = left.is_zero() || served.shutdown.is_cancelled() || round >= PAGES_MAX;
         if !page.entries.is_empty() || page.reset.is_some() || !has_passed || is_over {
-            return Ok(page);
+            return Ok((page, room));
         }
         start = Start::After(page.next);
     }

@@ -3,8 +3,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,15 +13,17 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::activity::Activity;
+use super::connection::Connection;
 use super::hyper::bare_answers::Described;
-use super::{Ingress, Limits, Served, gate, routes};
+use super::pools::Member;
+use super::{Ingress, Limits, Served, gate, held, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -28,16 +31,22 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// The bytes that hyper itself reads of a head: more than [`Limits`] allow, so that the refusal is a problem document.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The bytes that are read of a head beyond the limit, so that the refusal is a problem document.
+const HEAD_BYTES_MORE: usize = 4 * 1024;
+/// The least that hyper reads at a time.
+const HEAD_BYTES_MIN: usize = 8 * 1024;
 /// The headers that hyper takes if it is not asked for more. Asked for any other number, it fills two tables of that size
 /// on the heap for every request.
 const HEADERS_DEFAULT: usize = 100;
 const HEADERS_MAX: usize = 256;
-/// The bytes that an HTTP/2 peer may send ahead of the handlers, per connection and per stream: outside the byte
-/// budget.
-const CONNECTION_WINDOW: u32 = 512 * 1024;
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// The bytes that an HTTP/2 peer may send ahead of the handlers, per connection and so per stream: outside the byte budget.
+/// Hyper knows no way to raise it once a caller is authenticated.
+const WINDOW: u32 = 64 * 1024;
+/// How long a connection that was asked to leave may take to finish what it has.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// The bytes that the system takes of answers that a peer has not read, per connection; Linux doubles it. By itself it takes as
+/// much as 4 MiB, which counts for the memory of a container.
+const SEND_BUFFER: usize = 128 * 1024;
 /// The bytes that are kept for an HTTP/2 stream whose peer does not read.
 const SEND_BYTES_MAX: usize = 64 * 1024;
 
@@ -52,6 +61,10 @@ pub async fn serve(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
+    // Connections inherit it from their listener.
+    if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER) {
+        warn!(%error, "the system's buffers of connections have another size");
+    }
     let tasks = TaskTracker::new();
     let connections = Connections::new(Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() }));
     shutdown.run_until_cancelled(connections.accept(&listener)).await;
@@ -71,7 +84,6 @@ struct Connections {
     served: Arc<Served>,
     router: Router,
     builder: Builder<Tracked>,
-    slots: Arc<Semaphore>,
     /// Cancelled when the drain's time is over.
     kill: CancellationToken,
 }
@@ -79,11 +91,9 @@ struct Connections {
 impl Connections {
     fn new(served: Arc<Served>) -> Self {
         let (tasks, kill) = (served.tasks.clone(), CancellationToken::new());
-        let limits = &served.ingress.limits;
         Self {
             router: routes::router(Arc::clone(&served)),
-            builder: builder(limits, Tracked { tasks, kill: kill.clone() }),
-            slots: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
+            builder: builder(&served.ingress.limits, Tracked { tasks, kill: kill.clone() }),
             served,
             kill,
         }
@@ -93,10 +103,8 @@ impl Connections {
     async fn accept(&self, listener: &TcpListener) {
         let mut pause = PAUSE_MIN;
         loop {
-            // Before the accept: beyond the cap, peers wait in the listen queue and cost nothing here.
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) if is_of_the_peer(&error) => continue,
                 Err(error) => {
                     warn!(%error, pause_ms = pause.as_millis(), "can't accept a connection; trying again");
@@ -106,58 +114,110 @@ impl Connections {
                 }
             };
             pause = PAUSE_MIN;
-            self.served.tasks.spawn(self.connection(stream, slot));
+            // This one waits unread, and the ones behind it in the listen queue, where they cost nothing here.
+            match self.served.ingress.pools.enter(peer.ip()).await {
+                Some(member) => drop(self.served.tasks.spawn(self.connection(stream, member))),
+                None => debug!(%peer, "there are as many connections from this address as may be"),
+            }
         }
     }
 
-    /// Serves `stream`, and gives its `slot` back at the end. Not wrapped in another future, which would take its size again.
-    fn connection(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> impl Future<Output = ()> + Send + 'static {
+    /// Serves `stream`, and gives its place back at the end. Not wrapped in another future, which would take its size again.
+    fn connection(&self, stream: TcpStream, member: Member) -> impl Future<Output = ()> + Send + 'static {
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
         async move {
-            let _slot = slot;
+            let connection = Arc::clone(&member.connection);
             // Small answers must not wait for a delayed acknowledgement of the ones before.
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "can't set TCP_NODELAY");
             }
-            let Limits { first_request, idle, .. } = served.ingress.limits;
-            let activity = Arc::new(Activity::new());
-            let described = Arc::clone(&served);
+            let mut guard = Guard::new(Arc::clone(&connection), &served.ingress.limits);
+            let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
-                let activity = Arc::clone(&activity);
+                let connection = Arc::clone(&connection);
                 service_fn(move |request| {
-                    let (running, activity) = (activity.begin(), Arc::clone(&activity));
+                    let (running, connection) = (connection.begin(), Arc::clone(&connection));
                     let (served, router) = (Arc::clone(&served), router.clone());
                     async move {
-                        let response = gate::handle(served, router, request).await;
+                        let (response, place) = gate::handle(served, router, request, &connection).await;
+                        let response = held::hold(response, &connection, place);
                         drop(running);
-                        Ok::<_, Infallible>(response.map(|body| activity.attend(body)))
+                        Ok::<_, Infallible>(response)
                     }
                 })
             };
-            let stream = TokioIo::new(Described::new(stream, described));
-            let mut connection = pin!(builder.serve_connection(stream, service));
-            let mut ends = pin!(async {
-                let silent = kill.run_until_cancelled(activity.silence(first_request, idle)).await;
-                if silent.is_some() {
-                    debug!("a silent peer's connection is dropped");
-                }
-            });
-            let mut draining = false;
+            let mut http = pin!(builder.serve_connection(TokioIo::new(described), service));
+            let mut silent = pin!(kill.run_until_cancelled(guard.silence()));
+            let mut leaving = false;
             let ended = loop {
                 tokio::select! {
                     biased;
-                    () = shutdown.cancelled(), if !draining => {
-                        draining = true;
-                        connection.as_mut().graceful_shutdown();
+                    () = shutdown.cancelled(), if !leaving => {
+                        leaving = true;
+                        http.as_mut().graceful_shutdown();
                     }
-                    ended = connection.as_mut() => break ended,
-                    () = &mut ends => break Ok(()),
+                    () = connection.leaves.cancelled(), if !leaving => {
+                        leaving = true;
+                        http.as_mut().graceful_shutdown();
+                    }
+                    ended = http.as_mut() => break ended,
+                    ended = silent.as_mut() => {
+                        if ended.is_some() {
+                            debug!("a silent peer's connection is dropped");
+                        }
+                        break Ok(());
+                    }
                 }
             };
             if let Err(error) = ended {
                 debug!(error, "a connection ended with an error");
             }
+        }
+    }
+}
+
+/// Ends a connection on which nothing happens. One timer, which looks again when it fires, instead of one that every request
+/// resets. Hyper has no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings and
+/// ask nothing, and none for peers that do not read their answers: <https://github.com/hyperium/hyper/issues/3756>.
+struct Guard {
+    connection: Arc<Connection>,
+    first: Duration,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    head: u64,
+    /// When a connection that was asked to leave is cut off.
+    leaves: Option<Instant>,
+}
+
+impl Guard {
+    fn new(connection: Arc<Connection>, limits: &Limits) -> Self {
+        let (first, idle) = (limits.first_request, limits.idle);
+        Self { connection, first, idle, timer: Box::pin(tokio::time::sleep(first.min(idle))), head: 0, leaves: None }
+    }
+
+    /// Ends when the connection is to be dropped.
+    async fn silence(&mut self) {
+        std::future::poll_fn(|context| self.poll(context)).await;
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.leaves.is_none() && self.connection.leaves.is_cancelled() {
+            self.leaves = Some(Instant::now() + LEAVE_WITHIN);
+            self.head = u64::MAX;
+        }
+        let head = self.connection.head();
+        let mut look = self.head != head;
+        loop {
+            if look {
+                self.head = head;
+                let until = self.connection.silent_until(self.first, self.idle);
+                let until = until.map(|until| self.leaves.map_or(until, |leaves| leaves.min(until)));
+                let Some(until) = until.filter(|until| *until > Instant::now()) else { return Poll::Ready(()) };
+                self.timer.as_mut().reset(until);
+            }
+            ready!(self.timer.as_mut().poll(context));
+            look = true;
         }
     }
 }
@@ -173,13 +233,14 @@ fn is_of_the_peer(error: &io::Error) -> bool {
 
 fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
     let mut builder = Builder::new(executor);
+    let head_bytes = limits.header_bytes.saturating_add(HEAD_BYTES_MORE).max(HEAD_BYTES_MIN);
     // Half-closed connections are dropped: a client that is gone must not hold a wait until its end.
     builder
         .http1()
         .timer(TokioTimer::new())
-        // `Activity` bounds the time for a head, without a timer for each request.
+        // `Connection` bounds the time for a head, without a timer for each request.
         .header_read_timeout(None)
-        .max_buf_size(HEAD_BYTES_MAX)
+        .max_buf_size(head_bytes)
         .half_close(false);
     if limits.headers > HEADERS_DEFAULT {
         builder.http1().max_headers(HEADERS_MAX);
@@ -188,10 +249,10 @@ fn builder(limits: &Limits, executor: Tracked) -> Builder<Tracked> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(WINDOW)
         .max_send_buf_size(SEND_BYTES_MAX)
-        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
@@ -210,9 +271,10 @@ where
     F::Output: Send,
 {
     fn execute(&self, task: F) {
-        let kill = self.kill.clone();
-        self.tasks.spawn(async move {
-            kill.run_until_cancelled(task).await;
-        });
+        // A token of its own: an answer that its peer does not take ends alone.
+        let own = self.kill.child_token();
+        self.tasks.spawn(held::STREAM.scope(own.clone(), async move {
+            own.run_until_cancelled(task).await;
+        }));
     }
 }

@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Served;
 use super::answer::Refusal;
-use crate::api::Slug;
+use super::connection::Peer;
+use super::held::Streamed;
 use crate::ingress::budget::Share;
+use crate::ingress::refusal::scarce;
 
 /// The content type of a stream.
 pub(super) const EVENT_STREAM: &str = "text/event-stream";
@@ -55,6 +57,7 @@ pub(super) fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Resp
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
     // This header asks nginx not to collect events before it passes them on.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response.extensions_mut().insert(Streamed);
     response
 }
 
@@ -81,14 +84,11 @@ impl Pulse {
     /// The pulse of a new stream.
     ///
     /// # Errors
-    /// `overloaded` if there are as many streams as relay serves.
-    pub(super) fn start(served: &Served) -> Result<Self, Refusal> {
+    /// `overloaded` if there are as many streams as relay serves, `rate-limited` if the caller has its share of them.
+    pub(super) fn start(served: &Served, peer: &Peer) -> Result<Self, Refusal> {
         let limits = &served.ingress.limits;
-        let place = served.ingress.followers.take(1).ok_or_else(|| {
-            let detail =
-                "relay serves as many streams as it can: try again after Retry-After, or read pages with `wait`";
-            Refusal::new(Slug::Overloaded, detail)
-        })?;
+        let place = served.ingress.followers.take(&peer.owner, 1);
+        let place = place.map_err(|full| Refusal::full(full, scarce::STREAMS))?;
         // Between 0.8 and 1.2 times as long: streams that began together do not end together.
         let life = limits.follow_for.mul_f64(0.8 + 0.4 * random());
         let mut ping = tokio::time::interval_at(Instant::now() + limits.ping_every, limits.ping_every);

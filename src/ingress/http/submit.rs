@@ -16,6 +16,7 @@ use relay_bridge::result_log::{Finished, Lookup};
 use tokio::time::Instant;
 
 use super::answer::{self, Answer, Refusal};
+use super::connection::Peer;
 use super::prefer::Preference;
 use super::request::{self, Parameters};
 use super::{Served, body, results};
@@ -40,15 +41,14 @@ fn plain_queue(head: &Parts) -> Option<&str> {
 }
 
 /// Takes a submission for which [`is_plain`] holds.
-pub(super) async fn submit<B>(served: &Arc<Served>, head: Parts, body: B) -> Answer
+pub(super) async fn submit<B>(served: &Arc<Served>, (peer, caller): (Peer, Caller), head: Parts, body: B) -> Answer
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let caller = request::caller(served, &head.headers)?;
     let asked = Asked::read(served, caller, plain_queue(&head).unwrap_or_default(), &head)?;
     // The head's texts are slices of the connection's buffer, which can be used again only without them.
     drop(head);
-    accept(served, asked, body).await
+    accept(served, &peer, asked, body).await
 }
 
 /// Submit a job
@@ -90,6 +90,7 @@ where
 )]
 pub(super) async fn routed(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(queue): Path<String>,
     request: Request,
@@ -97,7 +98,7 @@ pub(super) async fn routed(
     let (head, body) = request.into_parts();
     let asked = Asked::read(&served, caller, &queue, &head)?;
     drop(head);
-    accept(&served, asked, body).await
+    accept(&served, &peer, asked, body).await
 }
 
 /// The contents of a submission's head.
@@ -118,7 +119,7 @@ impl Asked {
     }
 }
 
-async fn accept<B>(served: &Served, asked: Asked, body: B) -> Answer
+async fn accept<B>(served: &Served, peer: &Peer, asked: Asked, body: B) -> Answer
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -126,8 +127,8 @@ where
     let policy = jobs::policy(&served.ingress.policies, &queue).await?;
     jobs::admit((&policy, &served.ingress.rates), &client, &queue, headers.content_type())?;
 
-    let body =
-        body::read(&served.ingress, body, policy.payload_max.min(served.ingress.limits.body_bytes as u64)).await?;
+    let body = body::read(&served.ingress, peer, body, policy.payload_max.min(served.ingress.limits.body_bytes as u64))
+        .await?;
     let (payload, budget) = body.into_parts();
     let submission = headers.submission(client, queue, payload);
     let job = submission.accept(&policy, served.ingress.clock.now());
@@ -161,7 +162,7 @@ where
             None => ahead.await,
         }
     };
-    let mut response = answer(served, &status, replayed, preference, heard).await?;
+    let mut response = answer((served, peer), &status, replayed, preference, heard).await?;
     if let Some(applied) = preference.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
         response.headers_mut().insert(header::PREFERENCE_APPLIED, applied);
     }
@@ -171,7 +172,7 @@ where
 /// The result, if it is asked for and comes in time, else the receipt. `ahead` hears of it if the job is a new one. From
 /// here on the job is accepted: nothing that goes wrong may look as if it were not.
 async fn answer(
-    served: &Served,
+    (served, peer): (&Served, &Peer),
     status: &JobStatus,
     replayed: bool,
     preference: Preference,
@@ -186,22 +187,30 @@ async fn answer(
         heard = heard => heard.ok().flatten(),
         () = served.shutdown.cancelled() => None,
     };
-    let found = match heard.filter(|heard| heard.result.run_id >= status.run_id) {
-        Some(finished) => Ok(Lookup::Finished(finished)),
-        None => results::wait(served, &status.client, status.job_id, wait.saturating_sub(begun.elapsed())).await,
+    let heard = heard.filter(|heard| heard.result.run_id >= status.run_id).and_then(|heard| {
+        let room = peer.room_now(&served.ingress, heard.result.payload.len() as u64)?;
+        Some((Lookup::Finished(heard), room))
+    });
+    let found = match heard {
+        Some(found) => Ok(found),
+        None => {
+            let left = wait.saturating_sub(begun.elapsed());
+            results::wait(served, peer, &status.client, status.job_id, left).await
+        }
     };
     match found {
         // One who did not wait for it gets the receipt: a retry does not look like a failure.
-        Ok(Lookup::Finished(finished)) if !finished.erased || !wait.is_zero() => {
-            let mut response = answer::result(*finished)?;
+        Ok((Lookup::Finished(finished), room)) if !finished.erased || !wait.is_zero() => {
+            let mut response = answer::within(answer::result(*finished)?, room);
             answer::point_to(response.headers_mut(), status.job_id);
             answer::mark_replayed(response.headers_mut(), replayed);
             Ok(response)
         }
-        Ok(Lookup::Open(now)) => Ok(answer::accepted(&now, replayed)),
+        Ok((Lookup::Open(now), _)) => Ok(answer::accepted(&now, replayed)),
         Ok(_) => Ok(answer::accepted(status, replayed)),
-        Err(error) => {
-            tracing::warn!(%error, job_id = %status.job_id, "waiting for a result failed; answered with the receipt");
+        Err(Refusal(problem)) => {
+            let (job_id, why) = (status.job_id, &problem.detail);
+            tracing::warn!(%job_id, why, "waiting for a result failed; answered with the receipt");
             Ok(answer::accepted(status, replayed))
         }
     }

@@ -15,6 +15,7 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Lookup;
 
 use super::answer::{Answer, Refusal};
+use super::connection::Peer;
 use super::request::{self, Parameters};
 use super::sse::{self, Beat, Pulse};
 use super::{Ingress, Served};
@@ -56,6 +57,7 @@ struct Watcher {
 )]
 pub(super) async fn events(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
@@ -63,7 +65,7 @@ pub(super) async fn events(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job_id(&id)?;
-    let pulse = Pulse::start(&served)?;
+    let pulse = Pulse::start(&served, &peer)?;
     // Before the look-up, so that nothing falls between the two.
     let watch = served.ingress.events.watch(id);
     let Ingress { broker, policies, clock, .. } = &*served.ingress;
@@ -211,10 +213,14 @@ mod tests {
     use relay_bridge::result_log::Finished;
     use relay_embedded::{Embedded, EmbeddedConfig};
 
+    use std::net::IpAddr;
+
     use super::super::Limits;
+    use super::super::connection::Connection;
     use super::*;
     use crate::api::testing;
     use crate::auth::Authenticator;
+    use crate::ingress::clients::Owner;
 
     /// One who watches a job, and the result that the job will have.
     async fn watcher() -> (Watcher, Finished) {
@@ -222,11 +228,13 @@ mod tests {
         let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
         let served = Served { ingress, shutdown: Default::default(), tasks: Default::default() };
         let finished = testing::finished("text/plain", Vec::new());
+        let connection = Connection::new(1, IpAddr::from([127, 0, 0, 1]));
+        let peer = Peer { owner: Owner::Connection(connection.id), connection };
         let watcher = Watcher {
             client: finished.result.client.clone(),
             job: JobView::of_result(&finished.result, None, None).receipt,
             attempt: 0,
-            pulse: Pulse::start(&served).unwrap(),
+            pulse: Pulse::start(&served, &peer).unwrap(),
             watch: served.ingress.events.watch(finished.result.job_id),
             ready: VecDeque::new(),
             waiting: None,

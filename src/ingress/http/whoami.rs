@@ -8,11 +8,13 @@ use relay_bridge::contract::ids::KEY_BYTES_MAX;
 use relay_bridge::contract::job::{DELAY_MAX, META_BYTES_MAX};
 
 use super::answer::{self, Answer, Refusal};
+use super::connection::Peer;
 use super::request::Parameters;
 use super::{Ingress, Served};
 use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
-use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, Whoami};
+use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
 use crate::auth::{Authenticated, Caller};
+use crate::ingress::budget::Budget;
 
 /// Queues that are described at most.
 const QUEUES_MAX: usize = 100;
@@ -24,7 +26,7 @@ const QUEUES_MAX: usize = 100;
     get, path = "/v1/whoami", tag = "caller", operation_id = "whoami",
     responses((status = 200, description = "The caller.", body = Whoami)),
 )]
-pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, uri: Uri) -> Answer {
+pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
     let queue_limits = queue_limits(&served, &caller).await?;
@@ -49,12 +51,24 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, caller: Caller, ur
             headers_max: ingress.limits.headers as u64,
             header_bytes_max: ingress.limits.header_bytes as u64,
             meta_bytes_max: META_BYTES_MAX as u64,
+            share: share(ingress, &peer),
         },
         queue_limits,
         server_time: ingress.clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     answer::json(StatusCode::OK, &body)
+}
+
+fn share(ingress: &Ingress, peer: &Peer) -> ShareView {
+    let of = |budget: &Budget| budget.share_of(&peer.owner) as u64;
+    ShareView {
+        requests: of(&ingress.requests),
+        connections: of(&ingress.proven),
+        streams: of(&ingress.followers),
+        body_bytes: of(&ingress.body_bytes),
+        answer_bytes: of(&ingress.answers),
+    }
 }
 
 /// The limits of the caller in the queues that it may use. A broker may have to look for each, so they are few.

@@ -20,9 +20,10 @@ use super::subject::{self, Address, Endpoint};
 use super::wait::{self, Wait, Waiting};
 use super::{jobs, request, results};
 use crate::api::{Problem, Slug, header};
-use crate::ingress::budget::Share;
+use crate::ingress::budget::{Full, Share};
+use crate::ingress::clients::Owner;
 use crate::ingress::headers::trace_id;
-use crate::ingress::refusal::Refusal;
+use crate::ingress::refusal::{Refusal, scarce};
 
 /// A request as its endpoint sees it.
 pub(super) struct Asked {
@@ -65,13 +66,11 @@ impl Visit {
     }
 
     /// Refuses the request without looking at it. Whether the connection took that within `patience`.
-    pub(super) async fn turn_away(self, patience: Duration) -> bool {
-        let detail =
-            "relay has as many requests in hand as it takes; nothing was done: send it again after Retry-After";
+    pub(super) async fn turn_away(self, full: Full, patience: Duration) -> bool {
         let id = self.desk.ingress.mint_request_id();
         match self.outbox() {
             Ok(outbox) => {
-                let refusal = Refusal::new(Slug::Overloaded, detail);
+                let refusal = Refusal::full(full, scarce::REQUESTS);
                 self.desk.answer_within(patience, &outbox, &id, Err(refusal)).await
             }
             Err(refusal) => {
@@ -94,7 +93,7 @@ impl Visit {
             Ok(Step::Waits(wait)) => {
                 let Self { desk, drain, .. } = self;
                 let desk = Desk { until_wait: Some(desk.came.elapsed()), ..desk };
-                let counted = desk.ingress.waiting.take(1);
+                let counted = desk.ingress.waiting.take(&Owner::Anybody, 1).ok();
                 return Some(Box::new(Waiting { desk, outbox, id, wait, drain, counted }));
             }
             Ok(Step::Answered(reply)) => self.desk.answer(&outbox, &id, Ok(reply)).await,
@@ -109,7 +108,9 @@ impl Visit {
     async fn step(&self, outbox: &Outbox, id: &str, share: &mut Option<Share>) -> Result<Step, Option<Refusal>> {
         let asked = self.read()?;
         Span::current().record("trace_id", trace_id(&asked.headers));
-        *share = Some(self.desk.ingress.bytes.take(asked.body.len() as u64).ok_or_else(Refusal::too_many_bytes)?);
+        let owner = self.desk.ingress.owner(&asked.client);
+        let taken = self.desk.ingress.bytes.take(&owner, asked.body.len() as u64);
+        *share = Some(taken.map_err(|full| Refusal::full(full, scarce::BODIES))?);
         let work = AssertUnwindSafe(self.work(&asked, outbox)).catch_unwind();
         let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, asked.begun.get().copied()))) };
         if self.desk.endpoint == Endpoint::Results {

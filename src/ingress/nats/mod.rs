@@ -16,14 +16,16 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::ClientId;
 use relay_bridge::policy_cache::PolicyCache;
 
 use super::budget::Budget;
+use super::clients::{ClientShares, Owner};
 use super::rates::Rates;
 use super::refusals::Refusals;
 
@@ -53,6 +55,9 @@ use stats::Service;
 pub struct Limits {
     /// Requests in flight; beyond it 503 `overloaded`. Default 4,096.
     pub requests: usize,
+    /// How many of these one client may have. Where NATS does not keep clients apart, all of them together have one client's.
+    /// Default: all.
+    pub shares: Arc<ClientShares>,
     /// `relay.results` requests that read at a time, each with a page of at most 1 MiB in hand; others wait, and are
     /// `overloaded` after `answer_within`. Default 16.
     pub readers: usize,
@@ -79,6 +84,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             requests: 4_096,
+            shares: ClientShares::undivided(),
             readers: 16,
             readers_per_client: 4,
             waits: 10_000,
@@ -99,12 +105,15 @@ pub struct Ingress {
     limits: Limits,
     clock: Clock,
     bytes: Arc<Budget>,
+    answers: Arc<Budget>,
     requests: Arc<Budget>,
     refusals: Refusals,
     readers: Readers,
     waits: Arc<Places>,
     /// Requests that are nothing but a wait any more: `waits` bounds them.
     waiting: Arc<Budget>,
+    /// Whether NATS keeps clients apart, as far as relay can see.
+    keeps_apart: AtomicBool,
     service: Service,
     request_count: AtomicU64,
 }
@@ -116,9 +125,16 @@ impl fmt::Debug for Ingress {
 }
 
 impl Ingress {
-    /// An ingress to `broker`. All bodies in flight share `bytes`, and `rates` counts submissions at any ingress.
+    /// An ingress to `broker`. All bodies in flight share `bytes`, all answers `answers`, and `rates` counts submissions at
+    /// any ingress.
     #[must_use]
-    pub fn new(broker: Broker, limits: Limits, bytes: Arc<Budget>, rates: Arc<Rates>, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        broker: Broker,
+        limits: Limits,
+        (bytes, answers): (Arc<Budget>, Arc<Budget>),
+        rates: Arc<Rates>,
+        clock: Clock,
+    ) -> Arc<Self> {
         let mut random = [0; 11];
         if getrandom::fill(&mut random).is_err() {
             // An id needs to differ from those of other replicas only.
@@ -127,11 +143,12 @@ impl Ingress {
         let id = random.iter().map(|byte| format!("{byte:02x}")).collect();
         Arc::new(Self {
             policies: PolicyCache::new(&broker, clock.clone()),
-            requests: Budget::new(limits.requests.max(1)),
+            requests: Budget::new(limits.requests.max(1), Arc::clone(&limits.shares)),
             refusals: Refusals::default(),
             readers: Readers::new(&limits),
             waits: Places::new(&limits),
-            waiting: Budget::new(usize::MAX),
+            waiting: Budget::new(usize::MAX, ClientShares::undivided()),
+            keeps_apart: AtomicBool::new(false),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             request_count: AtomicU64::new(0),
             broker,
@@ -139,6 +156,7 @@ impl Ingress {
             limits,
             clock,
             bytes,
+            answers,
         })
     }
 
@@ -146,6 +164,14 @@ impl Ingress {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.service.id
+    }
+
+    /// Whose share a request of `client` takes.
+    fn owner(&self, client: &ClientId) -> Owner {
+        match self.keeps_apart.load(Ordering::Relaxed) {
+            true => Owner::Client(client.clone()),
+            false => Owner::Anybody,
+        }
     }
 
     /// How often which problem was the answer.

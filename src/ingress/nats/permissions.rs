@@ -1,6 +1,7 @@
 //! Whether NATS keeps clients apart, as far as relay can see.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -23,6 +24,7 @@ pub(super) async fn say_who_is_who(client: Client, ingress: Arc<Ingress>) {
     let restricted = answer.is_ok_and(|answer| {
         serde_json::from_slice::<UserInfo>(&answer.payload).is_ok_and(|info| info.data.permissions.is_some())
     });
+    ingress.keeps_apart.store(client.server_info().auth_required && restricted, Ordering::Relaxed);
     if !client.server_info().auth_required {
         warn!(
             "this NATS server has no users, so everybody who reaches it can act as any client; \

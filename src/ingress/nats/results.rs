@@ -1,7 +1,7 @@
 //! `relay.result`: the raw result of one job. `relay.results`: all of a client's after a cursor, a message each.
 
 use relay_bridge::contract::job::meta;
-use relay_bridge::contract::{JobId, JobResult, JobStatus};
+use relay_bridge::contract::{ClientId, JobId, JobResult, JobStatus};
 use relay_bridge::result_log::{Finished, Lookup, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Reset, ResultFilter, Start};
 use std::time::Duration;
 
@@ -11,9 +11,10 @@ use super::gate::{Answer, Asked, Step};
 use super::request;
 use super::wait::Wait;
 use crate::api::{Problem, ResultView, Slug, fit, header};
+use crate::ingress::budget::Share;
 use crate::ingress::headers::single;
 use crate::ingress::outcome;
-use crate::ingress::refusal::Refusal;
+use crate::ingress::refusal::{Refusal, scarce};
 
 /// The content type of a result's entry: the JSON that lists of results have.
 const ENTRY_CONTENT_TYPE: &str = "application/vnd.relay.result+json";
@@ -21,6 +22,8 @@ const ENTRY_CONTENT_TYPE: &str = "application/vnd.relay.result+json";
 const LIMIT_DEFAULT: u32 = 100;
 /// Results for one request at most.
 const LIMIT_MAX: u32 = 1_000;
+/// How long an answer waits for its room.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes of bodies after which an answer ends. NATS hangs up on a reader of which more than `max_pending`, 64 MiB unless
 /// configured, wait to be read.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
@@ -33,13 +36,26 @@ pub(super) async fn one(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Re
     {
         return Ok(Wait::of_result(asked.client.clone(), id, span, place));
     }
-    told(ingress, outbox, ingress.broker.results.lookup(&asked.client, id).await?).map(Step::Answered)
+    let room = room(ingress, &asked.client, ingress.policies.result_max().await?).await?;
+    match ingress.broker.results.lookup(&asked.client, id).await? {
+        Lookup::Finished(finished) => within(outbox, *finished, room).map(Step::Answered),
+        found => told(ingress, outbox, &asked.client, found).map(Step::Answered),
+    }
+}
+
+/// Room for an answer of `bytes` to `client`, in its time.
+///
+/// # Errors
+/// `overloaded`, `rate-limited`
+async fn room(ingress: &Ingress, client: &ClientId, bytes: u64) -> Result<Share, Refusal> {
+    let room = ingress.answers.reserve(&ingress.owner(client), bytes, Some(ROOM_WITHIN)).await;
+    room.map_err(|full| Refusal::full(full, scarce::ANSWERS))
 }
 
 /// The answer about a job that stands so.
-pub(super) fn told(ingress: &Ingress, outbox: &Outbox, found: Lookup) -> Answer {
+pub(super) fn told(ingress: &Ingress, outbox: &Outbox, client: &ClientId, found: Lookup) -> Answer {
     match found {
-        Lookup::Finished(finished) => self::finished(ingress, outbox, *finished),
+        Lookup::Finished(finished) => self::finished(ingress, outbox, client, *finished),
         Lookup::Open(status) => Ok(open(&status)),
         Lookup::Absent => Err(Refusal::no_job()),
     }
@@ -48,15 +64,21 @@ pub(super) fn told(ingress: &Ingress, outbox: &Outbox, found: Lookup) -> Answer 
 /// The raw result.
 ///
 /// # Errors
-/// `result-expired`, `payload-too-large`; `overloaded` if the byte budget has no room for it.
-pub(super) fn finished(ingress: &Ingress, outbox: &Outbox, finished: Finished) -> Answer {
+/// `result-expired`, `payload-too-large`; `overloaded` or `rate-limited` if there is no room for it.
+pub(super) fn finished(ingress: &Ingress, outbox: &Outbox, client: &ClientId, finished: Finished) -> Answer {
+    let room = ingress.answers.take(&ingress.owner(client), finished.result.payload.len() as u64);
+    within(outbox, finished, room.map_err(|full| Refusal::full(full, scarce::ANSWERS))?)
+}
+
+/// The raw result, which holds `room`.
+fn within(outbox: &Outbox, finished: Finished, mut room: Share) -> Answer {
     let reply = with_facts(Reply::default(), &finished);
     let result = outcome::readable(finished)?;
-    let (job, bytes) = (Some(result.job_id), result.payload.len() as u64);
-    if bytes > outbox.message_max() {
+    let (job, bytes) = (Some(result.job_id), result.payload.len());
+    if bytes as u64 > outbox.message_max() {
         return Err(too_large_to_send(outbox, job).into());
     }
-    let room = ingress.bytes.take(bytes).ok_or_else(Refusal::too_many_bytes)?;
+    room.shrink_to(bytes);
     Ok(Reply { room: Some(room), job, ..raw(reply, result) })
 }
 
@@ -70,6 +92,8 @@ pub(super) async fn all(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> An
         return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
     }
     let _reading = ingress.readers.enter(&asked.client, ingress.limits.answer_within).await?;
+    let most = (PAGE_BYTES_MAX as u64).max(ingress.policies.result_max().await?);
+    let _room = room(ingress, &asked.client, most).await?;
     let connection = outbox.connects();
     let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);
     loop {

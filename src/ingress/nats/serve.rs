@@ -20,8 +20,9 @@ use tracing::{debug, info, warn};
 use super::desk::Desk;
 use super::gate::Visit;
 use super::stats::{QUEUE_GROUP, Verb};
-use super::subject::{self, Endpoint};
+use super::subject::{self, Address, Endpoint};
 use super::{Ingress, permissions};
+use crate::ingress::clients::Owner;
 
 /// How long the last answers may take to leave the process.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -156,8 +157,13 @@ impl Listening {
     async fn admit(&self, endpoint: Endpoint, message: Message, stuck: bool) -> bool {
         let desk = Desk { ingress: Arc::clone(&self.ingress), endpoint, came: Instant::now(), until_wait: None };
         let visit = Visit { desk, client: Arc::clone(&self.client), message, drain: self.drain.clone() };
-        let Some(place) = self.ingress.requests.take(1) else {
-            return visit.turn_away(if stuck { Duration::ZERO } else { TURN_AWAY_MAX }).await;
+        let owner = match Address::client(&visit.message.subject) {
+            Ok(client) => self.ingress.owner(&client),
+            Err(_) => Owner::Anybody,
+        };
+        let place = match self.ingress.requests.take(&owner, 1) {
+            Ok(place) => place,
+            Err(full) => return visit.turn_away(full, if stuck { Duration::ZERO } else { TURN_AWAY_MAX }).await,
         };
         let kill = self.kill.clone();
         // Boxed, so that nothing of it is left of a request that waits.

@@ -101,7 +101,7 @@ impl Submitted {
             // One that did not wait for it gets the receipt: a retry does not look like a failure.
             Ok(Lookup::Finished(finished)) if !finished.erased || !span.asked.is_zero() => {
                 let state = JobState::Finished(finished.result.outcome);
-                match results::finished(ingress, outbox, *finished) {
+                match results::finished(ingress, outbox, &status.client, *finished) {
                     Ok(reply) if replayed => Ok(reply.with(header::IDEMPOTENCY_REPLAYED, "true")),
                     // There is no room for it now, and the job is accepted: the result can be asked for.
                     Err(refusal) if refusal.0.slug == Slug::Overloaded => {
@@ -183,7 +183,7 @@ impl Wait {
     fn told(&mut self, ingress: &Ingress, outbox: &Outbox, found: Result<Lookup, BrokerError>) -> Answer {
         match self.submitted.take() {
             Some(submitted) => submitted.told(ingress, outbox, self.span, found),
-            None => results::told(ingress, outbox, found?),
+            None => results::told(ingress, outbox, &self.client, found?),
         }
     }
 }

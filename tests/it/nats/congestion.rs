@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, Request};
 use relay::api::Slug;
 use relay::ingress::budget::Budget;
+use relay::ingress::clients::ClientShares;
 use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
@@ -61,7 +62,7 @@ struct Served {
     other: Relay,
     way: Way,
     ingress: Arc<Ingress>,
-    bytes: Arc<Budget>,
+    answers: Arc<Budget>,
     _serving: JoinSet<std::io::Result<()>>,
 }
 
@@ -71,14 +72,15 @@ impl Served {
         other.shutdown.cancel();
         other.drained().await;
         let way = Way::to(other.server.url()).await;
-        let (bytes, rates) = (Budget::new(bytes), Rates::new(Clock::system()));
-        let ingress = Ingress::new(other.broker.clone(), limits, Arc::clone(&bytes), rates, Clock::system());
+        let [bytes, answers] = [bytes; 2].map(|max| Budget::new(max, ClientShares::undivided()));
+        let budgets = (bytes, Arc::clone(&answers));
+        let ingress = Ingress::new(other.broker.clone(), limits, budgets, Rates::new(Clock::system()), Clock::system());
         let connection = connect(&way.url, Credentials::None).await;
         let mut serving = JoinSet::new();
         serving.spawn(serve(connection, Arc::clone(&ingress), CancellationToken::new(), Duration::ZERO));
         let subject = format!("$SRV.PING.relay.{}", ingress.id());
         while other.client.request(subject.clone(), "".into()).await.is_err() {}
-        Self { other, way, ingress, bytes, _serving: serving }
+        Self { other, way, ingress, answers, _serving: serving }
     }
 
     fn client(&self) -> &Client {
@@ -130,7 +132,7 @@ async fn results_that_do_not_leave_keep_their_bytes_and_more_are_refused() {
     served.refused(&[Slug::Overloaded], 50).await;
     served.way.held.send_replace(false);
     let left = async {
-        while served.bytes.taken() > 0 {
+        while served.answers.taken() > 0 {
             tokio::task::yield_now().await;
         }
     };

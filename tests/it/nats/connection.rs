@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay::ingress::budget::Budget;
+use relay::ingress::clients::ClientShares;
 use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
@@ -42,10 +43,11 @@ async fn relay_may_start_before_the_server() {
     let mut server = NatsServer::start().await;
     server.kill();
     let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
+    let budget = || Budget::new(1_000, ClientShares::undivided());
     let ingress = Ingress::new(
         store.broker(),
         Limits::default(),
-        Budget::new(1_000),
+        (budget(), budget()),
         Rates::new(Clock::system()),
         Clock::system(),
     );

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay::ingress::budget::Budget;
+use relay::ingress::clients::ClientShares;
 use relay::ingress::nats::{Ingress, Limits, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::clock::Clock;
@@ -78,10 +79,11 @@ async fn stats_count_requests_errors_and_time_of_each_endpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_replicas_one_answers_each_request_and_both_are_listed() {
     let relay = Relay::start().await;
+    let budget = || Budget::new(1 << 20, ClientShares::undivided());
     let ingress = Ingress::new(
         relay.broker.clone(),
         Limits::default(),
-        Budget::new(1 << 20),
+        (budget(), budget()),
         Rates::new(Clock::system()),
         Clock::system(),
     );

@@ -8,6 +8,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap, Message, Request};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use relay::ingress::budget::Budget;
+use relay::ingress::clients::ClientShares;
 use relay::ingress::nats::{Ingress, Limits, RELAY_INBOX, serve};
 use relay::ingress::rates::Rates;
 use relay_bridge::broker::Broker;
@@ -67,7 +68,8 @@ impl Setup {
         let mut seen = broker.clone();
         (self.break_broker)(&mut seen);
         let rates = Rates::new(Clock::system());
-        let ingress = Ingress::new(seen, self.limits, Budget::new(self.bytes), rates, Clock::system());
+        let [bytes, answers] = [self.bytes; 2].map(|max| Budget::new(max, ClientShares::undivided()));
+        let ingress = Ingress::new(seen, self.limits, (bytes, answers), rates, Clock::system());
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         let connection = connect(&server.url(), self.user).await;

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::answer::Refusal;
+use super::super::connection::Connection;
 use super::super::{Served, gate};
 use crate::api::{Slug, header};
 
@@ -25,10 +26,16 @@ const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 /// the reset overtakes the answer.
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// How a connection of HTTP/2 begins, and no request of HTTP/1.
+const PREFACE: &[u8] = b"PRI";
+
 /// A connection under hyper.
 pub(crate) struct Described<S> {
     stream: S,
     served: Arc<Served>,
+    connection: Arc<Connection>,
+    /// The first bytes that came.
+    opening: Vec<u8>,
     /// The bytes that are written instead of a bare answer.
     instead: Bytes,
     /// How much may be thrown away yet, after a refusal; the guards of the connection bound the time.
@@ -38,8 +45,9 @@ pub(crate) struct Described<S> {
 }
 
 impl<S> Described<S> {
-    pub(crate) fn new(stream: S, served: Arc<Served>) -> Self {
-        Self { stream, served, instead: Bytes::new(), unread: 0, within: false }
+    pub(in super::super) fn new(stream: S, served: Arc<Served>, connection: Arc<Connection>) -> Self {
+        let opening = Vec::with_capacity(PREFACE.len());
+        Self { stream, served, connection, opening, instead: Bytes::new(), unread: 0, within: false }
     }
 
     /// Takes `bytes` if they are a bare answer.
@@ -98,7 +106,18 @@ fn written(answer: Response) -> Bytes {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Described<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, to)
+        let before = to.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, to))?;
+        let come = &to.filled()[before..];
+        if !come.is_empty() {
+            let missing = PREFACE.len() - self.opening.len();
+            self.opening.extend(come.iter().take(missing));
+            // Of HTTP/2, bytes may come that are of no head.
+            if self.opening != PREFACE {
+                self.connection.has_read();
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

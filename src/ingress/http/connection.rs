@@ -1,0 +1,195 @@
+//! One connection, as its requests, the pool that it is in, and its guards see it: when something happened on it, so that one
+//! on which nothing happens can be dropped.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use relay_bridge::support::lock;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::held::Held;
+use crate::ingress::budget::Share;
+use crate::ingress::clients::Owner;
+
+/// The unit in which unread bytes of answers are counted.
+pub(super) const UNREAD_UNIT: usize = 16 * 1024;
+/// Units of answers that one connection may leave unread, 4 MiB, or one answer that is larger.
+pub(super) const UNREAD_UNITS: usize = 256;
+/// The answers 401 after which a connection is closed.
+const STRANGER_MAX: u32 = 5;
+/// How soon a connection is idle after its last answer, and after it came.
+const IDLE_FROM: Duration = Duration::from_secs(1);
+/// How long a stalled answer may take to go away before its connection is closed.
+const RESET_WITHIN: Duration = Duration::from_secs(1);
+
+/// A peer's connection.
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) source: IpAddr,
+    start: Instant,
+    /// Requests whose answers are not ready.
+    running: AtomicU64,
+    /// When the last answer was ready, or a part of one was taken, in milliseconds after `start`.
+    answered_at: AtomicU64,
+    /// When the first byte of a head came that is not complete, in milliseconds after `start`, and one more; 0: there is none.
+    head_since: AtomicU64,
+    /// Answers of which bytes are left. Over HTTP/2 a peer may read one of them and not another.
+    answers: Mutex<Vec<Weak<Held>>>,
+    /// Room for unread answers, in units of [`UNREAD_UNIT`].
+    pub(super) unread: Arc<Semaphore>,
+    strangers: AtomicU32,
+    proven: AtomicBool,
+    /// Its place among its client's connections.
+    place: Mutex<Option<Share>>,
+    /// Cancelled when it is to finish what it has and end.
+    pub(super) leaves: CancellationToken,
+}
+
+impl Connection {
+    pub(super) fn new(id: u64, source: IpAddr) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            source,
+            start: Instant::now(),
+            running: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+            answers: Mutex::default(),
+            unread: Arc::new(Semaphore::new(UNREAD_UNITS)),
+            strangers: AtomicU32::new(0),
+            proven: AtomicBool::new(false),
+            place: Mutex::default(),
+            leaves: CancellationToken::new(),
+        })
+    }
+
+    /// Counts a request as running until the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Running {
+        self.head_since.store(0, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(Arc::clone(self))
+    }
+
+    /// Notes that bytes came. Where no request runs, they are of a head.
+    pub(super) fn has_read(&self) {
+        if self.running.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
+            self.head_since.store(self.now() + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody was authenticated on it.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a caller was authenticated, whose place this is. Whether it is the first one on this connection.
+    pub(super) fn prove(&self, place: impl FnOnce() -> Option<Share>) -> bool {
+        let mut held = lock(&self.place);
+        if self.is_proven() {
+            return false;
+        }
+        *held = place();
+        let is_let_in = held.is_some();
+        self.proven.store(is_let_in, Ordering::Relaxed);
+        is_let_in
+    }
+
+    /// Counts an answer 401. Whether it is one too many: the connection is about to end.
+    pub(super) fn is_strangers(&self) -> bool {
+        let many = self.strangers.fetch_add(1, Ordering::Relaxed) + 1 >= STRANGER_MAX;
+        if many {
+            self.leaves.cancel();
+        }
+        many
+    }
+
+    /// Since when there is no request, no wait and no unread answer; `None` if there is one, or for less than a second.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let is_quiet = self.running.load(Ordering::Acquire) == 0 && self.answers().is_empty();
+        let since = self.at(self.answered_at.load(Ordering::Relaxed));
+        (is_quiet && since.elapsed() >= IDLE_FROM).then_some(since)
+    }
+
+    /// When to look again whether it is to be dropped; `None`: now. A peer has `first` from its beginning until it is proven,
+    /// and as long for each head; `idle` between requests, and for taking a part of an answer. A stalled answer whose stream
+    /// can be ended alone is: the connection goes on if it is gone soon after.
+    pub(super) fn silent_until(&self, first: Duration, idle: Duration) -> Option<Instant> {
+        let now = Instant::now();
+        let mut until = now + idle;
+        if !self.is_proven() {
+            until = until.min(self.start + first);
+        }
+        if let Some(since) = self.head_since.load(Ordering::Relaxed).checked_sub(1) {
+            until = until.min(self.at(since) + first);
+        }
+        if self.running.load(Ordering::Acquire) == 0 && self.answers().is_empty() {
+            until = until.min(self.at(self.answered_at.load(Ordering::Relaxed)) + idle);
+        }
+        let open: Vec<_> = self.answers().iter().filter_map(Weak::upgrade).collect();
+        for answer in open {
+            let stalled_at = self.at(answer.taken_at.load(Ordering::Relaxed)) + idle;
+            until = until.min(match &answer.task {
+                Some(task) if stalled_at <= now => {
+                    task.cancel();
+                    let ended_at = answer.ended_at.get_or_init(|| now);
+                    *ended_at + RESET_WITHIN
+                }
+                _ => stalled_at,
+            });
+        }
+        (until > now).then_some(until)
+    }
+
+    /// The state of the head that comes: changes when [`silent_until`](Self::silent_until) may have come closer.
+    pub(super) fn head(&self) -> u64 {
+        self.head_since.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, answer: &Arc<Held>) {
+        self.answers().push(Arc::downgrade(answer));
+    }
+
+    /// Forgets answers that are gone.
+    pub(super) fn forget(&self) {
+        self.answered();
+        self.answers().retain(|answer| answer.strong_count() > 0);
+    }
+
+    pub(super) fn answered(&self) {
+        self.answered_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Milliseconds after its beginning.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn at(&self, millis: u64) -> Instant {
+        self.start + Duration::from_millis(millis)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Vec<Weak<Held>>> {
+        lock(&self.answers)
+    }
+}
+
+/// A request that is being answered.
+pub(super) struct Running(Arc<Connection>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.answered();
+        self.0.running.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// A caller: whose share of each budget it takes, and on which connection.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) owner: Owner,
+    pub(super) connection: Arc<Connection>,
+}

@@ -1,0 +1,90 @@
+//! Room for answers: of the bytes that all answers together may hold, of the caller's share in them, and of what its connection
+//! may leave unread. It is reserved before a payload is read, by the largest that may come, and what is not needed goes back
+//! after the read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::Ingress;
+use super::answer::Refusal;
+use super::connection::{Peer, UNREAD_UNIT, UNREAD_UNITS};
+use crate::ingress::budget::{Full, Share};
+use crate::ingress::refusal::scarce;
+
+/// How long an answer waits for its room.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Room for one answer.
+pub(super) struct Room {
+    share: Share,
+    unread: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Gives back what is beyond `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        self.share.shrink_to(bytes);
+        let kept = usize::try_from(units(bytes as u64, UNREAD_UNITS)).unwrap_or(usize::MAX);
+        if let Some(rest) = self.unread.num_permits().checked_sub(kept).filter(|rest| *rest > 0) {
+            drop(self.unread.split(rest));
+        }
+    }
+
+    /// The same for an answer that has `bytes`, and takes what it has beyond the room if that is free.
+    pub(super) fn fitted(mut self, bytes: usize) -> Self {
+        if let Some(more) = bytes.checked_sub(self.share.amount()).filter(|more| *more > 0) {
+            // It is in memory already; the next one waits for it.
+            self.share.grow(more as u64).ok();
+        }
+        self.shrink_to(bytes);
+        self
+    }
+}
+
+impl Peer {
+    /// Room for `bytes` that is free now.
+    pub(super) fn room_now(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
+        let unread = &self.connection.unread;
+        let unread = Arc::clone(unread).try_acquire_many_owned(units(bytes, UNREAD_UNITS)).ok()?;
+        let share = ingress.answers.take(&self.owner, bytes).ok()?;
+        Some(Room { share, unread })
+    }
+
+    /// Room for `bytes`, within two seconds.
+    ///
+    /// # Errors
+    /// `rate-limited` if the caller has not read what it was sent; `overloaded` if all others together have not.
+    pub(super) async fn room(&self, ingress: &Ingress, bytes: u64) -> Result<Room, Refusal> {
+        if let Some(room) = self.room_now(ingress, bytes) {
+            return Ok(room);
+        }
+        let until = Instant::now() + WITHIN;
+        let Ok(Some(unread)) = tokio::time::timeout_at(until, self.unread(bytes)).await else {
+            return Err(Refusal::full(Full::Share(UNREAD_UNITS * UNREAD_UNIT), scarce::UNREAD));
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let reserved = ingress.answers.reserve(&self.owner, bytes, Some(left)).await;
+        reserved.map(|share| Room { share, unread }).map_err(|full| Refusal::full(full, scarce::ANSWERS))
+    }
+
+    /// Room for `bytes`, whenever that is.
+    pub(super) async fn room_whenever(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
+        let unread = self.unread(bytes).await?;
+        let share = ingress.answers.reserve(&self.owner, bytes, None).await.ok()?;
+        Some(Room { share, unread })
+    }
+
+    async fn unread(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        // Never closed, so there is always one.
+        Arc::clone(&self.connection.unread).acquire_many_owned(units(bytes, UNREAD_UNITS)).await.ok()
+    }
+}
+
+/// `bytes` in units, at most `most` of them: one answer that is larger than a connection may leave unread takes all of it.
+fn units(bytes: u64, most: usize) -> u32 {
+    let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNREAD_UNIT).clamp(1, most);
+    u32::try_from(units).unwrap_or(u32::MAX)
+}
