@@ -45,6 +45,7 @@ async fn strangers_with_half_a_head_hold_little_and_keep_nobody_out() {
     }
     an_honest_client_is_served(&attacked, &keys[1]);
     let peak = attacked.peak();
+    eprintln!("{count} strangers: {} MiB", peak >> 20);
     assert!(peak < POD_BYTES / 2, "{} MiB for {count} strangers", peak >> 20);
 }
 

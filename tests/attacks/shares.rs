@@ -6,7 +6,7 @@ use relay_conformance::testing::NatsServer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::cli_support::{code, run_with, stderr};
+use crate::cli_support::{Running, code, run_with, stderr};
 use crate::support::{Attacked, ask, connections, h2_peer, request};
 
 fn submits(attacked: &Attacked, key: &str) {
@@ -80,15 +80,24 @@ async fn a_flood_over_nats_takes_its_clients_places_and_no_others() {
     let password = dir.path().join("password");
     std::fs::write(&password, "r").unwrap();
     let url = nats.url();
-    let more = ["--nats-listen", &url, "--nats-user", "relay", "--nats-password-file", password.to_str().unwrap()];
-    let attacked = Attacked::start_in(dir, &more);
+    // Each look-up is a request to the server, and takes its time.
+    let broker =
+        ["serve", "--json", "--listen", "127.0.0.1:0", "--keys", dir.path().join("keys.toml").to_str().unwrap()]
+            .map(str::to_owned);
+    let more =
+        ["--nats", &url, "--provision", "--nats-user", "relay", "--nats-password-file", password.to_str().unwrap()]
+            .map(str::to_owned);
+    let attacked = Running::start(broker.iter().chain(&more));
     let connect =
         |user: &str| async_nats::ConnectOptions::with_user_and_password(user.into(), user.into()).connect(url.clone());
     let (a, b) = (connect("a").await.unwrap(), connect("b").await.unwrap());
     // The service is there once it answers.
     while b.request("relay.status.b", "x".into()).await.is_err() {}
     // More than the places of all clients together, at all times.
-    let ask = || a.request("relay.status.a", "x".into());
+    let receipt = a.request("relay.submit.a.default", "x".into()).await.unwrap();
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt.payload).unwrap();
+    let job = receipt["job_id"].as_str().unwrap().to_owned();
+    let ask = || a.request("relay.status.a", job.clone().into());
     let flood = async {
         let mut asked: FuturesUnordered<_> = (0..5_000).map(|_| ask()).collect();
         while asked.next().await.is_some() {
