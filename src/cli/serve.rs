@@ -96,6 +96,9 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         Authenticator::keys(access.keys.clone().unwrap_or_default(), clock.clone())
             .map_err(|error| CliError::from(error).hint("`relay keys new NAME` makes the first key and the file"))?
     };
+    if let Some(warning) = in_clear_text(&authenticator, listen.http) {
+        warn!("{warning}");
+    }
     if let Some(address) = listen.workers
         && !address.ip().is_loopback()
     {
@@ -115,6 +118,17 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         clock,
     };
     Box::pin(serving.run()).await
+}
+
+/// The warning where keys cross a network as they are: there is no TLS yet.
+fn in_clear_text(authenticator: &Authenticator, address: SocketAddr) -> Option<String> {
+    let crosses = !authenticator.is_development() && !address.ip().is_loopback();
+    crosses.then(|| {
+        format!(
+            "keys and payloads come to --listen {address} in clear text, because relay has no TLS yet: whoever can read \
+             that network can use them; let clients reach it through PrivateLink or a proxy that ends TLS only"
+        )
+    })
 }
 
 /// The parts that `serve` and `dev` have in common.
@@ -282,5 +296,30 @@ impl From<AppError> for CliError {
             AppError::Nats(_) => Self::usage(error.to_string()),
             _ => Self::failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_clear_text_beyond_loopback_are_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.toml");
+        std::fs::write(&file, "").unwrap();
+        let with_keys = Authenticator::keys(file, Clock::system()).unwrap();
+        for (address, warned) in [
+            ("127.0.0.1:7410", false),
+            ("[::1]:7410", false),
+            ("0.0.0.0:7410", true),
+            ("10.0.0.8:7410", true),
+            ("[::]:7410", true),
+        ] {
+            let warning = in_clear_text(&with_keys, address.parse().unwrap());
+            assert_eq!(warning.is_some(), warned, "{address}");
+            assert!(warning.is_none_or(|warning| warning.contains("clear text") && warning.contains("PrivateLink")));
+        }
+        assert!(in_clear_text(&Authenticator::development(), "0.0.0.0:1".parse().unwrap()).is_none());
     }
 }

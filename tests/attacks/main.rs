@@ -9,5 +9,6 @@ mod bodies;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod connections;
+mod edges;
 mod shares;
 mod support;

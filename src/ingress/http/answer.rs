@@ -189,8 +189,9 @@ pub(super) fn result(finished: Finished) -> Answer {
     let mut response = Response::new(Body::from(result.payload));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static(DEFAULT_CONTENT_TYPE)));
-    // The bytes are a handler's: a browser must not guess what they are.
+    // The bytes are a handler's: a browser must not guess what they are, nor run what is in them.
     headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
     for (name, value) in facts {
         let name = match name {
             Cow::Borrowed(name) => Ok(HeaderName::from_static(name)),

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Method, Request, Version};
+use http::{Method, Request};
 use http_body::Body as HttpBody;
 use tower::Service;
 use tracing::{Instrument, debug, error, info_span};
@@ -22,7 +22,7 @@ use super::answer::{self, Refusal};
 use super::connection::{Connection, Peer};
 use super::hyper::lingering::Lingering;
 use super::request::{self, Identified};
-use super::{Limits, Served, submit};
+use super::{Limits, Served, framing, submit};
 use crate::api::Slug;
 use crate::auth::Caller;
 use crate::ingress::budget::Share;
@@ -105,7 +105,7 @@ where
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
     }
-    if let Err(refusal) = check_head(&parts, &served.ingress.limits) {
+    if let Err(refusal) = framing::check(&parts).and_then(|()| check_head(&parts, &served.ingress.limits)) {
         return refusal.into_response();
     }
     if served.ingress.authenticator.is_development()
@@ -190,11 +190,7 @@ fn refuse_web_pages(parts: &Parts) -> Result<(), Refusal> {
         host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     };
     let hosts = parts.headers.get_all(HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut named = parts.uri.authority().cloned().map(Some).into_iter().chain(hosts).peekable();
-    // Every browser names the host, and HTTP/1.1 demands it of all.
-    if named.peek().is_none() && parts.version == Version::HTTP_11 {
-        return refused("the request has no Host header");
-    }
+    let mut named = parts.uri.authority().cloned().map(Some).into_iter().chain(hosts);
     if named.any(|host| !host.is_some_and(|host| is_local(&host))) {
         return refused("the request's host is neither localhost nor a loopback address");
     }

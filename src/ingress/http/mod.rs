@@ -5,6 +5,7 @@
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
 //!   many there are, and which one makes room for others.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
+//! - `framing`: what decides where a request ends.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
@@ -41,6 +42,7 @@ mod connection;
 mod describe;
 mod docs;
 mod follow;
+mod framing;
 mod gate;
 mod held;
 mod hyper;

@@ -44,7 +44,7 @@ async fn a_web_page_can_not_submit_to_a_development_relay_or_read_from_it() {
         assert!(detail.contains("http://localhost") && detail.contains("--keys"), "what to do: {detail}");
         relay.ask("GET /v1/jobs", &[(header, value)], "").await.is_problem(403, "forbidden");
     }
-    submit(&relay, &[("Host", "localhost"), ("Host", "attacker.example")]).await.is_problem(403, "forbidden");
+    submit(&relay, &[("Host", "localhost"), ("Host", "attacker.example")]).await.is_problem(400, "malformed-request");
     submit(&relay, &[("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")]).await.is_problem(403, "forbidden");
     relay.get("http://attacker.example/v1/jobs").await.is_problem(403, "forbidden");
     assert_eq!(jobs(&relay).await, 0, "nothing was done");
@@ -66,7 +66,7 @@ async fn programs_on_the_machine_use_a_development_relay_as_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_http_1_0_may_leave_the_host_out() {
     let relay = Relay::start().await;
-    for (version, status) in [("1.0", "200"), ("1.1", "403")] {
+    for (version, status) in [("1.0", "200"), ("1.1", "400")] {
         let mut peer = relay.connect().await;
         peer.write(format!("GET /v1/whoami HTTP/{version}\r\nconnection: close\r\n\r\n").as_bytes()).await;
         let answer = peer.closed().await;
