@@ -1,8 +1,9 @@
-//! Small files that hold secrets, or what must not be lost half-way: replaced as a whole, under a lock, with mode 0600.
+//! Small files that hold secrets, or what must not be lost half-way: replaced as a whole, under a lock, with mode 0600; or new
+//! ones. And a warning of those that are open.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The right to replace one file; other processes that want it wait until this is dropped.
@@ -44,6 +45,51 @@ impl PrivateFile {
         file.sync_all()?;
         fs::rename(&draft, &self.path)?;
         self.directory.sync_all()
+    }
+}
+
+/// A new file for a secret. Unless the secret was written, it is removed again when this is dropped.
+pub(crate) struct NewPrivateFile<'a> {
+    path: &'a Path,
+    file: File,
+    written: bool,
+}
+
+impl<'a> NewPrivateFile<'a> {
+    /// Makes the file at `path`, empty.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one, or a link of that name, which is not followed; and if it can't be made.
+    pub(crate) fn create(path: &'a Path) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { path, file, written: false })
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// If it can't be written; the file is then removed.
+    pub(crate) fn write(mut self, text: &str) -> io::Result<()> {
+        self.file.write_all(text.as_bytes())?;
+        self.file.sync_all()?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewPrivateFile<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            fs::remove_file(self.path).ok();
+        }
+    }
+}
+
+/// Warns if other users of this machine can read or write a file. `holds` says of what it is, such as `the worker's key`.
+pub(crate) fn warn_if_open(path: &Path, holds: &str) {
+    if fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 != 0) {
+        let path = path.display();
+        tracing::warn!("{path} holds {holds} and can be read or written by other users: chmod go-rwx {path}");
     }
 }
 

@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -182,7 +183,7 @@ impl KeyEntry {
 #[error("{0}")]
 pub struct KeysError(String);
 
-/// The file `keys.toml`. Every change replaces it as a whole, under a lock, with mode 0600.
+/// The file `keys.toml`. Every change replaces it as a whole, under a lock, with mode 0600; a link is followed, and stays.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
     path: PathBuf,
@@ -211,10 +212,18 @@ impl KeyFile {
     /// Every key, in the order of the file.
     ///
     /// # Errors
-    /// If the file is not there, too large, or not what relay wrote; the error names file and line.
+    /// If the file is not there, too large, or not what relay wrote, with file and line; and if others than its owner may
+    /// write it, since they could let themselves in.
     pub fn list(&self) -> Result<Vec<KeyEntry>, KeysError> {
         let mut text = String::new();
-        let mut file = File::open(&self.path).map_err(|error| self.failed("read", &error))?.take(FILE_BYTES_MAX + 1);
+        let file = File::open(&self.path).map_err(|error| self.failed("read", &error))?;
+        // Of the open file: its name may be another one's by now.
+        if file.metadata().map_err(|error| self.failed("read", &error))?.mode() & 0o022 != 0 {
+            let path = self.path.display();
+            let why = "others than its owner can write this file, and so make keys of their own";
+            return Err(KeysError(format!("{path}: {why}: look at what is in it, then chmod go-w {path}")));
+        }
+        let mut file = file.take(FILE_BYTES_MAX + 1);
         file.read_to_string(&mut text).map_err(|error| self.failed("read", &error))?;
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(KeysError(format!("{}: larger than {FILE_BYTES_MAX} bytes", self.path.display())));
@@ -272,7 +281,11 @@ impl KeyFile {
     }
 
     fn change<T>(&self, edit: impl FnOnce(&mut Vec<KeyEntry>) -> T) -> Result<T, KeysError> {
-        let locked = PrivateFile::lock(&self.path).map_err(|error| self.failed("lock the directory of", &error))?;
+        // The file that a server reads through the same link.
+        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink());
+        let real = if is_link { fs::canonicalize(&self.path) } else { Ok(self.path.clone()) };
+        let real = real.map_err(|error| self.failed("follow the link to", &error))?;
+        let locked = PrivateFile::lock(&real).map_err(|error| self.failed("lock the directory of", &error))?;
         let mut entries = if self.path.exists() { self.list()? } else { Vec::new() };
         let made = edit(&mut entries);
         locked.replace(&self.print(entries)?).map_err(|error| self.failed("write", &error))?;

@@ -13,6 +13,7 @@ use relay_bridge::clock::Clock;
 use tracing::{info, warn};
 
 use super::keys::{Key, KeyEntry, KeyFile, KeysError, Role, SecretDigest};
+use crate::private_file::warn_if_open;
 use relay_bridge::support::lock;
 
 /// How often the file is looked at.
@@ -37,7 +38,7 @@ struct State {
     looked_at: Duration,
 }
 
-/// Changes whenever the file is replaced or edited.
+/// Changes whenever the file is replaced, edited, or given other permissions.
 type Stamp = (u64, u64, i64, i64);
 
 impl LiveKeys {
@@ -51,6 +52,7 @@ impl LiveKeys {
         let stamp = stamp(file.path());
         let keys = Arc::new(by_id(file.list()?));
         let clients = AtomicUsize::new(clients(&keys));
+        warn_if_open(file.path(), "the names of clients and the hashes of their keys");
         let state = Mutex::new(State { keys, stamp, looked_at: clock.monotonic() });
         Ok(Self { file, clock, state, clients, nobody: SecretDigest::of_nobody() })
     }
@@ -107,5 +109,5 @@ fn clients(keys: &HashMap<String, KeyEntry>) -> usize {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let meta = fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    Some((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
 }

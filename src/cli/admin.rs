@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::exit::CliError;
 use crate::admin::Token;
 use crate::config::settings;
+use crate::private_file::warn_if_open;
 
 /// Holds the token itself. It has no flag: every process could read it.
 pub(super) const TOKEN: &str = "RELAY_ADMIN_TOKEN";
@@ -24,6 +25,7 @@ impl settings::Admin {
             (Some(file), None) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|error| CliError::usage(format!("--admin-token-file {}: {error}", file.display())))?;
+                warn_if_open(file, "the token of the admin port");
                 (format!("--admin-token-file {}", file.display()), text)
             }
             (None, Some(text)) => (TOKEN.to_owned(), text),

@@ -36,7 +36,7 @@ enum ContextCommand {
         /// The server's address
         #[arg(long, value_name = "URL")]
         server: String,
-        /// A file with the API key in it, as `relay keys new` printed it; `-` reads stdin
+        /// A file with the API key in it, as `relay keys new --out FILE` wrote it; `-` reads stdin
         #[arg(long, value_name = "FILE")]
         api_key_file: Option<PathBuf>,
         /// The client's name, for a server without authentication
@@ -110,7 +110,7 @@ pub(super) fn read_secret(file: &Path) -> Result<String, CliError> {
     let key = text.trim();
     if key.is_empty() || key.len() > 300 || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(CliError::usage(format!("{} holds no key or token", file.display()))
-            .hint("`relay keys new NAME > FILE` makes a key and puts it into a file"));
+            .hint("`relay keys new NAME --out FILE` makes a key and puts it into a file"));
     }
     Ok(key.to_owned())
 }

@@ -1,5 +1,6 @@
 //! `relay keys`: API keys in a file. The file has the hash of each secret; the secret is printed once, when it is made.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,18 +11,19 @@ use serde_json::json;
 
 use super::exit::{CliError, Exit};
 use super::{output, values};
-use crate::auth::keys::{KeyEntry, KeyFile, KeysError, Role};
+use crate::auth::keys::{Key, KeyEntry, KeyFile, KeysError, Role};
+use crate::private_file::NewPrivateFile;
 
 /// Which file, and what to do with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A running `relay serve --keys FILE` notices changes within a second.
+A running `relay serve --keys FILE` notices changes within a second. It takes no file that others than its owner can write.
 
 Examples:
-  relay keys new orders --file keys.toml > orders.key              a client, all queues
-  relay keys new gpu-1 --role worker --queue render                a worker of one queue
+  relay keys new orders --file keys.toml --out orders.key          a client, all queues
+  relay keys new gpu-1 --role worker --queue render                a worker of one queue, its key on stdout
   relay keys list
-  relay keys rotate 3f9a0c11d2e4 --keep 24h > orders.key           a successor; both work for a day
+  relay keys rotate 3f9a0c11d2e4 --keep 24h --out orders-2.key     a successor; both work for a day
   relay keys revoke 3f9a0c11d2e4")]
 pub(crate) struct KeysArgs {
     #[command(subcommand)]
@@ -39,9 +41,72 @@ struct FileArgs {
     json: bool,
 }
 
+/// Where a new key goes.
+#[derive(Debug, Args)]
+struct OutArgs {
+    /// Write the key to this new file, which only its user can read; a file that is there is not overwritten [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl OutArgs {
+    /// The file, if there is to be one. It is made before the key, which would be lost without it.
+    fn create(&self) -> Result<Option<NewPrivateFile<'_>>, CliError> {
+        let Some(path) = self.out.as_deref() else { return Ok(None) };
+        let refused = |error: std::io::Error| {
+            let told = CliError::usage(format!("--out {}: {error}", path.display()));
+            match error.kind() {
+                ErrorKind::AlreadyExists => told.hint("name another file, or remove that one: nothing is overwritten"),
+                _ => told,
+            }
+        };
+        NewPrivateFile::create(path).map(Some).map_err(refused)
+    }
+
+    /// Says `key`, or writes it to `file`. `facts` are what JSON says of it, `name` is what people call it, and `more` what they
+    /// should know of it.
+    fn tell(
+        &self,
+        key: &Key,
+        file: Option<NewPrivateFile<'_>>,
+        (name, more): (&str, &str),
+        facts: Option<serde_json::Value>,
+    ) -> Result<(), CliError> {
+        let Some((file, path)) = file.zip(self.out.as_deref()) else {
+            return match facts {
+                Some(mut facts) => {
+                    facts["key"] = key.to_string().into();
+                    output::json(&facts)
+                }
+                None => {
+                    output::line(key)?;
+                    output::note(format_args!("This is {name}. It is not shown again.{more}"));
+                    Ok(())
+                }
+            };
+        };
+        let path = path.display();
+        file.write(&format!("{key}\n")).map_err(|error| {
+            CliError::failed(format!("--out {path}: {error}: key {} was made, and is lost", key.id()))
+                .hint(format!("`relay keys revoke {}` removes it from the key file", key.id()))
+        })?;
+        match facts {
+            Some(mut facts) => {
+                facts["out"] = path.to_string().into();
+                output::json(&facts)
+            }
+            None => {
+                let (first, rest) = name.split_at(1);
+                output::note(format_args!("{}{rest} is in {path}.{more}", first.to_uppercase()));
+                Ok(())
+            }
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Make a key and print it: the only time that it is shown
+    /// Make a key and print it, or write it to a file: the only time that it is shown
     New {
         /// The client or worker that owns the key; several keys may have one name, so that a key can be replaced without a gap
         #[arg(value_name = "NAME")]
@@ -52,6 +117,8 @@ enum KeysCommand {
         /// A queue that it may use; repeat it for more [default: all]
         #[arg(long = "queue", value_name = "NAME")]
         queues: Vec<QueueName>,
+        #[command(flatten)]
+        out: OutArgs,
         #[command(flatten)]
         file: FileArgs,
     },
@@ -68,6 +135,8 @@ enum KeysCommand {
         /// How long the old key stays valid; `0s` ends it at once
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
         keep: Duration,
+        #[command(flatten)]
+        out: OutArgs,
         #[command(flatten)]
         file: FileArgs,
     },
@@ -92,9 +161,9 @@ enum RoleArg {
 /// `relay keys`
 pub(crate) fn run(args: KeysArgs) -> Result<Exit, CliError> {
     match args.command {
-        KeysCommand::New { name, role, queues, file } => new(&file, name, role, queues),
+        KeysCommand::New { name, role, queues, out, file } => new(&file, &out, name, role, queues),
         KeysCommand::List { file } => list(&file),
-        KeysCommand::Rotate { id, keep, file } => rotate(&file, &id, keep),
+        KeysCommand::Rotate { id, keep, out, file } => rotate(&file, &out, &id, keep),
         KeysCommand::Revoke { id, file } => revoke(&file, &id),
     }
 }
@@ -105,32 +174,32 @@ impl From<KeysError> for CliError {
     }
 }
 
-fn new(file: &FileArgs, name: ClientId, role: RoleArg, queues: Vec<QueueName>) -> Result<Exit, CliError> {
+fn new(
+    file: &FileArgs,
+    out: &OutArgs,
+    name: ClientId,
+    role: RoleArg,
+    queues: Vec<QueueName>,
+) -> Result<Exit, CliError> {
     let role = match role {
         RoleArg::Client => Role::Client,
         RoleArg::Worker => Role::Worker,
     };
     let queues = (!queues.is_empty()).then_some(queues);
+    let to = out.create()?;
     let key = KeyFile::new(&file.file).create(role, name.clone(), queues, Clock::system().now())?;
-    if file.json {
-        output::json(&json!({ "id": key.id(), "key": key.to_string(), "role": role, "name": name }))?;
-    } else {
-        output::line(&key)?;
-        output::note(format_args!("This is key {} of {role} {name}. It is not shown again.", key.id()));
-    }
+    let facts = file.json.then(|| json!({ "id": key.id(), "role": role, "name": name }));
+    out.tell(&key, to, (&format!("key {} of {role} {name}", key.id()), ""), facts)?;
     Ok(Exit::Done)
 }
 
-fn rotate(file: &FileArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
+fn rotate(file: &FileArgs, out: &OutArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
     let (id, now) = (id_of(id), Clock::system().now());
     let until = now + keep;
+    let to = out.create()?;
     let Some(key) = KeyFile::new(&file.file).rotate(id, now, until)? else { return Err(unknown(file, id)) };
-    if file.json {
-        output::json(&json!({ "id": key.id(), "key": key.to_string(), "replaces": id, "expires": until }))?;
-    } else {
-        output::line(&key)?;
-        output::note(format_args!("This is key {}. It is not shown again. Key {id} is valid until {until}.", key.id()));
-    }
+    let facts = file.json.then(|| json!({ "id": key.id(), "replaces": id, "expires": until }));
+    out.tell(&key, to, (&format!("key {}", key.id()), &format!(" Key {id} is valid until {until}.")), facts)?;
     Ok(Exit::Done)
 }
 

@@ -8,7 +8,7 @@
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
-//! - `init`: what the first process of a container has to do.
+//! - `init`: what the first process of a container has to do. `cores`: no process that serves leaves its memory on a disk.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
 use std::ffi::OsString;
@@ -26,6 +26,7 @@ mod config;
 mod configured;
 mod context;
 mod contexts;
+mod cores;
 mod dead;
 mod demo;
 mod dev;
@@ -161,13 +162,15 @@ impl Command {
         Ok(())
     }
 
+    /// Whether it runs until it is stopped, with the keys and payloads of others.
+    fn serves(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Worker(_) | Self::Bridge(_) | Self::Dev(_))
+    }
+
     /// The log filter unless the user says otherwise.
     fn default_log(&self) -> &'static str {
-        match self {
-            // relay reports each event of the NATS client in its own words.
-            Self::Serve(_) | Self::Worker(_) | Self::Bridge(_) | Self::Dev(_) => "info,async_nats=off",
-            _ => "warn,async_nats=off",
-        }
+        // relay reports each event of the NATS client in its own words.
+        if self.serves() { "info,async_nats=off" } else { "warn,async_nats=off" }
     }
 }
 
@@ -237,6 +240,9 @@ fn configure(cli: Cli, matches: &ArgMatches) -> Result<(Command, Settings), CliE
 
 fn run_to_end(command: Command, settings: Settings) -> Result<Exit, CliError> {
     logs::start(settings.log.filter.as_deref(), command.default_log(), settings.log.format)?;
+    if command.serves() {
+        cores::forbid();
+    }
     // Fails only if there is a provider already, which is then the same one.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()

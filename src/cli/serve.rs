@@ -31,7 +31,7 @@ pub(crate) const STORE_FILE: &str = "relay.db";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  relay keys new orders > orders.key
+  relay keys new orders --out orders.key
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`

@@ -23,6 +23,7 @@ use crate::admin::{Port, collect};
 use crate::app::TRACES_MAX;
 use crate::config::settings::{Order, Settings};
 use crate::ingress::nats::worker_inbox;
+use crate::private_file::warn_if_open;
 use crate::telemetry::Telemetry;
 
 /// Which server, which queues, and what to run.
@@ -168,8 +169,9 @@ fn key(typed: Option<String>, file: Option<&Path>, on_broker: bool) -> Result<Op
 fn read_key(file: &Path) -> Result<String, CliError> {
     let wrong = |what: String| CliError::usage(format!("--key-file {}: {what}", file.display()));
     let key = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    warn_if_open(file, "the worker's key");
     match key.trim() {
-        "" => Err(wrong("it is empty".to_owned()).hint("`relay keys new NAME --role worker > FILE` writes one")),
+        "" => Err(wrong("it is empty".to_owned()).hint("`relay keys new NAME --role worker --out FILE` writes one")),
         key => Ok(key.to_owned()),
     }
 }

@@ -10,5 +10,6 @@ mod bodies;
 mod cli_support;
 mod connections;
 mod edges;
+mod files;
 mod shares;
 mod support;

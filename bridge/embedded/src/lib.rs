@@ -5,7 +5,7 @@
 //! # Layout
 //!
 //! - `schema`: the file, its lock, its versions, its tables; `marker` with `numbers`: whether it is the file that was there
-//!   last.
+//!   last; `private`: it is its user's only.
 //! - `writer`: the thread that commits; `state` with `lines`: its state in memory; `load`: makes that state from the
 //!   file; `undo`: takes back the changes to it by a step that is not committed; `shared`: state that it shares with
 //!   its callers.
@@ -35,6 +35,7 @@ mod map;
 mod marker;
 mod numbers;
 mod operator;
+mod private;
 mod restore;
 mod results;
 mod row;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::private;
 use super::sql::{log_id, unavailable};
 use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -147,7 +148,9 @@ impl Marker {
     pub(super) fn write(&self, path: &Path) -> Result<(), BrokerError> {
         let (marker, next) = (place(path), PathBuf::from(format!("{}.marker-new", path.display())));
         let text = serde_json::to_vec(self).map_err(|error| failed(path, error))?;
-        let written = File::create(&next)
+        // One that a crash left behind; the lock says that nobody else is writing it.
+        std::fs::remove_file(&next).ok();
+        let written = private::create_new(&next)
             .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
             .and_then(|()| std::fs::rename(&next, &marker))
             .and_then(|()| sync_folder(path));

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind::NotFound};
 use std::path::{Path, PathBuf};
 
 use super::marker::{Marker, Restoring, forget_number, sync_folder};
+use super::private;
 use super::schema;
 use super::sql::{log_id, unavailable};
 use super::store::copy;
@@ -90,7 +91,7 @@ impl Replaced {
         let moves = [(path.to_owned(), self.file.clone()), (beside(path, "-wal"), beside(&self.file, "-wal"))];
         for (from, to) in moves.iter().filter(|(from, to)| from.exists() && !to.exists()) {
             step()?;
-            std::fs::create_dir_all(&self.folder)?;
+            private::create_folder(&self.folder)?;
             std::fs::rename(from, to)?;
             sync_folder(to)?;
         }

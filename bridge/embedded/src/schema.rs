@@ -4,7 +4,7 @@
 //! major version is refused.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
 use super::marker::{self, Marker};
+use super::private;
 use super::sql::{explain, log_id, unavailable};
 use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -107,7 +108,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
         return Ok(Opened { connection, log, lock: None, marker: None });
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| {
+        private::create_folder(folder).map_err(|e| {
             BrokerError::new(
                 BrokerErrorKind::Unavailable,
                 "open store",
@@ -119,6 +120,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
     let lock = lock(path)?;
     let found = Marker::beside(path)?;
     let (connection, log) = connect(path, found.as_ref())?;
+    private::warn_of_open(path);
     // A full disk does not prevent a start: the jobs in the store can still be read.
     let marker = Marker::opened(found, path, &connection, log).inspect_err(
         |failure| tracing::warn!(error = %failure, "marker not written: a log that is deleted is not noticed at the next start"),
@@ -129,6 +131,10 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, BrokerError> {
 /// The writer's connection to a store whose lock is held already.
 fn connect(path: &Path, marker: Option<&Marker>) -> Result<(Connection, LogId), BrokerError> {
     let shown = path.display().to_string();
+    if !path.exists() {
+        // SQLite makes the log and its index with the permissions of the file. An error is SQLite's to tell.
+        drop(private::open(path));
+    }
     let connection = Connection::open(path).map_err(|e| explain(e, &shown))?;
     keep_log(&connection, true).map_err(|e| explain(e, &shown))?;
     match (check_version(&connection, &shown)?, marker) {
@@ -215,7 +221,7 @@ impl Drop for StoreLock {
 pub(super) fn lock(path: &Path) -> Result<StoreLock, BrokerError> {
     let lock_path = PathBuf::from(format!("{}.lock", path.display()));
     let failed = |detail: String| BrokerError::new(BrokerErrorKind::Unavailable, "open store", detail);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| {
+    let file = private::open(&lock_path).map_err(|e| {
         let lock = lock_path.display();
         failed(format!("can't open {lock}: {e}: see that this user may write there, or use another --data"))
             .with_source(e)

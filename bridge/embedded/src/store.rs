@@ -1,5 +1,6 @@
 //! `relay store`: looks at a store's file from outside, also while relay has it open.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
 use super::marker::lost_log;
+use super::private;
 use super::schema::{new_log_id, open_reader, open_without_log};
 use super::sql::unavailable;
 use relay_bridge::contract::Job;
@@ -211,13 +213,14 @@ pub fn stats(path: &Path) -> Result<Stats, BrokerError> {
 }
 
 /// Copies a consistent state of the store to a new file, while relay goes on. The copy has a log id of its own, so that
-/// clients whose cursors are newer than the backup are told to start over (`reset`). [`restore`](crate::restore()) puts it in a store's place.
+/// clients whose cursors are newer than the backup are told to start over (`reset`). Only its user can read it. [`restore`](crate::restore()) puts it in a store's place.
 ///
 /// # Errors
 /// As for opening the store; `StateConflict` if `to` exists.
 pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
     let sql = |e| unavailable(e, "backup");
-    if to.exists() {
+    // A link that leads nowhere is there as well.
+    if std::fs::symlink_metadata(to).is_ok() {
         let why = format!("{} exists: choose another name, a backup overwrites nothing", to.display());
         return Err(BrokerError::new(BrokerErrorKind::StateConflict, "backup", why));
     }
@@ -235,11 +238,20 @@ pub fn backup(path: &Path, to: &Path) -> Result<u64, BrokerError> {
 pub(super) fn copy(path: &Path, partial: &Path) -> Result<Connection, BrokerError> {
     let sql = |e| unavailable(e, "copy store");
     let conn = existing(path)?;
-    if partial.exists() {
-        let why = format!("{} is left over from a copy that was interrupted: remove it", partial.display());
-        return Err(BrokerError::new(BrokerErrorKind::StateConflict, "copy store", why));
+    // SQLite fills an empty file as well as a new one, which would have the permissions that the umask leaves.
+    private::create_new(partial).map_err(|e| {
+        let (kind, why) = match e.kind() {
+            ErrorKind::AlreadyExists => {
+                (BrokerErrorKind::StateConflict, "is left over from a copy that was interrupted: remove it".to_owned())
+            }
+            _ => (BrokerErrorKind::Unavailable, format!("can't be written: {e}: see that this user may write there")),
+        };
+        BrokerError::new(kind, "copy store", format!("{} {why}", partial.display())).with_source(e)
+    })?;
+    if let Err(error) = conn.execute("VACUUM INTO ?1", [partial.to_string_lossy()]) {
+        std::fs::remove_file(partial).ok();
+        return Err(sql(error));
     }
-    conn.execute("VACUUM INTO ?1", [partial.to_string_lossy()]).map_err(sql)?;
     let copy = Connection::open_with_flags(partial, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sql)?;
     copy.execute("UPDATE meta SET value = ?1 WHERE key = 'log_id'", params![new_log_id().0.as_slice()]).map_err(sql)?;
     Ok(copy)
