@@ -2,8 +2,8 @@
 //!
 //! Their common parts: `headers` (the values in a request's headers), `jobs`, `batch` and `outcome` (the requests of a
 //! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
-//! second), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`rates`] (how fast each client submits), `refusal`,
-//! [`refusals`] (how often which).
+//! second), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`rates`] (how fast each client
+//! submits), `refusal`, [`refusals`] (how often which), `request_id`.
 
 mod batch;
 pub mod budget;
@@ -17,4 +17,5 @@ mod outcome;
 pub mod rates;
 mod refusal;
 pub mod refusals;
+mod request_id;
 pub mod tcp;

@@ -11,5 +11,6 @@ mod cli_support;
 mod connections;
 mod edges;
 mod files;
+mod owners;
 mod shares;
 mod support;

@@ -18,6 +18,7 @@ pub(super) struct Counters {
     /// When the next parked job is due.
     pub(super) next_due: Option<Timestamp>,
     pub(super) next_seq: i64,
+    /// The number of all results, and one.
     pub(super) next_n: i64,
     /// The latest deadline of the jobs whose deadlines are in order.
     pub(super) in_order_to: i64,
@@ -40,6 +41,8 @@ pub(super) enum Change {
     ClientAdded(ClientRow),
     QueueAdded(QueueRow),
     Policy(QueueRow, Box<QueuePolicy>),
+    /// A result of the client took its place.
+    Numbered(ClientRow),
     IdAdded(JobId),
     IdRemoved(JobId, i64),
 }

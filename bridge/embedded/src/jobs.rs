@@ -30,10 +30,8 @@ impl JobQueue for Embedded {
     async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
         let (client, now, shared) = (client.clone(), self.clock().now(), self.shared());
         self.read(move |conn| {
-            let Some(row) = JobRow::find(conn, &shared.recent, job)?.filter(|row| !row.is_past_keeping(now)) else {
-                return Ok(None);
-            };
-            Ok(Some(row.status(conn, now)?).filter(|status| status.client == client))
+            let row = JobRow::find_owned(conn, &shared.recent, &client, job)?.filter(|row| !row.is_past_keeping(now));
+            row.map(|row| row.status(conn, now)).transpose()
         })
         .await
     }
@@ -198,9 +196,8 @@ impl Writer {
 
     /// The client's job with what is known of it; another client's is like one that is not there.
     fn owned(&self, client: &ClientId, job: JobId) -> Result<Option<(JobRow, Known)>, BrokerError> {
-        let row = self.find(job)?.filter(|row| !row.is_past_keeping(self.clock.now()));
-        let row = row.filter(|row| self.state.clients.get(&row.client) == Some(client));
-        let Some(row) = row else { return Ok(None) };
+        let row = JobRow::find_owned(&self.conn, self.state.ids.recent(), client, job)?;
+        let Some(row) = row.filter(|row| !row.is_past_keeping(self.clock.now())) else { return Ok(None) };
         let known = self.known(&row, row.job(&self.conn)?)?;
         Ok(Some((row, known)))
     }
@@ -234,7 +231,7 @@ impl Writer {
         // First, because it can refuse: it reads an envelope.
         let kept = self.drop_payload_unless_kept(row)?;
         let now = self.clock.now();
-        let n = self.state.take_n();
+        let n = self.state.take_n(&self.conn, row.client)?;
         let keep = rules::record::keep_until(result, row.due_at, now);
         let envelope = encode_result(result, self.wire);
         self.conn

@@ -35,6 +35,8 @@ mod map;
 mod marker;
 mod numbers;
 mod operator;
+#[cfg(test)]
+mod owners;
 mod private;
 mod restore;
 mod results;

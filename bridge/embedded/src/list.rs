@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 
 use super::ids::Recent;
-use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, WAITING, job_columns};
+use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, WAITING, client_row, job_columns};
 use super::sql::unavailable;
 use relay_bridge::contract::{ClientId, IdempotencyKey, JobState, JobStatus, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -31,17 +31,12 @@ pub(super) fn newest_first(
     filter: &JobFilter,
     now: Timestamp,
 ) -> Result<Listed, BrokerError> {
-    let sql = |e| unavailable(e, "list");
     // Before anything else: recent ids are asked before the snapshot begins.
-    let after = filter.after.map(|after| JobRow::find(conn, recent, after)).transpose()?;
-    let owner: Option<i64> = conn
-        .prepare_cached("SELECT id FROM clients WHERE name = ?1")
-        .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
-        .map_err(sql)?;
-    let Some(owner) = owner else { return Ok(Listed::default()) };
+    let after = filter.after.map(|after| JobRow::find_owned(conn, recent, client, after)).transpose()?;
+    let Some(owner) = client_row(conn, client)? else { return Ok(Listed::default()) };
     let (after, after_known) = match after {
         // Another client's job finds nothing, as one that is not there.
-        Some(row) => row.filter(|row| row.client == owner).map_or((0, false), |row| (row.seq, true)),
+        Some(row) => row.map_or((0, false), |row| (row.seq, true)),
         None => (i64::MAX, false),
     };
     let mut runs = runs(conn, owner, filter, after)?;

@@ -62,7 +62,8 @@ impl State {
         state.load_names(conn)?;
         state.begin_step();
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
-        let loaded = state.load_lines(conn, clock, before).and_then(|()| state.save(conn));
+        let loaded =
+            number_on(conn).and_then(|()| state.load_lines(conn, clock, before)).and_then(|()| state.save(conn));
         conn.execute_batch(if loaded.is_ok() { "COMMIT" } else { "ROLLBACK" }).map_err(sql)?;
         loaded?;
         state.counters.next_due = next_due(conn)?;
@@ -169,6 +170,18 @@ impl State {
         self.lines.at(line).waiting += 1;
         Ok(())
     }
+}
+
+/// Where a relay of 1.3 wrote, cursors that it gave out stand at numbers of all results: clients go on behind them.
+fn number_on(conn: &Connection) -> Result<(), BrokerError> {
+    let numbered = conn.execute("UPDATE counters SET own_n = next_n WHERE own_n <> next_n", []);
+    numbered
+        .and_then(|changed| match changed {
+            0 => Ok(0),
+            _ => conn.execute("UPDATE clients SET from_n = (SELECT next_n - 1 FROM counters)", []),
+        })
+        .map(drop)
+        .map_err(|e| unavailable(e, "load store"))
 }
 
 /// The jobs of a line that are leased, as the file has them.

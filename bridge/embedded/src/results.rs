@@ -14,7 +14,7 @@ use super::Embedded;
 use super::ids::Recent;
 use super::row::JobRow;
 use super::sql::unavailable;
-use super::state::unreadable;
+use super::state::{last_n, unreadable};
 use relay_bridge::contract::envelope::decode_result;
 use relay_bridge::contract::{ClientId, Cursor, JobId, LogId, RunId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -128,13 +128,8 @@ fn lookup(
     now: Timestamp,
     log: LogId,
 ) -> Result<Lookup, BrokerError> {
-    let Some(row) = JobRow::find(conn, recent, job)?.filter(|row| !row.is_past_keeping(now)) else {
-        return Ok(Lookup::Absent);
-    };
-    let status = row.status(conn, now)?;
-    if status.client != *client {
-        return Ok(Lookup::Absent);
-    }
+    let row = JobRow::find_owned(conn, recent, client, job)?;
+    let Some(row) = row.filter(|row| !row.is_past_keeping(now)) else { return Ok(Lookup::Absent) };
     // Finished: there is a result whose run is the record's.
     let found = conn
         .prepare_cached("SELECT n, at, erased, envelope FROM results WHERE seq = ?1 AND run = ?2")
@@ -142,7 +137,7 @@ fn lookup(
         .map_err(|e| unavailable(e, "look up result"))?;
     match found {
         Some(columns) => Ok(Lookup::Finished(Box::new(entry(columns, client, log)?))),
-        None => Ok(Lookup::Open(Box::new(status))),
+        None => Ok(Lookup::Open(Box::new(row.status(conn, now)?))),
     }
 }
 
@@ -161,7 +156,8 @@ fn page(
         .and_then(|mut query| query.query_row([client.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .map_err(sql)?;
     let (row, removed) = known.unwrap_or((-1, 0));
-    let end: u64 = conn.query_row("SELECT next_n - 1 FROM counters", [], |row| row.get(0)).map_err(sql)?;
+    // A client without a row has no results, and a cursor of its own tells no more than that.
+    let end = if row < 0 { 0 } else { last_n(conn, row)?.unsigned_abs() };
     let (after, reset) = start(conn, client, row, removed, from, end, log)?;
     let mut query = conn
         .prepare_cached("SELECT n, at, erased, envelope FROM results WHERE client = ?1 AND n > ?2 ORDER BY n LIMIT ?3")

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, Row, params};
 
-use super::ids::{Recent, find_seq};
+use super::ids::{Recent, find_seq, nearest_seq};
 use super::sql::unavailable;
 use super::state::unreadable;
 use relay_bridge::contract::envelope::{decode_job, decode_job_head};
-use relay_bridge::contract::{Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};
+use relay_bridge::contract::{ClientId, Job, JobId, JobState, JobStatus, Outcome, RunId, Timestamp};
 use relay_bridge::error::BrokerError;
 
 /// States as they are stored.
@@ -32,6 +32,13 @@ macro_rules! job_columns {
     };
 }
 pub(super) use job_columns;
+
+/// The row of a client, if it ever had a job.
+pub(super) fn client_row(conn: &Connection, client: &ClientId) -> Result<Option<i64>, BrokerError> {
+    conn.prepare_cached("SELECT id FROM clients WHERE name = ?1")
+        .and_then(|mut query| query.query_row([client.as_str()], |row| row.get(0)).optional())
+        .map_err(|e| unavailable(e, "find client"))
+}
 
 /// The narrow row of a job.
 pub(super) struct JobRow {
@@ -79,12 +86,32 @@ impl JobRow {
         })
     }
 
-    /// The job with this id, whosever it is.
+    /// The job with this id, whosever it is: for callers that are no clients.
     pub(super) fn find(conn: &Connection, recent: &Recent, id: JobId) -> Result<Option<Self>, BrokerError> {
         let Some(seq) = find_seq(conn, recent, id)? else { return Ok(None) };
         conn.prepare_cached(concat!("SELECT ", job_columns!(), " FROM jobs AS j WHERE j.seq = ?1 AND j.id = ?2"))
             .and_then(|mut query| query.query_row(params![seq, id.as_bytes()], Self::read).optional())
             .map_err(|e| unavailable(e, "find job"))
+    }
+
+    /// The client's job with this id. Another client's job takes the same steps as one that is not there: of either no more
+    /// is read than a narrow row. What else is known of a job is read once it is known to be the client's.
+    pub(super) fn find_owned(
+        conn: &Connection,
+        recent: &Recent,
+        client: &ClientId,
+        id: JobId,
+    ) -> Result<Option<Self>, BrokerError> {
+        // First of all: recent ids are asked before the snapshot begins.
+        let seq = nearest_seq(conn, recent, id)?;
+        let owner = client_row(conn, client)?;
+        conn.prepare_cached(concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM jobs AS j WHERE j.seq = ?1 AND j.id = ?2 AND j.client IS ?3"
+        ))
+        .and_then(|mut query| query.query_row(params![seq, id.as_bytes(), owner], Self::read).optional())
+        .map_err(|e| unavailable(e, "find job"))
     }
 
     /// Whether the run ended.

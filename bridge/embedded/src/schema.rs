@@ -22,7 +22,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x7265_6c79;
 /// The schema this build writes.
 pub(super) const MAJOR: i32 = 1;
-pub(super) const MINOR: i32 = 3;
+pub(super) const MINOR: i32 = 4;
 
 /// After a commit that leaves this many pages (8 MiB) in the write-ahead log, SQLite copies them into the file and starts
 /// the log over. It never waits for a reader.
@@ -40,12 +40,16 @@ const READER_CACHE_KIB: i32 = 1024;
 // later one there (see `sweep.rs`): while timer_at is the same, the row is found by its place and is in no index of times.
 // lease: the number of the last lease, which its receipt holds too. lease_here: 1 if its holder is a handler in the process
 // that has the store open.
+// results.n: the place in the client's log, which counts that client's results only. counters.next_n counts those of all, and
+// no n is beyond it; counters.own_n is the same unless a relay of 1.3 wrote, which numbers results by it. clients.from_n: how
+// far that counted when it did, because cursors of that relay may stand anywhere up to there.
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
 CREATE TABLE counters(id INTEGER PRIMARY KEY, next_seq INTEGER NOT NULL, next_n INTEGER NOT NULL,
-  ids_upto INTEGER NOT NULL, in_order_to INTEGER NOT NULL DEFAULT 0) STRICT;
+  ids_upto INTEGER NOT NULL, in_order_to INTEGER NOT NULL DEFAULT 0, own_n INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE TABLE queues(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, policy TEXT NOT NULL) STRICT;
-CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0,
+  from_n INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE lines(queue INTEGER NOT NULL, client INTEGER NOT NULL, waiting INTEGER NOT NULL, parked INTEGER NOT NULL,
   PRIMARY KEY(queue, client)) WITHOUT ROWID, STRICT;
 CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRICT;
@@ -88,8 +92,14 @@ DROP INDEX dead_letters_run;
 CREATE INDEX dead_letters_queue ON dead_letters(queue);
 ";
 
+/// From 1.3 to 1.4. A relay of 1.3 can open the upgraded store: it goes on from the number of all results.
+const TO_MINOR_4: &str = "
+ALTER TABLE counters ADD COLUMN own_n INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE clients ADD COLUMN from_n INTEGER NOT NULL DEFAULT 0;
+";
+
 /// The steps to each minor version from the one before, in their order.
-const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2), (3, TO_MINOR_3)];
+const UPGRADES: &[(i32, &str)] = &[(1, TO_MINOR_1), (2, TO_MINOR_2), (3, TO_MINOR_3), (4, TO_MINOR_4)];
 
 /// The writer's connection, the log id, and the lock that keeps other processes out (`None` in memory).
 pub(super) struct Opened {

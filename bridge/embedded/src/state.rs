@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) ids: Ids,
     /// The changes to all this by the step that is being run.
     pub(super) undo: Undo,
+    /// The last number in the log of each client that had a result since the store was opened.
+    pub(super) last_n: Map<ClientRow, i64>,
     /// The number of the next lease. It starts at random with each opening of the store.
     pub(super) next_lease: i64,
 }
@@ -68,9 +70,11 @@ impl State {
             if used.in_order_to > in_order { used.in_order_to + IN_ORDER_AHEAD_MS } else { in_order },
         );
         if counters != (seq, n, in_order) {
-            conn.prepare_cached("UPDATE counters SET next_seq = ?1, next_n = ?2, in_order_to = ?3 WHERE id = 1")
-                .and_then(|mut update| update.execute(counters))
-                .map_err(sql)?;
+            conn.prepare_cached(
+                "UPDATE counters SET next_seq = ?1, next_n = ?2, own_n = ?2, in_order_to = ?3 WHERE id = 1",
+            )
+            .and_then(|mut update| update.execute(counters))
+            .map_err(sql)?;
             used.saved = counters;
         }
         for ((queue, client), waiting, parked) in self.lines.changed() {
@@ -147,9 +151,16 @@ impl State {
         in_order
     }
 
-    pub(super) fn take_n(&mut self) -> i64 {
+    /// The next place in the client's log. Other clients' results do not move it, so a cursor tells nothing of them.
+    pub(super) fn take_n(&mut self, conn: &Connection, client: ClientRow) -> Result<i64, BrokerError> {
+        let last = match self.last_n.get(&client) {
+            Some(last) => *last,
+            None => last_n(conn, client)?,
+        };
+        self.last_n.insert(client, last + 1);
+        self.undo.note(Change::Numbered(client));
         self.counters.next_n += 1;
-        self.counters.next_n - 1
+        Ok(last + 1)
     }
 
     /// A number that no other lease of the same row has, in any opening of this store.
@@ -211,6 +222,15 @@ impl State {
     pub(super) fn note_due(&mut self, due: Timestamp) {
         self.counters.next_due = Some(self.counters.next_due.map_or(due, |next| next.min(due)));
     }
+}
+
+/// The last place in the client's log that was given, whether or not a result is there still.
+pub(super) fn last_n(conn: &Connection, client: ClientRow) -> Result<i64, BrokerError> {
+    conn.prepare_cached(
+        "SELECT max(coalesce((SELECT max(n) FROM results WHERE client = ?1), 0), removed_n, from_n) FROM clients WHERE id = ?1",
+    )
+    .and_then(|mut query| query.query_row([client], |row| row.get(0)))
+    .map_err(|e| unavailable(e, "number result"))
 }
 
 /// When the next parked job is due.

@@ -22,9 +22,15 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// In memory.
     pub(super) async fn open(change: impl Fn(&mut QueuePolicy)) -> Self {
+        Self::open_at(None, change).await
+    }
+
+    pub(super) async fn open_at(path: Option<&Path>, change: impl Fn(&mut QueuePolicy)) -> Self {
         let clock = Clock::manual(Timestamp::from_millis(1_790_000_000_000));
-        let store = Embedded::open(EmbeddedConfig { clock: clock.clone(), ..Default::default() }).await.unwrap();
+        let path = path.map(Path::to_owned);
+        let store = Embedded::open(EmbeddedConfig { path, clock: clock.clone(), ..Default::default() }).await.unwrap();
         let mut policy = QueuePolicy::default();
         change(&mut policy);
         store.broker().policies.put_policy(&"work".parse().unwrap(), &policy, None).await.unwrap();

@@ -69,6 +69,8 @@ impl State {
                     queue.policy = *before;
                 }
             }
+            // The file knows, once the result is gone from it.
+            Change::Numbered(client) => drop(self.last_n.remove(&client)),
             Change::IdAdded(id) => self.ids.forget(id),
             Change::IdRemoved(id, seq) => self.ids.add(id, seq),
         }

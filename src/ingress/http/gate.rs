@@ -27,8 +27,8 @@ use crate::api::Slug;
 use crate::auth::Caller;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
-use crate::ingress::headers;
 use crate::ingress::refusal::scarce;
+use crate::ingress::{headers, request_id};
 
 /// Answers one request, and gives the place that it takes until its answer has left. Never fails and never panics.
 pub(super) async fn handle<B>(
@@ -40,7 +40,7 @@ pub(super) async fn handle<B>(
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
-    let request_id = served.ingress.mint_request_id();
+    let request_id = request_id::mint();
     let (method, all) = (request.method().clone(), request.uri().path() == "*");
     let trace_id = headers::trace_id(request.headers());
     let span = info_span!("request", request_id, trace_id, method = %request.method(), path = request.uri().path());
@@ -76,7 +76,7 @@ fn is_strangers(response: &Response) -> bool {
 
 /// The answer to what is no request that could be handled.
 pub(super) fn refuse(served: &Served, refusal: Refusal) -> Response {
-    let request_id = served.ingress.mint_request_id();
+    let request_id = request_id::mint();
     debug!(request_id, detail = refusal.0.detail, "a head was refused before it was read");
     finish(served, refusal.into_response(), &Method::GET, false, request_id)
 }

@@ -17,7 +17,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -162,8 +161,6 @@ pub struct Ingress {
     refusals: Refusals,
     followers: Arc<Budget>,
     events: Arc<Events>,
-    request_prefix: u64,
-    request_count: AtomicU64,
 }
 
 impl fmt::Debug for Ingress {
@@ -181,11 +178,6 @@ impl Ingress {
         limits: Limits,
         clock: Clock,
     ) -> Arc<Self> {
-        let mut prefix = [0; 8];
-        if getrandom::fill(&mut prefix).is_err() {
-            // Request ids need to differ between processes only as far as a reader of logs cares.
-            prefix = clock.now().as_millis().to_be_bytes();
-        }
         let budget = |max| Budget::new(max, Arc::clone(&limits.shares));
         Arc::new(Self {
             policies: PolicyCache::new(&broker, clock.clone()),
@@ -198,8 +190,6 @@ impl Ingress {
             refusals: Refusals::default(),
             followers: budget(limits.followers),
             events: Arc::default(),
-            request_prefix: u64::from_be_bytes(prefix),
-            request_count: AtomicU64::new(0),
             broker,
             authenticator: authenticator.into(),
             limits,
@@ -256,27 +246,10 @@ impl Ingress {
         Arc::new(Watched { leasing, events, clock: self.clock.clone() })
     }
 
-    /// A name for a request that no other request of any relay has.
-    fn mint_request_id(&self) -> String {
-        let count = self.request_count.fetch_add(1, Ordering::Relaxed);
-        let mut id = String::with_capacity(2 * 16 + 1);
-        push_hex(&mut id, self.request_prefix, 16);
-        id.push('-');
-        // Eight digits, and as many as it takes after 2^32 requests.
-        push_hex(&mut id, count, 8.max(16 - count.leading_zeros() / 4));
-        id
-    }
-
     /// The largest payload that the broker takes, whatever a queue's policy says.
     fn payload_max(&self) -> u64 {
         self.broker.capabilities.payload_max.min(self.limits.body_bytes as u64)
     }
-}
-
-/// Appends the last `digits` hexadecimal digits of `number`.
-fn push_hex(to: &mut String, number: u64, digits: u32) {
-    let nibbles = (0..digits).rev().map(|at| (number >> (4 * at)) as u32 & 0xf);
-    to.extend(nibbles.filter_map(|nibble| char::from_digit(nibble, 16)));
 }
 
 /// The ingress as one listener serves it.

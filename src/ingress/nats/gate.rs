@@ -24,6 +24,7 @@ use crate::ingress::budget::{Full, Share};
 use crate::ingress::clients::Owner;
 use crate::ingress::headers::trace_id;
 use crate::ingress::refusal::{Refusal, scarce};
+use crate::ingress::request_id;
 
 /// A request as its endpoint sees it.
 pub(super) struct Asked {
@@ -60,14 +61,14 @@ pub(super) struct Visit {
 impl Visit {
     /// Answers the request and counts it, or gives back what does both after a wait. Never fails and never panics.
     pub(super) async fn attend(self) -> Option<Box<Waiting>> {
-        let id = self.desk.ingress.mint_request_id();
+        let id = request_id::mint();
         let span = info_span!("request", request_id = id, trace_id = Empty, subject = self.message.subject.as_str());
         self.go(id).instrument(span).await
     }
 
     /// Refuses the request without looking at it. Whether the connection took that within `patience`.
     pub(super) async fn turn_away(self, full: Full, patience: Duration) -> bool {
-        let id = self.desk.ingress.mint_request_id();
+        let id = request_id::mint();
         match self.outbox() {
             Ok(outbox) => {
                 let refusal = Refusal::full(full, scarce::REQUESTS);

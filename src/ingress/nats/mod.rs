@@ -16,7 +16,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -115,7 +115,6 @@ pub struct Ingress {
     /// Whether NATS keeps clients apart, as far as relay can see.
     keeps_apart: AtomicBool,
     service: Service,
-    request_count: AtomicU64,
 }
 
 impl fmt::Debug for Ingress {
@@ -150,7 +149,6 @@ impl Ingress {
             waiting: Budget::new(usize::MAX, ClientShares::undivided()),
             keeps_apart: AtomicBool::new(false),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
-            request_count: AtomicU64::new(0),
             broker,
             rates,
             limits,
@@ -196,11 +194,5 @@ impl Ingress {
     #[must_use]
     pub fn wait_places(&self) -> usize {
         self.waits.open()
-    }
-
-    /// A name for a request that no other request of any relay has.
-    fn mint_request_id(&self) -> String {
-        let count = self.request_count.fetch_add(1, Ordering::Relaxed);
-        format!("{}-{count:08x}", self.service.id)
     }
 }
