@@ -63,8 +63,17 @@ pub trait Leasing: Send + Sync {
     async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError>;
 
     /// Takes back the dead letter of a run that did not fail after all. Without effect on a run that is open, `failed`
-    /// or `exhausted`, for every caller. Idempotent.
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError>;
+    /// or `exhausted`, for every caller. Idempotent. A caller that may touch some queues only names them as `within`; a job of
+    /// another one is not touched. `remote` leaves that to its server, which knows the worker's key.
+    ///
+    /// # Errors
+    /// `Unauthorized` if the job is of a queue that is not `within`.
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError>;
 
     /// Records the run's one result. The first one wins, whichever attempt it came from, with or without a lease; sent again,
     /// it is the first one still. Of a worker's word, how the handler ended is taken and nothing else: see

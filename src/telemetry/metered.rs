@@ -167,8 +167,13 @@ impl Leasing for Work {
         self.inner.dead_letter(letter).await
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.inner.retract_dead_letter(job, run).await
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
+        self.inner.retract_dead_letter(job, run, within).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {

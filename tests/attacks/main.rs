@@ -14,3 +14,4 @@ mod files;
 mod owners;
 mod shares;
 mod support;
+mod workers;

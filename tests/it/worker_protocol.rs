@@ -123,7 +123,7 @@ impl Leasing for Line {
         Ok(())
     }
 
-    async fn retract_dead_letter(&self, _: JobId, run: RunId) -> Result<(), BrokerError> {
+    async fn retract_dead_letter(&self, _: JobId, run: RunId, _: Option<&[QueueName]>) -> Result<(), BrokerError> {
         self.seen.send_modify(|seen| seen.retracted.push(run));
         Ok(())
     }
@@ -322,7 +322,7 @@ async fn a_worker_does_everything_over_the_wire_that_it_may_do_at_the_broker() {
         extra: Default::default(),
     };
     remote.dead_letter(&letter).await.unwrap();
-    remote.retract_dead_letter(sent.id, sent.run_id).await.unwrap();
+    remote.retract_dead_letter(sent.id, sent.run_id, None).await.unwrap();
     assert_eq!(remote.record(&result_of(&sent)).await.unwrap(), Recorded::First);
     let again = remote.record(&result_of(&sent)).await.unwrap();
     assert_eq!(again, Recorded::Superseded(Outcome::Succeeded));

@@ -184,7 +184,7 @@ impl Settler<'_> {
         let retracted = persist(
             "retract dead letter",
             || Patience::Short,
-            || self.leasing.retract_dead_letter(self.job.id, self.job.run_id),
+            || self.leasing.retract_dead_letter(self.job.id, self.job.run_id, None),
         );
         if let Err(Refused { error, .. }) = retracted.await {
             tracing::warn!(

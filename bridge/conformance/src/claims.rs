@@ -109,7 +109,7 @@ async fn ends_as_failed(stage: &Stage<'_>, job: &Job, delivery: &Delivery, sent:
         stage.record_first(&sent).await;
     }
     // As a worker does after a success, which this is to it.
-    stage.leasing.retract_dead_letter(job.id, job.run_id).await.unwrap();
+    stage.leasing.retract_dead_letter(job.id, job.run_id, None).await.unwrap();
     stage.settle(delivery, Settlement::Complete).await;
     let result = stage.finished(job).await.result;
     let failure = result.failure.expect("what is not a success has a reason");

@@ -106,8 +106,8 @@ pub async fn a_dead_letter_is_taken_back_when_the_run_succeeded(fixture: &dyn Fi
     assert_eq!(recorded, Recorded::Superseded(Outcome::Succeeded));
     let kind = refused(stage.broker.dead_letters.redrive(job.id, job.run_id).await);
     assert_eq!(kind, BrokerErrorKind::NotFound);
-    stage.leasing.retract_dead_letter(job.id, job.run_id).await.unwrap();
-    stage.leasing.retract_dead_letter(job.id, job.run_id).await.unwrap();
+    stage.leasing.retract_dead_letter(job.id, job.run_id, None).await.unwrap();
+    stage.leasing.retract_dead_letter(job.id, job.run_id, None).await.unwrap();
     stage.settle_late(&holder, Settlement::Complete).await;
     assert_eq!(stage.broker.dead_letters.get(job.id).await.unwrap(), None);
     assert!(letters(&stage).await.is_empty());

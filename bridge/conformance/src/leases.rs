@@ -6,7 +6,7 @@ use super::Fixture;
 use super::stage::{Stage, ok_or_lost, refused};
 use relay_bridge::contract::{JobState, Outcome};
 use relay_bridge::error::BrokerErrorKind;
-use relay_bridge::leasing::{Delivery, Held, Progress};
+use relay_bridge::leasing::{Delivery, Held, Progress, Receipt};
 use relay_bridge::settlement::Settlement;
 
 pub async fn a_leased_job_is_hidden_until_its_lease_ends(fixture: &dyn Fixture) {
@@ -396,6 +396,33 @@ pub async fn a_receipt_whose_job_somebody_else_holds_is_lost_in_every_process(fi
         Ok(held) => assert_eq!(held, Held::Ended(Outcome::Succeeded)),
         lost => assert_eq!(refused(lost), BrokerErrorKind::LeaseLost),
     }
+}
+
+pub async fn a_receipt_that_names_another_queue_or_client_is_good_for_nothing(fixture: &dyn Fixture) {
+    let stage = Stage::steady(fixture).await;
+    let job = stage.submit_plain(&stage.client("a")).await;
+    let holder = stage.lease_one().await;
+    let honest = &holder.receipt;
+    let elsewhere = stage.another_queue().await;
+    for forged in
+        [Receipt { queue: elsewhere, ..honest.clone() }, Receipt { client: stage.client("b"), ..honest.clone() }]
+    {
+        let none = |kind| matches!(kind, BrokerErrorKind::LeaseLost | BrokerErrorKind::Invalid);
+        let kind = refused(stage.leasing.extend(&forged).await);
+        assert!(none(kind), "{kind:?}");
+        for settlement in [
+            Settlement::HandBack(Duration::ZERO),
+            Settlement::RetryAfter(Duration::from_millis(1)),
+            Settlement::Complete,
+        ] {
+            let kind = refused(stage.leasing.settle(&forged, &settlement).await);
+            assert!(none(kind), "{kind:?}");
+        }
+        stage.assert_nothing_in_line().await;
+    }
+    assert_eq!(stage.status(&job).await.attempt, 1);
+    assert!(matches!(stage.leasing.extend(honest).await, Ok(Held::Until(_))), "its holder has it still");
+    stage.succeed(&holder).await;
 }
 
 /// The lease is held for one more lease.

@@ -116,6 +116,20 @@ pub async fn a_letter_goes_when_a_later_attempt_of_its_run_succeeds(fixture: &dy
     stage.settle(&second, Settlement::Complete).await;
 }
 
+pub async fn a_retraction_is_kept_to_the_queues_of_its_caller(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let (job, delivery) = dead(&stage, "key").await;
+    let elsewhere = [stage.another_queue().await];
+    // As the server asks that knows the worker's key.
+    let leasing = &stage.broker.leasing;
+    let run = delivery.job.run_id;
+    let kind = refused(leasing.retract_dead_letter(job.id, run, Some(&elsewhere)).await);
+    assert_eq!(kind, BrokerErrorKind::Unauthorized);
+    let own = [elsewhere[0].clone(), stage.queue.clone()];
+    leasing.retract_dead_letter(job.id, run, Some(&own)).await.unwrap();
+    assert!(stage.broker.dead_letters.get(job.id).await.unwrap().is_some(), "a run that failed keeps its letter");
+}
+
 pub async fn a_letter_stays_whatever_becomes_of_later_runs(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let (job, delivery) = dead(&stage, "key").await;

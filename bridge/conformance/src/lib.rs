@@ -150,6 +150,7 @@ macro_rules! conformance_tests {
                 a_leased_job_counts_as_running_in_the_next_process_and_ends_with_its_lease
                 a_lease_ends_at_lease_max_whichever_process_extends_it
                 a_receipt_whose_job_somebody_else_holds_is_lost_in_every_process
+                a_receipt_that_names_another_queue_or_client_is_good_for_nothing
             }
             taking {
                 a_lease_returns_at_once_when_something_is_there
@@ -258,6 +259,7 @@ macro_rules! conformance_tests {
                 a_letter_has_what_relay_knows_of_its_job
                 a_letter_goes_when_its_run_is_cancelled_or_expires
                 a_letter_goes_when_a_later_attempt_of_its_run_succeeds
+                a_retraction_is_kept_to_the_queues_of_its_caller
                 a_letter_stays_whatever_becomes_of_later_runs
                 a_letter_of_an_erased_job_is_not_kept
                 a_letter_without_the_payload_that_its_client_sent_is_not_kept

@@ -175,10 +175,11 @@ impl State {
         let lost = || BrokerError::new(BrokerErrorKind::LeaseLost, "find lease", "the lease ended before");
         let (number, seq) = read_token(receipt).ok_or_else(lost)?;
         let stands = self.leases.get(&seq).is_some_and(|lease| {
-            let queue = self.queues.get(&lease.line.0);
+            let (queue, client) = (self.queues.get(&lease.line.0), self.clients.get(&lease.line.1));
             lease.number == number
                 && (lease.job, lease.run) == (receipt.job_id, receipt.run_id)
                 && queue.is_some_and(|queue| queue.name == receipt.queue)
+                && client.is_some_and(|client| *client == receipt.client)
         });
         stands.then_some(seq).ok_or_else(lost)
     }

@@ -21,7 +21,7 @@ use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::rules::refusal::no_job;
+use relay_bridge::rules::refusal::{may_touch, no_job};
 use relay_bridge::rules::{self, Known, Verdict};
 use relay_bridge::settlement::Settlement;
 
@@ -82,8 +82,14 @@ impl Leasing for Embedded {
         self.call(move |writer| writer.dead_letter(&letter)).await
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.call(move |writer| writer.retract_dead_letter(job, run)).await
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
+        let within = within.map(<[QueueName]>::to_vec);
+        self.call(move |writer| writer.retract_dead_letter(job, run, within.as_deref())).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {
@@ -161,8 +167,11 @@ impl Writer {
         }
     }
 
-    fn retract_dead_letter(&mut self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+    fn retract_dead_letter(&mut self, job: JobId, run: RunId, within: Option<&[QueueName]>) -> Result<(), BrokerError> {
         let Some(row) = self.find(job)? else { return Ok(()) };
+        if let Some(queue) = self.state.queues.get(&row.queue) {
+            may_touch("retract dead letter", &queue.name, within)?;
+        }
         let known = Known { record: None, ended: self.ended(&row)? };
         if rules::retract_letter(Some(&known), run) && self.remove_dead_letter(job, run)? {
             self.done.letters_retracted += 1;

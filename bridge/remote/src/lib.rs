@@ -198,7 +198,7 @@ impl Leasing for Remote {
         self.done("dead letter", request).await
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+    async fn retract_dead_letter(&self, job: JobId, run: RunId, _: Option<&[QueueName]>) -> Result<(), BrokerError> {
         self.done("retract dead letter", |_| Request::RetractDeadLetter(job, run)).await
     }
 

@@ -22,6 +22,18 @@ pub fn no_letter(operation: &'static str, job: JobId, run: RunId) -> BrokerError
     BrokerError::new(BrokerErrorKind::NotFound, operation, why)
 }
 
+/// Whether a caller that may touch the queues `within`, or all of them, may touch a job of `queue`.
+///
+/// # Errors
+/// `Unauthorized`.
+pub fn may_touch(operation: &'static str, queue: &QueueName, within: Option<&[QueueName]>) -> Result<(), BrokerError> {
+    if within.is_none_or(|within| within.contains(queue)) {
+        return Ok(());
+    }
+    let why = "the job is of a queue that the worker's key does not grant";
+    Err(BrokerError::new(BrokerErrorKind::Unauthorized, operation, why))
+}
+
 /// More bytes than are taken.
 #[must_use]
 pub fn too_large(operation: &'static str, actual: u64, limit: u64) -> BrokerError {

@@ -163,9 +163,9 @@ impl Session {
                 leasing.dead_letter(&letter).await.map_err(broker)?;
                 Ok(Response::Done)
             }
-            // The seam names no queue here; that the caller knows the run's random id is what lets it.
+            // The frame names no queue: the broker knows the job's.
             Request::RetractDeadLetter(job, run) => {
-                leasing.retract_dead_letter(job, run).await.map_err(broker)?;
+                leasing.retract_dead_letter(job, run, self.grant.queues.as_deref()).await.map_err(broker)?;
                 Ok(Response::Done)
             }
             Request::Record(result) => {

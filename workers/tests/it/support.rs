@@ -194,7 +194,7 @@ impl Leasing for Scripted {
         Ok(())
     }
 
-    async fn retract_dead_letter(&self, _: JobId, _: RunId) -> Result<(), BrokerError> {
+    async fn retract_dead_letter(&self, _: JobId, _: RunId, _: Option<&[QueueName]>) -> Result<(), BrokerError> {
         self.record_call(Call::Retract);
         Ok(())
     }

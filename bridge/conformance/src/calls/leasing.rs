@@ -86,8 +86,13 @@ impl Leasing for Repeating {
         self.calls.call("dead-letter", || self.inner.dead_letter(letter)).await.answer
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.calls.call("retract dead letter", || self.inner.retract_dead_letter(job, run)).await.answer
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
+        self.calls.call("retract dead letter", || self.inner.retract_dead_letter(job, run, within)).await.answer
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {

@@ -64,8 +64,13 @@ impl Leasing for Faulty {
         self.faults.make("dead-letter", self.inner.dead_letter(letter)).await
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.faults.make("retract dead letter", self.inner.retract_dead_letter(job, run)).await
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
+        self.faults.make("retract dead letter", self.inner.retract_dead_letter(job, run, within)).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {

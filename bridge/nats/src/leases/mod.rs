@@ -190,8 +190,13 @@ impl Leasing for Leases {
         self.letters.keep_letter(letter).await
     }
 
-    async fn retract_dead_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
-        self.letters.retract_letter(job, run).await
+    async fn retract_dead_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
+        self.letters.retract_letter(job, run, within).await
     }
 
     async fn record(&self, result: &JobResult) -> Result<Recorded, BrokerError> {

@@ -22,11 +22,11 @@ use crate::wire::stream_calls;
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::envelope::{WireVersion, encode_dead_letter};
-use relay_bridge::contract::{ClientId, JobId, JobResult, Outcome, RunId, Timestamp};
+use relay_bridge::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
-use relay_bridge::rules::refusal::contended;
+use relay_bridge::rules::refusal::{contended, may_touch};
 use relay_bridge::rules::{self, Ended, Known};
 
 /// Header of a mark: the run that the letter was redriven in.
@@ -187,11 +187,17 @@ impl LetterStore {
     }
 
     /// Takes back the letter of a run that succeeded, was cancelled or expired.
-    pub(crate) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+    pub(crate) async fn retract_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some((name, seq)) = self.last_about(job, run, OPERATION).await?.filter(|(name, _)| !name.is_mark()) else {
             return Ok(());
         };
+        may_touch(OPERATION, &name.address.queue, within)?;
         let kept = self.results.kept_result(&name.address.client, job).await?;
         let known = kept.map(|kept| Known { record: None, ended: Some(Ended::of(&kept.result)) });
         if rules::retract_letter(known.as_ref(), run) && self.api.delete(DEAD_STREAM, seq, OPERATION).await? {

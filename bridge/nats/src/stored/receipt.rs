@@ -10,6 +10,8 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Receipt;
 
 const VERSION: u8 = 1;
+/// How many parts the shorter form of a server's reply subject has.
+const SHORT: usize = 9;
 const FIXED: usize = 1 + 8 + 8 + 4 + 8 + FORMER.len();
 /// Names one delivery in this process: the job, its record's sequence, and the number of the delivery of that record.
 pub(crate) type Key = (JobId, u64, u64);
@@ -64,9 +66,13 @@ impl Token {
         let _: [u8; FORMER.len()] = take(&mut rest)?;
         let reply = std::str::from_utf8(rest).ok()?.to_owned();
         let plain = reply.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
-        // Never by the position of tokens: there are two forms of these subjects.
+        // There are two forms of these subjects: behind `$JS.ACK`, and behind a domain and a hash of the account. Elsewhere the
+        // same words would be those of a delivery that another stream gave.
         let stream = names::jobs_stream(&receipt.queue);
-        let came_from = |lane: &Lane| reply.contains(&format!(".{stream}.{lane}.{delivered}.{seq}."));
+        let parts: Vec<&str> = reply.split('.').collect();
+        let named = parts.get(if parts.len() == SHORT { 2 } else { 4 }..)?;
+        let numbers = [delivered.to_string(), seq.to_string()];
+        let came_from = |lane: &Lane| named.starts_with(&[&*stream, &*lane.to_string(), &*numbers[0], &*numbers[1]]);
         let lanes = [Lane::Own(receipt.client.clone()), Lane::shared_by(&receipt.client), Lane::ALL];
         let lane = lanes.into_iter().find(came_from).filter(|_| plain && reply.starts_with("$JS.ACK."))?;
         Some(Self { seq, delivered, attempt, leased_at, reply, lane })
@@ -127,6 +133,8 @@ mod tests {
             "$JS.ACK.relay-jobs-other.acme.2.7.9.1.4",
             "$JS.ACK.relay-jobs-work.acme.2.8.9.1.4",
             "$JS.ACK.relay-jobs-work.acme.2.7.>",
+            "$JS.ACK.relay-jobs-other.lane.relay-jobs-work.acme.2.7.9",
+            "$JS.ACK.relay-jobs-other.lane.2.7.9.1.4.relay-jobs-work.acme.2.7.9.1.4",
         ] {
             assert_eq!(Token::read(&receipt(reply), "test").unwrap_err().kind(), BrokerErrorKind::Invalid, "{reply}");
         }

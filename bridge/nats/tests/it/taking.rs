@@ -227,7 +227,7 @@ async fn a_job_that_waits_runs_is_tried_again_and_ends_makes_no_error_of_the_ser
     assert_eq!((again.job.id, again.attempt), (job, 2));
     let end = End { attempt: 2, started_at: Some(again.leased_at), finished_at: Clock::system().now() };
     let result = JobResult::succeeded(&again.job, end, "text/plain", "done".into());
-    broker.leasing.retract_dead_letter(job, again.job.run_id).await.unwrap();
+    broker.leasing.retract_dead_letter(job, again.job.run_id, None).await.unwrap();
     broker.leasing.record(&result).await.unwrap();
     broker.leasing.settle(&again.receipt, &Settlement::Complete).await.unwrap();
     assert_eq!(state().await, JobState::Finished(Outcome::Succeeded));

@@ -33,16 +33,24 @@ const RETRY_MIN: Duration = Duration::from_millis(1);
 /// scalers count.
 const HIDDEN_MAX: Duration = Duration::from_secs(30);
 
-/// The condition that this lease holds the run, and that the run is open.
-const HELD: &str = "#run = :run AND #state = :leased AND #lease = :lease AND #lease_end > :now \
+/// The condition that this lease holds the run, that the run is open, and that the job is the one that the receipt names: a
+/// worker is trusted with a queue because its receipt names that queue.
+const HELD: &str = "#run = :run AND #queue = :queue AND #client = :client AND #state = :leased AND #lease = :lease AND #lease_end > :now \
                     AND (attribute_not_exists(#result_run) OR #result_run < :run)";
 
 fn held(receipt: &Receipt, token: &Token, now: Timestamp) -> Item {
     Item::default()
         .text(":run", receipt.run_id.to_string())
+        .text(":queue", receipt.queue.as_str())
+        .text(":client", receipt.client.as_str())
         .text(":leased", crate::adapter::stored::record::LEASED)
         .binary(":lease", token.lease.as_slice())
         .time(":now", now)
+}
+
+/// Whether the record is of the run, the client and the queue that a receipt names.
+fn is_named(record: &Record, receipt: &Receipt) -> bool {
+    (record.run, &record.client, &record.queue) == (receipt.run_id, &receipt.client, &receipt.queue)
 }
 
 /// Ends and extends leases.
@@ -78,7 +86,7 @@ impl Settling {
             Written::Done(before) => Record::read(before)?,
             Written::Refused(item) => {
                 self.owed.is_paid(&token.lease);
-                let record = item.map(Record::read).transpose()?.filter(|record| record.run == receipt.run_id);
+                let record = item.map(Record::read).transpose()?.filter(|record| is_named(record, receipt));
                 return record
                     .and_then(|record| record.ended())
                     .map(Held::Ended)
@@ -134,6 +142,9 @@ impl Settling {
     /// Takes the message of a run that has ended out of line.
     async fn complete(&self, receipt: &Receipt, token: &Token, operation: &'static str) -> Result<(), BrokerError> {
         let record = self.records.record_of(receipt.job_id, operation).await?;
+        if record.as_ref().is_some_and(|record| record.queue != receipt.queue) {
+            return Err(lost(receipt.job_id, operation));
+        }
         let open = record.filter(|record| record.run == receipt.run_id && record.ended().is_none());
         if let Some(record) = open {
             if record.is_held_by(&token.lease) && record.lease_end() > self.settings.clock.now() {
@@ -184,7 +195,7 @@ impl Settling {
                 let record = item.map(Record::read).transpose()?;
                 let own = |record: &Record| {
                     // If the SDK repeated this write, it finds its own `due`: nobody else writes this time.
-                    record.run == receipt.run_id && record.ended().is_none() && !record.is_leased() && record.due == due
+                    is_named(record, receipt) && record.ended().is_none() && !record.is_leased() && record.due == due
                 };
                 record.filter(own).ok_or_else(|| lost(receipt.job_id, operation))?
             }

@@ -11,9 +11,10 @@ use crate::adapter::stored::record::Record;
 use crate::adapter::stored::records::Records;
 use crate::names;
 use crate::settings::Settings;
-use relay_bridge::contract::{JobId, RunId};
+use relay_bridge::contract::{JobId, QueueName, RunId};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::BrokerError;
+use relay_bridge::rules::refusal::may_touch;
 use relay_bridge::rules::{self, Known, Payload, Verdict};
 
 /// Keeps and takes back dead letters.
@@ -73,9 +74,15 @@ impl LetterStore {
     }
 
     /// Takes back the dead letter of a run that did not fail after all.
-    pub(crate) async fn retract_letter(&self, job: JobId, run: RunId) -> Result<(), BrokerError> {
+    pub(crate) async fn retract_letter(
+        &self,
+        job: JobId,
+        run: RunId,
+        within: Option<&[QueueName]>,
+    ) -> Result<(), BrokerError> {
         const OPERATION: &str = "retract dead letter";
         let Some(record) = self.records.record_of(job, OPERATION).await? else { return Ok(()) };
+        may_touch(OPERATION, &record.queue, within)?;
         if rules::retract_letter(Some(&record.known()?), run) {
             self.take_letter(job, run, OPERATION).await?;
         }
