@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::admin::sampler::Watched;
-use crate::admin::{Admin, Port, Token, collect};
+use crate::admin::{self, Admin, Port, Token, collect};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
@@ -128,8 +128,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// For workers of other processes, if they are wanted.
     pub workers: Option<TcpListener>,
-    /// For operators, if it is wanted.
-    pub admin: Option<TcpListener>,
+    /// For operators, and for health checks, if they are wanted.
+    pub admin: admin::Listeners,
 }
 
 /// How to stop an [`App`]: first drain, then force.
@@ -225,10 +225,11 @@ impl App {
     pub async fn build(config: Config, mut listeners: Listeners) -> Result<Self, AppError> {
         let clock = config.clock;
         // Nobody asks a process without an admin port, so it does not count.
-        let watched = listeners.admin.is_some() || config.traces.is_some();
+        let admin = Some(std::mem::take(&mut listeners.admin)).filter(admin::Listeners::are_any);
+        let watched = admin.is_some() || config.traces.is_some();
         let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
-        let port = listeners.admin.take().zip(telemetry.clone());
-        let mut port = port.map(|(listener, telemetry)| Port::open(listener, config.admin_token, telemetry));
+        let port = admin.zip(telemetry.clone());
+        let mut port = port.map(|(listeners, telemetry)| Port::open(listeners, config.admin_token, telemetry));
         let opened = Opened::open(config.broker, &clock).await?;
         let queues = match opened.prepare(&config.queues).await {
             Ok(queues) => queues,
@@ -292,6 +293,12 @@ impl App {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.port.as_ref()?.address()
+    }
+
+    /// Where health checks ask, if they have a port of their own.
+    #[must_use]
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.port.as_ref()?.health_address()
     }
 
     /// Readiness holds from now on, until `stop` drains, whatever becomes of the broker: for whoever says that the process is there before it runs.
@@ -495,7 +502,7 @@ mod tests {
 
     async fn listeners() -> Listeners {
         let bind = || TcpListener::bind("127.0.0.1:0");
-        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()), admin: None }
+        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()), admin: Default::default() }
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@
 //! - [`bridge`]: work that is queued on one broker is done on another.
 //! - [`config`]: the settings that may be written in `relay.toml`.
 //! - [`cli`]: the commands, one file each.
-//! - `private_file`: how a file of keys is written.
+//! - `private_file`: how a file of keys is written; `evicting`: places of connections that make room for newer ones.
 
 #[cfg(feature = "server")]
 pub mod admin;
@@ -34,6 +34,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "cli")]
 pub mod config;
+#[cfg(feature = "server")]
+mod evicting;
 #[cfg(feature = "server")]
 pub mod ingress;
 #[cfg(feature = "server")]

@@ -3,22 +3,44 @@
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use crate::contract::dead_letter::DeadLetter;
+use crate::contract::extra::Extra;
 use crate::contract::ids::InvalidId;
-use crate::contract::{JobId, QueueName, RunId};
+use crate::contract::{Job, JobId, QueueName, RunId};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::job_queue::Enqueued;
 
 /// The most dead letters that one [`list`](DeadLetters::list) reads in vain, because their keys begin otherwise.
 pub const LETTERS_PASSED_MAX: usize = 1_000;
 
+/// A dead letter as a list has it: without the payload, which may be a thousand times as large as the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterHead {
+    /// The letter; its job's payload is empty.
+    pub letter: DeadLetter,
+    /// The size of the payload in bytes.
+    pub size: u64,
+}
+
+impl LetterHead {
+    /// What a list has of a letter that was read whole. Fields of a newer writer are left out: they would keep the memory in
+    /// which the letter was read.
+    #[must_use]
+    pub fn of(letter: DeadLetter) -> Self {
+        let size = letter.job.payload.len() as u64;
+        let job = Job { payload: Bytes::new(), extra: Extra::default(), ..letter.job };
+        Self { letter: DeadLetter { job, extra: Extra::default(), ..letter }, size }
+    }
+}
+
 /// A page of dead letters.
 #[derive(Clone, Debug, Default)]
 pub struct Letters {
     /// The letters, the one that was kept last first.
-    pub letters: Vec<DeadLetter>,
+    pub letters: Vec<LetterHead>,
     /// Where to go on; `None` if there is no older letter.
     pub next: Option<LetterPlace>,
 }
@@ -65,7 +87,8 @@ impl<'de> Deserialize<'de> for LetterPlace {
 pub trait DeadLetters: Send + Sync {
     /// Dead letters of `queue` (all queues if `None`) whose job's key begins with `key_prefix` (any if `None`), behind `after`, at
     /// most `limit` (1 to 1,000): the one first that the broker kept last. A broker looks at a bounded number of letters, so a
-    /// page can be short, or empty, and still have a next one.
+    /// page can be short, or empty, and still have a next one. Payloads are in no list: a broker that can't read the rest
+    /// alone holds a bounded number of them, however many lists are asked for at a time.
     ///
     /// # Errors
     /// `Invalid` if `after` is no place that this broker gave.

@@ -6,7 +6,8 @@
 //!
 //! # Layout
 //!
-//! - `port`: the part that a process holds; `serve`: the listener; `access`: the access of callers; `routes`: answers.
+//! - `port`: the part that a process holds; `serve`: the listeners, also that of health checks; `unread`: peers that do not
+//!   read; `access`: the access of callers; `routes`: answers.
 //! - [`refusing`]: the operations that the process can't do at present, although it is ready.
 //! - `operator`: the operators' queries and changes; `jobs`: jobs as they look them up; `overview`: all of it, as it
 //!   changes.
@@ -38,9 +39,10 @@ pub mod refusing;
 mod routes;
 pub mod sampler;
 mod serve;
+mod unread;
 
 pub use access::{InvalidToken, Token};
-pub use port::Port;
+pub use port::{Listeners, Port};
 
 use relay_bridge::support::lock;
 use sampler::Sample;

@@ -14,7 +14,7 @@ use http::StatusCode;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::ids::InvalidId;
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::{DeadLetter, LetterPlace, Letters};
+use relay_bridge::dead_letters::{DeadLetter, LetterHead, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Enqueued, Exact};
 use serde::Deserialize;
@@ -91,9 +91,15 @@ impl QueueView {
 }
 
 impl DeadLetterView {
-    fn of(letter: &DeadLetter, with_payload: bool) -> Self {
+    /// A letter with the beginning of its payload.
+    fn whole(letter: DeadLetter) -> Self {
+        let shown = &letter.job.payload[..letter.job.payload.len().min(PAYLOAD_BYTES_MAX)];
+        let payload_base64 = Some(STANDARD.encode(shown));
+        Self { payload_base64, ..Self::of(&LetterHead::of(letter)) }
+    }
+
+    fn of(LetterHead { letter, size }: &LetterHead) -> Self {
         let job = &letter.job;
-        let shown = &job.payload[..job.payload.len().min(PAYLOAD_BYTES_MAX)];
         Self {
             job_id: job.id,
             run_id: job.run_id,
@@ -107,8 +113,8 @@ impl DeadLetterView {
             failure: fit::within_lengths(&letter.failure),
             at: letter.at,
             content_type: job.content_type.clone(),
-            size: job.payload.len() as u64,
-            payload_base64: with_payload.then(|| STANDARD.encode(shown)),
+            size: *size,
+            payload_base64: None,
         }
     }
 }
@@ -189,7 +195,7 @@ async fn letters(State(admin): State<Arc<Admin>>, which: Result<Query<Which>, Qu
     let key_prefix = key_prefix.map(|prefix| jobs::key_prefix(&prefix)).transpose()?;
     let letters = &broker(&admin)?.dead_letters;
     let Letters { letters, next } = letters.list(queue.as_ref(), key_prefix.as_deref(), before.as_ref(), limit).await?;
-    let letters = letters.iter().map(|letter| DeadLetterView::of(letter, false)).collect();
+    let letters = letters.iter().map(DeadLetterView::of).collect();
     Ok(json(StatusCode::OK, &DeadLettersPage { letters, next }))
 }
 
@@ -197,7 +203,7 @@ async fn letter(State(admin): State<Arc<Admin>>, Path(job): Path<String>) -> Ans
     let job: JobId = job.parse()?;
     let found = broker(&admin)?.dead_letters.get(job).await?;
     let letter = found.ok_or_else(|| no_letter(job))?;
-    Ok(json(StatusCode::OK, &DeadLetterView::of(&letter, true)))
+    Ok(json(StatusCode::OK, &DeadLetterView::whole(letter)))
 }
 
 async fn redrive(State(admin): State<Arc<Admin>>, Path((job, run)): Path<(String, String)>) -> Answer {

@@ -10,22 +10,53 @@ use super::sampler::{self, Watched};
 use super::{Admin, Token, serve};
 use crate::telemetry::Telemetry;
 
-/// The listener and the sampler. Dropping the port stops both at once.
+/// The sockets of an admin port: either, or both.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For operators: everything.
+    pub admin: Option<TcpListener>,
+    /// For health checks: `/livez` and `/readyz`, with connections of their own.
+    pub health: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Whether there is one.
+    #[must_use]
+    pub fn are_any(&self) -> bool {
+        self.admin.is_some() || self.health.is_some()
+    }
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(admin: TcpListener) -> Self {
+        Self { admin: Some(admin), health: None }
+    }
+}
+
+/// The listeners and the sampler. Dropping the port stops all at once.
 pub struct Port {
     admin: Arc<Admin>,
     address: Option<SocketAddr>,
+    health_address: Option<SocketAddr>,
     tasks: JoinSet<()>,
 }
 
 impl Port {
-    /// Answers on `listener` from now on; without a `token` whoever reaches it may ask.
+    /// Answers on `listeners` from now on; without a `token` whoever reaches the one for operators may ask.
     #[must_use]
-    pub fn open(listener: TcpListener, token: Option<Token>, telemetry: Telemetry) -> Self {
+    pub fn open(listeners: impl Into<Listeners>, token: Option<Token>, telemetry: Telemetry) -> Self {
+        let listeners = listeners.into();
         let admin = Admin::new(token, telemetry);
-        let address = listener.local_addr().ok();
+        let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
+        let (address, health_address) = (address(&listeners.admin), address(&listeners.health));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve::serve(listener, Arc::clone(&admin), admin.closing.clone()));
-        Self { admin, address, tasks }
+        if let Some(listener) = listeners.admin {
+            tasks.spawn(serve::serve(listener, Arc::clone(&admin), admin.closing.clone()));
+        }
+        if let Some(listener) = listeners.health {
+            tasks.spawn(serve::serve_health(listener, Arc::clone(&admin), admin.closing.clone()));
+        }
+        Self { admin, address, health_address, tasks }
     }
 
     /// Looks at where jobs come from, from now on.
@@ -42,7 +73,13 @@ impl Port {
         &self.admin
     }
 
-    /// Where it listens.
+    /// Where health checks ask.
+    #[must_use]
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health_address
+    }
+
+    /// Where operators ask.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.address

@@ -37,6 +37,14 @@ pub(super) fn router(admin: &Arc<Admin>) -> Router {
     router.layer(axum::middleware::map_response(finish)).with_state(Arc::clone(admin))
 }
 
+/// Every path of the listener for health checks, whose callers have no credentials and are told no details.
+pub(super) fn health(admin: &Arc<Admin>) -> Router {
+    let router = Router::new().route("/livez", get(live)).route("/readyz", get(ready_in_brief)).fallback(|| async {
+        problem(&Problem::new(Slug::NotFound, "health checks have no such path: /livez and /readyz are there"))
+    });
+    router.layer(axum::middleware::map_response(finish)).with_state(Arc::clone(admin))
+}
+
 /// On every answer: nothing is kept, guessed, framed, or fetched from elsewhere.
 async fn finish(mut response: Response) -> Response {
     const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
@@ -68,6 +76,15 @@ async fn live() -> Response {
 /// 200 when ready, else 503 with every reason; and what is refused, which changes nothing of that. Details may name hosts:
 /// they are for whoever may ask for more.
 async fn ready(State(admin): State<Arc<Admin>>, request: Request) -> Response {
+    let may_ask = access::check(&admin, &request.into_parts().0).is_ok();
+    readiness(&admin, may_ask)
+}
+
+async fn ready_in_brief(State(admin): State<Arc<Admin>>) -> Response {
+    readiness(&admin, false)
+}
+
+fn readiness(admin: &Admin, with_details: bool) -> Response {
     #[derive(Serialize)]
     struct Readiness {
         ready: bool,
@@ -75,7 +92,7 @@ async fn ready(State(admin): State<Arc<Admin>>, request: Request) -> Response {
         refusing: Vec<Refusing>,
     }
     let (mut reasons, mut refusing) = (admin.unready(), admin.refusing());
-    if access::check(&admin, &request.into_parts().0).is_err() {
+    if !with_details {
         reasons.iter_mut().for_each(|reason| reason.detail.clear());
         refusing.iter_mut().for_each(|refused| refused.detail.clear());
     }

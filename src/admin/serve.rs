@@ -1,25 +1,33 @@
-//! The admin port's listener: HTTP/1.1, few connections, each with a deadline for its requests' heads.
+//! The listeners of the admin port and of health checks: HTTP/1.1, few connections, each with a deadline for its requests'
+//! heads and for reading the answers. Health checks have places of their own, and a full set of them makes room.
 
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::unread::Unread;
 use super::{Admin, routes};
+use crate::evicting::{EvictingPool, Member};
 
-/// Connections at a time: probes, scrapers and a few people.
+/// Connections of the admin port at a time: probes, scrapers and a few people.
 const CONNECTIONS_MAX: usize = 256;
+/// Connections of health checks at a time.
+const PROBES_MAX: usize = 64;
 /// How long a peer may take for a request's head, and be idle between two.
-const HEAD_MAX: Duration = Duration::from_secs(30);
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// The same of a health check.
+const PROBE_HEAD_MAX: Duration = Duration::from_secs(5);
 /// The part of a head that is read at most, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The pause after the accepting failed.
@@ -27,53 +35,95 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long answers may take to be read once the port is about to close.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `listener` until `stop`; answers in progress then have a second to be read. Failures to accept are logged and
+/// Serves the admin port until `stop`; answers in progress then have a second to be read. Failures to accept are logged and
 /// retried.
 pub(super) async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
-    let router = routes::router(&admin);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, slot)) => {
-                let connection = connection(stream, router.clone(), stop.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "the admin port can't accept a connection; trying again");
-                tokio::time::sleep(PAUSE).await;
-            }
+    let places = Places::Waited(Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    Door { router: routes::router(&admin), places, head_max: HEAD_MAX, stop }.serve(listener).await;
+}
+
+/// Serves health checks in the same way.
+pub(super) async fn serve_health(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
+    let places = Places::Evicting(EvictingPool::new(PROBES_MAX));
+    Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, stop }.serve(listener).await;
+}
+
+/// The places of a listener's connections.
+enum Places {
+    /// Beyond them peers wait in the listen queue.
+    Waited(Arc<Semaphore>),
+    /// Beyond them the oldest connection is closed.
+    Evicting(EvictingPool),
+}
+
+impl Places {
+    /// A place before the accept, if one has to be waited for.
+    async fn wait(&self) -> io::Result<Option<OwnedSemaphorePermit>> {
+        match self {
+            Self::Waited(places) => Arc::clone(places).acquire_owned().await.map(Some).map_err(io::Error::other),
+            Self::Evicting(_) => Ok(None),
         }
     }
-    tokio::time::timeout(CLOSE_MAX, async { while connections.join_next().await.is_some() {} }).await.ok();
+
+    fn enter(&self) -> Option<Member> {
+        match self {
+            Self::Waited(_) => None,
+            Self::Evicting(pool) => Some(pool.enter()),
+        }
+    }
 }
 
-/// The next connection, once there is a slot for it: beyond them peers wait in the listen queue.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, slot))
+/// A listener with its answers and its bounds.
+struct Door {
+    router: Router,
+    places: Places,
+    head_max: Duration,
+    stop: CancellationToken,
 }
 
-async fn connection(stream: TcpStream, router: axum::Router, stop: CancellationToken) {
+impl Door {
+    async fn serve(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => break,
+                accepted = self.accept(&listener) => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok((stream, place)) => {
+                    let member = self.places.enter();
+                    let evicted = member.as_ref().map_or_else(CancellationToken::new, |member| member.evicted.clone());
+                    let connection = connection(stream, self.router.clone(), self.head_max, self.stop.clone());
+                    connections.spawn(async move {
+                        evicted.run_until_cancelled(connection).await;
+                        drop((place, member));
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "the admin port can't accept a connection; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        tokio::time::timeout(CLOSE_MAX, async { while connections.join_next().await.is_some() {} }).await.ok();
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
+        let place = self.places.wait().await?;
+        let (stream, _) = listener.accept().await?;
+        Ok((stream, place))
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, head_max: Duration, stop: CancellationToken) {
     stream.set_nodelay(true).ok();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
+        .header_read_timeout(head_max)
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Unread::new(stream)), TowerToHyperService::new(router));
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -1,21 +1,65 @@
-//! The admin port.
+//! The admin port, and the port for health checks.
 
 use std::net::SocketAddr;
 
+use tracing::info;
+
 use super::exit::CliError;
-use crate::admin::Token;
+use super::serve::bind;
+use crate::admin::{Listeners, Token};
 use crate::config::settings;
 use crate::private_file::warn_if_open;
 
 /// Holds the token itself. It has no flag: every process could read it.
 pub(super) const TOKEN: &str = "RELAY_ADMIN_TOKEN";
 
+/// Where the admin port and health checks are to be.
+pub(crate) struct Addresses {
+    admin: Option<(SocketAddr, Option<Token>)>,
+    health: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// Whether anything is to be there.
+    pub(crate) fn are_any(&self) -> bool {
+        self.admin.is_some() || self.health.is_some()
+    }
+
+    /// Binds, and says where at once: these ports are there before the broker is.
+    pub(crate) async fn bind(self) -> Result<(Listeners, Option<Token>), CliError> {
+        let (mut listeners, mut token) = (Listeners::default(), None);
+        if let Some((address, asked)) = self.admin {
+            let listener = bind("--admin", address).await?;
+            if let Ok(address) = listener.local_addr() {
+                info!("operators ask http://{address}");
+            }
+            (listeners.admin, token) = (Some(listener), asked);
+        }
+        if let Some(address) = self.health {
+            let listener = bind("--health", address).await?;
+            if let Ok(address) = listener.local_addr() {
+                info!("health checks ask http://{address}/livez and /readyz");
+            }
+            listeners.health = Some(listener);
+        }
+        Ok((listeners, token))
+    }
+}
+
 impl settings::Admin {
+    /// Where they are to be.
+    ///
+    /// # Errors
+    /// As [`operators`](Self::operators).
+    pub(crate) fn resolve(&self) -> Result<Addresses, CliError> {
+        Ok(Addresses { admin: self.operators()?, health: self.health })
+    }
+
     /// The address and the token, if there is to be an admin port.
     ///
     /// # Errors
     /// A usage error: an address that others can reach without a token, a token that can't be read or guessed.
-    pub(crate) fn resolve(&self) -> Result<Option<(SocketAddr, Option<Token>)>, CliError> {
+    fn operators(&self) -> Result<Option<(SocketAddr, Option<Token>)>, CliError> {
         let Some(address) = self.listen else { return Ok(None) };
         let variable = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
         let (from, text) = match (&self.token_file, variable) {

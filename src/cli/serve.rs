@@ -42,7 +42,7 @@ Examples:
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
 closed. Another signal, half a second later or more, forces. With --json the addresses are one line
 of JSON on stdout, as soon as the server is ready:
-  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null}}")]
+  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
@@ -170,10 +170,7 @@ impl Serving {
             Some(address) => Some(bind("--worker-listen", address).await?),
             None => None,
         };
-        let (admin, admin_token) = match admin {
-            Some((address, token)) => (Some(bind_admin(address).await?), token),
-            None => (None, None),
-        };
+        let (admin, admin_token) = admin.bind().await?;
         let config = Config {
             broker: self.broker,
             queues,
@@ -207,7 +204,8 @@ impl Serving {
 
 /// The first thing that is said: where clients and workers connect, which only the system knows for port 0.
 fn announce(app: &App, json: bool) {
-    let (http, workers, admin) = (app.http_address(), app.workers_address(), app.admin_address());
+    let (http, workers) = (app.http_address(), app.workers_address());
+    let (admin, health) = (app.admin_address(), app.health_address());
     if let Some(http) = http {
         info!("relay listens on http://{http}");
     }
@@ -216,7 +214,7 @@ fn announce(app: &App, json: bool) {
     }
     if json {
         // A reader that went away does not stop a server.
-        let line = json!({ "listening": { "http": http, "workers": workers, "admin": admin } });
+        let line = json!({ "listening": { "http": http, "workers": workers, "admin": admin, "health": health } });
         let mut out = std::io::stdout().lock();
         writeln!(out, "{line}").and_then(|()| out.flush()).ok();
     }
@@ -260,16 +258,7 @@ pub(crate) fn prepare_store(data: PathBuf) -> Result<PathBuf, CliError> {
     Ok(data.join(STORE_FILE))
 }
 
-/// The admin port is there before the broker is, so it is said at once where.
-pub(crate) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, CliError> {
-    let listener = bind("--admin", address).await?;
-    if let Ok(address) = listener.local_addr() {
-        info!("operators ask http://{address}");
-    }
-    Ok(listener)
-}
-
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
+pub(super) async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address).await.map_err(|error| {
         let told = CliError::usage(format!("{flag} {address}: {error}"));
         if error.kind() == std::io::ErrorKind::AddrInUse {

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::output;
-use super::serve::bind_admin;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
 use crate::admin::sampler::Watched;
@@ -93,10 +92,13 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     let clock = Clock::system();
     // The process that writes a result to the broker reports it: for a worker behind a server, that is the server.
     let traced = traces.clone().filter(|_| !matches!(source, SourceConfig::Tcp { .. }));
-    let watched = admin.is_some() || traces.is_some();
+    let (is_asked, watched) = (admin.are_any(), admin.are_any() || traces.is_some());
     let telemetry = watched.then(|| Telemetry::new(clock.clone(), traced));
-    let mut port = match admin.zip(telemetry.clone()) {
-        Some(((address, token), telemetry)) => Some(Port::open(bind_admin(address).await?, token, telemetry)),
+    let mut port = match telemetry.clone().filter(|_| is_asked) {
+        Some(telemetry) => {
+            let (listeners, token) = admin.bind().await?;
+            Some(Port::open(listeners, token, telemetry))
+        }
         None => None,
     };
     let address = source.address();
@@ -107,7 +109,8 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     tracing::info!("worker {id} takes jobs from {address}");
     if args.json {
         let admin = port.as_ref().and_then(Port::address);
-        output::json(&json!({ "worker": { "id": id, "connected": address, "admin": admin } }))?;
+        let health = port.as_ref().and_then(Port::health_address);
+        output::json(&json!({ "worker": { "id": id, "connected": address, "admin": admin, "health": health } }))?;
     }
     let leasing = telemetry.map_or_else(|| source.leasing(), |telemetry| telemetry.leasing(source.leasing()));
     if let Some(port) = &mut port {

@@ -4,6 +4,7 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail and speak as tests do")]
 
+mod admin;
 mod answers;
 mod bodies;
 #[path = "../cli_support/mod.rs"]

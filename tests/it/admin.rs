@@ -299,6 +299,28 @@ fn others_than_this_machine_need_a_token() {
 }
 
 #[test]
+fn health_checks_have_a_port_of_their_own_with_two_paths() {
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--drain-delay", "1h"];
+    // Also where others can reach it: no token is asked for.
+    let mut relay = Running::start(serve.iter().chain(&["--health", "0.0.0.0:0"]));
+    assert!(relay.ready["listening"]["admin"].is_null());
+    let port = relay.ready["listening"]["health"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let health = format!("127.0.0.1:{port}");
+    assert_eq!(get(&health, "/livez").0, 200);
+    assert_eq!(json(&get(&health, "/readyz")), serde_json::json!({ "ready": true, "reasons": [], "refusing": [] }));
+    for path in ["/", "/metrics", "/v1/queues", "/v1/dead", "/v1/overview", "/livez/x"] {
+        let answer = get(&health, path);
+        assert_eq!((answer.0, &json(&answer)["slug"]), (404, &Value::from("not-found")), "{path}");
+    }
+    relay.signal(Signal::SIGTERM);
+    relay.wait_for_line("stopping: ");
+    let unready = get(&health, "/readyz");
+    let reason = serde_json::json!({ "reason": "draining", "detail": "" });
+    assert_eq!((unready.0, &json(&unready)["reasons"][0]), (503, &reason), "and no details");
+    assert_eq!(relay.force(Signal::SIGTERM).0, Some(130));
+}
+
+#[test]
 fn web_pages_of_others_may_not_ask() {
     let relay = Running::dev(&["--admin", "127.0.0.1:0"], "cat");
     let admin = admin(&relay);
@@ -332,8 +354,10 @@ fn a_worker_has_an_admin_port_of_its_own() {
         ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];
     let server = Running::start(args);
     let connect = server.workers();
-    let args = ["worker", "--connect", &connect, "--admin", "127.0.0.1:0", "--json", "--", "cat"];
-    let worker = Running::start(args);
+    let ports = ["--admin", "127.0.0.1:0", "--health", "127.0.0.1:0"];
+    let args = ["worker", "--connect", &connect, "--json"];
+    let worker = Running::start(args.iter().chain(&ports).chain(&["--", "cat"]));
+    assert_eq!(get(worker.ready["worker"]["health"].as_str().unwrap(), "/readyz").0, 200);
     let address = worker.ready["worker"]["admin"].as_str().unwrap().to_owned();
     assert_eq!(code(&run_with(["submit", "--wait", "--server", &server.url()], b"x")), 0);
     assert_eq!(get(&address, "/readyz").0, 200);

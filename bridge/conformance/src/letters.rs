@@ -3,7 +3,7 @@
 use super::Fixture;
 use super::stage::{Stage, refused};
 use relay_bridge::contract::{Failure, Job, JobState, Outcome, RunId};
-use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::dead_letters::{DeadLetter, LetterHead};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Recorded};
@@ -253,7 +253,7 @@ pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixtur
     loop {
         let page = letters.list(Some(&stage.queue), None, after.as_ref(), 2).await.unwrap();
         assert!(page.letters.len() <= 2);
-        for letter in &page.letters {
+        for LetterHead { letter, .. } in &page.letters {
             seen.push(letter.job.run_id);
             // A place is good when its letter is gone.
             assert!(letters.purge(letter.job.id, letter.job.run_id).await.unwrap());

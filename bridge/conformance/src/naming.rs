@@ -33,7 +33,7 @@ async fn letters(stage: &Stage<'_>, prefix: Option<&str>, limit: u32) -> Vec<Job
     loop {
         let page = stage.broker.dead_letters.list(Some(&stage.queue), prefix, after.as_ref(), limit).await.unwrap();
         assert!(page.letters.len() <= limit as usize);
-        seen.extend(page.letters.iter().map(|letter| letter.job.id));
+        seen.extend(page.letters.iter().map(|head| head.letter.job.id));
         let Some(next) = page.next else { return seen };
         assert_ne!(after, Some(next.clone()), "the list goes on");
         after = Some(next);

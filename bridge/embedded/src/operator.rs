@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
 
 use super::Embedded;
 use super::lines::QueueRow;
 use super::sql::unavailable;
 use super::state::{damaged, unreadable};
 use super::writer::Writer;
-use relay_bridge::contract::envelope::decode_dead_letter;
+use relay_bridge::contract::envelope::{EnvelopeError, decode_dead_letter, decode_dead_letter_head};
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
+use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterHead, LetterPlace, Letters};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
@@ -24,8 +24,10 @@ use relay_bridge::rules::{self, refusal::no_letter};
 const LIST_MAX: u32 = 1_000;
 
 /// Dead letters of all queues, or of one, before a row, the newest first.
-const OF_ALL: &str = "SELECT rowid, envelope FROM dead_letters WHERE rowid < ?1 ORDER BY rowid DESC";
-const OF_QUEUE: &str = "SELECT rowid, envelope FROM dead_letters WHERE rowid < ?1 AND queue = ?2 ORDER BY rowid DESC";
+const OF_ALL: &str = "SELECT rowid FROM dead_letters WHERE rowid < ?1 ORDER BY rowid DESC";
+const OF_QUEUE: &str = "SELECT rowid FROM dead_letters WHERE rowid < ?1 AND queue = ?2 ORDER BY rowid DESC";
+/// How many bytes of an envelope are read for a list: more than what comes before the payload, mostly.
+const HEAD_MAX: usize = 16 * 1024;
 
 #[async_trait]
 impl DeadLetters for Embedded {
@@ -64,13 +66,14 @@ impl DeadLetters for Embedded {
                     found.next = last.and_then(|last| last.to_string().parse().ok());
                     break;
                 }
-                last = Some(row.get(0).map_err(sql)?);
+                let number: i64 = row.get(0).map_err(sql)?;
+                last = Some(number);
                 // A job that can't be read, as a newer relay's, holds up none that can.
-                let letter = read(row.get(1).map_err(sql)?).inspect_err(
+                let head = read_head(conn, number).inspect_err(
                     |failure| tracing::warn!(row = last, error = %failure, "left out of a list of dead letters"),
                 );
-                match letter.ok().filter(|letter| letter.has_key_prefix(key_prefix.as_deref())) {
-                    Some(letter) => found.letters.push(letter),
+                match head.ok().filter(|head| head.letter.has_key_prefix(key_prefix.as_deref())) {
+                    Some(head) => found.letters.push(head),
                     None => passed += 1,
                 }
             }
@@ -103,6 +106,22 @@ fn queue_row(conn: &Connection, name: &QueueName) -> Result<Option<QueueRow>, Br
     conn.prepare_cached("SELECT id FROM queues WHERE name = ?1")
         .and_then(|mut query| query.query_row([name.as_str()], |row| row.get(0)).optional())
         .map_err(|e| unavailable(e, "find queue"))
+}
+
+/// A letter without its payload, of which no more than the beginning is read.
+fn read_head(conn: &Connection, row: i64) -> Result<LetterHead, BrokerError> {
+    let sql = |e| unavailable(e, "list dead letters");
+    let blob = conn.blob_open(MAIN_DB, "dead_letters", "envelope", row, true).map_err(sql)?;
+    let part = |bytes: usize| {
+        let mut head = vec![0; blob.len().min(bytes)];
+        blob.read_at_exact(&mut head, 0).map_err(sql)?;
+        Ok(decode_dead_letter_head(&head.into()).map(|(letter, size)| LetterHead { size, ..LetterHead::of(letter) }))
+    };
+    match part(HEAD_MAX)? {
+        // The payload may begin behind what was read.
+        Err(EnvelopeError::Malformed(_)) if blob.len() > HEAD_MAX => part(blob.len())?.map_err(unreadable),
+        read => read.map_err(unreadable),
+    }
 }
 
 fn read(envelope: Vec<u8>) -> Result<DeadLetter, BrokerError> {
@@ -257,7 +276,41 @@ fn changes(writer: &Writer, wanted: &Wanted) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
+    use relay_bridge::contract::envelope::encode_dead_letter;
+    use relay_bridge::contract::{Failure, Job, Outcome, Submission, Timestamp};
+    use rusqlite::params;
+
+    use super::*;
     use crate::schema;
+
+    #[test]
+    fn a_list_reads_no_payload_and_all_of_the_rest() {
+        let conn = schema::open(None).unwrap().connection;
+        let now = Timestamp::from_millis(1_763_865_086_007);
+        let submission =
+            Submission::plain("me".parse().unwrap(), "mail".parse().unwrap(), "text/plain", vec![7; 1 << 20]);
+        let job = submission.accept(&QueuePolicy::default(), now);
+        for (headers, whole) in [(1, false), (30, true)] {
+            let headers = (0..headers).map(|number| (format!("x-{number}"), "x".repeat(1_000))).collect();
+            let letter = DeadLetter {
+                job: Job { headers, ..job.clone() },
+                outcome: Outcome::Failed,
+                attempt: 3,
+                failure: Failure::new("exit-code", "d".repeat(8_000)),
+                at: now,
+                extra: Default::default(),
+            };
+            let mut envelope = encode_dead_letter(&letter, Default::default());
+            // Without its end the payload can't be read, as a reader of it sees.
+            envelope.truncate(envelope.len() - usize::from(!whole));
+            conn.execute("DELETE FROM dead_letters", []).unwrap();
+            let insert =
+                "INSERT INTO dead_letters(rowid, job, run, queue, remove_at, envelope) VALUES(1, ?1, ?2, 1, 1, ?3)";
+            conn.execute(insert, params![job.id.as_bytes(), job.run_id.as_bytes(), envelope]).unwrap();
+            assert_eq!(read(envelope).is_ok(), whole);
+            assert_eq!(read_head(&conn, 1).unwrap(), LetterHead::of(letter));
+        }
+    }
 
     #[test]
     fn the_index_of_queues_gives_the_dead_letters_of_one_in_their_order() {
@@ -265,6 +318,6 @@ mod tests {
         let mut query = opened.connection.prepare(&format!("EXPLAIN QUERY PLAN {}", super::OF_QUEUE)).unwrap();
         let plan: Vec<String> =
             query.query_map([i64::MAX, 1], |row| row.get(3)).unwrap().collect::<Result<_, _>>().unwrap();
-        assert_eq!(plan, ["SEARCH dead_letters USING INDEX dead_letters_queue (queue=? AND rowid<?)"]);
+        assert_eq!(plan, ["SEARCH dead_letters USING COVERING INDEX dead_letters_queue (queue=? AND rowid<?)"]);
     }
 }

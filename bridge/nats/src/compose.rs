@@ -285,8 +285,7 @@ pub(crate) fn compose(api: Api, settings: Settings, payload_max: u64) -> Parts {
         reader: reader.clone(),
         _alive: alive.clone(),
     });
-    let dead_letters =
-        Arc::new(Operator { letters: letters.clone(), redrives: redrives.clone(), _alive: alive.clone() });
+    let dead_letters = Arc::new(Operator::new(letters.clone(), redrives.clone(), alive.clone()));
     let provision = Arc::new(Provisioning {
         kept: kept.clone(),
         api: api.clone(),

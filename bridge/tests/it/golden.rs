@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use relay_bridge::contract::envelope::{
-    EnvelopeError, NEWEST, WireVersion, decode_dead_letter, decode_job, decode_result, encode_dead_letter, encode_job,
-    encode_result,
+    EnvelopeError, NEWEST, WireVersion, decode_dead_letter, decode_dead_letter_head, decode_job, decode_result,
+    encode_dead_letter, encode_job, encode_result,
 };
+use relay_bridge::dead_letters::LetterHead;
 use serde_json::{Value, json};
 
 use crate::samples;
@@ -167,6 +168,22 @@ fn a_newer_version_is_recognised_whatever_follows_its_number() {
     assert_eq!(decode_job(&many).unwrap_err(), EnvelopeError::Newer { found: 7 });
     let large = Bytes::from_static(&[0x81, 0xa1, b'v', 0xce, 0xff, 0xff, 0xff, 0xff]);
     assert_eq!(decode_result(&large).unwrap_err(), EnvelopeError::Newer { found: u16::MAX });
+}
+
+#[test]
+fn a_dead_letter_is_read_without_its_payload_from_the_beginning_alone() {
+    let letter = samples::dead_letter();
+    for version in VERSIONS {
+        let bytes = encode_dead_letter(&letter, version);
+        let heads = (0..=bytes.len()).map(|end| decode_dead_letter_head(&Bytes::copy_from_slice(&bytes[..end])));
+        let read: Vec<_> = heads.skip_while(Result::is_err).collect();
+        assert!(read.len() > letter.job.payload.len(), "none of the payload is needed");
+        for head in read {
+            let (read, size) = head.unwrap();
+            assert_eq!(size, letter.job.payload.len() as u64);
+            assert_eq!(LetterHead { size, ..LetterHead::of(read) }, LetterHead::of(letter.clone()));
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,6 @@ use tokio::task::JoinSet;
 
 use super::exit::{CliError, Exit};
 use super::output;
-use super::serve::bind_admin;
 use super::signals::Signals;
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
@@ -108,11 +107,12 @@ pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, Cl
     let bridges = args.resolve(&settings)?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-    let port = match admin {
-        Some((address, token)) => {
-            Some(Port::open(bind_admin(address).await?, token, Telemetry::new(Clock::system(), None)))
+    let port = match admin.are_any() {
+        true => {
+            let (listeners, token) = admin.bind().await?;
+            Some(Port::open(listeners, token, Telemetry::new(Clock::system(), None)))
         }
-        None => None,
+        false => None,
     };
     let mut opening = JoinSet::new();
     for (bridge, to) in bridges {
@@ -141,7 +141,8 @@ pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, Cl
         port.admin().serves_until(signals.stop.drain.clone());
     }
     if json {
-        output::json(&json!({ "bridges": names, "admin": port.as_ref().and_then(Port::address) }))?;
+        let (admin, health) = (port.as_ref().and_then(Port::address), port.as_ref().and_then(Port::health_address));
+        output::json(&json!({ "bridges": names, "admin": admin, "health": health }))?;
     }
     let mut running = JoinSet::new();
     for (name, open) in opened {

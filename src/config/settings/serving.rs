@@ -101,6 +101,9 @@ table! {
         /// Serve /livez, /readyz, /metrics, what `relay queues` and `relay dead` ask, and on servers a dashboard there; port 0
         /// takes a free one. Off unless given. Never let clients reach it
         listen: Option<SocketAddr> = value("admin", "RELAY_ADMIN", "ADDR", Kind::Address).alone("127.0.0.1:7412");
+        /// Serve /livez and /readyz, and nothing else, on this address as well, or instead of --admin: to everybody, and with
+        /// connections of their own, which no peer of another port takes. Port 0 takes a free one. Off unless given
+        health: Option<SocketAddr> = value("health", "RELAY_HEALTH", "ADDR", Kind::Address).alone("127.0.0.1:7413");
         /// File with the token that callers send as `Authorization: Bearer TOKEN`; or set RELAY_ADMIN_TOKEN. Addresses other
         /// than loopback need one; /livez and /readyz are answered without it
         token_file: Option<PathBuf> = value("admin-token-file", "RELAY_ADMIN_TOKEN_FILE", "FILE", Kind::Path);

@@ -492,7 +492,7 @@ async fn a_dead_letter_that_cannot_be_read_is_left_out_of_lists_and_holds_up_no_
     let (work, missing) = ("work".parse().unwrap(), "missing".parse().unwrap());
     for queue in [None, Some(&work)] {
         let listed = letters.list(queue, None, None, 10).await.unwrap();
-        assert_eq!(listed.letters.iter().map(|letter| letter.job.id).collect::<Vec<_>>(), [jobs[2], jobs[0]]);
+        assert_eq!(listed.letters.iter().map(|head| head.letter.job.id).collect::<Vec<_>>(), [jobs[2], jobs[0]]);
     }
     assert_eq!(letters.list(Some(&missing), None, None, 10).await.unwrap().letters, []);
     store.close().await;

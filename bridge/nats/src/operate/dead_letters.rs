@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use tokio::sync::Semaphore;
 
 use crate::closing::Alive;
 use crate::operate::redrive::Redrives;
@@ -12,20 +13,21 @@ use crate::records::letters::LetterStore;
 use crate::records::letters::Rank;
 use crate::stored::names::Letter;
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
+use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterHead, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::Enqueued;
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
-/// How many letters of a list are read at once.
+/// How many letters are read at once, of all lists together: a message is read whole, with its payload.
 const READS: usize = 16;
 
 /// Serves operators: fills `DeadLetters`.
 pub(crate) struct Operator {
-    pub(crate) letters: Arc<LetterStore>,
-    pub(crate) redrives: Arc<Redrives>,
-    pub(crate) _alive: Arc<Alive>,
+    letters: Arc<LetterStore>,
+    redrives: Arc<Redrives>,
+    reads: Semaphore,
+    _alive: Arc<Alive>,
 }
 
 #[async_trait]
@@ -55,7 +57,7 @@ impl DeadLetters for Operator {
             && let Some(((at, run), letter)) = reads.next().await
         {
             unread -= 1;
-            found.letters.extend(letter?.filter(|letter| letter.has_key_prefix(key_prefix)));
+            found.letters.extend(letter?.filter(|head| head.letter.has_key_prefix(key_prefix)));
             found.next = if unread > 0 || is_cut { format!("{at}.{run}").parse().ok() } else { None };
         }
         Ok(found)
@@ -78,9 +80,15 @@ impl DeadLetters for Operator {
 }
 
 impl Operator {
-    /// Reads a letter for a list. A letter that only a newer relay can read does not end the list.
-    async fn listed(&self, name: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
-        match self.letters.letter(name).await {
+    pub(crate) fn new(letters: Arc<LetterStore>, redrives: Arc<Redrives>, alive: Arc<Alive>) -> Self {
+        Self { letters, redrives, reads: Semaphore::new(READS), _alive: alive }
+    }
+
+    /// Reads a letter for a list, and keeps no payload. A letter that only a newer relay can read does not end the list.
+    async fn listed(&self, name: &Letter) -> Result<Option<LetterHead>, BrokerError> {
+        // Never closed.
+        let _reading = self.reads.acquire().await;
+        match self.letters.letter(name).await.map(|letter| letter.map(LetterHead::of)) {
             Err(error) if !error.is_transient() => {
                 tracing::error!(job_id = %name.address.job, run_id = %name.run, %error, "a dead letter can't be read");
                 Ok(None)

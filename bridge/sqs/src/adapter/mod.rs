@@ -393,6 +393,7 @@ impl Parts {
             records: records.clone(),
             places: places.clone(),
             runs: runs.clone(),
+            reads: Default::default(),
             _alive: alive.clone(),
         });
         let provision = Arc::new(Provisioning { meta: meta.clone(), policies: policies.clone() });

@@ -124,7 +124,7 @@ fn usual_deadline(due_at: Timestamp, ttl_ms: u64) -> Timestamp {
 /// # Errors
 /// [`EnvelopeError`].
 pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
-    read_job(bytes, true)
+    read_job(bytes, true).map(|(job, _)| job)
 }
 
 /// Reads a job from the beginning of its envelope, without its payload and what comes after that.
@@ -132,15 +132,17 @@ pub fn decode_job(bytes: &Bytes) -> Result<Job, EnvelopeError> {
 /// # Errors
 /// As [`decode_job`]; also `Malformed` if what is there ends before the payload begins.
 pub fn decode_job_head(head: &Bytes) -> Result<Job, EnvelopeError> {
-    read_job(head, false)
+    read_job(head, false).map(|(job, _)| job)
 }
 
-fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
+/// A job, and the size of its payload in bytes.
+fn read_job(bytes: &Bytes, with_payload: bool) -> Result<(Job, u64), EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut key, mut fingerprint, mut content_type, mut content_encoding) = (None, None, None, None);
     let (mut headers, mut accepted_at, mut due_at, mut expires_at) = (BTreeMap::new(), None, None, None);
-    let (mut ttl_ms, mut keep_ms, mut keep_record, mut payload) = (None, None, None, None);
+    let (mut ttl_ms, mut keep_ms, mut keep_record, mut payload) = (None, None, None, Bytes::new());
+    let mut size = 0;
     while let Some(name) = fields.next_name()? {
         let from = &mut fields.from;
         match name {
@@ -160,14 +162,20 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
             "ttl_ms" => ttl_ms = Some(from.unsigned()?),
             "keep_ms" => keep_ms = Some(from.unsigned()?),
             "keep_record" => keep_record = Some(from.boolean()?),
-            "payload" if !with_payload => break,
-            "payload" => payload = Some(from.shared_binary()?),
+            "payload" if !with_payload => {
+                size = u64::from(from.binary_begun()?.0);
+                break;
+            }
+            "payload" => {
+                payload = from.shared_binary()?;
+                size = payload.len() as u64;
+            }
             other => fields.keep(other)?,
         }
     }
     let (accepted_at, ttl_ms) = (need(accepted_at)?, need(ttl_ms)?);
     let (due_at, has_key) = (due_at.unwrap_or(accepted_at), key.is_some());
-    Ok(Job {
+    let job = Job {
         id: need(job_id)?,
         run_id: need(run_id)?,
         generation,
@@ -178,7 +186,7 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
         content_type: need(content_type)?,
         content_encoding,
         headers,
-        payload: payload.unwrap_or_default(),
+        payload,
         accepted_at,
         due_at,
         expires_at: expires_at.unwrap_or_else(|| usual_deadline(due_at, ttl_ms)),
@@ -186,7 +194,8 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<Job, EnvelopeError> {
         keep_ms: need(keep_ms)?,
         keep_record: keep_record.unwrap_or(has_key),
         extra: fields.extra,
-    })
+    };
+    Ok((job, size))
 }
 
 /// Writes a result.
@@ -323,6 +332,19 @@ pub fn encode_dead_letter(letter: &DeadLetter, version: WireVersion) -> Vec<u8> 
 /// # Errors
 /// [`EnvelopeError`].
 pub fn decode_dead_letter(bytes: &Bytes) -> Result<DeadLetter, EnvelopeError> {
+    read_dead_letter(bytes, true).map(|(letter, _)| letter)
+}
+
+/// Reads a dead letter from the beginning of its envelope, without its job's payload and what comes after that; also the
+/// payload's size in bytes.
+///
+/// # Errors
+/// As [`decode_dead_letter`]; also `Malformed` if what is there ends before the payload begins.
+pub fn decode_dead_letter_head(head: &Bytes) -> Result<(DeadLetter, u64), EnvelopeError> {
+    read_dead_letter(head, false)
+}
+
+fn read_dead_letter(bytes: &Bytes, with_payload: bool) -> Result<(DeadLetter, u64), EnvelopeError> {
     let mut fields = Fields::open(bytes)?;
     let (mut job, mut outcome, mut attempt, mut reason, mut detail, mut at) = (None, None, None, None, None, None);
     while let Some(name) = fields.next_name()? {
@@ -333,18 +355,24 @@ pub fn decode_dead_letter(bytes: &Bytes) -> Result<DeadLetter, EnvelopeError> {
             "reason" => reason = Some(from.text()?.to_owned()),
             "detail" => detail = Some(from.text()?.to_owned()),
             "at" => at = Some(Timestamp::from_millis(from.signed()?)),
-            "job" => job = Some(decode_job(&from.shared_binary()?)?),
+            "job" if !with_payload => {
+                job = Some(read_job(&from.binary_begun()?.1, false)?);
+                break;
+            }
+            "job" => job = Some(read_job(&from.shared_binary()?, true)?),
             other => fields.keep(other)?,
         }
     }
-    Ok(DeadLetter {
-        job: need(job)?,
+    let (job, size) = need(job)?;
+    let letter = DeadLetter {
+        job,
         outcome: need(outcome)?,
         attempt: need(attempt)?,
         failure: Failure { reason: need(reason)?, detail: need(detail)? },
         at: need(at)?,
         extra: fields.extra,
-    })
+    };
+    Ok((letter, size))
 }
 
 /// Walks the fields of one map, after its version was checked.

@@ -133,6 +133,15 @@ impl<'a> Reader<'a> {
         Ok(self.whole.slice_ref(bytes))
     }
 
+    /// How many bytes come here, and those of them that the buffer has.
+    pub(in crate::contract) fn binary_begun(&mut self) -> Result<(u32, Bytes), EnvelopeError> {
+        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected bytes"))?;
+        let there = usize::try_from(length).unwrap_or(usize::MAX).min(self.rest.len());
+        let (begun, rest) = self.rest.split_at(there);
+        self.rest = rest;
+        Ok((length, self.whole.slice_ref(begun)))
+    }
+
     pub(in crate::contract) fn unsigned(&mut self) -> Result<u64, EnvelopeError> {
         decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an unsigned integer"))
     }

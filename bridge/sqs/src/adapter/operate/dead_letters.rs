@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
 use tokio_util::sync::DropGuard;
 
 use crate::adapter::aws::item::Item;
@@ -21,14 +22,30 @@ use crate::adapter::stored::schema::BY_TIME;
 use crate::names::{self, Key};
 use crate::settings::Settings;
 use relay_bridge::contract::{Job, JobId, QueueName, RunId};
-use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterPlace, Letters};
+use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LETTERS_PASSED_MAX, LetterHead, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::rules;
 use relay_bridge::rules::refusal::{contended, no_letter};
 
+/// How many items are read at once for lists, of all lists together: an item is read whole, with its payload.
+const READS: usize = 2;
+/// The items of one such read.
+const CHUNK: usize = 25;
 /// The fewest letters whose keys are asked for at once.
 const ROUND_MIN: usize = 100;
+
+/// Bounds the reads of lists.
+pub(crate) struct Reads(Semaphore);
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self(Semaphore::new(READS))
+    }
+}
+
+/// A letter as an item has it: its place in the list, whether it is past its keeping, and what a list shows of it.
+type Found = (Option<LetterPlace>, bool, Result<LetterHead, BrokerError>);
 
 /// The dead letters, for operators.
 pub(crate) struct Operator {
@@ -40,6 +57,7 @@ pub(crate) struct Operator {
     pub(crate) records: Arc<Records>,
     pub(crate) places: Arc<Places>,
     pub(crate) runs: Arc<Runs>,
+    pub(crate) reads: Reads,
     pub(crate) _alive: Arc<DropGuard>,
 }
 
@@ -75,20 +93,18 @@ impl DeadLetters for Operator {
             before = last.clone();
             let wanted: Vec<_> = keys.iter().map(|(_, key)| key.clone()).collect();
             // Few at once: each may be as large as an item can be.
-            for chunk in wanted.chunks(25) {
-                let mut found = self.table.get_many(chunk, OPERATION).await?;
-                found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
-                for item in found {
-                    let (full, past) = (letters.letters.len() == limit, item.is_past(self.settings.clock.now()));
+            for chunk in wanted.chunks(CHUNK) {
+                for (place, past, head) in self.heads(chunk, OPERATION).await? {
+                    let full = letters.letters.len() == limit;
                     if passed == LETTERS_PASSED_MAX || full && !past {
                         return Ok(letters);
                     }
                     if !full {
-                        letters.next = item.get_text("ix_at").and_then(|at| at.parse().ok()).or(letters.next);
+                        letters.next = place.or(letters.next);
                     }
-                    match letter(&item) {
+                    match head {
                         _ if past => passed += 1,
-                        Ok(letter) if letter.has_key_prefix(key_prefix) => letters.letters.push(letter),
+                        Ok(head) if head.letter.has_key_prefix(key_prefix) => letters.letters.push(head),
                         Ok(_) => passed += 1,
                         Err(error) => {
                             tracing::warn!(%error, "a dead letter can't be read by this release");
@@ -154,6 +170,20 @@ impl DeadLetters for Operator {
 }
 
 impl Operator {
+    /// Some letters without their payloads, newest first.
+    async fn heads(&self, keys: &[Key], operation: &'static str) -> Result<Vec<Found>, BrokerError> {
+        // Never closed.
+        let _reading = self.reads.0.acquire().await;
+        let mut found = self.table.get_many(keys, operation).await?;
+        found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
+        let now = self.settings.clock.now();
+        let head = |item: Item| {
+            let place = item.get_text("ix_at").and_then(|at| at.parse().ok());
+            (place, item.is_past(now), letter(&item).map(LetterHead::of))
+        };
+        Ok(found.into_iter().map(head).collect())
+    }
+
     /// Starts `next`, a run of a job of which nothing but the dead letter is left.
     async fn begin_anew(&self, next: &Job, operation: &'static str) -> Result<Begun, BrokerError> {
         let now = self.settings.clock.now();
