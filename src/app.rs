@@ -344,8 +344,9 @@ impl App {
     /// Serves until `stop` or until a part fails; also until when what is on its way may take.
     async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> (Instant, Result<(), AppError>) {
         // One stage after the other is told to stop and joined: see the module's first lines.
-        let mut stages = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep"].map(Stage::new);
-        let [http, nats, local, remote, forwarder, sweeper] = &mut stages;
+        let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "keys"];
+        let mut stages = names.map(Stage::new);
+        let [http, nats, local, remote, forwarder, sweeper, keys] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
@@ -374,6 +375,11 @@ impl App {
                 Ok(())
             });
         }
+        let (auth, stopped) = (Arc::clone(&self.authenticator), keys.stop.clone());
+        keys.tasks.spawn(async move {
+            stopped.run_until_cancelled(auth.watch()).await;
+            Ok(())
+        });
         if let Some(listener) = listeners.workers {
             let (auth, stopped) = (self.authenticator, remote.stop.clone());
             remote.tasks.spawn(async move {
@@ -404,6 +410,7 @@ impl App {
             Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
             Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
+            Some(ended) = keys.tasks.join_next() => Some(early(keys.name, ended)),
         };
         let until = Instant::now() + drain;
         for stage in &mut stages {
@@ -452,7 +459,8 @@ async fn serve_nats(
 /// The same keys let workers in that let clients in; each key has one role.
 impl tcp::WorkerAuth for Authenticator {
     fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
-        self.authorize_worker(worker, key).map(|queues| tcp::WorkerGrant { queues })
+        let authorized = self.authorize_worker(worker, key)?;
+        Ok(tcp::WorkerGrant { queues: authorized.queues, credential: authorized.credential })
     }
 }
 

@@ -171,6 +171,18 @@ pub struct KeyEntry {
 }
 
 impl KeyEntry {
+    /// Whether whoever was let in by `other` would be let in by this as well, with all that `other` grants: the secret,
+    /// the role and the name are the same, and no queue is taken away.
+    #[must_use]
+    pub fn grants_all_of(&self, other: &Self) -> bool {
+        let queues = match (&self.queues, &other.queues) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(now), Some(before)) => before.iter().all(|queue| now.contains(queue)),
+        };
+        self.sha256.matches(&other.sha256) && self.role == other.role && self.name == other.name && queues
+    }
+
     /// Whether the key is not taken any more.
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {

@@ -1,5 +1,5 @@
-//! The keys of a running process. The file is looked at once a second at most, and read only when it changed; a file
-//! that can't be read leaves the keys as they were, so that a slip of an editor locks nobody out.
+//! The keys of a running process. The file is looked at about once a second, and read only when it changed; a file that
+//! can't be read leaves the keys as they were, so that a slip of an editor locks nobody out.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::Timestamp;
 use tracing::{info, warn};
 
+use super::credential::Credential;
 use super::keys::{Key, KeyEntry, KeyFile, KeysError, Role, SecretDigest};
 use crate::private_file::warn_if_open;
 use relay_bridge::support::lock;
@@ -33,9 +35,21 @@ pub struct LiveKeys {
 
 #[derive(Debug)]
 struct State {
-    keys: Arc<HashMap<String, KeyEntry>>,
+    keys: Arc<Keys>,
     stamp: Option<Stamp>,
     looked_at: Duration,
+}
+
+/// The keys by their ids.
+type Keys = HashMap<String, LiveKey>;
+
+/// A key, and the handle of all that was begun with it.
+#[derive(Clone, Debug)]
+pub struct LiveKey {
+    /// The key as the file has it.
+    pub entry: KeyEntry,
+    /// Ends when the key is revoked, expires, or is replaced by an entry that grants less.
+    pub credential: Credential,
 }
 
 /// Changes whenever the file is replaced, edited, or given other permissions.
@@ -50,7 +64,7 @@ impl LiveKeys {
         let file = KeyFile::new(path.as_ref());
         // The stamp first: a change in between is then seen at the next look.
         let stamp = stamp(file.path());
-        let keys = Arc::new(by_id(file.list()?));
+        let keys = Arc::new(replaced(&Keys::new(), file.list()?));
         let clients = AtomicUsize::new(clients(&keys));
         warn_if_open(file.path(), "the names of clients and the hashes of their keys");
         let state = Mutex::new(State { keys, stamp, looked_at: clock.monotonic() });
@@ -59,15 +73,16 @@ impl LiveKeys {
 
     /// The entry of `key`, if there is one and the secret is right. An unknown id is looked for in the file at once, so
     /// that a key works from the moment it was created.
-    pub fn find(&self, key: &Key) -> Option<KeyEntry> {
+    pub fn find(&self, key: &Key) -> Option<LiveKey> {
         let mut keys = self.current(LOOK_EVERY);
         if !keys.contains_key(key.id()) {
             keys = self.current(Duration::ZERO);
         }
-        let entry = keys.get(key.id());
-        let stored = entry.map_or(&self.nobody, |entry| &entry.sha256);
+        let live = keys.get(key.id());
+        let stored = live.map_or(&self.nobody, |live| &live.entry.sha256);
         let right = key.digest().matches(stored);
-        entry.filter(|entry| right && !entry.is_expired(self.clock.now())).cloned()
+        let stands = |live: &&LiveKey| !live.entry.is_expired(self.clock.now()) && !live.credential.has_ended();
+        live.filter(|live| right && stands(live)).cloned()
     }
 
     /// How many clients the keys name, expired ones included.
@@ -75,8 +90,17 @@ impl LiveKeys {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// The keys, no older than `age`, as far as the file can be read.
-    fn current(&self, age: Duration) -> Arc<HashMap<String, KeyEntry>> {
+    /// Looks at the file and at the clock once a second, so that a key that ends takes with it what was begun with it,
+    /// also while nobody calls. Never ends by itself.
+    pub async fn watch(&self) {
+        loop {
+            self.clock.sleep_until(self.clock.monotonic() + LOOK_EVERY).await;
+            self.current(Duration::ZERO);
+        }
+    }
+
+    /// The keys, no older than `age`, as far as the file can be read. Those that have ended are told so.
+    fn current(&self, age: Duration) -> Arc<Keys> {
         let mut state = lock(&self.state);
         let now = self.clock.monotonic();
         if now.saturating_sub(state.looked_at) >= age {
@@ -86,25 +110,54 @@ impl LiveKeys {
                 state.stamp = found;
                 match self.file.list() {
                     Ok(entries) => {
-                        info!(keys = entries.len(), "API keys read again");
-                        state.keys = Arc::new(by_id(entries));
-                        self.clients.store(clients(&state.keys), Ordering::Relaxed);
+                        let keys = Arc::new(replaced(&state.keys, entries));
+                        info!(keys = keys.len(), "API keys read again");
+                        self.clients.store(clients(&keys), Ordering::Relaxed);
+                        let before = std::mem::replace(&mut state.keys, keys);
+                        end_missing(&before, &state.keys);
                     }
                     Err(error) => warn!(%error, "API keys can't be read again; those read before stand"),
                 }
             }
+            end_expired(&state.keys, self.clock.now());
         }
         Arc::clone(&state.keys)
     }
 }
 
-fn by_id(entries: Vec<KeyEntry>) -> HashMap<String, KeyEntry> {
-    entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+/// The keys of `entries`. One that may do all that it could before keeps its credential.
+fn replaced(before: &Keys, entries: Vec<KeyEntry>) -> Keys {
+    let live = |entry: KeyEntry| {
+        let kept = before.get(&entry.id).filter(|old| !old.credential.has_ended() && entry.grants_all_of(&old.entry));
+        let credential = kept.map(|old| old.credential.clone()).unwrap_or_default();
+        (entry.id.clone(), LiveKey { entry, credential })
+    };
+    entries.into_iter().map(live).collect()
 }
 
-fn clients(keys: &HashMap<String, KeyEntry>) -> usize {
-    let of_clients = keys.values().filter(|entry| entry.role == Role::Client);
-    of_clients.map(|entry| &entry.name).collect::<HashSet<_>>().len()
+/// Ends the credentials that no key of `now` has any more.
+fn end_missing(before: &Keys, now: &Keys) {
+    for (id, old) in before {
+        let kept = now.get(id).is_some_and(|new| new.credential == old.credential);
+        if !kept && !old.credential.has_ended() {
+            info!(key_id = id, "a key was revoked or grants less; what was begun with it ends");
+            old.credential.end();
+        }
+    }
+}
+
+fn end_expired(keys: &Keys, now: Timestamp) {
+    for (id, live) in keys {
+        if live.entry.is_expired(now) && !live.credential.has_ended() {
+            info!(key_id = id, "a key has expired; what was begun with it ends");
+            live.credential.end();
+        }
+    }
+}
+
+fn clients(keys: &Keys) -> usize {
+    let of_clients = keys.values().filter(|key| key.entry.role == Role::Client);
+    of_clients.map(|key| &key.entry.name).collect::<HashSet<_>>().len()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

@@ -3,6 +3,7 @@
 //!
 //! # Layout
 //!
+//! - [`credential`]: the handle that ends with what let a caller in.
 //! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke.
 //! - [`live`]: the keys of a running process, read again when the file changes.
 
@@ -11,14 +12,16 @@ use std::path::PathBuf;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 
+pub mod credential;
 pub mod keys;
 pub mod live;
 
 #[cfg(test)]
 mod tests;
 
-use keys::{Key, KeyEntry, KeysError, Role};
-use live::LiveKeys;
+use credential::Credential;
+use keys::{Key, KeysError, Role};
+use live::{LiveKey, LiveKeys};
 
 /// The client of a development relay that names none.
 const DEVELOPMENT_CLIENT: &str = "dev";
@@ -42,6 +45,8 @@ pub struct Caller {
     pub authenticated: Authenticated,
     /// The queues it may use; `None` means all.
     pub queues: Option<Vec<QueueName>>,
+    /// Ends with what let it in, and with it everything that it began.
+    pub credential: Credential,
 }
 
 impl Caller {
@@ -50,6 +55,15 @@ impl Caller {
     pub fn may_use(&self, queue: &QueueName) -> bool {
         self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
     }
+}
+
+/// A worker that was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorizedWorker {
+    /// The queues that it may lease from; `None` means all.
+    pub queues: Option<Vec<QueueName>>,
+    /// Ends with what let it in, and with it the worker's session.
+    pub credential: Credential,
 }
 
 /// How relay knows who the caller is.
@@ -106,6 +120,14 @@ impl Authenticator {
         }
     }
 
+    /// Sees to it that credentials end within about a second of the change that ends them. Never ends by itself.
+    pub async fn watch(&self) {
+        match &self.0 {
+            Mode::Keys(keys) => keys.watch().await,
+            Mode::Development => std::future::pending().await,
+        }
+    }
+
     /// The client behind a request. `authorization` is the header of that name; `named` is `Relay-Client`, which only
     /// a development relay looks at.
     ///
@@ -117,7 +139,8 @@ impl Authenticator {
             Mode::Development => {
                 let client = named.unwrap_or(DEVELOPMENT_CLIENT).parse();
                 let client = client.map_err(|error| Refused::Malformed(format!("header Relay-Client: {error}")))?;
-                return Ok(Caller { client, authenticated: Authenticated::Development, queues: None });
+                let credential = Credential::default();
+                return Ok(Caller { client, authenticated: Authenticated::Development, queues: None, credential });
             }
         };
         let header = authorization.ok_or_else(|| {
@@ -127,33 +150,34 @@ impl Authenticator {
         let (_, text) = bearer.ok_or_else(|| {
             Refused::Unauthenticated("other credentials than `Authorization: Bearer <key id>.<secret>`".to_owned())
         })?;
-        let entry = Self::entry(keys, text.trim()).map_err(Refused::Unauthenticated)?;
+        let LiveKey { entry, credential } = Self::live(keys, text.trim()).map_err(Refused::Unauthenticated)?;
         if entry.role != Role::Client {
             return Err(Refused::Forbidden(format!(
                 "key {} is a worker's: it may lease jobs, and neither submit nor read; use a client's key",
                 entry.id
             )));
         }
-        Ok(Caller { client: entry.name, authenticated: Authenticated::ApiKey(entry.id), queues: entry.queues })
+        let authenticated = Authenticated::ApiKey(entry.id);
+        Ok(Caller { client: entry.name, authenticated, queues: entry.queues, credential })
     }
 
-    /// The queues that a worker with `key` may lease from; `None` means all. A development relay lets every worker in.
+    /// The grant of a worker with `key`. A development relay lets every worker in.
     ///
     /// # Errors
     /// The text to tell the worker: no key, an unknown one, or a client's.
-    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<Option<Vec<QueueName>>, String> {
+    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<AuthorizedWorker, String> {
         let Mode::Keys(keys) = &self.0 else {
-            return Ok(None);
+            return Ok(AuthorizedWorker { queues: None, credential: Credential::default() });
         };
         let text = key.ok_or_else(|| format!("worker {worker} has no key: give it one of role worker"))?;
-        let entry = Self::entry(keys, text)?;
+        let LiveKey { entry, credential } = Self::live(keys, text)?;
         if entry.role != Role::Worker {
             return Err(format!("key {} is a client's: a worker needs one of role worker", entry.id));
         }
-        Ok(entry.queues)
+        Ok(AuthorizedWorker { queues: entry.queues, credential })
     }
 
-    fn entry(keys: &LiveKeys, text: &str) -> Result<KeyEntry, String> {
+    fn live(keys: &LiveKeys, text: &str) -> Result<LiveKey, String> {
         let key: Key = text.parse().map_err(|_| "the key has not the form `<key id>.<secret>`".to_owned())?;
         keys.find(&key).ok_or_else(|| "relay does not know this key, or it was revoked".to_owned())
     }

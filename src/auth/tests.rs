@@ -69,7 +69,7 @@ fn a_worker_key_and_a_client_key_are_not_good_for_each_other() {
     assert!(matches!(refused, Refused::Forbidden(_)));
     let id: WorkerId = "gpu-1".parse().unwrap();
     let queues = authenticator.authorize_worker(&id, Some(&worker.to_string())).unwrap();
-    assert_eq!(queues, Some(vec!["mail".parse().unwrap()]));
+    assert_eq!(queues.queues, Some(vec!["mail".parse().unwrap()]));
     assert!(authenticator.authorize_worker(&id, Some(&client.to_string())).unwrap_err().contains("client's"));
     assert!(authenticator.authorize_worker(&id, None).unwrap_err().contains("no key"));
 }
@@ -164,4 +164,95 @@ fn a_rotated_key_and_its_successor_both_work_until_the_old_one_expires() {
     let later = bench.clock.now() + hour;
     assert!(bench.file.rotate(old.id(), bench.clock.now(), later).unwrap().is_none(), "it has expired");
     assert!(bench.file.rotate("nobody", bench.clock.now(), later).unwrap().is_none());
+}
+
+/// Lets `key` in, as a client or a worker, and gives the handle on its credential.
+fn begun(authenticator: &Authenticator, key: &Key) -> Credential {
+    authenticator.authenticate(Some(&bearer(key)), None).unwrap().credential
+}
+
+/// Replaces a text of the key file, and lets the second pass after which that is seen.
+fn edit(bench: &Bench, authenticator: &Authenticator, from: &str, to: &str) {
+    let text = std::fs::read_to_string(bench.file.path()).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(bench.file.path(), text.replace(from, to)).unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    authenticator.authenticate(None, None).unwrap_err();
+    authenticator.authenticate(Some("Bearer nobody.nothing"), None).unwrap_err();
+}
+
+#[test]
+fn a_change_that_takes_something_away_ends_what_was_begun_and_no_other_does() {
+    for (from, to, ends) in [
+        ("queues = [\"mail\", \"thumbs\"]", "queues = [\"mail\"]", true),
+        ("queues = [\"mail\", \"thumbs\"]", "queues = []", true),
+        ("name = \"acme\"", "name = \"other\"", true),
+        ("role = \"client\"", "role = \"worker\"", true),
+        ("expires = \"2100-01-01T00:00:00.000Z\"", "expires = \"2000-01-01T00:00:00.000Z\"", true),
+        ("expires = \"2100-01-01T00:00:00.000Z\"", "expires = \"2090-01-01T00:00:00.000Z\"", false),
+        ("expires = \"2100-01-01T00:00:00.000Z\"", "", false),
+        ("queues = [\"mail\", \"thumbs\"]", "queues = [\"thumbs\", \"mail\", \"more\"]", false),
+        ("queues = [\"mail\", \"thumbs\"]", "", false),
+        ("role = \"client\"", "# a comment\nrole = \"client\"", false),
+        ("role = \"client\"", "role = \"nobody's\"", false),
+    ] {
+        let bench = Bench::new();
+        let key = bench.create(Role::Client, "acme", Some(vec!["mail".parse().unwrap(), "thumbs".parse().unwrap()]));
+        let text = std::fs::read_to_string(bench.file.path()).unwrap();
+        std::fs::write(bench.file.path(), text + "expires = \"2100-01-01T00:00:00.000Z\"\n").unwrap();
+        let authenticator = bench.authenticator();
+        let credential = begun(&authenticator, &key);
+        edit(&bench, &authenticator, from, to);
+        assert_eq!(credential.has_ended(), ends, "{from} -> {to}");
+    }
+}
+
+#[test]
+fn another_secret_under_a_keys_id_ends_what_was_begun_with_the_old_one() {
+    let bench = Bench::new();
+    let (key, other) = (bench.create(Role::Client, "acme", None), bench.create(Role::Client, "acme", None));
+    let [old, new] = [&key, &other].map(|key| serde_json::to_string(&key.digest()).unwrap());
+    let authenticator = bench.authenticator();
+    let credential = begun(&authenticator, &key);
+    edit(&bench, &authenticator, &old, &new);
+    assert!(credential.has_ended());
+}
+
+#[test]
+fn a_key_that_was_revoked_and_put_back_begins_anew() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None);
+    let authenticator = bench.authenticator();
+    let credential = begun(&authenticator, &key);
+    let entry = std::fs::read_to_string(bench.file.path()).unwrap();
+    edit(&bench, &authenticator, &entry, "");
+    assert!(credential.has_ended());
+    std::fs::write(bench.file.path(), entry).unwrap();
+    let again = begun(&authenticator, &key);
+    assert!(credential.has_ended() && !again.has_ended());
+}
+
+#[tokio::test]
+async fn a_credential_ends_while_nobody_calls_by_the_file_and_by_the_clock() {
+    let bench = Bench::new();
+    let (revoked, expiring) = (bench.create(Role::Worker, "gpu", None), bench.create(Role::Client, "acme", None));
+    let second = std::time::Duration::from_secs(1);
+    bench.file.rotate(expiring.id(), bench.clock.now(), bench.clock.now() + second * 5).unwrap().unwrap();
+    let authenticator = bench.authenticator();
+    let worker = authenticator.authorize_worker(&"gpu-1".parse().unwrap(), Some(&revoked.to_string())).unwrap();
+    let client = begun(&authenticator, &expiring);
+    let all = async {
+        tokio::task::yield_now().await;
+        assert!(bench.file.revoke(revoked.id()).unwrap());
+        bench.clock.advance(second);
+        worker.credential.ended().await;
+        assert!(!client.has_ended());
+        bench.clock.advance(second * 4);
+        client.ended().await;
+    };
+    tokio::select! {
+        () = authenticator.watch() => {}
+        () = all => {}
+    }
+    assert!(authenticator.authenticate(Some(&bearer(&expiring)), None).is_err());
 }

@@ -13,6 +13,8 @@ mod connections;
 mod edges;
 mod files;
 mod owners;
+mod sessions;
 mod shares;
 mod support;
+mod talk;
 mod workers;

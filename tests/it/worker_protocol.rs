@@ -155,7 +155,11 @@ struct OneKey;
 impl WorkerAuth for OneKey {
     fn authorize(&self, _: &WorkerId, key: Option<&str>) -> Result<WorkerGrant, String> {
         let queues = Some(vec!["work".parse().unwrap(), "missing".parse().unwrap()]);
-        if key == Some("k.secret") { Ok(WorkerGrant { queues }) } else { Err("the key is not known".to_owned()) }
+        if key == Some("k.secret") {
+            Ok(WorkerGrant { queues, ..WorkerGrant::default() })
+        } else {
+            Err("the key is not known".to_owned())
+        }
     }
 }
 

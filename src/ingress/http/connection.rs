@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
+use crate::auth::credential::Credential;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
 
@@ -192,4 +193,6 @@ impl Drop for Running {
 pub(super) struct Peer {
     pub(super) owner: Owner,
     pub(super) connection: Arc<Connection>,
+    /// Ends what was begun with it.
+    pub(super) credential: Credential,
 }

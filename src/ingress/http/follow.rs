@@ -73,7 +73,7 @@ struct ResetView {
     reason: Reset,
 }
 
-/// The results of `client` from `start` on that `filter` wants.
+/// The results of `client` from `start` on that `filter` wants, for as long as the peer's credential stands.
 ///
 /// # Errors
 /// `overloaded` if there are too many streams or unread answers, `rate-limited` if they are the caller's own; what the broker
@@ -120,6 +120,10 @@ impl Follower {
     /// The next chunk to send.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            if let Some(problem) = self.pulse.refused().filter(|_| !self.ended) {
+                self.ready = VecDeque::from([problem]);
+                self.ended = true;
+            }
             if let Some(chunk) = self.ready.pop_front() {
                 return Some(chunk);
             }
@@ -148,6 +152,8 @@ impl Follower {
                     match beat {
                         Beat::Ping => self.ping(),
                         Beat::End => self.end(),
+                        // It is looked at first.
+                        Beat::Refused => {}
                     }
                 }
             }

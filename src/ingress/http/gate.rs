@@ -158,7 +158,8 @@ fn take_place(
         }
     }
     *place = Some(taken);
-    Ok(Peer { owner, connection: Arc::clone(connection) })
+    let credential = identified.as_ref().map(|caller| caller.credential.clone()).unwrap_or_default();
+    Ok(Peer { owner, connection: Arc::clone(connection), credential })
 }
 
 fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Refusal> {

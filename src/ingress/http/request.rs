@@ -50,6 +50,13 @@ pub(super) fn identify(served: &Served, headers: &HeaderMap) -> Result<Caller, R
     })
 }
 
+/// The refusal of what was begun with a credential that has ended since.
+pub(super) fn credential_ended() -> Refusal {
+    let detail = "the key that this began with was revoked, has expired or grants less than before: send it again with a \
+                  key that stands";
+    Refusal::new(Slug::Unauthenticated, detail)
+}
+
 /// The queue of a path, if the caller may use it.
 pub(super) fn queue(caller: &Caller, text: &str) -> Result<QueueName, Refusal> {
     let queue: QueueName = text.parse()?;

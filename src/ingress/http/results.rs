@@ -75,6 +75,9 @@ pub(super) async fn of_job(
 ///
 /// A wait holds no room. One that ends has its result in hand, as all have that wait for the same job; if there is no room for it,
 /// it is read again once there is.
+///
+/// # Errors
+/// `unauthenticated` if the credential ends before; `overloaded` or `rate-limited` if there is no room.
 pub(super) async fn wait(
     served: &Served,
     peer: &Peer,
@@ -85,6 +88,8 @@ pub(super) async fn wait(
     let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
     if !wait.is_zero() {
         let found = tokio::select! {
+            biased;
+            () = peer.credential.ended() => return Err(request::credential_ended()),
             found = results.wait(client, job, wait) => Some(found?),
             () = served.shutdown.cancelled() => None,
         };
@@ -155,7 +160,11 @@ pub(super) async fn list(
     let start = outcome::start(&caller.client, after.0, after.1)?;
     let wait = parameters.wait(served.ingress.limits.wait_max)?;
     let limit = parameters.limit(PAGE_ENTRIES_MAX, PAGE_ENTRIES_MAX)?;
-    let (page, room) = read(&served, &peer, &caller.client, (start, wait), &filter, limit).await?;
+    let (page, room) = tokio::select! {
+        biased;
+        () = peer.credential.ended() => return Err(request::credential_ended()),
+        read = read(&served, &peer, &caller.client, (start, wait), &filter, limit) => read?,
+    };
     let (mut entries, mut next) = (Entries::default(), page.next);
     let mut before = None;
     for finished in &page.entries {

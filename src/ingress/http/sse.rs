@@ -19,6 +19,8 @@ use super::Served;
 use super::answer::Refusal;
 use super::connection::Peer;
 use super::held::Streamed;
+use super::request;
+use crate::auth::credential::Credential;
 use crate::ingress::budget::Share;
 use crate::ingress::refusal::scarce;
 
@@ -62,9 +64,10 @@ pub(super) fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Resp
 }
 
 /// The duties of a stream beside telling events: it pings, and it ends after some minutes or with the drain, so that
-/// readers spread again over the relays that there are.
+/// readers spread again over the relays that there are. It also ends with the credential that it began with.
 pub(super) struct Pulse {
     shutdown: CancellationToken,
+    credential: Credential,
     ping: Interval,
     end: Pin<Box<Sleep>>,
     retry: Duration,
@@ -78,10 +81,12 @@ pub(super) enum Beat {
     Ping,
     /// The end, on purpose.
     End,
+    /// The end, because the credential ended: see [`Pulse::refused`].
+    Refused,
 }
 
 impl Pulse {
-    /// The pulse of a new stream.
+    /// The pulse of a new stream of a caller, which ends with the caller's credential.
     ///
     /// # Errors
     /// `overloaded` if there are as many streams as relay serves, `rate-limited` if the caller has its share of them.
@@ -95,6 +100,7 @@ impl Pulse {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             shutdown: served.shutdown.clone(),
+            credential: peer.credential.clone(),
             ping,
             end: Box::pin(tokio::time::sleep(life)),
             retry: RETRY + RETRY.mul_f64(random()),
@@ -114,7 +120,13 @@ impl Pulse {
             _ = self.ping.tick() => Beat::Ping,
             () = &mut self.end => Beat::End,
             () = self.shutdown.cancelled() => Beat::End,
+            () = self.credential.ended() => Beat::Refused,
         }
+    }
+
+    /// The last event of a stream whose credential has ended: whatever waited to be sent is not sent any more.
+    pub(super) fn refused(&self) -> Option<Bytes> {
+        self.credential.has_ended().then(|| problem(&request::credential_ended()))
     }
 
     /// The text with which a stream ends on purpose.

@@ -129,6 +129,9 @@ where
 
     let body = body::read(&served.ingress, peer, body, policy.payload_max.min(served.ingress.limits.body_bytes as u64))
         .await?;
+    if peer.credential.has_ended() {
+        return Err(request::credential_ended());
+    }
     let (payload, budget) = body.into_parts();
     let submission = headers.submission(client, queue, payload);
     let job = submission.accept(&policy, served.ingress.clock.now());
@@ -186,7 +189,11 @@ async fn answer(
     let heard = tokio::select! {
         heard = heard => heard.ok().flatten(),
         () = served.shutdown.cancelled() => None,
+        () = peer.credential.ended() => None,
     };
+    if peer.credential.has_ended() {
+        return Ok(answer::accepted(status, replayed));
+    }
     let heard = heard.filter(|heard| heard.result.run_id >= status.run_id).and_then(|heard| {
         let room = peer.room_now(&served.ingress, heard.result.payload.len() as u64)?;
         Some((Lookup::Finished(heard), room))

@@ -117,6 +117,10 @@ impl Watcher {
     /// The next chunk to send.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            if let Some(problem) = self.pulse.refused().filter(|_| !self.ended) {
+                self.ready = VecDeque::from([problem]);
+                self.ended = true;
+            }
             if let Some(chunk) = self.ready.pop_front() {
                 return Some(chunk);
             }
@@ -142,6 +146,8 @@ impl Watcher {
                     match beat {
                         Beat::Ping => self.ready.push_back(sse::ping(None)),
                         Beat::End => self.end(),
+                        // It is looked at first.
+                        Beat::Refused => {}
                     }
                 }
             }
@@ -229,7 +235,7 @@ mod tests {
         let served = Served { ingress, shutdown: Default::default(), tasks: Default::default() };
         let finished = testing::finished("text/plain", Vec::new());
         let connection = Connection::new(1, IpAddr::from([127, 0, 0, 1]));
-        let peer = Peer { owner: Owner::Connection(connection.id), connection };
+        let peer = Peer { owner: Owner::Connection(connection.id), connection, credential: Default::default() };
         let watcher = Watcher {
             client: finished.result.client.clone(),
             job: JobView::of_result(&finished.result, None, None).receipt,

@@ -4,7 +4,7 @@
 //! The worker speaks first; a connection that says no hello in time is closed. Every request is checked against the
 //! queues that the worker's key grants. Nothing a worker sends grows the process: connections, requests, frames and
 //! messages that wait to be written are bounded, and a reader that is too slow loses its connection and keeps its jobs
-//! in line.
+//! in line. A session ends with the key that it began with; leases that the worker holds then run out.
 //!
 //! # Layout
 //!
@@ -30,6 +30,8 @@ use relay_bridge::leasing::Leasing;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::credential::Credential;
+
 /// Decides which workers may come, and what they may touch.
 pub trait WorkerAuth: Send + Sync {
     /// The grant of `worker` with `key` (`<key_id>.<secret>`).
@@ -44,6 +46,8 @@ pub trait WorkerAuth: Send + Sync {
 pub struct WorkerGrant {
     /// The queues it may touch; `None` for all.
     pub queues: Option<Vec<QueueName>>,
+    /// Ends with what let the worker in; its session ends with it. The default never ends.
+    pub credential: Credential,
 }
 
 impl WorkerGrant {

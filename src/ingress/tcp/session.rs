@@ -89,8 +89,12 @@ where
     let (queue, outgoing) = mpsc::channel(requests.min(QUEUE_MAX) + QUEUE_NOTICES);
     let writer = tasks.spawn(writer::write(Arc::clone(&session), outgoing, to));
     let permits = Arc::new(Semaphore::new(requests));
-    let end =
-        Reading { session: &session, tasks: &tasks, queue: &queue, permits: &permits, requests }.run(&mut from).await;
+    let reading = Reading { session: &session, tasks: &tasks, queue: &queue, permits: &permits, requests };
+    let mut end = reading.run(&mut from).await;
+    if session.grant.credential.has_ended() {
+        // Whichever was noticed first. Deliveries that were not written yet are handed back.
+        end = End { abrupt: true, ..End::refused(credential_ended()) };
+    }
     tracing::info!(%peer, worker = %session.worker, why = end.why, "a worker's connection ends");
     if end.abrupt {
         session.ended.cancel();
@@ -176,6 +180,7 @@ impl Reading<'_> {
                 }
                 () = self.session.changed.notified(), if going_away => {}
                 () = time::sleep_until(self.session.held_until()), if going_away && self.session.holds() => {}
+                () = self.session.grant.credential.ended() => return End::gone("its key does not stand any more"),
                 () = self.session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),
             }
             if going_away && self.permits.available_permits() == self.requests && !self.session.holds() {
@@ -273,6 +278,12 @@ where
     if !matches!(time::timeout(LINGER, farewell).await, Ok(Ok(()))) {
         tracing::debug!("a peer left before it was told why");
     }
+}
+
+fn credential_ended() -> WireError {
+    let detail = "the worker's key was revoked, has expired or grants less than before; its leases run out: connect again \
+                  with a key that stands";
+    WireError::new(Kind::Unauthorized, detail).with_slug("unauthenticated")
 }
 
 fn draining() -> WireError {

@@ -57,6 +57,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             let written = tokio::select! {
                 biased;
                 () = session.ended.cancelled() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
+                () = session.grant.credential.ended() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
                 written = time::timeout(session.server.limits.write_timeout, to.write_all(&batch)) => written,
             };
             match written {
