@@ -99,6 +99,6 @@ fn rank_sum(one: &[f64], other: &[f64]) -> f64 {
             .sum::<f64>()
     };
     let (n, m) = (one.len() as f64, other.len() as f64);
-    let u = one.iter().map(|time| below(time)).sum::<f64>();
+    let u = one.iter().map(below).sum::<f64>();
     (u - n * m / 2.0) / (n * m * (n + m + 1.0) / 12.0).sqrt()
 }
