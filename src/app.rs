@@ -488,7 +488,7 @@ mod tests {
 
     fn config(store: Option<PathBuf>) -> Config {
         Config {
-            broker: BrokerConfig::Embedded(store),
+            broker: BrokerConfig::Embedded { path: store, disk_reserve: 0 },
             queues: QueueSetup {
                 queues: vec!["orders".parse().unwrap()],
                 are_named: true,

@@ -26,8 +26,13 @@ use crate::app::{AppError, QueueSetup};
 
 /// Which broker, and where.
 pub enum BrokerConfig {
-    /// The store in this process: a database file, or `None` for one in memory that ends with the process.
-    Embedded(Option<PathBuf>),
+    /// The store in this process.
+    Embedded {
+        /// The database file; `None` for one in memory that ends with the process.
+        path: Option<PathBuf>,
+        /// As [`EmbeddedConfig::disk_reserve`].
+        disk_reserve: u64,
+    },
     /// NATS JetStream.
     Nats(Box<NatsBroker>),
     /// SQS with DynamoDB.
@@ -65,8 +70,8 @@ impl Opened {
     /// As [`Embedded::open`], [`Nats::connect`] and `Sqs::connect`.
     pub(crate) async fn open(config: BrokerConfig, clock: &Clock) -> Result<Self, BrokerError> {
         match config {
-            BrokerConfig::Embedded(path) => {
-                let config = EmbeddedConfig { path, clock: clock.clone(), ..EmbeddedConfig::default() };
+            BrokerConfig::Embedded { path, disk_reserve } => {
+                let config = EmbeddedConfig { path, clock: clock.clone(), disk_reserve, ..EmbeddedConfig::default() };
                 Ok(Self::Embedded(Embedded::open(config).await?))
             }
             BrokerConfig::Nats(broker) => {

@@ -54,6 +54,8 @@ pub struct Capabilities {
     pub fair: bool,
     /// Whether a queue may have one line for all clients instead (`QueuePolicy::fair = false`), for scalers that read one.
     pub one_line: bool,
+    /// Whether the bytes that each client keeps in a queue are counted (`ClientPolicy::max_stored`).
+    pub counts_stored: bool,
 }
 
 /// The failure that an accepted job survives.

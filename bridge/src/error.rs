@@ -31,11 +31,12 @@ pub enum BrokerErrorKind {
         /// Bytes allowed.
         limit: u64,
     },
-    /// The client's own `max_queued` is reached. No effect; wait for own jobs to finish.
+    /// The client's own `max_queued` or `max_stored` is reached, as the text says. No effect; wait for own jobs to finish, or
+    /// for results to be past their keeping.
     QuotaExceeded {
-        /// Jobs waiting.
+        /// Jobs waiting, or bytes that would be kept.
         actual: u64,
-        /// Jobs allowed to wait.
+        /// Jobs allowed to wait, or bytes to be kept.
         limit: u64,
     },
     /// Relay's storage is nearly full or its queues are. No effect; wait.

@@ -59,6 +59,10 @@ pub trait JobQueue: Send + Sync {
     /// broker can't tell without looking through them. `NotFound` if there is no such queue.
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError>;
 
+    /// How many bytes of the client are kept in `queue` and count against its `max_stored`. `None` if the broker does not count
+    /// them (`Capabilities::counts_stored`). `NotFound` if there is no such queue.
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError>;
+
     /// Since when the job could be taken that waits longest in `queue`, where the broker can say it cheaply; `None` if it
     /// can't, or if none waits.
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError>;

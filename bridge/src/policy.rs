@@ -128,6 +128,12 @@ impl QueuePolicy {
         keys.collect()
     }
 
+    /// Whether the bytes that some client keeps are bounded.
+    #[must_use]
+    pub fn bounds_stored(&self) -> bool {
+        self.clients.values().chain([&self.client_defaults]).any(|client| client.max_stored.is_some())
+    }
+
     /// Whether `client` may submit.
     #[must_use]
     pub fn allows(&self, client: &ClientId) -> bool {
@@ -151,6 +157,11 @@ pub struct ClientPolicy {
     /// How many submissions may come at once before `rate` holds: at least 1; default 100.
     #[serde(skip_serializing_if = "is_usual_burst")]
     pub burst: u32,
+    /// Bytes of its payloads and results that may be kept in the queue, as they are stored; more are answered
+    /// `quota-exceeded`. Results of jobs that were accepted are kept also beyond it. `None`, the default, is without a limit;
+    /// a broker that does not count them (`Capabilities::counts_stored`) takes no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_stored: Option<u64>,
     /// As in [`QueuePolicy::newer`].
     #[serde(flatten)]
     pub newer: BTreeMap<String, serde_json::Value>,
@@ -171,7 +182,7 @@ fn is_usual_burst(burst: &u32) -> bool {
 impl Default for ClientPolicy {
     fn default() -> Self {
         let (weight, max_queued, max_running) = (1, 1_000_000, u32::MAX);
-        Self { weight, max_queued, max_running, rate: None, burst: BURST, newer: BTreeMap::new() }
+        Self { weight, max_queued, max_running, rate: None, burst: BURST, max_stored: None, newer: BTreeMap::new() }
     }
 }
 

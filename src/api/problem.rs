@@ -140,10 +140,7 @@ impl From<&BrokerError> for Problem {
                 Self::new(Slug::PayloadTooLarge, detail).with_limit(limit, actual)
             }
             Kind::QuotaExceeded { actual, limit } => {
-                let detail = format!(
-                    "this client has {actual} jobs waiting, {limit} are allowed: wait until some are done, then send \
-                     it again"
-                );
+                let detail = format!("{what}; nothing was done: send it again once there is room");
                 Self::new(Slug::QuotaExceeded, detail).with_limit(limit, actual)
             }
             Kind::Overloaded { retry_after } => Self::new(

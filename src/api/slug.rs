@@ -105,8 +105,8 @@ slugs! {
     IdempotencyConflict = "idempotency-conflict", 422, No, "The key was used with another body";
     /// The client sends faster than it may.
     RateLimited = "rate-limited", 429, Safe, "The client sends too fast";
-    /// The client has as many jobs waiting as it may.
-    QuotaExceeded = "quota-exceeded", 429, Safe, "The client has too many jobs waiting";
+    /// The client has as many jobs waiting as it may, or as many bytes kept.
+    QuotaExceeded = "quota-exceeded", 429, Safe, "The client has too many jobs waiting, or too many bytes kept";
     /// The request's head is larger than relay takes.
     HeadersTooLarge = "headers-too-large", 431, No, "The headers are too large";
     /// A bug in relay.

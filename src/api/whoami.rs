@@ -124,4 +124,10 @@ pub struct QueueLimits {
     pub queued: Option<u64>,
     /// How many more may wait; `null` if the broker can't tell.
     pub left: Option<u64>,
+    /// Bytes of the client's payloads and results that may be kept; `null` for no limit.
+    #[serde(default)]
+    pub max_stored: Option<u64>,
+    /// The bytes that are kept now; `null` if the broker does not count them.
+    #[serde(default)]
+    pub stored: Option<u64>,
 }

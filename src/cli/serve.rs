@@ -241,7 +241,8 @@ pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConf
         }
         (None, None) => {
             let data = settings.store.data.clone().filter(|_| !settings.store.memory);
-            BrokerConfig::Embedded(data.map(prepare_store).transpose()?)
+            let path = data.map(prepare_store).transpose()?;
+            BrokerConfig::Embedded { path, disk_reserve: settings.store.disk_reserve }
         }
     };
     Ok((broker, ingress))

@@ -54,22 +54,28 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
 }
 
 fn limits(who: &Whoami) -> String {
-    let header = ["queue", "waiting", "left", "rate", "payload max", "retention", ""];
+    let header = ["queue", "waiting", "left", "kept", "rate", "payload max", "retention", ""];
     let or_unknown = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
     let rate = |of: &QueueLimits| match &of.rate {
         Some(rate) => format!("{}, {} of {} left", rate.limit, rate.left, rate.burst),
         None => "no limit".to_owned(),
+    };
+    let kept = |of: &QueueLimits| match (of.stored, of.max_stored) {
+        (Some(stored), Some(max)) => format!("{} of {}", values::show_size(stored), values::show_size(max)),
+        (Some(stored), None) => values::show_size(stored),
+        (None, _) => "?".to_owned(),
     };
     let rows = who.queue_limits.iter().map(|of| {
         [
             of.queue.to_string(),
             or_unknown(of.queued),
             or_unknown(of.left),
+            kept(of),
             rate(of),
             values::show_size(of.payload_max),
             of.retention.to_string(),
             if of.paused { "paused" } else { "" }.to_owned(),
         ]
     });
-    output::table(&header, &[1, 2, 4], rows)
+    output::table(&header, &[1, 2, 3, 5], rows)
 }

@@ -75,8 +75,9 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 14] = [
+const NEEDS: [(&str, &str, &str); 15] = [
     ("admin.token_file", "admin.listen", "there is no admin port"),
+    ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
     ("nats.password_file", "nats.user", "relay has no user on NATS"),
     ("nats.cert", "nats.key", "a certificate has a key"),
     ("nats.key", "nats.cert", "a key has a certificate"),
@@ -378,6 +379,10 @@ impl Finder<'_> {
             if !policy.fair && !on_nats {
                 let what = "jobs are not kept on NATS, and elsewhere there is no such line".to_owned();
                 found.push(("fair", what, SAY_WHERE.to_owned()));
+            }
+            if !embedded && policy.bounds_stored() {
+                let what = "jobs are not kept in relay's own store, and elsewhere bytes are not counted".to_owned();
+                found.push(("max_stored", what, "leave it out, or keep jobs in `store.data`".to_owned()));
             }
             self.shares(queue, &policy);
             self.clients(queue, &policy);

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Duration(u64),
     /// A number of bytes with its unit.
     Size,
+    /// A number of bytes with its unit, or `none`.
+    SizeOrNone,
     /// `true` or `false`.
     Flag,
     /// A whole number within these bounds.
@@ -123,7 +125,7 @@ impl Kind {
             (Self::Duration(_), DeValue::Integer(_)) => {
                 Err(Unfit::new(format!("`{shown}` has no unit"), format!("write \"{shown}s\" for seconds")))
             }
-            (Self::Size, DeValue::Integer(_)) => Err(Unfit::new(
+            (Self::Size | Self::SizeOrNone, DeValue::Integer(_)) => Err(Unfit::new(
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
@@ -213,7 +215,8 @@ impl Kind {
                 }
                 Ok(Value::Duration(duration))
             }
-            Self::Size => {
+            Self::SizeOrNone if text == NONE => Ok(Value::Text(NONE.to_owned())),
+            Self::Size | Self::SizeOrNone => {
                 let size =
                     values::size(text).map_err(|error| Unfit::new(error, "write \"512B\", \"256KiB\" or \"1MiB\""))?;
                 Ok(Value::Number(size))
@@ -237,10 +240,10 @@ impl Kind {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(error) => Err(Unfit::new(format!("`{shown}`: {error}"), "write the name that its key has")),
             },
-            Self::Rate if text != NO_RATE => match text.parse::<Rate>() {
+            Self::Rate if text != NONE => match text.parse::<Rate>() {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(error) => {
-                    Err(Unfit::new(error.to_string(), format!("write \"100/s\", or \"{NO_RATE}\" for no limit")))
+                    Err(Unfit::new(error.to_string(), format!("write \"100/s\", or \"{NONE}\" for no limit")))
                 }
             },
             Self::Template => match text.parse::<Template>() {
@@ -253,8 +256,8 @@ impl Kind {
     }
 }
 
-/// The text that stands for no rate.
-pub(crate) const NO_RATE: &str = "none";
+/// The text that stands for no limit.
+pub(crate) const NONE: &str = "none";
 
 fn is_plain(text: &str) -> bool {
     !text.trim().is_empty() && !text.contains(char::is_control)
@@ -271,6 +274,7 @@ impl fmt::Display for Kind {
             Self::Address => f.write_str("an address"),
             Self::Duration(_) => f.write_str("a duration"),
             Self::Size => f.write_str("a size"),
+            Self::SizeOrNone => write!(f, "a size, or `{NONE}`"),
             Self::Flag => f.write_str("true or false"),
             Self::Count(min, max) => write!(f, "a number {}", between(*min, *max)),
             Self::Factor(min, max) => write!(f, "a number from {min} to {max}"),
@@ -287,7 +291,7 @@ impl fmt::Display for Kind {
             Self::Client => f.write_str("a client's name"),
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),
             Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),
-            Self::Rate => write!(f, "a rate, or `{NO_RATE}`"),
+            Self::Rate => write!(f, "a rate, or `{NONE}`"),
             Self::Template => f.write_str("a text with places"),
         }
     }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 
-use super::kind::{Kind, NO_RATE, Value};
+use super::kind::{Kind, NONE, Value};
 use super::values::show_size;
 
 /// A part of a queue's policy.
@@ -71,7 +71,7 @@ impl PolicySetting {
     /// A value of it for people: sizes are rounded, and an empty list is everything.
     pub(crate) fn show(&self, value: &Value) -> String {
         match (self.kind, value) {
-            (Kind::Size, Value::Number(bytes)) => show_size(*bytes),
+            (Kind::Size | Kind::SizeOrNone, Value::Number(bytes)) => show_size(*bytes),
             (_, Value::List(texts)) if texts.is_empty() => "all".to_owned(),
             (_, Value::List(texts)) => texts.join(", "),
             (_, Value::Number(number)) if *number == u64::from(u32::MAX) => "no limit".to_owned(),
@@ -267,7 +267,7 @@ pub(crate) const POLICY: &[PolicySetting] = &[
         "rate",
         Kind::Rate,
         "none",
-        |policy| Value::Text(policy.rate.map_or_else(|| NO_RATE.to_owned(), |rate| rate.to_string())),
+        |policy| Value::Text(policy.rate.map_or_else(|| NONE.to_owned(), |rate| rate.to_string())),
         // The kind has refused everything else that is no rate but `none`.
         |policy, value| policy.rate = value.to_string().parse().ok(),
         "How fast one client may submit to each server: `100/s`, `6000/min`, `5000/h`, `100000/d`; beyond it submissions are \
@@ -280,6 +280,15 @@ pub(crate) const POLICY: &[PolicySetting] = &[
         |policy| Value::Number(policy.burst.into()),
         |policy, value| policy.burst = value.count(),
         "Submissions that may come at once before `rate` holds.",
+    ),
+    client(
+        "max_stored",
+        Kind::SizeOrNone,
+        "none",
+        |policy| policy.max_stored.map_or_else(|| Value::Text(NONE.to_owned()), Value::Number),
+        |policy, value| policy.max_stored = if let Value::Number(bytes) = value { Some(*bytes) } else { None },
+        "Bytes of payloads and results of one client that may be kept in the queue; beyond it submissions are answered \
+         `quota-exceeded` (embedded store).",
     ),
 ];
 
@@ -318,13 +327,14 @@ mod tests {
                 policy
             };
             let quoted = |text: &str| match setting.kind {
-                Kind::Duration(_) | Kind::Size | Kind::Rate => format!("\"{text}\""),
+                Kind::Duration(_) | Kind::Size | Kind::SizeOrNone | Kind::Rate => format!("\"{text}\""),
                 _ => text.to_owned(),
             };
             assert_eq!(with(&quoted(setting.default)), QueuePolicy::default(), "{}", setting.key);
             let other = match setting.default {
                 "false" => "true",
                 "true" => "false",
+                "none" if setting.kind == Kind::SizeOrNone => "7KiB",
                 "none" => "7/h",
                 "[\"*\"]" => "[\"shop\"]",
                 "[\"*/*\"]" => "[\"text/*\"]",

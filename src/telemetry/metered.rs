@@ -112,6 +112,10 @@ impl JobQueue for Jobs {
         self.inner.waiting(client, queue).await
     }
 
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.inner.stored(client, queue).await
+    }
+
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.inner.oldest(queue).await
     }

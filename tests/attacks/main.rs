@@ -10,6 +10,7 @@ mod bodies;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod connections;
+mod disk;
 mod edges;
 mod files;
 mod owners;

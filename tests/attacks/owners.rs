@@ -1,35 +1,18 @@
 //! A client that wants to learn of others: by cursors, by request ids, and by ids of jobs that it can derive.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
 use relay_bridge::contract::{Cursor, JobId};
 use serde_json::Value;
 
-use crate::support::{Attacked, request};
-
-/// A request on a connection of its own: status, head and body.
-fn ask(address: SocketAddr, line: &str, key: &str, body: &str) -> (u16, String, Vec<u8>) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let text = request(line, key, body).replacen("\r\n", "\r\nconnection: close\r\n", 1);
-    stream.write_all(text.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), head, answer[end + 4..].to_vec())
-}
-
-fn json(body: &[u8]) -> Value {
-    serde_json::from_slice(body).unwrap()
-}
+use crate::support::{Attacked, ask_for, json};
 
 /// Submits a job and cancels it, so that it has a result. Answers its id.
 fn finish_one(address: SocketAddr, key: &str) -> JobId {
-    let (status, _, body) = ask(address, "POST /v1/queues/default/jobs", key, "payload");
+    let (status, _, body) = ask_for(address, "POST /v1/queues/default/jobs", key, "payload");
     assert_eq!(status, 202);
     let id: JobId = json(&body)["job_id"].as_str().unwrap().parse().unwrap();
-    assert_eq!(ask(address, &format!("POST /v1/jobs/{id}/cancel"), key, "").0, 200);
+    assert_eq!(ask_for(address, &format!("POST /v1/jobs/{id}/cancel"), key, "").0, 200);
     id
 }
 
@@ -41,14 +24,14 @@ fn cursor(text: &Value) -> Cursor {
 fn a_cursor_counts_the_results_of_its_own_client_and_of_nobody_else() {
     let (attacked, keys) = Attacked::start(&["me", "other"], &["--queue", "default"]);
     let address = attacked.address();
-    let now = |key: &str| cursor(&json(&ask(address, "GET /v1/results?after=now", key, "").2)["next"]).sequence;
+    let now = |key: &str| cursor(&json(&ask_for(address, "GET /v1/results?after=now", key, "").2)["next"]).sequence;
     let before = now(&keys[0]);
     for _ in 0..10 {
         finish_one(address, &keys[1]);
     }
     assert_eq!((before, now(&keys[0])), (0, 0), "the end of a log moves with others' results");
     finish_one(address, &keys[0]);
-    let page = json(&ask(address, "GET /v1/results", &keys[0], "").2);
+    let page = json(&ask_for(address, "GET /v1/results", &keys[0], "").2);
     assert_eq!(cursor(&page["entries"][0]["cursor"]).sequence, 1, "{page}");
     assert_eq!(now(&keys[1]), 10);
     attacked.server.stop();
@@ -59,7 +42,7 @@ fn request_ids_tell_nothing_of_other_requests() {
     let (attacked, keys) = Attacked::start(&["me"], &["--queue", "default"]);
     let ids: Vec<String> = (0..32)
         .map(|_| {
-            let (status, _, body) = ask(attacked.address(), "GET /v1/nothing", &keys[0], "");
+            let (status, _, body) = ask_for(attacked.address(), "GET /v1/nothing", &keys[0], "");
             assert_eq!(status, 404);
             json(&body)["instance"].as_str().unwrap().rsplit(':').next().unwrap().to_owned()
         })
@@ -88,7 +71,7 @@ fn another_clients_job_is_refused_in_the_words_for_one_that_is_not_there() {
         ("DELETE", ""),
     ] {
         let refusal = |id: JobId| {
-            let (status, head, body) = ask(address, &format!("{method} /v1/jobs/{id}{path}"), &keys[0], "");
+            let (status, head, body) = ask_for(address, &format!("{method} /v1/jobs/{id}{path}"), &keys[0], "");
             let mut problem = json(&body);
             problem.as_object_mut().unwrap().remove("instance");
             let names = head.lines().skip(1).map(|line| line.split(':').next().unwrap().to_owned());

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -170,4 +171,21 @@ pub(crate) fn get(address: &str, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// A request on a connection of its own: status, head and body.
+pub(crate) fn ask_for(address: SocketAddr, line: &str, key: &str, body: &str) -> (u16, String, Vec<u8>) {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let text = request(line, key, body).replacen("\r\n", "\r\nconnection: close\r\n", 1);
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), head, answer[end + 4..].to_vec())
+}
+
+/// The body of an answer.
+pub(crate) fn json(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap()
 }

@@ -475,6 +475,10 @@ impl JobQueue for Faulty {
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         self.jobs.waiting(client, queue).await
     }
+
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.jobs.stored(client, queue).await
+    }
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.jobs.count(queue).await
     }

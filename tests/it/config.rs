@@ -165,6 +165,14 @@ fn what_contradicts_something_else_is_a_mistake() {
         ),
         ("[[queue]]\nname = \"q\"\nfair = false", &["relay.toml:3: queue.q.fair", "not kept on NATS"]),
         (
+            "[nats]\nservers = [\"a\"]\n[[queue]]\nname = \"q\"\nmax_stored = \"1GiB\"",
+            &["relay.toml:5: queue.q.max_stored", "elsewhere bytes are not counted"],
+        ),
+        (
+            "[store]\nmemory = true\ndisk_reserve = \"1GiB\"",
+            &["relay.toml:3: store.disk_reserve", "without `store.data` it says nothing"],
+        ),
+        (
             "[nats]\nservers = [\"a\"]\n[[queue]]\nname = \"q\"\nfair = false\nweight = 2",
             &["relay.toml:6: queue.q.weight", "nobody has turns"],
         ),

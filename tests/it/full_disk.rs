@@ -13,10 +13,14 @@ use std::time::Duration;
 use crate::cli_support::{Running, relay, stderr, stdout};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use relay::api::Problem;
+use relay::api::{Problem, Slug};
 use relay::client::retry::Patience;
 use relay::client::{Client, ClientError, JobsFilter, NewJob};
-use relay_bridge::contract::{JobId, JobState, Outcome};
+use relay_bridge::contract::result::End;
+use relay_bridge::contract::{JobId, JobResult, JobState, Outcome};
+use relay_bridge::leasing::{Delivery, LeaseRequest, Leasing as _, Recorded};
+use relay_bridge::settlement::Settlement;
+use relay_remote::{Remote, RemoteConfig};
 
 /// The bytes that the store may take on its full disk: some dozen of the test's jobs.
 const BYTES_MAX: u32 = 4 * 1024 * 1024;
@@ -37,6 +41,13 @@ fn serve(data: &Path) -> Command {
     let data = data.to_str().unwrap();
     let args = ["serve", "--json", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data", data];
     relay(args.iter().chain(&["--queue", "default"]))
+}
+
+/// The same without a reserve, so that the disk gets full.
+fn serve_to_the_end(data: &Path) -> Command {
+    let mut command = serve(data);
+    command.args(["--disk-reserve", "0B"]);
+    command
 }
 
 /// A small file system of its own, which other processes do not see, where the system lets its users have one.
@@ -94,7 +105,7 @@ fn piped(mut command: Command) -> Command {
 async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::mount(folder.path());
-    let serve = serve(folder.path());
+    let serve = serve_to_the_end(folder.path());
     let full = disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve));
     let server = Running::start_command(full);
     let client = Client::new(&server.url(), None).unwrap();
@@ -109,7 +120,8 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
 
     // There is room again.
     disk.iter().for_each(|disk| disk.remount(folder.path(), "size=64m"));
-    let server = Running::start_command(disk.as_ref().map_or(serve, |disk| disk.inside(&self::serve(folder.path()))));
+    let server =
+        Running::start_command(disk.as_ref().map_or(serve, |disk| disk.inside(&serve_to_the_end(folder.path()))));
     let client = Client::new(&server.url(), None).unwrap();
     for (at, id) in (0..).zip(&acknowledged) {
         let again = client.submit(&job(at), None).await.unwrap();
@@ -124,7 +136,7 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_file_sizes_is_a_full_disk_and_ends_no_server() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::start_command(limited(&serve(folder.path())));
+    let server = Running::start_command(limited(&serve_to_the_end(folder.path())));
     let client = Client::new(&server.url(), None).unwrap();
     let (acknowledged, refused) = until_refused(&client).await;
     assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
@@ -134,7 +146,7 @@ async fn a_limit_of_file_sizes_is_a_full_disk_and_ends_no_server() {
     }
     server.kill();
 
-    let server = Running::start_command(serve(folder.path()));
+    let server = Running::start_command(serve_to_the_end(folder.path()));
     let client = Client::new(&server.url(), None).unwrap();
     let next = client.submit(&job(u8::try_from(acknowledged.len()).unwrap()), None).await.unwrap();
     assert!(!next.replayed(), "nothing was kept of what was refused");
@@ -182,7 +194,7 @@ async fn until_refused(client: &Client) -> (Vec<JobId>, Box<Problem>) {
 async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::mount(folder.path());
-    let serve = serve(folder.path());
+    let serve = serve_to_the_end(folder.path());
     let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
     let client = Client::new(&server.url(), None).unwrap();
     assert!(!storage_refuses(&server));
@@ -227,7 +239,7 @@ const REFUSALS: usize = 50;
 async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::mount(folder.path());
-    let mut serve = serve(folder.path());
+    let mut serve = serve_to_the_end(folder.path());
     // Heartbeats come while submissions are refused.
     serve.args(["--queue", "slow", "--lease", "1s", "--worker-listen", "127.0.0.1:0"]);
     let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
@@ -271,6 +283,84 @@ async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_not
     server.stop();
 }
 
+/// A worker of the server.
+async fn worker(server: &Running) -> Remote {
+    Remote::connect(RemoteConfig::new(server.workers(), "test".parse().unwrap())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_down_to_its_reserve_takes_no_jobs_and_lets_those_that_it_has_be_finished_cancelled_and_erased() {
+    let folder = tempfile::tempdir().unwrap();
+    // Where users have no file systems of their own, `room` of the store is tested without one.
+    let Some(disk) = Disk::mount(folder.path()) else { return };
+    disk.remount(folder.path(), "size=32m");
+    let mut serve = serve(folder.path());
+    serve.args(["--worker-listen", "127.0.0.1:0"]);
+    let server = Running::start_command(disk.inside(&serve));
+    let client = Client::new(&server.url(), None).unwrap();
+    let leasing = worker(&server).await;
+    let request = LeaseRequest {
+        worker: "test".parse().unwrap(),
+        queues: vec!["default".parse().unwrap()],
+        max: 1.try_into().unwrap(),
+        wait: Duration::from_secs(20),
+    };
+    let finish = async |leasing: &Remote, delivery: &Delivery| {
+        let now = delivery.leased_at;
+        let end = End { attempt: delivery.attempt, started_at: Some(now), finished_at: now };
+        let result = JobResult::succeeded(&delivery.job, end, "text/plain", vec![b'r'; 100 * 1024].into());
+        assert_eq!(leasing.record(&result).await.unwrap(), Recorded::First);
+        leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
+    };
+    let done = client.submit(&job(1), None).await.unwrap().job_id();
+    finish(&leasing, &leasing.lease(&request).await.unwrap()[0]).await;
+    let running = client.submit(&job(2), None).await.unwrap().job_id();
+    let held = leasing.lease(&request).await.unwrap().remove(0);
+    let queued = client.submit(&job(3), None).await.unwrap().job_id();
+    drop(leasing);
+    server.stop();
+
+    // Somebody else fills the disk: an eighth of it is 4 MiB, of which 3 are left.
+    let filler = folder.path().join("filler");
+    let fill = format!(
+        "head -c $(($(df --output=avail -B1 '{}' | tail -n 1) - 3145728)) /dev/zero > '{}'",
+        folder.path().display(),
+        filler.display()
+    );
+    let mut sh = Command::new("sh");
+    assert!(disk.inside(sh.args(["-c", &fill])).status().unwrap().success());
+    let server = Running::start_command(disk.inside(&serve));
+    let client = Client::new(&server.url(), None).unwrap();
+    let refused = |error: ClientError| {
+        let ClientError::Refused { problem, .. } = error else { panic!("{error}") };
+        assert_eq!(
+            (problem.status, problem.slug, problem.retry.as_str()),
+            (503, Slug::Overloaded, "safe"),
+            "{problem:?}"
+        );
+        assert!(problem.retry_after.is_some());
+    };
+    let readiness = || get(server.ready["listening"]["admin"].as_str().unwrap(), "/readyz");
+    refused(client.submit(&job(4), None).await.unwrap_err());
+    let (status, body) = readiness();
+    assert!(status == 200 && body.contains("disk_reserve"), "{body}");
+    refused(client.rerun(done, 1).await.unwrap_err());
+    let again = client.submit(&job(3), None).await.unwrap();
+    assert!(again.replayed(), "a job that relay has is answered");
+    finish(&worker(&server).await, &held).await;
+    let result = client.result(running, Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!((result.outcome, result.payload.len()), (Outcome::Succeeded, 100 * 1024));
+    assert_eq!(client.cancel(queued).await.unwrap().outcome, Some(Outcome::Cancelled));
+    client.erase(done).await.unwrap();
+    refused(client.submit(&job(4), None).await.unwrap_err());
+
+    disk.remount(folder.path(), "size=64m");
+    let next = job(4);
+    let taken = Patience::default().repeat(true, || client.submit(&next, None), |_| {}).await.unwrap();
+    assert!(!taken.replayed() && !readiness().1.contains("disk_reserve"));
+    server.stop();
+}
+
 /// The same command, as somebody who may not write into `folder`, where there are no file systems of one's own.
 fn locked_out(folder: &Path, command: &Command) -> Command {
     std::fs::set_permissions(folder, Permissions::from_mode(0o555)).unwrap();
@@ -286,7 +376,7 @@ fn locked_out(folder: &Path, command: &Command) -> Command {
 #[test]
 fn a_data_directory_that_can_not_be_written_is_named_and_nothing_is_served() {
     let folder = tempfile::tempdir().unwrap();
-    let serve = serve(folder.path());
+    let serve = serve_to_the_end(folder.path());
     let refused = |mut command: Command| {
         let output = command.output().unwrap();
         let said = stderr(&output);

@@ -45,6 +45,7 @@ const EMBEDDED: Capabilities = Capabilities {
     lease_lost_certain: true,
     fair: true,
     one_line: false,
+    counts_stored: true,
 };
 /// A server with the default `max_payload` of 1 MiB, of which 64 KiB are left for headers.
 const NATS: Capabilities = Capabilities {
@@ -54,6 +55,7 @@ const NATS: Capabilities = Capabilities {
     lease_lost_certain: false,
     fair: true,
     one_line: true,
+    counts_stored: false,
 };
 const SQS: Capabilities = Capabilities {
     adapter: "sqs",
@@ -62,6 +64,7 @@ const SQS: Capabilities = Capabilities {
     lease_lost_certain: true,
     fair: false,
     one_line: false,
+    counts_stored: false,
 };
 const IN_PROCESS: &str = "cargo test -p relay-embedded --test it";
 const ON_NATS: &str = "cargo test -p relay-nats --test conformance";
@@ -123,12 +126,12 @@ pub fn document() -> String {
     let mut text = String::from(HEAD);
     for Column { name, what, command, capabilities: c, groups } in COLUMNS {
         let lease = if c.lease_lost_certain { "the broker" } else { "its holder's clock" };
-        let (fair, one_line) = (yes(c.fair), yes(c.one_line));
+        let (fair, one_line, stored) = (yes(c.fair), yes(c.one_line), yes(c.counts_stored));
         let tested = PROMISES.iter().filter(|(group, _)| groups.is_none_or(|groups| groups.contains(group))).count();
         let (kib, durability) = (c.payload_max / 1024, c.durability.as_str());
         writeln!(
             text,
-            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {one_line} | {tested} | `{command}` |"
+            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {one_line} | {stored} | {tested} | `{command}` |"
         )
         .unwrap();
     }
@@ -165,6 +168,6 @@ most six times; each run ends with a line per column that says how many calls we
 Differences are data that the suite reads: what an adapter claims is tested, and nothing is skipped. The suite of each adapter
 fails when the adapter says something else of itself than this table. The durability of JetStream is that of its replicas.
 
-| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | a queue may do without turns | promises | command |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | a queue may do without turns | bytes of each client are counted | promises | command |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 ";

@@ -284,6 +284,8 @@ macro_rules! conformance_tests {
                 a_clients_running_jobs_are_bounded
                 a_waiting_lease_is_woken_when_a_client_may_run_again
                 a_clients_waiting_jobs_are_bounded
+                the_bytes_that_a_client_keeps_are_bounded_or_such_a_policy_is_refused
+                a_known_key_is_answered_where_no_more_bytes_are_kept
                 a_paused_queue_gives_nothing_until_it_is_resumed
                 a_pause_of_one_queue_does_not_hold_up_another
             }

@@ -7,10 +7,11 @@ use futures_util::{StreamExt as _, stream};
 
 use super::Fixture;
 use super::stage::{Stage, refused, soon};
-use relay_bridge::contract::ClientId;
+use relay_bridge::contract::{ClientId, Submission};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::{Delivery, LEASE_WAIT_MAX};
 use relay_bridge::policy::{ClientPolicy, QueuePolicy};
+use relay_bridge::provision::Wanted;
 use relay_bridge::settlement::Settlement;
 
 fn count(held: &[Delivery], client: &ClientId) -> usize {
@@ -206,6 +207,70 @@ pub async fn a_clients_waiting_jobs_are_bounded(fixture: &dyn Fixture) {
     }
     stage.pass(stage.slack).await;
     stage.lease_exactly(5).await;
+}
+
+pub async fn the_bytes_that_a_client_keeps_are_bounded_or_such_a_policy_is_refused(fixture: &dyn Fixture) {
+    let stage = Stage::steady(fixture).await;
+    let (client, queue, jobs) = (stage.client("a"), &stage.queue, &stage.broker.jobs);
+    let submission = |key: &str| Submission { payload: vec![7; BYTES as usize].into(), ..stage.keyed(&client, key) };
+    let first = stage.submit(submission("key-1")).await;
+    let Some(each) = jobs.stored(&client, queue).await.unwrap() else { return refuses_to_bound_bytes(&stage).await };
+    assert!(stage.broker.capabilities.counts_stored && each >= BYTES, "{each} bytes");
+    let limit = 3 * each + BYTES / 4;
+    stage.write_policy(&bounded(&stage, limit)).await;
+    let second = stage.submit(submission("key-2")).await;
+    stage.submit(submission("key-3")).await;
+    let fourth = stage.accept(submission("key-4"));
+    let full = BrokerErrorKind::QuotaExceeded { actual: 3 * each + BYTES, limit };
+    assert_eq!(refused(jobs.enqueue(fourth.clone()).await), full);
+    stage.assert_absent(&fourth).await;
+    stage.submit_plain(&stage.client("b")).await;
+    // What was accepted is finished whatever the bound says, and its result counts.
+    let held = stage.lease_all().await;
+    for delivery in held.iter().filter(|delivery| [first.id, second.id].contains(&delivery.job.id)) {
+        stage.record_first(&stage.success(delivery, vec![8; BYTES as usize])).await;
+    }
+    let kept = jobs.stored(&client, queue).await.unwrap().unwrap();
+    assert!(kept >= 5 * BYTES, "{kept} bytes");
+    assert_eq!(refused(jobs.rerun(&client, first.id, 1).await), BrokerErrorKind::QuotaExceeded { actual: kept, limit });
+    jobs.erase(&client, first.id).await.unwrap();
+    jobs.erase(&client, second.id).await.unwrap();
+    let kept = jobs.stored(&client, queue).await.unwrap().unwrap();
+    assert!((each..2 * BYTES).contains(&kept), "{kept} bytes are kept of one job and what is left of two");
+    stage.submit(submission("key-4")).await;
+}
+
+/// The payload of one job where bytes are counted: far more than what is kept beside it.
+const BYTES: u64 = 10_000;
+
+fn bounded(stage: &Stage<'_>, max_stored: u64) -> QueuePolicy {
+    let client_defaults = ClientPolicy { max_stored: Some(max_stored), ..stage.policy.client_defaults.clone() };
+    QueuePolicy { client_defaults, ..stage.policy.clone() }
+}
+
+async fn refuses_to_bound_bytes(stage: &Stage<'_>) {
+    assert!(!stage.broker.capabilities.counts_stored);
+    let wanted = stage.wanted(&bounded(stage, 1)).await;
+    let Wanted { queue, policy, seen } = &wanted;
+    let policies = &stage.broker.policies;
+    assert_eq!(refused(policies.put_policy(queue, policy, seen.as_ref()).await), BrokerErrorKind::Invalid);
+    let (wanted, provision) = (std::slice::from_ref(&wanted), &stage.broker.provision);
+    assert_eq!(refused(provision.plan(wanted).await), BrokerErrorKind::Invalid);
+    assert_eq!(refused(provision.apply(wanted, true).await), BrokerErrorKind::Invalid);
+    let stored = policies.policy(queue).await.unwrap().unwrap();
+    assert!(!stored.bounds_stored());
+}
+
+pub async fn a_known_key_is_answered_where_no_more_bytes_are_kept(fixture: &dyn Fixture) {
+    let stage = Stage::steady(fixture).await;
+    let client = stage.client("a");
+    let first = stage.submit(stage.keyed(&client, "key-1")).await;
+    if stage.broker.capabilities.counts_stored {
+        stage.write_policy(&bounded(&stage, 1)).await;
+        let refusal = refused(stage.broker.jobs.enqueue(stage.accept(stage.keyed(&client, "key-2"))).await);
+        assert!(matches!(refusal, BrokerErrorKind::QuotaExceeded { limit: 1, .. }), "{refusal:?}");
+    }
+    assert_eq!(stage.replay(stage.keyed(&client, "key-1")).await.run_id, first.run_id);
 }
 
 pub async fn a_paused_queue_gives_nothing_until_it_is_resumed(fixture: &dyn Fixture) {

@@ -73,8 +73,12 @@ impl JobQueue for Embedded {
 
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         let (client, queue) = (client.clone(), queue.clone());
-        self.call(move |writer| writer.state.queue(&queue).map(|(row, _)| Some(writer.count_waiting(&client, row))))
-            .await
+        self.call(move |writer| writer.state.queue(&queue).map(|(row, _)| Some(writer.counts(&client, row).0))).await
+    }
+
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        let (client, queue) = (client.clone(), queue.clone());
+        self.call(move |writer| writer.state.queue(&queue).map(|(row, _)| Some(writer.counts(&client, row).1))).await
     }
 
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
@@ -107,8 +111,12 @@ impl Writer {
     pub(super) fn enqueue(&mut self, mut job: Job) -> Result<Enqueued, BrokerError> {
         let now = self.clock.now();
         let (queue, found) = self.state.queue(&job.queue)?;
-        let (max_queued, payload_max) = (found.policy.client(&job.client).max_queued, found.policy.payload_max);
-        let refusal = self.refusal(&job, queue, max_queued, payload_max);
+        let (own, payload_max) = (found.policy.client(&job.client), found.policy.payload_max);
+        let limits = (own.max_queued, own.max_stored);
+        let actual = job.payload.len() as u64;
+        let refusal = (actual > payload_max)
+            .then(|| refusal::too_large("enqueue", actual, payload_max))
+            .or_else(|| self.refusal("enqueue", &job, queue, limits, actual));
         self.begin()?;
         let known = find_seq(&self.conn, self.state.ids.recent(), job.id)?.is_some();
         if refusal.is_none() && !known {
@@ -129,18 +137,26 @@ impl Writer {
         self.insert(queue, job, now)
     }
 
-    /// Why a job that is not known yet is not taken.
-    fn refusal(&self, job: &Job, queue: i64, max_queued: u64, payload_max: u64) -> Option<BrokerError> {
-        if job.payload.len() as u64 > payload_max {
-            return Some(refusal::too_large("enqueue", job.payload.len() as u64, payload_max));
-        }
-        refusal::quota("enqueue", &job.client, &job.queue, self.count_waiting(&job.client, queue), max_queued)
+    /// Why a job is not put in line that is not there yet, with `bytes` more to keep: the client's quotas, or the disk.
+    fn refusal(
+        &mut self,
+        operation: &'static str,
+        job: &Job,
+        queue: i64,
+        (max_queued, max_stored): (u64, Option<u64>),
+        bytes: u64,
+    ) -> Option<BrokerError> {
+        let (client, name) = (&job.client, &job.queue);
+        let (waiting, kept) = self.counts(client, queue);
+        refusal::quota(operation, client, name, waiting, max_queued)
+            .or_else(|| refusal::stored(operation, client, name, kept.saturating_add(bytes), max_stored))
+            .or_else(|| self.room.refuses(&self.conn, operation, bytes, self.clock.monotonic()))
     }
 
-    /// The client's jobs of the queue that are in line or parked.
-    fn count_waiting(&self, client: &ClientId, queue: i64) -> u64 {
+    /// The client's jobs of the queue that are in line or parked, and its bytes that are kept there.
+    fn counts(&self, client: &ClientId, queue: i64) -> (u64, u64) {
         let line = self.state.client_rows.get(client).and_then(|client| self.state.lines.get(&(queue, *client)));
-        line.map_or(0, |line| line.waiting + line.parked)
+        line.map_or((0, 0), |line| (line.waiting + line.parked, line.stored))
     }
 
     /// Writes a job whose id is not known.
@@ -174,11 +190,13 @@ impl Writer {
                 ])
             })
             .map_err(sql)?;
+        let envelope = encode_job(&job, self.wire);
         self.conn
             .prepare_cached("INSERT INTO payloads(seq, envelope) VALUES(?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![seq, encode_job(&job, self.wire)]))
+            .and_then(|mut insert| insert.execute(params![seq, envelope]))
             .map_err(sql)?;
         self.state.add_id(job.id, seq);
+        self.keep_in((queue, client), envelope.len(), 0);
         self.join_line((queue, client), state, due);
         Ok(Enqueued::Created(status_of_new(job, now)))
     }
@@ -231,9 +249,12 @@ impl Writer {
         // First, because it can refuse: it reads an envelope.
         let kept = self.drop_payload_unless_kept(row)?;
         let now = self.clock.now();
+        // The result of the run before, whose place this one takes.
+        let before = if row.generation > 1 { self.result_bytes(row)? } else { 0 };
         let n = self.state.take_n(&self.conn, row.client)?;
         let keep = rules::record::keep_until(result, row.due_at, now);
         let envelope = encode_result(result, self.wire);
+        self.keep(row, envelope.len(), before);
         self.conn
             .prepare_cached(
                 "INSERT OR REPLACE INTO results(seq, n, client, run, outcome, at, erased, envelope)
@@ -301,18 +322,10 @@ impl Writer {
     /// A job without a key keeps no payload after its result, unless its queue says so.
     fn drop_payload_unless_kept(&mut self, row: &JobRow) -> Result<i64, BrokerError> {
         if row.payload == PAYLOAD_UNTIL_END {
-            self.replace_payload(row.seq, &Job { payload: bytes::Bytes::new(), ..row.job(&self.conn)? })?;
+            self.replace_payload(row, &Job { payload: bytes::Bytes::new(), ..row.job(&self.conn)? })?;
             return Ok(PAYLOAD_GONE);
         }
         Ok(row.payload)
-    }
-
-    fn replace_payload(&self, seq: i64, job: &Job) -> Result<(), BrokerError> {
-        self.conn
-            .prepare_cached("UPDATE payloads SET envelope = ?2 WHERE seq = ?1")
-            .and_then(|mut update| update.execute(params![seq, encode_job(job, self.wire)]))
-            .map_err(|e| unavailable(e, "remove payload"))?;
-        Ok(())
     }
 
     fn rerun(&mut self, client: &ClientId, job: JobId, from: u32) -> Result<Enqueued, BrokerError> {
@@ -322,9 +335,10 @@ impl Writer {
         let Some((row, _)) = found else { return Err(refusal::no_job("rerun", job)) };
         let Ok(next) = verdict else { return Ok(Enqueued::Known(row.status(&self.conn, now)?)) };
         let (_, queue) = self.state.queue(&next.queue)?;
-        let limit = queue.policy.client(client).max_queued;
-        let waiting = self.count_waiting(client, row.queue);
-        match refusal::quota("rerun", client, &next.queue, waiting, limit) {
+        let own = queue.policy.client(client);
+        let limits = (own.max_queued, own.max_stored);
+        // Its payload is there already.
+        match self.refusal("rerun", &next, row.queue, limits, 0) {
             Some(full) => Err(full),
             None => self.start(&row, next, now),
         }
@@ -350,7 +364,7 @@ impl Writer {
             .map_err(|e| unavailable(e, "start run"))?;
         if row.payload == PAYLOAD_GONE {
             // A dead letter brings it back, for as long as it was kept before.
-            self.replace_payload(row.seq, &next)?;
+            self.replace_payload(row, &next)?;
             self.conn
                 .execute("UPDATE jobs SET payload = ?2 WHERE seq = ?1", [row.seq, payload_kept(&next)])
                 .map_err(|e| unavailable(e, "start run"))?;
@@ -372,21 +386,20 @@ impl Writer {
             .query_row("SELECT envelope FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
             .optional()
             .map_err(sql)?;
+        let before = result.as_ref().map_or(0, Vec::len) as u64;
         // Before the first write, because it can refuse.
         let result = result.map(|result| decode_result(&result.into())).transpose();
         let result = result.map_err(super::state::unreadable)?;
         self.log_holds_erased = true;
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
-        self.replace_payload(row.seq, &stripped)?;
+        self.replace_payload(&row, &stripped)?;
         if let Some(result) = result {
-            let result = rules::erased_result(result);
+            let envelope = encode_result(&rules::erased_result(result), self.wire);
             self.conn
-                .execute(
-                    "UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1",
-                    params![row.seq, encode_result(&result, self.wire)],
-                )
+                .execute("UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1", params![row.seq, envelope])
                 .map_err(sql)?;
+            self.keep(&row, envelope.len(), before);
         }
         self.conn.execute("UPDATE jobs SET payload = 0 WHERE seq = ?1", [row.seq]).map_err(sql)?;
         self.conn.execute("DELETE FROM dead_letters WHERE job = ?1", [job.as_bytes()]).map_err(sql)?;
@@ -396,6 +409,8 @@ impl Writer {
     /// Removes a finished job with its payload and result, and remembers how far the client's log is gone.
     pub(super) fn remove(&mut self, row: &JobRow) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "remove job");
+        let kept = self.payload_bytes(row)? + self.result_bytes(row)?;
+        self.keep(row, 0, kept);
         let conn = &self.conn;
         conn.prepare_cached(
             "UPDATE clients SET removed_n = max(removed_n, coalesce((SELECT n FROM results WHERE seq = ?2), 0))

@@ -9,6 +9,7 @@
 //! - `writer`: the thread that commits; `state` with `lines`: its state in memory; `load`: makes that state from the
 //!   file; `undo`: takes back the changes to it by a step that is not committed; `shared`: state that it shares with
 //!   its callers.
+//! - `room`: whether the disk has room for new jobs; `stored` with `recount`: the bytes that each client keeps.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `sweep`: the end of runs,
 //!   records and dead letters by time.
 //! - `dispatch`: chooses the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
@@ -38,14 +39,17 @@ mod operator;
 #[cfg(test)]
 mod owners;
 mod private;
+mod recount;
 mod restore;
 mod results;
+mod room;
 mod row;
 mod schema;
 mod shared;
 mod sql;
 mod state;
 pub mod store;
+mod stored;
 mod sweep;
 #[cfg(test)]
 mod testing;
@@ -85,8 +89,10 @@ const SCAN_MAX: u32 = 4 * 1024;
 /// How long an erasure waits for readers of the log in other processes, and how often it looks.
 const FORGET_WITHIN: Duration = Duration::from_secs(5);
 const FORGET_AGAIN: Duration = Duration::from_millis(50);
+/// The reserve of a disk that nobody set another for, in bytes: 64 MiB.
+pub const DISK_RESERVE: u64 = 64 * 1024 * 1024;
 /// Where the store is and how it tells time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
     /// The database file, made with its folder if it is not there. `None`: in memory, gone with the process.
     pub path: Option<PathBuf>,
@@ -94,6 +100,16 @@ pub struct EmbeddedConfig {
     pub clock: Clock,
     /// The envelope version that is written.
     pub wire_version: WireVersion,
+    /// Bytes of the disk that no new job takes, at most an eighth of it: below it submissions and reruns are `Overloaded`,
+    /// while jobs can be finished, cancelled, erased and removed. Default [`DISK_RESERVE`]; 0 is none.
+    pub disk_reserve: u64,
+}
+
+impl Default for EmbeddedConfig {
+    fn default() -> Self {
+        let (clock, wire_version) = (Clock::default(), WireVersion::default());
+        Self { path: None, clock, wire_version, disk_reserve: DISK_RESERVE }
+    }
 }
 
 /// An open store. Clones share it.
@@ -132,13 +148,13 @@ impl Embedded {
     }
 
     fn open_blocking(config: EmbeddedConfig) -> Result<Self, BrokerError> {
-        let EmbeddedConfig { path, clock, wire_version } = config;
+        let EmbeddedConfig { path, clock, wire_version, disk_reserve } = config;
         let opened = schema::open(path.as_deref())?;
         let shared = Arc::new(Shared::default());
         let log = opened.log;
         let writer = Writer::new(
             (opened.connection, log, opened.marker),
-            path.clone(),
+            (path.clone(), disk_reserve),
             clock.clone(),
             wire_version,
             Arc::clone(&shared),
@@ -184,6 +200,7 @@ impl Embedded {
                 lease_lost_certain: true,
                 fair: true,
                 one_line: false,
+                counts_stored: true,
             },
             jobs: this.clone(),
             leasing: this.clone(),

@@ -1,4 +1,4 @@
-//! How many jobs each client has waiting, parked and running in each queue; and which of these numbers the step that is
+//! How many jobs each client has waiting, parked and running in each queue, and the bytes of it that are kept; and which of these numbers the step that is
 //! being run has changed.
 
 use super::map::Map;
@@ -16,6 +16,8 @@ pub(super) struct Line {
     pub(super) waiting: u64,
     pub(super) parked: u64,
     pub(super) running: u32,
+    /// Bytes that are kept of payloads and results, as they are stored.
+    pub(super) stored: u64,
     /// How many more jobs its turn is good for.
     pub(super) credit: u32,
     /// Whether it stands in `Queue::turns`.
@@ -27,8 +29,8 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(waiting: u64, parked: u64) -> Self {
-        Self { waiting, parked, in_file: true, ..Self::default() }
+    pub(super) fn new(waiting: u64, parked: u64, stored: u64) -> Self {
+        Self { waiting, parked, stored, in_file: true, ..Self::default() }
     }
 }
 
@@ -81,12 +83,12 @@ impl Lines {
         self.before.len()
     }
 
-    /// Lines of which the file must be told: their key, and how many wait and are parked.
-    pub(super) fn changed(&self) -> impl Iterator<Item = (Key, u64, u64)> {
+    /// Lines of which the file must be told: their key, how many wait and are parked, and the bytes that are kept.
+    pub(super) fn changed(&self) -> impl Iterator<Item = (Key, [u64; 3])> {
         self.before.iter().filter_map(|(key, before)| {
             let line = self.all.get(key)?;
-            let differs = (line.waiting, line.parked) != (before.waiting, before.parked);
-            (differs || !line.in_file).then_some((*key, line.waiting, line.parked))
+            let told = |line: &Line| [line.waiting, line.parked, line.stored];
+            (told(line) != told(before) || !line.in_file).then_some((*key, told(line)))
         })
     }
 

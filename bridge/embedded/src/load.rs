@@ -100,14 +100,14 @@ impl State {
         before: Option<&Map<i64, Lease>>,
     ) -> Result<(), BrokerError> {
         let sql = |e| unavailable(e, "load store");
-        let mut lines = conn.prepare("SELECT queue, client, waiting, parked FROM lines").map_err(sql)?;
-        let lines: Vec<(i64, i64, u64, u64)> = lines
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        let mut lines = conn.prepare("SELECT queue, client, waiting, parked, stored FROM lines").map_err(sql)?;
+        let lines: Vec<(Key, Line)> = lines
+            .query_map([], |row| Ok(((row.get(0)?, row.get(1)?), Line::new(row.get(2)?, row.get(3)?, row.get(4)?))))
             .and_then(Iterator::collect)
             .map_err(sql)?;
-        for (queue, client, waiting, parked) in lines {
-            let key = (queue, client);
-            self.lines.insert(key, Line::new(waiting, parked));
+        for (key, line) in lines {
+            let (queue, client) = key;
+            self.lines.insert(key, line);
             for row in leased_rows(conn, key)? {
                 self.load_lease(conn, key, &row, clock, before)?;
             }

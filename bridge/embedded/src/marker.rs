@@ -18,7 +18,9 @@ use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 
 /// The key of the number in the store, called after what raised it first.
-const NUMBER: &str = "openings";
+pub(super) const NUMBER: &str = "openings";
+/// The key of the same number where the release that raised it counts bytes: one before 1.4 raises the other alone.
+pub(super) const COUNTED: &str = "counted";
 
 /// The marker of one store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +135,8 @@ impl Marker {
     /// Raises the number in the store. This is the marker to write once that is committed.
     pub(super) fn raised(&self, conn: &Connection) -> Result<Self, BrokerError> {
         let number = self.number + 1;
-        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![NUMBER, number.to_be_bytes()]))
+        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?3), (?2, ?3)")
+            .and_then(|mut insert| insert.execute(params![NUMBER, COUNTED, number.to_be_bytes()]))
             .map_err(|e| unavailable(e, "number store"))?;
         Ok(Self { number, ..self.clone() })
     }

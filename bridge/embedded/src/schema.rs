@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::marker::{self, Marker};
 use super::private;
+use super::recount::count_unless_counted;
 use super::sql::{explain, log_id, unavailable};
 use relay_bridge::contract::LogId;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
@@ -51,7 +52,7 @@ CREATE TABLE queues(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, policy TE
 CREATE TABLE clients(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, removed_n INTEGER NOT NULL DEFAULT 0,
   from_n INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE lines(queue INTEGER NOT NULL, client INTEGER NOT NULL, waiting INTEGER NOT NULL, parked INTEGER NOT NULL,
-  PRIMARY KEY(queue, client)) WITHOUT ROWID, STRICT;
+  stored INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(queue, client)) WITHOUT ROWID, STRICT;
 CREATE TABLE ids(id BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID, STRICT;
 CREATE TABLE jobs(seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, client INTEGER NOT NULL, id BLOB NOT NULL,
   run BLOB NOT NULL, generation INTEGER NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -92,10 +93,12 @@ DROP INDEX dead_letters_run;
 CREATE INDEX dead_letters_queue ON dead_letters(queue);
 ";
 
-/// From 1.3 to 1.4. A relay of 1.3 can open the upgraded store: it goes on from the number of all results.
+/// From 1.3 to 1.4. A relay of 1.3 can open the upgraded store: it goes on from the number of all results,
+/// and counts no bytes, which are counted anew then (see `recount.rs`).
 const TO_MINOR_4: &str = "
 ALTER TABLE counters ADD COLUMN own_n INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE clients ADD COLUMN from_n INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE lines ADD COLUMN stored INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// The steps to each minor version from the one before, in their order.
@@ -280,6 +283,7 @@ fn initialise(connection: &Connection, shown: &str) -> Result<LogId, BrokerError
         transaction.pragma_update(None, "user_version", MAJOR * 1000 + MINOR).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
+    count_unless_counted(connection, version.is_some_and(|version| version < MAJOR * 1000 + 4)).map_err(sql)?;
     log_id(connection, shown)
 }
 

@@ -77,10 +77,12 @@ impl State {
             .map_err(sql)?;
             used.saved = counters;
         }
-        for ((queue, client), waiting, parked) in self.lines.changed() {
-            conn.prepare_cached("INSERT OR REPLACE INTO lines(queue, client, waiting, parked) VALUES(?1, ?2, ?3, ?4)")
-                .and_then(|mut update| update.execute(params![queue, client, waiting, parked]))
-                .map_err(sql)?;
+        for ((queue, client), [waiting, parked, stored]) in self.lines.changed() {
+            conn.prepare_cached(
+                "INSERT OR REPLACE INTO lines(queue, client, waiting, parked, stored) VALUES(?1, ?2, ?3, ?4, ?5)",
+            )
+            .and_then(|mut update| update.execute(params![queue, client, waiting, parked, stored]))
+            .map_err(sql)?;
         }
         self.lines.saved();
         Ok(())

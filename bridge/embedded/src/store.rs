@@ -65,7 +65,7 @@ pub struct QueueStats {
 
 /// Rules that a store must keep, each with the schema version from which it holds, the words for a violation, and the
 /// query that counts violations.
-const RULES: [(i32, &str, &str); 8] = [
+const RULES: [(i32, &str, &str); 9] = [
     (1000, "jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
     (1000, "payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (
@@ -97,6 +97,16 @@ const RULES: [(i32, &str, &str); 8] = [
         "lines whose counts are wrong",
         "SELECT count(*) FROM lines AS l WHERE
          (l.waiting + l.parked) <> (SELECT count(*) FROM jobs AS j WHERE j.queue = l.queue AND j.client = l.client AND j.state IN (0, 2))",
+    ),
+    (
+        1004,
+        "lines whose bytes are counted wrong",
+        // Where a release that counts none wrote last, they are counted at the next opening.
+        "SELECT count(*) FROM lines AS l LEFT JOIN
+         (SELECT j.queue AS queue, j.client AS client, sum(length(p.envelope) + coalesce(length(r.envelope), 0)) AS bytes
+          FROM jobs AS j JOIN payloads AS p ON p.seq = j.seq LEFT JOIN results AS r ON r.seq = j.seq GROUP BY j.queue, j.client)
+         AS sums ON sums.queue = l.queue AND sums.client = l.client WHERE l.stored <> coalesce(sums.bytes, 0)
+         AND (SELECT value FROM meta WHERE key = 'counted') IS (SELECT value FROM meta WHERE key = 'openings')",
     ),
 ];
 

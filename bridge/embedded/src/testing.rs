@@ -106,11 +106,11 @@ impl Store {
             let state = &writer.state;
             let mut all: Vec<String> = Vec::new();
             all.extend(state.lines.iter().map(|(key, line)| {
-                let Line { waiting, parked, running, credit, in_turn, .. } = line;
-                format!("line {key:?}: {waiting} {parked} {running} {credit} {in_turn}")
+                let Line { waiting, parked, running, stored, credit, in_turn, .. } = line;
+                format!("line {key:?}: {stored} {waiting} {parked} {running} {credit} {in_turn}")
             }));
             // A line that nobody is in may stay behind.
-            all.retain(|line| !line.ends_with(": 0 0 0 0 false"));
+            all.retain(|line| !line.ends_with(": 0 0 0 0 0 false"));
             all.extend(state.leases.iter().map(|(seq, lease)| format!("lease {seq}: {lease:?}")));
             all.extend(state.queues.iter().map(|(row, queue)| format!("queue {row}: {:?}", queue.policy)));
             all.extend(state.queue_rows.iter().map(|row| format!("queue row {row:?}")));

@@ -20,6 +20,7 @@ use tracing::{error, warn};
 use super::grant::Pending;
 use super::marker::Marker;
 use super::numbers::Numbers;
+use super::room::Room;
 use super::row::JobRow;
 use super::schema;
 use super::shared::{Done, Shared};
@@ -77,6 +78,7 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) path: Option<PathBuf>,
     pub(super) numbers: Numbers,
+    pub(super) room: Room,
     pub(super) in_transaction: bool,
     /// Set by the first operation of a transaction that failed half-way: the whole of it is rolled back.
     pub(super) failed: bool,
@@ -95,13 +97,14 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(
         opened: (Connection, LogId, Option<Marker>),
-        path: Option<PathBuf>,
+        (path, disk_reserve): (Option<PathBuf>, u64),
         clock: Clock,
         wire: WireVersion,
         shared: Arc<Shared>,
     ) -> Result<Self, BrokerError> {
         let (conn, log, marker) = opened;
         let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
+        let room = Room::new(path.clone(), disk_reserve);
         let numbers = Numbers::new(path.clone(), marker, clock.monotonic());
         Ok(Self {
             conn,
@@ -118,6 +121,7 @@ impl Writer {
             shared,
             path,
             numbers,
+            room,
             in_transaction: false,
             failed: false,
             broken: false,

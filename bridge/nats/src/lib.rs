@@ -127,6 +127,7 @@ impl Nats {
                 lease_lost_certain: false,
                 fair: true,
                 one_line: true,
+                counts_stored: false,
             },
             jobs: jobs.clone(),
             leasing: leases.clone(),

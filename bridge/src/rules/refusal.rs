@@ -56,6 +56,32 @@ pub fn quota(
     })
 }
 
+/// Why a client's job is not put in line: with it `stored` bytes of the client would be kept and `limit` are allowed. `None` if
+/// there is room, or no limit.
+#[must_use]
+pub fn stored(
+    operation: &'static str,
+    client: &ClientId,
+    queue: &QueueName,
+    stored: u64,
+    limit: Option<u64>,
+) -> Option<BrokerError> {
+    limit.filter(|limit| stored > *limit).map(|limit| {
+        let why = format!(
+            "client `{client}` would have {stored} bytes of payloads and results kept in `{queue}`, {limit} are allowed"
+        );
+        BrokerError::new(BrokerErrorKind::QuotaExceeded { actual: stored, limit }, operation, why)
+    })
+}
+
+/// A policy that bounds the bytes a client keeps, at a broker that does not count them.
+#[must_use]
+pub fn stored_not_counted(operation: &'static str) -> BrokerError {
+    let why = "max_stored is set, and this broker does not count the bytes that each client keeps: leave it out, or keep the \
+               queue in the embedded store";
+    BrokerError::new(BrokerErrorKind::Invalid, operation, why)
+}
+
 /// The thing is there and in another state than the call needs.
 #[must_use]
 pub fn conflict(operation: &'static str, why: impl Into<String>) -> BrokerError {

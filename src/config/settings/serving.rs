@@ -82,6 +82,9 @@ table! {
         data: Option<PathBuf> = value("data", "RELAY_DATA", "DIR", Kind::Path);
         /// Keep jobs and results in memory: they end with this process
         memory: bool = switch("memory", "RELAY_MEMORY");
+        /// Room on the disk of --data that no new job takes, at most an eighth of the disk: with less, submissions and reruns
+        /// are answered `overloaded`, while jobs can be finished, cancelled, erased and removed. 0B is none
+        disk_reserve: u64 = value("disk-reserve", "RELAY_DISK_RESERVE", "SIZE", Kind::Size).or("64MiB");
     }
 }
 

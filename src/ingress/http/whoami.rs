@@ -79,6 +79,7 @@ async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimit
     let mut limits = Vec::new();
     for (queue, policy) in allowed.take(QUEUES_MAX) {
         let queued = broker.jobs.waiting(client, &queue).await?;
+        let stored = broker.jobs.stored(client, &queue).await?;
         let policy = policy.within(broker.capabilities.payload_max);
         let own = policy.client(client);
         let left = rates.left(client, &queue, own);
@@ -94,6 +95,8 @@ async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimit
             max_queued: own.max_queued,
             queued,
             left: queued.map(|queued| own.max_queued.saturating_sub(queued)),
+            max_stored: own.max_stored,
+            stored,
             queue,
         });
     }

@@ -45,6 +45,10 @@ impl JobQueue for Failing {
     async fn waiting(&self, _: &ClientId, _: &QueueName) -> Result<Option<u64>, BrokerError> {
         Ok(None)
     }
+
+    async fn stored(&self, _: &ClientId, _: &QueueName) -> Result<Option<u64>, BrokerError> {
+        Ok(None)
+    }
     async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         Ok(None)
     }

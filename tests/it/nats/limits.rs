@@ -57,6 +57,10 @@ impl JobQueue for Held {
     async fn waiting(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
         self.inner.jobs.waiting(client, queue).await
     }
+
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.inner.jobs.stored(client, queue).await
+    }
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.inner.jobs.oldest(queue).await
     }

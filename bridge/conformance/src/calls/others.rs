@@ -67,6 +67,10 @@ impl JobQueue for Repeating<dyn JobQueue> {
         self.calls.call("waiting", || self.inner.waiting(client, queue)).await.answer
     }
 
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.calls.call("stored", || self.inner.stored(client, queue)).await.answer
+    }
+
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.calls.call("oldest", || self.inner.oldest(queue)).await.answer
     }

@@ -48,6 +48,10 @@ impl JobQueue for Faulty {
         self.faults.make("waiting", self.inner.waiting(client, queue)).await
     }
 
+    async fn stored(&self, client: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.faults.make("stored", self.inner.stored(client, queue)).await
+    }
+
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.faults.make("oldest", self.inner.oldest(queue)).await
     }

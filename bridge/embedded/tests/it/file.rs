@@ -300,7 +300,14 @@ async fn a_check_reads_envelopes_and_compares_payloads_with_their_fingerprints()
     conn.execute("UPDATE payloads SET envelope = ?1 WHERE seq = 2", [envelope]).unwrap();
     drop(conn);
     let problems = store::check(&path).unwrap().problems;
-    assert_eq!(problems, ["1 jobs that can't be read", "1 jobs whose payload is not the one that was accepted"]);
+    assert_eq!(
+        problems,
+        [
+            "1 lines whose bytes are counted wrong",
+            "1 jobs that can't be read",
+            "1 jobs whose payload is not the one that was accepted"
+        ]
+    );
 }
 
 #[tokio::test]

@@ -232,7 +232,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     // The additions of later versions, taken away again.
     let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run); ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
                DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at;
-               ALTER TABLE counters DROP COLUMN in_order_to; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n;
+               ALTER TABLE counters DROP COLUMN in_order_to; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored;
                CREATE INDEX jobs_timer ON jobs(timer_at); PRAGMA user_version = 1000;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
@@ -261,7 +261,7 @@ async fn a_store_of_1_1_is_opened_and_what_was_leased_in_it_waits_again() {
     let before = lease(&store, 1).await.remove(0);
     store.close().await;
     let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run);
-               ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n;
+               ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored;
                PRAGMA user_version = 1001;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
 

@@ -102,6 +102,11 @@ impl JobQueue for Jobs {
         self.room.count_waiting(queue, client, &policy).await.map(Some)
     }
 
+    async fn stored(&self, _: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.policies.require(queue, "count").await?;
+        Ok(None)
+    }
+
     async fn oldest(&self, _: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         // Each lane has an oldest job of its own: this would take as many reads as there are clients.
         Ok(None)

@@ -33,7 +33,7 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::Wanted;
-use relay_bridge::rules::refusal::no_queue;
+use relay_bridge::rules::refusal::{no_queue, stored_not_counted};
 use relay_bridge::support::lock;
 
 /// How old a copy may be before the broker is asked again: for so long at most a worker misses a change that it was not
@@ -293,6 +293,9 @@ impl Policies {
                     self.payload_max
                 ));
             }
+        }
+        if policy.bounds_stored() {
+            return Err(stored_not_counted("write policy"));
         }
         if let Some((client, key)) = policy.shares_without_turns().first() {
             let whose = client.map_or_else(|| "every client".to_owned(), |client| format!("client `{client}`"));

@@ -139,6 +139,7 @@ impl Sqs {
                 // SQS keeps a client's backlog from others, and knows no weights.
                 fair: false,
                 one_line: false,
+                counts_stored: false,
             },
             jobs: jobs.clone(),
             leasing: leases.clone(),

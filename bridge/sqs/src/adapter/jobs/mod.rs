@@ -77,6 +77,11 @@ impl JobQueue for Jobs {
         self.places.waiting_in(client, queue).await
     }
 
+    async fn stored(&self, _: &ClientId, queue: &QueueName) -> Result<Option<u64>, BrokerError> {
+        self.policies.require(queue, "count").await?;
+        Ok(None)
+    }
+
     async fn oldest(&self, queue: &QueueName) -> Result<Option<Timestamp>, BrokerError> {
         self.policies.require(queue, "read depth").await?;
         // SQS reports this age to CloudWatch alone; here all records would have to be read for it.

@@ -18,6 +18,7 @@ use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::provision::Wanted;
+use relay_bridge::rules::refusal::stored_not_counted;
 use relay_bridge::support::lock;
 
 /// How old a copy may be, and so how late another process's change is noticed.
@@ -228,6 +229,9 @@ pub(crate) fn check(policy: &QueuePolicy) -> Result<(), BrokerError> {
             let why = format!("{name} is {wanted} bytes, an item of DynamoDB takes {PAYLOAD_MAX}: lower it");
             return Err(BrokerError::new(BrokerErrorKind::Invalid, WRITE, why));
         }
+    }
+    if policy.bounds_stored() {
+        return Err(stored_not_counted(WRITE));
     }
     Ok(())
 }
