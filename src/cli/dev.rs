@@ -47,7 +47,7 @@ impl DevArgs {
 pub(crate) async fn run(args: DevArgs, settings: Settings) -> Result<Exit, CliError> {
     no_auth_only_on_loopback("--listen", settings.listen.http)?;
     // Before anything is created or opened.
-    let handler = settings.worker.handler()?;
+    let handler = settings.worker.handler(settings.sqs.enabled)?;
     tracing::warn!("no authentication: for development on this machine only");
     // For trying things out: nobody runs `relay provision` first.
     let (broker, nats) = choose(&settings, true)?;

@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use relay_bridge::contract::JobId;
+use relay_bridge::support::without_passwords;
 
 /// How a command ended. `relay --help` lists the same codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +41,9 @@ pub(crate) struct CliError {
 }
 
 impl CliError {
-    /// Ends the command with `exit` and `error: message`.
+    /// Ends the command with `exit` and `error: message`, without the passwords of URLs in it: it is also printed as JSON.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: Some(message.into()), hint: None }
+        Self { exit, message: Some(without_passwords(&message.into()).into_owned()), hint: None }
     }
 
     /// The result did not come in time.

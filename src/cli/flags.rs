@@ -17,7 +17,7 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
         _ if table == "log" => true,
         "serve" => table != "worker",
         "dev" => match key {
-            "store.data" | "worker.http" | "worker.timeout" | COMMAND => true,
+            "store.data" | "worker.http" | "worker.timeout" | "worker.pass_env" | COMMAND => true,
             "listen.workers" | "streams.provision" => false,
             _ => ["listen", "limits", "admin", "telemetry", "nats", "streams"].contains(&table),
         },

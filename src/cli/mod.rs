@@ -4,7 +4,7 @@
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file.
-//! - `output`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
+//! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
@@ -50,6 +50,7 @@ mod remote;
 mod result;
 mod results;
 mod serve;
+mod shown;
 mod signals;
 mod source;
 mod sqs;

@@ -1,5 +1,5 @@
 //! Output for people and programs: data on stdout, everything else on stderr. Colour only on a terminal (`NO_COLOR` is
-//! honoured by `anstream`).
+//! honoured by `anstream`). Text is [`Shown`], since handlers and clients choose parts of it; bytes are, too, on a terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::exit::CliError;
+use super::shown::{Shown, escape};
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -18,15 +19,22 @@ const HINT: Style = AnsiColor::Cyan.on_default().bold();
 /// Writes a line of data.
 pub(crate) fn line(text: impl Display) -> Result<(), CliError> {
     let mut out = anstream::stdout().lock();
-    writeln!(out, "{text}")?;
+    writeln!(out, "{}", Shown::text(text))?;
     Ok(out.flush()?)
 }
 
-/// Writes raw bytes of data: a result as the handler left it.
+/// Writes raw bytes of data: a result as the handler left it. On a terminal control characters are shown instead of done, except
+/// line ends and tabs.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     // Not through anstream, which would strip escape sequences out of the data.
     let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
+    if out.is_terminal() {
+        let mut text = String::with_capacity(bytes.len());
+        escape(&String::from_utf8_lossy(bytes), false, &mut text).map_err(io::Error::other)?;
+        out.write_all(text.as_bytes())?;
+    } else {
+        out.write_all(bytes)?;
+    }
     Ok(out.flush()?)
 }
 
@@ -46,7 +54,7 @@ where
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().copied());
     for row in rows {
-        table.add_row(row.into_iter().collect::<Vec<_>>());
+        table.add_row(row.into_iter().map(|cell| Shown::line(cell).to_string()).collect::<Vec<_>>());
     }
     for &at in numbers {
         if let Some(column) = table.column_mut(at) {
@@ -59,22 +67,22 @@ where
 
 /// Tells people how it goes, on stderr.
 pub(crate) fn note(text: impl Display) {
-    to_stderr(format_args!("{text}"));
+    to_stderr(format_args!("{}", Shown::text(text)));
 }
 
 /// Tells people what they should know before it goes on, on stderr.
 pub(crate) fn warning(text: impl Display) {
-    to_stderr(format_args!("{WARNING}warning:{WARNING:#} {text}"));
+    to_stderr(format_args!("{WARNING}warning:{WARNING:#} {}", Shown::text(text)));
 }
 
 /// Tells people what went wrong, on stderr.
 pub(crate) fn error(text: impl Display) {
-    to_stderr(format_args!("{ERROR}error:{ERROR:#} {text}"));
+    to_stderr(format_args!("{ERROR}error:{ERROR:#} {}", Shown::text(text)));
 }
 
 /// Tells people what to do about it, on a line of its own, on stderr.
 pub(crate) fn hint(text: impl Display) {
-    to_stderr(format_args!("{HINT}hint:{HINT:#} {text}"));
+    to_stderr(format_args!("{HINT}hint:{HINT:#} {}", Shown::text(text)));
 }
 
 /// A bar that moves on stderr where a person watches, and nothing where nobody does.

@@ -8,6 +8,7 @@ use relay_bridge::contract::{QueueName, WorkerId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::Leasing;
 use relay_bridge::newer_jobs::NewerJobs;
+use relay_bridge::support::without_passwords;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::Wait;
 use relay_nats::{Nats, Settings};
@@ -39,7 +40,7 @@ impl SourceConfig {
     pub(crate) fn address(&self) -> String {
         match self {
             Self::Tcp { address, .. } => address.clone(),
-            Self::Nats(nats) => nats.servers.join(","),
+            Self::Nats(nats) => without_passwords(&nats.servers.join(",")).into_owned(),
             Self::Sqs(sqs) => format!("table {}", sqs.table),
         }
     }

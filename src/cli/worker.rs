@@ -72,7 +72,7 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     warn_of_unknown_variables();
-    let handler = worker.handler()?;
+    let handler = worker.handler(settings.sqs.enabled)?;
     let admin = settings.admin.resolve()?;
     let traces = settings.telemetry.start()?;
     let nats = settings.nats.broker(&format!("relay-{id}"), &inbox)?;

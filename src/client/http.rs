@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, JobState, Outcome, QueueName, RunId};
+use relay_bridge::support::without_passwords;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
@@ -33,8 +34,8 @@ pub struct Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key.
-        f.debug_struct("Client").field("server", &self.server.as_str()).finish_non_exhaustive()
+        // Not the key, nor a password.
+        f.debug_struct("Client").field("server", &without_passwords(self.server.as_str())).finish_non_exhaustive()
     }
 }
 
@@ -156,6 +157,7 @@ impl Client {
     pub fn new(server: &str, key: Option<String>) -> Result<Self, ClientError> {
         let url = Url::parse(server).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let server = url.ok_or_else(|| {
+            let server = without_passwords(server);
             ClientError::Invalid(format!("`{server}` is not a server address such as http://127.0.0.1:7410"))
         })?;
         let mut builder = reqwest::Client::builder()
@@ -345,7 +347,10 @@ impl Client {
             return ClientError::Invalid(chain(error));
         }
         if error.is_connect() {
-            return ClientError::Unreachable { server: self.server.to_string(), detail: cause(error) };
+            return ClientError::Unreachable {
+                server: without_passwords(self.server.as_str()).into_owned(),
+                detail: cause(error),
+            };
         }
         ClientError::Interrupted(chain(error))
     }

@@ -50,6 +50,8 @@ pub(crate) enum Kind {
     Clients,
     /// Content types, `text/*` for all of a kind, or `["*/*"]` for all: an empty list.
     ContentTypes,
+    /// Names of variables, in which `*` stands for any text.
+    Variables,
     /// How many in which time, or `none`.
     Rate,
     /// A text with places for parts of a message.
@@ -165,7 +167,15 @@ impl Kind {
 
     /// Whether it is of several texts.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Self::List | Self::Clients | Self::ContentTypes | Self::WeightedQueues | Self::ClientShares)
+        matches!(
+            self,
+            Self::List
+                | Self::Clients
+                | Self::ContentTypes
+                | Self::WeightedQueues
+                | Self::ClientShares
+                | Self::Variables
+        )
     }
 
     fn example(self) -> &'static str {
@@ -174,6 +184,7 @@ impl Kind {
             Self::ContentTypes => "[\"application/json\", \"text/*\"], or [\"*/*\"] for all",
             Self::WeightedQueues => "[\"urgent=5\", \"bulk\"]",
             Self::ClientShares => "[\"shop=50\", \"mail=10\"]",
+            Self::Variables => "[\"AWS_*\", \"MY_TOKEN\"]",
             _ => "[\"a\", \"b\"]",
         }
     }
@@ -184,6 +195,7 @@ impl Kind {
             Self::ContentTypes => ("*/*", |text| text.parse::<MediaRange>().err().map(|error| error.to_string())),
             Self::WeightedQueues => ("", |text| text.parse::<WeightedQueue>().err()),
             Self::ClientShares => ("", |text| text.parse::<ClientShare>().err()),
+            Self::Variables => ("", no_variables),
             _ => return Ok(Value::List(texts)),
         };
         if texts == [all] {
@@ -259,6 +271,15 @@ impl Kind {
 /// The text that stands for no limit.
 pub(crate) const NONE: &str = "none";
 
+/// Why a text names no variables that a worker may pass on.
+fn no_variables(text: &str) -> Option<String> {
+    if text.starts_with("RELAY_") {
+        return Some("RELAY_* are the worker's own, and its handlers have those of their job".to_owned());
+    }
+    let fits = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'*'));
+    (!fits).then(|| "names of variables have letters, digits and `_`, and `*` for any text".to_owned())
+}
+
 fn is_plain(text: &str) -> bool {
     !text.trim().is_empty() && !text.contains(char::is_control)
 }
@@ -291,6 +312,7 @@ impl fmt::Display for Kind {
             Self::Client => f.write_str("a client's name"),
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),
             Self::ContentTypes => f.write_str("a list of content types, or `[\"*/*\"]`"),
+            Self::Variables => f.write_str("a list of variables, with `*` for any text"),
             Self::Rate => write!(f, "a rate, or `{NONE}`"),
             Self::Template => f.write_str("a text with places"),
         }

@@ -3,7 +3,7 @@
 //! Their common parts: `headers` (the values in a request's headers), `jobs`, `batch` and `outcome` (the requests of a
 //! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
 //! second), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`rates`] (how fast each client
-//! submits), `refusal`, [`refusals`] (how often which), `request_id`.
+//! submits), `refusal`, [`refusals`] (how often which), `request_id`, `strangers` (peers without a valid key, in the log).
 
 mod batch;
 pub mod budget;
@@ -18,4 +18,5 @@ pub mod rates;
 mod refusal;
 pub mod refusals;
 mod request_id;
+mod strangers;
 pub mod tcp;

@@ -13,6 +13,8 @@ mod connections;
 mod disk;
 mod edges;
 mod files;
+mod handlers;
+mod logs;
 mod owners;
 mod sessions;
 mod shares;

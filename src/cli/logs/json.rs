@@ -4,6 +4,7 @@
 use std::fmt;
 
 use relay_bridge::clock::Clock;
+use relay_bridge::support::without_passwords;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -64,12 +65,12 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = format!("{value:?}");
+        let text = without_passwords(&format!("{value:?}")).into_owned();
         if field.name() == "message" { self.message = text } else { self.set(field.name(), text.into()) }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), without_passwords(value).into());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
@@ -91,24 +92,8 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
+    use super::super::testing::Lines;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn a_line_is_one_flat_object_with_the_fields_of_its_spans() {
@@ -122,15 +107,15 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let outer = tracing::info_span!("request", request_id = "r-1", path = "/v1/\"jobs\"");
             let _entered = outer.enter();
-            tracing::warn!(attempt = 3, late = true, level = "x", error = %"no\nlight", job_id = "j", "it {} well", "went");
+            tracing::warn!(attempt = 3, late = true, level = "x", error = %"no\nlight", job_id = "j", to = "nats://u:hush@a", "it {} well", "went");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = lines.text();
         assert_eq!(text.lines().count(), 1, "{text}");
         let line: Value = serde_json::from_str(&text).unwrap();
         let expected = serde_json::json!({
             "timestamp": line["timestamp"], "level": "WARN", "target": module_path!(), "message": "it went well",
             "request_id": "r-1", "path": "/v1/\"jobs\"", "attempt": 3, "late": true, "field.level": "x",
-            "error": "no\nlight", "job_id": "j",
+            "error": "no\nlight", "job_id": "j", "to": "nats://u:***@a",
         });
         assert_eq!(line, expected);
         assert!(text.starts_with("{\"timestamp\":\"20"), "{text}");

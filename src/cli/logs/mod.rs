@@ -9,6 +9,9 @@ use super::exit::CliError;
 use crate::config::settings::LogFormat;
 
 mod json;
+#[cfg(test)]
+mod testing;
+mod text;
 
 /// Starts logging for this process. `filter` is what `RELAY_LOG` says (`info`, `relay=debug,warn`); without it
 /// `default` holds.
@@ -30,7 +33,7 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
         .log_internal_errors(false);
     // Fails only if this process logs already: then it stays as it is.
     match format {
-        LogFormat::Text => logs.with_target(false).try_init().ok(),
+        LogFormat::Text => logs.with_target(false).fmt_fields(text::fields()).try_init().ok(),
         LogFormat::Json => logs.fmt_fields(JsonFields::new()).event_format(json::Flat).try_init().ok(),
     };
     Ok(())

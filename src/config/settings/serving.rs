@@ -140,6 +140,10 @@ table! {
         /// its stdout. Exit code 0 is success, 64 to 66 reject the job for good, others are tried again; the end of stderr
         /// explains a failure
         command: Vec<String> = value("", "", "COMMAND", Kind::List).under("Handler");
+        /// Let handlers inherit these variables of the worker although they may hold its credentials, such as `AWS_*`; `*` stands
+        /// for any text. Others of `OTEL_*HEADERS`, and of `AWS_*` where the worker itself uses SQS, are withheld, and `RELAY_*`
+        /// always
+        pass_env: Vec<String> = value("pass-env", "RELAY_WORKER_PASS_ENV", "NAME[,NAME]", Kind::Variables).under("Handler");
         /// Send each job to this local service with POST; its answer is the result
         http: Option<String> = value("http", "RELAY_WORKER_HTTP", "URL", Kind::Text).under("Handler");
         /// Stop a handler that takes longer; the attempt counts as failed and is retried

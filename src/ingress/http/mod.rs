@@ -31,6 +31,7 @@ use super::clients::ClientShares;
 use super::events::{Events, Watched};
 use super::rates::Rates;
 use super::refusals::Refusals;
+use super::strangers::Strangers;
 use crate::auth::Authenticator;
 use pools::Pools;
 
@@ -159,6 +160,7 @@ pub struct Ingress {
     proven: Arc<Budget>,
     pools: Arc<Pools>,
     refusals: Refusals,
+    strangers: Strangers,
     followers: Arc<Budget>,
     events: Arc<Events>,
 }
@@ -188,6 +190,7 @@ impl Ingress {
             proven: budget(limits.connections),
             pools: Pools::new(&limits),
             refusals: Refusals::default(),
+            strangers: Strangers::new(clock.clone()),
             followers: budget(limits.followers),
             events: Arc::default(),
             broker,

@@ -44,7 +44,12 @@ pub(super) fn identify(served: &Served, headers: &HeaderMap) -> Result<Caller, R
     let authorization = single(headers, "authorization")?;
     let named = single(headers, header::CLIENT)?;
     served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {
-        Refused::Unauthenticated(detail) => Refusal::new(Slug::Unauthenticated, detail),
+        Refused::Unauthenticated(detail) => {
+            if let Some(count) = served.ingress.strangers.refused() {
+                tracing::info!(count, detail, "requests without a valid key were refused");
+            }
+            Refusal::new(Slug::Unauthenticated, detail)
+        }
         Refused::Forbidden(detail) => Refusal::new(Slug::Forbidden, detail),
         Refused::Malformed(detail) => Refusal::malformed(detail),
     })

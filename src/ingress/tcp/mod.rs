@@ -30,6 +30,7 @@ use relay_bridge::leasing::Leasing;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::strangers::Strangers;
 use crate::auth::credential::Credential;
 
 /// Decides which workers may come, and what they may touch.
@@ -96,13 +97,17 @@ pub struct WorkerListener {
     auth: Arc<dyn WorkerAuth>,
     limits: WorkerLimits,
     clock: Clock,
+    /// Refused at their hello.
+    strangers: Arc<Strangers>,
 }
 
 impl WorkerListener {
     /// Serves `leasing` to the workers that `auth` lets in, with the default limits.
     #[must_use]
     pub fn new(leasing: Arc<dyn Leasing>, auth: Arc<dyn WorkerAuth>) -> Self {
-        Self { leasing, auth, limits: WorkerLimits::default(), clock: Clock::system() }
+        let (clock, limits) = (Clock::system(), WorkerLimits::default());
+        let strangers = Arc::new(Strangers::new(clock.clone()));
+        Self { leasing, auth, limits, clock, strangers }
     }
 
     /// The same with other limits.
@@ -114,7 +119,8 @@ impl WorkerListener {
     /// The same with another clock for the server time in the welcome.
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
-        Self { clock, ..self }
+        let strangers = Arc::new(Strangers::new(clock.clone()));
+        Self { clock, strangers, ..self }
     }
 }
 

@@ -58,7 +58,9 @@ where
         Ok(admitted) => admitted,
         Err(Refused::Silent(why)) => return tracing::debug!(%peer, why, "a connection came to nothing"),
         Err(Refused::Told(error)) => {
-            tracing::info!(%peer, slug = &*error.slug, detail = error.detail, "a worker was refused");
+            if let Some(count) = server.strangers.refused() {
+                tracing::info!(%peer, slug = &*error.slug, detail = error.detail, count, "workers were refused: the last is named");
+            }
             return close(from, to, Some(error)).await;
         }
     };

@@ -2,7 +2,8 @@
 //!
 //! # Environment
 //!
-//! The command has the worker's environment without its `RELAY_*` variables, and: `RELAY_JOB_ID`, `RELAY_RUN_ID`,
+//! The command has the worker's environment without its own settings and credentials (`RELAY_*`, `OTEL_*HEADERS`, and `AWS_*` where
+//! they are the worker's, unless [`ExecConfig::pass_env`] names them), and: `RELAY_JOB_ID`, `RELAY_RUN_ID`,
 //! `RELAY_GENERATION`, `RELAY_CLIENT`, `RELAY_QUEUE`, `RELAY_ATTEMPT`, `RELAY_MAX_ATTEMPTS`, `RELAY_CONTENT_TYPE`,
 //! `RELAY_ACCEPTED_AT`, `RELAY_EXPIRES_AT`, `RELAY_DEADLINE` (times in RFC 3339); where the job has them also
 //! `RELAY_CONTENT_ENCODING`, `RELAY_IDEMPOTENCY_KEY`, `RELAY_META_<NAME>`, `TRACEPARENT` and `TRACESTATE`.
@@ -49,6 +50,7 @@ use async_trait::async_trait;
 use relay_bridge::contract::Job;
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 
+use self::environment::Private;
 use self::guard::Guard;
 use self::process::Start;
 use self::program::CannotStart;
@@ -63,6 +65,12 @@ pub struct ExecConfig {
     pub directory: Option<PathBuf>,
     /// More environment, after all others.
     pub environment: Vec<(OsString, OsString)>,
+    /// Whether the worker itself uses AWS, so that `AWS_*` are its own credentials and the command does not inherit them.
+    /// Default: no.
+    pub uses_aws: bool,
+    /// Variables of the worker that the command inherits although they may hold the worker's credentials: names, in which `*`
+    /// stands for any text. `RELAY_*` are never inherited.
+    pub pass_env: Vec<String>,
     /// The longest one attempt may take; `None` leaves it to the queue's `lease_max`.
     pub timeout: Option<Duration>,
     /// How long the command may take to end after SIGTERM, before SIGKILL. Default 5 s.
@@ -82,12 +90,20 @@ impl Default for ExecConfig {
             command: Vec::new(),
             directory: None,
             environment: Vec::new(),
+            uses_aws: false,
+            pass_env: Vec::new(),
             timeout: None,
             grace: Duration::from_secs(5),
             stdout_max: 64 * 1024 * 1024,
             stderr_max: 4 * 1024,
             content_type: DEFAULT_CONTENT_TYPE.to_owned(),
         }
+    }
+}
+
+impl ExecConfig {
+    fn private(&self) -> Private<'_> {
+        Private { uses_aws: self.uses_aws, passed: &self.pass_env }
     }
 }
 
@@ -120,6 +136,12 @@ impl Exec {
     #[must_use]
     pub fn guarded(self, guard: Arc<Guard>) -> Self {
         Self { guard: Some(guard), ..self }
+    }
+
+    /// The names of this process' variables that the command does not inherit, in their order: for the log of a start.
+    #[must_use]
+    pub fn withheld(&self) -> Vec<OsString> {
+        self.config.private().names()
     }
 
     /// Finds the program as the system will look for it, and the directory it is to run in. For the start of a process:

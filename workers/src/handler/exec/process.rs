@@ -16,7 +16,6 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::environment;
 use super::guard::{Guard, Guarded, LOOK_AGAIN_AFTER};
 use super::streams::{Capped, Overflow, Tail};
 use super::{Context, ExecConfig};
@@ -113,9 +112,9 @@ fn spawn(config: &ExecConfig, variables: Vec<(OsString, OsString)>) -> io::Resul
     if let Some(directory) = &config.directory {
         command.current_dir(directory);
     }
-    environment::remove_private(|name| {
+    for name in config.private().names() {
         command.env_remove(name);
-    });
+    }
     command.envs(variables).spawn()
 }
 

@@ -56,7 +56,7 @@ use nix::unistd::Pid;
 use self::watch::Found;
 pub(super) use self::watch::LOOK_AGAIN_AFTER;
 pub use self::watch::serve;
-use super::environment;
+use super::environment::Private;
 use relay_bridge::support::lock;
 
 /// The variable by which a command is found whose group the guard was not told of. A command gets it with a value of its
@@ -147,10 +147,10 @@ impl Guard {
     fn start(&self) -> io::Result<Process> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).process_group(0);
-        // The worker's key is none of its business.
-        environment::remove_private(|name| {
+        // The worker's credentials are none of its business.
+        for name in Private::ALL.names() {
             command.env_remove(name);
-        });
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn()?;
         let pipe = child.stdin.take();
