@@ -1,5 +1,5 @@
-//! Small files that hold secrets, or what must not be lost half-way: replaced as a whole, under a lock, with mode 0600; or new
-//! ones. And a warning of those that are open.
+//! Small files that hold secrets, or what must not be lost half-way: replaced as a whole, under a lock, with mode 0600. And a
+//! warning of those that other users can read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -45,43 +45,6 @@ impl PrivateFile {
         file.sync_all()?;
         fs::rename(&draft, &self.path)?;
         self.directory.sync_all()
-    }
-}
-
-/// A new file for a secret. Unless the secret was written, it is removed again when this is dropped.
-pub(crate) struct NewPrivateFile<'a> {
-    path: &'a Path,
-    file: File,
-    written: bool,
-}
-
-impl<'a> NewPrivateFile<'a> {
-    /// Makes the file at `path`, empty.
-    ///
-    /// # Errors
-    /// `AlreadyExists` if there is one, or a link of that name, which is not followed; and if it can't be made.
-    pub(crate) fn create(path: &'a Path) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Self { path, file, written: false })
-    }
-
-    /// Writes all of it.
-    ///
-    /// # Errors
-    /// If it can't be written; the file is then removed.
-    pub(crate) fn write(mut self, text: &str) -> io::Result<()> {
-        self.file.write_all(text.as_bytes())?;
-        self.file.sync_all()?;
-        self.written = true;
-        Ok(())
-    }
-}
-
-impl Drop for NewPrivateFile<'_> {
-    fn drop(&mut self) {
-        if !self.written {
-            fs::remove_file(self.path).ok();
-        }
     }
 }
 

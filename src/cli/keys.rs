@@ -10,9 +10,9 @@ use relay_bridge::contract::{ClientId, QueueName};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
+use super::secret_file::SecretFile;
 use super::{output, values};
 use crate::auth::keys::{Key, KeyEntry, KeyFile, KeysError, Role};
-use crate::private_file::NewPrivateFile;
 
 /// Which file, and what to do with it.
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ struct OutArgs {
 
 impl OutArgs {
     /// The file, if there is to be one. It is made before the key, which would be lost without it.
-    fn create(&self) -> Result<Option<NewPrivateFile<'_>>, CliError> {
+    fn create(&self) -> Result<Option<SecretFile<'_>>, CliError> {
         let Some(path) = self.out.as_deref() else { return Ok(None) };
         let refused = |error: std::io::Error| {
             let told = CliError::usage(format!("--out {}: {error}", path.display()));
@@ -60,7 +60,7 @@ impl OutArgs {
                 _ => told,
             }
         };
-        NewPrivateFile::create(path).map(Some).map_err(refused)
+        SecretFile::create(path).map(Some).map_err(refused)
     }
 
     /// Says `key`, or writes it to `file`. `facts` are what JSON says of it, `name` is what people call it, and `more` what they
@@ -68,7 +68,7 @@ impl OutArgs {
     fn tell(
         &self,
         key: &Key,
-        file: Option<NewPrivateFile<'_>>,
+        file: Option<SecretFile<'_>>,
         (name, more): (&str, &str),
         facts: Option<serde_json::Value>,
     ) -> Result<(), CliError> {

@@ -7,7 +7,7 @@
 //! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
-//! - `queues`, `dead`, `keys`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
+//! - `queues`, `dead`, `keys` with `secret_file`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `init`: what the first process of a container has to do. `cores`: no process that serves leaves its memory on a disk.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
@@ -49,6 +49,7 @@ mod queues;
 mod remote;
 mod result;
 mod results;
+mod secret_file;
 mod serve;
 mod shown;
 mod signals;
