@@ -102,16 +102,25 @@ impl Enqueued {
 /// Which jobs to list.
 #[derive(Clone, Debug)]
 pub struct JobFilter {
-    /// Only of this queue.
-    pub queue: Option<QueueName>,
+    /// Only of these queues; `None` for all. A broker does not look at the others.
+    pub queues: Option<Vec<QueueName>>,
     /// Only in this state.
     pub state: Option<JobState>,
     /// Only jobs whose key begins with this; those without a key are left out.
     pub key_prefix: Option<String>,
-    /// Only older than this job of the client: `next` of the page before. Another client's job finds nothing.
+    /// Only older than this job of the client: `next` of the page before. Another client's job finds nothing, and so does
+    /// one of a queue that is left out.
     pub after: Option<JobId>,
     /// At most this many, 1 to 1,000.
     pub limit: u32,
+}
+
+impl JobFilter {
+    /// Whether jobs of `queue` are wanted.
+    #[must_use]
+    pub fn wants_queue(&self, queue: &QueueName) -> bool {
+        self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
+    }
 }
 
 /// A page of a client's jobs.
@@ -119,7 +128,7 @@ pub struct JobFilter {
 pub struct Listed {
     /// The jobs, newest first.
     pub jobs: Vec<JobStatus>,
-    /// Where to go on: `None` if there is no older job.
+    /// Where to go on: `None` if there is no older job. It is the id of no job in a queue that is left out.
     pub next: Option<JobId>,
     /// The broker found the place of [`JobFilter::after`], also if that job is past its keeping and has no status any more. A
     /// broker that does not tell leaves it `false`.

@@ -61,26 +61,26 @@ pub trait ResultLog: Send + Sync {
 /// Which of a client's results are wanted: by default all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResultFilter {
-    /// Only of this queue.
-    pub queue: Option<QueueName>,
+    /// Only of these queues; `None` for all.
+    pub queues: Option<Vec<QueueName>>,
     /// Only of jobs whose key begins with this; those without a key are left out.
     pub key_prefix: Option<String>,
 }
 
 impl ResultFilter {
     /// All of them.
-    pub const ALL: Self = Self { queue: None, key_prefix: None };
+    pub const ALL: Self = Self { queues: None, key_prefix: None };
 
     /// Whether it leaves nothing out.
     #[must_use]
     pub fn wants_all(&self) -> bool {
-        self.queue.is_none() && self.key_prefix.is_none()
+        self.queues.is_none() && self.key_prefix.is_none()
     }
 
     /// Whether the result of a job in `queue` with this key is wanted.
     #[must_use]
     pub fn wants(&self, queue: &QueueName, key: Option<&IdempotencyKey>) -> bool {
-        self.queue.as_ref().is_none_or(|wanted| wanted == queue)
+        self.queues.as_ref().is_none_or(|wanted| wanted.contains(queue))
             && IdempotencyKey::begins_with(key, self.key_prefix.as_deref())
     }
 }

@@ -222,7 +222,7 @@ async fn list(State(admin): State<Arc<Admin>>, listed: Result<Query<Listed>, Que
         Some(outcome) => Some(JobState::Finished(outcome.parse()?)),
     };
     let filter = JobFilter {
-        queue: given(listed.queue).as_deref().map(str::parse).transpose()?,
+        queues: given(listed.queue).map(|queue| queue.parse().map(|queue| vec![queue])).transpose()?,
         state,
         key_prefix: given(listed.key_prefix).as_deref().map(key_prefix).transpose()?,
         after: given(listed.after).as_deref().map(str::parse).transpose()?,

@@ -23,6 +23,8 @@ pub struct Whoami {
     /// The queues this caller may use; `null` means all.
     #[cfg_attr(feature = "server", schema(value_type = Option<Vec<schema::QueueName>>))]
     pub queues: Option<Vec<QueueName>>,
+    /// The calls that this caller may make, by its rights: `submit`, `read`, `manage`.
+    pub rights: Vec<String>,
     /// What an accepted job survives: `power-loss`, `replicated`, `process-crash`, `none`.
     pub durability: String,
     /// What holds for a request.

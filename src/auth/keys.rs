@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::rights::Rights;
 use crate::private_file::PrivateFile;
 
 /// The largest `keys.toml`, in bytes; some 4,000 keys.
@@ -163,6 +164,9 @@ pub struct KeyEntry {
     /// The queues that it may use; `None` means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<Vec<QueueName>>,
+    /// The calls that a client may make with it; all if the file does not say. A worker's key has no such list.
+    #[serde(default, skip_serializing_if = "Rights::is_all")]
+    pub rights: Rights,
     /// When it was created.
     pub created: Timestamp,
     /// From when on it is not taken any more; `None`: until it is revoked.
@@ -172,7 +176,7 @@ pub struct KeyEntry {
 
 impl KeyEntry {
     /// Whether whoever was let in by `other` would be let in by this as well, with all that `other` grants: the secret,
-    /// the role and the name are the same, and no queue is taken away.
+    /// the role and the name are the same, and neither a queue nor a right is taken away.
     #[must_use]
     pub fn grants_all_of(&self, other: &Self) -> bool {
         let queues = match (&self.queues, &other.queues) {
@@ -180,7 +184,8 @@ impl KeyEntry {
             (Some(_), None) => false,
             (Some(now), Some(before)) => before.iter().all(|queue| now.contains(queue)),
         };
-        self.sha256.matches(&other.sha256) && self.role == other.role && self.name == other.name && queues
+        let rights = other.rights.iter().all(|right| self.rights.has(right));
+        self.sha256.matches(&other.sha256) && self.role == other.role && self.name == other.name && queues && rights
     }
 
     /// Whether the key is not taken any more.
@@ -243,7 +248,8 @@ impl KeyFile {
         self.parse(&text)
     }
 
-    /// Adds a key and returns it: the only time that its secret is known. The file is created if there is none.
+    /// Adds a key with all rights and returns it: the only time that its secret is known. The file is created if there is
+    /// none.
     ///
     /// # Errors
     /// As [`list`](Self::list), and if the file can't be written.
@@ -254,10 +260,28 @@ impl KeyFile {
         queues: Option<Vec<QueueName>>,
         now: Timestamp,
     ) -> Result<Key, KeysError> {
+        self.create_with(role, name, queues, Rights::ALL, now)
+    }
+
+    /// The same with these rights, all of them for a worker.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and if the rights of a worker are held down.
+    pub fn create_with(
+        &self,
+        role: Role,
+        name: ClientId,
+        queues: Option<Vec<QueueName>>,
+        rights: Rights,
+        now: Timestamp,
+    ) -> Result<Key, KeysError> {
+        if role == Role::Worker && !rights.is_all() {
+            return Err(KeysError("a worker's key has no rights to choose from: name its queues only".to_owned()));
+        }
         let key = Key::random()?;
         self.change(|entries| {
             let (id, sha256) = (key.id.clone(), key.digest());
-            entries.push(KeyEntry { id, sha256, role, name, queues, created: now, expires: None });
+            entries.push(KeyEntry { id, sha256, role, name, queues, rights, created: now, expires: None });
         })?;
         Ok(key)
     }
@@ -325,10 +349,16 @@ impl KeyFile {
         })?;
         let mut seen = HashSet::new();
         for entry in &document.key {
-            if !seen.insert(&entry.id) {
+            let wrong = |what: &str| {
                 let needle = format!("\"{}\"", entry.id);
                 let line = text.rfind(&needle).map_or(1, |start| line_of(text, start));
-                return Err(KeysError(format!("{path}:{line}: key id {needle} is there twice: remove one of them")));
+                KeysError(format!("{path}:{line}: key id {needle} {what}"))
+            };
+            if entry.role == Role::Worker && !entry.rights.is_all() {
+                return Err(wrong("is a worker's, whose key has no rights to choose from: remove the line `rights`"));
+            }
+            if !seen.insert(&entry.id) {
+                return Err(wrong("is there twice: remove one of them"));
             }
         }
         Ok(document.key)

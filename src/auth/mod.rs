@@ -5,6 +5,7 @@
 //!
 //! - [`credential`]: the handle that ends with what let a caller in.
 //! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke.
+//! - [`rights`]: the calls that a client's key may make.
 //! - [`live`]: the keys of a running process, read again when the file changes.
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 pub mod credential;
 pub mod keys;
 pub mod live;
+pub mod rights;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ mod tests;
 use credential::Credential;
 use keys::{Key, KeysError, Role};
 use live::{LiveKey, LiveKeys};
+use rights::{Right, Rights};
 
 /// The client of a development relay that names none.
 const DEVELOPMENT_CLIENT: &str = "dev";
@@ -45,6 +48,8 @@ pub struct Caller {
     pub authenticated: Authenticated,
     /// The queues it may use; `None` means all.
     pub queues: Option<Vec<QueueName>>,
+    /// The calls it may make.
+    pub rights: Rights,
     /// Ends with what let it in, and with it everything that it began.
     pub credential: Credential,
 }
@@ -54,6 +59,12 @@ impl Caller {
     #[must_use]
     pub fn may_use(&self, queue: &QueueName) -> bool {
         self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
+    }
+
+    /// Whether the caller has `right`.
+    #[must_use]
+    pub fn may(&self, right: Right) -> bool {
+        self.rights.has(right)
     }
 }
 
@@ -139,8 +150,13 @@ impl Authenticator {
             Mode::Development => {
                 let client = named.unwrap_or(DEVELOPMENT_CLIENT).parse();
                 let client = client.map_err(|error| Refused::Malformed(format!("header Relay-Client: {error}")))?;
-                let credential = Credential::default();
-                return Ok(Caller { client, authenticated: Authenticated::Development, queues: None, credential });
+                return Ok(Caller {
+                    client,
+                    authenticated: Authenticated::Development,
+                    queues: None,
+                    rights: Rights::ALL,
+                    credential: Credential::default(),
+                });
             }
         };
         let header = authorization.ok_or_else(|| {
@@ -158,7 +174,7 @@ impl Authenticator {
             )));
         }
         let authenticated = Authenticated::ApiKey(entry.id);
-        Ok(Caller { client: entry.name, authenticated, queues: entry.queues, credential })
+        Ok(Caller { client: entry.name, authenticated, queues: entry.queues, rights: entry.rights, credential })
     }
 
     /// The grant of a worker with `key`. A development relay lets every worker in.

@@ -186,6 +186,7 @@ fn a_change_that_takes_something_away_ends_what_was_begun_and_no_other_does() {
     for (from, to, ends) in [
         ("queues = [\"mail\", \"thumbs\"]", "queues = [\"mail\"]", true),
         ("queues = [\"mail\", \"thumbs\"]", "queues = []", true),
+        ("role = \"client\"", "role = \"client\"\nrights = [\"submit\", \"manage\"]", true),
         ("name = \"acme\"", "name = \"other\"", true),
         ("role = \"client\"", "role = \"worker\"", true),
         ("expires = \"2100-01-01T00:00:00.000Z\"", "expires = \"2000-01-01T00:00:00.000Z\"", true),
@@ -193,6 +194,7 @@ fn a_change_that_takes_something_away_ends_what_was_begun_and_no_other_does() {
         ("expires = \"2100-01-01T00:00:00.000Z\"", "", false),
         ("queues = [\"mail\", \"thumbs\"]", "queues = [\"thumbs\", \"mail\", \"more\"]", false),
         ("queues = [\"mail\", \"thumbs\"]", "", false),
+        ("role = \"client\"", "role = \"client\"\nrights = [\"manage\", \"read\", \"submit\"]", false),
         ("role = \"client\"", "# a comment\nrole = \"client\"", false),
         ("role = \"client\"", "role = \"nobody's\"", false),
     ] {
@@ -255,4 +257,33 @@ async fn a_credential_ends_while_nobody_calls_by_the_file_and_by_the_clock() {
         () = all => {}
     }
     assert!(authenticator.authenticate(Some(&bearer(&expiring)), None).is_err());
+}
+
+#[test]
+fn a_key_has_the_rights_that_the_file_names_and_all_where_it_names_none() {
+    let bench = Bench::new();
+    let rights = Rights::of(&[Right::Read, Right::Submit]).unwrap();
+    let (name, now) = ("acme".parse().unwrap(), bench.clock.now());
+    let held = bench.file.create_with(Role::Client, name, None, rights, now).unwrap();
+    let free = bench.create(Role::Client, "acme", None);
+    let text = std::fs::read_to_string(bench.file.path()).unwrap();
+    assert_eq!(text.matches("rights = [\"submit\", \"read\"]").count(), 1, "{text}");
+    let authenticator = bench.authenticator();
+    let may = |key| {
+        let caller = authenticator.authenticate(Some(&bearer(key)), None).unwrap();
+        Right::ALL.map(|right| caller.may(right))
+    };
+    assert_eq!((may(&held), may(&free)), ([true, true, false], [true; 3]));
+    let now = bench.clock.now();
+    let successor = bench.file.rotate(held.id(), now, now).unwrap().unwrap();
+    assert_eq!(may(&successor), [true, true, false], "a successor may do the same");
+    for (wrong, why) in [("[]", "names none"), ("[\"write\"]", "`write`"), ("\"read\"", "expected")] {
+        std::fs::write(bench.file.path(), text.replace("[\"submit\", \"read\"]", wrong)).unwrap();
+        let error = bench.file.list().unwrap_err().to_string();
+        assert!(error.contains("keys.toml:") && error.contains(why), "{error}");
+    }
+    std::fs::write(bench.file.path(), text.replace("role = \"client\"", "role = \"worker\"")).unwrap();
+    assert!(bench.file.list().unwrap_err().to_string().contains("a worker's"));
+    let refused = bench.file.create_with(Role::Worker, "gpu".parse().unwrap(), None, rights, now).unwrap_err();
+    assert!(refused.to_string().contains("queues only"));
 }

@@ -13,6 +13,7 @@ use super::exit::{CliError, Exit};
 use super::secret_file::SecretFile;
 use super::{output, values};
 use crate::auth::keys::{Key, KeyEntry, KeyFile, KeysError, Role};
+use crate::auth::rights::{Right, Rights};
 
 /// Which file, and what to do with it.
 #[derive(Debug, Args)]
@@ -21,6 +22,7 @@ A running `relay serve --keys FILE` notices changes within a second. It takes no
 
 Examples:
   relay keys new orders --file keys.toml --out orders.key          a client, all queues
+  relay keys new web --right submit --right read --queue mail      it can't cancel or erase, nor see other queues
   relay keys new gpu-1 --role worker --queue render                a worker of one queue, its key on stdout
   relay keys list
   relay keys rotate 3f9a0c11d2e4 --keep 24h --out orders-2.key     a successor; both work for a day
@@ -117,6 +119,9 @@ enum KeysCommand {
         /// A queue that it may use; repeat it for more [default: all]
         #[arg(long = "queue", value_name = "NAME")]
         queues: Vec<QueueName>,
+        /// A right that a client's key has; repeat it for more [default: all]
+        #[arg(long = "right", value_name = "RIGHT", value_enum)]
+        rights: Vec<RightArg>,
         #[command(flatten)]
         out: OutArgs,
         #[command(flatten)]
@@ -158,10 +163,30 @@ enum RoleArg {
     Worker,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RightArg {
+    /// Submits jobs and runs finished ones again
+    Submit,
+    /// Reads jobs, events and results
+    Read,
+    /// Cancels and erases jobs
+    Manage,
+}
+
+impl From<RightArg> for Right {
+    fn from(right: RightArg) -> Self {
+        match right {
+            RightArg::Submit => Self::Submit,
+            RightArg::Read => Self::Read,
+            RightArg::Manage => Self::Manage,
+        }
+    }
+}
+
 /// `relay keys`
 pub(crate) fn run(args: KeysArgs) -> Result<Exit, CliError> {
     match args.command {
-        KeysCommand::New { name, role, queues, out, file } => new(&file, &out, name, role, queues),
+        KeysCommand::New { name, role, queues, rights, out, file } => new(&file, &out, (name, role), queues, &rights),
         KeysCommand::List { file } => list(&file),
         KeysCommand::Rotate { id, keep, out, file } => rotate(&file, &out, &id, keep),
         KeysCommand::Revoke { id, file } => revoke(&file, &id),
@@ -177,17 +202,20 @@ impl From<KeysError> for CliError {
 fn new(
     file: &FileArgs,
     out: &OutArgs,
-    name: ClientId,
-    role: RoleArg,
+    (name, role): (ClientId, RoleArg),
     queues: Vec<QueueName>,
+    rights: &[RightArg],
 ) -> Result<Exit, CliError> {
     let role = match role {
         RoleArg::Client => Role::Client,
         RoleArg::Worker => Role::Worker,
     };
     let queues = (!queues.is_empty()).then_some(queues);
+    let rights: Vec<_> = rights.iter().map(|right| Right::from(*right)).collect();
+    // Nobody makes a key without any: none named means all.
+    let rights = Rights::of(&rights).unwrap_or_default();
     let to = out.create()?;
-    let key = KeyFile::new(&file.file).create(role, name.clone(), queues, Clock::system().now())?;
+    let key = KeyFile::new(&file.file).create_with(role, name.clone(), queues, rights, Clock::system().now())?;
     let facts = file.json.then(|| json!({ "id": key.id(), "role": role, "name": name }));
     out.tell(&key, to, (&format!("key {} of {role} {name}", key.id()), ""), facts)?;
     Ok(Exit::Done)
@@ -216,7 +244,7 @@ fn unknown(file: &FileArgs, id: &str) -> CliError {
 fn list(file: &FileArgs) -> Result<Exit, CliError> {
     let keys = KeyFile::new(&file.file).list()?;
     if file.json {
-        let plain = |key: &KeyEntry| json!({ "id": key.id, "role": key.role, "name": key.name, "queues": key.queues, "created": key.created, "expires": key.expires });
+        let plain = |key: &KeyEntry| json!({ "id": key.id, "role": key.role, "name": key.name, "queues": key.queues, "rights": rights_of(key), "created": key.created, "expires": key.expires });
         output::json(&keys.iter().map(plain).collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     }
@@ -226,10 +254,16 @@ fn list(file: &FileArgs) -> Result<Exit, CliError> {
             |queues| queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         );
         let expires = key.expires.map_or_else(|| "never".to_owned(), |at| at.to_string());
-        [key.id.clone(), key.role.to_string(), key.name.to_string(), queues, key.created.to_string(), expires]
+        let rights = rights_of(key).map_or_else(|| "-".to_owned(), |rights| rights.join(", "));
+        [key.id.clone(), key.role.to_string(), key.name.to_string(), queues, rights, key.created.to_string(), expires]
     });
-    output::line(output::table(&["id", "role", "name", "queues", "created", "expires"], &[], rows))?;
+    output::line(output::table(&["id", "role", "name", "queues", "rights", "created", "expires"], &[], rows))?;
     Ok(Exit::Done)
+}
+
+/// The rights of a client's key; a worker's has none to choose from.
+fn rights_of(key: &KeyEntry) -> Option<Vec<&'static str>> {
+    (key.role == Role::Client).then(|| key.rights.iter().map(Right::as_str).collect())
 }
 
 fn revoke(file: &FileArgs, id: &str) -> Result<Exit, CliError> {

@@ -41,6 +41,7 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
         ("client", who.client.to_string()),
         ("authenticated by", authenticated_by),
         ("queues", queues),
+        ("rights", who.rights.join(", ")),
         ("durability", who.durability.clone()),
         ("relay", who.version.clone()),
         ("server time", who.server_time.to_string()),

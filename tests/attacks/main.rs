@@ -13,6 +13,7 @@ mod connections;
 mod disk;
 mod edges;
 mod files;
+mod grants;
 mod handlers;
 mod logs;
 mod owners;

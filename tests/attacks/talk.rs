@@ -19,6 +19,8 @@ use crate::support::Attacked;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// The status line and the headers, in lower case.
+    pub(crate) head: String,
     pub(crate) body: String,
 }
 
@@ -26,7 +28,7 @@ impl Answer {
     fn read(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Self { status, body: body.to_owned() }
+        Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -36,6 +38,11 @@ impl Answer {
     /// A field of the body as text; empty if it is not there.
     pub(crate) fn field(&self, name: &str) -> String {
         self.json()[name].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// All that a refusal says, but for the request's own id.
+    pub(crate) fn said(&self) -> (u16, String, String) {
+        (self.status, self.field("slug"), self.field("detail"))
     }
 }
 

@@ -78,7 +78,7 @@ fn worker(broker: &Broker, name: &str, handler: Arc<dyn Handler>) -> Worker {
 }
 
 async fn at_target(target: &Broker) -> Vec<JobState> {
-    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1000 };
+    let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 1000 };
     let listed = target.jobs.list(&"acme".parse().unwrap(), &filter).await.unwrap();
     listed.jobs.into_iter().map(|status| status.state).collect()
 }
@@ -151,7 +151,7 @@ async fn a_second_attempt_finds_the_job_of_the_first_and_its_context() {
         arrived(&target).await;
         cancel.cancel();
     });
-    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+    let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
     let listed = target.jobs.list(&job.client, &filter).await.unwrap().jobs;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].key.as_ref().unwrap().as_str(), job.run_id.to_string());
@@ -230,7 +230,7 @@ async fn a_client_at_its_limit_at_the_target_keeps_no_slot_from_the_others() {
             tokio::task::yield_now().await;
         }
         source.jobs.enqueue(other.clone()).await.unwrap();
-        let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+        let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
         let arrived = async {
             while target.jobs.list(&other.client, &filter).await.unwrap().jobs.is_empty() {
                 tokio::task::yield_now().await;

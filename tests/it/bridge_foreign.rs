@@ -150,7 +150,7 @@ async fn taking_as(
 }
 
 async fn jobs(target: &Broker, count: usize) -> Vec<relay_bridge::contract::JobStatus> {
-    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1000 };
+    let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 1000 };
     let listed = async {
         loop {
             let listed = target.jobs.list(&"shop".parse().unwrap(), &filter).await.unwrap();

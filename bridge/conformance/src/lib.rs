@@ -234,6 +234,7 @@ macro_rules! conformance_tests {
                 results_are_read_by_queue_and_key_prefix_to_the_end
                 a_wait_for_some_results_ends_with_another_and_moves_past_it
                 jobs_are_listed_by_key_prefix_to_the_end
+                a_list_of_some_queues_tells_nothing_of_the_others
                 dead_letters_are_listed_by_key_prefix_to_the_end
                 erasing_removes_meta_and_keeps_the_key
             }

@@ -98,12 +98,15 @@ pub async fn results_are_read_by_queue_and_key_prefix_to_the_end(fixture: &dyn F
     let other = stage.submit(other).await.id;
     stage.broker.jobs.cancel(&client, other).await.unwrap();
     let last = finish(&stage, &client, &[Some("mail-2"), None]).await;
-    let (queue, prefix) = (Some(stage.queue.clone()), Some("order-".to_owned()));
+    let (queue, prefix) = (Some(vec![stage.queue.clone()]), Some("order-".to_owned()));
+    let both = Some(vec![elsewhere.clone(), stage.queue.clone()]);
     for (filter, expected) in [
-        (ResultFilter { queue: None, key_prefix: prefix.clone() }, vec![jobs[0], jobs[3], jobs[6], other]),
-        (ResultFilter { queue: queue.clone(), key_prefix: prefix }, vec![jobs[0], jobs[3], jobs[6]]),
-        (ResultFilter { queue: Some(elsewhere), key_prefix: None }, vec![other]),
-        (ResultFilter { queue, key_prefix: Some("order-17".to_owned()) }, vec![]),
+        (ResultFilter { queues: None, key_prefix: prefix.clone() }, vec![jobs[0], jobs[3], jobs[6], other]),
+        (ResultFilter { queues: both, key_prefix: prefix.clone() }, vec![jobs[0], jobs[3], jobs[6], other]),
+        (ResultFilter { queues: queue.clone(), key_prefix: prefix }, vec![jobs[0], jobs[3], jobs[6]]),
+        (ResultFilter { queues: Some(vec![elsewhere]), key_prefix: None }, vec![other]),
+        (ResultFilter { queues: Some(vec![]), key_prefix: None }, vec![]),
+        (ResultFilter { queues: queue, key_prefix: Some("order-17".to_owned()) }, vec![]),
     ] {
         for limit in [1, 2, 100] {
             let (mut seen, mut from) = (Vec::new(), Start::Oldest);
@@ -129,7 +132,7 @@ pub async fn results_are_read_by_queue_and_key_prefix_to_the_end(fixture: &dyn F
 pub async fn a_wait_for_some_results_ends_with_another_and_moves_past_it(fixture: &dyn Fixture) {
     let stage = Stage::new(fixture).await;
     let client = stage.client("a");
-    let filter = ResultFilter { queue: None, key_prefix: Some("order-".to_owned()) };
+    let filter = ResultFilter { queues: None, key_prefix: Some("order-".to_owned()) };
     let mut from = Start::After(stage.page(&client, &Start::Now, 10).await.next);
     for (key, wanted) in [("mail-1", false), ("order-1", true), ("mail-2", false)] {
         let (page, jobs) = soon(async {
@@ -163,7 +166,7 @@ pub async fn jobs_are_listed_by_key_prefix_to_the_end(fixture: &dyn Fixture) {
     expected.reverse();
     for limit in [1, 3, 1_000] {
         let key_prefix = Some("order-".to_owned());
-        let mut filter = JobFilter { queue: None, state: None, key_prefix, after: None, limit };
+        let mut filter = JobFilter { queues: None, state: None, key_prefix, after: None, limit };
         let mut seen = Vec::new();
         loop {
             let page = stage.broker.jobs.list(&client, &filter).await.unwrap();
@@ -175,6 +178,56 @@ pub async fn jobs_are_listed_by_key_prefix_to_the_end(fixture: &dyn Fixture) {
         let found: Vec<_> = seen.iter().map(|status| (status.job_id, &status.key, &status.headers)).collect();
         let expected: Vec<_> = expected.iter().map(|job: &Job| (job.id, &job.key, &job.headers)).collect();
         assert_eq!(found, expected, "{limit} a page");
+    }
+}
+
+pub async fn a_list_of_some_queues_tells_nothing_of_the_others(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let client = stage.client("a");
+    let elsewhere = stage.another_queue().await;
+    let (mut here, mut there) = (Vec::new(), Vec::new());
+    for number in 0..4 {
+        here.push(stage.submit(named(&stage, &client, &format!("order-{number}"))).await.id);
+        let other = Submission { queue: elsewhere.clone(), ..named(&stage, &client, &format!("order-{number}")) };
+        there.push(stage.submit(other).await.id);
+        stage.pass(stage.slack).await;
+    }
+    here.reverse();
+    there.reverse();
+    let all: Vec<_> = there.iter().zip(&here).flat_map(|(there, here)| [*there, *here]).collect();
+    let nowhere = "no-such-queue".parse().unwrap();
+    for (queues, expected) in [
+        (vec![stage.queue.clone()], &here),
+        (vec![elsewhere.clone(), nowhere], &there),
+        (vec![elsewhere.clone(), stage.queue.clone()], &all),
+        (vec![], &Vec::new()),
+    ] {
+        for limit in [1, 3, 1_000] {
+            let queues = Some(queues.clone());
+            let mut filter = JobFilter { queues, state: None, key_prefix: None, after: None, limit };
+            let mut seen = Vec::new();
+            loop {
+                let page = stage.broker.jobs.list(&client, &filter).await.unwrap();
+                seen.extend(page.jobs.into_iter().map(|status| status.job_id));
+                let Some(next) = page.next else { break };
+                assert!(
+                    expected.contains(&next) || !all.contains(&next),
+                    "{filter:?}: it names a job that is left out"
+                );
+                filter.after = Some(next);
+            }
+            let (mut found, mut expected) = (seen, expected.clone());
+            // The two of each round may have been accepted in one moment.
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "{:?}, {limit} a page", filter.queues);
+        }
+    }
+    let queues = Some(vec![stage.queue.clone()]);
+    for after in [there[1], JobId::mint()] {
+        let filter = JobFilter { queues: queues.clone(), state: None, key_prefix: None, after: Some(after), limit: 10 };
+        let page = stage.broker.jobs.list(&client, &filter).await.unwrap();
+        assert!(page.jobs.is_empty() && page.next.is_none() && !page.after_known, "{page:?}");
     }
 }
 
@@ -214,7 +267,7 @@ pub async fn erasing_removes_meta_and_keeps_the_key(fixture: &dyn Fixture) {
         if let Some(status) = stage.broker.jobs.status(&client, job.id).await.unwrap() {
             assert_eq!((status.key, status.headers), (job.key.clone(), Default::default()), "the record");
         }
-        let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1_000 };
+        let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 1_000 };
         let listed = stage.broker.jobs.list(&client, &filter).await.unwrap().jobs;
         assert!(listed.iter().all(|status| status.headers.is_empty()), "the list");
         let letter = stage.broker.dead_letters.get(job.id).await.unwrap();
@@ -222,7 +275,7 @@ pub async fn erasing_removes_meta_and_keeps_the_key(fixture: &dyn Fixture) {
     }
     let (entries, _) = stage.read_all(&client, Start::Oldest).await;
     assert!(entries.len() == 2 && entries.iter().all(|entry| entry.erased && entry.result.meta.is_empty()), "the log");
-    let filter = ResultFilter { queue: None, key_prefix: Some("order-".to_owned()) };
+    let filter = ResultFilter { queues: None, key_prefix: Some("order-".to_owned()) };
     let page = stage.broker.results.page(&client, &Start::Oldest, &filter, 10, std::time::Duration::ZERO).await;
     assert_eq!(page.unwrap().entries.len(), 1, "it is found by its key all the same");
 }

@@ -124,9 +124,9 @@ pub async fn jobs_are_listed_by_queue_and_state(fixture: &dyn Fixture) {
     ] {
         assert_eq!(stage.list(&client, |filter| filter.state = Some(state)).await, expected, "{state}");
     }
-    assert_eq!(stage.list(&client, |filter| filter.queue = Some(queue.clone())).await, [elsewhere]);
+    assert_eq!(stage.list(&client, |filter| filter.queues = Some(vec![queue.clone()])).await, [elsewhere]);
     let both = |filter: &mut relay_bridge::job_queue::JobFilter| {
-        (filter.queue, filter.state) = (Some(stage.queue.clone()), Some(JobState::Queued));
+        (filter.queues, filter.state) = (Some(vec![stage.queue.clone()]), Some(JobState::Queued));
     };
     assert_eq!(stage.list(&client, both).await, [queued]);
 }

@@ -463,7 +463,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(super) async fn list(&self, client: &ClientId, change: impl FnOnce(&mut JobFilter)) -> Vec<JobId> {
-        let mut filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1_000 };
+        let mut filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 1_000 };
         change(&mut filter);
         let jobs = self.broker.jobs.list(client, &filter).await.unwrap().jobs;
         jobs.into_iter().map(|status| status.job_id).collect()

@@ -34,12 +34,16 @@ pub(super) fn newest_first(
     // Before anything else: recent ids are asked before the snapshot begins.
     let after = filter.after.map(|after| JobRow::find_owned(conn, recent, client, after)).transpose()?;
     let Some(owner) = client_row(conn, client)? else { return Ok(Listed::default()) };
+    let queues = queues(conn, filter)?;
     let (after, after_known) = match after {
-        // Another client's job finds nothing, as one that is not there.
-        Some(row) => row.map_or((0, false), |row| (row.seq, true)),
+        // A job of another client, or of a queue that is left out, finds nothing, as one that is not there.
+        Some(row) => {
+            let row = row.filter(|row| queues.contains(&row.queue));
+            row.map_or((0, false), |row| (row.seq, true))
+        }
         None => (i64::MAX, false),
     };
-    let mut runs = runs(conn, owner, filter, after)?;
+    let mut runs = runs(&queues, owner, filter, after);
     let limit = filter.limit.clamp(1, LIST_MAX) as usize;
     let mut listed = Listed { after_known, ..Listed::default() };
     let (mut last, mut looked_at, mut read, mut read_bytes) = (None, 0, 0, 0);
@@ -71,14 +75,21 @@ struct Run {
     rows: VecDeque<JobRow>,
 }
 
+/// The queues that the filter wants.
+fn queues(conn: &Connection, filter: &JobFilter) -> Result<Vec<i64>, BrokerError> {
+    let named: Vec<(i64, String)> = conn
+        .prepare_cached("SELECT id, name FROM queues")
+        .and_then(|mut query| query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect))
+        .map_err(|e| unavailable(e, "list"))?;
+    let wanted = |(id, name): (i64, String)| {
+        let queues = filter.queues.as_ref();
+        queues.is_none_or(|queues| queues.iter().any(|queue| queue.as_str() == name)).then_some(id)
+    };
+    Ok(named.into_iter().filter_map(wanted).collect())
+}
+
 /// The runs that the filter's jobs are in.
-fn runs(conn: &Connection, client: i64, filter: &JobFilter, before: i64) -> Result<Vec<Run>, BrokerError> {
-    let sql = |e| unavailable(e, "list");
-    let name = filter.queue.as_ref().map(|queue| queue.as_str());
-    let queues: Vec<i64> = conn
-        .prepare_cached("SELECT id FROM queues WHERE ?1 IS NULL OR name = ?1")
-        .and_then(|mut query| query.query_map([name], |row| row.get(0)).and_then(Iterator::collect))
-        .map_err(sql)?;
+fn runs(queues: &[i64], client: i64, filter: &JobFilter, before: i64) -> Vec<Run> {
     let states: &[i64] = match filter.state {
         None => &[WAITING, LEASED, PARKED, FINISHED],
         Some(JobState::Queued) => &[WAITING, PARKED],
@@ -87,7 +98,7 @@ fn runs(conn: &Connection, client: i64, filter: &JobFilter, before: i64) -> Resu
     };
     let run =
         |queue, state| Run { queue, client, state, before: Some(before), chunk: CHUNK_MIN, rows: VecDeque::new() };
-    Ok(queues.iter().flat_map(|queue| states.iter().map(move |state| run(*queue, *state))).collect())
+    queues.iter().flat_map(|queue| states.iter().map(move |state| run(*queue, *state))).collect()
 }
 
 /// The newest row of all runs.
@@ -144,7 +155,7 @@ fn wanted(
         }
         Err(failure) => return Err(failure),
     };
-    let in_queue = filter.queue.as_ref().is_none_or(|queue| *queue == status.queue);
+    let in_queue = filter.wants_queue(&status.queue);
     let in_state = filter.state.is_none_or(|state| state == status.state);
     let begins = IdempotencyKey::begins_with(status.key.as_ref(), filter.key_prefix.as_deref());
     Ok(Some(status).filter(|_| in_queue && in_state && begins))
@@ -220,7 +231,7 @@ mod tests {
         let (conn, mine) = store();
         let recent = recent(&conn);
         let key_prefix = Some("nobodys".to_owned());
-        let mut filter = JobFilter { queue: None, state: None, key_prefix, after: None, limit: 10 };
+        let mut filter = JobFilter { queues: None, state: None, key_prefix, after: None, limit: 10 };
         let page = |filter: &JobFilter| {
             let now = Timestamp::from_millis(1_763_865_086_008);
             newest_first(&conn, &recent, &"me".parse().unwrap(), filter, now).unwrap()
@@ -240,7 +251,7 @@ mod tests {
         let kept: Vec<JobId> = mine.iter().filter(|(.., state)| *state != FINISHED).map(|(id, ..)| *id).collect();
         let now = Timestamp::from_millis(1_763_865_086_008);
         conn.execute("UPDATE jobs SET timer_at = ?1 WHERE state = ?2", params![now.as_millis(), FINISHED]).unwrap();
-        let mut filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+        let mut filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
         let mut found = Vec::new();
         loop {
             let page = newest_first(&conn, &recent, &"me".parse().unwrap(), &filter, now).unwrap();
@@ -276,7 +287,13 @@ mod tests {
                 })
                 .map(|(id, ..)| *id)
                 .collect();
-            let mut filter = JobFilter { queue: queue.clone(), state, key_prefix: None, after: None, limit: 70 };
+            let mut filter = JobFilter {
+                queues: queue.clone().map(|queue| vec![queue]),
+                state,
+                key_prefix: None,
+                after: None,
+                limit: 70,
+            };
             let mut found = Vec::new();
             loop {
                 let now = Timestamp::from_millis(1_763_865_086_008);

@@ -153,7 +153,7 @@ mod tests {
 
     async fn keys(path: &Path) -> Result<Vec<String>, BrokerError> {
         let store = open_file(path).await?;
-        let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+        let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
         let listed = store.broker().jobs.list(&"alice".parse().unwrap(), &filter).await.unwrap();
         store.close().await;
         let mut keys: Vec<_> = listed.jobs.into_iter().filter_map(|job| Some(job.key?.to_string())).collect();

@@ -180,6 +180,32 @@ pub(crate) fn job_of_place(place: &str) -> Option<JobId> {
     place.split_once('#').and_then(|(_, job)| job.parse().ok())
 }
 
+/// Whether two places of the index by client are of one moment.
+pub(crate) fn is_of_one_moment(place: &str, other: &str) -> bool {
+    place.split_once('#').map(|(moment, _)| moment) == other.split_once('#').map(|(moment, _)| moment)
+}
+
+/// A position in the index by client that names no job: an id that only says the moment of `place`. No job has such an
+/// id, because those that are minted are random but for their time.
+pub(crate) fn position(place: &str) -> Option<JobId> {
+    let millis: u64 = place.split_once('#')?.0.parse().ok()?;
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+    (bytes[6], bytes[8]) = (0x70, 0x80);
+    Some(JobId::from_bytes(bytes))
+}
+
+/// The place from which a list goes on at a [`position`]: everything of its moment and before is still to come. `None` if
+/// the id is a job's.
+pub(crate) fn place_of_position(id: JobId) -> Option<String> {
+    let (moment, rest) = id.as_bytes().split_at(6);
+    if *rest != [0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 0] {
+        return None;
+    }
+    let millis = moment.iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+    Some(client_place(Timestamp::from_millis(millis), JobId::from_bytes([0xff; 16])))
+}
+
 /// The job in the partition of its items.
 pub(crate) fn job_of_partition(pk: &str) -> Option<JobId> {
     pk.strip_prefix("job#").and_then(|job| job.parse().ok())
@@ -208,6 +234,18 @@ mod tests {
         assert!(page_place(9) < page_place(10) && page_place(10) < page_place(u64::MAX));
         assert!(moment(Timestamp::from_millis(999)) < moment(Timestamp::from_millis(1_000)));
         assert!(moment(Timestamp::from_millis(1)) < moment(Timestamp::MAX));
+    }
+
+    #[test]
+    fn a_position_names_a_moment_and_no_job() {
+        let (at, job) = (Timestamp::from_millis(1_763_865_086_007), JobId::mint());
+        let place = client_place(at, job);
+        let position = position(&place).unwrap();
+        assert_eq!(position.to_string().parse::<JobId>().unwrap(), position);
+        let next = place_of_position(position).unwrap();
+        assert!(is_of_one_moment(&next, &place) && place < next);
+        assert!(next < client_place(Timestamp::from_millis(at.as_millis() + 1), JobId::from_bytes([0; 16])));
+        assert_eq!(place_of_position(job), None);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Replies {
     /// Sends what follows the last message, until another replica was first.
     async fn follow(&self, failures: &mut u32) -> Result<(), BrokerError> {
         let (mut last, mut start) = self.last().await?;
-        let filter = ResultFilter { queue: Some(self.queue.clone()), key_prefix: None };
+        let filter = ResultFilter { queues: Some(vec![self.queue.clone()]), key_prefix: None };
         loop {
             let page = self.target.results.page(&self.client, &start, &filter, PAGE_ENTRIES_MAX, WAIT).await?;
             if let Some(reset) = page.reset {

@@ -10,7 +10,8 @@ use relay_nats::config::is_domain;
 
 use super::exit::{CliError, Exit};
 use super::output;
-use crate::auth::keys::{KeyFile, Role};
+use crate::auth::keys::{KeyEntry, KeyFile, Role};
+use crate::auth::rights::{Right, Rights};
 
 mod permissions;
 
@@ -64,11 +65,35 @@ struct PermissionsArgs {
     nats_domain: Option<String>,
 }
 
-/// A user and the queues it may use.
+/// A user, the queues that it may submit to or lease from, none for all, and its rights if it is a client.
 #[derive(Clone, Debug)]
 struct Named {
     name: ClientId,
     queues: Vec<QueueName>,
+    rights: Rights,
+}
+
+impl Named {
+    /// The user that a key makes; `None` if the key grants nothing on NATS.
+    fn of_key(key: KeyEntry) -> Option<Self> {
+        // No queue is not all of them.
+        let has_queues = key.queues.as_ref().is_none_or(|queues| !queues.is_empty());
+        let rights: Vec<_> = key.rights.iter().filter(|right| has_queues || *right != Right::Submit).collect();
+        let rights = Rights::of(&rights).ok().filter(|_| has_queues || key.role == Role::Client)?;
+        Some(Self { name: key.name, queues: key.queues.unwrap_or_default(), rights })
+    }
+
+    /// Adds what another key of the same name grants.
+    fn add(&mut self, other: Self) {
+        match (self.rights.has(Right::Submit), other.rights.has(Right::Submit)) {
+            // One that has a key for all queues may use all.
+            (true, true) if self.queues.is_empty() || other.queues.is_empty() => self.queues.clear(),
+            (true, true) => self.queues.extend(other.queues),
+            (false, true) => self.queues = other.queues,
+            (_, false) => {}
+        }
+        self.rights = self.rights.and(other.rights);
+    }
 }
 
 impl FromStr for Named {
@@ -79,7 +104,7 @@ impl FromStr for Named {
         let name = name.parse().map_err(|error| format!("{error}"))?;
         let queues = queues.into_iter().flat_map(|queues| queues.split(','));
         let queues = queues.map(str::parse).collect::<Result<_, _>>().map_err(|error| format!("{error}"))?;
-        Ok(Self { name, queues })
+        Ok(Self { name, queues, rights: Rights::ALL })
     }
 }
 
@@ -99,12 +124,10 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
     if let Some(file) = args.keys {
         for key in KeyFile::new(file).list()? {
             let of_role = if key.role == Role::Client { &mut clients } else { &mut workers };
-            let queues = key.queues.unwrap_or_default();
-            match of_role.iter_mut().find(|named| named.name == key.name) {
-                // Several keys of one name: a client or worker that has one of them for all queues may use all.
-                Some(known) if known.queues.is_empty() || queues.is_empty() => known.queues.clear(),
-                Some(known) => known.queues.extend(queues),
-                None => of_role.push(Named { name: key.name, queues }),
+            let Some(named) = Named::of_key(key) else { continue };
+            match of_role.iter_mut().find(|known| known.name == named.name) {
+                Some(known) => known.add(named),
+                None => of_role.push(named),
             }
         }
     }
@@ -131,7 +154,55 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
         relay: args.relay_user,
         domain: args.nats_domain,
         in_account: args.in_account,
-        clients: clients.into_iter().map(|named| Client { name: named.name, queues: sorted(named.queues) }).collect(),
+        clients: clients
+            .into_iter()
+            .map(|named| Client { name: named.name, queues: sorted(named.queues), rights: named.rights })
+            .collect(),
         workers: workers.into_iter().map(|named| Worker { name: named.name, queues: sorted(named.queues) }).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_bridge::contract::Timestamp;
+
+    use super::*;
+
+    /// What the block lets client `acme` publish and subscribe to beside its inbox.
+    fn allowed(file: &std::path::Path) -> Vec<String> {
+        let args = PermissionsArgs {
+            clients: vec!["somebody".parse().unwrap()],
+            workers: Vec::new(),
+            keys: Some(file.to_owned()),
+            relay_user: "relay".parse().unwrap(),
+            in_account: false,
+            nats_domain: None,
+        };
+        let text = resolve(args).unwrap().to_string();
+        let subjects = text.lines().map(|line| line.trim().trim_matches('"')).filter(|line| line.contains(".acme"));
+        subjects.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_client_may_do_on_nats_what_its_keys_together_grant() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.toml");
+        let new = |queues: Option<&[&str]>, rights: &[Right]| {
+            let queues = queues.map(|queues| queues.iter().map(|queue| queue.parse().unwrap()).collect());
+            let (rights, now) = (Rights::of(rights).unwrap(), Timestamp::EPOCH);
+            KeyFile::new(&path).create_with(Role::Client, "acme".parse().unwrap(), queues, rights, now).unwrap();
+        };
+        new(Some(&[]), &[Right::Submit]);
+        assert!(allowed(&path).is_empty(), "no queue is not all of them: {:?}", allowed(&path));
+        new(Some(&["mail"]), &[Right::Submit]);
+        assert_eq!(allowed(&path), ["relay.submit.acme.mail"]);
+        new(None, &[Right::Manage]);
+        assert_eq!(allowed(&path), ["relay.submit.acme.mail", "relay.cancel.acme"], "all queues, but not to submit");
+        new(Some(&["render"]), &[Right::Submit, Right::Read]);
+        let all = ["relay.submit.acme.mail", "relay.submit.acme.render", "relay.status.acme", "relay.result.acme"];
+        let more = ["relay.results.acme", "relay.cancel.acme", "relay.reply.acme.*", "relay.events.acme.*"];
+        assert_eq!(allowed(&path), [&all[..], &more].concat());
+        new(None, &Right::ALL);
+        assert_eq!(allowed(&path)[0], "relay.submit.acme.*");
+    }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_nats::names;
 
+use crate::auth::rights::{Right, Rights};
 use crate::ingress::nats::{RELAY_INBOX, client_inbox, worker_inbox};
 
 /// Everybody on NATS that has to do with relay.
@@ -23,8 +24,9 @@ pub(super) struct Users {
 /// A submitter.
 pub(super) struct Client {
     pub(super) name: ClientId,
-    /// Empty for all.
+    /// The queues that it may submit to; empty for all.
     pub(super) queues: BTreeSet<QueueName>,
+    pub(super) rights: Rights,
 }
 
 /// A worker that leases from NATS itself.
@@ -83,19 +85,26 @@ impl Users {
 
 impl Client {
     fn user(&self) -> User {
-        let Self { name, queues } = self;
-        let submit: Vec<_> = match queues.is_empty() {
-            true => vec![format!("relay.submit.{name}.*")],
-            false => queues.iter().map(|queue| format!("relay.submit.{name}.{queue}")).collect(),
-        };
-        let asks = ["status", "result", "results", "cancel"].map(|what| format!("relay.{what}.{name}"));
+        let Self { name, queues, rights } = self;
         let inbox = client_inbox(name);
+        let (mut publish, mut subscribe) = (Vec::new(), vec![format!("{inbox}.>")]);
+        for right in rights.iter() {
+            match right {
+                Right::Submit if queues.is_empty() => publish.push(format!("relay.submit.{name}.*")),
+                Right::Submit => publish.extend(queues.iter().map(|queue| format!("relay.submit.{name}.{queue}"))),
+                Right::Read => {
+                    publish.extend(["status", "result", "results"].map(|what| format!("relay.{what}.{name}")));
+                    subscribe.extend([names::client_replies(name), format!("relay.events.{name}.*")]);
+                }
+                Right::Manage => publish.push(format!("relay.cancel.{name}")),
+            }
+        }
         User {
             about: format!("client {name}; inbox prefix {inbox}"),
             name: name.clone(),
             password: format!("CLIENT_{}_PASSWORD", variable(name)),
-            publish: submit.into_iter().chain(asks).collect(),
-            subscribe: vec![format!("{inbox}.>"), names::client_replies(name), format!("relay.events.{name}.*")],
+            publish,
+            subscribe,
         }
     }
 }

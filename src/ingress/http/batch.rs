@@ -13,6 +13,7 @@ use crate::api::batch::BATCH_BYTES_MAX;
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{BatchAnswer, BatchEntry, BatchItem, Problem, schema};
 use crate::auth::Caller;
+use crate::auth::rights::Right;
 use crate::ingress::batch::Batch;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
@@ -47,6 +48,7 @@ pub(super) async fn submit(
 ) -> Answer {
     let (head, body) = request.into_parts();
     Parameters::read(&head.uri, &[])?;
+    request::require(&caller, Right::Submit)?;
     let queue = request::queue(&caller, &queue)?;
     let (key, headers) = JobHeaders::read_batch(&head.headers)?;
     let Ingress { broker, policies, rates, clock, limits, .. } = &*served.ingress;

@@ -20,6 +20,7 @@ use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::receipt::state_text;
 use crate::api::{JobView, JobsPage, Problem, Receipt, schema};
 use crate::auth::Caller;
+use crate::auth::rights::Right;
 use crate::ingress::{jobs, outcome};
 
 /// Jobs on a page if the request does not say.
@@ -44,7 +45,7 @@ pub(super) async fn status(
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Read).await?;
     let Ingress { broker, policies, .. } = &*served.ingress;
     answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
@@ -70,6 +71,7 @@ pub(super) async fn by_key(
     uri: Uri,
 ) -> Answer {
     let parameters = Parameters::read(&uri, &["key"])?;
+    request::require(&caller, Right::Read)?;
     let queue = request::queue(&caller, &queue)?;
     let key = parameters.get("key").ok_or_else(|| {
         Refusal::malformed("parameter `key` is missing: name the idempotency key, or list jobs with /v1/jobs?queue=")
@@ -96,6 +98,7 @@ pub(super) async fn by_key(
 )]
 pub(super) async fn list(State(served): State<Arc<Served>>, peer: Peer, caller: Caller, uri: Uri) -> Answer {
     let parameters = Parameters::read(&uri, &["queue", "state", "key_prefix", "after", "limit"])?;
+    request::require(&caller, Right::Read)?;
     let state = parameters.get("state").map(|text| {
         state_text::parse(text).ok_or_else(|| {
             let words = "queued, leased, succeeded, failed, exhausted, expired or cancelled";
@@ -104,7 +107,7 @@ pub(super) async fn list(State(served): State<Arc<Served>>, peer: Peer, caller: 
     });
     let limit = parameters.limit(PAGE_DEFAULT, PAGE_MAX)?;
     let filter = JobFilter {
-        queue: parameters.get("queue").map(str::parse).transpose()?,
+        queues: request::queues(&caller, parameters.get("queue"))?,
         state: state.transpose()?,
         key_prefix: outcome::key_prefix("parameter `key_prefix`", parameters.get("key_prefix"))?,
         after: parameters.get("after").map(str::parse).transpose()?,
@@ -114,10 +117,16 @@ pub(super) async fn list(State(served): State<Arc<Served>>, peer: Peer, caller: 
     let listed = served.ingress.broker.jobs.list(&caller.client, &filter).await?;
     if let Some(after) = filter.after
         && !listed.after_known
-        && served.ingress.broker.jobs.status(&caller.client, after).await?.is_none()
+        && !served
+            .ingress
+            .broker
+            .jobs
+            .status(&caller.client, after)
+            .await?
+            .is_some_and(|status| filter.wants_queue(&status.queue))
     {
-        // Also for another client's job: what follows it would tell that it is there.
-        let detail = "parameter `after` is no job of this client, or past its retention: begin at the first page again";
+        // Also for a job of another client or queue: what follows it would tell that it is there.
+        let detail = "parameter `after` is no job of this list, or past its retention: begin at the first page again";
         return Err(Refusal::malformed(detail));
     }
     let (mut views, mut next) = (Entries::default(), listed.next);
@@ -156,7 +165,7 @@ pub(super) async fn cancel(
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Manage).await?;
     let Ingress { broker, policies, .. } = &*served.ingress;
     answer::json(StatusCode::OK, &jobs::cancel(broker, policies, &caller.client, id).await?)
 }
@@ -188,7 +197,7 @@ pub(super) async fn rerun(
     uri: Uri,
 ) -> Answer {
     let parameters = Parameters::read(&uri, &["from"])?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Submit).await?;
     let from = parameters.get("from").and_then(|text| text.parse().ok()).filter(|from| *from >= 1);
     let from: u32 = from.ok_or_else(|| {
         Refusal::malformed("parameter `from` must be the generation that is run again: `generation` of the job")
@@ -218,7 +227,7 @@ pub(super) async fn erase(
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Manage).await?;
     served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(|error| jobs::repeatable(error, id))?;
     Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response())
 }

@@ -12,8 +12,10 @@ use super::Served;
 use super::answer::Refusal;
 use super::connection::Peer;
 use crate::api::{DurationText, Slug, header};
+use crate::auth::rights::Right;
 use crate::auth::{Caller, Refused};
 use crate::ingress::headers::single;
+use crate::ingress::jobs;
 
 /// Who the gate found the caller to be, on the way to the handler.
 #[derive(Clone)]
@@ -62,7 +64,19 @@ pub(super) fn credential_ended() -> Refusal {
     Refusal::new(Slug::Unauthenticated, detail)
 }
 
-/// The queue of a path, if the caller may use it.
+/// Whether the caller may make a call that needs `right`.
+pub(super) fn require(caller: &Caller, right: Right) -> Result<(), Refusal> {
+    if caller.may(right) {
+        return Ok(());
+    }
+    let detail = format!(
+        "this key does not have the right `{right}`, which this call needs; nothing was done: use a key that has it, or \
+         ask the operator for one"
+    );
+    Err(Refusal::new(Slug::Forbidden, detail))
+}
+
+/// The queue of a path or a parameter, if the caller may use it.
 pub(super) fn queue(caller: &Caller, text: &str) -> Result<QueueName, Refusal> {
     let queue: QueueName = text.parse()?;
     if caller.may_use(&queue) {
@@ -73,9 +87,25 @@ pub(super) fn queue(caller: &Caller, text: &str) -> Result<QueueName, Refusal> {
     Err(Refusal::new(Slug::Forbidden, detail))
 }
 
-/// The job of a path.
-pub(super) fn job_id(text: &str) -> Result<JobId, Refusal> {
-    Ok(text.parse()?)
+/// The queues that a list is of: the one that its parameter names, if the caller may use it; else all that the caller may
+/// use, `None` for every queue.
+pub(super) fn queues(caller: &Caller, named: Option<&str>) -> Result<Option<Vec<QueueName>>, Refusal> {
+    match named {
+        Some(named) => Ok(Some(vec![queue(caller, named)?])),
+        None => Ok(caller.queues.clone()),
+    }
+}
+
+/// The job of a path, for a call that needs `right`. A job of a queue that the caller may not use looks like one that is
+/// not there.
+pub(super) async fn job(served: &Served, caller: &Caller, text: &str, right: Right) -> Result<JobId, Refusal> {
+    require(caller, right)?;
+    let id = text.parse()?;
+    if caller.queues.is_some() {
+        let queue = jobs::queue_of(&served.ingress.broker, &caller.client, id).await?;
+        queue.filter(|queue| caller.may_use(queue)).ok_or_else(Refusal::no_job)?;
+    }
+    Ok(id)
 }
 
 /// The parameters of a query. Each may be there once; one that the call does not have is refused.

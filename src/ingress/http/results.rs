@@ -20,6 +20,7 @@ use super::{Served, follow, sse};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{JobView, Problem, ResultView, ResultsPage, header, schema};
 use crate::auth::Caller;
+use crate::auth::rights::Right;
 use crate::ingress::headers::single;
 use crate::ingress::{jobs, outcome};
 
@@ -60,7 +61,7 @@ pub(super) async fn of_job(
     uri: Uri,
 ) -> Answer {
     let wait_for = Parameters::read(&uri, &["wait"])?.wait(served.ingress.limits.wait_max)?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Read).await?;
     let (found, room) = wait(&served, &peer, &caller.client, id, wait_for).await?;
     match found {
         Lookup::Finished(finished) => Ok(answer::within(answer::result(*finished)?, room)),
@@ -145,8 +146,9 @@ pub(super) async fn list(
     let streamed = sse::is_wanted(&headers);
     let allowed = ["after", "queue", "key_prefix", "wait", "limit"];
     let parameters = Parameters::read(&uri, if streamed { &allowed[..3] } else { &allowed })?;
+    request::require(&caller, Right::Read)?;
     let filter = ResultFilter {
-        queue: parameters.get("queue").map(str::parse).transpose()?,
+        queues: request::queues(&caller, parameters.get("queue"))?,
         key_prefix: outcome::key_prefix("parameter `key_prefix`", parameters.get("key_prefix"))?,
     };
     let after = ("parameter `after`", parameters.get("after"));

@@ -23,6 +23,7 @@ use super::{Served, body, results};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Receipt, header, schema};
 use crate::auth::Caller;
+use crate::auth::rights::Right;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
 
@@ -112,9 +113,14 @@ struct Asked {
 impl Asked {
     fn read(served: &Served, caller: Caller, queue: &str, head: &Parts) -> Result<Self, Refusal> {
         Parameters::read(&head.uri, &[])?;
+        request::require(&caller, Right::Submit)?;
         let queue = request::queue(&caller, queue)?;
         let headers = JobHeaders::read(&head.headers)?;
-        let preference = Preference::read(&head.headers, served.ingress.limits.wait_max)?;
+        let mut preference = Preference::read(&head.headers, served.ingress.limits.wait_max)?;
+        if !caller.may(Right::Read) {
+            // Such a caller has receipts only, so there is nothing to wait for.
+            preference.wait = None;
+        }
         Ok(Self { client: caller.client, queue, headers, preference })
     }
 }

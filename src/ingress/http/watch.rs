@@ -21,6 +21,7 @@ use super::sse::{self, Beat, Pulse};
 use super::{Ingress, Served};
 use crate::api::{JobEvent, JobEventKind, JobView, Receipt, fit, header, schema};
 use crate::auth::Caller;
+use crate::auth::rights::Right;
 use crate::ingress::events::{Told, Watch, What};
 use crate::ingress::headers::single;
 use crate::ingress::jobs;
@@ -64,7 +65,7 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job_id(&id)?;
+    let id = request::job(&served, &caller, &id, Right::Read).await?;
     let pulse = Pulse::start(&served, &peer)?;
     // Before the look-up, so that nothing falls between the two.
     let watch = served.ingress.events.watch(id);

@@ -40,6 +40,7 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
         key_id,
         vpc_endpoint_id: None,
         queues: caller.queues,
+        rights: caller.rights.iter().map(|right| right.to_string()).collect(),
         durability: ingress.broker.capabilities.durability.as_str().to_owned(),
         limits: LimitsView {
             payload_max: ingress.payload_max(),

@@ -40,7 +40,7 @@ async fn a_page_passes_over_a_bounded_number_of_results_and_the_next_goes_on_beh
     let (store, jobs) = store(PASSED_MAX + 7).await;
     let (broker, client): (_, ClientId) = (store.broker(), "acme".parse().unwrap());
     try_join_all(jobs.iter().map(|job| broker.jobs.cancel(&client, *job))).await.unwrap();
-    let filter = ResultFilter { queue: None, key_prefix: Some("order-".to_owned()) };
+    let filter = ResultFilter { queues: None, key_prefix: Some("order-".to_owned()) };
     // It does not wait: there are results.
     let wait = Duration::from_secs(3_600);
     let first = broker.results.page(&client, &Start::Oldest, &filter, 10, wait).await.unwrap();

@@ -317,7 +317,7 @@ async fn a_job_that_cannot_be_read_is_left_out_of_lists_and_holds_up_no_other() 
     let store = open(&path).await;
     let jobs = [submit(&store, "one", b"1").await, submit(&store, "two", b"2").await];
     Connection::open(&path).unwrap().execute_batch("UPDATE payloads SET envelope = x'00' WHERE seq = 1").unwrap();
-    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+    let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
     let listed = store.broker().jobs.list(&client(), &filter).await.unwrap();
     assert_eq!(listed.jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), [jobs[1].id]);
     store.close().await;

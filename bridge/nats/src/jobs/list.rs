@@ -142,18 +142,20 @@ pub(crate) struct Listing {
 
 impl Listing {
     pub(crate) async fn list_jobs(&self, client: &ClientId, filter: &JobFilter) -> Result<Listed, BrokerError> {
-        let queues = match &filter.queue {
-            Some(queue) => vec![queue.clone()],
+        let queues = match &filter.queues {
+            Some(queues) => queues.clone(),
             None => self.records.queues(true).await?,
         };
         let before = match filter.after {
             None => None,
             Some(after) => match self.records.find(client, after).await? {
+                // A job of a queue that is left out looks like one that is not there.
+                Some(record) if !filter.wants_queue(&record.address.queue) => return Ok(Listed::default()),
                 Some(record) => Some((record.at, record.address.job)),
                 // A job without a key has no record once it ended. Its result tells about when that was written.
                 None => match self.results.kept_result(client, after).await? {
-                    Some(kept) => Some((kept.result.accepted_at, after)),
-                    None => return Ok(Listed::default()),
+                    Some(kept) if filter.wants_queue(&kept.result.queue) => Some((kept.result.accepted_at, after)),
+                    _ => return Ok(Listed::default()),
                 },
             },
         };

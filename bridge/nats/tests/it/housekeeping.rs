@@ -79,7 +79,7 @@ impl Stage {
     }
 
     async fn list(&self, client: &str, after: Option<JobId>, limit: u32) -> Listed {
-        let filter = JobFilter { queue: None, state: None, key_prefix: None, after, limit };
+        let filter = JobFilter { queues: None, state: None, key_prefix: None, after, limit };
         self.broker.jobs.list(&client.parse().unwrap(), &filter).await.unwrap()
     }
 
@@ -396,7 +396,7 @@ async fn a_page_of_a_list_costs_as_much_with_ten_times_the_jobs_whatever_it_is_f
         ] {
             let (mut after, mut found, mut cost) = (None, 0, (0, 0));
             loop {
-                let filter = JobFilter { queue: None, state, key_prefix: key_prefix.clone(), after, limit: LIMIT };
+                let filter = JobFilter { queues: None, state, key_prefix: key_prefix.clone(), after, limit: LIMIT };
                 let before = stage.traffic().await;
                 let page = stage.broker.jobs.list(&format!("of-{all}").parse().unwrap(), &filter).await.unwrap();
                 let now = stage.traffic().await;

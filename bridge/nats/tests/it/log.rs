@@ -367,7 +367,7 @@ async fn a_result_that_no_relay_wrote_ends_no_reading_and_is_replaced_by_the_rea
     write().await;
     assert!(matches!(broker.results.lookup(&sent.client, sent.id).await.unwrap(), Lookup::Open(_)));
     assert!(broker.jobs.status(&sent.client, sent.id).await.unwrap().is_some());
-    let all = JobFilter { queue: None, key_prefix: None, state: None, limit: 10, after: None };
+    let all = JobFilter { queues: None, key_prefix: None, state: None, limit: 10, after: None };
     assert_eq!(broker.jobs.list(&sent.client, &all).await.unwrap().jobs.len(), 1);
     let page = broker.results.page(&sent.client, &Start::Oldest, &ResultFilter::ALL, 10, Duration::ZERO).await.unwrap();
     assert!(page.entries.is_empty());

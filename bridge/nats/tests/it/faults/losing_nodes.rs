@@ -106,7 +106,7 @@ async fn a_job_of_a_queue_that_lost_its_leader_is_found_or_cannot_be_asked_for_a
     let is_honest = |error: &BrokerError| {
         assert!(matches!(error.kind(), BrokerErrorKind::Unavailable | BrokerErrorKind::Ambiguous), "{error}");
     };
-    let all = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 10 };
+    let all = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 10 };
     let mut found = 0;
     while found < 20 {
         // It learns anew which queues there are.

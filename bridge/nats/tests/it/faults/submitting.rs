@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::support::{PATIENCE, Stage, jobs};
 
 async fn listed(stage: &Stage, client: &str) -> usize {
-    let filter = JobFilter { queue: None, state: None, key_prefix: None, after: None, limit: 1_000 };
+    let filter = JobFilter { queues: None, state: None, key_prefix: None, after: None, limit: 1_000 };
     stage.broker.jobs.list(&client.parse().unwrap(), &filter).await.unwrap().jobs.len()
 }
 

@@ -28,14 +28,19 @@ impl Listing {
         let limit = usize::try_from(filter.limit.clamp(1, 1_000)).unwrap_or(1);
         let mut before = match filter.after {
             None => names::client_place(relay_bridge::contract::Timestamp::MAX, JobId::from_bytes([0xff; 16])),
-            Some(job) => match self.place_of(client, job).await? {
+            Some(job) => match self.place_of(client, job, filter).await? {
                 Some(place) => place,
                 None => return Ok(Listed::default()),
             },
         };
         let mut listed = Listed { after_known: filter.after.is_some(), ..Listed::default() };
         let (mut looked_at, mut last_kept) = (0, None);
-        while looked_at < LOOKED_AT_MAX {
+        let begun = before.clone();
+        // A position that stands for no job has to be of another moment than the page before it.
+        let goes_on = |looked_at, before: &str| {
+            looked_at < LOOKED_AT_MAX || filter.queues.is_some() && names::is_of_one_moment(&begun, before)
+        };
+        while goes_on(looked_at, &before) {
             let places = self.places_before(client, &before, limit).await?;
             let Some(last) = places.last() else {
                 listed.next = None;
@@ -52,9 +57,9 @@ impl Listing {
             for job in &jobs {
                 // A record that a newer release wrote is left out: it must not hold up the jobs that this build can
                 // read.
-                let Some(Ok(status)) = found.get(job).map(|record| record.status(now)) else { continue };
+                let record = found.get(job).filter(|record| filter.wants_queue(&record.queue));
+                let Some(Ok(status)) = record.map(|record| record.status(now)) else { continue };
                 let wanted = status.client == *client
-                    && filter.queue.as_ref().is_none_or(|queue| status.queue == *queue)
                     && filter.state.is_none_or(|state| status.state == state)
                     && IdempotencyKey::begins_with(status.key.as_ref(), filter.key_prefix.as_deref());
                 if !wanted {
@@ -67,17 +72,29 @@ impl Listing {
                 listed.jobs.push(status);
             }
             // The next page goes on after a job that the reader can ask for: a job past its keeping is the last resort.
-            let kept = jobs.iter().rev().find(|job| found.contains_key(job));
+            let is_told = |record: &Record| filter.wants_queue(&record.queue);
+            let kept = jobs.iter().rev().find(|job| found.get(job).is_some_and(is_told));
             last_kept = kept.copied().or(last_kept);
-            listed.next = last_kept.or(jobs.last().copied());
+            // Where only some queues are listed, no job of another one is named.
+            let last = || if filter.queues.is_some() { names::position(last) } else { jobs.last().copied() };
+            listed.next = last_kept.or_else(last);
         }
         Ok(listed)
     }
 
-    /// The place of the client's job in its list, also if the record is past its keeping: a page may have ended there.
-    async fn place_of(&self, client: &ClientId, job: JobId) -> Result<Option<String>, BrokerError> {
+    /// The place of the client's job in its list, also if the record is past its keeping: a page may have ended there. A job
+    /// of a queue that is left out has none.
+    async fn place_of(&self, client: &ClientId, job: JobId, filter: &JobFilter) -> Result<Option<String>, BrokerError> {
+        if let Some(place) = names::place_of_position(job) {
+            return Ok(Some(place));
+        }
         let item = self.table.get(&names::record(job), OPERATION).await?;
-        let own = item.filter(|item| item.get_text("client") == Some(client.as_str()));
+        let in_queues = |queue: Option<&str>| {
+            let queues = filter.queues.as_ref();
+            queues.is_none_or(|queues| queues.iter().any(|wanted| Some(wanted.as_str()) == queue))
+        };
+        let own =
+            item.filter(|item| item.get_text("client") == Some(client.as_str()) && in_queues(item.get_text("queue")));
         own.map(|item| item.need_text("cl_at").map(str::to_owned)).transpose()
     }
 
