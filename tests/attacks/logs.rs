@@ -12,18 +12,14 @@ use crate::support::Attacked;
 fn strangers_fill_no_log() {
     let (attacked, _) = Attacked::start(&["acme"], &["--queue", "mail"]);
     let Attacked { server, dir } = attacked;
-    let mut peer = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
     for at in 0..300 {
+        // The fifth 401 would close it.
+        let mut peer = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
         let request = format!("GET /v1/whoami HTTP/1.1\r\nhost: relay\r\nauthorization: Bearer none.{at}\r\n\r\n");
         peer.write_all(request.as_bytes()).unwrap();
         let mut status = [0; 12];
         peer.read_exact(&mut status).unwrap();
         assert_eq!(&status, b"HTTP/1.1 401");
-        // The rest of the answer: a problem document ends with a brace, and has none within.
-        let mut byte = [0];
-        while byte != *b"}" {
-            peer.read_exact(&mut byte).unwrap();
-        }
     }
     for _ in 0..30 {
         let mut worker = TcpStream::connect(server.workers()).unwrap();

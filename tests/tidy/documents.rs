@@ -9,7 +9,7 @@ const RECORD_HEADINGS: [&str; 3] = ["## Context", "## Decision", "## Consequence
 /// A record that is longer is a design document.
 const RECORD_LINES_MAX: usize = 80;
 /// What a newcomer reads in one go.
-const ARCHITECTURE_LINES_MAX: usize = 280;
+const ARCHITECTURE_LINES_MAX: usize = 300;
 
 /// A link of a document.
 #[derive(Debug, PartialEq, Eq)]

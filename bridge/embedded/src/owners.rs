@@ -58,7 +58,7 @@ async fn no_payload_and_no_result_is_read_before_the_owner_is_compared() {
                 jobs.erase(asker, job).await.unwrap_err(),
             ];
             assert_eq!(refused.map(|refused| refused.kind()), [BrokerErrorKind::NotFound; 3]);
-            let filter = JobFilter { queue: None, state: None, key_prefix: None, after: Some(job), limit: 10 };
+            let filter = JobFilter { queues: None, state: None, key_prefix: None, after: Some(job), limit: 10 };
             assert!(!jobs.list(asker, &filter).await.unwrap().after_known);
         }
     }
