@@ -27,7 +27,7 @@ use tracing::{debug, error, warn};
 
 use crate::admin::sampler::Watched;
 use crate::admin::{self, Admin, Port, Token, collect};
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, WorkerRights};
 use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
 use crate::telemetry::{Telemetry, Traces};
@@ -49,6 +49,8 @@ pub struct Config {
     pub limits: http::Limits,
     /// Where clients are served over NATS, if they are.
     pub nats: Option<NatsIngress>,
+    /// The limits on workers of other processes.
+    pub worker_limits: tcp::WorkerLimits,
     /// A worker in this process, for development.
     pub worker: Option<LocalWorker>,
     /// Where spans of jobs go, if they are wanted.
@@ -206,6 +208,7 @@ pub struct App {
     ingress: Arc<http::Ingress>,
     nats: Option<(NatsConfig, Arc<nats::Ingress>)>,
     authenticator: Arc<Authenticator>,
+    worker_limits: tcp::WorkerLimits,
     worker: Option<LocalWorker>,
     listeners: Listeners,
     port: Option<Port>,
@@ -267,6 +270,7 @@ impl App {
             ingress,
             nats,
             authenticator: config.authenticator,
+            worker_limits: config.worker_limits,
             worker: config.worker,
             listeners,
             port,
@@ -381,9 +385,10 @@ impl App {
             Ok(())
         });
         if let Some(listener) = listeners.workers {
-            let (auth, stopped) = (self.authenticator, remote.stop.clone());
+            let (workers, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
+            let workers = workers.with_limits(self.worker_limits);
             remote.tasks.spawn(async move {
-                let served = tcp::serve_workers(listener, leasing, auth, stopped, drain).await;
+                let served = workers.serve(listener, stopped, drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
@@ -459,8 +464,8 @@ async fn serve_nats(
 /// The same keys let workers in that let clients in; each key has one role.
 impl tcp::WorkerAuth for Authenticator {
     fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
-        let authorized = self.authorize_worker(worker, key)?;
-        Ok(tcp::WorkerGrant { queues: authorized.queues, credential: authorized.credential })
+        let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key)?;
+        Ok(tcp::WorkerGrant { key, queues, credential })
     }
 }
 
@@ -499,6 +504,7 @@ mod tests {
             authenticator: Arc::new(Authenticator::development()),
             limits: http::Limits::default(),
             nats: None,
+            worker_limits: tcp::WorkerLimits::default(),
             worker: None,
             traces: None,
             admin_token: None,

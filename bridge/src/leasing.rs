@@ -18,6 +18,8 @@ use crate::settlement::Settlement;
 
 /// The most jobs one [`lease`](Leasing::lease) asks for.
 pub const LEASE_BATCH_MAX: u32 = 1_024;
+/// The most bytes of payloads that one [`lease`](Leasing::lease) gives, unless its first job alone has more: 16 MiB.
+pub const LEASE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The most queues one [`lease`](Leasing::lease) names.
 pub const LEASE_QUEUES_MAX: usize = 64;
 /// The longest one [`lease`](Leasing::lease) waits.
@@ -26,7 +28,8 @@ pub const LEASE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Gives jobs to workers and takes what they decided.
 #[async_trait]
 pub trait Leasing: Send + Sync {
-    /// Up to `request.max` jobs, at once if there are any, else as soon as there is one; empty after `request.wait`.
+    /// Up to `request.max` jobs, at once if there are any, else as soon as there is one; empty after `request.wait`. Their payloads
+    /// have [`LEASE_BYTES_MAX`] together at most, or it is one job: what is behind them is for the next call.
     ///
     /// Queues are asked in the order given; within a queue the clients that have work share by weight. Each delivery
     /// has spent an attempt: one whose attempts were all spent before comes with `attempt > max_attempts`, and the
@@ -106,6 +109,63 @@ pub struct LeaseRequest {
     pub max: NonZeroU32,
     /// How long to wait for the first one, up to [`LEASE_WAIT_MAX`]; zero asks once.
     pub wait: Duration,
+}
+
+/// The jobs that one [`lease`](Leasing::lease) gives, as long as its bounds allow more.
+#[derive(Debug)]
+pub struct Taking {
+    max: usize,
+    deliveries: Vec<Delivery>,
+    bytes: u64,
+    is_full: bool,
+}
+
+impl Taking {
+    /// None yet, of at most `max`.
+    #[must_use]
+    pub fn up_to(max: usize) -> Self {
+        Self { max, deliveries: Vec::new(), bytes: 0, is_full: max == 0 }
+    }
+
+    /// Whether a job with a payload of `size` bytes fits, which then counts. Once one does not, nothing more does: jobs keep their
+    /// order.
+    pub fn fits(&mut self, size: u64) -> bool {
+        self.is_full |= self.bytes > 0 && self.bytes.saturating_add(size) > LEASE_BYTES_MAX;
+        if !self.is_full {
+            self.bytes = self.bytes.saturating_add(size);
+        }
+        !self.is_full
+    }
+
+    /// Adds a job, which [`fits`](Self::fits).
+    pub fn push(&mut self, delivery: Delivery) {
+        self.deliveries.push(delivery);
+        self.is_full |= self.deliveries.len() >= self.max || self.bytes >= LEASE_BYTES_MAX;
+    }
+
+    /// How many jobs may still come, whatever their size.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        if self.is_full { 0 } else { self.max.saturating_sub(self.deliveries.len()) }
+    }
+
+    /// How many bytes the payloads have that fit so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    /// The jobs.
+    #[must_use]
+    pub fn take(self) -> Vec<Delivery> {
+        self.deliveries
+    }
 }
 
 /// A job handed to one worker under a lease.

@@ -68,10 +68,12 @@ impl Caller {
     }
 }
 
-/// A worker that was let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuthorizedWorker {
-    /// The queues that it may lease from; `None` means all.
+/// The rights of a worker that was let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerRights {
+    /// The name of its key, if it has one.
+    pub key: Option<ClientId>,
+    /// The queues it may lease from; `None` means all.
     pub queues: Option<Vec<QueueName>>,
     /// Ends with what let it in, and with it the worker's session.
     pub credential: Credential,
@@ -177,20 +179,21 @@ impl Authenticator {
         Ok(Caller { client: entry.name, authenticated, queues: entry.queues, rights: entry.rights, credential })
     }
 
-    /// The grant of a worker with `key`. A development relay lets every worker in.
+    /// The name of a worker's `key`, and the queues that the key grants; `None` means all. A development relay lets every worker
+    /// in, and asks for no key.
     ///
     /// # Errors
     /// The text to tell the worker: no key, an unknown one, or a client's.
-    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<AuthorizedWorker, String> {
+    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<WorkerRights, String> {
         let Mode::Keys(keys) = &self.0 else {
-            return Ok(AuthorizedWorker { queues: None, credential: Credential::default() });
+            return Ok(WorkerRights::default());
         };
         let text = key.ok_or_else(|| format!("worker {worker} has no key: give it one of role worker"))?;
         let LiveKey { entry, credential } = Self::live(keys, text)?;
         if entry.role != Role::Worker {
             return Err(format!("key {} is a client's: a worker needs one of role worker", entry.id));
         }
-        Ok(AuthorizedWorker { queues: entry.queues, credential })
+        Ok(WorkerRights { key: Some(entry.name), queues: entry.queues, credential })
     }
 
     fn live(keys: &LiveKeys, text: &str) -> Result<LiveKey, String> {

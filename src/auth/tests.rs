@@ -68,8 +68,9 @@ fn a_worker_key_and_a_client_key_are_not_good_for_each_other() {
     let refused = authenticator.authenticate(Some(&bearer(&worker)), None).unwrap_err();
     assert!(matches!(refused, Refused::Forbidden(_)));
     let id: WorkerId = "gpu-1".parse().unwrap();
-    let queues = authenticator.authorize_worker(&id, Some(&worker.to_string())).unwrap();
-    assert_eq!(queues.queues, Some(vec!["mail".parse().unwrap()]));
+    let rights = authenticator.authorize_worker(&id, Some(&worker.to_string())).unwrap();
+    let (key, queues) = (Some("gpu".parse().unwrap()), Some(vec!["mail".parse().unwrap()]));
+    assert_eq!((rights.key, rights.queues), (key, queues));
     assert!(authenticator.authorize_worker(&id, Some(&client.to_string())).unwrap_err().contains("client's"));
     assert!(authenticator.authorize_worker(&id, None).unwrap_err().contains("no key"));
 }

@@ -22,7 +22,8 @@ use super::signals::Signals;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
-use crate::config::settings::Settings;
+use crate::config::settings::{Listen, Settings};
+use crate::ingress::tcp::WorkerLimits;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -52,6 +53,13 @@ pub(crate) struct ServeArgs {
     json: bool,
     #[command(flatten)]
     policy: PolicyArgs,
+}
+
+impl Listen {
+    /// The limits on workers of other processes.
+    fn worker_limits(&self) -> WorkerLimits {
+        WorkerLimits { bytes: self.worker_bytes, ..WorkerLimits::default() }
+    }
 }
 
 impl ServeArgs {
@@ -152,6 +160,7 @@ impl Serving {
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
         let mut limits = limits::of(&listen, &limits, &authenticator);
+        let worker_limits = listen.worker_limits();
         let others = [listen.workers.map(|_| WORKER_CONNECTIONS), admin.listen.map(|_| ADMIN_CONNECTIONS)];
         let others = others.into_iter().flatten().collect();
         let files = open_files();
@@ -177,6 +186,7 @@ impl Serving {
             authenticator,
             limits,
             nats: self.nats,
+            worker_limits,
             worker: self.worker,
             traces,
             admin_token,

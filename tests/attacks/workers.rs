@@ -1,12 +1,13 @@
-//! Peers of the worker listener: they touch no queue that their key does not grant.
+//! Peers of the worker listener: they take no memory beyond its bounds, keep no worker out, and touch no queue that their key
+//! does not grant.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use relay::client::{Client, NewJob};
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Request, Role};
+use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Request, Response, Role};
 use relay_bridge::contract::{Failure, Job, JobId, JobResult, Outcome, Timestamp};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
@@ -17,9 +18,13 @@ use relay_remote::{Remote, RemoteConfig};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::task::JoinSet;
 
-use crate::support::{Attacked, new_key};
+use crate::support::{Attacked, POD_BYTES, new_key};
 
+const MIB: usize = 1024 * 1024;
+/// The most that one answer to a lease holds, beside one job.
+const ANSWER_MAX: usize = 16 * MIB;
 /// How long a call waits for what must come: longer than any bound that the server keeps.
 const PATIENT: Duration = Duration::from_secs(60);
 
@@ -170,4 +175,141 @@ async fn a_worker_of_one_queue_can_do_nothing_to_a_job_of_another_whatever_recei
     assert!(matches!(owner.extend(&honest).await.unwrap(), Held::Until(_)), "its holder has it still");
     assert_eq!(owner.record(&result_of(&held.job)).await.unwrap(), Recorded::First);
     owner.settle(&honest, &Settlement::Complete).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_lease_answers_no_more_bytes_than_its_bound_and_the_next_goes_on() {
+    const JOBS: usize = 60;
+    let two = Two::start(&[]);
+    let mut jobs = Vec::new();
+    for _ in 0..JOBS {
+        jobs.push(two.submit("q1", 4 * MIB).await);
+    }
+    let before = two.attacked.peak();
+    let worker = two.worker(0).await;
+    let mut leased = Vec::new();
+    while leased.len() < JOBS {
+        let some = worker.lease(&request("q1", 1_024)).await.unwrap();
+        let bytes: usize = some.iter().map(|delivery| delivery.job.payload.len()).sum();
+        assert!((1..=ANSWER_MAX).contains(&bytes), "{} jobs of {bytes} bytes in one answer", some.len());
+        leased.extend(some.into_iter().map(|delivery| delivery.job.id));
+    }
+    leased.sort_unstable();
+    jobs.sort_unstable();
+    assert_eq!(leased, jobs, "each once");
+    let more = two.attacked.peak() - before;
+    assert!(more < 8 * ANSWER_MAX, "{} MiB more", more / MIB);
+}
+
+#[tokio::test]
+async fn workers_that_lease_and_do_not_read_hold_little_and_others_are_given_jobs() {
+    const JOBS: usize = 90;
+    let two = Two::start(&[]);
+    let both = new_key(two.attacked.dir.path(), &["greedy", "--role", "worker"]);
+    for _ in 0..JOBS {
+        two.submit("q1", 4 * MIB).await;
+    }
+    let own = two.submit("q2", 1_000).await;
+    let before = two.attacked.peak();
+    let address = two.attacked.server.workers();
+    let mut deaf = Vec::new();
+    for number in 0..30 {
+        let mut raw = Raw::welcomed(&address, &both, &format!("deaf-{number}")).await;
+        for id in 0..20 {
+            raw.send(&FromWorker::Request { id, request: Request::Lease(request("q1", 1_024)) }).await;
+        }
+        deaf.push(raw);
+    }
+    let worker = two.worker(1).await;
+    let mine = worker.lease(&request("q2", 1)).await.unwrap().remove(0);
+    assert_eq!(mine.job.id, own);
+    assert_eq!(worker.record(&result_of(&mine.job)).await.unwrap(), Recorded::First);
+    // Each of them has been answered, as far as it reads, once it is answered this.
+    for raw in &mut deaf {
+        raw.send(&FromWorker::Ping(7)).await;
+    }
+    for raw in &mut deaf {
+        let mut bytes = 0;
+        while bytes < MIB {
+            let frame = raw.from.next().await.unwrap().unwrap();
+            match FromServer::decode(&frame).unwrap() {
+                FromServer::Pong(7) => break,
+                FromServer::Response { response: Response::Deliveries { .. }, .. } => bytes += frame.len(),
+                _ => {}
+            }
+        }
+    }
+    let more = two.attacked.peak() - before;
+    assert!(more < POD_BYTES / 2, "{} MiB more", more / MIB);
+}
+
+#[tokio::test]
+async fn frames_that_never_end_share_one_budget_and_workers_go_on() {
+    const PEERS: usize = 60;
+    let two = Two::start(&[]);
+    let before = two.attacked.peak();
+    let address = two.attacked.server.workers();
+    let job = two.submit("q2", 10).await;
+    let worker = two.worker(1).await;
+    let held = worker.lease(&request("q2", 1)).await.unwrap().remove(0);
+    assert_eq!(held.job.id, job);
+
+    let mut peers = JoinSet::new();
+    for number in 0..PEERS {
+        let (address, key) = (address.clone(), two.keys[0].clone());
+        peers.spawn(async move {
+            let mut raw = Raw::welcomed(&address, &key, &format!("peer-{number}")).await;
+            raw.to.write_u32(FRAME_MAX).await.unwrap();
+            let mut sent = BytesMut::new();
+            sent.put_bytes(0, 64 * 1024);
+            // All but the end of it. A server that takes no more closes the connection.
+            for _ in 0..16 * 16 {
+                if raw.to.write_all(&sent).await.is_err() {
+                    break;
+                }
+            }
+            raw
+        });
+    }
+    // Beside them: a heartbeat, and a result that is large enough to need the budget.
+    assert!(matches!(worker.extend(&held.receipt).await.unwrap(), Held::Until(_)));
+    let result = JobResult { payload: Bytes::from(vec![b'r'; 2 * MIB]), ..result_of(&held.job) };
+    assert_eq!(worker.record(&result).await.unwrap(), Recorded::First);
+    worker.settle(&held.receipt, &Settlement::Complete).await.unwrap();
+    let peers = peers.join_all().await;
+    let more = two.attacked.peak() - before;
+    assert!(more < POD_BYTES / 2, "{} MiB more", more / MIB);
+    drop(peers);
+}
+
+#[tokio::test]
+async fn peers_that_say_no_hello_keep_no_worker_out() {
+    const PEERS: usize = 1_100;
+    let two = Two::start(&[]);
+    let address = two.attacked.server.workers();
+    let mut silent = Vec::new();
+    for _ in 0..PEERS {
+        silent.push(TcpStream::connect(&address).await.unwrap());
+    }
+    let config =
+        RemoteConfig { key: Some(two.keys[0].clone()), ..RemoteConfig::new(address.clone(), "host".parse().unwrap()) };
+    let worker = Remote::connect(config).await.expect("a worker is let in beside them");
+    two.submit("q1", 10).await;
+    assert_eq!(worker.lease(&request("q1", 1)).await.unwrap().len(), 1);
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_worker_is_named_by_its_key_and_can_pose_as_no_other() {
+    let mut two = Two::start(&["--admin", "127.0.0.1:0"]);
+    two.submit("q1", 10).await;
+    let mut raw = Raw::welcomed(&two.attacked.server.workers(), &two.keys[0], "two/host").await;
+    let posing = LeaseRequest { worker: "two/host".parse().unwrap(), ..request("q1", 1) };
+    raw.send(&FromWorker::Request { id: 1, request: Request::Lease(posing) }).await;
+    raw.from.next().await.unwrap().unwrap();
+    let line = two.attacked.server.wait_for_line("a worker connected");
+    assert!(line.contains("one/two/host"), "{line}");
+    let admin = two.attacked.server.ready["listening"]["admin"].as_str().unwrap().to_owned();
+    let overview = crate::support::get(&admin, "/v1/overview");
+    assert!(overview.contains("\"one/two/host\"") && !overview.contains("\"two/host\""), "{overview}");
 }

@@ -125,6 +125,10 @@ impl relay_conformance::Fixture for Fixture {
         true
     }
 
+    fn takes_queues_of_caller(&self) -> bool {
+        false
+    }
+
     async fn make_newer(&self, job: &Job) -> bool {
         let path = file(&self.folder, self.running.lock().unwrap().crashes);
         let connection = rusqlite::Connection::open(path).unwrap();

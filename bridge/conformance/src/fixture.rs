@@ -74,6 +74,12 @@ pub trait Fixture: Send + Sync {
         self.reopen().await
     }
 
+    /// Whether a caller can name the queues that it may touch. Default: yes. Over the TCP protocol its key says it, to the
+    /// server alone.
+    fn takes_queues_of_caller(&self) -> bool {
+        true
+    }
+
     /// Rewrites the envelope of `job`, which waits in line, as a version that this build does not read
     /// (see [`newer_envelope`](super::newer_envelope)). `false` if the adapter stores no envelope for a job in line;
     /// the promise is then tested on the envelope alone.

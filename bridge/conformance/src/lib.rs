@@ -160,6 +160,7 @@ macro_rules! conformance_tests {
                 a_job_without_a_delay_is_in_line_also_where_the_clock_stepped_back
                 a_waiting_lease_is_woken_by_a_hand_back
                 a_lease_gives_no_more_than_was_asked_for
+                a_lease_gives_bounded_bytes_and_the_next_one_goes_on
                 two_workers_never_hold_the_same_job
                 queues_are_asked_in_the_order_given
                 a_waiting_lease_is_woken_by_any_of_its_queues

@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 
 use super::Fixture;
 use super::stage::{Stage, refused, soon};
+use relay_bridge::contract::Submission;
 use relay_bridge::error::BrokerErrorKind;
-use relay_bridge::leasing::{LEASE_BATCH_MAX, LEASE_WAIT_MAX};
+use relay_bridge::leasing::{LEASE_BATCH_MAX, LEASE_BYTES_MAX, LEASE_WAIT_MAX};
 use relay_bridge::settlement::Settlement;
 
 pub async fn a_lease_returns_at_once_when_something_is_there(fixture: &dyn Fixture) {
@@ -104,6 +105,36 @@ pub async fn a_lease_gives_no_more_than_was_asked_for(fixture: &dyn Fixture) {
         Ok(deliveries) => assert!(deliveries.is_empty()),
         Err(error) => assert_eq!(error.kind(), BrokerErrorKind::Invalid, "{error}"),
     }
+}
+
+pub async fn a_lease_gives_bounded_bytes_and_the_next_one_goes_on(fixture: &dyn Fixture) {
+    let most = fixture.broker().capabilities.payload_max.min(1024 * 1024);
+    let stage = Stage::with(fixture, |policy| {
+        policy.payload_max = most;
+        // One turn alone could take all of them.
+        policy.client_defaults.weight = 1_000;
+        for span in [&mut policy.lease, &mut policy.lease_max, &mut policy.job_ttl] {
+            *span *= 20;
+        }
+    })
+    .await;
+    let (client, payload) = (stage.client("a"), vec![b'x'; usize::try_from(most).unwrap()]);
+    let count = usize::try_from(LEASE_BYTES_MAX / most).unwrap() + 5;
+    let mut jobs = Vec::new();
+    for _ in 0..count {
+        jobs.push(stage.submit(Submission { payload: payload.clone().into(), ..stage.submission(&client) }).await.id);
+    }
+    let mut leased = Vec::new();
+    while leased.len() < count {
+        let some = stage.lease_some(1_024).await;
+        let bytes: u64 = some.iter().map(|delivery| delivery.job.payload.len() as u64).sum();
+        assert!(bytes <= LEASE_BYTES_MAX, "{} jobs of {bytes} bytes", some.len());
+        leased.extend(some.iter().map(|delivery| delivery.job.id));
+    }
+    leased.sort_unstable();
+    jobs.sort_unstable();
+    assert_eq!(leased, jobs, "each once");
+    stage.assert_nothing_in_line().await;
 }
 
 pub async fn two_workers_never_hold_the_same_job(fixture: &dyn Fixture) {

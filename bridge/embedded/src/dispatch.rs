@@ -20,7 +20,7 @@ use super::writer::{After, Writer};
 use relay_bridge::contract::envelope::{EnvelopeError, decode_job};
 use relay_bridge::contract::{Job, JobId};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::leasing::{Delivery, Receipt};
+use relay_bridge::leasing::{Delivery, LEASE_BYTES_MAX, Receipt, Taking};
 
 /// The most `lease` calls that wait at once.
 pub(super) const PENDING_MAX: usize = 16 * 1024;
@@ -108,20 +108,27 @@ impl Writer {
     /// Serves waiting `lease` calls in their order; answers those whose time is over with nothing.
     pub(super) fn serve_pending(&mut self, after: &mut Vec<After>) -> Result<(), BrokerError> {
         let now = self.clock.monotonic();
+        let mut given = 0;
         for _ in 0..self.pending.len() {
+            // Heartbeats and submissions do not wait until all of a backlog of large jobs is read.
+            if given >= LEASE_BYTES_MAX {
+                self.again = true;
+                break;
+            }
             let Some(pending) = self.pending.pop_front() else { break };
             if pending.reply.is_closed() {
                 continue;
             }
-            let mut deliveries = Vec::new();
-            let taken = self.take(&pending, &mut deliveries);
+            let mut taking = Taking::up_to(usize::try_from(pending.max.get()).unwrap_or(usize::MAX));
+            let taken = self.take(&pending, &mut taking);
+            given += taking.bytes();
             let failed = taken.as_ref().err().map(BrokerError::kind);
-            if taken.is_ok() && deliveries.is_empty() && pending.deadline > now {
+            if taken.is_ok() && taking.is_empty() && pending.deadline > now {
                 self.pending.push_back(pending);
                 continue;
             }
             let Pending { reply, give_back, .. } = pending;
-            let result = taken.map(|()| Grant::new(deliveries, give_back));
+            let result = taken.map(|()| Grant::new(taking.take(), give_back));
             after.push(Box::new(move |decided| {
                 let answer = match decided {
                     Ok(()) => result,
@@ -140,8 +147,7 @@ impl Writer {
         Ok(())
     }
 
-    fn take(&mut self, pending: &Pending, deliveries: &mut Vec<Delivery>) -> Result<(), BrokerError> {
-        let max = pending.max.get() as usize;
+    fn take(&mut self, pending: &Pending, taking: &mut Taking) -> Result<(), BrokerError> {
         // All names first: nothing may be leased for a call that is then refused.
         let queues: Vec<(QueueRow, bool)> = pending
             .queues
@@ -149,23 +155,17 @@ impl Writer {
             .map(|name| self.state.queue(name).map(|(queue, found)| (queue, found.policy.paused)))
             .collect::<Result<_, _>>()?;
         for queue in queues.into_iter().filter_map(|(queue, paused)| (!paused).then_some(queue)) {
-            self.take_from(queue, max, pending.is_here, deliveries)?;
-            if deliveries.len() >= max {
+            self.take_from(queue, pending.is_here, taking)?;
+            if taking.left() == 0 {
                 break;
             }
         }
         Ok(())
     }
 
-    fn take_from(
-        &mut self,
-        queue: QueueRow,
-        max: usize,
-        is_here: bool,
-        deliveries: &mut Vec<Delivery>,
-    ) -> Result<(), BrokerError> {
+    fn take_from(&mut self, queue: QueueRow, is_here: bool, taking: &mut Taking) -> Result<(), BrokerError> {
         let mut passed_over = 0;
-        while deliveries.len() < max {
+        while taking.left() > 0 {
             let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
             if passed_over >= found.turns.len() {
                 return Ok(());
@@ -191,11 +191,11 @@ impl Writer {
             if line.credit == 0 {
                 line.credit = weight;
             }
-            let wanted = u64::from(line.credit).min(line.waiting).min(room).min((max - deliveries.len()) as u64);
-            let taken = self.lease_rows((queue, client), wanted, is_here, deliveries)?;
+            let wanted = u64::from(line.credit).min(line.waiting).min(room).min(taking.left() as u64);
+            let taken = self.lease_rows((queue, client), wanted, is_here, taking)?;
             let Some(found) = self.state.queues.get_mut(&queue) else { return Ok(()) };
             let line = self.state.lines.at((queue, client));
-            if taken < wanted {
+            if taken < wanted && taking.left() > 0 {
                 error!(queue = %found.name, counted = line.waiting, "fewer jobs wait than were counted: run `relay store check`");
                 line.waiting = taken;
             }
@@ -215,13 +215,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Leases the oldest `wanted` waiting jobs of one line. Answers how many rows left the line.
+    /// Leases the oldest `wanted` waiting jobs of one line, as far as they fit. Answers how many rows left the line.
     fn lease_rows(
         &mut self,
         (queue, client): Key,
         wanted: u64,
         is_here: bool,
-        deliveries: &mut Vec<Delivery>,
+        taking: &mut Taking,
     ) -> Result<u64, BrokerError> {
         let sql = |e| unavailable(e, "lease");
         self.begin()?;
@@ -235,8 +235,17 @@ impl Writer {
                      WHERE j.queue = ?1 AND j.client = ?2 AND j.state = 0 ORDER BY j.seq LIMIT ?3"
                 ))
                 .map_err(sql)?;
-            let rows = query.query_map(params![queue, client, wanted], |row| Ok((JobRow::read(row)?, row.get(17)?)));
-            rows.and_then(Iterator::collect).map_err(sql)?
+            let mut found = query.query(params![queue, client, wanted]).map_err(sql)?;
+            let mut rows = Vec::new();
+            while let Some(row) = found.next().map_err(sql)? {
+                let job = JobRow::read(row).map_err(sql)?;
+                // The envelope of one that does not fit is not read.
+                if !taking.fits(job.size) {
+                    break;
+                }
+                rows.push((job, row.get(17).map_err(sql)?));
+            }
+            rows
         };
         let taken = rows.len() as u64;
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
@@ -281,7 +290,7 @@ impl Writer {
                 queue: job.queue.clone(),
                 token: token(number, row.seq),
             };
-            deliveries.push(Delivery { job, receipt, attempt, leased_at: now, lease: held });
+            taking.push(Delivery { job, receipt, attempt, leased_at: now, lease: held });
         }
         Ok(taken)
     }

@@ -1,11 +1,11 @@
-//! Frames out of a byte stream. The buffer grows with what has arrived, never with what a length announces.
+//! Frames out of a byte stream. The buffer grows with what has arrived; only once 64 KiB of a frame have, as its length says.
 
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use relay_bridge::contract::wire::frame::{self, FrameError};
+use relay_bridge::contract::wire::frame::{self, FrameError, LENGTH_BYTES};
 
 /// Reads frames, one after the other. The server uses it too.
 #[derive(Debug)]
@@ -53,16 +53,51 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(frame) = frame::take(&mut self.buffer, self.frame_max)? {
                 return Ok(Some(frame));
             }
-            self.buffer.reserve(self.buffer.len().clamp(CHUNK_BYTES, CHUNK_BYTES_MAX));
-            if self.from.read_buf(&mut self.buffer).await? == 0 {
-                if self.buffer.is_empty() {
-                    return Ok(None);
-                }
-                return Err(ReadError::Broken(io::ErrorKind::UnexpectedEof.into()));
+            if !self.read().await? {
+                return Ok(None);
             }
         }
     }
+
+    /// The length of the next frame, once the frame or [`BEGUN_BYTES`] of it are here; `None` after the peer closed the stream
+    /// between two frames. [`next`](Self::next) gives that frame.
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn begun(&mut self) -> Result<Option<usize>, ReadError> {
+        loop {
+            if let Some(length) = frame::length(&self.buffer, self.frame_max)?
+                && self.buffer.len() >= length.min(BEGUN_BYTES) + LENGTH_BYTES
+            {
+                return Ok(Some(length));
+            }
+            if !self.read().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads more; `false` after the peer closed the stream between two frames.
+    async fn read(&mut self) -> Result<bool, ReadError> {
+        let more = match frame::length(&self.buffer, self.frame_max)? {
+            // The peer has shown that it means it: the memory is taken once instead of twice as much in steps.
+            Some(length) if self.buffer.len() >= BEGUN_BYTES => length + LENGTH_BYTES - self.buffer.len(),
+            _ => self.buffer.len().clamp(CHUNK_BYTES, BEGUN_BYTES),
+        };
+        self.buffer.reserve(more);
+        if self.from.read_buf(&mut self.buffer).await? > 0 {
+            return Ok(true);
+        }
+        if self.buffer.is_empty() {
+            return Ok(false);
+        }
+        Err(ReadError::Broken(io::ErrorKind::UnexpectedEof.into()))
+    }
 }
 
+/// So many bytes of a frame are read before memory is taken for all of it.
+pub const BEGUN_BYTES: usize = 64 * 1024;
+
 const CHUNK_BYTES: usize = 8 * 1024;
-const CHUNK_BYTES_MAX: usize = 1024 * 1024;

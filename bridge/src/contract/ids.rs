@@ -104,9 +104,19 @@ text_id!(
     IdempotencyKey, "idempotency key", key
 );
 text_id!(
-    /// The name of a worker process in logs and leases: 1 to 128 visible ASCII characters.
+    /// The name of a worker process in logs and leases: 1 to 128 visible ASCII characters, as the worker says it. See
+    /// [`under_key`](WorkerId::under_key).
     WorkerId, "worker", worker
 );
+
+impl WorkerId {
+    /// The name by which a server knows a worker that came with the key `key`: `<key>/<worker>`, at most 192 characters. No
+    /// client's name has a slash, so that what is in front of the first one is the key's.
+    #[must_use]
+    pub fn under_key(key: &ClientId, worker: &Self) -> Self {
+        Self(format!("{key}/{worker}").into())
+    }
+}
 
 impl IdempotencyKey {
     /// Whether `key` begins with `prefix`. Without a prefix every job counts, and with one a job without a key does not.

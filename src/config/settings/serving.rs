@@ -19,6 +19,10 @@ table! {
         http: SocketAddr = value("listen", "RELAY_LISTEN", "ADDR", Kind::Address).or("127.0.0.1:7410");
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
+        /// Bytes that workers' connections may hold together, beside 64 KiB of each: frames on their way in, requests that are not
+        /// answered, and jobs that are not written. Those under one key have half of them at most; a frame waits 10 s for
+        /// its bytes. At least twice 17 MiB is of use
+        worker_bytes: u64 = value("worker-bytes", "RELAY_WORKER_BYTES", "SIZE", Kind::Size).or("64MiB");
         /// Serve clients on these NATS servers, as the micro service `relay`: nats://HOST[:PORT] or tls://HOST[:PORT]. With
         /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions
         /// tell clients apart: see `relay nats permissions`

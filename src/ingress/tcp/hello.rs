@@ -1,6 +1,7 @@
 //! The first message: the worker's name, the version that both speak, and the queues that the worker may touch.
 //! Everything is refused with a typed error and a close.
 
+use relay_bridge::contract::WorkerId;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
     self, FRAME_MAX, FRAME_MAX_LEAST, FromWorker, Hello, VERSION_MAX, VERSION_MIN, Welcome, WireError,
@@ -15,6 +16,8 @@ use super::{WorkerGrant, WorkerListener};
 /// The terms on which a connection was admitted.
 pub(super) struct Admitted {
     pub(super) hello: Hello,
+    /// The name by which the server knows the worker.
+    pub(super) worker: WorkerId,
     pub(super) welcome: Welcome,
     pub(super) grant: WorkerGrant,
     pub(super) envelope: WireVersion,
@@ -89,5 +92,10 @@ fn judge(server: &WorkerListener, hello: Hello) -> Result<Admitted, WireError> {
         server_time: server.clock.now(),
         build: concat!("relay/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
-    Ok(Admitted { hello, welcome, grant, envelope })
+    // Its own word is good for a part of the name only.
+    let worker = match &grant.key {
+        Some(key) => WorkerId::under_key(key, &hello.worker),
+        None => hello.worker.clone(),
+    };
+    Ok(Admitted { hello, worker, welcome, grant, envelope })
 }

@@ -1,4 +1,4 @@
-//! Accepts connections up to a cap, waits out errors of accepting, and drains.
+//! Accepts connections, of which those of unknown peers are few, waits out errors of accepting, and drains.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -10,7 +10,11 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use relay_bridge::contract::wire::FRAME_MAX;
+
+use super::memory::Memory;
 use super::{WorkerListener, session};
+use crate::evicting::{EvictingPool, Member};
 
 /// When connections stop.
 #[derive(Clone)]
@@ -21,6 +25,15 @@ pub(super) struct Stop {
     pub(super) now: CancellationToken,
     /// When `now` is, at the latest.
     pub(super) within: Duration,
+}
+
+/// A new connection's way in.
+pub(super) struct Door {
+    /// The places of workers.
+    pub(super) places: Arc<Semaphore>,
+    /// The place of a peer that is not known yet.
+    pub(super) unknown: Member,
+    pub(super) memory: Memory,
 }
 
 impl WorkerListener {
@@ -56,27 +69,26 @@ impl WorkerListener {
 async fn accept(server: &Arc<WorkerListener>, listener: TcpListener, stop: &Stop, connections: &TaskTracker) {
     let permits = usize::try_from(server.limits.connections_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
     let places = Arc::new(Semaphore::new(permits));
+    let unknown = EvictingPool::new(usize::try_from(server.limits.unknown_max).unwrap_or(usize::MAX));
+    let memory = Memory::new(server.limits.bytes, server.limits.frame_max.min(FRAME_MAX));
     let mut pause = PAUSE_MIN;
     loop {
         let accepted = tokio::select! {
             () = stop.drain.cancelled() => return,
-            accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            (Ok(place), Ok((stream, peer))) => {
+            Ok((stream, peer)) => {
                 pause = PAUSE_MIN;
+                let door = Door { places: Arc::clone(&places), unknown: unknown.enter(), memory: memory.clone() };
                 let (server, stop) = (Arc::clone(server), stop.clone());
                 connections.spawn(async move {
                     prepare(&stream);
-                    session::serve(server, stream, peer, stop).await;
-                    drop(place);
+                    session::serve(server, stream, peer, door, stop).await;
                 });
             }
-            (_, Err(error)) if of_one_peer(error.kind()) => {}
-            (_, Err(error)) => {
+            Err(error) if of_one_peer(error.kind()) => {}
+            Err(error) => {
                 tracing::warn!(%error, pause_ms = pause.as_millis(), "accepting failed");
                 tokio::select! {
                     () = stop.drain.cancelled() => return,
@@ -84,8 +96,6 @@ async fn accept(server: &Arc<WorkerListener>, listener: TcpListener, stop: &Stop
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
             }
-            // The semaphore is never closed.
-            (Err(_), Ok(_)) => return,
         }
     }
 }

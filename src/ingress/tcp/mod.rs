@@ -2,9 +2,10 @@
 //! the broker itself. `docs/protocol.md` is the specification.
 //!
 //! The worker speaks first; a connection that says no hello in time is closed. Every request is checked against the
-//! queues that the worker's key grants. Nothing a worker sends grows the process: connections, requests, frames and
-//! messages that wait to be written are bounded, and a reader that is too slow loses its connection and keeps its jobs
-//! in line. A session ends with the key that it began with; leases that the worker holds then run out.
+//! queues that the worker's key grants. Nothing a worker sends grows the process: connections, requests, and the bytes of
+//! frames and of messages that wait to be written are bounded, and a reader that is too slow loses its connection and keeps
+//! its jobs in line. A session ends with the key that it began with; leases that the worker holds then run out. A peer that
+//! is not known yet keeps no worker out: it has a place that the next one takes.
 //!
 //! # Layout
 //!
@@ -12,10 +13,12 @@
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
+//! - `memory`: the bytes that connections may hold.
 //! - `writer`: the messages that go back, and their fate when nobody reads.
 
 mod hello;
 mod listener;
+mod memory;
 mod requests;
 mod session;
 mod writer;
@@ -25,7 +28,7 @@ use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::wire::FRAME_MAX;
-use relay_bridge::contract::{QueueName, WorkerId};
+use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 use relay_bridge::leasing::Leasing;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +48,9 @@ pub trait WorkerAuth: Send + Sync {
 /// The rights of a worker on its connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerGrant {
+    /// The name of its key, if it has one. The worker is known as `<key>/<name>` then, and shares memory with the others that
+    /// come with keys of that name.
+    pub key: Option<ClientId>,
     /// The queues it may touch; `None` for all.
     pub queues: Option<Vec<QueueName>>,
     /// Ends with what let the worker in; its session ends with it. The default never ends.
@@ -62,8 +68,15 @@ impl WorkerGrant {
 /// The limits of one listener. The numbers for a connection are told to the worker in the welcome.
 #[derive(Clone, Debug)]
 pub struct WorkerLimits {
-    /// Connections at a time; more wait in the system's queue. Default 1,024.
+    /// Connections of workers at a time; one more waits for a place as long as it may take for its hello, and is told
+    /// `overloaded` then. Default 1,024.
     pub connections_max: u32,
+    /// Connections at a time that have said no good hello yet. One more takes the place of the oldest. Default 256.
+    pub unknown_max: u32,
+    /// Bytes that all connections may hold, beside 64 KiB of each: frames on their way in, requests that the broker has not
+    /// answered, and deliveries that are not written. Those under keys of one name have a half at most. Default 64 MiB; at
+    /// least one frame.
+    pub bytes: u64,
     /// Unanswered requests of one connection; more are answered `overloaded`. Default 256.
     pub requests_max: u32,
     /// The longest frame after the hello, in bytes: 64 KiB to 17 MiB. Default 17 MiB.
@@ -81,6 +94,8 @@ impl Default for WorkerLimits {
     fn default() -> Self {
         Self {
             connections_max: 1_024,
+            unknown_max: 256,
+            bytes: 64 * 1024 * 1024,
             requests_max: 256,
             frame_max: FRAME_MAX,
             hello_timeout: Duration::from_secs(10),

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use relay_bridge::contract::envelope::{self, EnvelopeError};
 use relay_bridge::contract::wire::{FromServer, Request, Response, WireDelivery, WireError};
 use relay_bridge::contract::{QueueName, RunId};
-use relay_bridge::error::BrokerErrorKind as Kind;
+use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
 use relay_bridge::leasing::{Delivery, Held, LEASE_WAIT_MAX, LeaseRequest, Receipt};
 use relay_bridge::settlement::Settlement;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Share;
 use super::session::Session;
 use super::writer::Outgoing;
 use relay_bridge::support::lock;
@@ -29,11 +30,13 @@ impl Session {
         permit: OwnedSemaphorePermit,
     ) {
         request.wait = request.wait.min(LEASE_WAIT_MAX);
+        // Whatever name the frame has.
+        request.worker = self.worker.clone();
         let leased = match self.may_lease(&request) {
             Err(refusal) => Err(refusal),
             Ok(()) => tokio::select! {
                 biased;
-                leased = self.server.leasing.lease(&request) => leased.map_err(|error| WireError::of(&error)),
+                leased = self.lease_once_there_is_room(&request) => leased.map_err(|error| WireError::of(&error)),
                 () = cancel.cancelled() => Ok(Vec::new()),
                 () = self.stop.drain.cancelled() => Ok(Vec::new()),
                 () = self.ended.cancelled() => Ok(Vec::new()),
@@ -41,14 +44,14 @@ impl Session {
         };
         lock(&self.leases).remove(&id);
         let answers = match leased {
-            Err(error) => vec![FromServer::Error { id: Some(id), error }],
+            Err(error) => vec![(FromServer::Error { id: Some(id), error }, Vec::new())],
             Ok(deliveries) => self.divide(id, deliveries).await,
         };
         let last = answers.len() - 1;
         let (mut permit, mut unwritten) = (Some(permit), Vec::new());
-        for (index, message) in answers.into_iter().enumerate() {
+        for (index, (message, held)) in answers.into_iter().enumerate() {
             let permit = if index == last { permit.take() } else { None };
-            let outgoing = Outgoing { message, permit };
+            let outgoing = Outgoing { message, permit, held };
             if !unwritten.is_empty() {
                 unwritten.extend(outgoing.receipts());
             } else if let Err(mpsc::error::SendError(outgoing)) = queue.send(outgoing).await {
@@ -56,6 +59,12 @@ impl Session {
             }
         }
         self.hand_back(unwritten, Duration::ZERO).await;
+    }
+
+    /// Jobs are not taken for a worker whose connections hold what they may, unless they have for a while: small ones fit.
+    async fn lease_once_there_is_room(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
+        drop(self.memory.take(PART_BYTES, request.wait.min(ROOM_WAIT_MAX)).await);
+        self.server.leasing.lease(request).await
     }
 
     fn may_lease(&self, request: &LeaseRequest) -> Result<(), WireError> {
@@ -72,11 +81,12 @@ impl Session {
         Err(WireError::new(Kind::Unauthorized, format!("this worker's key does not grant the queue `{queue}`")))
     }
 
-    /// The answers to one lease: as many messages as it takes to keep each one short. At least one.
-    async fn divide(&self, id: u64, deliveries: Vec<Delivery>) -> Vec<FromServer> {
+    /// The answers to one lease: as many messages as it takes to keep each one short, with their bytes. At least one. Jobs for
+    /// which there is no memory go back in line.
+    async fn divide(&self, id: u64, deliveries: Vec<Delivery>) -> Vec<(FromServer, Vec<Share>)> {
         let frame_max = usize::try_from(self.frame_max).unwrap_or(usize::MAX);
-        let mut parts = vec![Vec::new()];
-        let (mut bytes, mut unfit, mut foreign) = (0, Vec::new(), Vec::new());
+        let mut parts = vec![(Vec::new(), Vec::new())];
+        let (mut bytes, mut unfit, mut foreign, mut crowded) = (0, Vec::new(), Vec::new(), Vec::new());
         for delivery in deliveries {
             if !self.grant.allows(&delivery.job.queue) {
                 // The worker could not settle it, and may not see it.
@@ -99,21 +109,35 @@ impl Session {
                 unfit.push(delivery.receipt);
                 continue;
             }
+            let Some(share) = self.memory.try_take(size) else {
+                crowded.push(delivery.receipt);
+                continue;
+            };
             if bytes > 0 && bytes + size > PART_BYTES.min(frame_max - HEAD_BYTES) {
-                parts.push(Vec::new());
+                parts.push((Vec::new(), Vec::new()));
                 bytes = 0;
             }
             bytes += size;
             self.hold(delivery.receipt.run_id, delivery.lease);
-            parts.last_mut().unwrap_or(&mut Vec::new()).push(delivery);
+            if let Some((part, held)) = parts.last_mut() {
+                part.push(delivery);
+                held.push(share);
+            }
         }
         // As with an envelope that can't be read: another worker may take it.
         self.hand_back(unfit, UNFIT_AFTER).await;
         self.hand_back(foreign, Duration::ZERO).await;
+        if !crowded.is_empty() && bytes == 0 {
+            let kind = Kind::Overloaded { retry_after: Duration::from_secs(1) };
+            let detail = "what was sent to workers of this key and is not read yet takes all memory: read it first";
+            self.hand_back(crowded, Duration::ZERO).await;
+            return vec![(FromServer::Error { id: Some(id), error: WireError::new(kind, detail) }, Vec::new())];
+        }
+        self.hand_back(crowded, Duration::ZERO).await;
         let last = parts.len() - 1;
-        let answer = |(index, deliveries)| FromServer::Response {
-            id,
-            response: Response::Deliveries { deliveries, more: index < last },
+        let answer = |(index, (deliveries, held))| {
+            let response = Response::Deliveries { deliveries, more: index < last };
+            (FromServer::Response { id, response }, held)
         };
         parts.into_iter().enumerate().map(answer).collect()
     }
@@ -135,7 +159,7 @@ impl Session {
             Ok(response) => FromServer::Response { id, response },
             Err(error) => FromServer::Error { id: Some(id), error },
         };
-        if queue.send(Outgoing { message, permit: Some(permit) }).await.is_err() {
+        if queue.send(Outgoing { message, permit: Some(permit), held: Vec::new() }).await.is_err() {
             tracing::debug!(worker = %self.worker, id, "an answer found nobody");
         }
     }
@@ -243,6 +267,8 @@ fn unreadable(error: EnvelopeError) -> WireError {
 const HEAD_BYTES: usize = 256;
 /// Larger answers are divided, so that a heartbeat's answer need not wait behind them.
 const PART_BYTES: usize = 256 * 1024;
+/// How long a lease waits at most until its worker's connections hold less.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long a job that is too large for one worker's frames waits for another.
 const UNFIT_AFTER: Duration = Duration::from_secs(30);
 /// How long handing back may take when a connection ends.

@@ -13,13 +13,14 @@ use relay_bridge::contract::{RunId, WorkerId};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::hello::{self, Admitted, Refused};
-use super::listener::Stop;
+use super::listener::{Door, Stop};
+use super::memory::{self, ConnectionMemory, Share};
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
 use relay_bridge::support::lock;
@@ -30,6 +31,7 @@ pub(super) struct Session {
     pub(super) stop: Stop,
     pub(super) worker: WorkerId,
     pub(super) grant: WorkerGrant,
+    pub(super) memory: ConnectionMemory,
     pub(super) envelope: WireVersion,
     pub(super) frame_max: u32,
     /// Unanswered lease requests by id, to be cancelled.
@@ -43,18 +45,21 @@ pub(super) struct Session {
 }
 
 /// Serves one connection from its hello to its end.
-pub(super) async fn serve<S>(server: Arc<WorkerListener>, stream: S, peer: SocketAddr, stop: Stop)
+pub(super) async fn serve<S>(server: Arc<WorkerListener>, stream: S, peer: SocketAddr, door: Door, stop: Stop)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (from, mut to) = tokio::io::split(stream);
     let mut from = FrameReader::new(from, HELLO_FRAME_MAX);
+    let Door { places, unknown, memory } = door;
     let admitted = tokio::select! {
-        admitted = hello::admit(&server, &mut from) => admitted,
+        admitted = enter(&server, &mut from, places) => admitted,
+        () = unknown.evicted.cancelled() => Err(Refused::Silent("a newer peer needs its place")),
         // Nothing is sent before the worker spoke.
         () = stop.drain.cancelled() => Err(Refused::Silent("the server is stopping")),
     };
-    let admitted = match admitted {
+    drop(unknown);
+    let (admitted, _place) = match admitted {
         Ok(admitted) => admitted,
         Err(Refused::Silent(why)) => return tracing::debug!(%peer, why, "a connection came to nothing"),
         Err(Refused::Told(error)) => {
@@ -64,15 +69,16 @@ where
             return close(from, to, Some(error)).await;
         }
     };
-    let Admitted { hello, welcome, grant, envelope } = admitted;
-    tracing::info!(%peer, worker = %hello.worker, build = hello.build, "a worker connected");
+    let Admitted { hello, worker, welcome, grant, envelope } = admitted;
+    tracing::info!(%peer, %worker, build = hello.build, "a worker connected");
     from.set_frame_max(welcome.frame_max);
     let requests = usize::try_from(welcome.requests_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
     let session = Arc::new(Session {
         ended: stop.now.child_token(),
         server,
         stop,
-        worker: hello.worker,
+        worker,
+        memory: memory.connection(grant.key.as_ref()),
         grant,
         envelope,
         frame_max: welcome.frame_max,
@@ -112,6 +118,23 @@ where
     }
 }
 
+/// Reads the hello, and waits for a place among the workers.
+async fn enter<R: AsyncRead + Unpin>(
+    server: &WorkerListener,
+    from: &mut FrameReader<R>,
+    places: Arc<Semaphore>,
+) -> Result<(Admitted, OwnedSemaphorePermit), Refused> {
+    let admitted = hello::admit(server, from).await?;
+    match time::timeout(server.limits.hello_timeout, places.acquire_owned()).await {
+        Ok(Ok(place)) => Ok((admitted, place)),
+        Ok(Err(_)) | Err(_) => {
+            let most = server.limits.connections_max;
+            let detail = format!("{most} workers are connected, the most that this server takes: connect again");
+            Err(Refused::Told(overloaded(detail)))
+        }
+    }
+}
+
 /// Why reading stopped.
 struct End {
     why: String,
@@ -131,6 +154,18 @@ impl End {
     }
 }
 
+/// How far the next frame is.
+enum Coming {
+    Nothing,
+    /// Its length is known; its bytes are waited for until then.
+    Begun {
+        length: usize,
+        until: Instant,
+    },
+    /// It has its bytes, and is read.
+    Granted(Share),
+}
+
 struct Reading<'a> {
     session: &'a Arc<Session>,
     tasks: &'a TaskTracker,
@@ -145,17 +180,15 @@ impl Reading<'_> {
         let mut pings = time::interval_at(Instant::now() + ping, ping);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut number, mut unheard, mut going_away) = (0, 0, false);
+        let mut coming = Coming::Nothing;
         loop {
             tokio::select! {
-                frame = from.next() => {
+                frame = self.next(from, &mut coming) => {
                     unheard = 0;
                     let end = match frame {
-                        Ok(Some(frame)) => self.message(&frame).await,
+                        Ok(Some((frame, share))) => self.message(&frame, share).await,
                         Ok(None) => Some(End::gone("the worker closed it")),
-                        Err(ReadError::Broken(error)) => Some(End::gone(error.to_string())),
-                        Err(ReadError::Frame(error)) => {
-                            Some(End::refused(WireError::new(Kind::Invalid, error.to_string())))
-                        }
+                        Err(end) => Some(end),
                     };
                     if let Some(end) = end {
                         return end;
@@ -191,10 +224,41 @@ impl Reading<'_> {
         }
     }
 
-    /// Acts on one message. `Some` ends the connection.
-    async fn message(&self, frame: &Bytes) -> Option<End> {
+    /// The next frame, with its bytes out of the listener's memory: a small one has them at once, and of a large one no more
+    /// than its beginning is read before. Dropping the future loses nothing: `coming` knows how far it is.
+    async fn next<R: AsyncRead + Unpin>(
+        &self,
+        from: &mut FrameReader<R>,
+        coming: &mut Coming,
+    ) -> Result<Option<(Bytes, Share)>, End> {
+        let broken = |error| match error {
+            ReadError::Broken(error) => End::gone(error.to_string()),
+            ReadError::Frame(error) => End::refused(WireError::new(Kind::Invalid, error.to_string())),
+        };
+        if let Coming::Nothing = coming {
+            let Some(length) = from.begun().await.map_err(broken)? else { return Ok(None) };
+            *coming = Coming::Begun { length, until: Instant::now() + memory::WAIT_MAX };
+        }
+        if let Coming::Begun { length, until } = *coming {
+            let wait = until.saturating_duration_since(Instant::now());
+            let Some(share) = self.session.memory.take(length, wait).await else {
+                let detail =
+                    format!("no memory was free for a frame of {length} bytes: connect again, and send it again");
+                return Err(End::refused(overloaded(detail)));
+            };
+            *coming = Coming::Granted(share);
+        }
+        let frame = from.next().await.map_err(broken)?;
+        match std::mem::replace(coming, Coming::Nothing) {
+            Coming::Granted(share) => Ok(frame.map(|frame| (frame, share))),
+            Coming::Nothing | Coming::Begun { .. } => Ok(None),
+        }
+    }
+
+    /// Acts on one message, whose bytes are held until it is answered. `Some` ends the connection.
+    async fn message(&self, frame: &Bytes, share: Share) -> Option<End> {
         let answer = match FromWorker::decode(frame) {
-            Ok(FromWorker::Request { id, request }) => return self.request(id, request).await,
+            Ok(FromWorker::Request { id, request }) => return self.request(id, request, share).await,
             Ok(FromWorker::CancelLease { id }) => {
                 let leases = lock(&self.session.leases);
                 leases.get(&id).into_iter().for_each(CancellationToken::cancel);
@@ -216,7 +280,7 @@ impl Reading<'_> {
         self.tell(answer).await
     }
 
-    async fn request(&self, id: u64, request: Request) -> Option<End> {
+    async fn request(&self, id: u64, request: Request, share: Share) -> Option<End> {
         let Ok(permit) = Arc::clone(self.permits).try_acquire_owned() else {
             let detail = format!("{} requests are unanswered, the most that this connection may have", self.requests);
             let kind = Kind::Overloaded { retry_after: Duration::from_secs(1) };
@@ -239,10 +303,16 @@ impl Reading<'_> {
                     return Some(End::refused(error));
                 }
                 drop(leases);
-                self.tasks.spawn(async move { session.lease(id, lease, cancel, queue, permit).await });
+                self.tasks.spawn(async move {
+                    session.lease(id, lease, cancel, queue, permit).await;
+                    drop(share);
+                });
             }
             other => {
-                self.tasks.spawn(async move { session.perform(id, other, queue, permit).await });
+                self.tasks.spawn(async move {
+                    session.perform(id, other, queue, permit).await;
+                    drop(share);
+                });
             }
         }
         None
@@ -286,6 +356,10 @@ fn credential_ended() -> WireError {
     let detail = "the worker's key was revoked, has expired or grants less than before; its leases run out: connect again \
                   with a key that stands";
     WireError::new(Kind::Unauthorized, detail).with_slug("unauthenticated")
+}
+
+fn overloaded(detail: String) -> WireError {
+    WireError::new(Kind::Overloaded { retry_after: Duration::from_secs(1) }, detail)
 }
 
 fn draining() -> WireError {

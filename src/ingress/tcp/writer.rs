@@ -11,18 +11,21 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time;
 
+use super::memory::Share;
 use super::session::Session;
 
 /// A message with the permit of the request that it ends.
 pub(super) struct Outgoing {
     pub(super) message: FromServer,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The bytes of its deliveries, until they are written.
+    pub(super) held: Vec<Share>,
 }
 
 impl Outgoing {
     /// A message that ends no request.
     pub(super) fn notice(message: FromServer) -> Self {
-        Self { message, permit: None }
+        Self { message, permit: None, held: Vec::new() }
     }
 
     /// The receipts of the deliveries in it.
@@ -43,12 +46,13 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
 ) -> W {
     let mut messages = Vec::with_capacity(MESSAGES_PER_WRITE);
     let mut batch = BytesMut::new();
-    let mut unwritten = Vec::new();
+    let (mut unwritten, mut held) = (Vec::new(), Vec::new());
     while queue.recv_many(&mut messages, MESSAGES_PER_WRITE).await > 0 {
         let mut pending = messages.drain(..).peekable();
         while let Some(outgoing) = pending.next() {
             unwritten.extend(outgoing.receipts());
             outgoing.message.encode(&mut batch);
+            held.extend(outgoing.held);
             // Before the write: the worker may send its next request as soon as it has read the answer.
             drop(outgoing.permit);
             if batch.len() < BATCH_BYTES && pending.peek().is_some() {
@@ -61,7 +65,10 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
                 written = time::timeout(session.server.limits.write_timeout, to.write_all(&batch)) => written,
             };
             match written {
-                Ok(Ok(())) => unwritten.clear(),
+                Ok(Ok(())) => {
+                    unwritten.clear();
+                    held.clear();
+                }
                 Ok(Err(_)) | Err(_) => {
                     if written.is_err() {
                         tracing::warn!(worker = %session.worker, "the worker takes no more bytes");

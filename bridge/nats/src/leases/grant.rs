@@ -4,26 +4,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::settling::Settling;
-use relay_bridge::leasing::Delivery;
+use relay_bridge::leasing::{Delivery, LEASE_BYTES_MAX};
 use relay_bridge::settlement::Settlement;
 
 /// Deliveries on their way to the caller. If the caller is gone, they go back without spending an attempt.
 pub(crate) struct Grant {
     settling: Arc<Settling>,
     deliveries: Vec<Delivery>,
+    bytes: u64,
+    /// Whether a job did not fit any more.
+    is_full: bool,
 }
 
 impl Grant {
     pub(crate) fn nothing(settling: Arc<Settling>) -> Self {
-        Self { settling, deliveries: Vec::new() }
+        Self { settling, deliveries: Vec::new(), bytes: 0, is_full: false }
     }
 
     pub(crate) fn of(settling: &Arc<Settling>, deliveries: Vec<Delivery>) -> Self {
-        Self { settling: Arc::clone(settling), deliveries }
+        Self { settling: Arc::clone(settling), deliveries, bytes: 0, is_full: false }
     }
 
     pub(crate) fn push(&mut self, delivery: Delivery) {
         self.deliveries.push(delivery);
+    }
+
+    /// Whether a delivery still fits, and counts it.
+    pub(crate) fn fits(&mut self, delivery: &Delivery) -> bool {
+        let size = delivery.job.payload.len() as u64;
+        self.is_full |= self.bytes > 0 && self.bytes.saturating_add(size) > LEASE_BYTES_MAX;
+        if !self.is_full {
+            self.bytes = self.bytes.saturating_add(size);
+        }
+        !self.is_full
+    }
+
+    /// How many of `max` may still come.
+    pub(crate) fn left(&self, max: u32) -> u32 {
+        if self.is_full { 0 } else { max.saturating_sub(u32::try_from(self.deliveries.len()).unwrap_or(u32::MAX)) }
     }
 
     pub(crate) fn take(mut self) -> Vec<Delivery> {
@@ -32,15 +50,6 @@ impl Grant {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.deliveries.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.deliveries.len()
-    }
-
-    /// Its deliveries, and behind them those of `other`.
-    pub(crate) fn join(&mut self, mut other: Self) {
-        self.deliveries.append(&mut other.deliveries);
     }
 }
 

@@ -12,15 +12,15 @@ use crate::line::ready::{Came, TAKEN_WITHIN};
 use relay_bridge::leasing::Delivery;
 
 impl Pulls {
-    /// The jobs that are there for a call that was made at `called`, up to `max`, the queues in the order given. Their
-    /// leases are shorter by the time that had passed by then.
-    pub(crate) fn ready(&self, asked: &[Asked], max: u32, called: Instant) -> Grant {
-        let mut grant = Grant::nothing(Arc::clone(&self.settling));
+    /// Adds the jobs that are there for a call that was made at `called`, up to `max` in all, the queues in the order given.
+    /// Their leases are shorter by the time that had passed by then.
+    pub(crate) fn ready(&self, grant: &mut Grant, asked: &[Asked], max: u32, called: Instant) {
         for Asked { line, policy } in asked {
             if policy.paused {
                 continue;
             }
-            let came = line.ready.take((max as usize).saturating_sub(grant.len()));
+            let left = usize::try_from(grant.left(max)).unwrap_or(usize::MAX);
+            let came = line.ready.take(left, |delivery| grant.fits(delivery));
             if came.is_empty() {
                 continue;
             }
@@ -35,7 +35,6 @@ impl Pulls {
                 line.woken.notify_one();
             }
         }
-        grant
     }
 
     /// Keeps jobs for the next call, for a short time; then they go back. Their places are held.

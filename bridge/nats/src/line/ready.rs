@@ -40,11 +40,11 @@ impl Ready {
         !state.came.is_empty() && !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// The jobs that came first, at most `max`.
-    pub(crate) fn take(&self, max: usize) -> Vec<Came> {
+    /// The jobs that came first, at most `max`, as far as each `fits`.
+    pub(crate) fn take(&self, max: usize, mut fits: impl FnMut(&Delivery) -> bool) -> Vec<Came> {
         let mut state = self.state();
-        let max = max.min(state.came.len());
-        state.came.drain(..max).collect()
+        let next = || state.came.pop_front_if(|came| fits(&came.delivery));
+        std::iter::from_fn(next).take(max).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -22,13 +22,11 @@ pub enum FrameError {
     Empty,
 }
 
-/// Takes the next complete frame, without its length, out of `buffer`; `None` if there is none yet.
-///
-/// The frame shares the buffer's memory: nothing is copied.
+/// How many bytes the frame has that begins `buffer`, without its length; `None` if that is not there yet.
 ///
 /// # Errors
 /// [`FrameError`]: the rest of the stream can't be understood.
-pub fn take(buffer: &mut BytesMut, frame_max: u32) -> Result<Option<Bytes>, FrameError> {
+pub fn length(buffer: &[u8], frame_max: u32) -> Result<Option<usize>, FrameError> {
     let Some(length) = buffer.first_chunk::<LENGTH_BYTES>() else {
         return Ok(None);
     };
@@ -39,7 +37,17 @@ pub fn take(buffer: &mut BytesMut, frame_max: u32) -> Result<Option<Bytes>, Fram
     if length > frame_max {
         return Err(FrameError::TooLong { length, limit: frame_max });
     }
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    Ok(Some(usize::try_from(length).unwrap_or(usize::MAX)))
+}
+
+/// Takes the next complete frame, without its length, out of `buffer`; `None` if there is none yet.
+///
+/// The frame shares the buffer's memory: nothing is copied.
+///
+/// # Errors
+/// [`FrameError`]: the rest of the stream can't be understood.
+pub fn take(buffer: &mut BytesMut, frame_max: u32) -> Result<Option<Bytes>, FrameError> {
+    let Some(length) = length(buffer, frame_max)? else { return Ok(None) };
     if buffer.len() - LENGTH_BYTES < length {
         return Ok(None);
     }

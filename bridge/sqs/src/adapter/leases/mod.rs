@@ -25,15 +25,19 @@ use crate::adapter::results::recording::Recording;
 use crate::adapter::stored::letters::LetterStore;
 use crate::adapter::stored::policies::Policies;
 use crate::adapter::stored::receipt::Token;
+use crate::limits::PAYLOAD_MAX;
 use relay_bridge::contract::{JobId, JobResult, QueueName, RunId};
 use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
+use relay_bridge::leasing::{Delivery, Held, LEASE_BYTES_MAX, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules;
 use relay_bridge::settlement::Settlement;
 
 const OPERATION: &str = "lease";
+/// The most jobs that one call is given: whatever their sizes, they stay within [`LEASE_BYTES_MAX`].
+const JOBS_MAX: usize = 46;
+const _: () = assert!(JOBS_MAX as u64 * PAYLOAD_MAX <= LEASE_BYTES_MAX);
 
 /// The worker's half: hands each call to the part that makes it.
 pub(crate) struct Leases {
@@ -52,7 +56,7 @@ pub(crate) struct Leases {
 impl Leasing for Leases {
     async fn lease(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
         let request = rules::lease_request(request)?;
-        let max = usize::try_from(request.max.get()).unwrap_or(1);
+        let max = usize::try_from(request.max.get()).unwrap_or(1).min(JOBS_MAX);
         let deadline = Instant::now() + request.wait;
         let mut lines = Vec::with_capacity(request.queues.len());
         for queue in &request.queues {
