@@ -85,8 +85,23 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     }
     text.gauge("relay_streams", "Streams of events that are open.").value(&[], http.followers());
     text.gauge("relay_request_body_bytes", "Bytes of all bodies in flight.").value(&[], http.byte_budget().taken());
-    let help = "Bytes of answers that are being read from the broker or not yet taken by their readers.";
-    text.gauge("relay_answer_bytes", help).value(&[], http.answer_budget().taken());
+    let budgets = http.budgets();
+    let help = "The part of a budget that is in use, in places or bytes.";
+    let mut family = text.gauge("relay_budget_taken", help);
+    for (name, budget) in &budgets {
+        family.value(&[("budget", name)], budget.taken());
+    }
+    let mut family = text.gauge("relay_budget_max", "What a budget has in all, in places or bytes.");
+    for (name, budget) in &budgets {
+        family.value(&[("budget", name)], budget.max());
+    }
+    let help = "Requests for which a budget had no room, by whether the budget or the client's share of it was in use.";
+    let mut family = text.counter("relay_budget_refusals_total", help);
+    for (name, budget) in &budgets {
+        let (all, share) = budget.refusals();
+        family.value(&[("budget", name), ("full", "budget")], all);
+        family.value(&[("budget", name), ("full", "share")], share);
+    }
     let (proven, unproven) = http.connections();
     text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
         .value(&[("pool", "proven")], proven)

@@ -42,7 +42,7 @@ mod serve;
 mod unread;
 
 pub use access::{InvalidToken, Token};
-pub use port::{Listeners, Port};
+pub use port::{Caps, Listeners, Port};
 
 use relay_bridge::support::lock;
 use sampler::Sample;

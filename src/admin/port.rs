@@ -10,6 +10,21 @@ use super::sampler::{self, Watched};
 use super::{Admin, Token, serve};
 use crate::telemetry::Telemetry;
 
+/// How many connections the sockets take.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// Of operators: probes, scrapers and a few people. Beyond it peers wait in the listen queue. Default 256.
+    pub admin: usize,
+    /// Of health checks. Beyond it the oldest is closed. Default 64.
+    pub health: usize,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self { admin: 256, health: 64 }
+    }
+}
+
 /// The sockets of an admin port: either, or both.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -17,6 +32,8 @@ pub struct Listeners {
     pub admin: Option<TcpListener>,
     /// For health checks: `/livez` and `/readyz`, with connections of their own.
     pub health: Option<TcpListener>,
+    /// How many connections each takes.
+    pub caps: Caps,
 }
 
 impl Listeners {
@@ -29,7 +46,7 @@ impl Listeners {
 
 impl From<TcpListener> for Listeners {
     fn from(admin: TcpListener) -> Self {
-        Self { admin: Some(admin), health: None }
+        Self { admin: Some(admin), ..Self::default() }
     }
 }
 
@@ -51,10 +68,15 @@ impl Port {
         let (address, health_address) = (address(&listeners.admin), address(&listeners.health));
         let mut tasks = JoinSet::new();
         if let Some(listener) = listeners.admin {
-            tasks.spawn(serve::serve(listener, Arc::clone(&admin), admin.closing.clone()));
+            tasks.spawn(serve::serve(listener, listeners.caps.admin, Arc::clone(&admin), admin.closing.clone()));
         }
         if let Some(listener) = listeners.health {
-            tasks.spawn(serve::serve_health(listener, Arc::clone(&admin), admin.closing.clone()));
+            tasks.spawn(serve::serve_health(
+                listener,
+                listeners.caps.health,
+                Arc::clone(&admin),
+                admin.closing.clone(),
+            ));
         }
         Self { admin, address, health_address, tasks }
     }

@@ -20,10 +20,6 @@ use super::unread::Unread;
 use super::{Admin, routes};
 use crate::evicting::{EvictingPool, Member};
 
-/// Connections of the admin port at a time: probes, scrapers and a few people.
-const CONNECTIONS_MAX: usize = 256;
-/// Connections of health checks at a time.
-const PROBES_MAX: usize = 64;
 /// How long a peer may take for a request's head, and be idle between two.
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// The same of a health check.
@@ -35,16 +31,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long answers may take to be read once the port is about to close.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// Serves the admin port until `stop`; answers in progress then have a second to be read. Failures to accept are logged and
+/// Serves the admin port until `stop`, `most` connections at a time; answers in progress then have a second to be read. Failures to accept are logged and
 /// retried.
-pub(super) async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Places::Waited(Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+pub(super) async fn serve(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
+    let places = Places::Waited(Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS))));
     Door { router: routes::router(&admin), places, head_max: HEAD_MAX, stop }.serve(listener).await;
 }
 
 /// Serves health checks in the same way.
-pub(super) async fn serve_health(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Places::Evicting(EvictingPool::new(PROBES_MAX));
+pub(super) async fn serve_health(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
+    let places = Places::Evicting(EvictingPool::new(most));
     Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, stop }.serve(listener).await;
 }
 

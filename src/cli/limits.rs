@@ -2,39 +2,112 @@
 
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit};
+use tracing::{info, warn};
+
+use super::exit::CliError;
+use super::memory::{self, Others};
+use crate::admin::Caps;
+use crate::app::NatsIngress;
 use crate::auth::Authenticator;
-use crate::config::settings::{Bounds, Listen};
+use crate::config::settings::{self, Bounds, Listen};
 use crate::ingress::clients::ClientShares;
 use crate::ingress::http::Limits;
+use crate::ingress::tcp::WorkerLimits;
 
 /// The files that a process has open beside its connections: its store, its broker's connections, its log.
 const OTHER_FILES: usize = 256;
 /// The least connections of clients for which a server starts.
 const CLIENTS_MIN: usize = 64;
 
+/// How many files this process may have open.
+fn open_files() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(allowed, _)| allowed);
+    usize::try_from(files).unwrap_or(usize::MAX)
+}
+
+/// The limits of clients, of workers and of the admin port: as they were asked for, no more than there may be open files, and
+/// within the memory of this process where that is asked for.
+pub(super) fn of(
+    listen: &Listen,
+    bounds: &Bounds,
+    admin: &settings::Admin,
+    nats: Option<&NatsIngress>,
+    authenticator: &Arc<Authenticator>,
+) -> Result<(Limits, WorkerLimits, Caps), CliError> {
+    let (mut limits, mut workers) = (clients(listen, bounds, authenticator), workers(listen));
+    let mut caps = Caps::default();
+    let others = Others {
+        workers: listen.workers.map_or(0, |_| workers.connections_max as usize + workers.unknown_max as usize),
+        worker_bytes: listen.workers.map_or(0, |_| workers.bytes),
+        nats: nats.map_or(0, |nats| nats.limits.requests.saturating_add(nats.limits.waits)),
+    };
+    if let Some(allowed) = memory::allowed() {
+        let needed = memory::needed(&limits, others);
+        if bounds.fit_memory {
+            limits = memory::fitted(&limits, others, allowed).ok_or_else(|| {
+                CliError::usage(format!("--fit-memory: {allowed} bytes of memory are too few for a server"))
+                    .hint("give it 256 MiB at least")
+            })?;
+        } else if needed > allowed {
+            warn!(
+                needed,
+                allowed,
+                "clients may come to hold more memory than this process is allowed: give it more, lower the limits, or \
+                 start it with --fit-memory"
+            );
+        }
+    }
+    let files = open_files();
+    let asked = vec![
+        listen.workers.map_or(0, |_| workers.connections_max as usize),
+        listen.workers.map_or(0, |_| workers.unknown_max as usize),
+        admin.listen.map_or(0, |_| caps.admin),
+        admin.health.map_or(0, |_| caps.health),
+    ];
+    let (connections, given) = within(files, limits.connections, asked.clone()).map_err(|needed| {
+        CliError::usage(format!("{files} files may be open, and this server needs {needed} at least"))
+            .hint(format!("allow more: `ulimit -n {}`", 4 * needed))
+    })?;
+    limits.connections = connections;
+    if let ([known, unknown, admin, health], true) = (&given[..], given != asked) {
+        workers.connections_max = u32::try_from(*known).unwrap_or(u32::MAX).max(1);
+        workers.unknown_max = u32::try_from(*unknown).unwrap_or(u32::MAX).max(1);
+        caps = Caps { admin: (*admin).max(1), health: (*health).max(1) };
+    }
+    let needed = memory::needed(&limits, others);
+    info!(
+        connections,
+        files,
+        memory = needed,
+        "clients may have so many connections, and hold so many bytes of memory"
+    );
+    Ok((limits, workers, caps))
+}
+
 /// How many connections there may be where `files` may be open: of clients, at most `clients`, and of the other listeners, whose
 /// caps are halved until clients have their least.
 ///
 /// # Errors
 /// How many files would be needed.
-pub(super) fn within(files: usize, clients: usize, mut others: Vec<usize>) -> Result<(usize, Vec<usize>), usize> {
+fn within(files: usize, clients: usize, mut others: Vec<usize>) -> Result<(usize, Vec<usize>), usize> {
     let least = CLIENTS_MIN.min(clients);
     loop {
         let left = files.saturating_sub(OTHER_FILES + others.iter().sum::<usize>());
         if left >= least {
             return Ok((clients.min(left), others));
         }
-        if others.iter().all(|cap| *cap == 1) {
-            return Err(OTHER_FILES + others.len() + least);
+        if others.iter().all(|cap| *cap <= 1) {
+            return Err(OTHER_FILES + others.iter().sum::<usize>() + least);
         }
-        for cap in &mut others {
-            *cap = (*cap / 2).max(1);
+        for cap in others.iter_mut().filter(|cap| **cap > 1) {
+            *cap /= 2;
         }
     }
 }
 
-/// The limits on clients' requests over HTTP.
-pub(super) fn of(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>) -> Limits {
+/// The limits on clients' requests over HTTP, as they were asked for.
+fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>) -> Limits {
     let usual = Limits::default();
     let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
     let bytes = |of: u64| usize::try_from(of).unwrap_or(usize::MAX);
@@ -59,6 +132,11 @@ pub(super) fn of(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authentic
         idle: listen.idle.0,
         ..usual
     }
+}
+
+/// The limits on workers of other processes, as they were asked for.
+fn workers(listen: &Listen) -> WorkerLimits {
+    WorkerLimits { bytes: listen.worker_bytes, ..WorkerLimits::default() }
 }
 
 #[cfg(test)]

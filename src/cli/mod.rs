@@ -40,6 +40,7 @@ mod keys;
 mod limits;
 mod logs;
 mod man;
+mod memory;
 mod nats;
 mod nats_users;
 mod output;

@@ -19,11 +19,11 @@ use super::limits;
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::signals::Signals;
+use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::Authenticator;
 use crate::broker::{BrokerConfig, NatsBroker};
-use crate::config::settings::{Listen, Settings};
-use crate::ingress::tcp::WorkerLimits;
+use crate::config::settings::Settings;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -55,13 +55,6 @@ pub(crate) struct ServeArgs {
     policy: PolicyArgs,
 }
 
-impl Listen {
-    /// The limits on workers of other processes.
-    fn worker_limits(&self) -> WorkerLimits {
-        WorkerLimits { bytes: self.worker_bytes, ..WorkerLimits::default() }
-    }
-}
-
 impl ServeArgs {
     /// Its queues.
     pub(crate) fn policy(&mut self) -> &mut PolicyArgs {
@@ -77,17 +70,6 @@ fn allow_open_files() {
     if let Err(error) = raised {
         warn!(%error, "the limit of open files stays as it is: it may be reached before those of connections");
     }
-}
-
-/// The connections that the worker listener takes.
-const WORKER_CONNECTIONS: usize = 1_024;
-/// The connections that the admin port takes.
-const ADMIN_CONNECTIONS: usize = 256;
-
-/// How many files this process may have open.
-fn open_files() -> usize {
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(allowed, _)| allowed);
-    usize::try_from(files).unwrap_or(usize::MAX)
 }
 
 /// `relay serve`
@@ -159,16 +141,7 @@ impl Serving {
         let Settings { listen, limits, admin, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
-        let mut limits = limits::of(&listen, &limits, &authenticator);
-        let worker_limits = listen.worker_limits();
-        let others = [listen.workers.map(|_| WORKER_CONNECTIONS), admin.listen.map(|_| ADMIN_CONNECTIONS)];
-        let others = others.into_iter().flatten().collect();
-        let files = open_files();
-        (limits.connections, _) = limits::within(files, limits.connections, others).map_err(|needed| {
-            CliError::usage(format!("{files} files may be open, and this server needs {needed} at least"))
-                .hint(format!("allow more: `ulimit -n {}`", 4 * needed))
-        })?;
-        info!(connections = limits.connections, files, "clients may have so many connections");
+        let (limits, worker_limits, caps) = limits::of(&listen, &limits, &admin, self.nats.as_ref(), &authenticator)?;
         let admin = admin.resolve()?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
@@ -180,6 +153,7 @@ impl Serving {
             None => None,
         };
         let (admin, admin_token) = admin.bind().await?;
+        let admin = admin::Listeners { caps, ..admin };
         let config = Config {
             broker: self.broker,
             queues,

@@ -4,6 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub struct Budget {
     max: usize,
     shares: Arc<ClientShares>,
     state: Mutex<State>,
+    /// Refusals because the budget was in use, and because a share was.
+    refused: [AtomicU64; 2],
 }
 
 #[derive(Default)]
@@ -58,7 +61,7 @@ impl Budget {
     /// A budget of `max`, of which each client may hold what `shares` says.
     #[must_use]
     pub fn new(max: usize, shares: Arc<ClientShares>) -> Arc<Self> {
-        Arc::new(Self { max, shares, state: Mutex::default() })
+        Arc::new(Self { max, shares, state: Mutex::default(), refused: Default::default() })
     }
 
     /// How much there is.
@@ -73,6 +76,21 @@ impl Budget {
         self.state().taken
     }
 
+    /// How often it had no room: because all of it was in use, and because a client's share was.
+    #[must_use]
+    pub fn refusals(&self) -> (u64, u64) {
+        let [all, share] = &self.refused;
+        (all.load(Ordering::Relaxed), share.load(Ordering::Relaxed))
+    }
+
+    /// Counts a refusal.
+    fn refuse(&self, full: Full) -> Full {
+        let [all, share] = &self.refused;
+        let counted = if full == Full::Budget { all } else { share };
+        counted.fetch_add(1, Ordering::Relaxed);
+        full
+    }
+
     /// The share of one caller.
     #[must_use]
     pub fn share_of(&self, owner: &Owner) -> usize {
@@ -82,6 +100,11 @@ impl Budget {
     /// Takes `amount` until the share is dropped, before nobody who waits. A caller that holds nothing gets its first amount
     /// whatever its size, within the budget.
     pub(super) fn take(self: &Arc<Self>, owner: &Owner, amount: u64) -> Result<Share, Full> {
+        self.take_now(owner, amount).map_err(|full| self.refuse(full))
+    }
+
+    /// The same for a caller that has another way.
+    pub(super) fn take_now(self: &Arc<Self>, owner: &Owner, amount: u64) -> Result<Share, Full> {
         let mut share = self.nothing(owner);
         if !self.state().turns.is_empty() {
             return Err(Full::Budget);
@@ -123,7 +146,9 @@ impl Budget {
             Some(Ok(share)) => Ok(share),
             _ => {
                 let state = self.state();
-                Err(self.fits(&state, owner, amount).err().unwrap_or(Full::Budget))
+                let full = self.fits(&state, owner, amount).err().unwrap_or(Full::Budget);
+                drop(state);
+                Err(self.refuse(full))
             }
         }
     }

@@ -16,6 +16,7 @@ mod files;
 mod grants;
 mod handlers;
 mod logs;
+mod memory;
 mod owners;
 mod sessions;
 mod shares;

@@ -70,6 +70,9 @@ table! {
         /// address
         source_connections: Option<u32> =
             value("source-connections", "RELAY_SOURCE_CONNECTIONS", "N", Kind::Count(1, 1_000_000));
+        /// Make the limits smaller where the memory that this process may use is less than they can come to need; without it, a
+        /// warning says both numbers
+        fit_memory: bool = switch("fit-memory", "RELAY_FIT_MEMORY");
         /// How much of requests, connections, streams and bytes one client may hold, in percent [default: 25, and 100 where the
         /// keys are of one client or nobody is authenticated]
         client_share: Option<u8> = value("client-share", "RELAY_CLIENT_SHARE", "PERCENT", Kind::Count(1, 100));

@@ -212,6 +212,18 @@ impl Ingress {
         Arc::clone(&self.answers)
     }
 
+    /// Each budget by its name.
+    #[must_use]
+    pub fn budgets(&self) -> [(&'static str, &Budget); 5] {
+        [
+            ("requests", &self.requests),
+            ("connections", &self.proven),
+            ("streams", &self.followers),
+            ("body_bytes", &self.body_bytes),
+            ("answer_bytes", &self.answers),
+        ]
+    }
+
     /// Connections on which somebody was authenticated, and those on which nobody was yet.
     #[must_use]
     pub fn connections(&self) -> (usize, usize) {

@@ -49,7 +49,7 @@ impl Peer {
     pub(super) fn room_now(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
         let unread = &self.connection.unread;
         let unread = Arc::clone(unread).try_acquire_many_owned(units(bytes, UNREAD_UNITS)).ok()?;
-        let share = ingress.answers.take(&self.owner, bytes).ok()?;
+        let share = ingress.answers.take_now(&self.owner, bytes).ok()?;
         Some(Room { share, unread })
     }
 
