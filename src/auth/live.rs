@@ -37,6 +37,8 @@ pub struct LiveKeys {
 struct State {
     keys: Arc<Keys>,
     stamp: Option<Stamp>,
+    /// The file that could not be read when it was looked at last: said once.
+    refused: Option<Stamp>,
     looked_at: Duration,
 }
 
@@ -67,7 +69,7 @@ impl LiveKeys {
         let keys = Arc::new(replaced(&Keys::new(), file.list()?));
         let clients = AtomicUsize::new(clients(&keys));
         warn_if_open(file.path(), "the names of clients and the hashes of their keys");
-        let state = Mutex::new(State { keys, stamp, looked_at: clock.monotonic() });
+        let state = Mutex::new(State { keys, stamp, refused: None, looked_at: clock.monotonic() });
         Ok(Self { file, clock, state, clients, nobody: SecretDigest::of_nobody() })
     }
 
@@ -107,16 +109,21 @@ impl LiveKeys {
             state.looked_at = now;
             let found = stamp(self.file.path());
             if found != state.stamp {
-                state.stamp = found;
                 match self.file.list() {
                     Ok(entries) => {
+                        (state.stamp, state.refused) = (found, None);
                         let keys = Arc::new(replaced(&state.keys, entries));
                         info!(keys = keys.len(), "API keys read again");
                         self.clients.store(clients(&keys), Ordering::Relaxed);
                         let before = std::mem::replace(&mut state.keys, keys);
                         end_missing(&before, &state.keys);
                     }
-                    Err(error) => warn!(%error, "API keys can't be read again; those read before stand"),
+                    // It is tried again: a file may be half written, or files be too many.
+                    Err(error) if state.refused != found => {
+                        state.refused = found;
+                        warn!(%error, "API keys can't be read again; those read before stand");
+                    }
+                    Err(_) => {}
                 }
             }
             end_expired(&state.keys, self.clock.now());

@@ -191,6 +191,7 @@ mod tests {
                 Kind::Flag => "true",
                 Kind::Count(..) => "5",
                 Kind::Choice(words) => words[1].0,
+                Kind::ClientShares => "some=50",
                 _ => "some",
             };
             let merged = Merged::of(vec![layer(&[(setting.key, text)], "somewhere:7")]).unwrap();

@@ -29,6 +29,8 @@ struct State {
     owners: HashMap<Owner, Own>,
     /// The owners that wait, the next one first.
     turns: VecDeque<Owner>,
+    /// Whether one of them waits for more of the budget, and not only for its own share.
+    is_short: bool,
 }
 
 #[derive(Default)]
@@ -106,7 +108,7 @@ impl Budget {
     /// The same for a caller that has another way.
     pub(super) fn take_now(self: &Arc<Self>, owner: &Owner, amount: u64) -> Result<Share, Full> {
         let mut share = self.nothing(owner);
-        if !self.state().turns.is_empty() {
+        if self.state().is_short {
             return Err(Full::Budget);
         }
         share.grow(amount)?;
@@ -159,10 +161,15 @@ impl Budget {
 
     /// Whether `owner` may take so much more now.
     fn fits(&self, state: &State, owner: &Owner, amount: usize) -> Result<(), Full> {
+        self.fits_beside(state, owner, amount, 0)
+    }
+
+    /// The same for what adds to `part` of what it holds: one that holds nothing else gets it whatever its size.
+    fn fits_beside(&self, state: &State, owner: &Owner, amount: usize, part: usize) -> Result<(), Full> {
         let own = state.owners.get(owner).map_or(0, |own| own.taken);
         let share = self.share_of(owner);
         // Where a share is everything there is, it is the budget that is in use.
-        if own > 0 && share < self.max && own.saturating_add(amount) > share {
+        if own > part && share < self.max && own.saturating_add(amount) > share {
             return Err(Full::Share(share));
         }
         let fits = state.taken.checked_add(amount).is_some_and(|taken| taken <= self.max);
@@ -182,6 +189,7 @@ impl Budget {
         {
             let mut state = self.state();
             let mut passed = 0;
+            state.is_short = false;
             while passed < state.turns.len() {
                 let Some(owner) = state.turns.pop_front() else { break };
                 let front = state.owners.get_mut(&owner).and_then(Own::front);
@@ -194,6 +202,7 @@ impl Budget {
                     // It keeps its turn: smaller ones behind it would starve it.
                     Err(Full::Budget) => {
                         state.turns.push_front(owner);
+                        state.is_short = true;
                         break;
                     }
                     Err(Full::Share(_)) => {
@@ -309,7 +318,7 @@ impl Share {
     pub(super) fn grow(&mut self, more: u64) -> Result<(), Full> {
         let more = usize::try_from(more).map_err(|_| Full::Budget)?;
         let mut state = self.budget.state();
-        self.budget.fits(&state, &self.owner, more)?;
+        self.budget.fits_beside(&state, &self.owner, more, self.amount)?;
         state.add(&self.owner, more);
         self.amount += more;
         Ok(())
@@ -413,6 +422,24 @@ mod tests {
         drop(others);
         assert!(budget.reserve(&client("e"), 10, within).await.is_ok());
         assert!(budget.state().turns.len() <= 2, "those that left the line are forgotten with the next round");
+    }
+
+    #[tokio::test]
+    async fn what_grows_is_one_amount_and_who_waits_for_its_own_share_stops_nobody() {
+        let (budget, a, b) = (budget(100), client("a"), client("b"));
+        let mut first = budget.take(&a, 1).unwrap();
+        first.grow(59).unwrap();
+        let mut waits = Box::pin(budget.reserve(&a, 1, None));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        let (second, c) = (budget.take(&b, 20).unwrap(), client("c"));
+        let mut short = Box::pin(budget.reserve(&c, 25, None));
+        assert!(futures_util::poll!(&mut short).is_pending());
+        assert_eq!(budget.take(&client("d"), 1).unwrap_err(), Full::Budget, "one waits for all that is free");
+        drop(second);
+        assert!(short.await.is_ok() && budget.take(&client("d"), 1).is_ok());
+        drop(first);
+        assert!(waits.await.is_ok());
+        assert_eq!((budget.taken(), budget.state().is_short), (0, false));
     }
 
     #[tokio::test]

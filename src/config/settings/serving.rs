@@ -53,8 +53,8 @@ table! {
     "limits", Some("Limits"), Bounds {
         /// Bytes of requests' bodies in flight; more are answered 503. A body counts with its whole length once 64 KiB of it came
         body_bytes: u64 = value("body-bytes", "RELAY_BODY_BYTES", "SIZE", Kind::Size).or("64MiB");
-        /// Bytes of answers that are being read from the broker or not yet taken by their readers; more wait 2 s, and are
-        /// answered 503
+        /// Bytes of answers that are being read from the broker or not yet taken by their readers, one half of it for streams of
+        /// events; more wait, streams for as long as they last, and other answers 2 s until they are 503
         answer_bytes: u64 = value("answer-bytes", "RELAY_ANSWER_BYTES", "SIZE", Kind::Size).or("64MiB");
         /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408
         body_rate: u64 = value("body-rate", "RELAY_BODY_RATE", "SIZE", Kind::Size).or("16KiB");

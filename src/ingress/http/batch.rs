@@ -57,12 +57,12 @@ pub(super) async fn submit(
     // Entries are counted one by one; if not even the first one would be let in, there is no need to read them.
     rates.look(&caller.client, &queue, policy.client(&caller.client))?;
     let body = body::read(&served.ingress, &peer, body, BATCH_BYTES_MAX.min(limits.body_bytes as u64)).await?;
-    if caller.credential.has_ended() {
-        return Err(request::credential_ended());
-    }
     let (body, _budget) = body.into_parts();
     // Before anything is done: what is done must be told.
     let room = peer.room(&served.ingress, ANSWER_BYTES).await?;
+    if caller.credential.has_ended() {
+        return Err(request::credential_ended());
+    }
     let batch = Batch {
         broker,
         clock,

@@ -20,7 +20,7 @@ use crate::ingress::clients::Owner;
 pub(super) const UNREAD_UNIT: usize = 16 * 1024;
 /// Units of answers that one connection may leave unread, 4 MiB, or one answer that is larger.
 pub(super) const UNREAD_UNITS: usize = 256;
-/// The answers 401 after which a connection is closed.
+/// The answers 401 in a row after which a connection is closed.
 const STRANGER_MAX: u32 = 5;
 /// How soon a connection is idle after its last answer, and after it came.
 const IDLE_FROM: Duration = Duration::from_secs(1);
@@ -48,6 +48,8 @@ pub(super) struct Connection {
     place: Mutex<Option<Share>>,
     /// Cancelled when it is to finish what it has and end.
     pub(super) leaves: CancellationToken,
+    /// Cancelled when it is to end at once.
+    pub(super) ends: CancellationToken,
 }
 
 impl Connection {
@@ -65,6 +67,7 @@ impl Connection {
             proven: AtomicBool::new(false),
             place: Mutex::default(),
             leaves: CancellationToken::new(),
+            ends: CancellationToken::new(),
         })
     }
 
@@ -99,13 +102,28 @@ impl Connection {
         is_let_in
     }
 
-    /// Counts an answer 401. Whether it is one too many: the connection is about to end.
+    /// Notes a caller that is known: one wrong key among many right ones is a proxy's, and no stranger's.
+    pub(super) fn is_known(&self) {
+        self.strangers.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts an answer 401 to a caller that is not known. Whether it is one too many: the connection is about to end.
     pub(super) fn is_strangers(&self) -> bool {
         let many = self.strangers.fetch_add(1, Ordering::Relaxed) + 1 >= STRANGER_MAX;
         if many {
             self.leaves.cancel();
         }
         many
+    }
+
+    /// Since when it is there; `None` if for less than a second.
+    pub(super) fn old_since(&self) -> Option<Instant> {
+        (self.start.elapsed() >= IDLE_FROM).then_some(self.start)
+    }
+
+    /// Gives its place among its client's connections back.
+    pub(super) fn gives_its_place_back(&self) {
+        drop(lock(&self.place).take());
     }
 
     /// Since when there is no request, no wait and no unread answer; `None` if there is one, or for less than a second.

@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::stream;
 use relay_bridge::contract::{ClientId, Cursor};
 use relay_bridge::error::BrokerError;
-use relay_bridge::result_log::{PAGE_BYTES_MAX, Page, Reset, ResultFilter, Start};
+use relay_bridge::result_log::{Page, Reset, ResultFilter, Start};
 use serde::Serialize;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Served;
 use super::answer::Refusal;
@@ -34,26 +35,23 @@ struct Follower {
     client: ClientId,
     filter: ResultFilter,
     pulse: Pulse,
-    /// Behind what was read and is on its way, or was left out.
-    at: Cursor,
+    /// Where it begins.
+    start: Start,
+    /// Behind what was read and is on its way, or was left out; `None` until something was read.
+    at: Option<Cursor>,
     /// Where the peer knows that it is.
     told: Option<Cursor>,
     ready: VecDeque<Bytes>,
     /// Results that the next read asks for: about as many as there is room for.
     asks_for: u32,
-    step: Option<BoxFuture<'static, Step>>,
-    /// Room for the next events, where it had to be waited for.
-    room: Option<Room>,
+    /// The read that waits: a task, because nobody polls a stream whose peer has no room, and a read that is not polled keeps
+    /// its place at the broker.
+    reading: Option<AbortOnDropHandle<Read>>,
     ended: bool,
 }
 
-/// The outcome of what a follower waits for.
-enum Step {
-    /// Results were read, or there were none for as long as the stream lasts.
-    Read(Result<Page, BrokerError>),
-    /// There is room for results that were read before, and left for want of it.
-    Room(Option<Room>),
-}
+/// Results, and room for their events; or none of them for as long as the stream lasts.
+type Read = Result<(Page, Option<Room>), BrokerError>;
 
 /// An event, which holds room until it has left.
 struct Roomed {
@@ -86,30 +84,11 @@ pub(super) async fn follow(
     start: Start,
 ) -> Result<Response, Refusal> {
     let pulse = Pulse::start(&served, &peer)?;
-    let most = (PAGE_BYTES_MAX as u64).max(served.ingress.policies.result_max().await?);
-    let room = peer.room(&served.ingress, most).await?;
-    let results = &served.ingress.broker.results;
-    let page = results.page(&client, &start, &filter, READ_MAX, std::time::Duration::ZERO).await?;
-    // With nothing to tell, the peer learns where it stands: else it would not find its way back.
-    let told = page.entries.is_empty().then(|| page.next.clone());
-    let opening = pulse.opening(told.as_ref().map(Cursor::to_string).as_deref());
-    let at = page.next.clone();
-    let ready = VecDeque::from([opening]);
-    let mut follower = Follower {
-        served,
-        peer,
-        client,
-        filter,
-        pulse,
-        at,
-        told,
-        ready,
-        asks_for: READ_MAX,
-        step: None,
-        room: None,
-        ended: false,
-    };
-    follower.take(page, room);
+    let ready = VecDeque::from([pulse.opening(None)]);
+    let (at, told, asks_for, reading, ended) = (None, None, READ_MAX, None, false);
+    let mut follower =
+        Follower { served, peer, client, filter, pulse, start, at, told, ready, asks_for, reading, ended };
+    follower.begin().await?;
     Ok(sse::answer(stream::unfold(follower, |mut follower| async move {
         let chunk = follower.next().await?;
         Some((chunk, follower))
@@ -117,6 +96,29 @@ pub(super) async fn follow(
 }
 
 impl Follower {
+    /// Reads what there is, if there is room for it: so that a broker that refuses is told of with a status. Without room, the
+    /// stream begins by waiting for it.
+    async fn begin(&mut self) -> Result<(), Refusal> {
+        let (ingress, results) = (&self.served.ingress, &self.served.ingress.broker.results);
+        let largest = ingress.policies.result_max().await?.min(ingress.streamed.share_of(&self.peer.owner) as u64 / 2);
+        let room = self.peer.stream_room_now(ingress, largest);
+        // The end of the log has no results, and must not move while one waits.
+        if room.is_none() && self.start != Start::Now {
+            return Ok(());
+        }
+        let page = results.page(&self.client, &self.start, &self.filter, READ_MAX, Duration::ZERO).await?;
+        if page.entries.is_empty() {
+            // With nothing to tell, the peer learns where it stands: else it would not find its way back.
+            self.ready = VecDeque::from([self.pulse.opening(Some(&page.next.to_string()))]);
+            self.told = Some(page.next.clone());
+        }
+        match room {
+            Some(room) => self.take(page, room),
+            None => self.at = Some(page.next),
+        }
+        Ok(())
+    }
+
     /// The next chunk to send.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
@@ -130,25 +132,22 @@ impl Follower {
             if self.ended {
                 return None;
             }
-            let mut step = self.step.take().unwrap_or_else(|| self.read());
+            let mut reading = self.reading.take().unwrap_or_else(|| self.read());
             tokio::select! {
-                done = &mut step => match done {
+                read = &mut reading => match read {
                     // One that moved on passed over what nobody asked for.
-                    Step::Read(Ok(page)) if page.entries.is_empty() && page.reset.is_none() && page.next == self.at => {
-                        self.end();
-                    }
-                    Step::Read(Ok(page)) => match self.room_now() {
-                        Some(room) => self.take(page, room),
-                        None => self.step = Some(self.make_room()),
-                    },
-                    Step::Read(Err(error)) => {
+                    Ok(Ok((page, _)))
+                        if page.entries.is_empty() && page.reset.is_none() && Some(&page.next) == self.at.as_ref() => self.end(),
+                    Ok(Ok((page, Some(room)))) => self.take(page, room),
+                    Ok(Err(error)) => {
                         self.ready.push_back(sse::problem(&error.into()));
                         self.end();
                     }
-                    Step::Room(room) => self.room = room,
+                    // Relay is being closed.
+                    Ok(Ok((_, None))) | Err(_) => self.end(),
                 },
                 beat = self.pulse.beat() => {
-                    self.step = Some(step);
+                    self.reading = Some(reading);
                     match beat {
                         Beat::Ping => self.ping(),
                         Beat::End => self.end(),
@@ -160,24 +159,27 @@ impl Follower {
         }
     }
 
-    /// Reads on, and waits for as long as the stream lasts if there is nothing yet.
-    fn read(&self) -> BoxFuture<'static, Step> {
-        let results = Arc::clone(&self.served.ingress.broker.results);
-        let (client, filter, start) = (self.client.clone(), self.filter.clone(), Start::After(self.at.clone()));
-        // The stream ends before this wait does: a read at the end of the wait finds nothing.
-        let wait = self.served.ingress.limits.follow_for * 2;
-        let limit = self.asks_for;
-        Box::pin(async move { Step::Read(results.page(&client, &start, &filter, limit, wait).await) })
-    }
-
-    /// Waits for room, for as long as the stream lasts: what was read and has none is read again.
-    fn make_room(&self) -> BoxFuture<'static, Step> {
+    /// Reads on, and waits for as long as the stream lasts if there is nothing yet. What was read and finds no room is dropped,
+    /// and read again once there is.
+    fn read(&self) -> AbortOnDropHandle<Read> {
         let (peer, served) = (self.peer.clone(), Arc::clone(&self.served));
-        Box::pin(async move { Step::Room(peer.room_whenever(&served.ingress, ROOM_BYTES).await) })
-    }
-
-    fn room_now(&mut self) -> Option<Room> {
-        self.room.take().or_else(|| self.peer.room_now(&self.served.ingress, ROOM_BYTES))
+        let start = self.at.clone().map_or_else(|| self.start.clone(), Start::After);
+        let (client, filter) = (self.client.clone(), self.filter.clone());
+        let limit = self.asks_for;
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
+            // The stream ends before this wait does: a read at the end of the wait finds nothing.
+            let page = results.page(&client, &start, &filter, limit, ingress.limits.follow_for * 2).await?;
+            if let Some(room) = peer.stream_room_now(ingress, size(&page)) {
+                return Ok((page, Some(room)));
+            }
+            let most = size(&page);
+            drop(page);
+            let room = peer.stream_room(ingress, most).await;
+            let page = results.page(&client, &start, &filter, limit, Duration::ZERO).await?;
+            let bytes = usize::try_from(size(&page)).unwrap_or(usize::MAX);
+            Ok((page, room.map(|room| room.fitted(bytes))))
+        }))
     }
 
     /// Makes events of what was read, as far as there is room.
@@ -199,11 +201,11 @@ impl Follower {
             // A reader's results are much alike, and what is read and has no room is read again.
             self.asks_for = room_for(event.len());
             events.push(event);
-            self.at = finished.cursor.clone();
+            self.at = Some(finished.cursor.clone());
             self.told = Some(finished.cursor);
         }
         if is_all {
-            self.at = page.next;
+            self.at = Some(page.next);
         }
         let room = Arc::new(room.fitted(bytes));
         self.ready
@@ -212,11 +214,9 @@ impl Follower {
 
     fn ping(&mut self) {
         // Results that it did not ask for were passed over: a reader that comes back need not pass them again.
-        let moved = self.told.as_ref() != Some(&self.at);
-        let id = moved.then(|| self.at.to_string());
-        if moved {
-            self.told = Some(self.at.clone());
-        }
+        let moved = self.told != self.at;
+        let id = self.at.as_ref().filter(|_| moved).map(Cursor::to_string);
+        self.told.clone_from(&self.at);
         self.ready.push_back(sse::ping(id.as_deref()));
     }
 
@@ -224,6 +224,12 @@ impl Follower {
         self.ready.push_back(self.pulse.closing());
         self.ended = true;
     }
+}
+
+/// The bytes of a page's payloads, or of the events that are made of them.
+fn size(page: &Page) -> u64 {
+    let payloads = page.entries.iter().map(|finished| finished.result.payload.len() as u64).sum::<u64>();
+    payloads.max(ROOM_BYTES)
 }
 
 /// How many events of this size are taken before there is no room.

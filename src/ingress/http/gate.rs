@@ -45,8 +45,9 @@ where
     let trace_id = headers::trace_id(request.headers());
     let span = info_span!("request", request_id, trace_id, method = %request.method(), path = request.uri().path());
     async {
-        let mut place = None;
-        let admitted = AssertUnwindSafe(admit(&served, router, request, connection, &mut place)).catch_unwind();
+        let (mut place, mut is_known) = (None, true);
+        let admitted = admit(&served, router, request, connection, (&mut place, &mut is_known));
+        let admitted = AssertUnwindSafe(admitted).catch_unwind();
         let mut response = match admitted.await {
             Ok(response) => response,
             Err(panic) => {
@@ -58,7 +59,7 @@ where
                 Refusal::new(Slug::Internal, detail).into_response()
             }
         };
-        if is_strangers(&response) && connection.is_strangers() {
+        if !is_known && is_refused(&response) && connection.is_strangers() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let response = finish(&served, response, &method, all, request_id);
@@ -69,8 +70,8 @@ where
     .await
 }
 
-/// Whether its caller could not say who it is.
-fn is_strangers(response: &Response) -> bool {
+/// Whether it is a 401.
+fn is_refused(response: &Response) -> bool {
     response.extensions().get::<Refusal>().is_some_and(|refusal| refusal.0.slug == Slug::Unauthenticated)
 }
 
@@ -94,7 +95,7 @@ async fn admit<B>(
     mut router: Router,
     request: Request<B>,
     connection: &Arc<Connection>,
-    place: &mut Option<Share>,
+    (place, is_known): (&mut Option<Share>, &mut bool),
 ) -> Response
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
@@ -114,6 +115,10 @@ where
         return refusal.into_response();
     }
     let identified = request::identify(served, &parts.headers);
+    *is_known = identified.is_ok();
+    if *is_known {
+        connection.is_known();
+    }
     let peer = match take_place(served, connection, &identified, place) {
         Ok(peer) => peer,
         Err(refusal) => return refusal.into_response(),

@@ -40,13 +40,16 @@ const LIST_BYTES: u64 = 2 * PAGE_BYTES_MAX as u64;
 )]
 pub(super) async fn status(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job(&served, &caller, &id, Right::Read).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Read).await?;
     let Ingress { broker, policies, .. } = &*served.ingress;
+    // A look-up may read the result.
+    let _room = peer.room_to_read(&served.ingress).await?;
     answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
@@ -66,6 +69,7 @@ pub(super) async fn status(
 )]
 pub(super) async fn by_key(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(queue): Path<String>,
     uri: Uri,
@@ -78,6 +82,8 @@ pub(super) async fn by_key(
     })?;
     let id = JobId::derive(&caller.client, &queue, &IdempotencyKey::from_header(key)?);
     let Ingress { broker, policies, .. } = &*served.ingress;
+    // A look-up may read the result.
+    let _room = peer.room_to_read(&served.ingress).await?;
     answer::json(StatusCode::OK, &jobs::find(broker, policies, &caller.client, id).await?)
 }
 
@@ -160,12 +166,13 @@ struct WrittenPage {
 )]
 pub(super) async fn cancel(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job(&served, &caller, &id, Right::Manage).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Manage).await?;
     let Ingress { broker, policies, .. } = &*served.ingress;
     answer::json(StatusCode::OK, &jobs::cancel(broker, policies, &caller.client, id).await?)
 }
@@ -192,12 +199,13 @@ pub(super) async fn cancel(
 )]
 pub(super) async fn rerun(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
     let parameters = Parameters::read(&uri, &["from"])?;
-    let id = request::job(&served, &caller, &id, Right::Submit).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Submit).await?;
     let from = parameters.get("from").and_then(|text| text.parse().ok()).filter(|from| *from >= 1);
     let from: u32 = from.ok_or_else(|| {
         Refusal::malformed("parameter `from` must be the generation that is run again: `generation` of the job")
@@ -222,12 +230,13 @@ pub(super) async fn rerun(
 )]
 pub(super) async fn erase(
     State(served): State<Arc<Served>>,
+    peer: Peer,
     caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job(&served, &caller, &id, Right::Manage).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Manage).await?;
     served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(|error| jobs::repeatable(error, id))?;
     Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response())
 }

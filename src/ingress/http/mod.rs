@@ -69,8 +69,8 @@ pub struct Limits {
     /// then with its whole length. Default 64 MiB.
     pub body_bytes: usize,
     /// Bytes of all answers that are being read by the broker, written, or not yet taken by their peers; one that finds no
-    /// room within 2 s is refused with 503 `overloaded`. Receipts and other small answers are bounded by `requests` instead.
-    /// Default 64 MiB.
+    /// room within 2 s is refused with 503 `overloaded`. One half is for streams of events, which wait for it. Receipts and
+    /// other small answers are bounded by `requests` instead. Default 64 MiB.
     pub answer_bytes: usize,
     /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408. Default 16
     /// KiB.
@@ -155,6 +155,8 @@ pub struct Ingress {
     rates: Arc<Rates>,
     body_bytes: Arc<Budget>,
     answers: Arc<Budget>,
+    /// The same of streams, which wait for it as long as they last, and must not take the others' room.
+    streamed: Arc<Budget>,
     requests: Arc<Budget>,
     /// Connections on which somebody was authenticated.
     proven: Arc<Budget>,
@@ -185,7 +187,8 @@ impl Ingress {
             policies: PolicyCache::new(&broker, clock.clone()),
             rates: Rates::new(clock.clone()),
             body_bytes: budget(limits.body_bytes),
-            answers: budget(limits.answer_bytes),
+            answers: budget(limits.answer_bytes.div_ceil(2)),
+            streamed: budget(limits.answer_bytes / 2),
             requests: budget(limits.requests),
             proven: budget(limits.connections),
             pools: Pools::new(&limits),
@@ -214,13 +217,14 @@ impl Ingress {
 
     /// Each budget by its name.
     #[must_use]
-    pub fn budgets(&self) -> [(&'static str, &Budget); 5] {
+    pub fn budgets(&self) -> [(&'static str, &Budget); 6] {
         [
             ("requests", &self.requests),
             ("connections", &self.proven),
             ("streams", &self.followers),
             ("body_bytes", &self.body_bytes),
             ("answer_bytes", &self.answers),
+            ("stream_bytes", &self.streamed),
         ]
     }
 

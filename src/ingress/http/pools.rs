@@ -1,6 +1,6 @@
 //! The connections of a process, in two pools: those on which nobody was authenticated yet, few and for a short time, and those
-//! on which somebody was. A full pool closes the member that has been idle for longest; where none is idle, new peers wait in
-//! the listen queue.
+//! on which somebody was. A full pool makes room: of those without a caller the oldest goes, of the others the one that has been
+//! idle for longest; where none is idle, or a second old, new peers wait in the listen queue.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -77,11 +77,12 @@ impl Pools {
             return Entered::TooMany;
         }
         if state.unproven.len() >= self.unproven_max {
-            let longest = state.unproven.values().filter_map(|one| Some((one.idle_since()?, one)));
-            let Some(longest) = longest.min_by_key(|(since, _)| *since).map(|(_, one)| Arc::clone(one)) else {
+            // Nothing is at work there for anybody who is known, so that also one that does not read its refusal makes room.
+            let oldest = state.unproven.values().filter_map(|one| Some((one.old_since()?, one)));
+            let Some(oldest) = oldest.min_by_key(|(since, _)| *since).map(|(_, one)| Arc::clone(one)) else {
                 return Entered::Full;
             };
-            state.close(&longest);
+            state.close(&oldest);
         } else if state.all.len() >= self.max {
             let Some(longest) = state.longest_idle() else { return Entered::Full };
             state.close(&longest);
@@ -134,11 +135,12 @@ impl State {
     }
 
     fn close(&mut self, connection: &Connection) {
-        connection.leaves.cancel();
+        connection.ends.cancel();
         self.remove(connection);
     }
 
     fn remove(&mut self, connection: &Connection) {
+        connection.gives_its_place_back();
         self.unproven.remove(&connection.id);
         let was_there = self.all.remove(&connection.id).is_some();
         if was_there && let Some(count) = self.sources.get_mut(&connection.source) {
@@ -193,8 +195,8 @@ mod tests {
         let second = pools.enter(HERE).await.unwrap();
         // None is idle before it is a second old.
         let third = pools.enter(HERE).await.unwrap();
-        assert!(first.connection.leaves.is_cancelled() && !second.connection.leaves.is_cancelled());
-        assert!(!known.connection.leaves.is_cancelled());
+        assert!(first.connection.ends.is_cancelled() && !second.connection.ends.is_cancelled());
+        assert!(!known.connection.ends.is_cancelled());
         assert_eq!(pools.counts(), (1, 2));
         drop((first, second, third, known));
         assert_eq!((pools.counts(), pools.state().sources.len()), ((0, 0), 0));
@@ -212,7 +214,7 @@ mod tests {
         assert!(entering.await.is_err(), "both have a request");
         drop(running);
         assert!(pools.enter(HERE).await.is_some());
-        assert_eq!(members.iter().filter(|member| member.connection.leaves.is_cancelled()).count(), 1);
+        assert_eq!(members.iter().filter(|member| member.connection.ends.is_cancelled()).count(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -98,10 +98,17 @@ pub(super) fn queues(caller: &Caller, named: Option<&str>) -> Result<Option<Vec<
 
 /// The job of a path, for a call that needs `right`. A job of a queue that the caller may not use looks like one that is
 /// not there.
-pub(super) async fn job(served: &Served, caller: &Caller, text: &str, right: Right) -> Result<JobId, Refusal> {
+pub(super) async fn job(
+    served: &Served,
+    (peer, caller): (&Peer, &Caller),
+    text: &str,
+    right: Right,
+) -> Result<JobId, Refusal> {
     require(caller, right)?;
     let id = text.parse()?;
     if caller.queues.is_some() {
+        // A look-up may read a result.
+        let _room = peer.room_to_read(&served.ingress).await?;
         let queue = jobs::queue_of(&served.ingress.broker, &caller.client, id).await?;
         queue.filter(|queue| caller.may_use(queue)).ok_or_else(Refusal::no_job)?;
     }

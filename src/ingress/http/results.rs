@@ -61,7 +61,7 @@ pub(super) async fn of_job(
     uri: Uri,
 ) -> Answer {
     let wait_for = Parameters::read(&uri, &["wait"])?.wait(served.ingress.limits.wait_max)?;
-    let id = request::job(&served, &caller, &id, Right::Read).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Read).await?;
     let (found, room) = wait(&served, &peer, &caller.client, id, wait_for).await?;
     match found {
         Lookup::Finished(finished) => Ok(answer::within(answer::result(*finished)?, room)),
@@ -100,7 +100,7 @@ pub(super) async fn wait(
             return Ok((found, room));
         }
     }
-    let room = peer.room(ingress, ingress.policies.result_max().await?).await?;
+    let room = peer.room_to_read(ingress).await?;
     let found = results.lookup(client, job).await?;
     let room = room.fitted(usize::try_from(size(&found)).unwrap_or(usize::MAX));
     Ok((found, room))
@@ -203,7 +203,9 @@ async fn read(
     let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
     let until = Instant::now() + wait;
     // The payloads, or one that is larger, and the page as it is sent.
-    let most = (PAGE_BYTES_MAX as u64).max(ingress.policies.result_max().await?) + PAGE_BYTES_MAX as u64;
+    let half = ingress.answers.share_of(&peer.owner) as u64 / 2;
+    let largest = ingress.policies.result_max().await?.min(half);
+    let most = (PAGE_BYTES_MAX as u64).max(largest) + PAGE_BYTES_MAX as u64;
     for round in 1.. {
         let left = until.saturating_duration_since(Instant::now());
         let news = tokio::select! {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Ingress;
 use super::answer::Refusal;
 use super::connection::{Peer, UNREAD_UNIT, UNREAD_UNITS};
-use crate::ingress::budget::{Full, Share};
+use crate::ingress::budget::{Budget, Full, Share};
 use crate::ingress::refusal::scarce;
 
 /// How long an answer waits for its room.
@@ -45,12 +45,31 @@ impl Room {
 }
 
 impl Peer {
-    /// Room for `bytes` that is free now.
+    /// Room for `bytes` of an answer that is free now.
     pub(super) fn room_now(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
+        self.free(&ingress.answers, bytes)
+    }
+
+    /// The same for events of a stream.
+    pub(super) fn stream_room_now(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
+        self.free(&ingress.streamed, bytes)
+    }
+
+    fn free(&self, budget: &Arc<Budget>, bytes: u64) -> Option<Room> {
         let unread = &self.connection.unread;
         let unread = Arc::clone(unread).try_acquire_many_owned(units(bytes, UNREAD_UNITS)).ok()?;
-        let share = ingress.answers.take_now(&self.owner, bytes).ok()?;
+        let share = budget.take_now(&self.owner, bytes).ok()?;
         Some(Room { share, unread })
+    }
+
+    /// Room to read one result of any queue, within two seconds: as much as the largest may have, and no more than half of the
+    /// caller's share, so that one queue with large results does not make all reads wait for each other.
+    ///
+    /// # Errors
+    /// As [`room`](Self::room), and the broker's.
+    pub(super) async fn room_to_read(&self, ingress: &Ingress) -> Result<Room, Refusal> {
+        let half = ingress.answers.share_of(&self.owner) as u64 / 2;
+        self.room(ingress, ingress.policies.result_max().await?.min(half)).await
     }
 
     /// Room for `bytes`, within two seconds.
@@ -70,10 +89,10 @@ impl Peer {
         reserved.map(|share| Room { share, unread }).map_err(|full| Refusal::full(full, scarce::ANSWERS))
     }
 
-    /// Room for `bytes`, whenever that is.
-    pub(super) async fn room_whenever(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
+    /// Room for `bytes` of events, whenever that is.
+    pub(super) async fn stream_room(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
         let unread = self.unread(bytes).await?;
-        let share = ingress.answers.reserve(&self.owner, bytes, None).await.ok()?;
+        let share = ingress.streamed.reserve(&self.owner, bytes, None).await.ok()?;
         Some(Room { share, unread })
     }
 

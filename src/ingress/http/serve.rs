@@ -42,7 +42,7 @@ const HEADERS_MAX: usize = 256;
 /// The bytes that an HTTP/2 peer may send ahead of the handlers, per connection and so per stream: outside the byte budget.
 /// Hyper knows no way to raise it once a caller is authenticated.
 const WINDOW: u32 = 64 * 1024;
-/// How long a connection that was asked to leave may take to finish what it has.
+/// How long a connection without a caller that was asked to leave may take to finish what it has.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// The bytes that the system takes of answers that a peer has not read, per connection; Linux doubles it. By itself it takes as
 /// much as 4 MiB, which counts for the memory of a container.
@@ -161,6 +161,11 @@ impl Connections {
                         leaving = true;
                         http.as_mut().graceful_shutdown();
                     }
+                    // The peer is told in this turn, and cut off at its end.
+                    () = connection.ends.cancelled(), if !leaving => {
+                        leaving = true;
+                        http.as_mut().graceful_shutdown();
+                    }
                     ended = http.as_mut() => break ended,
                     ended = silent.as_mut() => {
                         if ended.is_some() {
@@ -202,8 +207,13 @@ impl Guard {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.connection.ends.is_cancelled() {
+            return Poll::Ready(());
+        }
         if self.leaves.is_none() && self.connection.leaves.is_cancelled() {
-            self.leaves = Some(Instant::now() + LEAVE_WITHIN);
+            // A caller that is known has work on it.
+            let within = if self.connection.is_proven() { self.idle } else { LEAVE_WITHIN };
+            self.leaves = Some(Instant::now() + within);
             self.head = u64::MAX;
         }
         let head = self.connection.head();

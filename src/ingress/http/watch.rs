@@ -7,12 +7,12 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode, Uri};
 use relay_bridge::contract::{ClientId, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::result_log::Lookup;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::answer::{Answer, Refusal};
 use super::connection::Peer;
@@ -37,7 +37,9 @@ struct Watcher {
     pulse: Pulse,
     watch: Watch,
     ready: VecDeque<Bytes>,
-    waiting: Option<BoxFuture<'static, Result<Lookup, BrokerError>>>,
+    /// The wait for its end: a task, because nobody polls a stream whose peer has no room, and a look-up that is not polled keeps
+    /// its place at the broker.
+    waiting: Option<AbortOnDropHandle<Result<Lookup, BrokerError>>>,
     ended: bool,
 }
 
@@ -65,12 +67,14 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Answer {
     Parameters::read(&uri, &[])?;
-    let id = request::job(&served, &caller, &id, Right::Read).await?;
+    let id = request::job(&served, (&peer, &caller), &id, Right::Read).await?;
     let pulse = Pulse::start(&served, &peer)?;
     // Before the look-up, so that nothing falls between the two.
     let watch = served.ingress.events.watch(id);
     let Ingress { broker, policies, clock, .. } = &*served.ingress;
+    let room = peer.room_to_read(&served.ingress).await?;
     let view = jobs::find(broker, policies, &caller.client, id).await?;
+    drop(room);
     let job = view.receipt.clone();
     let seen = single(&headers, header::LAST_EVENT_ID)?;
     if view.outcome.is_some() && seen == Some(job.run_id.to_string().as_str()) {
@@ -136,7 +140,11 @@ impl Watcher {
                     while let Some(told) = self.watch.told() {
                         self.tell(told);
                     }
-                    self.found(found);
+                    match found {
+                        Ok(found) => self.found(found),
+                        // Relay is being closed.
+                        Err(_) => self.end(),
+                    }
                 }
                 told = self.watch.next() => {
                     self.waiting = Some(waiting);
@@ -156,11 +164,18 @@ impl Watcher {
     }
 
     /// Waits for the result for as long as the stream lasts.
-    fn wait(&self) -> BoxFuture<'static, Result<Lookup, BrokerError>> {
+    fn wait(&self) -> AbortOnDropHandle<Result<Lookup, BrokerError>> {
         let results = Arc::clone(&self.served.ingress.broker.results);
         let (client, job) = (self.client.clone(), self.job.job_id);
         let wait = self.served.ingress.limits.follow_for * 2;
-        Box::pin(async move { results.wait(&client, job, wait).await })
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut found = results.wait(&client, job, wait).await;
+            if let Ok(Lookup::Finished(finished)) = &mut found {
+                // An event tells how a run ended, and not with which payload.
+                finished.result.payload = Bytes::new();
+            }
+            found
+        }))
     }
 
     fn found(&mut self, found: Result<Lookup, BrokerError>) {
@@ -257,12 +272,12 @@ mod tests {
         let (events, at) = (Arc::clone(&watcher.served.ingress.events), finished.result.finished_at);
         let (job, run_id) = (watcher.job.job_id, watcher.job.run_id);
         // Nothing was told when the watcher looked last, and by the time it learns of the end everything was.
-        watcher.waiting = Some(Box::pin(async move {
+        watcher.waiting = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             events.tell(job, || Told { run_id, at, what: What::Started(1) });
             events.tell(job, || Told { run_id, at, what: What::Retrying(Default::default()) });
             events.tell(job, || Told { run_id, at, what: What::Started(2) });
             Ok(Lookup::Finished(Box::new(finished)))
-        }));
+        })));
         let mut events = Vec::new();
         while let Some(chunk) = watcher.next().await {
             let text = std::str::from_utf8(&chunk).unwrap().to_owned();

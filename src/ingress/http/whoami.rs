@@ -16,6 +16,8 @@ use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, ShareView, Wh
 use crate::auth::{Authenticated, Caller};
 use crate::ingress::budget::Budget;
 
+/// The bytes of most answers.
+const ANSWER_BYTES: u64 = 16 * 1024;
 /// Queues that are described at most.
 const QUEUES_MAX: usize = 100;
 
@@ -29,6 +31,7 @@ const QUEUES_MAX: usize = 100;
 pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller: Caller, uri: Uri) -> Answer {
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
+    let room = peer.room(ingress, ANSWER_BYTES).await?;
     let queue_limits = queue_limits(&served, &caller).await?;
     let (authenticated_by, key_id) = match caller.authenticated {
         Authenticated::ApiKey(id) => ("api-key", Some(id)),
@@ -58,7 +61,7 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
         server_time: ingress.clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    answer::json(StatusCode::OK, &body)
+    Ok(answer::within(answer::json(StatusCode::OK, &body)?, room))
 }
 
 fn share(ingress: &Ingress, peer: &Peer) -> ShareView {

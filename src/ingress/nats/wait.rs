@@ -104,7 +104,7 @@ impl Submitted {
                 match results::finished(ingress, outbox, &status.client, *finished) {
                     Ok(reply) if replayed => Ok(reply.with(header::IDEMPOTENCY_REPLAYED, "true")),
                     // There is no room for it now, and the job is accepted: the result can be asked for.
-                    Err(refusal) if refusal.0.slug == Slug::Overloaded => {
+                    Err(refusal) if matches!(refusal.0.slug, Slug::Overloaded | Slug::RateLimited) => {
                         Ok(receipt(&JobStatus { state, ..status }, replayed))
                     }
                     answer => answer,
