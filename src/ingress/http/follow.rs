@@ -166,7 +166,7 @@ impl Follower {
         let start = self.at.clone().map_or_else(|| self.start.clone(), Start::After);
         let (client, filter) = (self.client.clone(), self.filter.clone());
         let limit = self.asks_for;
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        AbortOnDropHandle::new(self.served.tasks.spawn(async move {
             let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
             // The stream ends before this wait does: a read at the end of the wait finds nothing.
             let page = results.page(&client, &start, &filter, limit, ingress.limits.follow_for * 2).await?;

@@ -168,7 +168,7 @@ impl Watcher {
         let results = Arc::clone(&self.served.ingress.broker.results);
         let (client, job) = (self.client.clone(), self.job.job_id);
         let wait = self.served.ingress.limits.follow_for * 2;
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        AbortOnDropHandle::new(self.served.tasks.spawn(async move {
             let mut found = results.wait(&client, job, wait).await;
             if let Ok(Lookup::Finished(finished)) = &mut found {
                 // An event tells how a run ended, and not with which payload.
@@ -272,7 +272,8 @@ mod tests {
         let (events, at) = (Arc::clone(&watcher.served.ingress.events), finished.result.finished_at);
         let (job, run_id) = (watcher.job.job_id, watcher.job.run_id);
         // Nothing was told when the watcher looked last, and by the time it learns of the end everything was.
-        watcher.waiting = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        let tasks = watcher.served.tasks.clone();
+        watcher.waiting = Some(AbortOnDropHandle::new(tasks.spawn(async move {
             events.tell(job, || Told { run_id, at, what: What::Started(1) });
             events.tell(job, || Told { run_id, at, what: What::Retrying(Default::default()) });
             events.tell(job, || Told { run_id, at, what: What::Started(2) });
