@@ -14,6 +14,7 @@
 //! - [`bridge`]: work that is queued on one broker is done on another.
 //! - [`config`]: the settings that may be written in `relay.toml`.
 //! - [`cli`]: the commands, one file each.
+//! - [`ranges`]: ranges of addresses.
 //! - `private_file`: how a file of keys is written; `evicting`: places of connections that make room for newer ones.
 
 #[cfg(feature = "server")]
@@ -40,5 +41,7 @@ mod evicting;
 pub mod ingress;
 #[cfg(feature = "server")]
 mod private_file;
+#[cfg(feature = "server")]
+pub mod ranges;
 #[cfg(feature = "server")]
 pub mod telemetry;

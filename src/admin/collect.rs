@@ -8,6 +8,7 @@ use relay_workers::WorkerReport;
 
 use super::sampler::Sample;
 use crate::api::Slug;
+use crate::ingress::proxy::HeaderOutcome;
 use crate::ingress::refusals::Refusals;
 use crate::ingress::{http, nats};
 use crate::telemetry::exposition::Exposition;
@@ -106,6 +107,11 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
         .value(&[("pool", "proven")], proven)
         .value(&[("pool", "unproven")], unproven);
+    let help = "New connections of clients where a PROXY header is required, by what came of it.";
+    let mut family = text.counter("relay_proxy_headers_total", help);
+    for outcome in HeaderOutcome::ALL {
+        family.value(&[("outcome", outcome.as_str())], http.proxy_headers().count(outcome));
+    }
 }
 
 /// The cost of the embedded store's commits.

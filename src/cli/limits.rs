@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::exit::CliError;
 use super::memory::{self, Others};
+use super::proxied;
 use crate::admin::Caps;
 use crate::app::NatsIngress;
 use crate::auth::Authenticator;
@@ -125,6 +126,7 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
         connections,
         unproven: number(bounds.unproven_connections),
         per_source: bounds.source_connections.map(number),
+        proxy: proxied::of(listen, bounds),
         shares: ClientShares::new(bounds.client_share, named, move || known.is_one_client()),
         followers,
         follow_for: listen.follow_for.0,

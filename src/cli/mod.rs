@@ -46,6 +46,7 @@ mod nats_users;
 mod output;
 mod policy;
 mod provision;
+mod proxied;
 mod queues;
 mod remote;
 mod result;
@@ -261,7 +262,7 @@ fn run_to_end(command: Command, settings: Settings) -> Result<Exit, CliError> {
 async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliError> {
     match command {
         Command::Serve(args) => Box::pin(serve::run(*args, settings)).await,
-        Command::Worker(args) => worker::run(*args, settings).await,
+        Command::Worker(args) => Box::pin(worker::run(*args, settings)).await,
         Command::Bridge(args) => bridge::run(*args, settings).await,
         Command::Dev(args) => Box::pin(dev::run(*args, settings)).await,
         Command::Provision(args) => or_interrupted(Box::pin(provision::run(*args, settings))).await,

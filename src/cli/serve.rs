@@ -18,6 +18,7 @@ use super::exit::{CliError, Exit};
 use super::limits;
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
+use super::proxied;
 use super::signals::Signals;
 use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
@@ -141,6 +142,7 @@ impl Serving {
         let Settings { listen, limits, admin, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
+        proxied::warnings(&listen.proxy_trusted).iter().for_each(|warning| warn!("{warning}"));
         let (limits, worker_limits, caps) = limits::of(&listen, &limits, &admin, self.nats.as_ref(), &authenticator)?;
         let admin = admin.resolve()?;
         let traces = telemetry.start()?;

@@ -14,7 +14,7 @@ use super::file::File;
 use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::settings::{self, Order, Settings, Storage};
+use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage};
 use super::values::{WeightedQueue, show_duration, show_size};
 
 /// The mistakes in the queues of one worker together, and what to do about them.
@@ -68,6 +68,7 @@ pub(crate) fn find(
     finder.about_waits();
     finder.events();
     finder.addresses();
+    finder.proxy();
     finder.worker();
     finder.streams();
     finder.queues();
@@ -273,6 +274,30 @@ impl Finder<'_> {
         if self.line("nats.user").is_some() && !password {
             let fix = "add nats.password_file, or set RELAY_NATS_PASSWORD";
             self.add("nats.user", "a user has a password, and none is given", fix);
+        }
+    }
+
+    /// A header from nobody, or bounds that need one.
+    fn proxy(&mut self) {
+        const PROXY: &str = "listen.proxy";
+        let Listen { proxy, proxy_trusted, .. } = &self.settings.listen;
+        if *proxy == ProxyHeader::Required {
+            if proxy_trusted.is_empty() {
+                let trusted = self.called("listen.proxy_trusted", PROXY);
+                let fix = format!("add {trusted} with your load balancer's own addresses, such as 10.0.1.7");
+                self.add(PROXY, format!("without {trusted} no header would be believed"), fix);
+            }
+            if self.is("limits.source_connections") {
+                let fix = "leave it out: `limits.source_unproven` and `limits.endpoint_connections` tell clients apart";
+                self.add("limits.source_connections", "behind a load balancer all connections have its address", fix);
+            }
+            return;
+        }
+        for key in ["listen.proxy_trusted", "limits.source_unproven", "limits.endpoint_connections"] {
+            if self.is(key) {
+                let proxy = self.called(PROXY, key);
+                self.add(key, format!("without {proxy} as `required` it says nothing"), "leave it out, or add that");
+            }
         }
     }
 

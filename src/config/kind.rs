@@ -10,6 +10,7 @@ use toml::de::DeValue;
 
 use super::values::{self, ClientShare, WeightedQueue};
 use crate::bridge::foreign::template::Template;
+use crate::ranges::AddressRange;
 
 /// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,6 +43,8 @@ pub(crate) enum Kind {
     WeightedQueues,
     /// Shares of clients, each `CLIENT=PERCENT`.
     ClientShares,
+    /// Ranges of addresses, each `ADDRESS` or `ADDRESS/PREFIX`.
+    AddressRanges,
     /// A worker's name.
     Worker,
     /// A client's name.
@@ -174,6 +177,7 @@ impl Kind {
                 | Self::ContentTypes
                 | Self::WeightedQueues
                 | Self::ClientShares
+                | Self::AddressRanges
                 | Self::Variables
         )
     }
@@ -184,6 +188,7 @@ impl Kind {
             Self::ContentTypes => "[\"application/json\", \"text/*\"], or [\"*/*\"] for all",
             Self::WeightedQueues => "[\"urgent=5\", \"bulk\"]",
             Self::ClientShares => "[\"shop=50\", \"mail=10\"]",
+            Self::AddressRanges => "[\"10.0.1.7\", \"10.0.2.0/28\"]",
             Self::Variables => "[\"AWS_*\", \"MY_TOKEN\"]",
             _ => "[\"a\", \"b\"]",
         }
@@ -195,6 +200,7 @@ impl Kind {
             Self::ContentTypes => ("*/*", |text| text.parse::<MediaRange>().err().map(|error| error.to_string())),
             Self::WeightedQueues => ("", |text| text.parse::<WeightedQueue>().err()),
             Self::ClientShares => ("", |text| text.parse::<ClientShare>().err()),
+            Self::AddressRanges => ("", |text| text.parse::<AddressRange>().err()),
             Self::Variables => ("", no_variables),
             _ => return Ok(Value::List(texts)),
         };
@@ -308,6 +314,7 @@ impl fmt::Display for Kind {
             Self::Queue => f.write_str("a queue's name"),
             Self::WeightedQueues => f.write_str("a list of queues, with weights or without"),
             Self::ClientShares => f.write_str("a list of clients with their shares"),
+            Self::AddressRanges => f.write_str("a list of addresses or ranges of them"),
             Self::Worker => f.write_str("a worker's name"),
             Self::Client => f.write_str("a client's name"),
             Self::Clients => f.write_str("a list of clients' names, or `[\"*\"]`"),

@@ -192,6 +192,7 @@ mod tests {
                 Kind::Count(..) => "5",
                 Kind::Choice(words) => words[1].0,
                 Kind::ClientShares => "some=50",
+                Kind::AddressRanges => "10.0.1.0/28",
                 _ => "some",
             };
             let merged = Merged::of(vec![layer(&[(setting.key, text)], "somewhere:7")]).unwrap();

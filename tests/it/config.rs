@@ -158,6 +158,25 @@ fn what_contradicts_something_else_is_a_mistake() {
             "[nats]\nservers = [\"a\"]\n[listen]\nnats_waits = 5\nnats_waits_per_client = 6",
             &["relay.toml:5: listen.nats_waits_per_client", "`listen.nats_waits` is 5"],
         ),
+        (
+            "[listen]\nproxy = \"required\"",
+            &["relay.toml:2: listen.proxy", "without `listen.proxy_trusted` no header would be believed", "10.0.1.7"],
+        ),
+        (
+            "[listen]\nproxy = \"required\"\nproxy_trusted = [\"10.0.1.7\"]\n[limits]\nsource_connections = 5",
+            &["relay.toml:5: limits.source_connections", "all connections have its address"],
+        ),
+        (
+            "[listen]\nproxy_trusted = [\"10.0.1.7\"]",
+            &["relay.toml:2: listen.proxy_trusted", "without `listen.proxy` as `required` it says nothing"],
+        ),
+        ("[listen]\nproxy = \"off\"\n[limits]\nsource_unproven = 5", &["relay.toml:4: limits.source_unproven"]),
+        ("[limits]\nendpoint_connections = 5", &["relay.toml:2: limits.endpoint_connections"]),
+        ("[listen]\nproxy = \"optional\"", &["listen.proxy", "write \"off\" or \"required\""]),
+        (
+            "[listen]\nproxy_trusted = [\"10.0.1.7/28\"]",
+            &["relay.toml:2: listen.proxy_trusted", "write `10.0.1.0/28`, or `10.0.1.7`"],
+        ),
         ("[[queue]]\nname = \"q\"\nlease = \"2h\"", &["relay.toml:3: queue.q.lease", "`lease_max` (1h)"]),
         (
             "[queue_defaults]\nretry_base = \"10m\"\n[[queue]]\nname = \"q\"",

@@ -9,7 +9,7 @@ mod brokers;
 mod serving;
 
 pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
-pub(crate) use serving::{Access, Admin, Bounds, Listen, Log, LogFormat, Order, Store, Telemetry, Worker};
+pub(crate) use serving::{Access, Admin, Bounds, Listen, Log, LogFormat, Order, ProxyHeader, Store, Telemetry, Worker};
 
 /// A setting, as its field declares it.
 #[derive(Clone, Copy, Debug)]

@@ -11,12 +11,22 @@ use super::super::kind::Kind;
 use super::super::values::{ClientShare, WeightedQueue};
 use super::{Setting, Table, switch, table, value};
 use crate::api::DurationText;
+use crate::ranges::AddressRange;
 
 table! {
     /// Where clients and workers connect, and how the process ends.
     "listen", Some("Listening"), Listen {
         /// Where clients connect; port 0 takes a free one
         http: SocketAddr = value("listen", "RELAY_LISTEN", "ADDR", Kind::Address).or("127.0.0.1:7410");
+        /// Whether a load balancer writes a PROXY header in front of each connection of clients
+        proxy: ProxyHeader = value("proxy", "RELAY_PROXY", "WHETHER", Kind::Choice(&[
+            ("off", "None is read, and none is believed"),
+            ("required", "Version 2, on each connection; those without one are closed"),
+        ])).or("off");
+        /// The addresses from which a PROXY header is believed: the load balancer's own, such as 10.0.1.7, or ranges such as
+        /// 10.0.1.0/28. Other peers are closed unread. Every host of a range can say that it is any client's endpoint
+        proxy_trusted: Vec<AddressRange> =
+            value("proxy-trusted", "RELAY_PROXY_TRUSTED", "RANGE[,RANGE]", Kind::AddressRanges);
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
         /// Bytes that workers' connections may hold together, beside 64 KiB of each: frames on their way in, requests that are not
@@ -73,6 +83,12 @@ table! {
         /// Make the limits smaller where the memory that this process may use is less than they can come to need; without it, a
         /// warning says both numbers
         fit_memory: bool = switch("fit-memory", "RELAY_FIT_MEMORY");
+        /// With a PROXY header: connections of one source on which nobody was authenticated yet; more are closed. A source is a
+        /// VPC endpoint with the address behind it, or an address
+        source_unproven: u32 = value("source-unproven", "RELAY_SOURCE_UNPROVEN", "N", Kind::Count(1, 1_000_000)).or("16");
+        /// With a PROXY header: connections through one VPC endpoint; more are closed
+        endpoint_connections: u32 =
+            value("endpoint-connections", "RELAY_ENDPOINT_CONNECTIONS", "N", Kind::Count(1, 1_000_000)).or("256");
         /// How much of requests, connections, streams and bytes one client may hold, in percent [default: 25, and 100 where the
         /// keys are of one client or nobody is authenticated]
         client_share: Option<u8> = value("client-share", "RELAY_CLIENT_SHARE", "PERCENT", Kind::Count(1, 100));
@@ -156,6 +172,17 @@ table! {
         /// Stop a handler that takes longer; the attempt counts as failed and is retried
         timeout: Option<DurationText> = value("timeout", "RELAY_WORKER_TIMEOUT", "DURATION", Kind::Duration(1)).under("Handler");
     }
+}
+
+/// Whether a header of a load balancer is in front of each connection. There is no third way: a peer that could choose would
+/// choose whether it is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProxyHeader {
+    /// None is read.
+    Off,
+    /// Every connection begins with one.
+    Required,
 }
 
 /// Which queue a worker asks first.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use relay_bridge::support::lock;
@@ -15,6 +15,7 @@ use super::held::Held;
 use crate::auth::credential::Credential;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
+use crate::ingress::proxy::Source;
 
 /// The unit in which unread bytes of answers are counted.
 pub(super) const UNREAD_UNIT: usize = 16 * 1024;
@@ -30,7 +31,10 @@ const RESET_WITHIN: Duration = Duration::from_secs(1);
 /// A peer's connection.
 pub(super) struct Connection {
     pub(super) id: u64,
-    pub(super) source: IpAddr,
+    /// The address of the other end of its socket: a balancer's, where there is one in front.
+    pub(super) peer: IpAddr,
+    /// Its peer as the balancer in front names it; nothing without a PROXY header.
+    pub(super) source: OnceLock<Source>,
     start: Instant,
     /// Requests whose answers are not ready.
     running: AtomicU64,
@@ -53,10 +57,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, source: IpAddr) -> Arc<Self> {
+    pub(super) fn new(id: u64, peer: IpAddr) -> Arc<Self> {
         Arc::new(Self {
             id,
-            source,
+            peer,
+            source: OnceLock::new(),
             start: Instant::now(),
             running: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),

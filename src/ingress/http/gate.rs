@@ -16,6 +16,7 @@ use http::uri::Authority;
 use http::{Method, Request};
 use http_body::Body as HttpBody;
 use tower::Service;
+use tracing::field::display;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
@@ -43,7 +44,8 @@ where
     let request_id = request_id::mint();
     let (method, all) = (request.method().clone(), request.uri().path() == "*");
     let trace_id = headers::trace_id(request.headers());
-    let span = info_span!("request", request_id, trace_id, method = %request.method(), path = request.uri().path());
+    let (path, source) = (request.uri().path(), connection.source.get().map(display));
+    let span = info_span!("request", request_id, trace_id, source, method = %request.method(), path);
     async {
         let (mut place, mut is_known) = (None, true);
         let admitted = admit(&served, router, request, connection, (&mut place, &mut is_known));

@@ -4,6 +4,7 @@
 //!
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
 //!   many there are, and which one makes room for others.
+//! - `proxied`: the header of a balancer in front, before HTTP.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `framing`: what decides where a request ends.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use super::budget::Budget;
 use super::clients::ClientShares;
 use super::events::{Events, Watched};
+use super::proxy::{HeaderCounts, HeaderOutcome, Proxy};
 use super::rates::Rates;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
@@ -50,6 +52,7 @@ mod jobs;
 mod page;
 mod pools;
 mod prefer;
+mod proxied;
 mod request;
 mod results;
 mod room;
@@ -90,6 +93,8 @@ pub struct Limits {
     /// Connections from one address at a time; more are closed unread. `None`, the default: as many as there may be, because
     /// behind a load balancer all callers have its address.
     pub per_source: Option<usize>,
+    /// Balancers that write a PROXY header on each connection. `None`, the default: no header is read, and none is believed.
+    pub proxy: Option<Proxy>,
     /// How much of requests, connections, streams and bytes one client may hold. By default a quarter, and everything where
     /// nobody is authenticated.
     pub shares: Arc<ClientShares>,
@@ -126,6 +131,7 @@ impl Default for Limits {
             connections: 20_000,
             unproven: 1_000,
             per_source: None,
+            proxy: None,
             shares: ClientShares::new(None, HashMap::new(), || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
@@ -161,6 +167,9 @@ pub struct Ingress {
     /// Connections on which somebody was authenticated.
     proven: Arc<Budget>,
     pools: Arc<Pools>,
+    proxy_headers: HeaderCounts,
+    /// The lines of the log about connections that are closed before their first request, by the outcome of their header.
+    closed_early: [Strangers; HeaderOutcome::ALL.len()],
     refusals: Refusals,
     strangers: Strangers,
     followers: Arc<Budget>,
@@ -192,6 +201,8 @@ impl Ingress {
             requests: budget(limits.requests),
             proven: budget(limits.connections),
             pools: Pools::new(&limits),
+            proxy_headers: HeaderCounts::default(),
+            closed_early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
             refusals: Refusals::default(),
             strangers: Strangers::new(clock.clone()),
             followers: budget(limits.followers),
@@ -232,6 +243,12 @@ impl Ingress {
     #[must_use]
     pub fn connections(&self) -> (usize, usize) {
         self.pools.counts()
+    }
+
+    /// How often which end a listener's look for a PROXY header had.
+    #[must_use]
+    pub fn proxy_headers(&self) -> &HeaderCounts {
+        &self.proxy_headers
     }
 
     /// How fast each client submits, for an ingress of another protocol in the same process.

@@ -3,6 +3,7 @@
 //! idle for longest; where none is idle, or a second old, new peers wait in the listen queue.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,6 +14,8 @@ use tokio::sync::Notify;
 
 use super::Limits;
 use super::connection::Connection;
+use crate::ingress::proxy::header::EndpointId;
+use crate::ingress::proxy::{HeaderOutcome, Source};
 
 /// How soon a full pool is looked at again for an idle member.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -24,6 +27,8 @@ pub(super) struct Pools {
     max: usize,
     unproven_max: usize,
     per_source: Option<usize>,
+    source_unproven: usize,
+    endpoint_max: usize,
     next: AtomicU64,
     state: Mutex<State>,
     changed: Notify,
@@ -33,7 +38,12 @@ pub(super) struct Pools {
 struct State {
     all: HashMap<u64, Arc<Connection>>,
     unproven: HashMap<u64, Arc<Connection>>,
-    sources: HashMap<IpAddr, usize>,
+    /// Members by the address of their socket, where that is bounded.
+    peers: HashMap<IpAddr, usize>,
+    /// Unproven members by their source, where a balancer names it.
+    sources: HashMap<Source, usize>,
+    /// Members by the VPC endpoint that they came through.
+    endpoints: HashMap<EndpointId, usize>,
     /// Members that were idle at the last look, the one that had been so for longest at the end.
     idle: Vec<Arc<Connection>>,
 }
@@ -44,6 +54,8 @@ impl Pools {
             max: limits.connections.max(1),
             unproven_max: limits.unproven.clamp(1, limits.connections.max(1)),
             per_source: limits.per_source,
+            source_unproven: limits.proxy.as_ref().map_or(usize::MAX, |proxy| proxy.source_unproven),
+            endpoint_max: limits.proxy.as_ref().map_or(usize::MAX, |proxy| proxy.endpoint_connections),
             next: AtomicU64::new(0),
             state: Mutex::default(),
             changed: Notify::new(),
@@ -57,11 +69,11 @@ impl Pools {
         (state.all.len() - unproven, unproven)
     }
 
-    /// Waits for a place and gives it to a peer from `source`; `None` if there are as many from there as may be.
-    pub(super) async fn enter(self: &Arc<Self>, source: IpAddr) -> Option<Member> {
+    /// Waits for a place and gives it to `peer`; `None` if there are as many from there as may be.
+    pub(super) async fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Member> {
         loop {
             let changed = self.changed.notified();
-            match self.try_enter(source) {
+            match self.try_enter(peer) {
                 Entered::In(connection) => return Some(Member { pools: Arc::clone(self), connection }),
                 Entered::TooMany => return None,
                 Entered::Full => {}
@@ -71,9 +83,9 @@ impl Pools {
         }
     }
 
-    fn try_enter(&self, source: IpAddr) -> Entered {
+    fn try_enter(&self, peer: IpAddr) -> Entered {
         let mut state = self.state();
-        if self.per_source.is_some_and(|most| state.sources.get(&source).is_some_and(|count| *count >= most)) {
+        if self.per_source.is_some_and(|most| state.peers.get(&peer).is_some_and(|count| *count >= most)) {
             return Entered::TooMany;
         }
         if state.unproven.len() >= self.unproven_max {
@@ -87,18 +99,45 @@ impl Pools {
             let Some(longest) = state.longest_idle() else { return Entered::Full };
             state.close(&longest);
         }
-        let connection = Connection::new(self.next.fetch_add(1, Ordering::Relaxed), source);
+        let connection = Connection::new(self.next.fetch_add(1, Ordering::Relaxed), peer);
         state.all.insert(connection.id, Arc::clone(&connection));
         state.unproven.insert(connection.id, Arc::clone(&connection));
         if self.per_source.is_some() {
-            *state.sources.entry(source).or_default() += 1;
+            *state.peers.entry(peer).or_default() += 1;
         }
         Entered::In(connection)
     }
 
+    /// Notes the source of `connection`, which a balancer named.
+    ///
+    /// # Errors
+    /// If there are as many of that source or endpoint as may be: the connection is to be closed.
+    pub(super) fn name(&self, connection: &Connection, source: Source) -> Result<(), HeaderOutcome> {
+        let mut state = self.state();
+        // One that was closed to make room is counted nowhere any more, and ends by itself.
+        if !state.unproven.contains_key(&connection.id) {
+            return Ok(());
+        }
+        if let Some(endpoint) = &source.endpoint
+            && state.endpoints.get(endpoint).is_some_and(|count| *count >= self.endpoint_max)
+        {
+            return Err(HeaderOutcome::EndpointFull);
+        }
+        if state.sources.get(&source).is_some_and(|count| *count >= self.source_unproven) {
+            return Err(HeaderOutcome::SourceFull);
+        }
+        if connection.source.set(source.clone()).is_ok() {
+            if let Some(endpoint) = &source.endpoint {
+                *state.endpoints.entry(endpoint.clone()).or_default() += 1;
+            }
+            *state.sources.entry(source).or_default() += 1;
+        }
+        Ok(())
+    }
+
     /// Notes that somebody was authenticated on `connection`.
     pub(super) fn proven(&self, connection: &Connection) {
-        self.state().unproven.remove(&connection.id);
+        self.state().no_longer_unproven(connection);
         self.changed.notify_one();
     }
 
@@ -141,13 +180,30 @@ impl State {
 
     fn remove(&mut self, connection: &Connection) {
         connection.gives_its_place_back();
-        self.unproven.remove(&connection.id);
-        let was_there = self.all.remove(&connection.id).is_some();
-        if was_there && let Some(count) = self.sources.get_mut(&connection.source) {
-            *count -= 1;
-            if *count == 0 {
-                self.sources.remove(&connection.source);
-            }
+        self.no_longer_unproven(connection);
+        if self.all.remove(&connection.id).is_none() {
+            return;
+        }
+        one_less(&mut self.peers, &connection.peer);
+        if let Some(endpoint) = connection.source.get().and_then(|source| source.endpoint.as_ref()) {
+            one_less(&mut self.endpoints, endpoint);
+        }
+    }
+
+    fn no_longer_unproven(&mut self, connection: &Connection) {
+        if self.unproven.remove(&connection.id).is_some()
+            && let Some(source) = connection.source.get()
+        {
+            one_less(&mut self.sources, source);
+        }
+    }
+}
+
+fn one_less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, of: &K) {
+    if let Some(count) = counts.get_mut(of) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(of);
         }
     }
 }
@@ -172,11 +228,16 @@ mod tests {
     use super::*;
     use crate::ingress::budget::Budget;
     use crate::ingress::clients::{ClientShares, Owner};
+    use crate::ingress::proxy::Proxy;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn pools(connections: usize, unproven: usize) -> Arc<Pools> {
         Pools::new(&Limits { connections, unproven, ..Limits::default() })
+    }
+
+    fn endpoint(id: &str) -> Option<EndpointId> {
+        EndpointId::read(id.as_bytes())
     }
 
     fn prove(pools: &Arc<Pools>, member: &Member) {
@@ -199,7 +260,7 @@ mod tests {
         assert!(!known.connection.ends.is_cancelled());
         assert_eq!(pools.counts(), (1, 2));
         drop((first, second, third, known));
-        assert_eq!((pools.counts(), pools.state().sources.len()), ((0, 0), 0));
+        assert_eq!((pools.counts(), pools.state().peers.len()), ((0, 0), 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -225,5 +286,49 @@ mod tests {
         assert!(pools.enter(Ipv4Addr::new(127, 0, 0, 2).into()).await.is_some());
         drop(one);
         assert!(pools.enter(HERE).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_has_few_members_without_a_caller_and_an_endpoint_its_own_number_of_all() {
+        let proxy = Proxy { source_unproven: 1, endpoint_connections: 2, ..Proxy::new(Vec::new()) };
+        let pools = Pools::new(&Limits { proxy: Some(proxy), ..Limits::default() });
+        let [ours, theirs] = &["vpce-0000000a", "vpce-0000000b"].map(endpoint);
+        let source = |endpoint: &Option<EndpointId>, last: u8| Source {
+            endpoint: endpoint.clone(),
+            address: IpAddr::from([10, 0, 0, last]),
+        };
+        let named = async |source: Source| {
+            let member = pools.enter(HERE).await.unwrap();
+            pools.name(&member.connection, source).map(|()| member)
+        };
+        let first = named(source(ours, 1)).await.unwrap();
+        assert_eq!(named(source(ours, 1)).await.err(), Some(HeaderOutcome::SourceFull));
+        // The same address of another company, and of none, is another source.
+        let (other, local) = (named(source(theirs, 1)).await.unwrap(), named(source(&None, 1)).await.unwrap());
+        prove(&pools, &first);
+        let second = named(source(ours, 1)).await.unwrap();
+        assert_eq!(named(source(ours, 2)).await.err(), Some(HeaderOutcome::EndpointFull), "whichever address it has");
+        drop(first);
+        assert_eq!(named(source(ours, 1)).await.err(), Some(HeaderOutcome::SourceFull), "of the second one");
+        drop(second);
+        let third = named(source(ours, 1)).await.unwrap();
+        drop((other, local, third));
+        let state = pools.state();
+        assert_eq!((state.all.len(), state.sources.len(), state.endpoints.len(), state.peers.len()), (0, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_was_closed_for_others_is_counted_nowhere_whenever_its_source_is_named() {
+        let proxy = Proxy { source_unproven: 1, ..Proxy::new(Vec::new()) };
+        let pools = Pools::new(&Limits { unproven: 1, proxy: Some(proxy), ..Limits::default() });
+        let source = Source { endpoint: endpoint("vpce-0000000a"), address: HERE };
+        let closed = pools.enter(HERE).await.unwrap();
+        let member = pools.enter(HERE).await.unwrap();
+        assert!(closed.connection.leaves.is_cancelled());
+        assert_eq!(pools.name(&closed.connection, source.clone()), Ok(()));
+        assert_eq!(pools.name(&member.connection, source), Ok(()));
+        drop((closed, member));
+        let state = pools.state();
+        assert_eq!((state.sources.len(), state.endpoints.len()), (0, 0));
     }
 }

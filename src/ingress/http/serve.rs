@@ -1,5 +1,5 @@
 //! The accept loop: connections within a cap, each with a guard against peers that send nothing, and a drain with a
-//! deadline. TLS and the PROXY header will stand between accept and HTTP.
+//! deadline. The PROXY header stands between accept and HTTP; TLS will, behind it.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 use super::connection::Connection;
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
-use super::{Ingress, Limits, Served, gate, held, routes};
+use super::{Ingress, Limits, Served, gate, held, proxied, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -114,6 +114,9 @@ impl Connections {
                 }
             };
             pause = PAUSE_MIN;
+            if !proxied::is_let_in(&self.served.ingress, peer.ip()) {
+                continue;
+            }
             // This one waits unread, and the ones behind it in the listen queue, where they cost nothing here.
             match self.served.ingress.pools.enter(peer.ip()).await {
                 Some(member) => drop(self.served.tasks.spawn(self.connection(stream, member))),
@@ -123,7 +126,7 @@ impl Connections {
     }
 
     /// Serves `stream`, and gives its place back at the end. Not wrapped in another future, which would take its size again.
-    fn connection(&self, stream: TcpStream, member: Member) -> impl Future<Output = ()> + Send + 'static {
+    fn connection(&self, mut stream: TcpStream, member: Member) -> impl Future<Output = ()> + Send + 'static {
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
         async move {
@@ -133,6 +136,19 @@ impl Connections {
                 debug!(%error, "can't set TCP_NODELAY");
             }
             let mut guard = Guard::new(Arc::clone(&connection), &served.ingress.limits);
+            if served.ingress.limits.proxy.is_some() {
+                let ended = async {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = connection.leaves.cancelled() => {}
+                        () = kill.cancelled() => {}
+                    }
+                };
+                // On the heap, and gone before HTTP begins.
+                if !Box::pin(proxied::begins(&served.ingress, &mut stream, &connection, ended)).await {
+                    return;
+                }
+            }
             let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
                 let connection = Arc::clone(&connection);

@@ -37,11 +37,12 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
         Authenticated::ApiKey(id) => ("api-key", Some(id)),
         Authenticated::Development => ("development", None),
     };
+    let endpoint = peer.connection.source.get().and_then(|source| source.endpoint.as_ref());
     let body = Whoami {
         client: caller.client,
         authenticated_by: authenticated_by.to_owned(),
         key_id,
-        vpc_endpoint_id: None,
+        vpc_endpoint_id: endpoint.map(|id| id.to_string()),
         queues: caller.queues,
         rights: caller.rights.iter().map(|right| right.to_string()).collect(),
         durability: ingress.broker.capabilities.durability.as_str().to_owned(),

@@ -9,6 +9,7 @@ mod failing;
 mod jobs;
 mod naming;
 mod policy;
+mod proxy;
 mod refusals;
 mod results;
 mod submit;

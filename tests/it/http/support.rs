@@ -58,19 +58,20 @@ impl Setup {
         (self.break_broker)(&mut seen);
         let leasing = Arc::clone(&seen.leasing);
         let ingress = Ingress::new(seen, self.authenticator, self.limits, self.clock.clone());
-        let leasing = ingress.watched(leasing);
+        let (leasing, serves) = (ingress.watched(leasing), Arc::clone(&ingress));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, ingress, shutdown.clone(), self.drain));
-        Relay { address, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
+        serving.spawn(serve(listener, serves, shutdown.clone(), self.drain));
+        Relay { address, ingress, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
     }
 }
 
 /// A relay that serves until it is dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
+    pub(crate) ingress: Arc<Ingress>,
     /// As workers of this process have it.
     pub(crate) leasing: Arc<dyn Leasing>,
     policies: Arc<dyn PolicyStore>,
