@@ -141,6 +141,7 @@ impl Connections {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
                         () = connection.leaves.cancelled() => {}
+                        () = connection.ends.cancelled() => {}
                         () = kill.cancelled() => {}
                     }
                 };
