@@ -324,7 +324,7 @@ mod tests {
         let source = Source { endpoint: endpoint("vpce-0000000a"), address: HERE };
         let closed = pools.enter(HERE).await.unwrap();
         let member = pools.enter(HERE).await.unwrap();
-        assert!(closed.connection.leaves.is_cancelled());
+        assert!(closed.connection.ends.is_cancelled());
         assert_eq!(pools.name(&closed.connection, source.clone()), Ok(()));
         assert_eq!(pools.name(&member.connection, source), Ok(()));
         drop((closed, member));
