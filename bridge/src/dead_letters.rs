@@ -26,7 +26,7 @@ pub struct LetterHead {
 }
 
 impl LetterHead {
-    /// What a list has of a letter that was read whole. Fields of a newer writer are left out: they would keep the memory in
+    /// The part that a list has of a letter that was read whole. Fields of a newer writer are left out: they would keep the memory in
     /// which the letter was read.
     #[must_use]
     pub fn of(letter: DeadLetter) -> Self {

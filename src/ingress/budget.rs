@@ -135,7 +135,7 @@ impl Budget {
             state.owners.entry(owner.clone()).or_default().waiting.push_back(Waiting { amount, tell });
             told
         };
-        // Whatever becomes of this call, its place in the line goes with it.
+        // Its place in the line goes with this call, however the call ends.
         let mut waiting = Leaving { budget: self, owner, told };
         // Others may wait for nothing but their own shares.
         self.go_round();

@@ -40,7 +40,7 @@ fn a_client_that_stores_without_end_is_stopped_at_its_own_bytes_and_others_go_on
     let rerun = ask_for(address, &format!("POST /v1/jobs/{}/rerun?from=1", taken[0]), &keys[0], "");
     assert_eq!(rerun.0, 202, "a rerun keeps nothing more");
     assert_eq!(submit(&keys[1]).0, 202, "another client has bytes of its own");
-    // What it erases it may store again.
+    // It may store again as much as it erases.
     assert_eq!(ask_for(address, &format!("DELETE /v1/jobs/{}", taken[1]), &keys[0], "").0, 204);
     assert_eq!(submit(&keys[0]).0, 202);
     attacked.server.stop();

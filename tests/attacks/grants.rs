@@ -168,7 +168,7 @@ async fn a_key_makes_the_calls_that_its_rights_say_and_no_other() {
                 let still = call(&attacked, &all, "GET /v1/jobs/{id}/result", &job, "").await;
                 assert_eq!((still.status, &*still.body), (200, "result"), "{line}");
             }
-            // What the call itself submitted.
+            // The jobs that the call itself submitted.
             while ask(&attacked, &all, "GET /v1/jobs?state=queued", &[], "").await.body.contains("job_id") {
                 hands.work("q1", "result").await;
             }

@@ -77,7 +77,7 @@ fn a_worker_on_sqs_keeps_its_aws_credentials() {
     assert!(!line.contains("AWS_") && line.contains("OTLP_HEADERS"), "{line}");
 }
 
-/// What a person sees whose terminal is stdout and stderr of the command.
+/// The text that a person sees whose terminal is stdout and stderr of the command.
 fn on_a_terminal(mut command: Command) -> String {
     let pty = openpty(None, None).unwrap();
     command.env("NO_COLOR", "1").stdout(pty.slave.try_clone().unwrap()).stderr(pty.slave);

@@ -225,7 +225,7 @@ pub async fn the_bytes_that_a_client_keeps_are_bounded_or_such_a_policy_is_refus
     assert_eq!(refused(jobs.enqueue(fourth.clone()).await), full);
     stage.assert_absent(&fourth).await;
     stage.submit_plain(&stage.client("b")).await;
-    // What was accepted is finished whatever the bound says, and its result counts.
+    // A job that was accepted is finished whatever the bound says, and its result counts.
     let held = stage.lease_all().await;
     for delivery in held.iter().filter(|delivery| [first.id, second.id].contains(&delivery.job.id)) {
         stage.record_first(&stage.success(delivery, vec![8; BYTES as usize])).await;

@@ -78,7 +78,7 @@ async fn a_cursor_tells_nothing_of_the_results_of_other_clients() {
     assert_eq!(store.cursor_of_now("nobody").await.sequence, 0);
 }
 
-/// What a relay of 1.3 makes of the numbers of results: one count over all clients.
+/// Numbers results as a relay of 1.3 does: one count over all clients.
 const AS_BEFORE: &str = "
 UPDATE results SET n = 1000 + rowid;
 UPDATE results SET n = n - 1000;

@@ -13,7 +13,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The largest share of its disk that a reserve takes: one in so many bytes.
 const SHARE: u64 = 8;
-/// What a write takes beside its bytes, which are written twice, into the log and into the file: pages that change with them.
+/// The bytes that a write takes beside its own, which are written twice, into the log and into the file: pages that change with them.
 const BESIDE: u64 = 16 * 1024;
 /// The most of the log that is yet to be copied into the file, unless somebody reads for long.
 const LOG_MAX: u64 = 8 * 1024 * 1024;
@@ -51,7 +51,7 @@ impl Room {
         let (path, reserve) = self.kept.as_ref()?;
         let is_old = self.looked_at.is_none_or(|at| now >= at + LOOK_EVERY);
         if is_old || (self.had_room && cost(bytes) > self.left) {
-            // What can't be looked at refuses nothing: a write says itself when it finds no room.
+            // A volume that can't be looked at refuses nothing: a write says itself when it finds no room.
             self.left = spare(path, *reserve, conn).unwrap_or(u64::MAX);
             (self.looked_at, self.had_room) = (Some(now), cost(bytes) <= self.left);
         }
@@ -111,7 +111,7 @@ mod tests {
         assert!(room.refuses(&conn, "enqueue", 0, at(999)).is_some());
         assert!(room.refuses(&conn, "enqueue", 0, at(1_000)).is_none());
         room.write(10);
-        // What was left is written: somebody looks, and finds more.
+        // The rest is written by now: somebody looks, and finds more.
         (room.left, room.had_room) = (cost(10), true);
         room.write(10);
         assert!(room.refuses(&conn, "enqueue", 10, at(1_001)).is_none() && room.left > cost(10));

@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// What the block lets client `acme` publish and subscribe to beside its inbox.
+    /// The subjects that the block lets client `acme` publish and subscribe to beside its inbox.
     fn allowed(file: &std::path::Path) -> Vec<String> {
         let args = PermissionsArgs {
             clients: vec!["somebody".parse().unwrap()],

@@ -17,7 +17,7 @@ use crate::auth::{Caller, Refused};
 use crate::ingress::headers::single;
 use crate::ingress::jobs;
 
-/// Who the gate found the caller to be, on the way to the handler.
+/// The caller as the gate found it, on the way to the handler.
 #[derive(Clone)]
 pub(super) struct Identified(pub(super) Result<Caller, Refusal>);
 

@@ -72,7 +72,7 @@ pub enum HeaderOutcome {
     Silent,
     /// It ended within its header, or took too long.
     Cut,
-    /// What came is no header that is believed.
+    /// The bytes that came are no header that is believed.
     Malformed,
     /// Its source had as many connections without a caller as it may.
     SourceFull,

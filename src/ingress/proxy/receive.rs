@@ -19,7 +19,7 @@ pub(crate) enum Unread {
     /// It ended early, or took too long.
     #[error("the connection ended, or its time for a PROXY header did, within the header")]
     Cut,
-    /// What came is no header.
+    /// The bytes that came are no header.
     #[error(transparent)]
     Malformed(#[from] Malformed),
 }

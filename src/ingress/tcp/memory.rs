@@ -13,7 +13,7 @@ use relay_bridge::support::lock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time;
 
-/// What each connection has of its own.
+/// The bytes that each connection has of its own.
 pub(super) const OWN_BYTES: usize = 64 * 1024;
 /// How long a frame waits for its bytes at most. Meanwhile nothing is read from its connection.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);

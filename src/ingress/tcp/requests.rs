@@ -30,7 +30,7 @@ impl Session {
         permit: OwnedSemaphorePermit,
     ) {
         request.wait = request.wait.min(LEASE_WAIT_MAX);
-        // Whatever name the frame has.
+        // The frame may have any name.
         request.worker = self.worker.clone();
         let leased = match self.may_lease(&request) {
             Err(refusal) => Err(refusal),

@@ -30,7 +30,7 @@ fn behind(trusted: &str) -> Setup {
     setup
 }
 
-/// What came of the connections to `relay` so far, without what never came.
+/// The outcomes of the connections to `relay` so far, without what never came.
 fn outcomes(relay: &Relay) -> Vec<(&'static str, u64)> {
     let counts = relay.ingress.proxy_headers();
     let all = HeaderOutcome::ALL.map(|outcome| (outcome.as_str(), counts.count(outcome)));

@@ -50,7 +50,7 @@ fn proxied(address: &str, endpoint: Option<&str>) -> Header {
     Header::Proxied { address: address.parse().unwrap(), endpoint }
 }
 
-/// What comes of bytes that arrive one by one: the header, and how many of them are of it.
+/// The outcome of bytes that arrive one by one: the header, and how many of them are of it.
 fn one_by_one(bytes: &[u8]) -> Result<(Header, usize), Malformed> {
     let mut there = 0;
     loop {
