@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use relay_bridge::support::lock;
 use tokio::sync::oneshot;
 
@@ -26,7 +27,7 @@ pub struct Budget {
 struct State {
     taken: usize,
     /// Those that hold something or wait for it: no more than there are holders.
-    owners: HashMap<Owner, Own>,
+    owners: HashMap<Owner, Own, RandomState>,
     /// The owners that wait, the next one first.
     turns: VecDeque<Owner>,
     /// Whether one of them waits for more of the budget, and not only for its own share.

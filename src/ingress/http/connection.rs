@@ -2,14 +2,15 @@
 //! on which nothing happens can be dropped.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::task::Context;
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use relay_bridge::support::lock;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use crate::auth::credential::Credential;
@@ -50,10 +51,20 @@ pub(super) struct Connection {
     proven: AtomicBool,
     /// Its place among its client's connections.
     place: Mutex<Option<Share>>,
-    /// Cancelled when it is to finish what it has and end.
-    pub(super) leaves: CancellationToken,
-    /// Cancelled when it is to end at once.
-    pub(super) ends: CancellationToken,
+    /// The [`Asked`] that it was last asked for. No token: its task looks at each turn, and tokens have locks.
+    asked: AtomicU8,
+    task: AtomicWaker,
+}
+
+/// What a connection is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To go on.
+    Nothing,
+    /// To finish what it has, and end.
+    Leave,
+    /// To end at once.
+    End,
 }
 
 impl Connection {
@@ -71,8 +82,8 @@ impl Connection {
             strangers: AtomicU32::new(0),
             proven: AtomicBool::new(false),
             place: Mutex::default(),
-            leaves: CancellationToken::new(),
-            ends: CancellationToken::new(),
+            asked: AtomicU8::new(Asked::Nothing as u8),
+            task: AtomicWaker::new(),
         })
     }
 
@@ -116,9 +127,30 @@ impl Connection {
     pub(super) fn is_strangers(&self) -> bool {
         let many = self.strangers.fetch_add(1, Ordering::Relaxed) + 1 >= STRANGER_MAX;
         if many {
-            self.leaves.cancel();
+            self.ask(Asked::Leave);
         }
         many
+    }
+
+    /// Asks it to leave, or to end.
+    pub(super) fn ask(&self, what: Asked) {
+        self.asked.fetch_max(what as u8, Ordering::SeqCst);
+        self.task.wake();
+    }
+
+    /// What it is asked to do.
+    pub(super) fn asked(&self) -> Asked {
+        match self.asked.load(Ordering::SeqCst) {
+            0 => Asked::Nothing,
+            1 => Asked::Leave,
+            _ => Asked::End,
+        }
+    }
+
+    /// The same, and has its task woken by the next [`ask`](Self::ask).
+    pub(super) fn asked_with(&self, context: &Context<'_>) -> Asked {
+        self.task.register(context.waker());
+        self.asked()
     }
 
     /// Since when it is there; `None` if for less than a second.

@@ -20,7 +20,7 @@ use tracing::field::display;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
-use super::connection::{Connection, Peer};
+use super::connection::{Asked, Connection, Peer};
 use super::hyper::lingering::Lingering;
 use super::request::{self, Identified};
 use super::{Limits, Served, framing, submit};
@@ -160,7 +160,7 @@ fn take_place(
         if connection.prove(take) {
             ingress.pools.proven(connection);
         } else if let Some(full) = refused {
-            connection.leaves.cancel();
+            connection.ask(Asked::Leave);
             return Err(Refusal::full(full, scarce::CONNECTIONS));
         }
     }

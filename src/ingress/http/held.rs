@@ -77,20 +77,24 @@ pub(super) fn hold(mut response: Response, connection: &Arc<Connection>, place: 
         _room: room,
     });
     connection.add(&held);
-    response.map(|body| Body::new(HeldBody { body, rest: Bytes::new(), held }))
+    response.map(|body| Body::new(HeldBody { body, rest: Bytes::new(), begun: false, held }))
 }
 
 struct HeldBody {
     body: Body,
     /// The end of a frame that was larger than what is given out at a time.
     rest: Bytes,
+    begun: bool,
     held: Arc<Held>,
 }
 
 impl HeldBody {
     fn part(&mut self) -> Frame<Bytes> {
         let part = self.rest.split_to(self.rest.len().min(FRAME_MAX));
-        self.held.taken();
+        // The first one is taken when the answer is ready.
+        if std::mem::replace(&mut self.begun, true) {
+            self.held.taken();
+        }
         Frame::data(Bytes::from_owner(Part { part, held: Arc::clone(&self.held) }))
     }
 }
@@ -143,6 +147,9 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.held.taken();
+        // The last one ends the answer, which is noted anyway.
+        if Arc::strong_count(&self.held) > 1 {
+            self.held.taken();
+        }
     }
 }

@@ -13,7 +13,7 @@ use relay_bridge::support::lock;
 use tokio::sync::Notify;
 
 use super::Limits;
-use super::connection::Connection;
+use super::connection::{Asked, Connection};
 use crate::ingress::proxy::header::EndpointId;
 use crate::ingress::proxy::{HeaderOutcome, Source};
 
@@ -174,7 +174,7 @@ impl State {
     }
 
     fn close(&mut self, connection: &Connection) {
-        connection.ends.cancel();
+        connection.ask(Asked::End);
         self.remove(connection);
     }
 
@@ -256,8 +256,8 @@ mod tests {
         let second = pools.enter(HERE).await.unwrap();
         // None is idle before it is a second old.
         let third = pools.enter(HERE).await.unwrap();
-        assert!(first.connection.ends.is_cancelled() && !second.connection.ends.is_cancelled());
-        assert!(!known.connection.ends.is_cancelled());
+        assert!(first.connection.asked() == Asked::End && second.connection.asked() == Asked::Nothing);
+        assert!(known.connection.asked() == Asked::Nothing);
         assert_eq!(pools.counts(), (1, 2));
         drop((first, second, third, known));
         assert_eq!((pools.counts(), pools.state().peers.len()), ((0, 0), 0));
@@ -275,7 +275,7 @@ mod tests {
         assert!(entering.await.is_err(), "both have a request");
         drop(running);
         assert!(pools.enter(HERE).await.is_some());
-        assert_eq!(members.iter().filter(|member| member.connection.ends.is_cancelled()).count(), 1);
+        assert_eq!(members.iter().filter(|member| member.connection.asked() == Asked::End).count(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -324,7 +324,7 @@ mod tests {
         let source = Source { endpoint: endpoint("vpce-0000000a"), address: HERE };
         let closed = pools.enter(HERE).await.unwrap();
         let member = pools.enter(HERE).await.unwrap();
-        assert!(closed.connection.ends.is_cancelled());
+        assert_eq!(closed.connection.asked(), Asked::End);
         assert_eq!(pools.name(&closed.connection, source.clone()), Ok(()));
         assert_eq!(pools.name(&member.connection, source), Ok(()));
         drop((closed, member));

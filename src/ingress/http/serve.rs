@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::connection::Connection;
+use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
 use super::{Ingress, Limits, Served, gate, held, proxied, routes};
@@ -140,8 +140,7 @@ impl Connections {
                 let ended = async {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
-                        () = connection.leaves.cancelled() => {}
-                        () = connection.ends.cancelled() => {}
+                        _ = guard.next() => {}
                         () = kill.cancelled() => {}
                     }
                 };
@@ -165,31 +164,28 @@ impl Connections {
                 })
             };
             let mut http = pin!(builder.serve_connection(TokioIo::new(described), service));
-            let mut silent = pin!(kill.run_until_cancelled(guard.silence()));
+            let (mut stopping, mut killed) = (pin!(shutdown.cancelled()), pin!(kill.cancelled()));
             let mut leaving = false;
             let ended = loop {
                 tokio::select! {
                     biased;
-                    () = shutdown.cancelled(), if !leaving => {
-                        leaving = true;
-                        http.as_mut().graceful_shutdown();
-                    }
-                    () = connection.leaves.cancelled(), if !leaving => {
-                        leaving = true;
-                        http.as_mut().graceful_shutdown();
-                    }
-                    // The peer is told in this turn, and cut off at its end.
-                    () = connection.ends.cancelled(), if !leaving => {
+                    () = stopping.as_mut(), if !leaving => {
                         leaving = true;
                         http.as_mut().graceful_shutdown();
                     }
                     ended = http.as_mut() => break ended,
-                    ended = silent.as_mut() => {
-                        if ended.is_some() {
-                            debug!("a silent peer's connection is dropped");
+                    event = guard.next() => match event {
+                        // One that is to end at once is told so in the next turn, and cut off at its end.
+                        Event::Leave => {
+                            leaving = true;
+                            http.as_mut().graceful_shutdown();
                         }
-                        break Ok(());
-                    }
+                        Event::End => {
+                            debug!("a silent peer's connection is dropped");
+                            break Ok(());
+                        }
+                    },
+                    () = killed.as_mut() => break Ok(()),
                 }
             };
             if let Err(error) = ended {
@@ -199,7 +195,15 @@ impl Connections {
     }
 }
 
-/// Ends a connection on which nothing happens. One timer, which looks again when it fires, instead of one that every request
+/// A connection's next turn, as its guard sees it.
+enum Event {
+    /// It is to finish what it has.
+    Leave,
+    /// It is to be dropped.
+    End,
+}
+
+/// Ends a connection on which nothing happens, or that is asked to. One timer, which looks again when it fires, instead of one that every request
 /// resets. Hyper has no timeout while it finds out which HTTP version a peer speaks, none for HTTP/2 peers that answer pings and
 /// ask nothing, and none for peers that do not read their answers: <https://github.com/hyperium/hyper/issues/3756>.
 struct Guard {
@@ -218,20 +222,23 @@ impl Guard {
         Self { connection, first, idle, timer: Box::pin(tokio::time::sleep(first.min(idle))), head: 0, leaves: None }
     }
 
-    /// Ends when the connection is to be dropped.
-    async fn silence(&mut self) {
-        std::future::poll_fn(|context| self.poll(context)).await;
+    /// The next thing to do with the connection.
+    async fn next(&mut self) -> Event {
+        std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.connection.ends.is_cancelled() {
-            return Poll::Ready(());
-        }
-        if self.leaves.is_none() && self.connection.leaves.is_cancelled() {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        match self.connection.asked_with(context) {
+            Asked::Nothing => {}
             // A caller that is known has work on it.
-            let within = if self.connection.is_proven() { self.idle } else { LEAVE_WITHIN };
-            self.leaves = Some(Instant::now() + within);
-            self.head = u64::MAX;
+            asked if self.leaves.is_none() => {
+                let known = asked == Asked::Leave && self.connection.is_proven();
+                self.leaves = Some(Instant::now() + if known { self.idle } else { LEAVE_WITHIN });
+                self.head = u64::MAX;
+                return Poll::Ready(Event::Leave);
+            }
+            Asked::Leave => {}
+            Asked::End => return Poll::Ready(Event::End),
         }
         let head = self.connection.head();
         let mut look = self.head != head;
@@ -240,7 +247,7 @@ impl Guard {
                 self.head = head;
                 let until = self.connection.silent_until(self.first, self.idle);
                 let until = until.map(|until| self.leaves.map_or(until, |leaves| leaves.min(until)));
-                let Some(until) = until.filter(|until| *until > Instant::now()) else { return Poll::Ready(()) };
+                let Some(until) = until.filter(|until| *until > Instant::now()) else { return Poll::Ready(Event::End) };
                 self.timer.as_mut().reset(until);
             }
             ready!(self.timer.as_mut().poll(context));
