@@ -136,7 +136,7 @@ impl LiveKeys {
 fn replaced(before: &Keys, entries: Vec<KeyEntry>) -> Keys {
     let live = |entry: KeyEntry| {
         let kept = before.get(&entry.id).filter(|old| !old.credential.has_ended() && entry.grants_all_of(&old.entry));
-        let credential = kept.map(|old| old.credential.clone()).unwrap_or_default();
+        let credential = kept.map_or_else(Credential::standing, |old| old.credential.clone());
         (entry.id.clone(), LiveKey { entry, credential })
     };
     entries.into_iter().map(live).collect()
