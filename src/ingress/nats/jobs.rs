@@ -3,8 +3,8 @@
 use super::Ingress;
 use super::answer::Reply;
 use super::gate::{Answer, Asked, Step};
-use super::request;
 use super::wait::{self, Wait};
+use super::{request, results};
 use crate::api::Slug;
 use crate::ingress::headers::JobHeaders;
 use crate::ingress::jobs;
@@ -38,12 +38,15 @@ pub(super) async fn submit(ingress: &Ingress, asked: &Asked) -> Result<Step, Ref
 /// Where a job stands.
 pub(super) async fn status(ingress: &Ingress, asked: &Asked) -> Answer {
     let id = request::job_id(&asked.body)?;
+    // A look-up may read the result.
+    let _room = results::room_to_read(ingress, &asked.client).await?;
     Reply::json(&jobs::find(&ingress.broker, &ingress.policies, &asked.client, id).await?)
 }
 
 /// The end of a job, unless it ended before.
 pub(super) async fn cancel(ingress: &Ingress, asked: &Asked) -> Answer {
     let id = request::job_id(&asked.body)?;
+    let _room = results::room_to_read(ingress, &asked.client).await?;
     asked.begun.get_or_init(|| id);
     Reply::json(&jobs::cancel(&ingress.broker, &ingress.policies, &asked.client, id).await?)
 }

@@ -36,11 +36,21 @@ pub(super) async fn one(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Re
     {
         return Ok(Wait::of_result(asked.client.clone(), id, span, place));
     }
-    let room = room(ingress, &asked.client, ingress.policies.result_max().await?).await?;
+    let room = room_to_read(ingress, &asked.client).await?;
     match ingress.broker.results.lookup(&asked.client, id).await? {
         Lookup::Finished(finished) => within(outbox, *finished, room).map(Step::Answered),
         found => told(ingress, outbox, &asked.client, found).map(Step::Answered),
     }
+}
+
+/// Room to read one result of any queue, as over HTTP: no more than half of the client's share. Look-ups of one client are as
+/// many at a time as its share has room for, so that they do not hold up the broker for others.
+///
+/// # Errors
+/// `overloaded`, `rate-limited`, and the broker's.
+pub(super) async fn room_to_read(ingress: &Ingress, client: &ClientId) -> Result<Share, Refusal> {
+    let half = ingress.answers.share_of(&ingress.owner(client)) as u64 / 2;
+    room(ingress, client, ingress.policies.result_max().await?.min(half)).await
 }
 
 /// Room for an answer of `bytes` to `client`, in its time.
