@@ -106,12 +106,6 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
         connected = Source::connect(source, &id, &names) => connected?,
         () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
     };
-    tracing::info!("worker {id} takes jobs from {address}");
-    if args.json {
-        let admin = port.as_ref().and_then(Port::address);
-        let health = port.as_ref().and_then(Port::health_address);
-        output::json(&json!({ "worker": { "id": id, "connected": address, "admin": admin, "health": health } }))?;
-    }
     let leasing = telemetry.map_or_else(|| source.leasing(), |telemetry| telemetry.leasing(source.leasing()));
     if let Some(port) = &mut port {
         if let Some(newer_jobs) = source.newer_jobs() {
@@ -119,6 +113,13 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
         }
         port.watch(Watched::Leasing(Arc::clone(&leasing), names.clone()));
         port.admin().serves_until(signals.stop.drain.clone());
+    }
+    // Only now: a reader of the line asks `/readyz` at once.
+    tracing::info!("worker {id} takes jobs from {address}");
+    if args.json {
+        let admin = port.as_ref().and_then(Port::address);
+        let health = port.as_ref().and_then(Port::health_address);
+        output::json(&json!({ "worker": { "id": id, "connected": address, "admin": admin, "health": health } }))?;
     }
     let handler = match &traces {
         Some(traces) => traces.handler(handler),
