@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use relay_bridge::broker::{Broker, Capabilities};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
@@ -27,7 +28,7 @@ use tracing::{debug, error, warn};
 
 use crate::admin::sampler::Watched;
 use crate::admin::{self, Admin, Port, Token, collect};
-use crate::auth::{Authenticator, WorkerRights};
+use crate::auth::{Authenticator, Presented, WorkerRights};
 use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
 use crate::telemetry::{Telemetry, Traces};
@@ -463,9 +464,16 @@ async fn serve_nats(
 
 /// The same keys let workers in that let clients in; each key has one role.
 impl tcp::WorkerAuth for Authenticator {
-    fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<tcp::WorkerGrant, String> {
-        let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key)?;
-        Ok(tcp::WorkerGrant { key, queues, credential })
+    fn authorize<'a>(
+        &'a self,
+        worker: &'a WorkerId,
+        key: Option<&'a str>,
+        presented: Presented<'a>,
+    ) -> BoxFuture<'a, Result<tcp::WorkerGrant, String>> {
+        Box::pin(async move {
+            let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key, presented).await?;
+            Ok(tcp::WorkerGrant { key, queues, credential })
+        })
     }
 }
 

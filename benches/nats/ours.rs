@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use relay::auth::Authenticator;
+use relay::auth::Presented;
 use relay::ingress::http::{Ingress, Limits, serve};
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, serve_workers};
 use relay_bridge::broker::Broker;
@@ -187,8 +189,13 @@ pub(crate) async fn serve_http(url: &str) {
 pub(crate) async fn serve_tcp(url: &str) {
     struct Anyone;
     impl WorkerAuth for Anyone {
-        fn authorize(&self, _: &WorkerId, _: Option<&str>) -> Result<WorkerGrant, String> {
-            Ok(WorkerGrant::default())
+        fn authorize<'a>(
+            &'a self,
+            _: &'a WorkerId,
+            _: Option<&'a str>,
+            _: Presented<'a>,
+        ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
+            Box::pin(std::future::ready(Ok(WorkerGrant::default())))
         }
     }
     let ours = Ours::open(url).await;

@@ -16,6 +16,7 @@ use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 pub mod credential;
 pub mod keys;
 pub mod live;
+pub mod presented;
 pub mod rights;
 
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod tests;
 use credential::Credential;
 use keys::{Key, KeysError, Role};
 use live::{LiveKey, LiveKeys};
+pub use presented::Presented;
 use rights::{Right, Rights};
 
 /// The client of a development relay that names none.
@@ -141,12 +143,14 @@ impl Authenticator {
         }
     }
 
-    /// The client behind a request. `authorization` is the header of that name; `named` is `Relay-Client`, which only
-    /// a development relay looks at.
+    /// The client behind a request that came with `presented`.
     ///
     /// # Errors
     /// [`Refused`]: a worker's key is `Forbidden` here.
-    pub fn authenticate(&self, authorization: Option<&str>, named: Option<&str>) -> Result<Caller, Refused> {
+    // Tokens of issuers may have to wait for the issuer's keys.
+    #[expect(clippy::unused_async, reason = "an issuer of tokens is asked for its keys")]
+    pub async fn authenticate(&self, presented: Presented<'_>) -> Result<Caller, Refused> {
+        let Presented { authorization, named, .. } = presented;
         let keys = match &self.0 {
             Mode::Keys(keys) => keys,
             Mode::Development => {
@@ -179,12 +183,18 @@ impl Authenticator {
         Ok(Caller { client: entry.name, authenticated, queues: entry.queues, rights: entry.rights, credential })
     }
 
-    /// The name of a worker's `key`, and the queues that the key grants; `None` means all. A development relay lets every worker
-    /// in, and asks for no key.
+    /// The rights of `worker`, which came with `key` and the rest of `presented`. A development relay lets every worker in, and asks
+    /// for no key.
     ///
     /// # Errors
     /// The text to tell the worker: no key, an unknown one, or a client's.
-    pub fn authorize_worker(&self, worker: &WorkerId, key: Option<&str>) -> Result<WorkerRights, String> {
+    #[expect(clippy::unused_async, reason = "an issuer of tokens is asked for its keys")]
+    pub async fn authorize_worker(
+        &self,
+        worker: &WorkerId,
+        key: Option<&str>,
+        _presented: Presented<'_>,
+    ) -> Result<WorkerRights, String> {
         let Mode::Keys(keys) = &self.0 else {
             return Ok(WorkerRights::default());
         };

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use futures_util::FutureExt;
 use relay_bridge::contract::Timestamp;
 
 use super::keys::KeyFile;
@@ -9,6 +10,16 @@ use super::*;
 
 fn bearer(key: &Key) -> String {
     format!("Bearer {key}")
+}
+
+/// What is there at once needs no runtime.
+fn authenticate(to: &Authenticator, authorization: Option<&str>, named: Option<&str>) -> Result<Caller, Refused> {
+    let asked = to.authenticate(Presented { authorization, named, ..Presented::default() });
+    asked.now_or_never().expect("nobody else has to be asked")
+}
+
+fn authorize_worker(to: &Authenticator, worker: &WorkerId, key: Option<&str>) -> Result<WorkerRights, String> {
+    to.authorize_worker(worker, key, Presented::default()).now_or_never().expect("nobody else has to be asked")
 }
 
 struct Bench {
@@ -38,7 +49,7 @@ fn a_client_is_known_by_its_key_and_only_by_the_whole_of_it() {
     let bench = Bench::new();
     let key = bench.create(Role::Client, "acme", Some(vec!["mail".parse().unwrap()]));
     let authenticator = bench.authenticator();
-    let caller = authenticator.authenticate(Some(&bearer(&key)), Some("other")).unwrap();
+    let caller = authenticate(&authenticator, Some(&bearer(&key)), Some("other")).unwrap();
     assert_eq!(caller.client.as_str(), "acme");
     assert_eq!(caller.authenticated, Authenticated::ApiKey(key.id().to_owned()));
     assert!(caller.may_use(&"mail".parse().unwrap()) && !caller.may_use(&"thumbs".parse().unwrap()));
@@ -54,7 +65,7 @@ fn a_client_is_known_by_its_key_and_only_by_the_whole_of_it() {
         Some(&*format!("Bearer {key}x")),
         Some("Bearer nobody.nothing"),
     ] {
-        let refused = authenticator.authenticate(header, None).unwrap_err();
+        let refused = authenticate(&authenticator, header, None).unwrap_err();
         assert!(matches!(refused, Refused::Unauthenticated(_)), "{header:?}");
     }
 }
@@ -65,14 +76,14 @@ fn a_worker_key_and_a_client_key_are_not_good_for_each_other() {
     let client = bench.create(Role::Client, "acme", None);
     let worker = bench.create(Role::Worker, "gpu", Some(vec!["mail".parse().unwrap()]));
     let authenticator = bench.authenticator();
-    let refused = authenticator.authenticate(Some(&bearer(&worker)), None).unwrap_err();
+    let refused = authenticate(&authenticator, Some(&bearer(&worker)), None).unwrap_err();
     assert!(matches!(refused, Refused::Forbidden(_)));
     let id: WorkerId = "gpu-1".parse().unwrap();
-    let rights = authenticator.authorize_worker(&id, Some(&worker.to_string())).unwrap();
+    let rights = authorize_worker(&authenticator, &id, Some(&worker.to_string())).unwrap();
     let (key, queues) = (Some("gpu".parse().unwrap()), Some(vec!["mail".parse().unwrap()]));
     assert_eq!((rights.key, rights.queues), (key, queues));
-    assert!(authenticator.authorize_worker(&id, Some(&client.to_string())).unwrap_err().contains("client's"));
-    assert!(authenticator.authorize_worker(&id, None).unwrap_err().contains("no key"));
+    assert!(authorize_worker(&authenticator, &id, Some(&client.to_string())).unwrap_err().contains("client's"));
+    assert!(authorize_worker(&authenticator, &id, None).unwrap_err().contains("no key"));
 }
 
 #[test]
@@ -81,12 +92,12 @@ fn a_new_key_works_at_once_and_a_revoked_one_ends_within_a_second() {
     let first = bench.create(Role::Client, "acme", None);
     let authenticator = bench.authenticator();
     let second = bench.create(Role::Client, "acme", None);
-    authenticator.authenticate(Some(&bearer(&second)), None).unwrap();
+    authenticate(&authenticator, Some(&bearer(&second)), None).unwrap();
     assert!(bench.file.revoke(first.id()).unwrap());
     assert!(!bench.file.revoke(first.id()).unwrap());
     bench.clock.advance(std::time::Duration::from_secs(1));
-    authenticator.authenticate(Some(&bearer(&first)), None).unwrap_err();
-    authenticator.authenticate(Some(&bearer(&second)), None).unwrap();
+    authenticate(&authenticator, Some(&bearer(&first)), None).unwrap_err();
+    authenticate(&authenticator, Some(&bearer(&second)), None).unwrap();
 }
 
 #[test]
@@ -122,7 +133,7 @@ fn a_damaged_file_is_named_with_its_line_and_leaves_the_keys_as_they_were() {
         let found: usize = error.split(':').nth(1).unwrap().parse().unwrap();
         assert!(found.abs_diff(line) <= 5 && found >= 3, "{error}");
         bench.clock.advance(std::time::Duration::from_secs(2));
-        authenticator.authenticate(Some(&bearer(&key)), None).unwrap();
+        authenticate(&authenticator, Some(&bearer(&key)), None).unwrap();
         assert!(bench.file.revoke(key.id()).is_err(), "a damaged file is not overwritten");
     }
     let twice = format!("{good}\n{}", good.split_once("\n\n").unwrap().1);
@@ -142,9 +153,9 @@ fn a_file_that_is_not_there_is_an_error_that_names_it() {
 #[test]
 fn development_takes_the_callers_word() {
     let authenticator = Authenticator::development();
-    assert_eq!(authenticator.authenticate(None, None).unwrap().client.as_str(), "dev");
-    assert_eq!(authenticator.authenticate(None, Some("acme")).unwrap().client.as_str(), "acme");
-    assert!(matches!(authenticator.authenticate(None, Some("A B")).unwrap_err(), Refused::Malformed(_)));
+    assert_eq!(authenticate(&authenticator, None, None).unwrap().client.as_str(), "dev");
+    assert_eq!(authenticate(&authenticator, None, Some("acme")).unwrap().client.as_str(), "acme");
+    assert!(matches!(authenticate(&authenticator, None, Some("A B")).unwrap_err(), Refused::Malformed(_)));
 }
 
 #[test]
@@ -156,12 +167,12 @@ fn a_rotated_key_and_its_successor_both_work_until_the_old_one_expires() {
     let hour = std::time::Duration::from_secs(3_600);
     let new = bench.file.rotate(old.id(), now, now + hour).unwrap().unwrap();
     bench.clock.advance(std::time::Duration::from_secs(2));
-    let callers = [&old, &new].map(|key| authenticator.authenticate(Some(&bearer(key)), None).unwrap());
+    let callers = [&old, &new].map(|key| authenticate(&authenticator, Some(&bearer(key)), None).unwrap());
     assert_eq!(callers[0].client, callers[1].client);
     assert_eq!(callers[0].queues, callers[1].queues);
     bench.clock.advance(hour);
-    assert!(authenticator.authenticate(Some(&bearer(&old)), None).is_err());
-    assert!(authenticator.authenticate(Some(&bearer(&new)), None).is_ok());
+    assert!(authenticate(&authenticator, Some(&bearer(&old)), None).is_err());
+    assert!(authenticate(&authenticator, Some(&bearer(&new)), None).is_ok());
     let later = bench.clock.now() + hour;
     assert!(bench.file.rotate(old.id(), bench.clock.now(), later).unwrap().is_none(), "it has expired");
     assert!(bench.file.rotate("nobody", bench.clock.now(), later).unwrap().is_none());
@@ -169,7 +180,7 @@ fn a_rotated_key_and_its_successor_both_work_until_the_old_one_expires() {
 
 /// Lets `key` in, as a client or a worker, and gives the handle on its credential.
 fn begun(authenticator: &Authenticator, key: &Key) -> Credential {
-    authenticator.authenticate(Some(&bearer(key)), None).unwrap().credential
+    authenticate(authenticator, Some(&bearer(key)), None).unwrap().credential
 }
 
 /// Replaces a text of the key file, and lets the second pass after which that is seen.
@@ -178,8 +189,8 @@ fn edit(bench: &Bench, authenticator: &Authenticator, from: &str, to: &str) {
     assert!(text.contains(from), "{text}");
     std::fs::write(bench.file.path(), text.replace(from, to)).unwrap();
     bench.clock.advance(std::time::Duration::from_secs(1));
-    authenticator.authenticate(None, None).unwrap_err();
-    authenticator.authenticate(Some("Bearer nobody.nothing"), None).unwrap_err();
+    authenticate(authenticator, None, None).unwrap_err();
+    authenticate(authenticator, Some("Bearer nobody.nothing"), None).unwrap_err();
 }
 
 #[test]
@@ -242,7 +253,7 @@ async fn a_credential_ends_while_nobody_calls_by_the_file_and_by_the_clock() {
     let second = std::time::Duration::from_secs(1);
     bench.file.rotate(expiring.id(), bench.clock.now(), bench.clock.now() + second * 5).unwrap().unwrap();
     let authenticator = bench.authenticator();
-    let worker = authenticator.authorize_worker(&"gpu-1".parse().unwrap(), Some(&revoked.to_string())).unwrap();
+    let worker = authorize_worker(&authenticator, &"gpu-1".parse().unwrap(), Some(&revoked.to_string())).unwrap();
     let client = begun(&authenticator, &expiring);
     let all = async {
         tokio::task::yield_now().await;
@@ -257,7 +268,7 @@ async fn a_credential_ends_while_nobody_calls_by_the_file_and_by_the_clock() {
         () = authenticator.watch() => {}
         () = all => {}
     }
-    assert!(authenticator.authenticate(Some(&bearer(&expiring)), None).is_err());
+    assert!(authenticate(&authenticator, Some(&bearer(&expiring)), None).is_err());
 }
 
 #[test]
@@ -271,7 +282,7 @@ fn a_key_has_the_rights_that_the_file_names_and_all_where_it_names_none() {
     assert_eq!(text.matches("rights = [\"submit\", \"read\"]").count(), 1, "{text}");
     let authenticator = bench.authenticator();
     let may = |key| {
-        let caller = authenticator.authenticate(Some(&bearer(key)), None).unwrap();
+        let caller = authenticate(&authenticator, Some(&bearer(key)), None).unwrap();
         Right::ALL.map(|right| caller.may(right))
     };
     assert_eq!((may(&held), may(&free)), ([true, true, false], [true; 3]));

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use relay::auth::Presented;
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, serve_workers};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -39,8 +41,13 @@ struct Running {
 struct Anyone;
 
 impl WorkerAuth for Anyone {
-    fn authorize(&self, _: &WorkerId, _: Option<&str>) -> Result<WorkerGrant, String> {
-        Ok(WorkerGrant::default())
+    fn authorize<'a>(
+        &'a self,
+        _: &'a WorkerId,
+        _: Option<&'a str>,
+        _: Presented<'a>,
+    ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
+        Box::pin(std::future::ready(Ok(WorkerGrant::default())))
     }
 }
 

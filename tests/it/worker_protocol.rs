@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use relay::auth::Presented;
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, WorkerLimits, WorkerListener};
 use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Request, Response, Role, WireError};
 use relay_bridge::contract::{Failure, result::End};
@@ -153,13 +155,19 @@ impl Leasing for Line {
 struct OneKey;
 
 impl WorkerAuth for OneKey {
-    fn authorize(&self, _: &WorkerId, key: Option<&str>) -> Result<WorkerGrant, String> {
+    fn authorize<'a>(
+        &'a self,
+        _: &'a WorkerId,
+        key: Option<&'a str>,
+        _: Presented<'a>,
+    ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
         let queues = Some(vec!["work".parse().unwrap(), "missing".parse().unwrap()]);
-        if key == Some("k.secret") {
+        let granted = if key == Some("k.secret") {
             Ok(WorkerGrant { queues, ..WorkerGrant::default() })
         } else {
             Err("the key is not known".to_owned())
-        }
+        };
+        Box::pin(std::future::ready(granted))
     }
 }
 

@@ -116,7 +116,7 @@ where
     {
         return refusal.into_response();
     }
-    let identified = request::identify(served, &parts.headers);
+    let identified = request::identify(served, &parts.headers, connection).await;
     *is_known = identified.is_ok();
     if *is_known {
         connection.is_known();

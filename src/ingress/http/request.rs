@@ -10,12 +10,13 @@ use relay_bridge::contract::{JobId, QueueName};
 
 use super::Served;
 use super::answer::Refusal;
-use super::connection::Peer;
+use super::connection::{Connection, Peer};
 use crate::api::{DurationText, Slug, header};
 use crate::auth::rights::Right;
-use crate::auth::{Caller, Refused};
+use crate::auth::{Caller, Presented, Refused};
 use crate::ingress::headers::single;
 use crate::ingress::jobs;
+use crate::ingress::proxy::header::EndpointId;
 
 /// The caller as the gate found it, on the way to the handler.
 #[derive(Clone)]
@@ -24,10 +25,10 @@ pub(super) struct Identified(pub(super) Result<Caller, Refusal>);
 impl FromRequestParts<Arc<Served>> for Caller {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, served: &Arc<Served>) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Served>) -> Result<Self, Refusal> {
         match parts.extensions.remove() {
             Some(Identified(identified)) => identified,
-            None => identify(served, &parts.headers),
+            None => Err(Refusal::new(Slug::Internal, "the request came past the gate: tell the operator of relay")),
         }
     }
 }
@@ -42,10 +43,16 @@ impl FromRequestParts<Arc<Served>> for Peer {
 }
 
 /// The caller of a request.
-pub(super) fn identify(served: &Served, headers: &HeaderMap) -> Result<Caller, Refusal> {
-    let authorization = single(headers, "authorization")?;
-    let named = single(headers, header::CLIENT)?;
-    served.ingress.authenticator.authenticate(authorization, named).map_err(|refused| match refused {
+pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &Connection) -> Result<Caller, Refusal> {
+    let source = connection.source.get();
+    let presented = Presented {
+        authorization: single(headers, "authorization")?,
+        named: single(headers, header::CLIENT)?,
+        certificate: None,
+        endpoint: source.and_then(|source| source.endpoint.as_ref()).map(EndpointId::as_str),
+        address: Some(source.map_or(connection.peer, |source| source.address)),
+    };
+    served.ingress.authenticator.authenticate(presented).await.map_err(|refused| match refused {
         Refused::Unauthenticated(detail) => {
             if let Some(count) = served.ingress.strangers.refused() {
                 tracing::info!(count, detail, "requests without a valid key were refused");

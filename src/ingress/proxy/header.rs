@@ -36,6 +36,11 @@ impl EndpointId {
             (8..=32).contains(&digits.len()) && digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         std::str::from_utf8(bytes).ok().filter(|_| fits).map(|text| Self(text.into()))
     }
+
+    /// The id as it is written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for EndpointId {

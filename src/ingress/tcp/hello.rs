@@ -1,6 +1,8 @@
 //! The first message: the worker's name, the version that both speak, and the queues that the worker may touch.
 //! Everything is refused with a typed error and a close.
 
+use std::net::IpAddr;
+
 use relay_bridge::contract::WorkerId;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
@@ -12,6 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::time;
 
 use super::{WorkerGrant, WorkerListener};
+use crate::auth::Presented;
 
 /// The terms on which a connection was admitted.
 pub(super) struct Admitted {
@@ -35,6 +38,7 @@ pub(super) enum Refused {
 pub(super) async fn admit<R: AsyncRead + Unpin>(
     server: &WorkerListener,
     from: &mut FrameReader<R>,
+    peer: IpAddr,
 ) -> Result<Admitted, Refused> {
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
     let frame = match time::timeout(server.limits.hello_timeout, from.next()).await {
@@ -53,10 +57,11 @@ pub(super) async fn admit<R: AsyncRead + Unpin>(
         Ok(_) => return Err(invalid("the first message has to be a hello".to_owned())),
         Err(error) => return Err(invalid(format!("not a hello: {error}"))),
     };
-    judge(server, hello).map_err(Refused::Told)
+    let presented = Presented { address: Some(peer), ..Presented::default() };
+    judge(server, hello, presented).await.map_err(Refused::Told)
 }
 
-fn judge(server: &WorkerListener, hello: Hello) -> Result<Admitted, WireError> {
+async fn judge(server: &WorkerListener, hello: Hello, presented: Presented<'_>) -> Result<Admitted, WireError> {
     let Some(version) = wire::negotiate(hello.version_min, hello.version_max) else {
         let (min, max) = (hello.version_min, hello.version_max);
         let kind = if min > VERSION_MAX {
@@ -77,7 +82,7 @@ fn judge(server: &WorkerListener, hello: Hello) -> Result<Admitted, WireError> {
         1 => WireVersion::V1,
         _ => WireVersion::V2,
     };
-    let grant = server.auth.authorize(&hello.worker, hello.key.as_deref());
+    let grant = server.auth.authorize(&hello.worker, hello.key.as_deref(), presented).await;
     let grant = grant.map_err(|why| WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated"))?;
     if hello.frame_max < FRAME_MAX_LEAST {
         let detail = format!("`frame_max` is {}, it has to be {FRAME_MAX_LEAST} at least", hello.frame_max);

@@ -26,6 +26,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::wire::FRAME_MAX;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
@@ -34,15 +35,21 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::strangers::Strangers;
+use crate::auth::Presented;
 use crate::auth::credential::Credential;
 
 /// Decides which workers may come, and what they may touch.
 pub trait WorkerAuth: Send + Sync {
-    /// The grant of `worker` with `key` (`<key_id>.<secret>`).
+    /// The grant of `worker` with `key` (`<key_id>.<secret>`), whose connection came with the rest of `presented`.
     ///
     /// # Errors
     /// The problem, in words that the worker is told: no secrets.
-    fn authorize(&self, worker: &WorkerId, key: Option<&str>) -> Result<WorkerGrant, String>;
+    fn authorize<'a>(
+        &'a self,
+        worker: &'a WorkerId,
+        key: Option<&'a str>,
+        presented: Presented<'a>,
+    ) -> BoxFuture<'a, Result<WorkerGrant, String>>;
 }
 
 /// The rights of a worker on its connection.

@@ -2,7 +2,7 @@
 //! alive, and drains.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ where
     let mut from = FrameReader::new(from, HELLO_FRAME_MAX);
     let Door { places, unknown, memory } = door;
     let admitted = tokio::select! {
-        admitted = enter(&server, &mut from, places) => admitted,
+        admitted = enter(&server, &mut from, peer.ip(), places) => admitted,
         () = unknown.evicted.cancelled() => Err(Refused::Silent("a newer peer needs its place")),
         // Nothing is sent before the worker spoke.
         () = stop.drain.cancelled() => Err(Refused::Silent("the server is stopping")),
@@ -122,9 +122,10 @@ where
 async fn enter<R: AsyncRead + Unpin>(
     server: &WorkerListener,
     from: &mut FrameReader<R>,
+    peer: IpAddr,
     places: Arc<Semaphore>,
 ) -> Result<(Admitted, OwnedSemaphorePermit), Refused> {
-    let admitted = hello::admit(server, from).await?;
+    let admitted = hello::admit(server, from, peer).await?;
     match time::timeout(server.limits.hello_timeout, places.acquire_owned()).await {
         Ok(Ok(place)) => Ok((admitted, place)),
         Ok(Err(_)) | Err(_) => {
