@@ -80,6 +80,7 @@ async fn every_message_of_a_foreign_stream_has_one_result_whatever_is_killed() {
     producing.join_next().await.unwrap().unwrap();
     counting.join_next().await.unwrap().unwrap();
     emptied(&jetstream).await;
+    stored(&jetstream, messages).await;
     let bridges_killed = bridges.killed;
     // A drain settles what is in hand, so nothing can come after it.
     bridges.stop();
@@ -149,7 +150,8 @@ async fn produce(jetstream: Context, messages: usize) {
     }
 }
 
-/// Counts results as they come, and looks at the stream when none comes for a while: a restart may hide some.
+/// Counts results as they come, and looks at the stream when none comes for a while: a restart may hide some. Those that the stream
+/// refuses, because another bridge was first, come as well: the count says when to kill, and not that all results are there.
 async fn count(client: async_nats::Client, jetstream: Context, messages: usize, seen: watch::Sender<usize>) {
     let mut results = client.subscribe("results").await.unwrap();
     let mut count = 0;
@@ -164,6 +166,17 @@ async fn count(client: async_nats::Client, jetstream: Context, messages: usize, 
         }
         seen.send_replace(count);
     }
+}
+
+/// Waits until as many results are stored as there are messages. With fewer at the end of a minute, the test says how many are lost.
+async fn stored(jetstream: &Context, messages: usize) {
+    let wanted = u64::try_from(messages).unwrap();
+    let stored = async {
+        while jetstream.get_stream("RESULTS").await.unwrap().cached_info().state.messages < wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), stored).await.ok();
 }
 
 /// Waits until every message was ended, also those that came twice.
