@@ -38,6 +38,10 @@ pub use result::{ResultView, ResultsPage};
 pub use slug::{Retry, Slug};
 pub use whoami::{LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
 
+/// The largest body that goes there and back by `POST /v1/echo`, in bytes: more than one packet of any network carries (9,001
+/// bytes within a VPC), so that a way that loses large packets is found.
+pub const ECHO_BYTES_MAX: u64 = 16 * 1024;
+
 /// The names of relay's own headers, in lower case as HTTP/2 wants them.
 pub mod header {
     /// Request: the client's key for one logical submission.

@@ -30,6 +30,7 @@ mod cores;
 mod dead;
 mod demo;
 mod dev;
+mod doctor;
 pub mod exit;
 mod flags;
 mod handler;
@@ -122,6 +123,8 @@ enum Command {
     Jobs(jobs::JobsArgs),
     /// Show the authenticated caller, its limits, and what is left of them
     Whoami(whoami::WhoamiArgs),
+    /// Examine the way from here to a server, step by step, and say what to do where it fails
+    Doctor(doctor::DoctorArgs),
     /// Keep the addresses and keys of several servers under names
     Context(context::ContextArgs),
     /// Show waiting jobs; pause and resume queues
@@ -277,6 +280,7 @@ async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliEr
         Command::Results(args) => or_interrupted(results::run(args)).await,
         Command::Jobs(args) => or_interrupted(jobs::run(args)).await,
         Command::Whoami(args) => or_interrupted(whoami::run(args)).await,
+        Command::Doctor(args) => or_interrupted(doctor::run(args)).await,
         Command::Queues(args) => or_interrupted(queues::run(args)).await,
         Command::Dead(args) => or_interrupted(dead::run(args)).await,
         Command::Context(args) => context::run(args),

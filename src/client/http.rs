@@ -18,6 +18,8 @@ use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage,
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long an answer may take, beyond the wait that was asked for.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How long a body may take there and back.
+const ECHO_MAX: Duration = Duration::from_secs(10);
 /// The longest wait that one call asks for: what relay grants at most.
 pub const WAIT_MAX: Duration = Duration::from_secs(55);
 /// The largest answer that is read, in bytes.
@@ -297,6 +299,21 @@ impl Client {
     /// [`ClientError`]: the key is none, or the server is away.
     pub async fn whoami(&self) -> Result<Whoami, ClientError> {
         self.send(self.request(Method::GET, self.url(&["v1", "whoami"]), Duration::ZERO)).await?.json()
+    }
+
+    /// Sends `body`, of [`ECHO_BYTES_MAX`](crate::api::ECHO_BYTES_MAX) at most, there and back. Nothing is done with it.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the key is none, or the server is away.
+    pub async fn echo(&self, body: Bytes) -> Result<Bytes, ClientError> {
+        let request = self.request(Method::POST, self.url(&["v1", "echo"]), Duration::ZERO);
+        self.send(request.timeout(ECHO_MAX).body(body)).await.map(|answer| answer.body)
+    }
+
+    /// The server's address, as it was given.
+    #[must_use]
+    pub fn server(&self) -> &Url {
+        &self.server
     }
 
     /// A page of the caller's results, oldest first.

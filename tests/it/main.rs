@@ -18,6 +18,7 @@ mod client_feature;
 mod config;
 mod conformance_remote;
 mod demo;
+mod doctor;
 mod foreign_results;
 mod full_disk;
 mod http;

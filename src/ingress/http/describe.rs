@@ -28,11 +28,13 @@ const TAGS: [(&str, &str); 4] = [
 ];
 
 /// The problems that any request can have.
-const OF_ALL: [Slug; 8] = [
+const OF_ALL: [Slug; 9] = [
     Slug::MalformedRequest,
     Slug::Unauthenticated,
     Slug::Forbidden,
     Slug::HeadersTooLarge,
+    // A client may hold a share of what relay has, whichever call it makes.
+    Slug::RateLimited,
     Slug::Internal,
     Slug::Draining,
     Slug::Overloaded,
@@ -41,17 +43,12 @@ const OF_ALL: [Slug; 8] = [
 /// The further problems of a call that changes something.
 const OF_CHANGES: [Slug; 1] = [Slug::Unconfirmed];
 /// The further problems of a body.
-const OF_BODIES: [Slug; 6] = [
-    Slug::RequestTimeout,
-    Slug::PayloadTooLarge,
-    Slug::UnsupportedMediaType,
-    Slug::IdempotencyConflict,
-    Slug::RateLimited,
-    Slug::QuotaExceeded,
-];
+const OF_BODIES: [Slug; 2] = [Slug::RequestTimeout, Slug::PayloadTooLarge];
+/// The further problems of a submission.
+const OF_SUBMISSIONS: [Slug; 3] = [Slug::UnsupportedMediaType, Slug::IdempotencyConflict, Slug::QuotaExceeded];
 
 /// The refusals beside that of a rerun: it is a submission without a body.
-const OF_RERUNS: [Slug; 2] = [Slug::RateLimited, Slug::QuotaExceeded];
+const OF_RERUNS: [Slug; 1] = [Slug::QuotaExceeded];
 
 /// `api`, as the handlers describe it, with the rest.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
@@ -93,8 +90,10 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
             if operation.request_body.is_some() {
                 slugs.extend(OF_BODIES);
             }
-            if operation.operation_id.as_deref() == Some("rerun_job") {
-                slugs.extend(OF_RERUNS);
+            match operation.operation_id.as_deref() {
+                Some("submit_job" | "submit_batch") => slugs.extend(OF_SUBMISSIONS),
+                Some("rerun_job") => slugs.extend(OF_RERUNS),
+                _ => {}
             }
             refer_to_problems(operation, &slugs);
             for parameter in operation.parameters.iter_mut().flatten() {

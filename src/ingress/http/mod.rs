@@ -43,6 +43,7 @@ mod body;
 mod connection;
 mod describe;
 mod docs;
+mod echo;
 mod follow;
 mod framing;
 mod gate;

@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::Refusal;
-use super::{Served, batch, describe, docs, jobs, results, submit, watch, whoami};
+use super::{Served, batch, describe, docs, echo, jobs, results, submit, watch, whoami};
 use crate::api::Slug;
 
 /// Answers below this many bytes are sent as they are.
@@ -84,6 +84,7 @@ fn calls() -> OpenApiRouter<Arc<Served>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::rerun))
         .routes(routes!(whoami::whoami))
+        .routes(routes!(echo::echo))
         .merge(lists)
 }
 

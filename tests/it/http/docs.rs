@@ -48,11 +48,13 @@ async fn every_reference_of_the_document_leads_somewhere_and_every_call_says_wha
     assert!(references > 100, "{references}");
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, call) in item.as_object().unwrap() {
-            for status in ["400", "401", "403", "500", "503"] {
+            for status in ["400", "401", "403", "429", "500", "503"] {
                 assert!(call["responses"][status].is_object(), "{method} {path}: {status}");
             }
             let submits = ["submit_job", "submit_batch", "rerun_job"].contains(&call["operationId"].as_str().unwrap());
-            assert_eq!(call["responses"]["429"].is_object(), submits, "{method} {path}: a client's own limits");
+            let reference = call["responses"]["429"]["$ref"].as_str().unwrap();
+            let quotas = document.pointer(&reference[1..]).unwrap()["description"].as_str().unwrap();
+            assert!(!submits || quotas.contains("`quota-exceeded`"), "{method} {path}: {quotas}");
             assert!(call["summary"].is_string() && call["operationId"].is_string(), "{method} {path}");
         }
     }

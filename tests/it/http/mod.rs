@@ -4,6 +4,7 @@ mod batch;
 mod browsers;
 mod connections;
 mod docs;
+mod echo;
 mod events;
 mod failing;
 mod jobs;

@@ -1,0 +1,197 @@
+//! `relay doctor`, from outside: on a healthy relay every step passes, and with each step broken in turn that one fails, says what
+//! to do, and leaves what lies behind it unreached.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use crate::cli_support::{Running, code, json_lines, nobody, run, stdout};
+use serde_json::{Value, json};
+
+/// The exit code, and the verdict of each step with its detail.
+fn examined(server: &str, more: &[&str]) -> (i32, BTreeMap<String, (String, String)>, Value) {
+    let output = run(["doctor", "--json", "--server", server].iter().chain(more));
+    let lines = json_lines(&output);
+    let [line] = lines.as_slice() else { panic!("{output:?}") };
+    let of = |step: &Value, field: &str| step[field].as_str().unwrap().to_owned();
+    let steps = line["steps"].as_array().unwrap().iter();
+    let steps = steps.map(|step| (of(step, "step"), (of(step, "verdict"), of(step, "detail"))));
+    (code(&output), steps.collect(), line.clone())
+}
+
+/// The only step that failed, with its detail; a failed step has a hint.
+fn failed(steps: &BTreeMap<String, (String, String)>, line: &Value) -> (String, String) {
+    let failed: Vec<_> = steps.iter().filter(|(_, (verdict, _))| verdict == "failed").collect();
+    let [(name, (_, detail))] = failed.as_slice() else { panic!("{line}") };
+    let step = line["steps"].as_array().unwrap().iter().find(|step| step["step"] == name.as_str()).unwrap();
+    assert!(step["hint"].as_str().is_some_and(|hint| hint.len() > 20), "{step}");
+    assert_eq!(line["healthy"], false);
+    (name.to_string(), detail.clone())
+}
+
+/// A server of one kind of answer: `answer` is given the path and the body of each request. It ends with the test.
+fn server(answer: impl Fn(&str, &[u8]) -> Option<(u16, Vec<u8>)> + Clone + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, answer) = (stream.unwrap(), answer.clone());
+            std::thread::spawn(move || serve(stream, answer));
+        }
+    });
+    address
+}
+
+fn serve(stream: TcpStream, answer: impl Fn(&str, &[u8]) -> Option<(u16, Vec<u8>)>) {
+    let (mut from, mut to) = (BufReader::new(stream.try_clone().unwrap()), stream);
+    loop {
+        let (mut path, mut length, mut line) = (String::new(), 0, String::new());
+        while from.read_line(&mut line).is_ok_and(|read| read > 0) && !line.trim().is_empty() {
+            if path.is_empty() {
+                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+            }
+            if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = text.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        if path.is_empty() || from.read_exact(&mut body).is_err() {
+            return;
+        }
+        let Some((status, body)) = answer(&path, &body) else { return };
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", body.len());
+        if to.write_all(&[head.as_bytes(), &body].concat()).is_err() {
+            return;
+        }
+    }
+}
+
+/// The answer of a healthy relay to `whoami`.
+fn whoami(dev: &Running) -> Value {
+    json_lines(&run(["whoami", "--json", "--server", &dev.url()]))[0].clone()
+}
+
+#[test]
+fn on_a_healthy_relay_every_step_passes_and_a_job_is_done() {
+    let dev = Running::dev(&["--queue", "mail"], "cat");
+    let (exit, steps, line) = examined(&dev.url(), &["--queue", "mail"]);
+    assert_eq!((exit, &line["healthy"]), (0, &Value::Bool(true)), "{line}");
+    let names = ["caller", "job", "name", "packets", "payload", "round-trip", "tcp"];
+    assert_eq!(steps.keys().collect::<Vec<_>>(), names);
+    assert!(steps["caller"].1.contains("`dev` (development), through no VPC endpoint"), "{line}");
+    assert!(steps["job"].1.contains("12 B came back"), "{line}");
+    let text = run(["doctor", "--server", &dev.url()]);
+    assert_eq!(code(&text), 0);
+    assert!(stdout(&text).lines().skip(1).all(|line| line.starts_with("ok ")), "{text:?}");
+    dev.stop();
+}
+
+#[test]
+fn a_name_that_nobody_knows_fails_first_and_nothing_else_is_tried() {
+    let (exit, steps, line) = examined("http://relay.invalid", &[]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (69, "name"), "{line}");
+    assert!(detail.contains("relay.invalid can't be resolved"), "{line}");
+    assert!(steps.iter().all(|(name, (verdict, _))| name == "name" || verdict == "not-reached"), "{line}");
+}
+
+#[test]
+fn a_name_that_leads_to_the_internet_fails() {
+    let (exit, steps, line) = examined("http://192.0.2.7:443", &[]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (69, "name"), "{line}");
+}
+
+#[test]
+fn a_port_at_which_nobody_listens_fails_with_the_places_to_look_at() {
+    let (_held, server) = nobody();
+    let (exit, steps, line) = examined(&server, &[]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (69, "tcp"), "{line}");
+    assert!(detail.contains("takes no connection") && line.to_string().contains("healthy target"), "{line}");
+}
+
+#[test]
+fn a_server_that_is_no_relay_is_told_apart() {
+    let web = server(|_, _| Some((200, b"<html>welcome</html>".to_vec())));
+    let (exit, steps, line) = examined(&web, &[]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "caller"), "{line}");
+    assert!(line.to_string().contains("another server answers"), "{line}");
+}
+
+#[test]
+fn a_connection_that_is_closed_at_the_first_request_fails_with_what_does_that() {
+    let closing = server(|_, _| None);
+    let (exit, steps, line) = examined(&closing, &[]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "caller"), "{line}");
+    assert!(line.to_string().contains("healthy targets"), "{line}");
+}
+
+#[test]
+fn a_key_that_does_not_stand_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys.toml");
+    let keys = keys.to_str().unwrap();
+    let made = run(["keys", "new", "acme", "--file", keys, "--out", dir.path().join("key").to_str().unwrap()]);
+    assert_eq!(code(&made), 0, "{made:?}");
+    let server = Running::start(["serve", "--memory", "--keys", keys, "--listen", "127.0.0.1:0", "--json"]);
+    let (exit, steps, line) = examined(&server.url(), &["--api-key", "abcdefgh.nothing"]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "caller"), "{line}");
+    assert!(line.to_string().contains("give a key that stands"), "{line}");
+    server.stop();
+}
+
+#[test]
+fn a_clock_that_is_off_by_more_than_a_minute_fails() {
+    let dev = Running::dev(&[], "cat");
+    let mut who = whoami(&dev);
+    who["server_time"] = json!("2031-01-01T00:00:00.000Z");
+    let answer = who.to_string().into_bytes();
+    let late = server(move |_, _| Some((200, answer.clone())));
+    let (exit, steps, line) = examined(&late, &[]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (1, "caller"), "{line}");
+    assert!(detail.contains("s behind relay's"), "{line}");
+    dev.stop();
+}
+
+#[test]
+fn a_way_on_which_large_packets_are_lost_is_found_although_small_ones_pass() {
+    let dev = Running::dev(&[], "cat");
+    let answer = whoami(&dev).to_string().into_bytes();
+    let lossy = server(move |path, body| match path {
+        "/v1/echo" if body.len() > 1_400 => None,
+        "/v1/echo" => Some((200, body.to_vec())),
+        _ => Some((200, answer.clone())),
+    });
+    let (exit, steps, line) = examined(&lossy, &[]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "packets"), "{line}");
+    assert_eq!(steps["round-trip"].0, "passed", "{line}");
+    assert!(line.to_string().contains("ICMP type 3 code 4"), "{line}");
+    dev.stop();
+}
+
+#[test]
+fn something_between_that_changes_bodies_is_found() {
+    let dev = Running::dev(&[], "cat");
+    let answer = whoami(&dev).to_string().into_bytes();
+    let changing =
+        server(move |path, _| Some((200, if path == "/v1/echo" { b"hello".to_vec() } else { answer.clone() })));
+    let (_, steps, line) = examined(&changing, &[]);
+    assert_eq!(failed(&steps, &line).0, "packets", "{line}");
+    assert!(line.to_string().contains("changes bodies"), "{line}");
+    dev.stop();
+}
+
+#[test]
+fn a_queue_that_is_not_there_and_a_handler_that_fails_are_told() {
+    let dev = Running::dev(&["--queue", "mail", "--max-attempts", "1"], "exit 65");
+    let (exit, steps, line) = examined(&dev.url(), &["--queue", "fax"]);
+    assert_eq!((exit, steps["payload"].0.as_str(), steps["job"].0.as_str()), (1, "failed", "not-reached"), "{line}");
+    assert!(steps["payload"].1.contains("it may use: mail"), "{line}");
+    let (exit, steps, line) = examined(&dev.url(), &["--queue", "mail"]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (1, "job"), "{line}");
+    assert!(detail.contains("ended as failed"), "{line}");
+    dev.stop();
+}
