@@ -1,7 +1,8 @@
 """The configuration of Envoy as a network load balancer with two interface endpoints.
 
 Each endpoint has a listener in its client's VPC and a cluster of its own, so that the header says which one a connection came
-through. As NLB does by default, the header goes out together with the client's first bytes.
+through. Behind endpoint `a` the header goes out together with the client's first bytes, as NLB has it by default, and behind `b` as
+soon as the connection is made.
 """
 
 import base64
@@ -95,7 +96,7 @@ def configuration(spaces, endpoint, relays, relay_port, health_port, broker, idl
     open_port = {"port": 4222, "check": {"tcp_health_check": {}}}
     listeners, clusters = [], [cluster("nats", [broker], 4222, open_port)]
     for client, space in spaces.items():
-        listeners.append(listener(client, endpoint, 443, space, f"relay-{client}", idle, early=True))
+        listeners.append(listener(client, endpoint, 443, space, f"relay-{client}", idle, early=client == "a"))
         # NATS speaks first: no header, and the connection is made at once.
         listeners.append(listener(f"{client}-nats", endpoint, 4222, space, "nats", idle, early=False))
         clusters.append(cluster(f"relay-{client}", relays, relay_port, ready, ENDPOINTS[client]))
