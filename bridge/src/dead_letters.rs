@@ -100,6 +100,10 @@ pub trait DeadLetters: Send + Sync {
         limit: u32,
     ) -> Result<Letters, BrokerError>;
 
+    /// How many dead letters of `queue` there are, counted up to `max`: as many stand for more. Those that are past their keeping may
+    /// count until they are removed. `None` where the broker would have to read them all.
+    async fn count(&self, queue: &QueueName, max: u32) -> Result<Option<u64>, BrokerError>;
+
     /// The newest dead letter of `job`, or `None`.
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError>;
 

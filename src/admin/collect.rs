@@ -1,7 +1,7 @@
 //! The numbers of a process's parts as metrics. Names are part of the contract, as those of `telemetry` are; label values are a bounded
 //! set: queues of the operator, slugs, and words of relay's own.
 
-use relay_bridge::contract::Timestamp;
+use relay_bridge::contract::{Timestamp, WorkerId};
 use relay_embedded::Commits;
 use relay_nats::connection::Connection;
 use relay_workers::WorkerReport;
@@ -11,6 +11,7 @@ use crate::api::Slug;
 use crate::ingress::proxy::HeaderOutcome;
 use crate::ingress::refusals::Refusals;
 use crate::ingress::{http, nats};
+use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
 
 /// The process as such.
@@ -38,7 +39,7 @@ fn resident_bytes() -> Option<u64> {
 
 /// Queues as they were found last. While the broker is away they are as they were before, and say how old they are by no
 /// word: `relay_refusing` does.
-pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
+pub(super) fn queues(text: &mut Exposition, sample: &Sample, workers: &[(WorkerId, Seen)]) {
     if sample.taken_at.is_none() {
         return;
     }
@@ -57,6 +58,19 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample) {
         if let Some(oldest) = queue.oldest {
             family.value(&[("queue", queue.name.as_str())], oldest.as_secs_f64());
         }
+    }
+    let help = "Dead letters of a queue, at most half a minute ago; 10,000 stands for more, none where the broker doesn't count them.";
+    let mut family = text.gauge("relay_dead_letters", help);
+    for queue in &sample.queues {
+        if let Some((letters, _)) = queue.letters {
+            family.value(&[("queue", queue.name.as_str())], letters);
+        }
+    }
+    let help = "Workers that asked this process for jobs of a queue within three minutes.";
+    let mut family = text.gauge("relay_queue_workers", help);
+    for queue in &sample.queues {
+        let takes = |(_, seen): &&(WorkerId, Seen)| seen.queues.contains(&queue.name);
+        family.value(&[("queue", queue.name.as_str())], workers.iter().filter(takes).count());
     }
     let mut family = text.gauge("relay_queue_paused", "Whether no jobs of a queue are handed out.");
     for queue in &sample.queues {

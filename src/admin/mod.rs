@@ -178,7 +178,8 @@ impl Admin {
         collect::process(&mut text, self.started_at, self.unready().is_empty());
         refusing::report(&mut text, self);
         self.telemetry.report(&mut text);
-        collect::queues(&mut text, &self.sample.borrow());
+        let workers = self.telemetry.workers_seen().lately(self.telemetry.clock().monotonic());
+        collect::queues(&mut text, &self.sample.borrow(), &workers);
         for part in lock(&self.collectors).iter() {
             part(&mut text);
         }

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{QueueName, Timestamp};
+use relay_bridge::dead_letters::DeadLetters;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{Depth, JobQueue};
 use relay_bridge::leasing::Leasing;
@@ -80,6 +81,9 @@ pub struct QueueSample {
     pub depth: Depth,
     /// How long the job waits that waits longest, if the broker can say it cheaply and one waits.
     pub oldest: Option<Duration>,
+    /// Its dead letters, up to [`LETTERS_MAX`], and when they were counted, on the monotonic clock; `None` where the broker
+    /// doesn't count them.
+    pub letters: Option<(u64, Duration)>,
     /// The numbers that this process counted for the queue.
     pub counts: Counts,
     /// Jobs accepted a second, since the look before.
@@ -89,6 +93,11 @@ pub struct QueueSample {
     /// How much waited at the last looks, oldest first.
     pub history: VecDeque<u64>,
 }
+
+/// Dead letters of a queue are counted up to this number.
+const LETTERS_MAX: u32 = 10_000;
+/// How old a count of dead letters may be. On NATS each costs an answer as long as their names.
+const LETTERS_AGE: Duration = Duration::from_secs(30);
 
 /// Looks until `stop`.
 pub(super) async fn watch(admin: Arc<Admin>, watched: Watched, stop: CancellationToken) {
@@ -229,18 +238,19 @@ async fn look_at_broker(
     };
     let until = Instant::now() + LOOK_MAX;
     let policies = policies.into_iter().take(QUEUES_MAX);
+    let sampling = Sampling::begin(admin, before);
     let asked = stream::iter(policies.map(|(name, policy)| async {
         let found = timeout_at(until, fill(&*broker.jobs, &name)).await;
-        (name, policy, found)
+        let letters = timeout_at(until, sampling.letters(&*broker.dead_letters, &name)).await;
+        (name, policy, found, letters.unwrap_or_default())
     }));
     let mut asked = asked.buffered(AT_ONCE);
-    let sampling = Sampling::begin(admin, before);
     let (mut queues, mut answered) = (Vec::new(), false);
-    while let Some((name, policy, found)) = asked.next().await {
+    while let Some((name, policy, found, letters)) = asked.next().await {
         let why = match found {
             Ok(Ok((depth, oldest))) => {
                 answered = true;
-                queues.push(sampling.queue(name, policy, depth, oldest));
+                queues.push(QueueSample { letters, ..sampling.queue(name, policy, depth, oldest) });
                 continue;
             }
             // Removed since the policies were read.
@@ -296,6 +306,16 @@ impl<'a> Sampling<'a> {
         }
     }
 
+    /// The dead letters of a queue, counted anew where that is long ago; as they were where they can't be counted now.
+    async fn letters(&self, letters: &dyn DeadLetters, name: &QueueName) -> Option<(u64, Duration)> {
+        let last = self.known.get(name).and_then(|queue| queue.letters);
+        let now = self.admin.telemetry.clock().monotonic();
+        match last {
+            Some((_, at)) if now.saturating_sub(at) < LETTERS_AGE => last,
+            _ => letters.count(name, LETTERS_MAX).await.map_or(last, |count| Some((count?, now))),
+        }
+    }
+
     /// A queue that could not be read.
     fn as_before(&self, name: &QueueName) -> Option<QueueSample> {
         self.known.get(name).map(|queue| (*queue).clone())
@@ -321,6 +341,7 @@ impl<'a> Sampling<'a> {
             name,
             policy,
             depth,
+            letters: None,
             oldest: since.map(|since| self.admin.telemetry.clock().now().since(since)),
             counts,
             history,

@@ -349,6 +349,34 @@ fn the_admin_port_is_there_before_the_broker_is() {
 }
 
 #[test]
+fn dead_letters_and_workers_are_counted_by_queue() {
+    let dev = ["dev", "--json", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--max-attempts", "1"];
+    let relay = Running::start(dev.iter().chain(&["--queue", "mail", "--queue", "fax", "--", "sh", "-c", "exit 65"]));
+    let none = ["relay_dead_letters{queue=\"mail\"} 0\n", "relay_queue_workers{queue=\"fax\"} 1\n"];
+    let admin = relay.ready["listening"]["admin"].as_str().unwrap().to_owned();
+    metrics_with(&admin, &none);
+    relay.stop();
+    let dir = tempdir().unwrap();
+    let serve =
+        ["serve", "--no-auth", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json", "--queue", "mail"];
+    let data = ["--max-attempts", "1", "--data", dir.path().to_str().unwrap()];
+    let failing = ["--worker-listen", "127.0.0.1:0"];
+    let server = Running::start(serve.iter().chain(&data).chain(&failing));
+    let worker = ["worker", "--json", "--connect", &server.workers(), "--queue", "mail", "--", "sh", "-c", "exit 65"];
+    let worker = Running::start(worker);
+    assert_eq!(code(&run_with(["submit", "--wait", "--queue", "mail", "--server", &server.url()], b"x")), 1);
+    worker.stop();
+    server.stop();
+    // A process counts at its start, and not before half a minute is over again.
+    let server = Running::start(serve.iter().chain(&data));
+    metrics_with(
+        &self::admin(&server),
+        &["relay_dead_letters{queue=\"mail\"} 1\n", "relay_queue_workers{queue=\"mail\"} 0\n"],
+    );
+    server.stop();
+}
+
+#[test]
 fn a_worker_has_an_admin_port_of_its_own() {
     let args =
         ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--json"];

@@ -251,6 +251,10 @@ pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixtur
         stage.pass(fixture.edge()).await;
     }
     let letters = &stage.broker.dead_letters;
+    let count = async |max| letters.count(&stage.queue, max).await.unwrap();
+    // A broker counts them, or says that it does not.
+    let counts = count(10).await.is_some();
+    assert_eq!((count(10).await, count(2).await), (counts.then_some(5), counts.then_some(2)));
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
         let page = letters.list(Some(&stage.queue), None, after.as_ref(), 2).await.unwrap();
@@ -266,6 +270,7 @@ pub async fn dead_letters_are_listed_by_when_they_were_kept(fixture: &dyn Fixtur
         }
     }
     assert_eq!(seen, order);
+    assert_eq!(count(10).await, counts.then_some(0));
     let nowhere = "no place of any broker".replace(' ', "-").parse().unwrap();
     assert_eq!(refused(letters.list(None, None, Some(&nowhere), 2).await), BrokerErrorKind::Invalid);
 }

@@ -26,6 +26,7 @@ const LIST_MAX: u32 = 1_000;
 /// Dead letters of all queues, or of one, before a row, the newest first.
 const OF_ALL: &str = "SELECT rowid FROM dead_letters WHERE rowid < ?1 ORDER BY rowid DESC";
 const OF_QUEUE: &str = "SELECT rowid FROM dead_letters WHERE rowid < ?1 AND queue = ?2 ORDER BY rowid DESC";
+const COUNT_IN_QUEUE: &str = "SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE queue = ?1 LIMIT ?2)";
 /// How many bytes of an envelope are read for a list: more than what comes before the payload, mostly.
 const HEAD_MAX: usize = 16 * 1024;
 
@@ -78,6 +79,18 @@ impl DeadLetters for Embedded {
                 }
             }
             Ok(found)
+        })
+        .await
+    }
+
+    async fn count(&self, queue: &QueueName, max: u32) -> Result<Option<u64>, BrokerError> {
+        let queue = queue.clone();
+        self.read(move |conn| {
+            let Some(queue) = queue_row(conn, &queue)? else { return Ok(Some(0)) };
+            conn.prepare_cached(COUNT_IN_QUEUE)
+                .and_then(|mut query| query.query_row(params![queue, max], |row| row.get(0)))
+                .map(Some)
+                .map_err(|e| unavailable(e, "count dead letters"))
         })
         .await
     }

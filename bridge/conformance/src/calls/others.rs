@@ -131,6 +131,10 @@ impl DeadLetters for Repeating<dyn DeadLetters> {
         self.calls.call("list dead letters", || self.inner.list(queue, key_prefix, after, limit)).await.answer
     }
 
+    async fn count(&self, queue: &QueueName, max: u32) -> Result<Option<u64>, BrokerError> {
+        self.calls.call("count dead letters", || self.inner.count(queue, max)).await.answer
+    }
+
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
         self.calls.call("dead letter", || self.inner.get(job)).await.answer
     }

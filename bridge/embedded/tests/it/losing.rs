@@ -182,6 +182,10 @@ impl DeadLetters for LosingLetters {
         self.inner.list(queue, key_prefix, after, limit).await
     }
 
+    async fn count(&self, queue: &QueueName, max: u32) -> Result<Option<u64>, BrokerError> {
+        self.inner.count(queue, max).await
+    }
+
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
         self.inner.get(job).await
     }

@@ -63,6 +63,11 @@ impl DeadLetters for Operator {
         Ok(found)
     }
 
+    async fn count(&self, queue: &QueueName, max: u32) -> Result<Option<u64>, BrokerError> {
+        let counted = self.letters.count(&Letter::in_queue(queue)).await?;
+        Ok(Some(counted.min(max.into())))
+    }
+
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
         match self.letters.letters(&Letter::of_job(job), None, 1).await?.first() {
             Some(newest) => self.letters.letter(newest).await,

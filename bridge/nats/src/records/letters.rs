@@ -316,6 +316,13 @@ impl LetterStore {
         }
     }
 
+    /// How many letters `filter` covers, in one request: beyond the 100,000 names of one answer, as many as those.
+    pub(crate) async fn count(&self, filter: &str) -> Result<u64, BrokerError> {
+        let (subjects, _) = stream_calls::subjects(&self.api, DEAD_STREAM, filter, 0, "count dead letters").await?;
+        let names = subjects.iter().filter_map(|subject| Letter::parse(subject));
+        Ok(names.filter(|letter| !letter.is_mark()).count() as u64)
+    }
+
     pub(crate) async fn letter(&self, name: &Letter) -> Result<Option<DeadLetter>, BrokerError> {
         match self.api.last_at_leader(DEAD_STREAM, name.subject(), "read dead letter").await? {
             Some(found) => self.read_letter(name, found),

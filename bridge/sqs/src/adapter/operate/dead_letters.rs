@@ -116,6 +116,11 @@ impl DeadLetters for Operator {
         }
     }
 
+    async fn count(&self, _: &QueueName, _: u32) -> Result<Option<u64>, BrokerError> {
+        // A count costs as many read units as the letters themselves.
+        Ok(None)
+    }
+
     async fn get(&self, job: JobId) -> Result<Option<DeadLetter>, BrokerError> {
         const OPERATION: &str = "read dead letter";
         let (partition, last) = (names::job_partition(job), format!("{}~", names::DEAD));
