@@ -249,10 +249,13 @@ impl App {
         let shares = Arc::clone(&config.limits.shares);
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
+        let authenticator = Arc::clone(&config.authenticator);
         let nats = config.nats.map(|NatsIngress { config, limits }| {
             let (bytes, rates) = ((ingress.byte_budget(), ingress.answer_budget()), ingress.rates());
             let limits = nats::Limits { shares, ..limits };
-            (config, nats::Ingress::new(broker.clone(), limits, bytes, rates, clock.clone()))
+            let nats = nats::Ingress::new(broker.clone(), limits, bytes, rates, clock.clone());
+            nats.ask(Arc::clone(&authenticator));
+            (config, nats)
         });
         if let Some(port) = &mut port {
             let ingresses = (Arc::clone(&ingress), nats.as_ref().map(|(_, nats_ingress)| Arc::clone(nats_ingress)));

@@ -117,6 +117,8 @@ slugs! {
     Overloaded = "overloaded", 503, Safe, "Relay is overloaded";
     /// The broker behind relay does not answer or can't write.
     BrokerUnavailable = "broker-unavailable", 503, Safe, "The broker is not available";
+    /// The keys of the issuer that signed the token are not there.
+    IssuerUnavailable = "issuer-unavailable", 503, Safe, "The token's issuer is not available";
     /// The broker may or may not have taken it.
     Unconfirmed = "unconfirmed", 504, WithIdempotencyKey, "The broker did not confirm";
 }

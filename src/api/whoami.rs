@@ -14,12 +14,18 @@ pub struct Whoami {
     /// The client.
     #[cfg_attr(feature = "server", schema(value_type = schema::ClientName))]
     pub client: ClientId,
-    /// How it was authenticated: `api-key`, or `development` for not at all.
+    /// How it was authenticated: the method of the first of `factors`.
     pub authenticated_by: String,
     /// The id of the key that was used.
     pub key_id: Option<String>,
+    /// All that this request brought and that holds. Empty from servers of before.
+    #[serde(default)]
+    pub factors: Vec<FactorView>,
     /// The VPC endpoint that the connection came through, where relay sees it.
     pub vpc_endpoint_id: Option<String>,
+    /// The address that the connection came from: the one that a trusted balancer says, else the peer's.
+    #[serde(default)]
+    pub source: Option<String>,
     /// The queues this caller may use; `null` means all.
     #[cfg_attr(feature = "server", schema(value_type = Option<Vec<schema::QueueName>>))]
     pub queues: Option<Vec<QueueName>>,
@@ -36,6 +42,17 @@ pub struct Whoami {
     pub server_time: Timestamp,
     /// Relay's version.
     pub version: String,
+}
+
+/// A factor by which a caller is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct FactorView {
+    /// `api-key`, `token`, `certificate`, `vpc-endpoint`, or `development` for none.
+    pub method: String,
+    /// The thing that was shown, without its secret: a key's id, issuer and subject of a token, a certificate's name, an
+    /// endpoint's id.
+    pub credential: Option<String>,
 }
 
 /// What holds for a request, whichever queue it names.

@@ -30,6 +30,11 @@ impl Credential {
         self.0.as_ref().is_some_and(|token| token.is_cancelled())
     }
 
+    /// Whether anybody else has a handle.
+    pub(super) fn is_held(&self) -> bool {
+        self.0.as_ref().is_some_and(|token| Arc::strong_count(token) > 1)
+    }
+
     /// Ends it, for every handle.
     pub(super) fn end(&self) {
         if let Some(token) = &self.0 {

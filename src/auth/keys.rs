@@ -1,5 +1,5 @@
-//! API keys, hashed at rest. A key is `<key id>.<secret>`; the file `keys.toml` holds the id and the SHA-256 of the
-//! secret. The secret is 32 random bytes, so one hash is enough: there is nothing to guess.
+//! API keys, hashed at rest: the file `keys.toml` holds the id and the SHA-256 of the secret. The secret is 256 random bits, so one
+//! hash is enough: there is nothing to guess.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,27 +7,22 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+#[cfg(feature = "cli")]
+pub(crate) use super::key::id_in;
+pub use super::key::{InvalidKey, Key};
 use super::rights::Rights;
 use crate::private_file::PrivateFile;
 
 /// The largest `keys.toml`, in bytes; some 4,000 keys.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// The longest id or secret of a key, in bytes.
-const PART_BYTES_MAX: usize = 128;
-const SECRET_BYTES: usize = 32;
-const ID_BYTES: usize = 6;
 
 /// The purpose of a key. No key is for both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Submits jobs and reads their results.
@@ -45,69 +40,15 @@ impl fmt::Display for Role {
     }
 }
 
-/// A key as its owner has it: `<key id>.<secret>`. Printing it shows the secret; `Debug` does not.
-#[derive(Clone)]
-pub struct Key {
-    id: String,
-    secret: String,
-}
-
-/// The text is not `<key id>.<secret>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a key: it has the form `<key id>.<secret>`")]
-pub struct InvalidKey;
-
-impl Key {
-    /// The public part, which names the key in lists and logs.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The hash that is stored.
-    #[must_use]
-    pub fn digest(&self) -> SecretDigest {
-        SecretDigest(Sha256::digest(self.secret.as_bytes()).into())
-    }
-
-    fn random() -> Result<Self, KeysError> {
-        let mut id = [0; ID_BYTES];
-        let mut secret = [0; SECRET_BYTES];
-        for bytes in [&mut id[..], &mut secret[..]] {
-            getrandom::fill(bytes).map_err(|error| KeysError(format!("the system gives no random bytes: {error}")))?;
-        }
-        Ok(Self { id: hex(&id), secret: URL_SAFE_NO_PAD.encode(secret) })
-    }
-}
-
-impl FromStr for Key {
-    type Err = InvalidKey;
-
-    fn from_str(text: &str) -> Result<Self, InvalidKey> {
-        let part =
-            |text: &str| (1..=PART_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        let (id, secret) = text.split_once('.').filter(|(id, secret)| part(id) && part(secret)).ok_or(InvalidKey)?;
-        Ok(Self { id: id.to_owned(), secret: secret.to_owned() })
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.id, self.secret)
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.…", self.id)
-    }
-}
-
 /// The SHA-256 of a secret's text, 64 hexadecimal digits in the file: `printf %s SECRET | sha256sum`.
 #[derive(Clone)]
 pub struct SecretDigest([u8; 32]);
 
 impl SecretDigest {
+    pub(super) fn of(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// The digest that no secret has, as far as anybody can tell.
     #[must_use]
     pub fn of_nobody() -> Self {
@@ -200,6 +141,12 @@ impl KeyEntry {
 #[error("{0}")]
 pub struct KeysError(String);
 
+impl From<String> for KeysError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// The file `keys.toml`. Every change replaces it as a whole, under a lock, with mode 0600; a link is followed, and stays.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
@@ -280,7 +227,7 @@ impl KeyFile {
         }
         let key = Key::random()?;
         self.change(|entries| {
-            let (id, sha256) = (key.id.clone(), key.digest());
+            let (id, sha256) = (key.id().to_owned(), key.digest());
             entries.push(KeyEntry { id, sha256, role, name, queues, rights, created: now, expires: None });
         })?;
         Ok(key)
@@ -295,7 +242,7 @@ impl KeyFile {
         let key = Key::random()?;
         let rotated = self.change(|entries| {
             let old = entries.iter_mut().find(|entry| entry.id == id && !entry.is_expired(now))?;
-            let (id, sha256) = (key.id.clone(), key.digest());
+            let (id, sha256) = (key.id().to_owned(), key.digest());
             let new = KeyEntry { id, sha256, created: now, ..old.clone() };
             old.expires = Some(old.expires.map_or(until, |expires| expires.min(until)));
             entries.push(KeyEntry { expires: None, ..new });
@@ -373,6 +320,6 @@ fn line_of(text: &str, byte: usize) -> usize {
     1 + text.as_bytes().iter().take(byte).filter(|byte| **byte == b'\n').count()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,30 +3,55 @@
 //!
 //! # Layout
 //!
+//! - [`presented`]: the things that a caller shows at a door.
 //! - [`credential`]: the handle that ends with what let a caller in.
-//! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke.
-//! - [`rights`]: the calls that a client's key may make.
-//! - [`live`]: the keys of a running process, read again when the file changes.
+//! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke. `key`: a key as its owner has it.
+//! - [`rights`]: the calls that a client may make.
+//! - `identity`: the file that lists which factors let whom in; `mistake`: what is wrong in it.
+//! - `token`, `tokens`: tokens of issuers; `jwks`, `issuers`, `fetch`: the keys of issuers, from files and over https.
+//! - `files`, `live`: all of these in a running process, read again when a file changes.
+//! - `admit`: a caller at a door; `judge`, `standing`: who it is by what it has shown, and what was begun with it.
+//! - `bounds`: what strangers may cost.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 
+mod admit;
+mod bounds;
 pub mod credential;
+mod fetch;
+mod files;
+mod identity;
+mod issuers;
+mod judge;
+mod jwks;
+mod key;
 pub mod keys;
-pub mod live;
+mod live;
+mod mistake;
 pub mod presented;
 pub mod rights;
+mod standing;
+mod token;
+mod tokens;
 
 #[cfg(test)]
 mod tests;
 
+use admit::{Admitted, Known};
+use bounds::Lines;
 use credential::Credential;
-use keys::{Key, KeysError, Role};
-use live::{LiveKey, LiveKeys};
+pub use files::Files;
+use keys::{KeysError, Role};
+use live::Live;
+pub use mistake::{Mistake, Mistakes};
 pub use presented::Presented;
 use rights::{Right, Rights};
+use standing::Grant;
 
 /// The client of a development relay that names none.
 const DEVELOPMENT_CLIENT: &str = "dev";
@@ -37,7 +62,7 @@ pub struct Authenticator(Mode);
 
 #[derive(Debug)]
 enum Mode {
-    Keys(LiveKeys),
+    Files(Box<Known>),
     Development,
 }
 
@@ -46,8 +71,8 @@ enum Mode {
 pub struct Caller {
     /// The client's name.
     pub client: ClientId,
-    /// How relay knows.
-    pub authenticated: Authenticated,
+    /// How relay knows: each factor that was shown and holds, keys and tokens first.
+    pub authenticated: Vec<Authenticated>,
     /// The queues it may use; `None` means all.
     pub queues: Option<Vec<QueueName>>,
     /// The calls it may make.
@@ -87,8 +112,45 @@ pub struct WorkerRights {
 pub enum Authenticated {
     /// By an API key with this id.
     ApiKey(String),
+    /// By a token.
+    Token {
+        /// The issuer that signed it.
+        issuer: String,
+        /// The one that it is about.
+        subject: String,
+    },
+    /// By a client certificate of this name.
+    Certificate(String),
+    /// By the VPC endpoint that the connection came through; never by it alone.
+    Endpoint(String),
     /// Not at all: a development relay takes the caller's word.
     Development,
+}
+
+impl Authenticated {
+    /// The method, for people and programs: `api-key`, `token`, `certificate`, `vpc-endpoint`, `development`.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::ApiKey(_) => "api-key",
+            Self::Token { .. } => "token",
+            Self::Certificate(_) => "certificate",
+            Self::Endpoint(_) => "vpc-endpoint",
+            Self::Development => "development",
+        }
+    }
+
+    /// The thing that was shown, without its secret: a key's id, issuer and subject of a token, a certificate's name, an
+    /// endpoint's id. `None` if nothing was.
+    #[must_use]
+    pub fn credential(&self) -> Option<String> {
+        match self {
+            Self::ApiKey(id) => Some(id.clone()),
+            Self::Token { issuer, subject } => Some(format!("{issuer} {subject}")),
+            Self::Certificate(name) | Self::Endpoint(name) => Some(name.clone()),
+            Self::Development => None,
+        }
+    }
 }
 
 /// Why a caller was not let in. The text says what to do and holds nothing of the credentials.
@@ -103,6 +165,17 @@ pub enum Refused {
     /// The caller's claims about itself can't be read.
     #[error("{0}")]
     Malformed(String),
+    /// Too much of the kind came from this source; the credentials were not looked at.
+    #[error("{detail}")]
+    TooMany {
+        /// What to do.
+        detail: String,
+        /// After how long it is looked at again.
+        after: Duration,
+    },
+    /// Relay can't tell now: the keys of an issuer are not there.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl Authenticator {
@@ -111,7 +184,30 @@ impl Authenticator {
     /// # Errors
     /// If the file is not there or can't be read.
     pub fn keys(file: PathBuf, clock: Clock) -> Result<Self, KeysError> {
-        LiveKeys::open(file, clock).map(Mode::Keys).map(Self)
+        // For its own words about the file.
+        keys::KeyFile::new(&file).list()?;
+        let files = Files { keys: Some(file), clients: None };
+        Self::open(files, clock).map_err(|mistakes| KeysError::from(mistakes.to_string()))
+    }
+
+    /// Lets in whoever `files` say. They are read again when one of them changes, all of them or none.
+    ///
+    /// # Errors
+    /// Everything that is wrong in them.
+    pub fn open(files: Files, clock: Clock) -> Result<Self, Mistakes> {
+        let lines = Lines::new(clock.clone());
+        let live = Live::open(files, clock)?;
+        Ok(Self(Mode::Files(Box::new(Known { live, lines }))))
+    }
+
+    /// The same, where the keys of issuers may be fetched from every address that `allowed` is true for. Without it they are
+    /// fetched from no address of this machine, no link-local one and no metadata service.
+    #[must_use]
+    pub fn fetching_from(self, allowed: fn(IpAddr) -> bool) -> Self {
+        if let Mode::Files(known) = &self.0 {
+            known.live.tokens.issuers.allow(allowed);
+        }
+        self
     }
 
     /// Lets in everybody: the client is `dev`, or what it says it is. Only for a listener on loopback.
@@ -126,88 +222,117 @@ impl Authenticator {
         matches!(self.0, Mode::Development)
     }
 
-    /// Whether no two clients can be told apart: there are keys of one at most, or nobody is asked for any.
+    /// Whether no two clients can be told apart: there is one at most, or nobody is asked for credentials.
     #[must_use]
     pub fn is_one_client(&self) -> bool {
         match &self.0 {
-            Mode::Keys(keys) => keys.clients() <= 1,
+            Mode::Files(known) => known.live.clients() <= 1,
             Mode::Development => true,
         }
     }
 
-    /// Sees to it that credentials end within about a second of the change that ends them. Never ends by itself.
+    /// The shares of what there is that the identity file gives to single clients, in percent.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(ClientId, u8)> {
+        match &self.0 {
+            Mode::Files(known) => live::shares(&known.live.snapshot()).into_iter().collect(),
+            Mode::Development => Vec::new(),
+        }
+    }
+
+    /// Whether `client` may come over NATS, which says who it is: one with a block of the identity file only if a list of its is
+    /// `["nats"]`.
+    #[must_use]
+    pub fn lets_in_over_nats(&self, client: &ClientId) -> bool {
+        let Mode::Files(known) = &self.0 else { return true };
+        let snapshot = known.live.snapshot();
+        let listed = snapshot.identity.as_ref().and_then(|identity| identity.clients.named(client));
+        listed.is_none_or(|client| client.any.iter().any(|list| list.as_slice() == [identity::Factor::Nats]))
+    }
+
+    /// Reads the files now, and makes what they say hold: all of it or nothing. Credentials that would let in no more, or for
+    /// less, end. Nothing is done where nobody is asked for credentials.
+    ///
+    /// # Errors
+    /// Everything that is wrong in them; what held before still holds.
+    pub fn reload(&self) -> Result<(), Vec<Mistake>> {
+        match &self.0 {
+            Mode::Files(known) => known.live.reload(),
+            Mode::Development => Ok(()),
+        }
+    }
+
+    /// Whether the files, when they were looked at last, could be taken as they were.
+    #[must_use]
+    pub fn is_up_to_date(&self) -> bool {
+        match &self.0 {
+            Mode::Files(known) => known.live.is_taken(),
+            Mode::Development => true,
+        }
+    }
+
+    /// Sees to it that credentials end within about a second of the change that ends them, and that issuers are asked for their
+    /// keys. Never ends by itself.
     pub async fn watch(&self) {
         match &self.0 {
-            Mode::Keys(keys) => keys.watch().await,
+            Mode::Files(known) => known.live.watch().await,
             Mode::Development => std::future::pending().await,
         }
     }
 
-    /// The client behind a request that came with `presented`.
+    /// The client behind a request that came with `presented`. May wait some seconds for the keys of an issuer.
     ///
     /// # Errors
     /// [`Refused`]: a worker's key is `Forbidden` here.
-    // Tokens of issuers may have to wait for the issuer's keys.
-    #[expect(clippy::unused_async, reason = "an issuer of tokens is asked for its keys")]
     pub async fn authenticate(&self, presented: Presented<'_>) -> Result<Caller, Refused> {
-        let Presented { authorization, named, .. } = presented;
-        let keys = match &self.0 {
-            Mode::Keys(keys) => keys,
+        let known = match &self.0 {
+            Mode::Files(known) => known,
             Mode::Development => {
-                let client = named.unwrap_or(DEVELOPMENT_CLIENT).parse();
+                let client = presented.named.unwrap_or(DEVELOPMENT_CLIENT).parse();
                 let client = client.map_err(|error| Refused::Malformed(format!("header Relay-Client: {error}")))?;
                 return Ok(Caller {
                     client,
-                    authenticated: Authenticated::Development,
+                    authenticated: vec![Authenticated::Development],
                     queues: None,
                     rights: Rights::ALL,
                     credential: Credential::default(),
                 });
             }
         };
-        let header = authorization.ok_or_else(|| {
-            Refused::Unauthenticated("no credentials: send `Authorization: Bearer <key id>.<secret>`".to_owned())
-        })?;
-        let bearer = header.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let (_, text) = bearer.ok_or_else(|| {
-            Refused::Unauthenticated("other credentials than `Authorization: Bearer <key id>.<secret>`".to_owned())
-        })?;
-        let LiveKey { entry, credential } = Self::live(keys, text.trim()).map_err(Refused::Unauthenticated)?;
-        if entry.role != Role::Client {
-            return Err(Refused::Forbidden(format!(
-                "key {} is a worker's: it may lease jobs, and neither submit nor read; use a client's key",
-                entry.id
-            )));
-        }
-        let authenticated = Authenticated::ApiKey(entry.id);
-        Ok(Caller { client: entry.name, authenticated, queues: entry.queues, rights: entry.rights, credential })
+        let bearer = match presented.authorization {
+            Some(header) => {
+                let parts = header.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+                let (_, text) = parts.ok_or_else(|| {
+                    Refused::Unauthenticated("other credentials than `Authorization: Bearer <key or token>`".to_owned())
+                })?;
+                Some(text.trim())
+            }
+            None => None,
+        };
+        let Admitted { grant, authenticated, credential } = known.admit(Role::Client, bearer, presented).await?;
+        let Grant { name, queues, rights } = grant;
+        Ok(Caller { client: name, authenticated, queues, rights, credential })
     }
 
-    /// The rights of `worker`, which came with `key` and the rest of `presented`. A development relay lets every worker in, and asks
-    /// for no key.
+    /// The rights of `worker`, which came with `key` (a key or a token) and the rest of `presented`. A development relay lets every
+    /// worker in, and asks for nothing.
     ///
     /// # Errors
-    /// The text to tell the worker: no key, an unknown one, or a client's.
-    #[expect(clippy::unused_async, reason = "an issuer of tokens is asked for its keys")]
+    /// The text to tell the worker: no credentials, unknown ones, or a client's.
     pub async fn authorize_worker(
         &self,
         worker: &WorkerId,
         key: Option<&str>,
-        _presented: Presented<'_>,
+        presented: Presented<'_>,
     ) -> Result<WorkerRights, String> {
-        let Mode::Keys(keys) = &self.0 else {
+        let Mode::Files(known) = &self.0 else {
             return Ok(WorkerRights::default());
         };
-        let text = key.ok_or_else(|| format!("worker {worker} has no key: give it one of role worker"))?;
-        let LiveKey { entry, credential } = Self::live(keys, text)?;
-        if entry.role != Role::Worker {
-            return Err(format!("key {} is a client's: a worker needs one of role worker", entry.id));
+        if key.is_none() && presented.certificate.is_none() {
+            return Err(format!("worker {worker} has no key: give it one of role worker"));
         }
-        Ok(WorkerRights { key: Some(entry.name), queues: entry.queues, credential })
-    }
-
-    fn live(keys: &LiveKeys, text: &str) -> Result<LiveKey, String> {
-        let key: Key = text.parse().map_err(|_| "the key has not the form `<key id>.<secret>`".to_owned())?;
-        keys.find(&key).ok_or_else(|| "relay does not know this key, or it was revoked".to_owned())
+        let Admitted { grant, credential, .. } =
+            known.admit(Role::Worker, key, presented).await.map_err(|refused| refused.to_string())?;
+        Ok(WorkerRights { key: Some(grant.name), queues: grant.queues, credential })
     }
 }

@@ -72,6 +72,12 @@ impl Rights {
         Self(Right::ALL.map(|right| self.has(right) || other.has(right)))
     }
 
+    /// The rights that are in both; possibly none.
+    #[must_use]
+    pub(super) fn both(self, other: Self) -> Self {
+        Self(Right::ALL.map(|right| self.has(right) && other.has(right)))
+    }
+
     /// Whether none is missing.
     #[must_use]
     pub fn is_all(&self) -> bool {

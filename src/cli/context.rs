@@ -136,5 +136,5 @@ fn list(contexts: &Contexts, json: bool) -> Result<Exit, CliError> {
 
 /// The public part of the key.
 fn key_id(context: &Context) -> Option<&str> {
-    context.api_key.as_deref().map(|key| key.split_once('.').map_or("", |(id, _)| id))
+    context.api_key.as_deref().map(|key| crate::auth::keys::id_in(key).unwrap_or_default())
 }

@@ -48,7 +48,7 @@ fn demands(command: &str) -> &'static [(&'static str, &'static [&'static str])] 
     match command {
         "serve" => &[
             ("no store and no broker is configured", &["store.data", "store.memory", "nats.servers", "sqs.enabled"]),
-            ("access is not configured", &["access.keys", "access.no_auth"]),
+            ("access is not configured", &["access.keys", "access.clients", "access.no_auth"]),
         ],
         "worker" | "dev" => &[("no handler is configured", &["worker.http", COMMAND])],
         _ => &[],

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::exit::{CliError, Exit};
 use super::secret_file::SecretFile;
 use super::{output, values};
-use crate::auth::keys::{Key, KeyEntry, KeyFile, KeysError, Role};
+use crate::auth::keys::{self, Key, KeyEntry, KeyFile, KeysError, Role};
 use crate::auth::rights::{Right, Rights};
 
 /// Which file, and what to do with it.
@@ -134,7 +134,7 @@ enum KeysCommand {
     },
     /// Create a replacement for a key; the old key stays valid for a while
     Rotate {
-        /// The old key's id: the part before the dot
+        /// The old key's id: the part after `rlyk_`, or before the dot
         #[arg(value_name = "KEY_ID")]
         id: String,
         /// How long the old key stays valid; `0s` ends it at once
@@ -147,7 +147,7 @@ enum KeysCommand {
     },
     /// Remove a key for good
     Revoke {
-        /// The key's id: the part before the dot
+        /// The key's id: the part after `rlyk_`, or before the dot
         #[arg(value_name = "KEY_ID")]
         id: String,
         #[command(flatten)]
@@ -233,7 +233,7 @@ fn rotate(file: &FileArgs, out: &OutArgs, id: &str, keep: Duration) -> Result<Ex
 
 /// A user who pastes the whole key means the same one; the secret must not be echoed.
 fn id_of(text: &str) -> &str {
-    text.split_once('.').map_or(text, |(id, _)| id)
+    keys::id_in(text).unwrap_or(text)
 }
 
 fn unknown(file: &FileArgs, id: &str) -> CliError {

@@ -116,7 +116,9 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
     // Over HTTP/1.1 each has a connection, and must not take the others' places.
     let connections = bounds.connections.map(number);
     let connections = connections.unwrap_or((usual.connections - usual.followers).saturating_add(followers));
-    let named = bounds.client_shares.iter().map(|share| (share.client.clone(), share.percent)).collect();
+    // A flag counts instead of a file.
+    let flags = bounds.client_shares.iter().map(|share| (share.client.clone(), share.percent));
+    let named = authenticator.shares().into_iter().chain(flags).collect();
     let known = Arc::clone(authenticator);
     Limits {
         body_bytes: bytes(bounds.body_bytes),

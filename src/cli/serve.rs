@@ -22,7 +22,7 @@ use super::proxied;
 use super::signals::Signals;
 use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, Files};
 use crate::broker::{BrokerConfig, NatsBroker};
 use crate::config::settings::Settings;
 
@@ -84,8 +84,16 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         warn!("no authentication: everybody who can reach this machine's loopback addresses may do everything");
         Authenticator::development()
     } else {
-        Authenticator::keys(access.keys.clone().unwrap_or_default(), clock.clone())
-            .map_err(|error| CliError::from(error).hint("`relay keys new NAME` makes the first key and the file"))?
+        const FIRST: &str = "`relay keys new NAME` makes the first key and the file";
+        match (&access.keys, &access.clients) {
+            (Some(keys), None) => {
+                Authenticator::keys(keys.clone(), clock.clone()).map_err(|error| CliError::from(error).hint(FIRST))?
+            }
+            (keys, clients) => {
+                let files = Files { keys: keys.clone(), clients: clients.clone() };
+                Authenticator::open(files, clock.clone()).map_err(|mistakes| CliError::usage(mistakes.to_string()))?
+            }
+        }
     };
     if let Some(warning) = in_clear_text(&authenticator, listen.http) {
         warn!("{warning}");

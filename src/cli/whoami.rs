@@ -5,7 +5,7 @@ use clap::Args;
 use super::exit::{CliError, Exit};
 use super::remote::{ServerArgs, read};
 use super::{output, values};
-use crate::api::{QueueLimits, Whoami};
+use crate::api::{FactorView, QueueLimits, Whoami};
 
 /// Which server to ask.
 #[derive(Debug, Args)]
@@ -29,10 +29,17 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
         output::json(&who)?;
         return Ok(Exit::Done);
     }
-    let authenticated_by = match &who.key_id {
-        Some(key) => format!("{} {key}", who.authenticated_by),
-        None => who.authenticated_by.clone(),
+    let key = who.key_id.as_ref().map(|key| format!("{} {key}", who.authenticated_by));
+    let shown = |factor: &FactorView| match &factor.credential {
+        Some(credential) => format!("{} {credential}", factor.method),
+        None => factor.method.clone(),
     };
+    let authenticated_by = match who.factors.as_slice() {
+        // A server of before.
+        [] => key.unwrap_or_else(|| who.authenticated_by.clone()),
+        factors => factors.iter().map(shown).collect::<Vec<_>>().join(", "),
+    };
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let queues = who.queues.as_ref().map_or_else(
         || "all".to_owned(),
         |queues| queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
@@ -40,6 +47,8 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
     for (name, value) in [
         ("client", who.client.to_string()),
         ("authenticated by", authenticated_by),
+        ("VPC endpoint", or_none(&who.vpc_endpoint_id)),
+        ("source", or_none(&who.source)),
         ("queues", queues),
         ("rights", who.rights.join(", ")),
         ("durability", who.durability.clone()),

@@ -14,9 +14,10 @@ use super::values::show_duration;
 pub(super) const PLACES: [&str; 4] = ["store.data", "store.memory", "nats.servers", "sqs.enabled"];
 
 /// Settings of which one holds, with the reason. The highest layer that names one of them takes the others out of those below.
-pub(super) const ALTERNATIVES: [(&[&str], &str); 7] = [
+pub(super) const ALTERNATIVES: [(&[&str], &str); 8] = [
     (&PLACES, "jobs are kept in one place"),
     (&["access.keys", "access.no_auth"], "every caller is asked for a key, or none is"),
+    (&["access.clients", "access.no_auth"], "every caller is asked who it is, or none is"),
     (&["nats.creds", "nats.nkey", "nats.user", "nats.token_file"], "relay has one identity on NATS"),
     (&["listen.nats", "nats.no_listen"], "clients are served over NATS, or they are not"),
     (&["worker.connect", "nats.servers"], WORKS_IN_ONE_PLACE),

@@ -141,7 +141,7 @@ fn a_key_is_revoked_in_the_file_that_the_server_reads_whatever_links_lead_there(
     let url = server.url();
     let whoami = || code(&relay(["whoami", "--server", &url]).env("RELAY_API_KEY", &key).output().unwrap());
     assert_eq!(whoami(), 0);
-    let id = key.split('.').next().unwrap();
+    let id = key.split('_').nth(1).unwrap();
     let revoked = run(["keys", "revoke", id, "--file", text(&link)]);
     assert_eq!(code(&revoked), 0, "{}", stderr(&revoked));
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink(), "the link is still one");
@@ -166,7 +166,7 @@ fn a_new_key_goes_to_a_new_file_of_its_user_only() {
     assert_eq!((code(&made), stdout(&made)), (0, ""), "{}", stderr(&made));
     assert_eq!(mode(&out), 0o600);
     let key = fs::read_to_string(&out).unwrap();
-    let id = key.split('.').next().unwrap();
+    let id = key.split('_').nth(1).unwrap();
     let next = dir.path().join("next.key");
     let rotated = run(["keys", "rotate", id, "--file", text(&keys), "--out", text(&next)]);
     assert_eq!((code(&rotated), stdout(&rotated)), (0, ""), "{}", stderr(&rotated));

@@ -37,7 +37,7 @@ fn edit(attacked: &Attacked, from: &str, to: &str) {
 }
 
 fn id(key: &str) -> &str {
-    key.split_once('.').unwrap().0
+    key.split('_').nth(1).unwrap()
 }
 
 /// Returns once the server has seen the file as it is now: a key that was just made is looked for at once.

@@ -294,7 +294,8 @@ fn keys_let_in_who_has_one_and_the_file_has_no_secret() {
         stdout(&output).trim_end().to_owned()
     };
     let (client, worker) = (key(&["orders"]), key(&["gpu-1", "--role", "worker"]));
-    let (id, secret) = client.split_once('.').unwrap();
+    let (id, secret) = client.trim_start_matches("rlyk_").split_once('_').unwrap();
+    let secret = &secret[..43];
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(id) && !text.contains(secret));
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);

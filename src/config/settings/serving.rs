@@ -112,10 +112,13 @@ table! {
 }
 
 table! {
-    /// Access of callers: one of the two.
+    /// Access of callers: keys, clients or both; or nobody is asked.
     "access", Some("Access"), Access {
         /// Let in callers that have a key of this file; `relay keys new` makes one
         keys: Option<PathBuf> = value("keys", "RELAY_KEYS", "FILE", Kind::Path);
+        /// Let in whom this file lists by keys, certificates, tokens and VPC endpoints: see `docs/identity.md`. A client that has a
+        /// block there is let in by its lists only, and others by their keys
+        clients: Option<PathBuf> = value("clients", "RELAY_CLIENTS", "FILE", Kind::Path);
         /// Let in everybody, for development: only on this machine's loopback addresses
         no_auth: bool = switch("no-auth", "RELAY_NO_AUTH");
     }

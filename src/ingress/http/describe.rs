@@ -39,6 +39,7 @@ const OF_ALL: [Slug; 9] = [
     Slug::Draining,
     Slug::Overloaded,
     Slug::BrokerUnavailable,
+    Slug::IssuerUnavailable,
 ];
 /// The further problems of a call that changes something.
 const OF_CHANGES: [Slug; 1] = [Slug::Unconfirmed];
@@ -62,7 +63,9 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     api.security = Some(vec![SecurityRequirement::new("key", [""; 0])]);
 
     let components = api.components.get_or_insert_with(Components::new);
-    let key = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("<key id>.<secret>");
+    let key = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("a key, rlyk_<key id>_<secret>, or a token (JWT) of an issuer that this relay believes");
     let about = "An API key of role client. A development relay asks for none and takes `Relay-Client` for the name.";
     components.add_security_scheme("key", SecurityScheme::Http(key.description(Some(about)).build()));
     let mut schemas = vec![(JobEvent::name().into_owned(), JobEvent::schema())];

@@ -11,12 +11,15 @@ use relay_bridge::contract::{JobId, QueueName};
 use super::Served;
 use super::answer::Refusal;
 use super::connection::{Connection, Peer};
-use crate::api::{DurationText, Slug, header};
+use crate::api::{DurationText, Problem, Slug, header};
 use crate::auth::rights::Right;
 use crate::auth::{Caller, Presented, Refused};
 use crate::ingress::headers::single;
 use crate::ingress::jobs;
 use crate::ingress::proxy::header::EndpointId;
+
+/// When a request is sent again whose issuer can't be asked: relay asks it once a minute.
+const ISSUER_RETRY: Duration = Duration::from_secs(60);
 
 /// The caller as the gate found it, on the way to the handler.
 #[derive(Clone)]
@@ -61,6 +64,10 @@ pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &
         }
         Refused::Forbidden(detail) => Refusal::new(Slug::Forbidden, detail),
         Refused::Malformed(detail) => Refusal::malformed(detail),
+        Refused::TooMany { detail, after } => Problem::new(Slug::RateLimited, detail).with_retry_after(after).into(),
+        Refused::Unavailable(detail) => {
+            Problem::new(Slug::IssuerUnavailable, detail).with_retry_after(ISSUER_RETRY).into()
+        }
     })
 }
 

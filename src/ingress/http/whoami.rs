@@ -12,7 +12,7 @@ use super::connection::Peer;
 use super::request::Parameters;
 use super::{Ingress, Served};
 use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
-use crate::api::{DurationText, LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
+use crate::api::{DurationText, FactorView, LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
 use crate::auth::{Authenticated, Caller};
 use crate::ingress::budget::Budget;
 
@@ -33,16 +33,21 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
     let ingress = &served.ingress;
     let room = peer.room(ingress, ANSWER_BYTES).await?;
     let queue_limits = queue_limits(&served, &caller).await?;
-    let (authenticated_by, key_id) = match caller.authenticated {
-        Authenticated::ApiKey(id) => ("api-key", Some(id)),
-        Authenticated::Development => ("development", None),
-    };
-    let endpoint = peer.connection.source.get().and_then(|source| source.endpoint.as_ref());
+    let source = peer.connection.source.get();
+    let endpoint = source.and_then(|source| source.endpoint.as_ref());
+    let key_id = caller.authenticated.iter().find_map(|factor| match factor {
+        Authenticated::ApiKey(id) => Some(id.clone()),
+        _ => None,
+    });
+    let shown =
+        |factor: &Authenticated| FactorView { method: factor.method().to_owned(), credential: factor.credential() };
     let body = Whoami {
         client: caller.client,
-        authenticated_by: authenticated_by.to_owned(),
+        authenticated_by: caller.authenticated.first().map_or("development", Authenticated::method).to_owned(),
         key_id,
+        factors: caller.authenticated.iter().map(shown).collect(),
         vpc_endpoint_id: endpoint.map(|id| id.to_string()),
+        source: Some(source.map_or(peer.connection.peer, |source| source.address).to_string()),
         queues: caller.queues,
         rights: caller.rights.iter().map(|right| right.to_string()).collect(),
         durability: ingress.broker.capabilities.durability.as_str().to_owned(),

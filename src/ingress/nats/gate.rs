@@ -156,6 +156,7 @@ impl Visit {
     fn read(&self) -> Result<Asked, Refusal> {
         let (ingress, message) = (&self.desk.ingress, &self.message);
         let Address { client, queue } = Address::read(&message.subject)?;
+        ingress.admit(&client)?;
         let mut headers = request::headers(message, &ingress.limits)?;
         let wait = match self.desk.endpoint {
             Endpoint::Submit | Endpoint::Result if message.reply.is_some() => {

@@ -15,8 +15,8 @@
 //! - `stats`: the answers to `nats micro ls`, `info`, `stats` and `ping`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -27,7 +27,10 @@ use relay_bridge::policy_cache::PolicyCache;
 use super::budget::Budget;
 use super::clients::{ClientShares, Owner};
 use super::rates::Rates;
+use super::refusal::Refusal;
 use super::refusals::Refusals;
+use crate::api::Slug;
+use crate::auth::Authenticator;
 
 mod answer;
 mod desk;
@@ -114,6 +117,8 @@ pub struct Ingress {
     waiting: Arc<Budget>,
     /// Whether NATS keeps clients apart, as far as relay can see.
     keeps_apart: AtomicBool,
+    /// Says which clients may come this way; all of them until it is set.
+    authenticator: OnceLock<Arc<Authenticator>>,
     service: Service,
 }
 
@@ -148,6 +153,7 @@ impl Ingress {
             waits: Places::new(&limits),
             waiting: Budget::new(usize::MAX, ClientShares::undivided()),
             keeps_apart: AtomicBool::new(false),
+            authenticator: OnceLock::new(),
             service: Service::new(id, clock.now(), broker.capabilities.durability.as_str()),
             broker,
             rates,
@@ -162,6 +168,23 @@ impl Ingress {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.service.id
+    }
+
+    /// Has `authenticator` say which clients may come over NATS. The first one counts.
+    pub fn ask(&self, authenticator: Arc<Authenticator>) {
+        drop(self.authenticator.set(authenticator));
+    }
+
+    /// Refuses `client` if it may not come over NATS, however right its permissions there are.
+    fn admit(&self, client: &ClientId) -> Result<(), Refusal> {
+        if self.authenticator.get().is_none_or(|authenticator| authenticator.lets_in_over_nats(client)) {
+            return Ok(());
+        }
+        let detail = format!(
+            "client {client} is not let in over NATS, because no list of its is [\"nats\"]; nothing was done: come over HTTP, \
+             or ask the operator to add that list"
+        );
+        Err(Refusal::new(Slug::Forbidden, detail))
     }
 
     /// Whose share a request of `client` takes.

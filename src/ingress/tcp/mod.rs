@@ -40,7 +40,7 @@ use crate::auth::credential::Credential;
 
 /// Decides which workers may come, and what they may touch.
 pub trait WorkerAuth: Send + Sync {
-    /// The grant of `worker` with `key` (`<key_id>.<secret>`), whose connection came with the rest of `presented`.
+    /// The grant of `worker` with `key` (an API key or a token), whose connection came with the rest of `presented`.
     ///
     /// # Errors
     /// The problem, in words that the worker is told: no secrets.

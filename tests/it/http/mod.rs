@@ -7,6 +7,7 @@ mod docs;
 mod echo;
 mod events;
 mod failing;
+mod identity;
 mod jobs;
 mod naming;
 mod policy;

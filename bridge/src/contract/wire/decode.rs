@@ -14,8 +14,8 @@ use crate::contract::{JobId, RunId, Timestamp, WorkerId};
 use crate::leasing::{Held, LEASE_BATCH_MAX, LeaseRequest, Progress, Receipt, Recorded};
 use crate::settlement::Settlement;
 
-/// The longest key in a hello, in bytes.
-const KEY_BYTES_MAX: usize = 512;
+/// The longest key in a hello, in bytes: tokens of issuers are keys, too.
+const KEY_BYTES_MAX: usize = 8 * 1024;
 /// The longest name of a program in a hello, in bytes.
 const BUILD_BYTES_MAX: usize = 128;
 

@@ -17,7 +17,8 @@ const METADATA: [IpAddr; 4] = [
 ];
 
 /// Whether the address is refused. IPv4 inside IPv6 (mapped, compatible, 6to4, NAT64) is judged as the IPv4 address it is.
-pub(super) fn refused(address: IpAddr) -> bool {
+#[must_use]
+pub fn refused(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local() || METADATA.contains(&address),
         IpAddr::V6(v6) => {

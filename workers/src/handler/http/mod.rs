@@ -31,7 +31,7 @@
 //! refused, whether the URL names them or a name resolves to them, so that a job can't be turned into the credentials of
 //! the machine it runs on.
 
-mod address;
+pub mod address;
 mod status;
 
 use std::time::Duration;

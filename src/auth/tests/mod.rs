@@ -1,12 +1,18 @@
 //! Keys are made, found, refused and revoked; all on a real file, with time moved by hand.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use relay_bridge::contract::Timestamp;
 
-use super::keys::KeyFile;
+use super::keys::{InvalidKey, Key, KeyFile};
 use super::*;
+
+mod identity;
+mod issuers;
+mod signer;
+mod tokens;
 
 fn bearer(key: &Key) -> String {
     format!("Bearer {key}")
@@ -51,10 +57,10 @@ fn a_client_is_known_by_its_key_and_only_by_the_whole_of_it() {
     let authenticator = bench.authenticator();
     let caller = authenticate(&authenticator, Some(&bearer(&key)), Some("other")).unwrap();
     assert_eq!(caller.client.as_str(), "acme");
-    assert_eq!(caller.authenticated, Authenticated::ApiKey(key.id().to_owned()));
+    assert_eq!(caller.authenticated, [Authenticated::ApiKey(key.id().to_owned())]);
     assert!(caller.may_use(&"mail".parse().unwrap()) && !caller.may_use(&"thumbs".parse().unwrap()));
     let other = bench.create(Role::Client, "acme", None);
-    let mixed = format!("{}.{}", key.id(), other.to_string().split_once('.').unwrap().1);
+    let mixed = other.to_string().replace(other.id(), key.id());
     for header in [
         None,
         Some(""),
@@ -68,6 +74,53 @@ fn a_client_is_known_by_its_key_and_only_by_the_whole_of_it() {
         let refused = authenticate(&authenticator, header, None).unwrap_err();
         assert!(matches!(refused, Refused::Unauthenticated(_)), "{header:?}");
     }
+}
+
+#[test]
+fn a_new_key_has_a_form_that_scanners_find_and_one_of_before_is_still_read() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None).to_string();
+    let letters = |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let (id, rest) = key.strip_prefix("rlyk_").and_then(|rest| rest.split_once('_')).unwrap();
+    assert!(letters(id, 12) && letters(rest, 49), "{key}");
+    // By zlib the CRC32 is 0x73629afa.
+    let known = format!("rlyk_0123456789ab_{}", "A".repeat(43));
+    assert_eq!(format!("{known}270awk").parse::<Key>().unwrap().to_string(), format!("{known}270awk"));
+    assert_eq!(format!("{known}000000").parse::<Key>().unwrap_err(), InvalidKey::Checksum);
+    // 32 random bytes in base64url, as `relay keys` made them.
+    let old = "3f9a0c11d2e4.c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I";
+    let digest = sha256_hex(old.split_once('.').unwrap().1);
+    let entry = format!(
+        "[[key]]\nid = \"3f9a0c11d2e4\"\nsha256 = \"{digest}\"\nrole = \"client\"\nname = \"old\"\ncreated = \
+         \"2025-01-01T00:00:00.000Z\"\n"
+    );
+    std::fs::write(bench.file.path(), entry).unwrap();
+    let caller = authenticate(&bench.authenticator(), Some(&format!("Bearer {old}")), None).unwrap();
+    assert_eq!(caller.client.as_str(), "old");
+}
+
+#[test]
+fn a_key_that_lost_a_letter_is_told_so_before_it_is_looked_up() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None);
+    let authenticator = bench.authenticator();
+    let text = key.to_string();
+    for at in 0..text.len() {
+        let swapped = if &text[at..=at] == "x" { "y" } else { "x" };
+        let wrong = format!("{}{swapped}{}", &text[..at], &text[at + 1..]);
+        authenticate(&authenticator, Some(&format!("Bearer {wrong}")), None).unwrap_err();
+        if at > 18 {
+            let refused = authenticate(&authenticator, Some(&format!("Bearer {wrong}")), None).unwrap_err();
+            assert!(refused.to_string().contains("checksum"), "{at}: {refused}");
+        }
+    }
+    let cut = authenticate(&authenticator, Some(&format!("Bearer {}", &text[..40])), None).unwrap_err();
+    assert!(cut.to_string().contains("not copied as a whole"), "{cut}");
+}
+
+fn sha256_hex(text: &str) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -104,7 +157,7 @@ fn a_new_key_works_at_once_and_a_revoked_one_ends_within_a_second() {
 fn the_file_holds_no_secret_and_nobody_else_reads_it() {
     let bench = Bench::new();
     let key = bench.create(Role::Client, "acme", None);
-    let secret = key.to_string().split_once('.').unwrap().1.to_owned();
+    let secret = key.to_string().rsplit_once('_').unwrap().1[..43].to_owned();
     let text = std::fs::read_to_string(bench.file.path()).unwrap();
     assert!(text.contains(key.id()) && !text.contains(&secret));
     let mode = std::fs::metadata(bench.file.path()).unwrap().permissions().mode();
