@@ -89,6 +89,27 @@ async fn streams_end_with_their_key_whatever_ends_it() {
 }
 
 #[tokio::test]
+async fn streams_end_with_the_list_that_let_them_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listed, free) = (new_key(dir.path(), &["shop"]), new_key(dir.path(), &["other"]));
+    let clients = dir.path().join("clients.toml");
+    let block = "[[client]]\nname = \"shop\"\nany = [[\"key\"]]\n";
+    std::fs::write(&clients, block).unwrap();
+    let more = [&SERVED[..], &["--clients", clients.to_str().unwrap()]].concat();
+    let attacked = Attacked::start_in(dir, &more);
+    let follower = stream(&attacked, &listed, "/v1/results?after=now").await;
+    let mut stays = stream(&attacked, &free, "/v1/results?after=now").await;
+    std::fs::write(&clients, block.replace("\"key\"", "\"key\", { vpce = [\"vpce-0a1b2c3d\"] }")).unwrap();
+    let text = follower.rest().await;
+    assert!(text.contains("event: problem") && text.contains("\"slug\":\"unauthenticated\""), "{text}");
+    assert_eq!(ask(&attacked, &listed, "GET /v1/whoami", &[], "").await.status, 403);
+    submit(&attacked, &free, "q1", "", "x").await;
+    let hands = Hands::connect(&attacked, &new_key(attacked.dir.path(), &["hands", "--role", "worker"])).await;
+    hands.work("q1", "done").await;
+    stays.until(&STANDARD.encode("done")).await;
+}
+
+#[tokio::test]
 async fn nothing_is_delivered_on_a_stream_whose_key_was_revoked() {
     let (attacked, stays, hands) = server().await;
     let stolen = new_key(attacked.dir.path(), &["shop"]);

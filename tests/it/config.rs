@@ -138,6 +138,7 @@ fn what_contradicts_something_else_is_a_mistake() {
         ),
         ("[store]\ndata = \"a\"\n[nats]\nservers = [\"nats://a\"]", &["relay.toml:4: nats.servers", "one place"]),
         ("[access]\nkeys = \"k\"\nno_auth = true", &["relay.toml:3: access.no_auth"]),
+        ("[access]\nclients = \"c\"\nno_auth = true", &["relay.toml:3: access.no_auth", "asked who it is"]),
         (
             "[listen]\nhttp = \"0.0.0.0:1\"\n[access]\nno_auth = true",
             &["relay.toml:2: listen.http", "lets everybody in"],

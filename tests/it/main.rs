@@ -10,6 +10,7 @@ mod bridge;
 mod bridge_foreign;
 mod cli;
 mod cli_client;
+mod cli_identity;
 mod cli_operator;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;

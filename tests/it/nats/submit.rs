@@ -1,5 +1,9 @@
 //! Jobs come in over NATS, are looked up and cancelled.
 
+use std::sync::Arc;
+
+use relay::auth::{Authenticator, Files};
+use relay_bridge::clock::Clock;
 use relay_bridge::contract::ClientId;
 
 use super::support::Relay;
@@ -22,6 +26,26 @@ async fn a_job_that_is_published_without_a_reply_subject_is_taken_and_nothing_an
     relay.client.publish("relay.submit.me.mail", "quiet".into()).await.unwrap();
     let delivery = relay.work("text/plain", "done").await;
     assert_eq!((&delivery.job.payload[..], delivery.job.client.as_str()), (&b"quiet"[..], "me"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_lists_comes_over_nats_only_if_one_of_them_is_nats_and_others_come_as_before() {
+    let relay = Relay::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("clients.toml");
+    let lists = "[[client]]\nname = \"listed\"\nany = [[\"key\"], [\"nats\"]]\n[[client]]\nname = \"held\"\nany = [[\"key\"]]\n";
+    std::fs::write(&file, lists).unwrap();
+    let files = Files { keys: None, clients: Some(file) };
+    relay.ingress.ask(Arc::new(Authenticator::open(files, Clock::system()).unwrap()));
+    for client in ["listed", "free"] {
+        let receipt = relay.ask(&format!("relay.submit.{client}.mail"), &[], "x").await;
+        assert_eq!(receipt.field("client"), client);
+    }
+    let refused = relay.ask("relay.submit.held.mail", &[], "x").await;
+    assert!(refused.is_problem(403, "forbidden").field("detail").contains("[\"nats\"]"));
+    for subject in ["relay.status.held", "relay.results.held", "relay.cancel.held"] {
+        relay.ask(subject, &[], "").await.is_problem(403, "forbidden");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
