@@ -121,6 +121,11 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
         .value(&[("pool", "proven")], proven)
         .value(&[("pool", "unproven")], unproven);
+    let help = "Time since an issuer of tokens that is asked over https gave its keys.";
+    let mut family = text.gauge("relay_issuer_keys_age_seconds", help);
+    for (issuer, age) in http.issuer_ages() {
+        family.value(&[("issuer", &issuer)], age.as_secs());
+    }
     let help = "New connections of clients where a PROXY header is required, by what came of it.";
     let mut family = text.counter("relay_proxy_headers_total", help);
     for outcome in HeaderOutcome::ALL {

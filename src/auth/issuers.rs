@@ -116,6 +116,17 @@ impl Issuers {
         remote.and_then(|remote| remote.set.clone())
     }
 
+    /// How long ago each issuer gave its keys, in the order of their names.
+    pub(super) fn ages(&self) -> Vec<(String, Duration)> {
+        let now = self.clock.monotonic();
+        let remotes = lock(&self.remotes);
+        let known = remotes.iter().filter(|(_, remote)| remote.set.is_some());
+        let mut ages: Vec<_> =
+            known.map(|(issuer, remote)| (issuer.clone(), now.saturating_sub(remote.fetched))).collect();
+        ages.sort_unstable();
+        ages
+    }
+
     /// How many answers there were, of all issuers.
     pub(super) fn answers(&self) -> u64 {
         *self.asked.borrow()

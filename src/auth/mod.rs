@@ -88,6 +88,30 @@ impl Caller {
         self.queues.as_ref().is_none_or(|queues| queues.contains(queue))
     }
 
+    /// The word for how it was let in, for metrics and logs: `key`, `jwt`, `mtls`, `several` of these, or `none`. The endpoint
+    /// that a connection came through is not counted.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        let mut words = self.authenticated.iter().filter_map(|factor| match factor {
+            Authenticated::ApiKey(_) => Some("key"),
+            Authenticated::Token { .. } => Some("jwt"),
+            Authenticated::Certificate(_) => Some("mtls"),
+            Authenticated::Endpoint(_) | Authenticated::Development => None,
+        });
+        match (words.next(), words.next()) {
+            (None, _) => "none",
+            (Some(word), None) => word,
+            (Some(_), Some(_)) => "several",
+        }
+    }
+
+    /// The public part of all that it has shown, for logs: ids and names, and no secret.
+    #[must_use]
+    pub fn credential_names(&self) -> Option<String> {
+        let names: Vec<_> = self.authenticated.iter().filter_map(Authenticated::credential).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
     /// Whether the caller has `right`.
     #[must_use]
     pub fn may(&self, right: Right) -> bool {
@@ -268,6 +292,15 @@ impl Authenticator {
         match &self.0 {
             Mode::Files(known) => known.live.is_taken(),
             Mode::Development => true,
+        }
+    }
+
+    /// How long ago each issuer that is asked over https gave its keys, by its URL; without those that never did.
+    #[must_use]
+    pub fn issuer_ages(&self) -> Vec<(String, Duration)> {
+        match &self.0 {
+            Mode::Files(known) => known.live.tokens.issuers.ages(),
+            Mode::Development => Vec::new(),
         }
     }
 

@@ -34,6 +34,9 @@ fn all_factors_of_a_list_have_to_hold_and_none_of_them_lets_in_alone() {
     let caller = show(&to, all).unwrap();
     let methods: Vec<_> = caller.authenticated.iter().map(Authenticated::method).collect();
     assert_eq!((caller.client.as_str(), &methods[..]), ("acme", &["api-key", "certificate", "vpc-endpoint"][..]));
+    assert_eq!(caller.method(), "several");
+    let names = format!("{}, spiffe://a.example/batch, {ENDPOINT}", key.id());
+    assert_eq!(caller.credential_names(), Some(names));
     is_forbidden(show(&to, Presented { certificate: None, ..all }));
     is_forbidden(show(&to, Presented { authorization: None, ..all }));
     assert!(is_forbidden(show(&to, Presented { endpoint: None, ..all })).contains("acme"));

@@ -183,7 +183,9 @@ async fn an_issuer_that_is_down_for_an_hour_is_believed_and_after_a_day_its_toke
     watched(&to, async {
         bring(&to, &signer.sign(&claims(bench.clock.now(), "batch"))).await.unwrap();
         server.says(Answer::Nothing);
+        assert_eq!(to.issuer_ages(), [("https://issuer.example".to_owned(), Duration::ZERO)]);
         pass(&bench, Duration::from_secs(3_600), || server.asked() > 2).await;
+        assert_eq!(to.issuer_ages()[0].1, Duration::from_secs(3_600));
         bring(&to, &signer.sign(&claims(bench.clock.now(), "batch"))).await.unwrap();
         bench.clock.advance(Duration::from_secs(24 * 3_600));
         let token = signer.sign(&claims(bench.clock.now(), "batch"));

@@ -252,6 +252,12 @@ impl Ingress {
         &self.proxy_headers
     }
 
+    /// How long ago each issuer of tokens that is asked over https gave its keys, by its URL; without those that never did.
+    #[must_use]
+    pub fn issuer_ages(&self) -> Vec<(String, Duration)> {
+        self.authenticator.issuer_ages()
+    }
+
     /// How fast each client submits, for an ingress of another protocol in the same process.
     #[must_use]
     pub fn rates(&self) -> Arc<Rates> {
