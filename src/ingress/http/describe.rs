@@ -28,7 +28,7 @@ const TAGS: [(&str, &str); 4] = [
 ];
 
 /// The problems that any request can have.
-const OF_ALL: [Slug; 9] = [
+const OF_ALL: [Slug; 10] = [
     Slug::MalformedRequest,
     Slug::Unauthenticated,
     Slug::Forbidden,
