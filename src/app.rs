@@ -27,14 +27,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::admin::sampler::Watched;
-use crate::admin::{self, Admin, Port, Token, collect};
+use crate::admin::{self, Admin, Port, Tokens, collect};
+use crate::audit::Audit;
 use crate::auth::{Authenticator, Presented, WorkerRights};
 use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
+use crate::reload::Reload;
 use crate::telemetry::{Telemetry, Traces};
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// How long the last lines of the audit may take.
+const AUDIT_MAX: Duration = Duration::from_secs(5);
 /// How long the collector of traces may take for the last spans.
 pub(crate) const TRACES_MAX: Duration = Duration::from_secs(5);
 
@@ -56,8 +60,12 @@ pub struct Config {
     pub worker: Option<LocalWorker>,
     /// Where spans of jobs go, if they are wanted.
     pub traces: Option<Traces>,
-    /// The token that callers of the admin port have to send; without it everybody who reaches it may ask.
-    pub admin_token: Option<Token>,
+    /// The tokens of which callers of the admin port have to send one; without them everybody who reaches it may ask.
+    pub admin_tokens: Option<Arc<Tokens>>,
+    /// Where calls are written, if they are.
+    pub audit: Option<Arc<Audit>>,
+    /// The parts that read their files again, which are looked at while the process serves.
+    pub reload: Arc<Reload>,
     /// How long readiness fails before anything else is stopped, so that load balancers notice.
     pub drain_delay: Duration,
     /// How long requests and handlers in flight may take once the process is asked to stop.
@@ -213,6 +221,8 @@ pub struct App {
     worker: Option<LocalWorker>,
     listeners: Listeners,
     port: Option<Port>,
+    audit: Option<Arc<Audit>>,
+    reload: Arc<Reload>,
     traces: Option<Traces>,
     drain_delay: Duration,
     drain: Duration,
@@ -233,7 +243,11 @@ impl App {
         let watched = admin.is_some() || config.traces.is_some();
         let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
         let port = admin.zip(telemetry.clone());
-        let mut port = port.map(|(listeners, telemetry)| Port::open(listeners, config.admin_token, telemetry));
+        let mut port = port.map(|(listeners, telemetry)| Port::open(listeners, config.admin_tokens, telemetry));
+        if let Some(port) = &port {
+            port.admin().reloads(Arc::clone(&config.reload));
+            config.audit.iter().for_each(|audit| port.admin().audits(Arc::clone(audit)));
+        }
         let opened = Opened::open(config.broker, &clock).await?;
         let queues = match opened.prepare(&config.queues).await {
             Ok(queues) => queues,
@@ -250,11 +264,14 @@ impl App {
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
         let authenticator = Arc::clone(&config.authenticator);
+        let audit = config.audit.clone();
+        audit.iter().for_each(|audit| ingress.audits(Arc::clone(audit)));
         let nats = config.nats.map(|NatsIngress { config, limits }| {
             let (bytes, rates) = ((ingress.byte_budget(), ingress.answer_budget()), ingress.rates());
             let limits = nats::Limits { shares, ..limits };
             let nats = nats::Ingress::new(broker.clone(), limits, bytes, rates, clock.clone());
             nats.ask(Arc::clone(&authenticator));
+            audit.iter().for_each(|audit| nats.audits(Arc::clone(audit)));
             (config, nats)
         });
         if let Some(port) = &mut port {
@@ -278,6 +295,8 @@ impl App {
             worker: config.worker,
             listeners,
             port,
+            audit: config.audit,
+            reload: config.reload,
             traces: config.traces,
             drain_delay: config.drain_delay,
             drain: config.drain,
@@ -325,7 +344,7 @@ impl App {
         let opened = self.opened.clone();
         let force = stop.force.clone();
         let port = self.port.take();
-        let traces = self.traces.clone();
+        let (traces, audit) = (self.traces.clone(), self.audit.clone());
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
         let (until, ended) = tokio::select! {
             biased;
@@ -346,18 +365,22 @@ impl App {
         if let Some(port) = port {
             port.close().await;
         }
+        if let Some(audit) = audit {
+            audit.close(AUDIT_MAX).await;
+        }
         ended
     }
 
     /// Serves until `stop` or until a part fails; also until when what is on its way may take.
     async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> (Instant, Result<(), AppError>) {
         // One stage after the other is told to stop and joined: see the module's first lines.
-        let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "keys"];
+        let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "files"];
         let mut stages = names.map(Stage::new);
-        let [http, nats, local, remote, forwarder, sweeper, keys] = &mut stages;
+        let [http, nats, local, remote, forwarder, sweeper, files] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
+        let authentications = self.ingress.authentications();
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
@@ -383,14 +406,15 @@ impl App {
                 Ok(())
             });
         }
-        let (auth, stopped) = (Arc::clone(&self.authenticator), keys.stop.clone());
-        keys.tasks.spawn(async move {
-            stopped.run_until_cancelled(auth.watch()).await;
+        let (auth, reload, stopped) = (Arc::clone(&self.authenticator), self.reload, files.stop.clone());
+        files.tasks.spawn(async move {
+            stopped.run_until_cancelled(async { tokio::join!(auth.watch(), reload.watch()) }).await;
             Ok(())
         });
         if let Some(listener) = listeners.workers {
             let (workers, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
-            let workers = workers.with_limits(self.worker_limits);
+            let workers = workers.with_limits(self.worker_limits).with_audit(self.audit);
+            let workers = workers.with_authentications(authentications);
             remote.tasks.spawn(async move {
                 let served = workers.serve(listener, stopped, drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))
@@ -419,7 +443,7 @@ impl App {
             Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
             Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
-            Some(ended) = keys.tasks.join_next() => Some(early(keys.name, ended)),
+            Some(ended) = files.tasks.join_next() => Some(early(files.name, ended)),
         };
         let until = Instant::now() + drain;
         for stage in &mut stages {
@@ -518,7 +542,9 @@ mod tests {
             worker_limits: tcp::WorkerLimits::default(),
             worker: None,
             traces: None,
-            admin_token: None,
+            admin_tokens: None,
+            audit: None,
+            reload: Arc::default(),
             drain_delay: Duration::ZERO,
             drain: Duration::from_secs(5),
             clock: Clock::system(),

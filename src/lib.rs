@@ -5,6 +5,7 @@
 //!
 //! - [`api`]: the contract's shapes of HTTP as types: receipts, jobs, results, problems. A client needs this and nothing of the server.
 //! - [`auth`]: the identity of callers, and their rights.
+//! - [`audit`]: a line for each call that changes something. [`reload`]: the files that a running process reads again.
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`admin`]: health and metrics, on a port of their own.
@@ -23,6 +24,8 @@ pub mod admin;
 pub mod api;
 #[cfg(feature = "server")]
 pub mod app;
+#[cfg(feature = "server")]
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(all(feature = "client", feature = "server"))]
@@ -43,5 +46,7 @@ pub mod ingress;
 mod private_file;
 #[cfg(feature = "server")]
 pub mod ranges;
+#[cfg(feature = "server")]
+pub mod reload;
 #[cfg(feature = "server")]
 pub mod telemetry;

@@ -8,9 +8,12 @@ use relay_workers::WorkerReport;
 
 use super::sampler::Sample;
 use crate::api::Slug;
+use crate::audit::Audit;
+use crate::ingress::authentications::METHODS;
 use crate::ingress::proxy::HeaderOutcome;
 use crate::ingress::refusals::Refusals;
 use crate::ingress::{http, nats};
+use crate::reload::Reload;
 use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
 
@@ -78,6 +81,21 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample, workers: &[(WorkerI
     }
 }
 
+/// The lines of the audit that were lost.
+pub(super) fn audit(text: &mut Exposition, audit: &Audit) {
+    let help = "Lines of the audit that were lost: too many waited, or the file could not be written.";
+    text.counter("relay_audit_dropped_total", help).value(&[], audit.dropped());
+}
+
+/// The parts whose files can be read again.
+pub(super) fn reload(text: &mut Exposition, reload: &Reload) {
+    let help = "Whether a part of the process has what its files say; 0 while a mistake in them keeps it as it was.";
+    let mut family = text.gauge("relay_reload_ok", help);
+    for (part, ok) in reload.parts() {
+        family.value(&[("part", part)], u8::from(ok));
+    }
+}
+
 /// Requests of clients over HTTP and NATS.
 pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Ingress>) {
     let ingresses = [
@@ -125,6 +143,14 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     let mut family = text.gauge("relay_issuer_keys_age_seconds", help);
     for (issuer, age) in http.issuer_ages() {
         family.value(&[("issuer", &issuer)], age.as_secs());
+    }
+    let help = "Callers over HTTP and workers over TCP that showed who they are, by what they showed and whether they were let in.";
+    let mut family = text.counter("relay_authentications_total", help);
+    let authentications = http.authentications();
+    for method in METHODS {
+        for (outcome, let_in) in [("let-in", true), ("refused", false)] {
+            family.value(&[("method", method), ("outcome", outcome)], authentications.count(method, let_in));
+        }
     }
     let help = "New connections of clients where a PROXY header is required, by what came of it.";
     let mut family = text.counter("relay_proxy_headers_total", help);

@@ -11,6 +11,7 @@
 //! - [`refusing`]: the operations that the process can't do at present, although it is ready.
 //! - `operator`: the operators' queries and changes; `jobs`: jobs as they look them up; `overview`: all of it, as it
 //!   changes.
+//! - `reload`: files that are read again on request.
 //! - `dashboard`: the pages that show it in a browser.
 //! - [`sampler`]: looks at the broker, one look at a time, whoever asks.
 //! - [`collect`]: the numbers of the process's parts as metrics.
@@ -25,6 +26,8 @@ use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
+use crate::reload::Reload;
 use crate::telemetry::Telemetry;
 use crate::telemetry::exposition::Exposition;
 
@@ -36,12 +39,13 @@ mod operator;
 mod overview;
 mod port;
 pub mod refusing;
+mod reload;
 mod routes;
 pub mod sampler;
 mod serve;
 mod unread;
 
-pub use access::{InvalidToken, Token};
+pub use access::{Holder, InvalidToken, Token, Tokens};
 pub use port::{Caps, Listeners, Port};
 
 use relay_bridge::support::lock;
@@ -55,7 +59,7 @@ type Collector = Box<dyn Fn(&mut Exposition) + Send + Sync>;
 
 /// The admin port's knowledge of its process.
 pub struct Admin {
-    token: Option<Token>,
+    tokens: Option<Arc<Tokens>>,
     telemetry: Telemetry,
     started_at: Timestamp,
     collectors: Mutex<Vec<Collector>>,
@@ -66,6 +70,10 @@ pub struct Admin {
     newer_jobs: OnceLock<Arc<NewerJobs>>,
     /// Set when the process serves; cancelled when it drains.
     serving: OnceLock<CancellationToken>,
+    /// Where the calls are written; unset if they are not.
+    audit: OnceLock<Arc<Audit>>,
+    /// The parts that can be read again; unset if there are none.
+    reload: OnceLock<Arc<Reload>>,
     live: Arc<Semaphore>,
     /// Asks for a look before its time.
     look_now: Notify,
@@ -75,7 +83,7 @@ pub struct Admin {
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("Admin").field("tokens", &self.tokens).finish_non_exhaustive()
     }
 }
 
@@ -89,13 +97,13 @@ pub struct Unready {
 }
 
 impl Admin {
-    /// The admin port of a process that starts now. Without a `token` everybody who connects may ask, so it must listen on
+    /// The admin port of a process that starts now. Without `tokens` everybody who connects may ask, so it must listen on
     /// loopback only.
     #[must_use]
-    pub fn new(token: Option<Token>, telemetry: Telemetry) -> Arc<Self> {
+    pub fn new(tokens: Option<Arc<Tokens>>, telemetry: Telemetry) -> Arc<Self> {
         let started_at = telemetry.clock().now();
         Arc::new(Self {
-            token,
+            tokens,
             telemetry,
             started_at,
             collectors: Mutex::default(),
@@ -103,6 +111,8 @@ impl Admin {
             broker: OnceLock::new(),
             newer_jobs: OnceLock::new(),
             serving: OnceLock::new(),
+            audit: OnceLock::new(),
+            reload: OnceLock::new(),
             live: Arc::new(Semaphore::new(LIVE_MAX)),
             look_now: Notify::new(),
             closing: CancellationToken::new(),
@@ -130,6 +140,18 @@ impl Admin {
     pub fn hands_back(&self, newer_jobs: Arc<NewerJobs>) {
         // A second call would be about the same broker.
         self.newer_jobs.set(newer_jobs).ok();
+    }
+
+    /// The calls are written there.
+    pub fn audits(&self, audit: Arc<Audit>) {
+        // A second call would be about the same one.
+        self.audit.set(audit).ok();
+    }
+
+    /// Operators may have these parts read again.
+    pub fn reloads(&self, reload: Arc<Reload>) {
+        // A second call would be about the same ones.
+        self.reload.set(reload).ok();
     }
 
     /// How many jobs were handed back because a newer relay wrote them.
@@ -180,6 +202,12 @@ impl Admin {
         self.telemetry.report(&mut text);
         let workers = self.telemetry.workers_seen().lately(self.telemetry.clock().monotonic());
         collect::queues(&mut text, &self.sample.borrow(), &workers);
+        if let Some(audit) = self.audit.get() {
+            collect::audit(&mut text, audit);
+        }
+        if let Some(reload) = self.reload.get() {
+            collect::reload(&mut text, reload);
+        }
         for part in lock(&self.collectors).iter() {
             part(&mut text);
         }

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::sampler::{self, Watched};
-use super::{Admin, Token, serve};
+use super::{Admin, Tokens, serve};
 use crate::telemetry::Telemetry;
 
 /// How many connections the sockets take.
@@ -59,11 +59,11 @@ pub struct Port {
 }
 
 impl Port {
-    /// Answers on `listeners` from now on; without a `token` whoever reaches the one for operators may ask.
+    /// Answers on `listeners` from now on; without `tokens` whoever reaches the one for operators may ask.
     #[must_use]
-    pub fn open(listeners: impl Into<Listeners>, token: Option<Token>, telemetry: Telemetry) -> Self {
+    pub fn open(listeners: impl Into<Listeners>, tokens: Option<Arc<Tokens>>, telemetry: Telemetry) -> Self {
         let listeners = listeners.into();
-        let admin = Admin::new(token, telemetry);
+        let admin = Admin::new(tokens, telemetry);
         let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
         let (address, health_address) = (address(&listeners.admin), address(&listeners.health));
         let mut tasks = JoinSet::new();

@@ -1,5 +1,6 @@
 //! The answers of the admin port.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,9 +14,10 @@ use http::{HeaderName, StatusCode};
 use serde::Serialize;
 
 use super::refusing::Refusing;
-use super::{Admin, Unready, access, dashboard, jobs, operator, overview};
+use super::{Admin, Unready, access, dashboard, jobs, operator, overview, reload};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug};
+use crate::audit::record::{Action, Door, Record};
 use crate::telemetry::exposition;
 
 /// Every path of the admin port.
@@ -26,7 +28,8 @@ pub(super) fn router(admin: &Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .merge(operator::router())
         .merge(jobs::router())
-        .merge(overview::router());
+        .merge(overview::router())
+        .merge(reload::router());
     let guarded = guarded.layer(from_fn_with_state(Arc::clone(admin), guard));
     let router = open.merge(guarded).fallback(|| async {
         problem(&Problem::new(
@@ -61,12 +64,42 @@ async fn finish(mut response: Response) -> Response {
     response
 }
 
+/// The address of the peer that sent a request.
+#[derive(Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
 async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    match access::check(&admin, &parts) {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
-        Err(refused) => problem(&refused),
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let source = parts.extensions.get().map(|Peer(source)| *source);
+    let let_in = access::check(&admin, &parts);
+    let audit = admin.audit.get();
+    let refused = match &let_in {
+        Ok(operator) => operator.may(&method, &path).err().map(|problem| (problem, operator.name.clone())),
+        Err(problem) => Some((problem.clone(), None)),
+    };
+    if let Some((refusal, who)) = refused {
+        if let Some(audit) = audit {
+            let detail = Some(refusal.detail.clone());
+            audit.refused(Door::Admin, refusal.slug, |record| Record { who, source, detail, ..record });
+        }
+        return problem(&refusal);
     }
+    let line = match audit.map(|audit| audit.begin(Door::Admin, Action::of_operator(&method, &path))) {
+        Some(Err(full)) => return problem(&Problem::new(Slug::Overloaded, full.to_string())),
+        Some(Ok(line)) => line,
+        None => None,
+    };
+    let Some(mut line) = line else { return next.run(Request::from_parts(parts, body)).await };
+    line.set(|record| {
+        let who = let_in.ok().and_then(|operator| operator.name);
+        let method = if who.is_some() { "token" } else { "loopback" };
+        let about = record.clone().about(&path);
+        *record = Record { who, method: Some(method), source, ..about };
+    });
+    let response = next.run(Request::from_parts(parts, body)).await;
+    line.end(response.status().as_u16(), response.extensions().get().copied());
+    response
 }
 
 async fn live() -> Response {
@@ -120,5 +153,7 @@ pub(super) fn problem(problem: &Problem) -> Response {
     if problem.slug == Slug::Unauthenticated {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    // For the audit.
+    response.extensions_mut().insert(problem.slug);
     response
 }

@@ -2,20 +2,25 @@
 //! heads and for reading the answers. Health checks have places of their own, and a full set of them makes room.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 use tracing::{debug, warn};
 
+use super::routes::Peer;
 use super::unread::Unread;
 use super::{Admin, routes};
 use crate::evicting::{EvictingPool, Member};
@@ -87,10 +92,10 @@ impl Door {
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
-                Ok((stream, place)) => {
+                Ok((stream, peer, place)) => {
                     let member = self.places.enter();
                     let evicted = member.as_ref().map_or_else(CancellationToken::new, |member| member.evicted.clone());
-                    let connection = connection(stream, self.router.clone(), self.head_max, self.stop.clone());
+                    let connection = connection((stream, peer), self.router.clone(), self.head_max, self.stop.clone());
                     connections.spawn(async move {
                         evicted.run_until_cancelled(connection).await;
                         drop((place, member));
@@ -105,21 +110,33 @@ impl Door {
         tokio::time::timeout(CLOSE_MAX, async { while connections.join_next().await.is_some() {} }).await.ok();
     }
 
-    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
         let place = self.places.wait().await?;
-        let (stream, _) = listener.accept().await?;
-        Ok((stream, place))
+        let (stream, peer) = listener.accept().await?;
+        Ok((stream, peer, place))
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, head_max: Duration, stop: CancellationToken) {
+async fn connection(
+    (stream, peer): (TcpStream, SocketAddr),
+    router: Router,
+    head_max: Duration,
+    stop: CancellationToken,
+) {
     stream.set_nodelay(true).ok();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer.ip()));
+        router.clone().call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_max)
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(false)
-        .serve_connection(TokioIo::new(Unread::new(stream)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Unread::new(stream)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -96,3 +96,35 @@ pub struct DeadLettersPage {
     /// Pass it as `before` for the next page; `null` on the last one.
     pub next: Option<LetterPlace>,
 }
+
+/// The parts of a process that have read their files again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// Whether all of them have what their files say.
+    pub ok: bool,
+    /// Each part.
+    pub parts: Vec<ReloadedPart>,
+    /// What is not read again before the process is started again.
+    pub needs_restart: String,
+}
+
+/// A part that has read its files again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadedPart {
+    /// Its name: `keys`, `admin`, `audit` and so on.
+    pub part: String,
+    /// Whether what its files say holds now.
+    pub ok: bool,
+    /// Everything that is wrong with them, each with its file; the part is as it was before then.
+    #[serde(default)]
+    pub mistakes: Vec<String>,
+}
+
+impl ReloadView {
+    /// The answer about these parts.
+    #[must_use]
+    pub fn of(parts: Vec<ReloadedPart>) -> Self {
+        let needs_restart = "flags, variables and relay.toml".to_owned();
+        Self { ok: parts.iter().all(|part| part.ok), parts, needs_restart }
+    }
+}

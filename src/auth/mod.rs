@@ -12,6 +12,7 @@
 //! - `files`, `live`: all of these in a running process, read again when a file changes.
 //! - `admit`: a caller at a door; `judge`, `standing`: who it is by what it has shown, and what was begun with it.
 //! - `bounds`: what strangers may cost.
+//! - [`operators`]: the rights of tokens at the admin port.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ mod key;
 pub mod keys;
 mod live;
 mod mistake;
+pub mod operators;
 pub mod presented;
 pub mod rights;
 mod standing;

@@ -1,22 +1,106 @@
-//! The admin port, and the port for health checks.
+//! The admin port, its tokens, and the port for health checks.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::info;
 
 use super::exit::CliError;
 use super::serve::bind;
-use crate::admin::{Listeners, Token};
-use crate::config::settings;
+use crate::admin::{Holder, Listeners, Token, Tokens};
+use crate::auth::operators::AdminRight;
+use crate::config::admin_tokens::AdminToken;
+use crate::config::settings::Settings;
 use crate::private_file::warn_if_open;
+use crate::reload::Reload;
 
 /// Holds the token itself. It has no flag: every process could read it.
 pub(super) const TOKEN: &str = "RELAY_ADMIN_TOKEN";
+/// The holder of the token that has no name of its own.
+const HOLDER: &str = "admin";
 
 /// Where the admin port and health checks are to be.
 pub(crate) struct Addresses {
-    admin: Option<(SocketAddr, Option<Token>)>,
+    admin: Option<(SocketAddr, Sources)>,
     health: Option<SocketAddr>,
+}
+
+/// Where the admin port's tokens come from.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    /// The one with all rights.
+    all: Option<Source>,
+    named: Vec<AdminToken>,
+}
+
+#[derive(Clone)]
+enum Source {
+    File(PathBuf),
+    /// The text of a variable, which stays.
+    Variable(String),
+}
+
+/// The admin port's tokens, and where they come from.
+pub(crate) struct Access {
+    pub(crate) tokens: Arc<Tokens>,
+    sources: Sources,
+}
+
+impl Access {
+    /// Has the tokens read again with the rest.
+    pub(crate) fn register(&self, reload: &Reload) {
+        let (tokens, sources) = (Arc::clone(&self.tokens), self.sources.clone());
+        reload.register("admin", self.sources.files(), move || sources.read().map(|read| tokens.replace(read)));
+    }
+}
+
+impl Sources {
+    fn are_any(&self) -> bool {
+        self.all.is_some() || !self.named.is_empty()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let all = match &self.all {
+            Some(Source::File(file)) => Some(file),
+            _ => None,
+        };
+        all.into_iter().chain(self.named.iter().map(|token| &token.token_file)).cloned().collect()
+    }
+
+    /// Reads every token.
+    ///
+    /// # Errors
+    /// Every one that can't be read, can be guessed, or is another one as well.
+    fn read(&self) -> Result<Vec<Holder>, Vec<String>> {
+        let (mut holders, mut wrong): (Vec<Holder>, Vec<String>) = (Vec::new(), Vec::new());
+        let all = self.all.as_ref().map(|source| (HOLDER, AdminRight::ALL.to_vec(), source.clone()));
+        let named = self.named.iter();
+        let named = named.map(|of| (of.name.as_str(), of.rights.clone(), Source::File(of.token_file.clone())));
+        for (name, rights, source) in all.into_iter().chain(named) {
+            let (from, text) = match &source {
+                Source::File(file) => (of_file(name, file), std::fs::read_to_string(file)),
+                Source::Variable(text) => (TOKEN.to_owned(), Ok(text.clone())),
+            };
+            let token = text.map_err(|error| error.to_string());
+            let token = token.and_then(|text| Token::new(&text).map_err(|error| error.to_string()));
+            match token {
+                Ok(token) if holders.iter().any(|known| known.token == token) => {
+                    wrong.push(format!("{from}: this is the token of another one as well: make one for each"));
+                }
+                Ok(token) => holders.push(Holder { name: name.to_owned(), rights, token }),
+                Err(error) => wrong.push(format!("{from}: {error}")),
+            }
+        }
+        if wrong.is_empty() { Ok(holders) } else { Err(wrong) }
+    }
+}
+
+fn of_file(name: &str, file: &Path) -> String {
+    if name == HOLDER {
+        return format!("--admin-token-file {}", file.display());
+    }
+    format!("{}: the token of {name}", file.display())
 }
 
 impl Addresses {
@@ -26,14 +110,18 @@ impl Addresses {
     }
 
     /// Binds, and says where at once: these ports are there before the broker is.
-    pub(crate) async fn bind(self) -> Result<(Listeners, Option<Token>), CliError> {
-        let (mut listeners, mut token) = (Listeners::default(), None);
-        if let Some((address, asked)) = self.admin {
+    pub(crate) async fn bind(self) -> Result<(Listeners, Option<Access>), CliError> {
+        let (mut listeners, mut access) = (Listeners::default(), None);
+        if let Some((address, sources)) = self.admin {
+            if sources.are_any() {
+                let read = sources.read().map_err(|wrong| CliError::usage(wrong.join("\n")))?;
+                access = Some(Access { tokens: Tokens::new(read), sources });
+            }
             let listener = bind("--admin", address).await?;
             if let Ok(address) = listener.local_addr() {
                 info!("operators ask http://{address}");
             }
-            (listeners.admin, token) = (Some(listener), asked);
+            listeners.admin = Some(listener);
         }
         if let Some(address) = self.health {
             let listener = bind("--health", address).await?;
@@ -42,44 +130,45 @@ impl Addresses {
             }
             listeners.health = Some(listener);
         }
-        Ok((listeners, token))
+        Ok((listeners, access))
     }
 }
 
-impl settings::Admin {
-    /// Where they are to be.
-    ///
-    /// # Errors
-    /// As [`operators`](Self::operators).
-    pub(crate) fn resolve(&self) -> Result<Addresses, CliError> {
-        Ok(Addresses { admin: self.operators()?, health: self.health })
-    }
-
-    /// The address and the token, if there is to be an admin port.
+impl Settings {
+    /// Where the admin port and health checks are to be.
     ///
     /// # Errors
     /// A usage error: an address that others can reach without a token, a token that can't be read or guessed.
-    fn operators(&self) -> Result<Option<(SocketAddr, Option<Token>)>, CliError> {
-        let Some(address) = self.listen else { return Ok(None) };
+    pub(crate) fn admin_addresses(&self) -> Result<Addresses, CliError> {
+        let admin = match self.admin.listen {
+            Some(address) => {
+                let sources = self.token_sources()?;
+                if !sources.are_any() && !address.ip().is_loopback() {
+                    return Err(CliError::usage(format!(
+                        "--admin {address}: others can reach it, so it needs a token"
+                    ))
+                    .hint("give one with --admin-token-file or RELAY_ADMIN_TOKEN, or listen on 127.0.0.1"));
+                }
+                sources.read().map_err(|wrong| CliError::usage(wrong.join("\n")))?;
+                Some((address, sources))
+            }
+            None => None,
+        };
+        Ok(Addresses { admin, health: self.admin.health })
+    }
+
+    fn token_sources(&self) -> Result<Sources, CliError> {
         let variable = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
-        let (from, text) = match (&self.token_file, variable) {
+        let all = match (&self.admin.token_file, variable) {
             (Some(_), Some(_)) => {
                 return Err(CliError::usage(format!("both --admin-token-file and {TOKEN} are set: leave one out")));
             }
-            (Some(file), None) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|error| CliError::usage(format!("--admin-token-file {}: {error}", file.display())))?;
-                warn_if_open(file, "the token of the admin port");
-                (format!("--admin-token-file {}", file.display()), text)
-            }
-            (None, Some(text)) => (TOKEN.to_owned(), text),
-            (None, None) if address.ip().is_loopback() => return Ok(Some((address, None))),
-            (None, None) => {
-                return Err(CliError::usage(format!("--admin {address}: others can reach it, so it needs a token"))
-                    .hint("give one with --admin-token-file or RELAY_ADMIN_TOKEN, or listen on 127.0.0.1"));
-            }
+            (Some(file), None) => Some(Source::File(file.clone())),
+            (None, Some(text)) => Some(Source::Variable(text)),
+            (None, None) => None,
         };
-        let token = Token::new(&text).map_err(|error| CliError::usage(format!("{from}: {error}")))?;
-        Ok(Some((address, Some(token))))
+        let sources = Sources { all, named: self.admin_tokens.clone() };
+        sources.files().iter().for_each(|file| warn_if_open(file, "a token of the admin port"));
+        Ok(sources)
     }
 }

@@ -329,6 +329,12 @@ const BRIDGES: &str = "
 
 The bridges of `relay bridge --config FILE`, each under a `name`: [bridge.md](bridge.md) has their settings. Beside them it takes
 `[nats]` as the target of those that say no other, `[admin]` and `[log]`. `relay serve` checks them and leaves them alone.
+
+## `[[admin_token]]`
+
+Tokens of the admin port beside that of `admin.token_file`, 64 at most: each has a `name`, `rights` (some of `metrics`, `read` and
+`operate`) and a `token_file`. [security.md](security.md#workers-and-operators) says which call needs which right. Servers read the
+files again when they change.
 ";
 
 #[cfg(test)]

@@ -78,7 +78,8 @@ fn resolve(
         Some((file, mistakes)) => (Some(file), mistakes),
         None => (None, Vec::new()),
     };
-    let (merged, settings) = merge(command, file.as_ref(), typed, variable)?;
+    let (merged, mut settings) = merge(command, file.as_ref(), typed, variable)?;
+    settings.admin_tokens = file.as_ref().map(|file| file.admin_tokens.clone()).unwrap_or_default();
     let Found { in_file, above } = contradictions::find(file.as_ref(), &merged, &settings, variable);
     mistakes.extend(in_file);
     mistakes.sort_by_key(|mistake| mistake.line);

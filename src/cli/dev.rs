@@ -12,7 +12,7 @@ use super::serve::{Serving, choose, no_auth_only_on_loopback};
 use super::worker::{default_slots, worker_config};
 use crate::app::LocalWorker;
 use crate::auth::Authenticator;
-use crate::config::settings::{Order, Settings};
+use crate::config::settings::{AuditLevel, Order, Settings};
 
 /// Where to listen and what to run.
 #[derive(Debug, Args)]
@@ -44,11 +44,13 @@ impl DevArgs {
 }
 
 /// `relay dev`
-pub(crate) async fn run(args: DevArgs, settings: Settings) -> Result<Exit, CliError> {
+pub(crate) async fn run(args: DevArgs, mut settings: Settings) -> Result<Exit, CliError> {
     no_auth_only_on_loopback("--listen", settings.listen.http)?;
     // Before anything is created or opened.
     let handler = settings.worker.handler(settings.sqs.enabled)?;
     tracing::warn!("no authentication: for development on this machine only");
+    // Everybody is `dev`.
+    settings.audit.level = AuditLevel::Off;
     // For trying things out: nobody runs `relay provision` first.
     let (broker, nats) = choose(&settings, true)?;
     let queues = args.policy.queues().into_iter().map(|queue| (queue, NonZeroU32::MIN)).collect();

@@ -4,10 +4,10 @@
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file.
-//! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `traces`: what commands share.
+//! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `audit`, `traces`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
-//! - `queues`, `dead`, `keys` with `secret_file`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
+//! - `queues`, `dead`, `reload`, `keys` with `secret_file`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `init`: what the first process of a container has to do. `cores`: no process that serves leaves its memory on a disk.
 //! - `demo`: all of it, on real files, with a kill in the middle.
 
@@ -20,6 +20,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod admin;
+mod audit;
 mod bridge;
 mod completions;
 mod config;
@@ -49,6 +50,7 @@ mod policy;
 mod provision;
 mod proxied;
 mod queues;
+mod reload;
 mod remote;
 mod result;
 mod results;
@@ -131,6 +133,8 @@ enum Command {
     Queues(queues::QueuesArgs),
     /// List, redrive and remove dead letters
     Dead(dead::DeadArgs),
+    /// Have a server read its files again
+    Reload(reload::ReloadArgs),
     /// Create, list, rotate and revoke API keys in a key file
     Keys(keys::KeysArgs),
     /// Create or update what relay needs on NATS or AWS, and what holds for queues
@@ -283,6 +287,7 @@ async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliEr
         Command::Doctor(args) => or_interrupted(doctor::run(args)).await,
         Command::Queues(args) => or_interrupted(queues::run(args)).await,
         Command::Dead(args) => or_interrupted(dead::run(args)).await,
+        Command::Reload(args) => or_interrupted(reload::run(args)).await,
         Command::Context(args) => context::run(args),
         Command::Man(args) => man::run(args),
     }

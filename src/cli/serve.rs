@@ -19,12 +19,13 @@ use super::limits;
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::proxied;
-use super::signals::Signals;
+use super::signals::{Hangup, Signals};
 use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::{Authenticator, Files};
 use crate::broker::{BrokerConfig, NatsBroker};
 use crate::config::settings::Settings;
+use crate::reload::Reload;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -42,7 +43,8 @@ Examples:
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
 SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
-closed. Another signal, half a second later or more, forces. With --json the addresses are one line
+closed. Another signal, half a second later or more, forces. SIGHUP has keys and tokens read again
+and the audit's file opened anew. With --json the addresses are one line
 of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null}}")]
 pub(crate) struct ServeArgs {
@@ -147,12 +149,13 @@ pub(crate) struct Serving {
 impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
-        let Settings { listen, limits, admin, telemetry, .. } = self.settings;
+        let admin_addresses = self.settings.admin_addresses()?;
+        let Settings { listen, limits, access, admin, audit, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
         proxied::warnings(&listen.proxy_trusted).iter().for_each(|warning| warn!("{warning}"));
         let (limits, worker_limits, caps) = limits::of(&listen, &limits, &admin, self.nats.as_ref(), &authenticator)?;
-        let admin = admin.resolve()?;
+        let audit = audit.start(&self.clock)?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
         let signals =
@@ -162,8 +165,25 @@ impl Serving {
             Some(address) => Some(bind("--worker-listen", address).await?),
             None => None,
         };
-        let (admin, admin_token) = admin.bind().await?;
+        let (admin, operators) = admin_addresses.bind().await?;
         let admin = admin::Listeners { caps, ..admin };
+        let reload: Arc<Reload> = Arc::default();
+        if !authenticator.is_development() {
+            let (files, authenticator) = ([access.keys, access.clients], Arc::clone(&authenticator));
+            // Valid together, or none of them is taken.
+            reload.register("keys", files.into_iter().flatten().collect(), move || {
+                authenticator.reload().map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+            });
+        }
+        operators.iter().for_each(|operators| operators.register(&reload));
+        if let Some(audit) = audit.clone().filter(|audit| audit.has_file()) {
+            reload.register("audit", Vec::new(), move || audit.reopen());
+        }
+        signals.at_hangup(match self.worker {
+            // `relay dev`, which somebody tries out at a terminal.
+            Some(_) => Hangup::Drain,
+            None => Hangup::Reload(Arc::clone(&reload)),
+        });
         let config = Config {
             broker: self.broker,
             queues,
@@ -173,7 +193,9 @@ impl Serving {
             worker_limits,
             worker: self.worker,
             traces,
-            admin_token,
+            admin_tokens: operators.map(|operators| operators.tokens),
+            audit,
+            reload,
             drain_delay: listen.drain_delay.0,
             drain: listen.drain.0,
             clock: self.clock,

@@ -1,10 +1,11 @@
-//! The stop signals of a process that serves: the first SIGTERM or SIGINT drains, a later one forces.
+//! The signals of a process that serves: the first SIGTERM or SIGINT drains, a later one forces. SIGHUP has files read again.
 //!
 //! Many a process is sent its signal twice at a time: a terminal sends it to a whole group, whose leader passes it on;
 //! a supervisor signals a process by its id and by its group. So what comes within half a second of the first signal
 //! is the first one again.
 
 use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,9 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Stop;
+use crate::reload::Reload;
 
-/// Watches SIGTERM and SIGINT until it is dropped.
+/// Watches SIGTERM, SIGINT and SIGHUP until it is dropped.
 pub(crate) struct Signals {
+    hangup: Arc<OnceLock<Hangup>>,
     /// The tokens that the signals cancel.
     pub(crate) stop: Stop,
     watch: tokio::task::JoinSet<()>,
@@ -29,10 +32,12 @@ impl Signals {
     pub(crate) fn watch() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hung_up = signal(SignalKind::hangup())?;
         // The handler stays when this is dropped.
         drop(signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32))?);
         let stop = Stop { drain: CancellationToken::new(), force: CancellationToken::new() };
-        let tokens = stop.clone();
+        let (tokens, hangup) = (stop.clone(), Arc::new(OnceLock::new()));
+        let at_hangup = Arc::clone(&hangup);
         let mut watch = tokio::task::JoinSet::new();
         watch.spawn(async move {
             let mut first = None;
@@ -40,6 +45,17 @@ impl Signals {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = hung_up.recv() => match at_hangup.get() {
+                        Some(Hangup::Drain) => {}
+                        Some(Hangup::Reload(reload)) => {
+                            read_again(Arc::clone(reload)).await;
+                            continue;
+                        }
+                        None => {
+                            tracing::info!("SIGHUP: this process has no files that it could read again: restart it");
+                            continue;
+                        }
+                    },
                 }
                 match meaning(&mut first, Instant::now()) {
                     Meaning::Drain => {
@@ -55,8 +71,28 @@ impl Signals {
                 }
             }
         });
-        Ok(Self { stop, watch })
+        Ok(Self { hangup, stop, watch })
     }
+
+    /// From now on SIGHUP does this; before, nothing.
+    pub(crate) fn at_hangup(&self, hangup: Hangup) {
+        // A second call would be about the same process.
+        self.hangup.set(hangup).ok();
+    }
+}
+
+/// The effect of SIGHUP.
+pub(crate) enum Hangup {
+    /// These parts read their files again.
+    Reload(Arc<Reload>),
+    /// The process drains: its terminal is gone.
+    Drain,
+}
+
+async fn read_again(reload: Arc<Reload>) {
+    tracing::info!("SIGHUP: files are read again; flags, variables and relay.toml hold from the next start on");
+    // It may take as long as a disk takes, and stop signals must be heard meanwhile.
+    tokio::task::spawn_blocking(move || reload.all()).await.ok();
 }
 
 /// How long after the first signal another one is the same.

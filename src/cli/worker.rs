@@ -73,7 +73,7 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     };
     warn_of_unknown_variables();
     let handler = worker.handler(settings.sqs.enabled)?;
-    let admin = settings.admin.resolve()?;
+    let admin = settings.admin_addresses()?;
     let traces = settings.telemetry.start()?;
     let nats = settings.nats.broker(&format!("relay-{id}"), &inbox)?;
     let sqs = settings.sqs.own()?;
@@ -96,8 +96,8 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     let telemetry = watched.then(|| Telemetry::new(clock.clone(), traced));
     let mut port = match telemetry.clone().filter(|_| is_asked) {
         Some(telemetry) => {
-            let (listeners, token) = admin.bind().await?;
-            Some(Port::open(listeners, token, telemetry))
+            let (listeners, operators) = admin.bind().await?;
+            Some(Port::open(listeners, operators.map(|operators| operators.tokens), telemetry))
         }
         None => None,
     };

@@ -9,7 +9,7 @@ use reqwest::Method;
 use super::error::ClientError;
 use super::http::Client;
 use crate::api::Receipt;
-use crate::api::operator::{DeadLetterView, DeadLettersPage, PausedView, QueueView, QueuesView};
+use crate::api::operator::{DeadLetterView, DeadLettersPage, PausedView, QueueView, QueuesView, ReloadView};
 
 /// Calls the admin port of one relay, one try each. Cloning is cheap and shares the connections.
 #[derive(Clone, Debug)]
@@ -112,6 +112,14 @@ impl Operator {
     pub async fn purge(&self, job: JobId, run: RunId) -> Result<(), ClientError> {
         let url = self.0.url(&["v1", "dead", &job.to_string(), &run.to_string()]);
         self.0.send(self.0.request(Method::DELETE, url, Duration::ZERO)).await.map(drop)
+    }
+
+    /// Has the relay read its files again, and tells each part of it with its mistakes.
+    ///
+    /// # Errors
+    /// [`ClientError`]: `not-found` if the process has no such files, or the server is away.
+    pub async fn reload(&self) -> Result<ReloadView, ClientError> {
+        self.call(Method::POST, &["v1", "reload"]).await
     }
 
     async fn call<T: serde::de::DeserializeOwned>(&self, method: Method, path: &[&str]) -> Result<T, ClientError> {

@@ -69,6 +69,7 @@ pub(crate) fn find(
     finder.events();
     finder.addresses();
     finder.proxy();
+    finder.admin_tokens();
     finder.worker();
     finder.streams();
     finder.queues();
@@ -76,8 +77,9 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 15] = [
+const NEEDS: [(&str, &str, &str); 16] = [
     ("admin.token_file", "admin.listen", "there is no admin port"),
+    ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
     ("nats.password_file", "nats.user", "relay has no user on NATS"),
     ("nats.cert", "nats.key", "a certificate has a key"),
@@ -184,6 +186,17 @@ impl Finder<'_> {
             _ => format!("leave it out, or add {needed}"),
         };
         self.found.above.push((format!("{} without {needed}: {why}", self.given_by(key)), fix));
+    }
+
+    /// Tokens for a port that is not there.
+    fn admin_tokens(&mut self) {
+        if self.is("admin.listen") {
+            return;
+        }
+        for token in self.file.into_iter().flat_map(|file| &file.admin_tokens) {
+            let fix = "leave it out, or add `admin.listen`";
+            self.at(token.line, &format!("admin_token.{}", token.name), "without an admin port it says nothing", fix);
+        }
     }
 
     /// Settings about NATS where there is none, beside those that were found already to need another one.

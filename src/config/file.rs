@@ -8,6 +8,7 @@ use relay_bridge::contract::ClientId;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::admin_tokens::{ADMIN_TOKEN, AdminToken};
 use super::bridges::{self, BRIDGES_MAX};
 use super::kind::{Kind, Value};
 use super::mistake::{Mistake, meant};
@@ -35,7 +36,9 @@ pub(crate) struct File {
     pub(crate) queues: Vec<Queue>,
     /// Its bridges, in the order of the file.
     pub(crate) bridges: Vec<BridgeConfig>,
-    /// The values of its bridges: `bridge.<name>.<key>`, each with the value and its line.
+    /// Its tokens for the admin port, in the order of the file.
+    pub(crate) admin_tokens: Vec<AdminToken>,
+    /// The values of its bridges and tokens: `bridge.<name>.<key>`, each with the value and its line.
     pub(crate) bridge_values: Vec<(String, Value, usize)>,
 }
 
@@ -63,6 +66,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
         values: Written::new(),
         queues: Vec::new(),
         bridges: Vec::new(),
+        admin_tokens: Vec::new(),
         bridge_values: Vec::new(),
     };
     let mut defaults = Patch::default();
@@ -77,6 +81,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
             BRIDGE => reader.bridges(key.span(), value, &mut file),
+            ADMIN_TOKEN => reader.admin_tokens(key.span(), value, &mut file),
             name if TABLES.iter().any(|table| table.name == name) => {
                 if let Some(table) = reader.table(name, key.span(), value) {
                     reader.settings(name, table, &mut file.values);
@@ -115,7 +120,7 @@ impl Reader<'_> {
     }
 
     fn unknown_table(&mut self, span: Range<usize>, name: &str) {
-        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE]);
+        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN]);
         let setting = settings::all().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),

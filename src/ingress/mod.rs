@@ -2,10 +2,11 @@
 //!
 //! Their common parts: `headers` (the values in a request's headers), `jobs`, `batch` and `outcome` (the requests of a
 //! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
-//! second), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`proxy`] (the
+//! second), [`authentications`] (how often who was let in), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`proxy`] (the
 //! header of a balancer in front), [`rates`] (how fast each client
 //! submits), `refusal`, [`refusals`] (how often which), `request_id`, `strangers` (peers without a valid key, in the log).
 
+pub mod authentications;
 mod batch;
 pub mod budget;
 pub mod clients;

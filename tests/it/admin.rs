@@ -29,7 +29,7 @@ fn ask(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) 
     send(address, method, path, headers, "")
 }
 
-fn send(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+pub(crate) fn send(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let host = if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
 
 mod admin;
+mod audit;
 #[path = "../aws_support/mod.rs"]
 mod aws_support;
 mod bridge;
@@ -25,6 +26,7 @@ mod full_disk;
 mod http;
 mod nats;
 mod nats_cli;
+mod reload;
 mod restarts;
 mod slugs;
 mod sqs_cli;

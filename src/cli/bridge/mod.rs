@@ -103,14 +103,15 @@ impl FromStr for BridgedQueue {
 /// `relay bridge`
 pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, CliError> {
     let json = args.json;
-    let admin = settings.admin.resolve()?;
+    let admin = settings.admin_addresses()?;
     let bridges = args.resolve(&settings)?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let port = match admin.are_any() {
         true => {
-            let (listeners, token) = admin.bind().await?;
-            Some(Port::open(listeners, token, Telemetry::new(Clock::system(), None)))
+            let (listeners, operators) = admin.bind().await?;
+            let tokens = operators.map(|operators| operators.tokens);
+            Some(Port::open(listeners, tokens, Telemetry::new(Clock::system(), None)))
         }
         false => None,
     };

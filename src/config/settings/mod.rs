@@ -3,12 +3,15 @@
 
 use serde::Deserialize;
 
+use super::admin_tokens::AdminToken;
 use super::kind::Kind;
 
 mod brokers;
+mod operating;
 mod serving;
 
 pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
+pub(crate) use operating::{Audit, AuditLevel};
 pub(crate) use serving::{Access, Admin, Bounds, Listen, Log, LogFormat, Order, ProxyHeader, Store, Telemetry, Worker};
 
 /// A setting, as its field declares it.
@@ -135,6 +138,7 @@ pub(crate) const TABLES: &[Table] = &[
     Store::TABLE,
     Access::TABLE,
     Admin::TABLE,
+    Audit::TABLE,
     Nats::TABLE,
     Sqs::TABLE,
     Streams::TABLE,
@@ -162,6 +166,10 @@ pub(crate) struct Settings {
     pub(crate) store: Store,
     pub(crate) access: Access,
     pub(crate) admin: Admin,
+    /// The tokens of the admin port that are in the file.
+    #[serde(skip)]
+    pub(crate) admin_tokens: Vec<AdminToken>,
+    pub(crate) audit: Audit,
     pub(crate) nats: Nats,
     pub(crate) sqs: Sqs,
     pub(crate) streams: Streams,

@@ -6,6 +6,7 @@ use axum::extract::{Path, Request, State};
 use http::StatusCode;
 
 use super::answer::{self, Answer};
+use super::audited::Entries;
 use super::connection::Peer;
 use super::request::{self, Parameters};
 use super::{Ingress, Served, body};
@@ -75,10 +76,15 @@ pub(super) async fn submit(
         headers,
     };
     let answer = batch.enqueue(&body).await?;
+    let mut refused = 0;
     for entry in &answer.entries {
         if let BatchItem::Problem(problem) = entry {
+            refused += 1;
             served.ingress.refusals.add(problem.slug);
         }
     }
-    Ok(answer::within(answer::json(StatusCode::OK, &answer)?, room))
+    let mut response = answer::within(answer::json(StatusCode::OK, &answer)?, room);
+    let accepted = (answer.entries.len() as u64).saturating_sub(refused);
+    response.extensions_mut().insert(Entries { accepted, refused });
+    Ok(response)
 }

@@ -20,6 +20,7 @@ use tracing::field::display;
 use tracing::{Instrument, debug, error, info_span};
 
 use super::answer::{self, Refusal};
+use super::audited::Audited;
 use super::connection::{Asked, Connection, Peer};
 use super::hyper::lingering::Lingering;
 use super::request::{self, Identified};
@@ -47,8 +48,8 @@ where
     let (path, source) = (request.uri().path(), connection.source.get().map(display));
     let span = info_span!("request", request_id, trace_id, source, method = %request.method(), path);
     async {
-        let (mut place, mut is_known) = (None, true);
-        let admitted = admit(&served, router, request, connection, (&mut place, &mut is_known));
+        let (mut place, mut is_known, mut audited) = (None, true, Audited::default());
+        let admitted = admit(&served, router, request, connection, (&mut place, &mut is_known, &mut audited));
         let admitted = AssertUnwindSafe(admitted).catch_unwind();
         let mut response = match admitted.await {
             Ok(response) => response,
@@ -64,7 +65,8 @@ where
         if !is_known && is_refused(&response) && connection.is_strangers() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let response = finish(&served, response, &method, all, request_id);
+        let response = finish(&served, response, &method, all, request_id.clone());
+        audited.end(&served.ingress, connection, &response, &request_id);
         debug!(status = response.status().as_u16(), "request answered");
         (response, place)
     }
@@ -97,7 +99,7 @@ async fn admit<B>(
     mut router: Router,
     request: Request<B>,
     connection: &Arc<Connection>,
-    (place, is_known): (&mut Option<Share>, &mut bool),
+    (place, is_known, audited): (&mut Option<Share>, &mut bool, &mut Audited),
 ) -> Response
 where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
@@ -120,6 +122,11 @@ where
     *is_known = identified.is_ok();
     if *is_known {
         connection.is_known();
+    }
+    if let (Some(audit), Ok(caller)) = (served.ingress.audit.get(), &identified)
+        && let Err(refusal) = audited.begin(audit, &parts, connection, caller)
+    {
+        return refusal.into_response();
     }
     let peer = match take_place(served, connection, &identified, place) {
         Ok(peer) => peer,

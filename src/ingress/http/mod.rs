@@ -6,6 +6,7 @@
 //!   many there are, and which one makes room for others.
 //! - `proxied`: the header of a balancer in front, before HTTP.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
+//! - `audited`: what is written of each request.
 //! - `framing`: what decides where a request ends.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
@@ -17,7 +18,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -27,6 +28,7 @@ use relay_bridge::policy_cache::PolicyCache;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::authentications::Authentications;
 use super::budget::Budget;
 use super::clients::ClientShares;
 use super::events::{Events, Watched};
@@ -34,10 +36,12 @@ use super::proxy::{HeaderCounts, HeaderOutcome, Proxy};
 use super::rates::Rates;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
+use crate::audit::Audit;
 use crate::auth::Authenticator;
 use pools::Pools;
 
 mod answer;
+mod audited;
 mod batch;
 mod body;
 mod connection;
@@ -175,6 +179,9 @@ pub struct Ingress {
     strangers: Strangers,
     followers: Arc<Budget>,
     events: Arc<Events>,
+    /// Where calls are written; unset if they are not.
+    audit: OnceLock<Arc<Audit>>,
+    authentications: Arc<Authentications>,
 }
 
 impl fmt::Debug for Ingress {
@@ -208,11 +215,25 @@ impl Ingress {
             strangers: Strangers::new(clock.clone()),
             followers: budget(limits.followers),
             events: Arc::default(),
+            audit: OnceLock::new(),
+            authentications: Arc::default(),
             broker,
             authenticator: authenticator.into(),
             limits,
             clock,
         })
+    }
+
+    /// Calls are written there.
+    pub fn audits(&self, audit: Arc<Audit>) {
+        // A second call would be about the same one.
+        self.audit.set(audit).ok();
+    }
+
+    /// How often callers were let in or not, by what they showed, for a listener of another protocol in the same process.
+    #[must_use]
+    pub fn authentications(&self) -> Arc<Authentications> {
+        Arc::clone(&self.authentications)
     }
 
     /// The budget over all bodies in flight, for an ingress of another protocol in the same process.

@@ -10,6 +10,7 @@ use relay_bridge::contract::{JobId, QueueName};
 
 use super::Served;
 use super::answer::Refusal;
+use super::audited;
 use super::connection::{Connection, Peer};
 use crate::api::{DurationText, Problem, Slug, header};
 use crate::auth::rights::Right;
@@ -55,14 +56,34 @@ pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &
         endpoint: source.and_then(|source| source.endpoint.as_ref()).map(EndpointId::as_str),
         address: Some(source.map_or(connection.peer, |source| source.address)),
     };
-    served.ingress.authenticator.authenticate(presented).await.map_err(|refused| match refused {
+    let shown = match presented.authorization {
+        // Keys have one dot.
+        Some(text) if text.matches('.').count() == 2 => "jwt",
+        Some(_) => "key",
+        None if presented.certificate.is_some() => "mtls",
+        None => "none",
+    };
+    let ingress = &served.ingress;
+    let refused = match ingress.authenticator.authenticate(presented).await {
+        Ok(caller) => {
+            ingress.authentications.add(caller.method(), true);
+            return Ok(caller);
+        }
+        Err(refused) => refused,
+    };
+    ingress.authentications.add(shown, false);
+    Err(match refused {
         Refused::Unauthenticated(detail) => {
-            if let Some(count) = served.ingress.strangers.refused() {
+            if let Some(count) = ingress.strangers.refused() {
                 tracing::info!(count, detail, "requests without a valid key were refused");
             }
+            audited::refused(ingress, connection, (Slug::Unauthenticated, &detail), shown);
             Refusal::new(Slug::Unauthenticated, detail)
         }
-        Refused::Forbidden(detail) => Refusal::new(Slug::Forbidden, detail),
+        Refused::Forbidden(detail) => {
+            audited::refused(ingress, connection, (Slug::Forbidden, &detail), shown);
+            Refusal::new(Slug::Forbidden, detail)
+        }
         Refused::Malformed(detail) => Refusal::malformed(detail),
         Refused::TooMany { detail, after } => Problem::new(Slug::RateLimited, detail).with_retry_after(after).into(),
         Refused::Unavailable(detail) => {

@@ -1,9 +1,11 @@
 //! Where answers leave: they are sent, and their requests counted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use relay_bridge::contract::ClientId;
+use relay_bridge::support::lock;
 use tokio::task::unconstrained;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -14,6 +16,8 @@ use super::gate::Answer;
 use super::results;
 use super::subject::Endpoint;
 use crate::api::{Problem, Slug, header};
+use crate::audit::Line;
+use crate::audit::record::{Action, Door, Record};
 use crate::ingress::refusal::Refusal;
 
 /// Answers one request and counts it.
@@ -23,9 +27,40 @@ pub(super) struct Desk {
     pub(super) came: Instant,
     /// How long it took until a request began to wait for a result: how long it waits then says nothing about relay.
     pub(super) until_wait: Option<Duration>,
+    /// The line of the audit that ends with the answer, if there is one.
+    pub(super) line: Mutex<Option<Line>>,
 }
 
 impl Desk {
+    /// Holds a line of the audit for the request `id` of `client`, if it is to have one.
+    ///
+    /// # Errors
+    /// `overloaded`, where every call has to be on record and there is no room for another one.
+    pub(super) fn begin(&self, id: &str, client: &ClientId, about: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
+        let Some(audit) = self.ingress.audit.get() else { return Ok(()) };
+        let action = match self.endpoint {
+            Endpoint::Submit => Action::Submit,
+            Endpoint::Status | Endpoint::Result => Action::Read,
+            Endpoint::Results => Action::List,
+            Endpoint::Cancel => Action::Cancel,
+        };
+        let line = audit.begin(Door::Nats, action).map_err(|full| Refusal::new(Slug::Overloaded, full.to_string()))?;
+        *lock(&self.line) = line;
+        self.note(|record| {
+            (record.who, record.method) = (Some(client.to_string()), Some("nats"));
+            record.request_id = Some(id.to_owned());
+            about(record);
+        });
+        Ok(())
+    }
+
+    /// Adds to the line, if there is one.
+    pub(super) fn note(&self, change: impl FnOnce(&mut Record)) {
+        if let Some(line) = &mut *lock(&self.line) {
+            line.set(change);
+        }
+    }
+
     /// Sends the answer, or its last message, and counts the request. It waits no longer than who asked.
     pub(super) async fn answer(&self, outbox: &Outbox, id: &str, answer: Answer) {
         self.answer_within(self.ingress.limits.answer_within, outbox, id, answer).await;
@@ -94,6 +129,9 @@ impl Desk {
         );
         if let Some(problem) = problem {
             self.ingress.refusals.add(problem.slug);
+        }
+        if let Some(line) = lock(&self.line).take() {
+            line.end(problem.map_or(200, |problem| problem.status), problem.map(|problem| problem.slug));
         }
         self.ingress.service.count(self.endpoint, took, problem);
     }

@@ -20,6 +20,7 @@ use super::subject::{self, Address, Endpoint};
 use super::wait::{self, Wait, Waiting};
 use super::{jobs, request, results};
 use crate::api::{Problem, Slug, header};
+use crate::audit::record::key_hash;
 use crate::ingress::budget::{Full, Share};
 use crate::ingress::clients::Owner;
 use crate::ingress::headers::trace_id;
@@ -109,11 +110,22 @@ impl Visit {
     async fn step(&self, outbox: &Outbox, id: &str, share: &mut Option<Share>) -> Result<Step, Option<Refusal>> {
         let asked = self.read()?;
         Span::current().record("trace_id", trace_id(&asked.headers));
+        self.desk.begin(id, &asked.client, |record| {
+            record.queue.clone_from(&asked.queue);
+            record.key_hash = asked.headers.get(header::IDEMPOTENCY_KEY).map(|key| key_hash(key.as_bytes()));
+            if self.desk.endpoint != Endpoint::Submit {
+                record.job = request::job_id(&asked.body).ok();
+            }
+        })?;
         let owner = self.desk.ingress.owner(&asked.client);
         let taken = self.desk.ingress.bytes.take(&owner, asked.body.len() as u64);
         *share = Some(taken.map_err(|full| Refusal::full(full, scarce::BODIES))?);
         let work = AssertUnwindSafe(self.work(&asked, outbox)).catch_unwind();
-        let work = async { work.await.unwrap_or_else(|panic| Err(panicked(&*panic, asked.begun.get().copied()))) };
+        let work = async {
+            let done = work.await.unwrap_or_else(|panic| Err(panicked(&*panic, asked.begun.get().copied())));
+            self.desk.note(|record| record.job = record.job.or(asked.begun.get().copied()));
+            done
+        };
         if self.desk.endpoint == Endpoint::Results {
             // Many messages, each as soon as it is read; the broker's and the reader's pace.
             return Ok(work.await?);

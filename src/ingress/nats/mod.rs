@@ -30,6 +30,7 @@ use super::rates::Rates;
 use super::refusal::Refusal;
 use super::refusals::Refusals;
 use crate::api::Slug;
+use crate::audit::Audit;
 use crate::auth::Authenticator;
 
 mod answer;
@@ -120,6 +121,8 @@ pub struct Ingress {
     /// Says which clients may come this way; all of them until it is set.
     authenticator: OnceLock<Arc<Authenticator>>,
     service: Service,
+    /// Where calls are written; unset if they are not.
+    audit: OnceLock<Arc<Audit>>,
 }
 
 impl fmt::Debug for Ingress {
@@ -161,7 +164,14 @@ impl Ingress {
             clock,
             bytes,
             answers,
+            audit: OnceLock::new(),
         })
+    }
+
+    /// Calls are written there.
+    pub fn audits(&self, audit: Arc<Audit>) {
+        // A second call would be about the same one.
+        self.audit.set(audit).ok();
     }
 
     /// The id of this instance of the micro service.

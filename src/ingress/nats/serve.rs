@@ -5,7 +5,7 @@
 //! until the connection takes that: while it takes nothing, requests beyond the limits are counted and not answered.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message, Subscriber};
@@ -155,7 +155,8 @@ impl Listening {
 
     /// Whether the connection takes refusals; `stuck` if it did not when last seen.
     async fn admit(&self, endpoint: Endpoint, message: Message, stuck: bool) -> bool {
-        let desk = Desk { ingress: Arc::clone(&self.ingress), endpoint, came: Instant::now(), until_wait: None };
+        let (ingress, line) = (Arc::clone(&self.ingress), Mutex::default());
+        let desk = Desk { ingress, endpoint, came: Instant::now(), until_wait: None, line };
         let visit = Visit { desk, client: Arc::clone(&self.client), message, drain: self.drain.clone() };
         let owner = match Address::client(&visit.message.subject) {
             Ok(client) => self.ingress.owner(&client),

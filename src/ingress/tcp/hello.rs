@@ -13,7 +13,7 @@ use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::AsyncRead;
 use tokio::time;
 
-use super::{WorkerGrant, WorkerListener};
+use super::{WorkerGrant, WorkerListener, audited};
 use crate::auth::Presented;
 
 /// The terms on which a connection was admitted.
@@ -83,7 +83,12 @@ async fn judge(server: &WorkerListener, hello: Hello, presented: Presented<'_>) 
         _ => WireVersion::V2,
     };
     let grant = server.auth.authorize(&hello.worker, hello.key.as_deref(), presented).await;
-    let grant = grant.map_err(|why| WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated"))?;
+    let shown = if hello.key.is_some() { "key" } else { "none" };
+    server.authentications.add(shown, grant.is_ok());
+    let grant = grant.map_err(|why| {
+        audited::refused(server, &presented, shown, &why);
+        WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated")
+    })?;
     if hello.frame_max < FRAME_MAX_LEAST {
         let detail = format!("`frame_max` is {}, it has to be {FRAME_MAX_LEAST} at least", hello.frame_max);
         return Err(WireError::new(Kind::Invalid, detail));

@@ -13,9 +13,11 @@
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
+//! - `audited`: what is written of sessions.
 //! - `memory`: the bytes that connections may hold.
 //! - `writer`: the messages that go back, and their fate when nobody reads.
 
+mod audited;
 mod hello;
 mod listener;
 mod memory;
@@ -34,7 +36,9 @@ use relay_bridge::leasing::Leasing;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::authentications::Authentications;
 use super::strangers::Strangers;
+use crate::audit::Audit;
 use crate::auth::Presented;
 use crate::auth::credential::Credential;
 
@@ -121,6 +125,9 @@ pub struct WorkerListener {
     clock: Clock,
     /// Refused at their hello.
     strangers: Arc<Strangers>,
+    /// Where sessions are written, if they are.
+    audit: Option<Arc<Audit>>,
+    authentications: Arc<Authentications>,
 }
 
 impl WorkerListener {
@@ -129,13 +136,25 @@ impl WorkerListener {
     pub fn new(leasing: Arc<dyn Leasing>, auth: Arc<dyn WorkerAuth>) -> Self {
         let (clock, limits) = (Clock::system(), WorkerLimits::default());
         let strangers = Arc::new(Strangers::new(clock.clone()));
-        Self { leasing, auth, limits, clock, strangers }
+        Self { leasing, auth, limits, clock, strangers, audit: None, authentications: Arc::default() }
     }
 
     /// The same with other limits.
     #[must_use]
     pub fn with_limits(self, limits: WorkerLimits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same, whose sessions are written to `audit`.
+    #[must_use]
+    pub fn with_audit(self, audit: Option<Arc<Audit>>) -> Self {
+        Self { audit, ..self }
+    }
+
+    /// The same, whose workers are counted beside the callers of other doors.
+    #[must_use]
+    pub fn with_authentications(self, authentications: Arc<Authentications>) -> Self {
+        Self { authentications, ..self }
     }
 
     /// The same with another clock for the server time in the welcome.

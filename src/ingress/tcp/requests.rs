@@ -113,6 +113,7 @@ impl Session {
                 crowded.push(delivery.receipt);
                 continue;
             };
+            self.writes_a_lease(&delivery.receipt);
             if bytes > 0 && bytes + size > PART_BYTES.min(frame_max - HEAD_BYTES) {
                 parts.push((Vec::new(), Vec::new()));
                 bytes = 0;

@@ -18,6 +18,7 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audited::SessionLine;
 use super::hello::{self, Admitted, Refused};
 use super::listener::{Door, Stop};
 use super::memory::{self, ConnectionMemory, Share};
@@ -70,6 +71,10 @@ where
         }
     };
     let Admitted { hello, worker, welcome, grant, envelope } = admitted;
+    let audited = match SessionLine::begin(&server, peer.ip(), &worker, &grant) {
+        Ok(audited) => audited,
+        Err(full) => return close(from, to, Some(overloaded(full.to_string()))).await,
+    };
     tracing::info!(%peer, %worker, build = hello.build, "a worker connected");
     from.set_frame_max(welcome.frame_max);
     let requests = usize::try_from(welcome.requests_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
@@ -104,6 +109,7 @@ where
         end = End { abrupt: true, ..End::refused(credential_ended()) };
     }
     tracing::info!(%peer, worker = %session.worker, why = end.why, "a worker's connection ends");
+    audited.end(&end.why);
     if end.abrupt {
         session.ended.cancel();
     }
