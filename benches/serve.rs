@@ -156,7 +156,17 @@ impl Server {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RELAY_")) {
             command.env_remove(name);
         }
-        command.args(["serve", "--no-auth", "--json", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]);
+        command.args([
+            "serve",
+            "--no-auth",
+            "--drain-delay",
+            "0s",
+            "--json",
+            "--listen",
+            "127.0.0.1:0",
+            "--worker-listen",
+            "127.0.0.1:0",
+        ]);
         command.arg("--data").arg(data).args(["--log", "error"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

@@ -381,6 +381,7 @@ impl App {
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
         let authentications = self.ingress.authentications();
+        let (mut workers, going) = (None, Arc::clone(&self.ingress));
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
@@ -412,11 +413,12 @@ impl App {
             Ok(())
         });
         if let Some(listener) = listeners.workers {
-            let (workers, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
-            let workers = workers.with_limits(self.worker_limits).with_audit(self.audit);
-            let workers = workers.with_authentications(authentications);
+            let (listening, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
+            let listening = listening.with_limits(self.worker_limits).with_audit(self.audit);
+            let listening = listening.with_authentications(authentications);
+            workers = Some(listening.leaving());
             remote.tasks.spawn(async move {
-                let served = workers.serve(listener, stopped, drain).await;
+                let served = listening.serve(listener, stopped, drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
@@ -435,7 +437,14 @@ impl App {
         let mut failed = tokio::select! {
             () = async {
                 stop.drain.cancelled().await;
-                tokio::time::sleep(self.drain_delay).await;
+                let workers = async {
+                    if let Some(workers) = &workers {
+                        workers.leave(self.drain_delay).await;
+                    }
+                };
+                if !self.drain_delay.is_zero() {
+                    tokio::join!(going.leave(self.drain_delay), workers);
+                }
             } => None,
             Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
             Some(ended) = nats.tasks.join_next() => Some(early(nats.name, ended)),

@@ -90,7 +90,7 @@ impl fmt::Debug for Admin {
 /// Why a process should get no new work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unready {
-    /// For programs: `starting` or `draining`.
+    /// For programs: `starting`, `draining`, or `broker` where that was asked for.
     pub reason: &'static str,
     /// For people.
     pub detail: String,

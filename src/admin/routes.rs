@@ -10,15 +10,18 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, Uri};
 use serde::Serialize;
 
-use super::refusing::Refusing;
+use super::refusing::{Refusing, What};
 use super::{Admin, Unready, access, dashboard, jobs, operator, overview, reload};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{Problem, Slug};
 use crate::audit::record::{Action, Door, Record};
 use crate::telemetry::exposition;
+
+/// The query of `/readyz` of those who want to know about the broker as well.
+const BROKER: &str = "broker";
 
 /// Every path of the admin port.
 pub(super) fn router(admin: &Arc<Admin>) -> Router {
@@ -109,15 +112,18 @@ async fn live() -> Response {
 /// 200 when ready, else 503 with every reason; and what is refused, which changes nothing of that. Details may name hosts:
 /// they are for whoever may ask for more.
 async fn ready(State(admin): State<Arc<Admin>>, request: Request) -> Response {
+    let asks = request.uri().query() == Some(BROKER);
     let may_ask = access::check(&admin, &request.into_parts().0).is_ok();
-    readiness(&admin, may_ask)
+    readiness(&admin, may_ask, asks)
 }
 
-async fn ready_in_brief(State(admin): State<Arc<Admin>>) -> Response {
-    readiness(&admin, false)
+async fn ready_in_brief(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
+    readiness(&admin, false, uri.query() == Some(BROKER))
 }
 
-fn readiness(admin: &Admin, with_details: bool) -> Response {
+/// The answer about readiness. Only for those who ask for the broker it counts whether that can be used: a balancer must not, or one
+/// outage would take every process from it.
+fn readiness(admin: &Admin, with_details: bool, asks_for_broker: bool) -> Response {
     #[derive(Serialize)]
     struct Readiness {
         ready: bool,
@@ -125,6 +131,9 @@ fn readiness(admin: &Admin, with_details: bool) -> Response {
         refusing: Vec<Refusing>,
     }
     let (mut reasons, mut refusing) = (admin.unready(), admin.refusing());
+    if asks_for_broker && let Some(broker) = refusing.iter().find(|refused| refused.what == What::Broker.as_str()) {
+        reasons.push(Unready { reason: broker.what, detail: broker.detail.clone() });
+    }
     if !with_details {
         reasons.iter_mut().for_each(|reason| reason.detail.clear());
         refusing.iter_mut().for_each(|refused| refused.detail.clear());

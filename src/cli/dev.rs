@@ -1,6 +1,7 @@
 //! `relay dev`: server and worker in one process, without authentication, on loopback.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use clap::Args;
 use relay_bridge::clock::Clock;
@@ -10,6 +11,7 @@ use super::exit::{CliError, Exit};
 use super::policy::PolicyArgs;
 use super::serve::{Serving, choose, no_auth_only_on_loopback};
 use super::worker::{default_slots, worker_config};
+use crate::api::DurationText;
 use crate::app::LocalWorker;
 use crate::auth::Authenticator;
 use crate::config::settings::{AuditLevel, Order, Settings};
@@ -51,6 +53,8 @@ pub(crate) async fn run(args: DevArgs, mut settings: Settings) -> Result<Exit, C
     tracing::warn!("no authentication: for development on this machine only");
     // Everybody is `dev`.
     settings.audit.level = AuditLevel::Off;
+    // And no balancer is in front.
+    settings.listen.drain_delay.get_or_insert(DurationText(Duration::ZERO));
     // For trying things out: nobody runs `relay provision` first.
     let (broker, nats) = choose(&settings, true)?;
     let queues = args.policy.queues().into_iter().map(|queue| (queue, NonZeroU32::MIN)).collect();

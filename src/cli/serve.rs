@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -24,7 +25,7 @@ use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::{Authenticator, Files};
 use crate::broker::{BrokerConfig, NatsBroker};
-use crate::config::settings::Settings;
+use crate::config::settings::{Listen, ProxyHeader, Settings};
 use crate::reload::Reload;
 
 /// The database file's name in `--data DIR`.
@@ -42,10 +43,10 @@ Examples:
   relay serve --config relay.toml --listen 127.0.0.1:0             a flag counts instead of the file
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
-SIGTERM or SIGINT drains: requests in flight finish, workers hand their jobs back, the store is
-closed. Another signal, half a second later or more, forces. SIGHUP has keys and tokens read again
-and the audit's file opened anew. With --json the addresses are one line
-of JSON on stdout, as soon as the server is ready:
+SIGTERM or SIGINT drains: for --drain-delay clients are told to connect elsewhere, then requests in
+flight finish, workers hand their jobs back, the store is closed. Another signal, half a second later
+or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
+the addresses are one line of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
@@ -196,7 +197,7 @@ impl Serving {
             admin_tokens: operators.map(|operators| operators.tokens),
             audit,
             reload,
-            drain_delay: listen.drain_delay.0,
+            drain_delay: drain_delay(&listen),
             drain: listen.drain.0,
             clock: self.clock,
         };
@@ -215,6 +216,16 @@ impl Serving {
             Ended::Drained => Ok(Exit::Done),
             Ended::Forced => Ok(Exit::Interrupted),
         }
+    }
+}
+
+/// How long balancers have to notice that the process goes. A network load balancer still sends new connections for two minutes
+/// and more after its checks fail.
+fn drain_delay(listen: &Listen) -> Duration {
+    match (&listen.drain_delay, listen.proxy) {
+        (Some(given), _) => given.0,
+        (None, ProxyHeader::Required) => Duration::from_secs(180),
+        (None, ProxyHeader::Off) => Duration::from_secs(5),
     }
 }
 

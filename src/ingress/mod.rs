@@ -4,7 +4,7 @@
 //! client), `events` (the workers' actions, for those who watch), `policies` (a queue's policy, remembered for a
 //! second), [`authentications`] (how often who was let in), [`budget`] (requests and bytes in flight), [`clients`] (each client's share of them), [`proxy`] (the
 //! header of a balancer in front), [`rates`] (how fast each client
-//! submits), `refusal`, [`refusals`] (how often which), `request_id`, `strangers` (peers without a valid key, in the log).
+//! submits), `leaving` (telling peers that the process goes), `refusal`, [`refusals`] (how often which), `request_id`, `strangers` (peers without a valid key, in the log).
 
 pub mod authentications;
 mod batch;
@@ -14,6 +14,7 @@ mod events;
 mod headers;
 pub mod http;
 mod jobs;
+mod leaving;
 pub mod nats;
 mod outcome;
 pub mod proxy;

@@ -81,6 +81,8 @@ impl Running {
 
     /// Starts a command of [`relay`] and waits until it is ready.
     pub(crate) fn start_command(mut command: Command) -> Self {
+        // No balancer is in front that has to notice an end; a flag has the last word.
+        command.env("RELAY_DRAIN_DELAY", "0s");
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -21,6 +21,7 @@ mod config;
 mod conformance_remote;
 mod demo;
 mod doctor;
+mod drain;
 mod foreign_results;
 mod full_disk;
 mod http;

@@ -135,7 +135,8 @@ impl Server {
     }
 
     async fn spawn(dir: &Path, http: &str, workers: &str) -> Result<(Process, String, String), CliError> {
-        let mut args: Vec<OsString> = vec!["serve".into(), "--data".into(), Self::data(dir).into()];
+        let mut args: Vec<OsString> =
+            vec!["serve".into(), "--drain-delay".into(), "0s".into(), "--data".into(), Self::data(dir).into()];
         let rest = [
             "--listen",
             http,

@@ -53,8 +53,10 @@ table! {
         idle: DurationText = value("idle", "RELAY_IDLE", "DURATION", Kind::Duration(2_000)).or("2m");
         /// How long requests and handlers in flight may take once the server is asked to stop
         drain: DurationText = value("drain", "RELAY_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
-        /// How long /readyz fails before anything is stopped, so that load balancers send no more
-        drain_delay: DurationText = value("drain-delay", "RELAY_DRAIN_DELAY", "DURATION", Kind::Duration(0)).or("0s");
+        /// How long /readyz fails before anything is stopped, so that load balancers send no more; meanwhile clients and workers are
+        /// told to connect elsewhere. `relay dev` does not wait [default: 5s, and 180s where a PROXY header is required]
+        drain_delay: Option<DurationText> =
+            value("drain-delay", "RELAY_DRAIN_DELAY", "DURATION", Kind::Duration(0));
     }
 }
 

@@ -8,9 +8,11 @@ use std::task::Context;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use http::Version;
 use relay_bridge::support::lock;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use crate::auth::credential::Credential;
@@ -51,6 +53,14 @@ pub(super) struct Connection {
     proven: AtomicBool,
     /// Its place among its client's connections.
     place: Mutex<Option<Share>>,
+    /// Whether its peer speaks HTTP/2, as its first request said.
+    h2: AtomicBool,
+    /// Requests that came on it.
+    requests: AtomicU32,
+    /// Whether its peer is to go elsewhere, and hears of it with the next answer.
+    parting: AtomicBool,
+    /// Ends the streams of events on it.
+    parts: OnceLock<CancellationToken>,
     /// The [`Asked`] that it was last asked for. No token: its task looks at each turn, and tokens have locks.
     asked: AtomicU8,
     task: AtomicWaker,
@@ -82,6 +92,10 @@ impl Connection {
             strangers: AtomicU32::new(0),
             proven: AtomicBool::new(false),
             place: Mutex::default(),
+            h2: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
+            parting: AtomicBool::new(false),
+            parts: OnceLock::new(),
             asked: AtomicU8::new(Asked::Nothing as u8),
             task: AtomicWaker::new(),
         })
@@ -130,6 +144,66 @@ impl Connection {
             self.ask(Asked::Leave);
         }
         many
+    }
+
+    /// Counts a request, which came in this version.
+    pub(super) fn counts(&self, version: Version) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if version == Version::HTTP_2 {
+            self.h2.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// How many requests came on it.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether its peer speaks HTTP/2.
+    pub(super) fn is_h2(&self) -> bool {
+        self.h2.load(Ordering::Relaxed)
+    }
+
+    /// Has its peer go elsewhere without losing anything: over HTTP/2 it is told at once, over HTTP/1.1 with the next answer,
+    /// because it may be writing a request. Streams of events end, each with its cursor.
+    pub(super) fn part(&self) {
+        self.parting.store(true, Ordering::SeqCst);
+        if let Some(parts) = self.parts.get() {
+            parts.cancel();
+        }
+        if self.is_h2() {
+            self.ask(Asked::Leave);
+        }
+    }
+
+    /// Whether its peer is to go elsewhere.
+    pub(super) fn is_parting(&self) -> bool {
+        self.parting.load(Ordering::Relaxed)
+    }
+
+    /// Cancelled once its peer is to go elsewhere: for streams, which last.
+    pub(super) fn parts(&self) -> CancellationToken {
+        let parts = self.parts.get_or_init(CancellationToken::new);
+        // It was not there to be cancelled.
+        if self.parting.load(Ordering::SeqCst) {
+            parts.cancel();
+        }
+        parts.clone()
+    }
+
+    /// Whether it came after `from`, and not after `until`.
+    pub(super) fn came_between(&self, from: Instant, until: Instant) -> bool {
+        from < self.start && self.start <= until
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.running.load(Ordering::Acquire) > 0
+    }
+
+    /// When it came.
+    pub(super) fn came(&self) -> Instant {
+        self.start
     }
 
     /// Asks it to leave, or to end.

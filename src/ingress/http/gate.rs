@@ -24,7 +24,7 @@ use super::audited::Audited;
 use super::connection::{Asked, Connection, Peer};
 use super::hyper::lingering::Lingering;
 use super::request::{self, Identified};
-use super::{Limits, Served, framing, submit};
+use super::{Limits, Served, framing, leaving, submit};
 use crate::api::Slug;
 use crate::auth::Caller;
 use crate::ingress::budget::Share;
@@ -43,6 +43,7 @@ where
     B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
     let request_id = request_id::mint();
+    connection.counts(request.version());
     let (method, all) = (request.method().clone(), request.uri().path() == "*");
     let trace_id = headers::trace_id(request.headers());
     let (path, source) = (request.uri().path(), connection.source.get().map(display));
@@ -65,7 +66,8 @@ where
         if !is_known && is_refused(&response) && connection.is_strangers() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let response = finish(&served, response, &method, all, request_id.clone());
+        let mut response = finish(&served, response, &method, all, request_id.clone());
+        leaving::part(&served.ingress, connection, &mut response);
         audited.end(&served.ingress, connection, &response, &request_id);
         debug!(status = response.status().as_u16(), "request answered");
         (response, place)

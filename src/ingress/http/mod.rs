@@ -12,6 +12,7 @@
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.
 //! - `follow`, `watch`: the handlers whose answer is a stream; `sse`: what streams have in common.
 //! - `request`, `prefer`, `body`: reading a request, within bounds.
+//! - `leaving`: telling clients that the process goes.
 //! - `page`: a list within its bytes.
 //! - `answer`: writing an answer; `room`: the bytes that answers may hold; `held`: the answer until its last byte has left.
 //! - `hyper`: two things that hyper does not do.
@@ -25,6 +26,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::leasing::Leasing;
 use relay_bridge::policy_cache::PolicyCache;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +56,7 @@ mod gate;
 mod held;
 mod hyper;
 mod jobs;
+mod leaving;
 mod page;
 mod pools;
 mod prefer;
@@ -181,6 +184,8 @@ pub struct Ingress {
     events: Arc<Events>,
     /// Where calls are written; unset if they are not.
     audit: OnceLock<Arc<Audit>>,
+    /// Since when clients are told to go elsewhere; unset while they are not.
+    leaving: OnceLock<Instant>,
     authentications: Arc<Authentications>,
 }
 
@@ -216,6 +221,7 @@ impl Ingress {
             followers: budget(limits.followers),
             events: Arc::default(),
             audit: OnceLock::new(),
+            leaving: OnceLock::new(),
             authentications: Arc::default(),
             broker,
             authenticator: authenticator.into(),

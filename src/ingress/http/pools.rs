@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use relay_bridge::support::lock;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Limits;
 use super::connection::{Asked, Connection};
@@ -44,6 +45,8 @@ struct State {
     sources: HashMap<Source, usize>,
     /// Members by the VPC endpoint that they came through.
     endpoints: HashMap<EndpointId, usize>,
+    /// When the last one came.
+    last_came: Option<Instant>,
     /// Members that were idle at the last look, the one that had been so for longest at the end.
     idle: Vec<Arc<Connection>>,
 }
@@ -67,6 +70,16 @@ impl Pools {
         let state = self.state();
         let unproven = state.unproven.len();
         (state.all.len() - unproven, unproven)
+    }
+
+    /// The connections for which `is_meant` holds, each once.
+    pub(super) fn connections(&self, is_meant: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
+        self.state().all.values().filter(|one| is_meant(one)).cloned().collect()
+    }
+
+    /// When the last connection came, if one did.
+    pub(super) fn last_came(&self) -> Option<Instant> {
+        self.state().last_came
     }
 
     /// Waits for a place and gives it to `peer`; `None` if there are as many from there as may be.
@@ -100,6 +113,7 @@ impl Pools {
             state.close(&longest);
         }
         let connection = Connection::new(self.next.fetch_add(1, Ordering::Relaxed), peer);
+        state.last_came = Some(connection.came());
         state.all.insert(connection.id, Arc::clone(&connection));
         state.unproven.insert(connection.id, Arc::clone(&connection));
         if self.per_source.is_some() {

@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
-use super::{Ingress, Limits, Served, gate, held, proxied, routes};
+use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -149,6 +149,7 @@ impl Connections {
                     return;
                 }
             }
+            let ingress = Arc::clone(&served.ingress);
             let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
                 let connection = Arc::clone(&connection);
@@ -171,6 +172,13 @@ impl Connections {
                     biased;
                     () = stopping.as_mut(), if !leaving => {
                         leaving = true;
+                        // A request may be on its way, and its peer was told nothing yet: it is told with the answer.
+                        if let Some(linger) = leaving::linger(&ingress, &connection) {
+                            let answered = tokio::time::timeout(linger, http.as_mut()).await;
+                            if let Ok(ended) = answered {
+                                break ended;
+                            }
+                        }
                         http.as_mut().graceful_shutdown();
                     }
                     ended = http.as_mut() => break ended,

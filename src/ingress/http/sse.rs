@@ -67,6 +67,8 @@ pub(super) fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Resp
 /// readers spread again over the relays that there are. It also ends with the credential that it began with.
 pub(super) struct Pulse {
     shutdown: CancellationToken,
+    /// Cancelled when its connection is to go elsewhere.
+    parts: CancellationToken,
     credential: Credential,
     ping: Interval,
     end: Pin<Box<Sleep>>,
@@ -100,6 +102,7 @@ impl Pulse {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             shutdown: served.shutdown.clone(),
+            parts: peer.connection.parts(),
             credential: peer.credential.clone(),
             ping,
             end: Box::pin(tokio::time::sleep(life)),
@@ -120,6 +123,7 @@ impl Pulse {
             _ = self.ping.tick() => Beat::Ping,
             () = &mut self.end => Beat::End,
             () = self.shutdown.cancelled() => Beat::End,
+            () = self.parts.cancelled() => Beat::End,
             () = self.credential.ended() => Beat::Refused,
         }
     }

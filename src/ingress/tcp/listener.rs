@@ -81,10 +81,13 @@ async fn accept(server: &Arc<WorkerListener>, listener: TcpListener, stop: &Stop
             Ok((stream, peer)) => {
                 pause = PAUSE_MIN;
                 let door = Door { places: Arc::clone(&places), unknown: unknown.enter(), memory: memory.clone() };
-                let (server, stop) = (Arc::clone(server), stop.clone());
+                // It may be told to go before the others.
+                let (server, stop) = (Arc::clone(server), Stop { drain: stop.drain.child_token(), ..stop.clone() });
+                let member = server.leaving.enter(stop.drain.clone());
                 connections.spawn(async move {
                     prepare(&stream);
                     session::serve(server, stream, peer, door, stop).await;
+                    drop(member);
                 });
             }
             Err(error) if of_one_peer(error.kind()) => {}

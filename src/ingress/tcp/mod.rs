@@ -9,7 +9,7 @@
 //!
 //! # Layout
 //!
-//! - `listener`: accepts, and drains.
+//! - `listener`: accepts, and drains; `leaving`: tells workers that the process goes.
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
@@ -19,6 +19,7 @@
 
 mod audited;
 mod hello;
+mod leaving;
 mod listener;
 mod memory;
 mod requests;
@@ -41,6 +42,8 @@ use super::strangers::Strangers;
 use crate::audit::Audit;
 use crate::auth::Presented;
 use crate::auth::credential::Credential;
+
+pub use leaving::Leaving;
 
 /// Decides which workers may come, and what they may touch.
 pub trait WorkerAuth: Send + Sync {
@@ -128,6 +131,7 @@ pub struct WorkerListener {
     /// Where sessions are written, if they are.
     audit: Option<Arc<Audit>>,
     authentications: Arc<Authentications>,
+    leaving: Arc<Leaving>,
 }
 
 impl WorkerListener {
@@ -136,7 +140,16 @@ impl WorkerListener {
     pub fn new(leasing: Arc<dyn Leasing>, auth: Arc<dyn WorkerAuth>) -> Self {
         let (clock, limits) = (Clock::system(), WorkerLimits::default());
         let strangers = Arc::new(Strangers::new(clock.clone()));
-        Self { leasing, auth, limits, clock, strangers, audit: None, authentications: Arc::default() }
+        Self {
+            leasing,
+            auth,
+            limits,
+            clock,
+            strangers,
+            leaving: Arc::default(),
+            audit: None,
+            authentications: Arc::default(),
+        }
     }
 
     /// The same with other limits.
@@ -149,6 +162,12 @@ impl WorkerListener {
     #[must_use]
     pub fn with_audit(self, audit: Option<Arc<Audit>>) -> Self {
         Self { audit, ..self }
+    }
+
+    /// What tells its workers to connect elsewhere before the listener ends.
+    #[must_use]
+    pub fn leaving(&self) -> Arc<Leaving> {
+        Arc::clone(&self.leaving)
     }
 
     /// The same, whose workers are counted beside the callers of other doors.

@@ -78,12 +78,16 @@ async fn a_server_and_a_worker_whose_nats_was_killed_stay_ready_and_name_it_unti
     for admin in &admins {
         let named = until_refused(admin, &["broker"]);
         assert!(!named[0]["detail"].as_str().unwrap().is_empty(), "{named:?}");
+        let asked = get(admin, "/readyz?broker");
+        assert!(asked.0 == 503 && asked.1.contains("\"reason\":\"broker\""), "for those who ask: {asked:?}");
+        assert_eq!(get(admin, "/readyz").0, 200);
     }
     // Clients are told their own answer, not a balancer's.
     let submitted = run_with(["submit", "--server", &server.url(), "--retry-for", "0s"], b"x");
     assert_ne!(code(&submitted), 0);
     nats.restart().await;
     admins.iter().for_each(|admin| drop(until_refused(admin, &[])));
+    assert!(admins.iter().all(|admin| get(admin, "/readyz?broker").0 == 200));
     let submitted = run_with(["submit", "--server", &server.url(), "--wait=60s"], b"x");
     assert_eq!(code(&submitted), 0, "{submitted:?}");
     worker.stop();
