@@ -275,10 +275,11 @@ impl Finder<'_> {
             );
         }
         let variable = (self.variable)("RELAY_ADMIN_TOKEN").is_some();
-        let token = self.is("admin.token_file") || variable;
+        let named = self.file.is_some_and(|file| !file.admin_tokens.is_empty());
+        let token = self.is("admin.token_file") || variable || named;
         if let Some(address) = self.open("admin.listen", admin.listen).filter(|_| !token) {
             let what = format!("others can reach {address}, and nobody is asked for a token");
-            self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`");
+            self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`, or [[admin_token]]");
         }
         if self.line("admin.token_file").is_some() && variable {
             self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");

@@ -146,6 +146,11 @@ fn what_contradicts_something_else_is_a_mistake() {
         ("[listen]\nworkers = \"0.0.0.0:1\"", &["listen.workers", "not encrypted"]),
         ("[admin]\nlisten = \"0.0.0.0:1\"", &["admin.listen", "admin.token_file"]),
         ("[admin]\ntoken_file = \"t\"", &["admin.token_file", "add `admin.listen`"]),
+        (
+            "[[admin_token]]\nname = \"a\"\nrights = [\"read\"]\ntoken_file = \"t\"",
+            &["relay.toml:1: admin_token.a", "add `admin.listen`"],
+        ),
+        ("[audit]\nrequired = true", &["audit.required", "add `audit.file`"]),
         ("[nats]\ntls = true", &["nats.tls", "does not connect to NATS"]),
         ("[streams]\nreplicas = 3", &["streams.replicas", "not kept on NATS"]),
         ("[nats]\nservers = [\"a\"]\n[streams]\nreplicas = 2", &["streams.replicas", "write 1, 3 or 5"]),
