@@ -139,3 +139,26 @@ impl Standing {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_are_bounded_and_those_that_nothing_goes_on_with_make_room() {
+        let mut standing = Standing::default();
+        let grant = Grant { name: "acme".parse().unwrap(), queues: None, rights: Rights::ALL };
+        let mut begin = |n: usize| {
+            let (key, certificate, endpoint) = (Some(n.to_string()), None, None);
+            let proof = Proof { role: Role::Client, key, token: None, certificate, endpoint };
+            standing.begin(proof, &grant, None, None)
+        };
+        let mut held: Vec<_> = (0..STANDING_MAX).map(|n| begin(n).unwrap()).collect();
+        assert!(begin(STANDING_MAX).is_err(), "each of them goes on");
+        assert_eq!(begin(7).unwrap(), held[7], "one that is there needs no room");
+        held.truncate(10);
+        begin(STANDING_MAX).unwrap();
+        assert!(held.iter().all(|credential| !credential.has_ended()));
+        assert_eq!(begin(7).unwrap(), held[7]);
+    }
+}

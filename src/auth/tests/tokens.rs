@@ -200,6 +200,21 @@ fn a_token_that_was_verified_is_not_believed_when_its_key_or_its_issuer_is_taken
 }
 
 #[test]
+fn a_worker_is_let_in_by_its_token_and_a_clients_token_is_none() {
+    let bench = Bench::new();
+    let signer = Signer::new("one", Algorithm::ES256);
+    bench.write("jwks.json", &set(&[&signer]));
+    let worker = CLIENT.replace("client", "worker").replace("acme", "gpu").replace("batch", "renderer");
+    let to = bench.with_clients(&format!("{CLIENT}{worker}{ISSUER_OF_FILE}"));
+    let ask = |subject: &str| {
+        let token = signer.sign(&claims(bench.clock.now(), subject));
+        authorize_worker(&to, &"gpu-1".parse().unwrap(), Some(&token))
+    };
+    assert_eq!(ask("renderer").unwrap().key, Some("gpu".parse().unwrap()));
+    assert!(ask("batch").unwrap_err().contains("no worker is let in"));
+}
+
+#[test]
 fn the_same_token_through_another_endpoint_lets_nobody_in() {
     let bench = Bench::new();
     let signer = Signer::new("one", Algorithm::ES256);
