@@ -58,7 +58,7 @@ struct Remote {
     answers: u64,
 }
 
-/// What came of asking an issuer.
+/// The outcome of asking an issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// Its keys are as new as they can be.

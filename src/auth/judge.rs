@@ -1,4 +1,4 @@
-//! Who a caller is by all that it has shown, and what that grants.
+//! The identity of a caller by all that it has shown, and what that grants.
 
 use relay_bridge::contract::ClientId;
 

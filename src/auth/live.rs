@@ -133,7 +133,7 @@ impl Live {
         tokio::join!(look, self.tokens.issuers.run()).0
     }
 
-    /// What holds, no older than `age`, as far as the files can be read. Credentials that have ended are told so.
+    /// Everything that holds, no older than `age`, as far as the files can be read. Credentials that have ended are told so.
     fn current(&self, age: Duration) -> Arc<Snapshot> {
         let mut state = lock(&self.state);
         let now = self.clock.monotonic();

@@ -194,7 +194,7 @@ pub enum Refused {
     /// Too much of the kind came from this source; the credentials were not looked at.
     #[error("{detail}")]
     TooMany {
-        /// What to do.
+        /// The problem, and what to do.
         detail: String,
         /// After how long it is looked at again.
         after: Duration,

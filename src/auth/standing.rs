@@ -1,4 +1,4 @@
-//! What callers were let in with. All that was begun with it ends as soon as the same would let in no more, or for less.
+//! The proofs that callers were let in with. All that was begun with it ends as soon as the same would let in no more, or for less.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Grant {
     }
 }
 
-/// What was begun with one proof.
+/// Everything that was begun with one proof.
 #[derive(Clone, Debug)]
 pub(super) struct Begun {
     pub(super) grant: Grant,

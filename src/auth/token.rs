@@ -76,7 +76,7 @@ impl<'a> Unverified<'a> {
     /// Reads a token.
     ///
     /// # Errors
-    /// What is wrong with it, in words that the caller is told.
+    /// The fault, in words that the caller is told.
     pub(super) fn read(text: &'a str) -> Result<Self, String> {
         if text.len() > TOKEN_BYTES_MAX {
             return Err(format!("the token has more than {TOKEN_BYTES_MAX} bytes"));
@@ -114,7 +114,7 @@ impl<'a> Unverified<'a> {
         }
     }
 
-    /// What it says, once its signature by `issuer` is known to be right.
+    /// Its content, once its signature by `issuer` is known to be right.
     ///
     /// # Errors
     /// Why it is not taken, in words that the caller is told.

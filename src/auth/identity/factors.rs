@@ -6,7 +6,7 @@ use super::Factor;
 use super::read::{Reader, Value};
 use crate::auth::presented::CertificateName;
 
-/// What a factor may be.
+/// The forms of a factor.
 const FACTORS: &str = "write \"key\", { key = \"<key id>\" }, { mtls = \"spiffe://...\" } or \"dns:...\", { jwt = { issuer = \
                        \"https://...\", subject = \"...\" } }, { vpce = [\"vpce-...\"] }, or \"nats\" alone";
 

@@ -96,7 +96,7 @@ pub(super) struct Shown<'a> {
     pub(super) endpoint: Option<&'a str>,
 }
 
-/// What the lists say of a caller.
+/// The word of the lists on a caller.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<'a> {
     /// The client, and the first of its lists that holds.
@@ -147,7 +147,7 @@ impl Principals {
         self.by_name.get(name).map(|at| &self.all[*at])
     }
 
-    /// Who shows `shown`.
+    /// The one who shows `shown`.
     pub(super) fn judge<'a>(&'a self, shown: &Shown<'a>) -> Verdict<'a> {
         let anchors = [
             shown.key.map(|(_, name)| Anchor::Key(name.clone())),

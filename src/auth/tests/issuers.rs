@@ -18,7 +18,7 @@ use super::*;
 const CLIENT: &str =
     "[[client]]\nname = \"acme\"\nany = [[{ jwt = { issuer = \"https://issuer.example\", subject = \"batch\" } }]]\n";
 
-/// What the server answers.
+/// The server's answer.
 #[derive(Clone)]
 enum Answer {
     Keys(String),

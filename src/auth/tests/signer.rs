@@ -71,7 +71,7 @@ impl Bench {
         std::fs::write(self.directory.path().join(name), text).unwrap();
     }
 
-    /// Who is let in by the keys and `clients.toml`.
+    /// An authenticator of the keys and `clients.toml`.
     pub(super) fn open(&self) -> Result<Authenticator, Mistakes> {
         let clients = Some(self.directory.path().join("clients.toml"));
         let keys = self.file.path().exists().then(|| self.file.path().to_owned());

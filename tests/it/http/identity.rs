@@ -1,4 +1,4 @@
-//! Who is calling: the identity file and tokens, over real sockets and as the documents show them.
+//! Identities: the identity file and tokens, over real sockets and as the documents show them.
 
 use std::fs;
 use std::path::Path;
