@@ -15,6 +15,7 @@
 //! - [`bridge`]: work that is queued on one broker is done on another.
 //! - [`config`]: the settings that may be written in `relay.toml`.
 //! - [`cli`]: the commands, one file each.
+//! - [`tls`]: certificates of the listeners and of clients, read again when they change.
 //! - [`ranges`]: ranges of addresses.
 //! - `private_file`: how a file of keys is written; `evicting`: places of connections that make room for newer ones.
 
@@ -50,3 +51,5 @@ pub mod ranges;
 pub mod reload;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod tls;

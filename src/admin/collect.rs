@@ -16,6 +16,7 @@ use crate::ingress::{http, nats};
 use crate::reload::Reload;
 use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
+use crate::tls::Handshake;
 
 /// The process as such.
 pub(super) fn process(text: &mut Exposition, started_at: Timestamp, ready: bool) {
@@ -156,6 +157,11 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     let mut family = text.counter("relay_proxy_headers_total", help);
     for outcome in HeaderOutcome::ALL {
         family.value(&[("outcome", outcome.as_str())], http.proxy_headers().count(outcome));
+    }
+    let help = "New connections of clients where TLS is spoken, by the end of their handshake.";
+    let mut family = text.counter("relay_tls_handshakes_total", help);
+    for end in Handshake::ALL {
+        family.value(&[("outcome", end.as_str())], http.handshakes().map_or(0, |counts| counts.count(end)));
     }
 }
 

@@ -320,6 +320,9 @@ impl Authenticator {
     /// # Errors
     /// [`Refused`]: a worker's key is `Forbidden` here.
     pub async fn authenticate(&self, presented: Presented<'_>) -> Result<Caller, Refused> {
+        if let Some(Err(why)) = presented.certificate.map(|certificate| &certificate.name) {
+            return Err(Refused::Forbidden(format!("the client certificate of this connection names nobody: {why}")));
+        }
         let known = match &self.0 {
             Mode::Files(known) => known,
             Mode::Development => {

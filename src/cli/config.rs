@@ -234,6 +234,7 @@ fn reference() -> String {
         writeln!(text, "| `{key}` | {kind} | `{default}` | {flag} | {client} | {help} |").ok();
     }
     text.push_str(BRIDGES);
+    text.push_str(AUTHORITIES);
     text
 }
 
@@ -268,6 +269,9 @@ Where one setting needs another, such as `[streams]` the address of NATS, the ot
 ```toml
 [listen]
 http = "0.0.0.0:7410"
+tls_cert = "/etc/relay/tls.pem"
+tls_key = "/etc/relay/tls.key"
+client_auth = "optional"
 workers = "127.0.0.1:7411"
 
 [store]
@@ -278,6 +282,11 @@ keys = "/etc/relay/keys.toml"
 
 [admin]
 listen = "127.0.0.1:7412"
+
+[[client_ca]]
+file = "/etc/relay/clients-of-a.pem"
+names = ["spiffe://a.example/*"]
+crl = "/etc/relay/revoked-by-a.pem"
 
 [worker]
 command = ["./handle", "--fast"]
@@ -322,6 +331,15 @@ itself: `content_types` and `allowed_clients` hold for them, a rate does not.
 
 | key | value | of new queues | flag | per client | |
 | --- | --- | --- | --- | --- | --- |
+";
+
+const AUTHORITIES: &str = "
+## `[[client_ca]]`
+
+The authorities whose certificates clients may show where `listen.client_auth` asks for one, at most 64: `file` (PEM), `names`, and `crl`
+(PEM, one list for each authority of a chain; without it nothing is revoked). `names` are those that the authority may give:
+`spiffe://a.example/*` for URIs that begin so and go on, `*.a.example` for DNS names of one label more, or one name as it is. The files
+are read again when they change; the tables are not.
 ";
 
 const BRIDGES: &str = "

@@ -69,6 +69,7 @@ pub(crate) async fn run(args: DevArgs, mut settings: Settings) -> Result<Exit, C
         settings,
         json: args.json,
         policy: args.policy,
+        authorities: Vec::new(),
         worker: Some(LocalWorker { handler, config }),
         first_try,
         clock: Clock::system(),

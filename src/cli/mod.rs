@@ -55,6 +55,7 @@ mod remote;
 mod result;
 mod results;
 mod secret_file;
+mod secured;
 mod serve;
 mod shown;
 mod signals;
@@ -157,9 +158,13 @@ impl Command {
     /// # Errors
     /// A usage error with every flag about the policy whose value is none of its kind.
     fn take_in(&mut self, name: &str, matches: &ArgMatches, configured: &mut Configured) -> Result<(), CliError> {
-        let (queues, bridges) = configured.file.take().map(|file| (file.queues, file.bridges)).unwrap_or_default();
+        let file = configured.file.take().map(|file| (file.queues, file.bridges, file.authorities));
+        let (queues, bridges, authorities) = file.unwrap_or_default();
         let policy = match self {
-            Self::Serve(args) => args.policy(),
+            Self::Serve(args) => {
+                args.set_authorities(authorities.into_iter().map(|(authority, _)| authority).collect());
+                args.policy()
+            }
             Self::Provision(args) => args.policy(),
             Self::Dev(args) => args.policy(),
             Self::Bridge(args) => {

@@ -20,13 +20,16 @@ use super::limits;
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::proxied;
+use super::secured;
 use super::signals::{Hangup, Signals};
 use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::{Authenticator, Files};
 use crate::broker::{BrokerConfig, NatsBroker};
 use crate::config::settings::{Listen, ProxyHeader, Settings};
+use crate::ingress::http::Limits;
 use crate::reload::Reload;
+use crate::tls::AuthorityFiles;
 
 /// The database file's name in `--data DIR`.
 pub(crate) const STORE_FILE: &str = "relay.db";
@@ -37,6 +40,7 @@ pub(crate) const STORE_FILE: &str = "relay.db";
 Examples:
   relay keys new orders --out orders.key
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
+  relay serve --data ./data --keys keys.toml --listen 0.0.0.0:7410 --tls-cert relay.pem --tls-key relay.key
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
   relay serve --sqs --keys keys.toml                               with DynamoDB
@@ -57,9 +61,17 @@ pub(crate) struct ServeArgs {
     json: bool,
     #[command(flatten)]
     policy: PolicyArgs,
+    /// The authorities of the configuration file.
+    #[arg(skip)]
+    authorities: Vec<AuthorityFiles>,
 }
 
 impl ServeArgs {
+    /// Gives it the authorities of the configuration file.
+    pub(crate) fn set_authorities(&mut self, authorities: Vec<AuthorityFiles>) {
+        self.authorities = authorities;
+    }
+
     /// Its queues.
     pub(crate) fn policy(&mut self) -> &mut PolicyArgs {
         &mut self.policy
@@ -98,9 +110,6 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
             }
         }
     };
-    if let Some(warning) = in_clear_text(&authenticator, listen.http) {
-        warn!("{warning}");
-    }
     if let Some(address) = listen.workers
         && !address.ip().is_loopback()
     {
@@ -115,22 +124,12 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         settings,
         json: args.json,
         policy: args.policy,
+        authorities: args.authorities,
         worker: None,
         first_try: None,
         clock,
     };
     Box::pin(serving.run()).await
-}
-
-/// The warning where keys cross a network as they are: there is no TLS yet.
-fn in_clear_text(authenticator: &Authenticator, address: SocketAddr) -> Option<String> {
-    let crosses = !authenticator.is_development() && !address.ip().is_loopback();
-    crosses.then(|| {
-        format!(
-            "keys and payloads come to --listen {address} in clear text, because relay has no TLS yet: whoever can read \
-             that network can use them; let clients reach it through PrivateLink or a proxy that ends TLS only"
-        )
-    })
 }
 
 /// The parts that `serve` and `dev` have in common.
@@ -141,6 +140,8 @@ pub(crate) struct Serving {
     pub(crate) settings: Settings,
     pub(crate) json: bool,
     pub(crate) policy: PolicyArgs,
+    /// The authorities that sign clients' certificates.
+    pub(crate) authorities: Vec<AuthorityFiles>,
     pub(crate) worker: Option<LocalWorker>,
     /// A queue to suggest a first job for.
     pub(crate) first_try: Option<QueueName>,
@@ -156,6 +157,10 @@ impl Serving {
         let authenticator = Arc::new(self.authenticator);
         proxied::warnings(&listen.proxy_trusted).iter().for_each(|warning| warn!("{warning}"));
         let (limits, worker_limits, caps) = limits::of(&listen, &limits, &admin, self.nats.as_ref(), &authenticator)?;
+        let secured = secured::of(&listen, self.authorities)?;
+        let (tls, secured) = secured.unzip();
+        let scheme = if secured.is_some() { "https" } else { "http" };
+        let limits = Limits { tls: secured, ..limits };
         let audit = audit.start(&self.clock)?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
@@ -189,6 +194,7 @@ impl Serving {
             broker: self.broker,
             queues,
             authenticator,
+            tls,
             limits,
             nats: self.nats,
             worker_limits,
@@ -208,9 +214,9 @@ impl Serving {
         };
         // A reader of the addresses may ask at once.
         app.serves_until(&signals.stop);
-        announce(&app, self.json);
+        announce(&app, scheme, self.json);
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
-            info!("try: echo hello | relay submit --wait --server http://{address} --queue {queue}");
+            info!("try: echo hello | relay submit --wait --server {scheme}://{address} --queue {queue}");
         }
         match app.run(signals.stop.clone()).await? {
             Ended::Drained => Ok(Exit::Done),
@@ -230,11 +236,11 @@ fn drain_delay(listen: &Listen) -> Duration {
 }
 
 /// The first thing that is said: where clients and workers connect, which only the system knows for port 0.
-fn announce(app: &App, json: bool) {
+fn announce(app: &App, scheme: &str, json: bool) {
     let (http, workers) = (app.http_address(), app.workers_address());
     let (admin, health) = (app.admin_address(), app.health_address());
     if let Some(http) = http {
-        info!("relay listens on http://{http}");
+        info!("relay listens on {scheme}://{http}");
     }
     if let Some(workers) = workers {
         info!("workers connect to {workers}");
@@ -313,30 +319,5 @@ impl From<AppError> for CliError {
             AppError::Nats(_) => Self::usage(error.to_string()),
             _ => Self::failed(error.to_string()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_in_clear_text_beyond_loopback_are_warned_of() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("keys.toml");
-        std::fs::write(&file, "").unwrap();
-        let with_keys = Authenticator::keys(file, Clock::system()).unwrap();
-        for (address, warned) in [
-            ("127.0.0.1:7410", false),
-            ("[::1]:7410", false),
-            ("0.0.0.0:7410", true),
-            ("10.0.0.8:7410", true),
-            ("[::]:7410", true),
-        ] {
-            let warning = in_clear_text(&with_keys, address.parse().unwrap());
-            assert_eq!(warning.is_some(), warned, "{address}");
-            assert!(warning.is_none_or(|warning| warning.contains("clear text") && warning.contains("PrivateLink")));
-        }
-        assert!(in_clear_text(&Authenticator::development(), "0.0.0.0:1".parse().unwrap()).is_none());
     }
 }

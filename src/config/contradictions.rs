@@ -14,7 +14,7 @@ use super::file::File;
 use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage};
+use super::settings::{self, AskedCertificate, Listen, Order, ProxyHeader, Settings, Storage, TlsEnd};
 use super::values::{WeightedQueue, show_duration, show_size};
 
 /// The mistakes in the queues of one worker together, and what to do about them.
@@ -70,6 +70,7 @@ pub(crate) fn find(
     finder.addresses();
     finder.proxy();
     finder.admin_tokens();
+    finder.tls();
     finder.worker();
     finder.streams();
     finder.queues();
@@ -77,7 +78,10 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 16] = [
+const NEEDS: [(&str, &str, &str); 19] = [
+    ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
+    ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
+    ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
     ("admin.token_file", "admin.listen", "there is no admin port"),
     ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
@@ -312,6 +316,36 @@ impl Finder<'_> {
                 let proxy = self.called(PROXY, key);
                 self.add(key, format!("without {proxy} as `required` it says nothing"), "leave it out, or add that");
             }
+        }
+    }
+
+    /// TLS at two places or at none, and certificates of nobody.
+    fn tls(&mut self) {
+        let Listen { tls, client_auth, http, tls_cert, .. } = &self.settings.listen;
+        if *tls == TlsEnd::TerminatedInFront && tls_cert.is_some() {
+            let cert = self.called("listen.tls_cert", "listen.tls");
+            self.add("listen.tls", format!("{cert} is set as well"), "leave one of them out: TLS ends at one place");
+        }
+        if tls_cert.is_none()
+            && *tls == TlsEnd::Here
+            && !self.is("access.no_auth")
+            && let Some(address) = self.open("listen.http", Some(*http))
+        {
+            let what = format!("others can reach {address}, and keys and payloads would come in clear text");
+            let fix = "set `tls_cert` and `tls_key`, or tls = \"terminated-in-front\" if something in front ends TLS";
+            self.add("listen.http", what, fix);
+        }
+        let authorities = self.file.map_or(&[][..], |file| &file.authorities);
+        match (client_auth, authorities) {
+            (AskedCertificate::Off, [(_, line), ..]) => {
+                let fix = "leave it out, or set listen.client_auth = \"optional\" or \"required\"";
+                self.at(*line, "client_ca", "without `listen.client_auth` no client is asked for a certificate", fix);
+            }
+            (AskedCertificate::Optional | AskedCertificate::Required, []) => {
+                let fix = "add a [[client_ca]] with `file` and `names` to the file, or leave it out";
+                self.add("listen.client_auth", "there is no [[client_ca]] that could sign a certificate", fix);
+            }
+            _ => {}
         }
     }
 

@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::admin_tokens::{ADMIN_TOKEN, AdminToken};
+use super::authorities::{self, CLIENT_CA};
 use super::bridges::{self, BRIDGES_MAX};
 use super::kind::{Kind, Value};
 use super::mistake::{Mistake, meant};
@@ -17,6 +18,7 @@ use super::queues::{Patch, Queue, Written};
 use super::reader::{Reader, Table};
 use super::settings::{self, TABLES};
 use crate::bridge::config::BridgeConfig;
+use crate::tls::AuthorityFiles;
 
 /// The table of what holds for every queue, and the list of queues with that of their clients.
 const DEFAULTS: &str = "queue_defaults";
@@ -40,6 +42,8 @@ pub(crate) struct File {
     pub(crate) admin_tokens: Vec<AdminToken>,
     /// The values of its bridges and tokens: `bridge.<name>.<key>`, each with the value and its line.
     pub(crate) bridge_values: Vec<(String, Value, usize)>,
+    /// The authorities that sign clients' certificates, each with its line.
+    pub(crate) authorities: Vec<(AuthorityFiles, usize)>,
 }
 
 impl File {
@@ -68,6 +72,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
         bridges: Vec::new(),
         admin_tokens: Vec::new(),
         bridge_values: Vec::new(),
+        authorities: Vec::new(),
     };
     let mut defaults = Patch::default();
     // Values for all queues come first: they are below those that are written for each.
@@ -80,6 +85,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
         match key.get_ref().as_ref() {
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
+            CLIENT_CA => file.authorities = authorities::read(&mut reader, key.span(), value),
             BRIDGE => reader.bridges(key.span(), value, &mut file),
             ADMIN_TOKEN => reader.admin_tokens(key.span(), value, &mut file),
             name if TABLES.iter().any(|table| table.name == name) => {
@@ -120,7 +126,7 @@ impl Reader<'_> {
     }
 
     fn unknown_table(&mut self, span: Range<usize>, name: &str) {
-        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN]);
+        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN, CLIENT_CA]);
         let setting = settings::all().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),

@@ -5,12 +5,14 @@
 //!
 //! - [`settings`]: every setting of a process, a field each; [`policy`]: everything that holds for a queue, a row each.
 //! - [`kind`]: the kinds of values; [`values`]: how durations and sizes are written.
-//! - [`mod@file`]: reads a file, with `reader`; [`queues`]: its queues; `bridges`: its bridges; `admin_tokens`: its tokens.
+//! - [`mod@file`]: reads a file, with `reader`; [`queues`]: its queues; `bridges`: its bridges; `admin_tokens`: its tokens;
+//!   `authorities`: its authorities for certificates.
 //! - [`layers`]: puts defaults, file, variables and flags on top of each other.
 //! - [`contradictions`]: what can't be true together in the whole.
 //! - [`mistake`]: a mistake, its place, and what to write instead.
 
 pub(crate) mod admin_tokens;
+mod authorities;
 mod bridges;
 pub(crate) mod contradictions;
 pub(crate) mod file;

@@ -144,6 +144,28 @@ fn what_contradicts_something_else_is_a_mistake() {
             &["relay.toml:2: listen.http", "lets everybody in"],
         ),
         ("[listen]\nworkers = \"0.0.0.0:1\"", &["listen.workers", "not encrypted"]),
+        ("[listen]\nhttp = \"0.0.0.0:1\"", &["relay.toml:2: listen.http", "clear text", "terminated-in-front"]),
+        ("[listen]\ntls_cert = \"c\"", &["listen.tls_cert", "add `listen.tls_key`"]),
+        (
+            "[listen]\ntls = \"terminated-in-front\"\ntls_cert = \"c\"\ntls_key = \"k\"",
+            &["relay.toml:2: listen.tls", "at one place"],
+        ),
+        (
+            "[listen]\ntls_cert = \"c\"\ntls_key = \"k\"\nclient_auth = \"required\"",
+            &["relay.toml:4: listen.client_auth", "there is no [[client_ca]]"],
+        ),
+        ("[[client_ca]]\nfile = \"a\"\nnames = [\"a.example\"]", &["relay.toml:1: client_ca", "no client is asked"]),
+        ("[[client_ca]]\nnames = [\"a.example\"]", &["relay.toml:1: client_ca.file", "it is missing"]),
+        (
+            "[listen]\ntls_cert = \"c\"\ntls_key = \"k\"\nclient_auth = \"optional\"\n[[client_ca]]\nfile = \"a\"\n\
+             names = [\"spiffe://a.example*\"]",
+            &["relay.toml:7: client_ca.names", "no pattern of names"],
+        ),
+        (
+            "[listen]\ntls_cert = \"c\"\ntls_key = \"k\"\nclient_auth = \"optional\"\n[[client_ca]]\nfile = \"a\"\n\
+             names = [\"a.example\"]\ncrls = \"c\"",
+            &["relay.toml:8: client_ca.crls", "did you mean `crl`?"],
+        ),
         ("[admin]\nlisten = \"0.0.0.0:1\"", &["admin.listen", "admin.token_file"]),
         ("[admin]\ntoken_file = \"t\"", &["admin.token_file", "add `admin.listen`"]),
         (

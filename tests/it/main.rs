@@ -32,6 +32,7 @@ mod restarts;
 mod slugs;
 mod sqs_cli;
 mod sqs_forward;
+mod tls_support;
 mod traces;
 mod waits;
 mod worker_protocol;

@@ -12,7 +12,10 @@ mod serving;
 
 pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
 pub(crate) use operating::{Audit, AuditLevel};
-pub(crate) use serving::{Access, Admin, Bounds, Listen, Log, LogFormat, Order, ProxyHeader, Store, Telemetry, Worker};
+pub(crate) use serving::{
+    Access, Admin, AskedCertificate, Bounds, Listen, Log, LogFormat, Order, ProxyHeader, Store, Telemetry, TlsEnd,
+    Worker,
+};
 
 /// A setting, as its field declares it.
 #[derive(Clone, Copy, Debug)]

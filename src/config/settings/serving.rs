@@ -27,6 +27,21 @@ table! {
         /// 10.0.1.0/28. Other peers are closed unread. Every host of a range can say that it is any client's endpoint
         proxy_trusted: Vec<AddressRange> =
             value("proxy-trusted", "RELAY_PROXY_TRUSTED", "RANGE[,RANGE]", Kind::AddressRanges);
+        /// Speak TLS with clients, and show them the certificates of this file (PEM). It is read again when it changes
+        tls_cert: Option<PathBuf> = value("tls-cert", "RELAY_TLS_CERT", "FILE", Kind::Path);
+        /// The private key of that certificate (PEM)
+        tls_key: Option<PathBuf> = value("tls-key", "RELAY_TLS_KEY", "FILE", Kind::Path);
+        /// Where TLS of clients ends. Addresses that others can reach need one or the other
+        tls: TlsEnd = value("tls", "RELAY_TLS", "WHERE", Kind::Choice(&[
+            ("here", "In relay, with --tls-cert; without it clients come in clear text, on loopback addresses only"),
+            ("terminated-in-front", "In a proxy or load balancer, and the network behind it is trusted with keys and payloads"),
+        ])).or("here");
+        /// Whether clients are asked for a certificate of a `[[client_ca]]`
+        client_auth: AskedCertificate = value("client-auth", "RELAY_CLIENT_AUTH", "WHETHER", Kind::Choice(&[
+            ("off", "They are not"),
+            ("optional", "They are, and those without one are let in by their key"),
+            ("required", "They are, and there is no connection without one"),
+        ])).or("off");
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
         /// Bytes that workers' connections may hold together, beside 64 KiB of each: frames on their way in, requests that are not
@@ -187,6 +202,28 @@ pub(crate) enum ProxyHeader {
     /// None is read.
     Off,
     /// Every connection begins with one.
+    Required,
+}
+
+/// The place where TLS of clients ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TlsEnd {
+    /// Relay itself.
+    Here,
+    /// Something in front of it.
+    TerminatedInFront,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AskedCertificate {
+    /// They are not.
+    Off,
+    /// They may leave it out.
+    Optional,
+    /// They may not.
     Required,
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use crate::auth::credential::Credential;
+use crate::auth::presented::Certificate;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
 use crate::ingress::proxy::Source;
@@ -38,6 +39,10 @@ pub(super) struct Connection {
     pub(super) peer: IpAddr,
     /// Its peer as the balancer in front names it; nothing without a PROXY header.
     pub(super) source: OnceLock<Source>,
+    /// The certificate of its peer; nothing without one.
+    pub(super) certificate: OnceLock<Certificate>,
+    /// The same once it is good no more.
+    pub(super) withdrawn: OnceLock<Certificate>,
     start: Instant,
     /// Requests whose answers are not ready.
     running: AtomicU64,
@@ -83,6 +88,8 @@ impl Connection {
             id,
             peer,
             source: OnceLock::new(),
+            certificate: OnceLock::new(),
+            withdrawn: OnceLock::new(),
             start: Instant::now(),
             running: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
@@ -113,6 +120,20 @@ impl Connection {
         if self.running.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(self.now() + 1, Ordering::Relaxed);
         }
+    }
+
+    /// The certificate of its peer as it is now.
+    pub(super) fn certificate(&self) -> Option<&Certificate> {
+        self.withdrawn.get().or_else(|| self.certificate.get())
+    }
+
+    /// Notes that nobody vouches for its certificate any more: its further requests are nobody's, and it is asked to leave.
+    pub(super) fn withdraws(&self) {
+        if let Some(certificate) = self.certificate.get() {
+            let name = Err("it was revoked, has expired, or its authority is trusted no more".to_owned());
+            self.withdrawn.set(Certificate { name, ..certificate.clone() }).ok();
+        }
+        self.ask(Asked::Leave);
     }
 
     /// Whether somebody was authenticated on it.

@@ -4,7 +4,7 @@
 //!
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
 //!   many there are, and which one makes room for others.
-//! - `proxied`: the header of a balancer in front, before HTTP.
+//! - `proxied`: the header of a balancer in front, before HTTP; `secured`: the handshake behind it.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `audited`: what is written of each request.
 //! - `framing`: what decides where a request ends.
@@ -40,6 +40,7 @@ use super::refusals::Refusals;
 use super::strangers::Strangers;
 use crate::audit::Audit;
 use crate::auth::Authenticator;
+use crate::tls::{HandshakeCounts, Secured};
 use pools::Pools;
 
 mod answer;
@@ -65,6 +66,7 @@ mod request;
 mod results;
 mod room;
 mod routes;
+mod secured;
 mod serve;
 mod sse;
 mod submit;
@@ -103,11 +105,13 @@ pub struct Limits {
     pub per_source: Option<usize>,
     /// Balancers that write a PROXY header on each connection. `None`, the default: no header is read, and none is believed.
     pub proxy: Option<Proxy>,
+    /// TLS, behind that header. `None`, the default: HTTP comes as it is.
+    pub tls: Option<Secured>,
     /// How much of requests, connections, streams and bytes one client may hold. By default a quarter, and everything where
     /// nobody is authenticated.
     pub shares: Arc<ClientShares>,
     /// The time from a connection's start until somebody is authenticated on it, and for each head from its first byte to its
-    /// end. Default 10 s.
+    /// end. Default 10 s; half as much again where a PROXY header or a handshake comes before.
     pub first_request: Duration,
     /// The time after an answer is ready until the end of the next request's head: for reading the answer, for being idle,
     /// and for sending that head. Default 120 s.
@@ -140,6 +144,7 @@ impl Default for Limits {
             unproven: 1_000,
             per_source: None,
             proxy: None,
+            tls: None,
             shares: ClientShares::new(None, HashMap::new(), || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
@@ -180,6 +185,8 @@ pub struct Ingress {
     closed_early: [Strangers; HeaderOutcome::ALL.len()],
     refusals: Refusals,
     strangers: Strangers,
+    /// The lines of the log about handshakes that failed.
+    unsecured: Strangers,
     followers: Arc<Budget>,
     events: Arc<Events>,
     /// Where calls are written; unset if they are not.
@@ -218,6 +225,7 @@ impl Ingress {
             closed_early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
             refusals: Refusals::default(),
             strangers: Strangers::new(clock.clone()),
+            unsecured: Strangers::new(clock.clone()),
             followers: budget(limits.followers),
             events: Arc::default(),
             audit: OnceLock::new(),
@@ -283,6 +291,12 @@ impl Ingress {
     #[must_use]
     pub fn issuer_ages(&self) -> Vec<(String, Duration)> {
         self.authenticator.issuer_ages()
+    }
+
+    /// How often a listener's handshakes had which end, where it speaks TLS.
+    #[must_use]
+    pub fn handshakes(&self) -> Option<&HandshakeCounts> {
+        self.limits.tls.as_ref().map(Secured::counts)
     }
 
     /// How fast each client submits, for an ingress of another protocol in the same process.

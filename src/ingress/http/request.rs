@@ -52,7 +52,7 @@ pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &
     let presented = Presented {
         authorization: single(headers, "authorization")?,
         named: single(headers, header::CLIENT)?,
-        certificate: None,
+        certificate: connection.certificate(),
         endpoint: source.and_then(|source| source.endpoint.as_ref()).map(EndpointId::as_str),
         address: Some(source.map_or(connection.peer, |source| source.address)),
     };

@@ -1,7 +1,8 @@
 //! The accept loop: connections within a cap, each with a guard against peers that send nothing, and a drain with a
-//! deadline. The PROXY header stands between accept and HTTP; TLS will, behind it.
+//! deadline. The PROXY header and the handshake of TLS stand between accept and HTTP, in the task of their connection.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
-use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
+use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes, secured};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -137,19 +138,21 @@ impl Connections {
             }
             let mut guard = Guard::new(Arc::clone(&connection), &served.ingress.limits);
             if served.ingress.limits.proxy.is_some() {
-                let ended = async {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        _ = guard.next() => {}
-                        () = kill.cancelled() => {}
-                    }
-                };
+                let ended = over(&shutdown, &mut guard, &kill);
                 // On the heap, and gone before HTTP begins.
                 if !Box::pin(proxied::begins(&served.ingress, &mut stream, &connection, ended)).await {
                     return;
                 }
             }
             let ingress = Arc::clone(&served.ingress);
+            let ended = over(&shutdown, &mut guard, &kill);
+            let begun = Box::pin(secured::begins(&served.ingress, stream, &connection, ended)).await;
+            let Some((stream, holder)) = begun else { return };
+            let mut vouched: Pin<Box<dyn Future<Output = ()> + Send>> = match holder {
+                Some(holder) => Box::pin(holder.ended()),
+                None => Box::pin(pending()),
+            };
+            let mut withdrawn = false;
             let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
                 let connection = Arc::clone(&connection);
@@ -181,6 +184,11 @@ impl Connections {
                         }
                         http.as_mut().graceful_shutdown();
                     }
+                    // Before its requests, so that none that is sent after a change of authorities is let in by the old ones.
+                    () = vouched.as_mut(), if !withdrawn => {
+                        withdrawn = true;
+                        connection.withdraws();
+                    }
                     ended = http.as_mut() => break ended,
                     event = guard.next() => match event {
                         // One that is to end at once is told so in the next turn, and cut off at its end.
@@ -200,6 +208,15 @@ impl Connections {
                 debug!(error, "a connection ended with an error");
             }
         }
+    }
+}
+
+/// Waits for the end of what comes before HTTP: of its time, of its place, or of the process.
+async fn over(shutdown: &CancellationToken, guard: &mut Guard, kill: &CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        _ = guard.next() => {}
+        () = kill.cancelled() => {}
     }
 }
 
@@ -226,7 +243,9 @@ struct Guard {
 
 impl Guard {
     fn new(connection: Arc<Connection>, limits: &Limits) -> Self {
-        let (first, idle) = (limits.first_request, limits.idle);
+        let more = limits.proxy.is_some() || limits.tls.is_some();
+        let first = if more { limits.first_request * 3 / 2 } else { limits.first_request };
+        let idle = limits.idle;
         Self { connection, first, idle, timer: Box::pin(tokio::time::sleep(first.min(idle))), head: 0, leaves: None }
     }
 

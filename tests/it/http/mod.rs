@@ -16,4 +16,5 @@ mod refusals;
 mod results;
 mod submit;
 mod support;
+mod tls;
 mod unfit;

@@ -1,0 +1,81 @@
+//! The handshake of a new connection, where the listener speaks TLS, and what a peer is told that does not.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tracing::{debug, warn};
+
+use super::Ingress;
+use super::connection::Connection;
+use crate::tls::handshake::{Handshake, Holder, Refused};
+use crate::tls::stream::Stream;
+
+/// The answer to HTTP without TLS. Not in the form of other refusals: nothing was read of the request.
+const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\
+    content-length: 55\r\n\r\nthis port speaks TLS: use https:// in the address of it";
+/// How long a peer that is told so has to read it.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// What it had sent is read meanwhile, at most so often: the system would answer it with a reset, which overtakes the words.
+const READS_MAX: usize = 64;
+
+/// Does the handshake of `stream`, if there is to be one, until `ended` ends; `None` if the connection is to be closed. The
+/// holder of a client certificate is noted and given back.
+pub(super) async fn begins(
+    ingress: &Ingress,
+    stream: TcpStream,
+    connection: &Connection,
+    ended: impl Future<Output = ()>,
+) -> Option<(Stream, Option<Holder>)> {
+    let Some(secured) = &ingress.limits.tls else { return Some((Stream::Plain(stream), None)) };
+    match secured.accept(stream, ended).await {
+        Ok((stream, holder)) => {
+            if let Some(holder) = &holder {
+                connection.certificate.set(holder.certificate.clone()).ok();
+            }
+            Some((Stream::Tls(Box::new(stream)), holder))
+        }
+        Err(Refused { end, why, plain }) => {
+            let (peer, end_name) = (connection.peer, end.as_str());
+            let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);
+            if let Some(handshakes) = seldom.then(|| ingress.unsecured.refused()).flatten() {
+                warn!(%peer, outcome = end_name, reason = why, handshakes, "TLS handshakes failed: the last is named");
+            } else {
+                debug!(%peer, outcome = end_name, reason = why, "a TLS handshake failed");
+            }
+            if let Some(plain) = plain {
+                tokio::time::timeout(TOLD_WITHIN, tell(plain)).await.ok();
+            }
+            None
+        }
+    }
+}
+
+async fn tell(mut plain: TcpStream) {
+    let told = async {
+        plain.write_all(SPEAK_TLS).await?;
+        plain.shutdown().await?;
+        let mut rest = [0; 4 * 1024];
+        for _ in 0..READS_MAX {
+            if plain.read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    if let Err(error) = told.await {
+        debug!(%error, "a peer left before it was told to speak TLS");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_plaintext_is_whole() {
+        let text = std::str::from_utf8(SPEAK_TLS).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{text:?}");
+    }
+}

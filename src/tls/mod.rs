@@ -1,0 +1,274 @@
+//! TLS of the listeners: one set of files for a process, read again when they change, and swapped as a whole.
+//!
+//! # Layout
+//!
+//! - `authorities`: the authorities that sign clients' certificates, each with the names that it may give and its own list of
+//!   revoked ones.
+//! - `names`: those names, and the one of a certificate that counts.
+//! - `handshake`: a new connection, from its first byte to the end of its handshake.
+//! - `stream`: a connection with TLS or without.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use relay_bridge::support::lock;
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, ServerConfig as Config};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+pub(crate) mod authorities;
+pub(crate) mod handshake;
+pub(crate) mod names;
+pub(crate) mod stream;
+
+use authorities::{Asking, Authorities};
+pub use handshake::{Handshake, HandshakeCounts, Secured};
+pub use names::{InvalidPattern, NamePattern};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The largest file that is read, in bytes: lists of revoked certificates may be long.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// The most authorities: each may be asked about a client's certificate.
+pub const AUTHORITIES_MAX: usize = 64;
+
+/// The files of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its authority, as PEM.
+    pub certificate: PathBuf,
+    /// Its private key, as PEM.
+    pub key: PathBuf,
+    /// The authorities that sign clients' certificates; at most [`AUTHORITIES_MAX`].
+    pub authorities: Vec<AuthorityFiles>,
+}
+
+/// An authority that signs clients' certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityFiles {
+    /// Its certificates, as PEM.
+    pub file: PathBuf,
+    /// The names that it may give. A certificate with another one names nobody.
+    pub names: Vec<NamePattern>,
+    /// The lists of certificates that it revoked, as PEM: one for each authority of a chain. Without it none are looked for.
+    pub crl: Option<PathBuf>,
+}
+
+/// Whether a listener asks clients for certificates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It does not.
+    #[default]
+    Off,
+    /// It does, and takes clients without one.
+    Optional,
+    /// It does, and a handshake without one fails.
+    Required,
+}
+
+/// Everything that is wrong with the files. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes(Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// The certificates of a running process.
+pub struct Tls {
+    files: TlsFiles,
+    snapshot: RwLock<Arc<Snapshot>>,
+    /// The files as they were when they were read, and whether that went wrong.
+    stamps: Mutex<(Vec<Stamp>, bool)>,
+    /// Tells connections that the authorities may have changed.
+    changes: watch::Sender<()>,
+}
+
+/// Changes whenever a file is replaced, edited, or given other permissions; `None`: there is none.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+/// The content of all files at one time.
+struct Snapshot {
+    key: Arc<CertifiedKey>,
+    authorities: Arc<Authorities>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads `files`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn open(files: TlsFiles) -> Result<Arc<Self>, Mistakes> {
+        // The stamps first: a change in between is then seen at the next look.
+        let stamps = files.stamps();
+        let snapshot = Snapshot::read(&files)?;
+        Ok(Arc::new(Self {
+            files,
+            snapshot: RwLock::new(Arc::new(snapshot)),
+            stamps: Mutex::new((stamps, false)),
+            changes: watch::Sender::new(()),
+        }))
+    }
+
+    /// Reads all files again, and takes them as a whole. New handshakes have them from then on, and connections whose
+    /// certificate is not good any more are asked to leave.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them; those read before stand.
+    pub fn reload(&self) -> Result<(), Mistakes> {
+        let mut stamps = lock(&self.stamps);
+        let found = self.files.stamps();
+        match Snapshot::read(&self.files) {
+            Ok(snapshot) => {
+                *stamps = (found, false);
+                *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+                self.changes.send_replace(());
+                info!("TLS certificates read again");
+                Ok(())
+            }
+            Err(mistakes) => {
+                // Said once for each state of the files, and tried again: one may be half written.
+                if !stamps.1 || stamps.0 != found {
+                    warn!(%mistakes, "TLS certificates can't be read again; those read before stand");
+                }
+                *stamps = (found, true);
+                Err(mistakes)
+            }
+        }
+    }
+
+    /// Looks at the files once a second, through links, and reads them again when one changed. Never ends by itself.
+    pub async fn watch(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (before, failed) = lock(&self.stamps).clone();
+            if failed || before != self.files.stamps() {
+                self.reload().ok();
+            }
+        }
+    }
+
+    /// Whether there are authorities for clients' certificates.
+    #[must_use]
+    pub fn knows_clients(&self) -> bool {
+        !self.files.authorities.is_empty()
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl TlsFiles {
+    fn stamps(&self) -> Vec<Stamp> {
+        let authorities = self.authorities.iter().flat_map(|one| [Some(&one.file), one.crl.as_ref()]).flatten();
+        [&self.certificate, &self.key].into_iter().chain(authorities).map(|path| stamp(path)).collect()
+    }
+}
+
+impl Snapshot {
+    fn read(files: &TlsFiles) -> Result<Self, Mistakes> {
+        let mut mistakes = Vec::new();
+        let key = certified_key(files).map_err(|error| mistakes.push(error)).ok();
+        let authorities = Authorities::read(&files.authorities).map_err(|mut errors| mistakes.append(&mut errors)).ok();
+        match (key, authorities) {
+            (Some(key), Some(authorities)) if mistakes.is_empty() => {
+                Ok(Self { key: Arc::new(key), authorities: Arc::new(authorities) })
+            }
+            _ => Err(Mistakes(mistakes)),
+        }
+    }
+
+    /// For handshakes that speak `protocols`. Nothing is resumed where certificates are asked for, so that each connection's
+    /// is looked at; early data is never taken, because it may be sent again by others.
+    fn config(&self, protocols: &[&[u8]], clients: ClientAuth) -> Result<ServerConfig, rustls::Error> {
+        let builder = Config::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let asks = clients != ClientAuth::Off;
+        let builder = if asks {
+            let mandatory = clients == ClientAuth::Required;
+            builder.with_client_cert_verifier(Arc::new(Asking::new(Arc::clone(&self.authorities), mandatory)))
+        } else {
+            builder.with_no_client_auth()
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        if asks {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        Ok(config)
+    }
+}
+
+fn certified_key(files: &TlsFiles) -> Result<CertifiedKey, String> {
+    let chain = certificates(&files.certificate)?;
+    let wrong = |error: &dyn fmt::Display| format!("{}: {error}", files.key.display());
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| wrong(&error))?;
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            wrong(&format!("it is not the key of the certificate in {}", files.certificate.display()))
+        }
+        error => wrong(&error),
+    })
+}
+
+/// The certificates of a file, one at least.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(format!("{}: there is no certificate in it", path.display())),
+        Ok(found) => Ok(found),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+/// The lists of revoked certificates of a file, one at least.
+fn lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let bytes = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(found) if found.is_empty() => {
+            Err(format!("{}: there is no list of revoked certificates in it", path.display()))
+        }
+        Ok(found) => Ok(found),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let wrong = |error: &dyn fmt::Display| format!("{}: {error}", path.display());
+    let size = fs::metadata(path).map_err(|error| wrong(&error))?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(wrong(&format!("it has {size} bytes, and at most {FILE_BYTES_MAX} are read")));
+    }
+    fs::read(path).map_err(|error| wrong(&error))
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}

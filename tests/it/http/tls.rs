@@ -1,0 +1,180 @@
+//! TLS with clients, and their certificates, over real sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay::tls::{ClientAuth, Handshake, Secured, Tls};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::support::{Relay, Setup};
+use crate::tls_support::{Authority, Files, Identity, ask, connect};
+
+const WHOAMI: &str = "/v1/whoami";
+
+/// A relay that speaks TLS with `files`.
+async fn secured(files: &Files, clients: ClientAuth) -> (Relay, Arc<Tls>) {
+    let tls = Tls::open(files.files.clone()).unwrap();
+    let mut setup = Setup::default();
+    setup.limits.tls = Some(Secured::http(Arc::clone(&tls), clients));
+    (setup.start().await, tls)
+}
+
+/// The answer to one request of a client with this certificate; empty where the connection is refused.
+async fn answer(relay: &Relay, files: &Files, identity: Option<&Identity>) -> String {
+    let Ok(mut stream) = connect(relay.address, &files.client(&["http/1.1"], identity)).await else {
+        return String::new();
+    };
+    ask(&mut stream, WHOAMI).await.unwrap_or_default()
+}
+
+fn ends(relay: &Relay, end: Handshake) -> u64 {
+    relay.ingress.handshakes().unwrap().count(end)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_over_tls_is_answered_with_the_protocol_that_the_client_offers_or_none() {
+    let files = Files::new();
+    let (relay, _tls) = secured(&files, ClientAuth::Off).await;
+    for (offered, chosen) in [(&["h2", "http/1.1"][..], Some("h2")), (&["http/1.1"], Some("http/1.1")), (&[], None)] {
+        let mut stream = connect(relay.address, &files.client(offered, None)).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), chosen.map(str::as_bytes), "{offered:?}");
+        if chosen != Some("h2") {
+            assert!(ask(&mut stream, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "), "{offered:?}");
+        }
+    }
+    assert!(connect(relay.address, &files.client(&["relay/1"], None)).await.is_err(), "a worker's protocol");
+    assert_eq!((ends(&relay, Handshake::Done), ends(&relay, Handshake::Failed)), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_speak_tls_is_told_so_in_one_line_and_the_end_of_tls_is_told_as_such() {
+    let files = Files::new();
+    let (relay, _tls) = secured(&files, ClientAuth::Off).await;
+    let told = relay.get(WHOAMI).await;
+    assert_eq!(told.status, 400);
+    assert!(told.text().starts_with("this port speaks TLS"), "{}", told.text());
+    assert_eq!(ends(&relay, Handshake::Plaintext), 1);
+
+    let mut stream = connect(relay.address, &files.client(&["http/1.1"], None)).await.unwrap();
+    ask(&mut stream, WHOAMI).await.unwrap();
+    relay.shutdown.cancel();
+    // Without `close_notify` this is an error.
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_does_not_go_on_is_dropped() {
+    let files = Files::new();
+    let tls = Tls::open(files.files.clone()).unwrap();
+    let mut setup = Setup::default();
+    setup.limits.tls = Some(Secured::http(tls, ClientAuth::Off));
+    setup.limits.first_request = Duration::from_millis(100);
+    let relay = setup.start().await;
+    for begun in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        stream.write_all(begun).await.unwrap();
+        assert!(matches!(stream.read(&mut [0; 64]).await, Ok(0) | Err(_)), "{begun:?}");
+    }
+    assert_eq!(ends(&relay, Handshake::Cut), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_that_is_sent_to_a_port_without_it_is_refused() {
+    let (files, relay) = (Files::new(), Relay::start().await);
+    assert!(connect(relay.address, &files.client(&[], None)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_names_its_holder_only_if_its_own_authority_may_give_the_name() {
+    let (a, b, stranger) = (Authority::new("a"), Authority::new("b"), Authority::new("stranger"));
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*", "*.a.example"], None);
+    files.trust(&b, &["spiffe://b.example/*"], None);
+    let (relay, _tls) = secured(&files, ClientAuth::Optional).await;
+    let (taken, refused, none) = ("HTTP/1.1 200 ", "HTTP/1.1 403 ", "");
+    for (authority, names, expected) in [
+        (&a, &["spiffe://a.example/batch"][..], taken),
+        (&a, &["spiffe://a.example/batch", "any.example", "other.example"], taken),
+        (&a, &["worker.a.example"], taken),
+        (&b, &["spiffe://b.example/x"], taken),
+        // The other company's authority signs this one's name.
+        (&b, &["spiffe://a.example/batch"], refused),
+        (&b, &["worker.a.example"], refused),
+        (&a, &["spiffe://a.example/x", "spiffe://a.example/y"], refused),
+        (&a, &["x.a.example", "y.a.example"], refused),
+        (&a, &["*.a.example"], refused),
+        // Its subject has a name that would be good.
+        (&a, &[], refused),
+        (&stranger, &["spiffe://a.example/batch"], none),
+    ] {
+        let text = answer(&relay, &files, Some(&authority.signs(names, 7))).await;
+        assert!(text.starts_with(expected) && text.is_empty() == expected.is_empty(), "{names:?}: {text}");
+        assert!(expected != refused || text.contains("the client certificate"), "{text}");
+    }
+    assert_eq!(ends(&relay, Handshake::Certificate), 1);
+    assert!(answer(&relay, &files, None).await.starts_with(taken), "where it is optional");
+    let (relay, _tls) = secured(&files, ClientAuth::Required).await;
+    assert_eq!(answer(&relay, &files, None).await, "", "where it is required");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_certificate_and_one_whose_list_is_overdue_are_refused_and_other_authorities_are_not_concerned() {
+    let (a, b, c) = (Authority::new("a"), Authority::new("b"), Authority::new("c"));
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], Some(&a.revokes(&[7], 2096)));
+    files.trust(&b, &["spiffe://b.example/*"], Some(&b.revokes(&[], 2025)));
+    files.trust(&c, &["spiffe://c.example/*"], None);
+    let (relay, _tls) = secured(&files, ClientAuth::Required).await;
+    for (authority, name, serial, is_taken) in [
+        (&a, "spiffe://a.example/x", 8, true),
+        (&a, "spiffe://a.example/x", 7, false),
+        (&b, "spiffe://b.example/x", 8, false),
+        (&c, "spiffe://c.example/x", 7, true),
+    ] {
+        let text = answer(&relay, &files, Some(&authority.signs(&[name], serial))).await;
+        assert_eq!(text.starts_with("HTTP/1.1 200 "), is_taken, "{name} {serial}: {text}");
+        assert_eq!(text.is_empty(), !is_taken, "{name} {serial}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_all_files_or_none_and_a_connection_whose_certificate_was_revoked_is_nobodys() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], Some(&a.revokes(&[], 2096)));
+    let (relay, tls) = secured(&files, ClientAuth::Required).await;
+    let (bad, good) = (a.signs(&["spiffe://a.example/bad"], 7), a.signs(&["spiffe://a.example/good"], 8));
+    let mut open = connect(relay.address, &files.client(&["http/1.1"], Some(&bad))).await.unwrap();
+    let mut other = connect(relay.address, &files.client(&["http/1.1"], Some(&good))).await.unwrap();
+    for stream in [&mut open, &mut other] {
+        assert!(ask(stream, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "));
+    }
+    // The list is new, and the server's certificate is broken: neither is taken.
+    files.write("crl-0.pem", &a.revokes(&[7], 2096));
+    files.write("tls.pem", "nothing");
+    assert!(tls.reload().unwrap_err().to_string().contains("tls.pem: there is no certificate in it"));
+    assert!(ask(&mut open, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "), "the old ones stand");
+
+    files.renew();
+    tls.reload().unwrap();
+    // The connection is closed, or a request that overtook that is refused.
+    let last = ask(&mut open, WHOAMI).await.unwrap_or_default();
+    assert!(last.is_empty() || last.starts_with("HTTP/1.1 403 "), "{last}");
+    assert!(ask(&mut other, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "));
+    assert_eq!(answer(&relay, &files, Some(&bad)).await, "");
+    assert!(answer(&relay, &files, Some(&good)).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_key_of_another_certificate_and_files_that_are_not_there_are_all_said_at_once() {
+    let files = Files::new();
+    let mut wrong = files.files.clone();
+    wrong.key = files.write("other.key", &files.server.signs(&["localhost"], 2).key);
+    let said = Tls::open(wrong.clone()).unwrap_err().to_string();
+    assert!(said.contains("it is not the key of the certificate in"), "{said}");
+    wrong.certificate = "/nowhere/tls.pem".into();
+    wrong.authorities.push(relay::tls::AuthorityFiles { file: "/nowhere/ca.pem".into(), names: Vec::new(), crl: None });
+    let said = Tls::open(wrong).unwrap_err().to_string();
+    assert!(said.contains("/nowhere/tls.pem") && said.contains("/nowhere/ca.pem"), "{said}");
+}
