@@ -75,7 +75,7 @@ resource "aws_vpc_security_group_egress_rule" "targets" {
   tags                         = var.tags
 }
 
-# From the load balancer's group and nobody else: whoever reaches the port under one of its addresses may forge a PROXY header.
+# From the load balancer's group and nobody else: a peer that reaches the port under one of its addresses can forge a PROXY header.
 resource "aws_vpc_security_group_ingress_rule" "targets" {
   for_each                     = var.target_security_group_id == null ? [] : local.target_ports
   security_group_id            = var.target_security_group_id
