@@ -1,0 +1,95 @@
+"""One job from a client to a worker and back, with the settings of deploy/kubernetes, through a PROXY header as PrivateLink sends it."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import time
+
+ENDPOINT = "vpce-0123456789abcdef0"
+WITHIN_S = 20
+
+
+def proxy_header():
+    """Version 2, TCP over IPv4, with the TLV in which AWS names the endpoint (0xEA, subtype 1)."""
+    named = b"\x01" + ENDPOINT.encode()
+    rest = socket.inet_aton("10.0.9.9") + socket.inet_aton("10.0.1.7") + struct.pack("!HH", 50000, 443)
+    rest += b"\xea" + struct.pack("!H", len(named)) + named
+    return b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack("!H", len(rest)) + rest
+
+
+class Endpoint(http.client.HTTPConnection):
+    """A connection as it arrives from the load balancer."""
+
+    def connect(self):
+        super().connect()
+        self.sock.sendall(proxy_header())
+
+
+def called(port, key, method, path, body=None, more=()):
+    connection = Endpoint("127.0.0.1", port, timeout=WITHIN_S)
+    connection.request(method, path, body, {"Authorization": f"Bearer {key}", **dict(more)})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    if answer.status != 200:
+        raise SystemExit(f"{method} {path}: {answer.status} {text}")
+    return text
+
+
+def until(what, probe):
+    """The first truth that the probe answers."""
+    ends = time.monotonic() + WITHIN_S
+    while time.monotonic() < ends:
+        if found := probe():
+            return found
+        time.sleep(0.02)
+    raise SystemExit(f"{what} did not come within {WITHIN_S} s")
+
+
+def journey(work, relay, nats_server, settings):
+    """(result, the endpoint and the client that relay saw)"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY", "NATS"))}
+    started = []
+
+    def start(name, *command, more=()):
+        with open(work / f"{name}.log", "w") as log:
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=work, env={**environment, **dict(more)}, text=True))
+        return started[-1]
+
+    try:
+        start("nats", nats_server, "-js", "-sd", str(work / "js"), "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(work))
+        ports = until("nats-server", lambda: next((text for file in work.glob("*.ports") if (text := file.read_text())), None))
+        nats = {"RELAY_NATS": json.loads(ports)["nats"][0]}
+        key = work / "shop.key"
+        command = [relay, "keys", "new", "shop", "--queue", "orders", "--file", str(work / "keys.toml"), "--out", str(key)]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        (work / "serve.toml").write_text(settings["relay.toml"])
+        # Only addresses and the number of servers are those of this machine.
+        here = {"RELAY_LISTEN": "127.0.0.1:0", "RELAY_PROXY_TRUSTED": "127.0.0.1", "RELAY_ADMIN": "127.0.0.1:0", "RELAY_HEALTH": "127.0.0.1:0"}
+        here |= {"RELAY_NATS_REPLICAS": "1", "RELAY_DRAIN_DELAY": "0s", "RELAY_KEYS": str(work / "keys.toml"), **nats}
+        serving = start("serve", relay, "serve", "--json", "--config", str(work / "serve.toml"), more=here)
+        line = serving.stdout.readline()
+        if not line:
+            raise SystemExit(f"relay did not start: {(work / 'serve.log').read_text()}")
+        port = int(json.loads(line)["listening"]["http"].rpartition(":")[2])
+        (work / "worker.toml").write_text(re.sub(r'"/usr/bin/relay"', json.dumps(relay), settings["worker.toml"]))
+        start("worker", relay, "worker", "--config", str(work / "worker.toml"), more={"RELAY_HEALTH": "127.0.0.1:0", **nats})
+        secret = key.read_text().strip()
+        result = called(port, secret, "POST", "/v1/queues/orders/jobs", b"hello", {"Prefer": "wait=15"}).strip()
+        caller = json.loads(called(port, secret, "GET", "/v1/whoami"))
+        seen = {name: caller.get(name) for name in ("client", "vpc_endpoint_id")}
+        if seen["vpc_endpoint_id"] != ENDPOINT or not result.startswith("relay "):
+            raise SystemExit(f"the job came back with {result!r}, and whoami saw {caller}")
+        return result, seen
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
