@@ -9,13 +9,15 @@ import struct
 import subprocess
 import time
 
+# The endpoint of the guide, and one that nobody named.
 ENDPOINT = "vpce-0123456789abcdef0"
+STRANGER = "vpce-0fedcba9876543210"
 WITHIN_S = 20
 
 
-def proxy_header():
+def proxy_header(endpoint):
     """Version 2, TCP over IPv4, with the TLV in which AWS names the endpoint (0xEA, subtype 1)."""
-    named = b"\x01" + ENDPOINT.encode()
+    named = b"\x01" + endpoint.encode()
     rest = socket.inet_aton("10.0.9.9") + socket.inet_aton("10.0.1.7") + struct.pack("!HH", 50000, 443)
     rest += b"\xea" + struct.pack("!H", len(named)) + named
     return b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack("!H", len(rest)) + rest
@@ -24,19 +26,23 @@ def proxy_header():
 class Endpoint(http.client.HTTPConnection):
     """A connection as it arrives from the load balancer."""
 
+    def __init__(self, port, endpoint):
+        super().__init__("127.0.0.1", port, timeout=WITHIN_S)
+        self.endpoint = endpoint
+
     def connect(self):
         super().connect()
-        self.sock.sendall(proxy_header())
+        self.sock.sendall(proxy_header(self.endpoint))
 
 
-def called(port, key, method, path, body=None, more=()):
-    connection = Endpoint("127.0.0.1", port, timeout=WITHIN_S)
+def called(port, key, method, path, body=None, more=(), through=ENDPOINT, status=200):
+    connection = Endpoint(port, through)
     connection.request(method, path, body, {"Authorization": f"Bearer {key}", **dict(more)})
     answer = connection.getresponse()
     text = answer.read().decode()
     connection.close()
-    if answer.status != 200:
-        raise SystemExit(f"{method} {path}: {answer.status} {text}")
+    if answer.status != status:
+        raise SystemExit(f"{method} {path} through {through}: {answer.status}, not {status}: {text}")
     return text
 
 
@@ -50,7 +56,7 @@ def until(what, probe):
     raise SystemExit(f"{what} did not come within {WITHIN_S} s")
 
 
-def journey(work, relay, nats_server, settings):
+def journey(work, relay, nats_server, settings, clients):
     """(result, the endpoint and the client that relay saw)"""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY", "NATS"))}
     started = []
@@ -67,11 +73,12 @@ def journey(work, relay, nats_server, settings):
         key = work / "shop.key"
         command = [relay, "keys", "new", "shop", "--queue", "orders", "--file", str(work / "keys.toml"), "--out", str(key)]
         subprocess.run(command, check=True, capture_output=True, env=environment)
+        (work / "clients.toml").write_text(clients)
         (work / "serve.toml").write_text(settings["relay.toml"])
         # Only addresses and the number of servers are those of this machine.
         here = {"RELAY_LISTEN": "127.0.0.1:0", "RELAY_PROXY_TRUSTED": "127.0.0.1", "RELAY_ADMIN": "127.0.0.1:0", "RELAY_HEALTH": "127.0.0.1:0"}
-        here |= {"RELAY_NATS_REPLICAS": "1", "RELAY_DRAIN_DELAY": "0s", "RELAY_KEYS": str(work / "keys.toml"), **nats}
-        serving = start("serve", relay, "serve", "--json", "--config", str(work / "serve.toml"), more=here)
+        here |= {"RELAY_NATS_REPLICAS": "1", "RELAY_DRAIN_DELAY": "0s", "RELAY_KEYS": str(work / "keys.toml"), "RELAY_CLIENTS": str(work / "clients.toml")}
+        serving = start("serve", relay, "serve", "--json", "--config", str(work / "serve.toml"), more=here | nats)
         line = serving.stdout.readline()
         if not line:
             raise SystemExit(f"relay did not start: {(work / 'serve.log').read_text()}")
@@ -84,6 +91,7 @@ def journey(work, relay, nats_server, settings):
         seen = {name: caller.get(name) for name in ("client", "vpc_endpoint_id")}
         if seen["vpc_endpoint_id"] != ENDPOINT or not result.startswith("relay "):
             raise SystemExit(f"the job came back with {result!r}, and whoami saw {caller}")
+        called(port, secret, "GET", "/v1/whoami", through=STRANGER, status=403)
         return result, seen
     finally:
         for process in reversed(started):
