@@ -181,6 +181,9 @@ impl Serving {
                 authenticator.reload().map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
             });
         }
+        if let Some(tls) = tls.clone() {
+            reload.register("certificates", Vec::new(), move || tls.reload().map_err(Into::into));
+        }
         operators.iter().for_each(|operators| operators.register(&reload));
         if let Some(audit) = audit.clone().filter(|audit| audit.has_file()) {
             reload.register("audit", Vec::new(), move || audit.reopen());

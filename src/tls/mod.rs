@@ -87,6 +87,12 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+impl From<Mistakes> for Vec<String> {
+    fn from(mistakes: Mistakes) -> Self {
+        mistakes.0
+    }
+}
+
 /// The certificates of a running process.
 pub struct Tls {
     files: TlsFiles,
