@@ -222,6 +222,11 @@ impl Connection {
         self.running.load(Ordering::Acquire) > 0
     }
 
+    /// Whether a request runs, or bytes of an answer to one have not left.
+    pub(super) fn is_answering(&self) -> bool {
+        self.is_busy() || !self.answers().is_empty()
+    }
+
     /// When it came.
     pub(super) fn came(&self) -> Instant {
         self.start

@@ -304,3 +304,26 @@ async fn every_stream_of_a_client_hears_every_result_once_over_http_2_too() {
         assert_eq!((ids.len(), text.matches("event: result\n").count()), (11, 10), "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_whose_end_reads_like_a_bare_refusal_arrives_byte_by_byte_and_its_connection_goes_on() {
+    let relay = Relay::start().await;
+    let end = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    // The parts in which answers are written are of 16 KiB; with some of these the end is written alone.
+    for before in [0, 1, 2, 3, 4, 8].map(|parts| parts * 16 * 1024) {
+        let payload = format!("{}{end}", "x".repeat(before));
+        let mut peer = relay.connect().await;
+        let submitted = async {
+            peer.send("POST /v1/queues/mail/jobs", &[("prefer", "wait=20")], "a job").await;
+            (peer.reply().await, peer)
+        };
+        let ((reply, mut peer), _) = tokio::join!(submitted, relay.work("text/plain", payload.clone()));
+        assert_eq!((reply.status, reply.body.len()), (200, payload.len()), "{before}");
+        assert_eq!(reply.text(), payload, "{before}");
+        peer.send("GET /v1/whoami", &[], "").await;
+        assert_eq!(peer.reply().await.field("client"), "dev", "{before}");
+        // A head that nobody can read is still refused with a problem.
+        peer.write(b"no request\r\n\r\n").await;
+        peer.reply().await.is_problem(400, "malformed-request");
+    }
+}

@@ -1,6 +1,6 @@
 //! Hyper answers a head that it can't read by itself, with a status and nothing else. A peer is owed a problem document,
-//! so the bare answer is replaced on its way out. It can be told from all others: it is the whole of what is written, and
-//! has no request id.
+//! so the bare answer is replaced on its way out. It can be told from all others: it is the whole of what is written, while no
+//! request runs and no answer of relay's is under way, and has no request id.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -52,7 +52,9 @@ impl<S> Described<S> {
 
     /// Takes `bytes` if they are a bare answer.
     fn replace(&mut self, bytes: &[u8]) -> bool {
-        let refusal = (!self.within).then(|| refusal_of(bytes)).flatten();
+        // The end of a result may read like one.
+        let is_whole = !self.within && !self.connection.is_answering();
+        let refusal = is_whole.then(|| refusal_of(bytes)).flatten();
         if let Some(refusal) = refusal {
             let answer = gate::refuse(&self.served, refusal);
             self.instead = written(answer);
