@@ -147,7 +147,8 @@ impl From<String> for KeysError {
     }
 }
 
-/// The file `keys.toml`. Every change replaces it as a whole, under a lock, with mode 0600; a link is followed, and stays.
+/// The file `keys.toml`. Every change replaces it as a whole, under a lock, and leaves it to its user and group; a new file has mode
+/// 0600. A link is followed, and stays.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
     path: PathBuf,
@@ -199,7 +200,7 @@ impl KeyFile {
     /// none.
     ///
     /// # Errors
-    /// As [`list`](Self::list), and if the file can't be written.
+    /// As [`list`](Self::list), and if the file can't be written, or would be taken from its user or group.
     pub fn create(
         &self,
         role: Role,
@@ -251,7 +252,7 @@ impl KeyFile {
         Ok(rotated.map(|()| key))
     }
 
-    /// Removes the key with this id; a running relay notices within a second. `false` if there is none.
+    /// Removes the key with this id; a running relay that may read the file takes it no more within a second. `false` if there is none.
     ///
     /// # Errors
     /// As [`create`](Self::create).

@@ -18,7 +18,8 @@ use crate::auth::rights::{Right, Rights};
 /// Which file, and what to do with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A running `relay serve --keys FILE` notices changes within a second. It takes no file that others than its owner can write.
+A running `relay serve --keys FILE` notices changes within a second, as long as it may read the file: its user and its group
+stay as they are, or nothing is changed. It takes no file that others than its owner can write.
 
 Examples:
   relay keys new orders --file keys.toml --out orders.key          a client, all queues
@@ -274,7 +275,10 @@ fn revoke(file: &FileArgs, id: &str) -> Result<Exit, CliError> {
     if file.json {
         output::json(&json!({ "revoked": id }))?;
     } else {
-        output::note(format_args!("Key {id} is revoked; a running server notices within a second."));
+        let path = file.file.display();
+        output::note(format_args!(
+            "Key {id} is revoked: a running server that may read {path} refuses it within a second."
+        ));
     }
     Ok(Exit::Done)
 }

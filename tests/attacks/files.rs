@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -155,6 +156,35 @@ fn a_key_is_revoked_in_the_file_that_the_server_reads_whatever_links_lead_there(
     let refused = run(["keys", "new", "acme", "--file", text(&link)]);
     assert_eq!(code(&refused), 2, "a link that leads nowhere: {}", stderr(&refused));
     assert!(!target.exists());
+}
+
+#[test]
+fn a_key_file_is_not_taken_from_the_server_that_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = new_key(dir.path(), &["acme"]);
+    let (keys, id) = (dir.path().join("keys.toml"), key.split('_').nth(1).unwrap());
+    let revoke = ["keys", "revoke", id, "--file", text(&keys)];
+    if fs::metadata(&keys).unwrap().uid() != 0 {
+        // Nobody else can have a file given away; that its group keeps it is seen without that.
+        set_mode(&keys, 0o640);
+        assert_eq!(code(&run(revoke)), 0);
+        return assert_eq!(mode(&keys), 0o640);
+    }
+    // The server is user 65533, and 65534 may write to its folder.
+    chown(dir.path(), Some(65_534), None).unwrap();
+    chown(&keys, Some(65_533), Some(65_533)).unwrap();
+    set_mode(&keys, 0o644);
+    let before = fs::read_to_string(&keys).unwrap();
+    let refused = relay(revoke).uid(65_534).gid(65_534).current_dir("/").output().unwrap();
+    assert_eq!(code(&refused), 2, "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("belongs to user 65533") && stderr(&refused).contains("sudo -u '#65533'"));
+    assert_eq!(fs::read_to_string(&keys).unwrap(), before, "nothing was changed");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft is gone");
+    set_mode(&keys, 0o640);
+    let revoked = run(revoke);
+    assert_eq!(code(&revoked), 0, "root may: {}", stderr(&revoked));
+    let found = fs::metadata(&keys).unwrap();
+    assert_eq!((found.uid(), found.gid(), mode(&keys)), (65_533, 65_533, 0o640));
 }
 
 #[test]
