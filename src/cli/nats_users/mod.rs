@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::clock::Clock;
+use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use relay_nats::config::is_domain;
 
 use super::exit::{CliError, Exit};
@@ -71,6 +72,8 @@ struct Named {
     name: ClientId,
     queues: Vec<QueueName>,
     rights: Rights,
+    /// When the first of its keys expires.
+    expires: Option<Timestamp>,
 }
 
 impl Named {
@@ -80,7 +83,7 @@ impl Named {
         let has_queues = key.queues.as_ref().is_none_or(|queues| !queues.is_empty());
         let rights: Vec<_> = key.rights.iter().filter(|right| has_queues || *right != Right::Submit).collect();
         let rights = Rights::of(&rights).ok().filter(|_| has_queues || key.role == Role::Client)?;
-        Some(Self { name: key.name, queues: key.queues.unwrap_or_default(), rights })
+        Some(Self { name: key.name, queues: key.queues.unwrap_or_default(), rights, expires: key.expires })
     }
 
     /// Adds what another key of the same name grants.
@@ -93,6 +96,7 @@ impl Named {
             (_, false) => {}
         }
         self.rights = self.rights.and(other.rights);
+        self.expires = self.expires.into_iter().chain(other.expires).min();
     }
 }
 
@@ -104,7 +108,7 @@ impl FromStr for Named {
         let name = name.parse().map_err(|error| format!("{error}"))?;
         let queues = queues.into_iter().flat_map(|queues| queues.split(','));
         let queues = queues.map(str::parse).collect::<Result<_, _>>().map_err(|error| format!("{error}"))?;
-        Ok(Self { name, queues, rights: Rights::ALL })
+        Ok(Self { name, queues, rights: Rights::ALL, expires: None })
     }
 }
 
@@ -112,17 +116,17 @@ impl FromStr for Named {
 pub(crate) fn run(args: NatsArgs) -> Result<Exit, CliError> {
     match args.command {
         NatsCommand::Permissions(args) => {
-            output::line(resolve(args)?)?;
+            output::line(resolve(args, Clock::system().now())?)?;
             Ok(Exit::Done)
         }
     }
 }
 
-/// The users that the flags and the key file name, each once.
-fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
+/// The users that the flags and the keys that have not expired `now` name, each once.
+fn resolve(args: PermissionsArgs, now: Timestamp) -> Result<Users, CliError> {
     let (mut clients, mut workers) = (args.clients, args.workers);
     if let Some(file) = args.keys {
-        for key in KeyFile::new(file).list()? {
+        for key in KeyFile::new(file).list()?.into_iter().filter(|key| !key.is_expired(now)) {
             let of_role = if key.role == Role::Client { &mut clients } else { &mut workers };
             let Some(named) = Named::of_key(key) else { continue };
             match of_role.iter_mut().find(|known| known.name == named.name) {
@@ -132,7 +136,8 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
         }
     }
     if clients.is_empty() && workers.is_empty() {
-        return Err(CliError::usage("nobody is named").hint("add --client NAME, or --keys FILE with keys in it"));
+        return Err(CliError::usage("nobody is named")
+            .hint("add --client NAME, or --keys FILE with keys in it that have not expired"));
     }
     let mut names = BTreeSet::from([args.relay_user.clone()]);
     for named in clients.iter().chain(&workers) {
@@ -156,20 +161,23 @@ fn resolve(args: PermissionsArgs) -> Result<Users, CliError> {
         in_account: args.in_account,
         clients: clients
             .into_iter()
-            .map(|named| Client { name: named.name, queues: sorted(named.queues), rights: named.rights })
+            .map(|Named { name, queues, rights, expires }| Client { name, queues: sorted(queues), rights, expires })
             .collect(),
-        workers: workers.into_iter().map(|named| Worker { name: named.name, queues: sorted(named.queues) }).collect(),
+        workers: workers
+            .into_iter()
+            .map(|Named { name, queues, expires, .. }| Worker { name, queues: sorted(queues), expires })
+            .collect(),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use relay_bridge::contract::Timestamp;
+    use std::time::Duration;
 
     use super::*;
 
-    /// The subjects that the block lets client `acme` publish and subscribe to beside its inbox.
-    fn allowed(file: &std::path::Path) -> Vec<String> {
+    /// The block for the keys of `file` that have not expired `now`.
+    fn printed(file: &std::path::Path, now: Timestamp) -> String {
         let args = PermissionsArgs {
             clients: vec!["somebody".parse().unwrap()],
             workers: Vec::new(),
@@ -178,7 +186,12 @@ mod tests {
             in_account: false,
             nats_domain: None,
         };
-        let text = resolve(args).unwrap().to_string();
+        resolve(args, now).unwrap().to_string()
+    }
+
+    /// The subjects that the block lets client `acme` publish and subscribe to beside its inbox.
+    fn allowed(file: &std::path::Path, now: Timestamp) -> Vec<String> {
+        let text = printed(file, now);
         let subjects = text.lines().map(|line| line.trim().trim_matches('"')).filter(|line| line.contains(".acme"));
         subjects.map(str::to_owned).collect()
     }
@@ -193,16 +206,41 @@ mod tests {
             KeyFile::new(&path).create_with(Role::Client, "acme".parse().unwrap(), queues, rights, now).unwrap();
         };
         new(Some(&[]), &[Right::Submit]);
-        assert!(allowed(&path).is_empty(), "no queue is not all of them: {:?}", allowed(&path));
+        assert!(
+            allowed(&path, Timestamp::EPOCH).is_empty(),
+            "no queue is not all of them: {:?}",
+            allowed(&path, Timestamp::EPOCH)
+        );
         new(Some(&["mail"]), &[Right::Submit]);
-        assert_eq!(allowed(&path), ["relay.submit.acme.mail"]);
+        assert_eq!(allowed(&path, Timestamp::EPOCH), ["relay.submit.acme.mail"]);
         new(None, &[Right::Manage]);
-        assert_eq!(allowed(&path), ["relay.submit.acme.mail", "relay.cancel.acme"], "all queues, but not to submit");
+        assert_eq!(
+            allowed(&path, Timestamp::EPOCH),
+            ["relay.submit.acme.mail", "relay.cancel.acme"],
+            "all queues, but not to submit"
+        );
         new(Some(&["render"]), &[Right::Submit, Right::Read]);
         let all = ["relay.submit.acme.mail", "relay.submit.acme.render", "relay.status.acme", "relay.result.acme"];
         let more = ["relay.results.acme", "relay.cancel.acme", "relay.reply.acme.*", "relay.events.acme.*"];
-        assert_eq!(allowed(&path), [&all[..], &more].concat());
+        assert_eq!(allowed(&path, Timestamp::EPOCH), [&all[..], &more].concat());
         new(None, &Right::ALL);
-        assert_eq!(allowed(&path)[0], "relay.submit.acme.*");
+        assert_eq!(allowed(&path, Timestamp::EPOCH)[0], "relay.submit.acme.*");
+    }
+    #[test]
+    fn an_expired_key_grants_nothing_on_nats_and_one_that_will_expire_says_when() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.toml");
+        let (file, name, now) = (KeyFile::new(&path), || "acme".parse().unwrap(), Timestamp::EPOCH);
+        let mail = Some(vec!["mail".parse().unwrap()]);
+        file.create_with(Role::Client, name(), mail, Rights::of(&[Right::Submit]).unwrap(), now).unwrap();
+        let old = file.create(Role::Client, name(), None, now).unwrap();
+        let until = now + Duration::from_secs(60);
+        let new = file.rotate(old.id(), now, until).unwrap().unwrap();
+        assert!(file.revoke(new.id()).unwrap());
+        assert!(allowed(&path, now).contains(&"relay.submit.acme.*".to_owned()));
+        let told = format!("a key of it expires at {until}, which NATS does not know");
+        assert!(printed(&path, now).contains(&told), "{}", printed(&path, now));
+        assert_eq!(allowed(&path, until), ["relay.submit.acme.mail"]);
+        assert!(!printed(&path, until).contains("expires"));
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use relay_bridge::contract::{ClientId, QueueName};
+use relay_bridge::contract::{ClientId, QueueName, Timestamp};
 use relay_nats::names;
 
 use crate::auth::rights::{Right, Rights};
@@ -27,12 +27,16 @@ pub(super) struct Client {
     /// The queues that it may submit to; empty for all.
     pub(super) queues: BTreeSet<QueueName>,
     pub(super) rights: Rights,
+    /// When the first of its keys expires.
+    pub(super) expires: Option<Timestamp>,
 }
 
 /// A worker that leases from NATS itself.
 pub(super) struct Worker {
     pub(super) name: ClientId,
     pub(super) queues: BTreeSet<QueueName>,
+    /// When the first of its keys expires.
+    pub(super) expires: Option<Timestamp>,
 }
 
 /// One user's permissions; everything else is refused.
@@ -85,7 +89,7 @@ impl Users {
 
 impl Client {
     fn user(&self) -> User {
-        let Self { name, queues, rights } = self;
+        let Self { name, queues, rights, expires } = self;
         let inbox = client_inbox(name);
         let (mut publish, mut subscribe) = (Vec::new(), vec![format!("{inbox}.>")]);
         for right in rights.iter() {
@@ -100,7 +104,7 @@ impl Client {
             }
         }
         User {
-            about: format!("client {name}; inbox prefix {inbox}"),
+            about: format!("client {name}; inbox prefix {inbox}{}", until(*expires)),
             name: name.clone(),
             password: format!("CLIENT_{}_PASSWORD", variable(name)),
             publish,
@@ -111,7 +115,7 @@ impl Client {
 
 impl Worker {
     fn user(&self, among: &Users) -> User {
-        let Self { name, queues } = self;
+        let Self { name, queues, expires } = self;
         let inbox = worker_inbox(name);
         // Results, states and dead letters are by client, and a queue's clients are not known here.
         let mut publish: Vec<_> =
@@ -151,7 +155,7 @@ impl Worker {
         }
         publish.extend(calls.iter().flat_map(|call| among.api(call)));
         User {
-            about: format!("worker {name}; inbox prefix {inbox}"),
+            about: format!("worker {name}; inbox prefix {inbox}{}", until(*expires)),
             name: name.clone(),
             password: format!("WORKER_{}_PASSWORD", variable(name)),
             publish,
@@ -168,6 +172,12 @@ fn reads(stream: &str) -> [String; 4] {
         format!("DIRECT.GET.{stream}"),
         format!("DIRECT.GET.{stream}.>"),
     ]
+}
+
+/// The end of a user's comment if one of its keys expires, in one line.
+fn until(expires: Option<Timestamp>) -> String {
+    let told = |at| format!("; a key of it expires at {at}, which NATS does not know: print this block again then");
+    expires.map(told).unwrap_or_default()
 }
 
 /// A name as names of variables are written.
