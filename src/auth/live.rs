@@ -72,10 +72,11 @@ impl Live {
     }
 
     /// The entry of `key`, if there is one and the secret is right. An unknown id is looked for in the file at once, so
-    /// that a key works from the moment it was created.
+    /// that a key works from the moment it was created; but not in files that could not be taken, which are read once a second
+    /// however many strangers call.
     pub(super) fn find(&self, key: &Key) -> Option<LiveKey> {
         let mut snapshot = self.current(LOOK_EVERY);
-        if !snapshot.keys.contains_key(key.id()) {
+        if !snapshot.keys.contains_key(key.id()) && self.is_taken() {
             snapshot = self.current(Duration::ZERO);
         }
         let live = snapshot.keys.get(key.id());

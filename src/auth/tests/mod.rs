@@ -197,6 +197,32 @@ fn a_damaged_file_is_named_with_its_line_and_leaves_the_keys_as_they_were() {
 }
 
 #[test]
+fn strangers_do_not_make_a_file_that_can_not_be_taken_be_read_more_often_than_once_a_second() {
+    let bench = Bench::new();
+    let key = bench.create(Role::Client, "acme", None);
+    let authenticator = bench.authenticator();
+    let stranger = format!("Bearer {}", Key::random().unwrap());
+    let good = std::fs::read_to_string(bench.file.path()).unwrap();
+    for damage in [Some(good.replace("created", "creatd")), None] {
+        match damage {
+            Some(text) => std::fs::write(bench.file.path(), text).unwrap(),
+            None => std::fs::remove_file(bench.file.path()).unwrap(),
+        }
+        authenticate(&authenticator, Some(&stranger), None).unwrap_err();
+        assert!(!authenticator.is_up_to_date(), "the operator is told");
+        std::fs::write(bench.file.path(), &good).unwrap();
+        std::fs::set_permissions(bench.file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let next = bench.create(Role::Client, "acme", None);
+        authenticate(&authenticator, Some(&bearer(&next)), None).unwrap_err();
+        assert!(!authenticator.is_up_to_date(), "it was not read again");
+        bench.clock.advance(std::time::Duration::from_secs(1));
+        authenticate(&authenticator, Some(&bearer(&next)), None).unwrap();
+        authenticate(&authenticator, Some(&bearer(&key)), None).unwrap();
+        assert!(authenticator.is_up_to_date());
+    }
+}
+
+#[test]
 fn a_file_that_is_not_there_is_an_error_that_names_it() {
     let bench = Bench::new();
     let error = Authenticator::keys(bench.file.path().to_owned(), bench.clock.clone()).unwrap_err();
