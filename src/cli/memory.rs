@@ -68,7 +68,8 @@ fn scaled(limits: &Limits, scale: f64) -> Limits {
     Limits {
         unproven: of(limits.unproven).max(1),
         connections: of(limits.connections).max(1),
-        followers: of(limits.followers),
+        // None only where none were asked for.
+        followers: of(limits.followers).max(limits.followers.min(1)),
         requests: of(limits.requests).max(1),
         body_bytes: of(limits.body_bytes),
         answer_bytes: of(limits.answer_bytes),
@@ -107,6 +108,13 @@ mod tests {
         assert_eq!(needed(&limits, Others::default()), sum);
         let others = Others { workers: 1_280, worker_bytes: 64 << 20, nats: 14_096 };
         assert_eq!(needed(&limits, others), sum + 1_280 * (80 << 10) + (64 << 20) + 14_096 * (4 << 10));
+    }
+
+    #[test]
+    fn a_server_that_is_to_have_streams_has_one_however_little_memory_there_is() {
+        let few = Limits { followers: 10, ..Limits::default() };
+        assert_eq!(scaled(&few, 0.05).followers, 1);
+        assert_eq!(scaled(&Limits { followers: 0, ..few }, 0.05).followers, 0);
     }
 
     #[test]
