@@ -7,6 +7,7 @@ one line of JSON. Runs inside a client's namespace: `calls.py HOST PORT KEY RATE
 import asyncio
 import json
 import random
+import ssl
 import sys
 import time
 
@@ -19,6 +20,8 @@ PATIENCE = 20.0
 class Calls:
     def __init__(self, host, port, key, rate, connections, seconds):
         self.host, self.port, self.seconds = host, port, seconds
+        # Trusts what SSL_CERT_FILE names.
+        self.tls = ssl.create_default_context()
         head = (
             f"POST /v1/queues/work/jobs HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n"
             f"content-type: text/plain\r\ncontent-length: {len(BODY)}\r\n\r\n"
@@ -41,7 +44,9 @@ class Calls:
                 if reader is None or reader.at_eof():
                     if writer:
                         writer.close()
-                    reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, self.port), PATIENCE)
+                    reader, writer = await asyncio.wait_for(
+                        asyncio.open_connection(self.host, self.port, ssl=self.tls), PATIENCE
+                    )
                     self.connects += 1
                 writer.write(self.request)
                 status, closes = await asyncio.wait_for(self.answer(reader), PATIENCE)

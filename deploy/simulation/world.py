@@ -192,8 +192,12 @@ class World:
 
     def cli(self, client, *args, **more):
         """A command of relay in a client's VPC, with its key."""
+        return self.run(client, *self.environment(client), self.relay, *args, **more)
+
+    def environment(self, client):
+        """A client's key, its server, and the CA that it trusts."""
         key = (self.dir / f"{client}.key").read_text().strip()
-        return self.run(client, "env", f"RELAY_API_KEY={key}", f"RELAY_SERVER={self.server}", self.relay, *args, **more)
+        return ["env", f"RELAY_API_KEY={key}", f"RELAY_SERVER={self.server}", f"SSL_CERT_FILE={self.dir / 'ca.pem'}"]
 
     def json(self, client, *args, **more):
         return json.loads(self.cli(client, *args, "--json", **more).stdout.splitlines()[0])

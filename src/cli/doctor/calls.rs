@@ -163,9 +163,25 @@ fn failed(error: &ClientError) -> Failure {
             "the connection was made and broke: a balancer without healthy targets does that, and so does a listener with \
              `proxy = \"required\"` that is reached past its balancer, or one with TLS that is spoken to without"
         }
-        _ => "run it again; if it stays so, look at the log of relay",
+        ClientError::Unreachable { detail, .. } => handshake_hint(detail),
+        ClientError::Invalid(_) => "correct the address or the key",
     };
     Failure::new(message(error), hint)
+}
+
+/// The way out where an address takes connections, and TLS does not come about on them.
+fn handshake_hint(detail: &str) -> &'static str {
+    let detail = detail.to_ascii_lowercase();
+    if detail.contains("certificate") || detail.contains("issuer") {
+        "the server's certificate is not good for this name, or its CA is not known here: name the CA's file in SSL_CERT_FILE, and \
+         use a name that is in the certificate"
+    } else if detail.contains("timed out") {
+        "the first packets of TLS are large, and are lost on the way: let ICMP type 3 code 4 through (security groups, firewalls), \
+         or lower the interface's MTU"
+    } else {
+        "the connection is made and ends before TLS comes about: a balancer without a healthy target does that, and so does a \
+         listener that speaks no TLS, or one with `proxy = \"required\"` that is reached past its balancer"
+    }
 }
 
 fn message(error: &impl Display) -> String {
