@@ -87,7 +87,9 @@ fn says<T: std::fmt::Debug>(answer: Result<T, BrokerError>, kind: BrokerErrorKin
 
 pub async fn refusals_about_a_job_have_the_same_words_everywhere(fixture: &dyn Fixture) {
     use BrokerErrorKind::{Invalid, NotFound, StateConflict};
-    let stage = Stage::new(fixture).await;
+    // Held over many calls, which may each take their time.
+    let stage =
+        Stage::with(fixture, |policy| (policy.lease, policy.lease_max) = (policy.lease * 20, policy.lease * 40)).await;
     let client = stage.client("a");
     let jobs = &stage.broker.jobs;
     let nobodys = JobId::mint();
