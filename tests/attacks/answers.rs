@@ -115,6 +115,26 @@ async fn a_batch_whose_answer_nobody_reads_is_refused_before_anything_is_done() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn changes_of_jobs_take_turns_with_the_answers_that_their_client_does_not_read() {
+    let server = prepare(&[]);
+    let mut peer = h2_peer(server.attacked.address(), 0, 65_535).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(peer.get(&server.path(), &server.keys[0], &[]).await.await.unwrap());
+    }
+    let path = server.path();
+    let job = path.strip_suffix("/result").unwrap();
+    for change in ["cancel", "rerun?from=1"] {
+        let refused = peer.post(&format!("{job}/{change}"), &server.keys[0], "").await;
+        assert_eq!(refused.await.unwrap().status(), 429, "{change}");
+    }
+    // Nothing was done: there is one run.
+    let view = ask(server.attacked.address(), &request(&format!("GET {job}"), &server.keys[0], "")).await;
+    assert!(view.contains("\"generation\":1,"), "{view}");
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_answer_is_ended_alone_and_its_connection_goes_on() {
     let server = prepare(&["--idle", "3s", "--ping-every", "1s"]);
     // As many bytes as whole frames have: nothing of the answer is with the connection when its window is used up.

@@ -173,6 +173,7 @@ pub(super) async fn cancel(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job(&served, (&peer, &caller), &id, Right::Manage).await?;
+    let _room = peer.room_to_read(&served.ingress).await?;
     let Ingress { broker, policies, .. } = &*served.ingress;
     answer::json(StatusCode::OK, &jobs::cancel(broker, policies, &caller.client, id).await?)
 }
@@ -210,6 +211,7 @@ pub(super) async fn rerun(
     let from: u32 = from.ok_or_else(|| {
         Refusal::malformed("parameter `from` must be the generation that is run again: `generation` of the job")
     })?;
+    let _room = peer.room_to_read(&served.ingress).await?;
     let Ingress { broker, policies, rates, .. } = &*served.ingress;
     let enqueued = jobs::rerun((broker, policies, rates), &caller.client, id, from).await?;
     let replayed = matches!(enqueued, Enqueued::Known(_));
@@ -237,6 +239,7 @@ pub(super) async fn erase(
 ) -> Answer {
     Parameters::read(&uri, &[])?;
     let id = request::job(&served, (&peer, &caller), &id, Right::Manage).await?;
+    let _room = peer.room_to_read(&served.ingress).await?;
     served.ingress.broker.jobs.erase(&caller.client, id).await.map_err(|error| jobs::repeatable(error, id))?;
     Ok::<Response, Refusal>(StatusCode::NO_CONTENT.into_response())
 }
