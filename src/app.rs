@@ -34,7 +34,6 @@ use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::{http, nats, tcp};
 use crate::reload::Reload;
 use crate::telemetry::{Telemetry, Traces};
-use crate::tls::Tls;
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -51,8 +50,6 @@ pub struct Config {
     pub queues: QueueSetup,
     /// Decides which callers may call.
     pub authenticator: Arc<Authenticator>,
-    /// The certificates of listeners, if they speak TLS: read again when they change.
-    pub tls: Option<Arc<Tls>>,
     /// The limits on a caller's requests.
     pub limits: http::Limits,
     /// Where clients are served over NATS, if they are.
@@ -220,7 +217,6 @@ pub struct App {
     ingress: Arc<http::Ingress>,
     nats: Option<(NatsConfig, Arc<nats::Ingress>)>,
     authenticator: Arc<Authenticator>,
-    tls: Option<Arc<Tls>>,
     worker_limits: tcp::WorkerLimits,
     worker: Option<LocalWorker>,
     listeners: Listeners,
@@ -295,7 +291,6 @@ impl App {
             ingress,
             nats,
             authenticator: config.authenticator,
-            tls: config.tls,
             worker_limits: config.worker_limits,
             worker: config.worker,
             listeners,
@@ -417,13 +412,6 @@ impl App {
             stopped.run_until_cancelled(async { tokio::join!(auth.watch(), reload.watch()) }).await;
             Ok(())
         });
-        if let Some(tls) = self.tls {
-            let stopped = files.stop.clone();
-            files.tasks.spawn(async move {
-                stopped.run_until_cancelled(tls.watch()).await;
-                Ok(())
-            });
-        }
         if let Some(listener) = listeners.workers {
             let (listening, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
             let listening = listening.with_limits(self.worker_limits).with_audit(self.audit);
@@ -566,7 +554,6 @@ mod tests {
             admin_tokens: None,
             audit: None,
             reload: Arc::default(),
-            tls: None,
             drain_delay: Duration::ZERO,
             drain: Duration::from_secs(5),
             clock: Clock::system(),

@@ -21,12 +21,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// `keys.toml:12: ...`.
 type Again = Box<dyn Fn() -> Result<(), Vec<String>> + Send + Sync>;
 
+/// Whether a part has what its files say. It is quick.
+type Holds = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The parts, in the order in which they were registered.
 #[derive(Default)]
 pub struct Reload {
     parts: Mutex<Vec<Part>>,
     /// Whether each has what its files say, for those who must not wait until files are read.
-    known: Mutex<Vec<(&'static str, Arc<AtomicBool>)>>,
+    known: Mutex<Vec<(&'static str, Holds)>>,
 }
 
 struct Part {
@@ -58,9 +61,28 @@ impl Reload {
         files: Vec<PathBuf>,
         again: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
     ) {
-        let (seen, ok) = (stamps(&files), Arc::new(AtomicBool::new(true)));
-        lock(&self.known).push((name, Arc::clone(&ok)));
-        lock(&self.parts).push(Part { name, files, seen, again: Box::new(again), ok });
+        let ok = Arc::new(AtomicBool::new(true));
+        let holds = Arc::clone(&ok);
+        self.add(
+            Part { name, seen: stamps(&files), files, again: Box::new(again), ok },
+            Box::new(move || holds.load(Ordering::Relaxed)),
+        );
+    }
+
+    /// Adds a part that looks at its files by itself; `holds` says whether it has what they say.
+    pub fn register_watched(
+        &self,
+        name: &'static str,
+        again: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
+        holds: impl Fn() -> bool + Send + Sync + 'static,
+    ) {
+        let (files, ok) = (Vec::new(), Arc::default());
+        self.add(Part { name, seen: Vec::new(), files, again: Box::new(again), ok }, Box::new(holds));
+    }
+
+    fn add(&self, part: Part, holds: Holds) {
+        lock(&self.known).push((part.name, holds));
+        lock(&self.parts).push(part);
     }
 
     /// Has every part read its files again, whether they changed or not. It blocks as long as they take to be read.
@@ -90,7 +112,7 @@ impl Reload {
     /// Each part, and whether what its files say holds.
     #[must_use]
     pub fn parts(&self) -> Vec<(&'static str, bool)> {
-        lock(&self.known).iter().map(|(name, ok)| (*name, ok.load(Ordering::Relaxed))).collect()
+        lock(&self.known).iter().map(|(name, holds)| (*name, holds())).collect()
     }
 }
 
@@ -106,7 +128,7 @@ impl Part {
             }
             Err(mistakes) => {
                 for mistake in &mistakes {
-                    warn!(part = name, mistake, "files can't be read again; what was read before stands");
+                    warn!(part = name, mistake, "files can't be read again; those read before stand");
                 }
                 mistakes
             }

@@ -152,7 +152,7 @@ impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let admin_addresses = self.settings.admin_addresses()?;
-        let Settings { listen, limits, access, admin, audit, telemetry, .. } = self.settings;
+        let Settings { listen, limits, admin, audit, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
         proxied::warnings(&listen.proxy_trusted).iter().for_each(|warning| warn!("{warning}"));
@@ -175,14 +175,13 @@ impl Serving {
         let admin = admin::Listeners { caps, ..admin };
         let reload: Arc<Reload> = Arc::default();
         if !authenticator.is_development() {
-            let (files, authenticator) = ([access.keys, access.clients], Arc::clone(&authenticator));
-            // Valid together, or none of them is taken.
-            reload.register("keys", files.into_iter().flatten().collect(), move || {
-                authenticator.reload().map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
-            });
+            // Keys, the identity file and the keys of issuers in files: valid together, or none of them is taken.
+            let (read, held) = (Arc::clone(&authenticator), Arc::clone(&authenticator));
+            let again = move || read.reload().map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect());
+            reload.register_watched("keys", again, move || held.is_up_to_date());
         }
-        if let Some(tls) = tls.clone() {
-            reload.register("certificates", Vec::new(), move || tls.reload().map_err(Into::into));
+        if let Some(tls) = tls {
+            reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
         }
         operators.iter().for_each(|operators| operators.register(&reload));
         if let Some(audit) = audit.clone().filter(|audit| audit.has_file()) {
@@ -197,7 +196,6 @@ impl Serving {
             broker: self.broker,
             queues,
             authenticator,
-            tls,
             limits,
             nats: self.nats,
             worker_limits,

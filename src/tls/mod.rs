@@ -1,4 +1,4 @@
-//! TLS of the listeners: one set of files for a process, read again when they change, and swapped as a whole.
+//! TLS of the listeners: one set of files for a process, which can be read again and is swapped as a whole.
 //!
 //! # Layout
 //!
@@ -10,12 +10,9 @@
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use relay_bridge::support::lock;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
@@ -23,7 +20,6 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use rustls::server::{NoServerSessionStorage, ServerConfig as Config};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::sync::watch;
-use tracing::{info, warn};
 
 pub(crate) mod authorities;
 pub(crate) mod handshake;
@@ -34,8 +30,6 @@ use authorities::{Asking, Authorities};
 pub use handshake::{Handshake, HandshakeCounts, Secured};
 pub use names::{InvalidPattern, NamePattern};
 
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The largest file that is read, in bytes: lists of revoked certificates may be long.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The most authorities: each may be asked about a client's certificate.
@@ -97,14 +91,9 @@ impl From<Mistakes> for Vec<String> {
 pub struct Tls {
     files: TlsFiles,
     snapshot: RwLock<Arc<Snapshot>>,
-    /// The files as they were when they were read, and whether that went wrong.
-    stamps: Mutex<(Vec<Stamp>, bool)>,
     /// Tells connections that the authorities may have changed.
     changes: watch::Sender<()>,
 }
-
-/// Changes whenever a file is replaced, edited, or given other permissions; `None`: there is none.
-type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// The content of all files at one time.
 struct Snapshot {
@@ -124,15 +113,8 @@ impl Tls {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn open(files: TlsFiles) -> Result<Arc<Self>, Mistakes> {
-        // The stamps first: a change in between is then seen at the next look.
-        let stamps = files.stamps();
-        let snapshot = Snapshot::read(&files)?;
-        Ok(Arc::new(Self {
-            files,
-            snapshot: RwLock::new(Arc::new(snapshot)),
-            stamps: Mutex::new((stamps, false)),
-            changes: watch::Sender::new(()),
-        }))
+        let snapshot = RwLock::new(Arc::new(Snapshot::read(&files)?));
+        Ok(Arc::new(Self { files, snapshot, changes: watch::Sender::new(()) }))
     }
 
     /// Reads all files again, and takes them as a whole. New handshakes have them from then on, and connections whose
@@ -141,53 +123,21 @@ impl Tls {
     /// # Errors
     /// Everything that is wrong with them; those read before stand.
     pub fn reload(&self) -> Result<(), Mistakes> {
-        let mut stamps = lock(&self.stamps);
-        let found = self.files.stamps();
-        match Snapshot::read(&self.files) {
-            Ok(snapshot) => {
-                *stamps = (found, false);
-                *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
-                self.changes.send_replace(());
-                info!("TLS certificates read again");
-                Ok(())
-            }
-            Err(mistakes) => {
-                // Said once for each state of the files, and tried again: one may be half written.
-                if !stamps.1 || stamps.0 != found {
-                    warn!(%mistakes, "TLS certificates can't be read again; those read before stand");
-                }
-                *stamps = (found, true);
-                Err(mistakes)
-            }
-        }
+        let snapshot = Snapshot::read(&self.files)?;
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        self.changes.send_replace(());
+        Ok(())
     }
 
-    /// Looks at the files once a second, through links, and reads them again when one changed. Never ends by itself.
-    pub async fn watch(&self) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let (before, failed) = lock(&self.stamps).clone();
-            if failed || before != self.files.stamps() {
-                self.reload().ok();
-            }
-        }
-    }
-
-    /// Whether there are authorities for clients' certificates.
+    /// Every file that it reads.
     #[must_use]
-    pub fn knows_clients(&self) -> bool {
-        !self.files.authorities.is_empty()
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let authorities = self.files.authorities.iter().flat_map(|one| [Some(&one.file), one.crl.as_ref()]).flatten();
+        [&self.files.certificate, &self.files.key].into_iter().chain(authorities).cloned().collect()
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl TlsFiles {
-    fn stamps(&self) -> Vec<Stamp> {
-        let authorities = self.authorities.iter().flat_map(|one| [Some(&one.file), one.crl.as_ref()]).flatten();
-        [&self.certificate, &self.key].into_iter().chain(authorities).map(|path| stamp(path)).collect()
     }
 }
 
@@ -268,11 +218,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err(wrong(&format!("it has {size} bytes, and at most {FILE_BYTES_MAX} are read")));
     }
     fs::read(path).map_err(|error| wrong(&error))
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
 }
 
 fn provider() -> Arc<CryptoProvider> {

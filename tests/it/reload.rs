@@ -6,6 +6,7 @@ use tempfile::tempdir;
 
 use crate::admin::send;
 use crate::cli_support::{Running, code, json_lines, run, stderr, stdout};
+use crate::tls_support::Files;
 
 /// The answer of `POST /v1/reload`, and the part of it that is about `part`.
 fn part(answer: &(u16, String), part: &str) -> Value {
@@ -49,6 +50,33 @@ fn a_mistake_in_the_keys_is_told_with_its_file_and_those_read_before_stand() {
     assert!(metric("relay_reload_ok{part=\"keys\"} 1\n"));
     let asked = run(["reload", "--admin-server", &format!("http://{admin}")]);
     assert_eq!(code(&asked), 0, "{}", stderr(&asked));
+    relay.stop();
+}
+
+#[test]
+fn a_mistake_in_keys_or_certificates_is_told_by_the_metrics_although_nobody_asked() {
+    let tls = Files::new();
+    let keys = tls.write("keys.toml", "");
+    let certificate = tls.files.certificate.to_str().unwrap();
+    let args = ["serve", "--memory", "--keys", keys.to_str().unwrap(), "--listen", "127.0.0.1:0", "--json"];
+    let secured = ["--tls-cert", certificate, "--tls-key", tls.files.key.to_str().unwrap(), "--admin", "127.0.0.1:0"];
+    let mut relay = Running::start(args.iter().chain(&secured));
+    let admin = relay.ready["listening"]["admin"].as_str().unwrap().to_owned();
+    let metrics = || send(&admin, "GET", "/metrics", "", "").1;
+    for part in ["keys", "certificates"] {
+        assert!(metrics().contains(&format!("relay_reload_ok{{part=\"{part}\"}} 1\n")), "{part}");
+    }
+    let good = std::fs::read_to_string(certificate).unwrap();
+    std::fs::write(certificate, "no certificate").unwrap();
+    relay.wait_for_line("there is no certificate in it");
+    // The line is written before the figure is.
+    while metrics().contains("relay_reload_ok{part=\"certificates\"} 1\n") {}
+    std::fs::write(certificate, good).unwrap();
+    relay.wait_for_line("files were read again");
+    while !metrics().contains("relay_reload_ok{part=\"certificates\"} 1\n") {}
+    std::fs::write(&keys, "nonsense").unwrap();
+    relay.wait_for_line("keys.toml");
+    while metrics().contains("relay_reload_ok{part=\"keys\"} 1\n") {}
     relay.stop();
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay::auth::{self, Authenticator};
 use relay::tls::{ClientAuth, Handshake, Secured, Tls};
+use relay_bridge::clock::Clock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -177,4 +179,24 @@ fn a_key_of_another_certificate_and_files_that_are_not_there_are_all_said_at_onc
     wrong.authorities.push(relay::tls::AuthorityFiles { file: "/nowhere/ca.pem".into(), names: Vec::new(), crl: None });
     let said = Tls::open(wrong).unwrap_err().to_string();
     assert!(said.contains("/nowhere/tls.pem") && said.contains("/nowhere/ca.pem"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_let_in_by_the_name_of_its_certificate_and_another_name_or_none_is_not() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], None);
+    let block = "[[client]]\nname = \"batch\"\nany = [[{ mtls = \"spiffe://a.example/batch\" }]]\n";
+    let clients = Some(files.write("clients.toml", block));
+    let authenticator = Authenticator::open(auth::Files { keys: None, clients }, Clock::system()).unwrap();
+    let mut setup = Setup { authenticator, ..Setup::default() };
+    setup.limits.tls = Some(Secured::http(Tls::open(files.files.clone()).unwrap(), ClientAuth::Optional));
+    let relay = setup.start().await;
+    let let_in = answer(&relay, &files, Some(&a.signs(&["spiffe://a.example/batch"], 1))).await;
+    assert!(let_in.starts_with("HTTP/1.1 200 ") && let_in.contains("\"client\":\"batch\""), "{let_in}");
+    assert!(let_in.contains("spiffe://a.example/batch"), "the factor is named: {let_in}");
+    let other = answer(&relay, &files, Some(&a.signs(&["spiffe://a.example/other"], 2))).await;
+    assert!(other.starts_with("HTTP/1.1 403 "), "{other}");
+    let none = answer(&relay, &files, None).await;
+    assert!(none.starts_with("HTTP/1.1 401 "), "{none}");
 }
