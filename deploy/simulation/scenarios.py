@@ -1,4 +1,4 @@
-"""What happens to a relay behind PrivateLink: each scenario leaves the world as it found it, and gives its figures."""
+"""The events in the life of a relay behind PrivateLink: each scenario leaves the world as it found it, and gives its figures."""
 
 import json
 import signal
@@ -134,7 +134,7 @@ def cut_off(w):
 
 
 def broker_restarted(w):
-    """The broker is killed and started again; what was accepted is done."""
+    """The broker is killed and started again; jobs that were accepted are done."""
     with Load(w, "a", f"r-{time.time_ns()}") as load:
         w.kill("broker")
         w.broker()

@@ -55,7 +55,7 @@ pub struct Holder {
     pub name: String,
     /// The calls that it may make.
     pub rights: Vec<AdminRight>,
-    /// What it sends.
+    /// The text that it sends.
     pub token: Token,
 }
 

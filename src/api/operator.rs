@@ -104,7 +104,7 @@ pub struct ReloadView {
     pub ok: bool,
     /// Each part.
     pub parts: Vec<ReloadedPart>,
-    /// What is not read again before the process is started again.
+    /// The files that are not read again before the process is started again.
     pub needs_restart: String,
 }
 

@@ -213,7 +213,7 @@ impl Audit {
     /// Opens the file anew, once all that came before is written into the old one: for whoever has moved it away.
     ///
     /// # Errors
-    /// What is wrong, each with the file's name; lines go on into the old one.
+    /// Every mistake, each with the file's name; lines go on into the old one.
     pub fn reopen(&self) -> Result<(), Vec<String>> {
         let Some(path) = &self.file else { return Ok(()) };
         let (answer, answered) = std::sync::mpsc::sync_channel(1);

@@ -185,7 +185,7 @@ pub struct Record {
     pub time: Timestamp,
     /// Where it came in.
     pub door: Door,
-    /// What it does.
+    /// The action that was asked for.
     pub action: Action,
     /// How it ended.
     pub outcome: Outcome,

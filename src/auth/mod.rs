@@ -7,10 +7,10 @@
 //! - [`credential`]: the handle that ends with what let a caller in.
 //! - [`keys`]: API keys, hashed at rest in `keys.toml`; create, list, revoke. `key`: a key as its owner has it.
 //! - [`rights`]: the calls that a client may make.
-//! - `identity`: the file that lists which factors let whom in; `mistake`: what is wrong in it.
+//! - `identity`: the file that lists which factors let whom in; `mistake`: a mistake in it.
 //! - `token`, `tokens`: tokens of issuers; `jwks`, `issuers`, `fetch`: the keys of issuers, from files and over https.
 //! - `files`, `live`: all of these in a running process, read again when a file changes.
-//! - `admit`: a caller at a door; `judge`, `standing`: who it is by what it has shown, and what was begun with it.
+//! - `admit`: a caller at a door; `judge`, `standing`: its name by the things that it has shown, and everything that was begun with them.
 //! - `bounds`: what strangers may cost.
 //! - [`operators`]: the rights of tokens at the admin port.
 

@@ -1,4 +1,4 @@
-//! The audit from outside: its lines, what is never in them, and calls that are not done without one.
+//! The audit from outside: its lines, the secrets that are never in them, and calls that are not done without one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,7 +48,7 @@ impl Site {
         format!("Authorization: Bearer {}\r\n", self.client)
     }
 
-    /// What is written once the server has ended.
+    /// The lines that are written once the server has ended.
     fn lines(&self) -> Vec<Value> {
         read(&self.file("audit.jsonl"))
     }

@@ -38,7 +38,7 @@ use relay_bridge::settlement::Settlement;
 pub struct RemoteConfig {
     /// `host:port` of the worker listener.
     pub address: String,
-    /// `<key_id>.<secret>`, if the listener asks for one.
+    /// The whole key, or a token of an issuer, if the listener asks for one.
     pub key: Option<String>,
     /// The worker name of this process.
     pub worker: WorkerId,

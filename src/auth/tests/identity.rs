@@ -1,4 +1,4 @@
-//! Lists of factors: who they let in, who they keep out, and what ends when they change.
+//! Lists of factors: the callers that they let in and keep out, and the sessions that end when they change.
 
 use super::super::presented::{Certificate, CertificateName};
 use super::signer::{ISSUER_OF_FILE, Signer, claims, set, show};

@@ -18,7 +18,7 @@ fn bearer(key: &Key) -> String {
     format!("Bearer {key}")
 }
 
-/// What is there at once needs no runtime.
+/// An answer that is there at once needs no runtime.
 fn authenticate(to: &Authenticator, authorization: Option<&str>, named: Option<&str>) -> Result<Caller, Refused> {
     let asked = to.authenticate(Presented { authorization, named, ..Presented::default() });
     asked.now_or_never().expect("nobody else has to be asked")

@@ -1,4 +1,4 @@
-//! What the audit is told of a request: a line that is held before anything is done, and ends with the answer.
+//! The audit of a request: a line that is held before anything is done, and ends with the answer.
 
 use std::net::IpAddr;
 
@@ -27,7 +27,7 @@ pub(super) struct Entries {
 #[derive(Default)]
 pub(super) struct Audited {
     line: Option<Line>,
-    /// Who asks for what, where a refusal is all that would be written.
+    /// The caller and its action, where a refusal is all that would be written.
     asked: Option<(ClientId, Action)>,
 }
 

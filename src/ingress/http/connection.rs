@@ -71,7 +71,7 @@ pub(super) struct Connection {
     task: AtomicWaker,
 }
 
-/// What a connection is asked to do.
+/// A request of the process to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// To go on.
@@ -238,7 +238,7 @@ impl Connection {
         self.task.wake();
     }
 
-    /// What it is asked to do.
+    /// The last request to it.
     pub(super) fn asked(&self) -> Asked {
         match self.asked.load(Ordering::SeqCst) {
             0 => Asked::Nothing,

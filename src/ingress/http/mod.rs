@@ -6,7 +6,7 @@
 //!   many there are, and which one makes room for others.
 //! - `proxied`: the header of a balancer in front, before HTTP; `secured`: the handshake behind it.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
-//! - `audited`: what is written of each request.
+//! - `audited`: the line about each request.
 //! - `framing`: what decides where a request ends.
 //! - `routes`: which path goes where; `describe`, `docs`: the same as OpenAPI, and as a page.
 //! - `submit`, `batch`, `jobs`, `results`, `whoami`: the handlers.

@@ -1,4 +1,4 @@
-//! The handshake of a new connection, where the listener speaks TLS, and what a peer is told that does not.
+//! The handshake of a new connection, where the listener speaks TLS, and the words to a peer that does not.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\
     content-length: 55\r\n\r\nthis port speaks TLS: use https:// in the address of it";
 /// How long a peer that is told so has to read it.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// What it had sent is read meanwhile, at most so often: the system would answer it with a reset, which overtakes the words.
+/// The reads of bytes that it had sent, at most: bytes that stay unread make the system send a reset, which overtakes the words.
 const READS_MAX: usize = 64;
 
 /// Does the handshake of `stream`, if there is to be one, until `ended` ends; `None` if the connection is to be closed. The

@@ -1,4 +1,4 @@
-//! What the audit is told of workers: the ones that were not let in, the beginning and the end of each session, and at its
+//! The audit of workers: the ones that were not let in, the beginning and the end of each session, and at its
 //! greatest level each job that a worker is given.
 
 use std::net::IpAddr;

@@ -13,7 +13,7 @@
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
-//! - `audited`: what is written of sessions.
+//! - `audited`: the lines about sessions.
 //! - `memory`: the bytes that connections may hold.
 //! - `writer`: the messages that go back, and their fate when nobody reads.
 
@@ -164,7 +164,7 @@ impl WorkerListener {
         Self { audit, ..self }
     }
 
-    /// What tells its workers to connect elsewhere before the listener ends.
+    /// The part that tells its workers to connect elsewhere before the listener ends.
     #[must_use]
     pub fn leaving(&self) -> Arc<Leaving> {
         Arc::clone(&self.leaving)

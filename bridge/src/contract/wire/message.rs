@@ -33,7 +33,7 @@ pub struct Hello {
     pub role: Role,
     /// The worker's name in logs and leases.
     pub worker: WorkerId,
-    /// `<key_id>.<secret>`, if the listener asks for one.
+    /// The whole key, or a token of an issuer, if the listener asks for one.
     pub key: Option<String>,
     /// Program and version, for logs; at most 128 bytes.
     pub build: String,
