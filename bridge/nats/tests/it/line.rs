@@ -243,7 +243,12 @@ async fn a_consumer_that_was_deleted_gives_waiting_jobs_only_and_each_once() {
     while ran.len() < WAITING {
         for delivery in stage.lease(64, LEASE * 5).await {
             ran.push(delivery.job.id);
-            stage.succeed(&delivery).await;
+            assert_eq!(stage.broker.leasing.record(&stage.success(&delivery)).await.unwrap(), Recorded::First);
+            // A job that was pulled just before the deletion has nobody left to be settled at: it has ended all the same.
+            match stage.broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await {
+                Ok(()) => {}
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
         }
     }
     assert!(stage.lease(64, Duration::ZERO).await.is_empty());
