@@ -2,7 +2,9 @@
 //!
 //! Sockets and the stop signal are arguments, so that tests bring port 0 and their own signal. Every task is joined in
 //! the drain, in this order: readiness fails, HTTP and NATS stop accepting and finish what is in flight, the worker in this process
-//! finishes or hands back, the worker listener lets its workers hand back, the store is closed, and the admin port last.
+//! finishes or hands back while the worker listener lets its workers hand back, the store is closed, and the admin port last.
+//! A peer that does not take its answer holds up nobody: workers are told a second after the doors of clients at the latest, so
+//! that all of it ends within the time of the drain.
 
 use std::fmt;
 use std::io;
@@ -10,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use relay_bridge::broker::{Broker, Capabilities};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{QueueName, WorkerId};
@@ -37,6 +39,8 @@ use crate::telemetry::{Telemetry, Traces};
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// The longest that workers are told to stop after the doors of clients were: a tenth of the drain, if that is less.
+const WORKERS_AFTER: Duration = Duration::from_secs(1);
 /// How long the last lines of the audit may take.
 const AUDIT_MAX: Duration = Duration::from_secs(5);
 /// How long the collector of traces may take for the last spans.
@@ -373,11 +377,13 @@ impl App {
 
     /// Serves until `stop` or until a part fails; also until when what is on its way may take.
     async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> (Instant, Result<(), AppError>) {
-        // One stage after the other is told to stop and joined: see the module's first lines.
+        // They are told to stop in this order: see the module's first lines.
         let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "files"];
         let mut stages = names.map(Stage::new);
         let [http, nats, local, remote, forwarder, sweeper, files] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
+        let workers_after = (drain / 10).min(WORKERS_AFTER);
+        let workers_drain = drain - workers_after;
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
         let authentications = self.ingress.authentications();
@@ -390,7 +396,8 @@ impl App {
         if let Some((config, nats_ingress)) = self.nats {
             nats.tasks.spawn(serve_nats(config, nats_ingress, nats.stop.clone(), drain));
         }
-        if let Some(LocalWorker { handler, config }) = self.worker {
+        if let Some(LocalWorker { handler, mut config }) = self.worker {
+            config.drain = config.drain.min(workers_drain);
             let handler = match &self.traces {
                 Some(traces) => traces.handler(handler),
                 None => handler,
@@ -418,7 +425,7 @@ impl App {
             let listening = listening.with_authentications(authentications);
             workers = Some(listening.leaving());
             remote.tasks.spawn(async move {
-                let served = listening.serve(listener, stopped, drain).await;
+                let served = listening.serve(listener, stopped, workers_drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
@@ -434,7 +441,7 @@ impl App {
         });
 
         // A stage that ends before it was asked to is a failure of the whole.
-        let mut failed = tokio::select! {
+        let failed = tokio::select! {
             () = async {
                 stop.drain.cancelled().await;
                 let workers = async {
@@ -454,17 +461,18 @@ impl App {
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
             Some(ended) = files.tasks.join_next() => Some(early(files.name, ended)),
         };
-        let until = Instant::now() + drain;
-        for stage in &mut stages {
-            stage.stop.cancel();
-            while let Some(ended) = stage.tasks.join_next().await {
-                if let Err(error) = flatten(ended) {
-                    error!(stage = stage.name, %error, "a part of relay failed while stopping");
-                    failed.get_or_insert(error);
-                }
-            }
-            debug!(stage = stage.name, "drained");
-        }
+        let begun = Instant::now();
+        let (doors, others) = stages.split_at_mut(2);
+        let (of_workers, rest) = others.split_at_mut(2);
+        doors.iter().for_each(Stage::tell);
+        let doors_ended = join_all(doors.iter_mut().map(Stage::joined));
+        drop(tokio::time::timeout_at(begun + workers_after, doors_ended).await);
+        of_workers.iter().for_each(Stage::tell);
+        join_all(doors.iter_mut().chain(of_workers).map(Stage::joined)).await;
+        rest.iter().for_each(Stage::tell);
+        join_all(rest.iter_mut().map(Stage::joined)).await;
+        let failed = failed.or_else(|| stages.into_iter().find_map(|stage| stage.failed));
+        let until = begun + drain;
         (until, failed.map_or(Ok(()), Err))
     }
 }
@@ -474,11 +482,28 @@ struct Stage {
     name: &'static str,
     tasks: JoinSet<Result<(), AppError>>,
     stop: CancellationToken,
+    /// The first failure of its tasks while they stopped.
+    failed: Option<AppError>,
 }
 
 impl Stage {
     fn new(name: &'static str) -> Self {
-        Self { name, tasks: JoinSet::new(), stop: CancellationToken::new() }
+        Self { name, tasks: JoinSet::new(), stop: CancellationToken::new(), failed: None }
+    }
+
+    fn tell(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits for the end of its tasks. Dropped, it can be asked again.
+    async fn joined(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = flatten(ended) {
+                error!(stage = self.name, %error, "a part of relay failed while stopping");
+                self.failed.get_or_insert(error);
+            }
+        }
+        debug!(stage = self.name, "drained");
     }
 }
 

@@ -27,6 +27,11 @@ impl Kept {
     fn ask(&mut self, path: &str) -> Option<(u16, bool)> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address);
         self.reader.get_mut().write_all(request.as_bytes()).ok()?;
+        self.answer()
+    }
+
+    /// The same of a request that is written.
+    fn answer(&mut self) -> Option<(u16, bool)> {
         let (mut status, mut length, mut is_last) = (0, 0, false);
         loop {
             let mut line = String::new();
@@ -119,6 +124,25 @@ fn a_wait_that_fits_into_the_delay_is_not_cut_and_a_worker_is_told_to_go_and_may
     relay.wait_for_line("a worker connected");
     let (code, text) = relay.wait();
     assert_eq!(code, Some(0), "{text}");
+    worker.stop();
+}
+
+#[test]
+fn workers_are_told_to_stop_although_a_client_takes_its_time_with_a_request() {
+    let args = ["--drain-delay", "0s", "--drain", "20s", "--worker-listen", "127.0.0.1:0"];
+    let mut relay = Running::start(SERVE.iter().chain(&args));
+    let mut worker = Running::start(["worker", "--connect", &relay.workers(), "--json", "--", "cat"]);
+    relay.wait_for_line("a worker connected");
+    let mut slow = Kept::open(relay.ready["listening"]["http"].as_str().unwrap());
+    let head = format!("POST /v1/queues/default/jobs HTTP/1.1\r\nhost: {}\r\ncontent-length: 2\r\n\r\nx", slow.address);
+    slow.reader.get_mut().write_all(head.as_bytes()).unwrap();
+    // Its answer says that the request before it is known: they come on the same loop.
+    assert_eq!(Kept::open(&slow.address).ask("/v1/whoami"), Some((200, false)));
+    relay.signal(Signal::SIGTERM);
+    worker.wait_for_line("the server stops soon");
+    slow.reader.get_mut().write_all(b"y").unwrap();
+    assert_eq!(slow.answer(), Some((202, true)), "the request is answered when the worker is gone");
+    assert_eq!(relay.wait().0, Some(0));
     worker.stop();
 }
 

@@ -64,6 +64,8 @@ pub(super) struct Connection {
     requests: AtomicU32,
     /// Whether its peer is to go elsewhere, and hears of it with the next answer.
     parting: AtomicBool,
+    /// Whether the process stops, and a request that is on its way is still answered.
+    lingering: AtomicBool,
     /// Ends the streams of events on it.
     parts: OnceLock<CancellationToken>,
     /// The [`Asked`] that it was last asked for. No token: its task looks at each turn, and tokens have locks.
@@ -102,6 +104,7 @@ impl Connection {
             h2: AtomicBool::new(false),
             requests: AtomicU32::new(0),
             parting: AtomicBool::new(false),
+            lingering: AtomicBool::new(false),
             parts: OnceLock::new(),
             asked: AtomicU8::new(Asked::Nothing as u8),
             task: AtomicWaker::new(),
@@ -195,6 +198,17 @@ impl Connection {
         if self.is_h2() {
             self.ask(Asked::Leave);
         }
+    }
+
+    /// Has the one request that may be on its way answered as if the process did not stop, and with it the peer told to go.
+    pub(super) fn linger(&self) {
+        self.lingering.store(true, Ordering::Relaxed);
+        self.part();
+    }
+
+    /// Whether a request that was on its way when the process stopped is answered on it.
+    pub(super) fn is_lingering(&self) -> bool {
+        self.lingering.load(Ordering::Relaxed)
     }
 
     /// Whether its peer is to go elsewhere.

@@ -108,7 +108,7 @@ where
 {
     let (mut parts, body) = request.into_parts();
     let body = Lingering::new(&parts, body, served.tasks.clone());
-    if served.shutdown.is_cancelled() {
+    if served.shutdown.is_cancelled() && !connection.is_lingering() {
         let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
         return Refusal::new(Slug::Draining, detail).into_response();
     }
@@ -229,7 +229,7 @@ mod tests {
     use crate::ingress::http::{Ingress, routes};
 
     #[tokio::test]
-    async fn a_request_that_comes_in_a_drain_is_sent_elsewhere() {
+    async fn a_request_that_comes_in_a_drain_is_sent_elsewhere_and_one_that_was_on_its_way_is_the_last_one_answered() {
         let store = Embedded::open(EmbeddedConfig::default()).await.unwrap();
         let authenticator = Authenticator::development();
         let ingress = Ingress::new(store.broker(), authenticator, Limits::default(), Clock::system());
@@ -237,17 +237,18 @@ mod tests {
         let served =
             Arc::new(Served { ingress: Arc::clone(&ingress), shutdown: shutdown.clone(), tasks: TaskTracker::new() });
         let router = routes::router(Arc::clone(&served));
-        let whoami = || {
+        let whoami = async |connection: &Arc<Connection>| {
             let request = Request::get("/v1/whoami").header("host", "localhost").body(Body::empty()).unwrap();
-            let (served, router) = (Arc::clone(&served), router.clone());
-            async move {
-                let connection = Connection::new(1, IpAddr::from([127, 0, 0, 1]));
-                handle(served, router, request, &connection).await.0
-            }
+            handle(Arc::clone(&served), router.clone(), request, connection).await.0
         };
-        assert_eq!(whoami().await.status(), 200);
+        let [told, untold] = [1, 2].map(|id| Connection::new(id, IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(whoami(&untold).await.status(), 200);
+        ingress.leaving.set(tokio::time::Instant::now()).unwrap();
         shutdown.cancel();
-        let refused = whoami().await;
+        assert!(leaving::linger(&ingress, &told).is_some());
+        let last = whoami(&told).await;
+        assert_eq!((last.status().as_u16(), &last.headers()["connection"]), (200, &"close".parse().unwrap()));
+        let refused = whoami(&untold).await;
         assert_eq!((refused.status().as_u16(), &refused.headers()["connection"]), (503, &"close".parse().unwrap()));
         assert!(refused.headers().contains_key("retry-after"));
         let body = axum::body::to_bytes(refused.into_body(), 10_000).await.unwrap();

@@ -57,7 +57,12 @@ pub(super) fn part(ingress: &Ingress, connection: &Connection, response: &mut Re
     }
 }
 
-/// How long `connection` stays open once the process stops, because a request may be on its way; `None` if it is told at once.
+/// How long `connection` stays open once the process stops, because a request may be on its way, which is answered then; `None`
+/// if it is told at once.
 pub(super) fn linger(ingress: &Ingress, connection: &Connection) -> Option<Duration> {
-    (ingress.leaving.get().is_some() && !connection.is_h2() && !connection.is_busy()).then_some(LINGER)
+    let lingers = ingress.leaving.get().is_some() && !connection.is_h2() && !connection.is_busy();
+    lingers.then(|| {
+        connection.linger();
+        LINGER
+    })
 }
