@@ -23,6 +23,7 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
         },
         "worker" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,
         "worker" => ["worker", "admin", "telemetry", "nats", "sqs"].contains(&table),
+        "doctor" => ["nats", "sqs"].contains(&table) && !["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key),
         "bridge" => ["admin", "nats", "sqs"].contains(&table),
         "provision" => {
             ["nats", "sqs", "streams"].contains(&table) && !["nats.no_listen", "streams.provision"].contains(&key)

@@ -127,7 +127,7 @@ enum Command {
     /// Show the authenticated caller, its limits, and what is left of them
     Whoami(whoami::WhoamiArgs),
     /// Examine the way from here to a server, step by step, and say what to do where it fails
-    Doctor(doctor::DoctorArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     /// Keep the addresses and keys of several servers under names
     Context(context::ContextArgs),
     /// Show waiting jobs; pause and resume queues
@@ -230,7 +230,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// file may give what a command demands.
 fn commands(in_help: bool) -> clap::Command {
     let commands = flags::add_log(Cli::command(), in_help);
-    ["serve", "worker", "bridge", "dev", "provision"]
+    ["serve", "worker", "bridge", "dev", "provision", "doctor"]
         .into_iter()
         .fold(commands, |commands, name| commands.mut_subcommand(name, |command| flags::add(command, name, in_help)))
 }
@@ -289,7 +289,7 @@ async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliEr
         Command::Results(args) => or_interrupted(results::run(args)).await,
         Command::Jobs(args) => or_interrupted(jobs::run(args)).await,
         Command::Whoami(args) => or_interrupted(whoami::run(args)).await,
-        Command::Doctor(args) => or_interrupted(doctor::run(args)).await,
+        Command::Doctor(args) => or_interrupted(Box::pin(doctor::run(*args, settings))).await,
         Command::Queues(args) => or_interrupted(queues::run(args)).await,
         Command::Dead(args) => or_interrupted(dead::run(args)).await,
         Command::Reload(args) => or_interrupted(reload::run(args)).await,

@@ -1,8 +1,13 @@
-//! `relay doctor`: examines the way from this machine to a relay, step by step, and says what to do about the step that fails.
+//! `relay doctor`: examines the way from this machine to a relay, or from relay's own side to its broker, step by step, and says
+//! what to do about the step that fails.
 
+mod broker;
 mod calls;
+mod nats;
 mod network;
 mod step;
+
+use std::path::PathBuf;
 
 use clap::Args;
 use relay_bridge::contract::QueueName;
@@ -12,6 +17,8 @@ use step::Report;
 use super::exit::{CliError, Exit};
 use super::output;
 use super::remote::ServerArgs;
+use crate::client::Client;
+use crate::config::settings::Settings;
 
 /// Steps in their order.
 const STEPS: [&str; 6] = ["name", "tcp", "caller", "packets", "round-trip", "payload"];
@@ -29,16 +36,32 @@ and clocks are as they should be, in this order. Nothing is kept at relay unless
   round-trip  20 small bodies there and back
   payload     the largest payload of each queue
   job         with --queue: a job is submitted, done by a worker, and its result comes back
+  nats        with --nats: relay answers this client over NATS too
+
+With --broker, from where relay itself runs, with its own settings; nothing is changed:
+
+  broker       NATS, or SQS and DynamoDB, answer
+  provisioned  all that relay needs is there, or the queue of --queue
+  round-trip   20 questions to it
+  durability   an accepted job survives more than the process
 
 Exit code 0: every step passed. 69: the server can't be reached. 1: it is reached, and something else is wrong.
 
 Examples:
   relay doctor --server https://relay.example --api-key \"$KEY\"
-  relay doctor --context prod --queue mail --json")]
+  relay doctor --context prod --queue mail --json
+  relay doctor --broker --config relay.toml
+  relay doctor --broker --sqs --queue mail")]
 pub(crate) struct DoctorArgs {
-    /// Have a job done in this queue as well
+    /// Have a job done in this queue as well; with --broker, see that this queue is there
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
+    /// Examine the broker instead, with the settings that relay itself has
+    #[arg(long, conflicts_with_all = ["context", "server", "api_key", "client"])]
+    broker: bool,
+    /// Read settings from this file; flags and variables take precedence. See `relay config`
+    #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
+    config: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -47,23 +70,26 @@ pub(crate) struct DoctorArgs {
 }
 
 /// `relay doctor`
-pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, CliError> {
-    let client = args.server.client()?;
+pub(crate) async fn run(args: DoctorArgs, settings: Settings) -> Result<Exit, CliError> {
     let mut report = Report::new(args.json);
-    let server = client.server().clone();
-    let (host, port) = (server.host_str().unwrap_or_default(), server.port_or_known_default().unwrap_or(443));
-    if !args.json {
-        output::line(format_args!("The way from here to {server}"))?;
-    }
-    let reached = examine(&mut report, (host, port), &client, args.queue.as_ref()).await?;
-    let mut left: Vec<_> =
-        STEPS.into_iter().filter(|name| !report.steps.iter().any(|step| step.step == *name)).collect();
-    if args.queue.is_some() && !report.steps.iter().any(|step| step.step == "job") {
-        left.push("job");
-    }
+    let (what, reached, steps) = if args.broker {
+        let config = broker::configured(&settings)?;
+        told(args.json, "The broker, from here")?;
+        let reached = broker::examine(&mut report, config, args.queue.as_ref()).await?;
+        ("broker".to_owned(), reached, broker::STEPS.to_vec())
+    } else {
+        let client = args.server.client()?;
+        let server = client.server().clone();
+        told(args.json, &format!("The way from here to {server}"))?;
+        let asked = [("job", args.queue.is_some()), ("nats", !settings.nats.servers.is_empty())];
+        let asked = asked.into_iter().filter_map(|(step, is_asked)| is_asked.then_some(step));
+        let reached = examine(&mut report, &client, args.queue.as_ref(), &settings).await?;
+        (server.to_string(), reached, STEPS.into_iter().chain(asked).collect())
+    };
+    let left: Vec<_> = steps.into_iter().filter(|name| !report.steps.iter().any(|step| step.step == *name)).collect();
     report.unreached(&left)?;
     if args.json {
-        output::json(&json!({ "server": server.as_str(), "healthy": report.is_healthy(), "steps": report.steps }))?;
+        output::json(&json!({ "server": what, "healthy": report.is_healthy(), "steps": report.steps }))?;
     }
     Ok(match (report.is_healthy(), reached) {
         (true, _) => Exit::Done,
@@ -72,13 +98,19 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, CliError> {
     })
 }
 
+fn told(json: bool, what: &str) -> Result<(), CliError> {
+    if json { Ok(()) } else { output::line(what) }
+}
+
 /// Takes the steps until one fails without which the next ones can't be taken. Whether the server was reached.
 async fn examine(
     report: &mut Report,
-    (host, port): (&str, u16),
-    client: &crate::client::Client,
+    client: &Client,
     queue: Option<&QueueName>,
+    settings: &Settings,
 ) -> Result<bool, CliError> {
+    let server = client.server().clone();
+    let (host, port) = (server.host_str().unwrap_or_default(), server.port_or_known_default().unwrap_or(443));
     let Some(addresses) = report.end("name", network::resolve(host, port).await)? else { return Ok(false) };
     let Some(connection) = report.end("tcp", network::connect(&addresses).await)? else { return Ok(false) };
     // It says nothing, and nothing is to wait for it.
@@ -89,6 +121,9 @@ async fn examine(
     let is_there = report.end("payload", calls::payload(&who, queue))?.is_some();
     if let Some(queue) = queue.filter(|_| is_there) {
         report.end("job", calls::job(client, queue).await)?;
+    }
+    if let Some(config) = settings.nats.broker("relay-doctor", &format!("_INBOX_{}", who.client))? {
+        report.end("nats", nats::asked(config, who.client.as_str()).await)?;
     }
     Ok(true)
 }

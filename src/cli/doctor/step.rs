@@ -97,9 +97,9 @@ impl Report {
                 Verdict::Failed => "FAILED",
                 Verdict::NotReached => "-",
             };
-            output::line(format_args!("{verdict:<7} {:<11} {}", step.step, step.detail))?;
+            output::line(format_args!("{verdict:<7} {:<12} {}", step.step, step.detail))?;
             if let Some(hint) = &step.hint {
-                output::line(format_args!("{:<19} -> {hint}", ""))?;
+                output::line(format_args!("{:<20} -> {hint}", ""))?;
             }
         }
         self.steps.push(step);
