@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
@@ -31,6 +31,8 @@ pub(super) struct Live {
     state: Mutex<State>,
     /// How many clients there are.
     clients: AtomicUsize,
+    /// The shares that clients are given, in percent.
+    shares: RwLock<HashMap<ClientId, u8>>,
     /// Whether the files are what holds.
     is_taken: AtomicBool,
     /// The digest that a secret of an unknown id is compared with, so that the answer takes the same time.
@@ -60,10 +62,11 @@ impl Live {
             tokens.issuers.configure(&identity.issuers);
         }
         let clients = AtomicUsize::new(snapshot.clients());
+        let shares = RwLock::new(shares(&snapshot));
         let (snapshot, looked_at) = (Arc::new(snapshot), clock.monotonic());
         let state = Mutex::new(State { snapshot, refused: None, looked_at, standing: Standing::default() });
         let (is_taken, nobody) = (AtomicBool::new(true), SecretDigest::of_nobody());
-        Ok(Self { files, clock, state, clients, is_taken, nobody, tokens })
+        Ok(Self { files, clock, state, clients, shares, is_taken, nobody, tokens })
     }
 
     /// Everything that holds now.
@@ -99,6 +102,11 @@ impl Live {
             return Ok(None);
         }
         state.standing.begin(proof, grant, key, token).map(Some)
+    }
+
+    /// The share of a client, in percent, if it has one of its own.
+    pub(super) fn share_of(&self, client: &ClientId) -> Option<u8> {
+        self.shares.read().unwrap_or_else(PoisonError::into_inner).get(client).copied()
     }
 
     /// How many clients there are, those of expired keys included.
@@ -175,9 +183,7 @@ impl Live {
         self.clients.store(snapshot.clients(), Ordering::Relaxed);
         let before = std::mem::replace(&mut state.snapshot, Arc::new(snapshot));
         end_missing(&before.keys, &state.snapshot.keys);
-        if shares(&before) != shares(&state.snapshot) {
-            warn!("a client's `share` was changed: it holds from the next start on");
-        }
+        *self.shares.write().unwrap_or_else(PoisonError::into_inner) = shares(&state.snapshot);
         let snapshot = Arc::clone(&state.snapshot);
         self.check(&mut state.standing, &snapshot);
         Ok(())
@@ -214,7 +220,7 @@ fn stands(live: &LiveKey, now: Timestamp) -> bool {
 }
 
 /// The shares that clients are given, by name.
-pub(super) fn shares(snapshot: &Snapshot) -> HashMap<ClientId, u8> {
+fn shares(snapshot: &Snapshot) -> HashMap<ClientId, u8> {
     let clients = snapshot.identity.iter().flat_map(|identity| identity.clients.all());
     clients.filter_map(|client| Some((client.name.clone(), client.share?))).collect()
 }

@@ -257,12 +257,13 @@ impl Authenticator {
         }
     }
 
-    /// The shares of what there is that the identity file gives to single clients, in percent.
+    /// The share of what there is that the identity file gives to `client`, in percent, as it was read last; `None` if it says
+    /// nothing about it.
     #[must_use]
-    pub fn shares(&self) -> Vec<(ClientId, u8)> {
+    pub fn share_of(&self, client: &ClientId) -> Option<u8> {
         match &self.0 {
-            Mode::Files(known) => live::shares(&known.live.snapshot()).into_iter().collect(),
-            Mode::Development => Vec::new(),
+            Mode::Files(known) => known.live.share_of(client),
+            Mode::Development => None,
         }
     }
 

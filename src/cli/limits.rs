@@ -1,8 +1,10 @@
 //! The limits of a server, as its settings say them and as the process can keep them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit};
+use relay_bridge::contract::ClientId;
 use tracing::{info, warn};
 
 use super::exit::CliError;
@@ -117,9 +119,9 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
     let connections = bounds.connections.map(number);
     let connections = connections.unwrap_or((usual.connections - usual.followers).saturating_add(followers));
     // A flag counts instead of a file.
-    let flags = bounds.client_shares.iter().map(|share| (share.client.clone(), share.percent));
-    let named = authenticator.shares().into_iter().chain(flags).collect();
-    let known = Arc::clone(authenticator);
+    let flags: HashMap<_, _> = bounds.client_shares.iter().map(|share| (share.client.clone(), share.percent)).collect();
+    let [known, alone] = [(); 2].map(|()| Arc::clone(authenticator));
+    let share = move |client: &ClientId| flags.get(client).copied().or_else(|| known.share_of(client));
     Limits {
         body_bytes: bytes(bounds.body_bytes),
         answer_bytes: bytes(bounds.answer_bytes),
@@ -129,7 +131,7 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
         unproven: number(bounds.unproven_connections),
         per_source: bounds.source_connections.map(number),
         proxy: proxied::of(listen, bounds),
-        shares: ClientShares::new(bounds.client_share, named, move || known.is_one_client()),
+        shares: ClientShares::new(bounds.client_share, share, move || alone.is_one_client()),
         followers,
         follow_for: listen.follow_for.0,
         ping_every: listen.ping_every.0,

@@ -111,3 +111,29 @@ fn a_hangup_ends_no_server_and_drains_one_that_somebody_tries_out() {
     dev.signal(Signal::SIGHUP);
     assert_eq!(dev.wait().0, Some(0));
 }
+
+#[test]
+fn a_changed_share_of_a_client_counts_without_a_restart() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (keys, clients) = (path("keys.toml"), path("clients.toml"));
+    let made = run(["keys", "new", "shop", "--file", &keys]);
+    let bearer = format!("Authorization: Bearer {}\r\n", stdout(&made).trim());
+    let write = |share: u8| {
+        let text = format!("[[client]]\nname = \"shop\"\nany = [[\"key\"]]\nshare = {share}\n");
+        std::fs::write(&clients, text).unwrap();
+    };
+    write(10);
+    let args = ["serve", "--memory", "--keys", &keys, "--clients", &clients, "--listen", "127.0.0.1:0", "--json"];
+    let relay = Running::start(args.iter().chain(&["--requests", "1000", "--admin", "127.0.0.1:0"]));
+    let address = |which: &str| relay.ready["listening"][which].as_str().unwrap().to_owned();
+    let requests = || {
+        let answer: Value = serde_json::from_str(&send(&address("http"), "GET", "/v1/whoami", &bearer, "").1).unwrap();
+        answer["limits"]["share"]["requests"].clone()
+    };
+    assert_eq!(requests(), 100);
+    write(40);
+    assert_eq!(send(&address("admin"), "POST", "/v1/reload", "", "").0, 200);
+    assert_eq!(requests(), 400);
+    relay.stop();
+}

@@ -17,7 +17,6 @@
 //! - `answer`: writing an answer; `room`: the bytes that answers may hold; `held`: the answer until its last byte has left.
 //! - `hyper`: two things that hyper does not do.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -145,7 +144,7 @@ impl Default for Limits {
             per_source: None,
             proxy: None,
             tls: None,
-            shares: ClientShares::new(None, HashMap::new(), || false),
+            shares: ClientShares::new(None, |_| None, || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             header_bytes: 16 * 1024,
