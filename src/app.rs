@@ -22,7 +22,6 @@ use relay_bridge::policy::QueuePolicy;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
 use relay_workers::{Handler, Worker, WorkerConfig};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,9 +32,11 @@ use crate::admin::{self, Admin, Port, Tokens, collect};
 use crate::audit::Audit;
 use crate::auth::{Authenticator, Presented, WorkerRights};
 use crate::broker::{BrokerConfig, Opened, sweep};
+use crate::ingress::front::Bound;
 use crate::ingress::{http, nats, tcp};
 use crate::reload::Reload;
 use crate::telemetry::{Telemetry, Traces};
+use crate::tls::Tls;
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -68,6 +69,8 @@ pub struct Config {
     pub admin_tokens: Option<Arc<Tokens>>,
     /// Where calls are written, if they are.
     pub audit: Option<Arc<Audit>>,
+    /// The certificates of its listeners, where any speaks TLS.
+    pub tls: Option<Arc<Tls>>,
     /// The parts that read their files again, which are looked at while the process serves.
     pub reload: Arc<Reload>,
     /// How long readiness fails before anything else is stopped, so that load balancers notice.
@@ -139,10 +142,10 @@ pub struct LocalWorker {
 
 /// The sockets, bound by the caller.
 pub struct Listeners {
-    /// For clients.
-    pub http: TcpListener,
+    /// For clients over HTTP.
+    pub http: Vec<Bound>,
     /// For workers of other processes, if they are wanted.
-    pub workers: Option<TcpListener>,
+    pub workers: Vec<Bound>,
     /// For operators, and for health checks, if they are wanted.
     pub admin: admin::Listeners,
 }
@@ -280,7 +283,9 @@ impl App {
         });
         if let Some(port) = &mut port {
             let ingresses = (Arc::clone(&ingress), nats.as_ref().map(|(_, nats_ingress)| Arc::clone(nats_ingress)));
-            port.admin().collect(move |text| collect::ingresses(text, &ingresses.0, ingresses.1.as_deref()));
+            let tls = config.tls.clone();
+            port.admin()
+                .collect(move |text| collect::ingresses(text, &ingresses.0, ingresses.1.as_deref(), tls.as_deref()));
             opened.describe(port.admin());
             if let Some(traces) = config.traces.clone() {
                 port.admin().collect(move |text| traces.report(text));
@@ -308,16 +313,16 @@ impl App {
         })
     }
 
-    /// Where clients connect.
+    /// Where clients connect: the first of their listeners.
     #[must_use]
     pub fn http_address(&self) -> Option<SocketAddr> {
-        self.listeners.http.local_addr().ok()
+        self.listeners.http.first()?.listener.local_addr().ok()
     }
 
-    /// Where workers of other processes connect, if they may.
+    /// Where workers of other processes connect, if they may: the first of their listeners.
     #[must_use]
     pub fn workers_address(&self) -> Option<SocketAddr> {
-        self.listeners.workers.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.listeners.workers.first()?.listener.local_addr().ok()
     }
 
     /// Where operators connect, if they may.
@@ -386,7 +391,7 @@ impl App {
         let workers_drain = drain - workers_after;
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
-        let authentications = self.ingress.authentications();
+        let (authentications, arrivals) = (self.ingress.authentications(), self.ingress.arrivals());
         let (mut workers, going) = (None, Arc::clone(&self.ingress));
         let (ingress, stopped) = (self.ingress, http.stop.clone());
         http.tasks.spawn(async move {
@@ -419,13 +424,13 @@ impl App {
             stopped.run_until_cancelled(async { tokio::join!(auth.watch(), reload.watch()) }).await;
             Ok(())
         });
-        if let Some(listener) = listeners.workers {
+        if !listeners.workers.is_empty() {
             let (listening, stopped) = (tcp::WorkerListener::new(leasing, self.authenticator), remote.stop.clone());
             let listening = listening.with_limits(self.worker_limits).with_audit(self.audit);
-            let listening = listening.with_authentications(authentications);
+            let listening = listening.with_authentications(authentications).with_arrivals(arrivals);
             workers = Some(listening.leaving());
             remote.tasks.spawn(async move {
-                let served = listening.serve(listener, stopped, workers_drain).await;
+                let served = listening.serve(listeners.workers, stopped, workers_drain).await;
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
@@ -557,6 +562,7 @@ mod tests {
     use std::path::PathBuf;
 
     use relay_bridge::error::BrokerErrorKind;
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -578,6 +584,7 @@ mod tests {
             traces: None,
             admin_tokens: None,
             audit: None,
+            tls: None,
             reload: Arc::default(),
             drain_delay: Duration::ZERO,
             drain: Duration::from_secs(5),
@@ -586,8 +593,8 @@ mod tests {
     }
 
     async fn listeners() -> Listeners {
-        let bind = || TcpListener::bind("127.0.0.1:0");
-        Listeners { http: bind().await.unwrap(), workers: Some(bind().await.unwrap()), admin: Default::default() }
+        let bind = async || vec![TcpListener::bind("127.0.0.1:0").await.unwrap().into()];
+        Listeners { http: bind().await, workers: bind().await, admin: Default::default() }
     }
 
     #[tokio::test]

@@ -72,7 +72,9 @@ pub(crate) async fn relay(works: bool, watch: Watch<'_>) {
             worker.run(CancellationToken::new()).await;
         }
     };
-    tokio::join!(working, async { serve(listener, ingress, CancellationToken::new(), Duration::ZERO).await.unwrap() });
+    tokio::join!(working, async {
+        serve(vec![listener.into()], ingress, CancellationToken::new(), Duration::ZERO).await.unwrap()
+    });
 }
 
 async fn echo(job: Job, _: Context) -> Result<Output, HandlerError> {

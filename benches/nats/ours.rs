@@ -182,7 +182,7 @@ pub(crate) async fn serve_http(url: &str) {
     let ours = Ours::open(url).await;
     let listener = listen().await;
     let ingress = Ingress::new(ours.broker, Authenticator::development(), Limits::default(), Clock::system());
-    serve(listener, ingress, CancellationToken::new(), Duration::ZERO).await.unwrap();
+    serve(vec![listener.into()], ingress, CancellationToken::new(), Duration::ZERO).await.unwrap();
 }
 
 /// In a process of its own: relay's listener for workers on NATS.

@@ -16,7 +16,7 @@ use crate::ingress::{http, nats};
 use crate::reload::Reload;
 use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
-use crate::tls::Handshake;
+use crate::tls::{Handshake, Tls};
 
 /// The process as such.
 pub(super) fn process(text: &mut Exposition, started_at: Timestamp, ready: bool) {
@@ -98,7 +98,7 @@ pub(super) fn reload(text: &mut Exposition, reload: &Reload) {
 }
 
 /// Requests of clients over HTTP and NATS.
-pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Ingress>) {
+pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Ingress>, tls: Option<&Tls>) {
     let ingresses = [
         Some(("http", http.refusals(), http.in_flight())),
         nats.map(|ingress| ("nats", ingress.refusals(), ingress.in_flight())),
@@ -153,15 +153,15 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
             family.value(&[("method", method), ("outcome", outcome)], authentications.count(method, let_in));
         }
     }
-    let help = "New connections of clients where a PROXY header is required, by what came of it.";
+    let help = "New connections of clients and workers where a PROXY header is required, by what came of it.";
     let mut family = text.counter("relay_proxy_headers_total", help);
     for outcome in HeaderOutcome::ALL {
         family.value(&[("outcome", outcome.as_str())], http.proxy_headers().count(outcome));
     }
-    let help = "New connections of clients where TLS is spoken, by the end of their handshake.";
+    let help = "New connections of clients and workers where TLS is spoken, by the end of their handshake.";
     let mut family = text.counter("relay_tls_handshakes_total", help);
     for end in Handshake::ALL {
-        family.value(&[("outcome", end.as_str())], http.handshakes().map_or(0, |counts| counts.count(end)));
+        family.value(&[("outcome", end.as_str())], tls.map_or(0, |tls| tls.handshakes().count(end)));
     }
 }
 

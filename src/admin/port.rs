@@ -32,6 +32,8 @@ pub struct Listeners {
     pub admin: Option<TcpListener>,
     /// For health checks: `/livez` and `/readyz`, with connections of their own.
     pub health: Option<TcpListener>,
+    /// Whether health checks may begin with a PROXY header, which means nothing then.
+    pub accepts_header: bool,
     /// How many connections each takes.
     pub caps: Caps,
 }
@@ -71,12 +73,8 @@ impl Port {
             tasks.spawn(serve::serve(listener, listeners.caps.admin, Arc::clone(&admin), admin.closing.clone()));
         }
         if let Some(listener) = listeners.health {
-            tasks.spawn(serve::serve_health(
-                listener,
-                listeners.caps.health,
-                Arc::clone(&admin),
-                admin.closing.clone(),
-            ));
+            let (most, header) = (listeners.caps.health, listeners.accepts_header);
+            tasks.spawn(serve::serve_health(listener, most, header, Arc::clone(&admin), admin.closing.clone()));
         }
         Self { admin, address, health_address, tasks }
     }

@@ -1,6 +1,7 @@
 //! The listeners of the admin port and of health checks: HTTP/1.1, few connections, each with a deadline for its requests'
 //! heads and for reading the answers. Health checks have places of their own, and a full set of them makes room.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -24,6 +25,7 @@ use super::routes::Peer;
 use super::unread::Unread;
 use super::{Admin, routes};
 use crate::evicting::{EvictingPool, Member};
+use crate::ingress::proxy::receive;
 
 /// How long a peer may take for a request's head, and be idle between two.
 const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -40,13 +42,23 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// retried.
 pub(super) async fn serve(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
     let places = Places::Waited(Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS))));
-    Door { router: routes::router(&admin), places, head_max: HEAD_MAX, stop }.serve(listener).await;
+    Door { router: routes::router(&admin), places, head_max: HEAD_MAX, accepts_header: false, stop }
+        .serve(listener)
+        .await;
 }
 
-/// Serves health checks in the same way.
-pub(super) async fn serve_health(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
+/// Serves health checks in the same way. With `accepts_header` a PROXY header may be in front of each connection, and means nothing.
+pub(super) async fn serve_health(
+    listener: TcpListener,
+    most: usize,
+    accepts_header: bool,
+    admin: Arc<Admin>,
+    stop: CancellationToken,
+) {
     let places = Places::Evicting(EvictingPool::new(most));
-    Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, stop }.serve(listener).await;
+    Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, accepts_header, stop }
+        .serve(listener)
+        .await;
 }
 
 /// The places of a listener's connections.
@@ -79,6 +91,7 @@ struct Door {
     router: Router,
     places: Places,
     head_max: Duration,
+    accepts_header: bool,
     stop: CancellationToken,
 }
 
@@ -95,7 +108,14 @@ impl Door {
                 Ok((stream, peer, place)) => {
                     let member = self.places.enter();
                     let evicted = member.as_ref().map_or_else(CancellationToken::new, |member| member.evicted.clone());
-                    let connection = connection((stream, peer), self.router.clone(), self.head_max, self.stop.clone());
+                    let (router, head_max, stop) = (self.router.clone(), self.head_max, self.stop.clone());
+                    let accepts_header = self.accepts_header;
+                    let connection = async move {
+                        let mut stream = stream;
+                        if !accepts_header || passes_header(&mut stream, head_max).await {
+                            connection((stream, peer), router, head_max, stop).await;
+                        }
+                    };
                     connections.spawn(async move {
                         evicted.run_until_cancelled(connection).await;
                         drop((place, member));
@@ -117,6 +137,17 @@ impl Door {
         let place = self.places.wait().await?;
         let (stream, peer) = listener.accept().await?;
         Ok((stream, peer, place))
+    }
+}
+
+/// Reads the PROXY header of `stream`, if it begins with one; `false` if it is to be closed. No request begins with its first byte.
+async fn passes_header(stream: &mut TcpStream, within: Duration) -> bool {
+    let mut first = [0];
+    let came = tokio::time::timeout(within, stream.peek(&mut first)).await;
+    match (came, first) {
+        (Ok(Ok(1..)), [b'\r']) => receive::header(stream, within, pending()).await.is_ok(),
+        (Ok(Ok(1..)), _) => true,
+        _ => false,
     }
 }
 

@@ -11,7 +11,7 @@ use super::serve::bind;
 use crate::admin::{Holder, Listeners, Token, Tokens};
 use crate::auth::operators::AdminRight;
 use crate::config::admin_tokens::AdminToken;
-use crate::config::settings::Settings;
+use crate::config::settings::{HealthProxy, Settings};
 use crate::private_file::warn_if_open;
 use crate::reload::Reload;
 
@@ -24,6 +24,7 @@ const HOLDER: &str = "admin";
 pub(crate) struct Addresses {
     admin: Option<(SocketAddr, Sources)>,
     health: Option<SocketAddr>,
+    health_proxy: HealthProxy,
 }
 
 /// Where the admin port's tokens come from.
@@ -129,6 +130,7 @@ impl Addresses {
                 info!("health checks ask http://{address}/livez and /readyz");
             }
             listeners.health = Some(listener);
+            listeners.accepts_header = self.health_proxy == HealthProxy::Accept;
         }
         Ok((listeners, access))
     }
@@ -154,7 +156,7 @@ impl Settings {
             }
             None => None,
         };
-        Ok(Addresses { admin, health: self.admin.health })
+        Ok(Addresses { admin, health: self.admin.health, health_proxy: self.admin.health_proxy })
     }
 
     fn token_sources(&self) -> Result<Sources, CliError> {

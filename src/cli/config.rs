@@ -234,6 +234,7 @@ fn reference() -> String {
         writeln!(text, "| `{key}` | {kind} | `{default}` | {flag} | {client} | {help} |").ok();
     }
     text.push_str(BRIDGES);
+    text.push_str(LISTENERS);
     text.push_str(AUTHORITIES);
     text
 }
@@ -333,10 +334,52 @@ itself: `content_types` and `allowed_clients` hold for them, a rate does not.
 | --- | --- | --- | --- | --- | --- |
 ";
 
+const LISTENERS: &str = "
+## `[[listener]]`
+
+Addresses where clients and workers connect, at most 16, beside those of `[listen]`: each is one more way in, and all of them share the
+limits and the certificate of the process. A file that has one for clients has no listener at the usual address of `listen.http`;
+setting that, or `--listen`, adds one, which is called `http`, as the one of `listen.workers` is called `workers`.
+
+| key | value | default | |
+| --- | --- | --- | --- |
+| `name` | letters, digits and `-` |  | Its name in the log and in the line of `--json`. |
+| `address` | an address |  | Where it listens; port 0 takes a free one. |
+| `protocol` | `http` or `worker` | `http` | Who connects: clients over HTTP, or workers. |
+| `proxy` | `off` or `required` | `off` | Whether a load balancer writes a PROXY header in front of each connection. |
+| `trusted` | a list of addresses or ranges of them |  | From whom a header is believed; other peers are closed unread. |
+| `tls` | `off`, `on` or `terminated-in-front` | `off` | Where TLS ends: `on` is in relay, with `listen.tls_cert`. Addresses that others can reach need it, or the word that something in front ends it and the network behind that is trusted. |
+| `client_auth` | `off`, `optional` or `required` | `off` | Whether peers are asked for a certificate of a `[[client_ca]]`. |
+
+For one behind a network load balancer, one for pods of the cluster that come without it, and one for workers elsewhere:
+
+```toml
+[[listener]]
+name = \"nlb\"
+address = \"0.0.0.0:7410\"
+proxy = \"required\"
+trusted = [\"10.0.1.7\", \"10.0.2.7\"]
+tls = \"on\"
+client_auth = \"optional\"
+
+[[listener]]
+name = \"cluster\"
+address = \"0.0.0.0:7414\"
+tls = \"on\"
+
+[[listener]]
+name = \"workers\"
+protocol = \"worker\"
+address = \"0.0.0.0:7411\"
+tls = \"on\"
+client_auth = \"required\"
+```
+";
+
 const AUTHORITIES: &str = "
 ## `[[client_ca]]`
 
-The authorities whose certificates clients may show where `listen.client_auth` asks for one, at most 64: `file` (PEM), `names`, and `crl`
+The authorities whose certificates clients and workers may show where `client_auth` of their listener asks for one, at most 64: `file` (PEM), `names`, and `crl`
 (PEM, one list for each authority of a chain; without it nothing is revoked). `names` are those that the authority may give:
 `spiffe://a.example/*` for URIs that begin so and go on, `*.a.example` for DNS names of one label more, or one name as it is. The files
 are read again when they change; the tables are not.

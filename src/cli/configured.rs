@@ -10,6 +10,7 @@ use super::flags;
 use crate::config::contradictions::{self, Found};
 use crate::config::file::{self, File};
 use crate::config::layers::{Layer, Merged};
+use crate::config::listeners;
 use crate::config::mistake::{Mistake, Mistakes};
 use crate::config::settings::Settings;
 
@@ -80,6 +81,7 @@ fn resolve(
     };
     let (merged, mut settings) = merge(command, file.as_ref(), typed, variable)?;
     settings.admin_tokens = file.as_ref().map(|file| file.admin_tokens.clone()).unwrap_or_default();
+    settings.listeners = listeners::all(&settings.listen, merged.is("listen.http"), file.as_ref());
     let Found { in_file, above } = contradictions::find(file.as_ref(), &merged, &settings, variable);
     mistakes.extend(in_file);
     mistakes.sort_by_key(|mistake| mistake.line);

@@ -8,8 +8,9 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::ids::InvalidId;
 
 use super::exit::{CliError, Exit};
+use super::listening;
 use super::policy::PolicyArgs;
-use super::serve::{Serving, choose, no_auth_only_on_loopback};
+use super::serve::{Serving, choose};
 use super::worker::{default_slots, worker_config};
 use crate::api::DurationText;
 use crate::app::LocalWorker;
@@ -47,7 +48,7 @@ impl DevArgs {
 
 /// `relay dev`
 pub(crate) async fn run(args: DevArgs, mut settings: Settings) -> Result<Exit, CliError> {
-    no_auth_only_on_loopback("--listen", settings.listen.http)?;
+    listening::judge(&settings.listeners, true)?;
     // Before anything is created or opened.
     let handler = settings.worker.handler(settings.sqs.enabled)?;
     tracing::warn!("no authentication: for development on this machine only");

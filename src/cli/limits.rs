@@ -9,10 +9,10 @@ use tracing::{info, warn};
 
 use super::exit::CliError;
 use super::memory::{self, Others};
-use super::proxied;
 use crate::admin::Caps;
 use crate::app::NatsIngress;
 use crate::auth::Authenticator;
+use crate::config::listeners::{Listener, Protocol};
 use crate::config::settings::{self, Bounds, Listen};
 use crate::ingress::clients::ClientShares;
 use crate::ingress::http::Limits;
@@ -29,20 +29,28 @@ fn open_files() -> usize {
     usize::try_from(files).unwrap_or(usize::MAX)
 }
 
+/// The settings that say limits, or that there is something to be limited.
+pub(super) struct Bounded<'a> {
+    pub(super) listen: &'a Listen,
+    pub(super) listeners: &'a [Listener],
+    pub(super) bounds: &'a Bounds,
+    pub(super) admin: &'a settings::Admin,
+}
+
 /// The limits of clients, of workers and of the admin port: as they were asked for, no more than there may be open files, and
 /// within the memory of this process where that is asked for.
 pub(super) fn of(
-    listen: &Listen,
-    bounds: &Bounds,
-    admin: &settings::Admin,
+    Bounded { listen, listeners, bounds, admin }: &Bounded<'_>,
     nats: Option<&NatsIngress>,
     authenticator: &Arc<Authenticator>,
 ) -> Result<(Limits, WorkerLimits, Caps), CliError> {
     let (mut limits, mut workers) = (clients(listen, bounds, authenticator), workers(listen));
     let mut caps = Caps::default();
+    let has_workers = listeners.iter().any(|one| one.protocol == Protocol::Worker);
+    let of_workers = |count: u32| if has_workers { count as usize } else { 0 };
     let others = Others {
-        workers: listen.workers.map_or(0, |_| workers.connections_max as usize + workers.unknown_max as usize),
-        worker_bytes: listen.workers.map_or(0, |_| workers.bytes),
+        workers: of_workers(workers.connections_max) + of_workers(workers.unknown_max),
+        worker_bytes: if has_workers { workers.bytes } else { 0 },
         nats: nats.map_or(0, |nats| nats.limits.requests.saturating_add(nats.limits.waits)),
     };
     if let Some(allowed) = memory::allowed() {
@@ -63,8 +71,8 @@ pub(super) fn of(
     }
     let files = open_files();
     let asked = vec![
-        listen.workers.map_or(0, |_| workers.connections_max as usize),
-        listen.workers.map_or(0, |_| workers.unknown_max as usize),
+        of_workers(workers.connections_max),
+        of_workers(workers.unknown_max),
         admin.listen.map_or(0, |_| caps.admin),
         admin.health.map_or(0, |_| caps.health),
     ];
@@ -130,7 +138,8 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
         connections,
         unproven: number(bounds.unproven_connections),
         per_source: bounds.source_connections.map(number),
-        proxy: proxied::of(listen, bounds),
+        source_unproven: number(bounds.source_unproven),
+        endpoint_connections: number(bounds.endpoint_connections),
         shares: ClientShares::new(bounds.client_share, share, move || alone.is_one_client()),
         followers,
         follow_for: listen.follow_for.0,

@@ -40,6 +40,7 @@ mod inputs;
 mod jobs;
 mod keys;
 mod limits;
+mod listening;
 mod logs;
 mod man;
 mod memory;

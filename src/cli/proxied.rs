@@ -1,25 +1,19 @@
-//! The load balancer in front of a server, as its settings say it.
+//! The load balancers in front of a server, as its settings say them.
 
-use crate::config::settings::{Bounds, Listen, ProxyHeader};
-use crate::ingress::proxy::Proxy;
+use crate::config::listeners::Listener;
 use crate::ranges::AddressRange;
 
-/// The balancer whose PROXY header is read, if one is required.
-pub(super) fn of(listen: &Listen, bounds: &Bounds) -> Option<Proxy> {
-    let number = |of: u32| usize::try_from(of).unwrap_or(usize::MAX);
-    (listen.proxy == ProxyHeader::Required).then(|| Proxy {
-        source_unproven: number(bounds.source_unproven),
-        endpoint_connections: number(bounds.endpoint_connections),
-        ..Proxy::new(listen.proxy_trusted.clone())
-    })
-}
-
 /// The warnings about ranges that are more than a balancer's own addresses: who could write a header that is believed.
-pub(super) fn warnings(trusted: &[AddressRange]) -> Vec<String> {
-    let wide = trusted.iter().filter(|range| range.is_wide());
-    let warning = |range: &AddressRange| {
+pub(super) fn warnings(listeners: &[Listener]) -> Vec<String> {
+    let ranges = listeners.iter().flat_map(|one| one.trusted.iter().map(move |range| (one, range)));
+    let wide = ranges.filter(|(_, range)| range.is_wide());
+    let warning = |(one, range): (&Listener, &AddressRange)| {
+        let named = match one.line {
+            Some(_) => format!("listener {}: trusted", one.name),
+            None => "--proxy-trusted".to_owned(),
+        };
         format!(
-            "--proxy-trusted {range}: every host from {} to {} can write a PROXY header, and so say that it is any client's \
+            "{named} {range}: every host from {} to {} can write a PROXY header, and so say that it is any client's \
              VPC endpoint; a subnet of the load balancer may have other hosts and pods: name its own addresses alone",
             range.first(),
             range.last()
@@ -31,12 +25,13 @@ pub(super) fn warnings(trusted: &[AddressRange]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::configured::tests::settings;
 
     #[test]
     fn a_wide_range_is_warned_of_with_those_who_could_forge_a_header() {
         let with = |ranges: &[&str]| {
-            let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
-            warnings(&ranges)
+            let flags = format!("--memory --keys k --proxy required --proxy-trusted {}", ranges.join(","));
+            warnings(&settings("serve", &flags, &[]).unwrap().listeners)
         };
         assert_eq!(with(&["10.0.1.7", "10.0.2.0/28", "fd00::/124"]), [""; 0]);
         let warned = with(&["10.0.1.7", "10.0.2.0/24", "fd00::/64"]);

@@ -10,13 +10,14 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::limits;
+use super::listening::{self, Sockets};
 use super::nats::broker_and_clients;
 use super::policy::PolicyArgs;
 use super::proxied;
@@ -26,8 +27,8 @@ use crate::admin;
 use crate::app::{App, AppError, Config, Ended, Listeners, LocalWorker, NatsIngress};
 use crate::auth::{Authenticator, Files};
 use crate::broker::{BrokerConfig, NatsBroker};
-use crate::config::settings::{Listen, ProxyHeader, Settings};
-use crate::ingress::http::Limits;
+use crate::config::listeners::Listener;
+use crate::config::settings::{Listen, ProxyHeader, Settings, TlsOf};
 use crate::reload::Reload;
 use crate::tls::AuthorityFiles;
 
@@ -51,7 +52,8 @@ SIGTERM or SIGINT drains: for --drain-delay clients are told to connect elsewher
 flight finish, workers hand their jobs back, the store is closed. Another signal, half a second later
 or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
 the addresses are one line of JSON on stdout, as soon as the server is ready:
-  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null}}")]
+  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null,
+    \"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",\"tls\":false}}}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
@@ -93,9 +95,9 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
     warn_of_unknown_variables();
     allow_open_files();
     let clock = Clock::system();
-    let Settings { listen, access, .. } = &settings;
+    let Settings { listeners, access, .. } = &settings;
+    listening::judge(listeners, access.no_auth)?;
     let authenticator = if access.no_auth {
-        no_auth_only_on_loopback("--listen", listen.http)?;
         warn!("no authentication: everybody who can reach this machine's loopback addresses may do everything");
         Authenticator::development()
     } else {
@@ -110,12 +112,6 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
             }
         }
     };
-    if let Some(address) = listen.workers
-        && !address.ip().is_loopback()
-    {
-        return Err(CliError::usage(format!("--worker-listen {address}: only loopback addresses are possible"))
-            .hint("worker connections are not encrypted yet: run workers on this machine, or through a tunnel"));
-    }
     let (broker, nats) = choose(&settings, settings.streams.provision)?;
     let serving = Serving {
         broker,
@@ -152,25 +148,20 @@ impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let admin_addresses = self.settings.admin_addresses()?;
-        let Settings { listen, limits, admin, audit, telemetry, .. } = self.settings;
+        let Settings { listen, listeners, limits, admin, audit, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
-        proxied::warnings(&listen.proxy_trusted).iter().for_each(|warning| warn!("{warning}"));
-        let (limits, worker_limits, caps) = limits::of(&listen, &limits, &admin, self.nats.as_ref(), &authenticator)?;
-        let secured = secured::of(&listen, self.authorities)?;
-        let (tls, secured) = secured.unzip();
-        let scheme = if secured.is_some() { "https" } else { "http" };
-        let limits = Limits { tls: secured, ..limits };
+        proxied::warnings(&listeners).iter().for_each(|warning| warn!("{warning}"));
+        let bounds = limits::Bounded { listen: &listen, listeners: &listeners, bounds: &limits, admin: &admin };
+        let (limits, worker_limits, caps) = limits::of(&bounds, self.nats.as_ref(), &authenticator)?;
+        let tls = secured::of(&listen, self.authorities)?;
         let audit = audit.start(&self.clock)?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
         let signals =
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
-        let http = bind("--listen", listen.http).await?;
-        let workers = match listen.workers {
-            Some(address) => Some(bind("--worker-listen", address).await?),
-            None => None,
-        };
+        let mut sockets = Sockets::bind(&listeners, tls.as_ref()).await?;
+        let (http, workers) = (std::mem::take(&mut sockets.http), std::mem::take(&mut sockets.workers));
         let (admin, operators) = admin_addresses.bind().await?;
         let admin = admin::Listeners { caps, ..admin };
         let reload: Arc<Reload> = Arc::default();
@@ -180,7 +171,7 @@ impl Serving {
             let again = move || read.reload().map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect());
             reload.register_watched("keys", again, move || held.is_up_to_date());
         }
-        if let Some(tls) = tls {
+        if let Some(tls) = tls.clone() {
             reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
         }
         operators.iter().for_each(|operators| operators.register(&reload));
@@ -203,8 +194,9 @@ impl Serving {
             traces,
             admin_tokens: operators.map(|operators| operators.tokens),
             audit,
+            tls,
             reload,
-            drain_delay: drain_delay(&listen),
+            drain_delay: drain_delay(&listen, &listeners),
             drain: listen.drain.0,
             clock: self.clock,
         };
@@ -215,8 +207,12 @@ impl Serving {
         };
         // A reader of the addresses may ask at once.
         app.serves_until(&signals.stop);
-        announce(&app, scheme, self.json);
+        let said = sockets.say(&listeners);
+        if self.json {
+            announce(&app, said);
+        }
         if let (Some(queue), Some(address)) = (self.first_try, app.http_address()) {
+            let scheme = listeners.first().map_or("http", |one| if one.tls == TlsOf::On { "https" } else { "http" });
             info!("try: echo hello | relay submit --wait --server {scheme}://{address} --queue {queue}");
         }
         match app.run(signals.stop.clone()).await? {
@@ -228,38 +224,32 @@ impl Serving {
 
 /// How long balancers have to notice that the process goes. A network load balancer still sends new connections for two minutes
 /// and more after its checks fail.
-fn drain_delay(listen: &Listen) -> Duration {
-    match (&listen.drain_delay, listen.proxy) {
+fn drain_delay(listen: &Listen, listeners: &[Listener]) -> Duration {
+    let balanced = listeners.iter().any(|one| one.proxy == ProxyHeader::Required);
+    match (&listen.drain_delay, balanced) {
         (Some(given), _) => given.0,
-        (None, ProxyHeader::Required) => Duration::from_secs(180),
-        (None, ProxyHeader::Off) => Duration::from_secs(5),
+        (None, true) => Duration::from_secs(180),
+        (None, false) => Duration::from_secs(5),
     }
 }
 
-/// The first thing that is said: where clients and workers connect, which only the system knows for port 0.
-fn announce(app: &App, scheme: &str, json: bool) {
+/// The addresses for programs, which only the system knows for port 0. A reader that went away does not stop a server.
+fn announce(app: &App, listeners: Value) {
     let (http, workers) = (app.http_address(), app.workers_address());
     let (admin, health) = (app.admin_address(), app.health_address());
-    if let Some(http) = http {
-        info!("relay listens on {scheme}://{http}");
-    }
-    if let Some(workers) = workers {
-        info!("workers connect to {workers}");
-    }
-    if json {
-        // A reader that went away does not stop a server.
-        let line = json!({ "listening": { "http": http, "workers": workers, "admin": admin, "health": health } });
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{line}").and_then(|()| out.flush()).ok();
-    }
+    let listening =
+        json!({ "http": http, "workers": workers, "admin": admin, "health": health, "listeners": listeners });
+    let line = json!({ "listening": listening });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).ok();
 }
 
 /// Refuses `--no-auth` where somebody else could connect.
-pub(crate) fn no_auth_only_on_loopback(flag: &str, address: SocketAddr) -> Result<(), CliError> {
+pub(crate) fn no_auth_only_on_loopback(called: &str, address: SocketAddr) -> Result<(), CliError> {
     if address.ip().is_loopback() {
         return Ok(());
     }
-    Err(CliError::usage(format!("{flag} {address}: without authentication only loopback addresses are possible"))
+    Err(CliError::usage(format!("{called}: without authentication only loopback addresses are possible"))
         .hint("listen on 127.0.0.1, or make keys with `relay keys new` and start `relay serve` with --keys"))
 }
 

@@ -14,8 +14,10 @@ use super::file::File;
 use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::settings::{self, AskedCertificate, Listen, Order, ProxyHeader, Settings, Storage, TlsEnd};
+use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage, TlsEnd, TlsOf};
 use super::values::{WeightedQueue, show_duration, show_size};
+
+mod listeners;
 
 /// The mistakes in the queues of one worker together, and what to do about them.
 fn of_queues(queues: &[WeightedQueue], strict: bool) -> Vec<(String, &'static str)> {
@@ -71,6 +73,7 @@ pub(crate) fn find(
     finder.proxy();
     finder.admin_tokens();
     finder.tls();
+    finder.listeners();
     finder.worker();
     finder.streams();
     finder.queues();
@@ -78,10 +81,13 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 19] = [
+const NEEDS: [(&str, &str, &str); 22] = [
     ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
     ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
     ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
+    ("listen.worker_tls", "listen.workers", "there is no listener for workers"),
+    ("listen.worker_client_auth", "listen.workers", "there is no listener for workers"),
+    ("admin.health_proxy", "admin.health", "there is no port for health checks"),
     ("admin.token_file", "admin.listen", "there is no admin port"),
     ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
@@ -270,13 +276,14 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
             self.add("listen.http", what, "write \"127.0.0.1:7410\", or set `access.keys` instead");
         }
-        if let Some(address) = self.open("listen.workers", listen.workers) {
-            let what = format!("others can reach {address}, and connections of workers are not encrypted");
-            self.add(
-                "listen.workers",
-                what,
-                "write \"127.0.0.1:7411\": run workers on this machine, or through a tunnel",
-            );
+        let open = self.open("listen.workers", listen.workers);
+        if let Some(address) = open.filter(|_| listen.worker_tls == TlsOf::Off && !self.is("access.no_auth")) {
+            let what = format!("others can reach {address}, and keys and payloads would come in clear text");
+            self.add("listen.workers", what, "set worker_tls = \"on\", or write \"127.0.0.1:7411\"");
+        }
+        if let Some(address) = open.filter(|_| self.is("access.no_auth")) {
+            let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
+            self.add("listen.workers", what, "write \"127.0.0.1:7411\", or set `access.keys` instead");
         }
         let variable = (self.variable)("RELAY_ADMIN_TOKEN").is_some();
         let named = self.file.is_some_and(|file| !file.admin_tokens.is_empty());
@@ -305,23 +312,31 @@ impl Finder<'_> {
                 let fix = format!("add {trusted} with your load balancer's own addresses, such as 10.0.1.7");
                 self.add(PROXY, format!("without {trusted} no header would be believed"), fix);
             }
+        } else if self.is("listen.proxy_trusted") {
+            self.without_proxy("listen.proxy_trusted");
+        }
+        if self.settings.listeners.iter().any(|one| one.proxy == ProxyHeader::Required) {
             if self.is("limits.source_connections") {
                 let fix = "leave it out: `limits.source_unproven` and `limits.endpoint_connections` tell clients apart";
                 self.add("limits.source_connections", "behind a load balancer all connections have its address", fix);
             }
             return;
         }
-        for key in ["listen.proxy_trusted", "limits.source_unproven", "limits.endpoint_connections"] {
+        for key in ["limits.source_unproven", "limits.endpoint_connections"] {
             if self.is(key) {
-                let proxy = self.called(PROXY, key);
-                self.add(key, format!("without {proxy} as `required` it says nothing"), "leave it out, or add that");
+                self.without_proxy(key);
             }
         }
     }
 
-    /// TLS at two places or at none, and certificates of nobody.
+    fn without_proxy(&mut self, key: &str) {
+        let proxy = self.called("listen.proxy", key);
+        self.add(key, format!("without {proxy} as `required` it says nothing"), "leave it out, or add that");
+    }
+
+    /// TLS at two places or at none.
     fn tls(&mut self) {
-        let Listen { tls, client_auth, http, tls_cert, .. } = &self.settings.listen;
+        let Listen { tls, http, tls_cert, .. } = &self.settings.listen;
         if *tls == TlsEnd::TerminatedInFront && tls_cert.is_some() {
             let cert = self.called("listen.tls_cert", "listen.tls");
             self.add("listen.tls", format!("{cert} is set as well"), "leave one of them out: TLS ends at one place");
@@ -334,18 +349,6 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and keys and payloads would come in clear text");
             let fix = "set `tls_cert` and `tls_key`, or tls = \"terminated-in-front\" if something in front ends TLS";
             self.add("listen.http", what, fix);
-        }
-        let authorities = self.file.map_or(&[][..], |file| &file.authorities);
-        match (client_auth, authorities) {
-            (AskedCertificate::Off, [(_, line), ..]) => {
-                let fix = "leave it out, or set listen.client_auth = \"optional\" or \"required\"";
-                self.at(*line, "client_ca", "without `listen.client_auth` no client is asked for a certificate", fix);
-            }
-            (AskedCertificate::Optional | AskedCertificate::Required, []) => {
-                let fix = "add a [[client_ca]] with `file` and `names` to the file, or leave it out";
-                self.add("listen.client_auth", "there is no [[client_ca]] that could sign a certificate", fix);
-            }
-            _ => {}
         }
     }
 

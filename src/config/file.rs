@@ -12,6 +12,7 @@ use super::admin_tokens::{ADMIN_TOKEN, AdminToken};
 use super::authorities::{self, CLIENT_CA};
 use super::bridges::{self, BRIDGES_MAX};
 use super::kind::{Kind, Value};
+use super::listeners::{LISTENER, Listener};
 use super::mistake::{Mistake, meant};
 use super::policy::{POLICY, PolicySetting};
 use super::queues::{Patch, Queue, Written};
@@ -40,7 +41,9 @@ pub(crate) struct File {
     pub(crate) bridges: Vec<BridgeConfig>,
     /// Its tokens for the admin port, in the order of the file.
     pub(crate) admin_tokens: Vec<AdminToken>,
-    /// The values of its bridges and tokens: `bridge.<name>.<key>`, each with the value and its line.
+    /// Its listeners, in the order of the file.
+    pub(crate) listeners: Vec<Listener>,
+    /// The values of its bridges, tokens and listeners: `bridge.<name>.<key>`, each with the value and its line.
     pub(crate) bridge_values: Vec<(String, Value, usize)>,
     /// The authorities that sign clients' certificates, each with its line.
     pub(crate) authorities: Vec<(AuthorityFiles, usize)>,
@@ -71,6 +74,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
         queues: Vec::new(),
         bridges: Vec::new(),
         admin_tokens: Vec::new(),
+        listeners: Vec::new(),
         bridge_values: Vec::new(),
         authorities: Vec::new(),
     };
@@ -87,6 +91,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
             CLIENT_CA => file.authorities = authorities::read(&mut reader, key.span(), value),
             BRIDGE => reader.bridges(key.span(), value, &mut file),
+            LISTENER => reader.listeners(key.span(), value, &mut file),
             ADMIN_TOKEN => reader.admin_tokens(key.span(), value, &mut file),
             name if TABLES.iter().any(|table| table.name == name) => {
                 if let Some(table) = reader.table(name, key.span(), value) {
@@ -126,7 +131,8 @@ impl Reader<'_> {
     }
 
     fn unknown_table(&mut self, span: Range<usize>, name: &str) {
-        let tables = TABLES.iter().map(|table| table.name).chain([QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN, CLIENT_CA]);
+        let lists = [QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN, CLIENT_CA, LISTENER];
+        let tables = TABLES.iter().map(|table| table.name).chain(lists);
         let setting = settings::all().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),

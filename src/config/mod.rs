@@ -6,7 +6,7 @@
 //! - [`settings`]: every setting of a process, a field each; [`policy`]: everything that holds for a queue, a row each.
 //! - [`kind`]: the kinds of values; [`values`]: how durations and sizes are written.
 //! - [`mod@file`]: reads a file, with `reader`; [`queues`]: its queues; `bridges`: its bridges; `admin_tokens`: its tokens;
-//!   `authorities`: its authorities for certificates.
+//!   `authorities`: its authorities for certificates; [`listeners`]: where it listens.
 //! - [`layers`]: puts defaults, file, variables and flags on top of each other.
 //! - [`contradictions`]: what can't be true together in the whole.
 //! - [`mistake`]: a mistake, its place, and what to write instead.
@@ -18,6 +18,7 @@ pub(crate) mod contradictions;
 pub(crate) mod file;
 pub(crate) mod kind;
 pub(crate) mod layers;
+pub(crate) mod listeners;
 pub(crate) mod mistake;
 pub(crate) mod policy;
 pub(crate) mod queues;

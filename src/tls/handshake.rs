@@ -33,7 +33,6 @@ pub struct Secured {
     protocols: &'static [&'static [u8]],
     clients: ClientAuth,
     places: EvictingPool,
-    counts: Arc<HandshakeCounts>,
 }
 
 /// The end of a handshake.
@@ -118,13 +117,7 @@ impl Secured {
     }
 
     fn new(tls: Arc<Tls>, protocols: &'static [&'static [u8]], clients: ClientAuth) -> Self {
-        Self { tls, protocols, clients, places: EvictingPool::new(AT_A_TIME), counts: Arc::default() }
-    }
-
-    /// How often its handshakes had which end.
-    #[must_use]
-    pub fn counts(&self) -> &HandshakeCounts {
-        &self.counts
+        Self { tls, protocols, clients, places: EvictingPool::new(AT_A_TIME) }
     }
 
     /// Does the handshake of `stream`, until its time is over or `ended` ends.
@@ -144,7 +137,7 @@ impl Secured {
             () = place.evicted.cancelled() => Err(Refused::new(Handshake::Cut, "a newer handshake needs its place")),
             () = ended => Err(Refused::new(Handshake::Cut, "the connection's time is over")),
         };
-        self.counts.add(accepted.as_ref().map_or_else(|refused| refused.end, |_| Handshake::Done));
+        self.tls.handshakes.add(accepted.as_ref().map_or_else(|refused| refused.end, |_| Handshake::Done));
         accepted
     }
 

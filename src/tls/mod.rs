@@ -93,6 +93,7 @@ pub struct Tls {
     snapshot: RwLock<Arc<Snapshot>>,
     /// Tells connections that the authorities may have changed.
     changes: watch::Sender<()>,
+    handshakes: HandshakeCounts,
 }
 
 /// The content of all files at one time.
@@ -114,7 +115,7 @@ impl Tls {
     /// Everything that is wrong with them.
     pub fn open(files: TlsFiles) -> Result<Arc<Self>, Mistakes> {
         let snapshot = RwLock::new(Arc::new(Snapshot::read(&files)?));
-        Ok(Arc::new(Self { files, snapshot, changes: watch::Sender::new(()) }))
+        Ok(Arc::new(Self { files, snapshot, changes: watch::Sender::new(()), handshakes: HandshakeCounts::default() }))
     }
 
     /// Reads all files again, and takes them as a whole. New handshakes have them from then on, and connections whose
@@ -127,6 +128,12 @@ impl Tls {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
         self.changes.send_replace(());
         Ok(())
+    }
+
+    /// How often handshakes with these certificates had which end, on all listeners together.
+    #[must_use]
+    pub fn handshakes(&self) -> &HandshakeCounts {
+        &self.handshakes
     }
 
     /// Every file that it reads.

@@ -143,7 +143,62 @@ fn what_contradicts_something_else_is_a_mistake() {
             "[listen]\nhttp = \"0.0.0.0:1\"\n[access]\nno_auth = true",
             &["relay.toml:2: listen.http", "lets everybody in"],
         ),
-        ("[listen]\nworkers = \"0.0.0.0:1\"", &["listen.workers", "not encrypted"]),
+        ("[listen]\nworkers = \"0.0.0.0:1\"", &["listen.workers", "clear text", "worker_tls = \"on\""]),
+        (
+            "[listen]\nworkers = \"0.0.0.0:1\"\n[access]\nno_auth = true",
+            &["relay.toml:2: listen.workers", "lets everybody in"],
+        ),
+        ("[listen]\nworker_tls = \"on\"", &["relay.toml:2: listen.worker_tls", "add `listen.workers`"]),
+        (
+            "[listen]\nworkers = \"0.0.0.0:1\"\nworker_tls = \"on\"",
+            &["relay.toml:3: listen.worker_tls", "`listen.tls_cert` is not set"],
+        ),
+        (
+            "[listen]\nworkers = \"127.0.0.1:1\"\nworker_client_auth = \"required\"\n[[client_ca]]\nfile = \"a\"\n\
+             names = [\"a.example\"]",
+            &["relay.toml:3: listen.worker_client_auth", "`listen.worker_tls` is not `on`"],
+        ),
+        ("[[listener]]\nname = \"a\"\naddress = \"0.0.0.0:1\"", &["relay.toml:1: listener.a.tls", "clear text"]),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"0.0.0.0:1\"\n[access]\nno_auth = true",
+            &["relay.toml:1: listener.a.address", "lets everybody in"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"0.0.0.0:1\"\ntls = \"on\"",
+            &["relay.toml:1: listener.a.tls", "there is no certificate", "one for all listeners"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\nproxy = \"required\"",
+            &["relay.toml:1: listener.a.proxy", "without `trusted` no header would be believed"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntrusted = [\"10.0.1.7\"]",
+            &["relay.toml:1: listener.a.trusted", "says nothing"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\n[[listener]]\nname = \"b\"\naddress = \"127.0.0.1:1\"",
+            &["relay.toml:4: listener.b.address", "listener a listens on 127.0.0.1:1 already"],
+        ),
+        (
+            "[listen]\nworkers = \"127.0.0.1:1\"\n[[listener]]\nname = \"workers\"\naddress = \"127.0.0.1:2\"",
+            &["relay.toml:3: listener.workers", "has this name"],
+        ),
+        (
+            "[listen]\ntls_cert = \"c\"\ntls_key = \"k\"\n[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\n\
+             tls = \"on\"\nclient_auth = \"required\"",
+            &["relay.toml:4: listener.a.client_auth", "there is no [[client_ca]]"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\nclient_auth = \"optional\"\n[[client_ca]]\n\
+             file = \"a\"\nnames = [\"a.example\"]",
+            &["relay.toml:1: listener.a.client_auth", "in the handshake of TLS"],
+        ),
+        (
+            "[listen]\ntls = \"terminated-in-front\"\n[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"",
+            &["relay.toml:2: listen.tls", "there are only those of [[listener]]"],
+        ),
+        ("[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\nprotcol = \"http\"", &["did you mean `protocol`?"]),
+        ("[admin]\nhealth_proxy = \"accept\"", &["relay.toml:2: admin.health_proxy", "add `admin.health`"]),
         ("[listen]\nhttp = \"0.0.0.0:1\"", &["relay.toml:2: listen.http", "clear text", "terminated-in-front"]),
         ("[listen]\ntls_cert = \"c\"", &["listen.tls_cert", "add `listen.tls_key`"]),
         (

@@ -150,7 +150,11 @@ impl Files {
 
 /// A connection with TLS.
 pub(crate) async fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
+    over(TcpStream::connect(address).await?, config).await
+}
+
+/// TLS on a connection that is there.
+pub(crate) async fn over(stream: TcpStream, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     TlsConnector::from(Arc::clone(config)).connect("localhost".try_into().unwrap(), stream).await
 }
 

@@ -192,7 +192,7 @@ impl Served {
         let leasing: Arc<dyn Leasing> = Arc::clone(line) as _;
         let workers = WorkerListener::new(leasing, Arc::new(OneKey)).with_limits(limits);
         let mut running = JoinSet::new();
-        running.spawn(workers.serve(listener, shutdown.clone(), drain));
+        running.spawn(workers.serve(vec![listener.into()], shutdown.clone(), drain));
         Self { address, shutdown, running }
     }
 

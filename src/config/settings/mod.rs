@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::admin_tokens::AdminToken;
 use super::kind::Kind;
+use super::listeners::Listener;
 
 mod brokers;
 mod operating;
@@ -13,8 +14,8 @@ mod serving;
 pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
 pub(crate) use operating::{Audit, AuditLevel};
 pub(crate) use serving::{
-    Access, Admin, AskedCertificate, Bounds, Listen, Log, LogFormat, Order, ProxyHeader, Store, Telemetry, TlsEnd,
-    Worker,
+    Access, Admin, AskedCertificate, Bounds, HealthProxy, Listen, Log, LogFormat, Order, PROXY_HEADER, ProxyHeader,
+    Store, Telemetry, TlsEnd, TlsOf, Worker,
 };
 
 /// A setting, as its field declares it.
@@ -172,6 +173,9 @@ pub(crate) struct Settings {
     /// The tokens of the admin port that are in the file.
     #[serde(skip)]
     pub(crate) admin_tokens: Vec<AdminToken>,
+    /// All listeners of a server, with those of the file.
+    #[serde(skip)]
+    pub(crate) listeners: Vec<Listener>,
     pub(crate) audit: Audit,
     pub(crate) nats: Nats,
     pub(crate) sqs: Sqs,

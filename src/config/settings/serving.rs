@@ -8,6 +8,7 @@ use relay_bridge::contract::WorkerId;
 use serde::Deserialize;
 
 use super::super::kind::Kind;
+use super::super::listeners::{CLIENT_AUTH, TLS};
 use super::super::values::{ClientShare, WeightedQueue};
 use super::{Setting, Table, switch, table, value};
 use crate::api::DurationText;
@@ -19,10 +20,7 @@ table! {
         /// Where clients connect; port 0 takes a free one
         http: SocketAddr = value("listen", "RELAY_LISTEN", "ADDR", Kind::Address).or("127.0.0.1:7410");
         /// Whether a load balancer writes a PROXY header in front of each connection of clients
-        proxy: ProxyHeader = value("proxy", "RELAY_PROXY", "WHETHER", Kind::Choice(&[
-            ("off", "None is read, and none is believed"),
-            ("required", "Version 2, on each connection; those without one are closed"),
-        ])).or("off");
+        proxy: ProxyHeader = value("proxy", "RELAY_PROXY", "WHETHER", PROXY_HEADER).or("off");
         /// The addresses from which a PROXY header is believed: the load balancer's own, such as 10.0.1.7, or ranges such as
         /// 10.0.1.0/28. Other peers are closed unread. Every host of a range can say that it is any client's endpoint
         proxy_trusted: Vec<AddressRange> =
@@ -37,13 +35,14 @@ table! {
             ("terminated-in-front", "In a proxy or load balancer, and the network behind it is trusted with keys and payloads"),
         ])).or("here");
         /// Whether clients are asked for a certificate of a `[[client_ca]]`
-        client_auth: AskedCertificate = value("client-auth", "RELAY_CLIENT_AUTH", "WHETHER", Kind::Choice(&[
-            ("off", "They are not"),
-            ("optional", "They are, and those without one are let in by their key"),
-            ("required", "They are, and there is no connection without one"),
-        ])).or("off");
+        client_auth: AskedCertificate = value("client-auth", "RELAY_CLIENT_AUTH", "WHETHER", Kind::Choice(CLIENT_AUTH)).or("off");
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
+        /// Where TLS of those workers ends. Addresses that others can reach need it
+        worker_tls: TlsOf = value("worker-tls", "RELAY_WORKER_TLS", "WHERE", Kind::Choice(TLS)).or("off");
+        /// Whether those workers are asked for a certificate of a `[[client_ca]]`
+        worker_client_auth: AskedCertificate =
+            value("worker-client-auth", "RELAY_WORKER_CLIENT_AUTH", "WHETHER", Kind::Choice(CLIENT_AUTH)).or("off");
         /// Bytes that workers' connections may hold together, beside 64 KiB of each: frames on their way in, requests that are not
         /// answered, and jobs that are not written. Those under one key have half of them at most; a frame waits 10 s for
         /// its bytes. At least twice 17 MiB is of use
@@ -150,6 +149,12 @@ table! {
         /// Serve /livez and /readyz, and nothing else, on this address as well, or instead of --admin: to everybody, and with
         /// connections of their own, which no peer of another port takes. Port 0 takes a free one. Off unless given
         health: Option<SocketAddr> = value("health", "RELAY_HEALTH", "ADDR", Kind::Address).alone("127.0.0.1:7413");
+        /// Whether those checks may begin with a PROXY header: a network load balancer that writes one for its targets writes it for
+        /// its checks as well, whichever port they go to. It is read and means nothing
+        health_proxy: HealthProxy = value("health-proxy", "RELAY_HEALTH_PROXY", "WHETHER", Kind::Choice(&[
+            ("off", "They may not"),
+            ("accept", "They may, and need not"),
+        ])).or("off");
         /// File with the token that callers send as `Authorization: Bearer TOKEN`; or set RELAY_ADMIN_TOKEN. Addresses other
         /// than loopback need one; /livez and /readyz are answered without it
         token_file: Option<PathBuf> = value("admin-token-file", "RELAY_ADMIN_TOKEN_FILE", "FILE", Kind::Path);
@@ -205,6 +210,35 @@ pub(crate) enum ProxyHeader {
     Required,
 }
 
+/// The words for it.
+pub(crate) const PROXY_HEADER: Kind = Kind::Choice(&[
+    ("off", "None is read, and none is believed"),
+    ("required", "Version 2, on each connection; those without one are closed"),
+]);
+
+/// The place where TLS of one listener ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TlsOf {
+    /// There is none.
+    Off,
+    /// Relay itself.
+    On,
+    /// Something in front of it.
+    TerminatedInFront,
+}
+
+impl TlsOf {
+    /// The one of a word that is one of its own.
+    pub(crate) fn named(word: &str) -> Self {
+        match word {
+            "on" => Self::On,
+            "terminated-in-front" => Self::TerminatedInFront,
+            _ => Self::Off,
+        }
+    }
+}
+
 /// The place where TLS of clients ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -225,6 +259,27 @@ pub(crate) enum AskedCertificate {
     Optional,
     /// They may not.
     Required,
+}
+
+impl AskedCertificate {
+    /// The one of a word that is one of its own.
+    pub(crate) fn named(word: &str) -> Self {
+        match word {
+            "optional" => Self::Optional,
+            "required" => Self::Required,
+            _ => Self::Off,
+        }
+    }
+}
+
+/// Whether health checks may begin with a header of a load balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HealthProxy {
+    /// None is read.
+    Off,
+    /// One is read, and means nothing.
+    Accept,
 }
 
 /// Which queue a worker asks first.

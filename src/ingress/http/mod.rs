@@ -4,7 +4,7 @@
 //!
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
 //!   many there are, and which one makes room for others.
-//! - `proxied`: the header of a balancer in front, before HTTP; `secured`: the handshake behind it.
+//! - `proxied`: how many connections there may be of a source that a balancer in front names.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `audited`: the line about each request.
 //! - `framing`: what decides where a request ends.
@@ -33,13 +33,13 @@ use super::authentications::Authentications;
 use super::budget::Budget;
 use super::clients::ClientShares;
 use super::events::{Events, Watched};
-use super::proxy::{HeaderCounts, HeaderOutcome, Proxy};
+use super::front::Arrivals;
+use super::proxy::HeaderCounts;
 use super::rates::Rates;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
 use crate::audit::Audit;
 use crate::auth::Authenticator;
-use crate::tls::{HandshakeCounts, Secured};
 use pools::Pools;
 
 mod answer;
@@ -65,7 +65,6 @@ mod request;
 mod results;
 mod room;
 mod routes;
-mod secured;
 mod serve;
 mod sse;
 mod submit;
@@ -102,15 +101,15 @@ pub struct Limits {
     /// Connections from one address at a time; more are closed unread. `None`, the default: as many as there may be, because
     /// behind a load balancer all callers have its address.
     pub per_source: Option<usize>,
-    /// Balancers that write a PROXY header on each connection. `None`, the default: no header is read, and none is believed.
-    pub proxy: Option<Proxy>,
-    /// TLS, behind that header. `None`, the default: HTTP comes as it is.
-    pub tls: Option<Secured>,
+    /// Of one source that a PROXY header names: connections on which nobody was authenticated yet; more are closed. Default 16.
+    pub source_unproven: usize,
+    /// Through one VPC endpoint that a PROXY header names: connections; more are closed. Default 256.
+    pub endpoint_connections: usize,
     /// How much of requests, connections, streams and bytes one client may hold. By default a quarter, and everything where
     /// nobody is authenticated.
     pub shares: Arc<ClientShares>,
     /// The time from a connection's start until somebody is authenticated on it, and for each head from its first byte to its
-    /// end. Default 10 s; half as much again where a PROXY header or a handshake comes before.
+    /// end. Default 10 s; half as much again on listeners where a PROXY header or a handshake comes before.
     pub first_request: Duration,
     /// The time after an answer is ready until the end of the next request's head: for reading the answer, for being idle,
     /// and for sending that head. Default 120 s.
@@ -142,8 +141,8 @@ impl Default for Limits {
             connections: 20_000,
             unproven: 1_000,
             per_source: None,
-            proxy: None,
-            tls: None,
+            source_unproven: 16,
+            endpoint_connections: 256,
             shares: ClientShares::new(None, |_| None, || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
@@ -179,13 +178,9 @@ pub struct Ingress {
     /// Connections on which somebody was authenticated.
     proven: Arc<Budget>,
     pools: Arc<Pools>,
-    proxy_headers: HeaderCounts,
-    /// The lines of the log about connections that are closed before their first request, by the outcome of their header.
-    closed_early: [Strangers; HeaderOutcome::ALL.len()],
+    arrivals: Arc<Arrivals>,
     refusals: Refusals,
     strangers: Strangers,
-    /// The lines of the log about handshakes that failed.
-    unsecured: Strangers,
     followers: Arc<Budget>,
     events: Arc<Events>,
     /// Where calls are written; unset if they are not.
@@ -220,11 +215,9 @@ impl Ingress {
             requests: budget(limits.requests),
             proven: budget(limits.connections),
             pools: Pools::new(&limits),
-            proxy_headers: HeaderCounts::default(),
-            closed_early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
+            arrivals: Arrivals::new(&clock),
             refusals: Refusals::default(),
             strangers: Strangers::new(clock.clone()),
-            unsecured: Strangers::new(clock.clone()),
             followers: budget(limits.followers),
             events: Arc::default(),
             audit: OnceLock::new(),
@@ -280,22 +273,22 @@ impl Ingress {
         self.pools.counts()
     }
 
-    /// How often which end a listener's look for a PROXY header had.
+    /// How often which end the listeners' looks for a PROXY header had.
     #[must_use]
     pub fn proxy_headers(&self) -> &HeaderCounts {
-        &self.proxy_headers
+        self.arrivals.headers()
+    }
+
+    /// What came of new connections, for listeners of another protocol in the same process.
+    #[must_use]
+    pub fn arrivals(&self) -> Arc<Arrivals> {
+        Arc::clone(&self.arrivals)
     }
 
     /// How long ago each issuer of tokens that is asked over https gave its keys, by its URL; without those that never did.
     #[must_use]
     pub fn issuer_ages(&self) -> Vec<(String, Duration)> {
         self.authenticator.issuer_ages()
-    }
-
-    /// How often a listener's handshakes had which end, where it speaks TLS.
-    #[must_use]
-    pub fn handshakes(&self) -> Option<&HandshakeCounts> {
-        self.limits.tls.as_ref().map(Secured::counts)
     }
 
     /// How fast each client submits, for an ingress of another protocol in the same process.

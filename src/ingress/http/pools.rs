@@ -57,8 +57,8 @@ impl Pools {
             max: limits.connections.max(1),
             unproven_max: limits.unproven.clamp(1, limits.connections.max(1)),
             per_source: limits.per_source,
-            source_unproven: limits.proxy.as_ref().map_or(usize::MAX, |proxy| proxy.source_unproven),
-            endpoint_max: limits.proxy.as_ref().map_or(usize::MAX, |proxy| proxy.endpoint_connections),
+            source_unproven: limits.source_unproven,
+            endpoint_max: limits.endpoint_connections,
             next: AtomicU64::new(0),
             state: Mutex::default(),
             changed: Notify::new(),
@@ -242,7 +242,6 @@ mod tests {
     use super::*;
     use crate::ingress::budget::Budget;
     use crate::ingress::clients::{ClientShares, Owner};
-    use crate::ingress::proxy::Proxy;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -304,8 +303,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_has_few_members_without_a_caller_and_an_endpoint_its_own_number_of_all() {
-        let proxy = Proxy { source_unproven: 1, endpoint_connections: 2, ..Proxy::new(Vec::new()) };
-        let pools = Pools::new(&Limits { proxy: Some(proxy), ..Limits::default() });
+        let pools = Pools::new(&Limits { source_unproven: 1, endpoint_connections: 2, ..Limits::default() });
         let [ours, theirs] = &["vpce-0000000a", "vpce-0000000b"].map(endpoint);
         let source = |endpoint: &Option<EndpointId>, last: u8| Source {
             endpoint: endpoint.clone(),
@@ -333,8 +331,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_member_that_was_closed_for_others_is_counted_nowhere_whenever_its_source_is_named() {
-        let proxy = Proxy { source_unproven: 1, ..Proxy::new(Vec::new()) };
-        let pools = Pools::new(&Limits { unproven: 1, proxy: Some(proxy), ..Limits::default() });
+        let pools = Pools::new(&Limits { unproven: 1, source_unproven: 1, ..Limits::default() });
         let source = Source { endpoint: endpoint("vpce-0000000a"), address: HERE };
         let closed = pools.enter(HERE).await.unwrap();
         let member = pools.enter(HERE).await.unwrap();

@@ -10,12 +10,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::join_all;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,8 @@ use tracing::{debug, info, warn};
 use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
-use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes, secured};
+use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
+use crate::ingress::front::{Bound, Front};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -51,25 +53,27 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// The bytes that are kept for an HTTP/2 stream whose peer does not read.
 const SEND_BYTES_MAX: usize = 64 * 1024;
 
-/// Serves `listener` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
+/// Serves `listeners` until `shutdown`, then drains: waits are answered early, requests in flight finish, new requests
 /// are refused, idle connections are closed. Requests that are left after `drain` are cut off.
 ///
 /// # Errors
 /// None at present: failures to accept are logged and tried again.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Vec<Bound>,
     ingress: Arc<Ingress>,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
-    // Connections inherit it from their listener.
-    if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER) {
-        warn!(%error, "the system's buffers of connections have another size");
+    for Bound { listener, .. } in &listeners {
+        // Connections inherit it from their listener.
+        if let Err(error) = SockRef::from(listener).set_send_buffer_size(SEND_BUFFER) {
+            warn!(%error, "the system's buffers of connections have another size");
+        }
     }
     let tasks = TaskTracker::new();
     let connections = Connections::new(Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() }));
-    shutdown.run_until_cancelled(connections.accept(&listener)).await;
-    drop(listener);
+    shutdown.run_until_cancelled(join_all(listeners.iter().map(|bound| connections.accept(bound)))).await;
+    drop(listeners);
 
     info!(tasks = tasks.len(), "the HTTP ingress drains");
     tasks.close();
@@ -101,10 +105,10 @@ impl Connections {
     }
 
     /// Never ends by itself.
-    async fn accept(&self, listener: &TcpListener) {
+    async fn accept(&self, bound: &Bound) {
         let mut pause = PAUSE_MIN;
         loop {
-            let (stream, peer) = match listener.accept().await {
+            let (stream, peer) = match bound.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) if is_of_the_peer(&error) => continue,
                 Err(error) => {
@@ -115,19 +119,25 @@ impl Connections {
                 }
             };
             pause = PAUSE_MIN;
-            if !proxied::is_let_in(&self.served.ingress, peer.ip()) {
+            if !bound.front.lets_in(peer.ip(), &self.served.ingress.arrivals) {
                 continue;
             }
             // This one waits unread, and the ones behind it in the listen queue, where they cost nothing here.
             match self.served.ingress.pools.enter(peer.ip()).await {
-                Some(member) => drop(self.served.tasks.spawn(self.connection(stream, member))),
+                Some(member) => drop(self.served.tasks.spawn(self.connection(stream, member, &bound.front))),
                 None => debug!(%peer, "there are as many connections from this address as may be"),
             }
         }
     }
 
     /// Serves `stream`, and gives its place back at the end. Not wrapped in another future, which would take its size again.
-    fn connection(&self, mut stream: TcpStream, member: Member) -> impl Future<Output = ()> + Send + 'static {
+    fn connection(
+        &self,
+        mut stream: TcpStream,
+        member: Member,
+        front: &Arc<Front>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let front = Arc::clone(front);
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
         async move {
@@ -136,18 +146,21 @@ impl Connections {
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "can't set TCP_NODELAY");
             }
-            let mut guard = Guard::new(Arc::clone(&connection), &served.ingress.limits);
-            if served.ingress.limits.proxy.is_some() {
+            let mut guard = Guard::new(Arc::clone(&connection), &served.ingress.limits, front.is_any());
+            if front.proxy.is_some() {
                 let ended = over(&shutdown, &mut guard, &kill);
                 // On the heap, and gone before HTTP begins.
-                if !Box::pin(proxied::begins(&served.ingress, &mut stream, &connection, ended)).await {
+                if !Box::pin(proxied::begins(&served.ingress, &front, &mut stream, &connection, ended)).await {
                     return;
                 }
             }
             let ingress = Arc::clone(&served.ingress);
             let ended = over(&shutdown, &mut guard, &kill);
-            let begun = Box::pin(secured::begins(&served.ingress, stream, &connection, ended)).await;
-            let Some((stream, holder)) = begun else { return };
+            let begun = Box::pin(front.handshake(stream, connection.peer, &ingress.arrivals, ended)).await;
+            let Ok((stream, holder)) = begun else { return };
+            if let Some(holder) = &holder {
+                connection.certificate.set(holder.certificate.clone()).ok();
+            }
             let mut vouched: Pin<Box<dyn Future<Output = ()> + Send>> = match holder {
                 Some(holder) => Box::pin(holder.ended()),
                 None => Box::pin(pending()),
@@ -242,8 +255,8 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(connection: Arc<Connection>, limits: &Limits) -> Self {
-        let more = limits.proxy.is_some() || limits.tls.is_some();
+    /// With `more` time for a first request where something comes before it.
+    fn new(connection: Arc<Connection>, limits: &Limits, more: bool) -> Self {
         let first = if more { limits.first_request * 3 / 2 } else { limits.first_request };
         let idle = limits.idle;
         Self { connection, first, idle, timer: Box::pin(tokio::time::sleep(first.min(idle))), head: 0, leaves: None }

@@ -21,17 +21,13 @@ pub struct Proxy {
     pub trusted: Vec<AddressRange>,
     /// The time from a connection's start to the end of its header, within that for a first request. Default 5 s.
     pub within: Duration,
-    /// Connections of one source on which nobody was authenticated yet; more are closed. Default 16.
-    pub source_unproven: usize,
-    /// Connections through one VPC endpoint; more are closed. Default 256.
-    pub endpoint_connections: usize,
 }
 
 impl Proxy {
     /// A listener that believes peers in `trusted`.
     #[must_use]
     pub fn new(trusted: Vec<AddressRange>) -> Self {
-        Self { trusted, within: Duration::from_secs(5), source_unproven: 16, endpoint_connections: 256 }
+        Self { trusted, within: Duration::from_secs(5) }
     }
 
     /// Whether `peer` is believed.

@@ -1,7 +1,6 @@
 //! The audit of workers: the ones that were not let in, the beginning and the end of each session, and at its
 //! greatest level each job that a worker is given.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use relay_bridge::contract::WorkerId;
@@ -27,7 +26,7 @@ impl SessionLine {
     /// [`Full`], where every call has to be on record and there is no room for another one.
     pub(super) fn begin(
         server: &WorkerListener,
-        source: IpAddr,
+        presented: &Presented<'_>,
         worker: &WorkerId,
         grant: &WorkerGrant,
     ) -> Result<Self, Full> {
@@ -41,7 +40,8 @@ impl SessionLine {
         line.set(|record| {
             record.who = Some(worker.to_string());
             record.method = Some(if grant.key.is_some() { "key" } else { "none" });
-            record.source = Some(source);
+            record.source = presented.address;
+            record.endpoint = presented.endpoint.map(ToOwned::to_owned);
             begun = Some(record.clone());
         });
         line.end(200, None);

@@ -1,8 +1,6 @@
 //! The first message: the worker's name, the version that both speak, and the queues that the worker may touch.
 //! Everything is refused with a typed error and a close.
 
-use std::net::IpAddr;
-
 use relay_bridge::contract::WorkerId;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
@@ -38,7 +36,7 @@ pub(super) enum Refused {
 pub(super) async fn admit<R: AsyncRead + Unpin>(
     server: &WorkerListener,
     from: &mut FrameReader<R>,
-    peer: IpAddr,
+    presented: Presented<'_>,
 ) -> Result<Admitted, Refused> {
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
     let frame = match time::timeout(server.limits.hello_timeout, from.next()).await {
@@ -57,7 +55,6 @@ pub(super) async fn admit<R: AsyncRead + Unpin>(
         Ok(_) => return Err(invalid("the first message has to be a hello".to_owned())),
         Err(error) => return Err(invalid(format!("not a hello: {error}"))),
     };
-    let presented = Presented { address: Some(peer), ..Presented::default() };
     judge(server, hello, presented).await.map_err(Refused::Told)
 }
 

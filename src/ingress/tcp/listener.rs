@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use futures_util::future::join_all;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -13,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use relay_bridge::contract::wire::FRAME_MAX;
 
 use super::memory::Memory;
-use super::{WorkerListener, session};
+use super::{WorkerLimits, WorkerListener, session};
 use crate::evicting::{EvictingPool, Member};
+use crate::ingress::front::{Bound, Front};
 
 /// When connections stop.
 #[derive(Clone)]
@@ -29,6 +31,7 @@ pub(super) struct Stop {
 
 /// A new connection's way in.
 pub(super) struct Door {
+    pub(super) front: Arc<Front>,
     /// The places of workers.
     pub(super) places: Arc<Semaphore>,
     /// The place of a peer that is not known yet.
@@ -36,8 +39,15 @@ pub(super) struct Door {
     pub(super) memory: Memory,
 }
 
+/// The places and the memory of workers, whichever listener they come by.
+struct Rooms {
+    places: Arc<Semaphore>,
+    unknown: EvictingPool,
+    memory: Memory,
+}
+
 impl WorkerListener {
-    /// Accepts workers until `shutdown`. Then it stops accepting, tells the connected workers, answers waiting leases,
+    /// Accepts workers on all `listeners` until `shutdown`. Then it stops accepting, tells the connected workers, answers waiting leases,
     /// and keeps each connection until its requests are answered and the jobs it holds are settled, at most for
     /// `drain` and the few seconds that handing back and farewells may take.
     ///
@@ -47,7 +57,7 @@ impl WorkerListener {
     /// None so far: errors of accepting (out of file descriptors, a peer that left) are waited out.
     pub async fn serve(
         self,
-        listener: TcpListener,
+        listeners: Vec<Bound>,
         shutdown: CancellationToken,
         drain: Duration,
     ) -> std::io::Result<()> {
@@ -55,7 +65,9 @@ impl WorkerListener {
         let _now = stop.now.clone().drop_guard();
         let connections = TaskTracker::new();
         let server = Arc::new(self);
-        accept(&server, listener, &stop, &connections).await;
+        let rooms = Rooms::new(&server.limits);
+        join_all(listeners.iter().map(|bound| accept(&server, bound, &rooms, &stop, &connections))).await;
+        drop(listeners);
         connections.close();
         if time::timeout(drain, connections.wait()).await.is_err() {
             tracing::warn!(connections = connections.len(), "the drain is over; connections are closed");
@@ -66,21 +78,40 @@ impl WorkerListener {
     }
 }
 
-async fn accept(server: &Arc<WorkerListener>, listener: TcpListener, stop: &Stop, connections: &TaskTracker) {
-    let permits = usize::try_from(server.limits.connections_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-    let places = Arc::new(Semaphore::new(permits));
-    let unknown = EvictingPool::new(usize::try_from(server.limits.unknown_max).unwrap_or(usize::MAX));
-    let memory = Memory::new(server.limits.bytes, server.limits.frame_max.min(FRAME_MAX));
+impl Rooms {
+    fn new(limits: &WorkerLimits) -> Self {
+        let permits = usize::try_from(limits.connections_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self {
+            places: Arc::new(Semaphore::new(permits)),
+            unknown: EvictingPool::new(usize::try_from(limits.unknown_max).unwrap_or(usize::MAX)),
+            memory: Memory::new(limits.bytes, limits.frame_max.min(FRAME_MAX)),
+        }
+    }
+
+    fn door(&self, front: &Arc<Front>) -> Door {
+        Door {
+            front: Arc::clone(front),
+            places: Arc::clone(&self.places),
+            unknown: self.unknown.enter(),
+            memory: self.memory.clone(),
+        }
+    }
+}
+
+async fn accept(server: &Arc<WorkerListener>, bound: &Bound, rooms: &Rooms, stop: &Stop, connections: &TaskTracker) {
     let mut pause = PAUSE_MIN;
     loop {
         let accepted = tokio::select! {
             () = stop.drain.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = bound.listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 pause = PAUSE_MIN;
-                let door = Door { places: Arc::clone(&places), unknown: unknown.enter(), memory: memory.clone() };
+                if !bound.front.lets_in(peer.ip(), &server.arrivals) {
+                    continue;
+                }
+                let door = rooms.door(&bound.front);
                 // It may be told to go before the others.
                 let (server, stop) = (Arc::clone(server), Stop { drain: stop.drain.child_token(), ..stop.clone() });
                 let member = server.leaving.enter(stop.drain.clone());

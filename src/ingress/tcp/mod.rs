@@ -9,7 +9,7 @@
 //!
 //! # Layout
 //!
-//! - `listener`: accepts, and drains; `leaving`: tells workers that the process goes.
+//! - `arriving`: a new connection before its hello; `listener`: accepts, and drains; `leaving`: tells workers that the process goes.
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
@@ -17,6 +17,7 @@
 //! - `memory`: the bytes that connections may hold.
 //! - `writer`: the messages that go back, and their fate when nobody reads.
 
+mod arriving;
 mod audited;
 mod hello;
 mod leaving;
@@ -38,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::authentications::Authentications;
+use super::front::Arrivals;
 use super::strangers::Strangers;
 use crate::audit::Audit;
 use crate::auth::Presented;
@@ -132,6 +134,7 @@ pub struct WorkerListener {
     audit: Option<Arc<Audit>>,
     authentications: Arc<Authentications>,
     leaving: Arc<Leaving>,
+    arrivals: Arc<Arrivals>,
 }
 
 impl WorkerListener {
@@ -141,6 +144,7 @@ impl WorkerListener {
         let (clock, limits) = (Clock::system(), WorkerLimits::default());
         let strangers = Arc::new(Strangers::new(clock.clone()));
         Self {
+            arrivals: Arrivals::new(&clock),
             leasing,
             auth,
             limits,
@@ -176,6 +180,12 @@ impl WorkerListener {
         Self { authentications, ..self }
     }
 
+    /// The same, whose new connections are counted beside those of other doors.
+    #[must_use]
+    pub fn with_arrivals(self, arrivals: Arc<Arrivals>) -> Self {
+        Self { arrivals, ..self }
+    }
+
     /// The same with another clock for the server time in the welcome.
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
@@ -202,5 +212,5 @@ pub async fn serve_workers(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> std::io::Result<()> {
-    WorkerListener::new(leasing, auth).serve(listener, shutdown, drain).await
+    WorkerListener::new(leasing, auth).serve(vec![listener.into()], shutdown, drain).await
 }

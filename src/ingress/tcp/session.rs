@@ -2,28 +2,33 @@
 //! alive, and drains.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::future::pending;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use relay_bridge::contract::envelope::WireVersion;
-use relay_bridge::contract::wire::{FromServer, FromWorker, HELLO_FRAME_MAX, Request, WireError};
+use relay_bridge::contract::wire::{FromServer, FromWorker, Request, WireError};
 use relay_bridge::contract::{RunId, WorkerId};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::arriving::{self, Arrived};
 use super::audited::SessionLine;
 use super::hello::{self, Admitted, Refused};
 use super::listener::{Door, Stop};
 use super::memory::{self, ConnectionMemory, Share};
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
+use crate::auth::Presented;
 use relay_bridge::support::lock;
 
 /// The state that the tasks of one connection share.
@@ -45,16 +50,20 @@ pub(super) struct Session {
     pub(super) ended: CancellationToken,
 }
 
-/// Serves one connection from its hello to its end.
-pub(super) async fn serve<S>(server: Arc<WorkerListener>, stream: S, peer: SocketAddr, door: Door, stop: Stop)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let (from, mut to) = tokio::io::split(stream);
-    let mut from = FrameReader::new(from, HELLO_FRAME_MAX);
-    let Door { places, unknown, memory } = door;
+/// Serves one connection from its beginning to its end.
+pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: SocketAddr, door: Door, stop: Stop) {
+    let Door { front, places, unknown, memory } = door;
+    let over = async {
+        tokio::select! {
+            () = unknown.evicted.cancelled() => {}
+            () = stop.drain.cancelled() => {}
+        }
+    };
+    let within = server.limits.hello_timeout;
+    let arrived = Box::pin(arriving::arrive(&front, &server.arrivals, stream, peer.ip(), within, over)).await;
+    let Ok(Arrived { mut from, mut to, peer: mut of }) = arrived else { return };
     let admitted = tokio::select! {
-        admitted = enter(&server, &mut from, peer.ip(), places) => admitted,
+        admitted = enter(&server, &mut from, of.presented(), places) => admitted,
         () = unknown.evicted.cancelled() => Err(Refused::Silent("a newer peer needs its place")),
         // Nothing is sent before the worker spoke.
         () = stop.drain.cancelled() => Err(Refused::Silent("the server is stopping")),
@@ -71,7 +80,7 @@ where
         }
     };
     let Admitted { hello, worker, welcome, grant, envelope } = admitted;
-    let audited = match SessionLine::begin(&server, peer.ip(), &worker, &grant) {
+    let audited = match SessionLine::begin(&server, &of.presented(), &worker, &grant) {
         Ok(audited) => audited,
         Err(full) => return close(from, to, Some(overloaded(full.to_string()))).await,
     };
@@ -103,7 +112,14 @@ where
     let writer = tasks.spawn(writer::write(Arc::clone(&session), outgoing, to));
     let permits = Arc::new(Semaphore::new(requests));
     let reading = Reading { session: &session, tasks: &tasks, queue: &queue, permits: &permits, requests };
-    let mut end = reading.run(&mut from).await;
+    let mut withdrawn: BoxFuture<'_, ()> = match of.holder.take() {
+        Some(holder) => Box::pin(holder.ended()),
+        None => Box::pin(pending()),
+    };
+    let mut end = tokio::select! {
+        end = reading.run(&mut from) => end,
+        () = &mut withdrawn => End { abrupt: true, ..End::refused(certificate_ended()) },
+    };
     if session.grant.credential.has_ended() {
         // Whichever was noticed first. Deliveries that were not written yet are handed back.
         end = End { abrupt: true, ..End::refused(credential_ended()) };
@@ -128,10 +144,10 @@ where
 async fn enter<R: AsyncRead + Unpin>(
     server: &WorkerListener,
     from: &mut FrameReader<R>,
-    peer: IpAddr,
+    presented: Presented<'_>,
     places: Arc<Semaphore>,
 ) -> Result<(Admitted, OwnedSemaphorePermit), Refused> {
-    let admitted = hello::admit(server, from, peer).await?;
+    let admitted = hello::admit(server, from, presented).await?;
     match time::timeout(server.limits.hello_timeout, places.acquire_owned()).await {
         Ok(Ok(place)) => Ok((admitted, place)),
         Ok(Err(_)) | Err(_) => {
@@ -362,6 +378,12 @@ where
 fn credential_ended() -> WireError {
     let detail = "the worker's key was revoked, has expired or grants less than before; its leases run out: connect again \
                   with a key that stands";
+    WireError::new(Kind::Unauthorized, detail).with_slug("unauthenticated")
+}
+
+fn certificate_ended() -> WireError {
+    let detail = "the worker's certificate was revoked, has expired, or its authority is trusted no more; its leases run out: \
+                  connect again with another one";
     WireError::new(Kind::Unauthorized, detail).with_slug("unauthenticated")
 }
 

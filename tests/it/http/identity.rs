@@ -53,7 +53,7 @@ impl Issuer {
     /// A relay on loopback behind a balancer there.
     async fn serve(&self) -> Relay {
         let mut setup = Setup { authenticator: self.open(), ..Setup::default() };
-        setup.limits.proxy = Some(Proxy::new(vec!["127.0.0.1".parse().unwrap()]));
+        setup.front.proxy = Some(Proxy::new(vec!["127.0.0.1".parse().unwrap()]));
         setup.start().await
     }
 }

@@ -26,7 +26,7 @@ fn header(address: [u8; 4], endpoint: &str) -> Vec<u8> {
 /// A relay behind a balancer at `trusted`.
 fn behind(trusted: &str) -> Setup {
     let mut setup = Setup::default();
-    setup.limits.proxy = Some(Proxy::new(vec![trusted.parse().unwrap()]));
+    setup.front.proxy = Some(Proxy::new(vec![trusted.parse().unwrap()]));
     setup
 }
 
@@ -101,7 +101,7 @@ async fn a_connection_without_a_header_is_closed_unanswered_and_counted_by_what_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_never_ends_is_dropped() {
     let mut setup = behind("127.0.0.1");
-    if let Some(proxy) = &mut setup.limits.proxy {
+    if let Some(proxy) = &mut setup.front.proxy {
         proxy.within = Duration::from_millis(50);
     }
     let relay = setup.start().await;
@@ -145,9 +145,7 @@ async fn a_source_has_few_connections_without_a_caller_and_an_endpoint_its_numbe
     file.write_all(b"").unwrap();
     let mut setup = behind("127.0.0.1");
     setup.authenticator = Authenticator::keys(file.path().to_owned(), Clock::system()).unwrap();
-    if let Some(proxy) = &mut setup.limits.proxy {
-        (proxy.source_unproven, proxy.endpoint_connections) = (2, 3);
-    }
+    (setup.limits.source_unproven, setup.limits.endpoint_connections) = (2, 3);
     let relay = setup.start().await;
     // Nobody has a key: every answer is 401, and the connection stays one without a caller.
     let open = async |last: u8, endpoint: &str| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay::auth::Authenticator;
+use relay::ingress::front::{Bound, Front};
 use relay::ingress::http::{Ingress, Limits, serve};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// How a test wants its relay.
 pub(crate) struct Setup {
     pub(crate) limits: Limits,
+    pub(crate) front: Front,
     pub(crate) authenticator: Authenticator,
     pub(crate) policy: QueuePolicy,
     pub(crate) drain: Duration,
@@ -37,6 +39,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            front: Front::default(),
             authenticator: Authenticator::development(),
             policy: QueuePolicy { payload_max: 1_000, ..QueuePolicy::default() },
             drain: Duration::from_secs(30),
@@ -63,7 +66,8 @@ impl Setup {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, serves, shutdown.clone(), self.drain));
+        let bound = Bound { listener, front: Arc::new(self.front) };
+        serving.spawn(serve(vec![bound], serves, shutdown.clone(), self.drain));
         Relay { address, ingress, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
     }
 }

@@ -18,7 +18,7 @@ const WHOAMI: &str = "/v1/whoami";
 async fn secured(files: &Files, clients: ClientAuth) -> (Relay, Arc<Tls>) {
     let tls = Tls::open(files.files.clone()).unwrap();
     let mut setup = Setup::default();
-    setup.limits.tls = Some(Secured::http(Arc::clone(&tls), clients));
+    setup.front.tls = Some(Secured::http(Arc::clone(&tls), clients));
     (setup.start().await, tls)
 }
 
@@ -30,14 +30,14 @@ async fn answer(relay: &Relay, files: &Files, identity: Option<&Identity>) -> St
     ask(&mut stream, WHOAMI).await.unwrap_or_default()
 }
 
-fn ends(relay: &Relay, end: Handshake) -> u64 {
-    relay.ingress.handshakes().unwrap().count(end)
+fn ends(tls: &Tls, end: Handshake) -> u64 {
+    tls.handshakes().count(end)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_tls_is_answered_with_the_protocol_that_the_client_offers_or_none() {
     let files = Files::new();
-    let (relay, _tls) = secured(&files, ClientAuth::Off).await;
+    let (relay, tls) = secured(&files, ClientAuth::Off).await;
     for (offered, chosen) in [(&["h2", "http/1.1"][..], Some("h2")), (&["http/1.1"], Some("http/1.1")), (&[], None)] {
         let mut stream = connect(relay.address, &files.client(offered, None)).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), chosen.map(str::as_bytes), "{offered:?}");
@@ -46,17 +46,17 @@ async fn a_request_over_tls_is_answered_with_the_protocol_that_the_client_offers
         }
     }
     assert!(connect(relay.address, &files.client(&["relay/1"], None)).await.is_err(), "a worker's protocol");
-    assert_eq!((ends(&relay, Handshake::Done), ends(&relay, Handshake::Failed)), (3, 1));
+    assert_eq!((ends(&tls, Handshake::Done), ends(&tls, Handshake::Failed)), (3, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_speak_tls_is_told_so_in_one_line_and_the_end_of_tls_is_told_as_such() {
     let files = Files::new();
-    let (relay, _tls) = secured(&files, ClientAuth::Off).await;
+    let (relay, tls) = secured(&files, ClientAuth::Off).await;
     let told = relay.get(WHOAMI).await;
     assert_eq!(told.status, 400);
     assert!(told.text().starts_with("this port speaks TLS"), "{}", told.text());
-    assert_eq!(ends(&relay, Handshake::Plaintext), 1);
+    assert_eq!(ends(&tls, Handshake::Plaintext), 1);
 
     let mut stream = connect(relay.address, &files.client(&["http/1.1"], None)).await.unwrap();
     ask(&mut stream, WHOAMI).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_handshake_that_does_not_go_on_is_dropped() {
     let files = Files::new();
     let tls = Tls::open(files.files.clone()).unwrap();
     let mut setup = Setup::default();
-    setup.limits.tls = Some(Secured::http(tls, ClientAuth::Off));
+    setup.front.tls = Some(Secured::http(Arc::clone(&tls), ClientAuth::Off));
     setup.limits.first_request = Duration::from_millis(100);
     let relay = setup.start().await;
     for begun in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
@@ -78,7 +78,7 @@ async fn a_handshake_that_does_not_go_on_is_dropped() {
         stream.write_all(begun).await.unwrap();
         assert!(matches!(stream.read(&mut [0; 64]).await, Ok(0) | Err(_)), "{begun:?}");
     }
-    assert_eq!(ends(&relay, Handshake::Cut), 3);
+    assert_eq!(ends(&tls, Handshake::Cut), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn a_certificate_names_its_holder_only_if_its_own_authority_may_give_the_n
     let mut files = Files::new();
     files.trust(&a, &["spiffe://a.example/*", "*.a.example"], None);
     files.trust(&b, &["spiffe://b.example/*"], None);
-    let (relay, _tls) = secured(&files, ClientAuth::Optional).await;
+    let (relay, tls) = secured(&files, ClientAuth::Optional).await;
     let (taken, refused, none) = ("HTTP/1.1 200 ", "HTTP/1.1 403 ", "");
     for (authority, names, expected) in [
         (&a, &["spiffe://a.example/batch"][..], taken),
@@ -114,7 +114,7 @@ async fn a_certificate_names_its_holder_only_if_its_own_authority_may_give_the_n
         assert!(text.starts_with(expected) && text.is_empty() == expected.is_empty(), "{names:?}: {text}");
         assert!(expected != refused || text.contains("the client certificate"), "{text}");
     }
-    assert_eq!(ends(&relay, Handshake::Certificate), 1);
+    assert_eq!(ends(&tls, Handshake::Certificate), 1);
     assert!(answer(&relay, &files, None).await.starts_with(taken), "where it is optional");
     let (relay, _tls) = secured(&files, ClientAuth::Required).await;
     assert_eq!(answer(&relay, &files, None).await, "", "where it is required");
@@ -190,7 +190,7 @@ async fn a_client_is_let_in_by_the_name_of_its_certificate_and_another_name_or_n
     let clients = Some(files.write("clients.toml", block));
     let authenticator = Authenticator::open(auth::Files { keys: None, clients }, Clock::system()).unwrap();
     let mut setup = Setup { authenticator, ..Setup::default() };
-    setup.limits.tls = Some(Secured::http(Tls::open(files.files.clone()).unwrap(), ClientAuth::Optional));
+    setup.front.tls = Some(Secured::http(Tls::open(files.files.clone()).unwrap(), ClientAuth::Optional));
     let relay = setup.start().await;
     let let_in = answer(&relay, &files, Some(&a.signs(&["spiffe://a.example/batch"], 1))).await;
     assert!(let_in.starts_with("HTTP/1.1 200 ") && let_in.contains("\"client\":\"batch\""), "{let_in}");

@@ -1,13 +1,13 @@
 //! The handshake of a new connection, where the listener speaks TLS, and the words to a peer that does not.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
-use super::Ingress;
-use super::connection::Connection;
+use super::{Arrivals, Closed, Front};
 use crate::tls::handshake::{Handshake, Holder, Refused};
 use crate::tls::stream::Stream;
 
@@ -19,35 +19,35 @@ const TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// The reads of bytes that it had sent, at most: bytes that stay unread make the system send a reset, which overtakes the words.
 const READS_MAX: usize = 64;
 
-/// Does the handshake of `stream`, if there is to be one, until `ended` ends; `None` if the connection is to be closed. The
-/// holder of a client certificate is noted and given back.
-pub(super) async fn begins(
-    ingress: &Ingress,
-    stream: TcpStream,
-    connection: &Connection,
-    ended: impl Future<Output = ()>,
-) -> Option<(Stream, Option<Holder>)> {
-    let Some(secured) = &ingress.limits.tls else { return Some((Stream::Plain(stream), None)) };
-    match secured.accept(stream, ended).await {
-        Ok((stream, holder)) => {
-            if let Some(holder) = &holder {
-                connection.certificate.set(holder.certificate.clone()).ok();
-            }
-            Some((Stream::Tls(Box::new(stream)), holder))
+impl Front {
+    /// Does the handshake of `stream`, whose other end is `peer`, if there is to be one, until `ended` ends. The holder of a
+    /// client certificate is given back.
+    ///
+    /// # Errors
+    /// If the connection is to be closed, which is counted.
+    pub(in crate::ingress) async fn handshake(
+        &self,
+        stream: TcpStream,
+        peer: IpAddr,
+        arrivals: &Arrivals,
+        ended: impl Future<Output = ()>,
+    ) -> Result<(Stream, Option<Holder>), Closed> {
+        let Some(secured) = &self.tls else { return Ok((Stream::Plain(stream), None)) };
+        let Refused { end, why, plain } = match secured.accept(stream, ended).await {
+            Ok((stream, holder)) => return Ok((Stream::Tls(Box::new(stream)), holder)),
+            Err(refused) => refused,
+        };
+        let end_name = end.as_str();
+        let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);
+        if let Some(handshakes) = seldom.then(|| arrivals.unsecured.refused()).flatten() {
+            warn!(%peer, outcome = end_name, reason = why, handshakes, "TLS handshakes failed: the last is named");
+        } else {
+            debug!(%peer, outcome = end_name, reason = why, "a TLS handshake failed");
         }
-        Err(Refused { end, why, plain }) => {
-            let (peer, end_name) = (connection.peer, end.as_str());
-            let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);
-            if let Some(handshakes) = seldom.then(|| ingress.unsecured.refused()).flatten() {
-                warn!(%peer, outcome = end_name, reason = why, handshakes, "TLS handshakes failed: the last is named");
-            } else {
-                debug!(%peer, outcome = end_name, reason = why, "a TLS handshake failed");
-            }
-            if let Some(plain) = plain {
-                tokio::time::timeout(TOLD_WITHIN, tell(plain)).await.ok();
-            }
-            None
+        if let Some(plain) = plain {
+            tokio::time::timeout(TOLD_WITHIN, tell(plain)).await.ok();
         }
+        Err(Closed)
     }
 }
 

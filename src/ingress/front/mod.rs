@@ -1,0 +1,135 @@
+//! The way of a new connection to its protocol, whichever that is: the PROXY header of a balancer, and the handshake of TLS. A
+//! process may have several listeners, each with a way of its own; what came of them is counted and logged for all together.
+//!
+//! `secured`: the handshake, and the words to a peer that does not speak TLS.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bridge::clock::Clock;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, warn};
+
+use super::proxy::header::Header;
+use super::proxy::{HeaderCounts, HeaderOutcome, Proxy, Source, receive};
+use super::strangers::Strangers;
+use crate::tls::Secured;
+
+mod secured;
+
+/// Everything that stands in front of a protocol on one listener. The default is nothing: connections are taken as they come.
+#[derive(Clone, Debug, Default)]
+pub struct Front {
+    /// Balancers that write a PROXY header on each connection. Without them no header is read, and none is believed.
+    pub proxy: Option<Proxy>,
+    /// TLS, behind that header.
+    pub tls: Option<Secured>,
+}
+
+impl Front {
+    /// Whether anything stands there.
+    pub(super) fn is_any(&self) -> bool {
+        self.proxy.is_some() || self.tls.is_some()
+    }
+
+    /// Whether a connection from `peer` is to be read at all. One that is none of the balancers is counted.
+    pub(super) fn lets_in(&self, peer: IpAddr, arrivals: &Arrivals) -> bool {
+        let trusted = self.proxy.as_ref().is_none_or(|proxy| proxy.trusts(peer));
+        if !trusted {
+            arrivals.closed(
+                HeaderOutcome::Untrusted,
+                &peer,
+                &"its address is none of the trusted ones of its listener",
+            );
+        }
+        trusted
+    }
+
+    /// Reads the header of `stream`, whose other end is `peer`, if there has to be one: within its time and `most`, and until
+    /// `ended` ends.
+    ///
+    /// # Errors
+    /// If the connection is to be closed, which is counted.
+    pub(super) async fn source(
+        &self,
+        stream: &mut TcpStream,
+        peer: IpAddr,
+        most: Duration,
+        arrivals: &Arrivals,
+        ended: impl Future<Output = ()>,
+    ) -> Result<Option<(Source, HeaderOutcome)>, Closed> {
+        let Some(proxy) = &self.proxy else { return Ok(None) };
+        match receive::header(stream, proxy.within.min(most), ended).await {
+            Ok(Header::Proxied { address, endpoint }) => {
+                Ok(Some((Source { endpoint, address }, HeaderOutcome::Proxied)))
+            }
+            // The balancer itself, under the address of the socket.
+            Ok(Header::Local) => {
+                Ok(Some((Source { endpoint: None, address: peer.to_canonical() }, HeaderOutcome::Local)))
+            }
+            Err(unread) => {
+                arrivals.closed(unread.into(), &peer, &unread);
+                Err(Closed)
+            }
+        }
+    }
+}
+
+/// A connection that is to be closed: the reason is counted and logged already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closed;
+
+/// A socket that listens, with what stands in front of it.
+#[derive(Debug)]
+pub struct Bound {
+    /// The socket.
+    pub listener: TcpListener,
+    /// The way in.
+    pub front: Arc<Front>,
+}
+
+/// A listener whose connections are taken as they come.
+impl From<TcpListener> for Bound {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, front: Arc::default() }
+    }
+}
+
+/// The new connections of a process, by what came of them before their protocol began.
+#[derive(Debug)]
+pub struct Arrivals {
+    headers: HeaderCounts,
+    /// The lines of the log about connections that are closed, by the outcome of their header.
+    early: [Strangers; HeaderOutcome::ALL.len()],
+    /// The lines of the log about handshakes that failed.
+    unsecured: Strangers,
+}
+
+impl Arrivals {
+    pub(super) fn new(clock: &Clock) -> Arc<Self> {
+        Arc::new(Self {
+            headers: HeaderCounts::default(),
+            early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
+            unsecured: Strangers::new(clock.clone()),
+        })
+    }
+
+    /// How often which end the looks for a PROXY header had.
+    pub(super) fn headers(&self) -> &HeaderCounts {
+        &self.headers
+    }
+
+    /// Counts a connection that is closed. The log has one line a minute of each kind, and of those that say nothing none that
+    /// operators see: balancers look whether a port is open, again and again.
+    pub(super) fn closed(&self, outcome: HeaderOutcome, source: &dyn Display, reason: &dyn Display) {
+        self.headers.add(outcome);
+        let name = outcome.as_str();
+        if matches!(outcome, HeaderOutcome::Silent | HeaderOutcome::Cut) {
+            debug!(%source, outcome = name, %reason, "a connection is closed before its first request");
+        } else if let Some(connections) = self.early.get(outcome as usize).and_then(Strangers::refused) {
+            warn!(%source, outcome = name, %reason, connections, "a connection is closed before its first request");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Several listeners of one server, each with a way in of its own, from outside.
+
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Role};
+use relay_remote::stream::FrameReader;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::cli_support::Running;
+use crate::tls_support::{Authority, Files, ask, connect, over};
+
+const WHOAMI: &str = "/v1/whoami";
+/// A header of a balancer: a client at 10.1.1.1, through an endpoint.
+const HEADER: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20\x0a\x01\x01\x01\x0a\0\0\x02\x80\0\0\x50\xea\0\x11\x01vpce-0a1b2c3d4e5";
+
+/// The address of a listener, as the server said it when it was ready.
+fn address(relay: &Running, name: &str) -> SocketAddr {
+    relay.ready["listening"]["listeners"][name]["address"].as_str().unwrap_or_else(|| panic!("{name}")).parse().unwrap()
+}
+
+/// A server whose file has these tables.
+fn serving(files: &Files, tables: &str) -> Running {
+    let (cert, key) = (files.files.certificate.display(), files.files.key.display());
+    let text = format!(
+        "[store]\nmemory = true\n[access]\nno_auth = true\n[listen]\ntls_cert = \"{cert}\"\ntls_key = \"{key}\"\n{tables}"
+    );
+    let file = files.write("relay.toml", &text);
+    Running::start(["serve", "--json", "--config", file.to_str().unwrap()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_behind_a_balancer_stands_beside_one_for_the_cluster_and_one_for_workers() {
+    let (files, authority) = (Files::new(), Authority::new("a"));
+    let ca = files.write("clients.pem", authority.pem());
+    let tables = format!(
+        "[[client_ca]]\nfile = \"{}\"\nnames = [\"spiffe://a.example/*\"]\n\
+         [[listener]]\nname = \"nlb\"\naddress = \"127.0.0.1:0\"\nproxy = \"required\"\ntrusted = [\"127.0.0.1\"]\ntls = \"on\"\n\
+         client_auth = \"optional\"\n\
+         [[listener]]\nname = \"cluster\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
+         [[listener]]\nname = \"gpus\"\nprotocol = \"worker\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
+         [[listener]]\nname = \"here\"\naddress = \"127.0.0.1:0\"\n",
+        ca.display()
+    );
+    let mut relay = serving(&files, &tables);
+    let [nlb, cluster, gpus, here] = ["nlb", "cluster", "gpus", "here"].map(|name| address(&relay, name));
+    for said in [
+        format!("relay listens on https://{nlb}, behind a PROXY header, with a certificate or without"),
+        format!("relay listens on https://{cluster}"),
+        format!("workers connect to tls://{gpus}"),
+        format!("relay listens on http://{here}"),
+    ] {
+        relay.wait_for_line(&said);
+    }
+    assert_eq!(relay.ready["listening"]["http"], nlb.to_string(), "the first one for clients");
+
+    let client = files.client(&["http/1.1"], None);
+    let mut balanced = TcpStream::connect(nlb).await.unwrap();
+    balanced.write_all(HEADER).await.unwrap();
+    let text = ask(&mut over(balanced, &client).await.unwrap(), WHOAMI).await.unwrap();
+    assert!(text.contains("vpce-0a1b2c3d4e5"), "{text}");
+    assert!(connect(nlb, &client).await.is_err(), "without the header");
+
+    let text = ask(&mut connect(cluster, &client).await.unwrap(), WHOAMI).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("vpce-"), "{text}");
+    let mut with_header = TcpStream::connect(cluster).await.unwrap();
+    with_header.write_all(HEADER).await.unwrap();
+    assert!(over(with_header, &client).await.is_err(), "a header is no handshake there");
+
+    let mut worker = connect(gpus, &files.client(&["relay/1"], None)).await.unwrap();
+    let mut hello = BytesMut::new();
+    FromWorker::Hello(Hello {
+        version_min: 1,
+        version_max: 1,
+        envelope_max: 2,
+        role: Role::Worker,
+        worker: "gpu-1".parse().unwrap(),
+        key: None,
+        build: "raw".to_owned(),
+        frame_max: FRAME_MAX,
+    })
+    .encode(&mut hello);
+    worker.write_all(&hello).await.unwrap();
+    let welcome = FrameReader::new(&mut worker, FRAME_MAX).next().await.unwrap().unwrap();
+    assert!(matches!(FromServer::decode(&welcome), Ok(FromServer::Welcome(_))));
+    assert!(connect(gpus, &client).await.is_err(), "HTTP is not spoken there");
+
+    let mut plain = TcpStream::connect(here).await.unwrap();
+    plain.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    plain.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    drop(worker);
+    relay.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_given_beside_the_listeners_of_a_file_is_one_more() {
+    let files = Files::new();
+    let tables = "http = \"127.0.0.1:0\"\n[[listener]]\nname = \"cluster\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n";
+    let relay = serving(&files, tables);
+    for name in ["http", "cluster"] {
+        let mut stream = connect(address(&relay, name), &files.client(&["http/1.1"], None)).await.unwrap();
+        assert!(ask(&mut stream, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "), "{name}");
+    }
+    relay.stop();
+}
+
+#[test]
+fn a_health_check_may_begin_with_a_header_that_means_nothing_where_that_is_asked_for() {
+    use std::io::{Read as _, Write as _};
+    let asked = |relay: &Running, header: &[u8]| {
+        let mut check = std::net::TcpStream::connect(relay.ready["listening"]["health"].as_str().unwrap()).unwrap();
+        check.write_all(&[header, b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"].concat()).unwrap();
+        let mut text = String::new();
+        // What was sent after the end is answered by a reset.
+        check.read_to_string(&mut text).ok();
+        text
+    };
+    let args = ["serve", "--json", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--health", "127.0.0.1:0"];
+    let relay = Running::start(args.iter().chain(&["--health-proxy", "accept"]));
+    for header in [&b""[..], HEADER] {
+        assert!(asked(&relay, header).starts_with("HTTP/1.1 200 "), "{header:?}");
+    }
+    assert_eq!(asked(&relay, b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0"), "", "another version");
+    relay.stop();
+    let relay = Running::start(args);
+    assert!(!asked(&relay, HEADER).starts_with("HTTP/1.1 200 "), "nobody asked for it");
+    relay.stop();
+}
