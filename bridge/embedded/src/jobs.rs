@@ -15,7 +15,7 @@ use relay_bridge::contract::{
 };
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
-use relay_bridge::rules::{self, Known, refusal};
+use relay_bridge::rules::{self, Known, Payload, refusal};
 
 #[async_trait]
 impl JobQueue for Embedded {
@@ -379,8 +379,7 @@ impl Writer {
         let sql = |e| unavailable(e, "erase");
         let found = self.owned(client, job)?;
         let left = rules::erase(found.as_ref().map(|(_, known)| known), job).refused()?;
-        let (Some((row, _)), Ok(Some(stripped))) = (found, left) else { return Ok(()) };
-        self.begin()?;
+        let (Some((row, known)), Ok(Some(stripped))) = (found, left) else { return Ok(()) };
         let result: Option<Vec<u8>> = self
             .conn
             .query_row("SELECT envelope FROM results WHERE seq = ?1", [row.seq], |row| row.get(0))
@@ -390,12 +389,19 @@ impl Writer {
         // Before the first write, because it can refuse.
         let result = result.map(|result| decode_result(&result.into())).transpose();
         let result = result.map_err(super::state::unreadable)?;
-        self.log_holds_erased = true;
+        let stripped_result = result.clone().map(rules::erased_result);
+        let is_stripped =
+            known.record.is_some_and(|record| record.payload == Payload::Erased && *record.job == stripped);
+        if is_stripped && result == stripped_result && !self.has_dead_letter(job)? {
+            return Ok(());
+        }
+        self.begin()?;
+        self.shared.set_log_holds_erased(true);
         // Freed bytes are overwritten with zeros for as long as this operation lasts.
         self.conn.pragma_update(None, "secure_delete", true).map_err(sql)?;
         self.replace_payload(&row, &stripped)?;
-        if let Some(result) = result {
-            let envelope = encode_result(&rules::erased_result(result), self.wire);
+        if let Some(result) = stripped_result {
+            let envelope = encode_result(&result, self.wire);
             self.conn
                 .execute("UPDATE results SET erased = 1, envelope = ?2 WHERE seq = ?1", params![row.seq, envelope])
                 .map_err(sql)?;

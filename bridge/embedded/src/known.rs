@@ -75,6 +75,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether there is one, of any of the job's runs.
+    pub(super) fn has_dead_letter(&self, job: JobId) -> Result<bool, BrokerError> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM dead_letters WHERE job = ?1")
+            .and_then(|mut query| query.exists([job.as_bytes()]))
+            .map_err(|e| unavailable(e, "read dead letter"))
+    }
+
     /// Whether there was one.
     pub(super) fn remove_dead_letter(&mut self, job: JobId, run: RunId) -> Result<bool, BrokerError> {
         self.begin()?;

@@ -10,8 +10,8 @@
 //!   file; `undo`: takes back the changes to it by a step that is not committed; `shared`: state that it shares with
 //!   its callers.
 //! - `room`: whether the disk has room for new jobs; `stored` with `recount`: the bytes that each client keeps.
-//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `sweep`: the end of runs,
-//!   records and dead letters by time.
+//! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `forget`: the end of an erasure;
+//!   `sweep`: the end of runs, records and dead letters by time.
 //! - `dispatch`: chooses the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
@@ -24,6 +24,7 @@ mod dispatch;
 #[cfg(test)]
 mod failing;
 mod filter;
+mod forget;
 mod grant;
 mod ids;
 mod jobs;
@@ -63,6 +64,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use forget::Rounds;
 pub use restore::restore;
 use rusqlite::Connection;
 pub use shared::Commits;
@@ -128,6 +130,7 @@ struct Inner {
     path: Option<PathBuf>,
     readers: Mutex<Vec<Connection>>,
     reading: Arc<Semaphore>,
+    rounds: Rounds,
     closing: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<schema::StoreLock>>,
@@ -181,6 +184,7 @@ impl Embedded {
             path,
             readers: Mutex::default(),
             reading,
+            rounds: Rounds::default(),
             closing,
             threads: Mutex::new(threads),
             lock: Mutex::new(opened.lock),
@@ -289,35 +293,6 @@ impl Embedded {
             Err(TrySendError::Closed(_)) => return Err(closed()),
         }
         answer.await.map_err(|_| closed())?
-    }
-
-    /// Ready when the log holds nothing that was erased. It can't be emptied while somebody reads: readers of this process
-    /// begin after it, those of others are waited for.
-    async fn forget(&self) -> Result<(), BrokerError> {
-        if self.inner.path.is_none() {
-            return Ok(());
-        }
-        let until = self.clock().monotonic() + FORGET_WITHIN;
-        loop {
-            let none_reads = self.inner.reading.acquire_many(READERS_MAX).await.map_err(|_| closed())?;
-            let (reply, answer) = tokio::sync::oneshot::channel();
-            let work = move |writer: &mut Writer| {
-                writer.forgetting.push(reply);
-                None
-            };
-            self.inbox()?.send(Box::new(work)).await.map_err(|_| closed())?;
-            if answer.await.map_err(|_| closed())? {
-                return Ok(());
-            }
-            drop(none_reads);
-            let now = self.clock().monotonic();
-            if now >= until {
-                let why = "the job is erased, but its bytes are in the write-ahead log still, which somebody reads for long, \
-                           perhaps a backup: retry when that has ended, which is safe and completes it";
-                return Err(BrokerError::new(BrokerErrorKind::Unavailable, "erase", why));
-            }
-            self.clock().sleep_until(now + FORGET_AGAIN).await;
-        }
     }
 
     /// Reads what was committed. In memory there is one connection: the writer's.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -65,9 +66,20 @@ pub(super) struct Shared {
     pub(super) counts: Arc<Counts>,
     /// Receipts whose `lease` future was dropped after the writer had answered.
     abandoned: Mutex<Vec<Receipt>>,
+    /// Set before an erasure is committed, and cleared by the writer alone.
+    log_holds_erased: AtomicBool,
 }
 
 impl Shared {
+    /// Whether the log may hold bytes that were erased.
+    pub(super) fn log_holds_erased(&self) -> bool {
+        self.log_holds_erased.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_log_holds_erased(&self, holds: bool) {
+        self.log_holds_erased.store(holds, Ordering::Release);
+    }
+
     /// Wakes the waiters for the results that were committed, and counts what was committed.
     pub(super) fn tell(&self, done: Done) {
         for new in done.finished {

@@ -69,10 +69,8 @@ pub(super) struct Writer {
     pub(super) done: Done,
     /// Heartbeats, which are answered from what is committed, whatever becomes of the transaction beside them.
     pub(super) beats: Vec<Beat>,
-    /// Calls that wait until the log holds nothing that was erased.
-    pub(super) forgetting: Vec<oneshot::Sender<bool>>,
-    /// Whether it may hold such bytes: of this process's erasures, or of those before.
-    pub(super) log_holds_erased: bool,
+    /// The round that waits until the log holds nothing that was erased.
+    pub(super) forgetting: Option<oneshot::Sender<bool>>,
     /// Receipts that nobody took and that this step hands back.
     pub(super) abandoned: Vec<Receipt>,
     pub(super) shared: Arc<Shared>,
@@ -105,6 +103,8 @@ impl Writer {
         let (conn, log, marker) = opened;
         let state = State::load(&conn, Arc::clone(&shared.recent), &clock, None)?;
         let room = Room::new(path.clone(), disk_reserve);
+        // Of erasures before, whose process did not get so far.
+        shared.set_log_holds_erased(path.is_some());
         let numbers = Numbers::new(path.clone(), marker, clock.monotonic());
         Ok(Self {
             conn,
@@ -115,8 +115,7 @@ impl Writer {
             pending: VecDeque::new(),
             done: Done::default(),
             beats: Vec::new(),
-            forgetting: Vec::new(),
-            log_holds_erased: path.is_some(),
+            forgetting: None,
             abandoned: Vec::new(),
             shared,
             path,
@@ -141,23 +140,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Empties the log of what was erased, once for all that wait for it, and says whether it is empty of it. Waits for
-    /// no reader.
+    /// Empties the log of what was erased if a round waits for it, and says whether it is empty of it. Waits for no reader.
     pub(super) fn forget(&mut self) {
-        if self.forgetting.is_empty() {
-            return;
-        }
-        if self.log_holds_erased && !self.broken {
+        let Some(reply) = self.forgetting.take() else { return };
+        if self.shared.log_holds_erased() && !self.broken {
             match self.truncate_log(Duration::ZERO) {
-                Ok(emptied) => self.log_holds_erased = !emptied,
+                Ok(emptied) => self.shared.set_log_holds_erased(!emptied),
                 Err(failure) => warn!(error = %failure, "the write-ahead log was not emptied of erased jobs"),
             }
         }
-        let forgotten = !self.log_holds_erased;
-        for reply in self.forgetting.drain(..) {
-            // A caller that does not wait any more calls again.
-            reply.send(forgotten).ok();
-        }
+        // A round whose caller is gone is nobody's.
+        reply.send(!self.shared.log_holds_erased()).ok();
     }
 
     /// Copies the log into the file and cuts it to nothing; `false` if a reader needs it.
