@@ -35,6 +35,7 @@ mod sqs_cli;
 mod sqs_forward;
 mod tls_support;
 mod traces;
+mod turns;
 mod waits;
 mod worker_protocol;
 mod worker_starts;

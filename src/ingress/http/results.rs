@@ -16,7 +16,7 @@ use super::connection::Peer;
 use super::page::Entries;
 use super::request::{self, Parameters};
 use super::room::Room;
-use super::{Served, follow, sse};
+use super::{Ingress, Served, follow, sse};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
 use crate::api::{JobView, Problem, ResultView, ResultsPage, header, schema};
 use crate::auth::Caller;
@@ -74,8 +74,8 @@ pub(super) async fn of_job(
 
 /// Where the job stands after at most `wait`, or at the beginning of a drain, and the room that the result takes.
 ///
-/// A wait holds no room. One that ends has its result in hand, as all have that wait for the same job; if there is no room for it,
-/// it is read again once there is.
+/// It is looked up in the caller's turn first, so that only what has not ended is waited for. A wait holds no room. One that ends
+/// has its result in hand, as all have that wait for the same job; if there is no room for it, it is read again once there is.
 ///
 /// # Errors
 /// `unauthenticated` if the credential ends before; `overloaded` or `rate-limited` if there is no room.
@@ -86,22 +86,32 @@ pub(super) async fn wait(
     job: JobId,
     wait: Duration,
 ) -> Result<(Lookup, Room), Refusal> {
+    let until = Instant::now() + wait;
     let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
-    if !wait.is_zero() {
-        let found = tokio::select! {
-            biased;
-            () = peer.credential.ended() => return Err(request::credential_ended()),
-            found = results.wait(client, job, wait) => Some(found?),
-            () = served.shutdown.cancelled() => None,
-        };
-        if let Some(found) = found
-            && let Some(room) = peer.room_now(ingress, size(&found))
-        {
-            return Ok((found, room));
-        }
+    let (found, room) = look(ingress, peer, client, job).await?;
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() || !matches!(found, Lookup::Open(_)) || served.shutdown.is_cancelled() {
+        return Ok((found, room));
     }
+    drop(room);
+    let found = tokio::select! {
+        biased;
+        () = peer.credential.ended() => return Err(request::credential_ended()),
+        found = results.wait(client, job, left) => Some(found?),
+        () = served.shutdown.cancelled() => None,
+    };
+    if let Some(found) = found
+        && let Some(room) = peer.room_now(ingress, size(&found))
+    {
+        return Ok((found, room));
+    }
+    look(ingress, peer, client, job).await
+}
+
+/// Where the job stands now, and the room that the result takes.
+async fn look(ingress: &Ingress, peer: &Peer, client: &ClientId, job: JobId) -> Result<(Lookup, Room), Refusal> {
     let room = peer.room_to_read(ingress).await?;
-    let found = results.lookup(client, job).await?;
+    let found = ingress.broker.results.lookup(client, job).await?;
     let room = room.fitted(usize::try_from(size(&found)).unwrap_or(usize::MAX));
     Ok((found, room))
 }
@@ -191,7 +201,7 @@ struct WrittenPage {
 }
 
 /// One page of the results that `filter` wants, and the room that it takes. It may be short, or empty with a `next` that has
-/// moved on. Like [`wait`], it holds no room while it waits.
+/// moved on. Like [`wait`], it looks in the caller's turn first, and holds no room while it waits.
 async fn read(
     served: &Served,
     peer: &Peer,
@@ -206,11 +216,13 @@ async fn read(
     let half = ingress.answers.share_of(&peer.owner) as u64 / 2;
     let largest = ingress.policies.result_max().await?.min(half);
     let most = (PAGE_BYTES_MAX as u64).max(largest) + PAGE_BYTES_MAX as u64;
+    // Not before all that there is was looked at.
+    let mut waits = false;
     for round in 1.. {
         let left = until.saturating_duration_since(Instant::now());
         let news = tokio::select! {
-            news = results.page(client, &start, filter, limit, left), if !left.is_zero() => Some(news?),
-            () = served.shutdown.cancelled(), if !left.is_zero() => None,
+            news = results.page(client, &start, filter, limit, left), if waits && !left.is_zero() => Some(news?),
+            () = served.shutdown.cancelled(), if waits && !left.is_zero() => None,
             else => None,
         };
         let (page, room) = match news.and_then(|page| Some((page, peer.room_now(ingress, most)?))) {
@@ -223,9 +235,10 @@ async fn read(
         // A wait also ends with a result that the filter leaves out: then there may be time left to wait for another.
         let has_passed = !filter.wants_all() && start != Start::After(page.next.clone());
         let is_over = left.is_zero() || served.shutdown.is_cancelled() || round >= PAGES_MAX;
-        if !page.entries.is_empty() || page.reset.is_some() || !has_passed || is_over {
+        if !page.entries.is_empty() || page.reset.is_some() || (waits && !has_passed) || is_over {
             return Ok((page, room));
         }
+        waits = !has_passed;
         start = Start::After(page.next);
     }
     unreachable!("the loop ends by its own count")

@@ -31,16 +31,31 @@ const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// The raw result, or the status in headers and no body yet; where that is asked for, and a place is free, after a wait.
 pub(super) async fn one(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
     let id = request::job_id(&asked.body)?;
-    if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero())
+    let seen = look(ingress, &asked.client, id).await?;
+    // Only what has not ended is waited for.
+    if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero() && matches!(seen.found, Lookup::Open(_)))
         && let Some(place) = ingress.waits.take(&asked.client)
     {
         return Ok(Wait::of_result(asked.client.clone(), id, span, place));
     }
-    let room = room_to_read(ingress, &asked.client).await?;
-    match ingress.broker.results.lookup(&asked.client, id).await? {
-        Lookup::Finished(finished) => within(outbox, *finished, room).map(Step::Answered),
-        found => told(ingress, outbox, &asked.client, found).map(Step::Answered),
-    }
+    told(ingress, outbox, &asked.client, seen).map(Step::Answered)
+}
+
+/// Where a job stands.
+pub(super) struct Seen {
+    pub(super) found: Lookup,
+    /// The room that was taken before it was read; `None` if it came without a look-up.
+    pub(super) room: Option<Share>,
+}
+
+/// Where the job stands now, looked up in the client's turn.
+///
+/// # Errors
+/// As [`room_to_read`].
+pub(super) async fn look(ingress: &Ingress, client: &ClientId, job: JobId) -> Result<Seen, Refusal> {
+    let room = room_to_read(ingress, client).await?;
+    let found = ingress.broker.results.lookup(client, job).await?;
+    Ok(Seen { found, room: Some(room) })
 }
 
 /// Room to read one result of any queue, as over HTTP: no more than half of the client's share. Look-ups of one client are as
@@ -63,24 +78,29 @@ async fn room(ingress: &Ingress, client: &ClientId, bytes: u64) -> Result<Share,
 }
 
 /// The answer about a job that stands so.
-pub(super) fn told(ingress: &Ingress, outbox: &Outbox, client: &ClientId, found: Lookup) -> Answer {
-    match found {
-        Lookup::Finished(finished) => self::finished(ingress, outbox, client, *finished),
+pub(super) fn told(ingress: &Ingress, outbox: &Outbox, client: &ClientId, seen: Seen) -> Answer {
+    match seen.found {
+        Lookup::Finished(finished) => self::finished(ingress, outbox, client, (*finished, seen.room)),
         Lookup::Open(status) => Ok(open(&status)),
         Lookup::Absent => Err(Refusal::no_job()),
     }
 }
 
-/// The raw result.
+/// The raw result, which holds the room that it was read in, or takes as much.
 ///
 /// # Errors
 /// `result-expired`, `payload-too-large`; `overloaded` or `rate-limited` if there is no room for it.
-pub(super) fn finished(ingress: &Ingress, outbox: &Outbox, client: &ClientId, finished: Finished) -> Answer {
-    let room = ingress.answers.take(&ingress.owner(client), finished.result.payload.len() as u64);
-    within(outbox, finished, room.map_err(|full| Refusal::full(full, scarce::ANSWERS))?)
+pub(super) fn finished(
+    ingress: &Ingress,
+    outbox: &Outbox,
+    client: &ClientId,
+    (finished, room): (Finished, Option<Share>),
+) -> Answer {
+    let taken = || ingress.answers.take(&ingress.owner(client), finished.result.payload.len() as u64);
+    let room = room.map_or_else(taken, Ok).map_err(|full| Refusal::full(full, scarce::ANSWERS))?;
+    within(outbox, finished, room)
 }
 
-/// The raw result, which holds `room`.
 fn within(outbox: &Outbox, finished: Finished, mut room: Share) -> Answer {
     let reply = with_facts(Reply::default(), &finished);
     let result = outcome::readable(finished)?;

@@ -11,16 +11,17 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_bridge::contract::{ClientId, Job, JobId, JobState, JobStatus};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::result_log::{Finished, Lookup, ResultLog};
+use relay_bridge::result_log::{Finished, Lookup};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span, warn};
 
+use super::Ingress;
 use super::answer::{Outbox, Reply};
 use super::desk::Desk;
 use super::gate::{Answer, Step, panicked};
 use super::places::Place;
-use super::{Ingress, results};
+use super::results::{self, Seen};
 use crate::api::{Slug, header};
 use crate::ingress::budget::Share;
 use crate::ingress::jobs;
@@ -95,13 +96,13 @@ impl Ahead {
 
 impl Submitted {
     /// The answer about the job, which stands so after its wait.
-    fn told(self, ingress: &Ingress, outbox: &Outbox, span: Span, found: Result<Lookup, BrokerError>) -> Answer {
+    fn told(self, ingress: &Ingress, outbox: &Outbox, span: Span, seen: Result<Seen, Refusal>) -> Answer {
         let Self { status, replayed, .. } = self;
-        match found {
+        match seen.map(|seen| (seen.found, seen.room)) {
             // One that did not wait for it gets the receipt: a retry does not look like a failure.
-            Ok(Lookup::Finished(finished)) if !finished.erased || !span.asked.is_zero() => {
+            Ok((Lookup::Finished(finished), room)) if !finished.erased || !span.asked.is_zero() => {
                 let state = JobState::Finished(finished.result.outcome);
-                match results::finished(ingress, outbox, &status.client, *finished) {
+                match results::finished(ingress, outbox, &status.client, (*finished, room)) {
                     Ok(reply) if replayed => Ok(reply.with(header::IDEMPOTENCY_REPLAYED, "true")),
                     // There is no room for it now, and the job is accepted: the result can be asked for.
                     Err(refusal) if matches!(refusal.0.slug, Slug::Overloaded | Slug::RateLimited) => {
@@ -110,11 +111,11 @@ impl Submitted {
                     answer => answer,
                 }
             }
-            Ok(Lookup::Open(now)) => Ok(receipt(&now, replayed)),
+            Ok((Lookup::Open(now), _)) => Ok(receipt(&now, replayed)),
             Ok(_) => Ok(receipt(&status, replayed)),
-            Err(error) => {
-                let job_id = status.job_id;
-                warn!(%error, %job_id, "waiting for a result failed; answered with the receipt");
+            Err(Refusal(problem)) => {
+                let (job_id, why) = (status.job_id, &problem.detail);
+                warn!(%job_id, why, "waiting for a result failed; answered with the receipt");
                 Ok(receipt(&status, replayed))
             }
         }
@@ -160,7 +161,7 @@ impl Wait {
     }
 
     /// Waits: how the job stands then, unless that is to be looked up, at the beginning of a drain for one.
-    async fn pass(&mut self, results: &dyn ResultLog, drain: &CancellationToken) -> Option<Lookup> {
+    async fn pass(&mut self, ingress: &Ingress, drain: &CancellationToken) -> Option<Result<Seen, Refusal>> {
         if let Some(submitted) = &mut self.submitted
             && !submitted.replayed
         {
@@ -168,7 +169,14 @@ impl Wait {
             // In a drain it may listen still.
             submitted.ahead = Ahead::Heard(None);
             if let Some(finished) = heard.filter(|heard| heard.result.run_id >= submitted.status.run_id) {
-                return Some(Lookup::Finished(finished));
+                return Some(Ok(Seen { found: Lookup::Finished(finished), room: None }));
+            }
+        }
+        if self.submitted.as_ref().is_some_and(|submitted| submitted.replayed) {
+            // Its run may have ended: in that case it is read in the client's turn.
+            let seen = Box::pin(self.look(ingress)).await;
+            if !seen.as_ref().is_ok_and(|seen| matches!(seen.found, Lookup::Open(_))) {
+                return Some(seen);
             }
         }
         let left = self.span.left();
@@ -176,14 +184,22 @@ impl Wait {
             return None;
         }
         // A broker that has no room for another wait still says how the job stands.
-        drain.run_until_cancelled(results.wait(&self.client, self.job, left)).await?.ok()
+        let waited = ingress.broker.results.wait(&self.client, self.job, left);
+        let found = drain.run_until_cancelled(waited).await?.ok()?;
+        Some(Ok(Seen { found, room: None }))
+    }
+
+    /// Where the job stands now.
+    async fn look(&mut self, ingress: &Ingress) -> Result<Seen, Refusal> {
+        let seen = timeout(ingress.limits.answer_within, results::look(ingress, &self.client, self.job));
+        seen.await.unwrap_or_else(|_| Err(unanswered().into()))
     }
 
     /// The answer about a job that stands so.
-    fn told(&mut self, ingress: &Ingress, outbox: &Outbox, found: Result<Lookup, BrokerError>) -> Answer {
+    fn told(&mut self, ingress: &Ingress, outbox: &Outbox, seen: Result<Seen, Refusal>) -> Answer {
         match self.submitted.take() {
-            Some(submitted) => submitted.told(ingress, outbox, self.span, found),
-            None => results::told(ingress, outbox, &self.client, found?),
+            Some(submitted) => submitted.told(ingress, outbox, self.span, seen),
+            None => results::told(ingress, outbox, &self.client, seen?),
         }
     }
 }
@@ -216,26 +232,22 @@ type Panic = Box<dyn Any + Send>;
 impl Waiting {
     /// Waits, answers and counts, unless `kill` is cancelled. Never fails and never panics.
     pub(super) async fn attend(mut self: Box<Self>, kill: &CancellationToken) {
-        let results = &*self.desk.ingress.broker.results;
-        let passed = AssertUnwindSafe(self.wait.pass(results, &self.drain)).catch_unwind().await;
+        let passed = AssertUnwindSafe(self.wait.pass(&self.desk.ingress, &self.drain)).catch_unwind().await;
         // Boxed: it is large, and nothing of it is needed during the wait. Nor is a span of the log kept for so long.
         let span = info_span!("request", request_id = self.id, job_id = %self.wait.job);
         kill.run_until_cancelled(Box::pin(self.end(passed).instrument(span))).await;
     }
 
-    async fn end(self: Box<Self>, passed: Result<Option<Lookup>, Panic>) {
+    async fn end(self: Box<Self>, passed: Result<Option<Result<Seen, Refusal>>, Panic>) {
         let Self { desk, outbox, id, mut wait, counted, .. } = *self;
         let (ingress, job) = (&*desk.ingress, wait.job);
         let answer = match passed {
-            Ok(found) => {
-                let found = match found {
-                    Some(found) => Ok(found),
-                    None => {
-                        let found = ingress.broker.results.lookup(&wait.client, job);
-                        timeout(ingress.limits.answer_within, found).await.unwrap_or_else(|_| Err(unanswered()))
-                    }
+            Ok(seen) => {
+                let seen = match seen {
+                    Some(seen) => seen,
+                    None => wait.look(ingress).await,
                 };
-                catch_unwind(AssertUnwindSafe(|| wait.told(ingress, &outbox, found)))
+                catch_unwind(AssertUnwindSafe(|| wait.told(ingress, &outbox, seen)))
             }
             Err(panic) => Err(panic),
         };

@@ -61,7 +61,7 @@ impl JobQueue for Failing {
 }
 
 async fn submit_to(break_broker: fn(&mut relay_bridge::broker::Broker)) -> (Relay, Reply) {
-    let relay = Setup { break_broker, ..Setup::default() }.start().await;
+    let relay = Setup { break_broker: Box::new(break_broker), ..Setup::default() }.start().await;
     let reply = relay.submit(&[("Idempotency-Key", "k")], "x").await;
     (relay, reply)
 }

@@ -1,12 +1,19 @@
 //! All of a client's results as a stream: nothing lost, nothing doubled, and nothing held for who does not read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use relay::ingress::http::Limits;
+use relay_bridge::broker::Broker;
 use relay_bridge::contract::{Cursor, LogId};
+use relay_bridge::policy::QueuePolicy;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
 use super::support::{Block, Peer, Relay, Setup};
+use crate::turns::{Gate, Held};
 
 /// Submits a job under `key` and does it, with the key as its result.
 async fn finish(relay: &Relay, key: &str) {
@@ -325,5 +332,34 @@ async fn a_result_whose_end_reads_like_a_bare_refusal_arrives_byte_by_byte_and_i
         // A head that nobody can read is still refused with a problem.
         peer.write(b"no request\r\n\r\n").await;
         peer.reply().await.is_problem(400, "malformed-request");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_what_is_there_is_read_in_its_callers_turn() {
+    // With room for two reads: a page takes that of a result and as much as it is as JSON.
+    for (path, result_max) in [("/v1/jobs/ID/result?wait=1ms", 2 << 20), ("/v1/results?wait=1ms", 1 << 20)] {
+        let gate = Gate::closed();
+        let held = Arc::clone(&gate);
+        let break_broker = Box::new(move |broker: &mut Broker| {
+            broker.results = Arc::new(Held { inner: Arc::clone(&broker.results), gate: held });
+        });
+        // Streams have one half of it.
+        let limits = Limits { answer_bytes: 8 << 20, ..Limits::default() };
+        let policy = QueuePolicy { result_max, ..QueuePolicy::default() };
+        let relay = Setup { limits, policy, break_broker, ..Setup::default() }.start().await;
+        let id = relay.submit(&[], "x").await.field("job_id");
+        relay.work("text/plain", "done").await;
+        let path = path.replace("ID", &id);
+        let mut replies: FuturesUnordered<_> = (0..5).map(|_| relay.get(&path)).collect();
+        for _ in 0..3 {
+            let refused = tokio::time::timeout(Duration::from_secs(60), replies.next());
+            refused.await.expect("all are at the broker").unwrap().is_problem(503, "overloaded");
+        }
+        assert_eq!(gate.begun(), 2, "{path}: no more than there is room for");
+        gate.open();
+        while let Some(reply) = replies.next().await {
+            assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Setup {
     pub(crate) drain: Duration,
     /// The clock of the ingress; the store has the system's.
     pub(crate) clock: Clock,
-    pub(crate) break_broker: fn(&mut Broker),
+    pub(crate) break_broker: Box<dyn FnOnce(&mut Broker)>,
 }
 
 impl Default for Setup {
@@ -44,7 +44,7 @@ impl Default for Setup {
             policy: QueuePolicy { payload_max: 1_000, ..QueuePolicy::default() },
             drain: Duration::from_secs(30),
             clock: Clock::system(),
-            break_broker: |_| {},
+            break_broker: Box::new(|_| {}),
         }
     }
 }

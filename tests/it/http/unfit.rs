@@ -11,7 +11,7 @@ use super::support::{Relay, Reply, Setup};
 use crate::foreign_results::{UNFIT, is_fit, log, result, unfit};
 
 async fn start() -> Relay {
-    let break_broker = |broker: &mut relay_bridge::broker::Broker| broker.results = Arc::new(unfit("dev"));
+    let break_broker = Box::new(|broker: &mut relay_bridge::broker::Broker| broker.results = Arc::new(unfit("dev")));
     Setup { break_broker, ..Setup::default() }.start().await
 }
 
@@ -107,7 +107,7 @@ async fn jobs_with_such_results_can_be_submitted_again_in_a_batch() {
 async fn a_page_of_results_ends_at_a_mebibyte_as_it_is_sent_and_the_next_goes_on_behind_it() {
     const LIMIT: usize = 1 << 20;
     // Three kinds of growth: base64, the escapes of JSON, and a failure beside the payload.
-    let break_broker = |broker: &mut Broker| {
+    let break_broker = Box::new(|broker: &mut Broker| {
         broker.results = Arc::new(log((0..90).map(|at| {
             let mut large = result("dev", &format!("key-{at}"), vec![b'x'; 16 * 1024]);
             if at % 3 == 0 {
@@ -116,7 +116,7 @@ async fn a_page_of_results_ends_at_a_mebibyte_as_it_is_sent_and_the_next_goes_on
             }
             large
         })));
-    };
+    });
     let setup = Setup { break_broker, ..Setup::default() };
     let relay = setup.start().await;
     let (mut after, mut seen, mut pages) = (String::new(), Vec::new(), 0);

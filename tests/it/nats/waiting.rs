@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Subscriber};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use relay::ingress::nats::Limits;
 use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, JobId, RunId};
@@ -14,6 +15,7 @@ use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, 
 
 use super::limits::held;
 use super::support::{Answer, Relay, Setup};
+use crate::turns::{Gate, Held};
 
 /// Longer than a test waits for an answer: one that is not at once fails it.
 const LONG: (&str, &str) = ("Relay-Wait", "1h");
@@ -311,4 +313,37 @@ async fn an_accepted_job_whose_result_can_not_be_waited_for_is_answered_with_its
     is_receipt(&receipt, "queued");
     relay.ask("relay.result.me", &[LONG], receipt.job()).await.is_problem(503, "broker-unavailable");
     until(|| relay.ingress.wait_places() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_what_is_there_is_read_in_its_clients_turn() {
+    for subject in ["relay.result.me", "relay.submit.me.mail"] {
+        let gate = Gate::closed();
+        let held = Arc::clone(&gate);
+        let break_broker = Box::new(move |broker: &mut Broker| {
+            broker.results = Arc::new(Held { inner: Arc::clone(&broker.results), gate: held });
+        });
+        // Room for two results.
+        let relay = Setup { limits: limits(8), bytes: 200_000, break_broker, ..Setup::default() }.start().await;
+        let key = ("Idempotency-Key", "k");
+        let id = relay.submit(&[key], "x").await.job();
+        relay.work("text/plain", "done").await;
+        let submits = subject.contains("submit");
+        let (headers, body) = if submits { (vec![LONG, key], "x") } else { (vec![LONG], id.as_str()) };
+        let mut answers: FuturesUnordered<_> = (0..5).map(|_| relay.ask(subject, &headers, body.to_owned())).collect();
+        for _ in 0..3 {
+            let refused = tokio::time::timeout(Duration::from_secs(60), answers.next());
+            let refused = refused.await.expect("all are at the broker").unwrap();
+            match submits {
+                // It was accepted, whatever becomes of its wait.
+                true => assert_eq!(refused.job(), id),
+                false => drop(refused.is_problem(503, "overloaded")),
+            }
+        }
+        assert_eq!(gate.begun(), 2, "{subject}: no more than there is room for");
+        gate.open();
+        while let Some(answer) = answers.next().await {
+            assert_eq!(answer.text(), "done", "{subject}");
+        }
+    }
 }
