@@ -85,8 +85,6 @@ def cluster(name, targets, port, check, endpoint_id=None):
             "extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport", config=config, transport_socket=RAW
         )
         made["transport_socket"] = {"name": "envoy.transport_sockets.upstream_proxy_protocol", "typed_config": header}
-        made["transport_socket_matches"] = [{"name": "checks", "match": {"checks": True}, "transport_socket": RAW}]
-        made["health_checks"][0]["transport_socket_match_criteria"] = {"checks": True}
     return made
 
 

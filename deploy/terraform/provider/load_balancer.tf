@@ -1,10 +1,12 @@
 locals {
   own       = var.nlb_arn == null
   listeners = local.own ? var.listeners : {}
+  # Where each listener's targets are asked over HTTP; null for those that are connected to.
+  checks = { for name, listener in local.listeners : name => listener.server_speaks_first || listener.target_port == 4222 ? null : var.health_check }
   # Each port at which pods are reached, once: two rules for one port are an error of AWS.
   target_ports = local.own ? toset([for port in concat(
     [for listener in var.listeners : listener.target_port],
-    var.health_check.port == null ? [] : [var.health_check.port],
+    [for check in values(local.checks) : check.port if check != null],
   ) : tostring(port)]) : []
   addresses = local.own ? [for key in sort(keys(var.subnets)) : var.subnets[key].address] : [
     # AWS tells only addresses that were chosen when the load balancer was made.
@@ -136,10 +138,10 @@ resource "aws_lb_target_group" "each" {
   tags                   = var.tags
 
   health_check {
-    protocol            = var.health_check.protocol
-    port                = var.health_check.port == null ? "traffic-port" : tostring(var.health_check.port)
-    path                = var.health_check.protocol == "HTTP" ? var.health_check.path : null
-    matcher             = var.health_check.protocol == "HTTP" ? "200" : null
+    protocol            = local.checks[each.key] == null ? "TCP" : "HTTP"
+    port                = try(tostring(local.checks[each.key].port), "traffic-port")
+    path                = try(local.checks[each.key].path, null)
+    matcher             = local.checks[each.key] == null ? null : "200"
     interval            = 10
     timeout             = 5
     healthy_threshold   = 2

@@ -93,22 +93,21 @@ variable "listeners" {
 }
 
 variable "health_check" {
-  description = "How the load balancer finds out which pods work. TCP goes to the port of each listener. HTTP needs the port of a health listener that reads PROXY headers: AWS sends one with health checks as well, whichever port they go to."
+  description = "Where the load balancer asks which pods work: relay's health listener, which fails as soon as a pod begins to drain. AWS sends a PROXY header with the checks of a target group that has one, whichever port they go to: relay needs `health_proxy = \"accept\"` in [admin]. Null: it connects to the port of each listener instead, which succeeds until the end of a drain. Listeners to other servers (server_speaks_first) are always checked so."
   type = object({
-    protocol = optional(string, "TCP")
-    port     = optional(number)
-    path     = optional(string, "/readyz")
+    port = optional(number, 7413)
+    path = optional(string, "/readyz")
   })
   default = {}
 
   validation {
-    condition     = contains(["TCP", "HTTP"], var.health_check.protocol)
-    error_message = "health_check.protocol is TCP or HTTP."
+    condition     = try(var.health_check.port >= 1 && var.health_check.port <= 65535, var.health_check == null)
+    error_message = "health_check.port is 1 to 65535."
   }
 
   validation {
-    condition     = (var.health_check.protocol == "HTTP") == (var.health_check.port != null)
-    error_message = "An HTTP health check names its port, and a TCP check has none: it goes to the port of the listener."
+    condition     = try(startswith(var.health_check.path, "/"), var.health_check == null)
+    error_message = "health_check.path begins with a slash, such as /readyz."
   }
 }
 

@@ -130,10 +130,10 @@ run "a_drain_delay_in_which_new_connections_still_come" {
   expect_failures = [var.drain_delay_seconds]
 }
 
-run "an_http_health_check_without_a_port" {
+run "a_health_check_at_no_port" {
   command = plan
   variables {
-    health_check = { protocol = "HTTP" }
+    health_check = { port = 0 }
   }
   expect_failures = [var.health_check]
 }

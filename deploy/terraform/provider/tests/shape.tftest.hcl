@@ -117,7 +117,7 @@ run "pods_are_reached_from_the_load_balancers_group_alone" {
     error_message = "somebody beside the load balancer may reach relay's ports, and forge a PROXY header"
   }
   assert {
-    condition     = toset([for rule in aws_vpc_security_group_ingress_rule.targets : rule.to_port]) == toset([7410, 4222]) && toset([for rule in aws_vpc_security_group_egress_rule.targets : rule.to_port]) == toset([7410, 4222])
+    condition     = toset([for rule in aws_vpc_security_group_ingress_rule.targets : rule.to_port]) == toset([7410, 4222, 7413]) && toset([for rule in aws_vpc_security_group_egress_rule.targets : rule.to_port]) == toset([7410, 4222, 7413])
     error_message = "the load balancer's way to a target port is not open on both sides"
   }
   assert {
@@ -194,15 +194,33 @@ run "ports_that_two_listeners_share_have_one_rule_and_health_has_its_own" {
     listeners = {
       data  = { port = 443, target_port = 7410 }
       other = { port = 8443, target_port = 7410 }
+      nats  = { port = 4222, target_port = 4222, proxy_protocol = false, server_speaks_first = true }
     }
-    health_check = { protocol = "HTTP", port = 7413 }
   }
   assert {
-    condition     = toset([for rule in aws_vpc_security_group_ingress_rule.targets : rule.to_port]) == toset([7410, 7413])
+    condition     = toset([for rule in aws_vpc_security_group_ingress_rule.targets : rule.to_port]) == toset([4222, 7410, 7413])
     error_message = "the port of health checks is not open, or one port has two rules"
   }
   assert {
-    condition     = alltrue([for group in aws_lb_target_group.each : group.health_check[0].path == "/readyz" && group.health_check[0].matcher == "200" && group.health_check[0].port == "7413"])
-    error_message = "health checks do not ask /readyz"
+    condition     = alltrue([for name in ["data", "other"] : aws_lb_target_group.each[name].health_check[0].protocol == "HTTP" && aws_lb_target_group.each[name].health_check[0].path == "/readyz" && aws_lb_target_group.each[name].health_check[0].matcher == "200" && aws_lb_target_group.each[name].health_check[0].port == "7413"])
+    error_message = "health checks do not ask /readyz: a pod that drains would stay in the load balancer"
+  }
+  assert {
+    condition     = aws_lb_target_group.each["nats"].health_check[0].protocol == "TCP" && aws_lb_target_group.each["nats"].health_check[0].port == "traffic-port"
+    error_message = "servers of NATS are asked for what only relay answers"
+  }
+}
+
+run "health_checks_may_connect_to_the_listeners_port" {
+  variables {
+    health_check = null
+  }
+  assert {
+    condition     = alltrue([for group in aws_lb_target_group.each : group.health_check[0].protocol == "TCP" && group.health_check[0].port == "traffic-port"])
+    error_message = "the check does not go to the port of the listener"
+  }
+  assert {
+    condition     = toset([for rule in aws_vpc_security_group_ingress_rule.targets : rule.to_port]) == toset([4222, 7410])
+    error_message = "a port is open that nobody asks"
   }
 }
