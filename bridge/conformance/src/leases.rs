@@ -82,7 +82,7 @@ pub async fn a_lease_that_ended_is_not_extended(fixture: &dyn Fixture) {
     if stage.broker.capabilities.lease_lost_certain {
         assert_eq!(refused(stage.leasing.extend(&first.receipt).await), BrokerErrorKind::LeaseLost);
         let progress = Progress { percent: Some(10.0), message: "still here".to_owned() };
-        ok_or_lost(stage.leasing.progress(&first.receipt, &progress).await);
+        assert_eq!(refused(stage.leasing.progress(&first.receipt, &progress).await), BrokerErrorKind::LeaseLost);
     }
     // The second lease ends when it should, whatever the first holder tried.
     stage.pass(stage.lease - stage.slack).await;
@@ -288,6 +288,7 @@ pub async fn a_receipt_is_good_beyond_the_process_that_gave_it(fixture: &dyn Fix
             extended(&stage, &held).await;
             stage.assert_nothing_in_line().await;
         }
+        stage.leasing.progress(&held.receipt, &Progress { percent: Some(50.0), message: String::new() }).await.unwrap();
     }
     assert_eq!(stage.status(&job).await.attempt, 1, "a restart spends no attempt");
     stage.succeed(&held).await;
@@ -409,6 +410,9 @@ pub async fn a_receipt_that_names_another_queue_or_client_is_good_for_nothing(fi
     {
         let none = |kind| matches!(kind, BrokerErrorKind::LeaseLost | BrokerErrorKind::Invalid);
         let kind = refused(stage.leasing.extend(&forged).await);
+        assert!(none(kind), "{kind:?}");
+        let progress = Progress { percent: None, message: "of somebody else".to_owned() };
+        let kind = refused(stage.leasing.progress(&forged, &progress).await);
         assert!(none(kind), "{kind:?}");
         for settlement in [
             Settlement::HandBack(Duration::ZERO),

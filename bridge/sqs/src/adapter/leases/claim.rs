@@ -205,7 +205,8 @@ impl Claims {
         };
         match self.records.whole_job(&record, received.wake.payload(), OPERATION).await {
             Ok(job) => {
-                self.held.insert(record.facts(job.clone()), record.lease_end(), self.settings.clock.now());
+                let given = (lease, record.lease_end());
+                self.held.insert(record.facts(job.clone()), given, self.settings.clock.now());
                 Ok(Claimed::Delivery(Box::new(Delivery {
                     job,
                     receipt,

@@ -24,7 +24,6 @@ use crate::adapter::leases::settle::Settling;
 use crate::adapter::results::recording::Recording;
 use crate::adapter::stored::letters::LetterStore;
 use crate::adapter::stored::policies::Policies;
-use crate::adapter::stored::receipt::Token;
 use crate::limits::PAYLOAD_MAX;
 use relay_bridge::contract::{JobId, JobResult, QueueName, RunId};
 use relay_bridge::dead_letters::DeadLetter;
@@ -96,8 +95,8 @@ impl Leasing for Leases {
     }
 
     async fn progress(&self, receipt: &Receipt, _progress: &Progress) -> Result<(), BrokerError> {
-        // Nobody can watch progress on SQS, and each report would cost a write.
-        Token::read(receipt, "progress").map(drop)
+        // Nobody can watch progress on SQS, and each report would cost a write. This process's watchers are told of it.
+        self.settling.require_lease(receipt, "progress").await
     }
 
     async fn dead_letter(&self, letter: &DeadLetter) -> Result<(), BrokerError> {

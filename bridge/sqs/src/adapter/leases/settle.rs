@@ -111,6 +111,20 @@ impl Settling {
         Ok(Held::Until(held))
     }
 
+    /// Refuses a receipt whose lease does not hold its job. It costs a read only if another process gave the lease, or it
+    /// is over.
+    pub(crate) async fn require_lease(&self, receipt: &Receipt, operation: &'static str) -> Result<(), BrokerError> {
+        let token = Token::read(receipt, operation)?;
+        let now = self.settings.clock.now();
+        if self.held.stands(receipt, &token.lease, now) {
+            return Ok(());
+        }
+        let holds =
+            |record: &Record| is_named(record, receipt) && record.is_held_by(&token.lease) && record.lease_end() > now;
+        let record = self.records.record_of(receipt.job_id, operation).await?;
+        record.filter(holds).map(drop).ok_or_else(|| lost(receipt.job_id, operation))
+    }
+
     /// Ends the delivery.
     pub(crate) async fn settle_delivery(&self, receipt: &Receipt, settlement: &Settlement) -> Result<(), BrokerError> {
         const OPERATION: &str = "settle";
