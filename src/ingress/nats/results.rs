@@ -64,8 +64,13 @@ pub(super) async fn look(ingress: &Ingress, client: &ClientId, job: JobId) -> Re
 /// # Errors
 /// `overloaded`, `rate-limited`, and the broker's.
 pub(super) async fn room_to_read(ingress: &Ingress, client: &ClientId) -> Result<Share, Refusal> {
+    room(ingress, client, largest(ingress, client).await?).await
+}
+
+/// The most that is reserved for one result.
+async fn largest(ingress: &Ingress, client: &ClientId) -> Result<u64, Refusal> {
     let half = ingress.answers.share_of(&ingress.owner(client)) as u64 / 2;
-    room(ingress, client, ingress.policies.result_max().await?.min(half)).await
+    Ok(ingress.policies.result_max().await?.min(half))
 }
 
 /// Room for an answer of `bytes` to `client`, in its time.
@@ -122,7 +127,7 @@ pub(super) async fn all(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> An
         return Err(Refusal::malformed("results go to a reply subject: send it as a request"));
     }
     let _reading = ingress.readers.enter(&asked.client, ingress.limits.answer_within).await?;
-    let most = (PAGE_BYTES_MAX as u64).max(ingress.policies.result_max().await?);
+    let most = (PAGE_BYTES_MAX as u64).max(largest(ingress, &asked.client).await?);
     let _room = room(ingress, &asked.client, most).await?;
     let connection = outbox.connects();
     let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);

@@ -235,14 +235,14 @@ struct Gates {
 }
 
 /// A relay whose log is held after `free` pages.
-async fn held(free: usize, limits: Limits) -> (Relay, Gates) {
+async fn held(free: usize, setup: Setup) -> (Relay, Gates) {
     let (begun, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let gates = Gates { begun: Arc::clone(&begun), let_go: Arc::clone(&let_go) };
     let break_broker = Box::new(move |broker: &mut Broker| {
         let inner = Arc::clone(&broker.results);
         broker.results = Arc::new(HeldLog { inner, free, pages: AtomicUsize::new(0), begun, let_go });
     });
-    (Setup { limits, break_broker, ..Setup::default() }.start().await, gates)
+    (Setup { break_broker, ..setup }.start().await, gates)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,7 +273,7 @@ async fn large_results_come_in_answers_of_a_few_mebibytes_that_say_how_many_they
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
-    let (mut relay, gates) = held(1, Limits::default()).await;
+    let (mut relay, gates) = held(1, Setup::default()).await;
     for answer in ["first", "second"] {
         relay.submit(&[], "x").await.job();
         relay.work("text/plain", answer).await;
@@ -299,7 +299,7 @@ async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_for_its_results_many_times_at_once_leaves_places_to_others() {
     let limits = Limits { requests: 20, readers: 1, answer_within: Duration::from_secs(3_600), ..Limits::default() };
-    let (relay, gates) = held(0, limits).await;
+    let (relay, gates) = held(0, Setup { limits, ..Setup::default() }).await;
     let inbox = relay.client.new_inbox();
     let mut replies = relay.client.subscribe(inbox.clone()).await.unwrap();
     let ask = || relay.client.publish_with_reply("relay.results.me", inbox.clone(), "".into());
@@ -327,9 +327,25 @@ async fn a_client_that_asks_for_its_results_many_times_at_once_leaves_places_to_
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_too_long_to_read_is_told_so() {
     let limits = Limits { readers: 1, answer_within: Duration::from_millis(50), ..Limits::default() };
-    let (relay, gates) = held(0, limits).await;
+    let (relay, gates) = held(0, Setup { limits, ..Setup::default() }).await;
     relay.client.publish_with_reply("relay.results.me", "_INBOX.x", "".into()).await.unwrap();
     gates.begun.acquire().await.unwrap().forget();
     let refused = relay.until_empty("relay.results.other", &[]).await;
     assert_eq!(refused[0].is_problem(503, "overloaded").field("retry"), "safe");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_all_results_leaves_half_of_the_room_to_others_however_large_results_may_be() {
+    let policy = QueuePolicy { result_max: 4 << 20, ..QueuePolicy::default() };
+    let (relay, gates) = held(0, Setup { bytes: 4 << 20, policy, ..Setup::default() }).await;
+    let id = relay.submit(&[], "x").await.job();
+    relay.work("text/plain", "done").await;
+    let inbox = relay.client.new_inbox();
+    let mut replies = relay.client.subscribe(inbox.clone()).await.unwrap();
+    relay.client.publish_with_reply("relay.results.me", inbox, "".into()).await.unwrap();
+    // It has its room, and reads for as long as it is held.
+    gates.begun.acquire().await.unwrap().forget();
+    assert_eq!(relay.ask("relay.result.me", &[], id).await.text(), "done");
+    gates.let_go.add_permits(1_000);
+    assert_eq!(Answer(replies.next().await.unwrap()).text(), "done");
 }
