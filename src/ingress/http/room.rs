@@ -56,8 +56,7 @@ impl Peer {
     }
 
     fn free(&self, budget: &Arc<Budget>, bytes: u64) -> Option<Room> {
-        let unread = &self.connection.unread;
-        let unread = Arc::clone(unread).try_acquire_many_owned(units(bytes, UNREAD_UNITS)).ok()?;
+        let unread = self.unread_now(bytes)?;
         let share = budget.take_now(&self.owner, bytes).ok()?;
         Some(Room { share, unread })
     }
@@ -89,11 +88,24 @@ impl Peer {
         reserved.map(|share| Room { share, unread }).map_err(|full| Refusal::full(full, scarce::ANSWERS))
     }
 
-    /// Room for `bytes` of events, whenever that is.
+    /// Room for `bytes` of events, whenever that is. It holds nothing while it waits: neither its connection's room, which other
+    /// reads of the connection need, nor bytes, which other streams do.
     pub(super) async fn stream_room(&self, ingress: &Ingress, bytes: u64) -> Option<Room> {
-        let unread = self.unread(bytes).await?;
-        let share = ingress.streamed.reserve(&self.owner, bytes, None).await.ok()?;
-        Some(Room { share, unread })
+        loop {
+            let unread = self.unread(bytes).await?;
+            if let Ok(share) = ingress.streamed.take_now(&self.owner, bytes) {
+                return Some(Room { share, unread });
+            }
+            drop(unread);
+            let share = ingress.streamed.reserve(&self.owner, bytes, None).await.ok()?;
+            if let Some(unread) = self.unread_now(bytes) {
+                return Some(Room { share, unread });
+            }
+        }
+    }
+
+    fn unread_now(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.connection.unread).try_acquire_many_owned(units(bytes, UNREAD_UNITS)).ok()
     }
 
     async fn unread(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
@@ -106,4 +118,55 @@ impl Peer {
 fn units(bytes: u64, most: usize) -> u32 {
     let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNREAD_UNIT).clamp(1, most);
     u32::try_from(units).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::pin::pin;
+
+    use futures_util::poll;
+    use relay_bridge::clock::Clock;
+    use relay_embedded::{Embedded, EmbeddedConfig};
+
+    use super::super::Limits;
+    use super::super::connection::Connection;
+    use super::*;
+    use crate::auth::Authenticator;
+    use crate::ingress::clients::Owner;
+
+    /// As much as one connection may leave unread, and more.
+    const LARGE: u64 = 8 << 20;
+
+    async fn peer() -> (Arc<Ingress>, Peer) {
+        let broker = Embedded::open(EmbeddedConfig::default()).await.unwrap().broker();
+        let ingress = Ingress::new(broker, Authenticator::development(), Limits::default(), Clock::system());
+        let connection = Connection::new(1, IpAddr::from([127, 0, 0, 1]));
+        (ingress, Peer { owner: Owner::Connection(1), connection, credential: Default::default() })
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_waits_for_bytes_leaves_its_connections_room_to_other_reads() {
+        let (ingress, peer) = peer().await;
+        let all = ingress.streamed.take(&Owner::Connection(2), ingress.streamed.max() as u64).unwrap();
+        let mut waits = pin!(peer.stream_room(&ingress, LARGE));
+        assert!(poll!(waits.as_mut()).is_pending());
+        assert!(peer.room_now(&ingress, LARGE).is_some(), "nothing of the connection is unread");
+        drop(all);
+        assert!(waits.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_connection_does_not_read_leaves_the_bytes_to_other_streams() {
+        let (ingress, peer) = peer().await;
+        let all = ingress.streamed.take(&Owner::Connection(2), ingress.streamed.max() as u64).unwrap();
+        let mut waits = pin!(peer.stream_room(&ingress, LARGE));
+        assert!(poll!(waits.as_mut()).is_pending());
+        let unread = peer.room_now(&ingress, LARGE).unwrap();
+        drop(all);
+        assert!(poll!(waits.as_mut()).is_pending());
+        assert_eq!(ingress.streamed.taken(), 0);
+        drop(unread);
+        assert!(waits.await.is_some());
+    }
 }
