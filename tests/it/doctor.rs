@@ -252,3 +252,30 @@ async fn the_way_over_nats_is_examined_too_where_it_is_given() {
     assert!(steps["nats"].1.contains("relay answered on relay.status.dev"), "{line}");
     relay.stop();
 }
+
+#[test]
+fn a_way_past_the_balancer_is_right_if_nobody_is_answered_there() {
+    let way = ["--proxy", "required", "--proxy-trusted", "10.9.8.7", "--drain-delay", "0s"];
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json"];
+    let behind = Running::start(serve.iter().chain(&way));
+    let (exit, steps, line) = examined(&behind.url(), &["--refused"]);
+    assert_eq!((exit, &line["healthy"]), (0, &Value::Bool(true)), "{line}");
+    assert!(steps["refused"].1.contains("says nothing"), "{line}");
+    behind.stop();
+
+    let open = Running::dev(&[], "cat");
+    let (exit, steps, line) = examined(&open.url(), &["--refused"]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (1, "refused"), "{line}");
+    assert!(detail.contains("answers somebody who comes without a header"), "{line}");
+    open.stop();
+}
+
+#[test]
+fn where_nothing_listens_nothing_is_proven() {
+    let (_held, server) = nobody();
+    let (exit, steps, line) = examined(&server, &["--refused"]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (1, "refused"), "{line}");
+    assert!(detail.contains("can't be tried"), "{line}");
+}

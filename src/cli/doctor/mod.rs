@@ -5,6 +5,7 @@ mod broker;
 mod calls;
 mod nats;
 mod network;
+mod refused;
 mod step;
 
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ With --broker, from where relay itself runs, with its own settings; nothing is c
   round-trip   20 questions to it
   durability   an accepted job survives more than the process
 
+With --refused it passes if nobody is answered on this way, and fails if somebody is.
+
 Exit code 0: every step passed. 69: the server can't be reached. 1: it is reached, and something else is wrong.
 
 Examples:
@@ -59,6 +62,9 @@ pub(crate) struct DoctorArgs {
     /// Examine the broker instead, with the settings that relay itself has
     #[arg(long, conflicts_with_all = ["context", "server", "api_key", "client"])]
     broker: bool,
+    /// Pass if nobody is answered there, as past a load balancer whose header relay requires
+    #[arg(long, conflicts_with_all = ["queue", "broker"])]
+    refused: bool,
     /// Read settings from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
@@ -77,6 +83,10 @@ pub(crate) async fn run(args: DoctorArgs, settings: Settings) -> Result<Exit, Cl
         told(args.json, "The broker, from here")?;
         let reached = broker::examine(&mut report, config, args.queue.as_ref()).await?;
         ("broker".to_owned(), reached, broker::STEPS.to_vec())
+    } else if args.refused {
+        let server = args.server.client()?.server().clone();
+        told(args.json, &format!("The way from here to {server}, on which nobody is to be answered"))?;
+        (server.to_string(), refused::examine(&mut report, &server).await?, refused::STEPS.to_vec())
     } else {
         let client = args.server.client()?;
         let server = client.server().clone();
