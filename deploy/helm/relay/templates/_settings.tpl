@@ -77,6 +77,9 @@
 {{- end -}}
 {{- $_ := set $made "access" $access -}}
 {{- $admin := dict "health" (printf "0.0.0.0:%d" ($values.health.port | int)) "listen" (printf "127.0.0.1:%d" ($values.admin.port | int)) -}}
+{{- if $values.listeners.nlb.enabled -}}
+{{- $_ := set $admin "health_proxy" "accept" -}}
+{{- end -}}
 {{- $tokens := list -}}
 {{- range $values.admin.tokens -}}
 {{- $_ := set $admin "listen" (printf "0.0.0.0:%d" ($values.admin.port | int)) -}}
