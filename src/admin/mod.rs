@@ -6,8 +6,8 @@
 //!
 //! # Layout
 //!
-//! - `port`: the part that a process holds; `serve`: the listeners, also that of health checks; `unread`: peers that do not
-//!   read; `access`: the access of callers; `routes`: answers.
+//! - `port`: the part that a process holds; `serve`: the listeners, also that of health checks; `places`: those of their
+//!   connections; `unread`: peers that do not read; `access`: the access of callers; `routes`: answers.
 //! - [`refusing`]: the operations that the process can't do at present, although it is ready.
 //! - `operator`: the operators' queries and changes; `jobs`: jobs as they look them up; `overview`: all of it, as it
 //!   changes.
@@ -37,6 +37,7 @@ mod dashboard;
 mod jobs;
 mod operator;
 mod overview;
+mod places;
 mod port;
 pub mod refusing;
 mod reload;

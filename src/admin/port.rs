@@ -13,7 +13,8 @@ use crate::telemetry::Telemetry;
 /// How many connections the sockets take.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// Of operators: probes, scrapers and a few people. Beyond it peers wait in the listen queue. Default 256.
+    /// Of operators: probes, scrapers and a few people. Half of it is for connections that were let in; the oldest of the
+    /// others is closed where there are more. Default 256.
     pub admin: usize,
     /// Of health checks. Beyond it the oldest is closed. Default 64.
     pub health: usize,

@@ -13,6 +13,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderName, StatusCode, Uri};
 use serde::Serialize;
 
+use super::places::Place;
 use super::refusing::{Refusing, What};
 use super::{Admin, Unready, access, dashboard, jobs, operator, overview, reload};
 use crate::api::problem::PROBLEM_CONTENT_TYPE;
@@ -87,6 +88,9 @@ async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) ->
             audit.refused(Door::Admin, refusal.slug, |record| Record { who, source, detail, ..record });
         }
         return problem(&refusal);
+    }
+    if let Some(place) = parts.extensions.get::<Place>() {
+        place.let_in();
     }
     let line = match audit.map(|audit| audit.begin(Door::Admin, Action::of_operator(&method, &path))) {
         Some(Err(full)) => return problem(&Problem::new(Slug::Overloaded, full.to_string())),

@@ -1,8 +1,7 @@
 //! The listeners of the admin port and of health checks: HTTP/1.1, few connections, each with a deadline for its requests'
-//! heads and for reading the answers. Health checks have places of their own, and a full set of them makes room.
+//! heads and for reading the answers. Health checks have places of their own, and peers without a right to anything make room.
 
 use std::future::pending;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,16 +14,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 use tracing::{debug, warn};
 
+use super::places::{Place, Places};
 use super::routes::Peer;
 use super::unread::Unread;
 use super::{Admin, routes};
-use crate::evicting::{EvictingPool, Member};
 use crate::ingress::proxy::receive;
 
 /// How long a peer may take for a request's head, and be idle between two.
@@ -41,7 +39,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// Serves the admin port until `stop`, `most` connections at a time; answers in progress then have a second to be read. Failures to accept are logged and
 /// retried.
 pub(super) async fn serve(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Places::Waited(Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS))));
+    let places = Places::of_operators(most);
     Door { router: routes::router(&admin), places, head_max: HEAD_MAX, accepts_header: false, stop }
         .serve(listener)
         .await;
@@ -55,35 +53,10 @@ pub(super) async fn serve_health(
     admin: Arc<Admin>,
     stop: CancellationToken,
 ) {
-    let places = Places::Evicting(EvictingPool::new(most));
+    let places = Places::of_probes(most);
     Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, accepts_header, stop }
         .serve(listener)
         .await;
-}
-
-/// The places of a listener's connections.
-enum Places {
-    /// Beyond them peers wait in the listen queue.
-    Waited(Arc<Semaphore>),
-    /// Beyond them the oldest connection is closed.
-    Evicting(EvictingPool),
-}
-
-impl Places {
-    /// A place before the accept, if one has to be waited for.
-    async fn wait(&self) -> io::Result<Option<OwnedSemaphorePermit>> {
-        match self {
-            Self::Waited(places) => Arc::clone(places).acquire_owned().await.map(Some).map_err(io::Error::other),
-            Self::Evicting(_) => Ok(None),
-        }
-    }
-
-    fn enter(&self) -> Option<Member> {
-        match self {
-            Self::Waited(_) => None,
-            Self::Evicting(pool) => Some(pool.enter()),
-        }
-    }
 }
 
 /// A listener with its answers and its bounds.
@@ -101,24 +74,23 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 () = self.stop.cancelled() => break,
-                accepted = self.accept(&listener) => accepted,
+                accepted = listener.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
-                Ok((stream, peer, place)) => {
-                    let member = self.places.enter();
-                    let evicted = member.as_ref().map_or_else(CancellationToken::new, |member| member.evicted.clone());
+                Ok((stream, peer)) => {
+                    let place = self.places.enter();
+                    let evicted = place.evicted();
                     let (router, head_max, stop) = (self.router.clone(), self.head_max, self.stop.clone());
                     let accepts_header = self.accepts_header;
                     let connection = async move {
                         let mut stream = stream;
                         if !accepts_header || passes_header(&mut stream, head_max).await {
-                            connection((stream, peer), router, head_max, stop).await;
+                            connection((stream, peer), place, router, head_max, stop).await;
                         }
                     };
                     connections.spawn(async move {
                         evicted.run_until_cancelled(connection).await;
-                        drop((place, member));
                     });
                 }
                 Err(error) => {
@@ -128,15 +100,6 @@ impl Door {
             }
         }
         tokio::time::timeout(CLOSE_MAX, async { while connections.join_next().await.is_some() {} }).await.ok();
-    }
-
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-    ) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
-        let place = self.places.wait().await?;
-        let (stream, peer) = listener.accept().await?;
-        Ok((stream, peer, place))
     }
 }
 
@@ -153,6 +116,7 @@ async fn passes_header(stream: &mut TcpStream, within: Duration) -> bool {
 
 async fn connection(
     (stream, peer): (TcpStream, SocketAddr),
+    place: Place,
     router: Router,
     head_max: Duration,
     stop: CancellationToken,
@@ -160,6 +124,7 @@ async fn connection(
     stream.set_nodelay(true).ok();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer.ip()));
+        request.extensions_mut().insert(place.clone());
         router.clone().call(request)
     });
     let connection = http1::Builder::new()

@@ -13,13 +13,17 @@ use relay_bridge::settlement::Settlement;
 use relay_remote::{Remote, RemoteConfig};
 use serde_json::Value;
 
-use crate::support::{Attacked, get, new_key, request};
+use crate::support::{Attacked, connections, get, new_key, request};
 
 const MIB: usize = 1024 * 1024;
 /// As many connections as the admin port serves at a time.
 const ADMIN_SLOTS: usize = 256;
 /// More than the port for health checks serves at a time.
 const PROBES: usize = 200;
+/// Silent peers: some times as many as there are places, so that whoever waits for all of them waits for half a minute.
+const SILENT: usize = 1_000;
+/// How long a scrape of Prometheus waits by itself.
+const SCRAPE: Duration = Duration::from_secs(10);
 /// How long a probe waits at most: far longer than a peer that reads nothing keeps its place.
 const PATIENT: Duration = Duration::from_secs(60);
 
@@ -35,6 +39,20 @@ fn probe(address: &str, path: &str) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The status line of the answer to a request on a connection that goes on.
+fn ask_again(mut stream: &TcpStream, path: &str) -> std::io::Result<String> {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    stream.read_exact(&mut vec![0; length.parse().unwrap()])?;
+    Ok(head.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Peers that ask for pages until nothing more is taken, and read nothing.
@@ -57,6 +75,31 @@ fn peers_that_read_nothing_lose_their_places_and_probes_are_answered() {
     let deaf = deaf(&admin, ADMIN_SLOTS);
     assert_eq!(probe(&admin, "/livez").expect("a probe is answered"), "HTTP/1.1 200 OK");
     drop(deaf);
+}
+
+#[test]
+fn silent_peers_of_the_admin_port_keep_no_scrape_waiting() {
+    let (attacked, _) = Attacked::start(&["shop"], &["--admin", "127.0.0.1:0"]);
+    let admin = address(&attacked, "admin");
+    let silent: Vec<_> = (0..connections(SILENT)).map(|_| TcpStream::connect(&admin).unwrap()).collect();
+    let scrape = TcpStream::connect(&admin).unwrap();
+    scrape.set_read_timeout(Some(SCRAPE)).unwrap();
+    assert_eq!(ask_again(&scrape, "/metrics").expect("a scrape is answered"), "HTTP/1.1 200 OK");
+    drop(silent);
+}
+
+#[test]
+fn an_operator_that_was_let_in_keeps_its_connection_in_a_flood_of_strangers() {
+    let (attacked, _) = Attacked::start(&["shop"], &["--admin", "127.0.0.1:0"]);
+    let admin = address(&attacked, "admin");
+    let operator = TcpStream::connect(&admin).unwrap();
+    operator.set_read_timeout(Some(PATIENT)).unwrap();
+    assert_eq!(ask_again(&operator, "/v1/queues").unwrap(), "HTTP/1.1 200 OK");
+    let mut strangers: Vec<_> = (0..connections(SILENT)).map(|_| TcpStream::connect(&admin).unwrap()).collect();
+    // The oldest of them made room, so all that came before it would have.
+    strangers[0].set_read_timeout(Some(PATIENT)).unwrap();
+    assert_eq!(strangers[0].read(&mut [0]).unwrap(), 0);
+    assert_eq!(ask_again(&operator, "/v1/queues").unwrap(), "HTTP/1.1 200 OK");
 }
 
 #[test]
