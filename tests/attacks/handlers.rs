@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
-use std::process::Command;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
 
 use nix::pty::openpty;
 
 use crate::cli_support::{Running, json_lines, nobody, relay, run, run_with, stdout};
+use crate::support::get;
 
 /// The environment of a worker with credentials of all kinds.
 const CREDENTIALS: [(&str, &str); 4] = [
@@ -39,6 +41,33 @@ fn a_handler_is_given_no_credentials_of_relay_and_the_log_names_what_is_withheld
     let seen = environment(&dev);
     assert!(!seen.contains("HEADERS=") && !seen.contains("RELAY_WORKER_KEY"), "{seen}");
     assert!(seen.contains("RELAY_JOB_ID=") && seen.contains("AWS_SECRET_ACCESS_KEY=hush"), "{seen}");
+    dev.stop();
+}
+
+/// The command as a user without privileges starts it: root may look into every process.
+fn without_privileges(whole: &Command) -> Command {
+    // The program is opened before, because that user may not be let into the folder that it is in.
+    let drop = "exec 9<\"$0\"; exec setpriv --reuid=65534 --regid=65534 --clear-groups /proc/self/fd/9 \"$@\"";
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let run = if is_root { drop } else { "exec \"$0\" \"$@\"" };
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(run).arg(whole.get_program()).args(whole.get_args()).envs(CREDENTIALS);
+    shell.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell
+}
+
+#[test]
+fn a_handler_can_not_look_into_the_process_that_started_it() {
+    let look = "for file in environ maps fd/0; do head -c 1 /proc/$PPID/$file >&2 && echo $file; done; head -c 1 /proc/self/environ >&2 && echo its own; true";
+    let args = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json", "--", "sh", "-c", look];
+    let dev = Running::start_command(without_privileges(&relay(args)));
+    let seen = environment(&dev);
+    assert_eq!(seen.trim(), "its own");
+    // The process still reads about itself what it has to.
+    let metrics = get(dev.ready["listening"]["admin"].as_str().unwrap(), "/metrics");
+    for metric in ["process_open_fds ", "process_resident_memory_bytes "] {
+        assert!(metrics.contains(metric), "{metric}: {metrics}");
+    }
     dev.stop();
 }
 

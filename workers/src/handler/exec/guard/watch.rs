@@ -119,7 +119,7 @@ fn stat(process: Pid) -> Option<Vec<String>> {
 pub(super) struct Found {
     /// Whether there was one to kill.
     pub(super) killed: bool,
-    /// Whether a child of this process showed no environment at all, as one does that becomes another program.
+    /// Whether a child of this process showed no environment, as one does that becomes another program.
     pub(super) unclear: bool,
 }
 
@@ -129,7 +129,12 @@ pub(super) fn kill_marked(marks: &[String]) -> Found {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Found::default() };
     let mut found = Found::default();
     for process in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw) {
-        let Ok(environment) = std::fs::read(format!("/proc/{process}/environ")) else { continue };
+        let environment = match std::fs::read(format!("/proc/{process}/environ")) {
+            Ok(environment) => environment,
+            // A child can't be read before it has become another program if this process can't be either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
+            Err(_) => continue,
+        };
         if environment.is_empty() {
             found.unclear |= is_live_child(process);
             continue;
