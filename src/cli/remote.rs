@@ -55,7 +55,8 @@ impl ServerArgs {
         let server = self.server.or(stored).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
         let (key, name) = match (self.api_key, self.client) {
             (None, None) => (context.api_key, context.client),
-            given => given,
+            // A variable that is filled from a file has the line end of the file, as from a Secret of Kubernetes.
+            (key, name) => (key.map(|key| key.trim().to_owned()), name),
         };
         let client = Client::new(&server, key)?;
         Ok(match name {

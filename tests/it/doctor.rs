@@ -136,16 +136,21 @@ fn a_connection_that_is_closed_at_the_first_request_fails_with_what_does_that() 
 }
 
 #[test]
-fn a_key_that_does_not_stand_fails() {
+fn a_key_that_does_not_stand_fails_and_one_with_the_line_end_of_its_file_does_not() {
     let dir = tempfile::tempdir().unwrap();
-    let keys = dir.path().join("keys.toml");
+    let (keys, key) = (dir.path().join("keys.toml"), dir.path().join("key"));
     let keys = keys.to_str().unwrap();
-    let made = run(["keys", "new", "acme", "--file", keys, "--out", dir.path().join("key").to_str().unwrap()]);
+    let made = run(["keys", "new", "acme", "--file", keys, "--out", key.to_str().unwrap()]);
     assert_eq!(code(&made), 0, "{made:?}");
     let server = Running::start(["serve", "--memory", "--keys", keys, "--listen", "127.0.0.1:0", "--json"]);
     let (exit, steps, line) = examined(&server.url(), &["--api-key", "abcdefgh.nothing"]);
     assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "caller"), "{line}");
     assert!(line.to_string().contains("give a key that stands"), "{line}");
+
+    let text = std::fs::read_to_string(&key).unwrap();
+    assert!(text.ends_with('\n'), "{text:?}");
+    let (exit, _, line) = examined(&server.url(), &["--api-key", &text]);
+    assert_eq!(exit, 0, "{line}");
     server.stop();
 }
 
