@@ -88,7 +88,14 @@ pub(super) async fn wait(
 ) -> Result<(Lookup, Room), Refusal> {
     let until = Instant::now() + wait;
     let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
-    let (found, room) = look(ingress, peer, client, job).await?;
+    // Many that wait on one connection take turns for this: none of them is refused for it before its own time is up.
+    let room = tokio::select! {
+        biased;
+        () = peer.credential.ended() => return Err(request::credential_ended()),
+        room = peer.room_to_read_within(ingress, wait) => room?,
+        () = served.shutdown.cancelled() => peer.room_to_read(ingress).await?,
+    };
+    let (found, room) = look(ingress, room, client, job).await?;
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() || !matches!(found, Lookup::Open(_)) || served.shutdown.is_cancelled() {
         return Ok((found, room));
@@ -105,12 +112,11 @@ pub(super) async fn wait(
     {
         return Ok((found, room));
     }
-    look(ingress, peer, client, job).await
+    look(ingress, peer.room_to_read(ingress).await?, client, job).await
 }
 
-/// Where the job stands now, and the room that the result takes.
-async fn look(ingress: &Ingress, peer: &Peer, client: &ClientId, job: JobId) -> Result<(Lookup, Room), Refusal> {
-    let room = peer.room_to_read(ingress).await?;
+/// Where the job stands now, and what the result takes of `room`.
+async fn look(ingress: &Ingress, room: Room, client: &ClientId, job: JobId) -> Result<(Lookup, Room), Refusal> {
     let found = ingress.broker.results.lookup(client, job).await?;
     let room = room.fitted(usize::try_from(size(&found)).unwrap_or(usize::MAX));
     Ok((found, room))

@@ -67,8 +67,16 @@ impl Peer {
     /// # Errors
     /// As [`room`](Self::room), and the broker's.
     pub(super) async fn room_to_read(&self, ingress: &Ingress) -> Result<Room, Refusal> {
+        self.room_to_read_within(ingress, WITHIN).await
+    }
+
+    /// The same within another time, and two seconds at least: for a look-up that may take as long as the wait that it begins.
+    ///
+    /// # Errors
+    /// As [`room_to_read`](Self::room_to_read).
+    pub(super) async fn room_to_read_within(&self, ingress: &Ingress, within: Duration) -> Result<Room, Refusal> {
         let half = ingress.answers.share_of(&self.owner) as u64 / 2;
-        self.room(ingress, ingress.policies.result_max().await?.min(half)).await
+        self.room_within(ingress, ingress.policies.result_max().await?.min(half), within.max(WITHIN)).await
     }
 
     /// Room for `bytes`, within two seconds.
@@ -76,10 +84,14 @@ impl Peer {
     /// # Errors
     /// `rate-limited` if the caller has not read what it was sent; `overloaded` if all others together have not.
     pub(super) async fn room(&self, ingress: &Ingress, bytes: u64) -> Result<Room, Refusal> {
+        self.room_within(ingress, bytes, WITHIN).await
+    }
+
+    async fn room_within(&self, ingress: &Ingress, bytes: u64, within: Duration) -> Result<Room, Refusal> {
         if let Some(room) = self.room_now(ingress, bytes) {
             return Ok(room);
         }
-        let until = Instant::now() + WITHIN;
+        let until = Instant::now() + within;
         let Ok(Some(unread)) = tokio::time::timeout_at(until, self.unread(bytes)).await else {
             return Err(Refusal::full(Full::Share(UNREAD_UNITS * UNREAD_UNIT), scarce::UNREAD));
         };
