@@ -24,6 +24,11 @@ pub trait JobQueue: Send + Sync {
     /// The client's job, or `None`.
     async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError>;
 
+    /// Whether the client has such a job in one of `queues`: as its record says, or where that is gone, its result. It is for
+    /// callers that may not learn of jobs in other queues, so of such a job no payload and no result is read if the broker
+    /// keeps its queue apart from them.
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError>;
+
     /// Ends the job's run as `cancelled`, unless it ended before. A queued job never starts; the holder of a leased
     /// one is told at its next heartbeat. Idempotent: the status says which outcome stands.
     ///

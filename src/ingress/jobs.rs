@@ -126,18 +126,6 @@ fn conflict(first: &JobStatus) -> Refusal {
     problem.into()
 }
 
-/// The queue of a client's job, if there is such a job: a record tells, and where a job has none any more, its result.
-pub(super) async fn queue_of(broker: &Broker, client: &ClientId, id: JobId) -> Result<Option<QueueName>, BrokerError> {
-    if let Some(status) = broker.jobs.status(client, id).await? {
-        return Ok(Some(status.queue));
-    }
-    Ok(match broker.results.lookup(client, id).await? {
-        Lookup::Open(status) => Some(status.queue),
-        Lookup::Finished(finished) => Some(finished.result.queue),
-        Lookup::Absent => None,
-    })
-}
-
 /// The job: results are asked first, because what is finished is decided there and nowhere else.
 ///
 /// # Errors

@@ -70,6 +70,10 @@ impl JobQueue for Jobs {
         self.inner.status(client, job).await
     }
 
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.inner.is_in(client, job, queues).await
+    }
+
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         let asked_at = self.telemetry.clock().now();
         let status = self.inner.cancel(client, job).await?;

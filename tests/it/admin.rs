@@ -480,6 +480,9 @@ impl JobQueue for Faulty {
     async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
         self.jobs.status(client, job).await
     }
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.jobs.is_in(client, job, queues).await
+    }
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.jobs.cancel(client, job).await
     }

@@ -236,6 +236,7 @@ macro_rules! conformance_tests {
                 a_wait_for_some_results_ends_with_another_and_moves_past_it
                 jobs_are_listed_by_key_prefix_to_the_end
                 a_list_of_some_queues_tells_nothing_of_the_others
+                a_job_is_found_in_its_own_queue_and_in_no_other
                 dead_letters_are_listed_by_key_prefix_to_the_end
                 erasing_removes_meta_and_keeps_the_key
             }

@@ -4,7 +4,7 @@
 use super::Fixture;
 use super::reading::WAIT;
 use super::stage::{Stage, soon};
-use relay_bridge::contract::{ClientId, Job, JobId, Outcome, Submission};
+use relay_bridge::contract::{ClientId, Job, JobId, Outcome, QueueName, Submission};
 use relay_bridge::job_queue::JobFilter;
 use relay_bridge::result_log::{ResultFilter, Start};
 use relay_bridge::settlement::Settlement;
@@ -179,6 +179,31 @@ pub async fn jobs_are_listed_by_key_prefix_to_the_end(fixture: &dyn Fixture) {
         let expected: Vec<_> = expected.iter().map(|job: &Job| (job.id, &job.key, &job.headers)).collect();
         assert_eq!(found, expected, "{limit} a page");
     }
+}
+
+pub async fn a_job_is_found_in_its_own_queue_and_in_no_other(fixture: &dyn Fixture) {
+    let stage = Stage::new(fixture).await;
+    let (client, other) = (stage.client("a"), stage.client("b"));
+    let (here, elsewhere) = (stage.queue.clone(), stage.another_queue().await);
+    let nowhere: QueueName = "no-such-queue".parse().unwrap();
+    // Of the second nothing is left but its result, once it is done.
+    let jobs = [stage.submit(named(&stage, &client, "order")).await, stage.submit_plain(&client).await];
+    let looks = async || {
+        for job in &jobs {
+            let is_in =
+                async |client, queues: &[QueueName]| stage.broker.jobs.is_in(client, job.id, queues).await.unwrap();
+            assert!(is_in(&client, &[elsewhere.clone(), here.clone()]).await);
+            assert!(!is_in(&client, &[elsewhere.clone(), nowhere.clone()]).await);
+            assert!(!is_in(&client, &[]).await);
+            assert!(!is_in(&other, std::slice::from_ref(&here)).await, "another client's");
+        }
+    };
+    looks().await;
+    for _ in &jobs {
+        let delivery = stage.lease_one().await;
+        stage.succeed(&delivery).await;
+    }
+    looks().await;
 }
 
 pub async fn a_list_of_some_queues_tells_nothing_of_the_others(fixture: &dyn Fixture) {

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::ids::find_seq;
-use super::row::{FINISHED, JobRow, LEASED, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING};
+use super::row::{
+    FINISHED, JobRow, LEASED, NO_ROW, PARKED, PAYLOAD_GONE, PAYLOAD_KEPT, PAYLOAD_UNTIL_END, WAITING, queue_name,
+};
 use super::shared::NewResult;
 use super::sql::unavailable;
 use super::writer::Writer;
@@ -34,6 +36,16 @@ impl JobQueue for Embedded {
             row.map(|row| row.status(conn, now)).transpose()
         })
         .await
+    }
+
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        let (client, now, shared) = (client.clone(), self.clock().now(), self.shared());
+        let queue = self.read(move |conn| {
+            let row = JobRow::find_owned(conn, &shared.recent, &client, job)?.filter(|row| !row.is_past_keeping(now));
+            // Asked for where there is no job as well: both take the same steps.
+            queue_name(conn, row.map_or(NO_ROW, |row| row.queue))
+        });
+        Ok(queue.await?.is_some_and(|queue| queues.iter().any(|own| own.as_str() == queue)))
     }
 
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {

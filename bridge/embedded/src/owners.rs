@@ -48,7 +48,12 @@ async fn no_payload_and_no_result_is_read_before_the_owner_is_compared() {
     let (jobs, results) = (store.store.broker().jobs, store.store.broker().results);
     for job in [finished, open] {
         assert!(jobs.status(&owner, job).await.is_err(), "the owner's look reads what is hidden");
+        // A key that is held to other queues is told nothing, and learns nothing from the time that takes.
+        let (own, elsewhere) = (["work".parse().unwrap()], ["other".parse().unwrap()]);
+        assert!(!jobs.is_in(&owner, job, &elsewhere).await.unwrap());
+        assert!(jobs.is_in(&owner, job, &own).await.unwrap());
         for asker in [&other, &unknown] {
+            assert!(!jobs.is_in(asker, job, &own).await.unwrap());
             assert_eq!(jobs.status(asker, job).await.unwrap(), None);
             assert!(matches!(results.lookup(asker, job).await.unwrap(), Lookup::Absent));
             assert!(matches!(results.wait(asker, job, Duration::ZERO).await.unwrap(), Lookup::Absent));

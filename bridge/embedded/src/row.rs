@@ -40,6 +40,16 @@ pub(super) fn client_row(conn: &Connection, client: &ClientId) -> Result<Option<
         .map_err(|e| unavailable(e, "find client"))
 }
 
+/// The row that no queue has.
+pub(super) const NO_ROW: i64 = 0;
+
+/// The name of the queue of this row, if there is one.
+pub(super) fn queue_name(conn: &Connection, row: i64) -> Result<Option<String>, BrokerError> {
+    conn.prepare_cached("SELECT name FROM queues WHERE id = ?1")
+        .and_then(|mut query| query.query_row([row], |row| row.get(0)).optional())
+        .map_err(|e| unavailable(e, "find queue"))
+}
+
 /// The narrow row of a job.
 pub(super) struct JobRow {
     pub(super) seq: i64,

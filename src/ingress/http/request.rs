@@ -16,7 +16,6 @@ use crate::api::{DurationText, Problem, Slug, header};
 use crate::auth::rights::Right;
 use crate::auth::{Caller, Presented, Refused};
 use crate::ingress::headers::single;
-use crate::ingress::jobs;
 use crate::ingress::proxy::header::EndpointId;
 
 /// When a request is sent again whose issuer can't be asked: relay asks it once a minute.
@@ -141,11 +140,12 @@ pub(super) async fn job(
 ) -> Result<JobId, Refusal> {
     require(caller, right)?;
     let id = text.parse()?;
-    if caller.queues.is_some() {
-        // A look-up may read a result.
+    if let Some(queues) = &caller.queues {
+        // In its turn; a broker that does not keep queues apart from payloads reads one.
         let _room = peer.room_to_read(&served.ingress).await?;
-        let queue = jobs::queue_of(&served.ingress.broker, &caller.client, id).await?;
-        queue.filter(|queue| caller.may_use(queue)).ok_or_else(Refusal::no_job)?;
+        if !served.ingress.broker.jobs.is_in(&caller.client, id, queues).await? {
+            return Err(Refusal::no_job());
+        }
     }
     Ok(id)
 }

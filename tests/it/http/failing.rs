@@ -27,6 +27,9 @@ impl JobQueue for Failing {
     async fn status(&self, _: &ClientId, _: JobId) -> Result<Option<JobStatus>, BrokerError> {
         Ok(None)
     }
+    async fn is_in(&self, _: &ClientId, _: JobId, _: &[QueueName]) -> Result<bool, BrokerError> {
+        Ok(false)
+    }
     async fn cancel(&self, _: &ClientId, _: JobId) -> Result<JobStatus, BrokerError> {
         self.fail()
     }

@@ -38,6 +38,9 @@ impl JobQueue for Held {
     async fn status(&self, client: &ClientId, job: JobId) -> Result<Option<JobStatus>, BrokerError> {
         self.inner.jobs.status(client, job).await
     }
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.inner.jobs.is_in(client, job, queues).await
+    }
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.wait().await;
         self.inner.jobs.cancel(client, job).await

@@ -42,6 +42,10 @@ impl JobQueue for Repeating<dyn JobQueue> {
         self.calls.call("status", || self.inner.status(client, job)).await.answer
     }
 
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.calls.call("is in", || self.inner.is_in(client, job, queues)).await.answer
+    }
+
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.calls.call("cancel", || self.inner.cancel(client, job)).await.answer
     }

@@ -24,6 +24,10 @@ impl JobQueue for Faulty {
         self.faults.make("status", self.inner.status(client, job)).await
     }
 
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.faults.make("is in", self.inner.is_in(client, job, queues)).await
+    }
+
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.faults.make("cancel", self.inner.cancel(client, job)).await
     }

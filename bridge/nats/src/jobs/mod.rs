@@ -70,6 +70,10 @@ impl JobQueue for Jobs {
         self.records.status_of(&found).await
     }
 
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        self.records.is_in(client, job, queues).await
+    }
+
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.runs.cancel_job(client, job).await
     }

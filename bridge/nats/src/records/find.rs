@@ -146,6 +146,15 @@ impl Records {
         failed.map_or(Ok(None), Err)
     }
 
+    /// Whether the client has the job in one of `queues`. Others are not asked for its record.
+    pub(crate) async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        if self.find_in(queues, client, job).await?.is_some() {
+            return Ok(true);
+        }
+        let kept = self.results.kept_result(client, job).await?;
+        Ok(kept.is_some_and(|kept| queues.contains(&kept.result.queue)))
+    }
+
     /// The names of all queues, at most 5 s old.
     pub(crate) async fn queues(&self, now: bool) -> Result<Vec<QueueName>, BrokerError> {
         let cell = &self.queues.0;

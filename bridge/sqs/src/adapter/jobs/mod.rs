@@ -52,6 +52,11 @@ impl JobQueue for Jobs {
         record.map(|record| record.status(self.settings.clock.now())).transpose()
     }
 
+    async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        let record = self.records.owned(client, job, "find job").await?;
+        Ok(record.is_some_and(|record| queues.contains(&record.queue)))
+    }
+
     async fn cancel(&self, client: &ClientId, job: JobId) -> Result<JobStatus, BrokerError> {
         self.runs.cancel_run(client, job).await
     }
