@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_nats::config::{NatsConfig, Secret};
@@ -106,10 +107,14 @@ impl Origin {
 pub enum RelaySource {
     /// The worker address of a server.
     Tcp {
-        /// `HOST:PORT`.
+        /// `HOST:PORT`, with `tls://` in front where it speaks TLS.
         address: String,
         /// The worker's key, or the file that holds it.
         key: Option<Secret>,
+        /// The authorities that may sign the server's certificate; `None`: those of the platform.
+        ca: Option<PathBuf>,
+        /// The certificate to show, and its key.
+        identity: Option<(PathBuf, PathBuf)>,
     },
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::contexts::{self, Context, Contexts};
 use super::exit::{CliError, Exit};
 use super::output;
-use crate::client::Client;
+use crate::client::{Client, ClientTls};
 
 /// The action to take on contexts.
 #[derive(Debug, Args)]
@@ -48,6 +48,15 @@ enum ContextCommand {
         /// A file with the admin port's token in it
         #[arg(long, value_name = "FILE", requires = "admin")]
         admin_token_file: Option<PathBuf>,
+        /// A file with the authorities that may sign the server's certificate (PEM); it is read at each call
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// A file with the certificate to show (PEM)
+        #[arg(long, value_name = "FILE", requires = "certificate_key")]
+        certificate: Option<PathBuf>,
+        /// A file with its private key (PEM)
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        certificate_key: Option<PathBuf>,
     },
     /// List the contexts; keys are not shown
     List {
@@ -72,14 +81,29 @@ enum ContextCommand {
 /// `relay context`
 pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
     match args.command {
-        ContextCommand::Add { name, server, api_key_file, client, admin, admin_token_file } => {
+        ContextCommand::Add {
+            name,
+            server,
+            api_key_file,
+            client,
+            admin,
+            admin_token_file,
+            ca,
+            certificate,
+            certificate_key,
+        } => {
+            // Calls come from any folder.
+            let whole = |file: Option<PathBuf>| file.map(std::path::absolute).transpose();
+            let whole = |file| whole(file).map_err(|error| CliError::usage(error.to_string()));
+            let (ca, certificate, certificate_key) = (whole(ca)?, whole(certificate)?, whole(certificate_key)?);
+            let tls = ClientTls { ca: ca.clone(), identity: certificate.clone().zip(certificate_key.clone()) };
             let api_key = api_key_file.map(|file| read_secret(&file)).transpose()?;
             let admin_token = admin_token_file.map(|file| read_secret(&file)).transpose()?;
             // A text that can't be an address is refused now, not at the first call.
             for address in [Some(&server), admin.as_ref()].into_iter().flatten() {
-                Client::new(address, None)?;
+                Client::with_tls(address, None, &tls)?;
             }
-            let context = Context { server, api_key, client, admin, admin_token };
+            let context = Context { server, api_key, client, admin, admin_token, ca, certificate, certificate_key };
             contexts::change(|contexts| {
                 contexts.context.insert(name.clone(), context);
                 contexts.current.get_or_insert(name);

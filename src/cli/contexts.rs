@@ -36,6 +36,15 @@ pub(crate) struct Context {
     /// The token that the admin port asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin_token: Option<String>,
+    /// The file of the authorities that may sign the server's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The file of the certificate that is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The file of its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate_key: Option<PathBuf>,
 }
 
 /// The content of the file.

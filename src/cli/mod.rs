@@ -4,7 +4,7 @@
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
 //! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file.
-//! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `audit`, `traces`: what commands share.
+//! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `audit`, `traces`, `tls`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `reload`, `keys` with `secret_file`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
@@ -64,6 +64,7 @@ mod source;
 mod sqs;
 mod store;
 mod submit;
+mod tls;
 mod traces;
 mod whoami;
 mod worker;

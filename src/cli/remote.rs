@@ -10,6 +10,7 @@ use relay_bridge::contract::ClientId;
 use super::context::read_secret;
 use super::contexts::{Context, Contexts};
 use super::exit::{CliError, Exit};
+use super::tls::TlsArgs;
 use super::{output, values};
 use crate::api::Slug;
 use crate::client::retry::Patience;
@@ -37,6 +38,8 @@ pub(crate) struct ServerArgs {
     /// The client's name, for a server without authentication [default: dev]
     #[arg(long, value_name = "NAME", env = "RELAY_CLIENT", conflicts_with = "api_key")]
     client: Option<ClientId>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 impl ServerArgs {
@@ -51,6 +54,7 @@ impl ServerArgs {
             None => Contexts::read()?.pick(self.context.as_deref())?.cloned(),
         };
         let context = context.unwrap_or_default();
+        let tls = self.tls.over(&context);
         let stored = Some(context.server).filter(|server| !server.is_empty());
         let server = self.server.or(stored).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
         let (key, name) = match (self.api_key, self.client) {
@@ -58,7 +62,7 @@ impl ServerArgs {
             // A variable that is filled from a file has the line end of the file, as from a Secret of Kubernetes.
             (key, name) => (key.map(|key| key.trim().to_owned()), name),
         };
-        let client = Client::new(&server, key)?;
+        let client = Client::with_tls(&server, key, &tls)?;
         Ok(match name {
             Some(name) => client.named(name),
             None => client,
@@ -79,6 +83,8 @@ pub(crate) struct OperatorArgs {
     /// A file with its token; or set RELAY_ADMIN_TOKEN. A port on loopback may need none
     #[arg(long, value_name = "FILE", env = "RELAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 impl OperatorArgs {
@@ -92,13 +98,15 @@ impl OperatorArgs {
             Some(_) => None,
             None => Contexts::read()?.pick(self.context.as_deref())?.cloned(),
         };
-        let Context { admin, admin_token, .. } = context.unwrap_or_default();
+        let context = context.unwrap_or_default();
+        let tls = self.tls.over(&context);
+        let Context { admin, admin_token, .. } = context;
         let server = self.admin_server.or(admin).unwrap_or_else(|| ADMIN_DEFAULT.to_owned());
         let token = match self.admin_token_file {
             Some(file) => Some(read_secret(&file)?),
             None => std::env::var(super::admin::TOKEN).ok().filter(|token| !token.is_empty()).or(admin_token),
         };
-        Ok(Operator::new(&server, token)?)
+        Ok(Operator::with_tls(&server, token, &tls)?)
     }
 }
 

@@ -12,12 +12,13 @@ use relay_bridge::support::without_passwords;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::Wait;
 use relay_nats::{Nats, Settings};
-use relay_remote::{Remote, RemoteConfig};
+use relay_remote::{Remote, RemoteConfig, RemoteTls};
 use relay_sqs::Sqs;
 use tokio::time::Instant;
 
 use super::exit::CliError;
 use super::provision::from_broker;
+use crate::config::settings::TLS_SCHEME;
 
 /// The longest wait before the second attempt to connect.
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
@@ -27,8 +28,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(4);
 /// How to reach it.
 #[derive(Clone, Debug)]
 pub(crate) enum SourceConfig {
-    /// The worker address of a server.
-    Tcp { address: String, key: Option<String> },
+    /// The worker address of a server, with `tls://` in front where it speaks TLS.
+    Tcp { address: String, key: Option<String>, tls: RemoteTls },
     /// NATS, as the broker that keeps the jobs.
     Nats(Box<NatsConfig>),
     /// SQS with DynamoDB, as the broker that keeps the jobs.
@@ -69,8 +70,21 @@ impl Source {
         match config {
             SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
             SourceConfig::Sqs(config) => Ok(Self::Sqs(provisioned_on_sqs(*config, queues).await?)),
-            SourceConfig::Tcp { address, key } => {
-                let remote = RemoteConfig { key, ..RemoteConfig::new(&address, worker.clone()) };
+            SourceConfig::Tcp { address, key, tls } => {
+                let (host, tls) = match address.strip_prefix(TLS_SCHEME) {
+                    Some(host) => {
+                        tls.check().map_err(CliError::usage)?;
+                        (host, Some(tls))
+                    }
+                    None if tls == RemoteTls::default() => (address.as_str(), None),
+                    None => {
+                        let what = format!("{address}: certificates are of no use without TLS");
+                        return Err(
+                            CliError::usage(what).hint("write tls:// in front of the address, or leave them out")
+                        );
+                    }
+                };
+                let remote = RemoteConfig { key, tls, ..RemoteConfig::new(host, worker.clone()) };
                 let connected = dial(remote).await.map_err(|error| unconnected(&address, &error))?;
                 Ok(Self::Remote(Arc::new(connected)))
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
+use relay_remote::RemoteTls;
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 use tokio::time::Instant;
@@ -33,6 +34,7 @@ Examples:
   relay worker --queue urgent=5 --queue bulk --slots 8 -- ./resize --width 640
   relay worker --http http://127.0.0.1:3000/jobs --timeout 20s
   relay worker --nats nats://nats:4222 --queue orders -- ./handle          without a server in between
+  relay worker --connect tls://relay.example:7411 --ca ca.pem --key-file gpu-1.key -- ./handle
   relay worker --config relay.toml                                         what [worker] says, also what to run
 
 A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
@@ -87,7 +89,11 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     let source = match (nats, sqs) {
         (Some(nats), _) => SourceConfig::Nats(Box::new(nats)),
         (None, Some(sqs)) => SourceConfig::Sqs(Box::new(sqs)),
-        (None, None) => SourceConfig::Tcp { address: worker.connect.clone(), key },
+        (None, None) => {
+            let identity = worker.certificate.clone().zip(worker.certificate_key.clone());
+            let tls = RemoteTls { ca: worker.ca.clone(), identity };
+            SourceConfig::Tcp { address: worker.connect.clone(), key, tls }
+        }
     };
     let clock = Clock::system();
     // The process that writes a result to the broker reports it: for a worker behind a server, that is the server.

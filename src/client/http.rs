@@ -12,6 +12,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::error::{ClientError, cause, chain};
+use super::tls::ClientTls;
 use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, Whoami, header};
 
 /// How long a connection may take to be made.
@@ -157,6 +158,14 @@ impl Client {
     /// # Errors
     /// [`ClientError::Invalid`] if `server` is not an `http` or `https` address, or TLS can't be set up.
     pub fn new(server: &str, key: Option<String>) -> Result<Self, ClientError> {
+        Self::with_tls(server, key, &ClientTls::default())
+    }
+
+    /// The same, which trusts and shows `tls`.
+    ///
+    /// # Errors
+    /// As [`Client::new`], and if a file of `tls` can't be read.
+    pub fn with_tls(server: &str, key: Option<String>, tls: &ClientTls) -> Result<Self, ClientError> {
         let url = Url::parse(server).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let server = url.ok_or_else(|| {
             let server = without_passwords(server);
@@ -173,6 +182,8 @@ impl Client {
         // Without TLS no roots are needed: a machine that has none can still reach its own relay.
         if server.scheme() == "http" {
             builder = builder.tls_certs_only(std::iter::empty());
+        } else {
+            builder = tls.build(builder)?;
         }
         let http = builder.build().map_err(|error| ClientError::Invalid(chain(&error)))?;
         Ok(Self { http, server, key, client: None })

@@ -8,6 +8,7 @@ use reqwest::Method;
 
 use super::error::ClientError;
 use super::http::Client;
+use super::tls::ClientTls;
 use crate::api::Receipt;
 use crate::api::operator::{DeadLetterView, DeadLettersPage, PausedView, QueueView, QueuesView, ReloadView};
 
@@ -36,6 +37,14 @@ impl Operator {
     /// [`ClientError::Invalid`] if `server` is not an `http` or `https` address.
     pub fn new(server: &str, token: Option<String>) -> Result<Self, ClientError> {
         Client::new(server, token).map(Self)
+    }
+
+    /// The same, which trusts and shows `tls`.
+    ///
+    /// # Errors
+    /// As [`Operator::new`], and if a file of `tls` can't be read.
+    pub fn with_tls(server: &str, token: Option<String>, tls: &ClientTls) -> Result<Self, ClientError> {
+        Client::with_tls(server, token, tls).map(Self)
     }
 
     /// Every queue, as it was a few seconds ago.

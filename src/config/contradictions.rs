@@ -14,7 +14,7 @@ use super::file::File;
 use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage, TlsEnd, TlsOf};
+use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage, TLS_SCHEME, TlsEnd, TlsOf};
 use super::values::{WeightedQueue, show_duration, show_size};
 
 mod listeners;
@@ -81,7 +81,7 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 22] = [
+const NEEDS: [(&str, &str, &str); 24] = [
     ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
     ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
     ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
@@ -89,6 +89,8 @@ const NEEDS: [(&str, &str, &str); 22] = [
     ("listen.worker_client_auth", "listen.workers", "there is no listener for workers"),
     ("admin.health_proxy", "admin.health", "there is no port for health checks"),
     ("admin.token_file", "admin.listen", "there is no admin port"),
+    ("worker.certificate", "worker.certificate_key", "a certificate has a key"),
+    ("worker.certificate_key", "worker.certificate", "a key has a certificate"),
     ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
     ("nats.password_file", "nats.user", "relay has no user on NATS"),
@@ -357,6 +359,14 @@ impl Finder<'_> {
             self.add("worker.key_file", "RELAY_WORKER_KEY is set as well", "leave one of them out");
         }
         let worker = &self.settings.worker;
+        let speaks_tls = worker.connect.starts_with(TLS_SCHEME) && !self.is("nats.servers") && !self.is("sqs.enabled");
+        for key in ["worker.ca", "worker.certificate"] {
+            if self.is(key) && !speaks_tls {
+                let connect = self.called("worker.connect", key);
+                let fix = format!("leave it out, or write tls:// in front of the address in {connect}");
+                self.add(key, "the worker connects to no server over TLS", fix);
+            }
+        }
         if let Some(url) = worker.http.clone()
             && let Err(error) = Http::new(HttpConfig { url, ..HttpConfig::default() })
         {

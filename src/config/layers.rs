@@ -63,7 +63,8 @@ impl Layer {
             let about_streams = key.starts_with("streams.") && !(to_sqs && *key == "streams.provision");
             let of_streams = (nats || sqs) && !to_nats && about_streams;
             let of_sqs = sqs && key.starts_with("sqs.");
-            let of_server = (to_nats || to_sqs) && *key == "worker.key_file";
+            let of_server = (to_nats || to_sqs)
+                && ["worker.key_file", "worker.ca", "worker.certificate", "worker.certificate_key"].contains(key);
             !(out.contains(key) || of_nats || of_streams || of_sqs || of_server)
         });
     }

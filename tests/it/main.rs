@@ -29,6 +29,7 @@ mod listeners;
 mod nats;
 mod nats_cli;
 mod reload;
+mod remote_workers;
 mod restarts;
 mod slugs;
 mod sqs_cli;

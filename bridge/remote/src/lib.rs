@@ -6,10 +6,12 @@
 //! - `link`: dials, says hello, runs the connection, dials again.
 //! - `connection`: the table of unanswered requests, the loop that writes, the loop that reads.
 //! - [`stream`]: frames out of a byte stream.
+//! - `tls`: TLS under it, where the listener speaks it.
 
 mod connection;
 mod link;
 pub mod stream;
+mod tls;
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -20,6 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use connection::{Connection, LeaseCall, Leased};
 use link::Link;
+pub use tls::RemoteTls;
 use tokio::time::{self, Instant};
 use tokio_util::sync::DropGuard;
 
@@ -38,6 +41,8 @@ use relay_bridge::settlement::Settlement;
 pub struct RemoteConfig {
     /// `host:port` of the worker listener.
     pub address: String,
+    /// TLS, where the listener speaks it.
+    pub tls: Option<RemoteTls>,
     /// The whole key, or a token of an issuer, if the listener asks for one.
     pub key: Option<String>,
     /// The worker name of this process.
@@ -64,6 +69,7 @@ impl RemoteConfig {
     pub fn new(address: impl Into<String>, worker: WorkerId) -> Self {
         Self {
             address: address.into(),
+            tls: None,
             key: None,
             worker,
             build: concat!("relay/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -108,7 +114,7 @@ impl Remote {
     ///
     /// # Errors
     /// `Unavailable`: nobody answers, or the server is stopping; try again. `Unauthorized`: the key is not good.
-    /// `NewerVersion`: the two speak no common version. `Invalid`: something else listens there.
+    /// `NewerVersion`: the two speak no common version. `Invalid`: something else listens there, or somebody who is not trusted.
     pub async fn connect(config: RemoteConfig) -> Result<Self, BrokerError> {
         let first = link::establish(&config).await?;
         let link = Arc::new(Link::new(config, &first));

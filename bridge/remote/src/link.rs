@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::RemoteConfig;
 use super::connection::{Call, Connection, Leased};
 use super::stream::{FrameReader, ReadError};
+use super::tls;
 use relay_bridge::backoff::random;
 use relay_bridge::contract::envelope::{self, WireVersion};
 use relay_bridge::contract::wire::{
@@ -48,11 +48,15 @@ enum LinkState {
     Closed,
 }
 
+/// The two halves of a connection, with TLS or without.
+type Reads = Box<dyn AsyncRead + Send + Unpin>;
+type Writes = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// A connection that was welcomed and is not yet run.
 pub(super) struct Established {
     connection: Arc<Connection>,
-    from: FrameReader<OwnedReadHalf>,
-    to: OwnedWriteHalf,
+    from: FrameReader<Reads>,
+    to: Writes,
 }
 
 impl Link {
@@ -266,12 +270,25 @@ pub(super) async fn establish(config: &RemoteConfig) -> Result<Established, Brok
 
 async fn greet(config: &RemoteConfig) -> Result<Established, BrokerError> {
     let unavailable = |error: std::io::Error| {
-        let detail = format!("{}: {error}", config.address);
-        BrokerError::new(Kind::Unavailable, "connect", detail).with_source(error)
+        let asks_for_tls = config.tls.is_none() && error.kind() == std::io::ErrorKind::UnexpectedEof;
+        let hint = if asks_for_tls { ": if the listener speaks TLS, write tls:// in front of its address" } else { "" };
+        let detail = format!("{}: {error}{hint}", config.address);
+        BrokerError::new(tls::kind(&error), "connect", detail).with_source(error)
     };
     let stream = TcpStream::connect(&config.address).await.map_err(unavailable)?;
     stream.set_nodelay(true).map_err(unavailable)?;
-    let (from, mut to) = stream.into_split();
+    let (from, mut to): (Reads, Writes) = match &config.tls {
+        None => {
+            let (from, to) = stream.into_split();
+            (Box::new(from), Box::new(to))
+        }
+        Some(tls) => {
+            let secured = Box::pin(tls.connect(&config.address, stream)).await;
+            let secured = secured.map_err(|(kind, why)| BrokerError::new(kind, "connect", why))?;
+            let (from, to) = tokio::io::split(secured);
+            (Box::new(from), Box::new(to))
+        }
+    };
     let mut hello = BytesMut::new();
     let frame_max = config.frame_max.clamp(FRAME_MAX_LEAST, FRAME_MAX);
     FromWorker::Hello(Hello {

@@ -23,7 +23,7 @@ use super::signals::Signals;
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
-use crate::config::settings::Settings;
+use crate::config::settings::{Settings, TLS_SCHEME};
 use crate::ingress::nats::RELAY_INBOX;
 use crate::telemetry::Telemetry;
 
@@ -46,12 +46,22 @@ in hand go back to their queue without spending an attempt, and the target conti
 pub(crate) struct BridgeArgs {
     #[arg(skip)]
     bridges: Vec<BridgeConfig>,
-    /// Take jobs from this server: the address of its `relay serve --worker-listen`
+    /// Take jobs from this server: the address of its `relay serve --worker-listen`, with tls:// in front where it speaks TLS
     #[arg(long, value_name = "ADDR", conflicts_with = "from_nats", required_unless_present_any = ["from_nats", "config"])]
     from_tcp: Option<String>,
     /// The bridge's key as a worker of that server; one without authentication needs none
     #[arg(long, value_name = "KEY", env = "RELAY_WORKER_KEY", hide_env_values = true)]
     from_key: Option<String>,
+    /// PEM file of the authorities that may have signed that server's certificate, where its address has tls:// in front
+    /// [default: the system's]
+    #[arg(long, value_name = "FILE", requires = "from_tcp")]
+    from_ca: Option<PathBuf>,
+    /// Show that server this certificate (PEM)
+    #[arg(long, value_name = "FILE", requires_all = ["from_tcp", "from_certificate_key"])]
+    from_certificate: Option<PathBuf>,
+    /// The private key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "from_certificate")]
+    from_certificate_key: Option<PathBuf>,
     /// Take jobs that are kept on these NATS servers, of one cluster: nats://HOST[:PORT] or tls://HOST[:PORT]
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     from_nats: Vec<String>,
@@ -215,7 +225,18 @@ impl BridgeArgs {
     /// The one bridge that was typed.
     fn typed(self) -> Result<BridgeConfig, CliError> {
         let source = match self.from_tcp {
-            Some(address) => RelaySource::Tcp { address, key: self.from_key.map(Secret::Value) },
+            Some(address)
+                if !address.starts_with(TLS_SCHEME) && (self.from_ca.is_some() || self.from_certificate.is_some()) =>
+            {
+                let what = format!("--from-tcp {address}: certificates are of no use without TLS");
+                return Err(CliError::usage(what).hint("write tls:// in front of the address, or leave them out"));
+            }
+            Some(address) => RelaySource::Tcp {
+                address,
+                key: self.from_key.map(Secret::Value),
+                ca: self.from_ca,
+                identity: self.from_certificate.zip(self.from_certificate_key),
+            },
             None => {
                 let creds = self.from_nats_creds.map(|file| Credentials::Creds(Secret::File(file)));
                 let mut config = NatsConfig {

@@ -14,6 +14,7 @@ use relay_bridge::error::BrokerErrorKind;
 use relay_nats::Nats;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
+use relay_remote::RemoteTls;
 use relay_sqs::{Sqs, plain::PlainQueue};
 use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use tokio::time::Instant;
@@ -206,9 +207,9 @@ async fn open_relay(
         .parse()
         .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?;
     let source = match source {
-        RelaySource::Tcp { address, key } => {
+        RelaySource::Tcp { address, key, ca, identity } => {
             let key = key.map(|key| key.read_now()).transpose().map_err(CliError::usage)?;
-            SourceConfig::Tcp { address, key }
+            SourceConfig::Tcp { address, key, tls: RemoteTls { ca, identity } }
         }
         RelaySource::Nats(nats) => {
             let inbox_prefix = nats.inbox_prefix.clone().or_else(|| Some(worker_inbox(name)));

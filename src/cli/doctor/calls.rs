@@ -174,7 +174,7 @@ fn failed(error: &ClientError) -> Failure {
 fn handshake_hint(detail: &str) -> &'static str {
     let detail = detail.to_ascii_lowercase();
     if detail.contains("certificate") || detail.contains("issuer") {
-        "the server's certificate is not good for this name, or its CA is not known here: name the CA's file in SSL_CERT_FILE, and \
+        "the server's certificate is not good for this name, or its CA is not known here: name the CA's file with --ca, and \
          use a name that is in the certificate"
     } else if detail.contains("timed out") {
         "the first packets of TLS are large, and are lost on the way: let ICMP type 3 code 4 through (security groups, firewalls), \

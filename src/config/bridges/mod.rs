@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::{ClientId, QueueName};
@@ -38,7 +39,16 @@ const BRIDGE: Schema = &[
 ];
 
 const FROM: Schema = &[
-    ("relay", Table(&[("address", Must(Kind::Text)), ("key_file", May(Kind::Path))])),
+    (
+        "relay",
+        Table(&[
+            ("address", Must(Kind::Text)),
+            ("key_file", May(Kind::Path)),
+            ("ca", May(Kind::Path)),
+            ("certificate", May(Kind::Path)),
+            ("certificate_key", May(Kind::Path)),
+        ]),
+    ),
     ("nats", Table(NATS)),
     ("stream", Table(STREAM)),
     ("sqs", Table(SQS)),
@@ -169,6 +179,20 @@ fn origin(written: &mut Written) -> Option<Origin> {
     }
 }
 
+/// The certificate that the bridge shows, and its key.
+fn identity(written: &mut Written) -> Option<(PathBuf, PathBuf)> {
+    const CERTIFICATE: &str = "from.relay.certificate";
+    let both = (written.path(CERTIFICATE), written.path("from.relay.certificate_key"));
+    if both.0.is_some() != both.1.is_some() {
+        written.wrong(
+            CERTIFICATE,
+            "a certificate has a key",
+            "write certificate and certificate_key, or leave both out",
+        );
+    }
+    both.0.zip(both.1)
+}
+
 /// A relay, of which the bridge is a worker.
 fn relay(written: &mut Written, place: &str) -> Option<Origin> {
     if written.has("job") || written.has("reply") {
@@ -181,6 +205,8 @@ fn relay(written: &mut Written, place: &str) -> Option<Origin> {
         _ => RelaySource::Tcp {
             address: written.needed("from.relay.address"),
             key: written.path("from.relay.key_file").map(Secret::File),
+            ca: written.path("from.relay.ca"),
+            identity: identity(written),
         },
     };
     let name = |text: &str| text.parse::<QueueName>().ok();
@@ -381,7 +407,7 @@ meta = ["X-Tenant"]
     fn bridges_of_both_kinds_are_read() {
         let bridges = parse(&format!("{EDGE}{SHOP}")).unwrap();
         let [edge, shop] = &bridges[..] else { panic!("{bridges:?}") };
-        let Origin::Relay { source: RelaySource::Tcp { address, key: Some(Secret::File(key)) }, queues, client } =
+        let Origin::Relay { source: RelaySource::Tcp { address, key: Some(Secret::File(key)), .. }, queues, client } =
             &edge.from
         else {
             panic!("{:?}", edge.from);

@@ -188,6 +188,9 @@ pub(crate) struct Settings {
 /// The command of a worker, which is typed behind `--`.
 pub(crate) const COMMAND: &str = "worker.command";
 
+/// The scheme of a server's worker address where it speaks TLS.
+pub(crate) const TLS_SCHEME: &str = "tls://";
+
 /// Variables that hold a secret: a file is no place for them, and neither is a command line.
 pub(crate) const SECRETS: &[&str] =
     &["RELAY_ADMIN_TOKEN", "RELAY_NATS_PASSWORD", "RELAY_NATS_TOKEN", "RELAY_WORKER_KEY"];

@@ -166,10 +166,17 @@ table! {
     /// itself where `[nats]` or `[sqs]` says so. Beside it, `[admin]`, `[telemetry]` and `[log]` hold for a worker as well. Its
     /// key may also be in `RELAY_WORKER_KEY`. The command is seen from where the worker was started.
     "worker", None, Worker {
-        /// The server's worker address: what `relay serve --worker-listen` was given
+        /// The server's worker address: what `relay serve --worker-listen` was given; with tls:// in front where it speaks TLS
         connect: String = value("connect", "RELAY_WORKER_CONNECT", "ADDR", Kind::Text).or("127.0.0.1:7411");
         /// File with the worker's key, which stays out of the list of processes
         key_file: Option<PathBuf> = value("key-file", "RELAY_WORKER_KEY_FILE", "FILE", Kind::Path);
+        /// Trust a server whose certificate an authority of this file signed (PEM) [default: the system's]
+        ca: Option<PathBuf> = value("ca", "RELAY_WORKER_CA", "FILE", Kind::Path);
+        /// Show the server this certificate, with those between it and its authority (PEM). It is read at each connection
+        certificate: Option<PathBuf> = value("certificate", "RELAY_WORKER_CERTIFICATE", "FILE", Kind::Path);
+        /// The private key of that certificate (PEM)
+        certificate_key: Option<PathBuf> =
+            value("certificate-key", "RELAY_WORKER_CERTIFICATE_KEY", "FILE", Kind::Path);
         /// A queue to take jobs from, with its share among several; repeat it for more
         queues: Vec<WeightedQueue> =
             value("queue", "RELAY_WORKER_QUEUE", "NAME[=WEIGHT]", Kind::WeightedQueues).or("default");

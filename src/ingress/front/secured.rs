@@ -51,8 +51,14 @@ impl Front {
     }
 }
 
+/// Tells a peer that speaks HTTP to speak TLS; others would not read it.
 async fn tell(mut plain: TcpStream) {
     let told = async {
+        let mut first = [0];
+        // Methods begin so, and no worker's hello does.
+        if plain.peek(&mut first).await? == 0 || !first[0].is_ascii_uppercase() {
+            return Ok(());
+        }
         plain.write_all(SPEAK_TLS).await?;
         plain.shutdown().await?;
         let mut rest = [0; 4 * 1024];

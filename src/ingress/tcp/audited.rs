@@ -6,8 +6,8 @@ use std::sync::Arc;
 use relay_bridge::contract::WorkerId;
 use relay_bridge::leasing::Receipt;
 
+use super::WorkerListener;
 use super::session::Session;
-use super::{WorkerGrant, WorkerListener};
 use crate::api::Slug;
 use crate::audit::record::{Action, Door, Outcome, Record};
 use crate::audit::{Audit, Full};
@@ -28,7 +28,7 @@ impl SessionLine {
         server: &WorkerListener,
         presented: &Presented<'_>,
         worker: &WorkerId,
-        grant: &WorkerGrant,
+        method: &'static str,
     ) -> Result<Self, Full> {
         let audit = server.audit.clone();
         let Some(line) = audit.as_ref().map(|audit| audit.begin(Door::Worker, Action::Connect)).transpose()?.flatten()
@@ -39,7 +39,7 @@ impl SessionLine {
         let mut line = line;
         line.set(|record| {
             record.who = Some(worker.to_string());
-            record.method = Some(if grant.key.is_some() { "key" } else { "none" });
+            record.method = Some(method);
             record.source = presented.address;
             record.endpoint = presented.endpoint.map(ToOwned::to_owned);
             begun = Some(record.clone());

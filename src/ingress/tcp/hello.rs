@@ -22,6 +22,8 @@ pub(super) struct Admitted {
     pub(super) welcome: Welcome,
     pub(super) grant: WorkerGrant,
     pub(super) envelope: WireVersion,
+    /// What it showed, as metrics and the audit name it.
+    pub(super) method: &'static str,
 }
 
 /// Why a connection goes no further.
@@ -80,7 +82,14 @@ async fn judge(server: &WorkerListener, hello: Hello, presented: Presented<'_>) 
         _ => WireVersion::V2,
     };
     let grant = server.auth.authorize(&hello.worker, hello.key.as_deref(), presented).await;
-    let shown = if hello.key.is_some() { "key" } else { "none" };
+    let shown = match (hello.key.as_deref(), presented.certificate) {
+        (Some(_), Some(_)) => "several",
+        // Keys have one dot.
+        (Some(key), None) if key.matches('.').count() == 2 => "jwt",
+        (Some(_), None) => "key",
+        (None, Some(_)) => "mtls",
+        (None, None) => "none",
+    };
     server.authentications.add(shown, grant.is_ok());
     let grant = grant.map_err(|why| {
         audited::refused(server, &presented, shown, &why);
@@ -104,5 +113,5 @@ async fn judge(server: &WorkerListener, hello: Hello, presented: Presented<'_>) 
         Some(key) => WorkerId::under_key(key, &hello.worker),
         None => hello.worker.clone(),
     };
-    Ok(Admitted { hello, worker, welcome, grant, envelope })
+    Ok(Admitted { hello, worker, welcome, grant, envelope, method: shown })
 }

@@ -79,8 +79,8 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
             return close(from, to, Some(error)).await;
         }
     };
-    let Admitted { hello, worker, welcome, grant, envelope } = admitted;
-    let audited = match SessionLine::begin(&server, &of.presented(), &worker, &grant) {
+    let Admitted { hello, worker, welcome, grant, envelope, method } = admitted;
+    let audited = match SessionLine::begin(&server, &of.presented(), &worker, method) {
         Ok(audited) => audited,
         Err(full) => return close(from, to, Some(overloaded(full.to_string()))).await,
     };
