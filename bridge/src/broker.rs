@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::dead_letters::DeadLetters;
 use crate::job_queue::JobQueue;
@@ -56,6 +57,21 @@ pub struct Capabilities {
     pub one_line: bool,
     /// Whether the bytes that each client keeps in a queue are counted (`ClientPolicy::max_stored`).
     pub counts_stored: bool,
+    /// How exact a look at a queue's work is (`JobQueue::load`).
+    pub load: LoadSight,
+}
+
+/// How exact a look at a queue's work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadSight {
+    /// Whether parked jobs that are due soon are among those that could start; else they are counted once they are due.
+    pub foresees: bool,
+    /// Whether jobs beyond their client's running limit are left out of those that could start.
+    pub knows_limits: bool,
+    /// Whether it says how long slots were busy; else a reader has to measure it by how many jobs are held.
+    pub times_attempts: bool,
+    /// How old the counts may be that it is made of: the least time between two looks that is of use.
+    pub age: Duration,
 }
 
 /// The failure that an accepted job survives.

@@ -2,10 +2,13 @@
 //!
 //! Every call is made for one client and sees that client's jobs only: another client's are `NotFound`, or absent.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::contract::{ClientId, Job, JobId, JobResult, JobState, JobStatus, QueueName, Timestamp};
 use crate::error::BrokerError;
+use crate::load::{KeptPace, Load};
 
 /// Takes jobs and answers for them.
 #[async_trait]
@@ -78,6 +81,17 @@ pub trait JobQueue: Send + Sync {
     /// # Errors
     /// `NotFound` if there is no such queue; `StateConflict` if more are open than the broker counts.
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError>;
+
+    /// What `queue` has to do within `within` (at most [`SOON_MAX`](crate::load::SOON_MAX)), and what it has done: a look for scalers,
+    /// which costs the same however much waits. `Capabilities::load` says what it leaves out. `NotFound` if there is no such queue.
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError>;
+
+    /// The pace of `queue` that was kept last, if it is still there.
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError>;
+
+    /// Keeps the pace of `queue` for other processes and the next one, instead of what was kept before. The last one to call
+    /// counts. `NotFound` if there is no such queue.
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError>;
 
     /// One bounded step of timed work: ends runs past their deadline, removes records, results and dead letters past
     /// their keeping. At most `limit` records. Any number of replicas may run it at once. It never touches a finished

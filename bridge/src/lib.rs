@@ -13,6 +13,7 @@
 //! - [`result_log`]: the reader's calls: get, wait, page through a client's results after a cursor.
 //! - [`dead_letters`], [`policy`], [`provision`]: the operator's calls.
 //! - [`settlement`]: the pure decision that ends a delivery.
+//! - [`load`]: the work that a queue has and had, for those who scale its workers.
 //! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
 //! - [`error`]: the cause of a failed call, whether it took effect, and what the caller can do.
 //! - [`policy_cache`]: policies remembered for a second, for what is asked with each job.
@@ -30,6 +31,7 @@ pub mod error;
 pub mod histogram;
 pub mod job_queue;
 pub mod leasing;
+pub mod load;
 pub mod newer_jobs;
 pub mod policy;
 pub mod policy_cache;

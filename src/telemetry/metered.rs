@@ -2,6 +2,7 @@
 //! else is changed on the way, and nothing fails here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use relay_bridge::contract::{
@@ -11,6 +12,7 @@ use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
 use relay_bridge::leasing::{Delivery, Held, LeaseRequest, Leasing, Progress, Receipt, Recorded};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::settlement::Settlement;
 
@@ -126,6 +128,18 @@ impl JobQueue for Jobs {
 
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.inner.count(queue).await
+    }
+
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.inner.load(queue, within).await
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.inner.kept_pace(queue).await
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.inner.keep_pace(queue, pace).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

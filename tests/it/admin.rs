@@ -18,6 +18,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_embedded::{Embedded, EmbeddedConfig};
 use serde_json::Value;
@@ -421,8 +422,8 @@ struct Faulty {
 impl Faulty {
     /// `broker` with faults that can be switched on.
     fn wrap(broker: &mut Broker) -> Self {
-        let faulty =
-            Self { policies: Arc::clone(&broker.policies), jobs: Arc::clone(&broker.jobs), fails: Arc::default() };
+        let (policies, jobs) = (Arc::clone(&broker.policies), Arc::clone(&broker.jobs));
+        let faulty = Self { policies, jobs, fails: Arc::default() };
         broker.policies = Arc::new(faulty.clone());
         broker.jobs = Arc::new(faulty.clone());
         faulty
@@ -512,6 +513,16 @@ impl JobQueue for Faulty {
     }
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.jobs.count(queue).await
+    }
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.check(queue.as_str())?;
+        self.jobs.load(queue, within).await
+    }
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.jobs.kept_pace(queue).await
+    }
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.jobs.keep_pace(queue, pace).await
     }
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.jobs.sweep(limit).await

@@ -2,9 +2,10 @@
 //! `docs/conformance.md`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::PROMISES;
-use relay_bridge::broker::{Capabilities, Durability};
+use relay_bridge::broker::{Capabilities, Durability, LoadSight};
 
 /// An adapter as the suite runs it.
 #[derive(Clone, Debug)]
@@ -46,6 +47,7 @@ const EMBEDDED: Capabilities = Capabilities {
     fair: true,
     one_line: false,
     counts_stored: true,
+    load: LoadSight { foresees: true, knows_limits: true, times_attempts: true, age: Duration::ZERO },
 };
 /// A server with the default `max_payload` of 1 MiB, of which 64 KiB are left for headers.
 const NATS: Capabilities = Capabilities {
@@ -56,6 +58,7 @@ const NATS: Capabilities = Capabilities {
     fair: true,
     one_line: true,
     counts_stored: false,
+    load: LoadSight { foresees: false, knows_limits: true, times_attempts: false, age: Duration::ZERO },
 };
 const SQS: Capabilities = Capabilities {
     adapter: "sqs",
@@ -65,6 +68,7 @@ const SQS: Capabilities = Capabilities {
     fair: false,
     one_line: false,
     counts_stored: false,
+    load: LoadSight { foresees: false, knows_limits: false, times_attempts: false, age: Duration::from_secs(5) },
 };
 const IN_PROCESS: &str = "cargo test -p relay-embedded --test it";
 const ON_NATS: &str = "cargo test -p relay-nats --test conformance";
@@ -126,12 +130,13 @@ pub fn document() -> String {
     let mut text = String::from(HEAD);
     for Column { name, what, command, capabilities: c, groups } in COLUMNS {
         let lease = if c.lease_lost_certain { "the broker" } else { "its holder's clock" };
+        let load = sight(c.load);
         let (fair, one_line, stored) = (yes(c.fair), yes(c.one_line), yes(c.counts_stored));
         let tested = PROMISES.iter().filter(|(group, _)| groups.is_none_or(|groups| groups.contains(group))).count();
         let (kib, durability) = (c.payload_max / 1024, c.durability.as_str());
         writeln!(
             text,
-            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {one_line} | {stored} | {tested} | `{command}` |"
+            "| `{name}` | {what} | `{durability}` | {kib} KiB | {lease} | {fair} | {one_line} | {stored} | {load} | {tested} | `{command}` |"
         )
         .unwrap();
     }
@@ -153,6 +158,21 @@ fn yes(is: bool) -> &'static str {
     if is { "yes" } else { "no" }
 }
 
+/// How exact a look at a queue's work is, in words.
+fn sight(sight: LoadSight) -> String {
+    let knows = [
+        (sight.foresees, "jobs that are due soon"),
+        (sight.knows_limits, "running limits"),
+        (sight.times_attempts, "times of attempts"),
+    ];
+    let known: Vec<_> = knows.iter().filter(|(knows, _)| *knows).map(|(_, what)| *what).collect();
+    let known = if known.is_empty() { "counts only".to_owned() } else { format!("knows {}", known.join(", ")) };
+    match sight.age.as_secs() {
+        0 => known,
+        age => format!("{known}, {age} s old"),
+    }
+}
+
 const HEAD: &str = "# What is tested on which broker
 
 One suite holds every broker to [the contract](contract.md). This page is made from the suite itself: a test fails where they differ.
@@ -168,6 +188,6 @@ most six times; each run ends with a line per column that says how many calls we
 Differences are data that the suite reads: what an adapter claims is tested, and nothing is skipped. The suite of each adapter
 fails when the adapter says something else of itself than this table. The durability of JetStream is that of its replicas.
 
-| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | a queue may do without turns | bytes of each client are counted | promises | command |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| tests | on | an accepted job survives | largest payload | who knows that a lease is lost | weights of clients count | a queue may do without turns | bytes of each client are counted | a look for scalers | promises | command |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 ";

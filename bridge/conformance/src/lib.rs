@@ -27,7 +27,7 @@
 //! - [`reading`]: cursors, order, isolation. [`waiting`]: waits that wake and end.
 //! - [`naming`]: the client's own key and meta. [`endings`]: dead letters, redrive, rerun, erasure. [`letters`]: which dead
 //!   letters are kept. [`reruns`]: quotas of reruns, and the words of refusals.
-//! - [`sharing`]: fairness, quotas, pauses. [`operating`]: listings, policies, and what a crash leaves.
+//! - [`sharing`]: fairness, quotas, pauses. [`operating`]: listings, policies, and what a crash leaves. [`scaling`]: looks for scalers.
 //! - [`faults`]: a broker that fails from a seed. [`testing`]: real servers of the brokers.
 
 #![expect(clippy::unwrap_used, reason = "a promise that does not hold panics: that is the suite's answer")]
@@ -49,6 +49,7 @@ pub mod outcomes;
 pub mod payloads;
 pub mod reading;
 pub mod reruns;
+pub mod scaling;
 pub mod sharing;
 mod stage;
 pub mod taking;
@@ -309,6 +310,11 @@ macro_rules! conformance_tests {
                 policies_and_pauses_survive_a_crash_of_the_broker
                 fairness_and_quotas_survive_a_crash_of_the_broker
                 a_rerun_and_an_erasure_survive_a_crash_of_the_broker
+            }
+            scaling {
+                a_look_counts_what_could_start_what_runs_and_what_ended
+                a_look_leaves_out_what_a_clients_running_limit_holds_back_where_that_is_known
+                the_last_pace_that_was_kept_is_read_by_others
             }
         }
     };

@@ -81,7 +81,7 @@ impl Writer {
 
     /// Ends a lease and puts its job back in line, or aside for `after`. The run may have ended meanwhile.
     pub(super) fn put_back(&mut self, seq: i64, after: Duration, refund: bool) -> Result<(), BrokerError> {
-        let Some(lease) = self.state.end_lease(seq) else { return Ok(()) };
+        let Some(lease) = self.let_go(seq, !refund) else { return Ok(()) };
         // The line may have waited for `max_running`.
         self.state.line_changed(lease.line);
         if lease.ended.is_some() {

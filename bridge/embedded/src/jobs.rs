@@ -1,5 +1,7 @@
 //! The submitter's half: enqueue, status, cancel, rerun, erase, list, depth, sweep.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension as _, params};
 
@@ -17,6 +19,7 @@ use relay_bridge::contract::{
 };
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::rules::{self, Known, Payload, refusal};
 
 #[async_trait]
@@ -112,6 +115,18 @@ impl JobQueue for Embedded {
 
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         Ok(Exact { depth: self.depth(queue).await?, oldest: self.oldest(queue).await? })
+    }
+
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.look(queue, within).await
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.read_pace(queue).await
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.write_pace(queue, pace).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
@@ -382,7 +397,7 @@ impl Writer {
                 .map_err(|e| unavailable(e, "start run"))?;
         }
         // A holder of the run before may still be there: its lease must not count for the new run.
-        self.state.end_lease(row.seq);
+        self.let_go(row.seq, true);
         self.join_line((row.queue, row.client), WAITING, now);
         Ok(Enqueued::Created(status_of_new(next, now)))
     }
@@ -442,7 +457,7 @@ impl Writer {
                 .map_err(sql)?;
         }
         self.state.remove_id(conn, row.id, row.seq)?;
-        self.state.end_lease(row.seq);
+        self.let_go(row.seq, true);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Leases, and the receipts that name them.
+//! Leases, the receipts that name them, and how many have ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,21 @@ pub(super) struct Lease {
     pub(super) ended: Option<Outcome>,
     /// Whether its worker sent a dead letter.
     pub(super) has_letter: bool,
+}
+
+/// The attempts of a queue that ended since the store was opened, and the time for which they were held.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ended {
+    pub(super) attempts: u64,
+    pub(super) held: Duration,
+}
+
+impl Ended {
+    /// Notes that a lease ended; one that was handed back is no attempt, but held its slot.
+    pub(super) fn note(&mut self, lease: &Lease, now: Duration, is_attempt: bool) {
+        self.attempts += u64::from(is_attempt);
+        self.held += now.saturating_sub(lease.started);
+    }
 }
 
 /// The content of a receipt: the lease's number and the job's `seq`.

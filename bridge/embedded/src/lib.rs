@@ -11,7 +11,7 @@
 //!   its callers.
 //! - `room`: whether the disk has room for new jobs; `stored` with `recount`: the bytes that each client keeps.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `forget`: the end of an erasure;
-//!   `sweep`: the end of runs, records and dead letters by time.
+//!   `fill`: looks for scalers; `sweep`: the end of runs, records and dead letters by time.
 //! - `dispatch`: chooses the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
@@ -23,6 +23,7 @@ mod change;
 mod dispatch;
 #[cfg(test)]
 mod failing;
+mod fill;
 mod filter;
 mod forget;
 mod grant;
@@ -73,7 +74,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use writer::{Work, Writer, closed};
 
-use relay_bridge::broker::{Broker, Capabilities, Durability};
+use relay_bridge::broker::{Broker, Capabilities, Durability, LoadSight};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::{JobId, LogId};
@@ -205,6 +206,7 @@ impl Embedded {
                 fair: true,
                 one_line: false,
                 counts_stored: true,
+                load: LoadSight { foresees: true, knows_limits: true, times_attempts: true, age: Duration::ZERO },
             },
             jobs: this.clone(),
             leasing: this.clone(),

@@ -80,7 +80,7 @@ impl State {
             let name: QueueName = name.parse().map_err(damaged)?;
             let policy = serde_json::from_str(&policy).map_err(damaged)?;
             self.queue_rows.insert(name.clone(), id);
-            self.queues.insert(id, Queue { name, policy, turns: Default::default() });
+            self.queues.insert(id, Queue { name, policy, turns: Default::default(), ended: Default::default() });
         }
         let mut clients = conn.prepare("SELECT id, name FROM clients").map_err(sql)?;
         let mut rows = clients.query([]).map_err(sql)?;

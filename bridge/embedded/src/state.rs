@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::change::{Change, Counters, Undo};
 use super::ids::Ids;
-use super::lease::{Lease, read_token};
+use super::lease::{Ended, Lease, read_token};
 use super::lines::{ClientRow, Key, Lines, QueueRow};
 use super::map::Map;
 use super::sql::unavailable;
@@ -49,6 +49,7 @@ pub(super) struct Queue {
     pub(super) name: QueueName,
     pub(super) policy: QueuePolicy,
     pub(super) turns: VecDeque<ClientRow>,
+    pub(super) ended: Ended,
 }
 
 impl Lease {
@@ -128,7 +129,8 @@ impl State {
             }
             None => {
                 self.queue_rows.insert(name.clone(), row);
-                self.queues.insert(row, Queue { name: name.clone(), policy, turns: VecDeque::new() });
+                self.queues
+                    .insert(row, Queue { name: name.clone(), policy, turns: VecDeque::new(), ended: Ended::default() });
                 self.undo.note(Change::QueueAdded(row));
             }
         }

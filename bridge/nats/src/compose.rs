@@ -7,6 +7,7 @@ use crate::jobs::deadlines::Deadlines;
 use crate::jobs::enqueue::Submissions;
 use crate::jobs::list::Listing;
 use crate::jobs::look_back::{LookBack, LookingBack};
+use crate::jobs::looks::{Ended, Looks};
 use crate::jobs::room::{Room, Waiting};
 use crate::jobs::start::Starts;
 use crate::jobs::storage::{Sizes, Storage};
@@ -276,6 +277,13 @@ pub(crate) fn compose(api: Api, settings: Settings, payload_max: u64) -> Parts {
         starts: starts.clone(),
         submissions: submissions.clone(),
         listing: listing.clone(),
+        looks: Looks {
+            api: api.clone(),
+            policies: policies.clone(),
+            lanes: lanes.clone(),
+            room: room.clone(),
+            ended: Ended::default(),
+        },
         sweep: sweep.clone(),
         _alive: alive.clone(),
     });

@@ -42,6 +42,7 @@ pub use crate::stored::streams::StreamSettings;
 pub use crate::wire::connection;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::NatsConfig;
 use crate::wire::connection::{Connection, Wait};
@@ -56,7 +57,7 @@ use crate::records::policies::Policies;
 use crate::results::Results;
 use crate::stored::kept::{Copies, Kept};
 use crate::wire::api::Api;
-use relay_bridge::broker::{Broker, Capabilities, Durability};
+use relay_bridge::broker::{Broker, Capabilities, Durability, LoadSight};
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::QueueName;
 use relay_bridge::contract::envelope::WireVersion;
@@ -128,6 +129,7 @@ impl Nats {
                 fair: true,
                 one_line: true,
                 counts_stored: false,
+                load: LoadSight { foresees: false, knows_limits: true, times_attempts: false, age: Duration::ZERO },
             },
             jobs: jobs.clone(),
             leasing: leases.clone(),

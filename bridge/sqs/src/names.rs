@@ -109,6 +109,11 @@ pub(crate) fn spares(queue: &QueueName) -> Key {
     key("spares", queue.as_str())
 }
 
+/// The attempts of a queue that ended, and their pace.
+pub(crate) fn attempts(queue: &QueueName) -> Key {
+    key("attempts", queue.as_str())
+}
+
 /// The leases of a client's jobs that hold a slot in a queue.
 pub(crate) fn slots(queue: &QueueName, client: &ClientId) -> Key {
     key(format!("slots#{queue}"), client.as_str())

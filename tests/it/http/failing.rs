@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind as Kind};
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 
 use super::support::{Relay, Reply, Setup};
 
@@ -56,6 +57,15 @@ impl JobQueue for Failing {
         Ok(None)
     }
     async fn count(&self, _: &QueueName) -> Result<Exact, BrokerError> {
+        self.fail()
+    }
+    async fn load(&self, _: &QueueName, _: Duration) -> Result<Load, BrokerError> {
+        self.fail()
+    }
+    async fn kept_pace(&self, _: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        Ok(None)
+    }
+    async fn keep_pace(&self, _: &QueueName, _: &KeptPace) -> Result<(), BrokerError> {
         self.fail()
     }
     async fn sweep(&self, _: u32) -> Result<Swept, BrokerError> {

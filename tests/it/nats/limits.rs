@@ -10,6 +10,7 @@ use relay_bridge::broker::Broker;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::policy::{ClientPolicy, PolicyStore, QueuePolicy};
 use tokio::sync::Semaphore;
 
@@ -69,6 +70,15 @@ impl JobQueue for Held {
     }
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.inner.jobs.count(queue).await
+    }
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.inner.jobs.load(queue, within).await
+    }
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.inner.jobs.kept_pace(queue).await
+    }
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.inner.jobs.keep_pace(queue, pace).await
     }
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {
         self.inner.jobs.sweep(limit).await

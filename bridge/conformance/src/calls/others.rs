@@ -11,6 +11,7 @@ use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, RunId, 
 use relay_bridge::dead_letters::{DeadLetter, DeadLetters, LetterPlace, Letters};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
 use relay_bridge::provision::{Change, Provision, Wanted};
 use relay_bridge::result_log::{Finished, Lookup, Page, ResultFilter, ResultLog, Start};
@@ -81,6 +82,18 @@ impl JobQueue for Repeating<dyn JobQueue> {
 
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.calls.call("count", || self.inner.count(queue)).await.answer
+    }
+
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.calls.call("load", || self.inner.load(queue, within)).await.answer
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.calls.call("kept pace", || self.inner.kept_pace(queue)).await.answer
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.calls.call("keep pace", || self.inner.keep_pace(queue, pace)).await.answer
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -1,6 +1,7 @@
 //! A submitter's handle that fails.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -8,6 +9,7 @@ use super::Faults;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 
 pub(super) struct Faulty {
     pub(super) inner: Arc<dyn JobQueue>,
@@ -62,6 +64,18 @@ impl JobQueue for Faulty {
 
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.faults.make("count", self.inner.count(queue)).await
+    }
+
+    async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.faults.make("load", self.inner.load(queue, within)).await
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.faults.make("kept pace", self.inner.kept_pace(queue)).await
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.faults.make("keep pace", self.inner.keep_pace(queue, pace)).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

@@ -4,6 +4,7 @@ pub(crate) mod deadlines;
 pub(crate) mod enqueue;
 pub(crate) mod list;
 pub(crate) mod look_back;
+pub(crate) mod looks;
 pub(crate) mod remembered;
 pub(crate) mod room;
 pub(crate) mod start;
@@ -12,12 +13,14 @@ pub(crate) mod storage_limit;
 pub(crate) mod sweep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::closing::Alive;
 use crate::jobs::enqueue::Submissions;
 use crate::jobs::list::Listing;
+use crate::jobs::looks::Looks;
 use crate::jobs::room::Room;
 use crate::jobs::start::Starts;
 use crate::jobs::sweep::Sweep;
@@ -34,6 +37,7 @@ use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::rules;
 use relay_bridge::rules::refusal::{contended, no_job};
 
@@ -55,6 +59,7 @@ pub(crate) struct Jobs {
     pub(crate) starts: Arc<Starts>,
     pub(crate) submissions: Arc<Submissions>,
     pub(crate) listing: Arc<Listing>,
+    pub(crate) looks: Looks,
     pub(crate) sweep: Arc<Sweep>,
     pub(crate) _alive: Arc<Alive>,
 }
@@ -118,6 +123,18 @@ impl JobQueue for Jobs {
 
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         Ok(Exact { depth: self.depth(queue).await?, oldest: self.oldest(queue).await? })
+    }
+
+    async fn load(&self, queue: &QueueName, _: Duration) -> Result<Load, BrokerError> {
+        self.looks.look(queue).await
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.looks.kept_pace(queue).await
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.looks.keep_pace(queue, pace).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

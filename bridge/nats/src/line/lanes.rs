@@ -111,6 +111,11 @@ impl ConsumerInfo {
         u64::try_from(self.config.max_ack_pending).is_ok_and(|max| self.num_ack_pending < max)
     }
 
+    /// How many more of its jobs may be leased.
+    pub(crate) fn room(&self) -> u64 {
+        u64::try_from(self.config.max_ack_pending).map_or(u64::MAX, |max| max.saturating_sub(self.num_ack_pending))
+    }
+
     fn made(&self) -> Made {
         Made {
             lease: Duration::from_nanos(self.config.ack_wait),

@@ -171,6 +171,12 @@ pub fn turn(queue: &QueueName) -> String {
     format!("relay.state.turn.{queue}.policy")
 }
 
+/// The message in [`STATE_STREAM`] that has the pace of a queue's attempts, as it was last measured.
+#[must_use]
+pub fn pace(queue: &QueueName) -> String {
+    format!("relay.state.pace.{queue}.attempts")
+}
+
 /// The name of a dead letter, or of the mark that an operator redrove it: the job, its queue and client, and the run.
 ///
 /// The number of tokens of its subject is that of releases before this one, so that permissions given for those stay

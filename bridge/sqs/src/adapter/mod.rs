@@ -36,7 +36,7 @@ use crate::forward::Render;
 use crate::limits::PAYLOAD_MAX;
 use crate::settings::Settings;
 pub use others::plain;
-use relay_bridge::broker::{Broker, Capabilities, Durability};
+use relay_bridge::broker::{Broker, Capabilities, Durability, LoadSight};
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,6 +50,7 @@ use crate::adapter::aws::connect::Clients;
 use crate::adapter::aws::queue::SqsQueues;
 use crate::adapter::aws::table::Table;
 use crate::adapter::jobs::Jobs;
+use crate::adapter::jobs::attempts::Attempts;
 use crate::adapter::jobs::count::Counting;
 use crate::adapter::jobs::enqueue::Submissions;
 use crate::adapter::jobs::list::Listing;
@@ -85,6 +86,8 @@ use relay_bridge::error::BrokerError;
 use relay_bridge::newer_jobs::NewerJobs;
 use relay_bridge::rules;
 
+/// How old the counts of SQS may be that a look is made of.
+const LOOK_AGE: Duration = Duration::from_secs(5);
 /// How long the end of an adapter waits for calls that are on their way, beyond the time that it is given.
 const LAST_CALLS_MAX: Duration = Duration::from_secs(10);
 
@@ -140,6 +143,7 @@ impl Sqs {
                 fair: false,
                 one_line: false,
                 counts_stored: false,
+                load: LoadSight { foresees: false, knows_limits: false, times_attempts: false, age: LOOK_AGE },
             },
             jobs: jobs.clone(),
             leasing: leases.clone(),
@@ -227,6 +231,7 @@ impl Parts {
             closing.clone(),
         );
         let spares = Arc::new(Spares::new(table.clone(), tasks.clone(), closing.clone()));
+        let attempts = Arc::new(Attempts::new(table.clone(), tasks.clone(), closing.clone()));
         let (sending, held) = (Arc::new(Semaphore::new(SENDING_MAX)), Arc::<HeldJobs>::default());
         let records = Arc::new(Records { settings: settings.clone(), table: table.clone() });
         let counting = Arc::new(Counting {
@@ -289,6 +294,7 @@ impl Parts {
             table: table.clone(),
             records: records.clone(),
             places: places.clone(),
+            attempts: attempts.clone(),
             sender: sender.clone(),
             slots: slots.clone(),
             lines: lines.clone(),
@@ -370,6 +376,7 @@ impl Parts {
             submissions: submissions.clone(),
             runs: runs.clone(),
             listing: listing.clone(),
+            attempts: attempts.clone(),
             counting: counting.clone(),
             places: places.clone(),
             sweep: sweep.clone(),

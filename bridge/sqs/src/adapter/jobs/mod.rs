@@ -1,5 +1,6 @@
 //! The submitter's half of the broker. The job's record decides about each call.
 
+pub(crate) mod attempts;
 pub(crate) mod count;
 pub(crate) mod enqueue;
 pub(crate) mod list;
@@ -10,10 +11,12 @@ pub(crate) mod spares;
 pub(crate) mod sweep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::DropGuard;
 
+use crate::adapter::jobs::attempts::Attempts;
 use crate::adapter::jobs::count::Counting;
 use crate::adapter::jobs::enqueue::Submissions;
 use crate::adapter::jobs::list::Listing;
@@ -26,6 +29,7 @@ use crate::settings::Settings;
 use relay_bridge::contract::{ClientId, Job, JobId, JobStatus, QueueName, Timestamp};
 use relay_bridge::error::BrokerError;
 use relay_bridge::job_queue::{Depth, Enqueued, Exact, JobFilter, JobQueue, Listed, Swept};
+use relay_bridge::load::{KeptPace, Load};
 
 /// The submitter's half: hands each call to the part that makes it.
 pub(crate) struct Jobs {
@@ -36,6 +40,7 @@ pub(crate) struct Jobs {
     pub(crate) runs: Arc<Runs>,
     pub(crate) listing: Arc<Listing>,
     pub(crate) counting: Arc<Counting>,
+    pub(crate) attempts: Arc<Attempts>,
     pub(crate) places: Arc<Places>,
     pub(crate) sweep: Arc<Sweep>,
     pub(crate) _alive: Arc<DropGuard>,
@@ -96,6 +101,24 @@ impl JobQueue for Jobs {
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError> {
         self.policies.require(queue, "read depth").await?;
         self.counting.count_queue(queue).await
+    }
+
+    /// Two reads of the table and a call of SQS. Whose jobs wait is not known, and neither is when delayed ones are due.
+    async fn load(&self, queue: &QueueName, _: Duration) -> Result<Load, BrokerError> {
+        let policy = self.policies.require(queue, "look at queue").await?;
+        let (depth, ended) = tokio::try_join!(self.counting.look_at_queue(queue), self.attempts.ended(queue))?;
+        let startable = if policy.paused { 0 } else { depth.waiting };
+        let Depth { waiting: in_line, parked, leased } = depth;
+        Ok(Load { in_line, startable, parked, leased, ended, busy: None })
+    }
+
+    async fn kept_pace(&self, queue: &QueueName) -> Result<Option<KeptPace>, BrokerError> {
+        self.attempts.kept_pace(queue).await
+    }
+
+    async fn keep_pace(&self, queue: &QueueName, pace: &KeptPace) -> Result<(), BrokerError> {
+        self.policies.require(queue, "keep pace").await?;
+        self.attempts.keep_pace(queue, pace).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, BrokerError> {

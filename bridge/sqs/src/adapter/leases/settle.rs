@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::types::ReturnValue;
 use crate::adapter::aws::item::Item;
 use crate::adapter::aws::queue::{SqsQueue, SqsQueues};
 use crate::adapter::aws::table::{Table, Written};
+use crate::adapter::jobs::attempts::Attempts;
 use crate::adapter::jobs::quota::Places;
 use crate::adapter::jobs::sending::Sender;
 use crate::adapter::leases::lines::Lines;
@@ -62,6 +63,7 @@ pub(crate) struct Settling {
     pub(crate) table: Table,
     pub(crate) records: Arc<Records>,
     pub(crate) places: Arc<Places>,
+    pub(crate) attempts: Arc<Attempts>,
     pub(crate) sender: Arc<Sender>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) lines: Arc<Lines>,
@@ -140,6 +142,9 @@ impl Settling {
         if over {
             self.held.remove(receipt.job_id);
             self.owed.is_paid(&token.lease);
+        }
+        if settled.is_ok() && !matches!(settlement, Settlement::HandBack(_)) {
+            self.attempts.end(&receipt.queue);
         }
         if over && self.is_bounded(receipt).await {
             self.slots.free_slot(&receipt.queue, &receipt.client, &token.lease).await?;
