@@ -22,6 +22,7 @@ use relay_bridge::policy::QueuePolicy;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
 use relay_workers::{Handler, Worker, WorkerConfig};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,8 +36,9 @@ use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::front::Bound;
 use crate::ingress::{http, nats, tcp};
 use crate::reload::Reload;
+use crate::scaler::{self, Looks};
 use crate::telemetry::{Telemetry, Traces};
-use crate::tls::Tls;
+use crate::tls::{Secured, Tls};
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -148,6 +150,8 @@ pub struct Listeners {
     pub workers: Vec<Bound>,
     /// For operators, and for health checks, if they are wanted.
     pub admin: admin::Listeners,
+    /// For KEDA, if it is served, and TLS there.
+    pub scaler: Option<(TcpListener, Option<Secured>)>,
 }
 
 /// How to stop an [`App`]: first drain, then force.
@@ -228,6 +232,8 @@ pub struct App {
     worker: Option<LocalWorker>,
     listeners: Listeners,
     port: Option<Port>,
+    /// What scalers ask, if anybody may.
+    looks: Option<Arc<Looks>>,
     audit: Option<Arc<Audit>>,
     reload: Arc<Reload>,
     traces: Option<Traces>,
@@ -247,7 +253,8 @@ impl App {
         let clock = config.clock;
         // Nobody asks a process without an admin port, so it does not count.
         let admin = Some(std::mem::take(&mut listeners.admin)).filter(admin::Listeners::are_any);
-        let watched = admin.is_some() || config.traces.is_some();
+        let scaled = admin.is_some() || listeners.scaler.is_some();
+        let watched = scaled || config.traces.is_some();
         let telemetry = watched.then(|| Telemetry::new(clock.clone(), config.traces.clone()));
         let port = admin.zip(telemetry.clone());
         let mut port = port.map(|(listeners, telemetry)| Port::open(listeners, config.admin_tokens, telemetry));
@@ -264,8 +271,14 @@ impl App {
             }
         };
         let (mut broker, mut leasing_here) = (opened.broker(), opened.leasing_here());
+        let mut looks = None;
         if let Some(telemetry) = telemetry {
             (broker, leasing_here) = (telemetry.broker(broker), telemetry.leasing(leasing_here));
+            if scaled {
+                let measured = looks.insert(Looks::new(&broker, clock.clone()));
+                let measured = Arc::clone(measured);
+                telemetry.tells(move |queue| measured.came(queue));
+            }
         }
         let shares = Arc::clone(&config.limits.shares);
         let ingress =
@@ -290,6 +303,7 @@ impl App {
             if let Some(traces) = config.traces.clone() {
                 port.admin().collect(move |text| traces.report(text));
             }
+            looks.iter().for_each(|looks| port.admin().scales(Arc::clone(looks)));
             port.admin().hands_back(opened.newer_jobs());
             port.watch(Watched::Broker { broker: broker.clone(), check: opened.check(&config.queues), queues });
         }
@@ -304,6 +318,7 @@ impl App {
             worker: config.worker,
             listeners,
             port,
+            looks,
             audit: config.audit,
             reload: config.reload,
             traces: config.traces,
@@ -323,6 +338,12 @@ impl App {
     #[must_use]
     pub fn workers_address(&self) -> Option<SocketAddr> {
         self.listeners.workers.first()?.listener.local_addr().ok()
+    }
+
+    /// Where KEDA connects, if it may.
+    #[must_use]
+    pub fn scaler_address(&self) -> Option<SocketAddr> {
+        self.listeners.scaler.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
     }
 
     /// Where operators connect, if they may.
@@ -383,9 +404,9 @@ impl App {
     /// Serves until `stop` or until a part fails; also until when what is on its way may take.
     async fn serve(self, stop: Stop, admin: Option<Arc<Admin>>) -> (Instant, Result<(), AppError>) {
         // They are told to stop in this order: see the module's first lines.
-        let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "files"];
+        let names = ["HTTP", "NATS", "local worker", "worker listener", "forwarder", "sweep", "files", "scaler"];
         let mut stages = names.map(Stage::new);
-        let [http, nats, local, remote, forwarder, sweeper, files] = &mut stages;
+        let [http, nats, local, remote, forwarder, sweeper, files, scaling] = &mut stages;
         let (listeners, drain) = (self.listeners, self.drain);
         let workers_after = (drain / 10).min(WORKERS_AFTER);
         let workers_drain = drain - workers_after;
@@ -434,6 +455,17 @@ impl App {
                 served.map_err(|error| AppError::Listener("worker", error))
             });
         }
+        if let Some(looks) = self.looks {
+            let (measured, stopped) = (Arc::clone(&looks), scaling.stop.clone());
+            scaling.tasks.spawn(async move {
+                measured.measure(stopped).await;
+                Ok(())
+            });
+            if let Some((listener, secured)) = listeners.scaler {
+                let served = scaler::serve(listener, secured, looks, scaling.stop.clone());
+                scaling.tasks.spawn(async move { served.await.map_err(|error| AppError::Listener("scaler", error)) });
+            }
+        }
         let (opened, stopped) = (self.opened, forwarder.stop.clone());
         forwarder.tasks.spawn(async move {
             opened.forward(stopped).await;
@@ -465,6 +497,7 @@ impl App {
             Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
             Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
             Some(ended) = files.tasks.join_next() => Some(early(files.name, ended)),
+            Some(ended) = scaling.tasks.join_next() => Some(early(scaling.name, ended)),
         };
         let begun = Instant::now();
         let (doors, others) = stages.split_at_mut(2);
@@ -562,7 +595,6 @@ mod tests {
     use std::path::PathBuf;
 
     use relay_bridge::error::BrokerErrorKind;
-    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -594,7 +626,7 @@ mod tests {
 
     async fn listeners() -> Listeners {
         let bind = async || vec![TcpListener::bind("127.0.0.1:0").await.unwrap().into()];
-        Listeners { http: bind().await, workers: bind().await, admin: Default::default() }
+        Listeners { http: bind().await, workers: bind().await, admin: Default::default(), scaler: None }
     }
 
     #[tokio::test]

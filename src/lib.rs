@@ -9,6 +9,7 @@
 //! - [`ingress`]: how jobs come in and results go out.
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`admin`]: health and metrics, on a port of their own.
+//! - [`scaler`]: how many workers a queue needs, for KEDA and other autoscalers.
 //! - [`telemetry`]: the counts of jobs, whichever way they come.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
 //! - [`broker`]: the choice of the broker, and what must be there before anything is served.
@@ -49,6 +50,8 @@ mod private_file;
 pub mod ranges;
 #[cfg(feature = "server")]
 pub mod reload;
+#[cfg(feature = "server")]
+pub mod scaler;
 #[cfg(feature = "server")]
 pub mod telemetry;
 #[cfg(feature = "server")]

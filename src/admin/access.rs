@@ -100,7 +100,9 @@ impl Operator {
     /// `forbidden`, with the right that is missing.
     pub(super) fn may(&self, method: &Method, path: &str) -> Result<(), Box<Problem>> {
         let right = right(method, path);
-        if self.rights.contains(&right) {
+        // Who scrapes metrics is told the same there.
+        let scrapes = right == AdminRight::Read && is_scale(path) && self.rights.contains(&AdminRight::Metrics);
+        if scrapes || self.rights.contains(&right) {
             return Ok(());
         }
         let detail = format!(
@@ -108,6 +110,12 @@ impl Operator {
         );
         Err(Box::new(Problem::new(Slug::Forbidden, detail)))
     }
+}
+
+/// Whether a path is that of a queue's figure for scalers.
+fn is_scale(path: &str) -> bool {
+    let queue = path.strip_prefix("/v1/queues/").and_then(|rest| rest.strip_suffix("/scale"));
+    queue.is_some_and(|queue| !queue.contains('/'))
 }
 
 /// The right that a call needs.

@@ -1,6 +1,8 @@
 //! The numbers of a process's parts as metrics. Names are part of the contract, as those of `telemetry` are; label values are a bounded
 //! set: queues of the operator, slugs, and words of relay's own.
 
+use std::time::Duration;
+
 use relay_bridge::contract::{Timestamp, WorkerId};
 use relay_embedded::Commits;
 use relay_nats::connection::Connection;
@@ -14,9 +16,13 @@ use crate::ingress::proxy::HeaderOutcome;
 use crate::ingress::refusals::Refusals;
 use crate::ingress::{http, nats};
 use crate::reload::Reload;
+use crate::scaler::{Looks, Trigger};
 use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
 use crate::tls::{Handshake, Tls};
+
+/// How old the figure of a queue may be that is told.
+const SLOTS_AGE: Duration = Duration::from_secs(30);
 
 /// The process as such.
 pub(super) fn process(text: &mut Exposition, started_at: Timestamp, ready: bool) {
@@ -79,6 +85,19 @@ pub(super) fn queues(text: &mut Exposition, sample: &Sample, workers: &[(WorkerI
     let mut family = text.gauge("relay_queue_paused", "Whether no jobs of a queue are handed out.");
     for queue in &sample.queues {
         family.value(&[("queue", queue.name.as_str())], u8::from(queue.policy.paused));
+    }
+}
+
+/// The slots that queues want, as a trigger would be told that says nothing but the queue. While the broker is away there is
+/// no figure of it: one that stayed would keep workers as they are for no reason, and 0 would take them away.
+pub(super) fn slots_wanted(text: &mut Exposition, sample: &Sample, looks: &Looks) {
+    let help = "Slots of workers that a queue needs for what waits, runs and comes; none while that is not known.";
+    let mut family = text.gauge("relay_queue_slots_wanted", help);
+    for queue in &sample.queues {
+        if let Some(looked) = looks.last(&queue.name, SLOTS_AGE) {
+            let wanted = Trigger::of(queue.name.clone()).wanted(&looked);
+            family.value(&[("queue", queue.name.as_str())], wanted);
+        }
     }
 }
 

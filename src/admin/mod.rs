@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::reload::Reload;
+use crate::scaler::Looks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::exposition::Exposition;
 
@@ -67,6 +68,8 @@ pub struct Admin {
     sample: watch::Sender<Arc<Sample>>,
     /// The broker that operators act on; set once it is there.
     broker: OnceLock<Broker>,
+    /// The looks at the broker that scalers ask for; unset where there is no broker.
+    looks: OnceLock<Arc<Looks>>,
     /// Where jobs come from, once that is looked at.
     newer_jobs: OnceLock<Arc<NewerJobs>>,
     /// Set when the process serves; cancelled when it drains.
@@ -110,6 +113,7 @@ impl Admin {
             collectors: Mutex::default(),
             sample: watch::Sender::new(Arc::default()),
             broker: OnceLock::new(),
+            looks: OnceLock::new(),
             newer_jobs: OnceLock::new(),
             serving: OnceLock::new(),
             audit: OnceLock::new(),
@@ -135,6 +139,12 @@ impl Admin {
     pub(super) fn operates(&self, broker: Broker) {
         // A second call would be about the same one.
         self.broker.set(broker).ok();
+    }
+
+    /// Scalers are answered by these looks.
+    pub fn scales(&self, looks: Arc<Looks>) {
+        // A second call would be about the same broker.
+        self.looks.set(looks).ok();
     }
 
     /// The jobs that are handed back because a newer relay wrote them are counted here.
@@ -203,6 +213,9 @@ impl Admin {
         self.telemetry.report(&mut text);
         let workers = self.telemetry.workers_seen().lately(self.telemetry.clock().monotonic());
         collect::queues(&mut text, &self.sample.borrow(), &workers);
+        if let Some(looks) = self.looks.get() {
+            collect::slots_wanted(&mut text, &self.sample.borrow(), looks);
+        }
         if let Some(audit) = self.audit.get() {
             collect::audit(&mut text, audit);
         }

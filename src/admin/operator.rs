@@ -1,7 +1,9 @@
 //! The operators' work at the admin port: look at queues, pause and resume them, and see to jobs that ended badly. It
 //! covers all clients: a caller that may ask here may see everything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -24,12 +26,17 @@ use super::jobs;
 use super::routes::{json, problem};
 use super::sampler::QueueSample;
 use crate::api::operator::{
-    DeadLetterView, DeadLettersPage, LETTERS_MAX, PAYLOAD_BYTES_MAX, PausedView, QueueView, QueuesView,
+    DeadLetterView, DeadLettersPage, LETTERS_MAX, PAYLOAD_BYTES_MAX, PausedView, QueueView, QueuesView, ScaleView,
 };
 use crate::api::{Problem, Receipt, Slug, fit};
+use crate::scaler::Trigger;
 
 /// Letters of a page if the request does not say.
 const LETTERS_DEFAULT: u32 = 50;
+
+/// How long the broker may take for a figure, and how old that may be.
+const SCALE_MAX: Duration = Duration::from_millis(800);
+const SCALE_AGE: Duration = Duration::from_secs(1);
 
 pub(super) type Answer = Result<Response, Refused>;
 
@@ -38,6 +45,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
     Router::new()
         .route("/v1/queues", get(queues))
         .route("/v1/queues/{queue}", get(queue))
+        .route("/v1/queues/{queue}/scale", get(scale))
         .route("/v1/queues/{queue}/pause", post(pause))
         .route("/v1/queues/{queue}/resume", post(resume))
         .route("/v1/dead", get(letters))
@@ -120,10 +128,12 @@ impl DeadLetterView {
 }
 
 pub(super) fn broker(admin: &Admin) -> Result<&Broker, Refused> {
-    admin.broker().ok_or_else(|| {
-        let detail = "this process has no broker of its own, or has not reached it yet: ask a server, or ask again";
-        Refused::new(Slug::BrokerUnavailable, detail)
-    })
+    admin.broker().ok_or_else(not_here)
+}
+
+fn not_here() -> Refused {
+    let detail = "this process has no broker of its own, or has not reached it yet: ask a server, or ask again";
+    Refused::new(Slug::BrokerUnavailable, detail)
 }
 
 /// The queues as the last look found them: asking often costs the broker nothing.
@@ -157,6 +167,36 @@ async fn queue(
         (view.waiting, view.parked, view.leased) = (depth.waiting, depth.parked, depth.leased);
         view.oldest_seconds = oldest.map(|oldest| admin.telemetry.clock().now().since(oldest).as_secs_f64());
     }
+    Ok(json(StatusCode::OK, &view))
+}
+
+/// What the queue's workers should be scaled to: the query is a trigger's metadata without the queue.
+async fn scale(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+    keys: Result<Query<BTreeMap<String, String>>, QueryRejection>,
+) -> Answer {
+    let malformed = |why: String| Refused::new(Slug::MalformedRequest, why);
+    let Query(keys) = keys.map_err(|error| malformed(error.to_string()))?;
+    let name: QueueName = name.parse()?;
+    let own = std::iter::once(("queue", name.as_str()));
+    let keys = keys.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| *key != "queue");
+    let trigger = Trigger::read(own.chain(keys)).map_err(|error| malformed(error.to_string()))?;
+    let looks = admin.looks.get().ok_or_else(not_here)?;
+    let looked = tokio::time::timeout(SCALE_MAX, looks.look(&name, trigger.lead, SCALE_AGE)).await;
+    let looked = looked.map_err(|_| {
+        Refused::new(Slug::BrokerUnavailable, format!("the broker did not say within {SCALE_MAX:?} what waits"))
+    })??;
+    let slots_wanted = trigger.wanted(&looked);
+    let view = ScaleView {
+        queue: name,
+        slots_wanted,
+        workers_wanted: slots_wanted / f64::from(trigger.targets.slots_per_worker.get()),
+        waiting: looked.load.startable,
+        leased: looked.load.leased,
+        service_seconds: looked.pace.service,
+        arrivals_per_second: looked.pace.arrivals,
+    };
     Ok(json(StatusCode::OK, &view))
 }
 

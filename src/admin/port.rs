@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use super::sampler::{self, Watched};
 use super::{Admin, Tokens, serve};
+use crate::scaler::Looks;
 use crate::telemetry::Telemetry;
 
 /// How many connections the sockets take.
@@ -84,6 +85,8 @@ impl Port {
     pub fn watch(&mut self, watched: Watched) {
         if let Watched::Broker { broker, .. } = &watched {
             self.admin.operates(broker.clone());
+            // Unless the process has a scaler, whose looks are there before.
+            self.admin.scales(Looks::new(broker, self.admin.telemetry.clock().clone()));
         }
         self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.admin.closing.clone()));
     }

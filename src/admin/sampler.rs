@@ -240,7 +240,7 @@ async fn look_at_broker(
     let policies = policies.into_iter().take(QUEUES_MAX);
     let sampling = Sampling::begin(admin, before);
     let asked = stream::iter(policies.map(|(name, policy)| async {
-        let found = timeout_at(until, fill(&*broker.jobs, &name)).await;
+        let found = timeout_at(until, fill(admin, broker, &name)).await;
         let letters = timeout_at(until, sampling.letters(&*broker.dead_letters, &name)).await;
         (name, policy, found, letters.unwrap_or_default())
     }));
@@ -274,8 +274,13 @@ async fn look_at_broker(
 }
 
 /// How much waits and runs in a queue, and since when the job waits that waits longest.
-async fn fill(jobs: &dyn JobQueue, queue: &QueueName) -> Result<(Depth, Option<Timestamp>), BrokerError> {
-    let depth = jobs.depth(queue).await?;
+async fn fill(admin: &Admin, broker: &Broker, queue: &QueueName) -> Result<(Depth, Option<Timestamp>), BrokerError> {
+    let jobs: &dyn JobQueue = &*broker.jobs;
+    let depth = match admin.looks.get() {
+        // One look for both: scalers are told by it as well.
+        Some(looks) => looks.for_all(queue).await?,
+        None => jobs.depth(queue).await?,
+    };
     // Without it the rest is worth as much.
     let oldest = if depth.waiting > 0 { jobs.oldest(queue).await.ok().flatten() } else { None };
     Ok((depth, oldest))

@@ -53,6 +53,25 @@ pub struct PausedView {
     pub paused: bool,
 }
 
+/// How many slots a queue's workers should have, and what that is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScaleView {
+    /// The queue.
+    pub queue: QueueName,
+    /// The slots that it needs; 0 without work, else at least 1.
+    pub slots_wanted: f64,
+    /// The same in workers of `slotsPerWorker` slots each, not rounded.
+    pub workers_wanted: f64,
+    /// Jobs that could start within `leadSeconds`.
+    pub waiting: u64,
+    /// Jobs that workers hold.
+    pub leased: u64,
+    /// How long one attempt holds a slot; `None` while none has ended that relay knows of.
+    pub service_seconds: Option<f64>,
+    /// Attempts that come due.
+    pub arrivals_per_second: f64,
+}
+
 /// A job whose run ended `failed` or `exhausted`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterView {

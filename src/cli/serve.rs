@@ -53,7 +53,7 @@ flight finish, workers hand their jobs back, the store is closed. Another signal
 or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
 the addresses are one line of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null,
-    \"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",\"tls\":false}}}}")]
+    \"scaler\":null,\"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",\"tls\":false}}}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
@@ -148,13 +148,14 @@ impl Serving {
     /// Binds, opens, says where it listens, serves until a signal.
     pub(crate) async fn run(self) -> Result<Exit, CliError> {
         let admin_addresses = self.settings.admin_addresses()?;
-        let Settings { listen, listeners, limits, admin, audit, telemetry, .. } = self.settings;
+        let Settings { listen, listeners, limits, admin, audit, scaler, telemetry, .. } = self.settings;
         let queues = self.policy.resolve()?;
         let authenticator = Arc::new(self.authenticator);
         proxied::warnings(&listeners).iter().for_each(|warning| warn!("{warning}"));
         let bounds = limits::Bounded { listen: &listen, listeners: &listeners, bounds: &limits, admin: &admin };
         let (limits, worker_limits, caps) = limits::of(&bounds, self.nats.as_ref(), &authenticator)?;
         let tls = secured::of(&listen, self.authorities)?;
+        let (scaler_tls, scaler_secured) = secured::of_scaler(&listen, &scaler)?.unzip();
         let audit = audit.start(&self.clock)?;
         let traces = telemetry.start()?;
         // Before anything else: a signal during the start must drain as well.
@@ -162,6 +163,10 @@ impl Serving {
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
         let mut sockets = Sockets::bind(&listeners, tls.as_ref()).await?;
         let (http, workers) = (std::mem::take(&mut sockets.http), std::mem::take(&mut sockets.workers));
+        let scaler = match scaler.listen {
+            Some(address) => Some((bind("--scaler", address).await?, scaler_secured)),
+            None => None,
+        };
         let (admin, operators) = admin_addresses.bind().await?;
         let admin = admin::Listeners { caps, ..admin };
         let reload: Arc<Reload> = Arc::default();
@@ -173,6 +178,9 @@ impl Serving {
         }
         if let Some(tls) = tls.clone() {
             reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
+        }
+        if let Some(tls) = scaler_tls {
+            reload.register("scaler", tls.paths(), move || tls.reload().map_err(Into::into));
         }
         operators.iter().for_each(|operators| operators.register(&reload));
         if let Some(audit) = audit.clone().filter(|audit| audit.has_file()) {
@@ -201,13 +209,16 @@ impl Serving {
             clock: self.clock,
         };
         let app = tokio::select! {
-            app = App::build(config, Listeners { http, workers, admin }) => app?,
+            app = App::build(config, Listeners { http, workers, admin, scaler }) => app?,
             // Of a broker that is still waited for.
             () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
         };
         // A reader of the addresses may ask at once.
         app.serves_until(&signals.stop);
         let said = sockets.say(&listeners);
+        if let Some(scaler) = app.scaler_address() {
+            info!("KEDA asks {scaler}");
+        }
         if self.json {
             announce(&app, said);
         }
@@ -237,8 +248,9 @@ fn drain_delay(listen: &Listen, listeners: &[Listener]) -> Duration {
 fn announce(app: &App, listeners: Value) {
     let (http, workers) = (app.http_address(), app.workers_address());
     let (admin, health) = (app.admin_address(), app.health_address());
-    let listening =
-        json!({ "http": http, "workers": workers, "admin": admin, "health": health, "listeners": listeners });
+    let scaler = app.scaler_address();
+    let listening = json!({ "http": http, "workers": workers, "admin": admin, "health": health, "scaler": scaler,
+        "listeners": listeners });
     let line = json!({ "listening": listening });
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();

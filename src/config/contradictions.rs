@@ -14,7 +14,7 @@ use super::file::File;
 use super::layers::{ALTERNATIVES, Merged};
 use super::mistake::Mistake;
 use super::queues::Queue;
-use super::settings::{self, Listen, Order, ProxyHeader, Settings, Storage, TLS_SCHEME, TlsEnd, TlsOf};
+use super::settings::{self, Listen, Order, ProxyHeader, ScalerTls, Settings, Storage, TLS_SCHEME, TlsEnd, TlsOf};
 use super::values::{WeightedQueue, show_duration, show_size};
 
 mod listeners;
@@ -81,7 +81,7 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 24] = [
+const NEEDS: [(&str, &str, &str); 27] = [
     ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
     ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
     ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
@@ -91,6 +91,9 @@ const NEEDS: [(&str, &str, &str); 24] = [
     ("admin.token_file", "admin.listen", "there is no admin port"),
     ("worker.certificate", "worker.certificate_key", "a certificate has a key"),
     ("worker.certificate_key", "worker.certificate", "a key has a certificate"),
+    ("scaler.tls", "scaler.listen", NO_SCALER),
+    ("scaler.client_ca", "scaler.listen", NO_SCALER),
+    ("scaler.client_ca", "listen.tls_cert", "callers show certificates in the handshake of TLS"),
     ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
     ("nats.password_file", "nats.user", "relay has no user on NATS"),
@@ -107,6 +110,7 @@ const NEEDS: [(&str, &str, &str); 24] = [
     ("sqs.forward", "sqs.enabled", NOT_KEPT_ON_SQS),
     ("sqs.share", "sqs.enabled", NOT_KEPT_ON_SQS),
 ];
+const NO_SCALER: &str = "KEDA is not served";
 const NOT_KEPT_ON_SQS: &str = "jobs are not kept on SQS";
 const KEY_IS_FOR_A_SERVER: &str = "a worker's key is for the server that it connects to";
 const NOT_KEPT_ON_NATS: &str = "jobs are not kept on NATS";
@@ -351,6 +355,15 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and keys and payloads would come in clear text");
             let fix = "set `tls_cert` and `tls_key`, or tls = \"terminated-in-front\" if something in front ends TLS";
             self.add("listen.http", what, fix);
+        }
+        let scaler = &self.settings.scaler;
+        if scaler.tls == ScalerTls::Off && scaler.client_ca.is_some() {
+            let tls = self.called("scaler.tls", "scaler.client_ca");
+            self.add(
+                "scaler.client_ca",
+                format!("{tls} is off, and certificates are shown in TLS"),
+                "leave one of them out",
+            );
         }
     }
 

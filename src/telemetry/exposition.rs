@@ -33,17 +33,22 @@ impl Exposition {
     /// a name that ends in `_seconds`.
     pub fn histogram(&mut self, name: &'static str, help: &str, buckets: &Buckets, unit: f64) {
         let Family { text, name } = self.family(name, "histogram", help);
-        let scaled = |number: u64| {
-            #[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but f64")]
-            let scaled = number as f64 * unit;
-            scaled
-        };
-        for (bound, count) in &buckets.up_to {
-            line(text, name, "_bucket", &[("le", &scaled(*bound).to_string())], count);
+        distribution(text, name, None, buckets, unit);
+    }
+
+    /// The same for each value of a label.
+    pub fn histograms<'a>(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        label: &str,
+        all: impl Iterator<Item = (&'a str, &'a Buckets)>,
+        unit: f64,
+    ) {
+        let Family { text, name } = self.family(name, "histogram", help);
+        for (value, buckets) in all {
+            distribution(text, name, Some((label, value)), buckets, unit);
         }
-        line(text, name, "_bucket", &[("le", "+Inf")], buckets.count);
-        line(text, name, "_sum", &[], scaled(buckets.sum));
-        line(text, name, "_count", &[], buckets.count);
     }
 
     /// The whole text.
@@ -66,6 +71,25 @@ impl Family<'_> {
         line(self.text, self.name, "", labels, value);
         self
     }
+}
+
+fn distribution(text: &mut String, name: &str, label: Option<(&str, &str)>, buckets: &Buckets, unit: f64) {
+    let scaled = |number: u64| {
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but f64")]
+        let scaled = number as f64 * unit;
+        scaled
+    };
+    let labels: Vec<_> = label.into_iter().collect();
+    let mut bucket = |bound: &str, count: u64| {
+        let labels = [&labels[..], &[("le", bound)]].concat();
+        line(text, name, "_bucket", &labels, count);
+    };
+    for (bound, count) in &buckets.up_to {
+        bucket(&scaled(*bound).to_string(), *count);
+    }
+    bucket("+Inf", buckets.count);
+    line(text, name, "_sum", &labels, scaled(buckets.sum));
+    line(text, name, "_count", &labels, buckets.count);
 }
 
 fn line(text: &mut String, name: &str, suffix: &str, labels: &[(&str, &str)], value: impl Display) {

@@ -60,7 +60,12 @@ impl JobQueue for Jobs {
         let enqueued = enqueued?;
         let flow = |status: &JobStatus| self.telemetry.flows().of(&status.queue, &status.client);
         match &enqueued {
-            Enqueued::Created(status) => flow(status).came(false),
+            Enqueued::Created(status) => {
+                flow(status).came(false);
+                if let Some(came) = self.telemetry.0.came.get() {
+                    came(&status.queue);
+                }
+            }
             Enqueued::Known(status) if body.is_of(status.fingerprint) => flow(status).came(true),
             // Another body under the key: refused, and counted as that.
             Enqueued::Known(_) => {}
@@ -234,7 +239,7 @@ impl Work {
     fn count_end(&self, result: &JobResult) {
         self.telemetry.flows().of(&result.queue, &result.client).ended(result.outcome);
         if let Some(started_at) = result.started_at {
-            self.telemetry.0.handler.add(micros(result.finished_at.since(started_at)));
+            self.telemetry.0.handlers.add(&result.queue, micros(result.finished_at.since(started_at)));
         }
         // A rerun's clock began when the first run was accepted, which says nothing about how long anybody waited.
         if result.generation == 1 {

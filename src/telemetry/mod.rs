@@ -6,28 +6,34 @@
 //! # Layout
 //!
 //! - `flows`: the jobs that came in and went out, by queue and client.
+//! - `handlers`: how long attempts took, by queue.
 //! - `workers_seen`: which workers ask for jobs.
 //! - `storage`: the writes that the broker's storage refused lately.
 //! - `metered`: the decorators that count.
 //! - `traces`: spans of the calls that go through them.
 //! - [`exposition`]: the text that Prometheus reads; `report`: these numbers in it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::QueueName;
 use relay_bridge::histogram::Histogram;
 use relay_bridge::leasing::Leasing;
 
 pub mod exposition;
 mod flows;
+mod handlers;
 mod metered;
 mod report;
 mod storage;
 mod traces;
 mod workers_seen;
+
+use handlers::Handlers;
 
 pub use flows::{Counts, Flow, Flows};
 pub use storage::{LATELY, Storage};
@@ -57,17 +63,25 @@ const LATENCIES: &[u64] = &[
 ];
 
 /// The counts that one process keeps of its jobs. Clones count together.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Telemetry(Arc<Inner>);
 
-#[derive(Debug)]
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").field("flows", &self.0.flows).finish_non_exhaustive()
+    }
+}
+
+/// Is told of a job, by its queue.
+type Told = Box<dyn Fn(&QueueName) + Send + Sync>;
+
 struct Inner {
     clock: Clock,
     traces: Option<Traces>,
     flows: Flows,
     workers_seen: WorkersSeen,
     storage: Storage,
-    handler: Histogram,
+    handlers: Handlers,
     end_to_end: Histogram,
     leased: Counter,
     completed: Counter,
@@ -78,6 +92,8 @@ struct Inner {
     extended: Counter,
     leases_lost: Counter,
     reruns: Counter,
+    /// Told of each job that was accepted; unset where nobody waits for them.
+    came: OnceLock<Told>,
     /// The corrections by the rules of the broker in this process; unset where it is another process's.
     rules: OnceLock<Arc<relay_bridge::rules::Counts>>,
 }
@@ -92,7 +108,7 @@ impl Telemetry {
             flows: Flows::default(),
             workers_seen: WorkersSeen::default(),
             storage: Storage::default(),
-            handler: Histogram::new(LATENCIES),
+            handlers: Handlers::default(),
             end_to_end: Histogram::new(LATENCIES),
             leased: Counter::default(),
             completed: Counter::default(),
@@ -103,6 +119,7 @@ impl Telemetry {
             extended: Counter::default(),
             leases_lost: Counter::default(),
             reruns: Counter::default(),
+            came: OnceLock::new(),
             rules: OnceLock::new(),
         }))
     }
@@ -122,6 +139,12 @@ impl Telemetry {
     #[must_use]
     pub fn leasing(&self, leasing: Arc<dyn Leasing>) -> Arc<dyn Leasing> {
         Arc::new(metered::Work { inner: leasing, telemetry: self.clone() })
+    }
+
+    /// Tells `came` of each job that is accepted from now on, before its client is answered. It must not take long.
+    pub fn tells(&self, came: impl Fn(&QueueName) + Send + Sync + 'static) {
+        // A second call would be about the same process.
+        self.0.came.set(Box::new(came)).ok();
     }
 
     /// The jobs that came in and went out, by queue and client.

@@ -55,10 +55,12 @@ impl Telemetry {
         text.counter("relay_lease_extensions_total", "Heartbeats that held a job.").value(&[], inner.extended.read());
         text.counter("relay_lease_extensions_lost_total", "Heartbeats that came after the lease was lost.")
             .value(&[], inner.leases_lost.read());
-        text.histogram(
+        let handlers = inner.handlers.read();
+        text.histograms(
             "relay_handler_duration_seconds",
             "From the start of the attempt that ended a run to its end.",
-            &inner.handler.read(),
+            "queue",
+            handlers.iter().map(|(queue, buckets)| (queue.as_str(), buckets)),
             MICROSECOND,
         );
         text.histogram(

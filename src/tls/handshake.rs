@@ -116,6 +116,12 @@ impl Secured {
         Self::new(tls, &[b"relay/1"], clients)
     }
 
+    /// The same, over which KEDA speaks gRPC.
+    #[must_use]
+    pub fn scaler(tls: Arc<Tls>, clients: ClientAuth) -> Self {
+        Self::new(tls, &[b"h2"], clients)
+    }
+
     fn new(tls: Arc<Tls>, protocols: &'static [&'static [u8]], clients: ClientAuth) -> Self {
         Self { tls, protocols, clients, places: EvictingPool::new(AT_A_TIME) }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -205,7 +206,7 @@ fn metrics_say_what_became_of_jobs_and_prometheus_can_read_them() {
         ("relay_deliveries_leased_total", 2.0),
         ("relay_deliveries_settled_total{settlement=complete}", 1.0),
         ("relay_deliveries_settled_total{settlement=dead-letter}", 1.0),
-        ("relay_handler_duration_seconds_count", 2.0),
+        ("relay_handler_duration_seconds_count{queue=mail}", 2.0),
         ("relay_job_duration_seconds_bucket{le=+Inf}", 2.0),
         ("relay_worker_handlers_started_total", 2.0),
         ("relay_workers", 1.0),
@@ -413,25 +414,31 @@ fn whoami_says_how_much_waits_and_how_much_may_still_come_also_where_there_is_an
 
 /// A broker of which some things can't be read, as the test says.
 #[derive(Clone)]
-struct Faulty {
+pub(crate) struct Faulty {
     policies: Arc<dyn PolicyStore>,
     jobs: Arc<dyn JobQueue>,
     fails: Arc<Mutex<BTreeMap<&'static str, BrokerErrorKind>>>,
+    hangs: Arc<AtomicBool>,
 }
 
 impl Faulty {
     /// `broker` with faults that can be switched on.
-    fn wrap(broker: &mut Broker) -> Self {
+    pub(crate) fn wrap(broker: &mut Broker) -> Self {
         let (policies, jobs) = (Arc::clone(&broker.policies), Arc::clone(&broker.jobs));
-        let faulty = Self { policies, jobs, fails: Arc::default() };
+        let faulty = Self { policies, jobs, fails: Arc::default(), hangs: Arc::default() };
         broker.policies = Arc::new(faulty.clone());
         broker.jobs = Arc::new(faulty.clone());
         faulty
     }
 
     /// From now on what is called so fails like this: `policies`, or the name of a queue.
-    fn fail(&self, faults: &[(&'static str, BrokerErrorKind)]) {
+    pub(crate) fn fail(&self, faults: &[(&'static str, BrokerErrorKind)]) {
         *self.fails.lock().unwrap() = faults.iter().copied().collect();
+    }
+
+    /// From now on looks at queues get no answer.
+    pub(crate) fn hang(&self) {
+        self.hangs.store(true, Ordering::SeqCst);
     }
 
     fn check(&self, what: &str) -> Result<(), BrokerError> {
@@ -515,6 +522,9 @@ impl JobQueue for Faulty {
         self.jobs.count(queue).await
     }
     async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.check(queue.as_str())?;
         self.jobs.load(queue, within).await
     }

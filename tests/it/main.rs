@@ -31,6 +31,7 @@ mod nats_cli;
 mod reload;
 mod remote_workers;
 mod restarts;
+mod scaler;
 mod slugs;
 mod sqs_cli;
 mod sqs_forward;

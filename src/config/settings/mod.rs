@@ -15,7 +15,7 @@ pub(crate) use brokers::{Nats, Sqs, Storage, Streams};
 pub(crate) use operating::{Audit, AuditLevel};
 pub(crate) use serving::{
     Access, Admin, AskedCertificate, Bounds, HealthProxy, Listen, Log, LogFormat, Order, PROXY_HEADER, ProxyHeader,
-    Store, Telemetry, TlsEnd, TlsOf, Worker,
+    Scaler, ScalerTls, Store, Telemetry, TlsEnd, TlsOf, Worker,
 };
 
 /// A setting, as its field declares it.
@@ -142,6 +142,7 @@ pub(crate) const TABLES: &[Table] = &[
     Store::TABLE,
     Access::TABLE,
     Admin::TABLE,
+    Scaler::TABLE,
     Audit::TABLE,
     Nats::TABLE,
     Sqs::TABLE,
@@ -177,6 +178,7 @@ pub(crate) struct Settings {
     #[serde(skip)]
     pub(crate) listeners: Vec<Listener>,
     pub(crate) audit: Audit,
+    pub(crate) scaler: Scaler,
     pub(crate) nats: Nats,
     pub(crate) sqs: Sqs,
     pub(crate) streams: Streams,

@@ -162,6 +162,21 @@ table! {
 }
 
 table! {
+    /// The port for KEDA, which asks there how many workers a queue needs: see `docs/keda.md`. Never let clients reach it.
+    "scaler", Some("Scaler"), Scaler {
+        /// Answer KEDA's external scaler protocol (gRPC) on this address; port 0 takes a free one. Off unless given
+        listen: Option<SocketAddr> = value("scaler", "RELAY_SCALER", "ADDR", Kind::Address).alone("127.0.0.1:7414");
+        /// Whether TLS is spoken there. Addresses that others can reach need one or the other
+        tls: ScalerTls = value("scaler-tls", "RELAY_SCALER_TLS", "WHERE", Kind::Choice(&[
+            ("here", "With the certificate of --tls-cert; without it KEDA comes in clear text, on loopback addresses only"),
+            ("off", "None, and the network is trusted: whoever reaches the port learns how much waits in each queue"),
+        ])).or("here");
+        /// Take only callers whose certificate one of the authorities in this file (PEM) signed. It is read again when it changes
+        client_ca: Option<PathBuf> = value("scaler-client-ca", "RELAY_SCALER_CLIENT_CA", "FILE", Kind::Path);
+    }
+}
+
+table! {
     /// The work of `relay worker --config FILE`. The worker takes its jobs from the server at `connect`, or from NATS or SQS
     /// itself where `[nats]` or `[sqs]` says so. Beside it, `[admin]`, `[telemetry]` and `[log]` hold for a worker as well. Its
     /// key may also be in `RELAY_WORKER_KEY`. The command is seen from where the worker was started.
@@ -254,6 +269,16 @@ pub(crate) enum TlsEnd {
     Here,
     /// Something in front of it.
     TerminatedInFront,
+}
+
+/// Whether the scaler speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScalerTls {
+    /// It does, if there is a certificate.
+    Here,
+    /// It does not.
+    Off,
 }
 
 /// Whether clients are asked for a certificate.

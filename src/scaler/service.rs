@@ -1,0 +1,225 @@
+//! The scaler as KEDA calls it. Every answer comes within a second, because KEDA gives up after three for two calls; one that
+//! can't be given is an error and never 0, so that KEDA's fallback acts.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, stream};
+use relay_bridge::contract::QueueName;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+
+use super::looks::{Looked, Looks};
+use super::proto::external_scaler_server::ExternalScaler;
+use super::proto::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
+    ScaledObjectRef,
+};
+use super::trigger::Trigger;
+
+/// How long a look may take: the rest of the second is for the way.
+const LOOK_MAX: Duration = Duration::from_millis(800);
+/// How old the figures of an answer may be, unless the broker's own are older.
+const AGE_MAX: Duration = Duration::from_secs(1);
+/// Streams that are open at a time.
+const STREAMS_MAX: usize = 8_192;
+/// How often a queue without work is looked at for a stream, with few and with many of them.
+const IDLE_EVERY: Duration = Duration::from_millis(500);
+const IDLE_EVERY_MAX: Duration = Duration::from_millis(900);
+/// Streams for which there is a look of this process each so often.
+const IDLE_A_LOOK: Duration = Duration::from_millis(10);
+/// How soon it is looked again after a job came whose count has not.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How often a stream says again that there is work: KEDA drops what it is told before its autoscaler exists.
+const REPEATED: Duration = Duration::from_secs(10);
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Answers KEDA out of looks at the broker.
+pub(super) struct Service {
+    looks: Arc<Looks>,
+    streams: Arc<Semaphore>,
+    /// Ends streams.
+    stop: CancellationToken,
+}
+
+impl Service {
+    pub(super) fn new(looks: Arc<Looks>, stop: CancellationToken) -> Self {
+        Self { looks, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
+    }
+
+    async fn look(&self, trigger: &Trigger) -> Result<Looked, Status> {
+        let age = AGE_MAX.max(self.looks.age());
+        look(&self.looks, trigger, age).await
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| Status::resource_exhausted(format!("{STREAMS_MAX} streams are open: more are not taken"));
+        Arc::clone(&self.streams).try_acquire_owned().map_err(full)
+    }
+}
+
+async fn look(looks: &Looks, trigger: &Trigger, age: Duration) -> Result<Looked, Status> {
+    match timeout(LOOK_MAX, looks.look(&trigger.queue, trigger.lead, age)).await {
+        Ok(looked) => looked.map_err(|error| refused(&trigger.queue, &error)),
+        Err(_) => Err(Status::unavailable(format!(
+            "the broker did not say within {LOOK_MAX:?} what queue `{}` has to do: see whether it is there",
+            trigger.queue
+        ))),
+    }
+}
+
+fn refused(queue: &QueueName, error: &BrokerError) -> Status {
+    let code = match error.kind() {
+        BrokerErrorKind::NotFound => Code::NotFound,
+        BrokerErrorKind::Overloaded { .. } => Code::ResourceExhausted,
+        _ => Code::Unavailable,
+    };
+    Status::new(code, format!("queue `{queue}`: {error}"))
+}
+
+fn read(object: &ScaledObjectRef) -> Result<Trigger, Status> {
+    let metadata = object.scaler_metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    Trigger::read(metadata).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
+    let slots = trigger.targets.slots_per_worker.get();
+    let (target_size, target_size_float) = (i64::from(slots), f64::from(slots));
+    GetMetricSpecResponse {
+        metric_specs: vec![MetricSpec { metric_name: trigger.metric(), target_size, target_size_float }],
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalScaler for Service {
+    type StreamIsActiveStream = Streamed<IsActiveResponse>;
+    type StreamMetricSpecStream = Streamed<GetMetricSpecResponse>;
+
+    async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
+        let looked = self.look(&read(request.get_ref())?).await?;
+        Ok(Response::new(IsActiveResponse { result: is_active(&looked) }))
+    }
+
+    async fn get_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<GetMetricSpecResponse>, Status> {
+        Ok(Response::new(spec(&read(request.get_ref())?)))
+    }
+
+    async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
+        let object = request.get_ref().scaled_object_ref.clone().unwrap_or_default();
+        let trigger = read(&object)?;
+        let wanted = trigger.wanted(&self.look(&trigger).await?);
+        #[expect(clippy::cast_possible_truncation, reason = "it saturates, and no cluster has so many slots")]
+        let metric_value = wanted.ceil() as i64;
+        let value = MetricValue { metric_name: trigger.metric(), metric_value, metric_value_float: wanted };
+        Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
+    }
+
+    async fn stream_is_active(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+        let (trigger, place) = (read(request.get_ref())?, self.place()?);
+        let first = is_active(&self.look(&trigger).await?);
+        let (looks, streams) = (Arc::clone(&self.looks), Arc::clone(&self.streams));
+        let watching = Watching { looks, streams, trigger, _place: place, said: None, at: Instant::now(), soon: 0 };
+        let stop = self.stop.clone();
+        // A stream that nobody reads is not asked for its next state: it looks at nothing and holds no more than this.
+        let states = stream::unfold((watching, Some(first)), move |(mut watching, first)| {
+            let stop = stop.clone();
+            async move {
+                let result = match first {
+                    Some(first) => watching.say(first),
+                    None => stop.run_until_cancelled(watching.next()).await?,
+                };
+                Some((Ok(IsActiveResponse { result }), (watching, None)))
+            }
+        });
+        Ok(Response::new(Box::pin(states)))
+    }
+
+    async fn stream_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
+        let (trigger, place) = (read(request.get_ref())?, self.place()?);
+        let stop = self.stop.clone();
+        // A trigger is what its metadata says: it never changes.
+        let specs = stream::unfold((Some(spec(&trigger)), place), move |(spec, place)| {
+            let stop = stop.clone();
+            async move {
+                let Some(spec) = spec else {
+                    stop.cancelled().await;
+                    return None;
+                };
+                Some((Ok(spec), (None, place)))
+            }
+        });
+        Ok(Response::new(Box::pin(specs)))
+    }
+}
+
+fn is_active(looked: &Looked) -> bool {
+    looked.load.startable > 0 || looked.load.leased > 0
+}
+
+/// What a stream was told, and looks for.
+struct Watching {
+    looks: Arc<Looks>,
+    streams: Arc<Semaphore>,
+    trigger: Trigger,
+    _place: OwnedSemaphorePermit,
+    said: Option<bool>,
+    at: Instant,
+    /// How many looks come soon, because a job came that was not counted yet.
+    soon: u32,
+}
+
+impl Watching {
+    fn say(&mut self, state: bool) -> bool {
+        (self.said, self.at) = (Some(state), Instant::now());
+        state
+    }
+
+    /// The next state that is worth telling. While the broker is away none is: KEDA asks for figures as well, and is told.
+    async fn next(&mut self) -> bool {
+        loop {
+            let pause = self.pause();
+            // Before the look: a job that comes meanwhile is not missed.
+            let comes = self.looks.comes(&self.trigger.queue, pause);
+            if comes.await {
+                self.soon = 3;
+            }
+            // Others who ask at the same time share the look.
+            let age = self.looks.age().max(if self.soon > 0 { Duration::ZERO } else { pause / 4 });
+            self.soon = self.soon.saturating_sub(1);
+            let Ok(looked) = look(&self.looks, &self.trigger, age).await else { continue };
+            let state = is_active(&looked);
+            if self.said != Some(state) || state && self.at.elapsed() >= REPEATED {
+                self.soon = 0;
+                return self.say(state);
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        if self.said == Some(true) {
+            return (self.at + REPEATED)
+                .saturating_duration_since(Instant::now())
+                .min(Duration::from_secs(2))
+                .max(AGAIN);
+        }
+        if self.soon > 0 {
+            return AGAIN;
+        }
+        let open = u32::try_from(STREAMS_MAX - self.streams.available_permits()).unwrap_or(u32::MAX);
+        (IDLE_A_LOOK * open).clamp(IDLE_EVERY, IDLE_EVERY_MAX).max(self.looks.age())
+    }
+}
