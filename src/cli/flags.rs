@@ -21,9 +21,12 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
             "listen.workers" | "listen.worker_tls" | "listen.worker_client_auth" | "streams.provision" => false,
             _ => ["listen", "limits", "admin", "telemetry", "nats", "streams"].contains(&table),
         },
-        "worker" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,
+        "worker" | "scaler" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,
         "worker" => ["worker", "admin", "telemetry", "nats", "sqs"].contains(&table),
         "doctor" => ["nats", "sqs"].contains(&table) && !["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key),
+        "scaler" => {
+            ["scaler", "admin", "nats", "sqs"].contains(&table) || ["listen.tls_cert", "listen.tls_key"].contains(&key)
+        }
         "bridge" => ["admin", "nats", "sqs"].contains(&table),
         "provision" => {
             ["nats", "sqs", "streams"].contains(&table) && !["nats.no_listen", "streams.provision"].contains(&key)
@@ -51,6 +54,9 @@ fn demands(command: &str) -> &'static [(&'static str, &'static [&'static str])] 
             ("no store and no broker is configured", &["store.data", "store.memory", "nats.servers", "sqs.enabled"]),
             ("access is not configured", &["access.keys", "access.clients", "access.no_auth"]),
         ],
+        "scaler" => {
+            &[("no broker is configured", &["nats.servers", "sqs.enabled"]), ("KEDA is not served", &["scaler.listen"])]
+        }
         "worker" | "dev" => &[("no handler is configured", &["worker.http", COMMAND])],
         _ => &[],
     }

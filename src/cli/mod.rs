@@ -55,6 +55,7 @@ mod reload;
 mod remote;
 mod result;
 mod results;
+mod scaler;
 mod secret_file;
 mod secured;
 mod serve;
@@ -112,6 +113,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Run a command, or call a local service, for each job of a server
     Worker(Box<worker::WorkerArgs>),
+    /// Tell KEDA how many workers queues need, beside servers of the same broker
+    Scaler(Box<scaler::ScalerArgs>),
     /// Forward jobs from one relay to another and bring the results back
     Bridge(Box<bridge::BridgeArgs>),
     /// Server and worker in one process, without authentication, for trying things out
@@ -182,7 +185,7 @@ impl Command {
 
     /// Whether it runs until it is stopped, with the keys and payloads of others.
     fn serves(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Worker(_) | Self::Bridge(_) | Self::Dev(_))
+        matches!(self, Self::Serve(_) | Self::Worker(_) | Self::Scaler(_) | Self::Bridge(_) | Self::Dev(_))
     }
 
     /// The log filter unless the user says otherwise.
@@ -232,7 +235,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// file may give what a command demands.
 fn commands(in_help: bool) -> clap::Command {
     let commands = flags::add_log(Cli::command(), in_help);
-    ["serve", "worker", "bridge", "dev", "provision", "doctor"]
+    ["serve", "worker", "scaler", "bridge", "dev", "provision", "doctor"]
         .into_iter()
         .fold(commands, |commands, name| commands.mut_subcommand(name, |command| flags::add(command, name, in_help)))
 }
@@ -277,6 +280,7 @@ async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliEr
     match command {
         Command::Serve(args) => Box::pin(serve::run(*args, settings)).await,
         Command::Worker(args) => Box::pin(worker::run(*args, settings)).await,
+        Command::Scaler(args) => Box::pin(scaler::run(*args, settings)).await,
         Command::Bridge(args) => bridge::run(*args, settings).await,
         Command::Dev(args) => Box::pin(dev::run(*args, settings)).await,
         Command::Provision(args) => or_interrupted(Box::pin(provision::run(*args, settings))).await,

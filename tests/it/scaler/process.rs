@@ -1,5 +1,6 @@
 //! The scaler of a process: its flags, and the same figure at the admin port.
 
+use relay_conformance::testing::NatsServer;
 use serde_json::Value;
 
 use super::support::keda_at;
@@ -36,6 +37,25 @@ async fn keda_metrics_and_the_admin_port_say_the_same() {
     assert!(refused.1.contains("slotsPerWorker"), "{}", refused.1);
     assert_eq!(send(&admin, "GET", "/v1/queues/nowhere/scale", "", "").0, 404);
     while !send(&admin, "GET", "/metrics", "", "").1.contains("relay_queue_slots_wanted{queue=\"default\"} 16\n") {}
+    server.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_its_own_answers_for_the_broker_of_servers() {
+    let nats = NatsServer::start().await;
+    let refused = run(["scaler", "--nats", &nats.url(), "--scaler", "127.0.0.1:0"]);
+    assert_eq!(code(&refused), 2, "nobody has provisioned anything: {}", stderr(&refused));
+    let serve = ["serve", "--nats", &nats.url(), "--provision", "--no-auth", "--no-nats-listen"];
+    let server = Running::start(serve.iter().chain(&["--listen", "127.0.0.1:0", "--json"]));
+    let scaler = ["scaler", "--nats", &nats.url(), "--scaler", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json"];
+    let scaler = Running::start(scaler);
+    let keda = keda_at(&address(&scaler, "scaler")).await.unwrap();
+    assert!(!keda.is_active(&[("queue", "default")]).await.unwrap());
+    assert_eq!(send(&address(&server, "http"), "POST", "/v1/queues/default/jobs", "", "x").0, 202);
+    while !keda.is_active(&[("queue", "default")]).await.unwrap() {}
+    let admin = address(&scaler, "admin");
+    while !send(&admin, "GET", "/metrics", "", "").1.contains("relay_queue_slots_wanted{queue=\"default\"} 1\n") {}
+    scaler.stop();
     server.stop();
 }
 
