@@ -10,6 +10,7 @@
 //! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
 //! - [`admin`]: health and metrics, on a port of their own.
 //! - [`scaler`]: how many workers a queue needs, for KEDA and other autoscalers.
+//! - [`kubernetes`]: whether a worker is at work, told to Kubernetes.
 //! - [`telemetry`]: the counts of jobs, whichever way they come.
 //! - [`app`]: opens the broker, serves what it is given, drains in order.
 //! - [`broker`]: the choice of the broker, and what must be there before anything is served.
@@ -44,6 +45,8 @@ pub mod config;
 mod evicting;
 #[cfg(feature = "server")]
 pub mod ingress;
+#[cfg(feature = "server")]
+pub mod kubernetes;
 #[cfg(feature = "server")]
 mod private_file;
 #[cfg(feature = "server")]

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::config::warn_of_unknown_variables;
+use super::configured::variable;
 use super::exit::{CliError, Exit};
 use super::output;
 use super::signals::Signals;
@@ -23,6 +24,7 @@ use crate::admin::{Port, collect};
 use crate::app::TRACES_MAX;
 use crate::config::settings::{Order, Settings};
 use crate::ingress::nats::worker_inbox;
+use crate::kubernetes::Account;
 use crate::private_file::warn_if_open;
 use crate::telemetry::Telemetry;
 
@@ -74,6 +76,12 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
     warn_of_unknown_variables();
+    let pod = worker
+        .kubernetes
+        .then(|| Account::of_pod(variable))
+        .transpose()
+        .map_err(|error| CliError::usage(format!("--kubernetes: {error}")).hint("leave it out where no pod is"))?;
+    let keeps_node = worker.do_not_disrupt;
     let handler = worker.handler(settings.sqs.enabled)?;
     let admin = settings.admin_addresses()?;
     let traces = settings.telemetry.start()?;
@@ -140,6 +148,14 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
             port.admin().collect(move |text| traces.report(text));
         }
     }
+    let telling = pod.map(|pod| pod.keep_telling(worker.stats(), keeps_node));
+    // Until the worker has drained: its pod is going then, whatever is told.
+    let telling = async {
+        match telling {
+            Some(telling) => telling.await,
+            None => std::future::pending().await,
+        }
+    };
     let drained = async {
         let (report, until) = tokio::join!(worker.run(signals.stop.drain.clone()), async {
             signals.stop.drain.cancelled().await;
@@ -160,6 +176,7 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     };
     tokio::select! {
         exit = drained => Ok(exit),
+        () = telling => Ok(Exit::Done),
         () = signals.stop.force.cancelled() => Ok(Exit::Interrupted),
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 27] = [
+const NEEDS: [(&str, &str, &str); 28] = [
     ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
     ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
     ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
@@ -94,6 +94,7 @@ const NEEDS: [(&str, &str, &str); 27] = [
     ("scaler.tls", "scaler.listen", NO_SCALER),
     ("scaler.client_ca", "scaler.listen", NO_SCALER),
     ("scaler.client_ca", "listen.tls_cert", "callers show certificates in the handshake of TLS"),
+    ("worker.do_not_disrupt", "worker.kubernetes", "Kubernetes is told nothing"),
     ("audit.required", "audit.file", "nobody knows whether a line of the log was written"),
     ("store.disk_reserve", "store.data", "jobs are not kept in a directory"),
     ("nats.password_file", "nats.user", "relay has no user on NATS"),

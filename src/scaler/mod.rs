@@ -25,6 +25,7 @@ mod trigger;
 mod wanted;
 
 pub use looks::{Looked, Looks};
+pub(crate) use pace::Measured;
 pub use serve::serve;
 pub use trigger::{InvalidTrigger, Trigger};
 pub use wanted::{Pace, Targets, Work, wanted};

@@ -23,7 +23,7 @@ const LAG_MAX: Duration = Duration::from_secs(30);
 
 /// One queue's measurement.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     last: Option<(Duration, Load)>,
     /// Attempts that ended and the seconds that slots were busy, the older the less of it.
     attempts: f64,
@@ -52,7 +52,7 @@ impl Measured {
     }
 
     /// Takes in a look that was taken `at`, on the monotonic clock.
-    pub(super) fn note(&mut self, at: Duration, load: Load) {
+    pub(crate) fn note(&mut self, at: Duration, load: Load) {
         let Some((before, last)) = self.last.replace((at, load)) else { return };
         let seconds = at.saturating_sub(before).as_secs_f64();
         if seconds <= 0.0 {
@@ -92,7 +92,7 @@ impl Measured {
     }
 
     /// What was measured so far.
-    pub(super) fn pace(&self) -> Pace {
+    pub(crate) fn pace(&self) -> Pace {
         Pace {
             service: (self.attempts > 0.0).then(|| self.busy / self.attempts),
             arrivals: self.arrivals / self.weight.max(WEIGHT_MIN),

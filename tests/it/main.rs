@@ -25,6 +25,7 @@ mod drain;
 mod foreign_results;
 mod full_disk;
 mod http;
+mod kubernetes;
 mod listeners;
 mod nats;
 mod nats_cli;

@@ -218,6 +218,11 @@ table! {
         http: Option<String> = value("http", "RELAY_WORKER_HTTP", "URL", Kind::Text).under("Handler");
         /// Stop a handler that takes longer; the attempt counts as failed and is retried
         timeout: Option<DurationText> = value("timeout", "RELAY_WORKER_TIMEOUT", "DURATION", Kind::Duration(1)).under("Handler");
+        /// Tell Kubernetes whether this pod is at work, so that pods without work are taken away first. Its account has to be
+        /// allowed to patch the pod; handlers can read that account's token. See `docs/keda.md`
+        kubernetes: bool = switch("kubernetes", "RELAY_WORKER_KUBERNETES").under("Kubernetes");
+        /// Ask Karpenter to leave the node alone while this pod is at work
+        do_not_disrupt: bool = switch("do-not-disrupt", "RELAY_WORKER_DO_NOT_DISRUPT").under("Kubernetes");
     }
 }
 
