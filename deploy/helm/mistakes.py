@@ -1,6 +1,6 @@
 """Mistakes that .ci/chart has to find: in the values of somebody who installs the chart, and in the chart itself."""
 
-# (what it is, example, values on top of it, a word of helm's refusal)
+# (what it is, example, values on top of it, a word of helm's refusal, and the version of Kubernetes if it matters)
 IN_VALUES = [
     ("a misspelt key", "nats", "server: { replica: 3 }", "replica"),
     ("a misspelt key of a worker", "nats", "workers: { orders: { autoscalling: { kind: keda } } }", "autoscalling"),
@@ -12,6 +12,7 @@ IN_VALUES = [
     ("KEDA without a scaler", "nats", "scaler: { kind: none }", "nobody answers KEDA"),
     ("replicas beside KEDA", "nats", "workers: { orders: { replicas: 3 } }", "workers.orders.replicas"),
     ("more pods at least than at most", "nats", "workers: { orders: { autoscaling: { min: 30 } } }", "more than max"),
+    ("an HPA that scales to zero before it could", "istio", "workers: { default: { autoscaling: { min: 0 } } }", "from Kubernetes 1.37", "1.35"),
     ("a header that is believed from nobody", "nats", "listeners: { nlb: { trusted: [] } }", "listeners.nlb.trusted"),
     ("a load balancer without its listener", "nats", "listeners: { nlb: { enabled: false } }", "loadBalancer.kind"),
     ("an address of the load balancer that is not trusted", "sqs", "listeners: { nlb: { trusted: [10.0.1.7] } }", "10.0.2.7"),

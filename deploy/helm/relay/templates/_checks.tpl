@@ -84,6 +84,7 @@
 {{- if gt ($scaling.min | int) ($scaling.max | int) }}{{ fail (printf "%s.autoscaling.min: it is more than max" $at) }}{{ end -}}
 {{- if lt ($scaling.max | int) 1 }}{{ fail (printf "%s.autoscaling.max: at least 1" $at) }}{{ end -}}
 {{- end -}}
+{{- if and (eq $scaling.kind "hpa") (lt ($scaling.min | int) 1) (semverCompare "<1.37.0-0" (index . 0).Capabilities.KubeVersion.Version) }}{{ fail (printf "%s.autoscaling.min: an HPA scales to 0 from Kubernetes 1.37 on: say 1, or use KEDA" $at) }}{{ end -}}
 {{- if eq $scaling.kind "keda" -}}
 {{- if and (eq $scaling.trigger "relay") (eq $values.scaler.kind "none") }}{{ fail (printf "%s.autoscaling.trigger: nobody answers KEDA: say scaler.kind `server` or `separate`, or choose another trigger" $at) }}{{ end -}}
 {{- if eq $scaling.trigger "nats-jetstream" -}}
