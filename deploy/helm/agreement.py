@@ -161,6 +161,10 @@ def workers(resources, files):
             yield f"Deployment {name}: it is killed before its drain is over"
         if f"/etc/relay/settings/{component}.toml" not in pod["containers"][0]["args"]:
             yield f"Deployment {name}: it does not read its settings"
+        mounted = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
+        for key in ("ca", "key_file"):
+            if key in settings["worker"] and not any(settings["worker"][key].startswith(mount + "/") for mount in mounted):
+                yield f"Deployment {name}: nothing is mounted for {settings['worker'][key]}"
         if name not in scaled:
             continue
         if "replicas" in deployment["spec"]:

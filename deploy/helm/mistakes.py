@@ -26,6 +26,7 @@ IN_VALUES = [
     ("one line to read, and a queue with one of each client", "nats", "workers: { orders: { autoscaling: { trigger: nats-jetstream, nats: { monitoring: 'nats:8222' } } } }", "fair = false"),
     ("a trigger of SQS without its region", "sqs", "workers: { orders: { autoscaling: { sqs: { region: '' } } } }", "region"),
     ("workers that can't reach a store in the server", "single", "listeners: { workers: { enabled: false } }", "listeners.workers"),
+    ("an authority for a server that is not asked", "nats", "workers: { orders: { ca: { secret: relay-tls } } }", "workers.orders.ca"),
     ("metrics without a token", "nats", "monitoring: { token: grafana }", "monitoring.token"),
     ("a table that the chart writes", "nats", "settings: { listen: { http: '0.0.0.0:7410' } }", "settings.listen"),
 ]  # fmt: skip

@@ -135,7 +135,10 @@
 {{- end -}}
 {{- end -}}
 {{- if $root.Values.listeners.workers.enabled -}}
-{{- $_ := set $work "connect" (printf "%s-workers.%s.svc:%d" (include "relay.name" $root) $root.Release.Namespace ($root.Values.listeners.workers.port | int)) -}}
+{{- $_ := set $work "connect" (printf "%s%s-workers.%s.svc:%d" (ternary "tls://" "" (eq $root.Values.listeners.workers.tls "here")) (include "relay.name" $root) $root.Release.Namespace ($root.Values.listeners.workers.port | int)) -}}
+{{- end -}}
+{{- if $worker.ca.secret -}}
+{{- $_ := set $work "ca" (printf "/etc/relay/ca/%s" $worker.ca.key) -}}
 {{- end -}}
 {{- if $worker.key.secret -}}
 {{- $_ := set $work "key_file" (printf "/etc/relay/key/%s" $worker.key.key) -}}
