@@ -1,7 +1,7 @@
 //! The scaler: an answer at depth, the cost of being polled, and how soon the first job is told.
 //!
-//! `cargo bench --bench scaler`. The broker is embedded, on a disk; with `NATS` in the name of a figure it is a NATS server of
-//! one node, two scalers look at it, and the job comes through either.
+//! `cargo bench --bench scaler`, or with the names of some parts: `cargo bench --bench scaler -- activation`. The broker is
+//! embedded, on a disk; for the activation it is a NATS server of one node with two processes, and the job comes through either.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
 mod support;
@@ -38,9 +38,17 @@ const QUEUES: usize = 100;
 
 #[tokio::main]
 async fn main() {
-    depth().await;
-    polled().await;
-    activation().await;
+    let named: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let runs = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
+    if runs("depth") {
+        depth().await;
+    }
+    if runs("polled") {
+        polled().await;
+    }
+    if runs("activation") {
+        activation().await;
+    }
 }
 
 fn queue(number: usize) -> String {

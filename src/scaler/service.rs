@@ -9,7 +9,7 @@ use futures_util::{Stream, stream};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
@@ -28,7 +28,7 @@ const AGE_MAX: Duration = Duration::from_secs(1);
 /// Streams that are open at a time.
 const STREAMS_MAX: usize = 8_192;
 /// How often a queue without work is looked at for a stream, with few and with many of them.
-const IDLE_EVERY: Duration = Duration::from_millis(500);
+const IDLE_EVERY: Duration = Duration::from_millis(300);
 const IDLE_EVERY_MAX: Duration = Duration::from_millis(900);
 /// Streams for which there is a look of this process each so often.
 const IDLE_A_LOOK: Duration = Duration::from_millis(10);
@@ -192,9 +192,10 @@ impl Watching {
     async fn next(&mut self) -> bool {
         loop {
             let pause = self.pause();
-            // Before the look: a job that comes meanwhile is not missed.
-            let comes = self.looks.comes(&self.trigger.queue, pause);
-            if comes.await {
+            if self.said == Some(true) || self.soon > 0 {
+                // More jobs change nothing, and may be many: of a queue that is paused, too.
+                sleep(pause).await;
+            } else if self.looks.comes(&self.trigger.queue, pause).await {
                 self.soon = 3;
             }
             // Others who ask at the same time share the look.
