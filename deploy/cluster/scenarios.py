@@ -191,7 +191,7 @@ def uninstalled(world):
     """No object of the chart is left."""
     world.run(world.helm, "uninstall", "relay", "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
     kinds = kubectl("api-resources", "--verbs=list", "--namespaced", "--output", "name").split()
-    kinds = [kind for kind in kinds if not kind.startswith(("events", "pods.metrics"))]
+    kinds = [kind for kind in kinds if not kind.startswith(("endpoints", "events", "pods.metrics"))]
     gone = lambda: kubectl("--namespace", NAMESPACE, "get", ",".join(kinds), "--selector", "app.kubernetes.io/instance=relay", "--output", "name", check=False)  # noqa: E731
     until("nothing is left", lambda: not gone().strip(), 60)
     left = kubectl("--namespace", NAMESPACE, "get", "hpa,scaledobjects.keda.sh,pods,configmaps,jobs", "--output", "name").split()
