@@ -115,6 +115,33 @@ async fn a_batch_whose_answer_nobody_reads_is_refused_before_anything_is_done() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_job_whose_result_finds_no_room_is_answered_with_its_receipt() {
+    let server = prepare(&[]);
+    let (mut peers, mut held) = (Vec::new(), Vec::new());
+    // All that the client may leave unread, and more than one connection may.
+    for _ in 0..2 {
+        let mut peer = h2_peer(server.attacked.address(), 0, 65_535).await;
+        for _ in 0..4 {
+            held.push(peer.get(&server.path(), &server.keys[0], &[]).await.await.unwrap());
+        }
+        peers.push(peer);
+    }
+    assert!(held.iter().all(|answer| answer.status() == 200));
+    let submission = request("POST /v1/queues/default/jobs", &server.keys[0], "hello");
+    let submission = submission.replacen("\r\n", "\r\nidempotency-key: once\r\nprefer: wait=30\r\n", 1);
+    let receipt = ask(server.attacked.address(), &submission).await;
+    assert!(receipt.starts_with("HTTP/1.1 202 ") && receipt.contains("\"job_id\""), "{}", receipt.len());
+    drop((held, peers));
+    // The room is free again once the server knows that its peer is gone.
+    for _ in 0..30 {
+        if ask(server.attacked.address(), &submission).await.starts_with("HTTP/1.1 200 ") {
+            return;
+        }
+    }
+    panic!("the same key does not find the result");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_of_jobs_take_turns_with_the_answers_that_their_client_does_not_read() {
     let server = prepare(&[]);
     let mut peer = h2_peer(server.attacked.address(), 0, 65_535).await;

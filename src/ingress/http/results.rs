@@ -87,7 +87,7 @@ pub(super) async fn wait(
     wait: Duration,
 ) -> Result<(Lookup, Room), Refusal> {
     let until = Instant::now() + wait;
-    let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
+    let ingress = &served.ingress;
     // Many that wait on one connection take turns for this: none of them is refused for it before its own time is up.
     let room = tokio::select! {
         biased;
@@ -101,16 +101,33 @@ pub(super) async fn wait(
         return Ok((found, room));
     }
     drop(room);
-    let found = tokio::select! {
-        biased;
-        () = peer.credential.ended() => return Err(request::credential_ended()),
-        found = results.wait(client, job, left) => Some(found?),
-        () = served.shutdown.cancelled() => None,
-    };
-    if let Some(found) = found
-        && let Some(room) = peer.room_now(ingress, size(&found))
-    {
-        return Ok((found, room));
+    wait_for_new(served, peer, client, job, left).await
+}
+
+/// The same for a job that was begun just now, so that it need not be looked up first.
+///
+/// # Errors
+/// As [`wait`].
+pub(super) async fn wait_for_new(
+    served: &Served,
+    peer: &Peer,
+    client: &ClientId,
+    job: JobId,
+    wait: Duration,
+) -> Result<(Lookup, Room), Refusal> {
+    let ingress = &served.ingress;
+    if !wait.is_zero() {
+        let found = tokio::select! {
+            biased;
+            () = peer.credential.ended() => return Err(request::credential_ended()),
+            found = ingress.broker.results.wait(client, job, wait) => Some(found?),
+            () = served.shutdown.cancelled() => None,
+        };
+        if let Some(found) = found
+            && let Some(room) = peer.room_now(ingress, size(&found))
+        {
+            return Ok((found, room));
+        }
     }
     look(ingress, peer.room_to_read(ingress).await?, client, job).await
 }

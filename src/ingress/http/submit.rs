@@ -200,7 +200,9 @@ async fn answer(
     if peer.credential.has_ended() {
         return Ok(answer::accepted(status, replayed));
     }
-    let heard = heard.filter(|heard| heard.result.run_id >= status.run_id).and_then(|heard| {
+    let heard = heard.filter(|heard| heard.result.run_id >= status.run_id);
+    let is_open = heard.is_none() && !replayed;
+    let heard = heard.and_then(|heard| {
         let room = peer.room_now(&served.ingress, heard.result.payload.len() as u64)?;
         Some((Lookup::Finished(heard), room))
     });
@@ -208,7 +210,11 @@ async fn answer(
         Some(found) => Ok(found),
         None => {
             let left = wait.saturating_sub(begun.elapsed());
-            results::wait(served, peer, &status.client, status.job_id, left).await
+            let (client, job) = (&status.client, status.job_id);
+            match is_open {
+                true => results::wait_for_new(served, peer, client, job, left).await,
+                false => results::wait(served, peer, client, job, left).await,
+            }
         }
     };
     match found {
