@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use relay::ingress::clients::ClientShares;
+use tokio::task::JoinSet;
+
 use super::support::{Peer, Relay, Setup};
 
 const SUBMIT: &str = "POST /v1/queues/mail/jobs";
@@ -13,6 +16,16 @@ async fn begin(relay: &Relay, length: usize) -> Peer {
     peer.send(SUBMIT, &[("content-length", &length), ("expect", "100-continue")], "").await;
     assert_eq!(peer.reply().await.status, 100);
     peer
+}
+
+/// Waits until something is so.
+async fn until(is_so: impl Fn() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect("it did not come to that");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,4 +245,38 @@ async fn a_drain_ends_at_its_deadline() {
     relay.shutdown.cancel();
     relay.drained().await;
     assert_eq!(peer.closed().await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_a_connection_is_proven_by_its_first_whole_request() {
+    let relay = Relay::start().await;
+    let mut peer = relay.connect().await;
+    peer.write(b"GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\n").await;
+    // It has said nothing that is whole.
+    until(|| relay.ingress.connections() == (0, 1)).await;
+    peer.write(b"\r\n").await;
+    assert_eq!(peer.reply().await.status, 200);
+    assert_eq!(relay.ingress.connections(), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_anybody_may_take_are_no_way_to_more_than_one_connections_share() {
+    let mut setup = Setup::default();
+    // A quarter of it for each.
+    setup.limits.requests = 8;
+    setup.limits.shares = ClientShares::quarters();
+    let relay = setup.start().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let waits = |name: &str| {
+        let request = client.get(format!("http://{}/v1/results?wait=50s", relay.address));
+        request.header("relay-client", name.to_owned()).send()
+    };
+    let mut waiting = JoinSet::new();
+    for name in ["one", "two"] {
+        waiting.spawn(waits(name));
+    }
+    until(|| relay.ingress.in_flight() == 2).await;
+    let refused = waits("three").await.unwrap();
+    assert_eq!((refused.version(), refused.status().as_u16()), (reqwest::Version::HTTP_2, 429));
+    assert_eq!(relay.ask("GET /v1/whoami", &[("Relay-Client", "one")], "").await.status, 200, "another connection");
 }
