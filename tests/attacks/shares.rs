@@ -114,3 +114,28 @@ async fn a_flood_over_nats_takes_its_clients_places_and_no_others() {
     tokio::select! { () = flood => {}, () = honest => {} }
     drop(attacked);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_says_what_share_clients_have_and_single_ones_and_whoami_shows_it() {
+    let more = ["--client-share", "10", "--client-share-of", "b=50"];
+    let (attacked, keys) = Attacked::start(&["a", "b"], &more);
+    for (key, requests) in [(&keys[0], 1_000), (&keys[1], 5_000)] {
+        let whoami = ask(attacked.address(), &request("GET /v1/whoami", key, "")).await;
+        assert!(whoami.contains(&format!("\"share\":{{\"requests\":{requests},")), "{whoami}");
+    }
+    // It holds, and its refusal names it.
+    let mut peer = h2_peer(attacked.address(), 65_535, 65_535).await;
+    let mut peers = Vec::new();
+    let mut waits = FuturesUnordered::new();
+    for at in 0..1_100 {
+        if at % 250 == 0 {
+            peers.push(std::mem::replace(&mut peer, h2_peer(attacked.address(), 65_535, 65_535).await));
+        }
+        waits.push(peer.get("/v1/results?wait=50s", &keys[0], &[]).await);
+    }
+    let refused = waits.next().await.unwrap().unwrap();
+    assert_eq!(refused.status(), 429);
+    let body = String::from_utf8(refused.into_body().data().await.unwrap().unwrap().to_vec()).unwrap();
+    assert!(body.contains("\"limit\":1000") && body.contains("client-share"), "{body}");
+    submits(&attacked, &keys[1]);
+}

@@ -236,9 +236,7 @@ async fn read(
     let (ingress, results) = (&served.ingress, &served.ingress.broker.results);
     let until = Instant::now() + wait;
     // The payloads, or one that is larger, and the page as it is sent.
-    let half = ingress.answers.share_of(&peer.owner) as u64 / 2;
-    let largest = ingress.policies.result_max().await?.min(half);
-    let most = (PAGE_BYTES_MAX as u64).max(largest) + PAGE_BYTES_MAX as u64;
+    let most = (PAGE_BYTES_MAX as u64).max(peer.largest(ingress).await?) + PAGE_BYTES_MAX as u64;
     // Not before all that there is was looked at.
     let mut waits = false;
     for round in 1.. {
@@ -251,7 +249,11 @@ async fn read(
         let (page, room) = match news.and_then(|page| Some((page, peer.room_now(ingress, most)?))) {
             Some(read) => read,
             None => {
-                let room = peer.room(ingress, most).await?;
+                // In a drain it stands in line no longer than others.
+                let room = match served.shutdown.run_until_cancelled(peer.room_within(ingress, most, left)).await {
+                    Some(room) => room?,
+                    None => peer.room(ingress, most).await?,
+                };
                 (results.page(client, &start, filter, limit, Duration::ZERO).await?, room)
             }
         };

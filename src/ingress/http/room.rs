@@ -75,8 +75,13 @@ impl Peer {
     /// # Errors
     /// As [`room_to_read`](Self::room_to_read).
     pub(super) async fn room_to_read_within(&self, ingress: &Ingress, within: Duration) -> Result<Room, Refusal> {
+        self.room_within(ingress, self.largest(ingress).await?, within).await
+    }
+
+    /// The most that is reserved for one result.
+    pub(super) async fn largest(&self, ingress: &Ingress) -> Result<u64, Refusal> {
         let half = ingress.answers.share_of(&self.owner) as u64 / 2;
-        self.room_within(ingress, ingress.policies.result_max().await?.min(half), within.max(WITHIN)).await
+        Ok(ingress.policies.result_max().await?.min(half))
     }
 
     /// Room for `bytes`, within two seconds.
@@ -87,11 +92,15 @@ impl Peer {
         self.room_within(ingress, bytes, WITHIN).await
     }
 
-    async fn room_within(&self, ingress: &Ingress, bytes: u64, within: Duration) -> Result<Room, Refusal> {
+    /// The same within another time, and two seconds at least.
+    ///
+    /// # Errors
+    /// As [`room`](Self::room).
+    pub(super) async fn room_within(&self, ingress: &Ingress, bytes: u64, within: Duration) -> Result<Room, Refusal> {
         if let Some(room) = self.room_now(ingress, bytes) {
             return Ok(room);
         }
-        let until = Instant::now() + within;
+        let until = Instant::now() + within.max(WITHIN);
         let Ok(Some(unread)) = tokio::time::timeout_at(until, self.unread(bytes)).await else {
             return Err(Refusal::full(Full::Share(UNREAD_UNITS * UNREAD_UNIT), scarce::UNREAD));
         };

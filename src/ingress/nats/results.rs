@@ -31,13 +31,12 @@ const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// The raw result, or the status in headers and no body yet; where that is asked for, and a place is free, after a wait.
 pub(super) async fn one(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> Result<Step, Refusal> {
     let id = request::job_id(&asked.body)?;
-    let seen = look(ingress, &asked.client, id).await?;
-    // Only what has not ended is waited for.
-    if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero() && matches!(seen.found, Lookup::Open(_)))
+    if let Some(span) = asked.wait.filter(|span| !span.asked.is_zero())
         && let Some(place) = ingress.waits.take(&asked.client)
     {
         return Ok(Wait::of_result(asked.client.clone(), id, span, place));
     }
+    let seen = look(ingress, &asked.client, id, Duration::ZERO).await?;
     told(ingress, outbox, &asked.client, seen).map(Step::Answered)
 }
 
@@ -48,12 +47,12 @@ pub(super) struct Seen {
     pub(super) room: Option<Share>,
 }
 
-/// Where the job stands now, looked up in the client's turn.
+/// Where the job stands now, looked up in the client's turn, for which a request may stand in line as long as it would `wait`.
 ///
 /// # Errors
 /// As [`room_to_read`].
-pub(super) async fn look(ingress: &Ingress, client: &ClientId, job: JobId) -> Result<Seen, Refusal> {
-    let room = room_to_read(ingress, client).await?;
+pub(super) async fn look(ingress: &Ingress, client: &ClientId, job: JobId, wait: Duration) -> Result<Seen, Refusal> {
+    let room = room(ingress, client, largest(ingress, client).await?, wait.max(ROOM_WITHIN)).await?;
     let found = ingress.broker.results.lookup(client, job).await?;
     Ok(Seen { found, room: Some(room) })
 }
@@ -64,7 +63,7 @@ pub(super) async fn look(ingress: &Ingress, client: &ClientId, job: JobId) -> Re
 /// # Errors
 /// `overloaded`, `rate-limited`, and the broker's.
 pub(super) async fn room_to_read(ingress: &Ingress, client: &ClientId) -> Result<Share, Refusal> {
-    room(ingress, client, largest(ingress, client).await?).await
+    room(ingress, client, largest(ingress, client).await?, ROOM_WITHIN).await
 }
 
 /// The most that is reserved for one result.
@@ -73,12 +72,12 @@ async fn largest(ingress: &Ingress, client: &ClientId) -> Result<u64, Refusal> {
     Ok(ingress.policies.result_max().await?.min(half))
 }
 
-/// Room for an answer of `bytes` to `client`, in its time.
+/// Room for an answer of `bytes` to `client`, if it comes `within` this time.
 ///
 /// # Errors
 /// `overloaded`, `rate-limited`
-async fn room(ingress: &Ingress, client: &ClientId, bytes: u64) -> Result<Share, Refusal> {
-    let room = ingress.answers.reserve(&ingress.owner(client), bytes, Some(ROOM_WITHIN)).await;
+async fn room(ingress: &Ingress, client: &ClientId, bytes: u64, within: Duration) -> Result<Share, Refusal> {
+    let room = ingress.answers.reserve(&ingress.owner(client), bytes, Some(within)).await;
     room.map_err(|full| Refusal::full(full, scarce::ANSWERS))
 }
 
@@ -128,7 +127,7 @@ pub(super) async fn all(ingress: &Ingress, asked: &Asked, outbox: &Outbox) -> An
     }
     let _reading = ingress.readers.enter(&asked.client, ingress.limits.answer_within).await?;
     let most = (PAGE_BYTES_MAX as u64).max(largest(ingress, &asked.client).await?);
-    let _room = room(ingress, &asked.client, most).await?;
+    let _room = room(ingress, &asked.client, most, ROOM_WITHIN).await?;
     let connection = outbox.connects();
     let (mut sent, mut bytes, mut unflushed, mut reset) = (0, 0, 0, None);
     loop {

@@ -172,10 +172,11 @@ impl Wait {
                 return Some(Ok(Seen { found: Lookup::Finished(finished), room: None }));
             }
         }
-        if self.submitted.as_ref().is_some_and(|submitted| submitted.replayed) {
-            // Its run may have ended: in that case it is read in the client's turn.
-            let seen = Box::pin(self.look(ingress)).await;
-            if !seen.as_ref().is_ok_and(|seen| matches!(seen.found, Lookup::Open(_))) {
+        if self.submitted.as_ref().is_none_or(|submitted| submitted.replayed) {
+            // Its run may have ended: it is looked up in the client's turn, and only what has not ended is waited for.
+            let seen = drain.run_until_cancelled(Box::pin(self.look(ingress))).await?;
+            let is_open = seen.as_ref().is_ok_and(|seen| matches!(seen.found, Lookup::Open(_)));
+            if !is_open || self.span.left().is_zero() {
                 return Some(seen);
             }
         }
@@ -189,9 +190,10 @@ impl Wait {
         Some(Ok(Seen { found, room: None }))
     }
 
-    /// Where the job stands now.
+    /// Where the job stands now, once it is the client's turn.
     async fn look(&mut self, ingress: &Ingress) -> Result<Seen, Refusal> {
-        let seen = timeout(ingress.limits.answer_within, results::look(ingress, &self.client, self.job));
+        let left = self.span.left();
+        let seen = timeout(left + ingress.limits.answer_within, results::look(ingress, &self.client, self.job, left));
         seen.await.unwrap_or_else(|_| Err(unanswered().into()))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use relay::ingress::http::Limits;
 use relay_bridge::broker::Broker;
@@ -335,21 +336,28 @@ async fn a_result_whose_end_reads_like_a_bare_refusal_arrives_byte_by_byte_and_i
     }
 }
 
+/// A relay that has room for two reads of a result of `result_max` bytes, or of a page with such, and holds them; and the id
+/// of a job that is done.
+async fn with_room_for_two(result_max: u64) -> (Relay, Arc<Gate>, String) {
+    let gate = Gate::closed();
+    let held = Arc::clone(&gate);
+    let break_broker = Box::new(move |broker: &mut Broker| {
+        broker.results = Arc::new(Held { inner: Arc::clone(&broker.results), gate: held });
+    });
+    // Streams have one half of it.
+    let limits = Limits { answer_bytes: 8 << 20, ..Limits::default() };
+    let policy = QueuePolicy { result_max, ..QueuePolicy::default() };
+    let relay = Setup { limits, policy, break_broker, ..Setup::default() }.start().await;
+    let id = relay.submit(&[], "x").await.field("job_id");
+    relay.work("text/plain", "done").await;
+    (relay, gate, id)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_for_what_is_there_is_read_in_its_callers_turn() {
-    // With room for two reads: a page takes that of a result and as much as it is as JSON.
+    // A page takes the room of a result and as much as it is as JSON.
     for (path, result_max) in [("/v1/jobs/ID/result?wait=1ms", 2 << 20), ("/v1/results?wait=1ms", 1 << 20)] {
-        let gate = Gate::closed();
-        let held = Arc::clone(&gate);
-        let break_broker = Box::new(move |broker: &mut Broker| {
-            broker.results = Arc::new(Held { inner: Arc::clone(&broker.results), gate: held });
-        });
-        // Streams have one half of it.
-        let limits = Limits { answer_bytes: 8 << 20, ..Limits::default() };
-        let policy = QueuePolicy { result_max, ..QueuePolicy::default() };
-        let relay = Setup { limits, policy, break_broker, ..Setup::default() }.start().await;
-        let id = relay.submit(&[], "x").await.field("job_id");
-        relay.work("text/plain", "done").await;
+        let (relay, gate, id) = with_room_for_two(result_max).await;
         let path = path.replace("ID", &id);
         let mut replies: FuturesUnordered<_> = (0..5).map(|_| relay.get(&path)).collect();
         for _ in 0..3 {
@@ -361,5 +369,27 @@ async fn a_wait_for_what_is_there_is_read_in_its_callers_turn() {
         while let Some(reply) = replies.next().await {
             assert_eq!(reply.status, 200, "{path}: {}", reply.text());
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_stands_in_line_for_its_turn_as_long_as_it_would_wait() {
+    let (relay, gate, id) = with_room_for_two(2 << 20).await;
+    let path = format!("/v1/jobs/{id}/result");
+    let waits = [format!("{path}?wait=50s"), "/v1/results?wait=50s".to_owned()];
+    let waits = waits.iter().cycle().take(6).map(|path| relay.get(path));
+    let late = async {
+        while relay.ingress.in_flight() < 6 {
+            tokio::task::yield_now().await;
+        }
+        // It came last, and does not wait.
+        relay.get(&path).await.is_problem(503, "overloaded");
+        gate.open();
+    };
+    let late = tokio::time::timeout(Duration::from_secs(60), late);
+    let (replies, late) = tokio::join!(join_all(waits), late);
+    late.expect("nobody is refused");
+    for reply in replies {
+        assert_eq!(reply.status, 200, "{}", reply.text());
     }
 }
