@@ -1,4 +1,4 @@
-//! Bounds on what strangers may cost: signatures that relay checks for nothing, and lines in the log.
+//! Bounds on what strangers may cost: signatures that relay checks for nothing, in tokens and in handshakes, and lines in the log.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,18 +19,18 @@ const LINE_EVERY: Duration = Duration::from_secs(60);
 const LINES_MAX: usize = 1_000;
 
 /// The endpoint that a peer came through, and its address: addresses of two companies may be equal.
-pub(super) type Source = (Option<String>, Option<IpAddr>);
+pub(crate) type Source = (Option<String>, Option<IpAddr>);
 
 /// Signatures that failed, by source.
 #[derive(Debug)]
-pub(super) struct Failures {
+pub(crate) struct Failures {
     clock: Clock,
     /// When each source will have all of its burst again; monotonic.
     full_at: Mutex<HashMap<Source, Duration>>,
 }
 
 impl Failures {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, full_at: Mutex::default() }
     }
 
@@ -38,7 +38,7 @@ impl Failures {
     ///
     /// # Errors
     /// After how long there is one.
-    pub(super) fn take(&self, source: &Source) -> Result<(), Duration> {
+    pub(crate) fn take(&self, source: &Source) -> Result<(), Duration> {
         let now = self.clock.monotonic();
         let mut sources = lock(&self.full_at);
         if sources.len() >= SOURCES_MAX && !sources.contains_key(source) {
@@ -59,7 +59,15 @@ impl Failures {
         }
     }
 
-    pub(super) fn give_back(&self, source: &Source) {
+    /// Whether `source` has one. For what is [taken](Self::take) only once it has failed, so that many good ones at a time are none too
+    /// many.
+    pub(crate) fn has_room(&self, source: &Source) -> bool {
+        let over = lock(&self.full_at).get(source).and_then(|full_at| full_at.checked_sub(self.clock.monotonic()));
+        over.is_none_or(|over| over + EACH <= EACH * BURST)
+    }
+
+    /// Gives one back that was taken, and did not fail.
+    pub(crate) fn give_back(&self, source: &Source) {
         if let Some(full_at) = lock(&self.full_at).get_mut(source) {
             *full_at = full_at.saturating_sub(EACH);
         }
@@ -68,18 +76,18 @@ impl Failures {
 
 /// Lines of the log, each at most once a minute.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     clock: Clock,
     said: Mutex<HashMap<String, Duration>>,
 }
 
 impl Lines {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, said: Mutex::default() }
     }
 
     /// Whether the line about `subject` is due.
-    pub(super) fn is_due(&self, subject: &str) -> bool {
+    pub(crate) fn is_due(&self, subject: &str) -> bool {
         let now = self.clock.monotonic();
         let mut said = lock(&self.said);
         if said.get(subject).is_some_and(|at| now.saturating_sub(*at) < LINE_EVERY) {
@@ -113,7 +121,9 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert_eq!((0..1_000).filter(|_| failures.take(&mine).is_ok()).count(), 20);
         assert!(failures.take(&source("vpce-4d5e6f70")).is_ok(), "the same address through another endpoint");
+        assert!(!failures.has_room(&mine) && failures.has_room(&source("vpce-7a8b9c0d")));
         failures.give_back(&mine);
+        assert!(failures.has_room(&mine));
         assert!(failures.take(&mine).is_ok(), "a right signature costs nothing");
     }
 

@@ -22,7 +22,7 @@ use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, QueueName, WorkerId};
 
 mod admit;
-mod bounds;
+pub(crate) mod bounds;
 pub mod credential;
 mod fetch;
 mod files;

@@ -145,13 +145,14 @@ fn clients(listen: &Listen, bounds: &Bounds, authenticator: &Arc<Authenticator>)
         follow_for: listen.follow_for.0,
         ping_every: listen.ping_every.0,
         idle: listen.idle.0,
+        max_age: listen.max_age.0,
         ..usual
     }
 }
 
 /// The limits on workers of other processes, as they were asked for.
 fn workers(listen: &Listen) -> WorkerLimits {
-    WorkerLimits { bytes: listen.worker_bytes, ..WorkerLimits::default() }
+    WorkerLimits { bytes: listen.worker_bytes, max_age: listen.max_age.0, ..WorkerLimits::default() }
 }
 
 #[cfg(test)]

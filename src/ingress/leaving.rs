@@ -17,6 +17,12 @@ const LAST_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked who came late.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// How long a connection lasts that may be `most` old: between 0.8 and 1.2 times as long, so that those that began together do not
+/// end together.
+pub(super) fn age(most: Duration) -> Duration {
+    most.mul_f64(0.8 + 0.4 * random())
+}
+
 /// Tells each of `present` once, at a random moment of the first minute of `delay`, or of all of it but its end if that is less;
 /// and has `tell_late` tell those who came between its two moments. Before the end everybody is told, so that only those are
 /// still there then who have nothing to say. Ends with the delay.

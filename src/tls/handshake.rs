@@ -50,11 +50,14 @@ pub enum Handshake {
     Certificate,
     /// Something else: no common version or protocol, an alert, or bytes that are no TLS.
     Failed,
+    /// Too many of its source failed: it was closed before it began.
+    Limited,
 }
 
 impl Handshake {
     /// All of them, in their order.
-    pub const ALL: [Self; 6] = [Self::Done, Self::Silent, Self::Cut, Self::Plaintext, Self::Certificate, Self::Failed];
+    pub const ALL: [Self; 7] =
+        [Self::Done, Self::Silent, Self::Cut, Self::Plaintext, Self::Certificate, Self::Failed, Self::Limited];
 
     /// Its name in metrics.
     #[must_use]
@@ -66,6 +69,7 @@ impl Handshake {
             Self::Plaintext => "plaintext",
             Self::Certificate => "certificate",
             Self::Failed => "failed",
+            Self::Limited => "limited",
         }
     }
 }
@@ -126,6 +130,11 @@ impl Secured {
         Self { tls, protocols, clients, places: EvictingPool::new(AT_A_TIME) }
     }
 
+    /// Counts a handshake that is not begun, because too many of its source failed.
+    pub(crate) fn is_limited(&self) {
+        self.tls.handshakes.add(Handshake::Limited);
+    }
+
     /// Does the handshake of `stream`, until its time is over or `ended` ends.
     ///
     /// # Errors
@@ -161,7 +170,7 @@ impl Secured {
         let changes = self.tls.changes.subscribe();
         let config = self.tls.snapshot().config(self.protocols, self.clients);
         let config = config.map_err(|error| Refused::new(Handshake::Failed, error.to_string()))?;
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = TlsAcceptor::from(config);
         let stream = acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(BUFFER_MAX))).await;
         let stream = stream.map_err(|error| Refused::new(end_of(&error), error.to_string()))?;
         let Some(chain) = stream.get_ref().1.peer_certificates() else { return Ok((stream, None)) };

@@ -8,11 +8,13 @@
 //! - `handshake`: a new connection, from its first byte to the end of its handshake.
 //! - `stream`: a connection with TLS or without.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use relay_bridge::support::lock;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
@@ -58,7 +60,7 @@ pub struct AuthorityFiles {
 }
 
 /// Whether a listener asks clients for certificates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ClientAuth {
     /// It does not.
     #[default]
@@ -100,7 +102,12 @@ pub struct Tls {
 struct Snapshot {
     key: Arc<CertifiedKey>,
     authorities: Arc<Authorities>,
+    /// The configuration of handshakes, by protocol and by what is asked of clients: made once, so that what it costs is not each
+    /// connection's, and that sessions can be resumed where nothing is asked.
+    configs: Mutex<Configs>,
 }
+
+type Configs = HashMap<(&'static [u8], ClientAuth), Arc<ServerConfig>>;
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,7 +162,7 @@ impl Snapshot {
         let authorities = Authorities::read(&files.authorities).map_err(|mut errors| mistakes.append(&mut errors)).ok();
         match (key, authorities) {
             (Some(key), Some(authorities)) if mistakes.is_empty() => {
-                Ok(Self { key: Arc::new(key), authorities: Arc::new(authorities) })
+                Ok(Self { key: Arc::new(key), authorities: Arc::new(authorities), configs: Mutex::default() })
             }
             _ => Err(Mistakes(mistakes)),
         }
@@ -163,7 +170,23 @@ impl Snapshot {
 
     /// For handshakes that speak `protocols`. Nothing is resumed where certificates are asked for, so that each connection's
     /// is looked at; early data is never taken, because it may be sent again by others.
-    fn config(&self, protocols: &[&[u8]], clients: ClientAuth) -> Result<ServerConfig, rustls::Error> {
+    fn config(
+        &self,
+        protocols: &'static [&'static [u8]],
+        clients: ClientAuth,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let mut configs = lock(&self.configs);
+        // No two lists begin alike.
+        let by = (protocols.first().copied().unwrap_or_default(), clients);
+        if let Some(config) = configs.get(&by) {
+            return Ok(Arc::clone(config));
+        }
+        let config = Arc::new(self.new_config(protocols, clients)?);
+        configs.insert(by, Arc::clone(&config));
+        Ok(config)
+    }
+
+    fn new_config(&self, protocols: &[&[u8]], clients: ClientAuth) -> Result<ServerConfig, rustls::Error> {
         let builder = Config::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
         let asks = clients != ClientAuth::Off;
         let builder = if asks {

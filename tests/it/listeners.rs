@@ -130,3 +130,31 @@ fn a_health_check_may_begin_with_a_header_that_means_nothing_where_that_is_asked
     assert!(!asked(&relay, HEADER).starts_with("HTTP/1.1 200 "), "nobody asked for it");
     relay.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_line_says_that_a_peer_speaks_tls_to_a_port_without_it_and_the_reverse() {
+    let files = Files::new();
+    let args =
+        ["serve", "--json", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"];
+    for (which, offered) in [("http", "http/1.1"), ("workers", "relay/1")] {
+        let mut relay = Running::start(args);
+        assert!(connect(address(&relay, which), &files.client(&[offered], None)).await.is_err());
+        relay.wait_for_line("a peer speaks TLS, and this port does not");
+        relay.stop();
+    }
+    let mut relay = serving(&files, "http = \"127.0.0.1:0\"\nworkers = \"127.0.0.1:0\"\nworker_tls = \"on\"\n");
+    for (which, sent, told) in [
+        ("http", &b"GET / HTTP/1.1\r\n\r\n"[..], true),
+        ("workers", b"POST / HTTP/1.1\r\n\r\n", true),
+        ("workers", b"\0\0\0\x05hello", false),
+    ] {
+        let mut plain = TcpStream::connect(address(&relay, which)).await.unwrap();
+        plain.write_all(sent).await.unwrap();
+        let mut text = Vec::new();
+        // Bytes that nobody read are answered by a reset.
+        plain.read_to_end(&mut text).await.ok();
+        assert_eq!(text.starts_with(b"HTTP/1.1 400 "), told, "{which}: {text:?}");
+    }
+    relay.wait_for_line("the peer does not speak TLS, and this port does");
+    relay.stop();
+}

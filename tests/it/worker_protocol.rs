@@ -671,3 +671,26 @@ async fn a_drain_that_takes_too_long_closes_every_connection() {
     let mut rest = Vec::new();
     raw.from.inner_mut().read_to_end(&mut rest).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_old_connection_is_told_to_go_and_does_not_wait_for_the_jobs_that_its_worker_holds() {
+    let line = Line::new();
+    let limits = WorkerLimits { max_age: Duration::from_millis(100), ..WorkerLimits::default() };
+    let served = Served::with(&line, limits).await;
+    line.put(job("held"));
+    let mut raw = Raw::welcomed(&served).await;
+    raw.send(&FromWorker::Request { id: 1, request: Request::Lease(request("work", 1, LONG)) }).await;
+    let receipt = match raw.next().await {
+        Some(FromServer::Response { id: 1, response: Response::Deliveries { mut deliveries, .. } }) => {
+            deliveries.remove(0).receipt
+        }
+        other => panic!("{other:?}"),
+    };
+    match raw.next().await {
+        Some(FromServer::GoAway { reason, .. }) => assert_eq!(reason, "old"),
+        other => panic!("{other:?}"),
+    }
+    assert!(raw.next().await.is_none(), "closed, although the job is held");
+    // Its lease goes on over another connection.
+    assert_eq!(served.remote().await.extend(&receipt).await.unwrap(), Held::Until(LEASE));
+}

@@ -65,6 +65,9 @@ table! {
         ping_every: DurationText = value("ping-every", "RELAY_PING_EVERY", "DURATION", Kind::Duration(1_000)).or("15s");
         /// Hang up on a client that asks for nothing, or does not read its answer, for this long
         idle: DurationText = value("idle", "RELAY_IDLE", "DURATION", Kind::Duration(2_000)).or("2m");
+        /// How long a connection of a client or worker lasts, within a fifth, before its peer is told to make a new one, so that load
+        /// spreads over servers that came later. Nothing is cut off for it
+        max_age: DurationText = value("max-age", "RELAY_MAX_AGE", "DURATION", Kind::Duration(1_000)).or("15m");
         /// How long requests and handlers in flight may take once the server is asked to stop
         drain: DurationText = value("drain", "RELAY_DRAIN", "DURATION", Kind::Duration(0)).or("30s");
         /// How long /readyz fails before anything is stopped, so that load balancers send no more; meanwhile clients and workers are

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use super::proxy::header::Header;
 use super::proxy::{HeaderCounts, HeaderOutcome, Proxy, Source, receive};
 use super::strangers::Strangers;
+use crate::auth::bounds::Failures;
 use crate::tls::Secured;
 
 mod secured;
@@ -81,6 +83,17 @@ impl Front {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Closed;
 
+/// Has the system ask peers of `listener` that say nothing whether they are there: after 60 s, every 20 s, three times. A network load
+/// balancer forgets a silent connection after 350 s, and a peer that is gone without a word holds no place for longer.
+/// Connections inherit it from their listener.
+pub(super) fn keep_alive(listener: &TcpListener) {
+    let asks =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20)).with_retries(3);
+    if let Err(error) = SockRef::from(listener).set_tcp_keepalive(&asks) {
+        warn!(%error, "the system does not ask silent peers whether they are there");
+    }
+}
+
 /// A socket that listens, with what stands in front of it.
 #[derive(Debug)]
 pub struct Bound {
@@ -105,6 +118,10 @@ pub struct Arrivals {
     early: [Strangers; HeaderOutcome::ALL.len()],
     /// The lines of the log about handshakes that failed.
     unsecured: Strangers,
+    /// The lines about peers that speak TLS where it is not spoken.
+    encrypted: Strangers,
+    /// Handshakes that failed, by source.
+    failures: Failures,
 }
 
 impl Arrivals {
@@ -113,12 +130,21 @@ impl Arrivals {
             headers: HeaderCounts::default(),
             early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
             unsecured: Strangers::new(clock.clone()),
+            encrypted: Strangers::new(clock.clone()),
+            failures: Failures::new(clock.clone()),
         })
     }
 
     /// How often which end the looks for a PROXY header had.
     pub(super) fn headers(&self) -> &HeaderCounts {
         &self.headers
+    }
+
+    /// Notes that `peer` speaks TLS to a listener without it: one line a minute.
+    pub(super) fn is_encrypted(&self, peer: IpAddr) {
+        if let Some(connections) = self.encrypted.refused() {
+            warn!(%peer, connections, "a peer speaks TLS, and this port does not: use another address, or set TLS for its listener");
+        }
     }
 
     /// Counts a connection that is closed. The log has one line a minute of each kind, and of those that say nothing none that

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 use super::{Arrivals, Closed, Front};
+use crate::ingress::proxy::Source;
 use crate::tls::handshake::{Handshake, Holder, Refused};
 use crate::tls::stream::Stream;
 
@@ -21,7 +22,8 @@ const READS_MAX: usize = 64;
 
 impl Front {
     /// Does the handshake of `stream`, whose other end is `peer`, if there is to be one, until `ended` ends. The holder of a
-    /// client certificate is given back.
+    /// client certificate is given back. A source, which is `peer` unless a balancer named another one, of which too many failed is
+    /// closed before its handshake.
     ///
     /// # Errors
     /// If the connection is to be closed, which is counted.
@@ -29,15 +31,29 @@ impl Front {
         &self,
         stream: TcpStream,
         peer: IpAddr,
+        source: Option<&Source>,
         arrivals: &Arrivals,
         ended: impl Future<Output = ()>,
     ) -> Result<(Stream, Option<Holder>), Closed> {
         let Some(secured) = &self.tls else { return Ok((Stream::Plain(stream), None)) };
+        let of = (
+            source.and_then(|source| source.endpoint.as_ref()).map(ToString::to_string),
+            Some(source.map_or(peer, |source| source.address)),
+        );
+        if !arrivals.failures.has_room(&of) {
+            secured.is_limited();
+            debug!(%peer, "too many handshakes of this source failed: the connection is closed before its own");
+            return Err(Closed);
+        }
         let Refused { end, why, plain } = match secured.accept(stream, ended).await {
             Ok((stream, holder)) => return Ok((Stream::Tls(Box::new(stream)), holder)),
             Err(refused) => refused,
         };
         let end_name = end.as_str();
+        // These cost a signature, or what leads to one.
+        if matches!(end, Handshake::Certificate | Handshake::Failed) {
+            arrivals.failures.take(&of).ok();
+        }
         let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);
         if let Some(handshakes) = seldom.then(|| arrivals.unsecured.refused()).flatten() {
             warn!(%peer, outcome = end_name, reason = why, handshakes, "TLS handshakes failed: the last is named");

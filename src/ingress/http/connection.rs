@@ -191,12 +191,17 @@ impl Connection {
     /// Has its peer go elsewhere without losing anything: over HTTP/2 it is told at once, over HTTP/1.1 with the next answer,
     /// because it may be writing a request. Streams of events end, each with its cursor.
     pub(super) fn part(&self) {
+        self.ages();
+        if self.is_h2() {
+            self.ask(Asked::Leave);
+        }
+    }
+
+    /// Notes that its peer is to connect anew, and has all the time for what is under way.
+    pub(super) fn ages(&self) {
         self.parting.store(true, Ordering::SeqCst);
         if let Some(parts) = self.parts.get() {
             parts.cancel();
-        }
-        if self.is_h2() {
-            self.ask(Asked::Leave);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The connections of a process that goes: each is told so by the next answer, or over HTTP/2 at once. A connection over
+//! The connections of a process that goes, and those that are old: each is told so by the next answer, or over HTTP/2 at once. A connection over
 //! HTTP/1.1 that is idle is not closed then, because its peer may be writing a request.
 
 use std::time::Duration;
@@ -43,17 +43,19 @@ impl Ingress {
 
 /// Tells the peer of `connection` with this answer that it is to go elsewhere, if it is.
 pub(super) fn part(ingress: &Ingress, connection: &Connection, response: &mut Response) {
-    let Some(begun) = ingress.leaving.get() else { return };
-    if connection.requests() >= LATE_REQUESTS && connection.came_between(*begun, tokio::time::Instant::now()) {
+    if let Some(begun) = ingress.leaving.get()
+        && connection.requests() >= LATE_REQUESTS
+        && connection.came_between(*begun, tokio::time::Instant::now())
+    {
         connection.part();
     }
     if !connection.is_parting() {
         return;
     }
-    if connection.is_h2() {
-        connection.ask(Asked::Leave);
-    } else {
+    if !connection.is_h2() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if ingress.leaving.get().is_some() {
+        connection.ask(Asked::Leave);
     }
 }
 

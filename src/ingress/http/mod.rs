@@ -114,6 +114,8 @@ pub struct Limits {
     /// The time after an answer is ready until the end of the next request's head: for reading the answer, for being idle,
     /// and for sending that head. Default 120 s.
     pub idle: Duration,
+    /// How long a connection lasts, within a fifth, until its peer is told to connect anew. Default 15 min.
+    pub max_age: Duration,
     /// Bytes of a request's header names and values; beyond it 431. Default 16 KiB, at most 32 KiB.
     pub header_bytes: usize,
     /// Headers of a request; beyond it 431. Default 64, at most 200. HTTP/1.1 requests beyond 100 (with a limit above
@@ -146,6 +148,7 @@ impl Default for Limits {
             shares: ClientShares::new(None, |_| None, || false),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(120),
+            max_age: Duration::from_secs(900),
             header_bytes: 16 * 1024,
             headers: 64,
             streams: 256,

@@ -26,7 +26,7 @@ use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
 use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
-use crate::ingress::front::{Bound, Front};
+use crate::ingress::front::{Bound, Front, keep_alive};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -65,6 +65,7 @@ pub async fn serve(
     drain: Duration,
 ) -> io::Result<()> {
     for Bound { listener, .. } in &listeners {
+        keep_alive(listener);
         // Connections inherit it from their listener.
         if let Err(error) = SockRef::from(listener).set_send_buffer_size(SEND_BUFFER) {
             warn!(%error, "the system's buffers of connections have another size");
@@ -156,7 +157,9 @@ impl Connections {
             }
             let ingress = Arc::clone(&served.ingress);
             let ended = over(&shutdown, &mut guard, &kill);
-            let begun = Box::pin(front.handshake(stream, connection.peer, &ingress.arrivals, ended)).await;
+            let begun =
+                Box::pin(front.handshake(stream, connection.peer, connection.source.get(), &ingress.arrivals, ended))
+                    .await;
             let Ok((stream, holder)) = begun else { return };
             if let Some(holder) = &holder {
                 connection.certificate.set(holder.certificate.clone()).ok();
@@ -166,6 +169,8 @@ impl Connections {
                 None => Box::pin(pending()),
             };
             let mut withdrawn = false;
+            let (mut old, mut is_old) =
+                (Box::pin(tokio::time::sleep(crate::ingress::leaving::age(ingress.limits.max_age))), false);
             let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
                 let connection = Arc::clone(&connection);
@@ -203,6 +208,13 @@ impl Connections {
                         connection.withdraws();
                     }
                     ended = http.as_mut() => break ended,
+                    () = old.as_mut(), if !is_old => {
+                        is_old = true;
+                        connection.ages();
+                        if connection.is_h2() {
+                            http.as_mut().graceful_shutdown();
+                        }
+                    }
                     event = guard.next() => match event {
                         // One that is to end at once is told so in the next turn, and cut off at its end.
                         Event::Leave => {

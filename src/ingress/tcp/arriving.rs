@@ -68,7 +68,7 @@ pub(super) async fn arrive(
         arrivals.headers().add(outcome);
         source
     });
-    let (stream, holder) = front.handshake(stream, address, arrivals, over).await?;
+    let (stream, holder) = front.handshake(stream, address, source.as_ref(), arrivals, over).await?;
     let (from, to) = tokio::io::split(stream);
     Ok(Arrived { from: FrameReader::new(from, HELLO_FRAME_MAX), to, peer: Peer { address, source, holder } })
 }

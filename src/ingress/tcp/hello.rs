@@ -1,8 +1,11 @@
 //! The first message: the worker's name, the version that both speak, and the queues that the worker may touch.
 //! Everything is refused with a typed error and a close.
 
+use std::net::IpAddr;
+
 use relay_bridge::contract::WorkerId;
 use relay_bridge::contract::envelope::{self, WireVersion};
+use relay_bridge::contract::wire::frame::FrameError;
 use relay_bridge::contract::wire::{
     self, FRAME_MAX, FRAME_MAX_LEAST, FromWorker, Hello, VERSION_MAX, VERSION_MIN, Welcome, WireError,
 };
@@ -13,6 +16,9 @@ use tokio::time;
 
 use super::{WorkerGrant, WorkerListener, audited};
 use crate::auth::Presented;
+
+/// The beginning of the length that a handshake of TLS reads like: its type, and its version.
+const TLS_RECORD: u32 = 0x1603;
 
 /// The terms on which a connection was admitted.
 pub(super) struct Admitted {
@@ -45,6 +51,10 @@ pub(super) async fn admit<R: AsyncRead + Unpin>(
         Err(_) => {
             let detail = format!("no hello came in {:?}; the worker speaks first", server.limits.hello_timeout);
             return Err(Refused::Told(WireError::new(Kind::Invalid, detail).with_slug("request-timeout")));
+        }
+        Ok(Err(ReadError::Frame(FrameError::TooLong { length, .. }))) if length >> 16 == TLS_RECORD => {
+            server.arrivals.is_encrypted(presented.address.unwrap_or(IpAddr::from([0; 4])));
+            return Err(Refused::Silent("it speaks TLS, and this port does not"));
         }
         Ok(Err(ReadError::Frame(error))) => {
             return Err(invalid(format!("{error} before the hello: is the peer a relay worker?")));

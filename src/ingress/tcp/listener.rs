@@ -16,7 +16,7 @@ use relay_bridge::contract::wire::FRAME_MAX;
 use super::memory::Memory;
 use super::{WorkerLimits, WorkerListener, session};
 use crate::evicting::{EvictingPool, Member};
-use crate::ingress::front::{Bound, Front};
+use crate::ingress::front::{Bound, Front, keep_alive};
 
 /// When connections stop.
 #[derive(Clone)]
@@ -27,6 +27,8 @@ pub(super) struct Stop {
     pub(super) now: CancellationToken,
     /// When `now` is, at the latest.
     pub(super) within: Duration,
+    /// The connection is old: it is drained, and keeps no job that it holds from its worker's next one.
+    pub(super) old: CancellationToken,
 }
 
 /// A new connection's way in.
@@ -61,11 +63,17 @@ impl WorkerListener {
         shutdown: CancellationToken,
         drain: Duration,
     ) -> std::io::Result<()> {
-        let stop = Stop { drain: shutdown.child_token(), now: CancellationToken::new(), within: drain };
+        let stop = Stop {
+            drain: shutdown.child_token(),
+            now: CancellationToken::new(),
+            within: drain,
+            old: CancellationToken::new(),
+        };
         let _now = stop.now.clone().drop_guard();
         let connections = TaskTracker::new();
         let server = Arc::new(self);
         let rooms = Rooms::new(&server.limits);
+        listeners.iter().for_each(|bound| keep_alive(&bound.listener));
         join_all(listeners.iter().map(|bound| accept(&server, bound, &rooms, &stop, &connections))).await;
         drop(listeners);
         connections.close();
@@ -113,7 +121,9 @@ async fn accept(server: &Arc<WorkerListener>, bound: &Bound, rooms: &Rooms, stop
                 }
                 let door = rooms.door(&bound.front);
                 // It may be told to go before the others.
-                let (server, stop) = (Arc::clone(server), Stop { drain: stop.drain.child_token(), ..stop.clone() });
+                let old = CancellationToken::new();
+                let (server, stop) =
+                    (Arc::clone(server), Stop { drain: stop.drain.child_token(), old, ..stop.clone() });
                 let member = server.leaving.enter(stop.drain.clone());
                 connections.spawn(async move {
                     prepare(&stream);

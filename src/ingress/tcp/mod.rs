@@ -99,6 +99,8 @@ pub struct WorkerLimits {
     pub frame_max: u32,
     /// How long a new connection may take for its hello. Default 10 s.
     pub hello_timeout: Duration,
+    /// How long a connection lasts, within a fifth, until its worker is told to connect anew. Default 15 min.
+    pub max_age: Duration,
     /// How often each side sends a ping; three without any message end the connection. Default 20 s, well under the
     /// 350 s after which a network load balancer forgets a silent connection.
     pub ping: Duration,
@@ -115,6 +117,7 @@ impl Default for WorkerLimits {
             requests_max: 256,
             frame_max: FRAME_MAX,
             hello_timeout: Duration::from_secs(10),
+            max_age: Duration::from_secs(900),
             ping: Duration::from_secs(20),
             write_timeout: Duration::from_secs(30),
         }

@@ -29,6 +29,7 @@ use super::memory::{self, ConnectionMemory, Share};
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
 use crate::auth::Presented;
+use crate::ingress::leaving;
 use relay_bridge::support::lock;
 
 /// The state that the tasks of one connection share.
@@ -203,6 +204,8 @@ impl Reading<'_> {
         let mut pings = time::interval_at(Instant::now() + ping, ping);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut number, mut unheard, mut going_away) = (0, 0, false);
+        let (mut old, stop) =
+            (Box::pin(time::sleep(leaving::age(self.session.server.limits.max_age))), &self.session.stop);
         let mut coming = Coming::Nothing;
         loop {
             tokio::select! {
@@ -226,25 +229,32 @@ impl Reading<'_> {
                     // A full queue means that the worker does not read: the writer's timeout decides.
                     drop(self.queue.try_send(Outgoing::notice(FromServer::Ping(number))));
                 }
-                () = self.session.stop.drain.cancelled(), if !going_away => {
+                () = old.as_mut(), if !going_away => {
+                    stop.old.cancel();
+                    stop.drain.cancel();
+                }
+                () = stop.drain.cancelled(), if !going_away => {
                     going_away = true;
-                    let notice = FromServer::GoAway {
-                        reason: "draining".to_owned(),
-                        within: self.session.stop.within,
-                    };
+                    let reason = if stop.old.is_cancelled() { "old" } else { "draining" }.to_owned();
+                    let notice = FromServer::GoAway { reason, within: stop.within };
                     if self.queue.send(Outgoing::notice(notice)).await.is_err() {
                         return End::gone("nothing can be written");
                     }
                 }
                 () = self.session.changed.notified(), if going_away => {}
-                () = time::sleep_until(self.session.held_until()), if going_away && self.session.holds() => {}
+                () = time::sleep_until(self.session.held_until()), if going_away && self.keeps() => {}
                 () = self.session.grant.credential.ended() => return End::gone("its key does not stand any more"),
                 () = self.session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),
             }
-            if going_away && self.permits.available_permits() == self.requests && !self.session.holds() {
+            if going_away && self.permits.available_permits() == self.requests && !self.keeps() {
                 return End { why: "drained".to_owned(), error: None, abrupt: false };
             }
         }
+    }
+
+    /// Whether a connection that ends waits for jobs that are held. Those of an old one are settled on the worker's next one.
+    fn keeps(&self) -> bool {
+        !self.session.stop.old.is_cancelled() && self.session.holds()
     }
 
     /// The next frame, with its bytes out of the listener's memory: a small one has them at once, and of a large one no more
@@ -392,7 +402,7 @@ fn overloaded(detail: String) -> WireError {
 }
 
 fn draining() -> WireError {
-    WireError::new(Kind::Unavailable, "the server is stopping; connect again").with_slug("draining")
+    WireError::new(Kind::Unavailable, "this connection ends: connect again").with_slug("draining")
 }
 
 /// The most answers that wait to be written; with fewer requests granted, as many as those.

@@ -280,3 +280,33 @@ async fn names_that_anybody_may_take_are_no_way_to_more_than_one_connections_sha
     assert_eq!((refused.version(), refused.status().as_u16()), (reqwest::Version::HTTP_2, 429));
     assert_eq!(relay.ask("GET /v1/whoami", &[("Relay-Client", "one")], "").await.status, 200, "another connection");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_connection_is_told_with_an_answer_and_its_stream_ends_and_nothing_is_cut_off() {
+    let mut setup = Setup::default();
+    setup.limits.max_age = Duration::from_millis(100);
+    let relay = setup.start().await;
+    let mut kept = relay.connect().await;
+    loop {
+        kept.send("GET /v1/whoami", &[], "").await;
+        let answer = kept.reply().await;
+        assert_eq!(answer.status, 200);
+        if answer.header("connection") == "close" {
+            break;
+        }
+    }
+    assert_eq!(kept.closed().await, "");
+    let mut stream = relay.stream("/v1/results", &[]).await;
+    stream.rest().await;
+
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let url = format!("http://{}/v1/queues/mail/jobs", relay.address);
+    let waiting = client.post(url).header("prefer", "wait=50").body("x").send();
+    let work = async {
+        // It ends because its connection is old, and the other one is older.
+        relay.stream("/v1/results", &[]).await.rest().await;
+        relay.work("text/plain", "done").await;
+    };
+    let (reply, ()) = tokio::join!(waiting, work);
+    assert_eq!(reply.unwrap().status().as_u16(), 200, "a wait goes on behind GOAWAY");
+}

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay::auth::{self, Authenticator};
+use relay::ingress::proxy::Proxy;
 use relay::tls::{ClientAuth, Handshake, Secured, Tls};
 use relay_bridge::clock::Clock;
+use relay_bridge::contract::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::support::{Relay, Setup};
-use crate::tls_support::{Authority, Files, Identity, ask, connect};
+use crate::tls_support::{Authority, Files, Identity, ask, connect, over};
 
 const WHOAMI: &str = "/v1/whoami";
 
@@ -199,4 +201,59 @@ async fn a_client_is_let_in_by_the_name_of_its_certificate_and_another_name_or_n
     assert!(other.starts_with("HTTP/1.1 403 "), "{other}");
     let none = answer(&relay, &files, None).await;
     assert!(none.starts_with("HTTP/1.1 401 "), "{none}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_which_too_many_handshakes_failed_is_closed_before_the_next_one_and_others_are_not() {
+    let (a, stranger) = (Authority::new("a"), Authority::new("stranger"));
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], None);
+    let tls = Tls::open(files.files.clone()).unwrap();
+    let clock = Clock::manual(Timestamp::from_millis(1_763_865_086_007));
+    let mut setup = Setup { clock: clock.clone(), ..Setup::default() };
+    setup.front.tls = Some(Secured::http(Arc::clone(&tls), ClientAuth::Required));
+    setup.front.proxy = Some(Proxy::new(vec!["127.0.0.1".parse().unwrap()]));
+    let relay = setup.start().await;
+    let bad = files.client(&["http/1.1"], Some(&stranger.signs(&["spiffe://a.example/x"], 1)));
+    let good = files.client(&["http/1.1"], Some(&a.signs(&["spiffe://a.example/x"], 2)));
+    let asked = async |config, last: u8| {
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        let header =
+            [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &[10, 1, 1, last, 10, 0, 0, 2, 128, 0, 0, 80][..]].concat();
+        stream.write_all(&header).await.unwrap();
+        let Ok(mut stream) = over(stream, config).await else { return String::new() };
+        ask(&mut stream, WHOAMI).await.unwrap_or_default()
+    };
+    for _ in 0..100 {
+        assert_eq!(asked(&bad, 1).await, "");
+    }
+    assert_eq!((ends(&tls, Handshake::Certificate), ends(&tls, Handshake::Limited)), (100, 0));
+    assert_eq!(asked(&bad, 1).await, "");
+    assert_eq!(asked(&good, 1).await, "", "a good one of that source, too");
+    assert_eq!((ends(&tls, Handshake::Certificate), ends(&tls, Handshake::Limited)), (100, 2));
+    assert!(asked(&good, 2).await.starts_with("HTTP/1.1 200 "), "another source");
+    clock.advance(Duration::from_millis(50));
+    assert!(asked(&good, 1).await.starts_with("HTTP/1.1 200 "), "20 a second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_resumed_where_no_certificate_is_asked_for_and_nowhere_else() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], None);
+    for (clients, expected) in [
+        (ClientAuth::Off, rustls::HandshakeKind::Resumed),
+        (ClientAuth::Optional, rustls::HandshakeKind::Full),
+        (ClientAuth::Required, rustls::HandshakeKind::Full),
+    ] {
+        let (relay, _tls) = secured(&files, clients).await;
+        let config = files.client(&["http/1.1"], Some(&a.signs(&["spiffe://a.example/x"], 1)));
+        let mut last = None;
+        for _ in 0..2 {
+            let mut stream = connect(relay.address, &config).await.unwrap();
+            assert!(ask(&mut stream, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "));
+            last = stream.get_ref().1.handshake_kind();
+        }
+        assert_eq!(last, Some(expected), "{clients:?}");
+    }
 }

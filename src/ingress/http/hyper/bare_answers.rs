@@ -29,6 +29,9 @@ const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 /// How a connection of HTTP/2 begins, and no request of HTTP/1.
 const PREFACE: &[u8] = b"PRI";
 
+/// How a handshake of TLS begins.
+const TLS: &[u8] = b"\x16\x03";
+
 /// A connection under hyper.
 pub(crate) struct Described<S> {
     stream: S,
@@ -56,6 +59,9 @@ impl<S> Described<S> {
         let is_whole = !self.within && !self.connection.is_answering();
         let refusal = is_whole.then(|| refusal_of(bytes)).flatten();
         if let Some(refusal) = refusal {
+            if self.opening.starts_with(TLS) {
+                self.served.ingress.arrivals().is_encrypted(self.connection.peer);
+            }
             let answer = gate::refuse(&self.served, refusal);
             self.instead = written(answer);
             self.unread = UNREAD_BYTES_MAX;
