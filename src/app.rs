@@ -235,6 +235,7 @@ pub struct App {
     /// What scalers ask, if anybody may.
     looks: Option<Arc<Looks>>,
     audit: Option<Arc<Audit>>,
+    tls: Option<Arc<Tls>>,
     reload: Arc<Reload>,
     traces: Option<Traces>,
     drain_delay: Duration,
@@ -320,6 +321,7 @@ impl App {
             port,
             looks,
             audit: config.audit,
+            tls: config.tls,
             reload: config.reload,
             traces: config.traces,
             drain_delay: config.drain_delay,
@@ -441,8 +443,14 @@ impl App {
             });
         }
         let (auth, reload, stopped) = (Arc::clone(&self.authenticator), self.reload, files.stop.clone());
+        let tls = self.tls;
         files.tasks.spawn(async move {
-            stopped.run_until_cancelled(async { tokio::join!(auth.watch(), reload.watch()) }).await;
+            let expiries = async {
+                if let Some(tls) = tls {
+                    tls.watch().await;
+                }
+            };
+            stopped.run_until_cancelled(async { tokio::join!(auth.watch(), reload.watch(), expiries) }).await;
             Ok(())
         });
         if !listeners.workers.is_empty() {

@@ -19,7 +19,7 @@ use crate::reload::Reload;
 use crate::scaler::{Looks, Trigger};
 use crate::telemetry::Seen;
 use crate::telemetry::exposition::Exposition;
-use crate::tls::{Handshake, Tls};
+use crate::tls::{Expiry, Handshake, Tls};
 
 /// How old the figure of a queue may be that is told.
 const SLOTS_AGE: Duration = Duration::from_secs(30);
@@ -181,6 +181,12 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     let mut family = text.counter("relay_tls_handshakes_total", help);
     for end in Handshake::ALL {
         family.value(&[("outcome", end.as_str())], tls.map_or(0, |tls| tls.handshakes().count(end)));
+    }
+    let help = "When the first certificate of a file expires, or its first list of revoked ones is due to be replaced.";
+    let mut family = text.gauge("relay_tls_expiry_timestamp_seconds", help);
+    for Expiry { kind, file, at } in tls.map(Tls::expiries).unwrap_or_default() {
+        let at = u64::try_from(at).unwrap_or_default();
+        family.value(&[("kind", kind), ("file", &file.to_string_lossy())], at);
     }
 }
 

@@ -13,7 +13,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 
-use super::{AuthorityFiles, NamePattern, certificates, lists, names, provider};
+use super::{AuthorityFiles, Expiry, NamePattern, certificates, lists, names, provider};
 use crate::auth::presented::Certificate;
 
 /// The bytes of a fingerprint that are shown.
@@ -28,14 +28,14 @@ struct Authority {
 }
 
 impl Authorities {
-    /// Reads their files.
+    /// Reads their files, and adds until when each is good.
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub(super) fn read(files: &[AuthorityFiles]) -> Result<Self, Vec<String>> {
+    pub(super) fn read(files: &[AuthorityFiles], expiries: &mut Vec<Expiry>) -> Result<Self, Vec<String>> {
         let (mut authorities, mut mistakes) = (Vec::new(), Vec::new());
         for one in files {
-            match verifier(one) {
+            match verifier(one, expiries) {
                 Ok(verifier) => authorities.push(Authority { names: one.names.clone(), verifier }),
                 Err(mistake) => mistakes.push(mistake),
             }
@@ -81,15 +81,21 @@ impl Authorities {
     }
 }
 
-fn verifier(files: &AuthorityFiles) -> Result<Arc<dyn ClientCertVerifier>, String> {
+fn verifier(files: &AuthorityFiles, expiries: &mut Vec<Expiry>) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(&files.file)? {
+    let certificates = certificates(&files.file)?;
+    expiries.extend(Expiry::of_certificates("authority", &files.file, &certificates));
+    for certificate in certificates {
         roots.add(certificate).map_err(|error| format!("{}: {error}", files.file.display()))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
     let builder = match &files.crl {
         // Of the whole chain, and one whose next list is due vouches for nobody.
-        Some(crl) => builder.with_crls(lists(crl)?).enforce_revocation_expiration(),
+        Some(crl) => {
+            let lists = lists(crl)?;
+            expiries.extend(Expiry::of_lists(crl, &lists));
+            builder.with_crls(lists).enforce_revocation_expiration()
+        }
         None => builder,
     };
     builder.build().map_err(|error| format!("{}: {error}", files.file.display()))

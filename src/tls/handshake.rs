@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{ClientAuth, Tls};
+use super::{ClientAuth, Tls, expiry};
 use crate::auth::presented::Certificate;
 use crate::evicting::EvictingPool;
 
@@ -21,6 +21,8 @@ use crate::evicting::EvictingPool;
 const WITHIN: Duration = Duration::from_secs(5);
 /// Handshakes at a time. One more takes the place of the oldest, so that those that do not go on keep nobody out.
 const AT_A_TIME: usize = 256;
+/// How often the holder of a certificate is judged again without a change: a list of revoked ones may be overdue by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// The bytes that TLS keeps of answers that a peer has not read, beside those that are counted before they come to it.
 const BUFFER_MAX: usize = 32 * 1024;
 /// How each handshake begins: the type of its record.
@@ -191,11 +193,14 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    /// Waits until the authorities that vouched for the certificate do so no more, or say something else of it.
+    /// Waits until the authorities that vouched for the certificate do so no more, or say something else of it: because they or their
+    /// lists changed, or a certificate or a list has come to its end.
     pub(crate) async fn ended(mut self) {
         loop {
-            if self.changes.changed().await.is_err() {
-                return pending().await;
+            let wait = expiry::left(&self.chain).map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
+            match tokio::time::timeout(wait, self.changes.changed()).await {
+                Ok(Err(_)) => return pending().await,
+                Ok(Ok(())) | Err(_) => {}
             }
             let found = self.tls.snapshot().authorities.judge(&self.chain, UnixTime::now());
             if found.ok().as_ref() != Some(&self.certificate) {

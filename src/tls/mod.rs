@@ -6,6 +6,7 @@
 //!   revoked ones.
 //! - `names`: those names, and the one of a certificate that counts.
 //! - `handshake`: a new connection, from its first byte to the end of its handshake.
+//! - `expiry`: until when they are good.
 //! - `stream`: a connection with TLS or without.
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use relay_bridge::support::lock;
 use rustls::ServerConfig;
@@ -24,16 +26,20 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::sync::watch;
 
 pub(crate) mod authorities;
+mod expiry;
 pub(crate) mod handshake;
 pub(crate) mod names;
 pub(crate) mod stream;
 
 use authorities::{Asking, Authorities};
+pub use expiry::Expiry;
 pub use handshake::{Handshake, HandshakeCounts, Secured};
 pub use names::{InvalidPattern, NamePattern};
 
 /// The largest file that is read, in bytes: lists of revoked certificates may be long.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How often files whose end is near are warned of.
+const WARN_EVERY: Duration = Duration::from_secs(6 * 3_600);
 /// The most authorities: each may be asked about a client's certificate.
 pub const AUTHORITIES_MAX: usize = 64;
 
@@ -102,6 +108,7 @@ pub struct Tls {
 struct Snapshot {
     key: Arc<CertifiedKey>,
     authorities: Arc<Authorities>,
+    expiries: Vec<Expiry>,
     /// The configuration of handshakes, by protocol and by what is asked of clients: made once, so that what it costs is not each
     /// connection's, and that sessions can be resumed where nothing is asked.
     configs: Mutex<Configs>,
@@ -143,6 +150,22 @@ impl Tls {
         &self.handshakes
     }
 
+    /// Until when each file is good, as far as it says so.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.snapshot().expiries.clone()
+    }
+
+    /// Warns of files whose end is near, at once, at each change and several times a day. Never ends by itself.
+    pub async fn watch(&self) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            self.snapshot().expiries.iter().for_each(Expiry::warn);
+            // There is a sender as long as `self` is there.
+            tokio::time::timeout(WARN_EVERY, changes.changed()).await.ok();
+        }
+    }
+
     /// Every file that it reads.
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
@@ -158,11 +181,14 @@ impl Tls {
 impl Snapshot {
     fn read(files: &TlsFiles) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
+        let mut expiries = Vec::new();
         let key = certified_key(files).map_err(|error| mistakes.push(error)).ok();
-        let authorities = Authorities::read(&files.authorities).map_err(|mut errors| mistakes.append(&mut errors)).ok();
+        let authorities = Authorities::read(&files.authorities, &mut expiries);
+        let authorities = authorities.map_err(|mut errors| mistakes.append(&mut errors)).ok();
         match (key, authorities) {
             (Some(key), Some(authorities)) if mistakes.is_empty() => {
-                Ok(Self { key: Arc::new(key), authorities: Arc::new(authorities), configs: Mutex::default() })
+                expiries.extend(Expiry::of_certificates("certificate", &files.certificate, &key.cert));
+                Ok(Self { key: Arc::new(key), authorities: Arc::new(authorities), expiries, configs: Mutex::default() })
             }
             _ => Err(Mistakes(mistakes)),
         }

@@ -1,6 +1,8 @@
 //! Several listeners of one server, each with a way in of its own, from outside.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Role};
@@ -156,5 +158,32 @@ async fn one_line_says_that_a_peer_speaks_tls_to_a_port_without_it_and_the_rever
         assert_eq!(text.starts_with(b"HTTP/1.1 400 "), told, "{which}: {text:?}");
     }
     relay.wait_for_line("the peer does not speak TLS, and this port does");
+    relay.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expires_within_a_week_is_warned_of_and_shown_with_its_time() {
+    let mut files = Files::new();
+    let soon = files.server.signs_for(&["localhost"], 1, Some(Duration::from_secs(3 * 24 * 3_600 + 60)));
+    fs::write(&files.files.certificate, soon.certificate).unwrap();
+    fs::write(&files.files.key, soon.key).unwrap();
+    let authority = Authority::new("a");
+    files.trust(&authority, &["spiffe://a.example/*"], Some(&authority.revokes(&[], 2096)));
+    let of = &files.files.authorities[0];
+    let tables = format!(
+        "http = \"127.0.0.1:0\"\nclient_auth = \"optional\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[[client_ca]]\nfile = \"{}\"\n\
+         names = [\"spiffe://a.example/*\"]\ncrl = \"{}\"\n",
+        of.file.display(),
+        of.crl.as_ref().unwrap().display()
+    );
+    let mut relay = serving(&files, &tables);
+    let warned = relay.wait_for_line("the server's certificate expires");
+    assert!(warned.contains("days=3"), "{warned}");
+    let admin = relay.ready["listening"]["admin"].as_str().unwrap();
+    let text = reqwest::get(format!("http://{admin}/metrics")).await.unwrap().text().await.unwrap();
+    let shown: Vec<_> = text.lines().filter(|line| line.starts_with("relay_tls_expiry_timestamp_seconds{")).collect();
+    assert_eq!(shown.len(), 3, "{shown:?}");
+    // The end of the list: the beginning of 2096-12-31.
+    assert!(shown.iter().any(|line| line.contains("kind=\"crl\"") && line.ends_with(" 4007750400")), "{shown:?}");
     relay.stop();
 }

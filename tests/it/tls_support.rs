@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -12,7 +13,7 @@ use rcgen::{
 };
 use relay::tls::{AuthorityFiles, TlsFiles};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -46,6 +47,11 @@ impl Authority {
 
     /// A certificate with these names; those with `://` are URIs. Its serial number is `serial`.
     pub(crate) fn signs(&self, names: &[&str], serial: u64) -> Identity {
+        self.signs_for(names, serial, None)
+    }
+
+    /// The same, which expires within `left`, if that is given.
+    pub(crate) fn signs_for(&self, names: &[&str], serial: u64, left: Option<Duration>) -> Identity {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "cn.a.example");
         let san = |name: &&str| match name.contains("://") {
@@ -54,6 +60,9 @@ impl Authority {
         };
         params.subject_alt_names = names.iter().map(san).collect();
         params.serial_number = Some(SerialNumber::from(serial));
+        if let Some(left) = left {
+            params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(UnixTime::now().as_secs()) + left;
+        }
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }

@@ -257,3 +257,44 @@ async fn a_session_is_resumed_where_no_certificate_is_asked_for_and_nowhere_else
         assert_eq!(last, Some(expected), "{clients:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_certificate_expires_ends_then() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], None);
+    let (relay, tls) = secured(&files, ClientAuth::Required).await;
+    // A machine that is busy may need longer than the first one is good for.
+    for seconds in [3, 9, 27] {
+        let identity = a.signs_for(&["spiffe://a.example/x"], 1, Some(Duration::from_secs(seconds)));
+        let Ok(mut stream) = connect(relay.address, &files.client(&["http/1.1"], Some(&identity))).await else {
+            continue;
+        };
+        let Ok(text) = ask(&mut stream, WHOAMI).await else { continue };
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+        // It is idle, and would be for two minutes.
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        let kinds: Vec<_> = tls.expiries().iter().map(|expiry| expiry.kind).collect();
+        return assert_eq!(kinds, ["authority", "certificate"]);
+    }
+    panic!("none was good for long enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_resumed_with_a_revoked_certificate_is_a_whole_handshake_and_refused() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], Some(&a.revokes(&[], 2096)));
+    let (relay, tls) = secured(&files, ClientAuth::Optional).await;
+    // It keeps what it is given of its sessions.
+    let client = files.client(&["http/1.1"], Some(&a.signs(&["spiffe://a.example/x"], 7)));
+    let mut first = connect(relay.address, &client).await.unwrap();
+    assert!(ask(&mut first, WHOAMI).await.unwrap().starts_with("HTTP/1.1 200 "));
+    files.write("crl-0.pem", &a.revokes(&[7], 2096));
+    tls.reload().unwrap();
+    let answer = match connect(relay.address, &client).await {
+        Ok(mut again) => ask(&mut again, WHOAMI).await.unwrap_or_default(),
+        Err(_) => String::new(),
+    };
+    assert_eq!((answer.as_str(), ends(&tls, Handshake::Certificate)), ("", 1));
+}
