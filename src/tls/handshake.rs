@@ -198,9 +198,8 @@ impl Holder {
     pub(crate) async fn ended(mut self) {
         loop {
             let wait = expiry::left(&self.chain).map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
-            match tokio::time::timeout(wait, self.changes.changed()).await {
-                Ok(Err(_)) => return pending().await,
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(_)) = tokio::time::timeout(wait, self.changes.changed()).await {
+                return pending().await;
             }
             let found = self.tls.snapshot().authorities.judge(&self.chain, UnixTime::now());
             if found.ok().as_ref() != Some(&self.certificate) {
