@@ -8,3 +8,4 @@ mod properties;
 mod samples;
 mod vectors;
 mod wire;
+mod wire_client;

@@ -15,9 +15,9 @@ use crate::leasing::{Held, LEASE_BATCH_MAX, LeaseRequest, Progress, Receipt, Rec
 use crate::settlement::Settlement;
 
 /// The longest key in a hello, in bytes: tokens of issuers are keys, too.
-const KEY_BYTES_MAX: usize = 8 * 1024;
+pub(super) const KEY_BYTES_MAX: usize = 8 * 1024;
 /// The longest name of a program in a hello, in bytes.
-const BUILD_BYTES_MAX: usize = 128;
+pub(super) const BUILD_BYTES_MAX: usize = 128;
 
 /// A frame holds no message of this version of the protocol. The stream is sound: the next frame may be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +51,7 @@ impl FromServer {
     }
 }
 
-fn open(frame: &Bytes) -> Result<(String, Option<u64>, Fields<'_>), DecodeError> {
+pub(super) fn open(frame: &Bytes) -> Result<(String, Option<u64>, Fields<'_>), DecodeError> {
     let anonymous = |problem| DecodeError { id: None, problem };
     let fields = Fields::read(frame).map_err(anonymous)?;
     let id = fields.maybe("id", |from| from.unsigned()).map_err(anonymous)?;
@@ -106,14 +106,16 @@ fn read_from_worker(kind: &str, id: Option<u64>, fields: &Fields<'_>) -> Result<
     Ok(FromWorker::Request { id: need_id(id)?, request })
 }
 
+/// A text of at most `max` bytes that may be left out.
+pub(super) fn short(fields: &Fields<'_>, name: &'static str, max: usize) -> Result<Option<String>, Problem> {
+    let text = fields.maybe_text(name)?;
+    if text.as_ref().is_some_and(|text| text.len() > max) {
+        return Err(Problem::of(name, "is too long"));
+    }
+    Ok(text)
+}
+
 fn read_hello(fields: &Fields<'_>) -> Result<Hello, Problem> {
-    let short = |name, max| {
-        let text = fields.maybe(name, |from| from.text().map(str::to_owned))?;
-        if text.as_ref().is_some_and(|text| text.len() > max) {
-            return Err(Problem::of(name, "is too long"));
-        }
-        Ok(text)
-    };
     Ok(Hello {
         version_min: fields.narrow("version_min")?,
         version_max: fields.narrow("version_max")?,
@@ -123,8 +125,8 @@ fn read_hello(fields: &Fields<'_>) -> Result<Hello, Problem> {
             _ => return Err(Problem::of("role", "is not `worker`, the only role of this listener")),
         },
         worker: fields.parsed("worker")?,
-        key: short("key", KEY_BYTES_MAX)?,
-        build: short("build", BUILD_BYTES_MAX)?.unwrap_or_default(),
+        key: short(fields, "key", KEY_BYTES_MAX)?,
+        build: short(fields, "build", BUILD_BYTES_MAX)?.unwrap_or_default(),
         frame_max: fields.narrow_or("frame_max", super::FRAME_MAX)?,
     })
 }
@@ -177,7 +179,7 @@ fn read_welcome(fields: &Fields<'_>) -> Result<Welcome, Problem> {
     })
 }
 
-fn read_error(fields: &Fields<'_>) -> Result<WireError, Problem> {
+pub(super) fn read_error(fields: &Fields<'_>) -> Result<WireError, Problem> {
     let mut detail = fields.text("detail")?;
     detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
     Ok(WireError {
@@ -220,10 +222,10 @@ fn read_receipt(fields: &Fields<'_>) -> Result<Receipt, Problem> {
     read().map_err(|problem: Problem| problem.within("receipt"))
 }
 
-fn need_id(id: Option<u64>) -> Result<u64, Problem> {
+pub(super) fn need_id(id: Option<u64>) -> Result<u64, Problem> {
     id.ok_or(Problem::of("id", "is missing"))
 }
 
-fn unknown(kind: &str) -> Problem {
+pub(super) fn unknown(kind: &str) -> Problem {
     Problem::UnknownType(kind.chars().take(64).flat_map(char::escape_default).take(128).collect())
 }

@@ -53,11 +53,11 @@ impl WireDelivery {
     }
 }
 
-fn message(to: &mut BytesMut, fields: impl FnOnce(&mut MapWriter<'_>)) {
+pub(super) fn message(to: &mut BytesMut, fields: impl FnOnce(&mut MapWriter<'_>)) {
     frame::put(to, |to| MapWriter::write(to, fields));
 }
 
-fn head(map: &mut MapWriter<'_>, kind: &str, id: u64) {
+pub(super) fn head(map: &mut MapWriter<'_>, kind: &str, id: u64) {
     map.text("type", kind);
     map.unsigned("id", id);
 }
@@ -183,7 +183,7 @@ fn write_response(map: &mut MapWriter<'_>, id: u64, response: &Response) {
     }
 }
 
-fn write_error(map: &mut MapWriter<'_>, id: Option<u64>, error: &WireError) {
+pub(super) fn write_error(map: &mut MapWriter<'_>, id: Option<u64>, error: &WireError) {
     map.text("type", "error");
     if let Some(id) = id {
         map.unsigned("id", id);
@@ -214,10 +214,10 @@ fn write_receipt(map: &mut MapWriter<'_>, receipt: &Receipt) {
     map.binary("token", &receipt.token);
 }
 
-fn floor(duration: Duration) -> u64 {
+pub(super) fn floor(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn ceiling(duration: Duration) -> u64 {
+pub(super) fn ceiling(duration: Duration) -> u64 {
     floor(duration.saturating_add(Duration::from_nanos(999_999)))
 }

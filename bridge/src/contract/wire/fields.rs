@@ -1,11 +1,14 @@
 //! One MessagePack map by name: written field by field, read into a short list that is asked by name, so that fields may
 //! come in any order and unknown ones do no harm.
 
+use std::collections::BTreeMap;
+
 use bytes::buf::Writer;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rmp::encode;
 
 use super::problem::Problem;
+use crate::contract::Timestamp;
 use crate::contract::envelope::EnvelopeError;
 use crate::contract::envelope::msgpack::Reader;
 
@@ -77,6 +80,27 @@ impl<'a> MapWriter<'a> {
         MapWriter::write(self.to.get_mut(), fields);
     }
 
+    /// A map of any number of texts.
+    pub(super) fn named_texts<'t>(&mut self, name: &str, items: impl ExactSizeIterator<Item = (&'t str, &'t str)>) {
+        self.name(name);
+        let _ = encode::write_map_len(&mut self.to, u32::try_from(items.len()).unwrap_or(u32::MAX));
+        for (name, value) in items {
+            let _ = encode::write_str(&mut self.to, name);
+            let _ = encode::write_str(&mut self.to, value);
+        }
+    }
+
+    /// A map of more fields than 15.
+    pub(super) fn long_map(&mut self, name: &str, fields: impl FnOnce(&mut MapWriter<'_>)) {
+        self.name(name);
+        let to: &mut BytesMut = self.to.get_mut();
+        let start = to.len();
+        to.extend_from_slice(&[0xde, 0, 0]);
+        let mut map = MapWriter { to: to.writer(), fields: 0 };
+        fields(&mut map);
+        map.to.get_mut()[start + 2] = map.fields;
+    }
+
     pub(super) fn texts<'t>(&mut self, name: &str, items: impl ExactSizeIterator<Item = &'t str>) {
         self.name(name);
         let _ = encode::write_array_len(&mut self.to, u32::try_from(items.len()).unwrap_or(u32::MAX));
@@ -145,6 +169,40 @@ impl<'a> Fields<'a> {
 
     pub(super) fn text(&self, name: &'static str) -> Result<String, Problem> {
         self.need(name, |from| from.text().map(str::to_owned))
+    }
+
+    /// A text that may be left out.
+    pub(super) fn maybe_text(&self, name: &'static str) -> Result<Option<String>, Problem> {
+        self.maybe(name, |from| from.text().map(str::to_owned))
+    }
+
+    /// A duration that may be left out.
+    pub(super) fn maybe_millis(&self, name: &'static str) -> Result<Option<std::time::Duration>, Problem> {
+        Ok(self.maybe(name, |from| from.unsigned())?.map(std::time::Duration::from_millis))
+    }
+
+    /// A time that may be left out.
+    pub(super) fn maybe_time(&self, name: &'static str) -> Result<Option<Timestamp>, Problem> {
+        Ok(self.maybe(name, |from| from.signed())?.map(Timestamp::from_millis))
+    }
+
+    /// A map of texts, of which there are at most `max`; none if it is left out.
+    pub(super) fn named_texts(&self, name: &'static str, max: u32) -> Result<BTreeMap<String, String>, Problem> {
+        let Some(value) = self.value(name) else { return Ok(BTreeMap::new()) };
+        let mut from = Reader::new(value);
+        let wrong = |error| Problem::new(name, error);
+        let count = from.map_len().map_err(wrong)?;
+        if count > max {
+            return Err(Problem::of(name, "has too many fields"));
+        }
+        let mut texts = BTreeMap::new();
+        for _ in 0..count {
+            let key = from.text().map_err(wrong)?.to_owned();
+            if texts.insert(key, from.text().map_err(wrong)?.to_owned()).is_some() {
+                return Err(Problem::of(name, "has a field twice"));
+            }
+        }
+        Ok(texts)
     }
 
     /// A name or id in text.

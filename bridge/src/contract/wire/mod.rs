@@ -1,17 +1,19 @@
 //! The frames of relay's TCP protocol: bytes in, typed messages out, and back. No I/O, no runtime.
 //!
 //! A frame is a length (unsigned, 32 bits, big-endian) and that many bytes: one MessagePack map with named fields, of
-//! which `type` says what it is. The worker speaks first. The specification for other languages, with golden vectors,
+//! which `type` says what it is. The worker, or the client, speaks first. The specification for other languages, with golden vectors,
 //! is `docs/protocol.md`.
 //!
 //! # Layout
 //!
 //! - [`frame`]: cutting a byte stream into frames, with a limit that is known before anything is buffered.
 //! - [`message`]: the messages of the worker role as types.
+//! - [`client`]: the messages of the client role.
 //! - [`encode`], [`decode`]: messages to maps and back.
 //! - [`error`]: [`WireError`], a broker's error on the wire.
 //! - `fields`: one map, by name.
 
+pub mod client;
 pub mod decode;
 pub mod encode;
 pub mod error;
@@ -36,6 +38,8 @@ pub const HELLO_FRAME_MAX: u32 = 4 * 1024;
 pub const FRAME_MAX: u32 = 17 * 1024 * 1024;
 /// The smallest limit a peer may state for the frames after the hello: 64 KiB.
 pub const FRAME_MAX_LEAST: u32 = 64 * 1024;
+/// The longest frame from a client, without its length, before its hello was accepted: 16 KiB, for a token of 8 KiB.
+pub const CLIENT_HELLO_FRAME_MAX: u32 = 16 * 1024;
 /// The most queues that one lease request names.
 pub const LEASE_QUEUES_MAX: usize = 64;
 /// The longest token of a receipt, in bytes.
