@@ -6,20 +6,19 @@ use std::time::Duration;
 use axum::extract::{FromRequestParts, Query};
 use http::request::Parts;
 use http::{HeaderMap, Uri};
-use relay_bridge::contract::{JobId, QueueName};
+use relay_bridge::contract::JobId;
 
 use super::Served;
 use super::answer::Refusal;
 use super::audited;
 use super::connection::{Connection, Peer};
-use crate::api::{DurationText, Problem, Slug, header};
+use crate::api::{DurationText, Slug, header};
 use crate::auth::rights::Right;
 use crate::auth::{Caller, Presented, Refused};
+use crate::ingress::grants;
+pub(super) use crate::ingress::grants::{credential_ended, queue, queues, require};
 use crate::ingress::headers::single;
 use crate::ingress::proxy::header::EndpointId;
-
-/// When a request is sent again whose issuer can't be asked: relay asks it once a minute.
-const ISSUER_RETRY: Duration = Duration::from_secs(60);
 
 /// The caller as the gate found it, on the way to the handler.
 #[derive(Clone)]
@@ -71,63 +70,17 @@ pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &
         Err(refused) => refused,
     };
     ingress.authentications.add(shown, false);
-    Err(match refused {
+    match &refused {
         Refused::Unauthenticated(detail) => {
             if let Some(count) = ingress.strangers.refused() {
                 tracing::info!(count, detail, "requests without a valid key were refused");
             }
-            audited::refused(ingress, connection, (Slug::Unauthenticated, &detail), shown);
-            Refusal::new(Slug::Unauthenticated, detail)
+            audited::refused(ingress, connection, (Slug::Unauthenticated, detail), shown);
         }
-        Refused::Forbidden(detail) => {
-            audited::refused(ingress, connection, (Slug::Forbidden, &detail), shown);
-            Refusal::new(Slug::Forbidden, detail)
-        }
-        Refused::Malformed(detail) => Refusal::malformed(detail),
-        Refused::TooMany { detail, after } => Problem::new(Slug::RateLimited, detail).with_retry_after(after).into(),
-        Refused::Unavailable(detail) => {
-            Problem::new(Slug::IssuerUnavailable, detail).with_retry_after(ISSUER_RETRY).into()
-        }
-    })
-}
-
-/// The refusal of what was begun with a credential that has ended since.
-pub(super) fn credential_ended() -> Refusal {
-    let detail = "the key that this began with was revoked, has expired or grants less than before: send it again with a \
-                  key that stands";
-    Refusal::new(Slug::Unauthenticated, detail)
-}
-
-/// Whether the caller may make a call that needs `right`.
-pub(super) fn require(caller: &Caller, right: Right) -> Result<(), Refusal> {
-    if caller.may(right) {
-        return Ok(());
+        Refused::Forbidden(detail) => audited::refused(ingress, connection, (Slug::Forbidden, detail), shown),
+        Refused::Malformed(_) | Refused::TooMany { .. } | Refused::Unavailable(_) => {}
     }
-    let detail = format!(
-        "this key does not have the right `{right}`, which this call needs; nothing was done: use a key that has it, or \
-         ask the operator for one"
-    );
-    Err(Refusal::new(Slug::Forbidden, detail))
-}
-
-/// The queue of a path or a parameter, if the caller may use it.
-pub(super) fn queue(caller: &Caller, text: &str) -> Result<QueueName, Refusal> {
-    let queue: QueueName = text.parse()?;
-    if caller.may_use(&queue) {
-        return Ok(queue);
-    }
-    let detail =
-        format!("this key may not use queue {queue}: use another queue, or ask the operator to add it to the key");
-    Err(Refusal::new(Slug::Forbidden, detail))
-}
-
-/// The queues that a list is of: the one that its parameter names, if the caller may use it; else all that the caller may
-/// use, `None` for every queue.
-pub(super) fn queues(caller: &Caller, named: Option<&str>) -> Result<Option<Vec<QueueName>>, Refusal> {
-    match named {
-        Some(named) => Ok(Some(vec![queue(caller, named)?])),
-        None => Ok(caller.queues.clone()),
-    }
+    Err(grants::not_let_in(refused))
 }
 
 /// The job of a path, for a call that needs `right`. A job of a queue that the caller may not use looks like one that is

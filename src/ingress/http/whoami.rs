@@ -1,5 +1,6 @@
 //! `GET /v1/whoami`: who relay thinks the caller is, and what holds for it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -15,6 +16,7 @@ use crate::api::batch::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::api::{DurationText, FactorView, LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
 use crate::auth::{Authenticated, Caller};
 use crate::ingress::budget::Budget;
+use crate::ingress::clients::Owner;
 
 /// The bytes of most answers.
 const ANSWER_BYTES: u64 = 16 * 1024;
@@ -32,22 +34,34 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
     Parameters::read(&uri, &[])?;
     let ingress = &served.ingress;
     let room = peer.room(ingress, ANSWER_BYTES).await?;
-    let queue_limits = queue_limits(&served, &caller).await?;
     let source = peer.connection.source.get();
-    let endpoint = source.and_then(|source| source.endpoint.as_ref());
+    let endpoint = source.and_then(|source| source.endpoint.as_ref()).map(ToString::to_string);
+    let address = source.map_or(peer.connection.peer, |source| source.address);
+    let body = of(ingress, caller, &peer.owner, (endpoint, address)).await?;
+    Ok(answer::within(answer::json(StatusCode::OK, &body)?, room))
+}
+
+/// The caller, its rights and its limits, whichever protocol it speaks; `endpoint` and `address` are where it comes from.
+pub(in crate::ingress) async fn of(
+    ingress: &Ingress,
+    caller: Caller,
+    owner: &Owner,
+    (endpoint, address): (Option<String>, IpAddr),
+) -> Result<Whoami, Refusal> {
+    let queue_limits = queue_limits(ingress, &caller).await?;
     let key_id = caller.authenticated.iter().find_map(|factor| match factor {
         Authenticated::ApiKey(id) => Some(id.clone()),
         _ => None,
     });
     let shown =
         |factor: &Authenticated| FactorView { method: factor.method().to_owned(), credential: factor.credential() };
-    let body = Whoami {
+    Ok(Whoami {
         client: caller.client,
         authenticated_by: caller.authenticated.first().map_or("development", Authenticated::method).to_owned(),
         key_id,
         factors: caller.authenticated.iter().map(shown).collect(),
-        vpc_endpoint_id: endpoint.map(|id| id.to_string()),
-        source: Some(source.map_or(peer.connection.peer, |source| source.address).to_string()),
+        vpc_endpoint_id: endpoint,
+        source: Some(address.to_string()),
         queues: caller.queues,
         rights: caller.rights.iter().map(|right| right.to_string()).collect(),
         durability: ingress.broker.capabilities.durability.as_str().to_owned(),
@@ -61,17 +75,16 @@ pub(super) async fn whoami(State(served): State<Arc<Served>>, peer: Peer, caller
             headers_max: ingress.limits.headers as u64,
             header_bytes_max: ingress.limits.header_bytes as u64,
             meta_bytes_max: META_BYTES_MAX as u64,
-            share: share(ingress, &peer),
+            share: share(ingress, owner),
         },
         queue_limits,
         server_time: ingress.clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    Ok(answer::within(answer::json(StatusCode::OK, &body)?, room))
+    })
 }
 
-fn share(ingress: &Ingress, peer: &Peer) -> ShareView {
-    let of = |budget: &Budget| budget.share_of(&peer.owner) as u64;
+fn share(ingress: &Ingress, owner: &Owner) -> ShareView {
+    let of = |budget: &Budget| budget.share_of(owner) as u64;
     ShareView {
         requests: of(&ingress.requests),
         connections: of(&ingress.proven),
@@ -82,8 +95,8 @@ fn share(ingress: &Ingress, peer: &Peer) -> ShareView {
 }
 
 /// The limits of the caller in the queues that it may use. A broker may have to look for each, so they are few.
-async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimits>, Refusal> {
-    let (Ingress { broker, rates, .. }, client) = (&*served.ingress, &caller.client);
+async fn queue_limits(ingress: &Ingress, caller: &Caller) -> Result<Vec<QueueLimits>, Refusal> {
+    let (Ingress { broker, rates, .. }, client) = (ingress, &caller.client);
     let policies = broker.policies.policies().await?;
     let allowed = policies.into_iter().filter(|(queue, policy)| caller.may_use(queue) && policy.allows(client));
     let mut limits = Vec::new();
@@ -94,7 +107,7 @@ async fn queue_limits(served: &Served, caller: &Caller) -> Result<Vec<QueueLimit
         let own = policy.client(client);
         let left = rates.left(client, &queue, own);
         limits.push(QueueLimits {
-            payload_max: policy.payload_max.min(served.ingress.limits.body_bytes as u64),
+            payload_max: policy.payload_max.min(ingress.limits.body_bytes as u64),
             result_max: policy.result_max,
             max_attempts: policy.max_attempts,
             job_ttl: DurationText(policy.job_ttl),
