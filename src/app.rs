@@ -34,6 +34,7 @@ use crate::audit::Audit;
 use crate::auth::{Authenticator, Presented, WorkerRights};
 use crate::broker::{BrokerConfig, Opened, sweep};
 use crate::ingress::front::Bound;
+use crate::ingress::tcp::client::{ClientLimits, Clients};
 use crate::ingress::{http, nats, tcp};
 use crate::reload::Reload;
 use crate::scaler::{self, Looks};
@@ -146,6 +147,8 @@ pub struct LocalWorker {
 pub struct Listeners {
     /// For clients over HTTP.
     pub http: Vec<Bound>,
+    /// For clients over TCP, if they are wanted.
+    pub tcp: Vec<Bound>,
     /// For workers of other processes, if they are wanted.
     pub workers: Vec<Bound>,
     /// For operators, and for health checks, if they are wanted.
@@ -227,6 +230,7 @@ pub struct App {
     leasing_here: Arc<dyn Leasing>,
     ingress: Arc<http::Ingress>,
     nats: Option<(NatsConfig, Arc<nats::Ingress>)>,
+    clients: Arc<Clients>,
     authenticator: Arc<Authenticator>,
     worker_limits: tcp::WorkerLimits,
     worker: Option<LocalWorker>,
@@ -284,6 +288,7 @@ impl App {
         let shares = Arc::clone(&config.limits.shares);
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
+        let clients = Clients::new(Arc::clone(&ingress), ClientLimits::default());
         let authenticator = Arc::clone(&config.authenticator);
         let audit = config.audit.clone();
         audit.iter().for_each(|audit| ingress.audits(Arc::clone(audit)));
@@ -296,10 +301,11 @@ impl App {
             (config, nats)
         });
         if let Some(port) = &mut port {
-            let ingresses = (Arc::clone(&ingress), nats.as_ref().map(|(_, nats_ingress)| Arc::clone(nats_ingress)));
-            let tls = config.tls.clone();
-            port.admin()
-                .collect(move |text| collect::ingresses(text, &ingresses.0, ingresses.1.as_deref(), tls.as_deref()));
+            let nats_ingress = nats.as_ref().map(|(_, nats_ingress)| Arc::clone(nats_ingress));
+            let (http, tcp, tls) = (Arc::clone(&ingress), Arc::clone(&clients), config.tls.clone());
+            port.admin().collect(move |text| {
+                collect::ingresses(text, (&http, &tcp), nats_ingress.as_deref(), tls.as_deref());
+            });
             opened.describe(port.admin());
             if let Some(traces) = config.traces.clone() {
                 port.admin().collect(move |text| traces.report(text));
@@ -314,6 +320,7 @@ impl App {
             leasing_here,
             ingress,
             nats,
+            clients,
             authenticator: config.authenticator,
             worker_limits: config.worker_limits,
             worker: config.worker,
@@ -334,6 +341,12 @@ impl App {
     #[must_use]
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.listeners.http.first()?.listener.local_addr().ok()
+    }
+
+    /// Where clients connect over TCP, if they may: the first of their listeners.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.listeners.tcp.first()?.listener.local_addr().ok()
     }
 
     /// Where workers of other processes connect, if they may: the first of their listeners.
@@ -421,6 +434,12 @@ impl App {
             let served = http::serve(listeners.http, ingress, stopped, drain).await;
             served.map_err(|error| AppError::Listener("HTTP", error))
         });
+        let over_tcp = self.clients.leaving();
+        if !listeners.tcp.is_empty() {
+            // Of the same stage: both are doors of clients.
+            let serving = self.clients.serve(listeners.tcp, http.stop.clone(), drain);
+            http.tasks.spawn(async { serving.await.map_err(|error| AppError::Listener("TCP", error)) });
+        }
         if let Some((config, nats_ingress)) = self.nats {
             nats.tasks.spawn(serve_nats(config, nats_ingress, nats.stop.clone(), drain));
         }
@@ -495,7 +514,7 @@ impl App {
                     }
                 };
                 if !self.drain_delay.is_zero() {
-                    tokio::join!(going.leave(self.drain_delay), workers);
+                    tokio::join!(going.leave(self.drain_delay), over_tcp.leave(self.drain_delay), workers);
                 }
             } => None,
             Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
@@ -634,7 +653,13 @@ mod tests {
 
     async fn listeners() -> Listeners {
         let bind = async || vec![TcpListener::bind("127.0.0.1:0").await.unwrap().into()];
-        Listeners { http: bind().await, workers: bind().await, admin: Default::default(), scaler: None }
+        Listeners {
+            http: bind().await,
+            workers: bind().await,
+            tcp: Vec::new(),
+            admin: Default::default(),
+            scaler: None,
+        }
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::ingress::authentications::METHODS;
 use crate::ingress::proxy::HeaderOutcome;
 use crate::ingress::refusals::Refusals;
+use crate::ingress::tcp::client::Clients;
 use crate::ingress::{http, nats};
 use crate::reload::Reload;
 use crate::scaler::{Looks, Trigger};
@@ -116,10 +117,18 @@ pub(super) fn reload(text: &mut Exposition, reload: &Reload) {
     }
 }
 
-/// Requests of clients over HTTP and NATS.
-pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats::Ingress>, tls: Option<&Tls>) {
+/// Requests of clients over HTTP, TCP and NATS.
+pub fn ingresses(
+    text: &mut Exposition,
+    (http, tcp): (&http::Ingress, &Clients),
+    nats: Option<&nats::Ingress>,
+    tls: Option<&Tls>,
+) {
+    // Requests over HTTP and TCP take places of one budget.
+    let (all, over_tcp) = (http.in_flight(), tcp.in_flight());
     let ingresses = [
-        Some(("http", http.refusals(), http.in_flight())),
+        Some(("http", http.refusals(), all.saturating_sub(over_tcp))),
+        Some(("tcp", tcp.refusals(), over_tcp)),
         nats.map(|ingress| ("nats", ingress.refusals(), ingress.in_flight())),
     ];
     let ingresses: Vec<(&str, &Refusals, usize)> = ingresses.into_iter().flatten().collect();
@@ -159,12 +168,14 @@ pub fn ingresses(text: &mut Exposition, http: &http::Ingress, nats: Option<&nats
     text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
         .value(&[("pool", "proven")], proven)
         .value(&[("pool", "unproven")], unproven);
+    let help = "Connections of clients over TCP on which a caller was authenticated.";
+    text.gauge("relay_tcp_connections", help).value(&[], tcp.connections());
     let help = "Time since an issuer of tokens that is asked over https gave its keys.";
     let mut family = text.gauge("relay_issuer_keys_age_seconds", help);
     for (issuer, age) in http.issuer_ages() {
         family.value(&[("issuer", &issuer)], age.as_secs());
     }
-    let help = "Callers over HTTP and workers over TCP that showed who they are, by what they showed and whether they were let in.";
+    let help = "Callers over HTTP and TCP, and workers, that showed who they are, by what they showed and whether they were let in.";
     let mut family = text.counter("relay_authentications_total", help);
     let authentications = http.authentications();
     for method in METHODS {

@@ -18,6 +18,8 @@ pub enum Door {
     Http,
     /// Clients over NATS.
     Nats,
+    /// Clients over TCP.
+    Tcp,
     /// Workers over TCP.
     Worker,
     /// Operators.
@@ -31,6 +33,7 @@ impl Door {
         match self {
             Self::Http => "http",
             Self::Nats => "nats",
+            Self::Tcp => "tcp",
             Self::Worker => "worker",
             Self::Admin => "admin",
         }

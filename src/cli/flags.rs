@@ -18,7 +18,11 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
         "serve" => table != "worker",
         "dev" => match key {
             "store.data" | "worker.http" | "worker.timeout" | "worker.pass_env" | COMMAND => true,
-            "listen.workers" | "listen.worker_tls" | "listen.worker_client_auth" | "streams.provision" => false,
+            "listen.tcp"
+            | "listen.workers"
+            | "listen.worker_tls"
+            | "listen.worker_client_auth"
+            | "streams.provision" => false,
             _ => ["listen", "limits", "admin", "telemetry", "nats", "streams"].contains(&table),
         },
         "worker" | "scaler" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,

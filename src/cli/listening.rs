@@ -17,6 +17,7 @@ use crate::tls::{ClientAuth, Secured, Tls};
 #[derive(Default)]
 pub(super) struct Sockets {
     pub(super) http: Vec<Bound>,
+    pub(super) tcp: Vec<Bound>,
     pub(super) workers: Vec<Bound>,
     /// What is said of each, by its name.
     said: Map<String, Value>,
@@ -40,6 +41,10 @@ pub(super) fn judge(listeners: &[Listener], no_auth: bool) -> Result<(), CliErro
                 Protocol::Http => {
                     "give a certificate with --tls-cert and --tls-key, or add --tls terminated-in-front if a proxy or load \
                      balancer in front ends TLS and the network behind it is trusted"
+                }
+                Protocol::Relay => {
+                    "write a [[listener]] with protocol = \"relay\" and tls = \"on\", or \"terminated-in-front\" if something in \
+                     front ends TLS and the network behind it is trusted"
                 }
                 Protocol::Worker => {
                     "give a certificate with --tls-cert and --tls-key, and add --worker-tls on; or --worker-tls \
@@ -77,6 +82,7 @@ impl Sockets {
             }
             match one.protocol {
                 Protocol::Http => &mut sockets.http,
+                Protocol::Relay => &mut sockets.tcp,
                 Protocol::Worker => &mut sockets.workers,
             }
             .push(Bound { listener, front });
@@ -97,6 +103,8 @@ impl Sockets {
             match (one.protocol, one.tls) {
                 (Protocol::Http, TlsOf::On) => info!("relay listens on https://{address}{header}{certificates}"),
                 (Protocol::Http, _) => info!("relay listens on http://{address}{header}"),
+                (Protocol::Relay, TlsOf::On) => info!("clients connect to relays://{address}{header}{certificates}"),
+                (Protocol::Relay, _) => info!("clients connect to relay://{address}{header}"),
                 (Protocol::Worker, TlsOf::On) => info!("workers connect to tls://{address}{header}{certificates}"),
                 (Protocol::Worker, _) => info!("workers connect to {address}{header}"),
             }
@@ -111,6 +119,7 @@ impl Listener {
         match (self.line, self.protocol) {
             (Some(_), _) => &self.name,
             (None, Protocol::Http) => "--listen",
+            (None, Protocol::Relay) => "--tcp",
             (None, Protocol::Worker) => "--worker-listen",
         }
     }
@@ -123,7 +132,7 @@ impl Listener {
         };
         match self.protocol {
             Protocol::Http => Secured::http(Arc::clone(tls), clients),
-            Protocol::Worker => Secured::workers(Arc::clone(tls), clients),
+            Protocol::Relay | Protocol::Worker => Secured::workers(Arc::clone(tls), clients),
         }
     }
 }
@@ -144,6 +153,9 @@ mod tests {
             ("--listen 0.0.0.0:7410 --tls terminated-in-front", true),
             ("--listen 0.0.0.0:7410 --tls-cert c --tls-key k", true),
             ("--listen 0.0.0.0:7410 --proxy required --proxy-trusted 10.0.0.1", false),
+            ("--tcp 127.0.0.1:7413", true),
+            ("--tcp 0.0.0.0:7413", false),
+            ("--tcp 0.0.0.0:7413 --tls-cert c --tls-key k", false),
             ("--worker-listen 127.0.0.1:7411", true),
             ("--worker-listen 0.0.0.0:7411", false),
             ("--worker-listen 0.0.0.0:7411 --tls-cert c --tls-key k", false),

@@ -52,7 +52,7 @@ SIGTERM or SIGINT drains: for --drain-delay clients are told to connect elsewher
 flight finish, workers hand their jobs back, the store is closed. Another signal, half a second later
 or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
 the addresses are one line of JSON on stdout, as soon as the server is ready:
-  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"workers\":null,\"admin\":null,\"health\":null,
+  {\"listening\":{\"http\":\"127.0.0.1:7410\",\"tcp\":null,\"workers\":null,\"admin\":null,\"health\":null,
     \"scaler\":null,\"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",\"tls\":false}}}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
@@ -162,7 +162,8 @@ impl Serving {
         let signals =
             Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
         let mut sockets = Sockets::bind(&listeners, tls.as_ref()).await?;
-        let (http, workers) = (std::mem::take(&mut sockets.http), std::mem::take(&mut sockets.workers));
+        let (http, tcp) = (std::mem::take(&mut sockets.http), std::mem::take(&mut sockets.tcp));
+        let workers = std::mem::take(&mut sockets.workers);
         let scaler = match scaler.listen {
             Some(address) => Some((bind("--scaler", address).await?, scaler_secured)),
             None => None,
@@ -209,7 +210,7 @@ impl Serving {
             clock: self.clock,
         };
         let app = tokio::select! {
-            app = App::build(config, Listeners { http, workers, admin, scaler }) => app?,
+            app = App::build(config, Listeners { http, tcp, workers, admin, scaler }) => app?,
             // Of a broker that is still waited for.
             () = signals.stop.drain.cancelled() => return Err(CliError::interrupted()),
         };
@@ -246,10 +247,10 @@ fn drain_delay(listen: &Listen, listeners: &[Listener]) -> Duration {
 
 /// The addresses for programs, which only the system knows for port 0. A reader that went away does not stop a server.
 fn announce(app: &App, listeners: Value) {
-    let (http, workers) = (app.http_address(), app.workers_address());
+    let (http, tcp, workers) = (app.http_address(), app.tcp_address(), app.workers_address());
     let (admin, health) = (app.admin_address(), app.health_address());
     let scaler = app.scaler_address();
-    let listening = json!({ "http": http, "workers": workers, "admin": admin, "health": health, "scaler": scaler,
+    let listening = json!({ "http": http, "tcp": tcp, "workers": workers, "admin": admin, "health": health, "scaler": scaler,
         "listeners": listeners });
     let line = json!({ "listening": listening });
     let mut out = std::io::stdout().lock();

@@ -283,6 +283,11 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and `access.no_auth` lets everybody in");
             self.add("listen.http", what, "write \"127.0.0.1:7410\", or set `access.keys` instead");
         }
+        if let Some(address) = self.open("listen.tcp", listen.tcp) {
+            let what = format!("others can reach {address}, and keys and payloads would come in clear text");
+            let fix = "write \"127.0.0.1:7413\", or make it a [[listener]] with protocol = \"relay\" and tls = \"on\"";
+            self.add("listen.tcp", what, fix);
+        }
         let open = self.open("listen.workers", listen.workers);
         if let Some(address) = open.filter(|_| listen.worker_tls == TlsOf::Off && !self.is("access.no_auth")) {
             let what = format!("others can reach {address}, and keys and payloads would come in clear text");

@@ -29,7 +29,11 @@ const KEYS: [(&str, Kind); 7] = [
     ("tls", Kind::Choice(TLS)),
     ("client_auth", Kind::Choice(CLIENT_AUTH)),
 ];
-const PROTOCOLS: &[(&str, &str)] = &[("http", "Clients, over HTTP"), ("worker", "Workers of other processes")];
+const PROTOCOLS: &[(&str, &str)] = &[
+    ("http", "Clients, over HTTP"),
+    ("relay", "Clients, over relay's TCP protocol"),
+    ("worker", "Workers of other processes"),
+];
 /// Where TLS of a listener ends.
 pub(super) const TLS: &[(&str, &str)] = &[
     ("off", "Nowhere: in clear text, on loopback addresses only"),
@@ -48,6 +52,8 @@ pub(super) const CLIENT_AUTH: &[(&str, &str)] = &[
 pub(crate) enum Protocol {
     /// HTTP, for clients.
     Http,
+    /// Relay's own, for clients.
+    Relay,
     /// Relay's own, for workers.
     Worker,
 }
@@ -57,6 +63,7 @@ impl Protocol {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Relay => "relay",
             Self::Worker => "worker",
         }
     }
@@ -65,7 +72,7 @@ impl Protocol {
 /// Where and how clients or workers connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listener {
-    /// Its name in the log: that of its table, or `http` and `workers` for those of `[listen]` and of flags.
+    /// Its name in the log: that of its table, or `http`, `tcp` and `workers` for those of `[listen]` and of flags.
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
     pub(crate) protocol: Protocol,
@@ -84,6 +91,7 @@ impl Listener {
         match (self.line, self.protocol) {
             (Some(_), _) => format!("listener {}", self.name),
             (None, Protocol::Http) => format!("--listen {}", self.address),
+            (None, Protocol::Relay) => format!("--tcp {}", self.address),
             (None, Protocol::Worker) => format!("--worker-listen {}", self.address),
         }
     }
@@ -107,6 +115,18 @@ pub(crate) fn all(listen: &Listen, http_is_given: bool, file: Option<&File>) -> 
                 (TlsEnd::Here, None) => TlsOf::Off,
             },
             client_auth: listen.client_auth,
+            line: None,
+        });
+    }
+    if let Some(address) = listen.tcp {
+        listeners.push(Listener {
+            name: "tcp".to_owned(),
+            address,
+            protocol: Protocol::Relay,
+            proxy: ProxyHeader::Off,
+            trusted: Vec::new(),
+            tls: TlsOf::Off,
+            client_auth: AskedCertificate::Off,
             line: None,
         });
     }
@@ -176,6 +196,7 @@ impl Reader<'_> {
             let Some(read) = self.value(&full, *kind, value) else { continue };
             match (*known, &read) {
                 ("address", Value::Text(text)) => address = text.parse().ok(),
+                ("protocol", Value::Text(word)) if word == "relay" => listener.protocol = Protocol::Relay,
                 ("protocol", Value::Text(word)) if word == "worker" => listener.protocol = Protocol::Worker,
                 ("proxy", Value::Text(word)) if word == "required" => listener.proxy = ProxyHeader::Required,
                 ("trusted", Value::List(texts)) => {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use relay_bridge::contract::job::{DEFAULT_CONTENT_TYPE, DELAY_MAX, META_BYTES_MAX};
 use relay_bridge::contract::trace;
+use relay_bridge::contract::wire::client::Submit;
 use relay_bridge::contract::{ClientId, IdempotencyKey, QueueName, Submission, TraceParent};
 
 use super::refusal::Refusal;
@@ -56,6 +57,30 @@ impl JobHeaders {
         let content_type = content(headers, "content-type")?.unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned());
         let content_encoding = content(headers, "content-encoding")?;
         Ok(Self { key, delay, expires_in, content_type, content_encoding, passed: passed(headers)? })
+    }
+
+    /// The same values where they come as fields of a message.
+    ///
+    /// # Errors
+    /// `malformed-request`, which names the field.
+    pub(super) fn of_fields(submit: &Submit) -> Result<Self, Refusal> {
+        let key = submit.key.as_deref().map(IdempotencyKey::from_header).transpose()?;
+        let delay = submit.delay.unwrap_or_default();
+        check_delay(delay, "field `delay_ms`")?;
+        check_expires_in(submit.expires_in, "field `expires_in_ms`")?;
+        let given =
+            |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
+        let content_type = given(&submit.content_type).unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned());
+        check_content_type(&content_type, "field `content_type`")?;
+        let content_encoding = given(&submit.content_encoding);
+        if let Some(encoding) = &content_encoding {
+            check_content_encoding(encoding)?;
+        }
+        let mut passed = meta(&submit.meta, "field `meta`")?;
+        if submit.traceparent.is_some() {
+            passed.extend(trace::kept(submit.traceparent.as_deref(), submit.tracestate.as_deref()));
+        }
+        Ok(Self { key, delay, expires_in: submit.expires_in, content_type, content_encoding, passed })
     }
 
     /// The content type, or what stands for none.
@@ -144,6 +169,16 @@ pub(super) fn check_content_type(text: &str, what: &str) -> Result<(), Refusal> 
     }
     if text.trim().is_empty() || !fits_header(text) {
         return Err(Refusal::malformed(format!("{what} is not a content type such as application/json: correct it")));
+    }
+    Ok(())
+}
+
+fn check_content_encoding(text: &str) -> Result<(), Refusal> {
+    if text.len() > CONTENT_HEADER_BYTES_MAX {
+        return Err(content_too_long("field `content_encoding`", text));
+    }
+    if !fits_header(text) {
+        return Err(Refusal::malformed("field `content_encoding` is not an encoding such as gzip: correct it"));
     }
     Ok(())
 }

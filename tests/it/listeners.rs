@@ -187,3 +187,33 @@ async fn a_certificate_that_expires_within_a_week_is_warned_of_and_shown_with_it
     assert!(shown.iter().any(|line| line.contains("kind=\"crl\"") && line.ends_with(" 4007750400")), "{shown:?}");
     relay.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_for_clients_over_tcp_has_tls_and_the_header_of_a_balancer() {
+    use relay_bridge::contract::wire::client::{FromClient, Hello, Request, ToClient};
+    let files = Files::new();
+    let tables = "[[listener]]\nname = \"fast\"\nprotocol = \"relay\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
+                  proxy = \"required\"\ntrusted = [\"127.0.0.1\"]\n";
+    let mut relay = serving(&files, tables);
+    let fast = address(&relay, "fast");
+    relay.wait_for_line(&format!("clients connect to relays://{fast}, behind a PROXY header"));
+    assert_eq!(relay.ready["listening"]["tcp"], fast.to_string());
+    let client = files.client(&["relay/1"], None);
+    assert!(connect(fast, &client).await.is_err(), "without the header");
+    let mut balanced = TcpStream::connect(fast).await.unwrap();
+    balanced.write_all(HEADER).await.unwrap();
+    let mut stream = over(balanced, &client).await.unwrap();
+    let mut sent = BytesMut::new();
+    let (client, key, build) = (Some("acme".parse().unwrap()), None, String::new());
+    FromClient::Hello(Hello { version_min: 1, version_max: 1, client, key, build, frame_max: FRAME_MAX })
+        .encode(&mut sent);
+    FromClient::Request { id: 1, request: Request::Whoami }.encode(&mut sent);
+    stream.write_all(&sent).await.unwrap();
+    let mut from = FrameReader::new(stream, FRAME_MAX);
+    let mut next = async || ToClient::decode(&from.next().await.unwrap().unwrap()).unwrap();
+    assert!(matches!(next().await, ToClient::Welcome(welcome) if welcome.client.as_str() == "acme"));
+    let ToClient::Whoami { document, .. } = next().await else { panic!("not whoami") };
+    let who: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!((&who["vpc_endpoint_id"], &who["source"]), (&"vpce-0a1b2c3d4e5".into(), &"10.1.1.1".into()));
+    relay.stop();
+}

@@ -36,6 +36,7 @@ mod scaler;
 mod slugs;
 mod sqs_cli;
 mod sqs_forward;
+mod tcp;
 mod tls_support;
 mod traces;
 mod turns;

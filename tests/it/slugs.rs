@@ -82,9 +82,12 @@ fn the_slugs_of_the_worker_protocol_are_those_of_the_api() {
     ];
     assert_eq!(differ, meant);
 
-    // Where the worker listener names a slug that says more.
-    for file in std::fs::read_dir(root().join("src/ingress/tcp")).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+    // Where the listeners of the TCP protocol name a slug that says more.
+    let folders =
+        ["src/ingress/tcp", "src/ingress/tcp/client"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let files = folders.into_iter().flatten().map(|file| file.unwrap().path());
+    for file in files.filter(|file| file.is_file()) {
+        let text = std::fs::read_to_string(file).unwrap();
         for part in text.split("with_slug(\"").skip(1) {
             let slug = part.split('"').next().unwrap();
             assert!(slug.parse::<Slug>().is_ok(), "`{slug}` is no slug");

@@ -13,6 +13,8 @@ pub struct FrameReader<R> {
     from: R,
     buffer: BytesMut,
     frame_max: u32,
+    /// How much is asked for where nothing is here: more after a read that was full, less after a small one.
+    asks: usize,
 }
 
 /// No frame can be read any more.
@@ -29,7 +31,7 @@ pub enum ReadError {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames of up to `frame_max` bytes from `from`.
     pub fn new(from: R, frame_max: u32) -> Self {
-        Self { from, buffer: BytesMut::new(), frame_max }
+        Self { from, buffer: BytesMut::new(), frame_max, asks: ASKS_LEAST }
     }
 
     /// Takes frames of up to `frame_max` bytes from here on.
@@ -84,10 +86,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let more = match frame::length(&self.buffer, self.frame_max)? {
             // The peer has shown that it means it: the memory is taken once instead of twice as much in steps.
             Some(length) if self.buffer.len() >= BEGUN_BYTES => length + LENGTH_BYTES - self.buffer.len(),
-            _ => self.buffer.len().clamp(CHUNK_BYTES, BEGUN_BYTES),
+            _ => self.buffer.len().clamp(self.asks, BEGUN_BYTES),
         };
         self.buffer.reserve(more);
-        if self.from.read_buf(&mut self.buffer).await? > 0 {
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = self.from.read_buf(&mut self.buffer).await?;
+        if read > 0 {
+            self.asks =
+                if read == room { (self.asks * 2).min(CHUNK_BYTES) } else { (read * 2).clamp(ASKS_LEAST, self.asks) };
             return Ok(true);
         }
         if self.buffer.is_empty() {
@@ -100,4 +106,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 /// So many bytes of a frame are read before memory is taken for all of it.
 pub const BEGUN_BYTES: usize = 64 * 1024;
 
-const CHUNK_BYTES: usize = 8 * 1024;
+/// A connection that waits holds so much, and one that is busy asks for [`CHUNK_BYTES`].
+const ASKS_LEAST: usize = 512;
+const CHUNK_BYTES: usize = 16 * 1024;

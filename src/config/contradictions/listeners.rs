@@ -93,6 +93,8 @@ impl Finder<'_> {
                 (Some(line), _) => self.at(line, &format!("listener.{}.client_auth", one.name), what, fix),
                 (None, Protocol::Http) => self.add("listen.client_auth", what, fix),
                 (None, Protocol::Worker) => self.add("listen.worker_client_auth", what, fix),
+                // It asks for none.
+                (None, Protocol::Relay) => {}
             }
         }
         if !self.is("listen.workers") {

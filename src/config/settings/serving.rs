@@ -36,6 +36,9 @@ table! {
         ])).or("here");
         /// Whether clients are asked for a certificate of a `[[client_ca]]`
         client_auth: AskedCertificate = value("client-auth", "RELAY_CLIENT_AUTH", "WHETHER", Kind::Choice(CLIENT_AUTH)).or("off");
+        /// Where clients connect over relay's TCP protocol, such as 127.0.0.1:7413; port 0 takes a free one. Off unless given. Only
+        /// loopback addresses: a `[[listener]]` of protocol `relay` may have TLS
+        tcp: Option<SocketAddr> = value("tcp", "RELAY_TCP", "ADDR", Kind::Address);
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);
         /// Where TLS of those workers ends. Addresses that others can reach need it

@@ -69,7 +69,7 @@ mod serve;
 mod sse;
 mod submit;
 mod watch;
-mod whoami;
+pub(super) mod whoami;
 
 pub use serve::serve;
 
@@ -165,32 +165,32 @@ pub fn openapi() -> String {
     routes::described().to_pretty_json().unwrap_or_default() + "\n"
 }
 
-/// The state that the handlers of all connections share.
+/// The state that the handlers of all connections share, over TCP as well.
 pub struct Ingress {
-    broker: Broker,
-    authenticator: Arc<Authenticator>,
-    limits: Limits,
-    clock: Clock,
-    policies: PolicyCache,
-    rates: Arc<Rates>,
-    body_bytes: Arc<Budget>,
-    answers: Arc<Budget>,
+    pub(super) broker: Broker,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) limits: Limits,
+    pub(super) clock: Clock,
+    pub(super) policies: PolicyCache,
+    pub(super) rates: Arc<Rates>,
+    pub(super) body_bytes: Arc<Budget>,
+    pub(super) answers: Arc<Budget>,
     /// The same of streams, which wait for it as long as they last, and must not take the others' room.
-    streamed: Arc<Budget>,
-    requests: Arc<Budget>,
+    pub(super) streamed: Arc<Budget>,
+    pub(super) requests: Arc<Budget>,
     /// Connections on which somebody was authenticated.
-    proven: Arc<Budget>,
+    pub(super) proven: Arc<Budget>,
     pools: Arc<Pools>,
-    arrivals: Arc<Arrivals>,
+    pub(super) arrivals: Arc<Arrivals>,
     refusals: Refusals,
-    strangers: Strangers,
-    followers: Arc<Budget>,
+    pub(super) strangers: Strangers,
+    pub(super) followers: Arc<Budget>,
     events: Arc<Events>,
     /// Where calls are written; unset if they are not.
-    audit: OnceLock<Arc<Audit>>,
+    pub(super) audit: OnceLock<Arc<Audit>>,
     /// Since when clients are told to go elsewhere; unset while they are not.
     leaving: OnceLock<Instant>,
-    authentications: Arc<Authentications>,
+    pub(super) authentications: Arc<Authentications>,
 }
 
 impl fmt::Debug for Ingress {

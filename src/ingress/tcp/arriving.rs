@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use relay_bridge::contract::wire::HELLO_FRAME_MAX;
 use relay_remote::stream::FrameReader;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -45,7 +44,7 @@ impl Peer {
     }
 }
 
-/// Goes through `front`, within `within` or until `ended` ends.
+/// Goes through `front`, within `within` or until `ended` ends; its first frame has `frame_max` bytes at most.
 ///
 /// # Errors
 /// If the connection is to be closed, which is counted.
@@ -54,7 +53,7 @@ pub(super) async fn arrive(
     arrivals: &Arrivals,
     mut stream: TcpStream,
     address: IpAddr,
-    within: Duration,
+    (within, frame_max): (Duration, u32),
     ended: impl Future<Output = ()>,
 ) -> Result<Arrived, Closed> {
     let mut over = std::pin::pin!(async {
@@ -70,5 +69,5 @@ pub(super) async fn arrive(
     });
     let (stream, holder) = front.handshake(stream, address, source.as_ref(), arrivals, over).await?;
     let (from, to) = tokio::io::split(stream);
-    Ok(Arrived { from: FrameReader::new(from, HELLO_FRAME_MAX), to, peer: Peer { address, source, holder } })
+    Ok(Arrived { from: FrameReader::new(from, frame_max), to, peer: Peer { address, source, holder } })
 }

@@ -144,16 +144,16 @@ async fn accept(server: &Arc<WorkerListener>, bound: &Bound, rooms: &Rooms, stop
     }
 }
 
-fn prepare(stream: &TcpStream) {
+pub(super) fn prepare(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "small frames may wait for others");
     }
 }
 
 /// Whether the error is of the connection that was to be accepted, not of the listener.
-fn of_one_peer(kind: ErrorKind) -> bool {
+pub(super) fn of_one_peer(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
 }
 
-const PAUSE_MIN: Duration = Duration::from_millis(5);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(5);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);

@@ -13,12 +13,14 @@
 //! - `hello`: the first message, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
+//! - [`client`]: the client role, which has connections of its own.
 //! - `audited`: the lines about sessions.
 //! - `memory`: the bytes that connections may hold.
 //! - `writer`: the messages that go back, and their fate when nobody reads.
 
 mod arriving;
 mod audited;
+pub mod client;
 mod hello;
 mod leaving;
 mod listener;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use relay_bridge::contract::envelope::WireVersion;
-use relay_bridge::contract::wire::{FromServer, FromWorker, Request, WireError};
+use relay_bridge::contract::wire::{FromServer, FromWorker, HELLO_FRAME_MAX, Request, WireError};
 use relay_bridge::contract::{RunId, WorkerId};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, ReadError};
@@ -60,7 +60,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
             () = stop.drain.cancelled() => {}
         }
     };
-    let within = server.limits.hello_timeout;
+    let within = (server.limits.hello_timeout, HELLO_FRAME_MAX);
     let arrived = Box::pin(arriving::arrive(&front, &server.arrivals, stream, peer.ip(), within, over)).await;
     let Ok(Arrived { mut from, mut to, peer: mut of }) = arrived else { return };
     let admitted = tokio::select! {
@@ -360,17 +360,26 @@ impl Reading<'_> {
 
 /// Tells the peer why, if there is something to tell, and closes so that it can be read: what the peer had sent is read
 /// and dropped first, or the system would answer it with a reset that overtakes the words.
-async fn close<R, W>(mut from: FrameReader<R>, mut to: W, error: Option<WireError>)
+async fn close<R, W>(from: FrameReader<R>, to: W, error: Option<WireError>)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut last = BytesMut::new();
+    if let Some(error) = error {
+        FromServer::Error { id: None, error }.encode(&mut last);
+    }
+    linger(from, to, &last).await;
+}
+
+/// The same with these last bytes, which may be none.
+pub(super) async fn linger<R, W>(mut from: FrameReader<R>, mut to: W, last: &[u8])
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let farewell = async {
-        if let Some(error) = error {
-            let mut last = BytesMut::new();
-            FromServer::Error { id: None, error }.encode(&mut last);
-            to.write_all(&last).await?;
-        }
+        to.write_all(last).await?;
         to.shutdown().await?;
         let mut rest = [0; 4096];
         for _ in 0..LINGER_READS {

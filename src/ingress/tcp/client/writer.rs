@@ -1,0 +1,84 @@
+//! The messages that go back to a client: a bounded queue of them, encoded when their turn comes, many in one write. A client
+//! that takes no bytes loses its connection; what was not written is answered again when it asks again.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use relay_bridge::contract::wire::client::ToClient;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time;
+
+use super::session::Session;
+use crate::ingress::budget::Share;
+
+/// A message on its way.
+pub(super) struct Outgoing {
+    pub(super) message: ToClient,
+    /// The room for its payload, until it has left. Boxed: a queue has slots for many messages, and few have a payload.
+    pub(super) room: Option<Box<Share>>,
+}
+
+impl Outgoing {
+    /// A message that holds nothing.
+    pub(super) fn notice(message: ToClient) -> Self {
+        Self { message, room: None }
+    }
+}
+
+/// Writes until every sender is gone or the client takes no more.
+pub(super) async fn write<W: AsyncWrite + Unpin>(
+    session: Arc<Session>,
+    mut queue: mpsc::Receiver<Outgoing>,
+    mut to: W,
+) -> W {
+    let mut messages = Vec::new();
+    let mut batch = BytesMut::new();
+    let mut held: Vec<Share> = Vec::new();
+    while queue.recv_many(&mut messages, MESSAGES_PER_WRITE).await > 0 {
+        let mut pending = messages.drain(..).peekable();
+        while let Some(Outgoing { message, room }) = pending.next() {
+            message.encode(&mut batch);
+            // The payload is in the batch now.
+            drop(message);
+            held.extend(room.map(|room| *room));
+            if batch.len() < BATCH_BYTES && pending.peek().is_some() {
+                continue;
+            }
+            let written = tokio::select! {
+                biased;
+                () = session.ended.cancelled() => None,
+                () = session.caller.credential.ended() => None,
+                written = time::timeout(session.clients.limits.write_timeout, to.write_all(&batch)) => Some(written),
+            };
+            held.clear();
+            match written {
+                Some(Ok(Ok(()))) => {}
+                broken => {
+                    if matches!(broken, Some(Err(_))) {
+                        tracing::info!(client = %session.caller.client, "a client takes no more bytes");
+                    }
+                    session.ended.cancel();
+                    return to;
+                }
+            }
+            batch.clear();
+        }
+        drop(pending);
+        // Nothing of a burst is kept while nothing is written.
+        if batch.capacity() > BATCH_KEPT_BYTES {
+            batch = BytesMut::new();
+        }
+        if queue.is_empty() && messages.capacity() > MESSAGES_KEPT {
+            messages = Vec::new();
+            held = Vec::new();
+        }
+    }
+    to
+}
+
+const MESSAGES_PER_WRITE: usize = 64;
+const MESSAGES_KEPT: usize = 4;
+const BATCH_BYTES: usize = 64 * 1024;
+/// A buffer that grew larger than this is not kept.
+const BATCH_KEPT_BYTES: usize = 4 * 1024;

@@ -1,0 +1,8 @@
+//! The client role of the TCP protocol over real sockets, beside HTTP on the same relay.
+
+mod follow;
+mod malformed;
+mod refusals;
+mod sessions;
+mod submit;
+mod support;
