@@ -23,10 +23,9 @@ use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
 use relay_workers::{Handler, Worker, WorkerConfig};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use crate::admin::sampler::Watched;
 use crate::admin::{self, Admin, Port, Tokens, collect};
@@ -40,6 +39,9 @@ use crate::reload::Reload;
 use crate::scaler::{self, Looks};
 use crate::telemetry::{Telemetry, Traces};
 use crate::tls::{Secured, Tls};
+use stage::Stage;
+
+mod stage;
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -517,14 +519,14 @@ impl App {
                     tokio::join!(going.leave(self.drain_delay), over_tcp.leave(self.drain_delay), workers);
                 }
             } => None,
-            Some(ended) = http.tasks.join_next() => Some(early(http.name, ended)),
-            Some(ended) = nats.tasks.join_next() => Some(early(nats.name, ended)),
-            Some(ended) = local.tasks.join_next() => Some(early(local.name, ended)),
-            Some(ended) = remote.tasks.join_next() => Some(early(remote.name, ended)),
-            Some(ended) = forwarder.tasks.join_next() => Some(early(forwarder.name, ended)),
-            Some(ended) = sweeper.tasks.join_next() => Some(early(sweeper.name, ended)),
-            Some(ended) = files.tasks.join_next() => Some(early(files.name, ended)),
-            Some(ended) = scaling.tasks.join_next() => Some(early(scaling.name, ended)),
+            Some(error) = http.ended_early() => Some(error),
+            Some(error) = nats.ended_early() => Some(error),
+            Some(error) = local.ended_early() => Some(error),
+            Some(error) = remote.ended_early() => Some(error),
+            Some(error) = forwarder.ended_early() => Some(error),
+            Some(error) = sweeper.ended_early() => Some(error),
+            Some(error) = files.ended_early() => Some(error),
+            Some(error) = scaling.ended_early() => Some(error),
         };
         let begun = Instant::now();
         let (doors, others) = stages.split_at_mut(2);
@@ -539,36 +541,6 @@ impl App {
         let failed = failed.or_else(|| stages.into_iter().find_map(|stage| stage.failed));
         let until = begun + drain;
         (until, failed.map_or(Ok(()), Err))
-    }
-}
-
-/// A part of the process that is stopped and joined as one.
-struct Stage {
-    name: &'static str,
-    tasks: JoinSet<Result<(), AppError>>,
-    stop: CancellationToken,
-    /// The first failure of its tasks while they stopped.
-    failed: Option<AppError>,
-}
-
-impl Stage {
-    fn new(name: &'static str) -> Self {
-        Self { name, tasks: JoinSet::new(), stop: CancellationToken::new(), failed: None }
-    }
-
-    fn tell(&self) {
-        self.stop.cancel();
-    }
-
-    /// Waits for the end of its tasks. Dropped, it can be asked again.
-    async fn joined(&mut self) {
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = flatten(ended) {
-                error!(stage = self.name, %error, "a part of relay failed while stopping");
-                self.failed.get_or_insert(error);
-            }
-        }
-        debug!(stage = self.name, "drained");
     }
 }
 
@@ -600,20 +572,6 @@ impl tcp::WorkerAuth for Authenticator {
             let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key, presented).await?;
             Ok(tcp::WorkerGrant { key, queues, credential })
         })
-    }
-}
-
-fn early(which: &'static str, ended: Result<Result<(), AppError>, tokio::task::JoinError>) -> AppError {
-    match flatten(ended) {
-        Ok(()) => AppError::Listener(which, io::Error::other("it ended without being asked to")),
-        Err(error) => error,
-    }
-}
-
-fn flatten(ended: Result<Result<(), AppError>, tokio::task::JoinError>) -> Result<(), AppError> {
-    match ended {
-        Ok(ended) => ended,
-        Err(join) => Err(AppError::Panicked(join.to_string())),
     }
 }
 
