@@ -1,8 +1,12 @@
 """What is played. Each scenario begins with no worker and ends with none, and answers one line with its counts."""
 
+import json
+import ssl
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 
 from node import kubectl, until
 from world import NAMESPACE, WORKERS
@@ -180,6 +184,42 @@ def broker_away(world):
     return "no broker: 2 workers by fallback; with it again 0"
 
 
+def own_pod(world):
+    """A worker at work says so on its own pod, and its account may change nothing else."""
+    world.install({"workers": {"default": {"kubernetes": True}}})
+    world.at_rest()
+    key = world.submit(1, 80_000)
+    pods = ("get", "pod", "--selector", "app.kubernetes.io/component=worker-default", "--output")
+    until("a worker is ready", lambda: world.replicas()[1] > 0, 120)
+    pod = kubectl("--namespace", NAMESPACE, *pods, "name").split()[0]
+    cost = "jsonpath={.items[0].metadata.annotations.controller\\.kubernetes\\.io/pod-deletion-cost}"
+    until("the worker says that it is at work", lambda: kubectl("--namespace", NAMESPACE, *pods, cost) == "100", 75)
+    name = pod.removeprefix("pod/")
+    token = kubectl("--namespace", NAMESPACE, "create", "token", "relay-worker-default", "--bound-object-kind", "Pod", "--bound-object-name", name).strip()
+    server = kubectl("config", "view", "--output", "jsonpath={.clusters[0].cluster.server}")
+    other = kubectl("--namespace", NAMESPACE, "get", "pod", "--selector", "app.kubernetes.io/component=server", "--output", "name").split()[0]
+
+    def allowed(pod, metadata):
+        # Not by kubectl, which reads first and may not.
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/merge-patch+json"}
+        url, body = f"{server}/api/v1/namespaces/{NAMESPACE}/pods/{pod.removeprefix('pod/')}", json.dumps({"metadata": metadata}).encode()
+        request = urllib.request.Request(url, body, headers, method="PATCH")
+        try:
+            return urllib.request.urlopen(request, context=ssl._create_unverified_context()).status == 200  # noqa: S323: of this host
+        except urllib.error.HTTPError as error:
+            assert error.code in (403, 422), error
+            return False
+
+    deletion_cost = {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "7"}}
+    assert allowed(pod, deletion_cost), "its own deletion cost"
+    assert not allowed(pod, {"annotations": {"example.com/other": "1"}}), "another annotation"
+    assert not allowed(pod, {"labels": {"app.kubernetes.io/component": "server"}}), "a label, by which a Service would find it"
+    assert not allowed(other, deletion_cost), "another pod"
+    world.all_done(key, 1, 120)
+    world.at_rest()
+    return "the worker's pod says 100 while it is at work; its account may change that, and neither labels, other annotations nor other pods"
+
+
 def tested(world):
     """`helm test`."""
     world.install(OURS)
@@ -201,5 +241,5 @@ def uninstalled(world):
 
 
 SCENARIOS = [
-    tested, zero_to_many_by_relay, zero_to_many_by_jetstream, zero_to_many_by_prometheus, burst, scale_in, pod_killed, broker_killed, scaler_killed, broker_away, node_drained, upgrade, uninstalled,
+    tested, zero_to_many_by_relay, zero_to_many_by_jetstream, zero_to_many_by_prometheus, burst, scale_in, pod_killed, broker_killed, scaler_killed, broker_away, own_pod, node_drained, upgrade, uninstalled,
 ]  # fmt: skip

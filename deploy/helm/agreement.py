@@ -26,6 +26,14 @@ def containers(pod):
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
 
 
+def is_held_to_its_pod(resources, spec):
+    """Whether a policy with a binding judges what the account of these pods may change."""
+    account = f":{spec['serviceAccountName']}'"
+    bound = {one["spec"]["policyName"] for one in resources if one["kind"] == "ValidatingAdmissionPolicyBinding" and one["spec"]["validationActions"] == ["Deny"]}
+    policies = [one for one in resources if one["kind"] == "ValidatingAdmissionPolicy" and one["metadata"]["name"] in bound]
+    return any(condition["expression"].endswith(account) for one in policies for condition in one["spec"]["matchConditions"])
+
+
 def restricted(resources):
     """The Pod Security Standard `restricted`, a root that is read-only, a bound on memory, and no token that nobody needs."""
     for name, pod in pods(resources):
@@ -33,8 +41,8 @@ def restricted(resources):
         security = spec.get("securityContext", {})
         if not security.get("runAsNonRoot") or security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{name}: it may run as root, or has no seccomp profile"
-        if spec.get("automountServiceAccountToken") is not False and "issuer-keys" not in name:
-            yield f"{name}: it gets a token of its service account"
+        if spec.get("automountServiceAccountToken") is not False and "issuer-keys" not in name and not is_held_to_its_pod(resources, spec):
+            yield f"{name}: it gets a token of its service account that no policy holds to its own pod"
         for each in containers(pod):
             own = each.get("securityContext", {})
             if own.get("allowPrivilegeEscalation") is not False or own.get("capabilities", {}).get("drop") != ["ALL"]:

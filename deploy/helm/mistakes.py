@@ -27,6 +27,7 @@ IN_VALUES = [
     ("a trigger of SQS without its region", "sqs", "workers: { orders: { autoscaling: { sqs: { region: '' } } } }", "region"),
     ("workers that can't reach a store in the server", "single", "listeners: { workers: { enabled: false } }", "listeners.workers"),
     ("an authority for a server that is not asked", "nats", "workers: { orders: { ca: { secret: relay-tls } } }", "workers.orders.ca"),
+    ("a node that is kept by nobody who tells", "nats", "workers: { thumbnails: { doNotDisrupt: true } }", "workers.thumbnails.doNotDisrupt"),
     ("metrics without a token", "nats", "monitoring: { token: grafana }", "monitoring.token"),
     ("a table that the chart writes", "nats", "settings: { listen: { http: '0.0.0.0:7410' } }", "settings.listen"),
 ]  # fmt: skip
@@ -45,6 +46,7 @@ IN_TEMPLATES = [
     ("KEDA may not come to the scaler", "nats", "templates/network.yaml", '(eq $values.scaler.kind "server")', '(eq $values.scaler.kind "separate")', "KEDA may not come"),
     ("a root that can be written", "nats", "templates/_names.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "can be written"),
     ("a secret that is not mounted", "nats", "templates/_files.tpl", "mountPath: /etc/relay/tls", "mountPath: /etc/relay/certificate", "nothing is mounted"),
+    ("a token that nothing holds to its own pod", "nats", "templates/own-pod.yaml", "validationActions: [Deny]", "validationActions: [Audit]", "no policy holds to its own pod"),
     ("a replica count beside KEDA", "nats", "templates/workers.yaml", 'if eq $of.autoscaling.kind "none"', "if true", "beside an autoscaler"),
     ("other slots than the worker has", "nats", "templates/scaling.yaml", "slotsPerWorker: {{ $of.slots | quote }}", 'slotsPerWorker: "10"', "counts 10 slots"),
     ("a worker's grace that ends with its drain", "nats", "templates/_names.tpl", '(include "relay.seconds" .drain) 15', '(include "relay.seconds" .drain) 0', "grace"),

@@ -80,6 +80,7 @@
 {{- if and $values.persistence.enabled (not $values.listeners.workers.enabled) }}{{ fail (printf "%s: with persistence.enabled workers ask the server: enable listeners.workers" $at) }}{{ end -}}
 {{- if and $values.listeners.workers.enabled (not $worker.key.secret) }}{{ fail (printf "%s.key.secret: a worker that asks the server needs a key (`relay keys new --role worker`)" $at) }}{{ end -}}
 {{- if and $worker.ca.secret (not (and $values.listeners.workers.enabled (eq $values.listeners.workers.tls "here"))) }}{{ fail (printf "%s.ca: the worker asks no server over TLS: see listeners.workers" $at) }}{{ end -}}
+{{- if and $worker.doNotDisrupt (not $worker.kubernetes) }}{{ fail (printf "%s.doNotDisrupt: the worker tells it to Kubernetes: say kubernetes = true as well" $at) }}{{ end -}}
 {{- if ne $scaling.kind "none" -}}
 {{- if not (kindIs "invalid" $worker.replicas) }}{{ fail (printf "%s.replicas: the autoscaler sets it, and each upgrade would undo that: leave it out" $at) }}{{ end -}}
 {{- if gt ($scaling.min | int) ($scaling.max | int) }}{{ fail (printf "%s.autoscaling.min: it is more than max" $at) }}{{ end -}}

@@ -137,6 +137,12 @@
 {{- if $root.Values.listeners.workers.enabled -}}
 {{- $_ := set $work "connect" (printf "%s%s-workers.%s.svc:%d" (ternary "tls://" "" (eq $root.Values.listeners.workers.tls "here")) (include "relay.name" $root) $root.Release.Namespace ($root.Values.listeners.workers.port | int)) -}}
 {{- end -}}
+{{- if $worker.kubernetes -}}
+{{- $_ := set $work "kubernetes" true -}}
+{{- end -}}
+{{- if $worker.doNotDisrupt -}}
+{{- $_ := set $work "do_not_disrupt" true -}}
+{{- end -}}
 {{- if $worker.ca.secret -}}
 {{- $_ := set $work "ca" (printf "/etc/relay/ca/%s" $worker.ca.key) -}}
 {{- end -}}
