@@ -181,6 +181,11 @@ impl Client {
         }
         // Without TLS no roots are needed: a machine that has none can still reach its own relay.
         if server.scheme() == "http" {
+            if *tls != ClientTls::default() && !is_loopback(&server) {
+                let detail =
+                    format!("`{server}` is an address without TLS, and certificates are given for it: write https://");
+                return Err(ClientError::Invalid(detail));
+            }
             builder = builder.tls_certs_only(std::iter::empty());
         } else {
             builder = tls.build(builder)?;

@@ -27,7 +27,7 @@ impl Expiry {
         file: &Path,
         certificates: &[CertificateDer<'_>],
     ) -> Option<Self> {
-        first(certificates).map(|at| Self { kind, file: file.to_owned(), at })
+        ends(certificates).min().map(|at| Self { kind, file: file.to_owned(), at })
     }
 
     /// A list that does not say when the next one is due has no end.
@@ -49,7 +49,9 @@ impl Expiry {
                 "crl" => {
                     "a list of revoked certificates is due to be replaced, and refuses its authority's clients from then on"
                 }
-                "authority" => "a certificate of an authority expires, and refuses its clients from then on",
+                "authority" => {
+                    "a certificate of an authority expires; clients whose own are good are let in still: replace it, or take the authority out"
+                }
                 _ => "the server's certificate expires, and clients refuse it from then on",
             };
             warn!(%file, days, "{what}");
@@ -57,17 +59,19 @@ impl Expiry {
     }
 }
 
-/// When the first of `certificates` expires, in seconds since 1970; `None` if none can be read.
-fn first(certificates: &[CertificateDer<'_>]) -> Option<i64> {
+/// When each of `certificates` that can be read expires, in seconds since 1970.
+fn ends(certificates: &[CertificateDer<'_>]) -> impl Iterator<Item = i64> {
     let end = |der: &CertificateDer<'_>| {
         X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
     };
-    certificates.iter().filter_map(end).min()
+    certificates.iter().filter_map(end)
 }
 
-/// How long the first of `certificates` is good for, and a second; zero if it is not, `None` if none can be read.
+/// How long the first of `certificates` is good for, and a second. One that has expired is none whose end could be waited for: a
+/// peer may show some that its chain does not need. `None` if no end is to come.
 pub(super) fn left(certificates: &[CertificateDer<'_>]) -> Option<Duration> {
-    let left = first(certificates)?.saturating_sub(now()).saturating_add(1);
+    let now = now();
+    let left = ends(certificates).filter(|end| *end >= now).min()?.saturating_sub(now).saturating_add(1);
     Some(Duration::from_secs(u64::try_from(left).unwrap_or_default()))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::stream::FrameReader;
+use super::stream::{FrameReader, write_out};
 use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::wire::frame::LENGTH_BYTES;
 use relay_bridge::contract::wire::{FromServer, FromWorker, Request, Response, Welcome, WireDelivery};
@@ -321,7 +321,7 @@ impl Connection {
                 }
             }
             let written = tokio::select! {
-                written = time::timeout(WRITE_TIMEOUT, to.write_all(&batch)) => written,
+                written = time::timeout(WRITE_TIMEOUT, write_out(&mut to, &batch)) => written,
                 () = self.ended.cancelled() => return "ended".to_owned(),
             };
             match written {

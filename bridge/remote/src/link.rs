@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{self, Instant};
@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::RemoteConfig;
 use super::connection::{Call, Connection, Leased};
-use super::stream::{FrameReader, ReadError};
+use super::stream::{FrameReader, ReadError, write_out};
 use super::tls;
 use relay_bridge::backoff::random;
 use relay_bridge::contract::envelope::{self, WireVersion};
@@ -302,7 +302,7 @@ async fn greet(config: &RemoteConfig) -> Result<Established, BrokerError> {
         frame_max,
     })
     .encode(&mut hello);
-    to.write_all(&hello).await.map_err(unavailable)?;
+    write_out(&mut to, &hello).await.map_err(unavailable)?;
     let mut from = FrameReader::new(from, HELLO_FRAME_MAX);
     let frame = from.next().await.map_err(|error| match error {
         ReadError::Broken(error) => unavailable(error),

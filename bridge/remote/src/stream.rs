@@ -3,9 +3,19 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use relay_bridge::contract::wire::frame::{self, FrameError, LENGTH_BYTES};
+
+/// Writes all of `bytes` and has them leave: TLS keeps what the socket did not take at once until it is flushed, so that the end of
+/// a large frame would wait for the next one.
+///
+/// # Errors
+/// Those of the stream.
+pub async fn write_out<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
 
 /// Reads frames, one after the other. The server uses it too.
 #[derive(Debug)]

@@ -36,7 +36,8 @@ impl RemoteTls {
     /// Does the handshake with the listener at `address` on `stream`.
     ///
     /// # Errors
-    /// `Unavailable`: the connection broke. `Invalid`: the listener is not trusted, or a file is not good, or it speaks no TLS.
+    /// `Unavailable`: the connection broke, or a file is not good now, as while somebody replaces it: [`check`](Self::check) found it
+    /// good at the start. `Invalid`: the listener is not trusted, or speaks no TLS.
     /// `Unauthorized`: it does not take the worker's certificate.
     pub(super) async fn connect(&self, address: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
         let name = host(address).to_owned();
@@ -44,7 +45,7 @@ impl RemoteTls {
         let files = self.clone();
         let read = tokio::task::spawn_blocking(move || files.config()).await;
         let read = read.map_err(|error| (Kind::Unavailable, error.to_string()))?;
-        let config = read.map_err(|error| (Kind::Invalid, error))?;
+        let config = read.map_err(|error| (Kind::Unavailable, error))?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
             let kind = kind(&error);
             (kind, format!("TLS with {address}: {error}{}", hint(&error)))

@@ -249,7 +249,8 @@ async fn read(
         let (page, room) = match news.and_then(|page| Some((page, peer.room_now(ingress, most)?))) {
             Some(read) => read,
             None => {
-                // In a drain it stands in line no longer than others.
+                // Of the time that is left now. In a drain it stands in line no longer than others.
+                let left = until.saturating_duration_since(Instant::now());
                 let room = match served.shutdown.run_until_cancelled(peer.room_within(ingress, most, left)).await {
                     Some(room) => room?,
                     None => peer.room(ingress, most).await?,

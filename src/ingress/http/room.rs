@@ -101,12 +101,22 @@ impl Peer {
             return Ok(room);
         }
         let until = Instant::now() + within.max(WITHIN);
-        let Ok(Some(unread)) = tokio::time::timeout_at(until, self.unread(bytes)).await else {
-            return Err(Refusal::full(Full::Share(UNREAD_UNITS * UNREAD_UNIT), scarce::UNREAD));
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        let reserved = ingress.answers.reserve(&self.owner, bytes, Some(left)).await;
-        reserved.map(|share| Room { share, unread }).map_err(|full| Refusal::full(full, scarce::ANSWERS))
+        // As a stream does: it holds neither of the two while it waits for the other.
+        loop {
+            let Ok(Some(unread)) = tokio::time::timeout_at(until, self.unread(bytes)).await else {
+                return Err(Refusal::full(Full::Share(UNREAD_UNITS * UNREAD_UNIT), scarce::UNREAD));
+            };
+            if let Ok(share) = ingress.answers.take_now(&self.owner, bytes) {
+                return Ok(Room { share, unread });
+            }
+            drop(unread);
+            let left = until.saturating_duration_since(Instant::now());
+            let reserved = ingress.answers.reserve(&self.owner, bytes, Some(left)).await;
+            let share = reserved.map_err(|full| Refusal::full(full, scarce::ANSWERS))?;
+            if let Some(unread) = self.unread_now(bytes) {
+                return Ok(Room { share, unread });
+            }
+        }
     }
 
     /// Room for `bytes` of events, whenever that is. It holds nothing while it waits: neither its connection's room, which other

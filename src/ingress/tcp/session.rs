@@ -13,7 +13,7 @@ use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::wire::{FromServer, FromWorker, HELLO_FRAME_MAX, Request, WireError};
 use relay_bridge::contract::{RunId, WorkerId};
 use relay_bridge::error::BrokerErrorKind as Kind;
-use relay_remote::stream::{FrameReader, ReadError};
+use relay_remote::stream::{FrameReader, ReadError, write_out};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -104,7 +104,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
     let mut greeting = BytesMut::new();
     FromServer::Welcome(welcome).encode(&mut greeting);
     let write_timeout = session.server.limits.write_timeout;
-    if !matches!(time::timeout(write_timeout, to.write_all(&greeting)).await, Ok(Ok(()))) {
+    if !matches!(time::timeout(write_timeout, write_out(&mut to, &greeting)).await, Ok(Ok(()))) {
         return tracing::debug!(%peer, "a worker left during its hello");
     }
 
@@ -246,7 +246,11 @@ impl Reading<'_> {
                 () = self.session.grant.credential.ended() => return End::gone("its key does not stand any more"),
                 () = self.session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),
             }
-            if going_away && self.permits.available_permits() == self.requests && !self.keeps() {
+            if going_away
+                && self.permits.available_permits() == self.requests
+                && matches!(coming, Coming::Nothing)
+                && !self.keeps()
+            {
                 return End { why: "drained".to_owned(), error: None, abrupt: false };
             }
         }
@@ -379,7 +383,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let farewell = async {
-        to.write_all(last).await?;
+        write_out(&mut to, last).await?;
         to.shutdown().await?;
         let mut rest = [0; 4096];
         for _ in 0..LINGER_READS {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use relay_bridge::contract::wire::{FromServer, Response};
 use relay_bridge::leasing::Receipt;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use relay_remote::stream::write_out;
+use tokio::io::AsyncWrite;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time;
 
@@ -62,7 +63,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
                 biased;
                 () = session.ended.cancelled() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
                 () = session.grant.credential.ended() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
-                written = time::timeout(session.server.limits.write_timeout, to.write_all(&batch)) => written,
+                written = time::timeout(session.server.limits.write_timeout, write_out(&mut to, &batch)) => written,
             };
             match written {
                 Ok(Ok(())) => {
