@@ -49,6 +49,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.frame_max = frame_max;
     }
 
+    /// The bytes that have come and are in no frame that was given.
+    pub fn here(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The stream itself, without what is buffered here.
     pub fn inner_mut(&mut self) -> &mut R {
         &mut self.from

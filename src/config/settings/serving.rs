@@ -88,7 +88,8 @@ table! {
         /// Bytes of answers that are being read from the broker or not yet taken by their readers, one half of it for streams of
         /// events; more wait, streams for as long as they last, and other answers 2 s until they are 503
         answer_bytes: u64 = value("answer-bytes", "RELAY_ANSWER_BYTES", "SIZE", Kind::Size).or("64MiB");
-        /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408
+        /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408. A frame of
+        /// more than 64 KiB over TCP too, from when there is room for it
         body_rate: u64 = value("body-rate", "RELAY_BODY_RATE", "SIZE", Kind::Size).or("16KiB");
         /// Requests in flight over HTTP, waits and unread answers included; more are answered 503
         requests: u32 = value("requests", "RELAY_REQUESTS", "N", Kind::Count(1, 1_000_000)).or("10000");

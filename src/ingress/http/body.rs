@@ -87,13 +87,10 @@ where
     // A body that came together with the head is there at the second look, and needs no timer.
     let mut first = look_twice(pin!(body.frame())).await;
     loop {
-        let slowest = SLOW_FOR.max(Duration::from_millis(bytes.len() as u64 * 1_000 / limits.body_rate.max(1)));
-        let until = begun + slowest.min(limits.body_timeout);
+        let until = due(limits, begun, bytes.len());
         let frame = match first.take() {
             Some(frame) => frame,
-            None => timeout_at(until, body.frame())
-                .await
-                .map_err(|_| too_slow(limits, begun.elapsed() >= limits.body_timeout))?,
+            None => timeout_at(until, body.frame()).await.map_err(|_| too_slow(limits, "body", begun))?,
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
@@ -120,10 +117,17 @@ where
     Ok(HeldBody { bytes: Bytes::from(bytes), share })
 }
 
-fn too_slow(limits: &Limits, is_late: bool) -> Refusal {
-    let why = match is_late {
-        true => format!("the body did not arrive within {} s", limits.body_timeout.as_secs()),
-        false => format!("the body came slower than {} bytes a second", limits.body_rate),
+/// When more has to be there of what began to come at `begun` and of which so many `bytes` are.
+pub(in crate::ingress) fn due(limits: &Limits, begun: Instant, bytes: usize) -> Instant {
+    let slowest = SLOW_FOR.max(Duration::from_millis(bytes as u64 * 1_000 / limits.body_rate.max(1)));
+    begun + slowest.min(limits.body_timeout)
+}
+
+/// The refusal of a `what` of which no more was there when it was due.
+pub(in crate::ingress) fn too_slow(limits: &Limits, what: &str, begun: Instant) -> Refusal {
+    let why = match begun.elapsed() >= limits.body_timeout {
+        true => format!("the {what} did not arrive within {} s", limits.body_timeout.as_secs()),
+        false => format!("the {what} came slower than {} bytes a second", limits.body_rate),
     };
     Refusal::new(Slug::RequestTimeout, format!("{why}; nothing was done: send it again"))
 }

@@ -45,7 +45,7 @@ use pools::Pools;
 mod answer;
 mod audited;
 mod batch;
-mod body;
+pub(super) mod body;
 mod connection;
 mod describe;
 mod docs;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use relay::ingress::tcp::client::ClientLimits;
-use relay_bridge::contract::wire::client::{FromClient, Hello, Request, ToClient};
+use relay_bridge::contract::wire::client::{Entry, FromClient, Hello, Request, Submit, ToClient};
 use relay_bridge::contract::wire::{CLIENT_HELLO_FRAME_MAX, FRAME_MAX, FRAME_MAX_LEAST};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -192,6 +192,68 @@ async fn a_client_that_sends_more_bytes_than_its_share_is_told_so_or_waits_its_t
             assert_eq!(&*error.slug, "overloaded", "a large one is not read before there is room")
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_frame_that_waits_for_its_bytes_has_nobody_else_refused() {
+    let relay = {
+        let mut setup = crate::http::support::Setup::default();
+        setup.limits.body_bytes = 300 * 1024;
+        setup.policy.payload_max = 1 << 20;
+        setup.break_broker = Box::new(|broker| {
+            broker.jobs = std::sync::Arc::new(Failing(Fault::Hangs));
+        });
+        setup.start().await
+    };
+    let door = Door::of(&relay).await;
+    let (mut large, mut small) = (door.client().await, door.client().await);
+    large.ask(1, Request::Submit(Box::new(mail(vec![0; 200 * 1024])))).await;
+    large.ask(2, Request::Submit(Box::new(mail(vec![0; 200 * 1024])))).await;
+    for _ in 0..200 {
+        let nowhere = Submit { queue: "nowhere".to_owned(), ..mail("x") };
+        let problem = small.problem(1, Request::Submit(Box::new(nowhere))).await;
+        assert_eq!(problem.slug, "not-found", "{}", problem.detail);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_frame_that_does_not_come_gives_its_bytes_back() {
+    let relay = {
+        let mut setup = crate::http::support::Setup::default();
+        setup.limits.body_timeout = Duration::from_millis(200);
+        setup.start().await
+    };
+    let door = Door::of(&relay).await;
+    let mut client = door.client().await;
+    client.write(&FRAME_MAX.to_be_bytes()).await;
+    client.write(&vec![0; 70 * 1024]).await;
+    let error = client.ended().await;
+    assert_eq!(
+        (&*error.slug, error.detail.split(';').next().unwrap()),
+        ("request-timeout", "the frame did not arrive within 0 s")
+    );
+    let budgets = relay.ingress.budgets();
+    let (_, bodies) = budgets.iter().find(|(name, _)| *name == "body_bytes").unwrap();
+    assert_eq!(bodies.taken(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn meta_of_many_names_or_bytes_is_refused_before_it_is_kept() {
+    let (_relay, door) = Door::start().await;
+    let mut client = door.client().await;
+    let names = |count: usize| (0..count).map(|n| (format!("n{n}"), "x".to_owned())).collect();
+    client.submit(1, Submit { meta: names(64), ..mail("x") }).await;
+    for meta in [names(65), [("n".to_owned(), "x".repeat(8 * 1024))].into()] {
+        let submit = Submit { meta, ..mail("x") };
+        let problem = client.problem(2, Request::Submit(Box::new(submit.clone()))).await;
+        assert_eq!(problem.slug, "malformed-request");
+        assert!(problem.detail.contains("`meta`"), "{}", problem.detail);
+        client.send(&FromClient::SubmitMany(vec![Entry { id: 3, submit: Ok(Box::new(submit)) }])).await;
+        match client.next().await.unwrap() {
+            ToClient::Problem { id: 3, problem: of_many } => assert_eq!(of_many.detail, problem.detail),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

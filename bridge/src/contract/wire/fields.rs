@@ -186,6 +186,12 @@ impl<'a> Fields<'a> {
         Ok(self.maybe(name, |from| from.signed())?.map(Timestamp::from_millis))
     }
 
+    /// Refuses a value of more than `max` bytes as it was written.
+    pub(super) fn check_bytes(&self, name: &'static str, max: usize) -> Result<(), Problem> {
+        let is_larger = self.value(name).is_some_and(|value| value.len() > max);
+        if is_larger { Err(Problem::of(name, "is too large")) } else { Ok(()) }
+    }
+
     /// A map of texts, of which there are at most `max`; none if it is left out.
     pub(super) fn named_texts(&self, name: &'static str, max: u32) -> Result<BTreeMap<String, String>, Problem> {
         let Some(value) = self.value(name) else { return Ok(BTreeMap::new()) };

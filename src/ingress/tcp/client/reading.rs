@@ -19,7 +19,8 @@ use super::session::Desk;
 use super::writer::Outgoing;
 use super::{answers, follow};
 use crate::api::{Problem, Slug};
-use crate::ingress::budget::Share;
+use crate::ingress::budget::{Full, Share};
+use crate::ingress::http::body;
 use crate::ingress::refusal::{Refusal, scarce};
 
 /// Why reading stopped.
@@ -53,8 +54,13 @@ enum Coming {
         length: usize,
         until: Instant,
     },
-    /// It is read; a large one has its bytes.
-    Granted(Option<Share>),
+    /// It is read.
+    Small,
+    /// It has its bytes since then, and is read.
+    Granted {
+        share: Share,
+        since: Instant,
+    },
 }
 
 pub(super) struct Reading<'a> {
@@ -69,7 +75,7 @@ impl Reading<'_> {
         let mut pings = time::interval_at(Instant::now() + ping, ping);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut number, mut unheard, mut going_away, mut stopping) = (0, 0, false, false);
-        let mut coming = Coming::Nothing;
+        let (mut coming, mut seen) = (Coming::Nothing, 0);
         loop {
             tokio::select! {
                 frame = self.next(from, &mut coming) => {
@@ -84,6 +90,10 @@ impl Reading<'_> {
                     }
                 }
                 _ = pings.tick() => {
+                    // Also a part of a large frame is a word of the client.
+                    if seen != from.here() {
+                        (seen, unheard) = (from.here(), 0);
+                    }
                     if unheard == PINGS_UNHEARD_MAX {
                         return End::gone("nothing came for three pings");
                     }
@@ -124,21 +134,56 @@ impl Reading<'_> {
         if let Coming::Nothing = coming {
             let Some(length) = from.begun().await.map_err(broken)? else { return Ok(None) };
             *coming = match length {
-                0..=BEGUN_BYTES => Coming::Granted(None),
+                0..=BEGUN_BYTES => Coming::Small,
                 length => Coming::Begun { length, until: Instant::now() + session.clients.limits.room_timeout },
             };
         }
         if let Coming::Begun { length, until } = *coming {
-            let bodies = &session.clients.ingress.body_bytes;
-            let wait = until.saturating_duration_since(Instant::now());
-            let share = bodies.reserve(&session.owner, length as u64, Some(wait)).await;
-            let share = share.map_err(|full| End::refused(answers::error(&Refusal::full(full, scarce::BODIES).0)))?;
-            *coming = Coming::Granted(Some(share));
+            let share = self.bytes_by(length, until).await;
+            let share = share.map_err(|full| refused(&Refusal::full(full, scarce::BODIES)))?;
+            *coming = Coming::Granted { share, since: Instant::now() };
         }
-        let frame = from.next().await.map_err(broken)?;
-        match std::mem::replace(coming, Coming::Nothing) {
-            Coming::Granted(share) => Ok(frame.map(|frame| (frame, share))),
-            Coming::Nothing | Coming::Begun { .. } => Ok(None),
+        let frame = match coming {
+            Coming::Granted { since, .. } => self.in_time(from, *since).await?,
+            _ => from.next().await,
+        };
+        let frame = frame.map_err(broken)?;
+        let share = match std::mem::replace(coming, Coming::Nothing) {
+            Coming::Granted { share, .. } => Some(share),
+            _ => None,
+        };
+        Ok(frame.map(|frame| (frame, share)))
+    }
+
+    /// The bytes of a large frame. It looks for them again and again and has no place in the line: others that need few bytes
+    /// would be refused while a large one waits at its front.
+    async fn bytes_by(&self, length: usize, until: Instant) -> Result<Share, Full> {
+        let session = &self.desk.session;
+        let bodies = &session.clients.ingress.body_bytes;
+        let length = length.min(bodies.max()) as u64;
+        while Instant::now() < until {
+            if let Ok(share) = bodies.take_now(&session.owner, length) {
+                return Ok(share);
+            }
+            time::sleep_until(until.min(Instant::now() + LOOK_AGAIN)).await;
+        }
+        bodies.take(&session.owner, length)
+    }
+
+    /// The frame that has its bytes since then, if it comes no slower than a body over HTTP may.
+    async fn in_time<R: AsyncRead + Unpin>(
+        &self,
+        from: &mut FrameReader<R>,
+        since: Instant,
+    ) -> Result<Result<Option<Bytes>, ReadError>, End> {
+        let limits = &self.desk.session.clients.ingress.limits;
+        loop {
+            let due = body::due(limits, since, from.here());
+            match time::timeout_at(due, from.next()).await {
+                Ok(frame) => return Ok(frame),
+                Err(_) if body::due(limits, since, from.here()) > due => {}
+                Err(_) => return Err(refused(&body::too_slow(limits, "frame", since))),
+            }
         }
     }
 
@@ -260,6 +305,10 @@ impl Reading<'_> {
     }
 }
 
+fn refused(refusal: &Refusal) -> End {
+    End::refused(answers::error(&refusal.0))
+}
+
 fn same_id() -> End {
     End::malformed("an unanswered request has the same id")
 }
@@ -274,5 +323,7 @@ fn too_many(max: usize) -> Refusal {
     problem.into()
 }
 
+/// How often it is looked whether the bytes of a large frame are free.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// After so many pings without any message the peer counts as gone.
 const PINGS_UNHEARD_MAX: u32 = 3;

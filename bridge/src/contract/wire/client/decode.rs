@@ -8,8 +8,8 @@ use super::super::fields::{Fields, parse};
 use super::super::{DETAIL_BYTES_MAX, FRAME_MAX, Problem};
 use super::answer::{Body, Welcome};
 use super::{
-    ENTRIES_MAX, Entry, Follow, FromClient, Hello, META_NAMES_MAX, Request, Submit, ToClient, WireProblem, WireReceipt,
-    WireResult,
+    ENTRIES_MAX, Entry, Follow, FromClient, Hello, META_NAMES_MAX, Request, SUBMIT_META_BYTES_MAX,
+    SUBMIT_META_NAMES_MAX, Submit, ToClient, WireProblem, WireReceipt, WireResult,
 };
 use crate::contract::{Failure, JobId, JobState, RunId, Timestamp};
 use crate::result_log::Reset;
@@ -97,6 +97,8 @@ fn read_entry(from: &mut crate::contract::envelope::msgpack::Reader<'_>) -> Resu
 }
 
 fn read_submit(fields: &Fields<'_>) -> Result<Submit, Problem> {
+    // Each of many is read before the first is judged.
+    fields.check_bytes("meta", SUBMIT_META_BYTES_MAX)?;
     Ok(Submit {
         queue: fields.text("queue")?,
         key: fields.maybe_text("key")?,
@@ -104,7 +106,7 @@ fn read_submit(fields: &Fields<'_>) -> Result<Submit, Problem> {
         content_encoding: fields.maybe_text("content_encoding")?,
         delay: fields.maybe_millis("delay_ms")?,
         expires_in: fields.maybe_millis("expires_in_ms")?,
-        meta: fields.named_texts("meta", META_NAMES_MAX)?,
+        meta: fields.named_texts("meta", SUBMIT_META_NAMES_MAX)?,
         traceparent: fields.maybe_text("traceparent")?,
         tracestate: fields.maybe_text("tracestate")?,
         payload: fields.maybe("payload", |from| from.shared_binary())?.unwrap_or_default(),

@@ -23,7 +23,10 @@ pub use answer::{ToClient, Welcome, WireProblem, WireReceipt, WireResult};
 
 /// The most entries of one `submit_many`.
 pub const ENTRIES_MAX: usize = 1_024;
-/// The most names in the `meta` of a job: of a name and a value of one byte each, as many as there may be bytes.
+/// The most names in the `meta` of a submission, and the most bytes that it takes in the message.
+pub const SUBMIT_META_NAMES_MAX: u32 = 64;
+pub(super) const SUBMIT_META_BYTES_MAX: usize = 8 * 1024;
+/// The most names in the `meta` of a job in an answer: of a name and a value of one byte each, as many as there may be bytes.
 pub const META_NAMES_MAX: u32 = 1_024;
 
 /// A client's first message. Nothing is answered before it.
