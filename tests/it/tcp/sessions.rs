@@ -134,6 +134,26 @@ async fn a_client_that_never_reads_is_let_go_and_the_others_do_not_wait_for_it()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_old_ends_once_its_requests_are_answered_and_takes_no_others() {
+    let keyed = Keyed::start(ClientLimits::default(), |setup| setup.limits.max_age = Duration::from_secs(3)).await;
+    let (mut client, mut idle) = (keyed.client().await, keyed.client().await);
+    let job = client.submit(1, mail("x")).await.job;
+    client.ask(2, Request::Wait { job, wait: Duration::from_secs(50) }).await;
+    for client in [&mut client, &mut idle] {
+        match client.next().await.unwrap() {
+            ToClient::GoAway { reason, .. } => assert_eq!(reason, "old"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(idle.next().await.is_none(), "nothing is open");
+    let problem = client.problem(3, Request::Whoami).await;
+    assert_eq!((&*problem.slug, problem.retry.as_str()), ("draining", "safe"));
+    keyed.relay.work("text/plain", "y").await;
+    client.result(2).await;
+    assert!(client.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_over_tcp_have_their_lines_in_the_audit_and_their_counts() {
     let dir = tempfile::tempdir().unwrap();
     let config = AuditConfig { file: Some(dir.path().join("audit.jsonl")), level: Level::All, required: false };

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use relay_bridge::contract::JobState;
+use relay_bridge::contract::wire::FRAME_MAX_LEAST;
 use relay_bridge::contract::wire::client::answer::Body;
-use relay_bridge::contract::wire::client::{Entry, FromClient, Request, Submit, ToClient};
+use relay_bridge::contract::wire::client::{Entry, FromClient, Hello, Request, Submit, ToClient};
 
-use super::support::{Door, mail};
+use super::support::{Door, Wire, hello, mail};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -68,6 +69,22 @@ async fn a_submission_that_waits_is_answered_with_the_result_and_a_replay_too() 
     }
     let soon = Submit { wait: Some(Duration::from_millis(1)), ..mail("z") };
     assert_eq!(client.submit(3, soon).await.state, JobState::Queued, "its time is up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_whose_result_is_larger_than_a_frame_is_answered_with_its_receipt() {
+    let (relay, door) = Door::start().await;
+    let mut client = Wire::connect(door.address).await;
+    client.welcomed(&Hello { frame_max: FRAME_MAX_LEAST, ..hello() }).await;
+    let submit = Submit { wait: Some(Duration::from_secs(50)), ..mail("x") };
+    client.ask(1, Request::Submit(Box::new(submit))).await;
+    relay.work("text/plain", vec![b'y'; 64 * 1024]).await;
+    let job = match client.next().await.unwrap() {
+        ToClient::Receipt { id: 1, receipt } => receipt.job,
+        other => panic!("{other:?}"),
+    };
+    let problem = client.problem(2, Request::Wait { job, wait: Duration::ZERO }).await;
+    assert_eq!(problem.slug, "payload-too-large");
 }
 
 #[tokio::test(flavor = "multi_thread")]

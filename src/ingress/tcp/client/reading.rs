@@ -21,6 +21,7 @@ use super::{answers, follow};
 use crate::api::{Problem, Slug};
 use crate::ingress::budget::{Full, Share};
 use crate::ingress::http::body;
+use crate::ingress::leaving;
 use crate::ingress::refusal::{Refusal, scarce};
 
 /// Why reading stopped.
@@ -75,6 +76,7 @@ impl Reading<'_> {
         let mut pings = time::interval_at(Instant::now() + ping, ping);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut number, mut unheard, mut going_away, mut stopping) = (0, 0, false, false);
+        let mut old = Box::pin(time::sleep(leaving::age(session.clients.ingress.limits.max_age)));
         let (mut coming, mut seen) = (Coming::Nothing, 0);
         loop {
             tokio::select! {
@@ -101,19 +103,24 @@ impl Reading<'_> {
                     number += 1;
                     self.desk.try_send(Outgoing::notice(ToClient::Ping(number)));
                 }
+                () = old.as_mut(), if !session.old.is_cancelled() => {
+                    session.old.cancel();
+                    session.stop.go.cancel();
+                }
                 () = session.stop.go.cancelled(), if !going_away => {
                     going_away = true;
-                    let notice = ToClient::GoAway { reason: "draining".to_owned(), within: session.stop.within };
+                    let reason = if session.old.is_cancelled() { "old" } else { "draining" }.to_owned();
+                    let notice = ToClient::GoAway { reason, within: session.stop.within };
                     if !self.desk.send(Outgoing::notice(notice)).await {
                         return End::gone("nothing can be written");
                     }
                 }
                 () = session.stop.shutdown.cancelled(), if !stopping => stopping = true,
-                () = session.answered.notified(), if stopping => {}
+                () = session.answered.notified(), if session.takes_no_more() => {}
                 () = session.caller.credential.ended() => return End::gone("its key does not stand any more"),
                 () = session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),
             }
-            if stopping && going_away && session.open.is_empty() {
+            if session.takes_no_more() && going_away && session.open.is_empty() {
                 return End { why: "drained".to_owned(), error: None, abrupt: false };
             }
         }

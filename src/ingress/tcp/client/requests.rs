@@ -47,6 +47,10 @@ impl Begun {
             let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
             return Err(Refusal::new(Slug::Draining, detail));
         }
+        if session.old.is_cancelled() {
+            let detail = "this connection has lasted long enough; nothing was done: send it again on a new connection";
+            return Err(Refusal::new(Slug::Draining, detail));
+        }
         let request_id = request_id::mint();
         let audited = Audited::begin(session, request, &request_id)?;
         let ingress = &session.clients.ingress;

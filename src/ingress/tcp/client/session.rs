@@ -47,13 +47,20 @@ pub(super) struct Session {
     pub(super) requests_max: usize,
     pub(super) stop: Stop,
     pub(super) open: OpenRequests,
-    /// A request was answered while the server stops.
+    /// It has lasted long enough: nothing new is begun.
+    pub(super) old: CancellationToken,
+    /// A request was answered while nothing new is begun.
     pub(super) answered: Notify,
     /// The connection is over: nothing is waited for and nothing is written any more.
     pub(super) ended: CancellationToken,
 }
 
 impl Session {
+    /// Whether nothing new is begun.
+    pub(super) fn takes_no_more(&self) -> bool {
+        self.stop.shutdown.is_cancelled() || self.old.is_cancelled()
+    }
+
     /// Refuses what was begun with a credential that does not stand any more.
     ///
     /// # Errors
@@ -91,7 +98,7 @@ impl Desk {
         if let Ok(slot) = slot {
             slot.send(outgoing);
         }
-        if self.session.stop.shutdown.is_cancelled() {
+        if self.session.takes_no_more() {
             self.session.answered.notify_one();
         }
     }
@@ -143,6 +150,7 @@ pub(super) async fn serve(
         requests_max: usize::try_from(welcome.requests_max).unwrap_or(usize::MAX),
         ended: stop.now.child_token(),
         stop,
+        old: CancellationToken::new(),
         open: OpenRequests::default(),
         answered: Notify::new(),
         clients: Arc::clone(&clients),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::requests::Answer;
 use super::session::Session;
 use super::{answers, wait};
+use crate::api::Slug;
 use crate::auth::rights::Right;
 use crate::ingress::budget::Share;
 use crate::ingress::headers::JobHeaders;
@@ -125,6 +126,8 @@ async fn answer(
         Ok((Lookup::Finished(finished), room)) if !finished.erased || !wait.is_zero() => {
             match wait::result(session, id, *finished, replayed) {
                 Ok(message) => (message, Some(room)),
+                // As the answer to a submission it would say that nothing was done.
+                Err(Refusal(problem)) if problem.slug == Slug::PayloadTooLarge => receipt(status),
                 Err(Refusal(problem)) => (answers::problem(id, *problem), None),
             }
         }
