@@ -28,6 +28,7 @@ mod memory;
 mod requests;
 mod session;
 mod writer;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -136,7 +136,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
     tasks.close();
     tasks.wait().await;
     session.ended.cancel();
-    if let Ok(to) = writer.await {
+    if let Ok(Some(to)) = writer.await {
         close(from, to, end.error).await;
     }
 }

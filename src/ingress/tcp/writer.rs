@@ -2,18 +2,18 @@
 //! When the worker reads too slowly or is gone, every delivery that was not written goes back in line without spending
 //! an attempt.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use relay_bridge::contract::wire::{FromServer, Response};
 use relay_bridge::leasing::Receipt;
-use relay_remote::stream::write_out;
 use tokio::io::AsyncWrite;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time;
 
 use super::memory::Share;
 use super::session::Session;
+use super::writing;
 
 /// A message with the permit of the request that it ends.
 pub(super) struct Outgoing {
@@ -39,12 +39,12 @@ impl Outgoing {
     }
 }
 
-/// Writes until every sender is gone or the worker takes no more.
+/// Writes until every sender is gone or the worker takes no more. `None` if a message is half written: nothing may follow it.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     session: Arc<Session>,
     mut queue: mpsc::Receiver<Outgoing>,
     mut to: W,
-) -> W {
+) -> Option<W> {
     let mut messages = Vec::with_capacity(MESSAGES_PER_WRITE);
     let mut batch = BytesMut::new();
     let (mut unwritten, mut held) = (Vec::new(), Vec::new());
@@ -59,25 +59,26 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             if batch.len() < BATCH_BYTES && pending.peek().is_some() {
                 continue;
             }
+            let mut at = 0;
             let written = tokio::select! {
                 biased;
-                () = session.ended.cancelled() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
-                () = session.grant.credential.ended() => Ok(Err(std::io::ErrorKind::ConnectionAborted.into())),
-                written = time::timeout(session.server.limits.write_timeout, write_out(&mut to, &batch)) => written,
+                () = session.ended.cancelled() => Err(ErrorKind::ConnectionAborted.into()),
+                () = session.grant.credential.ended() => Err(ErrorKind::ConnectionAborted.into()),
+                written = writing::write(&mut to, &batch, &mut at, session.server.limits.write_timeout) => written,
             };
             match written {
-                Ok(Ok(())) => {
+                Ok(()) => {
                     unwritten.clear();
                     held.clear();
                 }
-                Ok(Err(_)) | Err(_) => {
-                    if written.is_err() {
+                Err(error) => {
+                    if error.kind() == ErrorKind::TimedOut {
                         tracing::warn!(worker = %session.worker, "the worker takes no more bytes");
                     }
                     unwritten.extend(pending.flat_map(|outgoing| outgoing.receipts().collect::<Vec<_>>()));
                     session.ended.cancel();
                     give_back(&session, queue, unwritten).await;
-                    return to;
+                    return (at == 0).then_some(to);
                 }
             }
             batch.clear();
@@ -87,7 +88,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         }
         session.changed.notify_one();
     }
-    to
+    Some(to)
 }
 
 async fn give_back(session: &Session, mut queue: mpsc::Receiver<Outgoing>, mut unwritten: Vec<Receipt>) {

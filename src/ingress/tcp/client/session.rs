@@ -203,7 +203,7 @@ pub(super) async fn serve(
     let written = writer.await;
     session.ended.cancel();
     drop(place);
-    if let Ok(to) = written {
+    if let Ok(Some(to)) = written {
         let mut last = BytesMut::new();
         if let Some(error) = end.error {
             ToClient::Error(Box::new(error)).encode(&mut last);

@@ -1,16 +1,17 @@
 //! The messages that go back to a client: a bounded queue of them, encoded when their turn comes, many in one write. A client
 //! that takes no bytes loses its connection; what was not written is answered again when it asks again.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use relay_bridge::contract::wire::client::ToClient;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use tokio::time;
 
 use super::session::Session;
 use crate::ingress::budget::Share;
+use crate::ingress::tcp::writing;
 
 /// A message on its way.
 pub(super) struct Outgoing {
@@ -26,12 +27,12 @@ impl Outgoing {
     }
 }
 
-/// Writes until every sender is gone or the client takes no more.
+/// Writes until every sender is gone or the client takes no more. `None` if a message is half written: nothing may follow it.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     session: Arc<Session>,
     mut queue: mpsc::Receiver<Outgoing>,
     mut to: W,
-) -> W {
+) -> Option<W> {
     let mut messages = Vec::new();
     let mut batch = BytesMut::new();
     let mut held: Vec<Share> = Vec::new();
@@ -45,22 +46,20 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             if batch.len() < BATCH_BYTES && pending.peek().is_some() {
                 continue;
             }
+            let mut at = 0;
             let written = tokio::select! {
                 biased;
-                () = session.ended.cancelled() => None,
-                () = session.caller.credential.ended() => None,
-                written = time::timeout(session.clients.limits.write_timeout, to.write_all(&batch)) => Some(written),
+                () = session.ended.cancelled() => Err(ErrorKind::ConnectionAborted.into()),
+                () = session.caller.credential.ended() => Err(ErrorKind::ConnectionAborted.into()),
+                written = writing::write(&mut to, &batch, &mut at, session.clients.limits.write_timeout) => written,
             };
             held.clear();
-            match written {
-                Some(Ok(Ok(()))) => {}
-                broken => {
-                    if matches!(broken, Some(Err(_))) {
-                        tracing::info!(client = %session.caller.client, "a client takes no more bytes");
-                    }
-                    session.ended.cancel();
-                    return to;
+            if let Err(error) = written {
+                if error.kind() == ErrorKind::TimedOut {
+                    tracing::info!(client = %session.caller.client, "a client takes no more bytes");
                 }
+                session.ended.cancel();
+                return (at == 0).then_some(to);
             }
             batch.clear();
         }
@@ -74,7 +73,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             held = Vec::new();
         }
     }
-    to
+    Some(to)
 }
 
 const MESSAGES_PER_WRITE: usize = 64;
