@@ -325,6 +325,15 @@ impl Share {
         Ok(())
     }
 
+    /// Gives back what is beyond `amount`, or takes what is missing of it if that is free.
+    pub(super) fn fit(&mut self, amount: usize) {
+        if let Some(more) = amount.checked_sub(self.amount).filter(|more| *more > 0) {
+            // It is in memory already; the next one waits for it.
+            self.grow(more as u64).ok();
+        }
+        self.shrink_to(amount);
+    }
+
     /// Gives back what is beyond `amount`.
     pub(super) fn shrink_to(&mut self, amount: usize) {
         if let Some(rest) = self.amount.checked_sub(amount).filter(|rest| *rest > 0) {
@@ -372,6 +381,18 @@ mod tests {
         drop(share);
         assert!(budget.take(&a, 10).is_ok());
         assert_eq!((budget.taken(), budget.state().owners.len()), (0, 0), "nobody is remembered");
+    }
+
+    #[test]
+    fn a_share_is_fitted_to_what_came_as_far_as_there_is_room() {
+        let budget = Budget::new(10, ClientShares::undivided());
+        let (mut share, mut other) = (budget.take(&client("a"), 4).unwrap(), budget.take(&client("b"), 2).unwrap());
+        share.fit(7);
+        assert_eq!((share.amount(), budget.taken()), (7, 9));
+        other.fit(4);
+        assert_eq!(other.amount(), 2, "so much is not free");
+        share.fit(1);
+        assert_eq!((share.amount(), budget.taken()), (1, 3));
     }
 
     #[test]

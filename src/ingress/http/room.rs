@@ -35,10 +35,7 @@ impl Room {
 
     /// The same for an answer that has `bytes`, and takes what it has beyond the room if that is free.
     pub(super) fn fitted(mut self, bytes: usize) -> Self {
-        if let Some(more) = bytes.checked_sub(self.share.amount()).filter(|more| *more > 0) {
-            // It is in memory already; the next one waits for it.
-            self.share.grow(more as u64).ok();
-        }
+        self.share.fit(bytes);
         self.shrink_to(bytes);
         self
     }

@@ -154,6 +154,25 @@ async fn a_connection_that_is_old_ends_once_its_requests_are_answered_and_takes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_follow_request_has_its_line_in_the_audit_while_it_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = AuditConfig { file: Some(dir.path().join("audit.jsonl")), level: Level::All, required: true };
+    let audit = Audit::start(config, Clock::system()).unwrap();
+    let keyed = Keyed::start(ClientLimits::default(), |_| {}).await;
+    keyed.relay.ingress.audits(audit.clone());
+    let mut client = keyed.client().await;
+    client.ask(1, Request::Follow(Follow { results: 9, bytes: 9, ..Follow::default() })).await;
+    assert!(matches!(client.next().await, Some(ToClient::Position { id: 1, .. })));
+    // Its own line is behind that of the follow.
+    client.answer(2, Request::Whoami).await;
+    audit.close(Duration::from_secs(10)).await;
+    let text = std::fs::read_to_string(dir.path().join("audit.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let follows: Vec<_> = lines.iter().filter(|line| line["action"] == "follow").collect();
+    assert!(follows.len() == 1 && follows[0]["outcome"] == "allowed", "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_over_tcp_have_their_lines_in_the_audit_and_their_counts() {
     let dir = tempfile::tempdir().unwrap();
     let config = AuditConfig { file: Some(dir.path().join("audit.jsonl")), level: Level::All, required: false };

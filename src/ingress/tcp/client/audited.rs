@@ -52,6 +52,13 @@ impl Audited {
         }
     }
 
+    /// Writes now that the request is allowed, of which the end says nothing: one that lasts must not hold its line.
+    pub(super) fn allow(&mut self) {
+        if let Some(line) = self.line.take() {
+            line.end(200, None);
+        }
+    }
+
     /// Writes the line, or that the caller may not do what it asked for.
     pub(super) fn end(self, session: &Session, refused: Option<(u16, Slug)>, request_id: &str) {
         let slug = refused.map(|(_, slug)| slug);

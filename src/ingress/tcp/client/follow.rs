@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::answers;
+use super::audited::Audited;
 use super::open::{Credit, Left};
 use super::requests::{self, Answer, Begun};
 use super::session::{Desk, Session};
@@ -37,16 +38,23 @@ pub(super) async fn attend(
 ) {
     let session = Arc::clone(&desk.session);
     let span = begun.span("follow");
-    let Begun { request_id, place, audited } = begun;
+    let Begun { request_id, place, mut audited } = begun;
     // Boxed: what is needed while nothing comes is little.
-    let answer = AssertUnwindSafe(follow(&desk, id, wanted, credit, stop)).catch_unwind();
+    let answer = AssertUnwindSafe(follow(&desk, id, wanted, credit, stop, &mut audited)).catch_unwind();
     let answer = Box::pin(answer.instrument(span)).await;
     let answer = answer.unwrap_or_else(|panic| Err(requests::panicked(&*panic, None)));
     let (message, room) = requests::finish(&session, id, answer, audited, &request_id);
     desk.answer(id, place, Outgoing { message, room: room.map(Box::new) }).await;
 }
 
-async fn follow(desk: &Desk, id: u64, wanted: Follow, credit: Arc<Credit>, stop: CancellationToken) -> Answer {
+async fn follow(
+    desk: &Desk,
+    id: u64,
+    wanted: Follow,
+    credit: Arc<Credit>,
+    stop: CancellationToken,
+    audited: &mut Audited,
+) -> Answer {
     let session = &desk.session;
     let caller = &session.caller;
     session.still_stands()?;
@@ -59,6 +67,7 @@ async fn follow(desk: &Desk, id: u64, wanted: Follow, credit: Arc<Credit>, stop:
     let mut follower = Follower { desk, id, filter, start, at: None, told: None, asks_for: READ_MAX };
     // So that a cursor that is refused is told of at once, also without credit.
     follower.place().await?;
+    audited.allow();
     let ended = tokio::select! {
         ended = follower.push(&credit) => Some(ended),
         () = over(session, &stop) => None,
@@ -154,8 +163,11 @@ impl Follower<'_> {
             return Ok((page, Some(room)));
         }
         drop(page);
-        let room = ingress.streamed.reserve(&session.owner, bytes, None).await.ok();
+        let mut room = ingress.streamed.reserve(&session.owner, bytes, None).await.ok();
         let page = self.page(&ingress.broker.results, limit, Duration::ZERO).await?;
+        if let Some(room) = &mut room {
+            room.fit(usize::try_from(size(&page)).unwrap_or(usize::MAX));
+        }
         Ok((page, room))
     }
 
