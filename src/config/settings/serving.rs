@@ -99,17 +99,17 @@ table! {
         /// Of these, connections on which nobody was authenticated yet; each may be so for 10 s
         unproven_connections: u32 =
             value("unproven-connections", "RELAY_UNPROVEN_CONNECTIONS", "N", Kind::Count(1, 1_000_000)).or("1000");
-        /// Connections from one address; more are closed unread. Off unless given: behind a load balancer all callers have its
-        /// address
+        /// Connections from one address over HTTP; more are closed unread. Off unless given: behind a load balancer all callers
+        /// have its address
         source_connections: Option<u32> =
             value("source-connections", "RELAY_SOURCE_CONNECTIONS", "N", Kind::Count(1, 1_000_000));
         /// Make the limits smaller where the memory that this process may use is less than they can come to need; without it, a
         /// warning says both numbers
         fit_memory: bool = switch("fit-memory", "RELAY_FIT_MEMORY");
-        /// With a PROXY header: connections of one source on which nobody was authenticated yet; more are closed. A source is a
-        /// VPC endpoint with the address behind it, or an address
+        /// With a PROXY header, over HTTP: connections of one source on which nobody was authenticated yet; more are closed. A
+        /// source is a VPC endpoint with the address behind it, or an address
         source_unproven: u32 = value("source-unproven", "RELAY_SOURCE_UNPROVEN", "N", Kind::Count(1, 1_000_000)).or("16");
-        /// With a PROXY header: connections through one VPC endpoint; more are closed
+        /// With a PROXY header, over HTTP: connections through one VPC endpoint; more are closed
         endpoint_connections: u32 =
             value("endpoint-connections", "RELAY_ENDPOINT_CONNECTIONS", "N", Kind::Count(1, 1_000_000)).or("256");
         /// How much of requests, connections, streams and bytes one client may hold, in percent [default: 25, and 100 where the
