@@ -187,6 +187,19 @@ def workers(resources, files):
                 yield f"HorizontalPodAutoscaler {name}: it counts other slots than the worker has"
 
 
+def scaler(resources, files):
+    """A scaler's own pod answers KEDA and health checks, and no client."""
+    for name, pod in pods(resources):
+        if pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") != "scaler":
+            continue
+        settings, only = files["scaler.toml"], pod["spec"]["containers"][0]
+        if only["args"][0] != "scaler":
+            yield f"{name}: it is a whole server"
+        ports = {port["name"]: f"0.0.0.0:{port['containerPort']}" for port in only["ports"]}
+        if ports != {"scaler": settings["scaler"]["listen"], "health": settings["admin"]["health"]}:
+            yield f"{name}: its ports {ports} are not those of its settings"
+
+
 def settings_of(resources):
     """Every settings file in a ConfigMap, read."""
     files = {}
@@ -204,3 +217,4 @@ def contradictions(resources):
     yield from balancer(resources, relay)
     yield from server(resources, relay)
     yield from workers(resources, files)
+    yield from scaler(resources, files)

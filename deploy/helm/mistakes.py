@@ -29,6 +29,11 @@ IN_VALUES = [
     ("an authority for a server that is not asked", "nats", "workers: { orders: { ca: { secret: relay-tls } } }", "workers.orders.ca"),
     ("a node that is kept by nobody who tells", "nats", "workers: { thumbnails: { doNotDisrupt: true } }", "workers.thumbnails.doNotDisrupt"),
     ("metrics without a token", "nats", "monitoring: { token: grafana }", "monitoring.token"),
+    ("a scaler in clear text that everybody reaches", "istio", "networkPolicy: { enabled: false }", "scaler.tls"),
+    ("a network that is believed", "nats", "listeners: { nlb: { trusted: [10.0.1.0/24] } }", "trusted"),
+    ("a fallback to nobody", "nats", "workers: { orders: { autoscaling: { fallback: { failureThreshold: 3, replicas: 0 } } } }", "fallback/replicas"),
+    ("a gauge that nobody may read", "istio", "admin: { tokens: [] }", "workers.default.autoscaling"),
+    ("a gauge for KEDA that nobody may read", "single", "workers: { default: { autoscaling: { trigger: prometheus, prometheus: { address: 'http://prometheus:9090' } } } }", "workers.default.autoscaling"),
     ("a table that the chart writes", "nats", "settings: { listen: { http: '0.0.0.0:7410' } }", "settings.listen"),
 ]  # fmt: skip
 
@@ -44,6 +49,7 @@ IN_TEMPLATES = [
     ("connections of a pod that drains are cut", "sqs", "templates/balancer.yaml", "unhealthy.connection_termination.enabled=false", "unhealthy.connection_termination.enabled=true", "are cut"),
     ("everybody may come to the listener that believes headers", "nats", "templates/network.yaml", "cidr: {{ contains", "cidr: 10.0.0.0/8 # {{ contains", "others than the load balancer"),
     ("KEDA may not come to the scaler", "nats", "templates/network.yaml", '(eq $values.scaler.kind "server")', '(eq $values.scaler.kind "separate")', "KEDA may not come"),
+    ("a scaler that serves clients", "istio", "templates/scaler.yaml", "args: [scaler,", "args: [serve,", "a whole server"),
     ("a root that can be written", "nats", "templates/_names.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "can be written"),
     ("a secret that is not mounted", "nats", "templates/_files.tpl", "mountPath: /etc/relay/tls", "mountPath: /etc/relay/certificate", "nothing is mounted"),
     ("a token that nothing holds to its own pod", "nats", "templates/own-pod.yaml", "validationActions: [Deny]", "validationActions: [Audit]", "no policy holds to its own pod"),

@@ -49,6 +49,7 @@
 {{- if not (and $values.access.secret (or $values.access.keys $values.access.clients)) }}{{ fail "access.secret: name a secret with keys.toml (`relay keys new`), with an identity file, or both" }}{{ end -}}
 {{- if ne $values.scaler.kind "none" -}}
 {{- if and (eq $values.scaler.tls "here") (not (and $values.tls.secret $values.scaler.ca.secret)) }}{{ fail "scaler.tls: `here` needs a certificate in tls.secret, and its authority in scaler.ca.secret for KEDA; or say `none`" }}{{ end -}}
+{{- if and (eq $values.scaler.tls "none") (not $values.networkPolicy.enabled) }}{{ fail "scaler.tls: with `none` only networkPolicy keeps others than KEDA away: enable it, or say `here`" }}{{ end -}}
 {{- if and $values.scaler.client.secret (ne $values.scaler.tls "here") }}{{ fail "scaler.client: KEDA shows its certificate over TLS alone: say scaler.tls `here`" }}{{ end -}}
 {{- end -}}
 {{- $scrapers := list -}}
@@ -60,16 +61,17 @@
 {{- $known := list -}}
 {{- range $settings.queue }}{{ $known = append $known .name }}{{ end -}}
 {{- range $name, $_ := $values.workers -}}
-{{- include "relay.workerChecks" (list $ $name (include "relay.worker" (list $ $name) | fromJson) $known) -}}
+{{- include "relay.workerChecks" (list $ $name (include "relay.worker" (list $ $name) | fromJson) $known $scrapers) -}}
 {{- end -}}
 {{- end }}
 
-{{/* Of list $ name worker queues. */}}
+{{/* Of list $ name worker queues scrapers. */}}
 {{- define "relay.workerChecks" -}}
 {{- $values := (index . 0).Values -}}
 {{- $at := printf "workers.%s" (index . 1) -}}
 {{- $worker := index . 2 -}}
 {{- $known := index . 3 -}}
+{{- $scrapers := index . 4 -}}
 {{- $scaling := $worker.autoscaling -}}
 {{- if not (or $worker.command $worker.http) }}{{ fail (printf "%s: give `command`, or `http` with a sidecar" $at) }}{{ end -}}
 {{- if and $worker.command $worker.http }}{{ fail (printf "%s: a job goes to `command` or to `http`, not to both" $at) }}{{ end -}}
@@ -87,6 +89,7 @@
 {{- if lt ($scaling.max | int) 1 }}{{ fail (printf "%s.autoscaling.max: at least 1" $at) }}{{ end -}}
 {{- end -}}
 {{- if and (eq $scaling.kind "hpa") (lt ($scaling.min | int) 1) (semverCompare "<1.37.0-0" (index . 0).Capabilities.KubeVersion.Version) }}{{ fail (printf "%s.autoscaling.min: an HPA scales to 0 from Kubernetes 1.37 on: say 1, or use KEDA" $at) }}{{ end -}}
+{{- if and (or (eq $scaling.kind "hpa") (and (eq $scaling.kind "keda") (eq $scaling.trigger "prometheus"))) (not $scrapers) }}{{ fail (printf "%s.autoscaling: it goes by a gauge of relay, which nobody may read: give admin.tokens one with the right `metrics`" $at) }}{{ end -}}
 {{- if eq $scaling.kind "keda" -}}
 {{- if and (eq $scaling.trigger "relay") (eq $values.scaler.kind "none") }}{{ fail (printf "%s.autoscaling.trigger: nobody answers KEDA: say scaler.kind `server` or `separate`, or choose another trigger" $at) }}{{ end -}}
 {{- if eq $scaling.trigger "nats-jetstream" -}}

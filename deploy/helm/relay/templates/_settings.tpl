@@ -109,18 +109,13 @@
 {{- $scaler | toJson -}}
 {{- end }}
 
-{{/* Of a Deployment of its own: a server with nothing but the scaler, whose other doors are the pod's own loopback. */}}
+{{/* Of a Deployment of its own, which answers KEDA and health checks, and has no door for clients. */}}
 {{- define "relay.scalerSettings" -}}
-{{- $made := dict "access" (dict "no_auth" true) "admin" (dict "health" (printf "0.0.0.0:%d" (.Values.health.port | int))) "scaler" (include "relay.scalerTable" . | fromJson) -}}
-{{- $_ := set $made "listen" (dict "http" "127.0.0.1:7410" "drain_delay" "5s" "drain" "5s") -}}
+{{- $made := dict "admin" (dict "health" (printf "0.0.0.0:%d" (.Values.health.port | int))) "scaler" (include "relay.scalerTable" . | fromJson) -}}
 {{- if and .Values.tls.secret (eq .Values.scaler.tls "here") -}}
-{{- $_ := set $made.listen "tls_cert" "/etc/relay/tls/tls.crt" -}}
-{{- $_ := set $made.listen "tls_key" "/etc/relay/tls/tls.key" -}}
+{{- $_ := set $made "listen" (dict "tls_cert" "/etc/relay/tls/tls.crt" "tls_key" "/etc/relay/tls/tls.key") -}}
 {{- end -}}
-{{- if .Values.settings.nats -}}
-{{- $_ := set $made "nats" (dict "no_listen" true) -}}
-{{- end -}}
-{{- include "relay.table" (list "" (mergeOverwrite (dict "log" (dict "format" "json")) (include "relay.broker" . | fromJson) $made)) | trim }}
+{{- include "relay.table" (list "" (mergeOverwrite (dict "log" (dict "format" "json")) (omit (include "relay.broker" . | fromJson) "telemetry") $made)) | trim }}
 {{- end }}
 
 {{/* Of list $ worker. */}}
