@@ -29,13 +29,12 @@ use crate::api::operator::{
     DeadLetterView, DeadLettersPage, LETTERS_MAX, PAYLOAD_BYTES_MAX, PausedView, QueueView, QueuesView, ScaleView,
 };
 use crate::api::{Problem, Receipt, Slug, fit};
-use crate::scaler::Trigger;
+use crate::scaler::{ANSWER_MAX, Trigger};
 
 /// Letters of a page if the request does not say.
 const LETTERS_DEFAULT: u32 = 50;
 
-/// How long the broker may take for a figure, and how old that may be.
-const SCALE_MAX: Duration = Duration::from_millis(800);
+/// How old a figure may be, if the broker answers in time.
 const SCALE_AGE: Duration = Duration::from_secs(1);
 
 pub(super) type Answer = Result<Response, Refused>;
@@ -183,10 +182,9 @@ async fn scale(
     let keys = keys.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| *key != "queue");
     let trigger = Trigger::read(own.chain(keys)).map_err(|error| malformed(error.to_string()))?;
     let looks = admin.looks.get().ok_or_else(not_here)?;
-    let looked = tokio::time::timeout(SCALE_MAX, looks.look(&name, trigger.lead, SCALE_AGE)).await;
-    let looked = looked.map_err(|_| {
-        Refused::new(Slug::BrokerUnavailable, format!("the broker did not say within {SCALE_MAX:?} what waits"))
-    })??;
+    let looked = looks.answer(&name, trigger.lead, SCALE_AGE).await?.ok_or_else(|| {
+        Refused::new(Slug::BrokerUnavailable, format!("the broker did not say within {ANSWER_MAX:?} what waits"))
+    })?;
     let slots_wanted = trigger.wanted(&looked);
     let view = ScaleView {
         queue: name,

@@ -2,7 +2,6 @@
 //! now. Whoever asks, and however often, the broker is asked about as often as the measurement needs it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +15,8 @@ use relay_bridge::job_queue::{Depth, JobQueue};
 use relay_bridge::load::{KeptPace, Load};
 use relay_bridge::support::lock;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Measured;
@@ -25,7 +25,7 @@ use super::wanted::Pace;
 
 /// Queues that are measured at a time.
 const QUEUES_MAX: usize = 10_000;
-/// A queue that nobody asked about for so long is measured no more.
+/// A queue that nobody who scales asked about for so long is measured no more, and one that nobody looked at is forgotten.
 const ASKED_WITHIN: Duration = Duration::from_secs(600);
 /// The least time between two looks for the measurement's sake.
 const EVERY: Duration = Duration::from_secs(2);
@@ -35,6 +35,9 @@ const LOOKS_A_SECOND: u32 = 100;
 const AT_ONCE: usize = 8;
 /// How long the broker may take for one of them, and for keeping a pace.
 const LOOK_MAX: Duration = Duration::from_secs(5);
+/// How long somebody who asks is kept waiting, and how old figures may be that are better than none.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_millis(800);
+const LAST_AGE: Duration = Duration::from_secs(5);
 /// How long a pace that was kept before may hold up the first look.
 const KEPT_MAX: Duration = Duration::from_millis(250);
 /// How often a pace is kept, if it changed; and if it did not.
@@ -68,7 +71,7 @@ struct Queue {
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// Told of jobs that came through this process.
-    came: Notify,
+    came: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -76,7 +79,9 @@ struct State {
     measured: Measured,
     /// The last look for each time ahead, the newest last.
     seen: Vec<Seen>,
-    asked_at: Duration,
+    /// When it was looked at by anybody, and when for somebody who scales.
+    used_at: Duration,
+    asked_at: Option<Duration>,
     /// Whether it was looked for what was kept before.
     restored: bool,
     kept: Option<(Duration, KeptPace)>,
@@ -136,16 +141,34 @@ impl Looks {
     /// Those of [`JobQueue::load`]; `Overloaded` if more than 10,000 queues are asked about.
     pub async fn look(&self, queue: &QueueName, within: Duration, age: Duration) -> Result<Looked, BrokerError> {
         let watched = self.watched(queue)?;
-        lock(&watched.state).asked_at = self.clock.monotonic();
+        lock(&watched.state).asked_at = Some(self.clock.monotonic());
         self.look_at(queue, &watched, within, age).await
     }
 
-    /// How much waits and runs in `queue` now, for those who look at all queues.
+    /// The same within 800 ms: of a broker that takes longer the last look, if it was taken at most 5 s ago.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub(crate) async fn answer(
+        &self,
+        queue: &QueueName,
+        within: Duration,
+        age: Duration,
+    ) -> Result<Option<Looked>, BrokerError> {
+        match timeout(ANSWER_MAX, self.look(queue, within, age)).await {
+            Ok(looked) => looked.map(Some),
+            Err(_) => Ok(self.seen(queue, within, LAST_AGE)),
+        }
+    }
+
+    /// How much waits and runs in `queue` now, for those who look at all queues: they scale none, so that it is not measured
+    /// for them.
     ///
     /// # Errors
     /// As [`Self::look`].
     pub async fn for_all(&self, queue: &QueueName) -> Result<Depth, BrokerError> {
-        let Load { in_line, parked, leased, .. } = self.look(queue, LEAD, Duration::ZERO).await?.load;
+        let watched = self.watched(queue)?;
+        let Load { in_line, parked, leased, .. } = self.look_at(queue, &watched, LEAD, Duration::ZERO).await?.load;
         Ok(Depth { waiting: in_line, parked, leased })
     }
 
@@ -194,11 +217,15 @@ impl Looks {
     /// The last look at `queue`, if it was taken at most `age` ago.
     #[must_use]
     pub fn last(&self, queue: &QueueName, age: Duration) -> Option<Looked> {
-        let watched = lock(&self.queues).get(queue).cloned()?;
-        lock(&watched.state).seen(LEAD, self.clock.monotonic().saturating_sub(age))
+        self.seen(queue, LEAD, age)
     }
 
-    /// How many queues are measured.
+    fn seen(&self, queue: &QueueName, within: Duration, age: Duration) -> Option<Looked> {
+        let watched = lock(&self.queues).get(queue).cloned()?;
+        lock(&watched.state).seen(within, self.clock.monotonic().saturating_sub(age))
+    }
+
+    /// How many queues are known.
     #[must_use]
     pub fn queues(&self) -> usize {
         lock(&self.queues).len()
@@ -212,39 +239,26 @@ impl Looks {
         }
     }
 
-    /// Ready once a job for `queue` came through this process after the call, or `pause` is over. `true` if one came.
-    pub(super) fn comes(&self, queue: &QueueName, pause: Duration) -> impl Future<Output = bool> + use<> {
-        let watched = lock(&self.queues).get(queue).cloned();
-        async move {
-            match watched {
-                Some(watched) => timeout(pause, watched.came.notified()).await.is_ok(),
-                None => {
-                    sleep(pause).await;
-                    false
-                }
-            }
-        }
+    /// Ready once a job for `queue` came through this process after the call. Nothing if there are too many queues.
+    pub(super) fn coming(&self, queue: &QueueName) -> Option<OwnedNotified> {
+        let watched = self.watched(queue).ok()?;
+        Some(Arc::clone(&watched.came).notified_owned())
     }
 
     fn watched(&self, queue: &QueueName) -> Result<Arc<Queue>, BrokerError> {
         let mut queues = lock(&self.queues);
+        let now = self.clock.monotonic();
         if queues.len() >= QUEUES_MAX && !queues.contains_key(queue) {
-            let now = self.clock.monotonic();
-            queues.retain(|_, queue| now.saturating_sub(lock(&queue.state).asked_at) < ASKED_WITHIN);
+            queues.retain(|_, queue| now.saturating_sub(lock(&queue.state).used_at) < ASKED_WITHIN);
             if queues.len() >= QUEUES_MAX {
                 let retry_after = ASKED_WITHIN;
                 let why = "more than 10,000 queues are asked about: ask another process about some of them";
                 return Err(BrokerError::new(BrokerErrorKind::Overloaded { retry_after }, "look at queue", why));
             }
         }
-        match queues.entry(queue.clone()) {
-            Entry::Occupied(found) => Ok(Arc::clone(found.get())),
-            Entry::Vacant(place) => {
-                let watched = Arc::<Queue>::default();
-                lock(&watched.state).asked_at = self.clock.monotonic();
-                Ok(Arc::clone(place.insert(watched)))
-            }
-        }
+        let watched = Arc::clone(queues.entry(queue.clone()).or_default());
+        lock(&watched.state).used_at = now;
+        Ok(watched)
     }
 
     fn forget(&self, name: &QueueName, queue: &Arc<Queue>) {
@@ -278,8 +292,10 @@ impl Looks {
     fn asked_lately(&self) -> Vec<(QueueName, Arc<Queue>)> {
         let mut queues = lock(&self.queues);
         let now = self.clock.monotonic();
-        queues.retain(|_, queue| now.saturating_sub(lock(&queue.state).asked_at) < ASKED_WITHIN);
-        queues.iter().map(|(name, queue)| (name.clone(), Arc::clone(queue))).collect()
+        let lately = |at: Duration| now.saturating_sub(at) < ASKED_WITHIN;
+        queues.retain(|_, queue| lately(lock(&queue.state).used_at));
+        let asked = queues.iter().filter(|(_, queue)| lock(&queue.state).asked_at.is_some_and(lately));
+        asked.map(|(name, queue)| (name.clone(), Arc::clone(queue))).collect()
     }
 
     async fn keep(&self, name: &QueueName, queue: &Queue) {
@@ -295,4 +311,30 @@ impl Looks {
 
 fn count(of: usize) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_bridge::contract::Timestamp;
+    use relay_bridge::policy::QueuePolicy;
+    use relay_embedded::{Embedded, EmbeddedConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_queue_is_measured_once_somebody_who_scales_asked_about_it() {
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let config = EmbeddedConfig { clock: clock.clone(), ..EmbeddedConfig::default() };
+        let broker = Embedded::open(config).await.unwrap().broker();
+        let mail = "mail".parse().unwrap();
+        broker.policies.put_policy(&mail, &QueuePolicy::default(), None).await.unwrap();
+        let looks = Looks::new(&broker, clock.clone());
+        looks.for_all(&mail).await.unwrap();
+        assert!(looks.last(&mail, EVERY).is_some() && looks.asked_lately().is_empty());
+        looks.look(&mail, LEAD, EVERY).await.unwrap();
+        assert_eq!(looks.asked_lately().len(), 1);
+        clock.advance(ASKED_WITHIN);
+        looks.for_all(&mail).await.unwrap();
+        assert_eq!((looks.asked_lately().len(), looks.queues()), (0, 1));
+    }
 }

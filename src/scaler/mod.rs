@@ -24,6 +24,7 @@ mod simulation;
 mod trigger;
 mod wanted;
 
+pub(crate) use looks::ANSWER_MAX;
 pub use looks::{Looked, Looks};
 pub(crate) use pace::Measured;
 pub use serve::serve;

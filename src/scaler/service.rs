@@ -8,12 +8,13 @@ use std::time::Duration;
 use futures_util::{Stream, stream};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::looks::{Looked, Looks};
+use super::looks::{ANSWER_MAX, Looked, Looks};
 use super::proto::external_scaler_server::ExternalScaler;
 use super::proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
@@ -21,8 +22,6 @@ use super::proto::{
 };
 use super::trigger::Trigger;
 
-/// How long a look may take: the rest of the second is for the way.
-const LOOK_MAX: Duration = Duration::from_millis(800);
 /// How old the figures of an answer may be, unless the broker's own are older.
 const AGE_MAX: Duration = Duration::from_secs(1);
 /// Streams that are open at a time.
@@ -34,6 +33,9 @@ const IDLE_EVERY_MAX: Duration = Duration::from_millis(900);
 const IDLE_A_LOOK: Duration = Duration::from_millis(10);
 /// How soon it is looked again after a job came whose count has not.
 const AGAIN: Duration = Duration::from_millis(50);
+/// How soon it is looked again after a look failed, for the first time and at most.
+const FAILED: Duration = Duration::from_secs(1);
+const FAILED_MAX: Duration = Duration::from_secs(10);
 /// How often a stream says again that there is work: KEDA drops what it is told before its autoscaler exists.
 const REPEATED: Duration = Duration::from_secs(10);
 
@@ -64,13 +66,13 @@ impl Service {
 }
 
 async fn look(looks: &Looks, trigger: &Trigger, age: Duration) -> Result<Looked, Status> {
-    match timeout(LOOK_MAX, looks.look(&trigger.queue, trigger.lead, age)).await {
-        Ok(looked) => looked.map_err(|error| refused(&trigger.queue, &error)),
-        Err(_) => Err(Status::unavailable(format!(
-            "the broker did not say within {LOOK_MAX:?} what queue `{}` has to do: see whether it is there",
+    let looked = looks.answer(&trigger.queue, trigger.lead, age).await;
+    looked.map_err(|error| refused(&trigger.queue, &error))?.ok_or_else(|| {
+        Status::unavailable(format!(
+            "the broker did not say within {ANSWER_MAX:?} what queue `{}` has to do: see whether it is there",
             trigger.queue
-        ))),
-    }
+        ))
+    })
 }
 
 fn refused(queue: &QueueName, error: &BrokerError) -> Status {
@@ -127,19 +129,23 @@ impl ExternalScaler for Service {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let (trigger, place) = (read(request.get_ref())?, self.place()?);
+        let coming = self.looks.coming(&trigger.queue);
         let first = is_active(&self.look(&trigger).await?);
         let (looks, streams) = (Arc::clone(&self.looks), Arc::clone(&self.streams));
-        let watching = Watching { looks, streams, trigger, _place: place, said: None, at: Instant::now(), soon: 0 };
+        let (said, at, soon, failed) = (None, Instant::now(), 0, None);
+        let watching = Watching { looks, streams, trigger, _place: place, coming, said, at, soon, failed };
         let stop = self.stop.clone();
         // A stream that nobody reads is not asked for its next state: it looks at nothing and holds no more than this.
-        let states = stream::unfold((watching, Some(first)), move |(mut watching, first)| {
+        let states = stream::unfold(Some((watching, Some(first))), move |state| {
             let stop = stop.clone();
             async move {
-                let result = match first {
-                    Some(first) => watching.say(first),
+                let (mut watching, first) = state?;
+                let next = match first {
+                    Some(first) => Ok(watching.say(first)),
                     None => stop.run_until_cancelled(watching.next()).await?,
                 };
-                Some((Ok(IsActiveResponse { result }), (watching, None)))
+                let state = next.is_ok().then_some((watching, None));
+                Some((next.map(|result| IsActiveResponse { result }), state))
             }
         });
         Ok(Response::new(Box::pin(states)))
@@ -176,10 +182,14 @@ struct Watching {
     streams: Arc<Semaphore>,
     trigger: Trigger,
     _place: OwnedSemaphorePermit,
+    /// Ready once a job came after the last look began.
+    coming: Option<OwnedNotified>,
     said: Option<bool>,
     at: Instant,
     /// How many looks come soon, because a job came that was not counted yet.
     soon: u32,
+    /// The pause after the last look, if that failed.
+    failed: Option<Duration>,
 }
 
 impl Watching {
@@ -188,29 +198,46 @@ impl Watching {
         state
     }
 
-    /// The next state that is worth telling. While the broker is away none is: KEDA asks for figures as well, and is told.
-    async fn next(&mut self) -> bool {
+    /// The next state that is worth telling. While the broker is away none is: KEDA asks for figures as well, and is told. A
+    /// queue that is not there any more ends the stream.
+    async fn next(&mut self) -> Result<bool, Status> {
         loop {
             let pause = self.pause();
-            if self.said == Some(true) || self.soon > 0 {
+            match self.coming.take() {
+                Some(coming) if self.said != Some(true) && self.soon == 0 && self.failed.is_none() => {
+                    if timeout(pause, coming).await.is_ok() {
+                        self.soon = 3;
+                    }
+                }
                 // More jobs change nothing, and may be many: of a queue that is paused, too.
-                sleep(pause).await;
-            } else if self.looks.comes(&self.trigger.queue, pause).await {
-                self.soon = 3;
+                _ => sleep(pause).await,
             }
             // Others who ask at the same time share the look.
             let age = self.looks.age().max(if self.soon > 0 { Duration::ZERO } else { pause / 4 });
             self.soon = self.soon.saturating_sub(1);
-            let Ok(looked) = look(&self.looks, &self.trigger, age).await else { continue };
+            // A job that comes during the look may not be counted by it.
+            self.coming = self.looks.coming(&self.trigger.queue);
+            let looked = match look(&self.looks, &self.trigger, age).await {
+                Ok(looked) => looked,
+                Err(status) if status.code() == Code::NotFound => return Err(status),
+                Err(_) => {
+                    self.failed = Some(self.failed.map_or(FAILED, |pause| (pause * 2).min(FAILED_MAX)));
+                    continue;
+                }
+            };
+            self.failed = None;
             let state = is_active(&looked);
             if self.said != Some(state) || state && self.at.elapsed() >= REPEATED {
                 self.soon = 0;
-                return self.say(state);
+                return Ok(self.say(state));
             }
         }
     }
 
     fn pause(&self) -> Duration {
+        if let Some(failed) = self.failed {
+            return failed;
+        }
         if self.said == Some(true) {
             return (self.at + REPEATED)
                 .saturating_duration_since(Instant::now())

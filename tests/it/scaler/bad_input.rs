@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use relay_bridge::clock::Clock;
 use relay_bridge::error::BrokerErrorKind;
@@ -113,6 +114,36 @@ async fn a_broker_that_hangs_is_unavailable_for_every_caller() {
         assert!(status.message().contains("did not say within 800ms"), "{status}");
     }
     assert_eq!(keda.activity(MAIL).await.map(drop).unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_leaves_the_last_figure_for_five_seconds() {
+    let clock = standing();
+    let mut broker = embedded(&clock).await;
+    let faulty = Faulty::wrap(&mut broker);
+    submit(&broker, "shop", 3, &clock).await;
+    let scaler = Scaler::start(&broker, clock.clone()).await;
+    let keda = scaler.keda().await;
+    assert_eq!(keda.wanted(MAIL).await, 3.0);
+    faulty.hang();
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(keda.wanted(MAIL).await, 3.0);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(keda.metrics(MAIL).await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_queue() {
+    let clock = Clock::system();
+    let mut broker = embedded(&clock).await;
+    let faulty = Faulty::wrap(&mut broker);
+    let scaler = Scaler::start(&broker, clock).await;
+    let mut activity = scaler.keda().await.activity(MAIL).await.unwrap();
+    assert!(!next(&mut activity).await);
+    faulty.fail(&[("mail", BrokerErrorKind::NotFound)]);
+    let status = activity.next().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+    assert!(activity.next().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
