@@ -29,6 +29,11 @@ impl EvictingPool {
 
     /// A place, at once. The oldest member is told to leave if there was none.
     pub(crate) fn enter(&self) -> Member {
+        self.enter_as(CancellationToken::new())
+    }
+
+    /// The same for somebody who is told to leave by `evicted`.
+    pub(crate) fn enter_as(&self, evicted: CancellationToken) -> Member {
         let mut members = lock(&self.members);
         while members.here.len() >= self.max
             && let Some((_, oldest)) = members.here.pop_first()
@@ -36,7 +41,7 @@ impl EvictingPool {
             oldest.cancel();
         }
         members.last += 1;
-        let (number, evicted) = (members.last, CancellationToken::new());
+        let number = members.last;
         members.here.insert(number, evicted.clone());
         Member { pool: self.clone(), number, evicted }
     }
@@ -49,6 +54,18 @@ pub(crate) struct Member {
     number: u64,
     /// Cancelled when somebody else needs the place.
     pub(crate) evicted: CancellationToken,
+}
+
+impl Member {
+    /// Makes this the newest member, unless it was told to leave.
+    pub(crate) fn renew(&mut self) {
+        let mut members = lock(&self.pool.members);
+        if let Some(evicted) = members.here.remove(&self.number) {
+            members.last += 1;
+            self.number = members.last;
+            members.here.insert(self.number, evicted);
+        }
+    }
 }
 
 impl Drop for Member {
@@ -72,5 +89,18 @@ mod tests {
         assert!(!second.evicted.is_cancelled());
         let fifth = pool.enter();
         assert!(second.evicted.is_cancelled() && !fourth.evicted.is_cancelled() && !fifth.evicted.is_cancelled());
+    }
+
+    #[test]
+    fn a_member_that_is_renewed_leaves_after_those_that_came_meanwhile() {
+        let pool = EvictingPool::new(2);
+        let (mut first, second) = (pool.enter(), pool.enter());
+        first.renew();
+        let third = pool.enter();
+        assert!(second.evicted.is_cancelled() && !first.evicted.is_cancelled());
+        let _fourth = pool.enter();
+        assert!(first.evicted.is_cancelled() && !third.evicted.is_cancelled());
+        first.renew();
+        assert!(!third.evicted.is_cancelled(), "it is gone already");
     }
 }

@@ -2,8 +2,8 @@
 //! longer answers, is let go.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Response;
@@ -12,6 +12,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_bridge::support::lock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -26,12 +27,17 @@ use tracing::{debug, warn};
 use super::looks::Looks;
 use super::proto::external_scaler_server::ExternalScalerServer;
 use super::service::Service;
+use crate::evicting::{EvictingPool, Member};
 use crate::tls::Secured;
 
-/// Connections at a time: KEDA has one for each of its processes and addresses. Others wait in the listen queue.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections at a time that called something, and that did not yet: KEDA has one for each of its processes and addresses.
+/// One that is too many takes the place of that which has been silent longest.
+const CALLERS_MAX: usize = 128;
+const STRANGERS_MAX: usize = 128;
 /// Calls and streams of one connection at a time: KEDA sends those of all its objects through one.
 const CALLS_MAX: u32 = 4_096;
+/// Those of them that are read and answered at a time, streams up to their first answer. Others wait.
+const READ_MAX: usize = 512;
 /// How long a connection may take for its first call, and a call for its message.
 const FIRST_MAX: Duration = Duration::from_secs(10);
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -39,7 +45,7 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
 /// The largest call in bytes: metadata of a trigger.
-const CALL_BYTES_MAX: usize = 64 * 1024;
+const CALL_BYTES_MAX: usize = 8 * 1024;
 /// The largest head, in bytes.
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
 /// The bytes of answers that a connection holds for a peer that does not read.
@@ -64,20 +70,24 @@ pub async fn serve(
     let server = Server::new(Service::new(looks, stop.clone()))
         .max_decoding_message_size(CALL_BYTES_MAX)
         .max_encoding_message_size(CALL_BYTES_MAX);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (strangers, callers) = (EvictingPool::new(STRANGERS_MAX), EvictingPool::new(CALLERS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((stream, _)) => {
+                stream.set_nodelay(true).ok();
+                let place = Place::new(strangers.enter(), callers.clone());
                 let (server, secured, stop) = (server.clone(), secured.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection(stream, secured, server, stop).await;
-                    drop(place);
+                    let evicted = place.evicted.clone();
+                    if evicted.run_until_cancelled(connection(stream, secured, server, place, stop)).await.is_none() {
+                        debug!("a silent connection of the scaler made room for another");
+                    }
                 });
             }
             Err(error) => {
@@ -90,23 +100,46 @@ pub async fn serve(
     Ok(())
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true).ok();
-    Ok((stream, place))
+/// The place of a connection among those that called something, or did not yet.
+#[derive(Clone)]
+struct Place {
+    member: Arc<Mutex<Member>>,
+    callers: EvictingPool,
+    called: Arc<AtomicBool>,
+    /// Cancelled when another connection needs the place.
+    evicted: CancellationToken,
 }
 
-async fn connection(stream: TcpStream, secured: Option<Secured>, server: Server, stop: CancellationToken) {
-    let Some(secured) = secured else { return speak(stream, server, stop).await };
+impl Place {
+    fn new(stranger: Member, callers: EvictingPool) -> Self {
+        let evicted = stranger.evicted.clone();
+        Self { member: Arc::new(Mutex::new(stranger)), callers, called: Arc::default(), evicted }
+    }
+
+    /// Notes a call.
+    fn called(&self) {
+        let mut member = lock(&self.member);
+        if self.called.swap(true, Ordering::Relaxed) {
+            member.renew();
+        } else if !self.evicted.is_cancelled() {
+            *member = self.callers.enter_as(self.evicted.clone());
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    secured: Option<Secured>,
+    server: Server,
+    place: Place,
+    stop: CancellationToken,
+) {
+    let Some(secured) = secured else { return speak(stream, server, place, stop).await };
     let (stream, holder) = match secured.accept(stream, stop.clone().cancelled_owned()).await {
         Ok(accepted) => accepted,
         Err(refused) => return debug!(why = refused.why, "a handshake with the scaler failed"),
     };
-    let speaking = speak(stream, server, stop);
+    let speaking = speak(stream, server, place, stop);
     match holder {
         // Its certificate may be revoked while it is here.
         Some(holder) => tokio::select! {
@@ -117,15 +150,24 @@ async fn connection(stream: TcpStream, secured: Option<Secured>, server: Server,
     }
 }
 
-async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, server: Server, stop: CancellationToken) {
-    let called = Arc::new(AtomicBool::new(false));
-    let noted = Arc::clone(&called);
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    server: Server,
+    place: Place,
+    stop: CancellationToken,
+) {
+    let called = Arc::clone(&place.called);
+    let reading = Arc::new(Semaphore::new(READ_MAX));
     let service = service_fn(move |request: http::Request<Incoming>| {
-        noted.store(true, Ordering::Relaxed);
-        let mut server = server.clone();
+        place.called();
+        let (mut server, reading) = (server.clone(), Arc::clone(&reading));
+        let answered = async move {
+            let _read = reading.acquire_owned().await;
+            server.call(request).await
+        };
         async move {
             let answer: Result<Response<Body>, std::convert::Infallible> =
-                match tokio::time::timeout(CALL_MAX, server.call(request)).await {
+                match tokio::time::timeout(CALL_MAX, answered).await {
                     Ok(answer) => answer,
                     Err(_) => {
                         Ok(Status::deadline_exceeded(format!("the call did not come within {CALL_MAX:?}")).into_http())

@@ -189,11 +189,17 @@ async fn a_peer_that_closes_its_half_or_speaks_no_http_2_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_connections_than_there_are_places_wait_for_one() {
+async fn peers_that_say_nothing_make_room_and_those_that_call_are_served() {
     let (scaler, keda, ..) = started().await;
-    let silent = join_all((0..300).map(|_| TcpStream::connect(scaler.address))).await;
-    assert!(!keda.is_active(MAIL).await.unwrap(), "those that are there are served");
-    drop(silent);
+    assert!(!keda.is_active(MAIL).await.unwrap());
+    let mut activity = keda.activity(MAIL).await.unwrap();
+    assert!(!next(&mut activity).await);
+    let mut silent = join_all((0..300).map(|_| TcpStream::connect(scaler.address))).await;
     let late = scaler.keda().await;
     assert!(!late.is_active(MAIL).await.unwrap());
+    assert!(!keda.is_active(MAIL).await.unwrap());
+    let mut rest = Vec::new();
+    silent[0].as_mut().unwrap().read_to_end(&mut rest).await.ok();
+    let more = tokio::time::timeout(Duration::from_millis(100), activity.next()).await;
+    assert!(more.is_err(), "the connection that called is still there");
 }
