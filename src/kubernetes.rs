@@ -124,7 +124,9 @@ impl Account {
             let report = stats.report();
             let (running, ended) = (report.running(), report.finished);
             let Some(busy) = standing.next(began.elapsed(), running, ended) else { continue };
-            match self.tell(busy, keeps_node).await {
+            let told = self.tell(busy, keeps_node).await;
+            standing.answered(busy, told.is_ok());
+            match told {
                 Ok(()) if failing => {
                     failing = false;
                     info!(busy, "Kubernetes is told again whether this worker is at work");
@@ -150,6 +152,8 @@ struct Standing {
     busy: bool,
     since: Duration,
     told: bool,
+    /// Whether the last call failed, which may have come through.
+    failed: bool,
     told_at: Option<Duration>,
     attempts: Measured,
 }
@@ -166,11 +170,19 @@ impl Standing {
         let is_steady = now.saturating_sub(self.since) >= STEADY;
         let may_call = self.told_at.is_none_or(|at| now.saturating_sub(at) >= CALLS_EVERY);
         // A pod that was said to be busy is said to be idle, also once its attempts are short.
-        if self.told == busy || is_short && busy || !is_steady || !may_call {
+        if self.told == busy && !self.failed || is_short && busy || !is_steady || !may_call {
             return None;
         }
-        (self.told, self.told_at) = (busy, Some(now));
+        self.told_at = Some(now);
         Some(busy)
+    }
+
+    /// Notes how the call ended by which `busy` was to be told.
+    fn answered(&mut self, busy: bool, is_told: bool) {
+        self.failed = !is_told;
+        if is_told {
+            self.told = busy;
+        }
     }
 }
 
@@ -223,7 +235,11 @@ mod tests {
 
     /// What is told within so many seconds of one state, with the second in which it is.
     fn during(standing: &mut Standing, seconds: std::ops::Range<u64>, running: u64, ended: u64) -> Vec<(u64, bool)> {
-        let told = |at| standing.next(Duration::from_secs(at), running, ended).map(|busy| (at, busy));
+        let told = |at| {
+            let busy = standing.next(Duration::from_secs(at), running, ended)?;
+            standing.answered(busy, true);
+            Some((at, busy))
+        };
         seconds.filter_map(told).collect()
     }
 
@@ -236,6 +252,18 @@ mod tests {
         assert_eq!(during(&mut standing, 122..160, 1, 0), [(152, true)]);
         assert_eq!(during(&mut standing, 160..300, 0, 1), [(212, false)]);
         assert_eq!(during(&mut standing, 300..400, 8, 1), [(330, true)]);
+    }
+
+    #[test]
+    fn what_was_not_told_is_told_again_a_minute_later_and_so_is_that_it_is_over() {
+        let mut standing = Standing::default();
+        let mut failing = |at| {
+            let busy = standing.next(Duration::from_secs(at), 1, 0)?;
+            standing.answered(busy, false);
+            Some((at, busy))
+        };
+        assert_eq!((0..100).filter_map(&mut failing).collect::<Vec<_>>(), [(30, true), (90, true)]);
+        assert_eq!(during(&mut standing, 100..400, 0, 1), [(150, false)]);
     }
 
     #[test]

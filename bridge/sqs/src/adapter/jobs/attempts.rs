@@ -26,22 +26,28 @@ pub(crate) struct Attempts {
     table: Table,
     tasks: TaskTracker,
     closing: CancellationToken,
+    collected: Mutex<Collected>,
+}
+
+#[derive(Default)]
+struct Collected {
     /// The ends that are not written to the table yet, by queue.
-    ended: Mutex<HashMap<QueueName, u64>>,
+    ended: HashMap<QueueName, u64>,
+    /// Whether a task waits to write them.
+    is_due: bool,
 }
 
 impl Attempts {
     pub(crate) fn new(table: Table, tasks: TaskTracker, closing: CancellationToken) -> Self {
-        Self { table, tasks, closing, ended: Mutex::default() }
+        Self { table, tasks, closing, collected: Mutex::default() }
     }
 
     /// Notes that an attempt ended, other than by being handed back.
     pub(crate) fn end(self: &Arc<Self>, queue: &QueueName) {
         let is_first = {
-            let mut ended = lock(&self.ended);
-            let is_first = ended.is_empty();
-            *ended.entry(queue.clone()).or_default() += 1;
-            is_first
+            let mut collected = lock(&self.collected);
+            *collected.ended.entry(queue.clone()).or_default() += 1;
+            !std::mem::replace(&mut collected.is_due, true)
         };
         if is_first {
             let this = self.clone();
@@ -56,12 +62,17 @@ impl Attempts {
     }
 
     async fn write(&self) {
-        let ended = std::mem::take(&mut *lock(&self.ended));
+        let Collected { ended, .. } = std::mem::take(&mut *lock(&self.collected));
         for (queue, more) in ended {
             let change = "SET #ended = if_not_exists(#ended, :none) + :more";
             let values = Item::default().number(":none", 0).number(":more", more);
             if let Err(error) = self.table.update(&names::attempts(&queue), change, "", values, OPERATION).await {
-                tracing::debug!(%queue, %error, "attempts that ended are not counted: their queue seems slower than it is");
+                if error.kind() == BrokerErrorKind::Ambiguous {
+                    tracing::debug!(%queue, %error, "attempts that ended may not be counted: their queue seems slower than it is");
+                    continue;
+                }
+                tracing::debug!(%queue, %error, "attempts that ended are not counted yet: they are with the next ones");
+                *lock(&self.collected).ended.entry(queue).or_default() += more;
             }
         }
     }
