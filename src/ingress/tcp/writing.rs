@@ -24,7 +24,8 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
-    Ok(())
+    // TLS keeps the end of what the socket did not take at once.
+    time::timeout(patience, to.flush()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]

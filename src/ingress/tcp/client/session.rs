@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use relay_bridge::contract::wire::client::ToClient;
 use relay_bridge::contract::wire::{CLIENT_HELLO_FRAME_MAX, WireError};
 use relay_bridge::error::BrokerErrorKind as Kind;
-use relay_remote::stream::FrameReader;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use relay_remote::stream::{FrameReader, write_out};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time;
@@ -158,7 +158,7 @@ pub(super) async fn serve(
     let mut greeting = BytesMut::new();
     ToClient::Welcome(Box::new(welcome)).encode(&mut greeting);
     let write_timeout = clients.limits.write_timeout;
-    if !matches!(time::timeout(write_timeout, to.write_all(&greeting)).await, Ok(Ok(()))) {
+    if !matches!(time::timeout(write_timeout, write_out(&mut to, &greeting)).await, Ok(Ok(()))) {
         return tracing::debug!(%peer, "a client left during its hello");
     }
     drop(greeting);
