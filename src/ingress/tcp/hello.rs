@@ -54,7 +54,8 @@ pub(super) async fn admit<R: AsyncRead + Unpin>(
         }
         Ok(Err(ReadError::Frame(FrameError::TooLong { length, .. }))) if length >> 16 == TLS_RECORD => {
             server.arrivals.is_encrypted(presented.address.unwrap_or(IpAddr::from([0; 4])));
-            return Err(Refused::Silent("it speaks TLS, and this port does not"));
+            // In clear text, by which the peer finds out: it would try again for ever if the connection just ended.
+            return Err(invalid("the peer speaks TLS, and this port does not: connect without tls://".to_owned()));
         }
         Ok(Err(ReadError::Frame(error))) => {
             return Err(invalid(format!("{error} before the hello: is the peer a relay worker?")));
