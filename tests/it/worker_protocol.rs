@@ -428,10 +428,14 @@ async fn the_server_says_nothing_before_the_worker_and_closes_after_a_while() {
 #[tokio::test]
 async fn what_is_no_hello_is_refused_in_words() {
     let served = Served::new(&Line::new()).await;
-    let mut http = Raw::connect(&served).await;
-    http.to.write_all(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n").await.unwrap();
-    let error = http.refused().await;
-    assert!(error.detail.contains("1195725856 bytes"), "{}", error.detail);
+    let mut http = TcpStream::connect(served.address).await.unwrap();
+    http.write_all(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n").await.unwrap();
+    let mut told = String::new();
+    http.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("relay's TCP protocol and no HTTP"), "{told}");
+    let mut secure = Raw::connect(&served).await;
+    secure.to.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1]).await.unwrap();
+    assert!(secure.refused().await.detail.contains("speaks TLS"));
 
     let mut garbage = Raw::connect(&served).await;
     garbage.to.write_all(&[0, 0, 0, 3, 0xc1, 0xc1, 0xc1]).await.unwrap();

@@ -32,7 +32,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// What it shows so far.
+    /// Everything that it has shown so far.
     pub(super) fn presented(&self) -> Presented<'_> {
         let source = self.source.as_ref();
         Presented {

@@ -10,17 +10,18 @@
 //! # Layout
 //!
 //! - `arriving`: a new connection before its hello; `listener`: accepts, and drains; `leaving`: tells workers that the process goes.
-//! - `hello`: the first message, and the workers that may come.
+//! - `first`: the first frame, of workers and of clients; `hello`: a worker's, and the workers that may come.
 //! - `session`: one connection after its hello.
 //! - `requests`: the effect of each request.
 //! - [`client`]: the client role, which has connections of its own.
 //! - `audited`: the lines about sessions.
 //! - `memory`: the bytes that connections may hold.
-//! - `writer`: the messages that go back, and their fate when nobody reads.
+//! - `writer`: the messages that go back, and their fate when nobody reads; `writing`: a batch of them, of either role.
 
 mod arriving;
 mod audited;
 pub mod client;
+mod first;
 mod hello;
 mod leaving;
 mod listener;

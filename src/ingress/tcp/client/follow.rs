@@ -39,7 +39,7 @@ pub(super) async fn attend(
     let session = Arc::clone(&desk.session);
     let span = begun.span("follow");
     let Begun { request_id, place, mut audited } = begun;
-    // Boxed: what is needed while nothing comes is little.
+    // Boxed: little is needed while nothing comes.
     let answer = AssertUnwindSafe(follow(&desk, id, wanted, credit, stop, &mut audited)).catch_unwind();
     let answer = Box::pin(answer.instrument(span)).await;
     let answer = answer.unwrap_or_else(|panic| Err(requests::panicked(&*panic, None)));
@@ -149,7 +149,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reads on, and waits if there is nothing yet. What was read and finds no room is dropped, and read again once there is.
+    /// Reads on, and waits if there is nothing yet. A page that finds no room is dropped, and read again once there is.
     async fn read(&self, left: Left) -> Result<(Page, Option<Share>), Refusal> {
         let session = &self.desk.session;
         let ingress = &session.clients.ingress;

@@ -2,7 +2,7 @@
 //! specification.
 //!
 //! It stands on the state of the HTTP ingress: the same policies, rates and authenticator, and the same budgets, so that a
-//! client has one share of each however it comes. What a request does is the code that HTTP and NATS use, in
+//! client has one share of each however it comes. The work of a request is in the code that HTTP and NATS use,
 //! `ingress::{jobs, headers, outcome, grants}`; here are the connection and the messages.
 //!
 //! # Layout

@@ -17,7 +17,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::hello::{self, Admitted, Turned};
+use super::hello::{self, Admitted};
 use super::listener::Stop;
 use super::open::OpenRequests;
 use super::reading::{End, Reading};
@@ -31,13 +31,14 @@ use crate::ingress::front::Front;
 use crate::ingress::grants;
 use crate::ingress::refusal::Refusal;
 use crate::ingress::tcp::arriving::{self, Arrived};
+use crate::ingress::tcp::first::{self, Refused};
 use crate::ingress::tcp::session::linger;
 
 /// The state that the tasks of one connection share.
 pub(super) struct Session {
     pub(super) clients: Arc<Clients>,
     pub(super) caller: Caller,
-    /// Whose share of each budget it takes.
+    /// The owner of the share that it takes of each budget.
     pub(super) owner: Owner,
     /// Where it comes from, as a balancer in front says it, else its socket.
     pub(super) peer: IpAddr,
@@ -125,14 +126,14 @@ pub(super) async fn serve(
     let admitted = tokio::select! {
         // Boxed: it is over soon, and the connection may last.
         admitted = Box::pin(hello::admit(&clients, &mut from, of.presented())) => admitted,
-        () = unknown.evicted.cancelled() => Err(Turned::Silent("a newer peer needs its place")),
+        () = unknown.evicted.cancelled() => Err(Refused::Silent("a newer peer needs its place")),
         // Nothing is sent before the client spoke.
-        () = stop.shutdown.cancelled() => Err(Turned::Silent("the server is stopping")),
+        () = stop.shutdown.cancelled() => Err(Refused::Silent("the server is stopping")),
     };
     drop(unknown);
     let admitted = match admitted {
         Ok(admitted) => admitted,
-        Err(turned) => return turn_away(&clients, turned, from, to).await,
+        Err(refused) => return turn_away(&clients, refused, from, to).await,
     };
     let Admitted { caller, owner, welcome, build, place } = admitted;
     let presented = of.presented();
@@ -212,16 +213,16 @@ pub(super) async fn serve(
     }
 }
 
-async fn turn_away<R, W>(clients: &Clients, turned: Turned, from: FrameReader<R>, to: W)
+async fn turn_away<R, W>(clients: &Clients, refused: Refused, from: FrameReader<R>, to: W)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut last = BytesMut::new();
-    match turned {
-        Turned::Silent(why) => return tracing::debug!(why, "a connection came to nothing"),
-        Turned::Http => last.extend_from_slice(no_http().as_bytes()),
-        Turned::Told(error) => {
+    match refused {
+        Refused::Silent(why) => return tracing::debug!(why, "a connection came to nothing"),
+        Refused::Http => last.extend_from_slice(first::no_http().as_bytes()),
+        Refused::Told(error) => {
             if let Some(count) = clients.strangers.refused() {
                 let (slug, detail) = (&*error.slug, &error.detail);
                 tracing::info!(slug, detail, count, "clients were refused over TCP: the last is named");
@@ -242,15 +243,6 @@ fn credential_ended() -> WireError {
     let detail = "the key that this session began with was revoked, has expired or grants less than before: connect again \
                   with a key that stands";
     WireError::new(Kind::Unauthorized, detail).with_slug("unauthenticated")
-}
-
-/// The answer to a peer that speaks HTTP.
-fn no_http() -> String {
-    const TEXT: &str = "this port speaks relay's TCP protocol and no HTTP: use the address of --listen\n";
-    format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{TEXT}",
-        TEXT.len()
-    )
 }
 
 /// The messages that wait to be written.

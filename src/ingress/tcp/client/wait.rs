@@ -83,7 +83,7 @@ async fn look(session: &Session, mut room: Share, job: JobId) -> Result<(Lookup,
     Ok((found, room))
 }
 
-/// What `waiting` comes to, unless nobody wants it any more, the process stops, or the credential ends.
+/// The outcome of `waiting`, unless nobody wants it any more, the process stops, or the credential ends.
 pub(super) async fn unless_over<T>(
     session: &Session,
     stop: &CancellationToken,
