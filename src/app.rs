@@ -238,7 +238,7 @@ pub struct App {
     worker: Option<LocalWorker>,
     listeners: Listeners,
     port: Option<Port>,
-    /// What scalers ask, if anybody may.
+    /// The looks that scalers ask for, if anybody may.
     looks: Option<Arc<Looks>>,
     audit: Option<Arc<Audit>>,
     tls: Option<Arc<Tls>>,

@@ -159,7 +159,7 @@ struct Standing {
 }
 
 impl Standing {
-    /// What is to be told at `now`, if anything is, by how many deliveries are in hand and how many have ended.
+    /// The state that is to be told at `now`, if one is, by how many deliveries are in hand and how many have ended.
     fn next(&mut self, now: Duration, running: u64, ended: u64) -> Option<bool> {
         self.attempts.note(now, Load { leased: running, ended, ..Load::default() });
         let busy = running > 0;
@@ -186,7 +186,7 @@ impl Standing {
     }
 }
 
-/// What a token says of its pod.
+/// The claims of a token about its pod.
 #[derive(Deserialize)]
 struct Claims {
     namespace: String,
@@ -233,7 +233,7 @@ fn explained(error: &reqwest::Error) -> String {
 mod tests {
     use super::*;
 
-    /// What is told within so many seconds of one state, with the second in which it is.
+    /// The states that are told within so many seconds of one state, each with the second in which it is.
     fn during(standing: &mut Standing, seconds: std::ops::Range<u64>, running: u64, ended: u64) -> Vec<(u64, bool)> {
         let told = |at| {
             let busy = standing.next(Duration::from_secs(at), running, ended)?;

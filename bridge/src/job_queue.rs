@@ -82,7 +82,7 @@ pub trait JobQueue: Send + Sync {
     /// `NotFound` if there is no such queue; `StateConflict` if more are open than the broker counts.
     async fn count(&self, queue: &QueueName) -> Result<Exact, BrokerError>;
 
-    /// What `queue` has to do within `within` (at most [`SOON_MAX`](crate::load::SOON_MAX)), and what it has done: a look for scalers,
+    /// The work that `queue` has within `within` (at most [`SOON_MAX`](crate::load::SOON_MAX)) and has done: a look for scalers,
     /// which costs the same however much waits. `Capabilities::load` says what it leaves out. `NotFound` if there is no such queue.
     async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError>;
 

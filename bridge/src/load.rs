@@ -1,4 +1,4 @@
-//! What a queue has to do and has done, as scalers of workers read it: a look that costs the same however much waits.
+//! The work that a queue has and has done, as scalers of workers read it: a look that costs the same however much waits.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Load {
     pub busy: Option<Duration>,
 }
 
-/// What somebody measured of a queue's attempts, kept for the next process that asks.
+/// A measurement of a queue's attempts, kept for the next process that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeptPace {
     /// Attempts that it is made of.

@@ -1,4 +1,4 @@
-"""What is played. Each scenario begins with no worker and ends with none, and answers one line with its counts."""
+"""The scenarios. Each begins with no worker and ends with none, and answers one line with its counts."""
 
 import json
 import ssl

@@ -15,7 +15,7 @@ from node import kubectl, provide, until
 NAMESPACE = "relay"
 CHART = parts.ROOT / "deploy" / "helm" / "relay"
 WORKERS = "deployment/relay-worker-default"
-# What every set-up has in common. The queue has one line, so that KEDA's own trigger can read it, too.
+# The values that every set-up has. The queue has one line, so that KEDA's own trigger can read it, too.
 VALUES = {
     "image": {"repository": "docker.io/local/relay", "tag": "built", "pullPolicy": "Never"},
     "settings": {
@@ -55,7 +55,7 @@ def merged(below, above):
 
 
 class World:
-    """What is installed, and a client of it."""
+    """The chart as it is installed, and a client of it."""
 
     def __init__(self, relay, helm, nats):
         self.relay, self.helm, self.nats = relay, helm, nats

@@ -100,7 +100,7 @@ impl Operator {
     /// `forbidden`, with the right that is missing.
     pub(super) fn may(&self, method: &Method, path: &str) -> Result<(), Box<Problem>> {
         let right = right(method, path);
-        // Who scrapes metrics is told the same there.
+        // A scraper of metrics is told the same there.
         let scrapes = right == AdminRight::Read && is_scale(path) && self.rights.contains(&AdminRight::Metrics);
         if scrapes || self.rights.contains(&right) {
             return Ok(());

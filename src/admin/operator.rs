@@ -169,7 +169,7 @@ async fn queue(
     Ok(json(StatusCode::OK, &view))
 }
 
-/// What the queue's workers should be scaled to: the query is a trigger's metadata without the queue.
+/// The slots that the queue's workers should have: the query is a trigger's metadata without the queue.
 async fn scale(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,

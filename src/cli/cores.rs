@@ -8,7 +8,7 @@ use tracing::warn;
 /// hard limit, which stays: `ulimit -S -c unlimited`.
 ///
 /// On Linux the process is undumpable besides: other processes of its user can't read its memory and its environment, or trace it,
-/// and no core is given to a program either (`core_pattern` with `|`), for which the limit does not count. What a handler starts as
+/// and no core is given to a program either (`core_pattern` with `|`), for which the limit does not count. A handler
 /// is dumpable again. Root, with CAP_SYS_PTRACE, can do all of it still.
 pub(super) fn forbid() {
     let lowered = getrlimit(Resource::RLIMIT_CORE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_CORE, 0, most));

@@ -19,7 +19,7 @@ pub(super) struct Sockets {
     pub(super) http: Vec<Bound>,
     pub(super) tcp: Vec<Bound>,
     pub(super) workers: Vec<Bound>,
-    /// What is said of each, by its name.
+    /// The facts that are said of each, by its name.
     said: Map<String, Value>,
 }
 

@@ -1,5 +1,5 @@
 //! Looks at the broker for all who ask what a queue needs: one at a time for each queue, and none where one was taken just
-//! now. Whoever asks, and however often, the broker is asked about as often as the measurement needs it.
+//! now. However many ask, and however often, the broker is asked about as often as the measurement needs it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -48,7 +48,7 @@ const DIFFERS: f64 = 0.05;
 /// Times into the future that looks of one queue are remembered for.
 const LEADS_MAX: usize = 4;
 
-/// What was found of a queue.
+/// The findings about a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Looked {
     /// Its work.

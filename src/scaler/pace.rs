@@ -46,7 +46,7 @@ impl Measured {
         }
     }
 
-    /// What is worth keeping for the next process.
+    /// The part that is worth keeping for the next process.
     pub(super) fn kept(&self) -> Option<KeptPace> {
         (self.attempts > 0.0).then_some(KeptPace { attempts: self.attempts, busy: self.busy })
     }
@@ -91,7 +91,7 @@ impl Measured {
         self.weight = self.weight * stays + 1.0 - stays;
     }
 
-    /// What was measured so far.
+    /// The measurement so far.
     pub(crate) fn pace(&self) -> Pace {
         Pace {
             service: (self.attempts > 0.0).then(|| self.busy / self.attempts),

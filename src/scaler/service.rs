@@ -176,7 +176,7 @@ fn is_active(looked: &Looked) -> bool {
     looked.load.startable > 0 || looked.load.leased > 0
 }
 
-/// What a stream was told, and looks for.
+/// The last word to a stream, and the change that it looks for.
 struct Watching {
     looks: Arc<Looks>,
     streams: Arc<Semaphore>,

@@ -25,15 +25,15 @@ const HOUR: u64 = 36_000;
 /// The metric that the autoscaler goes by, and the value of it that is right for one pod.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Metric {
-    /// What waits and runs, 10 for each pod: KEDA's `queueLength`.
+    /// All that waits and runs, 10 for each pod: KEDA's `queueLength`.
     QueueLength,
-    /// What waits, by pods; as many as a pod does in the time to drain: the backlog per instance of AWS.
+    /// All that waits, by pods; as many as a pod does in the time to drain: the backlog per instance of AWS.
     BacklogPerInstance { service: f64 },
     /// The slots that are wanted.
     Slots,
 }
 
-/// What a simulated hour came to.
+/// The outcome of a simulated hour.
 #[derive(Debug, Default)]
 struct Outcome {
     pod_minutes: f64,

@@ -31,12 +31,12 @@ const NAME_MAX: usize = 63 - "s10-".len();
 /// The characters of a queue's name that are left where it is cut.
 const NAME_KEPT: usize = 40;
 
-/// What a trigger asks.
+/// A trigger's question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trigger {
-    /// Whose workers are scaled.
+    /// The queue whose workers are scaled.
     pub queue: QueueName,
-    /// What they are to achieve.
+    /// The aims of the scaling.
     pub targets: Targets,
     /// How far ahead a job may be due that is counted.
     pub lead: Duration,

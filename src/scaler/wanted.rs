@@ -35,7 +35,7 @@ pub struct Pace {
     pub arrivals: f64,
 }
 
-/// What the workers are to achieve.
+/// The aims that workers are scaled for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Targets {
     /// The slots of one worker.

@@ -24,7 +24,7 @@ impl Handlers {
         histogram.add(micros);
     }
 
-    /// What was counted, in the order of names.
+    /// The counts, in the order of names.
     pub(super) fn read(&self) -> BTreeMap<QueueName, Buckets> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.iter().map(|(queue, histogram)| (queue.clone(), histogram.read())).collect()

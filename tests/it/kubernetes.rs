@@ -20,7 +20,7 @@ fn account(api: &str) -> (Account, TempDir) {
     (Account::at(api, folder.path()), folder)
 }
 
-/// An API server that gives every call this answer. What it was asked comes out of the task.
+/// An API server that gives every call this answer. The task ends with the question that it was asked.
 async fn api(answer: &'static str) -> (String, JoinSet<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

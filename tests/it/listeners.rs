@@ -117,7 +117,7 @@ fn a_health_check_may_begin_with_a_header_that_means_nothing_where_that_is_asked
         let mut check = std::net::TcpStream::connect(relay.ready["listening"]["health"].as_str().unwrap()).unwrap();
         check.write_all(&[header, b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"].concat()).unwrap();
         let mut text = String::new();
-        // What was sent after the end is answered by a reset.
+        // Bytes that come after the end are answered by a reset.
         check.read_to_string(&mut text).ok();
         text
     };

@@ -115,7 +115,7 @@ pub(super) fn kind(error: &io::Error) -> Kind {
     }
 }
 
-/// What may be done about it, for people.
+/// The way out, for people.
 fn hint(error: &io::Error) -> &'static str {
     match cause(error) {
         Some(Error::InvalidCertificate(_)) => ": is its authority the one of --ca?",

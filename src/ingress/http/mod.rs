@@ -282,7 +282,7 @@ impl Ingress {
         self.arrivals.headers()
     }
 
-    /// What came of new connections, for listeners of another protocol in the same process.
+    /// The ends that new connections had, for listeners of another protocol in the same process.
     #[must_use]
     pub fn arrivals(&self) -> Arc<Arrivals> {
         Arc::clone(&self.arrivals)

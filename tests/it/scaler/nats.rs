@@ -89,7 +89,7 @@ async fn a_server_that_is_gone_is_unavailable_and_never_0() {
     submit(&broker, "shop", 1, &clock).await;
     assert!(keda.wanted(MAIL).await >= 1.0);
     server.kill();
-    // What was just looked at may be answered for a second.
+    // A look that was just taken may be the answer for a second.
     let refused = loop {
         match keda.metrics(MAIL).await {
             Ok(value) => assert!(value.metric_value_float >= 1.0),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// What the file is, in front of the generated code.
+/// The words in front of the generated code.
 const HEAD: &str = "//! The messages and the service of KEDA, generated out of `externalscaler.proto`.\n";
 
 /// Generates the code anew.

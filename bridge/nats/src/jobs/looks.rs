@@ -68,7 +68,7 @@ pub(crate) struct Ended(Mutex<HashMap<QueueName, Counted>>);
 #[derive(Debug, Default)]
 struct Counted {
     total: u64,
-    /// What each consumer had handed out and got back at the last look.
+    /// The numbers of messages that each consumer had handed out and got back at the last look.
     consumers: HashMap<String, u64>,
 }
 

@@ -103,7 +103,7 @@ impl JobQueue for Jobs {
         self.counting.count_queue(queue).await
     }
 
-    /// Two reads of the table and a call of SQS. Whose jobs wait is not known, and neither is when delayed ones are due.
+    /// Two reads of the table and a call of SQS. The clients of the jobs that wait are not known, and neither is when delayed ones are due.
     async fn load(&self, queue: &QueueName, _: Duration) -> Result<Load, BrokerError> {
         let policy = self.policies.require(queue, "look at queue").await?;
         let (depth, ended) = tokio::try_join!(self.counting.look_at_queue(queue), self.attempts.ended(queue))?;

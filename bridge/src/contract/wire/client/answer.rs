@@ -113,7 +113,7 @@ pub struct Welcome {
     pub build: String,
 }
 
-/// What the server promises when it accepts a job.
+/// The server's promise when it accepts a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireReceipt {
     /// The job; under a key it is the same for every retry.
@@ -122,7 +122,7 @@ pub struct WireReceipt {
     pub run: RunId,
     /// The current run's number, from 1.
     pub generation: u32,
-    /// Whose job it is.
+    /// The client that the job belongs to.
     pub client: ClientId,
     /// Where it waits.
     pub queue: QueueName,
@@ -195,15 +195,15 @@ pub struct WireProblem {
     pub slug: String,
     /// Whether the same request may be sent again.
     pub retry: Retry,
-    /// What happened and what to do about it, for people; at most 1 KiB.
+    /// The fault and the way out, for people; at most 1 KiB.
     pub detail: String,
     /// Names the request: `urn:relay:request:<id>`.
     pub instance: String,
     /// When to try again.
     pub retry_after: Option<Duration>,
-    /// What was allowed.
+    /// The number that is allowed.
     pub limit: Option<u64>,
-    /// What there was.
+    /// The number that there was.
     pub actual: Option<u64>,
     /// The job in question.
     pub job: Option<JobId>,
