@@ -102,6 +102,18 @@ const scenes = {
     assert.equal(await page.$("main b"), null, "what a handler says is a text and no markup");
   },
 
+  async "the page of a job that goes on shows its end by itself, and takes nothing that is typed"() {
+    await submit("shop", "slow", [{ key: "last", text: "x" }]);
+    await page.goto(`${admin}/#/job?key=last&queue=slow&client=shop`);
+    await see("expires, unless it ended before");
+    await page.type("#find", "another");
+    const [job] = (await (await fetch(`${http}/v1/jobs?queue=slow&limit=1`, { headers: { "Relay-Client": "shop" } })).json()).jobs;
+    const cancelled = await fetch(`${http}/v1/jobs/${job.job_id}/cancel`, { method: "POST", headers: { "Relay-Client": "shop" } });
+    assert.equal(cancelled.status, 200, await cancelled.text());
+    await page.waitForFunction(() => document.querySelector(".life .bad")?.innerText.startsWith("cancelled"), { timeout: 20_000 });
+    assert.equal(await page.$eval("#find", (field) => field.value), "anotherlast");
+  },
+
   async "a dead letter's job is started again and is gone from the list"() {
     await page.goto(`${admin}/#/dead`);
     // The page before has the same text.

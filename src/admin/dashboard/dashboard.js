@@ -211,9 +211,11 @@ async function jobsView(values) {
 }
 
 async function jobView(values) {
+  jobView.open = false;
   const { job, trace, result, dead_letter: dead } = await read(`/v1/job?${query(values)}`);
   const step = (at, text, kind = "") => at && make("li", { class: kind }, make("strong", {}, text), make("br"), make("span", { class: "faint" }, when(at)));
   const ended = job.outcome != null;
+  jobView.open = !ended;
   const preview = (title, shown) => shown && [make("h2", {}, title, shown.cut ? " (its begin)" : ""), make("pre", { tabindex: "0" }, shown.text || "empty")];
   return [
     make("h1", {}, "Job ", make("span", { class: "mono" }, job.job_id)), finder(values),
@@ -318,7 +320,7 @@ async function show() {
   try {
     if (LIVE[path]) return overview ? put(LIVE[path](), path) : put([make("p", { class: "empty" }, lost)]);
     const nodes = await (ASKED[path] ?? (async () => [make("h1", {}, "Not found")]))(values);
-    if (mine === shown) put(nodes);
+    if (mine === shown) put(nodes, path === "/job" ? location.hash : null);
   } catch (error) {
     if (mine !== shown) return;
     if (error.status === 401) return put(tokenView(token ? error.message : ""));
@@ -349,7 +351,9 @@ async function follow() {
         [overview, lost, pause] = [JSON.parse(events.at(-1).slice("data: ".length)), "", 500];
         head();
         // What somebody is about to copy or has just pressed is not taken away.
-        if (LIVE[place().path] && getSelection().isCollapsed && !document.querySelector("main [aria-disabled]")) show();
+        const { path } = place();
+        const live = LIVE[path] || (path === "/job" && jobView.open);
+        if (live && getSelection().isCollapsed && !document.querySelector("main [aria-disabled]")) show();
       }
       lost = "the connection ended";
     } catch (error) {
