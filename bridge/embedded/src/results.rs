@@ -105,7 +105,9 @@ impl ResultLog for Embedded {
             tokio::pin!(woken);
             woken.as_mut().enable();
             let (reader, start, filter, log) = (client.clone(), from, filter.clone(), self.log());
-            let (page, passed) = self.read(move |conn| page(conn, &reader, &start, &filter, limit, log)).await?;
+            // On the heap while it lasts, so that one who waits does not hold its place too.
+            let read = Box::pin(self.read(move |conn| page(conn, &reader, &start, &filter, limit, log)));
+            let (page, passed) = read.await?;
             let is_news = !page.entries.is_empty() || passed > 0 || page.reset.is_some();
             if is_news || self.clock().monotonic() >= deadline {
                 return Ok(page);

@@ -175,7 +175,8 @@ impl Follower {
             }
             let most = size(&page);
             drop(page);
-            let room = peer.stream_room(ingress, most).await;
+            // On the heap: most that wait never come here.
+            let room = Box::pin(peer.stream_room(ingress, most)).await;
             let page = results.page(&client, &start, &filter, limit, Duration::ZERO).await?;
             let bytes = usize::try_from(size(&page)).unwrap_or(usize::MAX);
             Ok((page, room.map(|room| room.fitted(bytes))))
