@@ -25,7 +25,7 @@ VALUES = {
     "server": {"drainDelay": "5s", "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}}},
     "tls": {"secret": "relay-tls"},
     "access": {"secret": "relay-access"},
-    "admin": {"tokens": [{"name": "prometheus", "rights": ["metrics"], "secret": "relay-admin", "key": "token"}]},
+    "admin": {"tls": "terminated-in-front", "tokens": [{"name": "prometheus", "rights": ["metrics"], "secret": "relay-admin", "key": "token"}]},
     "listeners": {"nlb": {"enabled": True, "trusted": ["10.99.0.1"]}},
     "provision": {"enabled": True},
     "networkPolicy": {"monitoring": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},

@@ -124,6 +124,9 @@ def server(resources, settings):
     addresses = {each["name"]: each["address"] for each in settings["listener"]} | {"health": settings["admin"]["health"]}
     if not settings["admin"]["listen"].startswith("127."):
         addresses["admin"] = settings["admin"]["listen"]
+        scraped = [each["spec"]["endpoints"][0].get("scheme", "http") for each in resources if each["kind"] == "ServiceMonitor"]
+        if any(scheme != ("https" if settings["admin"]["tls"] == "on" else "http") for scheme in scraped):
+            yield "ServiceMonitor: it asks the admin port by another scheme than that speaks"
     if "scaler" in settings:
         addresses["scaler"] = settings["scaler"]["listen"]
     if {port: f"0.0.0.0:{number}" for port, number in ports.items()} != addresses:

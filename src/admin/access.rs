@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
-use http::Method;
 use http::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
+use http::{Method, Version};
 use relay_bridge::support::lock;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -172,12 +172,15 @@ fn check_local(parts: &Parts) -> Result<(), Box<Problem>> {
         return refused("the request comes from another site's web page (Sec-Fetch-Site)");
     }
     let host = parts.headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    // HTTP/2 has it in the target.
+    let host = host.or_else(|| parts.uri.authority().filter(|_| parts.version == Version::HTTP_2).cloned());
     let Some(host) = host.filter(is_local) else {
         return refused("the request's host is neither localhost nor a loopback address");
     };
     let origins = parts.headers.get_all(ORIGIN).iter();
-    let own = format!("http://{host}");
-    if origins.map(HeaderValue::as_bytes).any(|origin| !origin.eq_ignore_ascii_case(own.as_bytes())) {
+    let own = [format!("http://{host}"), format!("https://{host}")];
+    let is_own = |origin: &[u8]| own.iter().any(|own| origin.eq_ignore_ascii_case(own.as_bytes()));
+    if origins.map(HeaderValue::as_bytes).any(|origin| !is_own(origin)) {
         return refused("the request's Origin is another one");
     }
     Ok(())

@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //!
-//! - `port`: the part that a process holds; `serve`: the listeners, also that of health checks; `places`: those of their
+//! - `port`: the part that a process holds; `serve`: the listeners, also that of health checks, with `h2` for HTTP/2; `places`: those of their
 //!   connections; `unread`: peers that do not read; `access`: the access of callers; `routes`: answers.
 //! - [`refusing`]: the operations that the process can't do at present, although it is ready.
 //! - `operator`: the operators' queries and changes; `jobs`: jobs as they look them up; `overview`: all of it, as it
@@ -35,6 +35,7 @@ use crate::telemetry::exposition::Exposition;
 mod access;
 pub mod collect;
 mod dashboard;
+mod h2;
 mod jobs;
 mod operator;
 mod overview;

@@ -8,8 +8,10 @@ use tokio::task::JoinSet;
 
 use super::sampler::{self, Watched};
 use super::{Admin, Tokens, serve};
+use crate::reload::Reload;
 use crate::scaler::Looks;
 use crate::telemetry::Telemetry;
+use crate::tls::Secured;
 
 /// How many connections the sockets take.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,8 @@ impl Default for Caps {
 pub struct Listeners {
     /// For operators: everything.
     pub admin: Option<TcpListener>,
+    /// TLS of the one for operators; without it they come in clear text.
+    pub tls: Option<Secured>,
     /// For health checks: `/livez` and `/readyz`, with connections of their own.
     pub health: Option<TcpListener>,
     /// Whether health checks may begin with a PROXY header, which means nothing then.
@@ -72,7 +76,8 @@ impl Port {
         let (address, health_address) = (address(&listeners.admin), address(&listeners.health));
         let mut tasks = JoinSet::new();
         if let Some(listener) = listeners.admin {
-            tasks.spawn(serve::serve(listener, listeners.caps.admin, Arc::clone(&admin), admin.closing.clone()));
+            let (tls, most) = (listeners.tls, listeners.caps.admin);
+            tasks.spawn(serve::serve(listener, tls, most, Arc::clone(&admin), admin.closing.clone()));
         }
         if let Some(listener) = listeners.health {
             let (most, header) = (listeners.caps.health, listeners.accepts_header);
@@ -89,6 +94,15 @@ impl Port {
             self.admin.scales(Looks::new(broker, self.admin.telemetry.clock().clone()));
         }
         self.tasks.spawn(sampler::watch(Arc::clone(&self.admin), watched, self.admin.closing.clone()));
+    }
+
+    /// Reads files again when they change, and when an operator asks for it. For processes that do so for nothing else.
+    pub fn reads_again(&mut self, reload: Arc<Reload>) {
+        self.admin.reloads(Arc::clone(&reload));
+        let closing = self.admin.closing.clone();
+        self.tasks.spawn(async move {
+            closing.run_until_cancelled(reload.watch()).await;
+        });
     }
 
     /// The admin state, from which the port answers.

@@ -1,4 +1,4 @@
-//! The listeners of the admin port and of health checks: HTTP/1.1, few connections, each with a deadline for its requests'
+//! The listeners of the admin port and of health checks: HTTP/1.1, and HTTP/2 over TLS; few connections, each with a deadline for its requests'
 //! heads and for reading the answers. Health checks have places of their own, and peers without a right to anything make room.
 
 use std::future::pending;
@@ -22,8 +22,11 @@ use tracing::{debug, warn};
 use super::places::{Place, Places};
 use super::routes::Peer;
 use super::unread::Unread;
-use super::{Admin, routes};
+use super::{Admin, h2, routes};
+use crate::ingress::front::{Arrivals, Front};
 use crate::ingress::proxy::receive;
+use crate::tls::Secured;
+use crate::tls::stream::Stream;
 
 /// How long a peer may take for a request's head, and be idle between two.
 const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -38,11 +41,18 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the admin port until `stop`, `most` connections at a time; answers in progress then have a second to be read. Failures to accept are logged and
 /// retried.
-pub(super) async fn serve(listener: TcpListener, most: usize, admin: Arc<Admin>, stop: CancellationToken) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Option<Secured>,
+    most: usize,
+    admin: Arc<Admin>,
+    stop: CancellationToken,
+) {
     let places = Places::of_operators(most);
-    Door { router: routes::router(&admin), places, head_max: HEAD_MAX, accepts_header: false, stop }
-        .serve(listener)
-        .await;
+    let front = Arc::new(Front { tls, ..Front::default() });
+    let arrivals = Arrivals::new(admin.telemetry.clock());
+    let (router, head_max) = (routes::router(&admin), HEAD_MAX);
+    Door { router, front, arrivals, places, head_max, accepts_header: false, stop }.serve(listener).await;
 }
 
 /// Serves health checks in the same way. With `accepts_header` a PROXY header may be in front of each connection, and means nothing.
@@ -54,14 +64,16 @@ pub(super) async fn serve_health(
     stop: CancellationToken,
 ) {
     let places = Places::of_probes(most);
-    Door { router: routes::health(&admin), places, head_max: PROBE_HEAD_MAX, accepts_header, stop }
-        .serve(listener)
-        .await;
+    let (front, arrivals) = (Arc::default(), Arrivals::new(admin.telemetry.clock()));
+    let (router, head_max) = (routes::health(&admin), PROBE_HEAD_MAX);
+    Door { router, front, arrivals, places, head_max, accepts_header, stop }.serve(listener).await;
 }
 
 /// A listener with its answers and its bounds.
 struct Door {
     router: Router,
+    front: Arc<Front>,
+    arrivals: Arc<Arrivals>,
     places: Places,
     head_max: Duration,
     accepts_header: bool,
@@ -83,9 +95,15 @@ impl Door {
                     let evicted = place.evicted();
                     let (router, head_max, stop) = (self.router.clone(), self.head_max, self.stop.clone());
                     let accepts_header = self.accepts_header;
+                    let (front, arrivals) = (Arc::clone(&self.front), Arc::clone(&self.arrivals));
                     let connection = async move {
                         let mut stream = stream;
-                        if !accepts_header || passes_header(&mut stream, head_max).await {
+                        stream.set_nodelay(true).ok();
+                        if accepts_header && !passes_header(&mut stream, head_max).await {
+                            return;
+                        }
+                        let ended = stop.clone().cancelled_owned();
+                        if let Ok((stream, _)) = front.handshake(stream, peer.ip(), None, &arrivals, ended).await {
                             connection((stream, peer), place, router, head_max, stop).await;
                         }
                     };
@@ -115,18 +133,21 @@ async fn passes_header(stream: &mut TcpStream, within: Duration) -> bool {
 }
 
 async fn connection(
-    (stream, peer): (TcpStream, SocketAddr),
+    (stream, peer): (Stream, SocketAddr),
     place: Place,
     router: Router,
     head_max: Duration,
     stop: CancellationToken,
 ) {
-    stream.set_nodelay(true).ok();
+    let is_h2 = stream.is_h2();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer.ip()));
         request.extensions_mut().insert(place.clone());
         router.clone().call(request)
     });
+    if is_h2 {
+        return h2::serve(Unread::new(stream), service, head_max, stop).await;
+    }
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_max)

@@ -11,9 +11,10 @@ use super::serve::bind;
 use crate::admin::{Holder, Listeners, Token, Tokens};
 use crate::auth::operators::AdminRight;
 use crate::config::admin_tokens::AdminToken;
-use crate::config::settings::{HealthProxy, Settings};
+use crate::config::settings::{HealthProxy, Settings, TlsOf};
 use crate::private_file::warn_if_open;
 use crate::reload::Reload;
+use crate::tls::{ClientAuth, Secured, Tls};
 
 /// Holds the token itself. It has no flag: every process could read it.
 pub(super) const TOKEN: &str = "RELAY_ADMIN_TOKEN";
@@ -23,6 +24,7 @@ const HOLDER: &str = "admin";
 /// Where the admin port and health checks are to be.
 pub(crate) struct Addresses {
     admin: Option<(SocketAddr, Sources)>,
+    tls: TlsOf,
     health: Option<SocketAddr>,
     health_proxy: HealthProxy,
 }
@@ -49,11 +51,26 @@ pub(crate) struct Access {
 }
 
 impl Access {
+    /// The tokens that let in.
+    pub(crate) fn tokens(&self) -> Arc<Tokens> {
+        Arc::clone(&self.tokens)
+    }
+
     /// Has the tokens read again with the rest.
     pub(crate) fn register(&self, reload: &Reload) {
         let (tokens, sources) = (Arc::clone(&self.tokens), self.sources.clone());
         reload.register("admin", self.sources.files(), move || sources.read().map(|read| tokens.replace(read)));
     }
+}
+
+/// The files of an admin port whose process has no others: its certificates and its tokens.
+pub(crate) fn files(tls: Option<Arc<Tls>>, access: Option<Access>) -> Arc<Reload> {
+    let reload: Arc<Reload> = Arc::default();
+    if let Some(tls) = tls {
+        reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
+    }
+    access.iter().for_each(|access| access.register(&reload));
+    reload
 }
 
 impl Sources {
@@ -110,8 +127,8 @@ impl Addresses {
         self.admin.is_some() || self.health.is_some()
     }
 
-    /// Binds, and says where at once: these ports are there before the broker is.
-    pub(crate) async fn bind(self) -> Result<(Listeners, Option<Access>), CliError> {
+    /// Binds, and says where at once: these ports are there before the broker is. With TLS the certificates of `tls` are shown.
+    pub(crate) async fn bind(self, tls: Option<&Arc<Tls>>) -> Result<(Listeners, Option<Access>), CliError> {
         let (mut listeners, mut access) = (Listeners::default(), None);
         if let Some((address, sources)) = self.admin {
             if sources.are_any() {
@@ -119,8 +136,17 @@ impl Addresses {
                 access = Some(Access { tokens: Tokens::new(read), sources });
             }
             let listener = bind("--admin", address).await?;
+            if self.tls == TlsOf::On {
+                let tls = tls.ok_or_else(|| {
+                    CliError::usage("--admin-tls on: there is no certificate")
+                        .hint("give one with --tls-cert and --tls-key")
+                })?;
+                // Operators say by their tokens who they are.
+                listeners.tls = Some(Secured::http(Arc::clone(tls), ClientAuth::Off));
+            }
             if let Ok(address) = listener.local_addr() {
-                info!("operators ask http://{address}");
+                let scheme = if listeners.tls.is_some() { "https" } else { "http" };
+                info!("operators ask {scheme}://{address}");
             }
             listeners.admin = Some(listener);
         }
@@ -140,7 +166,7 @@ impl Settings {
     /// Where the admin port and health checks are to be.
     ///
     /// # Errors
-    /// A usage error: an address that others can reach without a token, a token that can't be read or guessed.
+    /// A usage error: an address that others can reach without a token or in clear text, a token that can't be read or guessed.
     pub(crate) fn admin_addresses(&self) -> Result<Addresses, CliError> {
         let admin = match self.admin.listen {
             Some(address) => {
@@ -151,12 +177,21 @@ impl Settings {
                     ))
                     .hint("give one with --admin-token-file or RELAY_ADMIN_TOKEN, or listen on 127.0.0.1"));
                 }
+                if self.admin.tls == TlsOf::Off && !address.ip().is_loopback() {
+                    return Err(CliError::usage(format!(
+                        "--admin {address}: others can reach it, and tokens would come in clear text"
+                    ))
+                    .hint(
+                        "give a certificate with --tls-cert and --tls-key, and add --admin-tls on; or --admin-tls \
+                         terminated-in-front if something in front ends TLS and the network behind it is trusted",
+                    ));
+                }
                 sources.read().map_err(|wrong| CliError::usage(wrong.join("\n")))?;
                 Some((address, sources))
             }
             None => None,
         };
-        Ok(Addresses { admin, health: self.admin.health, health_proxy: self.admin.health_proxy })
+        Ok(Addresses { admin, tls: self.admin.tls, health: self.admin.health, health_proxy: self.admin.health_proxy })
     }
 
     fn token_sources(&self) -> Result<Sources, CliError> {

@@ -26,6 +26,8 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
             _ => ["listen", "limits", "admin", "telemetry", "nats", "streams"].contains(&table),
         },
         "worker" | "scaler" | "bridge" if ["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key) => false,
+        // The admin port's.
+        "worker" | "bridge" if ["listen.tls_cert", "listen.tls_key"].contains(&key) => true,
         "worker" => ["worker", "admin", "telemetry", "nats", "sqs"].contains(&table),
         "doctor" => ["nats", "sqs"].contains(&table) && !["nats.no_listen", "sqs.forward", "sqs.share"].contains(&key),
         "scaler" => {

@@ -53,16 +53,20 @@ pub(crate) async fn run(args: ScalerArgs, settings: Settings) -> Result<Exit, Cl
     let admin = settings.admin_addresses()?;
     let (config, _) = choose(&settings, false)?;
     let (tls, secured) = secured::of_scaler(&settings.listen, &settings.scaler)?.unzip();
+    let admin_tls = secured::of_admin(&settings)?;
     let address = settings.scaler.listen.ok_or_else(|| CliError::usage("--scaler is not given"))?;
     let signals =
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let stop = signals.stop.drain.clone();
     let listener = bind("--scaler", address).await?;
     let address = listener.local_addr().ok();
-    let (listeners, operators) = admin.bind().await?;
+    let (listeners, operators) = admin.bind(admin_tls.as_ref()).await?;
     let reload: Arc<Reload> = Arc::default();
     if let Some(tls) = tls {
         reload.register("scaler", tls.paths(), move || tls.reload().map_err(Into::into));
+    }
+    if let Some(tls) = admin_tls {
+        reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
     }
     operators.iter().for_each(|operators| operators.register(&reload));
     signals.at_hangup(Hangup::Reload(Arc::clone(&reload)));

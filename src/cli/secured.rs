@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::exit::CliError;
-use crate::config::settings::{Listen, Scaler, ScalerTls};
+use crate::config::settings::{Listen, Scaler, ScalerTls, Settings, TlsOf};
 use crate::tls::{AuthorityFiles, ClientAuth, Secured, Tls, TlsFiles};
 
 /// The certificates of a server, if it has any.
@@ -16,6 +16,17 @@ pub(super) fn of(listen: &Listen, authorities: Vec<AuthorityFiles>) -> Result<Op
     let tls = Tls::open(TlsFiles { certificate, key, authorities })
         .map_err(|mistakes| CliError::usage(format!("TLS certificates: {mistakes}")))?;
     Ok(Some(tls))
+}
+
+/// The certificates of a process that shows them at its admin port alone, if it does.
+///
+/// # Errors
+/// A usage error with everything that is wrong with the files.
+pub(super) fn of_admin(settings: &Settings) -> Result<Option<Arc<Tls>>, CliError> {
+    if settings.admin.listen.is_none() || settings.admin.tls != TlsOf::On {
+        return Ok(None);
+    }
+    of(&settings.listen, Vec::new())
 }
 
 /// TLS of the scaler's listener, if it speaks TLS: with the server's certificate, and with authorities of its own, so that a

@@ -168,7 +168,7 @@ impl Serving {
             Some(address) => Some((bind("--scaler", address).await?, scaler_secured)),
             None => None,
         };
-        let (admin, operators) = admin_addresses.bind().await?;
+        let (admin, operators) = admin_addresses.bind(tls.as_ref()).await?;
         let admin = admin::Listeners { caps, ..admin };
         let reload: Arc<Reload> = Arc::default();
         if !authenticator.is_development() {

@@ -13,10 +13,12 @@ use relay_workers::{QueueOrder, Worker, WorkerConfig};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::admin::{self, Access};
 use super::config::warn_of_unknown_variables;
 use super::configured::variable;
 use super::exit::{CliError, Exit};
 use super::output;
+use super::secured;
 use super::signals::Signals;
 use super::source::{Source, SourceConfig};
 use crate::admin::sampler::Watched;
@@ -83,7 +85,7 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
         .map_err(|error| CliError::usage(format!("--kubernetes: {error}")).hint("leave it out where no pod is"))?;
     let keeps_node = worker.do_not_disrupt;
     let handler = worker.handler(settings.sqs.enabled)?;
-    let admin = settings.admin_addresses()?;
+    let addresses = settings.admin_addresses()?;
     let traces = settings.telemetry.start()?;
     let nats = settings.nats.broker(&format!("relay-{id}"), &inbox)?;
     let sqs = settings.sqs.own()?;
@@ -106,12 +108,15 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
     let clock = Clock::system();
     // The process that writes a result to the broker reports it: for a worker behind a server, that is the server.
     let traced = traces.clone().filter(|_| !matches!(source, SourceConfig::Tcp { .. }));
-    let (is_asked, watched) = (admin.are_any(), admin.are_any() || traces.is_some());
+    let (is_asked, watched) = (addresses.are_any(), addresses.are_any() || traces.is_some());
     let telemetry = watched.then(|| Telemetry::new(clock.clone(), traced));
     let mut port = match telemetry.clone().filter(|_| is_asked) {
         Some(telemetry) => {
-            let (listeners, operators) = admin.bind().await?;
-            Some(Port::open(listeners, operators.map(|operators| operators.tokens), telemetry))
+            let tls = secured::of_admin(&settings)?;
+            let (listeners, operators) = addresses.bind(tls.as_ref()).await?;
+            let mut port = Port::open(listeners, operators.as_ref().map(Access::tokens), telemetry);
+            port.reads_again(admin::files(tls, operators));
+            Some(port)
         }
         None => None,
     };

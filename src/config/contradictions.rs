@@ -81,7 +81,7 @@ pub(crate) fn find(
 }
 
 /// Settings that say nothing without another one, with the reason.
-const NEEDS: [(&str, &str, &str); 28] = [
+const NEEDS: [(&str, &str, &str); 29] = [
     ("listen.tls_cert", "listen.tls_key", "a certificate has a key"),
     ("listen.tls_key", "listen.tls_cert", "a key has a certificate"),
     ("listen.client_auth", "listen.tls_cert", "clients show certificates in the handshake of TLS"),
@@ -89,6 +89,7 @@ const NEEDS: [(&str, &str, &str); 28] = [
     ("listen.worker_client_auth", "listen.workers", "there is no listener for workers"),
     ("admin.health_proxy", "admin.health", "there is no port for health checks"),
     ("admin.token_file", "admin.listen", "there is no admin port"),
+    ("admin.tls", "admin.listen", "there is no admin port"),
     ("worker.certificate", "worker.certificate_key", "a certificate has a key"),
     ("worker.certificate_key", "worker.certificate", "a key has a certificate"),
     ("scaler.tls", "scaler.listen", NO_SCALER),
@@ -304,6 +305,11 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and nobody is asked for a token");
             self.add("admin.listen", what, "write \"127.0.0.1:7412\", or set `admin.token_file`, or [[admin_token]]");
         }
+        if let Some(address) = self.open("admin.listen", admin.listen).filter(|_| admin.tls == TlsOf::Off) {
+            let what = format!("others can reach {address}, and tokens would come in clear text");
+            let fix = "set tls = \"on\" with `listen.tls_cert`, or tls = \"terminated-in-front\" if something in front ends TLS";
+            self.add("admin.listen", what, fix);
+        }
         if self.line("admin.token_file").is_some() && variable {
             self.add("admin.token_file", "RELAY_ADMIN_TOKEN is set as well", "leave one of them out");
         }
@@ -361,6 +367,10 @@ impl Finder<'_> {
             let what = format!("others can reach {address}, and keys and payloads would come in clear text");
             let fix = "set `tls_cert` and `tls_key`, or tls = \"terminated-in-front\" if something in front ends TLS";
             self.add("listen.http", what, fix);
+        }
+        if self.settings.admin.tls == TlsOf::On && tls_cert.is_none() && self.is("admin.listen") {
+            let (cert, key) = (self.called("listen.tls_cert", "admin.tls"), self.called("listen.tls_key", "admin.tls"));
+            self.add("admin.tls", "there is no certificate", format!("add {cert} and {key}"));
         }
         let scaler = &self.settings.scaler;
         if scaler.tls == ScalerTls::Off && scaler.client_ca.is_some() {

@@ -285,7 +285,8 @@ fn others_than_this_machine_need_a_token() {
     let file = dir.path().join("token");
     std::fs::write(&file, "too-short\n").unwrap();
     let with_token = |address| ["--admin", address, "--admin-token-file", file.to_str().unwrap()];
-    let refused = run(serve.iter().chain(&with_token("0.0.0.0:0")));
+    let behind = ["--admin-tls", "terminated-in-front"];
+    let refused = run(serve.iter().chain(&with_token("0.0.0.0:0")).chain(&behind));
     assert_eq!(code(&refused), 2);
     assert!(stderr(&refused).contains("at least 16"), "{}", stderr(&refused));
 

@@ -221,7 +221,10 @@ fn what_contradicts_something_else_is_a_mistake() {
              names = [\"a.example\"]\ncrls = \"c\"",
             &["relay.toml:8: client_ca.crls", "did you mean `crl`?"],
         ),
-        ("[admin]\nlisten = \"0.0.0.0:1\"", &["admin.listen", "admin.token_file"]),
+        ("[admin]\nlisten = \"0.0.0.0:1\"\ntls = \"terminated-in-front\"", &["admin.listen", "admin.token_file"]),
+        ("[admin]\nlisten = \"0.0.0.0:1\"\ntoken_file = \"t\"", &["relay.toml:2: admin.listen", "clear text"]),
+        ("[admin]\nlisten = \"127.0.0.1:1\"\ntls = \"on\"", &["relay.toml:3: admin.tls", "add `listen.tls_cert`"]),
+        ("[admin]\ntls = \"on\"", &["relay.toml:2: admin.tls", "add `admin.listen`"]),
         ("[admin]\ntoken_file = \"t\"", &["admin.token_file", "add `admin.listen`"]),
         (
             "[[admin_token]]\nname = \"a\"\nrights = [\"read\"]\ntoken_file = \"t\"",

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and speak as tests do")]
 
 mod admin;
+mod admin_tls;
 mod audit;
 #[path = "../aws_support/mod.rs"]
 mod aws_support;

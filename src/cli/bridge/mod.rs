@@ -17,8 +17,10 @@ use relay_nats::config::{Credentials, NatsConfig, Secret};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::admin::{Access, files};
 use super::exit::{CliError, Exit};
 use super::output;
+use super::secured;
 use super::signals::Signals;
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
@@ -119,9 +121,12 @@ pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, Cl
         Signals::watch().map_err(|error| CliError::failed(format!("cannot watch for stop signals: {error}")))?;
     let port = match admin.are_any() {
         true => {
-            let (listeners, operators) = admin.bind().await?;
-            let tokens = operators.map(|operators| operators.tokens);
-            Some(Port::open(listeners, tokens, Telemetry::new(Clock::system(), None)))
+            let tls = secured::of_admin(&settings)?;
+            let (listeners, operators) = admin.bind(tls.as_ref()).await?;
+            let tokens = operators.as_ref().map(Access::tokens);
+            let mut port = Port::open(listeners, tokens, Telemetry::new(Clock::system(), None));
+            port.reads_again(files(tls, operators));
+            Some(port)
         }
         false => None,
     };

@@ -25,7 +25,8 @@ table! {
         /// 10.0.1.0/28. Other peers are closed unread. Every host of a range can say that it is any client's endpoint
         proxy_trusted: Vec<AddressRange> =
             value("proxy-trusted", "RELAY_PROXY_TRUSTED", "RANGE[,RANGE]", Kind::AddressRanges);
-        /// Speak TLS with clients, and show them the certificates of this file (PEM). It is read again when it changes
+        /// Speak TLS with clients, and show the certificates of this file (PEM) wherever TLS is spoken. It is read again when it
+        /// changes
         tls_cert: Option<PathBuf> = value("tls-cert", "RELAY_TLS_CERT", "FILE", Kind::Path);
         /// The private key of that certificate (PEM)
         tls_key: Option<PathBuf> = value("tls-key", "RELAY_TLS_KEY", "FILE", Kind::Path);
@@ -165,6 +166,9 @@ table! {
         /// File with the token that callers send as `Authorization: Bearer TOKEN`; or set RELAY_ADMIN_TOKEN. Addresses other
         /// than loopback need one; /livez and /readyz are answered without it
         token_file: Option<PathBuf> = value("admin-token-file", "RELAY_ADMIN_TOKEN_FILE", "FILE", Kind::Path);
+        /// Where TLS of operators ends; the certificate is that of --tls-cert. Addresses that others can reach need it. Health
+        /// checks never have any
+        tls: TlsOf = value("admin-tls", "RELAY_ADMIN_TLS", "WHERE", Kind::Choice(TLS)).or("off");
     }
 }
 

@@ -81,12 +81,12 @@ impl Front {
 
 /// A connection that is to be closed: the reason is counted and logged already.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Closed;
+pub(crate) struct Closed;
 
 /// Has the system ask peers of `listener` that say nothing whether they are there: after 60 s, every 20 s, three times. A network load
 /// balancer forgets a silent connection after 350 s, and a peer that is gone without a word holds no place for longer.
 /// Connections inherit it from their listener.
-pub(super) fn keep_alive(listener: &TcpListener) {
+pub(crate) fn keep_alive(listener: &TcpListener) {
     let asks =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20)).with_retries(3);
     if let Err(error) = SockRef::from(listener).set_tcp_keepalive(&asks) {
@@ -125,7 +125,7 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    pub(super) fn new(clock: &Clock) -> Arc<Self> {
+    pub(crate) fn new(clock: &Clock) -> Arc<Self> {
         Arc::new(Self {
             headers: HeaderCounts::default(),
             early: HeaderOutcome::ALL.map(|_| Strangers::new(clock.clone())),
@@ -141,7 +141,7 @@ impl Arrivals {
     }
 
     /// Notes that `peer` speaks TLS to a listener without it: one line a minute.
-    pub(super) fn is_encrypted(&self, peer: IpAddr) {
+    pub(crate) fn is_encrypted(&self, peer: IpAddr) {
         if let Some(connections) = self.encrypted.refused() {
             warn!(%peer, connections, "a peer speaks TLS, and this port does not: use another address, or set TLS for its listener");
         }

@@ -27,7 +27,7 @@ impl Front {
     ///
     /// # Errors
     /// If the connection is to be closed, which is counted.
-    pub(in crate::ingress) async fn handshake(
+    pub(crate) async fn handshake(
         &self,
         stream: TcpStream,
         peer: IpAddr,

@@ -26,6 +26,7 @@
 {{- if and (has ($listener.clientAuth | default "none") (list "optional" "required")) (not $values.tls.clientAuthorities) }}{{ fail (printf "listeners.%s.clientAuth: `%s` needs tls.clientAuthorities" $name $listener.clientAuth) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- if and $values.admin.tokens (eq $values.admin.tls "here") (not $values.tls.secret) }}{{ fail "admin.tls: `here` needs a certificate in tls.secret; behind a mesh that ends TLS say `terminated-in-front`" }}{{ end -}}
 {{- range $taken -}}
 {{- if hasKey $ports (first .) }}{{ fail (printf "%s: port %s is taken by %s: give each its own" (last .) (first .) (get $ports (first .))) }}{{ end -}}
 {{- $_ := set $ports (first .) (last .) -}}

@@ -83,6 +83,7 @@
 {{- $tokens := list -}}
 {{- range $values.admin.tokens -}}
 {{- $_ := set $admin "listen" (printf "0.0.0.0:%d" ($values.admin.port | int)) -}}
+{{- $_ := set $admin "tls" (ternary "on" "terminated-in-front" (eq $values.admin.tls "here")) -}}
 {{- $tokens = append $tokens (dict "name" .name "rights" .rights "token_file" (printf "/etc/relay/admin/%s/%s" .name .key)) -}}
 {{- end -}}
 {{- $_ := set $made "admin" $admin -}}
