@@ -1,7 +1,7 @@
 //! Bounds on what strangers may cost: signatures that relay checks for nothing, in tokens and in handshakes, and lines in the log.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -21,6 +21,15 @@ const LINES_MAX: usize = 1_000;
 /// The endpoint that a peer came through, and its address: addresses of two companies may be equal.
 pub(crate) type Source = (Option<String>, Option<IpAddr>);
 
+/// The source that `source` is counted as: of IPv6 its network of 64 bits, in which one peer may have every address.
+fn counted(source: &Source) -> Source {
+    let network = |address: IpAddr| match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        address => address,
+    };
+    (source.0.clone(), source.1.map(network))
+}
+
 /// Signatures that failed, by source.
 #[derive(Debug)]
 pub(crate) struct Failures {
@@ -39,16 +48,16 @@ impl Failures {
     /// # Errors
     /// After how long there is one.
     pub(crate) fn take(&self, source: &Source) -> Result<(), Duration> {
-        let now = self.clock.monotonic();
+        let (now, source) = (self.clock.monotonic(), counted(source));
         let mut sources = lock(&self.full_at);
-        if sources.len() >= SOURCES_MAX && !sources.contains_key(source) {
+        if sources.len() >= SOURCES_MAX && !sources.contains_key(&source) {
             sources.retain(|_, full_at| *full_at > now);
             if sources.len() >= SOURCES_MAX {
                 // A new source has its burst. So many sources are nobody's single one.
                 return Ok(());
             }
         }
-        let full_at = sources.entry(source.clone()).or_insert(now);
+        let full_at = sources.entry(source).or_insert(now);
         let next = (*full_at).max(now) + EACH;
         match next.checked_sub(now + EACH * BURST) {
             Some(over) if !over.is_zero() => Err(over),
@@ -62,13 +71,14 @@ impl Failures {
     /// Whether `source` has one. For what is [taken](Self::take) only once it has failed, so that many good ones at a time are none too
     /// many.
     pub(crate) fn has_room(&self, source: &Source) -> bool {
-        let over = lock(&self.full_at).get(source).and_then(|full_at| full_at.checked_sub(self.clock.monotonic()));
+        let over =
+            lock(&self.full_at).get(&counted(source)).and_then(|full_at| full_at.checked_sub(self.clock.monotonic()));
         over.is_none_or(|over| over + EACH <= EACH * BURST)
     }
 
     /// Gives one back that was taken, and did not fail.
     pub(crate) fn give_back(&self, source: &Source) {
-        if let Some(full_at) = lock(&self.full_at).get_mut(source) {
+        if let Some(full_at) = lock(&self.full_at).get_mut(&counted(source)) {
             *full_at = full_at.saturating_sub(EACH);
         }
     }
@@ -125,6 +135,21 @@ mod tests {
         failures.give_back(&mine);
         assert!(failures.has_room(&mine));
         assert!(failures.take(&mine).is_ok(), "a right signature costs nothing");
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_of_ipv6_are_one_source_and_those_of_ipv4_are_not() {
+        let failures = Failures::new(Clock::manual(Timestamp::from_millis(0)));
+        let source = |address: &str| (None, Some(address.parse().unwrap()));
+        for n in 0..100 {
+            assert!(failures.take(&source(&format!("2001:db8::{n:x}:1"))).is_ok());
+        }
+        assert!(failures.take(&source("2001:db8::ffff:2")).is_err() && !failures.has_room(&source("2001:db8::")));
+        assert!(failures.has_room(&source("2001:db8:0:1::1")), "the network beside it");
+        for address in ["10.0.0.1", "10.0.0.2"] {
+            assert_eq!((0..200).filter(|_| failures.take(&source(address)).is_ok()).count(), 100, "{address}");
+        }
+        assert!(!failures.has_room(&source("::ffff:10.0.0.1")), "it is the same peer");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
@@ -10,22 +11,39 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+};
 use sha2::{Digest as _, Sha256};
 
-use super::{AuthorityFiles, Expiry, NamePattern, certificates, lists, names, provider};
+use super::{AuthorityFiles, Expiry, NamePattern, certificates, expiry, lists, names, provider};
 use crate::auth::presented::Certificate;
 
 /// The bytes of a fingerprint that are shown.
 const FINGERPRINT_BYTES: usize = 8;
+/// The most certificates of one authority: each may be asked about a client's.
+const ANCHORS_MAX: usize = 16;
 
 /// All authorities of a process.
 pub(crate) struct Authorities(Vec<Authority>);
 
 struct Authority {
     names: Vec<NamePattern>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    /// One for each of its certificates: the old one and the new one of an authority that changes its own are in one file.
+    anchors: Vec<Anchor>,
 }
+
+struct Anchor {
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// When it expires, in seconds since 1970: webpki looks at that of every certificate but this one.
+    ends: i64,
+    file: PathBuf,
+}
+
+/// The certificate of an authority has expired.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate of its authority in {} has expired", .0.display())]
+struct AuthorityExpired(PathBuf);
 
 impl Authorities {
     /// Reads their files, and adds until when each is good.
@@ -35,8 +53,8 @@ impl Authorities {
     pub(super) fn read(files: &[AuthorityFiles], expiries: &mut Vec<Expiry>) -> Result<Self, Vec<String>> {
         let (mut authorities, mut mistakes) = (Vec::new(), Vec::new());
         for one in files {
-            match verifier(one, expiries) {
-                Ok(verifier) => authorities.push(Authority { names: one.names.clone(), verifier }),
+            match anchors(one, expiries) {
+                Ok(anchors) => authorities.push(Authority { names: one.names.clone(), anchors }),
                 Err(mistake) => mistakes.push(mistake),
             }
         }
@@ -70,8 +88,8 @@ impl Authorities {
     ) -> Result<Vec<&Authority>, Error> {
         let (mut vouching, mut refused) = (Vec::new(), Error::InvalidCertificate(CertificateError::UnknownIssuer));
         for authority in &self.0 {
-            match authority.verifier.verify_client_cert(certificate, between, now) {
-                Ok(_) => vouching.push(authority),
+            match authority.vouches(certificate, between, now) {
+                Ok(()) => vouching.push(authority),
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
                 // Its own authority knows the reason.
                 Err(error) => refused = error,
@@ -81,24 +99,55 @@ impl Authorities {
     }
 }
 
-fn verifier(files: &AuthorityFiles, expiries: &mut Vec<Expiry>) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let mut roots = RootCertStore::empty();
-    let certificates = certificates(&files.file)?;
-    expiries.extend(Expiry::of_certificates("authority", &files.file, &certificates));
-    for certificate in certificates {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", files.file.display()))?;
-    }
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-    let builder = match &files.crl {
-        // Of the whole chain, and one whose next list is due vouches for nobody.
-        Some(crl) => {
-            let lists = lists(crl)?;
-            expiries.extend(Expiry::of_lists(crl, &lists));
-            builder.with_crls(lists).enforce_revocation_expiration()
+impl Authority {
+    /// Finds that one of its certificates that has not expired vouches for `certificate`.
+    fn vouches(
+        &self,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut refused = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        for anchor in &self.anchors {
+            match anchor.verifier.verify_client_cert(certificate, between, now) {
+                Ok(_) if i64::try_from(now.as_secs()).is_ok_and(|now| now <= anchor.ends) => return Ok(()),
+                Ok(_) => {
+                    let expired = OtherError(Arc::new(AuthorityExpired(anchor.file.clone())));
+                    refused = Error::InvalidCertificate(CertificateError::Other(expired));
+                }
+                Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
+                Err(error) => refused = error,
+            }
         }
-        None => builder,
+        Err(refused)
+    }
+}
+
+fn anchors(files: &AuthorityFiles, expiries: &mut Vec<Expiry>) -> Result<Vec<Anchor>, String> {
+    let certificates = certificates(&files.file)?;
+    if certificates.len() > ANCHORS_MAX {
+        return Err(format!("{}: it has more than {ANCHORS_MAX} certificates", files.file.display()));
+    }
+    expiries.extend(Expiry::of_certificates("authority", &files.file, &certificates));
+    let lists = files.crl.as_ref().map(|crl| lists(crl).map(|lists| (crl, lists))).transpose()?;
+    if let Some((crl, lists)) = &lists {
+        expiries.extend(Expiry::of_lists(crl, lists));
+    }
+    let wrong = |error: &dyn fmt::Display| format!("{}: {error}", files.file.display());
+    let anchor = |certificate: CertificateDer<'static>| {
+        let ends = expiry::end(&certificate).ok_or_else(|| wrong(&"a certificate in it can't be read"))?;
+        let mut root = RootCertStore::empty();
+        root.add(certificate).map_err(|error| wrong(&error))?;
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(root), provider());
+        let builder = match &lists {
+            // Of the whole chain, and one whose next list is due vouches for nobody.
+            Some((_, lists)) => builder.with_crls(lists.clone()).enforce_revocation_expiration(),
+            None => builder,
+        };
+        let verifier = builder.build().map_err(|error| wrong(&error))?;
+        Ok(Anchor { verifier, ends, file: files.file.clone() })
     };
-    builder.build().map_err(|error| format!("{}: {error}", files.file.display()))
+    certificates.into_iter().map(anchor).collect()
 }
 
 /// Asks clients for a certificate of any authority.
@@ -111,7 +160,8 @@ pub(super) struct Asking {
 
 impl Asking {
     pub(super) fn new(authorities: Arc<Authorities>, mandatory: bool) -> Self {
-        let hints = authorities.0.iter().flat_map(|one| one.verifier.root_hint_subjects()).cloned().collect();
+        let anchors = authorities.0.iter().flat_map(|one| &one.anchors);
+        let hints = anchors.flat_map(|one| one.verifier.root_hint_subjects()).cloned().collect();
         Self { authorities, mandatory, hints, provider: provider() }
     }
 }

@@ -49,9 +49,7 @@ impl Expiry {
                 "crl" => {
                     "a list of revoked certificates is due to be replaced, and refuses its authority's clients from then on"
                 }
-                "authority" => {
-                    "a certificate of an authority expires; clients whose own are good are let in still: replace it, or take the authority out"
-                }
+                "authority" => "a certificate of an authority expires, and vouches for nobody from then on: replace it",
                 _ => "the server's certificate expires, and clients refuse it from then on",
             };
             warn!(%file, days, "{what}");
@@ -61,10 +59,12 @@ impl Expiry {
 
 /// When each of `certificates` that can be read expires, in seconds since 1970.
 fn ends(certificates: &[CertificateDer<'_>]) -> impl Iterator<Item = i64> {
-    let end = |der: &CertificateDer<'_>| {
-        X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
-    };
     certificates.iter().filter_map(end)
+}
+
+/// When a certificate expires, in seconds since 1970; `None` if it can't be read.
+pub(super) fn end(der: &CertificateDer<'_>) -> Option<i64> {
+    X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
 /// How long the first of `certificates` is good for, and a second. One that has expired is none whose end could be waited for: a

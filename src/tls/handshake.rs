@@ -10,6 +10,7 @@ use rustls::Error;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -146,28 +147,38 @@ impl Secured {
         stream: TcpStream,
         ended: impl Future<Output = ()>,
     ) -> Result<(TlsStream<TcpStream>, Option<Holder>), Refused> {
-        let place = self.places.enter();
         let accepted = tokio::select! {
-            accepted = tokio::time::timeout(WITHIN, self.handshake(stream)) => {
-                accepted.unwrap_or_else(|_| Err(Refused::new(Handshake::Cut, "the handshake took too long")))
-            }
-            () = place.evicted.cancelled() => Err(Refused::new(Handshake::Cut, "a newer handshake needs its place")),
+            accepted = self.within(stream) => accepted,
             () = ended => Err(Refused::new(Handshake::Cut, "the connection's time is over")),
         };
         self.tls.handshakes.add(accepted.as_ref().map_or_else(|refused| refused.end, |_| Handshake::Done));
         accepted
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Option<Holder>), Refused> {
+    /// The same within its time. A handshake takes one of the places once its first byte came: a peer that says nothing has none, and
+    /// is bounded as a connection.
+    async fn within(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Option<Holder>), Refused> {
+        let until = Instant::now() + WITHIN;
         let mut first = [0];
-        match stream.peek(&mut first).await {
-            Ok(1..) if first[0] == HANDSHAKE => {}
-            Ok(1..) => {
+        match tokio::time::timeout_at(until, stream.peek(&mut first)).await {
+            Ok(Ok(1..)) if first[0] == HANDSHAKE => {}
+            Ok(Ok(1..)) => {
                 let why = "the peer does not speak TLS, and this port does";
                 return Err(Refused { plain: Some(stream), ..Refused::new(Handshake::Plaintext, why) });
             }
-            Ok(0) | Err(_) => return Err(Refused::new(Handshake::Silent, "it ended before its first byte")),
+            Ok(Ok(0) | Err(_)) => return Err(Refused::new(Handshake::Silent, "it ended before its first byte")),
+            Err(_) => return Err(Refused::new(Handshake::Silent, "its first byte did not come")),
         }
+        let place = self.places.enter();
+        tokio::select! {
+            accepted = tokio::time::timeout_at(until, self.handshake(stream)) => {
+                accepted.unwrap_or_else(|_| Err(Refused::new(Handshake::Cut, "the handshake took too long")))
+            }
+            () = place.evicted.cancelled() => Err(Refused::new(Handshake::Cut, "a newer handshake needs its place")),
+        }
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Option<Holder>), Refused> {
         // Before the handshake: a change of authorities that comes meanwhile is one for the connection.
         let changes = self.tls.changes.subscribe();
         let config = self.tls.snapshot().config(self.protocols, self.clients);

@@ -133,3 +133,23 @@ async fn every_head_has_ten_seconds_whoever_sends_it() {
         tokio::join!(dripped, join_all([&mut silent, &mut half, &mut preface, &mut known].map(is_closed)));
     assert_eq!((closed, dripped), (vec![true; 4], true));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_silent_peers_of_a_port_with_tls_keep_no_handshake_out() {
+    let count = connections(1_000);
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let [certificate, key] = ["tls.pem", "tls.key"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let of_client = crate::support::new_key(dir.path(), &["a"]);
+    let attacked = Attacked::start_in(dir, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let http = attacked.server.ready["listening"]["http"].as_str().unwrap();
+    let silent = join_all((0..count).map(|_| async { TcpStream::connect(http).await.unwrap() })).await;
+    let server = format!("https://localhost:{}", http.rsplit(':').next().unwrap());
+    for _ in 0..5 {
+        let output = run_with(["submit", "--server", &server, "--ca", &certificate, "--api-key", &of_client], b"hello");
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+    }
+    drop(silent);
+}

@@ -50,8 +50,9 @@ impl Front {
             Err(refused) => refused,
         };
         let end_name = end.as_str();
-        // These cost a signature, or what leads to one.
-        if matches!(end, Handshake::Certificate | Handshake::Failed) {
+        // These cost what is checked of a certificate and its signature. Peers that speak no TLS, another protocol of it, or hang up cost
+        // no more than those that go on.
+        if end == Handshake::Certificate {
             arrivals.failures.take(&of).ok();
         }
         let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);

@@ -298,3 +298,57 @@ async fn a_session_that_is_resumed_with_a_revoked_certificate_is_a_whole_handsha
     };
     assert_eq!((answer.as_str(), ends(&tls, Handshake::Certificate)), ("", 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_whose_own_certificate_has_expired_vouches_for_nobody_and_the_next_one_beside_it_does() {
+    let (old, next) = (Authority::until("a", 2025), Authority::new("a"));
+    let mut files = Files::new();
+    files.trust(&old, &["spiffe://a.example/*"], None);
+    let (relay, tls) = secured(&files, ClientAuth::Optional).await;
+    let [of_old, of_next] = [&old, &next].map(|authority| authority.signs(&["spiffe://a.example/x"], 7));
+    assert_eq!(answer(&relay, &files, Some(&of_old)).await, "");
+    assert_eq!(ends(&tls, Handshake::Certificate), 1);
+    std::fs::write(&files.files.authorities[0].file, [old.pem(), next.pem()].concat()).unwrap();
+    tls.reload().unwrap();
+    assert_eq!(answer(&relay, &files, Some(&of_old)).await, "");
+    let taken = answer(&relay, &files, Some(&of_next)).await;
+    assert!(taken.starts_with("HTTP/1.1 200 "), "{taken}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_have_no_protocol_in_common_or_hang_up_are_not_held_for_failed_credentials() {
+    let files = Files::new();
+    let (relay, tls) = secured(&files, ClientAuth::Optional).await;
+    let stranger = files.client(&["relay/1"], None);
+    for _ in 0..150 {
+        assert!(connect(relay.address, &stranger).await.is_err());
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        stream.write_all(b"\x16\x03\x01").await.unwrap();
+    }
+    assert!(answer(&relay, &files, None).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!((ends(&tls, Handshake::Failed), ends(&tls, Handshake::Limited)), (150, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_say_nothing_take_no_place_from_a_handshake_that_goes_on() {
+    let files = Files::new();
+    let (relay, _tls) = secured(&files, ClientAuth::Off).await;
+    let mut hello = Vec::new();
+    let config = files.client(&["http/1.1"], None);
+    let mut client = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    client.write_tls(&mut hello).unwrap();
+    let mut begun = TcpStream::connect(relay.address).await.unwrap();
+    begun.write_all(&hello[..5]).await.unwrap();
+    // There are 256 places.
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(relay.address).await.unwrap());
+    }
+    // Connections are taken in their order: the silent ones are all in.
+    assert!(answer(&relay, &files, None).await.starts_with("HTTP/1.1 200 "));
+    begun.write_all(&hello[5..]).await.unwrap();
+    let mut first = [0];
+    begun.read_exact(&mut first).await.unwrap();
+    assert_eq!(first, [0x16], "the server's half of the handshake");
+    drop(silent);
+}
