@@ -37,6 +37,7 @@ mod scaler;
 mod slugs;
 mod sqs_cli;
 mod sqs_forward;
+mod swaps;
 mod tcp;
 mod tls_support;
 mod traces;
