@@ -1,0 +1,255 @@
+//! What it costs to know who is calling: kept connections over TLS beside those without, with a PROXY header and a token beside a key,
+//! and wrong keys beside paths that are not there.
+//!
+//! `cargo bench --bench identity`. The server is a process of its own with all of these listeners, on a store in memory. One pair is
+//! both sides, one after the other; the first of a pair takes turns (`RELAY_BENCH_PAIRS` of them). CPU is the server's.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use relay_bridge::clock::Clock;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use support::{Sample, cpu_of, median, pairs, report};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+/// Kept connections, one request at a time each.
+const CONNECTIONS: usize = 32;
+/// Submissions of one side, and requests that are refused.
+const REQUESTS: u64 = 10_000;
+/// Requests of one connection that is closed with its last: the server closes one at its fifth wrong key.
+const REFUSED: usize = 5;
+const ISSUER: &str = "https://issuer.example";
+/// 10.1.1.1 through an endpoint.
+const HEADER: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20\x0a\x01\x01\x01\x0a\0\0\x02\x80\0\0\x50\xea\0\x11\x01vpce-0a1b2c3d4e5";
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+type Peer = Box<dyn Stream>;
+
+/// One way in.
+#[derive(Clone)]
+struct Door {
+    address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    header: bool,
+}
+
+impl Door {
+    async fn open(&self) -> Peer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        if self.header {
+            stream.write_all(HEADER).await.unwrap();
+        }
+        match &self.tls {
+            Some(config) => {
+                let connector = TlsConnector::from(Arc::clone(config));
+                Box::new(connector.connect("localhost".try_into().unwrap(), stream).await.unwrap())
+            }
+            None => Box::new(stream),
+        }
+    }
+}
+
+struct Server {
+    child: Child,
+    plain: Door,
+    tls: Door,
+    header: Door,
+    key: String,
+    token: String,
+    _folder: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let write = |name: &str, text: &str| {
+            fs::write(folder.path().join(name), text).unwrap();
+            folder.path().join(name).to_str().unwrap().to_owned()
+        };
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (certificate, pem) = (write("tls.pem", &made.cert.pem()), made.cert.pem());
+        let private = write("tls.key", &made.signing_key.serialize_pem());
+        let keys = folder.path().join("keys.toml");
+        let new = ["keys", "new", "--file", keys.to_str().unwrap(), "shop"];
+        let new = Command::new(env!("CARGO_BIN_EXE_relay")).args(new).output().unwrap();
+        assert!(new.status.success(), "{new:?}");
+        let signing = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let signing = EncodingKey::from_ec_pem(signing.serialize_pem().as_bytes()).unwrap();
+        write(
+            "jwks.json",
+            &json!({ "keys": [Jwk::from_encoding_key(&signing, Algorithm::ES256).unwrap()] }).to_string(),
+        );
+        let clients = format!(
+            "[[client]]\nname = \"batch\"\nany = [[{{ jwt = {{ issuer = \"{ISSUER}\", subject = \"s\" }} }}, {{ vpce = [\"vpce-0a1b2c3d4e5\"] }}]]\n\
+             [[issuer]]\nurl = \"{ISSUER}\"\naudience = \"relay\"\nalgorithms = [\"ES256\"]\nfile = \"jwks.json\"\n"
+        );
+        let clients = write("clients.toml", &clients);
+        let config = format!(
+            "[store]\nmemory = true\n[access]\nkeys = {keys:?}\nclients = {clients:?}\n\
+             [listen]\ntls_cert = {certificate:?}\ntls_key = {private:?}\n[[queue]]\nname = \"work\"\n\
+             [[listener]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n\
+             [[listener]]\nname = \"tls\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
+             [[listener]]\nname = \"header\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\nproxy = \"required\"\ntrusted = [\"127.0.0.1\"]\n"
+        );
+        let config = write("relay.toml", &config);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_relay"));
+        command.args(["serve", "--json", "--log", "error", "--config", &config, "--source-unproven", "1000"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client = Some(Arc::new(client.with_root_certificates(roots).with_no_client_auth()));
+        let door = |name: &str, tls: Option<Arc<ClientConfig>>| {
+            let address = ready["listening"]["listeners"][name]["address"].as_str().unwrap().parse().unwrap();
+            Door { address, tls, header: name == "header" }
+        };
+        let now = Clock::system().now().as_millis() / 1_000;
+        let claims = json!({ "iss": ISSUER, "sub": "s", "aud": ["relay"], "iat": now, "exp": now + 3_000 });
+        Self {
+            plain: door("plain", None),
+            tls: door("tls", client.clone()),
+            header: door("header", client),
+            key: String::from_utf8(new.stdout).unwrap().trim().to_owned(),
+            token: encode(&Header::new(Algorithm::ES256), &claims, &signing).unwrap(),
+            child,
+            _folder: folder,
+        }
+    }
+
+    /// Submits jobs of 256 bytes over connections that are there before the time runs.
+    async fn submits(&self, door: &Door, bearer: &str) -> Sample {
+        let request: Arc<str> = format!(
+            "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {bearer}\r\ncontent-length: 256\r\n\r\n{}",
+            "x".repeat(256)
+        )
+        .into();
+        let mut peers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut peer = door.open().await;
+            assert_eq!(asked(&mut peer, &request).await, 202);
+            peers.push(peer);
+        }
+        let (next, mut tasks) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
+        let (start, before) = (Instant::now(), cpu_of(self.child.id()));
+        for mut peer in peers {
+            let (next, request) = (Arc::clone(&next), Arc::clone(&request));
+            tasks.spawn(async move {
+                while next.fetch_add(1, Ordering::Relaxed) < REQUESTS {
+                    assert_eq!(asked(&mut peer, &request).await, 202);
+                }
+            });
+        }
+        tasks.join_all().await;
+        let cpu = cpu_of(self.child.id()).saturating_sub(before);
+        Sample { operations: REQUESTS, wall: start.elapsed(), cpu }
+    }
+
+    /// Asks for `path`, a few times on each connection, and is answered `status`.
+    async fn refused(&self, path: &str, bearer: &str, status: u16) -> Sample {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {bearer}\r\n\r\n");
+        let (start, before) = (Instant::now(), cpu_of(self.child.id()));
+        for _ in 0..REQUESTS / REFUSED as u64 {
+            let mut peer = self.plain.open().await;
+            for _ in 0..REFUSED {
+                assert_eq!(asked(&mut peer, &request).await, status);
+            }
+        }
+        let cpu = cpu_of(self.child.id()).saturating_sub(before);
+        Sample { operations: REQUESTS, wall: start.elapsed(), cpu }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The status of the answer, which is read whole.
+async fn asked(peer: &mut Peer, request: &str) -> u16 {
+    peer.write_all(request.as_bytes()).await.unwrap();
+    peer.flush().await.unwrap();
+    let (mut answer, mut filled) = ([0; 8 * 1024], 0);
+    loop {
+        let read = peer.read(&mut answer[filled..]).await.unwrap();
+        assert!(read > 0, "the server closed the connection");
+        filled += read;
+        let text = std::str::from_utf8(&answer[..filled]).unwrap();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
+            return head["HTTP/1.1 ".len()..][..3].parse().unwrap();
+        }
+    }
+}
+
+/// One side of a pair.
+#[derive(Clone, Copy)]
+enum Side {
+    Plain,
+    Tls,
+    Token,
+    WrongKey,
+    NoPath,
+}
+
+impl Server {
+    async fn run(&self, side: Side) -> Sample {
+        match side {
+            Side::Plain => self.submits(&self.plain, &self.key).await,
+            Side::Tls => self.submits(&self.tls, &self.key).await,
+            Side::Token => self.submits(&self.header, &self.token).await,
+            Side::WrongKey => self.refused("/v1/whoami", "a.b", 401).await,
+            Side::NoPath => self.refused("/v1/nothing", &self.key, 404).await,
+        }
+    }
+
+    async fn pairs(&self, ours: Side, base: Side) -> Vec<(Sample, Sample)> {
+        let mut taken = Vec::new();
+        for pair in 0..pairs() {
+            let (first, second) = if pair % 2 == 0 { (ours, base) } else { (base, ours) };
+            let (first, second) = (self.run(first).await, self.run(second).await);
+            taken.push(if pair % 2 == 0 { (first, second) } else { (second, first) });
+        }
+        taken
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let server = Server::start();
+    report("submissions over TLS, beside none", 0.9, &server.pairs(Side::Tls, Side::Plain).await);
+    report("over TLS with header and token, beside a key", 0.97, &server.pairs(Side::Token, Side::Tls).await);
+    let wrong = server.pairs(Side::WrongKey, Side::NoPath).await;
+    let ratio = median(wrong.iter().map(|(wrong, base)| wrong.cpu_us() / base.cpu_us()).collect());
+    println!(
+        "{:44} server's CPU {ratio:.2} of that of as many 404s (goal <= 1.50, {} pairs)",
+        "wrong keys",
+        wrong.len()
+    );
+}
