@@ -50,13 +50,11 @@ pub(super) async fn open(args: &SubmitArgs) -> Result<Inputs, CliError> {
     let (sender, jobs) = mpsc::channel(1);
     let maker = Maker {
         plain: NewJob {
-            queue: args.queue.clone(),
-            key: None,
             content_type: args.content_type.clone(),
-            payload: bytes::Bytes::new(),
             delay: args.delay,
             expires_in: args.expires_in,
             meta: args.meta.iter().cloned().collect(),
+            ..NewJob::new(args.queue.clone(), bytes::Bytes::new())
         },
         key: args.key.clone(),
         key_from: args.key_from,
@@ -203,13 +201,12 @@ impl Maker {
         // The content type of the arguments counts where it is not the default.
         let of_args = Some(&self.plain.content_type).filter(|of_args| *of_args != DEFAULT_CONTENT_TYPE).cloned();
         Ok(NewJob {
-            queue: self.plain.queue.clone(),
             key: parse_key(key, name)?,
             content_type: entry.content_type.or(of_args).unwrap_or_else(|| content_type.to_owned()),
-            payload,
             delay: entry.delay.map(|delay| delay.0).or(self.plain.delay),
             expires_in: entry.expires_in.map(|expires_in| expires_in.0).or(self.plain.expires_in),
             meta,
+            ..NewJob::new(self.plain.queue.clone(), payload)
         })
     }
 }

@@ -4,11 +4,11 @@ use clap::{Args, Subcommand};
 use relay_bridge::contract::{JobId, JobState, QueueName};
 
 use super::exit::{CliError, Exit};
-use super::remote::{ServerArgs, insist, read};
+use super::remote::ServerArgs;
 use super::{output, values};
 use crate::api::receipt::state_text;
 use crate::api::{JobView, JobsPage};
-use crate::client::{Client, JobsFilter};
+use crate::client::{JobsFilter, Patience};
 
 /// Jobs asked for in one call.
 const PAGE: u32 = 100;
@@ -107,23 +107,23 @@ pub(crate) async fn run(args: JobsArgs) -> Result<Exit, CliError> {
     match args.command {
         JobsCommand::List(args) => list(args).await,
         JobsCommand::Show(args) => {
-            let client = args.server.client()?;
+            let client = args.server.reader()?;
             let job = match (args.id, args.key, args.queue) {
-                (Some(id), ..) => read(|| client.status(id)).await?,
-                (None, Some(key), Some(queue)) => read(|| client.by_key(&queue, &key)).await?,
+                (Some(id), ..) => client.status(id).await?,
+                (None, Some(key), Some(queue)) => client.by_key(&queue, &key).await?,
                 _ => return Err(CliError::usage("no job is named").hint("give its id, or --queue and --key")),
             };
             show(&job, args.json)
         }
         JobsCommand::Cancel(args) => {
             let client = args.server.client()?;
-            let job = insist(|| client.cancel(args.id)).await?;
+            let job = client.cancel(args.id).await?;
             show(&job, args.json)
         }
         JobsCommand::Rerun { from, one } => rerun(from, one).await,
         JobsCommand::Erase(args) => {
             let client = args.server.client()?;
-            insist(|| client.erase(args.id)).await?;
+            client.erase(args.id).await?;
             if args.json {
                 output::json(&serde_json::json!({ "erased": args.id }))?;
             } else {
@@ -138,10 +138,10 @@ async fn rerun(from: Option<u32>, args: OneArgs) -> Result<Exit, CliError> {
     let client = args.server.client()?;
     let from = match from {
         Some(from) => from,
-        None => read(|| client.status(args.id)).await?.receipt.generation,
+        None => client.clone().patient(Patience::reading()).status(args.id).await?.receipt.generation,
     };
     // It names the generation it starts from, so a try that got lost can be repeated.
-    let receipt = insist(|| client.rerun(args.id, from)).await?;
+    let receipt = client.rerun(args.id, from).await?;
     if args.json {
         output::json(&receipt)?;
     } else {
@@ -152,14 +152,14 @@ async fn rerun(from: Option<u32>, args: OneArgs) -> Result<Exit, CliError> {
 }
 
 async fn list(args: ListArgs) -> Result<Exit, CliError> {
-    let client = args.server.client()?;
+    let client = args.server.reader()?;
     let mut left = if args.all { usize::MAX } else { args.limit };
     let ListArgs { queue, state, key_prefix, .. } = args;
     let mut filter = JobsFilter { queue, state, key_prefix, after: None, limit: PAGE };
     let mut rows = Vec::new();
     while left > 0 {
         filter.limit = PAGE.min(u32::try_from(left).unwrap_or(PAGE));
-        let JobsPage { jobs, next } = page(&client, &filter).await?;
+        let JobsPage { jobs, next } = client.jobs(&filter).await?;
         left -= jobs.len().min(left);
         for job in jobs {
             if args.json {
@@ -178,10 +178,6 @@ async fn list(args: ListArgs) -> Result<Exit, CliError> {
         print(&mut rows)?;
     }
     Ok(Exit::Done)
-}
-
-async fn page(client: &Client, filter: &JobsFilter) -> Result<JobsPage, CliError> {
-    read(|| client.jobs(filter)).await
 }
 
 fn row(job: &JobView) -> [String; 7] {

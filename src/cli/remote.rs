@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use relay_bridge::contract::ClientId;
+use relay_bridge::support::lock;
 
 use super::context::read_secret;
 use super::contexts::{Context, Contexts};
@@ -29,7 +31,7 @@ pub(crate) struct ServerArgs {
     /// The server and its key, as `relay context add` stored them [default: the one that `relay context use` chose]
     #[arg(long, value_name = "NAME", env = "RELAY_CONTEXT", conflicts_with = "server")]
     context: Option<String>,
-    /// The server's address [default: the current context's, else http://127.0.0.1:7410]
+    /// The server's address, over HTTP, or over TCP as relay://HOST:PORT or relays://HOST:PORT [default: the current context's, else http://127.0.0.1:7410]
     #[arg(long, value_name = "URL", env = "RELAY_SERVER")]
     server: Option<String>,
     /// The API key; a server without authentication needs none
@@ -43,11 +45,27 @@ pub(crate) struct ServerArgs {
 }
 
 impl ServerArgs {
-    /// A client for that server.
+    /// A client for that server which asks for something that is there: a server that takes no connection is an error at once.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub(crate) fn reader(self) -> Result<Client, CliError> {
+        Ok(self.client()?.patient(Patience::reading()))
+    }
+
+    /// A client for that server, which waits for one that is away.
     ///
     /// # Errors
     /// A usage error if the address can't be one, or there is no such context.
     pub(crate) fn client(self) -> Result<Client, CliError> {
+        self.patient_client(Patience::default())
+    }
+
+    /// The same, which tries for so long, and says once that it does.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub(crate) fn patient_client(self, patience: Patience) -> Result<Client, CliError> {
         // A context's key is for the context's server alone.
         let context = match &self.server {
             Some(_) => None,
@@ -62,7 +80,8 @@ impl ServerArgs {
             // A variable that is filled from a file has the line end of the file, as from a Secret of Kubernetes.
             (key, name) => (key.map(|key| key.trim().to_owned()), name),
         };
-        let client = Client::with_tls(&server, key, &tls)?;
+        let told = Mutex::new(away(patience));
+        let client = Client::with_tls(&server, key, &tls)?.patient(patience).telling(move |error| lock(&told)(error));
         Ok(match name {
             Some(name) => client.named(name),
             None => client,
@@ -113,22 +132,7 @@ impl OperatorArgs {
 /// How long a command waits before it says what for.
 const SAID_AFTER: Duration = Duration::from_secs(1);
 
-/// Asks a server for something that it has. A server that takes no connection is an error at once.
-pub(crate) async fn read<T, F: Future<Output = Result<T, ClientError>>>(
-    call: impl FnMut() -> F,
-) -> Result<T, CliError> {
-    Ok(Patience::reading().repeat(true, call, |_| {}).await?)
-}
-
-/// Has a server do something that may be repeated. A server that is away is waited for.
-pub(crate) async fn insist<T, F: Future<Output = Result<T, ClientError>>>(
-    call: impl FnMut() -> F,
-) -> Result<T, CliError> {
-    let patience = Patience::default();
-    Ok(patience.repeat(true, call, away(patience)).await?)
-}
-
-/// As [`read`] or [`insist`], at an admin port.
+/// Calls an admin port for as long as `patience` lasts.
 pub(crate) async fn operate<T, F: Future<Output = Result<T, ClientError>>>(
     patience: Patience,
     call: impl FnMut() -> F,
@@ -143,7 +147,7 @@ pub(crate) async fn operate<T, F: Future<Output = Result<T, ClientError>>>(
 }
 
 /// Says once, after a second, that the server is away and for how long it is tried.
-pub(crate) fn away(patience: Patience) -> impl FnMut(&ClientError) {
+pub(crate) fn away(patience: Patience) -> impl FnMut(&ClientError) + Send {
     let (since, mut said) = (Instant::now(), false);
     move |error| {
         if !said && since.elapsed() >= SAID_AFTER {
@@ -172,7 +176,7 @@ pub(crate) async fn noted<T>(what: &str, limit: Option<Duration>, work: impl Fut
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Invalid(_) => Exit::Usage,
+            ClientError::Invalid(_) | ClientError::Unsupported { .. } => Exit::Usage,
             ClientError::Refused { problem, .. } if matches!(problem.slug, Slug::Unauthenticated | Slug::Forbidden) => {
                 Exit::Usage
             }
@@ -187,6 +191,10 @@ impl From<ClientError> for CliError {
             ClientError::Refused { problem, .. } if problem.slug == Slug::Unauthenticated => told.hint(
                 "give a key with --api-key, RELAY_API_KEY or a context; operators a token with --admin-token-file",
             ),
+            ClientError::Unsupported { .. } => told.hint("name the server by its address for HTTP, https://HOST:PORT"),
+            ClientError::Garbled(_) => {
+                told.hint("name the listener for clients (`protocol = \"relay\"`), not another one")
+            }
             _ => told,
         }
     }

@@ -1,17 +1,15 @@
 //! `relay result`: the result of a job, as the handler left it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use relay_bridge::contract::{JobId, Outcome};
 use serde_json::json;
 
 use super::exit::{CliError, Exit};
-use super::remote::{ServerArgs, away, noted};
+use super::remote::{ServerArgs, noted};
 use super::{output, values};
-use crate::client::http::WAIT_MAX;
-use crate::client::retry::Patience;
-use crate::client::{Client, RunResult};
+use crate::client::{Patience, RunResult};
 
 /// A job whose result is wanted.
 #[derive(Debug, Args)]
@@ -38,54 +36,14 @@ pub(crate) struct ResultArgs {
 
 /// `relay result`
 pub(crate) async fn run(args: ResultArgs) -> Result<Exit, CliError> {
-    let client = args.server.client()?;
     let patience = if args.wait.is_some() { Patience::default() } else { Patience::reading() };
-    let fetched = fetch(&client, args.id, Wait::from_flag(args.wait), patience);
+    let client = args.server.patient_client(patience)?;
+    let within = args.wait.map_or(Duration::ZERO, |limit| limit.unwrap_or(Duration::MAX));
+    let fetched = client.wait(args.id, within);
     let what = format!("the result of job {}", args.id);
     match noted(&what, args.wait.unwrap_or(Some(Duration::ZERO)), fetched).await? {
         Some(result) => show(&result, args.json),
         None => Err(CliError::pending(args.id)),
-    }
-}
-
-/// How long to wait for a result.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Wait {
-    /// Not longer than this.
-    AtMost(Duration),
-    /// As long as it takes.
-    Forever,
-}
-
-impl Wait {
-    /// From `--wait[=DURATION]`.
-    pub(crate) fn from_flag(flag: Option<Option<Duration>>) -> Self {
-        match flag {
-            None => Self::AtMost(Duration::ZERO),
-            Some(None) => Self::Forever,
-            Some(Some(wait)) => Self::AtMost(wait),
-        }
-    }
-}
-
-/// The job's result, or `None` if it did not come in time. Asks again as often as the server's longest wait demands,
-/// and rides out a server that goes away for as long as `patience` lasts.
-pub(crate) async fn fetch(
-    client: &Client,
-    job: JobId,
-    wait: Wait,
-    patience: Patience,
-) -> Result<Option<RunResult>, CliError> {
-    let started = Instant::now();
-    loop {
-        let left = match wait {
-            Wait::AtMost(wait) => wait.saturating_sub(started.elapsed()),
-            Wait::Forever => WAIT_MAX,
-        };
-        let found = patience.repeat(true, || client.result(job, left), away(patience)).await?;
-        if found.is_some() || left.is_zero() || (matches!(wait, Wait::AtMost(_)) && left <= WAIT_MAX) {
-            return Ok(found);
-        }
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,9 +14,8 @@ use super::exit::{CliError, Exit};
 use super::output;
 use super::remote::ServerArgs;
 use crate::api::{ResultView, ResultsPage};
-use crate::client::http::WAIT_MAX;
-use crate::client::retry::Patience;
-use crate::client::{Client, ClientError, ResultsFilter};
+use crate::client::job::WAIT_MAX;
+use crate::client::{Client, Patience, ResultsFilter};
 use crate::private_file::PrivateFile;
 
 /// Results asked for in one call.
@@ -59,7 +60,19 @@ pub(crate) struct ResultsArgs {
 
 /// `relay results`
 pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
-    let client = args.server.client()?;
+    // A follower waits as long as it takes; a request that will be refused again ends the wait all the same.
+    let patience = if args.follow {
+        Patience { give_up_after: Duration::MAX, ..Patience::default() }
+    } else {
+        Patience::reading()
+    };
+    let away = Arc::new(AtomicBool::new(false));
+    let noticed = Arc::clone(&away);
+    let client = args.server.client()?.patient(patience).telling(move |error| {
+        if !noticed.swap(true, Ordering::Relaxed) {
+            output::warning(format_args!("{error}; trying again"));
+        }
+    });
     let after = match &args.resume {
         Some(file) => read_place(file)?,
         None => args.after,
@@ -67,7 +80,7 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
     let wait = if args.follow { WAIT_MAX } else { Duration::ZERO };
     let mut filter = ResultsFilter { after, queue: args.queue, key_prefix: args.key_prefix, limit: PAGE, wait };
     loop {
-        let page = page(&client, &filter, args.follow).await?;
+        let page = page(&client, &filter, &away).await?;
         if let Some(reset) = page.reset {
             let why = serde_json::to_string(&reset).unwrap_or_default();
             output::warning(format_args!(
@@ -88,18 +101,9 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
     }
 }
 
-async fn page(client: &Client, filter: &ResultsFilter, follow: bool) -> Result<ResultsPage, CliError> {
-    let mut away = false;
-    // A follower waits as long as it takes; a request that will be refused again ends the wait all the same.
-    let patience =
-        if follow { Patience { give_up_after: Duration::MAX, ..Patience::default() } } else { Patience::reading() };
-    let told = |error: &ClientError| {
-        if !std::mem::replace(&mut away, true) {
-            output::warning(format_args!("{error}; trying again"));
-        }
-    };
-    let page = patience.repeat(true, || client.results(filter), told).await?;
-    if away {
+async fn page(client: &Client, filter: &ResultsFilter, away: &AtomicBool) -> Result<ResultsPage, CliError> {
+    let page = client.page(filter).await?;
+    if away.swap(false, Ordering::Relaxed) {
         output::note("The server is back.");
     }
     Ok(page)

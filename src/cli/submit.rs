@@ -14,12 +14,10 @@ use tokio::task::JoinSet;
 
 use super::exit::{CliError, Exit};
 use super::inputs::{self, Inputs};
-use super::remote::{ServerArgs, away, noted};
-use super::result::{self, Wait};
+use super::remote::{ServerArgs, noted};
+use super::result;
 use super::{output, values};
-use crate::client::http::WAIT_MAX;
-use crate::client::retry::Patience;
-use crate::client::{Client, ClientError, NewJob, RunResult, Submitted};
+use crate::client::{Client, ClientError, NewJob, Patience, RunResult, Submitted};
 
 /// The jobs to submit, and how.
 #[derive(Debug, Args)]
@@ -93,7 +91,8 @@ pub(super) enum KeyFrom {
 
 /// `relay submit`
 pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
-    let client = args.server.clone().client()?;
+    let patience = Patience { give_up_after: args.retry_for, ..Patience::default() };
+    let client = args.server.clone().patient_client(patience)?;
     let concurrency = args.concurrency.get();
     let Inputs { count, mut jobs } = inputs::open(&args).await?;
     let form = Form { json: args.json, one_of_several: count != Some(1) };
@@ -106,16 +105,16 @@ pub(crate) async fn run(args: SubmitArgs) -> Result<Exit, CliError> {
             input = jobs.recv(), if more && running.len() + done.len() < concurrency => match input {
                 None => more = false,
                 Some((name, job)) => {
-                    let (client, wait, retry_for, at) = (client.clone(), args.wait, args.retry_for, began);
+                    let (client, wait, at) = (client.clone(), args.wait, began);
                     began += 1;
                     let is_one = count == Some(1);
                     running.spawn(async move {
                         let ended = match (job, wait) {
                             (Ok(job), Some(limit)) if is_one => {
-                                let submitted = submit(&client, &job, wait, retry_for);
+                                let submitted = submit(&client, &job, wait);
                                 noted(&format!("the result of {}", shown(&name)), limit, submitted).await
                             }
-                            (Ok(job), _) => submit(&client, &job, wait, retry_for).await,
+                            (Ok(job), _) => submit(&client, &job, wait).await,
                             (Err(error), _) => Err(error),
                         };
                         (at, name, ended)
@@ -148,32 +147,14 @@ enum Sent {
     Finished(Box<RunResult>),
 }
 
-async fn submit(
-    client: &Client,
-    job: &NewJob,
-    wait: Option<Option<Duration>>,
-    retry_for: Duration,
-) -> Result<Sent, CliError> {
-    let patience = Patience { give_up_after: retry_for, ..Patience::default() };
-    let keyed = job.key.is_some();
-    // Without a key a wait that breaks off could not be repeated: it would be another job. It is waited for by its id.
-    let first_wait = wait.filter(|_| keyed).map(|wait| wait.unwrap_or(WAIT_MAX).min(WAIT_MAX));
-    let submitted =
-        patience.repeat(keyed, || client.submit(job, first_wait), away(patience)).await.map_err(unsubmitted)?;
-    if wait.is_none() {
-        return Ok(Sent::Accepted(submitted));
-    }
-    if let Submitted::Finished(result) = submitted {
-        return Ok(Sent::Finished(result));
-    }
-    let left = match wait.flatten() {
-        Some(wait) => Wait::AtMost(wait.saturating_sub(first_wait.unwrap_or_default())),
-        None => Wait::Forever,
+async fn submit(client: &Client, job: &NewJob, wait: Option<Option<Duration>>) -> Result<Sent, CliError> {
+    let Some(limit) = wait else {
+        return client.submit(job).await.map(Sent::Accepted).map_err(unsubmitted);
     };
-    Ok(match result::fetch(client, submitted.job_id(), left, patience).await? {
-        Some(result) => Sent::Finished(Box::new(result)),
-        None => Sent::Pending(submitted),
-    })
+    match client.run(job, limit.unwrap_or(Duration::MAX)).await.map_err(unsubmitted)? {
+        Submitted::Finished(result) => Ok(Sent::Finished(result)),
+        pending @ Submitted::Accepted(_) => Ok(Sent::Pending(pending)),
+    }
 }
 
 /// How a job's input is called in a sentence.
@@ -239,7 +220,7 @@ fn show(name: &str, ended: Result<Sent, CliError>, form: Form) -> Result<Exit, C
 }
 
 fn unsubmitted(error: ClientError) -> CliError {
-    let unknown = matches!(error, ClientError::Interrupted(_));
+    let unknown = matches!(error, ClientError::Interrupted(_) | ClientError::TimedOut { .. });
     let told = CliError::from(error);
     if unknown {
         return told.hint("the job may have been taken: with --key, submitting again is the same job");

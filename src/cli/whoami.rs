@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::exit::{CliError, Exit};
-use super::remote::{ServerArgs, read};
+use super::remote::ServerArgs;
 use super::{output, values};
 use crate::api::{FactorView, QueueLimits, Whoami};
 
@@ -23,8 +23,7 @@ pub(crate) struct WhoamiArgs {
 
 /// `relay whoami`
 pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
-    let client = args.server.client()?;
-    let who = read(|| client.whoami()).await?;
+    let who = args.server.reader()?.whoami().await?;
     if args.json {
         output::json(&who)?;
         return Ok(Exit::Done);

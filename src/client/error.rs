@@ -4,10 +4,10 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::api::{Problem, Retry};
+use crate::api::{DurationText, Problem, Retry};
 
 /// A call that did not get its answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ClientError {
     /// The request can't be sent: a bad server address, a header value that HTTP does not allow. No effect.
@@ -28,6 +28,18 @@ pub enum ClientError {
         /// When to try again, if relay said so.
         retry_after: Option<Duration>,
     },
+    /// The time for the call, with all its tries, is over, and no try said why. It may have taken effect.
+    TimedOut {
+        /// The time that it had.
+        after: Duration,
+    },
+    /// The server broke relay's TCP protocol, or answered something else than was asked. The call may have taken effect.
+    Garbled(String),
+    /// The protocol of the server's address has no such call. Nothing was sent.
+    Unsupported {
+        /// The call.
+        call: &'static str,
+    },
     /// Something answered that does not speak relay's API: a proxy, or another server.
     NotRelay {
         /// The HTTP status.
@@ -43,9 +55,9 @@ impl ClientError {
     #[must_use]
     pub fn may_repeat(&self, keyed: bool) -> bool {
         match self {
-            Self::Invalid(_) => false,
+            Self::Invalid(_) | Self::Garbled(_) | Self::Unsupported { .. } => false,
             Self::Unreachable { .. } => true,
-            Self::Interrupted(_) => keyed,
+            Self::Interrupted(_) | Self::TimedOut { .. } => keyed,
             Self::Refused { problem, .. } => match problem.retry {
                 Retry::Safe => true,
                 Retry::WithIdempotencyKey => keyed,
@@ -60,8 +72,8 @@ impl ClientError {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Invalid(_) => false,
-            Self::Unreachable { .. } | Self::Interrupted(_) => true,
+            Self::Invalid(_) | Self::Garbled(_) | Self::Unsupported { .. } => false,
+            Self::Unreachable { .. } | Self::Interrupted(_) | Self::TimedOut { .. } => true,
             Self::Refused { problem, .. } => matches!(problem.status, 502..=504),
             Self::NotRelay { status, .. } => matches!(status, 502..=504),
         }
@@ -83,6 +95,9 @@ impl fmt::Display for ClientError {
             Self::Invalid(detail) => f.write_str(detail),
             Self::Unreachable { server, detail } => write!(f, "no connection to {server}: {detail}"),
             Self::Interrupted(detail) => write!(f, "the answer did not come: {detail}"),
+            Self::TimedOut { after } => write!(f, "there was no answer within {}", DurationText(*after)),
+            Self::Garbled(detail) => write!(f, "this is not relay's protocol: {detail}"),
+            Self::Unsupported { call } => write!(f, "relay's TCP protocol has no call for this: {call}"),
             Self::Refused { problem, .. } => {
                 write!(f, "{} ({})", problem.detail, problem.slug)
             }

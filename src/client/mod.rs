@@ -1,20 +1,34 @@
-//! The Rust client: submits jobs and fetches results. It needs the API types and nothing of the server.
+//! The Rust client: submits jobs and fetches results, over HTTP or TCP. It needs the API types and nothing of the server.
 //!
 //! # Layout
 //!
-//! - [`http`]: the client over HTTP, one method per call.
-//! - [`operator`]: what an operator does at the admin port.
-//! - [`retry`]: the same calls, repeated where repeating is harmless.
-//! - [`tls`]: whom it trusts, and what it shows.
+//! - [`calls`]: the client, one method per call; repeats them where repeating is harmless, up to a deadline.
+//! - [`many`], [`results`]: streams of jobs and of results.
+//! - [`job`]: the values that go there and come back.
+//! - [`retry`]: how long to keep trying, and how fast.
 //! - [`error`]: what went wrong, and whether the call may be repeated.
+//! - [`tls`]: whom it trusts, and what it shows.
+//! - [`operator`]: what an operator does at the admin port.
+//! - `transport`: one try of each call over one of the protocols: `http` with its `pool`.
+//! - `addresses`: the addresses of a name, in turn.
 
+mod addresses;
+pub mod calls;
 pub mod error;
-pub mod http;
+pub(crate) mod http;
+pub mod job;
+pub mod many;
 pub mod operator;
+mod pool;
+pub mod results;
 pub mod retry;
 pub mod tls;
+mod transport;
 
+pub use calls::Client;
 pub use error::ClientError;
-pub use http::{Client, JobsFilter, NewJob, ResultsFilter, RunResult, Submitted};
+pub use job::{JobsFilter, NewJob, Payload, ResultEntry, ResultsFilter, RunResult, Sent, Submitted};
 pub use operator::{LettersFilter, Operator};
+pub use results::Results;
+pub use retry::Patience;
 pub use tls::ClientTls;

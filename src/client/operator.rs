@@ -7,14 +7,14 @@ use relay_bridge::dead_letters::LetterPlace;
 use reqwest::Method;
 
 use super::error::ClientError;
-use super::http::Client;
+use super::http::Http;
 use super::tls::ClientTls;
 use crate::api::Receipt;
 use crate::api::operator::{DeadLetterView, DeadLettersPage, PausedView, QueueView, QueuesView, ReloadView};
 
 /// Calls the admin port of one relay, one try each. Cloning is cheap and shares the connections.
 #[derive(Clone, Debug)]
-pub struct Operator(Client);
+pub struct Operator(Http);
 
 /// Which dead letters to list.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +36,7 @@ impl Operator {
     /// # Errors
     /// [`ClientError::Invalid`] if `server` is not an `http` or `https` address.
     pub fn new(server: &str, token: Option<String>) -> Result<Self, ClientError> {
-        Client::new(server, token).map(Self)
+        Self::with_tls(server, token, &ClientTls::default())
     }
 
     /// The same, which trusts and shows `tls`.
@@ -44,7 +44,7 @@ impl Operator {
     /// # Errors
     /// As [`Operator::new`], and if a file of `tls` can't be read.
     pub fn with_tls(server: &str, token: Option<String>, tls: &ClientTls) -> Result<Self, ClientError> {
-        Client::with_tls(server, token, tls).map(Self)
+        Http::new(server, token, tls).map(Self)
     }
 
     /// Every queue, as it was a few seconds ago.

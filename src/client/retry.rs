@@ -71,7 +71,33 @@ impl Patience {
             ceiling = (ceiling * 2).min(self.cap);
         }
     }
+
+    /// As [`repeat`](Self::repeat) for calls that may be repeated, and ends after `within` whatever the server does: then with the last
+    /// try's error, or [`ClientError::TimedOut`].
+    pub(super) async fn repeat_within<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        within: Duration,
+        call: impl FnMut() -> F,
+        retried: impl Fn(&ClientError),
+    ) -> Result<T, ClientError> {
+        let mut last = None;
+        let repeated = self.repeat(true, call, |error| {
+            retried(error);
+            last = Some(error.clone());
+        });
+        let Some(until) = tokio::time::Instant::now().checked_add(within) else { return repeated.await };
+        let ended = tokio::time::timeout_at(until, repeated).await;
+        ended.unwrap_or_else(|_| Err(last.unwrap_or(ClientError::TimedOut { after: within })))
+    }
+
+    /// How long a call has that says no time of its own.
+    pub(super) fn limit(&self) -> Duration {
+        if self.give_up_after.is_zero() { ANSWER_MAX } else { self.give_up_after }
+    }
 }
+
+/// How long an answer may take, beyond the wait that was asked for.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

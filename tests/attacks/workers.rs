@@ -50,15 +50,10 @@ impl Two {
 
     async fn submit(&self, queue: &str, bytes: usize) -> JobId {
         let job = NewJob {
-            queue: queue.parse().unwrap(),
-            key: None,
             content_type: "text/plain".to_owned(),
-            payload: Bytes::from(vec![b'x'; bytes]),
-            delay: None,
-            expires_in: None,
-            meta: Default::default(),
+            ..NewJob::new(queue.parse().unwrap(), Bytes::from(vec![b'x'; bytes]))
         };
-        self.client.submit(&job, None).await.unwrap().job_id()
+        self.client.submit(&job).await.unwrap().job_id()
     }
 
     /// The worker with the key of `q1` or of `q2`.

@@ -1,7 +1,6 @@
 //! A server whose data directory is full, as a process: it refuses work that it can't keep, and the work that it
 //! acknowledged is there. One whose data directory can't be written does not start.
 
-use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -27,13 +26,8 @@ const BYTES_MAX: u32 = 4 * 1024 * 1024;
 
 fn job(at: u8) -> NewJob {
     NewJob {
-        queue: "default".parse().unwrap(),
         key: Some(format!("job-{at}").parse().unwrap()),
-        content_type: "application/octet-stream".to_owned(),
-        payload: vec![at; 100 * 1024].into(),
-        delay: None,
-        expires_in: None,
-        meta: BTreeMap::new(),
+        ..NewJob::new("default".parse().unwrap(), vec![at; 100 * 1024])
     }
 }
 
@@ -108,7 +102,7 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     let serve = serve_to_the_end(folder.path());
     let full = disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve));
     let server = Running::start_command(full);
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     let (acknowledged, refused) = until_refused(&client).await;
     assert!(acknowledged.len() > 10, "{} were taken", acknowledged.len());
     assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
@@ -122,13 +116,13 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
     disk.iter().for_each(|disk| disk.remount(folder.path(), "size=64m"));
     let server =
         Running::start_command(disk.as_ref().map_or(serve, |disk| disk.inside(&serve_to_the_end(folder.path()))));
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     for (at, id) in (0..).zip(&acknowledged) {
-        let again = client.submit(&job(at), None).await.unwrap();
+        let again = client.submit(&job(at)).await.unwrap();
         assert_eq!((again.job_id(), again.replayed()), (*id, true));
     }
     let next = u8::try_from(acknowledged.len()).unwrap();
-    let next = client.submit(&job(next), None).await.unwrap();
+    let next = client.submit(&job(next)).await.unwrap();
     assert!(!next.replayed(), "nothing was kept of what was refused");
     server.stop();
 }
@@ -137,7 +131,7 @@ async fn a_full_data_directory_refuses_and_keeps_what_was_acknowledged() {
 async fn a_limit_of_file_sizes_is_a_full_disk_and_ends_no_server() {
     let folder = tempfile::tempdir().unwrap();
     let server = Running::start_command(limited(&serve_to_the_end(folder.path())));
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     let (acknowledged, refused) = until_refused(&client).await;
     assert_eq!((refused.status, refused.retry.as_str()), (503, "safe"), "{refused:?}");
     assert!(storage_refuses(&server));
@@ -147,8 +141,8 @@ async fn a_limit_of_file_sizes_is_a_full_disk_and_ends_no_server() {
     server.kill();
 
     let server = Running::start_command(serve_to_the_end(folder.path()));
-    let client = Client::new(&server.url(), None).unwrap();
-    let next = client.submit(&job(u8::try_from(acknowledged.len()).unwrap()), None).await.unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
+    let next = client.submit(&job(u8::try_from(acknowledged.len()).unwrap())).await.unwrap();
     assert!(!next.replayed(), "nothing was kept of what was refused");
     server.stop();
 }
@@ -182,7 +176,7 @@ async fn until_refused(client: &Client) -> (Vec<JobId>, Box<Problem>) {
     let mut acknowledged = Vec::new();
     loop {
         let at = u8::try_from(acknowledged.len()).expect("255 jobs of 100 KiB were taken into files of 4 MiB");
-        match client.submit(&job(at), None).await {
+        match client.submit(&job(at)).await {
             Ok(submitted) => acknowledged.push(submitted.job_id()),
             Err(ClientError::Refused { problem, .. }) => return (acknowledged, problem),
             Err(other) => panic!("{other}"),
@@ -196,14 +190,14 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     let disk = Disk::mount(folder.path());
     let serve = serve_to_the_end(folder.path());
     let server = Running::start_command(disk.as_ref().map_or_else(|| limited(&serve), |disk| disk.inside(&serve)));
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     assert!(!storage_refuses(&server));
     let (acknowledged, _) = until_refused(&client).await;
     assert!(storage_refuses(&server), "a full disk withdraws no server");
     // It takes nothing while it is so, however often it is asked, and does not forget what it took.
     let next = u8::try_from(acknowledged.len()).unwrap();
     for _ in 0..3 {
-        let Err(ClientError::Refused { problem, .. }) = client.submit(&job(next), None).await else {
+        let Err(ClientError::Refused { problem, .. }) = client.submit(&job(next)).await else {
             panic!("a full disk took a job");
         };
         assert!(matches!(problem.status, 503 | 504), "{problem:?}");
@@ -222,7 +216,7 @@ async fn a_server_whose_disk_has_room_again_goes_on_without_a_restart() {
     // The same process: the refused job is taken, once, and finished work can be recorded.
     let patience = Patience::default();
     let refused = job(next);
-    let taken = patience.repeat(true, || client.submit(&refused, None), |_| {}).await.unwrap();
+    let taken = patience.repeat(true, || client.submit(&refused), |_| {}).await.unwrap();
     assert!(!taken.replayed(), "nothing was kept of what was refused");
     assert!(!storage_refuses(&server));
     assert_eq!(client.cancel(taken.job_id()).await.unwrap().outcome, Some(Outcome::Cancelled));
@@ -250,17 +244,17 @@ async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_not
     let worker = ["worker", "--json", "--connect", &server.workers(), "--queue", "slow", "--slots", "2", "--"];
     let worker = Running::start(worker.into_iter().chain(["sh", "-c", &handler]));
 
-    let one = Client::new(&server.url(), None).unwrap().named("one".parse().unwrap());
-    let other = Client::new(&server.url(), None).unwrap().named("other".parse().unwrap());
+    let one = Client::new(&server.url(), None).unwrap().patient(Patience::NONE).named("one".parse().unwrap());
+    let other = Client::new(&server.url(), None).unwrap().patient(Patience::NONE).named("other".parse().unwrap());
     let slow = NewJob { queue: "slow".parse().unwrap(), payload: "slow".into(), ..job(0) };
-    let running = one.submit(&slow, None).await.unwrap().job_id();
+    let running = one.submit(&slow).await.unwrap().job_id();
     // Opens once the handler reads.
     let gate = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(gate).unwrap());
     let gate = gate.await.unwrap();
     let (acknowledged, _) = until_refused(&other).await;
     let next = job(u8::try_from(acknowledged.len()).unwrap());
     for _ in 0..REFUSALS {
-        assert!(other.submit(&next, None).await.is_err(), "a full disk took a job");
+        assert!(other.submit(&next).await.is_err(), "a full disk took a job");
     }
     let status = one.status(running).await.unwrap();
     assert_eq!((status.receipt.state, status.attempt), (JobState::Leased, 1));
@@ -275,7 +269,7 @@ async fn refused_submissions_on_a_full_disk_cost_another_clients_running_job_not
     }
     drop(gate);
     let patience = Patience::default();
-    let waited = patience.repeat(true, || one.result(running, Duration::from_secs(20)), |_| {});
+    let waited = patience.repeat(true, || one.wait(running, Duration::from_secs(20)), |_| {});
     let result = waited.await.unwrap().unwrap();
     assert_eq!((result.outcome, result.attempt), (Outcome::Succeeded, 1));
     assert_eq!(std::fs::read_to_string(starts).unwrap(), "started\n", "the handler was started again");
@@ -297,7 +291,7 @@ async fn a_disk_down_to_its_reserve_takes_no_jobs_and_lets_those_that_it_has_be_
     let mut serve = serve(folder.path());
     serve.args(["--worker-listen", "127.0.0.1:0"]);
     let server = Running::start_command(disk.inside(&serve));
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     let leasing = worker(&server).await;
     let request = LeaseRequest {
         worker: "test".parse().unwrap(),
@@ -312,11 +306,11 @@ async fn a_disk_down_to_its_reserve_takes_no_jobs_and_lets_those_that_it_has_be_
         assert_eq!(leasing.record(&result).await.unwrap(), Recorded::First);
         leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
     };
-    let done = client.submit(&job(1), None).await.unwrap().job_id();
+    let done = client.submit(&job(1)).await.unwrap().job_id();
     finish(&leasing, &leasing.lease(&request).await.unwrap()[0]).await;
-    let running = client.submit(&job(2), None).await.unwrap().job_id();
+    let running = client.submit(&job(2)).await.unwrap().job_id();
     let held = leasing.lease(&request).await.unwrap().remove(0);
-    let queued = client.submit(&job(3), None).await.unwrap().job_id();
+    let queued = client.submit(&job(3)).await.unwrap().job_id();
     drop(leasing);
     server.stop();
 
@@ -330,7 +324,7 @@ async fn a_disk_down_to_its_reserve_takes_no_jobs_and_lets_those_that_it_has_be_
     let mut sh = Command::new("sh");
     assert!(disk.inside(sh.args(["-c", &fill])).status().unwrap().success());
     let server = Running::start_command(disk.inside(&serve));
-    let client = Client::new(&server.url(), None).unwrap();
+    let client = Client::new(&server.url(), None).unwrap().patient(Patience::NONE);
     let refused = |error: ClientError| {
         let ClientError::Refused { problem, .. } = error else { panic!("{error}") };
         assert_eq!(
@@ -341,22 +335,22 @@ async fn a_disk_down_to_its_reserve_takes_no_jobs_and_lets_those_that_it_has_be_
         assert!(problem.retry_after.is_some());
     };
     let readiness = || get(server.ready["listening"]["admin"].as_str().unwrap(), "/readyz");
-    refused(client.submit(&job(4), None).await.unwrap_err());
+    refused(client.submit(&job(4)).await.unwrap_err());
     let (status, body) = readiness();
     assert!(status == 200 && body.contains("disk_reserve"), "{body}");
     refused(client.rerun(done, 1).await.unwrap_err());
-    let again = client.submit(&job(3), None).await.unwrap();
+    let again = client.submit(&job(3)).await.unwrap();
     assert!(again.replayed(), "a job that relay has is answered");
     finish(&worker(&server).await, &held).await;
-    let result = client.result(running, Duration::ZERO).await.unwrap().unwrap();
+    let result = client.wait(running, Duration::ZERO).await.unwrap().unwrap();
     assert_eq!((result.outcome, result.payload.len()), (Outcome::Succeeded, 100 * 1024));
     assert_eq!(client.cancel(queued).await.unwrap().outcome, Some(Outcome::Cancelled));
     client.erase(done).await.unwrap();
-    refused(client.submit(&job(4), None).await.unwrap_err());
+    refused(client.submit(&job(4)).await.unwrap_err());
 
     disk.remount(folder.path(), "size=64m");
     let next = job(4);
-    let taken = Patience::default().repeat(true, || client.submit(&next, None), |_| {}).await.unwrap();
+    let taken = Patience::default().repeat(true, || client.submit(&next), |_| {}).await.unwrap();
     assert!(!taken.replayed() && !readiness().1.contains("disk_reserve"));
     server.stop();
 }

@@ -1,7 +1,6 @@
 //! The only server is stopped and started again, five times while one job runs: the worker over TCP goes on with the job that
 //! it holds, because leases belong to the broker and not to the process that gave them.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -49,7 +48,7 @@ async fn through_restarts(broker: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let worker = Running::start_command(worker(folder.path(), &workers));
     let client = Client::new(&server.url(), None).unwrap();
-    let job = client.submit(&job(), None).await.unwrap().job_id();
+    let job = client.submit(&job()).await.unwrap().job_id();
     // Opens once the handler reads: it has started.
     let gate = folder.path().join("gate");
     let gate = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(gate).unwrap());
@@ -72,7 +71,7 @@ async fn through_restarts(broker: &[&str]) {
     // The handler ends.
     drop(gate);
     let patience = Patience::default();
-    let result = patience.repeat(true, || client.result(job, Duration::from_secs(20)), |_| {}).await.unwrap().unwrap();
+    let result = patience.repeat(true, || client.wait(job, Duration::from_secs(20)), |_| {}).await.unwrap().unwrap();
     assert_eq!((result.outcome, result.attempt), (Outcome::Succeeded, 1));
     assert_eq!(starts(folder.path()), 1);
     worker.stop();
@@ -98,12 +97,8 @@ fn starts(folder: &Path) -> usize {
 
 fn job() -> NewJob {
     NewJob {
-        queue: "default".parse().unwrap(),
         key: Some("long".parse().unwrap()),
         content_type: "text/plain".to_owned(),
-        payload: "work".into(),
-        delay: None,
-        expires_in: None,
-        meta: BTreeMap::new(),
+        ..NewJob::new("default".parse().unwrap(), "work")
     }
 }

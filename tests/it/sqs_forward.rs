@@ -59,7 +59,7 @@ async fn a_clients_queue_has_each_result_once_and_in_order_whenever_the_server_i
     let rest = sqs(&emulator, "ReceiveMessage", &json!({ "QueueUrl": mailbox, "MaxNumberOfMessages": 10 }));
     assert!(rest["Messages"].as_array().is_none_or(Vec::is_empty), "{rest}");
     let client = Client::new(&server.url(), None).unwrap();
-    let page = client.results(&ResultsFilter::default()).await.unwrap();
+    let page = client.page(&ResultsFilter::default()).await.unwrap();
     let log: Vec<_> = page.entries.iter().map(|entry| (entry.job_id, entry.run_id)).collect();
     assert_eq!(read, log, "as the client reads them over HTTP");
     assert_eq!(log.len(), 3 * EACH);
@@ -71,15 +71,11 @@ async fn submit(server: &Running, numbers: std::ops::Range<usize>) {
     let client = Client::new(&server.url(), None).unwrap();
     for number in numbers {
         let job = NewJob {
-            queue: "orders".parse().unwrap(),
             key: Some(format!("job-{number}").parse().unwrap()),
             content_type: "text/plain".to_owned(),
-            payload: "hello".into(),
-            delay: None,
-            expires_in: None,
-            meta: Default::default(),
+            ..NewJob::new("orders".parse().unwrap(), "hello")
         };
-        client.submit(&job, None).await.unwrap();
+        client.submit(&job).await.unwrap();
     }
 }
 

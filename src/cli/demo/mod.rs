@@ -11,6 +11,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,9 @@ use tokio::sync::watch;
 
 use super::exit::{CliError, Exit};
 use super::output;
-use super::result::{self, Wait};
+
 use super::serve::STORE_FILE;
-use crate::client::retry::Patience;
-use crate::client::{Client, NewJob, RunResult, Submitted};
+use crate::client::{Client, NewJob, Patience, RunResult, Submitted};
 
 mod cluster;
 mod files;
@@ -127,7 +127,7 @@ impl Demo {
         let started = Instant::now();
         let log = StartLog::new(&self.dir);
         let mut server = Server::start(&self.dir).await?;
-        let client = Client::new(&format!("http://{}", server.http), None)?;
+        let client = Client::new(&format!("http://{}", server.http), None)?.patient(patience());
         let mut workers = self.start_workers(&server, &log, 0).await?;
         output::note(format_args!(
             "{} files, each through `{}`: a server on http://{}, {WORKERS} workers, store in {}",
@@ -191,16 +191,17 @@ impl Demo {
     /// Submits every file, and kills the server half-way. Also says how many submissions were sent again.
     async fn submit_all(&self, client: &Client, server: &mut Server) -> Result<(Vec<Submitted>, usize), CliError> {
         let (progress, mut half_way) = watch::channel(0_usize);
-        let repeated = AtomicUsize::new(0);
+        let repeated = Arc::new(AtomicUsize::new(0));
         let bar = output::progress("submitted", self.files.len());
-        let (bar, repeated_ref) = (&bar, &repeated);
+        let retried = Arc::clone(&repeated);
+        let client = client.clone().telling(move |_| {
+            retried.fetch_add(1, Ordering::Relaxed);
+        });
+        let (bar, client) = (&bar, &client);
         let submit = |job: NewJob| {
             let progress = &progress;
             async move {
-                let retried = |_: &_| {
-                    repeated_ref.fetch_add(1, Ordering::Relaxed);
-                };
-                let submitted = patience().repeat(true, || client.submit(&job, None), retried).await?;
+                let submitted = client.submit(&job).await?;
                 progress.send_modify(|count| *count += 1);
                 bar.inc(1);
                 Ok::<_, CliError>(submitted)
@@ -221,7 +222,7 @@ impl Demo {
         let (submitted, killed) = tokio::join!(submissions, kill);
         bar.finish_and_clear();
         killed?;
-        Ok((submitted?, repeated.into_inner()))
+        Ok((submitted?, repeated.load(Ordering::Relaxed)))
     }
 
     /// Kills `victim` once half of the files were started and a handler of its own has just begun; says how many jobs
@@ -247,7 +248,7 @@ impl Demo {
         victim.kill().await;
         let mut held = 0;
         for start in log.read()?.iter().rev().filter(|start| start.worker == victim.name).take(SLOTS) {
-            held += usize::from(client.result(start.job, Duration::ZERO).await?.is_none());
+            held += usize::from(client.wait(start.job, Duration::ZERO).await?.is_none());
         }
         bar.suspend(|| {
             output::note(format_args!(
@@ -261,7 +262,7 @@ impl Demo {
     /// Waits for every job's result over HTTP.
     async fn results(&self, client: &Client, jobs: Vec<JobId>, bar: &ProgressBar) -> Result<Vec<RunResult>, CliError> {
         let fetch = |job: JobId| async move {
-            let found = result::fetch(client, job, Wait::AtMost(DEMO_MAX), patience()).await?;
+            let found = client.wait(job, DEMO_MAX).await?;
             bar.inc(1);
             found.ok_or_else(|| CliError::failed(format!("job {job} has no result")))
         };
@@ -275,9 +276,9 @@ impl Demo {
             let file = file.clone();
             async move {
                 let job = new_job(&file)?;
-                let submitted = patience().repeat(true, || client.submit(&job, None), |_| {}).await?;
+                let submitted = client.submit(&job).await?;
                 let same_job = submitted.replayed() && submitted.job_id() == first.job_id;
-                let second = client.result(first.job_id, Duration::ZERO).await?;
+                let second = client.wait(first.job_id, Duration::ZERO).await?;
                 let same_result =
                     second.is_some_and(|second| (second.run_id, &second.payload) == (first.run_id, &first.payload));
                 Ok::<_, CliError>(Track { file, result: first, replayed: same_job && same_result })
@@ -295,13 +296,9 @@ async fn stop_all(workers: Vec<Process>) -> Result<(), CliError> {
 fn new_job(file: &InputFile) -> Result<NewJob, CliError> {
     let queue = QUEUE.parse().map_err(|error| CliError::failed(format!("{QUEUE}: {error}")))?;
     Ok(NewJob {
-        queue,
         key: Some(file.key()?),
-        content_type: "application/octet-stream".to_owned(),
-        payload: file.content.clone(),
-        delay: None,
-        expires_in: None,
         meta: std::iter::once(("file".to_owned(), meta_text(Path::new(&file.name)))).collect(),
+        ..NewJob::new(queue, file.content.clone())
     })
 }
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
 use relay_bridge::contract::{Outcome, QueueName};
 
 use super::step::Failure;
@@ -112,16 +111,12 @@ pub(super) fn payload(who: &Whoami, queue: Option<&QueueName>) -> Result<((), St
 /// It is refused, does not end in time, or fails.
 pub(super) async fn job(client: &Client, queue: &QueueName) -> Result<((), String), Failure> {
     let job = NewJob {
-        queue: queue.clone(),
-        key: None,
-        content_type: DEFAULT_CONTENT_TYPE.to_owned(),
-        payload: Bytes::from_static(b"relay doctor"),
-        delay: None,
         expires_in: Some(JOB_MAX),
         meta: std::iter::once(("doctor".to_owned(), "1".to_owned())).collect(),
+        ..NewJob::new(queue.clone(), Bytes::from_static(b"relay doctor"))
     };
     let begun = Instant::now();
-    match client.submit(&job, Some(JOB_MAX)).await.map_err(|error| failed(&error))? {
+    match client.run(&job, JOB_MAX).await.map_err(|error| failed(&error))? {
         Submitted::Finished(result) if result.outcome == Outcome::Succeeded => {
             let ms = begun.elapsed().as_secs_f64() * 1_000.0;
             Ok((
@@ -157,10 +152,11 @@ fn failed(error: &ClientError) -> Failure {
             Slug::Draining => "this relay is about to stop: run it again",
             _ => "do what the refusal says",
         },
-        ClientError::NotRelay { .. } => {
+        ClientError::NotRelay { .. } | ClientError::Garbled(_) => {
             "another server answers at this address: look at the name, the port, and proxies between"
         }
-        ClientError::Interrupted(_) => {
+        ClientError::Unsupported { .. } => "name the server by its address for HTTP: https://HOST:PORT",
+        ClientError::Interrupted(_) | ClientError::TimedOut { .. } => {
             "the connection was made and broke: a balancer without healthy targets does that, and so does a listener with \
              `proxy = \"required\"` that is reached past its balancer, or one with TLS that is spoken to without"
         }

@@ -18,7 +18,7 @@ use step::Report;
 use super::exit::{CliError, Exit};
 use super::output;
 use super::remote::ServerArgs;
-use crate::client::Client;
+use crate::client::{Client, Patience};
 use crate::config::settings::Settings;
 
 /// Steps in their order.
@@ -88,7 +88,8 @@ pub(crate) async fn run(args: DoctorArgs, settings: Settings) -> Result<Exit, Cl
         told(args.json, &format!("The way from here to {server}, on which nobody is to be answered"))?;
         (server.to_string(), refused::examine(&mut report, &server).await?, refused::STEPS.to_vec())
     } else {
-        let client = args.server.client()?;
+        // Each step is tried once: it is to fail where something is wrong.
+        let client = args.server.client()?.patient(Patience::NONE);
         let server = client.server().clone();
         told(args.json, &format!("The way from here to {server}"))?;
         let asked = [("job", args.queue.is_some()), ("nats", !settings.nats.servers.is_empty())];

@@ -43,15 +43,11 @@ pub(crate) async fn submit_all(
     stream::iter(0..jobs)
         .map(|at| async move {
             let job = NewJob {
-                queue: "default".parse().unwrap(),
                 key: Some(format!("job-{at}").parse().unwrap()),
                 content_type: "text/plain".to_owned(),
-                payload: Bytes::from(format!("payload of job {at}")),
-                delay: None,
-                expires_in: None,
-                meta: BTreeMap::new(),
+                ..NewJob::new("default".parse().unwrap(), Bytes::from(format!("payload of job {at}")))
             };
-            let submitted = PATIENCE.repeat(true, || client.submit(&job, None), |_| {}).await?;
+            let submitted = PATIENCE.repeat(true, || client.submit(&job), |_| {}).await?;
             progress.send_modify(|count| *count += 1);
             Ok(submitted)
         })
@@ -73,7 +69,7 @@ pub(crate) async fn all_finished(client: &Client, jobs: &BTreeSet<JobId>) -> BTr
 async fn finished(client: &Client, job: JobId) -> Result<(JobId, RunId), ClientError> {
     loop {
         let wait = Duration::from_secs(50);
-        if let Some(result) = PATIENCE.repeat(true, || client.result(job, wait), |_| {}).await? {
+        if let Some(result) = PATIENCE.repeat(true, || client.wait(job, wait), |_| {}).await? {
             assert_eq!(result.outcome, Outcome::Succeeded, "{job}: {:?}", result.payload);
             assert!(result.payload.starts_with(b"payload of job "), "{job}: {:?}", result.payload);
             return Ok((job, result.run_id));
@@ -85,7 +81,7 @@ async fn finished(client: &Client, job: JobId) -> Result<(JobId, RunId), ClientE
 pub(crate) async fn whole_log(client: &Client) -> Result<Vec<ResultView>, ClientError> {
     let (mut entries, mut after) = (Vec::new(), None);
     loop {
-        let page = client.results(&ResultsFilter { after: after.clone(), ..ResultsFilter::default() }).await?;
+        let page = client.page(&ResultsFilter { after: after.clone(), ..ResultsFilter::default() }).await?;
         if page.entries.is_empty() {
             return Ok(entries);
         }

@@ -99,7 +99,7 @@ async fn follow(client: Client, jobs: usize, seen: watch::Sender<usize>) -> BTre
     while entries.len() < jobs {
         // The server may be killed as well: the reader asks again with its cursor.
         let filter = ResultsFilter { after: after.clone(), wait: Duration::from_secs(5), ..ResultsFilter::default() };
-        let Ok(page) = client.results(&filter).await else {
+        let Ok(page) = client.page(&filter).await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
