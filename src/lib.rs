@@ -7,7 +7,7 @@
 //! - [`auth`]: the identity of callers, and their rights.
 //! - [`audit`]: a line for each call that changes something. [`reload`]: the files that a running process reads again.
 //! - [`ingress`]: how jobs come in and results go out.
-//! - [`client`]: submits jobs and fetches results over HTTP; needs nothing of the server.
+//! - [`client`]: submits jobs and fetches results over HTTP or TCP; needs nothing of the server.
 //! - [`admin`]: health and metrics, on a port of their own.
 //! - [`scaler`]: how many workers a queue needs, for KEDA and other autoscalers.
 //! - [`kubernetes`]: whether a worker is at work, told to Kubernetes.

@@ -9,7 +9,7 @@
 //! - [`error`]: what went wrong, and whether the call may be repeated.
 //! - [`tls`]: whom it trusts, and what it shows.
 //! - [`operator`]: what an operator does at the admin port.
-//! - `transport`: one try of each call over one of the protocols: `http` with its `pool`.
+//! - `transport`: one try of each call over one of the protocols: `http` with its `pool`, or `tcp`.
 //! - `addresses`: the addresses of a name, in turn.
 
 mod addresses;
@@ -22,6 +22,7 @@ pub mod operator;
 mod pool;
 pub mod results;
 pub mod retry;
+mod tcp;
 pub mod tls;
 mod transport;
 

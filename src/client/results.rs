@@ -12,21 +12,24 @@ use tokio::sync::Mutex;
 use super::calls::Client;
 use super::error::ClientError;
 use super::job::{ResultEntry, ResultsFilter};
+use super::tcp::Following;
 
 /// Results that came together.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) entries: Vec<ResultEntry>,
-    /// Where to go on.
-    pub(super) next: String,
+    /// Where to go on; `None` is where it began.
+    pub(super) next: Option<String>,
 }
 
 /// What a transport keeps between two batches of one reader.
 pub(super) type Place = Arc<Mutex<Kept>>;
 
-/// Nothing over HTTP.
+/// The follow request over TCP, nothing over HTTP.
 #[derive(Debug, Default)]
-pub(super) struct Kept {}
+pub(super) struct Kept {
+    pub(super) following: Option<Following>,
+}
 
 type Fetching = Pin<Box<dyn Future<Output = Result<Batch, ClientError>> + Send>>;
 
@@ -111,9 +114,9 @@ impl Stream for Results {
             match fetched {
                 Ok(Batch { entries, next }) => {
                     if !self.is_begun && entries.is_empty() {
-                        self.committed = Some(next.clone());
+                        self.committed = next.clone().or_else(|| self.committed.take());
                     }
-                    self.filter.after = Some(next);
+                    self.filter.after = next.or_else(|| self.filter.after.take());
                     self.ready.extend(entries);
                 }
                 Err(error) => return Poll::Ready(Some(Err(error))),

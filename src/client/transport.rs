@@ -13,6 +13,7 @@ use super::error::ClientError;
 use super::http::Http;
 use super::job::{JobsFilter, NewJob, Payload, ResultEntry, ResultsFilter, RunResult, Submitted, WAIT_MAX};
 use super::results::{Batch, Place};
+use super::tcp::Tcp;
 use super::tls::ClientTls;
 use crate::api::{JobView, JobsPage, Receipt, ResultView, ResultsPage, Whoami};
 
@@ -20,6 +21,7 @@ use crate::api::{JobView, JobsPage, Receipt, ResultView, ResultsPage, Whoami};
 #[derive(Clone, Debug)]
 pub(super) enum Transport {
     Http(Http),
+    Tcp(Tcp),
 }
 
 impl Transport {
@@ -27,6 +29,7 @@ impl Transport {
         let scheme = server.split_once("://").map(|(scheme, _)| scheme);
         match scheme {
             Some("http" | "https") => Http::new(server, key, tls).map(Self::Http),
+            Some("relay" | "relays") => Tcp::new(server, key, tls).map(Self::Tcp),
             _ => {
                 let server = without_passwords(server);
                 Err(ClientError::Invalid(format!(
@@ -39,54 +42,63 @@ impl Transport {
     pub(super) fn named(self, client: ClientId) -> Self {
         match self {
             Self::Http(http) => Self::Http(http.named(client)),
+            Self::Tcp(tcp) => Self::Tcp(tcp.named(client)),
         }
     }
 
     pub(super) fn server(&self) -> &Url {
         match self {
             Self::Http(http) => http.server(),
+            Self::Tcp(tcp) => tcp.server(),
         }
     }
 
     pub(super) async fn submit(&self, job: &NewJob, wait: Option<Duration>) -> Result<Submitted, ClientError> {
         match self {
             Self::Http(http) => http.submit(job, wait).await,
+            Self::Tcp(tcp) => tcp.submit(job, wait).await,
         }
     }
 
     pub(super) async fn result(&self, job: JobId, wait: Duration) -> Result<Option<RunResult>, ClientError> {
         match self {
             Self::Http(http) => http.result(job, wait).await,
+            Self::Tcp(tcp) => tcp.result(job, wait).await,
         }
     }
 
     pub(super) async fn status(&self, job: JobId) -> Result<JobView, ClientError> {
         match self {
             Self::Http(http) => http.status(job).await,
+            Self::Tcp(tcp) => tcp.status(job).await,
         }
     }
 
     pub(super) async fn cancel(&self, job: JobId) -> Result<JobView, ClientError> {
         match self {
             Self::Http(http) => http.cancel(job).await,
+            Self::Tcp(tcp) => tcp.cancel(job).await,
         }
     }
 
     pub(super) async fn rerun(&self, job: JobId, from: u32) -> Result<Receipt, ClientError> {
         match self {
             Self::Http(http) => http.rerun(job, from).await,
+            Self::Tcp(tcp) => tcp.rerun(job, from).await,
         }
     }
 
     pub(super) async fn whoami(&self) -> Result<Whoami, ClientError> {
         match self {
             Self::Http(http) => http.whoami().await,
+            Self::Tcp(tcp) => tcp.whoami().await,
         }
     }
 
     pub(super) async fn page(&self, filter: &ResultsFilter) -> Result<ResultsPage, ClientError> {
         match self {
             Self::Http(http) => http.page(filter).await,
+            Self::Tcp(tcp) => tcp.page(filter).await,
         }
     }
 
@@ -107,15 +119,20 @@ impl Transport {
     }
 
     /// The results behind `filter.after`, and where to go on: at least one, or a place that moved, or none for a while.
-    pub(super) async fn follow(&self, filter: &ResultsFilter, _place: &Place) -> Result<Batch, ClientError> {
+    pub(super) async fn follow(&self, filter: &ResultsFilter, place: &Place) -> Result<Batch, ClientError> {
         match self {
             Self::Http(http) => page_with_payloads(http, filter).await,
+            Self::Tcp(tcp) => {
+                let mut kept = place.lock().await;
+                tcp.batch(filter, &mut kept.following).await
+            }
         }
     }
 
-    fn http(&self, _call: &'static str) -> Result<&Http, ClientError> {
+    fn http(&self, call: &'static str) -> Result<&Http, ClientError> {
         match self {
             Self::Http(http) => Ok(http),
+            Self::Tcp(_) => Err(ClientError::Unsupported { call }),
         }
     }
 }
@@ -124,7 +141,7 @@ impl Transport {
 async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch, ClientError> {
     let ResultsPage { mut reset, entries, next } =
         http.page(&ResultsFilter { wait: WAIT_MAX, ..filter.clone() }).await?;
-    let (mut batch, mut bytes) = (Batch { entries: Vec::with_capacity(entries.len()), next }, 0);
+    let (mut batch, mut bytes) = (Batch { entries: Vec::with_capacity(entries.len()), next: Some(next) }, 0);
     for mut view in entries {
         let payload = match (view.payload_base64.take(), view.link.take()) {
             (Some(inline), _) => {
@@ -144,7 +161,7 @@ async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch
         let cursor = view.cursor.clone();
         batch.entries.push(ResultEntry { view, payload, reset: reset.take() });
         if bytes >= BATCH_BYTES {
-            batch.next = cursor;
+            batch.next = Some(cursor);
             break;
         }
     }

@@ -10,7 +10,7 @@ use relay_remote::stream::FrameReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::cli_support::Running;
+use crate::cli_support::{Running, relay as command};
 use crate::tls_support::{Authority, Files, ask, connect, over};
 
 const WHOAMI: &str = "/v1/whoami";
@@ -216,4 +216,35 @@ async fn a_listener_for_clients_over_tcp_has_tls_and_the_header_of_a_balancer() 
     let who: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!((&who["vpc_endpoint_id"], &who["source"]), (&"vpce-0a1b2c3d4e5".into(), &"10.1.1.1".into()));
     relay.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_submits_and_reads_over_tcp_with_tls_as_over_https() {
+    let files = Files::new();
+    let ca = files.write("ca.pem", files.server.pem());
+    let tables = "[[listener]]\nname = \"fast\"\nprotocol = \"relay\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
+                  [[queue]]\nname = \"mail\"\n";
+    let server = serving(&files, tables);
+    let url = format!("relays://localhost:{}", address(&server, "fast").port());
+    let run = |args: &[&str]| {
+        let all = args.iter().copied().chain(["--server", &url, "--ca", ca.to_str().unwrap()]);
+        let output = command(all).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout).trim().to_owned(), text(output.stderr))
+    };
+    let payload = files.write("job", "hello");
+    let (code, job, told) = run(&["submit", "--queue", "mail", payload.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{told}");
+    let (code, shown, told) = run(&["whoami"]);
+    assert!(code == Some(0) && shown.contains("dev"), "{shown}{told}");
+    assert_eq!(run(&["result", &job]).0, Some(75), "it has no result yet");
+    assert_eq!(run(&["jobs", "cancel", &job]).0, Some(0));
+    let (code, results, told) = run(&["results"]);
+    assert!(code == Some(0) && results.contains(&job) && results.contains("cancelled"), "{results}{told}");
+    let (code, _, told) = run(&["jobs", "list"]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("no call for this: jobs") && told.contains("https://"), "{told}");
+    let plain = command(["whoami", "--server", &url]).output().unwrap();
+    assert!(!plain.status.success(), "nobody trusts the server's authority without --ca");
+    server.stop();
 }

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use connection::{Connection, LeaseCall, Leased};
 use link::Link;
-pub use tls::RemoteTls;
+pub use tls::{NoTls, RemoteTls};
 use tokio::time::{self, Instant};
 use tokio_util::sync::DropGuard;
 

@@ -20,17 +20,17 @@ const PROTOCOL: &[u8] = b"relay/1";
 /// The largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Whom a worker trusts, and what it shows. The default trusts the authorities of the platform and shows nothing.
+/// Whom a worker or a client trusts, and what it shows. The default trusts the authorities of the platform and shows nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RemoteTls {
     /// The authorities that may sign the listener's certificate, as PEM. Without it those of the platform, or of `SSL_CERT_FILE`.
     pub ca: Option<PathBuf>,
-    /// The worker's own certificate, with those between it and its authority, and its private key, both as PEM.
+    /// One's own certificate, with those between it and its authority, and its private key, both as PEM.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Why there is no TLS: the kind of the error, and the reason in words.
-pub(super) type NoTls = (Kind, String);
+pub type NoTls = (Kind, String);
 
 impl RemoteTls {
     /// Does the handshake with the listener at `address` on `stream`.
@@ -39,7 +39,7 @@ impl RemoteTls {
     /// `Unavailable`: the connection broke, or a file is not good now, as while somebody replaces it: [`check`](Self::check) found it
     /// good at the start. `Invalid`: the listener is not trusted, or speaks no TLS.
     /// `Unauthorized`: it does not take the worker's certificate.
-    pub(super) async fn connect(&self, address: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
+    pub async fn connect(&self, address: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
         let name = host(address).to_owned();
         let name = ServerName::try_from(name).map_err(|error| (Kind::Invalid, format!("{address}: {error}")))?;
         let files = self.clone();
@@ -120,7 +120,7 @@ fn hint(error: &io::Error) -> &'static str {
     match cause(error) {
         Some(Error::InvalidCertificate(_)) => ": is its authority the one of --ca?",
         Some(Error::InvalidMessage(_)) => ": it does not speak TLS",
-        Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => ": it is no listener for workers",
+        Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => ": it does not speak relay's protocol",
         _ => "",
     }
 }

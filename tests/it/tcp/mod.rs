@@ -1,6 +1,7 @@
 //! The client role of the TCP protocol over real sockets, beside HTTP on the same relay.
 
 mod follow;
+mod library;
 mod malformed;
 mod refusals;
 mod sessions;

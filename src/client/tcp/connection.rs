@@ -1,0 +1,451 @@
+//! One connection: the table of unanswered requests, and the two loops that write and read.
+//!
+//! The table and the frames to write stand behind one lock that is never held across an await, so that dropping a call can take its
+//! request back. What the server granted bounds both.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use relay_bridge::contract::wire::client::{FromClient, Request, ToClient, Welcome};
+use relay_bridge::contract::wire::frame::LENGTH_BYTES;
+use relay_bridge::support::lock;
+use relay_remote::stream::{FrameReader, ReadError, write_out};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{self, Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::super::addresses::renewed_after;
+use super::super::error::ClientError;
+use super::super::retry::ANSWER_MAX;
+use super::answers::{refused, too_large};
+
+/// A message for one who asked, or why none comes.
+pub(super) type Answer = Result<ToClient, ClientError>;
+
+pub(super) struct Connection {
+    state: Mutex<State>,
+    /// Something is to be written.
+    wake: Notify,
+    next_id: AtomicU64,
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    bytes_all: u32,
+    frame_max: u64,
+    ping: Duration,
+    renewed_at: Instant,
+    ended: CancellationToken,
+}
+
+struct State {
+    table: HashMap<u64, Entry>,
+    outgoing: VecDeque<Outgoing>,
+    /// The newest ping of the server that is not answered yet.
+    pong: Option<u64>,
+    /// It takes no new requests, and ends with the last answer.
+    is_leaving: bool,
+    ended: Option<ClientError>,
+    heard: Instant,
+}
+
+struct Entry {
+    is_sent: bool,
+    waiter: Waiter,
+    /// Of the server's requests and bytes, until it has answered.
+    _granted: Vec<OwnedSemaphorePermit>,
+}
+
+enum Waiter {
+    One(oneshot::Sender<Answer>),
+    Follower(mpsc::Sender<Answer>),
+}
+
+struct Outgoing {
+    frame: BytesMut,
+    /// The request that the frame begins.
+    begins: Option<u64>,
+}
+
+impl Connection {
+    pub(super) fn new(welcome: &Welcome) -> Self {
+        let requests = usize::try_from(welcome.requests_max.clamp(1, REQUESTS_MAX)).unwrap_or(1);
+        let bytes_all = u32::try_from((welcome.bytes_max / BYTES_UNIT).clamp(1, BYTES_UNITS_MAX)).unwrap_or(1);
+        let (table, outgoing) = (HashMap::new(), VecDeque::new());
+        Self {
+            state: Mutex::new(State {
+                table,
+                outgoing,
+                pong: None,
+                is_leaving: false,
+                ended: None,
+                heard: Instant::now(),
+            }),
+            wake: Notify::new(),
+            next_id: AtomicU64::new(1),
+            requests: Arc::new(Semaphore::new(requests)),
+            bytes: Arc::new(Semaphore::new(usize::try_from(bytes_all).unwrap_or(1))),
+            bytes_all,
+            frame_max: u64::from(welcome.frame_max),
+            ping: welcome.ping.clamp(PING_LEAST, PING_MAX),
+            renewed_at: Instant::now() + renewed_after(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Whether requests may be begun. One that is old takes none from now on.
+    pub(super) fn takes(&self) -> bool {
+        if Instant::now() >= self.renewed_at {
+            self.leave();
+        }
+        let state = self.state();
+        state.ended.is_none() && !state.is_leaving
+    }
+
+    fn leave(&self) {
+        self.state().is_leaving = true;
+        self.end_if_left();
+    }
+
+    fn end_if_left(&self) {
+        let state = self.state();
+        let is_over = state.is_leaving && state.table.is_empty() && state.ended.is_none();
+        drop(state);
+        if is_over {
+            self.end(&ClientError::Interrupted("the connection was left for another one".to_owned()));
+        }
+    }
+
+    /// Sends a request and waits for its one answer, at most `wait` and the time that an answer may take.
+    pub(super) async fn ask(&self, request: Request, wait: Duration) -> Answer {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let stops = matches!(request, Request::Wait { .. });
+        let counts = matches!(request, Request::Submit(_));
+        let frame = self.frame(&FromClient::Request { id, request })?;
+        let mut granted = vec![self.granted(&self.requests, 1).await?];
+        if counts {
+            let units = u64::try_from(frame.len()).unwrap_or(u64::MAX) / BYTES_UNIT + 1;
+            let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.bytes_all);
+            granted.push(self.granted(&self.bytes, units).await?);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let begun = Instant::now();
+        self.enter(id, frame, Waiter::One(sender), granted)?;
+        let asked = Asked { connection: self, id, stops };
+        let answer = time::timeout(ANSWER_MAX.saturating_add(wait), receiver).await;
+        match answer {
+            Ok(answer) => {
+                std::mem::forget(asked);
+                answer.unwrap_or_else(|_| Err(self.why()))
+            }
+            Err(_) => {
+                drop(asked);
+                let late = ClientError::Interrupted(format!("the server did not answer in {ANSWER_MAX:?}"));
+                if self.state().heard < begun {
+                    self.end(&late);
+                }
+                Err(late)
+            }
+        }
+    }
+
+    /// Begins to follow. The messages under its id come out of the receiver, at most `most` at a time.
+    pub(super) fn follow(self: &Arc<Self>, request: Request, most: usize) -> Result<Followed, ClientError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let frame = self.frame(&FromClient::Request { id, request })?;
+        let (sender, receiver) = mpsc::channel(most + NOTICES_MAX);
+        self.enter(id, frame, Waiter::Follower(sender), Vec::new())?;
+        Ok(Followed { connection: Arc::clone(self), id, receiver })
+    }
+
+    fn frame(&self, message: &FromClient) -> Result<BytesMut, ClientError> {
+        let mut frame = BytesMut::new();
+        message.encode(&mut frame);
+        let actual = u64::try_from(frame.len() - LENGTH_BYTES).unwrap_or(u64::MAX);
+        if actual > self.frame_max { Err(too_large(actual, self.frame_max)) } else { Ok(frame) }
+    }
+
+    async fn granted(&self, of: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, ClientError> {
+        Arc::clone(of).acquire_many_owned(count).await.map_err(|_| self.why())
+    }
+
+    /// Why it ended.
+    pub(super) fn why(&self) -> ClientError {
+        let ended = self.state().ended.clone();
+        ended.unwrap_or_else(|| ClientError::Interrupted("the connection was lost".to_owned()))
+    }
+
+    fn enter(
+        &self,
+        id: u64,
+        frame: BytesMut,
+        waiter: Waiter,
+        granted: Vec<OwnedSemaphorePermit>,
+    ) -> Result<(), ClientError> {
+        let mut state = self.state();
+        if let Some(error) = &state.ended {
+            return Err(error.clone());
+        }
+        state.table.insert(id, Entry { is_sent: false, waiter, _granted: granted });
+        state.outgoing.push_back(Outgoing { frame, begins: Some(id) });
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Sends what belongs to request `id`, unless it is answered.
+    fn add(&self, id: u64, message: &FromClient) {
+        let mut frame = BytesMut::new();
+        message.encode(&mut frame);
+        let mut state = self.state();
+        if state.table.contains_key(&id) {
+            state.outgoing.push_back(Outgoing { frame, begins: None });
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Nobody waits for request `id` any more. One of which no byte was sent is taken back; else its answer is dropped when it comes.
+    fn give_up(&self, id: u64, stops: bool) {
+        let mut state = self.state();
+        if state.table.get(&id).is_some_and(|entry| !entry.is_sent) {
+            state.outgoing.retain(|outgoing| outgoing.begins != Some(id));
+            state.table.remove(&id);
+            drop(state);
+            return self.end_if_left();
+        }
+        drop(state);
+        if stops {
+            self.add(id, &FromClient::Stop { id });
+        }
+    }
+
+    /// Ends it: every unanswered request gets `error`.
+    pub(super) fn end(&self, error: &ClientError) {
+        let mut state = self.state();
+        if state.ended.is_some() {
+            return;
+        }
+        state.ended = Some(error.clone());
+        state.outgoing.clear();
+        let table = std::mem::take(&mut state.table);
+        drop(state);
+        self.requests.close();
+        self.bytes.close();
+        self.ended.cancel();
+        for entry in table.into_values() {
+            match entry.waiter {
+                Waiter::One(sender) => drop(sender.send(Err(error.clone()))),
+                // A follower whose channel is full finds that it is closed.
+                Waiter::Follower(sender) => drop(sender.try_send(Err(error.clone()))),
+            }
+        }
+    }
+
+    /// Reads and answers until the stream ends, the server breaks the protocol, or `close` is cancelled.
+    pub(super) async fn read<R: AsyncRead + Unpin>(&self, mut from: FrameReader<R>, close: CancellationToken) {
+        let error = loop {
+            let read = tokio::select! {
+                read = time::timeout(self.ping.saturating_mul(3), from.next()) => read,
+                () = close.cancelled() => break ClientError::Interrupted("the client was dropped".to_owned()),
+                () = self.ended.cancelled() => return,
+            };
+            let frame = match read {
+                Err(_) => break ClientError::Interrupted("no message came for three pings".to_owned()),
+                Ok(Err(ReadError::Broken(error))) => break ClientError::Interrupted(error.to_string()),
+                Ok(Err(ReadError::Frame(error))) => break ClientError::Garbled(error.to_string()),
+                Ok(Ok(None)) => break ClientError::Interrupted("the server closed the connection".to_owned()),
+                Ok(Ok(Some(frame))) => frame,
+            };
+            self.state().heard = Instant::now();
+            let taken = match ToClient::decode(&frame) {
+                Ok(message) => self.take(message),
+                Err(error) => match error.id {
+                    Some(id) => self.give(id, Err(ClientError::Garbled(error.to_string())), true),
+                    // A notice that a newer server sends, or none of relay's at all.
+                    None => Ok(()),
+                },
+            };
+            if let Err(error) = taken {
+                break error;
+            }
+        };
+        self.end(&error);
+    }
+
+    fn take(&self, message: ToClient) -> Result<(), ClientError> {
+        match message {
+            ToClient::Ping(number) => {
+                self.state().pong = Some(number);
+                self.wake.notify_one();
+            }
+            ToClient::Pong(_) => {}
+            ToClient::GoAway { reason, within } => {
+                tracing::debug!(reason, within_ms = within.as_millis(), "the server wants the client elsewhere");
+                self.leave();
+            }
+            ToClient::Error(error) => return Err(refused(*error)),
+            ToClient::Welcome(_) => return Err(ClientError::Garbled("a second welcome came".to_owned())),
+            ToClient::Position { id, .. } | ToClient::Reset { id, .. } => return self.give(id, Ok(message), false),
+            ToClient::Result { id, .. } => {
+                let follows =
+                    self.state().table.get(&id).is_some_and(|entry| matches!(entry.waiter, Waiter::Follower(_)));
+                return self.give(id, Ok(message), !follows);
+            }
+            ToClient::Receipt { id, .. }
+            | ToClient::Job { id, .. }
+            | ToClient::Whoami { id, .. }
+            | ToClient::Followed { id, .. }
+            | ToClient::Problem { id, .. } => return self.give(id, Ok(message), true),
+        }
+        Ok(())
+    }
+
+    /// Gives an answer to whoever asked; `is_last` ends the request.
+    fn give(&self, id: u64, answer: Answer, is_last: bool) -> Result<(), ClientError> {
+        let mut state = self.state();
+        let unasked = || ClientError::Garbled(format!("an answer came for request {id}, which was not asked"));
+        if is_last {
+            let entry = state.table.remove(&id);
+            drop(state);
+            match entry.ok_or_else(unasked)?.waiter {
+                // One who gave up wants no answer either.
+                Waiter::One(sender) => drop(sender.send(answer)),
+                Waiter::Follower(sender) => drop(sender.try_send(answer)),
+            }
+            self.end_if_left();
+            return Ok(());
+        }
+        match &state.table.get(&id).ok_or_else(unasked)?.waiter {
+            Waiter::One(_) => Err(ClientError::Garbled(format!("request {id} follows nothing, and was told a place"))),
+            Waiter::Follower(sender) => match sender.try_send(answer) {
+                // A place that is not told is told later.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+                Err(mpsc::error::TrySendError::Full(Ok(ToClient::Position { .. }))) => Ok(()),
+                Err(_) => Err(ClientError::Garbled("more results came than there was credit for".to_owned())),
+            },
+        }
+    }
+
+    /// Writes what is queued, many frames at a time, and a ping where there is nothing for long, until it ends.
+    pub(super) async fn write<W: AsyncWrite + Unpin>(&self, mut to: W) {
+        let mut pings = time::interval_at(Instant::now() + self.ping, self.ping);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut number, mut batch) = (0, BytesMut::new());
+        loop {
+            self.fill(&mut batch);
+            if batch.is_empty() {
+                tokio::select! {
+                    () = self.wake.notified() => continue,
+                    () = self.ended.cancelled() => break,
+                    _ = pings.tick() => {
+                        number += 1;
+                        FromClient::Ping(number).encode(&mut batch);
+                    }
+                }
+            }
+            let written = tokio::select! {
+                written = time::timeout(ANSWER_MAX, write_out(&mut to, &batch)) => written,
+                () = self.ended.cancelled() => break,
+            };
+            let why = match written {
+                Ok(Ok(())) => {
+                    batch.clear();
+                    pings.reset();
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the server takes no more bytes".to_owned(),
+            };
+            self.end(&ClientError::Interrupted(why));
+            break;
+        }
+        // The peer may be gone already; there is nobody to tell.
+        drop(time::timeout(CLOSE_MAX, to.shutdown()).await);
+    }
+
+    fn fill(&self, batch: &mut BytesMut) {
+        let mut state = self.state();
+        if let Some(number) = state.pong.take() {
+            FromClient::Pong(number).encode(batch);
+        }
+        while batch.len() < BATCH_BYTES {
+            let Some(Outgoing { frame, begins }) = state.outgoing.pop_front() else { return };
+            if let Some(entry) = begins.and_then(|id| state.table.get_mut(&id)) {
+                entry.is_sent = true;
+            }
+            if batch.is_empty() {
+                *batch = frame;
+            } else {
+                batch.extend_from_slice(&frame);
+            }
+        }
+    }
+}
+
+/// A request that is waited for; dropped, it is given up.
+struct Asked<'a> {
+    connection: &'a Connection,
+    id: u64,
+    stops: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.connection.give_up(self.id, self.stops);
+    }
+}
+
+/// A follow request; dropped, it is stopped.
+pub(super) struct Followed {
+    connection: Arc<Connection>,
+    id: u64,
+    receiver: mpsc::Receiver<Answer>,
+}
+
+impl Followed {
+    /// The next message.
+    pub(super) async fn next(&mut self) -> Answer {
+        self.receiver.recv().await.unwrap_or_else(|| Err(self.connection.why()))
+    }
+
+    /// The next message, if it is here.
+    pub(super) fn here(&mut self) -> Option<Answer> {
+        self.receiver.try_recv().ok()
+    }
+
+    pub(super) fn credit(&self, results: u32, bytes: u64) {
+        self.connection.add(self.id, &FromClient::Credit { id: self.id, results, bytes });
+    }
+
+    pub(super) fn stop(&self) {
+        self.connection.add(self.id, &FromClient::Stop { id: self.id });
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.connection.give_up(self.id, true);
+    }
+}
+
+/// Notices that a follower may be behind with, beside its results.
+const NOTICES_MAX: usize = 16;
+/// More requests than that are never unanswered, whatever the server grants.
+const REQUESTS_MAX: u32 = 4_096;
+/// Bytes are counted in so many, and no more of them than a semaphore holds.
+const BYTES_UNIT: u64 = 1_024;
+const BYTES_UNITS_MAX: u64 = 1 << 28;
+/// Well below the 350 s after which a network load balancer forgets a silent connection.
+const PING_MAX: Duration = Duration::from_secs(60);
+const PING_LEAST: Duration = Duration::from_millis(10);
+/// How much is written at a time.
+const BATCH_BYTES: usize = 64 * 1024;
+/// How long the end of a connection may take to be said.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
