@@ -55,10 +55,7 @@ impl Tcp {
             following.followed.credit(results, bytes);
         }
         let mut batch = Batch { entries: Vec::new(), next: None };
-        let mut next = match time::timeout(WAIT_MAX, following.followed.next()).await {
-            Ok(answer) => Some(answer),
-            Err(_) => None,
-        };
+        let mut next = time::timeout(WAIT_MAX, following.followed.next()).await.ok();
         while let Some(answer) = next.take() {
             if !following.take(answer, &mut batch)? {
                 // The next batch is asked for on another connection.
