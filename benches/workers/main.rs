@@ -10,6 +10,10 @@
 //! handler, as relay has them: the difference to it is relay's own cost. The sides of a case run one after the other,
 //! each with a fresh nats-server; the first of them takes turns.
 //!
+//! At the end all cases are printed as a table, medians with their ranges. Before and after beside the baseline, in some ten
+//! minutes: `RELAY_BESIDE=/path/to/the/relay/before RELAY_BENCH_SIDES=ours,other,plain RELAY_BENCH_PAIRS=5
+//! RELAY_BENCH_SECONDS=3 cargo bench --bench workers -- nats-4 nats-16`.
+//!
 //! `RELAY_BENCH_SIDES=ours,plain` runs these sides alone. `RELAY_BENCH_SECONDS` sets how long jobs come at 40 a second (20; three times as long at one a second),
 //! `RELAY_BENCH_PAIRS` how often each case runs (once). `RELAY_BENCH_API=1` counts calls of JetStream's API as well, by a
 //! client that listens in and costs time: waits are measured without it. `RELAY_BENCH_NODES=3` has three servers that share
@@ -75,6 +79,7 @@ fn main() {
     let relays = [("ours", Some(ours)), ("other", std::env::var("RELAY_BESIDE").ok())];
     let relays = || relays.iter().filter_map(|(name, relay)| Some((*name, relay.as_deref()?)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut rows = Vec::new();
     println!(
         "p50, p90, p99 and longest wait in ms; p50 and p99 as so many times a baseline's; nats-server's CPU a job in us"
     );
@@ -103,7 +108,12 @@ fn main() {
                 }
             }
             report(&case, processes, &runs);
+            rows.extend(runs.iter().map(|(name, runs)| row(&case, name, runs)));
         }
+    }
+    if !rows.is_empty() {
+        println!("\n| case | side | runs | p50 in ms | p90 | p99 | longest | nats-server's CPU a job in us |");
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- |\n{}", rows.join("\n"));
     }
     // Some minutes each: for those who ask for them.
     for asked in &names {
@@ -207,6 +217,18 @@ fn report(case: &str, processes: usize, sides: &[(&str, Vec<Run>)]) {
             println!("    {name:5} asks for {}", asked.calls_each(jobs));
         }
     }
+}
+
+/// A row of the table: what half of the runs had at most, and the range over all of them.
+fn row(case: &str, side: &str, runs: &[Run]) -> String {
+    let figure = |of: &dyn Fn(&Run) -> f64| {
+        let mut of: Vec<f64> = runs.iter().map(of).collect();
+        of.sort_by(f64::total_cmp);
+        format!("{:.1} [{:.1}-{:.1}]", median(of.clone()), of[0], of[of.len() - 1])
+    };
+    let waits = [0, 1, 2, 3].map(|at| figure(&|run| run.waits[at])).join(" | ");
+    let server = figure(&|run| run.server.as_secs_f64() * 1e6 / run.jobs as f64);
+    format!("| {case} | {side} | {} | {waits} | {server} |", runs.len())
 }
 
 /// The calls of all runs together, and for how many jobs they were; if they were counted.
