@@ -156,7 +156,7 @@ impl<'a> Waiting<'a> {
                 }
                 // Nobody tells any more: time alone is left.
                 Err(_) => {
-                    tokio::time::sleep_until(alarm).await;
+                    Box::pin(tokio::time::sleep_until(alarm)).await;
                     self.alarm()
                 }
             },
@@ -185,7 +185,7 @@ impl Waits {
         if wait.is_zero() {
             return Box::pin(self.records.look_up(client, job)).await;
         }
-        let mut waiting = Waiting::of_job(self, client, job, wait).await?;
+        let mut waiting = Box::pin(Waiting::of_job(self, client, job, wait)).await?;
         let mut open: Option<(QueueName, RunId)> = None;
         loop {
             // Boxed, as everything here that is large and over soon: waits are many, and wait for something else.
@@ -222,7 +222,7 @@ impl Waits {
         run: RunId,
         wait: Duration,
     ) -> Result<Option<Box<Finished>>, BrokerError> {
-        let mut waiting = Waiting::of_job(self, client, job, wait).await?;
+        let mut waiting = Box::pin(Waiting::of_job(self, client, job, wait)).await?;
         loop {
             let woken = waiting.woken().await;
             let found = match woken {
@@ -235,5 +235,23 @@ impl Waits {
                 return Ok(found.map(Box::new));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Ten thousand waits are to cost little, and what a wait needs for its beginning and its end is not needed in between.
+    #[test]
+    fn a_wait_keeps_no_room_for_what_is_over() {
+        type Asked = (&'static Waits, &'static ClientId, JobId);
+        let waits = size(|(waits, client, job): Asked| waits.wait_for(client, job, Duration::ZERO));
+        let listens = size(|((waits, client, job), run): (Asked, RunId)| waits.listen_for(client, job, run, WAIT_MAX));
+        assert!(waits <= 768 && listens <= 768, "{waits} and {listens} bytes");
     }
 }
