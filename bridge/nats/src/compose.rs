@@ -31,6 +31,7 @@ use crate::records::end_run::Runs;
 use crate::records::find::{Queues, Records};
 use crate::records::held::{self, HeldJobs, Holding};
 use crate::records::hinting;
+use crate::records::lately::Lately;
 use crate::records::letters::LetterStore;
 use crate::records::log::LogReader;
 use crate::records::policies::Policies;
@@ -70,6 +71,7 @@ pub(crate) fn compose(api: Api, settings: Settings, payload_max: u64) -> Parts {
         results: results.clone(),
         held: held.clone(),
         queues: Queues::default(),
+        lately: Lately::default(),
     });
     let timers = Arc::new(Timers { api: api.clone(), clock: clock.clone() });
     let letters = Arc::new(LetterStore {

@@ -22,6 +22,7 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::refusal;
+use tokio::time::Instant;
 
 const OPERATION: &str = "enqueue";
 /// How often a condition that fails because others write is tried again.
@@ -66,7 +67,7 @@ impl Submissions {
                 None => Draft::new(&job, self.wire),
                 Some(old) => Draft::instead_of(old, &job, self.wire),
             };
-            let now = self.clock.now();
+            let (now, sent) = (self.clock.now(), Instant::now());
             let due = job.due(now);
             let message = if due > now {
                 let keep = self.timers.keep_on_timer(due, Some(&job));
@@ -75,6 +76,7 @@ impl Submissions {
                 draft.to(line)
             };
             if let Written::At(_) = self.api.publish_booked(message, &mut booking, OPERATION).await? {
+                self.records.lately.note(&job.client, job.id, job.run_id, sent);
                 let next_attempt_at = Some(due).filter(|due| *due > now);
                 return Ok(Enqueued::Created(JobStatus { next_attempt_at, ..status_of_new(&job) }));
             }

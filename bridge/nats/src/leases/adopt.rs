@@ -77,6 +77,7 @@ impl Settling {
             lane: token.lane.clone(),
             ended: kept.map(|kept| kept.result.outcome),
             told: true,
+            letterless: false,
             connections: self.api.connections(),
             hurry: CancellationToken::new(),
         });

@@ -240,6 +240,7 @@ impl Deliveries {
             lane: token.lane,
             ended: None,
             told: delivered > 1,
+            letterless: false,
             connections: self.api.connections(),
             hurry: CancellationToken::new(),
         };

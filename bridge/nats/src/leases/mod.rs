@@ -198,6 +198,10 @@ impl Leasing for Leases {
         run: RunId,
         within: Option<&[QueueName]>,
     ) -> Result<(), BrokerError> {
+        let held = self.settling.held.holding.of(job);
+        if held.is_some_and(|held| held.run == run && held.letterless) {
+            return Ok(());
+        }
         self.letters.retract_letter(job, run, within).await
     }
 

@@ -91,7 +91,11 @@ impl Recording {
                     true => self.letters.drop_letter(&sent.client, sent.job_id, run).await,
                     false => self.letters.drop_letter_of(&ending.result).await,
                 };
-                dropped.unwrap_or_else(|error| letter_may_stay(sent.job_id, run, &error));
+                match dropped {
+                    Ok(()) if ending.takes_letter => self.held.holding.letterless(sent.job_id, run),
+                    Ok(()) => {}
+                    Err(error) => letter_may_stay(sent.job_id, run, &error),
+                }
                 return Ok(Recorded::First);
             }
             let entry;

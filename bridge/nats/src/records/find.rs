@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
-use crate::records::held::HeldJobs;
+use crate::records::held::{HeldJobs, TELL_AFTER};
+use crate::records::lately::Lately;
 use crate::records::results::ResultEntries;
 use crate::stored::names::{self, Address, Place};
 use crate::stored::record::Record;
@@ -95,6 +96,7 @@ pub(crate) struct Records {
     pub(crate) results: Arc<ResultEntries>,
     pub(crate) held: Arc<HeldJobs>,
     pub(crate) queues: Queues,
+    pub(crate) lately: Lately,
 }
 
 impl Records {
@@ -178,7 +180,11 @@ impl Records {
     pub(crate) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
         if let [queue] = self.queues(false).await?.as_slice() {
             let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
-            let kept = self.results.kept_result(client, job).await?;
+            let kept = match record.is_none() && self.lately.put(client, job).is_some() {
+                // Its record went, and does so after its result is there: nobody needs to ask whether it is.
+                true => self.results.recorded_result(client, job).await?,
+                false => self.results.kept_result(client, job).await?,
+            };
             match (record, kept) {
                 (Some(record), kept) if kept.as_ref().is_none_or(|kept| kept.result.queue == *queue) => {
                     return self.found(record, kept);
@@ -298,13 +304,24 @@ impl Records {
             return Ok(status);
         }
         status.next_attempt_at = Some(job.due(now)).filter(|due| *due > now);
-        if let Some(running) = self.held.running(&job.client, job.id, job.run_id).await? {
+        let running = match self.is_untold(record, job) {
+            true => self.held.running_here(job.id, job.run_id),
+            false => self.held.running(&job.client, job.id, job.run_id).await?,
+        };
+        if let Some(running) = running {
             status.started_at = Some(running.started_at);
             if running.is_held(now) {
                 (status.state, status.attempt) = (JobState::Leased, running.attempt);
             }
         }
         Ok(status)
+    }
+
+    /// Whether no other process has told of the run: it was put in line here, and a run is told of once it has lasted for
+    /// some time.
+    fn is_untold(&self, record: &Record, job: &Job) -> bool {
+        let put = self.lately.put(&job.client, job.id).filter(|(run, _)| *run == job.run_id);
+        record.charged() == 0 && put.is_some_and(|(_, at)| at.elapsed() < TELL_AFTER)
     }
 
     /// Where the client's job stands, as the leaders have it.

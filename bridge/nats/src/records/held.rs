@@ -25,7 +25,7 @@ use relay_bridge::support::lock;
 /// How often the held deliveries are looked over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a run lasts before others are told of it.
-const TELL_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const TELL_AFTER: Duration = Duration::from_secs(1);
 /// How much longer than a lease others believe in it: clocks of two hosts differ.
 const ALLOWANCE: Duration = Duration::from_secs(5);
 
@@ -51,6 +51,8 @@ pub(crate) struct Held {
     pub(crate) ended: Option<Outcome>,
     /// Whether others were told.
     pub(crate) told: bool,
+    /// Whether the run has no letter and gets none: its result was recorded, and its letter looked for since then.
+    pub(crate) letterless: bool,
     /// How often this process had connected by then: a message that came while it was away is lost.
     pub(crate) connections: u64,
     /// Cancelled when its holder has a reason to ask how it stands.
@@ -100,6 +102,15 @@ impl Holding {
             if held.run == run {
                 Arc::make_mut(held).ended = Some(outcome);
                 held.hurry.cancel();
+            }
+        }
+    }
+
+    /// Notes that the run, which has its result, has no letter: one that is written later takes itself back.
+    pub(crate) fn letterless(&self, job: JobId, run: RunId) {
+        for (_, held) in self.all().range_mut((job, 0, 0)..=(job, u64::MAX, u64::MAX)) {
+            if held.run == run {
+                Arc::make_mut(held).letterless = true;
             }
         }
     }
@@ -175,13 +186,18 @@ impl HeldJobs {
         job: JobId,
         run: RunId,
     ) -> Result<Option<Running>, BrokerError> {
-        let now = self.clock.now();
-        if let Some(held) = self.holding.of(job).filter(|held| held.run == run && held.ended.is_none()) {
-            let until = now + held.until.saturating_duration_since(Instant::now());
-            return Ok(Some(Running { run, attempt: held.attempt, started_at: held.leased_at, until }));
+        if let Some(here) = self.running_here(job, run) {
+            return Ok(Some(here));
         }
         let said = self.said(client, job).await?;
         Ok(said.filter(|said| said.run == run))
+    }
+
+    /// The state of a run that has not ended and is held by this process.
+    pub(crate) fn running_here(&self, job: JobId, run: RunId) -> Option<Running> {
+        let held = self.holding.of(job).filter(|held| held.run == run && held.ended.is_none())?;
+        let until = self.clock.now() + held.until.saturating_duration_since(Instant::now());
+        Some(Running { run, attempt: held.attempt, started_at: held.leased_at, until })
     }
 
     /// The workers' last report of a job.

@@ -5,6 +5,7 @@ pub(crate) mod end_run;
 pub(crate) mod find;
 pub(crate) mod held;
 pub(crate) mod hinting;
+pub(crate) mod lately;
 pub(crate) mod letters;
 pub(crate) mod log;
 pub(crate) mod policies;

@@ -17,6 +17,7 @@ use relay_bridge::rules::refusal::contended;
 
 /// How often a condition that fails because others write is tried again.
 const TRIES: usize = 8;
+const READ: &str = "read result";
 
 /// Reads and writes result entries.
 pub(crate) struct ResultEntries {
@@ -42,7 +43,19 @@ impl ResultEntries {
 
     /// The job's result that is kept, of any run, as the leader has it. An entry that nobody can read counts as none.
     pub(crate) async fn kept_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
-        let found = self.last_result(client, job).await?.and_then(|last| last.entry);
+        let last = self.last_result(client, job).await?;
+        self.kept(last).await
+    }
+
+    /// The same of a job that has a result, or had one: the server counts it as an error if there is none any more.
+    pub(crate) async fn recorded_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
+        let subject = names::result_anywhere(client, job);
+        let found = self.api.last_at_leader(RESULTS_STREAM, subject, READ).await?;
+        self.kept(found.map(Last::read).transpose()?).await
+    }
+
+    async fn kept(&self, last: Option<Last>) -> Result<Option<Finished>, BrokerError> {
+        let found = last.and_then(|last| last.entry);
         match found.filter(|entry| !entry.is_past_keeping(self.clock.now())) {
             Some(entry) => Ok(Some(entry.finished(self.log.id().await?))),
             None => Ok(None),
@@ -68,11 +81,8 @@ impl ResultEntries {
     /// `NewerVersion`: a newer relay wrote it.
     async fn last_result(&self, client: &ClientId, job: JobId) -> Result<Option<Last>, BrokerError> {
         let subject = names::result_anywhere(client, job);
-        let Some(found) = self.api.last_if_any(RESULTS_STREAM, subject, "read result").await? else {
-            return Ok(None);
-        };
-        let seq = found.seq;
-        Ok(Some(Last { seq, entry: readable(found)? }))
+        let found = self.api.last_if_any(RESULTS_STREAM, subject, READ).await?;
+        found.map(Last::read).transpose()
     }
 
     /// Removes the payload of the job's result for good; its outcome and its place stay. Idempotent. `None` if the job has
@@ -117,6 +127,13 @@ struct Last {
     seq: u64,
     /// The message as an entry; `None` if nobody can read it.
     entry: Option<Entry>,
+}
+
+impl Last {
+    fn read(found: Stored) -> Result<Self, BrokerError> {
+        let seq = found.seq;
+        Ok(Self { seq, entry: readable(found)? })
+    }
 }
 
 /// The result entry in a message; `None` if it is none. A program that may write there may write anything: that is
