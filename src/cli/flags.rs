@@ -33,6 +33,7 @@ pub(super) fn has(command: &str, setting: &Setting) -> bool {
         "scaler" => {
             ["scaler", "admin", "nats", "sqs"].contains(&table) || ["listen.tls_cert", "listen.tls_key"].contains(&key)
         }
+        "bench" => table == "nats" && !["nats.no_listen", "nats.sync_always", "nats.domain"].contains(&key),
         "bridge" => ["admin", "nats", "sqs"].contains(&table),
         "provision" => {
             ["nats", "sqs", "streams"].contains(&table) && !["nats.no_listen", "streams.provision"].contains(&key)

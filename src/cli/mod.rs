@@ -9,7 +9,7 @@
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
 //! - `queues`, `dead`, `reload`, `keys` with `secret_file`, `store`, `provision`, `nats_users`, `config`, `completions`, `man`: what an operator does.
 //! - `init`: what the first process of a container has to do. `cores`: no process that serves leaves its memory on a disk.
-//! - `demo`: all of it, on real files, with a kill in the middle.
+//! - `demo`: all of it, on real files, with a kill in the middle. `bench`: how much a server does. `child`: the processes that they start.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -21,7 +21,9 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 
 mod admin;
 mod audit;
+mod bench;
 mod bridge;
+mod child;
 mod completions;
 mod config;
 mod configured;
@@ -121,6 +123,8 @@ enum Command {
     Dev(Box<dev::DevArgs>),
     /// Show the main path on real files: submit, run, kill a worker, lose nothing, run nothing twice
     Demo(demo::DemoArgs),
+    /// Measure how many jobs a server takes, how fast, and what that costs it
+    Bench(Box<bench::BenchArgs>),
     /// Submit files or stdin as jobs
     Submit(submit::SubmitArgs),
     /// Fetch the result of a job
@@ -235,7 +239,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// file may give what a command demands.
 fn commands(in_help: bool) -> clap::Command {
     let commands = flags::add_log(Cli::command(), in_help);
-    ["serve", "worker", "scaler", "bridge", "dev", "provision", "doctor"]
+    ["serve", "worker", "scaler", "bridge", "dev", "provision", "doctor", "bench"]
         .into_iter()
         .fold(commands, |commands, name| commands.mut_subcommand(name, |command| flags::add(command, name, in_help)))
 }
@@ -290,6 +294,7 @@ async fn run_command(command: Command, settings: Settings) -> Result<Exit, CliEr
         Command::Config(args) => config::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Demo(args) => or_interrupted(demo::run(args)).await,
+        Command::Bench(args) => Box::pin(bench::run(*args, settings)).await,
         Command::Submit(args) => or_interrupted(submit::run(args)).await,
         Command::Result(args) => or_interrupted(result::run(args)).await,
         Command::Results(args) => or_interrupted(results::run(args)).await,

@@ -22,7 +22,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// [`ClientError::Invalid`] with the file that is not good.
-    pub(super) fn build(&self, mut builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, ClientError> {
+    pub(crate) fn build(&self, mut builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, ClientError> {
         let wrong = |file: &Path, why: &str| ClientError::Invalid(format!("{}: {why}", file.display()));
         if let Some(file) = &self.ca {
             let found = reqwest::Certificate::from_pem_bundle(&read(file)?);

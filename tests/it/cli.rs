@@ -27,6 +27,7 @@ fn help_names_every_command_and_every_exit_code() {
         "worker",
         "dev",
         "demo",
+        "bench",
         "submit",
         "result",
         "results",

@@ -19,12 +19,12 @@ const HEADER: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20\x0a\x01\x01\x01\x0a\0\0\x02\x80\0\0\x50\xea\0\x11\x01vpce-0a1b2c3d4e5";
 
 /// The address of a listener, as the server said it when it was ready.
-fn address(relay: &Running, name: &str) -> SocketAddr {
+pub(crate) fn address(relay: &Running, name: &str) -> SocketAddr {
     relay.ready["listening"]["listeners"][name]["address"].as_str().unwrap_or_else(|| panic!("{name}")).parse().unwrap()
 }
 
 /// A server whose file has these tables.
-fn serving(files: &Files, tables: &str) -> Running {
+pub(crate) fn serving(files: &Files, tables: &str) -> Running {
     let (cert, key) = (files.files.certificate.display(), files.files.key.display());
     let text = format!(
         "[store]\nmemory = true\n[access]\nno_auth = true\n[listen]\ntls_cert = \"{cert}\"\ntls_key = \"{key}\"\n{tables}"

@@ -8,6 +8,7 @@ mod admin_tls;
 mod audit;
 #[path = "../aws_support/mod.rs"]
 mod aws_support;
+mod bench;
 mod bridge;
 mod bridge_foreign;
 mod cli;

@@ -22,6 +22,7 @@ use relay_bridge::contract::JobId;
 use relay_embedded::store;
 use tokio::sync::watch;
 
+use super::child::Process;
 use super::exit::{CliError, Exit};
 use super::output;
 
@@ -33,7 +34,7 @@ mod files;
 mod handler;
 mod report;
 
-use cluster::{Process, QUEUE, Server, start_worker};
+use cluster::{QUEUE, Server, start_worker};
 use files::InputFile;
 use handler::{Command, StartLog};
 use report::{Events, Report, Track};
