@@ -117,7 +117,8 @@ impl Client {
     /// a time; zero asks for what there is now.
     ///
     /// # Errors
-    /// [`ClientError`]: `not-found`, `result-expired`, or the server is away or silent when the time is up.
+    /// [`ClientError`]: `not-found`, `result-expired`, or the server is away or silent when the time is up; what is silent for less
+    /// than a second is taken for a server that waits.
     pub async fn wait(&self, job: JobId, within: Duration) -> Result<Option<RunResult>, ClientError> {
         if within.is_zero() {
             return self.call(|| self.result_once(job, Duration::ZERO)).await;
@@ -136,8 +137,11 @@ impl Client {
             let patience = if self.patience.give_up_after.is_zero() { self.patience } else { patience };
             let look = || self.result_once(job, until.to_ask(WAIT_MAX));
             let within = until.left().min(ask.saturating_add(self.patience.limit()));
-            if let Some(result) = patience.repeat_within(within, look, |error| self.tell(error)).await? {
-                return Ok(Some(result));
+            match patience.repeat_within(within, look, |error| self.tell(error)).await {
+                Ok(Some(result)) => return Ok(Some(result)),
+                Ok(None) => {}
+                Err(ClientError::TimedOut { .. }) if ask < SILENT_AFTER => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -305,6 +309,8 @@ impl Until {
     }
 }
 
-/// What is left of a deadline for the answer to a wait to come.
+/// In a shorter wait than this a server that has not answered is taken for one that waits, and not for a silent one.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+/// The least and the most that is left of a deadline for the answer to a wait to come.
 const ANSWERS_LEAST: Duration = Duration::from_millis(20);
 const ANSWERS_MOST: Duration = Duration::from_secs(1);

@@ -192,6 +192,8 @@ async fn a_thousand_submissions_in_flight_are_a_thousand_jobs() {
     }
 }
 
+type Expected<'a> = &'a dyn Fn(&ClientError) -> bool;
+
 /// What a server of something else says to the first bytes of a client; it then waits until the client has gone.
 async fn impostor(says: Vec<u8>, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -199,7 +201,7 @@ async fn impostor(says: Vec<u8>, tasks: &mut JoinSet<()>) -> SocketAddr {
     tasks.spawn(async move {
         let (mut peer, _) = listener.accept().await.unwrap();
         let mut heard = [0; 4096];
-        peer.read(&mut heard).await.unwrap();
+        assert!(peer.read(&mut heard).await.unwrap() > 0);
         peer.write_all(&says).await.unwrap();
         while peer.read(&mut heard).await.is_ok_and(|count| count > 0) {}
     });
@@ -210,7 +212,7 @@ async fn impostor(says: Vec<u8>, tasks: &mut JoinSet<()>) -> SocketAddr {
 async fn whatever_is_not_relay_ends_a_call_in_a_typed_error_and_leaves_no_connection() {
     let garbled = |error: &ClientError| matches!(error, ClientError::Garbled(_));
     let late = |error: &ClientError| matches!(error, ClientError::TimedOut { .. });
-    let cases: [(&str, Vec<u8>, &dyn Fn(&ClientError) -> bool); 5] = [
+    let cases: [(&str, Vec<u8>, Expected<'_>); 5] = [
         ("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), &garbled),
         ("an empty frame", vec![0; 4], &garbled),
         ("a map of nothing", vec![0, 0, 0, 1, 0x80], &garbled),
