@@ -1,4 +1,4 @@
-//! What it costs to know who is calling: kept connections over TLS beside those without, with a PROXY header and a token beside a key,
+//! The cost of knowing who is calling: kept connections over TLS beside those without, with a PROXY header and a token beside a key,
 //! and wrong keys beside paths that are not there.
 //!
 //! `cargo bench --bench identity`. The server is a process of its own with all of these listeners, on a store in memory. One pair is

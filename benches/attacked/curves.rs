@@ -142,7 +142,7 @@ fn leases(key: &str, number: usize) -> BytesMut {
     bytes
 }
 
-/// What the process has in memory, or ever had, in MiB.
+/// The memory of a process, now (`VmRSS:`) or at most (`VmHWM:`), in MiB.
 fn memory(process: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();

@@ -18,7 +18,7 @@ pub(super) fn renewed_after() -> Duration {
     AGE_MAX.mul_f64(0.9 + random() / 5.0)
 }
 
-/// Whose turn it is among the addresses of a name.
+/// The next one of the addresses of a name.
 #[derive(Debug)]
 pub(super) struct Addresses(AtomicUsize);
 

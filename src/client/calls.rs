@@ -1,4 +1,4 @@
-//! The client: one method per call. What may be repeated is repeated, up to one deadline over all tries; nothing else is.
+//! The client: one method per call. Calls that may be repeated are, up to one deadline over all tries; others are not.
 
 use std::fmt;
 use std::sync::Arc;
@@ -280,7 +280,7 @@ fn of_job(job: JobId, view: JobView) -> Result<JobView, ClientError> {
     Ok(view)
 }
 
-/// Whatever answers about something else is not relay.
+/// A server that answers about something else is not relay.
 fn same<T: PartialEq + fmt::Display>(what: &str, asked: &T, answered: &T) -> Result<(), ClientError> {
     if asked == answered {
         return Ok(());

@@ -22,7 +22,7 @@ pub(super) struct Batch {
     pub(super) next: Option<String>,
 }
 
-/// What a transport keeps between two batches of one reader.
+/// The state that a transport keeps between two batches of one reader.
 pub(super) type Place = Arc<Mutex<Kept>>;
 
 /// The follow request over TCP, nothing over HTTP.

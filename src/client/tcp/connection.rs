@@ -1,7 +1,7 @@
 //! One connection: the table of unanswered requests, and the two loops that write and read.
 //!
 //! The table and the frames to write stand behind one lock that is never held across an await, so that dropping a call can take its
-//! request back. What the server granted bounds both.
+//! request back. The server's grant bounds both.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -132,7 +132,7 @@ impl Following {
                 batch.next = cursor.or(batch.next.take());
                 return Ok(false);
             }
-            // What came before it is kept: the next batch meets the error again.
+            // The results before it are kept: the next batch meets the error again.
             Err(_) if !batch.entries.is_empty() => return Ok(false),
             answer => return answers::other("follow", answer),
         }

@@ -194,7 +194,7 @@ async fn a_thousand_submissions_in_flight_are_a_thousand_jobs() {
 
 type Expected<'a> = &'a dyn Fn(&ClientError) -> bool;
 
-/// What a server of something else says to the first bytes of a client; it then waits until the client has gone.
+/// A server of something else: it answers the first bytes of a client with `says`, and waits until the client has gone.
 async fn impostor(says: Vec<u8>, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

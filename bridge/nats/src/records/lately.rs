@@ -1,4 +1,4 @@
-//! Runs that this process put in line a moment ago: what is known of them without asking the server.
+//! Runs that this process put in line a moment ago: their state is known without asking the server.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
