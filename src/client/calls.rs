@@ -102,7 +102,7 @@ impl Client {
         let job = job.with_key();
         let until = Until::after(within);
         let submitted = self
-            .repeat(until.left().min(self.patience.limit() + WAIT_MAX), || {
+            .repeat(until.left().min(self.patience.limit().saturating_add(WAIT_MAX)), || {
                 self.submit_once(&job, Some(until.to_ask(WAIT_MAX)))
             })
             .await?;
