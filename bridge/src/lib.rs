@@ -17,6 +17,7 @@
 //! - [`newer_jobs`]: jobs that an adapter hands back because a newer relay wrote them.
 //! - [`error`]: the cause of a failed call, whether it took effect, and what the caller can do.
 //! - [`policy_cache`]: policies remembered for a second, for what is asked with each job.
+//! - [`policy_copies`]: an adapter's copies of policies, dropped when a change is told.
 //! - [`rules`]: the contract's decisions, which every adapter asks.
 //! - [`backoff`]: how long to wait before a call is tried again.
 //! - [`clock`]: wall and monotonic time, real or moved by a test.
@@ -35,6 +36,7 @@ pub mod load;
 pub mod newer_jobs;
 pub mod policy;
 pub mod policy_cache;
+pub mod policy_copies;
 pub mod provision;
 pub mod result_log;
 pub mod rules;

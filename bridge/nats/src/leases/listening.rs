@@ -118,7 +118,7 @@ impl Listening {
                 }
                 Heard::Told(text) => match Word::read(&text) {
                     Some(Word::PolicyChanged) => {
-                        hearing.policies.forget(&here.queue);
+                        hearing.policies.copies().changed(&here.queue);
                         here.woken.notify_waiters();
                     }
                     Some(Word::BeganAnew) => {

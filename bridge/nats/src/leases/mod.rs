@@ -43,7 +43,7 @@ use crate::line::lines::Lines;
 use crate::line::queue_state::QueueState;
 use crate::records::held::HeldJobs;
 use crate::records::letters::LetterStore;
-use crate::records::policies::{self, Policies};
+use crate::records::policies::Policies;
 use crate::stored::names;
 use crate::stored::receipt::Token;
 use crate::wire::api::Api;
@@ -54,6 +54,7 @@ use relay_bridge::dead_letters::DeadLetter;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Held, LEASE_BYTES_MAX, LeaseRequest, Leasing, Progress, Receipt, Recorded};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy_copies::AGE_MAX;
 use relay_bridge::rules;
 use relay_bridge::settlement::Settlement;
 
@@ -141,7 +142,7 @@ impl Leasing for Leases {
             }
             looked = true;
             // The policy of a queue is looked at now and then, should the message of a change be lost.
-            let again = deadline.min(Instant::now() + policies::AGE_MAX);
+            let again = deadline.min(Instant::now() + AGE_MAX);
             tokio::select! {
                 _ = select_all(woken) => {}
                 () = tokio::time::sleep_until(again) => {}

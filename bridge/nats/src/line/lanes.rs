@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::records::policies;
 use crate::stored::names::{self, Lane, SHARED_LANES};
 use crate::wire::api::Api;
 use crate::wire::single_flight::SingleFlight;
@@ -20,6 +19,7 @@ use crate::wire::stream_calls;
 use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy_copies::AGE_MAX;
 use relay_bridge::support::lock;
 
 /// How many consumers a queue has when new clients begin to share lanes. Clients that the policy names have a lane of
@@ -29,7 +29,7 @@ const OWN_MAX: usize = 500;
 /// of them, which it writes again and again: a hundred thousand slow nothing down, a million do.
 const RUNNING_MAX: u32 = 50_000;
 /// How long after a change of a policy some process may still go by the one before.
-const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * policies::AGE_MAX.as_secs());
+const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * AGE_MAX.as_secs());
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
 

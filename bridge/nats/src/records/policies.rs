@@ -1,6 +1,6 @@
 //! Policies of queues, kept as JSON in the metadata of each queue's stream, and a copy in this process.
 //!
-//! A copy is at most [`AGE_MAX`] old, and a change made through relay is told on the queue's control subject, so that
+//! A copy is at most [`AGE_MAX`](relay_bridge::policy_copies::AGE_MAX) old, and a change made through relay is told on the queue's control subject, so that
 //! other processes forget their copies at once. The pause has a field of its own: writing a configuration again does
 //! not end it. The server takes a stream's configuration without a condition, so writers take turns by a message that
 //! only one of them can create. The writer that has the turn compares the stored policy with the one that its caller
@@ -32,13 +32,11 @@ use crate::wire::stream_calls::{self, Created};
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy_copies::PolicyCopies;
 use relay_bridge::provision::Wanted;
 use relay_bridge::rules::refusal::{no_queue, stored_not_counted};
 use relay_bridge::support::lock;
 
-/// How old a copy may be before the broker is asked again: for so long at most a worker misses a change that it was not
-/// told of.
-pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: the server takes 128 KiB of metadata a stream.
 const BYTES_MAX: usize = 120 * 1024;
 
@@ -61,20 +59,14 @@ pub(crate) struct Policies {
     payload_max: u64,
     /// The most consumers that the account allows a stream, once the server was asked; `i32::MAX` if it does not care.
     consumers_max: OnceCell<i32>,
-    copies: Mutex<HashMap<QueueName, Copied>>,
+    copies: PolicyCopies,
     /// The single flight of each queue, in which its policy is asked for.
     asking: Mutex<HashMap<QueueName, Arc<SingleFlight>>>,
 }
 
-#[derive(Clone, Debug)]
-struct Copied {
-    policy: Arc<QueuePolicy>,
-    at: Instant,
-}
-
 impl Policies {
     pub(crate) fn new(api: Api, settings: StreamSettings, payload_max: u64) -> Self {
-        let (consumers_max, copies, asking) = (OnceCell::new(), Mutex::default(), Mutex::default());
+        let (consumers_max, copies, asking) = (OnceCell::new(), PolicyCopies::default(), Mutex::default());
         Self { api, settings, payload_max, consumers_max, copies, asking }
     }
 
@@ -89,10 +81,10 @@ impl Policies {
 
     /// The policy of `queue`, at most [`AGE_MAX`] old, or `None` if there is no such queue.
     pub(crate) async fn current(&self, queue: &QueueName) -> Result<Option<Arc<QueuePolicy>>, BrokerError> {
-        if let Some(policy) = self.copy(queue) {
+        if let Some(policy) = self.copies.get(queue) {
             return Ok(Some(policy));
         }
-        self.asking(queue).run(|| self.copy(queue).map(Some), self.fresh(queue)).await
+        self.asking(queue).run(|| self.copies.get(queue).map(Some), self.fresh(queue)).await
     }
 
     fn asking(&self, queue: &QueueName) -> Arc<SingleFlight> {
@@ -108,10 +100,10 @@ impl Policies {
         let asked = Instant::now();
         let found = stream_calls::find(&self.api, &names::jobs_stream(queue), OPERATION).await?;
         let Some(found) = found else {
-            self.forget(queue);
+            self.copies.remove(queue);
             return Ok(None);
         };
-        Ok(Some(self.keep(queue, read(&found.info.config)?, asked)))
+        Ok(Some(self.copies.keep(queue, read(&found.info.config)?, asked)))
     }
 
     /// The policy of `queue`, which must be there.
@@ -129,7 +121,7 @@ impl Policies {
         let mut queues = Vec::new();
         for stream in stream_calls::list(&self.api, streams::ALL_JOBS, OPERATION).await? {
             if let Some(queue) = names::queue_of_stream(&stream.info.config.name) {
-                let policy = self.keep(&queue, read(&stream.info.config)?, asked);
+                let policy = self.copies.keep(&queue, read(&stream.info.config)?, asked);
                 queues.push((queue, policy));
             }
         }
@@ -138,29 +130,9 @@ impl Policies {
         Ok(queues)
     }
 
-    /// Forgets the copy of the policy of `queue`, such as after a message on its control subject: the next caller gets
-    /// the policy as it is now.
-    pub(crate) fn forget(&self, queue: &QueueName) {
-        self.copies().remove(queue);
-    }
-
-    /// Forgets all copies: changes may have been missed.
-    pub(crate) fn forget_all(&self) {
-        self.copies().clear();
-    }
-
-    fn copy(&self, queue: &QueueName) -> Option<Arc<QueuePolicy>> {
-        self.copies().get(queue).filter(|copied| copied.at.elapsed() < AGE_MAX).map(|copied| copied.policy.clone())
-    }
-
-    pub(crate) fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
-        let policy = Arc::new(policy);
-        self.copies().insert(queue.clone(), Copied { policy: policy.clone(), at });
-        policy
-    }
-
-    fn copies(&self) -> std::sync::MutexGuard<'_, HashMap<QueueName, Copied>> {
-        lock(&self.copies)
+    /// The copies, to be told of changes.
+    pub(crate) fn copies(&self) -> &PolicyCopies {
+        &self.copies
     }
 
     /// Creates the stream of a queue and what all queues share, or changes it to what its policy needs, if its policy is
@@ -309,7 +281,7 @@ impl Policies {
 
     /// Forgets this process's copy and tells the others. A process that is not told asks again by itself.
     async fn told(&self, queue: &QueueName) {
-        self.forget(queue);
+        self.copies.changed(queue);
         self.api.tell(names::control(queue), HeaderMap::new(), control::POLICY_CHANGED.into()).await;
     }
 }

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::records::policies::{AGE_MAX, Policies};
+use crate::records::policies::Policies;
 use crate::stored::control::POLICY_CHANGED;
 use crate::stored::names;
 use crate::wire::api::Api;
+use relay_bridge::policy_copies::AGE_MAX;
 
 /// Hears of changes of all policies, once this process has asked for it.
 pub(crate) struct PolicyChanges {
@@ -51,14 +52,14 @@ async fn forget_what_changes(
             word = async { told.as_mut()?.next().await }, if told.is_some() => match word {
                 Some(word) if word.payload == POLICY_CHANGED => {
                     if let Some(queue) = names::queue_of_control(&word.subject) {
-                        policies.forget(&queue);
+                        policies.copies().changed(&queue);
                     }
                 }
                 Some(_) => {}
                 None => told = None,
             },
             () = tokio::time::sleep(AGE_MAX), if told.is_none() => {}
-            Ok(()) = missed.changed() => policies.forget_all(),
+            Ok(()) = missed.changed() => policies.copies().all_changed(),
             () = closing.cancelled() => return,
         }
     }
@@ -66,6 +67,7 @@ async fn forget_what_changes(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::time::{Duration, Instant};
 
     use crate::config::NatsConfig;
@@ -90,7 +92,7 @@ mod tests {
         here.0.jobs.submissions.policy_changes.hear();
         // The subscription is in place once a later request is answered. This copy would be good for an hour.
         here.0.policies.policy(&queue).await.unwrap();
-        here.0.policies.keep(&queue, before.clone(), Instant::now() + Duration::from_secs(3_600));
+        here.0.policies.copies().keep(&queue, before.clone(), Instant::now() + Duration::from_secs(3_600));
         there.0.policies.put_policy(&queue, &after, Some(&before)).await.unwrap();
         let heard = async {
             while *here.0.policies.recent(&queue).await.unwrap().unwrap() != after {
@@ -98,5 +100,35 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), heard).await.expect("the word of the change was not heard");
+    }
+
+    #[tokio::test]
+    async fn a_list_that_was_asked_for_before_a_change_does_not_undo_it() {
+        // More than a page, so that the first queue is read long before the list is there.
+        const QUEUES: usize = 300;
+        let server = NatsServer::start().await;
+        let nats = adapter(&server).await;
+        let policies = &nats.0.policies;
+        for number in 0..QUEUES {
+            let queue = format!("queue-{number:03}").parse().unwrap();
+            policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+        }
+        let (queue, mut seen) = ("queue-000".parse::<QueueName>().unwrap(), QueuePolicy::default());
+        for max_attempts in 1..=20 {
+            let next = QueuePolicy { max_attempts, ..QueuePolicy::default() };
+            let is_made = Cell::new(false);
+            let change = async {
+                policies.put_policy(&queue, &next, Some(&seen)).await.unwrap();
+                is_made.set(true);
+            };
+            let lists = async {
+                while !is_made.get() {
+                    assert_eq!(policies.queues().await.unwrap().len(), QUEUES);
+                }
+            };
+            tokio::join!(lists, change);
+            assert_eq!(*policies.recent(&queue).await.unwrap().unwrap(), next);
+            seen = next;
+        }
     }
 }

@@ -16,11 +16,12 @@ use crate::adapter::leases::line::{Ask, BOUNDED_EVERY, BOUNDED_PAUSE, Line, Take
 use crate::adapter::leases::lines::Lines;
 use crate::adapter::leases::received::{Claimed, Received};
 use crate::adapter::leases::settle::Settling;
-use crate::adapter::stored::policies::{self, Policies};
+use crate::adapter::stored::policies::Policies;
 use crate::settings::Settings;
 use relay_bridge::error::BrokerError;
 use relay_bridge::leasing::Delivery;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::policy_copies::AGE_MAX;
 
 const OPERATION: &str = "lease";
 /// The most receives of one queue at once, while they come back full.
@@ -73,7 +74,7 @@ impl Polls {
             let Some((_, deadline)) = line.wanted() else { return Ok(()) };
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep_until(deadline.min(Instant::now() + policies::AGE_MAX)) => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + AGE_MAX)) => {}
                 () = self.closing.cancelled() => {}
             }
             return Ok(());

@@ -2,9 +2,8 @@
 //! at most [`AGE_MAX`] old. The pause has an attribute of its own, so that writing a configuration again does not end
 //! it. A policy is written under the condition that the text of the previous one is still there.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -17,12 +16,11 @@ use crate::names;
 use relay_bridge::contract::QueueName;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::{PolicyStore, QueuePolicy};
+use relay_bridge::policy_copies::{AGE_MAX, PolicyCopies};
 use relay_bridge::provision::Wanted;
 use relay_bridge::rules::refusal::stored_not_counted;
 use relay_bridge::support::lock;
 
-/// How old a copy may be, and so how late another process's change is noticed.
-pub(crate) const AGE_MAX: Duration = Duration::from_secs(5);
 /// The largest policy in bytes of JSON: an item holds 400 KiB.
 const BYTES_MAX: usize = 256 * 1_024;
 /// How often a policy is compared and written: more than once only if the same policy was written in another form meanwhile.
@@ -33,7 +31,7 @@ const WRITE: &str = "write policy";
 pub(crate) struct Policies {
     table: Table,
     queues: Arc<crate::adapter::aws::queue::SqsQueues>,
-    copies: Mutex<HashMap<QueueName, (Arc<QueuePolicy>, Instant)>>,
+    copies: PolicyCopies,
     all: Mutex<Option<(Vec<QueueName>, Instant)>>,
     /// Woken when this process changed a policy.
     pub(crate) changed: Notify,
@@ -41,7 +39,7 @@ pub(crate) struct Policies {
 
 impl Policies {
     pub(crate) fn new(table: Table, queues: Arc<crate::adapter::aws::queue::SqsQueues>) -> Self {
-        Self { table, queues, copies: Mutex::default(), all: Mutex::default(), changed: Notify::new() }
+        Self { table, queues, copies: PolicyCopies::default(), all: Mutex::default(), changed: Notify::new() }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -61,10 +59,8 @@ impl Policies {
         queue: &QueueName,
         operation: &'static str,
     ) -> Result<Arc<QueuePolicy>, BrokerError> {
-        if let Some((policy, at)) = self.copies().get(queue)
-            && at.elapsed() < AGE_MAX
-        {
-            return Ok(policy.clone());
+        if let Some(policy) = self.copies.get(queue) {
+            return Ok(policy);
         }
         self.fresh(queue, operation).await?.ok_or_else(|| no_queue(queue, operation))
     }
@@ -78,9 +74,9 @@ impl Policies {
             found => found?,
         };
         match found {
-            Some(item) => Ok(Some(self.keep(queue, read(&item)?, asked))),
+            Some(item) => Ok(Some(self.copies.keep(queue, read(&item)?, asked))),
             None => {
-                self.copies().remove(queue);
+                self.copies.remove(queue);
                 Ok(None)
             }
         }
@@ -105,7 +101,7 @@ impl Policies {
             let found = self.table.query(query, operation).await?;
             for item in &found.items {
                 let queue: QueueName = item.need_parsed("sk")?;
-                let policy = self.keep(&queue, read(item)?, asked);
+                let policy = self.copies.keep(&queue, read(item)?, asked);
                 queues.push((queue, policy));
             }
             after = found.next;
@@ -114,24 +110,17 @@ impl Policies {
             }
         }
         let names = queues.iter().map(|(queue, _)| queue.clone()).collect();
-        *lock(&self.all) = Some((names, asked));
+        let mut known = lock(&self.all);
+        if self.copies.is_current(asked) {
+            *known = Some((names, asked));
+        }
         Ok(queues)
-    }
-
-    fn keep(&self, queue: &QueueName, policy: QueuePolicy, at: Instant) -> Arc<QueuePolicy> {
-        let policy = Arc::new(policy);
-        self.copies().insert(queue.clone(), (policy.clone(), at));
-        policy
-    }
-
-    fn copies(&self) -> MutexGuard<'_, HashMap<QueueName, (Arc<QueuePolicy>, Instant)>> {
-        lock(&self.copies)
     }
 
     /// Drops the copies, so that the next caller gets the policy as it is now, and wakes the tasks that wait for a
     /// change.
     fn forget(&self, queue: &QueueName) {
-        self.copies().remove(queue);
+        self.copies.changed(queue);
         *lock(&self.all) = None;
         self.changed.notify_waiters();
     }
