@@ -198,22 +198,29 @@ impl Pulls {
         while end.is_none() || !delivering.is_empty() {
             tokio::select! {
                 biased;
-                answer = answers.next(), if end.is_none() && delivering.len() < AT_ONCE => match answer {
-                    None => end = Some(End::Silent),
-                    Some(Message { status: Some(status), description, .. }) => {
-                        end = Some(ended(status, description.as_deref()));
+                answer = answers.next(), if end.is_none() && delivering.len() < AT_ONCE => {
+                    if answer.is_some() && ask_again.take().is_some() {
+                        line.turns().answered(&wanted.lane);
+                        line.woken.notify_one();
                     }
-                    Some(message) => {
-                        self.lines.recheck_all_if_reconnected(line);
-                        let pulled = deliver::read(message, self.api.context().clone());
-                        held.came(pulled.as_ref().map_or(0, |pulled| pulled.behind));
-                        (over_at, give_up) = (Instant::now() + HELD_LONGER, Instant::now() + PULL_WITHIN);
-                        if held.got == wanted.count {
-                            end = Some(End::Answered);
+                    match answer {
+                        None => end = Some(End::Silent),
+                        Some(Message { status: Some(status), description, .. }) => {
+                            end = Some(ended(status, description.as_deref()));
                         }
-                        delivering.push(timeout(LOOKED_AT_WITHIN, self.deliveries.deliver(line, policy, pulled, asked_at)));
+                        Some(message) => {
+                            self.lines.recheck_all_if_reconnected(line);
+                            let pulled = deliver::read(message, self.api.context().clone());
+                            held.came(pulled.as_ref().map_or(0, |pulled| pulled.behind));
+                            (over_at, give_up) = (Instant::now() + HELD_LONGER, Instant::now() + PULL_WITHIN);
+                            if held.got == wanted.count {
+                                end = Some(End::Answered);
+                            }
+                            let delivery = self.deliveries.deliver(line, policy, pulled, asked_at);
+                            delivering.push(timeout(LOOKED_AT_WITHIN, delivery));
+                        }
                     }
-                },
+                }
                 Some(first) = delivering.next(), if !delivering.is_empty() => {
                     let mut all = vec![first.unwrap_or_else(|_| left_alone(line))];
                     while let Some(Some(delivery)) = delivering.next().now_or_never() {

@@ -165,6 +165,12 @@ impl Turns {
         *turn.silent_until.insert(now + silent_for)
     }
 
+    /// Notes that a consumer that did not answer in time answers now: it has its turn at once.
+    pub(crate) fn answered(&mut self, lane: &Lane) {
+        let turn = self.enter(lane);
+        (turn.has, turn.silent_until, turn.silent_for) = (Has::More, None, None);
+    }
+
     /// The lanes to be asked, each at most once, and for how many jobs, `max` in all. They are in the order of turns;
     /// lanes that only may have jobs come last. With `hinted` only jobs that hints told of are asked for, and none
     /// while other lanes have their turns.
@@ -488,6 +494,10 @@ mod tests {
         let asked = turns.plan(1, false, now, |_| 1);
         turns.pulled(&asked[0], 1, now);
         assert_eq!(turns.silent(&me, now) - now, Duration::from_millis(250), "it answered meanwhile");
+        assert!(turns.plan(8, false, now, |_| 1).is_empty());
+        turns.answered(&me);
+        assert_eq!(turns.plan(8, false, now, |_| 1).len(), 1, "late, and it has its turn at once");
+        assert_eq!(turns.silent(&me, now) - now, Duration::from_millis(250));
     }
 
     #[test]
