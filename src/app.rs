@@ -290,6 +290,7 @@ impl App {
         let shares = Arc::clone(&config.limits.shares);
         let ingress =
             http::Ingress::new(broker.clone(), Arc::clone(&config.authenticator), config.limits, clock.clone());
+        ingress.listens(&listeners.http, &listeners.tcp);
         let clients = Clients::new(Arc::clone(&ingress), ClientLimits::default());
         let authenticator = Arc::clone(&config.authenticator);
         let audit = config.audit.clone();
@@ -430,13 +431,9 @@ impl App {
         let leasing = self.ingress.watched(Arc::clone(&self.broker.leasing));
         let leasing_here = self.ingress.watched(self.leasing_here);
         let (authentications, arrivals) = (self.ingress.authentications(), self.ingress.arrivals());
-        let (mut workers, going) = (None, Arc::clone(&self.ingress));
-        let (ingress, stopped) = (self.ingress, http.stop.clone());
-        http.tasks.spawn(async move {
-            let served = http::serve(listeners.http, ingress, stopped, drain).await;
-            served.map_err(|error| AppError::Listener("HTTP", error))
-        });
-        let over_tcp = self.clients.leaving();
+        let (mut workers, going) = (None, self.ingress);
+        let serving = Arc::clone(&self.clients).serve_beside_http(listeners.http, http.stop.clone(), drain);
+        http.tasks.spawn(async { serving.await.map_err(|error| AppError::Listener("HTTP", error)) });
         if !listeners.tcp.is_empty() {
             // Of the same stage: both are doors of clients.
             let serving = self.clients.serve(listeners.tcp, http.stop.clone(), drain);
@@ -516,7 +513,7 @@ impl App {
                     }
                 };
                 if !self.drain_delay.is_zero() {
-                    tokio::join!(going.leave(self.drain_delay), over_tcp.leave(self.drain_delay), workers);
+                    tokio::join!(going.leave(self.drain_delay), workers);
                 }
             } => None,
             Some(error) = http.ended_early() => Some(error),

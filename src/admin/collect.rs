@@ -165,10 +165,13 @@ pub fn ingresses(
         family.value(&[("budget", name), ("full", "share")], share);
     }
     let (proven, unproven) = http.connections();
-    text.gauge("relay_connections", "Connections of clients over HTTP, by whether a caller was authenticated on them.")
-        .value(&[("pool", "proven")], proven)
-        .value(&[("pool", "unproven")], unproven);
-    let help = "Connections of clients over TCP on which a caller was authenticated.";
+    text.gauge(
+        "relay_connections",
+        "Connections of clients over HTTP and TCP, by whether a caller was authenticated on them.",
+    )
+    .value(&[("pool", "proven")], proven)
+    .value(&[("pool", "unproven")], unproven);
+    let help = "Of these, connections over TCP on which a caller was authenticated.";
     text.gauge("relay_tcp_connections", help).value(&[], tcp.connections());
     let help = "Time since an issuer of tokens that is asked over https gave its keys.";
     let mut family = text.gauge("relay_issuer_keys_age_seconds", help);

@@ -36,7 +36,7 @@ pub use problem::Problem;
 pub use receipt::{JobView, JobsPage, Links, Receipt};
 pub use result::{ResultView, ResultsPage};
 pub use slug::{Retry, Slug};
-pub use whoami::{FactorView, LimitsView, QueueLimits, RateLimit, ShareView, Whoami};
+pub use whoami::{FactorView, LimitsView, ListenerView, QueueLimits, RateLimit, ShareView, Whoami};
 
 /// The largest body that goes there and back by `POST /v1/echo`, in bytes: more than one packet of any network carries (9,001
 /// bytes within a VPC), so that a way that loses large packets is found.

@@ -26,6 +26,10 @@ pub struct Whoami {
     /// The address that the connection came from: the one that a trusted balancer says, else the peer's.
     #[serde(default)]
     pub source: Option<String>,
+    /// The addresses for clients at which this server listens, as it sees them itself: a balancer in front has another one. Empty from
+    /// servers of before.
+    #[serde(default)]
+    pub listeners: Vec<ListenerView>,
     /// The queues this caller may use; `null` means all.
     #[cfg_attr(feature = "server", schema(value_type = Option<Vec<schema::QueueName>>))]
     pub queues: Option<Vec<QueueName>>,
@@ -53,6 +57,18 @@ pub struct FactorView {
     /// The thing that was shown, without its secret: a key's id, issuer and subject of a token, a certificate's name, an
     /// endpoint's id.
     pub credential: Option<String>,
+}
+
+/// An address at which clients are served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ListenerView {
+    /// With its port.
+    pub address: String,
+    /// The protocols that are spoken there, by the names that they have in a TLS handshake (ALPN): `h2`, `http/1.1`, `relay/1`.
+    pub protocols: Vec<String>,
+    /// Whether that is behind TLS, which ends in relay.
+    pub tls: bool,
 }
 
 /// What holds for a request, whichever queue it names.

@@ -345,7 +345,7 @@ setting that, or `--listen`, adds one, which is called `http`, as the one of `li
 | --- | --- | --- | --- |
 | `name` | letters, digits and `-` |  | Its name in the log and in the line of `--json`. |
 | `address` | an address |  | Where it listens; port 0 takes a free one. |
-| `protocol` | `http`, `relay` or `worker` | `http` | The peers: clients over HTTP, clients over [relay's TCP protocol](protocol.md#the-client-role), or workers. |
+| `protocol` | `http`, `relay` or `worker` | `http` | The peers: clients over HTTP and, where TLS ends in relay, over [relay's TCP protocol](protocol.md#the-client-role) as well; clients over that one alone; or workers. |
 | `proxy` | `off` or `required` | `off` | Whether a load balancer writes a PROXY header in front of each connection. |
 | `trusted` | a list of addresses or ranges of them |  | From whom a header is believed; other peers are closed unread. |
 | `tls` | `off`, `on` or `terminated-in-front` | `off` | Where TLS ends: `on` is in relay, with `listen.tls_cert`. Addresses that others can reach need it, or the word that something in front ends it and the network behind that is trusted. |

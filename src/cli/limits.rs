@@ -17,7 +17,6 @@ use crate::config::settings::{self, Bounds, Listen};
 use crate::ingress::clients::ClientShares;
 use crate::ingress::http::Limits;
 use crate::ingress::tcp::WorkerLimits;
-use crate::ingress::tcp::client::ClientLimits;
 
 /// The files that a process has open beside its connections: its store, its broker's connections, its log.
 const OTHER_FILES: usize = 256;
@@ -49,11 +48,8 @@ pub(super) fn of(
     let mut caps = Caps::default();
     let has_workers = listeners.iter().any(|one| one.protocol == Protocol::Worker);
     let of_workers = |count: u32| if has_workers { count as usize } else { 0 };
-    // Once they are known, they take places of all clients' connections.
-    let over_tcp = listeners.iter().any(|one| one.protocol == Protocol::Relay);
-    let unknown_over_tcp = if over_tcp { ClientLimits::default().unknown_max as usize } else { 0 };
     let others = Others {
-        workers: of_workers(workers.connections_max) + of_workers(workers.unknown_max) + unknown_over_tcp,
+        workers: of_workers(workers.connections_max) + of_workers(workers.unknown_max),
         worker_bytes: if has_workers { workers.bytes } else { 0 },
         nats: nats.map_or(0, |nats| nats.limits.requests.saturating_add(nats.limits.waits)),
     };
@@ -77,7 +73,6 @@ pub(super) fn of(
     let asked = vec![
         of_workers(workers.connections_max),
         of_workers(workers.unknown_max),
-        unknown_over_tcp,
         admin.listen.map_or(0, |_| caps.admin),
         admin.health.map_or(0, |_| caps.health),
     ];
@@ -86,7 +81,7 @@ pub(super) fn of(
             .hint(format!("allow more: `ulimit -n {}`", 4 * needed))
     })?;
     limits.connections = connections;
-    if let ([known, unknown, _, admin, health], true) = (&given[..], given != asked) {
+    if let ([known, unknown, admin, health], true) = (&given[..], given != asked) {
         workers.connections_max = u32::try_from(*known).unwrap_or(u32::MAX).max(1);
         workers.unknown_max = u32::try_from(*unknown).unwrap_or(u32::MAX).max(1);
         caps = Caps { admin: (*admin).max(1), health: (*health).max(1) };

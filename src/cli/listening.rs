@@ -7,10 +7,12 @@ use tracing::info;
 
 use super::exit::CliError;
 use super::serve::{bind, no_auth_only_on_loopback};
+use crate::api::ListenerView;
 use crate::config::listeners::{Listener, Protocol};
 use crate::config::settings::{AskedCertificate, ProxyHeader, TlsOf};
 use crate::ingress::front::{Bound, Front};
 use crate::ingress::proxy::Proxy;
+use crate::tls::stream::{HTTP, RELAY};
 use crate::tls::{ClientAuth, Secured, Tls};
 
 /// The sockets of a server, by their protocol.
@@ -76,16 +78,18 @@ impl Sockets {
                     (TlsOf::Off | TlsOf::TerminatedInFront, _) => None,
                 },
             });
-            if let Ok(address) = listener.local_addr() {
-                let said = json!({ "address": address, "protocol": one.protocol.as_str(), "tls": front.tls.is_some() });
+            let bound = Bound { listener, front };
+            let (of_protocol, plain): (_, &'static [&'static [u8]]) = match one.protocol {
+                Protocol::Http => (&mut sockets.http, HTTP),
+                Protocol::Relay => (&mut sockets.tcp, &[RELAY]),
+                Protocol::Worker => (&mut sockets.workers, &[RELAY]),
+            };
+            if let Some(ListenerView { address, protocols, tls }) = bound.view(plain) {
+                let protocol = one.protocol.as_str();
+                let said = json!({ "address": address, "protocol": protocol, "protocols": protocols, "tls": tls });
                 sockets.said.insert(one.name.clone(), said);
             }
-            match one.protocol {
-                Protocol::Http => &mut sockets.http,
-                Protocol::Relay => &mut sockets.tcp,
-                Protocol::Worker => &mut sockets.workers,
-            }
-            .push(Bound { listener, front });
+            of_protocol.push(bound);
         }
         Ok(sockets)
     }
@@ -101,7 +105,10 @@ impl Sockets {
                 AskedCertificate::Required => ", with a certificate",
             };
             match (one.protocol, one.tls) {
-                (Protocol::Http, TlsOf::On) => info!("relay listens on https://{address}{header}{certificates}"),
+                (Protocol::Http, TlsOf::On) => {
+                    info!("relay listens on https://{address}{header}{certificates}");
+                    info!("clients connect to relays://{address} as well{header}{certificates}");
+                }
                 (Protocol::Http, _) => info!("relay listens on http://{address}{header}"),
                 (Protocol::Relay, TlsOf::On) => info!("clients connect to relays://{address}{header}{certificates}"),
                 (Protocol::Relay, _) => info!("clients connect to relay://{address}{header}"),
@@ -131,8 +138,8 @@ impl Listener {
             AskedCertificate::Required => ClientAuth::Required,
         };
         match self.protocol {
-            Protocol::Http => Secured::http(Arc::clone(tls), clients),
-            Protocol::Relay | Protocol::Worker => Secured::workers(Arc::clone(tls), clients),
+            Protocol::Http => Secured::clients(Arc::clone(tls), clients),
+            Protocol::Relay | Protocol::Worker => Secured::relay(Arc::clone(tls), clients),
         }
     }
 }

@@ -53,7 +53,8 @@ flight finish, workers hand their jobs back, the store is closed. Another signal
 or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
 the addresses are one line of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"tcp\":null,\"workers\":null,\"admin\":null,\"health\":null,
-    \"scaler\":null,\"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",\"tls\":false}}}}")]
+    \"scaler\":null,\"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",
+    \"protocols\":[\"h2\",\"http/1.1\"],\"tls\":false}}}}")]
 pub(crate) struct ServeArgs {
     /// Read settings and queues from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]

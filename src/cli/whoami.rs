@@ -5,7 +5,7 @@ use clap::Args;
 use super::exit::{CliError, Exit};
 use super::remote::ServerArgs;
 use super::{output, values};
-use crate::api::{FactorView, QueueLimits, Whoami};
+use crate::api::{FactorView, ListenerView, QueueLimits, Whoami};
 
 /// Which server to ask.
 #[derive(Debug, Args)]
@@ -48,6 +48,7 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
         ("authenticated by", authenticated_by),
         ("VPC endpoint", or_none(&who.vpc_endpoint_id)),
         ("source", or_none(&who.source)),
+        ("listeners", who.listeners.iter().map(listener).collect::<Vec<_>>().join(", ")),
         ("queues", queues),
         ("rights", who.rights.join(", ")),
         ("durability", who.durability.clone()),
@@ -60,6 +61,12 @@ pub(crate) async fn run(args: WhoamiArgs) -> Result<Exit, CliError> {
         output::line(format_args!("\n{}", limits(&who)))?;
     }
     Ok(Exit::Done)
+}
+
+/// An address of the server, and what is spoken there.
+fn listener(one: &ListenerView) -> String {
+    let tls = if one.tls { "TLS with " } else { "" };
+    format!("{} ({tls}{})", one.address, one.protocols.join(", "))
 }
 
 fn limits(who: &Whoami) -> String {

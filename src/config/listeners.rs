@@ -30,7 +30,7 @@ const KEYS: [(&str, Kind); 7] = [
     ("client_auth", Kind::Choice(CLIENT_AUTH)),
 ];
 const PROTOCOLS: &[(&str, &str)] = &[
-    ("http", "Clients, over HTTP"),
+    ("http", "Clients, over HTTP and with TLS over relay's TCP protocol as well"),
     ("relay", "Clients, over relay's TCP protocol"),
     ("worker", "Workers of other processes"),
 ];

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::stream::{HTTP, RELAY};
 use super::{ClientAuth, Tls, expiry};
 use crate::auth::presented::Certificate;
 use crate::evicting::EvictingPool;
@@ -114,13 +115,19 @@ impl Secured {
     /// TLS with the certificates of `tls`, over which HTTP is spoken.
     #[must_use]
     pub fn http(tls: Arc<Tls>, clients: ClientAuth) -> Self {
-        Self::new(tls, &[b"h2", b"http/1.1"], clients)
+        Self::new(tls, HTTP, clients)
     }
 
-    /// The same, over which workers speak relay's own protocol.
+    /// The same, over which clients speak HTTP or relay's own protocol, as their handshake says.
     #[must_use]
-    pub fn workers(tls: Arc<Tls>, clients: ClientAuth) -> Self {
-        Self::new(tls, &[b"relay/1"], clients)
+    pub fn clients(tls: Arc<Tls>, clients: ClientAuth) -> Self {
+        Self::new(tls, &[b"h2", b"http/1.1", RELAY], clients)
+    }
+
+    /// The same, over which relay's own protocol is spoken, by workers or by clients.
+    #[must_use]
+    pub fn relay(tls: Arc<Tls>, clients: ClientAuth) -> Self {
+        Self::new(tls, &[RELAY], clients)
     }
 
     /// The same, over which KEDA speaks gRPC.
@@ -131,6 +138,11 @@ impl Secured {
 
     fn new(tls: Arc<Tls>, protocols: &'static [&'static [u8]], clients: ClientAuth) -> Self {
         Self { tls, protocols, clients, places: EvictingPool::new(AT_A_TIME) }
+    }
+
+    /// The protocols that are offered, the one that is preferred first.
+    pub(crate) fn protocols(&self) -> &'static [&'static [u8]] {
+        self.protocols
     }
 
     /// Counts a handshake that is not begun, because too many of its source failed.

@@ -114,7 +114,7 @@ struct Snapshot {
     configs: Mutex<Configs>,
 }
 
-type Configs = HashMap<(&'static [u8], ClientAuth), Arc<ServerConfig>>;
+type Configs = HashMap<(&'static [&'static [u8]], ClientAuth), Arc<ServerConfig>>;
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -202,8 +202,7 @@ impl Snapshot {
         clients: ClientAuth,
     ) -> Result<Arc<ServerConfig>, rustls::Error> {
         let mut configs = lock(&self.configs);
-        // No two lists begin alike.
-        let by = (protocols.first().copied().unwrap_or_default(), clients);
+        let by = (protocols, clients);
         if let Some(config) = configs.get(&by) {
             return Ok(Arc::clone(config));
         }

@@ -8,6 +8,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+/// The names of HTTP in a handshake (ALPN), the one that is preferred first.
+pub(crate) const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// The name of relay's own protocol in a handshake (ALPN).
+pub(crate) const RELAY: &[u8] = b"relay/1";
+
 /// A connection from a listener.
 pub(crate) enum Stream {
     /// As it came.
@@ -19,7 +24,16 @@ pub(crate) enum Stream {
 impl Stream {
     /// Whether the handshake agreed on HTTP/2.
     pub(crate) fn is_h2(&self) -> bool {
-        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
+        self.agreed_on(b"h2")
+    }
+
+    /// Whether the handshake agreed on relay's own protocol.
+    pub(crate) fn is_relay(&self) -> bool {
+        self.agreed_on(RELAY)
+    }
+
+    fn agreed_on(&self, protocol: &[u8]) -> bool {
+        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(protocol))
     }
 }
 

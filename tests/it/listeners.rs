@@ -50,13 +50,18 @@ async fn a_listener_behind_a_balancer_stands_beside_one_for_the_cluster_and_one_
     let [nlb, cluster, gpus, here] = ["nlb", "cluster", "gpus", "here"].map(|name| address(&relay, name));
     for said in [
         format!("relay listens on https://{nlb}, behind a PROXY header, with a certificate or without"),
+        format!("clients connect to relays://{nlb} as well, behind a PROXY header, with a certificate or without"),
         format!("relay listens on https://{cluster}"),
+        format!("clients connect to relays://{cluster} as well"),
         format!("workers connect to tls://{gpus}"),
         format!("relay listens on http://{here}"),
     ] {
         relay.wait_for_line(&said);
     }
     assert_eq!(relay.ready["listening"]["http"], nlb.to_string(), "the first one for clients");
+    let spoken = |name: &str| relay.ready["listening"]["listeners"][name]["protocols"].to_string();
+    assert_eq!(spoken("cluster"), r#"["h2","http/1.1","relay/1"]"#);
+    assert_eq!((&*spoken("here"), &*spoken("gpus")), (r#"["h2","http/1.1"]"#, r#"["relay/1"]"#));
 
     let client = files.client(&["http/1.1"], None);
     let mut balanced = TcpStream::connect(nlb).await.unwrap();
@@ -222,10 +227,9 @@ async fn a_listener_for_clients_over_tcp_has_tls_and_the_header_of_a_balancer() 
 async fn the_command_line_submits_and_reads_over_tcp_with_tls_as_over_https() {
     let files = Files::new();
     let ca = files.write("ca.pem", files.server.pem());
-    let tables = "[[listener]]\nname = \"fast\"\nprotocol = \"relay\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
-                  [[queue]]\nname = \"mail\"\n";
+    let tables = "http = \"127.0.0.1:0\"\n[[queue]]\nname = \"mail\"\n";
     let server = serving(&files, tables);
-    let url = format!("relays://localhost:{}", address(&server, "fast").port());
+    let url = format!("relays://localhost:{}", address(&server, "http").port());
     let run = |args: &[&str]| {
         let all = args.iter().copied().chain(["--server", &url, "--ca", ca.to_str().unwrap()]);
         let output = command(all).output().unwrap();
@@ -237,6 +241,7 @@ async fn the_command_line_submits_and_reads_over_tcp_with_tls_as_over_https() {
     assert_eq!(code, Some(0), "{told}");
     let (code, shown, told) = run(&["whoami"]);
     assert!(code == Some(0) && shown.contains("dev"), "{shown}{told}");
+    assert!(shown.contains("(TLS with h2, http/1.1, relay/1)"), "{shown}");
     assert_eq!(run(&["result", &job]).0, Some(75), "it has no result yet");
     assert_eq!(run(&["jobs", "cancel", &job]).0, Some(0));
     let (code, results, told) = run(&["results"]);

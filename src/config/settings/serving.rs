@@ -17,7 +17,7 @@ use crate::ranges::AddressRange;
 table! {
     /// Where clients and workers connect, and how the process ends.
     "listen", Some("Listening"), Listen {
-        /// Where clients connect; port 0 takes a free one
+        /// Where clients connect over HTTP and, with --tls-cert, over relay's TCP protocol as well; port 0 takes a free one
         http: SocketAddr = value("listen", "RELAY_LISTEN", "ADDR", Kind::Address).or("127.0.0.1:7410");
         /// Whether a load balancer writes a PROXY header in front of each connection of clients
         proxy: ProxyHeader = value("proxy", "RELAY_PROXY", "WHETHER", PROXY_HEADER).or("off");
@@ -37,8 +37,8 @@ table! {
         ])).or("here");
         /// Whether clients are asked for a certificate of a `[[client_ca]]`
         client_auth: AskedCertificate = value("client-auth", "RELAY_CLIENT_AUTH", "WHETHER", Kind::Choice(CLIENT_AUTH)).or("off");
-        /// Where clients connect over relay's TCP protocol, such as 127.0.0.1:7413; port 0 takes a free one. Off unless given. Only
-        /// loopback addresses: a `[[listener]]` of protocol `relay` may have TLS
+        /// Where clients connect over relay's TCP protocol without TLS, such as 127.0.0.1:7413; port 0 takes a free one. Off unless given.
+        /// Only loopback addresses: with TLS the port of --listen takes them, or a `[[listener]]` of protocol `relay`
         tcp: Option<SocketAddr> = value("tcp", "RELAY_TCP", "ADDR", Kind::Address);
         /// Where workers of other processes connect, such as 127.0.0.1:7411; port 0 takes a free one. Off unless given
         workers: Option<SocketAddr> = value("worker-listen", "RELAY_WORKER_LISTEN", "ADDR", Kind::Address);

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use super::proxy::header::Header;
 use super::proxy::{HeaderCounts, HeaderOutcome, Proxy, Source, receive};
 use super::strangers::Strangers;
+use crate::api::ListenerView;
 use crate::auth::bounds::Failures;
 use crate::tls::Secured;
 
@@ -101,6 +102,18 @@ pub struct Bound {
     pub listener: TcpListener,
     /// The way in.
     pub front: Arc<Front>,
+}
+
+impl Bound {
+    /// The socket as clients are told of it; without TLS it speaks `plain`. `None` if it is closed.
+    pub(crate) fn view(&self, plain: &'static [&'static [u8]]) -> Option<ListenerView> {
+        let protocols = self.front.tls.as_ref().map_or(plain, Secured::protocols);
+        Some(ListenerView {
+            address: self.listener.local_addr().ok()?.to_string(),
+            protocols: protocols.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
+            tls: self.front.tls.is_some(),
+        })
+    }
 }
 
 /// A listener whose connections are taken as they come.

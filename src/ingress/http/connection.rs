@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
@@ -15,11 +15,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
+use crate::auth::Presented;
 use crate::auth::credential::Credential;
 use crate::auth::presented::Certificate;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
 use crate::ingress::proxy::Source;
+use crate::ingress::proxy::header::EndpointId;
 
 /// The unit in which unread bytes of answers are counted.
 pub(super) const UNREAD_UNIT: usize = 16 * 1024;
@@ -33,12 +35,12 @@ const IDLE_FROM: Duration = Duration::from_secs(1);
 const RESET_WITHIN: Duration = Duration::from_secs(1);
 
 /// A peer's connection.
-pub(super) struct Connection {
-    pub(super) id: u64,
+pub(in crate::ingress) struct Connection {
+    pub(in crate::ingress) id: u64,
     /// The address of the other end of its socket: a balancer's, where there is one in front.
-    pub(super) peer: IpAddr,
+    pub(in crate::ingress) peer: IpAddr,
     /// Its peer as the balancer in front names it; nothing without a PROXY header.
-    pub(super) source: OnceLock<Source>,
+    pub(in crate::ingress) source: OnceLock<Source>,
     /// The certificate of its peer; nothing without one.
     pub(super) certificate: OnceLock<Certificate>,
     /// The same once it is good no more.
@@ -112,7 +114,7 @@ impl Connection {
     }
 
     /// Counts a request as running until the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> Running {
+    pub(in crate::ingress) fn begin(self: &Arc<Self>) -> Running {
         self.head_since.store(0, Ordering::Relaxed);
         self.running.fetch_add(1, Ordering::Relaxed);
         Running(Arc::clone(self))
@@ -125,9 +127,15 @@ impl Connection {
         }
     }
 
-    /// The certificate of its peer as it is now.
-    pub(super) fn certificate(&self) -> Option<&Certificate> {
-        self.withdrawn.get().or_else(|| self.certificate.get())
+    /// Everything that its peer has shown before its first word.
+    pub(in crate::ingress) fn presented(&self) -> Presented<'_> {
+        let source = self.source.get();
+        Presented {
+            certificate: self.withdrawn.get().or_else(|| self.certificate.get()),
+            endpoint: source.and_then(|source| source.endpoint.as_ref()).map(EndpointId::as_str),
+            address: Some(source.map_or(self.peer, |source| source.address)),
+            ..Presented::default()
+        }
     }
 
     /// Notes that nobody vouches for its certificate any more: its further requests are nobody's, and it is asked to leave.
@@ -145,7 +153,7 @@ impl Connection {
     }
 
     /// Notes that a caller was authenticated, whose place this is. Whether it is the first one on this connection.
-    pub(super) fn prove(&self, place: impl FnOnce() -> Option<Share>) -> bool {
+    pub(in crate::ingress) fn prove(&self, place: impl FnOnce() -> Option<Share>) -> bool {
         let mut held = lock(&self.place);
         if self.is_proven() {
             return false;
@@ -198,7 +206,7 @@ impl Connection {
     }
 
     /// Notes that its peer is to connect anew, and has all the time for what is under way.
-    pub(super) fn ages(&self) {
+    pub(in crate::ingress) fn ages(&self) {
         self.parting.store(true, Ordering::SeqCst);
         if let Some(parts) = self.parts.get() {
             parts.cancel();
@@ -221,8 +229,8 @@ impl Connection {
         self.parting.load(Ordering::Relaxed)
     }
 
-    /// Cancelled once its peer is to go elsewhere: for streams, which last.
-    pub(super) fn parts(&self) -> CancellationToken {
+    /// Cancelled once its peer is to go elsewhere: for what lasts, streams and sessions of the TCP protocol.
+    pub(in crate::ingress) fn parts(&self) -> CancellationToken {
         let parts = self.parts.get_or_init(CancellationToken::new);
         // It was not there to be cancelled.
         if self.parting.load(Ordering::SeqCst) {
@@ -247,7 +255,7 @@ impl Connection {
     }
 
     /// When it came.
-    pub(super) fn came(&self) -> Instant {
+    pub(in crate::ingress) fn came(&self) -> Instant {
         self.start
     }
 
@@ -272,13 +280,22 @@ impl Connection {
         self.asked()
     }
 
+    /// Waits until it is to end. For a connection without a guard of HTTP: only one task may wait.
+    pub(in crate::ingress) async fn is_to_end(&self) {
+        std::future::poll_fn(|context| match self.asked_with(context) {
+            Asked::End => Poll::Ready(()),
+            Asked::Nothing | Asked::Leave => Poll::Pending,
+        })
+        .await;
+    }
+
     /// Since when it is there; `None` if for less than a second.
     pub(super) fn old_since(&self) -> Option<Instant> {
         (self.start.elapsed() >= IDLE_FROM).then_some(self.start)
     }
 
     /// Gives its place among its client's connections back.
-    pub(super) fn gives_its_place_back(&self) {
+    pub(in crate::ingress) fn gives_its_place_back(&self) {
         drop(lock(&self.place).take());
     }
 
@@ -353,7 +370,7 @@ impl Connection {
 }
 
 /// A request that is being answered.
-pub(super) struct Running(Arc<Connection>);
+pub(in crate::ingress) struct Running(Arc<Connection>);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -4,7 +4,8 @@
 //!
 //! - `serve`: the accept loop, the guards of a connection, and the drain; `connection`: what the guards look at; `pools`: how
 //!   many there are, and which one makes room for others.
-//! - `proxied`: how many connections there may be of a source that a balancer in front names.
+//! - `proxied`: how many connections there may be of a source that a balancer in front names, and the handshake.
+//! - `beside`: connections of another protocol on the same port.
 //! - `gate`: what every request passes first: request id, drain, limits, panics.
 //! - `audited`: the line about each request.
 //! - `framing`: what decides where a request ends.
@@ -33,20 +34,23 @@ use super::authentications::Authentications;
 use super::budget::Budget;
 use super::clients::ClientShares;
 use super::events::{Events, Watched};
-use super::front::Arrivals;
+use super::front::{Arrivals, Bound};
 use super::proxy::HeaderCounts;
 use super::rates::Rates;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
+use crate::api::ListenerView;
 use crate::audit::Audit;
 use crate::auth::Authenticator;
+use crate::tls::stream::{HTTP, RELAY};
 use pools::Pools;
 
 mod answer;
 mod audited;
 mod batch;
+pub(super) mod beside;
 pub(super) mod body;
-mod connection;
+pub(super) mod connection;
 mod describe;
 mod docs;
 mod echo;
@@ -58,9 +62,9 @@ mod hyper;
 mod jobs;
 mod leaving;
 mod page;
-mod pools;
+pub(super) mod pools;
 mod prefer;
-mod proxied;
+pub(super) mod proxied;
 mod request;
 mod results;
 mod room;
@@ -72,6 +76,7 @@ mod watch;
 pub(super) mod whoami;
 
 pub use serve::serve;
+pub(super) use serve::serve_beside;
 
 /// The limits of one process for all clients together.
 #[derive(Clone, Debug)]
@@ -180,7 +185,7 @@ pub struct Ingress {
     pub(super) requests: Arc<Budget>,
     /// Connections on which somebody was authenticated.
     pub(super) proven: Arc<Budget>,
-    pools: Arc<Pools>,
+    pub(super) pools: Arc<Pools>,
     pub(super) arrivals: Arc<Arrivals>,
     refusals: Refusals,
     pub(super) strangers: Strangers,
@@ -188,6 +193,8 @@ pub struct Ingress {
     events: Arc<Events>,
     /// Where calls are written; unset if they are not.
     pub(super) audit: OnceLock<Arc<Audit>>,
+    /// The addresses for clients; unset where nobody said them.
+    listens: OnceLock<Vec<ListenerView>>,
     /// Since when clients are told to go elsewhere; unset while they are not.
     leaving: OnceLock<Instant>,
     pub(super) authentications: Arc<Authentications>,
@@ -224,6 +231,7 @@ impl Ingress {
             followers: budget(limits.followers),
             events: Arc::default(),
             audit: OnceLock::new(),
+            listens: OnceLock::new(),
             leaving: OnceLock::new(),
             authentications: Arc::default(),
             broker,
@@ -237,6 +245,13 @@ impl Ingress {
     pub fn audits(&self, audit: Arc<Audit>) {
         // A second call would be about the same one.
         self.audit.set(audit).ok();
+    }
+
+    /// Clients are told of these sockets for them, over HTTP and over TCP, in this order.
+    pub fn listens(&self, http: &[Bound], tcp: &[Bound]) {
+        let views = http.iter().map(|bound| bound.view(HTTP)).chain(tcp.iter().map(|bound| bound.view(&[RELAY])));
+        // A second call would be about the same ones.
+        self.listens.set(views.flatten().collect()).ok();
     }
 
     /// How often callers were let in or not, by what they showed, for a listener of another protocol in the same process.

@@ -1,4 +1,4 @@
-//! The connections of a process, in two pools: those on which nobody was authenticated yet, few and for a short time, and those
+//! The connections of clients of a process, over HTTP and over TCP, in two pools: those on which nobody was authenticated yet, few and for a short time, and those
 //! on which somebody was. A full pool makes room: of those without a caller the oldest goes, of the others the one that has been
 //! idle for longest; where none is idle, or a second old, new peers wait in the listen queue.
 
@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const FOUND_MAX: usize = 64;
 
 /// The connections of a process.
-pub(super) struct Pools {
+pub(in crate::ingress) struct Pools {
     max: usize,
     unproven_max: usize,
     per_source: Option<usize>,
@@ -83,7 +83,7 @@ impl Pools {
     }
 
     /// Waits for a place and gives it to `peer`; `None` if there are as many from there as may be.
-    pub(super) async fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Member> {
+    pub(in crate::ingress) async fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Member> {
         loop {
             let changed = self.changed.notified();
             match self.try_enter(peer) {
@@ -150,7 +150,7 @@ impl Pools {
     }
 
     /// Notes that somebody was authenticated on `connection`.
-    pub(super) fn proven(&self, connection: &Connection) {
+    pub(in crate::ingress) fn proven(&self, connection: &Connection) {
         self.state().no_longer_unproven(connection);
         self.changed.notify_one();
     }
@@ -223,9 +223,9 @@ fn one_less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, of: &K) {
 }
 
 /// A connection's place, until it is dropped.
-pub(super) struct Member {
+pub(in crate::ingress) struct Member {
     pools: Arc<Pools>,
-    pub(super) connection: Arc<Connection>,
+    pub(in crate::ingress) connection: Arc<Connection>,
 }
 
 impl Drop for Member {

@@ -1,15 +1,17 @@
-//! The PROXY header of a new connection, where a balancer in front writes one: how many connections its source may have. Without
-//! such a balancer none of it is looked at.
+//! A new connection before its protocol: the PROXY header, where a balancer in front writes one, with how many connections its source
+//! may have; and the handshake of TLS. Whichever protocol comes behind them.
 
 use tokio::net::TcpStream;
 
 use super::Ingress;
 use super::connection::Connection;
-use crate::ingress::front::Front;
+use crate::ingress::front::{Closed, Front};
+use crate::tls::handshake::Holder;
+use crate::tls::stream::Stream;
 
 /// Reads the header of `stream` and notes of whom `connection` is; `false` if it is to be closed. Its time is part of the time
 /// for a first request, and ends early with `ended`.
-pub(super) async fn begins(
+pub(in crate::ingress) async fn begins(
     ingress: &Ingress,
     front: &Front,
     stream: &mut TcpStream,
@@ -25,4 +27,23 @@ pub(super) async fn begins(
     }
     arrivals.headers().add(outcome);
     true
+}
+
+/// Does the handshake of `stream`, if there is to be one, and notes the certificate of `connection`. Ends early with `ended`.
+///
+/// # Errors
+/// If the connection is to be closed, which is counted.
+pub(in crate::ingress) async fn secured(
+    ingress: &Ingress,
+    front: &Front,
+    stream: TcpStream,
+    connection: &Connection,
+    ended: impl Future<Output = ()>,
+) -> Result<(Stream, Option<Holder>), Closed> {
+    let (source, arrivals) = (connection.source.get(), &ingress.arrivals);
+    let (stream, holder) = front.handshake(stream, connection.peer, source, arrivals, ended).await?;
+    if let Some(holder) = &holder {
+        connection.certificate.set(holder.certificate.clone()).ok();
+    }
+    Ok((stream, holder))
 }

@@ -18,7 +18,6 @@ use crate::auth::{Caller, Presented, Refused};
 use crate::ingress::grants;
 pub(super) use crate::ingress::grants::{credential_ended, queue, queues, require};
 use crate::ingress::headers::single;
-use crate::ingress::proxy::header::EndpointId;
 
 /// The caller as the gate found it, on the way to the handler.
 #[derive(Clone)]
@@ -46,13 +45,10 @@ impl FromRequestParts<Arc<Served>> for Peer {
 
 /// The caller of a request.
 pub(super) async fn identify(served: &Served, headers: &HeaderMap, connection: &Connection) -> Result<Caller, Refusal> {
-    let source = connection.source.get();
     let presented = Presented {
         authorization: single(headers, "authorization")?,
         named: single(headers, header::CLIENT)?,
-        certificate: connection.certificate(),
-        endpoint: source.and_then(|source| source.endpoint.as_ref()).map(EndpointId::as_str),
-        address: Some(source.map_or(connection.peer, |source| source.address)),
+        ..connection.presented()
     };
     let shown = match presented.authorization {
         // Keys have one dot.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::beside::{Beside, Handed, Stop};
 use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
@@ -64,6 +65,17 @@ pub async fn serve(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
+    serve_beside(listeners, ingress, None, shutdown, drain).await
+}
+
+/// The same, with another protocol for those whose handshake agrees on it.
+pub(in crate::ingress) async fn serve_beside(
+    listeners: Vec<Bound>,
+    ingress: Arc<Ingress>,
+    beside: Option<Beside>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> io::Result<()> {
     for Bound { listener, .. } in &listeners {
         keep_alive(listener);
         // Connections inherit it from their listener.
@@ -72,7 +84,8 @@ pub async fn serve(
         }
     }
     let tasks = TaskTracker::new();
-    let connections = Connections::new(Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() }));
+    let served = Arc::new(Served { ingress, shutdown: shutdown.clone(), tasks: tasks.clone() });
+    let connections = Connections::new(served, beside, drain);
     shutdown.run_until_cancelled(join_all(listeners.iter().map(|bound| connections.accept(bound)))).await;
     drop(listeners);
 
@@ -90,18 +103,23 @@ struct Connections {
     served: Arc<Served>,
     router: Router,
     builder: Builder<Tracked>,
+    beside: Option<Beside>,
     /// Cancelled when the drain's time is over.
     kill: CancellationToken,
+    /// That time.
+    drain: Duration,
 }
 
 impl Connections {
-    fn new(served: Arc<Served>) -> Self {
+    fn new(served: Arc<Served>, beside: Option<Beside>, drain: Duration) -> Self {
         let (tasks, kill) = (served.tasks.clone(), CancellationToken::new());
         Self {
             router: routes::router(Arc::clone(&served)),
             builder: builder(&served.ingress.limits, Tracked { tasks, kill: kill.clone() }),
             served,
+            beside,
             kill,
+            drain,
         }
     }
 
@@ -141,6 +159,7 @@ impl Connections {
         let front = Arc::clone(front);
         let (served, router, builder) = (Arc::clone(&self.served), self.router.clone(), self.builder.clone());
         let (shutdown, kill) = (served.shutdown.clone(), self.kill.clone());
+        let (beside, within) = (self.beside.clone(), self.drain);
         async move {
             let connection = Arc::clone(&member.connection);
             // Small answers must not wait for a delayed acknowledgement of the ones before.
@@ -157,12 +176,15 @@ impl Connections {
             }
             let ingress = Arc::clone(&served.ingress);
             let ended = over(&shutdown, &mut guard, &kill);
-            let begun =
-                Box::pin(front.handshake(stream, connection.peer, connection.source.get(), &ingress.arrivals, ended))
-                    .await;
+            let begun = Box::pin(proxied::secured(&ingress, &front, stream, &connection, ended)).await;
             let Ok((stream, holder)) = begun else { return };
-            if let Some(holder) = &holder {
-                connection.certificate.set(holder.certificate.clone()).ok();
+            if let Some(beside) = beside.filter(|_| stream.is_relay()) {
+                let until = connection.came() + guard.first;
+                drop(guard);
+                let stop = Stop { shutdown, now: kill, within };
+                // A task of its own: it needs nothing of what this one has for HTTP.
+                served.tasks.spawn(beside(Handed { stream, holder, member, until, stop }));
+                return;
             }
             let mut vouched: Pin<Box<dyn Future<Output = ()> + Send>> = match holder {
                 Some(holder) => Box::pin(holder.ended()),

@@ -62,6 +62,7 @@ pub(in crate::ingress) async fn of(
         factors: caller.authenticated.iter().map(shown).collect(),
         vpc_endpoint_id: endpoint,
         source: Some(address.to_string()),
+        listeners: ingress.listens.get().cloned().unwrap_or_default(),
         queues: caller.queues,
         rights: caller.rights.iter().map(|right| right.to_string()).collect(),
         durability: ingress.broker.capabilities.durability.as_str().to_owned(),

@@ -2,7 +2,6 @@
 //! the protocol that both speak.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bridge::contract::wire::frame::FrameError;
@@ -10,7 +9,7 @@ use relay_bridge::contract::wire::{self, VERSION_MAX, VERSION_MIN, WireError};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, ReadError};
 use tokio::io::AsyncRead;
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use crate::auth::Presented;
 use crate::ingress::front::Arrivals;
@@ -28,18 +27,18 @@ pub(super) enum Refused {
     Silent(&'static str),
 }
 
-/// Reads the first frame of a `worker` or a `client`, for which it has `within`.
+/// Reads the first frame of a `worker` or a `client`, which has to be there by `until`.
 pub(super) async fn frame<R: AsyncRead + Unpin>(
     from: &mut FrameReader<R>,
     role: &'static str,
-    within: Duration,
+    until: Instant,
     presented: &Presented<'_>,
     arrivals: &Arrivals,
 ) -> Result<Bytes, Refused> {
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
-    match time::timeout(within, from.next()).await {
+    match time::timeout_at(until, from.next()).await {
         Err(_) => {
-            let detail = format!("no hello came in {within:?}; the {role} speaks first");
+            let detail = format!("no hello came in time; the {role} speaks first");
             Err(Refused::Told(WireError::new(Kind::Invalid, detail).with_slug("request-timeout")))
         }
         Ok(Err(ReadError::Frame(FrameError::TooLong { length, .. }))) if length >> 16 == TLS_RECORD => {
@@ -62,12 +61,17 @@ fn is_http(length: u32) -> bool {
     methods.contains(&&length.to_be_bytes())
 }
 
-/// The answer to a peer that speaks HTTP.
-pub(super) fn no_http() -> String {
-    const TEXT: &str = "this port speaks relay's TCP protocol and no HTTP: use the address of --listen\n";
+/// The answer to a peer that speaks HTTP, after its handshake `agreed` on relay's protocol or without one.
+pub(super) fn no_http(agreed: bool) -> String {
+    let text = match agreed {
+        true => {
+            "this connection agreed on relay/1 (ALPN) and speaks HTTP: offer h2, http/1.1 or nothing at the address of --listen\n"
+        }
+        false => "this port speaks relay's TCP protocol and no HTTP: use the address of --listen\n",
+    };
     format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{TEXT}",
-        TEXT.len()
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
     )
 }
 

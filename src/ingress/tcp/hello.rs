@@ -7,6 +7,7 @@ use relay_bridge::contract::wire::{FRAME_MAX, FRAME_MAX_LEAST, FromWorker, Hello
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::FrameReader;
 use tokio::io::AsyncRead;
+use tokio::time::Instant;
 
 use super::first::{self, Refused};
 use super::{WorkerGrant, WorkerListener, audited};
@@ -32,7 +33,8 @@ pub(super) async fn admit<R: AsyncRead + Unpin>(
 ) -> Result<Admitted, Refused> {
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
     let limits = &server.limits;
-    let frame = first::frame(from, "worker", limits.hello_timeout, &presented, &server.arrivals).await?;
+    let until = Instant::now() + limits.hello_timeout;
+    let frame = first::frame(from, "worker", until, &presented, &server.arrivals).await?;
     let hello = match FromWorker::decode(&frame) {
         Ok(FromWorker::Hello(hello)) => hello,
         Ok(_) => return Err(invalid("the first message has to be a hello".to_owned())),

@@ -74,7 +74,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
     let (admitted, _place) = match admitted {
         Ok(admitted) => admitted,
         Err(Refused::Silent(why)) => return tracing::debug!(%peer, why, "a connection came to nothing"),
-        Err(Refused::Http) => return linger(from, to, first::no_http().as_bytes()).await,
+        Err(Refused::Http) => return linger(from, to, first::no_http(false).as_bytes()).await,
         Err(Refused::Told(error)) => {
             if let Some(count) = server.strangers.refused() {
                 tracing::info!(%peer, slug = &*error.slug, detail = error.detail, count, "workers were refused: the last is named");

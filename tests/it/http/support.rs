@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay::auth::Authenticator;
 use relay::ingress::front::{Bound, Front};
-use relay::ingress::http::{Ingress, Limits, serve};
+use relay::ingress::http::{Ingress, Limits};
+use relay::ingress::tcp::client::{ClientLimits, Clients};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
@@ -61,14 +62,17 @@ impl Setup {
         (self.break_broker)(&mut seen);
         let leasing = Arc::clone(&seen.leasing);
         let ingress = Ingress::new(seen, self.authenticator, self.limits, self.clock.clone());
-        let (leasing, serves) = (ingress.watched(leasing), Arc::clone(&ingress));
+        let leasing = ingress.watched(leasing);
+        let clients = Clients::new(Arc::clone(&ingress), ClientLimits::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut serving = JoinSet::new();
         let bound = Bound { listener, front: Arc::new(self.front) };
-        serving.spawn(serve(vec![bound], serves, shutdown.clone(), self.drain));
-        Relay { address, ingress, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
+        let bound = vec![bound];
+        ingress.listens(&bound, &[]);
+        serving.spawn(Arc::clone(&clients).serve_beside_http(bound, shutdown.clone(), self.drain));
+        Relay { address, ingress, clients, leasing, policies: broker.policies, clock: self.clock, shutdown, serving }
     }
 }
 
@@ -76,6 +80,8 @@ impl Setup {
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
     pub(crate) ingress: Arc<Ingress>,
+    /// Those whose handshake agrees on relay's own protocol.
+    pub(crate) clients: Arc<Clients>,
     /// As workers of this process have it.
     pub(crate) leasing: Arc<dyn Leasing>,
     policies: Arc<dyn PolicyStore>,

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::support::{Door, Wire, hello, mail};
 use crate::http::failing::{Failing, Fault};
-use crate::http::support::{Peer, Relay};
+use crate::http::support::{Peer, Relay, Setup};
 
 fn frame(of: &Value) -> Vec<u8> {
     raw(&rmp_serde::to_vec_named(of).unwrap())
@@ -45,7 +45,8 @@ async fn what_is_no_hello_is_told_so_and_the_connection_ends() {
         (raw(twice), "malformed-request", "has a field twice"),
         (frame(&json!({"type": "whoami", "id": 1})), "malformed-request", "has to be a hello"),
         (frame(&json!({"type": "lease", "id": 1})), "malformed-request", "not a hello"),
-        (but("role", json!("worker")), "malformed-request", "`client`, the only role"),
+        (but("role", json!("worker")), "malformed-request", "--worker-listen"),
+        (but("role", json!("juggler")), "malformed-request", "`client`, the only role"),
         (but("version_min", json!(2)), "malformed-request", "upgrade the older one"),
         (but("version_max", json!(0)), "malformed-request", "upgrade the older one"),
         (but("version_max", json!(-1)), "malformed-request", "version_max"),
@@ -67,8 +68,10 @@ async fn what_is_no_hello_is_told_so_and_the_connection_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hello_that_is_cut_anywhere_or_never_comes_costs_a_place_for_a_while_and_nothing_else() {
-    let relay = Relay::start().await;
-    let limits = ClientLimits { hello_timeout: Duration::from_millis(200), unknown_max: 8, ..ClientLimits::default() };
+    let mut setup = Setup::default();
+    setup.limits.unproven = 8;
+    let relay = setup.start().await;
+    let limits = ClientLimits { hello_timeout: Duration::from_millis(200), ..ClientLimits::default() };
     let door = Door::with(&relay, limits, Duration::from_secs(5)).await;
     let mut whole = BytesMut::new();
     FromClient::Hello(hello()).encode(&mut whole);

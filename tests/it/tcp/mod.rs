@@ -3,6 +3,7 @@
 mod follow;
 mod library;
 mod malformed;
+mod one_port;
 mod refusals;
 mod sessions;
 mod submit;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use relay::ingress::front::{Bound, Front};
 use relay::ingress::tcp::client::{ClientLimits, Clients};
 use relay_bridge::contract::JobId;
 use relay_bridge::contract::wire::client::{
@@ -12,8 +13,7 @@ use relay_bridge::contract::wire::client::{
 };
 use relay_bridge::contract::wire::{FRAME_MAX, WireError};
 use relay_remote::stream::FrameReader;
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,11 +34,16 @@ impl Door {
     }
 
     pub(crate) async fn with(relay: &Relay, limits: ClientLimits, drain: Duration) -> Self {
+        Self::behind(relay, Front::default(), limits, drain).await
+    }
+
+    pub(crate) async fn behind(relay: &Relay, front: Front, limits: ClientLimits, drain: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let bound = Bound { listener, front: Arc::new(front) };
         let clients = Clients::new(Arc::clone(&relay.ingress), limits);
         let mut serving = JoinSet::new();
-        serving.spawn(Arc::clone(&clients).serve(vec![listener.into()], shutdown.clone(), drain));
+        serving.spawn(Arc::clone(&clients).serve(vec![bound], shutdown.clone(), drain));
         Self { address, clients, shutdown, serving }
     }
 
@@ -72,14 +77,19 @@ pub(crate) fn mail(payload: impl Into<Bytes>) -> Submit {
 
 /// One connection.
 pub(crate) struct Wire {
-    from: FrameReader<OwnedReadHalf>,
-    to: OwnedWriteHalf,
+    from: FrameReader<Box<dyn AsyncRead + Send + Unpin>>,
+    to: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
 impl Wire {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let (from, to) = TcpStream::connect(address).await.unwrap().into_split();
-        Self { from: FrameReader::new(from, FRAME_MAX), to }
+        Self::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    /// Over a connection that is there.
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (from, to) = tokio::io::split(stream);
+        Self { from: FrameReader::new(Box::new(from), FRAME_MAX), to: Box::new(to) }
     }
 
     pub(crate) async fn welcomed(&mut self, hello: &Hello) -> Welcome {
@@ -88,6 +98,18 @@ impl Wire {
             Some(ToClient::Welcome(welcome)) => *welcome,
             other => panic!("no welcome: {other:?}"),
         }
+    }
+
+    /// Whether the server lets it in; else the connection ends without a word.
+    pub(crate) async fn try_welcomed(&mut self, hello: &Hello) -> bool {
+        let mut bytes = BytesMut::new();
+        FromClient::Hello(hello.clone()).encode(&mut bytes);
+        self.to.write_all(&bytes).await.is_ok() && matches!(self.from.next().await, Ok(Some(_)))
+    }
+
+    /// Waits until the server closes the connection without a word.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        !matches!(self.from.next().await, Ok(Some(_)))
     }
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) {

@@ -122,6 +122,11 @@ fn read_hello(fields: &Fields<'_>) -> Result<Hello, Problem> {
         envelope_max: fields.narrow("envelope_max")?,
         role: match fields.text("role")?.as_str() {
             "worker" => Role::Worker,
+            "client" => {
+                let problem = "is `client`: clients connect to a listener for clients, that of --tcp or with TLS that of --listen, and \
+                               this one is for workers";
+                return Err(Problem::of("role", problem));
+            }
             _ => return Err(Problem::of("role", "is not `worker`, the only role of this listener")),
         },
         worker: fields.parsed("worker")?,

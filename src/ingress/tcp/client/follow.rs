@@ -38,7 +38,7 @@ pub(super) async fn attend(
 ) {
     let session = Arc::clone(&desk.session);
     let span = begun.span("follow");
-    let Begun { request_id, place, mut audited } = begun;
+    let Begun { request_id, place, mut audited, running: _running } = begun;
     // Boxed: little is needed while nothing comes.
     let answer = AssertUnwindSafe(follow(&desk, id, wanted, credit, stop, &mut audited)).catch_unwind();
     let answer = Box::pin(answer.instrument(span)).await;
@@ -84,7 +84,7 @@ async fn follow(
 async fn over(session: &Session, stop: &CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = session.stop.go.cancelled() => {}
+        () = session.go.cancelled() => {}
         () = session.ended.cancelled() => {}
         () = session.caller.credential.ended() => {}
     }

@@ -1,13 +1,12 @@
 //! The first message: who the client is, and the version that both speak. Everything is refused with a typed error and a
 //! close.
 
-use std::sync::atomic::Ordering;
-
 use relay_bridge::contract::wire::client::{FromClient, Hello, Welcome};
 use relay_bridge::contract::wire::{FRAME_MAX, FRAME_MAX_LEAST, WireError};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::FrameReader;
 use tokio::io::AsyncRead;
+use tokio::time::Instant;
 
 use super::{Clients, answers, audited};
 use crate::api::Slug;
@@ -15,6 +14,7 @@ use crate::auth::{self, Caller, Presented};
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
 use crate::ingress::grants;
+use crate::ingress::http::connection::Connection;
 use crate::ingress::refusal::{Refusal, scarce};
 use crate::ingress::tcp::first::{self, Refused};
 
@@ -32,30 +32,32 @@ pub(super) struct Admitted {
 pub(super) async fn admit<R: AsyncRead + Unpin>(
     clients: &Clients,
     from: &mut FrameReader<R>,
-    presented: Presented<'_>,
+    connection: &Connection,
+    until: Instant,
 ) -> Result<Admitted, Refused> {
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
-    let (within, arrivals) = (clients.limits.hello_timeout, &clients.ingress.arrivals);
-    let frame = first::frame(from, "client", within, &presented, arrivals).await?;
+    let (presented, arrivals) = (connection.presented(), &clients.ingress.arrivals);
+    let frame = first::frame(from, "client", until, &presented, arrivals).await?;
     let hello = match FromClient::decode(&frame) {
         Ok(FromClient::Hello(hello)) => hello,
         Ok(_) => return Err(invalid("the first message has to be a hello".to_owned())),
         Err(error) => return Err(invalid(format!("not a hello: {error}"))),
     };
-    judge(clients, hello, presented).await.map_err(Refused::Told)
+    judge(clients, hello, connection).await.map_err(Refused::Told)
 }
 
-async fn judge(clients: &Clients, hello: Hello, presented: Presented<'_>) -> Result<Admitted, WireError> {
+async fn judge(clients: &Clients, hello: Hello, connection: &Connection) -> Result<Admitted, WireError> {
     let version = first::version("client", hello.version_min, hello.version_max)?;
-    let caller = identify(clients, &hello, presented).await.map_err(|refusal| answers::error(&refusal.0))?;
+    let caller =
+        identify(clients, &hello, connection.presented()).await.map_err(|refusal| answers::error(&refusal.0))?;
     if hello.frame_max < FRAME_MAX_LEAST {
         let detail = format!("`frame_max` is {}, it has to be {FRAME_MAX_LEAST} at least", hello.frame_max);
         return Err(WireError::new(Kind::Invalid, detail));
     }
     let ingress = &clients.ingress;
     let owner = match ingress.authenticator.is_development() {
-        // Names that anybody can take are no bound. Connections over HTTP are numbered from below.
-        true => Owner::Connection(u64::MAX - clients.last.fetch_add(1, Ordering::Relaxed)),
+        // Names that anybody can take are no bound.
+        true => Owner::Connection(connection.id),
         false => Owner::Client(caller.client.clone()),
     };
     let place = ingress.proven.take(&owner, 1).map_err(|full| Refusal::full(full, scarce::CONNECTIONS));

@@ -1,30 +1,21 @@
-//! Accepts connections, of which those of unknown peers are few, waits out errors of accepting, and drains.
+//! Accepts connections into the pools that those of HTTP have, waits out errors of accepting, and drains.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::net::TcpStream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Clients, session};
-use crate::evicting::EvictingPool;
-use crate::ingress::front::Bound;
+use crate::ingress::front::{Bound, Front, keep_alive};
+use crate::ingress::http;
+use crate::ingress::http::beside::{Handed, Stop};
+use crate::ingress::http::pools::Member;
+use crate::ingress::http::proxied;
 use crate::ingress::tcp::listener::{PAUSE_MAX, PAUSE_MIN, of_one_peer, prepare};
-
-/// When connections stop.
-#[derive(Clone)]
-pub(super) struct Stop {
-    /// The client is to connect elsewhere.
-    pub(super) go: CancellationToken,
-    /// Nothing new is begun, and waits are answered.
-    pub(super) shutdown: CancellationToken,
-    /// Close now.
-    pub(super) now: CancellationToken,
-    /// When `now` is after `shutdown`, at the latest.
-    pub(super) within: Duration,
-}
 
 impl Clients {
     /// Accepts clients on all `listeners` until `shutdown`. Then it stops accepting, answers waits, and keeps each connection until its requests are
@@ -40,12 +31,12 @@ impl Clients {
         shutdown: CancellationToken,
         drain: Duration,
     ) -> std::io::Result<()> {
-        let (go, now) = (shutdown.child_token(), CancellationToken::new());
-        let stop = Stop { go, shutdown, now: now.clone(), within: drain };
+        let now = CancellationToken::new();
+        let stop = Stop { shutdown, now: now.clone(), within: drain };
         let _now = now.drop_guard_ref();
         let connections = TaskTracker::new();
-        let unknown = EvictingPool::new(usize::try_from(self.limits.unknown_max).unwrap_or(usize::MAX));
-        join_all(listeners.iter().map(|bound| accept(&self, bound, &unknown, &stop, &connections))).await;
+        listeners.iter().for_each(|bound| keep_alive(&bound.listener));
+        join_all(listeners.iter().map(|bound| accept(&self, bound, &stop, &connections))).await;
         drop(listeners);
         connections.close();
         if time::timeout(drain, connections.wait()).await.is_err() {
@@ -55,9 +46,27 @@ impl Clients {
         }
         Ok(())
     }
+
+    /// Serves HTTP on `listeners` as [`http::serve`] does, and this protocol to clients whose handshake agreed on `relay/1`, on those
+    /// that offer it ([`Secured::clients`](crate::tls::Secured::clients)).
+    ///
+    /// # Errors
+    /// Those of [`http::serve`].
+    pub async fn serve_beside_http(
+        self: Arc<Self>,
+        listeners: Vec<Bound>,
+        shutdown: CancellationToken,
+        drain: Duration,
+    ) -> std::io::Result<()> {
+        let ingress = Arc::clone(&self.ingress);
+        let beside = Arc::new(move |handed| -> futures_util::future::BoxFuture<'static, ()> {
+            Box::pin(session::serve(Arc::clone(&self), handed))
+        });
+        http::serve_beside(listeners, ingress, Some(beside), shutdown, drain).await
+    }
 }
 
-async fn accept(clients: &Arc<Clients>, bound: &Bound, unknown: &EvictingPool, stop: &Stop, connections: &TaskTracker) {
+async fn accept(clients: &Arc<Clients>, bound: &Bound, stop: &Stop, connections: &TaskTracker) {
     let mut pause = PAUSE_MIN;
     loop {
         let accepted = tokio::select! {
@@ -70,14 +79,22 @@ async fn accept(clients: &Arc<Clients>, bound: &Bound, unknown: &EvictingPool, s
                 if !bound.front.lets_in(peer.ip(), &clients.ingress.arrivals) {
                     continue;
                 }
-                // It may be told to go before the others.
-                let stop = Stop { go: stop.go.child_token(), ..stop.clone() };
-                let (clients, unknown, front) = (Arc::clone(clients), unknown.enter(), Arc::clone(&bound.front));
-                let member = clients.leaving.enter(stop.go.clone());
+                // This one waits unread, and the ones behind it in the listen queue, where they cost nothing here.
+                let entered = tokio::select! {
+                    () = stop.shutdown.cancelled() => return,
+                    entered = clients.ingress.pools.enter(peer.ip()) => entered,
+                };
+                let Some(member) = entered else {
+                    tracing::debug!(%peer, "there are as many connections from this address as may be");
+                    continue;
+                };
+                let (clients, front, stop) = (Arc::clone(clients), Arc::clone(&bound.front), stop.clone());
                 connections.spawn(async move {
                     prepare(&stream);
-                    session::serve(clients, (stream, peer.ip()), &front, unknown, stop).await;
-                    drop(member);
+                    // On the heap, and gone before the session begins.
+                    if let Some(handed) = Box::pin(arrive(&clients, &front, stream, member, stop)).await {
+                        session::serve(clients, handed).await;
+                    }
                 });
             }
             Err(error) if of_one_peer(error.kind()) => {}
@@ -91,4 +108,23 @@ async fn accept(clients: &Arc<Clients>, bound: &Bound, unknown: &EvictingPool, s
             }
         }
     }
+}
+
+/// Goes through `front`. `None` if the connection is to be closed.
+async fn arrive(clients: &Clients, front: &Front, mut stream: TcpStream, member: Member, stop: Stop) -> Option<Handed> {
+    let (ingress, connection) = (&clients.ingress, &member.connection);
+    let hello = clients.limits.hello_timeout;
+    let until = connection.came() + if front.is_any() { hello * 3 / 2 } else { hello };
+    let over = async || {
+        tokio::select! {
+            () = stop.shutdown.cancelled() => {}
+            () = connection.is_to_end() => {}
+            () = time::sleep_until(until) => {}
+        }
+    };
+    if front.proxy.is_some() && !proxied::begins(ingress, front, &mut stream, connection, over()).await {
+        return None;
+    }
+    let (stream, holder) = proxied::secured(ingress, front, stream, connection, over()).await.ok()?;
+    Some(Handed { stream, holder, member, until, stop })
 }

@@ -2,7 +2,8 @@
 //! specification.
 //!
 //! It stands on the state of the HTTP ingress: the same policies, rates and authenticator, and the same budgets, so that a
-//! client has one share of each however it comes. The work of a request is in the code that HTTP and NATS use,
+//! client has one share of each however it comes; and the same pools of connections, with the bounds of each source. A connection comes
+//! by a listener of its own, or by one of HTTP where its handshake agreed on `relay/1`. The work of a request is in the code that HTTP and NATS use,
 //! `ingress::{jobs, headers, outcome, grants}`; here are the connection and the messages.
 //!
 //! # Layout
@@ -30,12 +31,11 @@ mod writer;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use relay_bridge::contract::wire::FRAME_MAX;
 
-use super::Leaving;
 use crate::ingress::http;
 use crate::ingress::refusals::Refusals;
 use crate::ingress::strangers::Strangers;
@@ -44,8 +44,6 @@ use crate::ingress::strangers::Strangers;
 /// client in the welcome.
 #[derive(Clone, Debug)]
 pub struct ClientLimits {
-    /// Connections at a time that have said no good hello yet. One more takes the place of the oldest. Default 256.
-    pub unknown_max: u32,
     /// Unanswered requests of one connection, and of its client together as many as its share of all requests; more are
     /// answered `rate-limited`. Default 4,096.
     pub requests_max: u32,
@@ -65,7 +63,6 @@ pub struct ClientLimits {
 impl Default for ClientLimits {
     fn default() -> Self {
         Self {
-            unknown_max: 256,
             requests_max: 4_096,
             frame_max: FRAME_MAX,
             hello_timeout: Duration::from_secs(10),
@@ -83,9 +80,6 @@ pub struct Clients {
     refusals: Refusals,
     /// The lines of the log about those who were refused at their hello.
     strangers: Strangers,
-    leaving: Arc<Leaving>,
-    /// The number of the last connection.
-    last: AtomicU64,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
 }
@@ -106,17 +100,9 @@ impl Clients {
             limits,
             refusals: Refusals::default(),
             strangers,
-            leaving: Arc::default(),
-            last: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
         })
-    }
-
-    /// The part that tells its clients to connect elsewhere before the listener ends.
-    #[must_use]
-    pub fn leaving(&self) -> Arc<Leaving> {
-        Arc::clone(&self.leaving)
     }
 
     /// How often which problem was the answer.

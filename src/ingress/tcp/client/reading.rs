@@ -105,9 +105,9 @@ impl Reading<'_> {
                 }
                 () = old.as_mut(), if !session.old.is_cancelled() => {
                     session.old.cancel();
-                    session.stop.go.cancel();
+                    session.connection.ages();
                 }
-                () = session.stop.go.cancelled(), if !going_away => {
+                () = session.go.cancelled(), if !going_away => {
                     going_away = true;
                     let reason = if session.old.is_cancelled() { "old" } else { "draining" }.to_owned();
                     let notice = ToClient::GoAway { reason, within: session.stop.within };
@@ -115,7 +115,13 @@ impl Reading<'_> {
                         return End::gone("nothing can be written");
                     }
                 }
-                () = session.stop.shutdown.cancelled(), if !stopping => stopping = true,
+                () = session.stop.shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    session.connection.ages();
+                }
+                () = session.connection.is_to_end() => {
+                    return End { why: "others need its place".to_owned(), error: None, abrupt: false };
+                }
                 () = session.answered.notified(), if session.takes_no_more() => {}
                 () = session.caller.credential.ended() => return End::gone("its key does not stand any more"),
                 () = session.ended.cancelled() => return End::gone("nothing can be written, or time is up"),

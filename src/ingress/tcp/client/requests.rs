@@ -20,6 +20,7 @@ use super::{Counted, answers, submit, wait};
 use crate::api::{Problem, Slug};
 use crate::auth::rights::Right;
 use crate::ingress::budget::Share;
+use crate::ingress::http::connection::Running;
 use crate::ingress::http::whoami;
 use crate::ingress::refusal::{Refusal, scarce};
 use crate::ingress::{grants, jobs, request_id};
@@ -35,6 +36,8 @@ pub(super) struct Begun {
     pub(super) request_id: String,
     pub(super) place: Share,
     pub(super) audited: Audited,
+    /// Its connection is not idle as long as this is there.
+    pub(super) running: Running,
 }
 
 impl Begun {
@@ -61,7 +64,7 @@ impl Begun {
             _ => ingress.requests.take(&session.owner, 1).map_err(|full| Refusal::full(full, scarce::REQUESTS)),
         };
         match taken {
-            Ok(place) => Ok(Self { request_id, place, audited }),
+            Ok(place) => Ok(Self { request_id, place, audited, running: session.connection.begin() }),
             Err(refusal) => {
                 audited.end(session, Some((refusal.0.status, refusal.0.slug)), &request_id);
                 Err(refusal)
@@ -93,7 +96,7 @@ pub(super) async fn attend(
     let session = Arc::clone(&desk.session);
     let counted = Counted::new(&session.clients.in_flight);
     let span = begun.span(request.operation());
-    let Begun { request_id, place, mut audited } = begun;
+    let Begun { request_id, place, mut audited, running: _running } = begun;
     let job = OnceLock::new();
     let work = perform(&session, id, request, &stop, share, &job);
     let answer = AssertUnwindSafe(work).catch_unwind().instrument(span.clone()).await;

@@ -11,26 +11,23 @@ use relay_bridge::contract::wire::{CLIENT_HELLO_FRAME_MAX, WireError};
 use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, write_out};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::hello::{self, Admitted};
-use super::listener::Stop;
 use super::open::OpenRequests;
 use super::reading::{End, Reading};
 use super::writer::{self, Outgoing};
 use super::{Clients, Counted};
 use crate::auth::Caller;
-use crate::evicting::Member;
 use crate::ingress::budget::Share;
 use crate::ingress::clients::Owner;
-use crate::ingress::front::Front;
 use crate::ingress::grants;
+use crate::ingress::http::beside::{Handed, Stop};
+use crate::ingress::http::connection::Connection;
 use crate::ingress::refusal::Refusal;
-use crate::ingress::tcp::arriving::{self, Arrived};
 use crate::ingress::tcp::first::{self, Refused};
 use crate::ingress::tcp::session::linger;
 
@@ -46,7 +43,10 @@ pub(super) struct Session {
     pub(super) endpoint: Option<String>,
     pub(super) frame_max: u32,
     pub(super) requests_max: usize,
+    pub(super) connection: Arc<Connection>,
     pub(super) stop: Stop,
+    /// The client is to connect elsewhere.
+    pub(super) go: CancellationToken,
     pub(super) open: OpenRequests,
     /// It has lasted long enough: nothing new is begun.
     pub(super) old: CancellationToken,
@@ -105,39 +105,35 @@ impl Desk {
     }
 }
 
-/// Serves one connection from its beginning to its end.
-pub(super) async fn serve(
-    clients: Arc<Clients>,
-    (stream, address): (TcpStream, IpAddr),
-    front: &Front,
-    unknown: Member,
-    stop: Stop,
-) {
-    let over = async {
-        tokio::select! {
-            () = unknown.evicted.cancelled() => {}
-            () = stop.shutdown.cancelled() => {}
-        }
-    };
-    let within = (clients.limits.hello_timeout, CLIENT_HELLO_FRAME_MAX);
-    let arrivals = &clients.ingress.arrivals;
-    let arrived = Box::pin(arriving::arrive(front, arrivals, stream, address, within, over)).await;
-    let Ok(Arrived { mut from, mut to, peer: mut of }) = arrived else { return };
+/// Serves one connection from its hello to its end.
+pub(super) async fn serve(clients: Arc<Clients>, Handed { stream, holder, member, until, stop }: Handed) {
+    let connection = Arc::clone(&member.connection);
+    let agreed = stream.is_relay();
+    let (from, mut to) = tokio::io::split(stream);
+    let mut from = FrameReader::new(from, CLIENT_HELLO_FRAME_MAX);
     let admitted = tokio::select! {
         // Boxed: it is over soon, and the connection may last.
-        admitted = Box::pin(hello::admit(&clients, &mut from, of.presented())) => admitted,
-        () = unknown.evicted.cancelled() => Err(Refused::Silent("a newer peer needs its place")),
+        admitted = Box::pin(hello::admit(&clients, &mut from, &connection, until)) => admitted,
+        () = connection.is_to_end() => Err(Refused::Silent("a newer peer needs its place")),
         // Nothing is sent before the client spoke.
         () = stop.shutdown.cancelled() => Err(Refused::Silent("the server is stopping")),
     };
-    drop(unknown);
     let admitted = match admitted {
         Ok(admitted) => admitted,
-        Err(refused) => return turn_away(&clients, refused, from, to).await,
+        Err(refused) => {
+            tokio::select! {
+                () = turn_away(&clients, (refused, agreed), from, to) => {}
+                () = connection.is_to_end() => {}
+            }
+            return;
+        }
     };
     let Admitted { caller, owner, welcome, build, place } = admitted;
-    let presented = of.presented();
-    let (peer, endpoint) = (presented.address.unwrap_or(address), presented.endpoint.map(str::to_owned));
+    if connection.prove(|| Some(place)) {
+        clients.ingress.pools.proven(&connection);
+    }
+    let presented = connection.presented();
+    let (peer, endpoint) = (presented.address.unwrap_or(connection.peer), presented.endpoint.map(str::to_owned));
     tracing::debug!(%peer, client = %caller.client, build, "a client connected");
     let _counted = Counted::new(&clients.connections);
     from.set_frame_max(welcome.frame_max);
@@ -151,6 +147,8 @@ pub(super) async fn serve(
         requests_max: usize::try_from(welcome.requests_max).unwrap_or(usize::MAX),
         ended: stop.now.child_token(),
         stop,
+        go: connection.parts(),
+        connection,
         old: CancellationToken::new(),
         open: OpenRequests::default(),
         answered: Notify::new(),
@@ -167,7 +165,7 @@ pub(super) async fn serve(
     let (tasks, writes) = (TaskTracker::new(), TaskTracker::new());
     let writer = writes.spawn(writer::write(Arc::clone(&session), outgoing, to));
     let desk = Desk { session: Arc::clone(&session), queue };
-    let mut withdrawn: BoxFuture<'_, ()> = match of.holder.take() {
+    let mut withdrawn: BoxFuture<'_, ()> = match holder {
         Some(holder) => Box::pin(holder.ended()),
         None => Box::pin(pending()),
     };
@@ -203,7 +201,7 @@ pub(super) async fn serve(
     drop(desk);
     let written = writer.await;
     session.ended.cancel();
-    drop(place);
+    session.connection.gives_its_place_back();
     if let Ok(Some(to)) = written {
         let mut last = BytesMut::new();
         if let Some(error) = end.error {
@@ -213,7 +211,8 @@ pub(super) async fn serve(
     }
 }
 
-async fn turn_away<R, W>(clients: &Clients, refused: Refused, from: FrameReader<R>, to: W)
+/// Tells a peer why its connection ends; whether its handshake `agreed` on this protocol is a part of the reason.
+async fn turn_away<R, W>(clients: &Clients, (refused, agreed): (Refused, bool), from: FrameReader<R>, to: W)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -221,7 +220,7 @@ where
     let mut last = BytesMut::new();
     match refused {
         Refused::Silent(why) => return tracing::debug!(why, "a connection came to nothing"),
-        Refused::Http => last.extend_from_slice(first::no_http().as_bytes()),
+        Refused::Http => last.extend_from_slice(first::no_http(agreed).as_bytes()),
         Refused::Told(error) => {
             if let Some(count) = clients.strangers.refused() {
                 let (slug, detail) = (&*error.slug, &error.detail);

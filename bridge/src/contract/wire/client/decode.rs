@@ -72,8 +72,13 @@ fn read_from_client(kind: &str, id: Option<u64>, fields: &Fields<'_>) -> Result<
 }
 
 fn read_hello(fields: &Fields<'_>) -> Result<Hello, Problem> {
-    if fields.text("role")? != "client" {
-        return Err(Problem::of("role", "is not `client`, the only role of this listener"));
+    match fields.text("role")?.as_str() {
+        "client" => {}
+        "worker" => {
+            let problem = "is `worker`: workers connect to the worker listener, that of --worker-listen, and this one is for clients";
+            return Err(Problem::of("role", problem));
+        }
+        _ => return Err(Problem::of("role", "is not `client`, the only role of this listener")),
     }
     Ok(Hello {
         version_min: fields.narrow("version_min")?,
