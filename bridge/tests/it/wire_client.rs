@@ -10,7 +10,7 @@ use relay_bridge::contract::wire::client::{
     Entry, Follow, FromClient, Hello, Request, Submit, ToClient, Welcome, WireProblem, WireReceipt, WireResult,
 };
 use relay_bridge::contract::wire::error::Retry;
-use relay_bridge::contract::wire::{self, Problem, WireError, frame};
+use relay_bridge::contract::wire::{self, FromWorker, Problem, WireError, frame};
 use relay_bridge::contract::{Failure, JobId, JobState, Outcome, RunId, Timestamp};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::result_log::Reset;
@@ -353,6 +353,18 @@ fn a_message_that_is_cut_anywhere_is_refused() {
         for end in 0..frame.len() {
             assert!(FromClient::decode(&frame.slice(..end)).is_err(), "{name}, cut at {end}");
         }
+    }
+}
+
+#[test]
+fn a_hello_of_a_client_to_workers_is_told_where_clients_connect() {
+    for (name, hello) in from_client().iter().filter(|(_, message)| matches!(message, FromClient::Hello(_))) {
+        let refused = FromWorker::decode(&content(&frame_of(|to| hello.encode(to)))).unwrap_err();
+        let told = refused.to_string();
+        assert!(
+            told.contains("clients connect to a listener for clients, that of --tcp or with TLS that of --listen"),
+            "{name}: {told}"
+        );
     }
 }
 

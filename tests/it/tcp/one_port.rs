@@ -136,6 +136,16 @@ async fn frames_on_a_connection_that_agreed_on_http_or_on_nothing_are_a_bad_requ
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_says_nothing_after_its_handshake_is_told_that_no_hello_came() {
+    let files = Files::new();
+    let mut setup = Setup::default();
+    setup.limits.first_request = Duration::from_secs(2);
+    let relay = secured(&files, ClientAuth::Off, setup).await;
+    let mut silent = wire(&relay, &files, None).await;
+    assert_eq!(&*silent.ended().await.slug, "request-timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_workers_hello_is_told_of_the_worker_listener() {
     let files = Files::new();
     let relay = plain(&files).await;

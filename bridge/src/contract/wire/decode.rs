@@ -116,19 +116,21 @@ pub(super) fn short(fields: &Fields<'_>, name: &'static str, max: usize) -> Resu
 }
 
 fn read_hello(fields: &Fields<'_>) -> Result<Hello, Problem> {
+    // First: a hello of the other role has not all of the fields.
+    let role = match fields.text("role")?.as_str() {
+        "worker" => Role::Worker,
+        "client" => {
+            let problem = "is `client`: clients connect to a listener for clients, that of --tcp or with TLS that of --listen, and \
+                           this one is for workers";
+            return Err(Problem::of("role", problem));
+        }
+        _ => return Err(Problem::of("role", "is not `worker`, the only role of this listener")),
+    };
     Ok(Hello {
         version_min: fields.narrow("version_min")?,
         version_max: fields.narrow("version_max")?,
         envelope_max: fields.narrow("envelope_max")?,
-        role: match fields.text("role")?.as_str() {
-            "worker" => Role::Worker,
-            "client" => {
-                let problem = "is `client`: clients connect to a listener for clients, that of --tcp or with TLS that of --listen, and \
-                               this one is for workers";
-                return Err(Problem::of("role", problem));
-            }
-            _ => return Err(Problem::of("role", "is not `worker`, the only role of this listener")),
-        },
+        role,
         worker: fields.parsed("worker")?,
         key: short(fields, "key", KEY_BYTES_MAX)?,
         build: short(fields, "build", BUILD_BYTES_MAX)?.unwrap_or_default(),
