@@ -1,5 +1,6 @@
 //! One port with TLS that serves HTTP/1.1, HTTP/2 and the client protocol, as the handshake says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -328,4 +329,26 @@ async fn where_all_places_are_taken_an_idle_session_makes_room_and_one_that_wait
     assert!(whoami(&mut newer).await.is_object());
     relay.work("text/plain", "y").await;
     waiting.result(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_its_certificate_is_revoked() {
+    let a = Authority::new("a");
+    let mut files = Files::new();
+    files.trust(&a, &["spiffe://a.example/*"], Some(&a.revokes(&[], 2096)));
+    let tls = Tls::open(files.files.clone()).unwrap();
+    let mut setup = Setup::default();
+    setup.front.tls = Some(Secured::clients(Arc::clone(&tls), ClientAuth::Required));
+    let relay = setup.start().await;
+    let mut of = [7, 8].map(|serial| a.signs(&["spiffe://a.example/x"], serial)).into_iter();
+    let mut revoked = wire(&relay, &files, of.next().as_ref()).await;
+    let mut good = wire(&relay, &files, of.next().as_ref()).await;
+    for wire in [&mut revoked, &mut good] {
+        wire.welcomed(&hello()).await;
+    }
+    files.write("crl-0.pem", &a.revokes(&[7], 2096));
+    tls.reload().unwrap();
+    let error = revoked.ended().await;
+    assert_eq!((&*error.kind, &*error.slug), ("unauthorized", "unauthenticated"));
+    assert!(whoami(&mut good).await.is_object());
 }
