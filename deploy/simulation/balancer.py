@@ -88,16 +88,18 @@ def cluster(name, targets, port, check, endpoint_id=None):
     return made
 
 
-def configuration(spaces, endpoint, relays, relay_port, health_port, broker, idle=IDLE):
-    """For endpoints in the namespaces `spaces`, by client."""
+def configuration(spaces, endpoint, relays, relay_ports, health_port, broker, idle=IDLE):
+    """For endpoints in the namespaces `spaces`, by client, each of whose ports leads to one of relay's."""
     ready = {"port": health_port, "check": {"http_health_check": {"path": "/readyz"}}}
     open_port = {"port": 4222, "check": {"tcp_health_check": {}}}
     listeners, clusters = [], [cluster("nats", [broker], 4222, open_port)]
     for client, space in spaces.items():
-        listeners.append(listener(client, endpoint, 443, space, f"relay-{client}", idle, early=client == "a"))
+        for port, behind in relay_ports.items():
+            name = f"relay-{client}-{port}"
+            listeners.append(listener(name, endpoint, port, space, name, idle, early=client == "a"))
+            clusters.append(cluster(name, relays, behind, ready, ENDPOINTS[client]))
         # NATS speaks first: no header, and the connection is made at once.
         listeners.append(listener(f"{client}-nats", endpoint, 4222, space, "nats", idle, early=False))
-        clusters.append(cluster(f"relay-{client}", relays, relay_port, ready, ENDPOINTS[client]))
     return json.dumps(
         {
             "static_resources": {"listeners": listeners, "clusters": clusters},

@@ -7,6 +7,7 @@ import threading
 import time
 
 import balancer
+import callers
 import world
 
 
@@ -191,7 +192,7 @@ def path_mtu(w):
     w.filter("a-eni", ["ip length > 1400 drop"])
     report = json.loads(w.cli("a", "doctor", "--json", check=False).stdout)
     failed = [step for step in report["steps"] if step["verdict"] == "failed"]
-    w.security_group("a", "443, 4222")
+    w.security_group("a")
     # The first packets of TLS are as large.
     assert [step["step"] for step in failed] == ["caller"], report
     assert "MTU" in failed[0]["hint"], failed
@@ -203,7 +204,7 @@ def closed_group(w):
     """The endpoint's security group lacks the inbound rule; doctor names it."""
     w.security_group("b", "")
     report = json.loads(w.cli("b", "doctor", "--json", check=False).stdout)
-    w.security_group("b", "443, 4222")
+    w.security_group("b")
     failed = [step for step in report["steps"] if step["verdict"] == "failed"]
     assert [step["step"] for step in failed] == ["tcp"] and "inbound" in failed[0]["hint"], report
     return {"doctor": f"`{failed[0]['step']}` failed"}
@@ -242,6 +243,9 @@ SCENARIOS = {
     "doctor": (doctor.__doc__, doctor),
     "forged": (forged.__doc__, forged),
     "nats": (nats.__doc__, nats),
+    "factors": (callers.factors.__doc__, callers.factors),
+    "python": (callers.python_worker.__doc__, callers.python_worker),
+    "tcp": (callers.over_tcp.__doc__, callers.over_tcp),
     "restart": (restart.__doc__, restart),
     "killed": (killed.__doc__, killed),
     "cut-off": (cut_off.__doc__, cut_off),

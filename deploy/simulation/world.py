@@ -33,6 +33,8 @@ BROKER = "10.0.2.5"
 WORKER = "10.0.3.5"
 STRANGER = "10.0.4.66"
 NAME = "relay.example"
+# The ports of an endpoint.
+OPEN = "443, 4222, 7411, 7443"
 
 
 def fail(why):
@@ -43,7 +45,7 @@ def needs():
     """Refuses to begin without what the simulation needs, and says what installs it."""
     if sys.platform != "linux" or os.geteuid() != 0:
         fail("the simulation makes network namespaces: run it as root on Linux")
-    for program, package in [("ip", "iproute2"), ("nft", "nftables"), ("openssl", "openssl")]:
+    for program, package in [("ip", "iproute2"), ("nft", "nftables"), ("openssl", "openssl"), ("curl", "curl")]:
         if not shutil.which(program):
             fail(f"there is no `{program}`: apt-get install {package}")
     subprocess.run([ROOT / "tests" / "install-servers"], check=True)
@@ -142,9 +144,9 @@ class World:
             self.space(f"{client}-eni")
             self.join(client, CLIENT, f"{client}-eni", ENDPOINT, mtu=ENDPOINT_MTU)
             # The security group of the endpoint: what clients may reach.
-            self.security_group(client, "443, 4222")
+            self.security_group(client)
 
-    def security_group(self, client, ports):
+    def security_group(self, client, ports=OPEN):
         """The rules of an endpoint's interface: connections to `ports` from this VPC, and nothing else."""
         allowed = f"tcp dport {{ {ports} }} accept" if ports else ""
         rules = ["iif lo accept", "ct state established,related accept", *([allowed] if allowed else [])]
@@ -173,8 +175,8 @@ class World:
             raise AssertionError(f"{name} did not start:\n{self.log(name)}")
         return line
 
-    def log(self, name):
-        return (self.dir / f"{name}.log").read_text(errors="replace")[-4000:]
+    def log(self, name, most=4000):
+        return (self.dir / f"{name}.log").read_text(errors="replace")[-most:]
 
     def kill(self, name, number=signal.SIGKILL, wait=30):
         """Ends a program, and waits for its end."""
