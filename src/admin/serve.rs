@@ -23,6 +23,7 @@ use super::places::{Place, Places};
 use super::routes::Peer;
 use super::unread::Unread;
 use super::{Admin, h2, routes};
+use crate::audit::record;
 use crate::ingress::front::{Arrivals, Front};
 use crate::ingress::proxy::receive;
 use crate::tls::Secured;
@@ -103,7 +104,9 @@ impl Door {
                             return;
                         }
                         let ended = stop.clone().cancelled_owned();
-                        if let Ok((stream, _)) = front.handshake(stream, peer.ip(), None, &arrivals, ended).await {
+                        if let Ok((stream, _)) =
+                            front.handshake(stream, peer.ip(), None, (record::Door::Admin, &arrivals), ended).await
+                        {
                             connection((stream, peer), place, router, head_max, stop).await;
                         }
                     };

@@ -76,6 +76,7 @@ struct Shared {
 /// The refusals of one kind.
 struct Kind {
     door: Door,
+    action: Action,
     slug: Slug,
     /// When the last line was written; monotonic.
     said: Duration,
@@ -164,18 +165,29 @@ impl Audit {
     /// Somebody was not let in at `door`: there is one line a second of each kind, with how many there were since the one before,
     /// so that strangers can't fill the disk. `record` makes it where one is due.
     pub fn refused(&self, door: Door, slug: Slug, record: impl FnOnce(Record) -> Record) {
-        let Some(count) = self.due(door, slug) else { return };
-        let bare = Record::new(self.clock.now(), door, Action::Authenticate);
+        self.refused_at(door, Action::Authenticate, slug, record);
+    }
+
+    /// A peer was not let in at `door`, because of the certificate that it showed or did not show; its lines are bounded as those of
+    /// [`refused`](Self::refused), and hide none of them.
+    pub(crate) fn refused_handshake(&self, door: Door, record: impl FnOnce(Record) -> Record) {
+        self.refused_at(door, Action::Handshake, Slug::Unauthenticated, record);
+    }
+
+    fn refused_at(&self, door: Door, action: Action, slug: Slug, record: impl FnOnce(Record) -> Record) {
+        let Some(count) = self.due(door, action, slug) else { return };
+        let bare = Record::new(self.clock.now(), door, action);
         let bare = Record { outcome: Outcome::Refused, slug: Some(slug), count: Some(count), ..bare };
         self.send(record(bare));
     }
 
     /// One more was refused. If a line is due: how many were since the last line, this one included.
-    fn due(&self, door: Door, slug: Slug) -> Option<u64> {
+    fn due(&self, door: Door, action: Action, slug: Slug) -> Option<u64> {
         let now = self.clock.monotonic();
         let mut kinds = lock(&self.refusals);
-        let Some(kind) = kinds.iter_mut().find(|kind| kind.door == door && kind.slug == slug) else {
-            kinds.push(Kind { door, slug, said: now, unsaid: 0 });
+        let of_kind = |kind: &&mut Kind| (kind.door, kind.action, kind.slug) == (door, action, slug);
+        let Some(kind) = kinds.iter_mut().find(of_kind) else {
+            kinds.push(Kind { door, action, slug, said: now, unsaid: 0 });
             return Some(1);
         };
         kind.unsaid += 1;

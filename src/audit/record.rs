@@ -75,6 +75,8 @@ pub enum Action {
     Lease,
     /// Somebody shows who they are, and is not let in.
     Authenticate,
+    /// A certificate that is shown in the handshake of TLS is not good, or there is none where one has to be.
+    Handshake,
 }
 
 impl Action {
@@ -98,6 +100,7 @@ impl Action {
             Self::Disconnect => "disconnect",
             Self::Lease => "lease",
             Self::Authenticate => "authenticate",
+            Self::Handshake => "handshake",
         }
     }
 

@@ -24,6 +24,9 @@ const FINGERPRINT_BYTES: usize = 8;
 /// The most certificates of one authority: each may be asked about a client's.
 const ANCHORS_MAX: usize = 16;
 
+/// The characters of a name that are shown of a certificate that is refused.
+const NAME_SHOWN_MAX: usize = 256;
+
 /// All authorities of a process.
 pub(crate) struct Authorities(Vec<Authority>);
 
@@ -40,10 +43,13 @@ struct Anchor {
     file: PathBuf,
 }
 
-/// The certificate of an authority has expired.
+/// The certificate of an authority has expired; beside its file the name in the certificate that it signed, as far as it is shown.
 #[derive(Debug, thiserror::Error)]
-#[error("the certificate of its authority in {} has expired", .0.display())]
-struct AuthorityExpired(PathBuf);
+#[error("the certificate of its authority in {} has expired, and it is for {name}", .file.display())]
+struct AuthorityExpired {
+    file: PathBuf,
+    name: String,
+}
 
 impl Authorities {
     /// Reads their files, and adds until when each is good.
@@ -112,8 +118,8 @@ impl Authority {
             match anchor.verifier.verify_client_cert(certificate, between, now) {
                 Ok(_) if i64::try_from(now.as_secs()).is_ok_and(|now| now <= anchor.ends) => return Ok(()),
                 Ok(_) => {
-                    let expired = OtherError(Arc::new(AuthorityExpired(anchor.file.clone())));
-                    refused = Error::InvalidCertificate(CertificateError::Other(expired));
+                    let expired = AuthorityExpired { file: anchor.file.clone(), name: shown(certificate) };
+                    refused = Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(expired))));
                 }
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
                 Err(error) => refused = error,
@@ -121,6 +127,31 @@ impl Authority {
         }
         Err(refused)
     }
+}
+
+/// The name in a certificate that its authority signed, for people.
+fn shown(certificate: &CertificateDer<'_>) -> String {
+    let name = names::of(certificate).map_or_else(|_| "nobody in particular".to_owned(), |name| name.to_string());
+    name.escape_debug().take(NAME_SHOWN_MAX).collect()
+}
+
+/// The reason for which a certificate is refused, in relay's own words where it is a usual one.
+pub(super) fn reason(error: &Error) -> String {
+    let words = match error {
+        Error::NoCertificatesPresented => "it shows no certificate, and this listener requires one",
+        Error::InvalidCertificate(error) => match error {
+            CertificateError::Other(other) => return other.to_string(),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired",
+            CertificateError::Revoked => "its certificate is revoked",
+            CertificateError::UnknownIssuer => "no authority of this relay signed its certificate",
+            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+                "the list of revoked certificates of its authority is overdue"
+            }
+            _ => "its certificate is not good",
+        },
+        _ => "it does not prove that its certificate is its own",
+    };
+    words.to_owned()
 }
 
 fn anchors(files: &AuthorityFiles, expiries: &mut Vec<Expiry>) -> Result<Vec<Anchor>, String> {

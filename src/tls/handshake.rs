@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::stream::{HTTP, RELAY};
-use super::{ClientAuth, Tls, expiry};
+use super::{ClientAuth, Tls, authorities, expiry};
 use crate::auth::presented::Certificate;
 use crate::evicting::EvictingPool;
 
@@ -101,13 +101,23 @@ impl HandshakeCounts {
 pub(crate) struct Refused {
     pub(crate) end: Handshake,
     pub(crate) why: String,
+    /// The reason in relay's own words, where it is about the certificate of a client.
+    pub(crate) certificate: Option<String>,
     /// The connection, where its peer does not speak TLS and can be told so.
     pub(crate) plain: Option<TcpStream>,
 }
 
 impl Refused {
     fn new(end: Handshake, why: impl Into<String>) -> Self {
-        Self { end, why: why.into(), plain: None }
+        Self { end, why: why.into(), certificate: None, plain: None }
+    }
+
+    /// The handshake was ended by `error`; a reason that is about the client's certificate is told in relay's own words as well.
+    fn by(error: &io::Error) -> Self {
+        let end = end_of(error);
+        let known = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+        let certificate = known.filter(|_| end == Handshake::Certificate).map(authorities::reason);
+        Self { certificate, ..Self::new(end, error.to_string()) }
     }
 }
 
@@ -197,12 +207,13 @@ impl Secured {
         let config = config.map_err(|error| Refused::new(Handshake::Failed, error.to_string()))?;
         let acceptor = TlsAcceptor::from(config);
         let stream = acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(BUFFER_MAX))).await;
-        let stream = stream.map_err(|error| Refused::new(end_of(&error), error.to_string()))?;
+        let stream = stream.map_err(|error| Refused::by(&error))?;
         let Some(chain) = stream.get_ref().1.peer_certificates() else { return Ok((stream, None)) };
         let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let tls = Arc::clone(&self.tls);
         let certificate = tls.snapshot().authorities.judge(&chain, UnixTime::now());
-        let certificate = certificate.map_err(|error| Refused::new(Handshake::Certificate, error.to_string()))?;
+        let certificate =
+            certificate.map_err(|error| Refused::by(&io::Error::new(io::ErrorKind::InvalidData, error)))?;
         Ok((stream, Some(Holder { certificate, chain, tls, changes })))
     }
 }

@@ -9,6 +9,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::admin::send;
 use crate::cli_support::{Running, code, run, stderr, stdout};
+use crate::tls_support::{Authority, Files};
 
 /// A server with a client's and a worker's key, whose audit goes into a file.
 struct Site {
@@ -154,6 +155,43 @@ fn a_worker_that_is_not_let_in_has_a_line() {
     let lines = of(&site.lines(), "authenticate");
     assert_eq!((&lines[0]["door"], &lines[0]["slug"]), (&"worker".into(), &"unauthenticated".into()));
     assert!(lines[0]["detail"].as_str().unwrap().contains("is a client's"), "{}", lines[0]);
+}
+
+#[test]
+fn a_client_and_a_worker_whose_authority_has_expired_have_a_line_with_the_name_that_it_gave_them() {
+    let (mut files, authority) = (Files::new(), Authority::until("a", 2025));
+    files.trust(&authority, &["spiffe://a.example/*"], None);
+    let identity = authority.signs(&["spiffe://a.example/x"], 7);
+    let write = |name: &str, text: &str| files.write(name, text).to_string_lossy().into_owned();
+    let (certificate, key) = (write("own.pem", &identity.certificate), write("own.key", &identity.key));
+    let (trusted, tls) = (write("server-ca.pem", files.server.pem()), &files.files);
+    let config = write(
+        "relay.toml",
+        &format!(
+            "[listen]\nworker_tls = \"on\"\nclient_auth = \"optional\"\nworker_client_auth = \"required\"\n\
+             tls_cert = {:?}\ntls_key = {:?}\n[[client_ca]]\nfile = {:?}\nnames = [\"spiffe://a.example/*\"]\n",
+            tls.certificate, tls.key, tls.authorities[0].file
+        ),
+    );
+    let site = Site::new();
+    let relay = site.serve(&["--config", &config, "--worker-listen", "127.0.0.1:0"]);
+    let local = |which: &str| address(&relay, which).replace("127.0.0.1", "localhost");
+    let shown = ["--ca", &trusted, "--certificate", &certificate, "--certificate-key", &key];
+    let http = format!("https://{}", local("http"));
+    // It tries once.
+    let doctor = ["doctor", "--server", &http, "--api-key", &site.client];
+    assert_ne!(code(&run(doctor.iter().chain(&shown))), 0);
+    let workers = format!("tls://{}", local("workers"));
+    let worker = ["worker", "--connect", &workers];
+    assert_ne!(code(&run(worker.iter().chain(&shown).chain(&["--", "cat"]))), 0);
+    relay.stop();
+    let lines = of(&site.lines(), "handshake");
+    for door in ["http", "worker"] {
+        let line = lines.iter().find(|line| line["door"] == door).unwrap_or_else(|| panic!("{lines:?}"));
+        assert_eq!((&line["outcome"], &line["slug"]), (&"refused".into(), &"unauthenticated".into()), "{line}");
+        let detail = line["detail"].as_str().unwrap();
+        assert!(detail.contains("has expired, and it is for spiffe://a.example/x"), "{line}");
+    }
 }
 
 #[test]

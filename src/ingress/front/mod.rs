@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_bridge::clock::Clock;
@@ -17,6 +17,7 @@ use super::proxy::header::Header;
 use super::proxy::{HeaderCounts, HeaderOutcome, Proxy, Source, receive};
 use super::strangers::Strangers;
 use crate::api::ListenerView;
+use crate::audit::Audit;
 use crate::auth::bounds::Failures;
 use crate::tls::Secured;
 
@@ -135,6 +136,8 @@ pub struct Arrivals {
     encrypted: Strangers,
     /// Handshakes that failed, by source.
     failures: Failures,
+    /// The audit, where clients are refused for their certificates.
+    audit: OnceLock<Arc<Audit>>,
 }
 
 impl Arrivals {
@@ -145,7 +148,14 @@ impl Arrivals {
             unsecured: Strangers::new(clock.clone()),
             encrypted: Strangers::new(clock.clone()),
             failures: Failures::new(clock.clone()),
+            audit: OnceLock::new(),
         })
+    }
+
+    /// Peers that are refused for their certificates are written there.
+    pub(super) fn audits(&self, audit: Arc<Audit>) {
+        // A second call would be about the same one.
+        self.audit.set(audit).ok();
     }
 
     /// How often which end the looks for a PROXY header had.

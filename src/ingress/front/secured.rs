@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 use super::{Arrivals, Closed, Front};
+use crate::audit::record::{Door, Record};
 use crate::ingress::proxy::Source;
 use crate::tls::handshake::{Handshake, Holder, Refused};
 use crate::tls::stream::Stream;
@@ -23,7 +24,7 @@ const READS_MAX: usize = 64;
 impl Front {
     /// Does the handshake of `stream`, whose other end is `peer`, if there is to be one, until `ended` ends. The holder of a
     /// client certificate is given back. A source, which is `peer` unless a balancer named another one, of which too many failed is
-    /// closed before its handshake.
+    /// closed before its handshake. A peer that is refused for its certificate has a line of the audit, as one that comes to `door`.
     ///
     /// # Errors
     /// If the connection is to be closed, which is counted.
@@ -32,7 +33,7 @@ impl Front {
         stream: TcpStream,
         peer: IpAddr,
         source: Option<&Source>,
-        arrivals: &Arrivals,
+        (door, arrivals): (Door, &Arrivals),
         ended: impl Future<Output = ()>,
     ) -> Result<(Stream, Option<Holder>), Closed> {
         let Some(secured) = &self.tls else { return Ok((Stream::Plain(stream), None)) };
@@ -45,7 +46,7 @@ impl Front {
             debug!(%peer, "too many handshakes of this source failed: the connection is closed before its own");
             return Err(Closed);
         }
-        let Refused { end, why, plain } = match secured.accept(stream, ended).await {
+        let Refused { end, why, certificate, plain } = match secured.accept(stream, ended).await {
             Ok((stream, holder)) => return Ok((Stream::Tls(Box::new(stream)), holder)),
             Err(refused) => refused,
         };
@@ -54,6 +55,11 @@ impl Front {
         // no more than those that go on.
         if end == Handshake::Certificate {
             arrivals.failures.take(&of).ok();
+        }
+        if let Some((audit, reason)) = arrivals.audit.get().zip(certificate) {
+            let (endpoint, source) = of;
+            let (method, detail) = (Some("certificate"), Some(reason));
+            audit.refused_handshake(door, |record| Record { method, endpoint, source, detail, ..record });
         }
         let seldom = matches!(end, Handshake::Plaintext | Handshake::Certificate | Handshake::Failed);
         if let Some(handshakes) = seldom.then(|| arrivals.unsecured.refused()).flatten() {

@@ -243,6 +243,7 @@ impl Ingress {
 
     /// Calls are written there.
     pub fn audits(&self, audit: Arc<Audit>) {
+        self.arrivals.audits(Arc::clone(&audit));
         // A second call would be about the same one.
         self.audit.set(audit).ok();
     }

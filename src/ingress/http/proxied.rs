@@ -5,6 +5,7 @@ use tokio::net::TcpStream;
 
 use super::Ingress;
 use super::connection::Connection;
+use crate::audit::record::Door;
 use crate::ingress::front::{Closed, Front};
 use crate::tls::handshake::Holder;
 use crate::tls::stream::Stream;
@@ -29,18 +30,18 @@ pub(in crate::ingress) async fn begins(
     true
 }
 
-/// Does the handshake of `stream`, if there is to be one, and notes the certificate of `connection`. Ends early with `ended`.
+/// Does the handshake of `stream` at the front of `door`, if there is to be one, and notes the certificate of `connection`. Ends early with `ended`.
 ///
 /// # Errors
 /// If the connection is to be closed, which is counted.
 pub(in crate::ingress) async fn secured(
     ingress: &Ingress,
-    front: &Front,
+    (door, front): (Door, &Front),
     stream: TcpStream,
     connection: &Connection,
     ended: impl Future<Output = ()>,
 ) -> Result<(Stream, Option<Holder>), Closed> {
-    let (source, arrivals) = (connection.source.get(), &ingress.arrivals);
+    let (source, arrivals) = (connection.source.get(), (door, &*ingress.arrivals));
     let (stream, holder) = front.handshake(stream, connection.peer, source, arrivals, ended).await?;
     if let Some(holder) = &holder {
         connection.certificate.set(holder.certificate.clone()).ok();

@@ -27,6 +27,7 @@ use super::connection::{Asked, Connection};
 use super::hyper::bare_answers::Described;
 use super::pools::Member;
 use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
+use crate::audit::record::Door;
 use crate::ingress::front::{Bound, Front, keep_alive};
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
@@ -176,7 +177,7 @@ impl Connections {
             }
             let ingress = Arc::clone(&served.ingress);
             let ended = over(&shutdown, &mut guard, &kill);
-            let begun = Box::pin(proxied::secured(&ingress, &front, stream, &connection, ended)).await;
+            let begun = Box::pin(proxied::secured(&ingress, (Door::Http, &front), stream, &connection, ended)).await;
             let Ok((stream, holder)) = begun else { return };
             if let Some(beside) = beside.filter(|_| stream.is_relay()) {
                 let until = connection.came() + guard.first;

@@ -7,6 +7,7 @@ use relay_remote::stream::FrameReader;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
+use crate::audit::record::Door;
 use crate::auth::Presented;
 use crate::ingress::front::{Arrivals, Closed, Front};
 use crate::ingress::proxy::Source;
@@ -44,13 +45,13 @@ impl Peer {
     }
 }
 
-/// Goes through `front`, within `within` or until `ended` ends; its first frame has `frame_max` bytes at most.
+/// Goes through `front`, which is that of `door`, within `within` or until `ended` ends; its first frame has `frame_max` bytes at most.
 ///
 /// # Errors
 /// If the connection is to be closed, which is counted.
 pub(super) async fn arrive(
     front: &Front,
-    arrivals: &Arrivals,
+    (door, arrivals): (Door, &Arrivals),
     mut stream: TcpStream,
     address: IpAddr,
     (within, frame_max): (Duration, u32),
@@ -67,7 +68,7 @@ pub(super) async fn arrive(
         arrivals.headers().add(outcome);
         source
     });
-    let (stream, holder) = front.handshake(stream, address, source.as_ref(), arrivals, over).await?;
+    let (stream, holder) = front.handshake(stream, address, source.as_ref(), (door, arrivals), over).await?;
     let (from, to) = tokio::io::split(stream);
     Ok(Arrived { from: FrameReader::new(from, frame_max), to, peer: Peer { address, source, holder } })
 }

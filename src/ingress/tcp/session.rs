@@ -29,6 +29,7 @@ use super::listener::{Door, Stop};
 use super::memory::{self, ConnectionMemory, Share};
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
+use crate::audit::record;
 use crate::auth::Presented;
 use crate::ingress::leaving;
 use relay_bridge::support::lock;
@@ -62,7 +63,9 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
         }
     };
     let within = (server.limits.hello_timeout, HELLO_FRAME_MAX);
-    let arrived = Box::pin(arriving::arrive(&front, &server.arrivals, stream, peer.ip(), within, over)).await;
+    let arrived =
+        Box::pin(arriving::arrive(&front, (record::Door::Worker, &server.arrivals), stream, peer.ip(), within, over))
+            .await;
     let Ok(Arrived { mut from, mut to, peer: mut of }) = arrived else { return };
     let admitted = tokio::select! {
         admitted = enter(&server, &mut from, of.presented(), places) => admitted,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Clients, session};
+use crate::audit::record::Door;
 use crate::ingress::front::{Bound, Front, keep_alive};
 use crate::ingress::http;
 use crate::ingress::http::beside::{Handed, Stop};
@@ -125,6 +126,6 @@ async fn arrive(clients: &Clients, front: &Front, mut stream: TcpStream, member:
     if front.proxy.is_some() && !proxied::begins(ingress, front, &mut stream, connection, over()).await {
         return None;
     }
-    let (stream, holder) = proxied::secured(ingress, front, stream, connection, over()).await.ok()?;
+    let (stream, holder) = proxied::secured(ingress, (Door::Tcp, front), stream, connection, over()).await.ok()?;
     Some(Handed { stream, holder, member, until, stop })
 }
