@@ -246,7 +246,13 @@ impl Connections {
                         }
                         Event::End => {
                             debug!("a silent peer's connection is dropped");
-                            break Ok(());
+                            // One turn, in which a connection that has nothing in hand tells its peer the end of TLS.
+                            http.as_mut().graceful_shutdown();
+                            break tokio::select! {
+                                biased;
+                                ended = http.as_mut() => ended,
+                                () = std::future::ready(()) => Ok(()),
+                            };
                         }
                     },
                     () = killed.as_mut() => break Ok(()),
