@@ -145,9 +145,13 @@ def broker_restarted(w):
 
 
 def idle_cut(w):
-    """The balancer cuts flows on which nothing is said; a reader of results goes on where it was."""
+    """The balancer cuts flows on which nothing is said; doctor finds it, and a reader of results goes on where it was."""
+    assert w.json("b", "doctor", "--idle", "3s")["healthy"]
     w.kill("balancer", signal.SIGTERM)
     w.balance("2s")
+    report = json.loads(w.cli("b", "doctor", "--idle", "10s", "--json", check=False).stdout)
+    (found,) = [step for step in report["steps"] if step["verdict"] == "failed"]
+    assert found["step"] == "idle" and "cut by something between" in found["detail"], report
     env = w.environment("b")
     prefix = f"idle-{time.time_ns()}-"
     command = ["ip", "netns", "exec", w.prefix + "b", *env, str(w.relay), "results", "--follow", "--json", "--key-prefix", prefix]
@@ -165,7 +169,7 @@ def idle_cut(w):
     assert seen == keys, seen
     w.kill("balancer", signal.SIGTERM)
     w.balance(balancer.IDLE)
-    return {"cuts": 2, "results": len(seen)}
+    return {"cuts": 2, "results": len(seen), "doctor": found["detail"]}
 
 
 def serial(w):
@@ -194,7 +198,7 @@ def path_mtu(w):
     failed = [step for step in report["steps"] if step["verdict"] == "failed"]
     w.security_group("a")
     # The first packets of TLS are as large.
-    assert [step["step"] for step in failed] == ["caller"], report
+    assert [step["step"] for step in failed] == ["tls"], report
     assert "MTU" in failed[0]["hint"], failed
     assert w.json("a", "doctor")["healthy"]
     return {"doctor": f"`{failed[0]['step']}` failed"}

@@ -14,9 +14,9 @@ use super::contexts::{Context, Contexts};
 use super::exit::{CliError, Exit};
 use super::tls::TlsArgs;
 use super::{output, values};
-use crate::api::Slug;
+use crate::api::{Slug, header};
 use crate::client::retry::Patience;
-use crate::client::{Client, ClientError, Operator};
+use crate::client::{Client, ClientError, ClientTls, Operator};
 
 /// Where a server listens that was told nothing else.
 const SERVER_DEFAULT: &str = "http://127.0.0.1:7410";
@@ -66,6 +66,14 @@ impl ServerArgs {
     /// # Errors
     /// As [`client`](Self::client).
     pub(crate) fn patient_client(self, patience: Patience) -> Result<Client, CliError> {
+        self.resolve()?.client(patience)
+    }
+
+    /// What was given, with what the context has where nothing was.
+    ///
+    /// # Errors
+    /// A usage error if there is no such context.
+    pub(crate) fn resolve(self) -> Result<Known, CliError> {
         // A context's key is for the context's server alone.
         let context = match &self.server {
             Some(_) => None,
@@ -80,12 +88,38 @@ impl ServerArgs {
             // A variable that is filled from a file has the line end of the file, as from a Secret of Kubernetes.
             (key, name) => (key.map(|key| key.trim().to_owned()), name),
         };
+        Ok(Known { server, key, name, tls })
+    }
+}
+
+/// A server and who calls it, from flags, variables and the context.
+pub(crate) struct Known {
+    server: String,
+    key: Option<String>,
+    name: Option<ClientId>,
+    pub(crate) tls: ClientTls,
+}
+
+impl Known {
+    /// A client, which tries for so long, and says once that it does.
+    ///
+    /// # Errors
+    /// A usage error if the address can't be one, or a file of TLS is not good.
+    pub(crate) fn client(&self, patience: Patience) -> Result<Client, CliError> {
         let told = Mutex::new(away(patience));
-        let client = Client::with_tls(&server, key, &tls)?.patient(patience).telling(move |error| lock(&told)(error));
-        Ok(match name {
-            Some(name) => client.named(name),
+        let client = Client::with_tls(&self.server, self.key.clone(), &self.tls)?;
+        let client = client.patient(patience).telling(move |error| lock(&told)(error));
+        Ok(match &self.name {
+            Some(name) => client.named(name.clone()),
             None => client,
         })
+    }
+
+    /// The lines of a request's head that say who calls.
+    pub(crate) fn headers(&self) -> String {
+        let key = self.key.iter().map(|key| format!("authorization: Bearer {key}\r\n"));
+        let name = self.name.iter().map(|name| format!("{}: {name}\r\n", header::CLIENT));
+        key.chain(name).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use relay_bridge::clock::Clock;
 use relay_conformance::testing::NatsServer;
 
 use crate::cli_support::{Running, code, json_lines, nobody, run, stdout};
+use crate::tls_support::{Authority, Files};
 use serde_json::{Value, json};
 
 /// The exit code, and the verdict of each step with its detail.
@@ -283,4 +284,101 @@ fn where_nothing_listens_nothing_is_proven() {
     let (step, detail) = failed(&steps, &line);
     assert_eq!((exit, step.as_str()), (1, "refused"), "{line}");
     assert!(detail.contains("can't be tried"), "{line}");
+}
+
+/// A server that speaks TLS with the certificate of `files`, its port, and the file with its authority.
+fn secured(files: &Files, more: &[&str]) -> (Running, u16, String) {
+    let (certificate, key) = (files.files.certificate.to_str().unwrap(), files.files.key.to_str().unwrap());
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--queue", "mail"];
+    let running = Running::start(serve.iter().chain(&["--tls-cert", certificate, "--tls-key", key]).chain(more));
+    let address: std::net::SocketAddr = running.ready["listening"]["http"].as_str().unwrap().parse().unwrap();
+    let ca = files.write("server-ca.pem", files.server.pem());
+    (running, address.port(), ca.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn the_certificate_of_a_server_is_told_with_its_names_its_authority_and_the_days_it_has_left() {
+    let files = Files::new();
+    let (running, port, ca) = secured(&files, &[]);
+    let server = format!("https://localhost:{port}");
+    let (exit, steps, line) = examined(&server, &["--ca", &ca, "--idle", "20ms", "--zone-id", "euw1-az2"]);
+    assert_eq!((exit, &line["healthy"]), (0, &Value::Bool(true)), "{line}");
+    let tls = &steps["tls"].1;
+    assert!(tls.starts_with("TLS 1.3, h2; its certificate is for localhost, signed by CN=server"), "{line}");
+    assert!(tls.contains("(a chain of 1), good until 40") && tls.ends_with(" days left"), "{line}");
+    assert_eq!(steps["idle"].1, "a connection works after 20ms in which nothing was said", "{line}");
+    assert!(steps["name"].1.contains("this host is in euw1-az2"), "{line}");
+    running.stop();
+}
+
+#[test]
+fn a_certificate_that_is_not_trusted_not_for_this_name_or_over_fails_and_says_which() {
+    let files = Files::new();
+    let (running, port, ca) = secured(&files, &[]);
+    let other = files.write("other.pem", Authority::new("other").pem());
+    let (localhost, address) = (format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}"));
+    for (server, ca, hint) in [
+        (&localhost, other.to_str().unwrap(), "authority's certificate with --ca"),
+        (&address, ca.as_str(), "use a name that is in the certificate"),
+    ] {
+        let (exit, steps, line) = examined(server, &["--ca", ca]);
+        let (step, detail) = failed(&steps, &line);
+        assert_eq!((exit, step.as_str()), (1, "tls"), "{line}");
+        assert!(detail.contains("its certificate is for localhost, signed by CN=server"), "{line}");
+        assert!(line.to_string().contains(hint), "{line}");
+        assert_eq!(steps["caller"].0, "not-reached", "{line}");
+    }
+    running.stop();
+
+    let short = files.server.signs_for(&["localhost"], 2, Some(Duration::ZERO));
+    std::fs::write(&files.files.certificate, short.certificate).unwrap();
+    std::fs::write(&files.files.key, short.key).unwrap();
+    let (running, port, ca) = secured(&files, &[]);
+    let server = format!("https://localhost:{port}");
+    // It is over with the second in which it was made.
+    let over = (0..100).map(|_| examined(&server, &["--ca", &ca])).find(|(exit, ..)| *exit != 0);
+    let (_, steps, line) = over.unwrap();
+    let (step, detail) = failed(&steps, &line);
+    assert!(step == "tls" && detail.ends_with("which is over"), "{line}");
+    assert!(line.to_string().contains("renew the server's certificate"), "{line}");
+    running.stop();
+}
+
+#[test]
+fn a_port_without_tls_fails_at_that_step() {
+    let dev = Running::dev(&[], "cat");
+    let (exit, steps, line) = examined(&dev.url().replace("http:", "https:"), &[]);
+    assert_eq!((exit, failed(&steps, &line).0.as_str()), (1, "tls"), "{line}");
+    assert!(line.to_string().contains("another protocol is spoken there"), "{line}");
+    dev.stop();
+}
+
+#[test]
+fn an_idle_connection_that_relay_closes_in_order_passes_and_one_that_is_cut_between_fails() {
+    let files = Files::new();
+    let (running, port, ca) = secured(&files, &["--idle", "2s", "--ping-every", "1s"]);
+    let (exit, steps, line) = examined(&format!("https://localhost:{port}"), &["--ca", &ca, "--idle", "1m"]);
+    assert_eq!(exit, 0, "{line}");
+    assert!(steps["idle"].1.starts_with("relay closed a connection in order, after "), "{line}");
+    running.stop();
+
+    let dev = Running::dev(&[], "cat");
+    let (answer, mut asked) = (whoami(&dev).to_string().into_bytes(), 0);
+    // Nobody but this step asks twice on one connection.
+    let forgetful = server(move |path, body| {
+        if path == "/v1/echo" {
+            return Some((200, body.to_vec()));
+        }
+        asked += 1;
+        (asked < 2).then(|| (200, answer.clone()))
+    });
+    let (exit, steps, line) = examined(&forgetful, &["--idle", "10ms"]);
+    let (step, detail) = failed(&steps, &line);
+    assert_eq!((exit, step.as_str()), (1, "idle"), "{line}");
+    assert!(detail.contains("at the next request, after 10ms"), "{line}");
+    assert!(line.to_string().contains("keepalives"), "{line}");
+    dev.stop();
+    for wrong in [["--idle", "2h"], ["--zone-id", "eu-west-1b"]] {
+        assert_eq!(code(&run(["doctor", "--server", "http://127.0.0.1:1"].iter().chain(&wrong))), 2, "{wrong:?}");
+    }
 }

@@ -6,6 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, Error, RootCertStore};
@@ -43,7 +46,7 @@ impl RemoteTls {
         let name = host(address).to_owned();
         let name = ServerName::try_from(name).map_err(|error| (Kind::Invalid, format!("{address}: {error}")))?;
         let files = self.clone();
-        let read = tokio::task::spawn_blocking(move || files.config()).await;
+        let read = tokio::task::spawn_blocking(move || files.usual()).await;
         let read = read.map_err(|error| (Kind::Unavailable, error.to_string()))?;
         let config = read.map_err(|error| (Kind::Unavailable, error))?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
@@ -57,10 +60,18 @@ impl RemoteTls {
     /// # Errors
     /// The first that is not good, in words.
     pub fn check(&self) -> Result<(), String> {
-        self.config().map(drop)
+        self.usual().map(drop)
     }
 
-    fn config(&self) -> Result<ClientConfig, String> {
+    fn usual(&self) -> Result<ClientConfig, String> {
+        self.config(self.verifier()?, &[PROTOCOL])
+    }
+
+    /// The judge of a server's certificate: it trusts what these files say.
+    ///
+    /// # Errors
+    /// A file that is not good, or a platform without authorities, in words.
+    pub fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, String> {
         let mut roots = RootCertStore::empty();
         match &self.ca {
             Some(file) => {
@@ -77,10 +88,18 @@ impl RemoteTls {
                 }
             }
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+        builder.build().map_err(|error| error.to_string())
+    }
+
+    /// The settings of a handshake in which `verifier` judges the server and `protocols` are offered (ALPN).
+    ///
+    /// # Errors
+    /// A file that is not good, in words.
+    pub fn config(&self, verifier: Arc<dyn ServerCertVerifier>, protocols: &[&[u8]]) -> Result<ClientConfig, String> {
+        let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-        let builder = builder.with_root_certificates(roots);
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
@@ -90,9 +109,13 @@ impl RemoteTls {
                 builder.with_client_auth_cert(chain, key).map_err(|error| wrong(&error))?
             }
         };
-        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(config)
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 /// The kind of a failure of a connection over TLS.

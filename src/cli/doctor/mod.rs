@@ -3,26 +3,36 @@
 
 mod broker;
 mod calls;
+mod idle;
 mod nats;
 mod network;
 mod refused;
 mod step;
+mod tls;
+mod zones;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use relay_bridge::contract::QueueName;
+use relay_remote::RemoteTls;
 use serde_json::json;
 use step::Report;
+use zones::ZoneId;
 
 use super::exit::{CliError, Exit};
 use super::output;
-use super::remote::ServerArgs;
+use super::remote::{Known, ServerArgs};
+use super::values;
 use crate::client::{Client, Patience};
 use crate::config::settings::Settings;
 
-/// Steps in their order.
-const STEPS: [&str; 6] = ["name", "tcp", "caller", "packets", "round-trip", "payload"];
+/// Steps in their order. `tls` is one where the server's address has it.
+const STEPS: [&str; 7] = ["name", "tcp", "tls", "caller", "packets", "round-trip", "payload"];
+
+/// The longest time for which a connection is kept idle.
+const IDLE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Which server to examine, and how far.
 #[derive(Debug, Args)]
@@ -32,12 +42,14 @@ and clocks are as they should be, in this order. Nothing is kept at relay unless
 
   name        the server's name leads to private addresses
   tcp         each address takes a connection
+  tls         who signed the server's certificate, its names, how long it is good (https and relays)
   caller      relay lets this caller in; the VPC endpoint it sees; how far clocks are apart
   packets     a body of 16 KiB goes there and back, so large packets do
   round-trip  20 small bodies there and back
   payload     the largest payload of each queue
   job         with --queue: a job is submitted, done by a worker, and its result comes back
   nats        with --nats: relay answers this client over NATS too
+  idle        with --idle: a connection on which nothing was said for so long works, or who ended it
 
 With --broker, from where relay itself runs, with its own settings; nothing is changed:
 
@@ -53,6 +65,7 @@ Exit code 0: every step passed. 69: the server can't be reached. 1: it is reache
 Examples:
   relay doctor --server https://relay.example --api-key \"$KEY\"
   relay doctor --context prod --queue mail --json
+  relay doctor --context prod --idle 350s --zone-id euw1-az2
   relay doctor --broker --config relay.toml
   relay doctor --broker --sqs --queue mail")]
 pub(crate) struct DoctorArgs {
@@ -65,6 +78,12 @@ pub(crate) struct DoctorArgs {
     /// Pass if nobody is answered there, as past a load balancer whose header relay requires
     #[arg(long, conflicts_with_all = ["queue", "broker"])]
     refused: bool,
+    /// Keep a connection without a word for this long, 1 h at most, and then use it: 350s is what a network load balancer allows
+    #[arg(long, value_name = "DURATION", value_parser = idle, conflicts_with_all = ["broker", "refused"])]
+    idle: Option<Duration>,
+    /// The id of the availability zone that this host is in, such as euw1-az2: it is compared with the server's name
+    #[arg(long, value_name = "ID", value_parser = ZoneId::parse, conflicts_with_all = ["broker", "refused"])]
+    zone_id: Option<ZoneId>,
     /// Read settings from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]
     config: Option<PathBuf>,
@@ -73,6 +92,15 @@ pub(crate) struct DoctorArgs {
     json: bool,
     #[command(flatten)]
     server: ServerArgs,
+}
+
+/// Reads how long a connection is to be idle.
+///
+/// # Errors
+/// A sentence: no duration, or more than an hour.
+fn idle(text: &str) -> Result<Duration, String> {
+    let idle = values::duration(text)?;
+    if idle > IDLE_MAX { Err(format!("`{text}` is more than an hour")) } else { Ok(idle) }
 }
 
 /// `relay doctor`
@@ -89,13 +117,18 @@ pub(crate) async fn run(args: DoctorArgs, settings: Settings) -> Result<Exit, Cl
         (server.to_string(), refused::examine(&mut report, &server).await?, refused::STEPS.to_vec())
     } else {
         // Each step is tried once: it is to fail where something is wrong.
-        let client = args.server.client()?.patient(Patience::NONE);
+        let known = args.server.resolve()?;
+        let client = known.client(Patience::NONE)?;
         let server = client.server().clone();
         told(args.json, &format!("The way from here to {server}"))?;
-        let asked = [("job", args.queue.is_some()), ("nats", !settings.nats.servers.is_empty())];
+        let is_left_out = |step: &&str| *step == "tls" && tls::protocols(&server).is_none();
+        let asked =
+            [("job", args.queue.is_some()), ("nats", !settings.nats.servers.is_empty()), ("idle", args.idle.is_some())];
         let asked = asked.into_iter().filter_map(|(step, is_asked)| is_asked.then_some(step));
-        let reached = examine(&mut report, &client, args.queue.as_ref(), &settings).await?;
-        (server.to_string(), reached, STEPS.into_iter().chain(asked).collect())
+        let steps = STEPS.into_iter().filter(|step| !is_left_out(step)).chain(asked).collect();
+        let wanted = Wanted { queue: args.queue.as_ref(), idle: args.idle, zone: args.zone_id.as_ref() };
+        let reached = examine(&mut report, &client, &known, wanted, &settings).await?;
+        (server.to_string(), reached, steps)
     };
     let left: Vec<_> = steps.into_iter().filter(|name| !report.steps.iter().any(|step| step.step == *name)).collect();
     report.unreached(&left)?;
@@ -113,19 +146,37 @@ fn told(json: bool, what: &str) -> Result<(), CliError> {
     if json { Ok(()) } else { output::line(what) }
 }
 
+/// The steps that are taken on request, and what this host is said to be.
+struct Wanted<'a> {
+    queue: Option<&'a QueueName>,
+    idle: Option<Duration>,
+    zone: Option<&'a ZoneId>,
+}
+
 /// Takes the steps until one fails without which the next ones can't be taken. Whether the server was reached.
 async fn examine(
     report: &mut Report,
     client: &Client,
-    queue: Option<&QueueName>,
+    known: &Known,
+    wanted: Wanted<'_>,
     settings: &Settings,
 ) -> Result<bool, CliError> {
+    let Wanted { queue, idle, zone } = wanted;
     let server = client.server().clone();
     let (host, port) = (server.host_str().unwrap_or_default(), server.port_or_known_default().unwrap_or(443));
-    let Some(addresses) = report.end("name", network::resolve(host, port).await)? else { return Ok(false) };
+    let Some(addresses) = report.end("name", network::resolve(host, port, zone).await)? else { return Ok(false) };
     let Some(connection) = report.end("tcp", network::connect(&addresses).await)? else { return Ok(false) };
-    // It says nothing, and nothing is to wait for it.
-    drop(connection);
+    let files = RemoteTls { ca: known.tls.ca.clone(), identity: known.tls.identity.clone() };
+    match tls::protocols(&server) {
+        Some(protocols) => {
+            let ended = tls::examine(&server, connection, &files, protocols).await;
+            if report.end("tls", ended)?.is_none() {
+                return Ok(true);
+            }
+        }
+        // It says nothing, and nothing is to wait for it.
+        None => drop(connection),
+    }
     let Some(who) = report.end("caller", calls::caller(client).await)? else { return Ok(true) };
     report.end("packets", calls::packets(client).await)?;
     report.end("round-trip", calls::round_trip(client).await)?;
@@ -135,6 +186,9 @@ async fn examine(
     }
     if let Some(config) = settings.nats.broker("relay-doctor", &format!("_INBOX_{}", who.client))? {
         report.end("nats", nats::asked(config, who.client.as_str()).await)?;
+    }
+    if let Some(idle) = idle {
+        report.end("idle", idle::examine(&server, &addresses, &files, &known.headers(), idle).await)?;
     }
     Ok(true)
 }

@@ -10,19 +10,22 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::step::Failure;
+use super::zones::{self, ZoneId};
 
 /// How long a name may take to be resolved, and an address to take a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Addresses that are tried at most. An interface endpoint has one for each zone.
 const ADDRESSES_MAX: usize = 16;
-/// The end of the names that AWS gives to interface endpoints.
-const ENDPOINT_NAMES: &str = ".vpce.amazonaws.com";
 
-/// The addresses of a server.
+/// The addresses of a server, for a host in the zone `here`.
 ///
 /// # Errors
-/// There are none, or one of them is public.
-pub(super) async fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> {
+/// There are none, one of them is public, or the name is that of an endpoint in another region.
+pub(super) async fn resolve(
+    host: &str,
+    port: u16,
+    here: Option<&ZoneId>,
+) -> Result<(Vec<SocketAddr>, String), Failure> {
     let bare = host.trim_matches(['[', ']']);
     let found = match timeout(PATIENCE, lookup_host((bare, port))).await {
         Ok(Ok(found)) => Ok(found.take(ADDRESSES_MAX).collect::<Vec<_>>()),
@@ -45,10 +48,7 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, S
              is off",
         ));
     }
-    let zones = match zone_of(host) {
-        Some(zone) => format!("; this name leads to zone {zone} alone, the one without the zone to all of them"),
-        None => String::new(),
-    };
+    let zones = zones::told(host, here)?;
     let detail =
         if bare.parse::<IpAddr>().is_ok() { format!("{bare} is an address") } else { format!("{host} is {list}") };
     Ok((addresses, format!("{detail}{zones}")))
@@ -126,27 +126,9 @@ fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// The zone that a name of an interface endpoint is for: `vpce-0a1b-xyz-eu-west-1a.vpce-svc-….eu-west-1.vpce.amazonaws.com`.
-fn zone_of(host: &str) -> Option<&str> {
-    let name = host.strip_suffix(ENDPOINT_NAMES)?;
-    let (label, rest) = name.split_once('.')?;
-    let region = rest.rsplit('.').next()?;
-    let at = label.find(&format!("-{region}"))? + 1;
-    let zone = &label[at..];
-    (zone.len() == region.len() + 1).then_some(zone)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_of_an_endpoint_says_whether_it_is_for_one_zone() {
-        let service = "vpce-svc-0123456789abcdef0.eu-west-1.vpce.amazonaws.com";
-        assert_eq!(zone_of(&format!("vpce-0a1b2c3d-zq7xk2aa-eu-west-1b.{service}")), Some("eu-west-1b"));
-        assert_eq!(zone_of(&format!("vpce-0a1b2c3d-zq7xk2aa.{service}")), None);
-        assert_eq!(zone_of("relay.example"), None);
-    }
 
     #[test]
     fn only_addresses_that_the_internet_does_not_route_are_private() {
@@ -160,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_public_address_is_a_failure_with_a_way_out() {
-        let failure = resolve("192.0.2.7", 443).await.unwrap_err();
+        let failure = resolve("192.0.2.7", 443, None).await.unwrap_err();
         assert!(failure.detail.contains("192.0.2.7 is a public address"), "{failure:?}");
         assert!(failure.hint.contains("private DNS"), "{failure:?}");
     }

@@ -29,7 +29,7 @@ const REQUEST: &[u8] = b"GET /v1/whoami HTTP/1.1\r\nHost: relay\r\nConnection: c
 /// If stdout can't be written.
 pub(super) async fn examine(report: &mut Report, server: &Url) -> Result<bool, CliError> {
     let (host, port) = (server.host_str().unwrap_or_default(), server.port_or_known_default().unwrap_or(443));
-    let Some(addresses) = report.end("name", network::resolve(host, port).await)? else { return Ok(false) };
+    let Some(addresses) = report.end("name", network::resolve(host, port, None).await)? else { return Ok(false) };
     report.end("refused", all(&addresses).await)?;
     Ok(true)
 }
