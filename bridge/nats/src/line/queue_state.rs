@@ -63,6 +63,15 @@ pub(crate) fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
     }
 }
 
+/// Whether not all jobs of a lane may run at once.
+pub(crate) fn is_limited(policy: &QueuePolicy, lane: &Lane) -> bool {
+    let running_max = match lane {
+        Lane::Own(client) => policy.client(client).max_running,
+        Lane::Shared(_) => policy.client_defaults.max_running,
+    };
+    running_max < u32::MAX
+}
+
 impl QueueState {
     pub(crate) fn new(queue: QueueName, policy: Arc<QueuePolicy>) -> Self {
         Self {

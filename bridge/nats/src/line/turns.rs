@@ -47,6 +47,8 @@ struct Turn {
     misses: u32,
     /// Whether the server said that there are jobs, and none of them came since.
     is_waiting: bool,
+    /// Whether those are for nobody but this process: it asks until they come, or [`MISSES_MAX`] times.
+    is_sure: bool,
     /// Until when it is left alone.
     silent_until: Option<Instant>,
     /// For how long it was last left alone.
@@ -148,7 +150,7 @@ impl Turns {
     /// Notes that the server says that there are jobs in the lane.
     pub(crate) fn waiting(&mut self, lane: &Lane) {
         let turn = self.enter(lane);
-        (turn.has, turn.is_waiting) = (Has::More, true);
+        (turn.has, turn.is_waiting, turn.is_sure) = (Has::More, true, false);
     }
 
     /// Whether there is more than was hinted at.
@@ -272,7 +274,8 @@ impl Turns {
             // It must be there, unless others were faster: the next pull waits longer.
             Why::Maybe if turn.is_waiting => {
                 turn.misses = (turn.misses + 1).min(MISSES_MAX);
-                turn.is_waiting = turn.misses % MISSES_IN_A_ROW != 0;
+                let in_a_row = if turn.is_sure { MISSES_MAX } else { MISSES_IN_A_ROW };
+                turn.is_waiting = turn.misses % in_a_row != 0;
                 turn.has = if turn.is_waiting { Has::More } else { Has::Nothing };
             }
             Why::Maybe => {
@@ -283,12 +286,15 @@ impl Turns {
     }
 
     /// Notes that behind the last job of a pull its lane had so many more in line. Where several processes take them,
-    /// others are told of a few.
-    pub(crate) fn behind(&mut self, wanted: &Wanted, jobs: u64, is_alone: bool) {
+    /// others are told of a few. A lane that is `limited` may not give them yet.
+    pub(crate) fn behind(&mut self, wanted: &Wanted, jobs: u64, is_alone: bool, limited: bool) {
         let turn = self.enter(&wanted.lane);
         let known = if let Has::Hinted(count) = turn.has { u64::from(count) } else { 0 };
         if jobs > known && (is_alone || wanted.why == Why::Maybe || jobs > u64::from(HINTED_MAX)) {
             turn.has = Has::More;
+            // A consumer that is busy may answer that it has nothing, and would lose its turns until the next round.
+            let is_sure = is_alone && !limited;
+            (turn.is_waiting, turn.is_sure) = (is_sure, is_sure);
         }
     }
 
@@ -388,7 +394,7 @@ mod tests {
             }
             let plan = turns.plan(5, false, now, |_| 8);
             turns.pulled(&plan[0], if hinted { 5 } else { 4 }, now);
-            turns.behind(&plan[0], behind, is_alone);
+            turns.behind(&plan[0], behind, is_alone, false);
             assert_eq!(turns.has_more(), more, "{behind} behind, hinted: {hinted}, alone: {is_alone}");
         }
         let mut turns = Turns::default();
@@ -396,8 +402,27 @@ mod tests {
         let plan = turns.plan(5, false, now, |_| 8);
         turns.hint(&client("a"), 2, now);
         turns.pulled(&plan[0], 1, now);
-        turns.behind(&plan[0], 2, true);
+        turns.behind(&plan[0], 2, true, false);
         assert!(!turns.has_more(), "of these it was told");
+    }
+
+    #[test]
+    fn a_lane_that_must_have_more_keeps_its_turns_though_its_consumer_says_that_it_has_nothing() {
+        let now = Instant::now();
+        for (is_alone, limited, asked) in [(true, false, 4), (true, true, 1), (false, false, 1)] {
+            let mut turns = Turns::default();
+            turns.more(&client("a"));
+            let plan = turns.plan(1, false, now, |_| 1);
+            turns.pulled(&plan[0], 1, now);
+            turns.behind(&plan[0], 50, is_alone, limited);
+            let mut misses = Vec::new();
+            while turns.has_more() {
+                let plan = turns.plan(1, false, now, |_| 1);
+                misses.push(plan[0].misses);
+                turns.pulled(&plan[0], 0, now);
+            }
+            assert_eq!(misses, (0..asked).collect::<Vec<_>>(), "alone: {is_alone}, limited: {limited}");
+        }
     }
 
     #[test]
