@@ -47,6 +47,8 @@ struct Shared {
     /// The units that calls of DynamoDB were charged.
     charges: Mutex<Vec<Charge>>,
     calls: Mutex<Vec<String>>,
+    /// The bytes of all answers to calls of an operation.
+    answered: Mutex<HashMap<String, usize>>,
     /// Bodies of calls, in their order.
     bodies: Mutex<Vec<(String, Value)>>,
     /// Answers that were lost, by the attempt id of their receive.
@@ -138,6 +140,12 @@ impl AwsProxy {
         charges.fold([0.0; 2], |[writes, reads], charge| [writes + charge.writes, reads + charge.reads])
     }
 
+    /// How many bytes all answers to calls of `operation` had, heads included.
+    #[must_use]
+    pub fn bytes_answered(&self, operation: &str) -> usize {
+        self.shared.answered.lock().unwrap().get(operation).copied().unwrap_or(0)
+    }
+
     /// How many calls of `operation` there were.
     #[must_use]
     pub fn calls(&self, operation: &str) -> usize {
@@ -227,6 +235,7 @@ async fn connection(mut client: TcpStream, upstream: String, shared: Arc<Shared>
             return;
         }
         let Some(mut answer) = message(&mut server).await else { return };
+        *shared.answered.lock().unwrap().entry(operation.clone()).or_default() += answer.len();
         if charged {
             let told = match aws_units::whole(&operation, &body) {
                 None => body_of(&answer),

@@ -27,6 +27,16 @@ pub(super) struct Charge {
 /// The call to make as well to see all that a read looked at, where its own answer does not show it.
 pub(super) fn whole(operation: &str, asked: &Value) -> Option<Value> {
     let hides = ["ProjectionExpression", "FilterExpression", "Select"];
+    if operation == "BatchGetItem" {
+        let mut whole = asked.clone();
+        let tables = || asked["RequestItems"].as_object().into_iter().flatten();
+        tables().any(|(_, wanted)| !wanted["ProjectionExpression"].is_null()).then_some(())?;
+        for (table, wanted) in tables() {
+            let (keys, consistent) = (&wanted["Keys"], wanted["ConsistentRead"] == true);
+            whole["RequestItems"][table] = serde_json::json!({ "Keys": keys, "ConsistentRead": consistent });
+        }
+        return Some(whole);
+    }
     let reads = matches!(operation, "GetItem" | "Query") && hides.iter().any(|part| !asked[*part].is_null());
     reads.then(|| {
         let mut whole = asked.clone();

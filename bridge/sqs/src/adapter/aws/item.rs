@@ -20,6 +20,11 @@ impl Item {
         Self::default().text("pk", &key.pk).text("sk", &key.sk)
     }
 
+    /// The key of an item that was read; `None` if it lacks a part of it.
+    pub(crate) fn key(&self) -> Option<Key> {
+        Some(Key { pk: self.get_text("pk")?.to_owned(), sk: self.get_text("sk")?.to_owned() })
+    }
+
     pub(crate) fn text(self, name: &str, value: impl Into<String>) -> Self {
         self.with(name, AttributeValue::S(value.into()))
     }

@@ -104,6 +104,20 @@ impl Table {
     /// # Errors
     /// Also `Overloaded` if AWS keeps leaving some out.
     pub(crate) async fn get_many(&self, keys: &[Key], operation: &'static str) -> Result<Vec<Item>, BrokerError> {
+        self.get_parts(keys, None, operation).await
+    }
+
+    /// The same with no other attributes than those in `parts` (`#name`, with commas between), if there are any. The others cost
+    /// as many read units, and don't come.
+    ///
+    /// # Errors
+    /// As [`Self::get_many`].
+    pub(crate) async fn get_parts(
+        &self,
+        keys: &[Key],
+        parts: Option<&str>,
+        operation: &'static str,
+    ) -> Result<Vec<Item>, BrokerError> {
         let mut items = Vec::with_capacity(keys.len());
         for keys in keys.chunks(BATCH_MAX) {
             let mut wanted: Vec<_> = keys.iter().map(|key| Item::at(key).0).collect();
@@ -118,8 +132,12 @@ impl Table {
                 if tried > 0 {
                     tokio::time::sleep(LEFT_OUT_WAIT * tried).await;
                 }
-                let of_table = KeysAndAttributes::builder().set_keys(Some(wanted)).consistent_read(true).build();
-                let of_table = of_table.map_err(|error| malformed(operation, error))?;
+                let of_table = KeysAndAttributes::builder()
+                    .set_keys(Some(wanted))
+                    .consistent_read(true)
+                    .set_projection_expression(parts.map(str::to_owned))
+                    .set_expression_attribute_names(parts.map(|parts| names_in(&[parts])));
+                let of_table = of_table.build().map_err(|error| malformed(operation, error))?;
                 let call = self.client.batch_get_item().request_items(&self.name, of_table);
                 let output = call.send().await.map_err(|error| self.failed(operation, Effect::None, error))?;
                 let found = output.responses.into_iter().flat_map(HashMap::into_values).flatten();

@@ -14,7 +14,7 @@ use crate::adapter::aws::queue::SqsQueues;
 use crate::adapter::aws::table::{Query, Table, Written};
 use crate::adapter::jobs::quota::Places;
 use crate::adapter::jobs::runs::{Begun, Runs};
-use crate::adapter::stored::letters::{LetterStore, letter};
+use crate::adapter::stored::letters::{LISTED, LetterStore, head, letter};
 use crate::adapter::stored::policies::Policies;
 use crate::adapter::stored::record::{INLINE_MAX, Record, new_record, payload_item};
 use crate::adapter::stored::records::Records;
@@ -28,7 +28,8 @@ use relay_bridge::job_queue::Enqueued;
 use relay_bridge::rules;
 use relay_bridge::rules::refusal::{contended, no_letter};
 
-/// How many items are read at once for lists, of all lists together: an item is read whole, with its payload.
+/// How many such reads there are at once, of all lists together: a letter of a release before this one is read whole, with its
+/// payload.
 const READS: usize = 2;
 /// The items of one such read.
 const CHUNK: usize = 25;
@@ -175,18 +176,21 @@ impl DeadLetters for Operator {
 }
 
 impl Operator {
-    /// Some letters without their payloads, newest first.
+    /// Some letters without their payloads, newest first. Those of releases that wrote no such part are read whole.
     async fn heads(&self, keys: &[Key], operation: &'static str) -> Result<Vec<Found>, BrokerError> {
         // Never closed.
         let _reading = self.reads.0.acquire().await;
-        let mut found = self.table.get_many(keys, operation).await?;
+        let mut found = self.table.get_parts(keys, Some(LISTED), operation).await?;
+        let lacking = found.extract_if(.., |item| head(item).is_none());
+        let lacking: Vec<_> = lacking.filter_map(|item| item.key()).collect();
+        found.extend(self.table.get_many(&lacking, operation).await?);
         found.sort_by(|a, b| b.get_text("ix_at").cmp(&a.get_text("ix_at")));
         let now = self.settings.clock.now();
-        let head = |item: Item| {
+        let shown = |item: Item| {
             let place = item.get_text("ix_at").and_then(|at| at.parse().ok());
-            (place, item.is_past(now), letter(&item).map(LetterHead::of))
+            (place, item.is_past(now), head(&item).unwrap_or_else(|| letter(&item).map(LetterHead::of)))
         };
-        Ok(found.into_iter().map(head).collect())
+        Ok(found.into_iter().map(shown).collect())
     }
 
     /// Starts `next`, a run of a job of which nothing but the dead letter is left.

@@ -1,7 +1,7 @@
 //! Dead letters in the table: keeping them and taking them back, as the rules say.
 
 use crate::adapter::stored::record::unreadable;
-use relay_bridge::contract::envelope::{decode_dead_letter, encode_dead_letter};
+use relay_bridge::contract::envelope::{WireVersion, decode_dead_letter, encode_dead_letter};
 use std::sync::Arc;
 
 use crate::adapter::aws::item::Item;
@@ -12,10 +12,15 @@ use crate::adapter::stored::records::Records;
 use crate::names;
 use crate::settings::Settings;
 use relay_bridge::contract::{JobId, QueueName, RunId};
-use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::dead_letters::{DeadLetter, LetterHead};
 use relay_bridge::error::BrokerError;
 use relay_bridge::rules::refusal::may_touch;
 use relay_bridge::rules::{self, Known, Payload, Verdict};
+
+/// The attributes that a list reads: not the letter itself, in which the payload is.
+pub(crate) const LISTED: &str = "#pk, #sk, #ix_at, #keep, #head, #size";
+/// The bytes of a letter and of the part that lists show, at most: an item holds 400 KiB with its names and its other values.
+const LETTER_MAX: usize = 398 * 1_024;
 
 /// Keeps and takes back dead letters.
 pub(crate) struct LetterStore {
@@ -66,8 +71,8 @@ impl LetterStore {
             .text("ix", names::dead_partition(&job.queue))
             .text("ix_at", names::dead_place(now, job.run_id))
             .text("client", job.client.as_str())
-            .binary("letter", encode_dead_letter(letter, self.settings.wire_version))
             .kept_until(now + policy.dead_retention);
+        let item = written(item, letter, self.settings.wire_version);
         let values = Item::default().time(":now", now);
         let condition = "attribute_not_exists(#pk) OR #keep <= :now";
         Ok(matches!(self.table.put_if(item, condition, values, OPERATION).await?, Written::Done(_)))
@@ -113,6 +118,22 @@ impl LetterStore {
 pub(crate) fn letter_goes(known: Option<&Known>, run: RunId) -> bool {
     let erased = |record: &rules::Record| record.job.run_id == run && record.payload == Payload::Erased;
     rules::retract_letter(known, run) || known.and_then(|known| known.record.as_ref()).is_some_and(erased)
+}
+
+/// The letter, and apart from it what a list shows: an item that has no room for both has the letter alone.
+fn written(item: Item, letter: &DeadLetter, version: WireVersion) -> Item {
+    let LetterHead { letter: head, size } = LetterHead::of(letter.clone());
+    let (whole, head) = (encode_dead_letter(letter, version), encode_dead_letter(&head, version));
+    let fits = whole.len() + head.len() <= LETTER_MAX;
+    let item = item.binary("letter", whole);
+    if fits { item.binary("head", head).number("size", size) } else { item }
+}
+
+/// The part of a letter's item that a list shows; `None` if there is none: the letter has to be read whole.
+pub(crate) fn head(item: &Item) -> Option<Result<LetterHead, BrokerError>> {
+    let (head, size) = (item.get_binary("head")?, item.get_number("size")?);
+    let read = decode_dead_letter(&head).map_err(unreadable);
+    Some(read.map(|letter| LetterHead { size, ..LetterHead::of(letter) }))
 }
 
 pub(crate) fn letter(item: &Item) -> Result<DeadLetter, BrokerError> {

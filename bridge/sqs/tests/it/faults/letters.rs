@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use relay_bridge::contract::{JobId, Outcome, RunId};
-use relay_bridge::dead_letters::LETTERS_PASSED_MAX;
+use relay_bridge::dead_letters::{LETTERS_PASSED_MAX, LetterHead};
 use relay_bridge::leasing::{Held, Recorded};
 use relay_bridge::settlement::Settlement;
 use relay_conformance::testing::{AwsFault, AwsProxy};
@@ -154,6 +154,40 @@ async fn letters_whose_keys_begin_otherwise_are_asked_for_many_at_once() {
     let found = broker.dead_letters.list(Some(&stage.queue), None, None, 5).await.unwrap();
     let rest = broker.dead_letters.list(Some(&stage.queue), None, found.next.as_ref(), 100).await.unwrap();
     assert_eq!((found.letters.len(), rest.letters.len(), rest.next), (5, LETTERS - 5, None));
+}
+
+#[tokio::test]
+async fn a_list_of_letters_reads_no_payload_but_of_those_that_say_nothing_of_it_apart() {
+    const PAYLOAD: usize = 200 * 1_024;
+    let stage = Stage::open().await;
+    for _ in 0..3 {
+        stage.submit_payload(vec![7; PAYLOAD]).await;
+        let delivery = stage.lease(&stage.broker).await;
+        assert_eq!(stage.broker.leasing.record(&stage.failure(&delivery, "broke")).await.unwrap(), Recorded::First);
+        stage.broker.leasing.settle(&delivery.receipt, &Settlement::DeadLetter).await.unwrap();
+    }
+    let proxy = AwsProxy::start(&stage.emulator.url()).await;
+    let letters = stage.process(proxy.url()).await.dead_letters;
+    let list = async || letters.list(Some(&stage.queue), None, None, 10).await.unwrap().letters;
+    let listed = list().await;
+    let shown = |head: &LetterHead| (head.size, head.letter.job.payload.len(), head.letter.failure.detail.clone());
+    assert_eq!(listed.iter().map(shown).collect::<Vec<_>>(), vec![(PAYLOAD as u64, 0, "broke".to_owned()); 3]);
+    let read = proxy.bytes_answered("BatchGetItem");
+    assert!(read < 16 * 1_024, "three letters were {read} bytes");
+    let [_, units] = proxy.units();
+    assert!(units > 3.0 * 50.0, "as docs/sqs.md says, they cost as much as with their payloads: {units}");
+
+    // As a release before this one wrote it.
+    let (job, run) = (&listed[1].letter.job.id, &listed[1].letter.job.run_id);
+    let key = [("pk", format!("job#{job}")), ("sk", format!("dead#{run}"))];
+    let key = key.map(|(name, value)| (name.to_owned(), AttributeValue::S(value)));
+    let older = stage.dynamodb().update_item().table_name("relay").set_key(Some(key.into()));
+    let names = [("#head", "head"), ("#size", "size")].map(|(place, name)| (place.to_owned(), name.to_owned()));
+    let older = older.update_expression("REMOVE #head, #size").set_expression_attribute_names(Some(names.into()));
+    older.send().await.unwrap();
+    assert_eq!(list().await, listed);
+    let read = proxy.bytes_answered("BatchGetItem") - read;
+    assert!((PAYLOAD..2 * PAYLOAD).contains(&read), "one letter was read whole, and {read} bytes in all");
 }
 
 #[tokio::test]
