@@ -1,8 +1,10 @@
 //! The capability for operators (`DeadLetters`): list, get, redrive, purge. Each letter is one message whose subject
 //! says of which run it is and since when it is kept, so that a listing goes by names and not by payloads.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use async_nats::HeaderMap;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
@@ -19,13 +21,20 @@ use relay_bridge::job_queue::Enqueued;
 
 /// The most dead letters of one list.
 const LIST_MAX: u32 = 1_000;
-/// How many letters are read at once, of all lists together: a message is read whole, with its payload.
+/// How many letters' headers are read at once: 64 KiB each at most.
+const HEADS: usize = 100;
+/// The fewest for which the server is asked, and by how many lists at a time.
+const HEADS_MIN: usize = 25;
+const LISTS: usize = 4;
+/// How many letters are read at once that don't say in their headers what a list shows, of all lists together: they are read whole,
+/// with their payloads.
 const READS: usize = 16;
 
 /// Serves operators: fills `DeadLetters`.
 pub(crate) struct Operator {
     letters: Arc<LetterStore>,
     redrives: Arc<Redrives>,
+    lists: Semaphore,
     reads: Semaphore,
     _alive: Arc<Alive>,
 }
@@ -50,15 +59,23 @@ impl DeadLetters for Operator {
         let mut unread = names.len();
         let is_cut = unread == limit + LETTERS_PASSED_MAX;
         let mut found = Letters::default();
-        let mut reads = futures_util::stream::iter(names)
-            .map(|name| async move { (name.rank(), self.listed(&name).await) })
-            .buffered(READS);
-        while found.letters.len() < limit
-            && let Some(((at, run), letter)) = reads.next().await
-        {
-            unread -= 1;
-            found.letters.extend(letter?.filter(|head| head.letter.has_key_prefix(key_prefix)));
-            found.next = if unread > 0 || is_cut { format!("{at}.{run}").parse().ok() } else { None };
+        for some in names.chunks(limit.clamp(HEADS_MIN, HEADS)) {
+            let mut headers = self.headers(some).await;
+            let named: Vec<_> =
+                some.iter().map(|name| (name.clone(), headers.remove(&name.subject()).unwrap_or_default())).collect();
+            let mut reads = futures_util::stream::iter(named)
+                .map(|(name, headers)| async move { (name.rank(), self.listed(&name, headers).await) })
+                .buffered(READS);
+            while found.letters.len() < limit
+                && let Some(((at, run), letter)) = reads.next().await
+            {
+                unread -= 1;
+                found.letters.extend(letter?.filter(|head| head.letter.has_key_prefix(key_prefix)));
+                found.next = if unread > 0 || is_cut { format!("{at}.{run}").parse().ok() } else { None };
+            }
+            if found.letters.len() == limit {
+                break;
+            }
         }
         Ok(found)
     }
@@ -86,14 +103,20 @@ impl DeadLetters for Operator {
 
 impl Operator {
     pub(crate) fn new(letters: Arc<LetterStore>, redrives: Arc<Redrives>, alive: Arc<Alive>) -> Self {
-        Self { letters, redrives, reads: Semaphore::new(READS), _alive: alive }
+        Self { letters, redrives, lists: Semaphore::new(LISTS), reads: Semaphore::new(READS), _alive: alive }
+    }
+
+    async fn headers(&self, names: &[Letter]) -> HashMap<String, HeaderMap> {
+        // Never closed.
+        let _listing = self.lists.acquire().await;
+        self.letters.headers(names).await
     }
 
     /// Reads a letter for a list, and keeps no payload. A letter that only a newer relay can read does not end the list.
-    async fn listed(&self, name: &Letter) -> Result<Option<LetterHead>, BrokerError> {
+    async fn listed(&self, name: &Letter, headers: HeaderMap) -> Result<Option<LetterHead>, BrokerError> {
         // Never closed.
         let _reading = self.reads.acquire().await;
-        match self.letters.letter(name).await.map(|letter| letter.map(LetterHead::of)) {
+        match self.letters.head(name, headers).await {
             Err(error) if !error.is_transient() => {
                 tracing::error!(job_id = %name.address.job, run_id = %name.run, %error, "a dead letter can't be read");
                 Ok(None)

@@ -122,7 +122,7 @@ impl Redrives {
                 dead.redriven = redriven(&found, run);
                 continue;
             }
-            let until = keep_until(&found);
+            let until = keep_until(&found.headers);
             if let Some(letter) = self.letters.read_letter(&name, found)? {
                 dead.address = Some(name.address);
                 dead.keep_until = Some(until);

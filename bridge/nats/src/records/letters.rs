@@ -3,8 +3,7 @@
 //! A letter is written once per run, before the run's result. A message that is no letter of the run that its subject
 //! names counts as absent, and is replaced.
 
-use relay_bridge::contract::envelope::decode_dead_letter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
@@ -12,6 +11,7 @@ use async_nats::header::{HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_M
 
 use crate::records::find::Records;
 use crate::records::held::HeldJobs;
+use crate::records::letter_heads;
 use crate::records::policies::Policies;
 use crate::records::results::ResultEntries;
 use crate::stored::names::{Address, DEAD_STREAM, Letter, LetterKind};
@@ -21,9 +21,9 @@ use crate::wire::api::{Api, Written};
 use crate::wire::stream_calls;
 use bytes::Bytes;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::envelope::{WireVersion, encode_dead_letter};
+use relay_bridge::contract::envelope::{EnvelopeError, WireVersion, decode_dead_letter, encode_dead_letter};
 use relay_bridge::contract::{ClientId, JobId, JobResult, Outcome, QueueName, RunId, Timestamp};
-use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::dead_letters::{DeadLetter, LetterHead};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::rules::refusal::{contended, may_touch};
@@ -118,7 +118,8 @@ impl LetterStore {
             let kind = LetterKind::Kept(u64::try_from(now.as_millis()).unwrap_or(0));
             let name = Letter { address: address.clone(), run: job.run_id, kind };
             let payload = encode_dead_letter(letter, self.wire).into();
-            let message = message(&name, HeaderMap::new(), payload, now + policy.dead_retention, now, instead_of);
+            let headers = letter_heads::write(letter, self.wire);
+            let message = message(&name, headers, payload, now + policy.dead_retention, now, instead_of);
             if let Written::At(seq) = self.api.publish(message, operation).await? {
                 if instead_of > 0 {
                     self.api.delete(DEAD_STREAM, instead_of, operation).await?;
@@ -330,17 +331,51 @@ impl LetterStore {
         }
     }
 
+    /// The headers of letters by their subjects, read without the letters. They may be missing.
+    pub(crate) async fn headers(&self, names: &[Letter]) -> HashMap<String, HeaderMap> {
+        let subjects: Vec<_> = names.iter().map(Letter::subject).collect();
+        let read = self.api.headers(DEAD_STREAM, &subjects, "list dead letters").await;
+        read.inspect_err(
+            |error| tracing::debug!(%error, "headers of dead letters can't be read: the letters are read whole"),
+        )
+        .unwrap_or_default()
+    }
+
+    /// What a list shows of a letter: by `headers`, of which some may be missing, or by all of it.
+    ///
+    /// # Errors
+    /// As [`Self::letter`].
+    pub(crate) async fn head(&self, name: &Letter, headers: HeaderMap) -> Result<Option<LetterHead>, BrokerError> {
+        let Some(read) = letter_heads::read(&headers) else {
+            return Ok(self.letter(name).await?.map(LetterHead::of));
+        };
+        let (letter, size) = match read {
+            Ok(LetterHead { letter, size }) => (Ok(letter), size),
+            Err(unreadable) => (Err(unreadable), 0),
+        };
+        let letter = self.judge(name, &headers, letter)?;
+        Ok(letter.map(|letter| LetterHead { letter, size }))
+    }
+
     /// The letter in a message; `None` if it is past its keeping, or no letter: a program that may write there may
     /// write anything.
     ///
     /// # Errors
     /// `NewerVersion`.
     pub(crate) fn read_letter(&self, name: &Letter, found: Stored) -> Result<Option<DeadLetter>, BrokerError> {
-        if keep_until(&found) <= self.clock.now() {
+        self.judge(name, &found.headers, decode_dead_letter(&found.payload))
+    }
+
+    fn judge(
+        &self,
+        name: &Letter,
+        headers: &HeaderMap,
+        read: Result<DeadLetter, EnvelopeError>,
+    ) -> Result<Option<DeadLetter>, BrokerError> {
+        if keep_until(headers) <= self.clock.now() {
             return Ok(None);
         }
         let whose = format!("dead letter of job {}", name.address.job);
-        let read = decode_dead_letter(&found.payload);
         match read.map_err(|why| envelope_error(&why, "read dead letter", &whose)) {
             Err(error) if error.kind() == BrokerErrorKind::Corrupt => {
                 tracing::error!(run_id = %name.run, %error, "it counts as absent");
@@ -393,8 +428,8 @@ pub(crate) fn message(
     Outgoing { subject: name.subject(), headers, payload, hint: None }
 }
 
-pub(crate) fn keep_until(found: &Stored) -> Timestamp {
-    number::<i64>(&found.headers, KEEP_UNTIL).map_or(Timestamp::MAX, Timestamp::from_millis)
+pub(crate) fn keep_until(headers: &HeaderMap) -> Timestamp {
+    number::<i64>(headers, KEEP_UNTIL).map_or(Timestamp::MAX, Timestamp::from_millis)
 }
 
 /// Logs that a run which did not fail may keep a letter: its result is there, and no caller is to try again for that.

@@ -6,6 +6,7 @@ pub(crate) mod find;
 pub(crate) mod held;
 pub(crate) mod hinting;
 pub(crate) mod lately;
+pub(crate) mod letter_heads;
 pub(crate) mod letters;
 pub(crate) mod log;
 pub(crate) mod policies;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
-use relay_bridge::contract::{Failure, Job, JobResult, Outcome};
-use relay_bridge::dead_letters::DeadLetter;
+use relay_bridge::contract::{Failure, Job, JobResult, Outcome, Submission};
+use relay_bridge::dead_letters::{DeadLetter, LetterHead};
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::job_queue::Enqueued;
 use relay_bridge::leasing::{Delivery, Recorded};
@@ -174,4 +174,46 @@ async fn a_run_whose_worker_sent_its_letter_is_recorded_as_failed_without_readin
     assert_eq!(holder.broker.leasing.record(&result).await.unwrap(), Recorded::First);
     let kept = stage.broker.dead_letters.get(delivery.job.id).await.unwrap();
     assert_eq!(kept.map(|letter| letter.job), Some(delivery.job));
+}
+
+/// Letters of jobs with this many bytes of payload.
+async fn large(stage: &Stage, letters: usize, bytes: usize) {
+    for _ in 0..letters {
+        let job = Submission::plain("acme".parse().unwrap(), stage.queue.clone(), "text/plain", vec![7; bytes]);
+        stage.broker.jobs.enqueue(job.accept(&stage.policy, stage.clock.now())).await.unwrap();
+        let delivery = stage.lease(1, PATIENCE).await.remove(0);
+        fail(stage, &delivery).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_letters_reads_no_payload_and_leaves_no_consumer() {
+    const BYTES: usize = 200_000;
+    let server = server(&["nothing"]).start().await;
+    let stage = open(&server, "relay", &Clock::system()).await;
+    large(&stage, 5, BYTES).await;
+    let sent = async || server.monitor("/varz").await.unwrap()["out_bytes"].as_u64().unwrap();
+    let before = sent().await;
+    let listed = stage.broker.dead_letters.list(Some(&stage.queue), None, None, 10).await.unwrap().letters;
+    let sent = sent().await - before;
+    assert!(sent < BYTES as u64, "five letters were {sent} bytes");
+    assert_eq!(listed.iter().map(|head| head.size).collect::<Vec<_>>(), [BYTES as u64; 5]);
+    let newest = stage.broker.dead_letters.get(listed[0].letter.job.id).await.unwrap().unwrap();
+    assert_eq!((newest.job.payload.len(), &listed[0]), (BYTES, &LetterHead::of(newest.clone())));
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let info = jetstream.get_stream(names::DEAD_STREAM).await.unwrap().get_info().await.unwrap();
+    assert_eq!(info.state.consumer_count, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_may_make_no_consumer_lists_letters_all_the_same() {
+    let server = server(&["$JS.API.CONSUMER.CREATE.relay-dead.>"]).start().await;
+    let clock = Clock::system();
+    let (stage, half) = (open(&server, "relay", &clock).await, open(&server, "half", &clock).await);
+    large(&stage, 2, 100_000).await;
+    let letters = |stage: &Stage| stage.broker.dead_letters.clone();
+    let (by_headers, whole) =
+        (letters(&stage).list(None, None, None, 10).await, letters(&half).list(None, None, None, 10).await);
+    let (by_headers, whole) = (by_headers.unwrap().letters, whole.unwrap().letters);
+    assert_eq!((by_headers.len(), by_headers), (2, whole));
 }
