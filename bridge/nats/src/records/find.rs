@@ -150,9 +150,28 @@ impl Records {
 
     /// Whether the client has the job in one of `queues`. Others are not asked for its record.
     pub(crate) async fn is_in(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
-        if self.find_in(queues, client, job).await?.is_some() {
-            return Ok(true);
+        // By its subject, which has its queue and its owner: its payload is not read for that.
+        let addresses: Vec<_> = queues.iter().map(|queue| Address::new(queue, client, job)).collect();
+        let mut answers = futures_util::stream::iter(addresses)
+            .map(|address| async move {
+                let (stream, anywhere) = (address.stream(), address.anywhere());
+                stream_calls::subjects(&self.api, &stream, &anywhere, 0, OPERATION).await
+            })
+            .buffer_unordered(AT_ONCE);
+        let mut failed = None;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok((subjects, _)) if !subjects.is_empty() => return Ok(true),
+                Ok(_) => {}
+                // As in `find_in`.
+                Err(error) if error.kind() == relay_bridge::error::BrokerErrorKind::NotFound => {}
+                Err(error) => failed = Some(error),
+            }
         }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        // The subject of a result has its owner and not its queue, and NATS sends nothing but whole messages to one who asks.
         let kept = self.results.kept_result(client, job).await?;
         Ok(kept.is_some_and(|kept| queues.contains(&kept.result.queue)))
     }

@@ -400,3 +400,22 @@ async fn without_its_stream_there_is_no_such_queue_in_every_answer() {
     no_queue(broker.jobs.depth(&queue).await.unwrap_err());
     no_queue(broker.jobs.waiting(&client, &queue).await.unwrap_err());
 }
+
+#[tokio::test]
+async fn whether_a_job_is_in_a_queue_is_told_without_reading_its_payload() {
+    const BYTES: usize = 200_000;
+    let server = NatsServer::start().await;
+    let broker = open(&server, StreamSettings::default()).await.broker();
+    let [work, other]: [QueueName; 2] = ["work", "other"].map(|queue| queue.parse().unwrap());
+    for queue in [&work, &other] {
+        broker.policies.put_policy(queue, &QueuePolicy::default(), None).await.unwrap();
+    }
+    let job = job("key", vec![7; BYTES]);
+    broker.jobs.enqueue(job.clone()).await.unwrap();
+    let sent = async || server.monitor("/varz").await.unwrap()["out_bytes"].as_u64().unwrap();
+    let before = sent().await;
+    assert!(broker.jobs.is_in(&job.client, job.id, &[other.clone(), work]).await.unwrap());
+    assert!(!broker.jobs.is_in(&job.client, job.id, &[other]).await.unwrap());
+    let sent = sent().await - before;
+    assert!(sent < BYTES as u64, "{sent} bytes");
+}
