@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use relay_bridge::contract::job::DEFAULT_CONTENT_TYPE;
-use relay_bridge::contract::{Outcome, QueueName};
+use relay_bridge::contract::{IdempotencyKey, Outcome, QueueName};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -148,10 +148,13 @@ enum Sent {
 }
 
 async fn submit(client: &Client, job: &NewJob, wait: Option<Option<Duration>>) -> Result<Sent, CliError> {
+    // Here and not in the library, so that the key can be told.
+    let job = job.with_key();
+    let unsubmitted = |error| unsubmitted(error, job.key.as_ref());
     let Some(limit) = wait else {
-        return client.submit(job).await.map(Sent::Accepted).map_err(unsubmitted);
+        return client.submit(&job).await.map(Sent::Accepted).map_err(unsubmitted);
     };
-    match client.run(job, limit.unwrap_or(Duration::MAX)).await.map_err(unsubmitted)? {
+    match client.run(&job, limit.unwrap_or(Duration::MAX)).await.map_err(unsubmitted)? {
         Submitted::Finished(result) => Ok(Sent::Finished(result)),
         pending @ Submitted::Accepted(_) => Ok(Sent::Pending(pending)),
     }
@@ -219,13 +222,15 @@ fn show(name: &str, ended: Result<Sent, CliError>, form: Form) -> Result<Exit, C
     }
 }
 
-fn unsubmitted(error: ClientError) -> CliError {
-    let unknown = matches!(error, ClientError::Interrupted(_) | ClientError::TimedOut { .. });
+fn unsubmitted(error: ClientError, key: Option<&IdempotencyKey>) -> CliError {
+    let unknown = error.may_repeat(true) && !error.may_repeat(false);
     let told = CliError::from(error);
-    if unknown {
-        return told.hint("the job may have been taken: with --key, submitting again is the same job");
+    match key.filter(|_| unknown) {
+        Some(key) => {
+            told.hint(format!("the job may have been taken: under the key `{key}`, submitting again is the same job"))
+        }
+        None => told,
     }
-    told
 }
 
 /// The share of one of several jobs in the exit code: the server being away says more than a failed job, and a failed job more

@@ -63,7 +63,7 @@ impl NewJob {
     }
 
     /// The same job if it has a key, else one under a random key.
-    pub(super) fn with_key(&self) -> Cow<'_, Self> {
+    pub(crate) fn with_key(&self) -> Cow<'_, Self> {
         match (&self.key, Uuid::now_v7().to_string().parse()) {
             (None, Ok(key)) => Cow::Owned(self.clone().keyed(key)),
             _ => Cow::Borrowed(self),

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 
 use crate::cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
 use nix::sys::signal::{Signal, kill};
@@ -242,6 +244,23 @@ fn lines_are_submitted_as_they_come() {
     drop(input);
     assert_eq!(child.wait().unwrap().code(), Some(0));
     dev.stop();
+}
+
+#[test]
+fn a_submission_whose_answer_was_lost_tells_the_key_that_makes_it_the_same_job() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", server.local_addr().unwrap());
+    let taken = thread::spawn(move || {
+        // Its request is taken, and nothing is answered.
+        let mut lines = BufReader::new(server.accept().unwrap().0).lines().map(Result::unwrap);
+        let key = lines.find_map(|line| Some(line.to_lowercase().strip_prefix("idempotency-key: ")?.to_owned()));
+        key.unwrap()
+    });
+    let output = run_with(["submit", "--server", &url, "--retry-for", "0s"], b"hello");
+    assert_eq!(code(&output), 69, "{}", stderr(&output));
+    let key = taken.join().unwrap();
+    let told = format!("under the key `{}`, submitting again is the same job", key.trim_matches('"'));
+    assert!(stderr(&output).contains(&told), "{}", stderr(&output));
 }
 
 #[test]
