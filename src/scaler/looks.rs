@@ -55,6 +55,8 @@ pub struct Looked {
     pub load: Load,
     /// How fast it comes and goes.
     pub pace: Pace,
+    /// When it was looked at, by the monotonic clock.
+    pub at: Duration,
 }
 
 /// The looks of a process at its broker.
@@ -98,7 +100,7 @@ impl State {
     /// The last look for `within`, if it is not from before `since`.
     fn seen(&self, within: Duration, since: Duration) -> Option<Looked> {
         let seen = self.seen.iter().find(|seen| seen.within == within && seen.at >= since)?;
-        Some(Looked { load: seen.load, pace: self.measured.pace() })
+        Some(Looked { load: seen.load, pace: self.measured.pace(), at: seen.at })
     }
 
     fn note(&mut self, seen: Seen) -> Looked {
@@ -108,7 +110,7 @@ impl State {
             self.seen.remove(0);
         }
         self.seen.push(seen);
-        Looked { load: seen.load, pace: self.measured.pace() }
+        Looked { load: seen.load, pace: self.measured.pace(), at: seen.at }
     }
 
     /// The pace, if it is worth keeping now.
@@ -128,6 +130,11 @@ impl Looks {
     pub fn new(broker: &Broker, clock: Clock) -> Arc<Self> {
         let (jobs, sight) = (Arc::clone(&broker.jobs), broker.capabilities.load);
         Arc::new(Self { jobs, sight, clock, queues: Mutex::default() })
+    }
+
+    /// How long ago the look was taken that found `looked`.
+    pub(super) fn ago(&self, looked: &Looked) -> Duration {
+        self.clock.monotonic().saturating_sub(looked.at)
     }
 
     /// How old figures may be that are no use to ask for again.

@@ -29,6 +29,8 @@ const STREAMS_MAX: usize = 8_192;
 /// How often a queue without work is looked at for a stream, with few and with many of them.
 const IDLE_EVERY: Duration = Duration::from_millis(300);
 const IDLE_EVERY_MAX: Duration = Duration::from_millis(900);
+/// How often one with work is.
+const ACTIVE_EVERY: Duration = Duration::from_secs(2);
 /// Streams for which there is a look of this process each so often.
 const IDLE_A_LOOK: Duration = Duration::from_millis(10);
 /// How soon it is looked again after a job came whose count has not.
@@ -130,10 +132,11 @@ impl ExternalScaler for Service {
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let (trigger, place) = (read(request.get_ref())?, self.place()?);
         let coming = self.looks.coming(&trigger.queue);
-        let first = is_active(&self.look(&trigger).await?);
+        let looked = self.look(&trigger).await?;
+        let first = is_active(&looked);
         let (looks, streams) = (Arc::clone(&self.looks), Arc::clone(&self.streams));
         let (said, at, soon, failed) = (None, Instant::now(), 0, None);
-        let watching = Watching { looks, streams, trigger, _place: place, coming, said, at, soon, failed };
+        let watching = Watching { looks, streams, trigger, _place: place, coming, said, at, looked, soon, failed };
         let stop = self.stop.clone();
         // A stream that nobody reads is not asked for its next state: it looks at nothing and holds no more than this.
         let states = stream::unfold(Some((watching, Some(first))), move |state| {
@@ -186,6 +189,8 @@ struct Watching {
     coming: Option<OwnedNotified>,
     said: Option<bool>,
     at: Instant,
+    /// The last look, whoever took it.
+    looked: Looked,
     /// How many looks come soon, because a job came that was not counted yet.
     soon: u32,
     /// The pause after the last look, if that failed.
@@ -212,8 +217,9 @@ impl Watching {
                 // More jobs change nothing, and may be many: of a queue that is paused, too.
                 _ => sleep(pause).await,
             }
-            // Others who ask at the same time share the look.
-            let age = self.looks.age().max(if self.soon > 0 { Duration::ZERO } else { pause / 4 });
+            // A look that others took since the last one is as good as an own one.
+            let age = if self.soon > 0 { Duration::ZERO } else { self.ago().saturating_sub(Duration::from_nanos(1)) };
+            let age = self.looks.age().max(age.min(self.every()));
             self.soon = self.soon.saturating_sub(1);
             // A job that comes during the look may not be counted by it.
             self.coming = self.looks.coming(&self.trigger.queue);
@@ -226,6 +232,7 @@ impl Watching {
                 }
             };
             self.failed = None;
+            self.looked = looked;
             let state = is_active(&looked);
             if self.said != Some(state) || state && self.at.elapsed() >= REPEATED {
                 self.soon = 0;
@@ -234,18 +241,30 @@ impl Watching {
         }
     }
 
+    /// How long to wait before the next look. The time since the last one counts, whoever took it: so all streams of a queue come
+    /// to look at the same time, and share the look.
     fn pause(&self) -> Duration {
         if let Some(failed) = self.failed {
             return failed;
         }
-        if self.said == Some(true) {
-            return (self.at + REPEATED)
-                .saturating_duration_since(Instant::now())
-                .min(Duration::from_secs(2))
-                .max(AGAIN);
-        }
         if self.soon > 0 {
             return AGAIN;
+        }
+        let mut pause = self.every().saturating_sub(self.ago());
+        if self.said == Some(true) {
+            pause = pause.min((self.at + REPEATED).saturating_duration_since(Instant::now()));
+        }
+        pause.max(AGAIN)
+    }
+
+    fn ago(&self) -> Duration {
+        self.looks.ago(&self.looked)
+    }
+
+    /// How often the queue is looked at.
+    fn every(&self) -> Duration {
+        if self.said == Some(true) {
+            return ACTIVE_EVERY;
         }
         let open = u32::try_from(STREAMS_MAX - self.streams.available_permits()).unwrap_or(u32::MAX);
         (IDLE_A_LOOK * open).clamp(IDLE_EVERY, IDLE_EVERY_MAX).max(self.looks.age())

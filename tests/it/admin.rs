@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -420,13 +420,14 @@ pub(crate) struct Faulty {
     jobs: Arc<dyn JobQueue>,
     fails: Arc<Mutex<BTreeMap<&'static str, BrokerErrorKind>>>,
     hangs: Arc<AtomicBool>,
+    looks: Arc<AtomicUsize>,
 }
 
 impl Faulty {
     /// `broker` with faults that can be switched on.
     pub(crate) fn wrap(broker: &mut Broker) -> Self {
         let (policies, jobs) = (Arc::clone(&broker.policies), Arc::clone(&broker.jobs));
-        let faulty = Self { policies, jobs, fails: Arc::default(), hangs: Arc::default() };
+        let faulty = Self { policies, jobs, fails: Arc::default(), hangs: Arc::default(), looks: Arc::default() };
         broker.policies = Arc::new(faulty.clone());
         broker.jobs = Arc::new(faulty.clone());
         faulty
@@ -440,6 +441,11 @@ impl Faulty {
     /// From now on looks at queues get no answer.
     pub(crate) fn hang(&self) {
         self.hangs.store(true, Ordering::SeqCst);
+    }
+
+    /// How many looks at the work of queues there were.
+    pub(crate) fn looks(&self) -> usize {
+        self.looks.load(Ordering::SeqCst)
     }
 
     fn check(&self, what: &str) -> Result<(), BrokerError> {
@@ -523,6 +529,7 @@ impl JobQueue for Faulty {
         self.jobs.count(queue).await
     }
     async fn load(&self, queue: &QueueName, within: Duration) -> Result<Load, BrokerError> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }

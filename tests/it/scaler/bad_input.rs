@@ -1,6 +1,6 @@
 //! Calls that nobody should make, peers that do not read, and brokers that do not answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -159,6 +159,32 @@ async fn a_thousand_streams_of_one_connection_are_served_beside_calls() {
         assert!(next(stream.as_mut().unwrap()).await);
     }
     assert_eq!(keda.wanted(MAIL).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_queue_share_its_looks_whenever_they_were_opened() {
+    // So many streams have their queue looked at every 400 ms.
+    const STREAMS: usize = 40;
+    const EVERY: Duration = Duration::from_millis(400);
+    const LOOKS: usize = 10;
+    let clock = Clock::system();
+    let mut broker = embedded(&clock).await;
+    let faulty = Faulty::wrap(&mut broker);
+    let scaler = Scaler::start(&broker, clock).await;
+    let keda = scaler.keda().await;
+    let (mut streams, mut opens) = (Vec::new(), tokio::time::interval(Duration::from_millis(20)));
+    for _ in 0..STREAMS {
+        opens.tick().await;
+        streams.push(keda.activity(MAIL).await.unwrap());
+    }
+    let (began, before) = (Instant::now(), faulty.looks());
+    while faulty.looks() < before + LOOKS {
+        opens.tick().await;
+    }
+    // A machine that is slow looks less often.
+    let due = began.elapsed().as_millis() / EVERY.as_millis() + 2;
+    assert!(LOOKS as u128 <= due, "{LOOKS} looks where {due} were due");
+    drop(streams);
 }
 
 #[tokio::test(flavor = "multi_thread")]
