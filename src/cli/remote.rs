@@ -69,7 +69,7 @@ impl ServerArgs {
         self.resolve()?.client(patience)
     }
 
-    /// What was given, with what the context has where nothing was.
+    /// The options that were given, with those of the context where none was.
     ///
     /// # Errors
     /// A usage error if there is no such context.

@@ -341,7 +341,7 @@ impl LetterStore {
         .unwrap_or_default()
     }
 
-    /// What a list shows of a letter: by `headers`, of which some may be missing, or by all of it.
+    /// The part of a letter that a list shows: by `headers`, of which some may be missing, or by all of it.
     ///
     /// # Errors
     /// As [`Self::letter`].
