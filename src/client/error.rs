@@ -46,6 +46,8 @@ pub enum ClientError {
         status: u16,
         /// The fault in the answer.
         detail: String,
+        /// When to try again, if the answer said so.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -63,8 +65,8 @@ impl ClientError {
                 Retry::WithIdempotencyKey => keyed,
                 _ => false,
             },
-            // A load balancer without a healthy target, say.
-            Self::NotRelay { status, .. } => keyed && matches!(status, 502..=504),
+            // A load balancer without a healthy target, say, or with a limit of its own.
+            Self::NotRelay { status, .. } => keyed && matches!(status, 429 | 502..=504),
         }
     }
 
@@ -79,11 +81,11 @@ impl ClientError {
         }
     }
 
-    /// When relay asked to be tried again.
+    /// When relay, or whatever is before it, asked to be tried again.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Refused { retry_after, .. } | Self::NotRelay { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -101,7 +103,7 @@ impl fmt::Display for ClientError {
             Self::Refused { problem, .. } => {
                 write!(f, "{} ({})", problem.detail, problem.slug)
             }
-            Self::NotRelay { status, detail } => write!(f, "this is not relay's API: status {status}, {detail}"),
+            Self::NotRelay { status, detail, .. } => write!(f, "this is not relay's API: status {status}, {detail}"),
         }
     }
 }
@@ -148,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_may_have_had_an_effect_may_be_repeated_only_with_a_key() {
-        let gateway = ClientError::NotRelay { status: 502, detail: String::new() };
+        let gateway = ClientError::NotRelay { status: 502, detail: String::new(), retry_after: None };
         let interrupted = ClientError::Interrupted(String::new());
         for error in [gateway, interrupted, refused(Slug::Unconfirmed), refused(Slug::Internal)] {
             assert!(!error.may_repeat(false) && error.may_repeat(true), "{error:?}");
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_will_be_refused_again_is_never_repeated() {
-        let elsewhere = ClientError::NotRelay { status: 404, detail: String::new() };
+        let elsewhere = ClientError::NotRelay { status: 404, detail: String::new(), retry_after: None };
         for error in [elsewhere, refused(Slug::IdempotencyConflict), refused(Slug::NotFound), refused(Slug::Forbidden)]
         {
             assert!(!error.may_repeat(true) && !error.is_unavailable(), "{error:?}");

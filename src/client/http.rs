@@ -10,14 +10,16 @@ use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, QueueName};
 use relay_bridge::support::without_passwords;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::error::{ClientError, cause, chain};
 use super::job::{JobsFilter, NewJob, ResultsFilter, RunResult, Submitted, WAIT_MAX};
 use super::pool::Pool;
 use super::retry::ANSWER_MAX;
 use super::tls::ClientTls;
-use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, Whoami, header};
+use crate::api::{DurationText, JobView, JobsPage, Problem, Receipt, ResultsPage, Retry, Slug, Whoami, header};
 
 /// W3C trace context.
 const TRACEPARENT: &str = "traceparent";
@@ -273,7 +275,7 @@ impl Answer {
             body.extend_from_slice(&chunk);
             if body.len() > ANSWER_BYTES_MAX {
                 let detail = format!("the answer is larger than {ANSWER_BYTES_MAX} bytes");
-                return Err(ClientError::NotRelay { status: status.as_u16(), detail });
+                return Err(ClientError::NotRelay { status: status.as_u16(), detail, retry_after: None });
             }
         }
         Ok(Self { status, headers, body: body.into() })
@@ -307,15 +309,17 @@ impl Answer {
     }
 
     fn refusal(&self) -> ClientError {
-        match serde_json::from_slice::<Problem>(&self.body) {
-            Ok(problem) => {
-                let header =
-                    self.text(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-                let retry_after = problem.retry_after.map(|after| after.0).or(header);
+        match problem(&self.body) {
+            Some(problem) => {
+                let retry_after = problem.retry_after.map(|after| after.0).or_else(|| self.retry_after());
                 ClientError::Refused { problem: Box::new(problem), retry_after }
             }
-            Err(_) => self.not_relay("without a problem that relay would have described".to_owned()),
+            None => self.not_relay("without a problem that relay would have described".to_owned()),
         }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        self.text(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()).map(Duration::from_secs)
     }
 
     fn text(&self, name: &str) -> Option<&str> {
@@ -328,6 +332,21 @@ impl Answer {
     }
 
     fn not_relay(&self, detail: String) -> ClientError {
-        ClientError::NotRelay { status: self.status.as_u16(), detail }
+        ClientError::NotRelay { status: self.status.as_u16(), detail, retry_after: self.retry_after() }
     }
+}
+
+/// A problem document. A slug of a newer server is judged by its `retry`, and named in the detail; a word for that which is not known means no.
+fn problem(body: &[u8]) -> Option<Problem> {
+    let mut document: Value = serde_json::from_slice(body).ok()?;
+    let slug = document.get("slug")?.as_str()?.to_owned();
+    if slug.parse::<Slug>().is_err() {
+        let detail = document.get("detail").and_then(Value::as_str).unwrap_or_default();
+        document["detail"] = format!("{slug}: {detail}").into();
+        document["slug"] = Slug::Internal.as_str().into();
+    }
+    if Retry::deserialize(document.get("retry")?).is_err() {
+        document["retry"] = Retry::No.as_str().into();
+    }
+    serde_json::from_value(document).ok()
 }

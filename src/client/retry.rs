@@ -62,13 +62,13 @@ impl Patience {
             };
             let wait = ceiling.mul_f64(random()).max(error.retry_after().unwrap_or_default());
             let gone = matches!(error, ClientError::Unreachable { .. }) && !self.waits_for_connection;
-            let patient = started.elapsed() + wait < self.give_up_after && !gone;
+            let patient = started.elapsed().saturating_add(wait) < self.give_up_after && !gone;
             if !patient || !error.may_repeat(keyed) {
                 return Err(error);
             }
             retried(&error);
             tokio::time::sleep(wait).await;
-            ceiling = (ceiling * 2).min(self.cap);
+            ceiling = ceiling.saturating_mul(2).min(self.cap);
         }
     }
 

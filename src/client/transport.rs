@@ -169,7 +169,8 @@ async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch
 }
 
 fn not_base64(view: &ResultView, error: &base64::DecodeError) -> ClientError {
-    ClientError::NotRelay { status: 200, detail: format!("the payload of job {} can't be read: {error}", view.job_id) }
+    let detail = format!("the payload of job {} can't be read: {error}", view.job_id);
+    ClientError::NotRelay { status: 200, detail, retry_after: None }
 }
 
 /// Payloads of results that are held for a reader, in bytes; a larger one is held alone.
