@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::error::ClientError;
 use super::job::{JobsFilter, NewJob, ResultsFilter, RunResult, Submitted, WAIT_MAX};
 use super::results::{Batch, Place};
-use super::retry::Patience;
+use super::retry::{Early, Patience};
 use super::tls::ClientTls;
 use super::transport::Transport;
 use crate::api::{JobView, JobsPage, Receipt, ResultsPage, Whoami};
@@ -127,8 +127,9 @@ impl Client {
     }
 
     async fn wait_until(&self, job: JobId, until: Until) -> Result<Option<RunResult>, ClientError> {
+        let mut early = Early::default();
         loop {
-            let ask = until.to_ask(WAIT_MAX);
+            let (asked, ask) = (Instant::now(), until.to_ask(WAIT_MAX));
             if ask.is_zero() {
                 return Ok(None);
             }
@@ -139,7 +140,10 @@ impl Client {
             let within = until.left().min(ask.saturating_add(self.patience.limit()));
             match patience.repeat_within(within, look, |error| self.tell(error)).await {
                 Ok(Some(result)) => return Ok(Some(result)),
-                Ok(None) => {}
+                Ok(None) => {
+                    early = early.answered(asked.elapsed() < ask / 2);
+                    tokio::time::sleep(early.pause().min(until.left())).await;
+                }
                 Err(ClientError::TimedOut { .. }) if ask < SILENT_AFTER => return Ok(None),
                 Err(error) => return Err(error),
             }

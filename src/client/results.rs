@@ -8,10 +8,12 @@ use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::calls::Client;
 use super::error::ClientError;
-use super::job::{ResultEntry, ResultsFilter};
+use super::job::{ResultEntry, ResultsFilter, WAIT_MAX};
+use super::retry::Early;
 use super::tcp::Following;
 
 /// Results that came together.
@@ -46,6 +48,9 @@ pub struct Results {
     committed: Option<String>,
     /// Whether a result was given, or a place was committed: from then on the beginning is known.
     is_begun: bool,
+    /// When the last batch was asked for.
+    asked: Instant,
+    early: Early,
 }
 
 impl fmt::Debug for Results {
@@ -65,7 +70,17 @@ impl Client {
         let committed = filter.after.clone().filter(|after| after != "now");
         let filter = ResultsFilter { limit: ResultsFilter::default().limit, ..filter };
         let (place, ready) = (Place::default(), VecDeque::new());
-        Results { client: self.clone(), filter, place, fetching: None, ready, committed, is_begun: false }
+        Results {
+            client: self.clone(),
+            filter,
+            place,
+            fetching: None,
+            ready,
+            committed,
+            is_begun: false,
+            asked: Instant::now(),
+            early: Early::default(),
+        }
     }
 }
 
@@ -91,9 +106,14 @@ impl Results {
         self.filter.after = self.committed.clone();
     }
 
-    fn fetch(&self) -> Fetching {
+    fn fetch(&mut self) -> Fetching {
         let (client, filter, place) = (self.client.clone(), self.filter.clone(), Arc::clone(&self.place));
-        Box::pin(async move { client.batch(&filter, &place).await })
+        let pause = self.early.pause();
+        self.asked = Instant::now() + pause;
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            client.batch(&filter, &place).await
+        })
     }
 }
 
@@ -106,13 +126,17 @@ impl Stream for Results {
                 self.is_begun = true;
                 return Poll::Ready(Some(Ok(entry)));
             }
-            let mut fetching = self.fetching.take().unwrap_or_else(|| self.fetch());
+            let fetching = self.fetching.take();
+            let mut fetching = fetching.unwrap_or_else(|| self.fetch());
             let Poll::Ready(fetched) = fetching.as_mut().poll(context) else {
                 self.fetching = Some(fetching);
                 return Poll::Pending;
             };
             match fetched {
                 Ok(Batch { entries, next }) => {
+                    let is_still =
+                        entries.is_empty() && next.as_ref().is_none_or(|next| self.filter.after.as_ref() == Some(next));
+                    self.early = self.early.answered(is_still && self.asked.elapsed() < WAIT_MAX / 2);
                     if !self.is_begun && entries.is_empty() {
                         self.committed = next.clone().or_else(|| self.committed.take());
                     }

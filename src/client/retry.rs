@@ -96,6 +96,28 @@ impl Patience {
     }
 }
 
+/// How often in a row a wait was answered at once and without what it was for. Such a server, one that drains say, is not asked again
+/// without a pause, which grows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Early(u32);
+
+impl Early {
+    /// After one more answer.
+    pub(super) fn answered(self, is_early: bool) -> Self {
+        Self(if is_early { self.0.saturating_add(1) } else { 0 })
+    }
+
+    /// The pause before the wait is asked for again.
+    pub(super) fn pause(self) -> Duration {
+        let Some(again) = self.0.checked_sub(1) else { return Duration::ZERO };
+        EARLY_LEAST.saturating_mul(1 << again.min(16)).min(EARLY_MOST).mul_f64(0.5 + random() / 2.0)
+    }
+}
+
+/// The shortest pause, within a half, and the longest one.
+const EARLY_LEAST: Duration = Duration::from_millis(20);
+const EARLY_MOST: Duration = Duration::from_secs(1);
+
 /// How long an answer may take, beyond the wait that was asked for.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 
