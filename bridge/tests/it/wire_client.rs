@@ -317,6 +317,21 @@ fn a_wrong_field_is_told_under_the_id_of_its_request_or_of_its_entry() {
 }
 
 #[test]
+fn a_message_of_a_newer_server_is_unknown_whether_it_has_an_id_or_not() {
+    let decode = |json: serde_json::Value| ToClient::decode(&rmp_serde::to_vec_named(&json).unwrap().into());
+    for (json, id) in
+        [(serde_json::json!({"type": "novel"}), None), (serde_json::json!({"type": "novel", "id": 9}), Some(9))]
+    {
+        let error = decode(json).unwrap_err();
+        assert_eq!((error.id, error.problem), (id, Problem::UnknownType("novel".to_owned())));
+    }
+    for known in ["ping", "pong", "job", "whoami", "position", "followed", "receipt", "result", "problem", "reset"] {
+        let error = decode(serde_json::json!({"type": known})).unwrap_err();
+        assert!(!matches!(error.problem, Problem::UnknownType(_)), "{known}: {error}");
+    }
+}
+
+#[test]
 fn a_name_in_meta_that_comes_twice_is_refused() {
     let message = FromClient::Request {
         id: 1,

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use relay_bridge::contract::wire::client::{FromClient, Request, ToClient, Welcome};
+use relay_bridge::contract::wire::client::answer::Body;
+use relay_bridge::contract::wire::client::{Follow, FromClient, Request, ToClient, Welcome, WireResult};
 use relay_bridge::contract::wire::frame::LENGTH_BYTES;
+use relay_bridge::contract::wire::{DecodeError, Problem};
 use relay_bridge::support::lock;
 use relay_remote::stream::{FrameReader, ReadError, write_out};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -53,6 +55,8 @@ struct State {
 
 struct Entry {
     is_sent: bool,
+    /// When it was given up, if a byte of it may have been sent: the server answers it all the same, if it answers at all.
+    given_up: Option<Instant>,
     waiter: Waiter,
     /// Of the server's requests and bytes, until it has answered.
     _granted: Vec<OwnedSemaphorePermit>,
@@ -60,7 +64,26 @@ struct Entry {
 
 enum Waiter {
     One(oneshot::Sender<Answer>),
-    Follower(mpsc::Sender<Answer>),
+    Follower { sender: mpsc::Sender<Answer>, credit: Credit },
+}
+
+/// What the server may still push to a follower.
+#[derive(Clone, Copy)]
+struct Credit {
+    results: u64,
+    bytes: u64,
+}
+
+impl Credit {
+    /// Spends it on a result. `false` where there was none: a last payload may be larger than what is left.
+    fn spend(&mut self, result: &WireResult) -> bool {
+        let had = self.results > 0 && self.bytes > 0;
+        self.results = self.results.saturating_sub(1);
+        if let Body::Here(payload) = &result.payload {
+            self.bytes = self.bytes.saturating_sub(u64::try_from(payload.len()).unwrap_or(u64::MAX));
+        }
+        had
+    }
 }
 
 struct Outgoing {
@@ -155,12 +178,15 @@ impl Connection {
         }
     }
 
-    /// Begins to follow. The messages under its id come out of the receiver, at most `most` at a time.
-    pub(super) fn follow(self: &Arc<Self>, request: Request, most: usize) -> Result<Followed, ClientError> {
+    /// Begins to follow. The messages under its id come out of the receiver, at most as many at a time as the credit says.
+    pub(super) fn follow(self: &Arc<Self>, follow: Follow) -> Result<Followed, ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let frame = self.frame(&FromClient::Request { id, request })?;
+        let credit = Credit { results: u64::from(follow.results), bytes: follow.bytes };
+        let most = usize::try_from(follow.results).unwrap_or(usize::MAX);
+        let frame = self.frame(&FromClient::Request { id, request: Request::Follow(follow) })?;
         let (sender, receiver) = mpsc::channel(most + NOTICES_MAX);
-        self.enter(id, frame, Waiter::Follower(sender), Vec::new())?;
+        let waiter = Waiter::Follower { sender, credit };
+        self.enter(id, frame, waiter, Vec::new())?;
         Ok(Followed { connection: Arc::clone(self), id, receiver })
     }
 
@@ -171,8 +197,25 @@ impl Connection {
         if actual > self.frame_max { Err(too_large(actual, self.frame_max)) } else { Ok(frame) }
     }
 
+    /// A part of what the server granted, once there is one. A connection whose whole grant is held by requests that were given up,
+    /// and that the server does not answer, ends: else all who come would wait for it.
     async fn granted(&self, of: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, ClientError> {
-        Arc::clone(of).acquire_many_owned(count).await.map_err(|_| self.why())
+        let mut acquired = std::pin::pin!(Arc::clone(of).acquire_many_owned(count));
+        loop {
+            match time::timeout(UNANSWERED_MAX, &mut acquired).await {
+                Ok(permit) => return permit.map_err(|_| self.why()),
+                Err(_) if self.is_held_up() => {
+                    self.end(&ClientError::Interrupted("the server answered none of its requests".to_owned()));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn is_held_up(&self) -> bool {
+        let state = self.state();
+        let mut asked = state.table.values().filter(|entry| matches!(entry.waiter, Waiter::One(_))).peekable();
+        asked.peek().is_some() && asked.all(|entry| entry.given_up.is_some_and(|at| at.elapsed() >= UNANSWERED_MAX))
     }
 
     /// Why it ended.
@@ -192,7 +235,7 @@ impl Connection {
         if let Some(error) = &state.ended {
             return Err(error.clone());
         }
-        state.table.insert(id, Entry { is_sent: false, waiter, _granted: granted });
+        state.table.insert(id, Entry { is_sent: false, given_up: None, waiter, _granted: granted });
         state.outgoing.push_back(Outgoing { frame, begins: Some(id) });
         drop(state);
         self.wake.notify_one();
@@ -220,6 +263,9 @@ impl Connection {
             drop(state);
             return self.end_if_left();
         }
+        if let Some(entry) = state.table.get_mut(&id) {
+            entry.given_up = Some(Instant::now());
+        }
         drop(state);
         if stops {
             self.add(id, &FromClient::Stop { id });
@@ -243,7 +289,7 @@ impl Connection {
             match entry.waiter {
                 Waiter::One(sender) => drop(sender.send(Err(error.clone()))),
                 // A follower whose channel is full finds that it is closed.
-                Waiter::Follower(sender) => drop(sender.try_send(Err(error.clone()))),
+                Waiter::Follower { sender, .. } => drop(sender.try_send(Err(error.clone()))),
             }
         }
     }
@@ -266,11 +312,12 @@ impl Connection {
             self.state().heard = Instant::now();
             let taken = match ToClient::decode(&frame) {
                 Ok(message) => self.take(message),
-                Err(error) => match error.id {
-                    Some(id) => self.give(id, Err(ClientError::Garbled(error.to_string())), true),
-                    // A notice that a newer server sends, or none of relay's at all.
-                    None => Ok(()),
-                },
+                // A notice that a newer server sends.
+                Err(DecodeError { id: None, problem: Problem::UnknownType(_) }) => Ok(()),
+                Err(error) => {
+                    let garbled = ClientError::Garbled(error.to_string());
+                    error.id.map_or(Err(garbled.clone()), |id| self.give(id, Err(garbled), true))
+                }
             };
             if let Err(error) = taken {
                 break error;
@@ -295,7 +342,7 @@ impl Connection {
             ToClient::Position { id, .. } | ToClient::Reset { id, .. } => return self.give(id, Ok(message), false),
             ToClient::Result { id, .. } => {
                 let follows =
-                    self.state().table.get(&id).is_some_and(|entry| matches!(entry.waiter, Waiter::Follower(_)));
+                    self.state().table.get(&id).is_some_and(|entry| matches!(entry.waiter, Waiter::Follower { .. }));
                 return self.give(id, Ok(message), !follows);
             }
             ToClient::Receipt { id, .. }
@@ -317,19 +364,27 @@ impl Connection {
             match entry.ok_or_else(unasked)?.waiter {
                 // One who gave up wants no answer either.
                 Waiter::One(sender) => drop(sender.send(answer)),
-                Waiter::Follower(sender) => drop(sender.try_send(answer)),
+                Waiter::Follower { sender, .. } => drop(sender.try_send(answer)),
             }
             self.end_if_left();
             return Ok(());
         }
-        match &state.table.get(&id).ok_or_else(unasked)?.waiter {
+        match &mut state.table.get_mut(&id).ok_or_else(unasked)?.waiter {
             Waiter::One(_) => Err(ClientError::Garbled(format!("request {id} follows nothing, and was told a place"))),
-            Waiter::Follower(sender) => match sender.try_send(answer) {
-                // A place that is not told is told later.
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-                Err(mpsc::error::TrySendError::Full(Ok(ToClient::Position { .. }))) => Ok(()),
-                Err(_) => Err(ClientError::Garbled("more results came than there was credit for".to_owned())),
-            },
+            Waiter::Follower { sender, credit } => {
+                let overrun = || ClientError::Garbled("more results came than there was credit for".to_owned());
+                if let Ok(ToClient::Result { result, .. }) = &answer
+                    && !credit.spend(result)
+                {
+                    return Err(overrun());
+                }
+                match sender.try_send(answer) {
+                    // A place that is not told is told later.
+                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+                    Err(mpsc::error::TrySendError::Full(Ok(ToClient::Position { .. }))) => Ok(()),
+                    Err(_) => Err(overrun()),
+                }
+            }
         }
     }
 
@@ -421,6 +476,12 @@ impl Followed {
     }
 
     pub(super) fn credit(&self, results: u32, bytes: u64) {
+        if let Some(Entry { waiter: Waiter::Follower { credit, .. }, .. }) =
+            self.connection.state().table.get_mut(&self.id)
+        {
+            credit.results = credit.results.saturating_add(u64::from(results));
+            credit.bytes = credit.bytes.saturating_add(bytes);
+        }
         self.connection.add(self.id, &FromClient::Credit { id: self.id, results, bytes });
     }
 
@@ -437,6 +498,8 @@ impl Drop for Followed {
 
 /// Notices that a follower may be behind with, beside its results.
 const NOTICES_MAX: usize = 16;
+/// How long requests that were given up may hold the whole grant.
+const UNANSWERED_MAX: Duration = Duration::from_millis(250);
 /// More requests than that are never unanswered, whatever the server grants.
 const REQUESTS_MAX: u32 = 4_096;
 /// Bytes are counted in so many, and no more of them than a semaphore holds.

@@ -1,6 +1,6 @@
 //! Results over TCP: pushed on a connection for as long as they are taken, or as a page.
 
-use relay_bridge::contract::wire::client::{Follow, Request, ToClient};
+use relay_bridge::contract::wire::client::{Follow, ToClient};
 use relay_bridge::result_log::Reset;
 use tokio::time::{self, Instant};
 
@@ -18,6 +18,8 @@ pub(in super::super) struct Following {
     /// Results, and bytes of payloads, that were taken and for which no new credit was given.
     taken: (u32, u64),
     reset: Option<Reset>,
+    /// The error behind results that were taken, for the next batch.
+    failed: Option<ClientError>,
 }
 
 impl std::fmt::Debug for Following {
@@ -28,15 +30,14 @@ impl std::fmt::Debug for Following {
 
 impl Tcp {
     async fn follow(&self, filter: &ResultsFilter, results: u32) -> Result<Followed, ClientError> {
-        let request = Request::Follow(Follow {
+        let follow = Follow {
             after: filter.after.clone(),
             queue: filter.queue.clone(),
             key_prefix: filter.key_prefix.clone(),
             results,
             bytes: BYTES,
-        });
-        let most = usize::try_from(results).unwrap_or(usize::MAX);
-        self.0.connection().await?.follow(request, most)
+        };
+        self.0.connection().await?.follow(follow)
     }
 
     /// The next results behind `filter.after`, on the follow request in `open`, which is made where there is none. After a while
@@ -48,8 +49,14 @@ impl Tcp {
     ) -> Result<Batch, ClientError> {
         let mut following = match open.take() {
             Some(following) => following,
-            None => Following { followed: self.follow(filter, filter.limit).await?, taken: (0, 0), reset: None },
+            None => {
+                let followed = self.follow(filter, filter.limit).await?;
+                Following { followed, taken: (0, 0), reset: None, failed: None }
+            }
         };
+        if let Some(error) = following.failed {
+            return Err(error);
+        }
         let (results, bytes) = std::mem::take(&mut following.taken);
         if results > 0 {
             following.followed.credit(results, bytes);
@@ -57,11 +64,18 @@ impl Tcp {
         let mut batch = Batch { entries: Vec::new(), next: None };
         let mut next = time::timeout(WAIT_MAX, following.followed.next()).await.ok();
         while let Some(answer) = next.take() {
-            if !following.take(answer, &mut batch)? {
+            match following.take(answer, &mut batch) {
+                Ok(true) => next = following.followed.here(),
                 // The next batch is asked for on another connection.
-                return Ok(batch);
+                Ok(false) => return Ok(batch),
+                Err(error) if batch.entries.is_empty() => return Err(error),
+                // The results before it are kept.
+                Err(error) if error.may_repeat(true) => return Ok(batch),
+                Err(error) => {
+                    following.failed = Some(error);
+                    break;
+                }
             }
-            next = following.followed.here();
         }
         *open = Some(following);
         Ok(batch)
@@ -132,8 +146,6 @@ impl Following {
                 batch.next = cursor.or(batch.next.take());
                 return Ok(false);
             }
-            // The results before it are kept: the next batch meets the error again.
-            Err(_) if !batch.entries.is_empty() => return Ok(false),
             answer => return answers::other("follow", answer),
         }
         Ok(true)

@@ -128,29 +128,32 @@ fn read_to_client(kind: &str, id: Option<u64>, fields: &Fields<'_>) -> Result<To
         }
         _ => {}
     }
-    let id = need_id(id)?;
+    // An unknown type comes first: a notice of a newer server needs no id.
+    let need = || need_id(id);
     Ok(match kind {
-        "ping" => ToClient::Ping(id),
-        "pong" => ToClient::Pong(id),
-        "receipt" => ToClient::Receipt { id, receipt: Box::new(read_receipt(fields)?) },
+        "ping" => ToClient::Ping(need()?),
+        "pong" => ToClient::Pong(need()?),
+        "receipt" => ToClient::Receipt { id: need()?, receipt: Box::new(read_receipt(fields)?) },
         "result" => {
             let result = fields.map("result")?;
             let result = read_result(fields.text("cursor")?, &result).map_err(|problem| problem.within("result"))?;
             let replayed = fields.maybe("replayed", |from| from.boolean())?.unwrap_or(false);
-            ToClient::Result { id, replayed, result: Box::new(result) }
+            ToClient::Result { id: need()?, replayed, result: Box::new(result) }
         }
-        "job" => ToClient::Job { id, document: fields.text("document")? },
-        "whoami" => ToClient::Whoami { id, document: fields.text("document")? },
+        "job" => ToClient::Job { id: need()?, document: fields.text("document")? },
+        "whoami" => ToClient::Whoami { id: need()?, document: fields.text("document")? },
         "reset" => ToClient::Reset {
-            id,
+            id: need()?,
             reason: match fields.text("reason")?.as_str() {
                 "log-replaced" => Reset::LogReplaced,
                 _ => Reset::OlderThanRetention,
             },
         },
-        "position" => ToClient::Position { id, cursor: fields.text("cursor")? },
-        "followed" => ToClient::Followed { id, cursor: fields.maybe_text("cursor")?, reason: fields.text("reason")? },
-        "problem" => ToClient::Problem { id, problem: Box::new(read_problem(fields)?) },
+        "position" => ToClient::Position { id: need()?, cursor: fields.text("cursor")? },
+        "followed" => {
+            ToClient::Followed { id: need()?, cursor: fields.maybe_text("cursor")?, reason: fields.text("reason")? }
+        }
+        "problem" => ToClient::Problem { id: need()?, problem: Box::new(read_problem(fields)?) },
         other => return Err(unknown(other)),
     })
 }
