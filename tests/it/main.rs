@@ -19,6 +19,7 @@ mod cli_operator;
 mod cli_support;
 mod cli_waiting;
 mod client_feature;
+mod clients;
 mod config;
 mod conformance_remote;
 mod demo;
