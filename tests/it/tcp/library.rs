@@ -109,6 +109,20 @@ async fn every_call_means_the_same_over_both_protocols() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_gives_up_runs_a_job_and_waits_for_its_result() {
+    let (relay, door) = Door::start().await;
+    for client in both(&relay, &door) {
+        let client = client.patient(Patience { give_up_after: Duration::MAX, ..Patience::default() });
+        for within in [LONG, Duration::MAX] {
+            let job = mail("x");
+            let (ran, _) = tokio::join!(client.run(&job, within), relay.work("text/plain", "done"));
+            let Submitted::Finished(result) = ran.unwrap() else { panic!("no result within {within:?}") };
+            assert_eq!(client.wait(result.job_id, within).await.unwrap().unwrap().run_id, result.run_id);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn results_go_on_behind_what_was_taken_and_come_again_if_it_was_not_committed() {
     let (relay, door) = Door::start().await;
     let clients = both(&relay, &door);

@@ -2,6 +2,7 @@
 
 mod follow;
 mod library;
+mod library_faults;
 mod malformed;
 mod one_port;
 mod refusals;
