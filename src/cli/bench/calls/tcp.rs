@@ -92,14 +92,15 @@ impl Tcp {
     async fn batch(&self, line: &Line, workload: &Workload, number: u64) -> Result<Answered, Failure> {
         let (mut entries, mut answers) = (Vec::new(), Vec::new());
         for entry in 0..workload.batch {
-            let (id, answer) = line.expect();
-            entries.push(Entry { id, submit: Ok(Box::new(job(workload, number * workload.batch + entry))) });
-            answers.push(answer);
+            let expected = line.expect();
+            let submit = Ok(Box::new(job(workload, number * workload.batch + entry)));
+            entries.push(Entry { id: expected.id, submit });
+            answers.push(expected);
         }
         line.send(FromClient::SubmitMany(entries)).await?;
         let mut answered = Answered::default();
         for answer in answers {
-            match answer.await.map_err(|_| broken())? {
+            match answer.answer().await? {
                 ToClient::Receipt { .. } => answered.jobs += 1,
                 other => answered.refused.push(refused(other)),
             }
@@ -266,17 +267,17 @@ impl Line {
         Ok(Self { send, waiting, next: AtomicU64::new(1), closed, _tasks: tasks })
     }
 
-    /// A new request's id, and its answer.
-    fn expect(&self) -> (u64, oneshot::Receiver<ToClient>) {
+    /// A new request.
+    fn expect(&self) -> Expected<'_> {
         let (id, (tell, answer)) = (self.next.fetch_add(1, Ordering::Relaxed), oneshot::channel());
         self.waiting.answers().insert(id, tell);
-        (id, answer)
+        Expected { waiting: &self.waiting, id, answer }
     }
 
     async fn ask(&self, request: Request) -> Result<ToClient, Failure> {
-        let (id, answer) = self.expect();
-        self.send(FromClient::Request { id, request }).await?;
-        answer.await.map_err(|_| broken())
+        let expected = self.expect();
+        self.send(FromClient::Request { id: expected.id, request }).await?;
+        expected.answer().await
     }
 
     async fn send(&self, message: FromClient) -> Result<(), Failure> {
@@ -290,6 +291,28 @@ impl Line {
 
     fn is_left(&self) -> bool {
         self.closed.is_cancelled() || self.waiting.left.load(Ordering::Acquire)
+    }
+}
+
+/// A request and its answer. Nothing is kept of one that is dropped before, because its time is up.
+struct Expected<'a> {
+    waiting: &'a Waiting,
+    id: u64,
+    answer: oneshot::Receiver<ToClient>,
+}
+
+impl Expected<'_> {
+    async fn answer(mut self) -> Result<ToClient, Failure> {
+        (&mut self.answer).await.map_err(|_| broken())
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        // Otherwise the answer, or the end of the connection, has taken the entry.
+        if matches!(self.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            self.waiting.answers().remove(&self.id);
+        }
     }
 }
 
@@ -368,5 +391,24 @@ fn refused(answer: ToClient) -> Failure {
         ToClient::Problem { problem, .. } => Failure::new(problem.slug, problem.detail),
         ToClient::Error(error) => Failure::new(error.slug.clone(), error.detail.clone()),
         _ => Failure::not_relay("the answer is none to this request"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_call_whose_time_is_up_leaves_nothing_behind() {
+        let (send, _messages) = mpsc::channel(2);
+        let (waiting, closed) = (Arc::<Waiting>::default(), CancellationToken::new());
+        let line = Line { send, waiting, next: AtomicU64::new(1), closed, _tasks: JoinSet::new() };
+        let mut call = Box::pin(line.ask(Request::Whoami));
+        assert!(call.as_mut().now_or_never().is_none(), "nobody answers");
+        assert_eq!(line.waiting.answers().len(), 1);
+        drop(call);
+        assert!(line.waiting.answers().is_empty());
     }
 }
