@@ -79,9 +79,12 @@ impl Credit {
     fn spend(&mut self, result: &WireResult) -> bool {
         let had = self.results > 0 && self.bytes > 0;
         self.results = self.results.saturating_sub(1);
-        if let Body::Here(payload) = &result.payload {
-            self.bytes = self.bytes.saturating_sub(u64::try_from(payload.len()).unwrap_or(u64::MAX));
-        }
+        let bytes = match &result.payload {
+            Body::Here(payload) => u64::try_from(payload.len()).unwrap_or(u64::MAX),
+            Body::Erased => 0,
+            Body::TooLarge(size) => *size,
+        };
+        self.bytes = self.bytes.saturating_sub(bytes);
         had
     }
 }
