@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use relay_bridge::contract::wire::client::answer::Body;
-use relay_bridge::contract::wire::client::{Follow, FromClient, Request, ToClient, Welcome, WireResult};
+use relay_bridge::contract::wire::client::{Follow, FromClient, Request, ToClient, Welcome};
 use relay_bridge::contract::wire::frame::LENGTH_BYTES;
 use relay_bridge::contract::wire::{DecodeError, Problem};
 use relay_bridge::support::lock;
@@ -24,6 +23,7 @@ use super::super::addresses::renewed_after;
 use super::super::error::ClientError;
 use super::super::retry::ANSWER_MAX;
 use super::answers::{refused, too_large};
+use super::credit::Credit;
 
 /// A message for one who asked, or why none comes.
 pub(super) type Answer = Result<ToClient, ClientError>;
@@ -65,28 +65,6 @@ struct Entry {
 enum Waiter {
     One(oneshot::Sender<Answer>),
     Follower { sender: mpsc::Sender<Answer>, credit: Credit },
-}
-
-/// What the server may still push to a follower.
-#[derive(Clone, Copy)]
-struct Credit {
-    results: u64,
-    bytes: u64,
-}
-
-impl Credit {
-    /// Spends it on a result. `false` where there was none: a last payload may be larger than what is left.
-    fn spend(&mut self, result: &WireResult) -> bool {
-        let had = self.results > 0 && self.bytes > 0;
-        self.results = self.results.saturating_sub(1);
-        let bytes = match &result.payload {
-            Body::Here(payload) => u64::try_from(payload.len()).unwrap_or(u64::MAX),
-            Body::Erased => 0,
-            Body::TooLarge(size) => *size,
-        };
-        self.bytes = self.bytes.saturating_sub(bytes);
-        had
-    }
 }
 
 struct Outgoing {
@@ -181,8 +159,8 @@ impl Connection {
         }
     }
 
-    /// Begins to follow. The messages under its id come out of the receiver, at most as many at a time as the credit says.
-    pub(super) fn follow(self: &Arc<Self>, follow: Follow) -> Result<Followed, ClientError> {
+    /// Begins to follow: the id of the request, and its messages, at most as many at a time as the credit says.
+    pub(super) fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let credit = Credit { results: u64::from(follow.results), bytes: follow.bytes };
         let most = usize::try_from(follow.results).unwrap_or(usize::MAX);
@@ -190,7 +168,14 @@ impl Connection {
         let (sender, receiver) = mpsc::channel(most + NOTICES_MAX);
         let waiter = Waiter::Follower { sender, credit };
         self.enter(id, frame, waiter, Vec::new())?;
-        Ok(Followed { connection: Arc::clone(self), id, receiver })
+        Ok((id, receiver))
+    }
+
+    /// Notes the credit that the server is given for the follow request `id`.
+    pub(super) fn credits(&self, id: u64, results: u32, bytes: u64) {
+        if let Some(Entry { waiter: Waiter::Follower { credit, .. }, .. }) = self.state().table.get_mut(&id) {
+            credit.add(results, bytes);
+        }
     }
 
     fn frame(&self, message: &FromClient) -> Result<BytesMut, ClientError> {
@@ -246,7 +231,7 @@ impl Connection {
     }
 
     /// Sends what belongs to request `id`, unless it is answered.
-    fn add(&self, id: u64, message: &FromClient) {
+    pub(super) fn add(&self, id: u64, message: &FromClient) {
         let mut frame = BytesMut::new();
         message.encode(&mut frame);
         let mut state = self.state();
@@ -258,7 +243,7 @@ impl Connection {
     }
 
     /// Nobody waits for request `id` any more. One of which no byte was sent is taken back; else its answer is dropped when it comes.
-    fn give_up(&self, id: u64, stops: bool) {
+    pub(super) fn give_up(&self, id: u64, stops: bool) {
         let mut state = self.state();
         if state.table.get(&id).is_some_and(|entry| !entry.is_sent) {
             state.outgoing.retain(|outgoing| outgoing.begins != Some(id));
@@ -457,45 +442,6 @@ struct Asked<'a> {
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         self.connection.give_up(self.id, self.stops);
-    }
-}
-
-/// A follow request; dropped, it is stopped.
-pub(super) struct Followed {
-    connection: Arc<Connection>,
-    id: u64,
-    receiver: mpsc::Receiver<Answer>,
-}
-
-impl Followed {
-    /// The next message.
-    pub(super) async fn next(&mut self) -> Answer {
-        self.receiver.recv().await.unwrap_or_else(|| Err(self.connection.why()))
-    }
-
-    /// The next message, if it is here.
-    pub(super) fn here(&mut self) -> Option<Answer> {
-        self.receiver.try_recv().ok()
-    }
-
-    pub(super) fn credit(&self, results: u32, bytes: u64) {
-        if let Some(Entry { waiter: Waiter::Follower { credit, .. }, .. }) =
-            self.connection.state().table.get_mut(&self.id)
-        {
-            credit.results = credit.results.saturating_add(u64::from(results));
-            credit.bytes = credit.bytes.saturating_add(bytes);
-        }
-        self.connection.add(self.id, &FromClient::Credit { id: self.id, results, bytes });
-    }
-
-    pub(super) fn stop(&self) {
-        self.connection.add(self.id, &FromClient::Stop { id: self.id });
-    }
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        self.connection.give_up(self.id, true);
     }
 }
 

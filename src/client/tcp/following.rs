@@ -8,7 +8,7 @@ use super::super::error::ClientError;
 use super::super::job::{ResultEntry, ResultsFilter, WAIT_MAX};
 use super::super::results::Batch;
 use super::super::retry::ANSWER_MAX;
-use super::connection::Followed;
+use super::followed::Followed;
 use super::{Tcp, answers};
 use crate::api::ResultsPage;
 
@@ -37,7 +37,7 @@ impl Tcp {
             results,
             bytes: BYTES,
         };
-        self.0.connection().await?.follow(follow)
+        Followed::begin(self.0.connection().await?, follow)
     }
 
     /// The next results behind `filter.after`, on the follow request in `open`, which is made where there is none. After a while

@@ -4,11 +4,14 @@
 //!
 //! - `link`: the connection that is up, and how it is made.
 //! - `connection`: the table of unanswered requests, and the loops that write and read.
+//! - `followed`: a follow request there, whose `credit` the server keeps to.
 //! - `following`: results, pushed and as pages.
 //! - `answers`: messages as the values that HTTP has.
 
 mod answers;
 mod connection;
+mod credit;
+mod followed;
 mod following;
 mod link;
 
