@@ -1,5 +1,5 @@
-//! `relay submit`: files, lines or stdin become jobs. With a key a submission is repeated until it is confirmed and still is one
-//! job; without one it is repeated only where relay certainly did not take it.
+//! `relay submit`: files, lines or stdin become jobs. A submission is repeated under its key until it is confirmed, and still is one
+//! job. A key is made where none is given.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Role};
+use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello as WorkerHello};
 use relay_remote::stream::FrameReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cli_support::{Running, relay as command};
 use crate::tls_support::{Authority, Files, ask, connect, over};
+use crate::worker_protocol::hello as worker_hello;
 
 const WHOAMI: &str = "/v1/whoami";
 /// A header of a balancer: a client at 10.1.1.1, through an endpoint.
@@ -78,17 +79,7 @@ async fn a_listener_behind_a_balancer_stands_beside_one_for_the_cluster_and_one_
 
     let mut worker = connect(gpus, &files.client(&["relay/1"], None)).await.unwrap();
     let mut hello = BytesMut::new();
-    FromWorker::Hello(Hello {
-        version_min: 1,
-        version_max: 1,
-        envelope_max: 2,
-        role: Role::Worker,
-        worker: "gpu-1".parse().unwrap(),
-        key: None,
-        build: "raw".to_owned(),
-        frame_max: FRAME_MAX,
-    })
-    .encode(&mut hello);
+    FromWorker::Hello(WorkerHello { key: None, ..worker_hello() }).encode(&mut hello);
     worker.write_all(&hello).await.unwrap();
     let welcome = FrameReader::new(&mut worker, FRAME_MAX).next().await.unwrap().unwrap();
     assert!(matches!(FromServer::decode(&welcome), Ok(FromServer::Welcome(_))));

@@ -11,7 +11,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
+use relay::auth::{self, Authenticator};
 use relay::tls::{AuthorityFiles, TlsFiles};
+use relay_bridge::clock::Clock;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
@@ -118,6 +120,16 @@ impl Files {
         let new = Self { dir, server, files };
         new.renew();
         new
+    }
+
+    /// The same with the authority `a`, whose `spiffe://a.example/batch` alone is the client `batch`.
+    pub(crate) fn of_batch() -> (Self, Authority, Authenticator) {
+        let (mut files, a) = (Self::new(), Authority::new("a"));
+        files.trust(&a, &["spiffe://a.example/*"], None);
+        let block = "[[client]]\nname = \"batch\"\nany = [[{ mtls = \"spiffe://a.example/batch\" }]]\n";
+        let clients = Some(files.write("clients.toml", block));
+        let authenticator = Authenticator::open(auth::Files { keys: None, clients }, Clock::system()).unwrap();
+        (files, a, authenticator)
     }
 
     /// Writes a new certificate for the server.

@@ -252,7 +252,7 @@ impl Raw {
     }
 }
 
-fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello {
         version_min: 1,
         version_max: 1,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay::auth::{self, Authenticator};
 use relay::ingress::proxy::Proxy;
 use relay::tls::{ClientAuth, Handshake, Secured, Tls};
 use relay_bridge::clock::Clock;
@@ -191,12 +190,7 @@ fn a_key_of_another_certificate_and_files_that_are_not_there_are_all_said_at_onc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_let_in_by_the_name_of_its_certificate_and_another_name_or_none_is_not() {
-    let a = Authority::new("a");
-    let mut files = Files::new();
-    files.trust(&a, &["spiffe://a.example/*"], None);
-    let block = "[[client]]\nname = \"batch\"\nany = [[{ mtls = \"spiffe://a.example/batch\" }]]\n";
-    let clients = Some(files.write("clients.toml", block));
-    let authenticator = Authenticator::open(auth::Files { keys: None, clients }, Clock::system()).unwrap();
+    let (files, a, authenticator) = Files::of_batch();
     let mut setup = Setup { authenticator, ..Setup::default() };
     setup.front.tls = Some(Secured::http(Tls::open(files.files.clone()).unwrap(), ClientAuth::Optional));
     let relay = setup.start().await;

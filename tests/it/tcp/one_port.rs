@@ -4,16 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use relay::auth::{self, Authenticator};
 use relay::client::{Client, ClientTls, NewJob, Submitted};
 use relay::ingress::front::Front;
 use relay::ingress::proxy::{HeaderOutcome, Proxy};
 use relay::ingress::tcp::client::ClientLimits;
 use relay::tls::{ClientAuth, Secured, Tls};
-use relay_bridge::clock::Clock;
 use relay_bridge::contract::Outcome;
 use relay_bridge::contract::wire::client::{FromClient, Hello, Request, Submit, ToClient};
-use relay_bridge::contract::wire::{FRAME_MAX, FromWorker, Hello as WorkerHello, Role};
+use relay_bridge::contract::wire::{FromWorker, Hello as WorkerHello};
 use reqwest::{Certificate, Version};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,6 +20,7 @@ use tokio::net::TcpStream;
 use super::support::{Door, Wire, hello, mail};
 use crate::http::support::{Relay, Setup};
 use crate::tls_support::{Authority, Files, Identity, ask, connect, over};
+use crate::worker_protocol::hello as worker_hello;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -151,17 +150,7 @@ async fn a_workers_hello_is_told_of_the_worker_listener() {
     let files = Files::new();
     let relay = plain(&files).await;
     let mut frame = BytesMut::new();
-    FromWorker::Hello(WorkerHello {
-        version_min: 1,
-        version_max: 1,
-        envelope_max: 2,
-        role: Role::Worker,
-        worker: "gpu-1".parse().unwrap(),
-        key: None,
-        build: "raw".to_owned(),
-        frame_max: FRAME_MAX,
-    })
-    .encode(&mut frame);
+    FromWorker::Hello(WorkerHello { key: None, ..worker_hello() }).encode(&mut frame);
     let mut wire = wire(&relay, &files, None).await;
     wire.write(&frame).await;
     let error = wire.ended().await;
@@ -286,12 +275,7 @@ async fn the_rust_client_makes_its_calls_over_the_port_of_https() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_names_the_same_client_over_each_protocol() {
-    let a = Authority::new("a");
-    let mut files = Files::new();
-    files.trust(&a, &["spiffe://a.example/*"], None);
-    let block = "[[client]]\nname = \"batch\"\nany = [[{ mtls = \"spiffe://a.example/batch\" }]]\n";
-    let clients = Some(files.write("clients.toml", block));
-    let authenticator = Authenticator::open(auth::Files { keys: None, clients }, Clock::system()).unwrap();
+    let (files, a, authenticator) = Files::of_batch();
     let relay = secured(&files, ClientAuth::Required, Setup { authenticator, ..Setup::default() }).await;
     let (batch, other) = (a.signs(&["spiffe://a.example/batch"], 1), a.signs(&["spiffe://a.example/other"], 2));
     let mut seen = Vec::new();

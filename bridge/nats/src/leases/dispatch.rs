@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::pulling::Pulls;
-use crate::line::queue_state::{QueueState, weight};
+use crate::line::queue_state::QueueState;
 
 impl Pulls {
     /// Pulls from the lanes in turns, as far as there are places. `true` if there is anything to pull.
@@ -20,12 +20,12 @@ impl Pulls {
             let mut places = self.lines.places();
             let (now, mut turns) = (Instant::now(), line.turns());
             let (free, waiting) = places.room(&line.queue, now);
-            let mut pulls = turns.plan(waiting, false, now, |lane| weight(&policy, lane));
+            let mut pulls = turns.plan(waiting, false, now, |lane| lane.policy(&policy).weight);
             // A worker that asks again at once may ask for less: of a backlog nothing is taken for it ahead, nor of a hint that another
             // process would have heard.
             if !line.rounds.is_alone() {
                 let taken = pulls.iter().map(|wanted| wanted.count).sum();
-                pulls.extend(turns.plan(free.saturating_sub(taken), true, now, |lane| weight(&policy, lane)));
+                pulls.extend(turns.plan(free.saturating_sub(taken), true, now, |lane| lane.policy(&policy).weight));
             }
             drop(turns);
             pulls.iter().for_each(|wanted| places.hold(&line.queue, wanted.count));

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::leases::deliver;
 use crate::leases::pulling::Pulls;
 use crate::line::lines::Lines;
-use crate::line::queue_state::{QueueState, is_limited};
+use crate::line::queue_state::QueueState;
 use crate::line::turns::{Wanted, Why};
 use crate::stored::names;
 use crate::wire::api::taken;
@@ -108,7 +108,7 @@ impl Held<'_> {
             let mut turns = self.line.turns();
             turns.pulled(self.wanted, self.got, Instant::now());
             if self.behind > 0 {
-                let limited = is_limited(&self.line.policy(), &self.wanted.lane);
+                let limited = self.wanted.lane.policy(&self.line.policy()).max_running < u32::MAX;
                 turns.behind(self.wanted, self.behind, self.line.rounds.is_alone(), limited);
             }
         }

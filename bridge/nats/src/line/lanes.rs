@@ -55,11 +55,7 @@ struct Made {
 impl Made {
     /// Clients that share a lane may together run as many jobs as one of them may: then none runs more.
     fn by(policy: &QueuePolicy, lane: &Lane) -> Self {
-        let of_client = match lane {
-            Lane::Own(client) => policy.client(client),
-            Lane::Shared(_) => &policy.client_defaults,
-        };
-        Self { lease: policy.lease, running_max: of_client.max_running.clamp(1, RUNNING_MAX) }
+        Self { lease: policy.lease, running_max: lane.policy(policy).max_running.clamp(1, RUNNING_MAX) }
     }
 }
 

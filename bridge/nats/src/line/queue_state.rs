@@ -55,23 +55,6 @@ pub(crate) struct QueueState {
     pub(crate) connections: AtomicU64,
 }
 
-/// A lane's share of the slots. Clients that share a lane have the share of one together.
-pub(crate) fn weight(policy: &QueuePolicy, lane: &Lane) -> u32 {
-    match lane {
-        Lane::Own(client) => policy.client(client).weight,
-        Lane::Shared(_) => policy.client_defaults.weight,
-    }
-}
-
-/// Whether not all jobs of a lane may run at once.
-pub(crate) fn is_limited(policy: &QueuePolicy, lane: &Lane) -> bool {
-    let running_max = match lane {
-        Lane::Own(client) => policy.client(client).max_running,
-        Lane::Shared(_) => policy.client_defaults.max_running,
-    };
-    running_max < u32::MAX
-}
-
 impl QueueState {
     pub(crate) fn new(queue: QueueName, policy: Arc<QueuePolicy>) -> Self {
         Self {

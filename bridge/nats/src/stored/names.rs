@@ -10,6 +10,7 @@ use std::hash::Hash;
 use std::str::FromStr;
 
 use relay_bridge::contract::{ClientId, JobId, QueueName, RunId};
+use relay_bridge::policy::{ClientPolicy, QueuePolicy};
 
 /// Before a queue's name in the name of its stream.
 pub const JOBS_STREAM_PREFIX: &str = "relay-jobs-";
@@ -304,6 +305,14 @@ impl Lane {
     pub fn shared_by(client: &ClientId) -> Self {
         let [first, ..] = *blake3::hash(client.as_str().as_bytes()).as_bytes();
         Self::Shared(1 + first % SHARED_LANES)
+    }
+
+    /// The part of the queue's policy that the lane goes by. Clients that share a lane have together as much as one of them.
+    pub(crate) fn policy<'a>(&self, of: &'a QueuePolicy) -> &'a ClientPolicy {
+        match self {
+            Self::Own(client) => of.client(client),
+            Self::Shared(_) => &of.client_defaults,
+        }
     }
 
     /// The filter of its consumer.
