@@ -354,16 +354,18 @@ async fn a_target_that_is_full_is_waited_for_and_no_more_is_taken_than_there_are
     for n in 0..20 {
         shop.publish("orders.new", &[("Order-Id", &n.to_string())], "x").await;
     }
-    let report = taking(&shop, &target, 4, async || {
-        jobs(&target, 2).await;
-        // Those in hand wait; a fifth is not asked for.
-        let mut in_hand = 0;
-        while in_hand < 4 {
-            in_hand = shop.in_hand().await;
+    let queue = Arc::new(shop.queue(source()).await.unwrap());
+    let intake = Arc::new(Intake::new(target.clone(), Clock::system(), mapping()));
+    let (stats, stop) = (intake.stats(), CancellationToken::new());
+    tokio::join!(intake.run(queue, NonZeroU32::new(4).unwrap(), stop.clone()), async {
+        // Two are jobs, and ended; four wait; a seventh is not asked for.
+        while stats.report().received < 6 || shop.in_hand().await > 4 {
+            tokio::task::yield_now().await;
         }
-        assert_eq!(in_hand, 4);
-    })
-    .await;
+        assert_eq!(shop.in_hand().await, 4);
+        stop.cancel();
+    });
+    let report = stats.report();
     assert_eq!((report.created, report.put_aside), (2, 0), "{report:?}");
     assert_eq!(report.received, 6, "four are in hand, and two are jobs");
     assert_eq!(report.given_back, 4, "a drain gives back what it holds");
