@@ -17,6 +17,8 @@ use crate::support::load::Connection;
 const LASTS_MAX: Duration = Duration::from_millis(50);
 /// After the last handler: its result, its acknowledgement, and what the server does with them.
 const SETTLED: Duration = Duration::from_millis(200);
+/// After a message for a stream that its server does not know yet.
+const NOT_YET: Duration = Duration::from_millis(10);
 /// The longest wait for jobs that must begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,8 +40,10 @@ impl Submitter {
                 connection.submit_payload("", jobs.payload(number).as_bytes()).await;
             }
             Self::Publish(context) => {
-                let sent = context.publish(SUBJECT, jobs.payload(number).into()).await.unwrap();
-                sent.await.unwrap();
+                // Of several servers one may not have heard of the stream yet.
+                while context.publish(SUBJECT, jobs.payload(number).into()).await.unwrap().await.is_err() {
+                    sleep(NOT_YET).await;
+                }
             }
             Self::Mixed(client) => mix::submit(client, number, jobs.payload(number)).await,
         }

@@ -105,7 +105,10 @@ async fn work(context: Context, worker: usize, handler: Handler) {
         let pull = consumer.batch().max_messages(slots.available_permits()).expires(EXPIRES);
         let mut messages = pull.messages().await.unwrap();
         while let Some(message) = messages.next().await {
-            let (message, handler) = (message.unwrap(), handler.clone());
+            // Of several servers one may not have heard of the consumer yet: the next pull tells.
+            let (Ok(message), handler) = (message, handler.clone()) else {
+                break;
+            };
             // At once: no more was asked for than were free.
             let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
             handlers.spawn(async move {
