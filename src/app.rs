@@ -6,42 +6,42 @@
 //! A peer that does not take its answer holds up nobody: workers are told a second after the doors of clients at the latest, so
 //! that all of it ends within the time of the drain.
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
-use relay_bridge::broker::{Broker, Capabilities};
+use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::{QueueName, WorkerId};
-use relay_bridge::error::BrokerError;
+use relay_bridge::contract::WorkerId;
 use relay_bridge::leasing::Leasing;
-use relay_bridge::policy::QueuePolicy;
 use relay_nats::config::NatsConfig;
 use relay_nats::connection::{Connection, Wait};
-use relay_workers::{Handler, Worker, WorkerConfig};
-use tokio::net::TcpListener;
+use relay_workers::Worker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::admin::sampler::Watched;
-use crate::admin::{self, Admin, Port, Tokens, collect};
+use crate::admin::{self, Admin, Port, collect};
 use crate::audit::Audit;
 use crate::auth::{Authenticator, Presented, WorkerRights};
-use crate::broker::{BrokerConfig, Opened, sweep};
-use crate::ingress::front::Bound;
+use crate::broker::{Opened, sweep};
 use crate::ingress::tcp::client::{ClientLimits, Clients};
 use crate::ingress::{http, nats, tcp};
 use crate::reload::Reload;
 use crate::scaler::{self, Looks};
 use crate::telemetry::{Telemetry, Traces};
-use crate::tls::{Secured, Tls};
+use crate::tls::Tls;
+pub use config::{Config, Listeners, LocalWorker, NatsIngress, PolicyOf, QueueSetup, Size, Stop};
+pub use ended::{AppError, Ended};
 use stage::Stage;
 
+mod config;
+mod ended;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 /// How long closing the broker may take, after what is on its way from it has ended: a last commit and a checkpoint.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -51,178 +51,6 @@ const WORKERS_AFTER: Duration = Duration::from_secs(1);
 const AUDIT_MAX: Duration = Duration::from_secs(5);
 /// How long the collector of traces may take for the last spans.
 pub(crate) const TRACES_MAX: Duration = Duration::from_secs(5);
-
-/// Everything an [`App`] needs to know. It holds only valid values.
-pub struct Config {
-    /// Where jobs and results are kept.
-    pub broker: BrokerConfig,
-    /// Queues that must be there before anything is served.
-    pub queues: QueueSetup,
-    /// Decides which callers may call.
-    pub authenticator: Arc<Authenticator>,
-    /// The limits on a caller's requests.
-    pub limits: http::Limits,
-    /// Where clients are served over NATS, if they are.
-    pub nats: Option<NatsIngress>,
-    /// The limits on workers of other processes.
-    pub worker_limits: tcp::WorkerLimits,
-    /// A worker in this process, for development.
-    pub worker: Option<LocalWorker>,
-    /// Where spans of jobs go, if they are wanted.
-    pub traces: Option<Traces>,
-    /// The tokens of which callers of the admin port have to send one; without them everybody who reaches it may ask.
-    pub admin_tokens: Option<Arc<Tokens>>,
-    /// Where calls are written, if they are.
-    pub audit: Option<Arc<Audit>>,
-    /// The certificates of its listeners, where any speaks TLS.
-    pub tls: Option<Arc<Tls>>,
-    /// The parts that read their files again, which are looked at while the process serves.
-    pub reload: Arc<Reload>,
-    /// How long readiness fails before anything else is stopped, so that load balancers notice.
-    pub drain_delay: Duration,
-    /// How long requests and handlers in flight may take once the process is asked to stop.
-    pub drain: Duration,
-    /// Tells the time.
-    pub clock: Clock,
-}
-
-/// Makes a queue's policy out of the one before.
-pub type PolicyOf = Box<dyn Fn(&QueueName, QueuePolicy) -> QueuePolicy + Send + Sync>;
-
-/// Which queues there shall be, and what holds for them.
-pub struct QueueSetup {
-    /// The queues, which are created where that is asked for.
-    pub queues: Vec<QueueName>,
-    /// Whether somebody named them. Where nothing is created, those that are there stand for queues that nobody named.
-    pub are_named: bool,
-    /// Makes a queue's policy out of the one that is stored, or out of the default one for a new queue.
-    pub policy: PolicyOf,
-    /// The sizes that were asked for, as far as they were.
-    pub sizes: Vec<Size>,
-    /// Whether changes that shorten what a client relies on are applied.
-    pub force: bool,
-}
-
-/// A size of payloads or results that somebody asked for.
-pub struct Size {
-    /// The flag or the setting that says it.
-    pub by: String,
-    /// In bytes.
-    pub bytes: u64,
-}
-
-impl QueueSetup {
-    /// Finds that the broker takes payloads and results of the sizes that were asked for.
-    ///
-    /// # Errors
-    /// [`AppError::TooLarge`] with the first that it does not take.
-    pub fn fits(&self, broker: &Capabilities) -> Result<(), AppError> {
-        let max = broker.payload_max;
-        let Some(Size { by, bytes }) = self.sizes.iter().find(|size| size.bytes > max) else { return Ok(()) };
-        let what = format!("{by} is {bytes} bytes, and the broker takes at most {max}");
-        let fix = match broker.adapter {
-            "nats" => ", or raise `max_payload` of the NATS servers, of which relay itself needs 64 KiB",
-            _ => ": this broker keeps nothing larger",
-        };
-        Err(AppError::TooLarge { what, fix: format!("ask for `{max}B` or less{fix}") })
-    }
-}
-
-/// The NATS servers on which clients find relay as a micro service. It has a connection of its own, so that what clients
-/// send can't hold up the broker's traffic.
-pub struct NatsIngress {
-    /// How to reach them.
-    pub config: NatsConfig,
-    /// The limits on clients' requests.
-    pub limits: nats::Limits,
-}
-
-/// A worker in this process.
-pub struct LocalWorker {
-    /// The handler that runs each job.
-    pub handler: Arc<dyn Handler>,
-    /// Its name, queues and slots.
-    pub config: WorkerConfig,
-}
-
-/// The sockets, bound by the caller.
-pub struct Listeners {
-    /// For clients over HTTP.
-    pub http: Vec<Bound>,
-    /// For clients over TCP, if they are wanted.
-    pub tcp: Vec<Bound>,
-    /// For workers of other processes, if they are wanted.
-    pub workers: Vec<Bound>,
-    /// For operators, and for health checks, if they are wanted.
-    pub admin: admin::Listeners,
-    /// For KEDA, if it is served, and TLS there.
-    pub scaler: Option<(TcpListener, Option<Secured>)>,
-}
-
-/// How to stop an [`App`]: first drain, then force.
-#[derive(Clone, Debug, Default)]
-pub struct Stop {
-    /// Stop accepting, finish or hand back what is in flight, end.
-    pub drain: CancellationToken,
-    /// Don't wait any longer. Jobs in flight are left to their leases; accepted jobs are in the store.
-    pub force: CancellationToken,
-}
-
-/// How an [`App`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Nothing was left in flight.
-    Drained,
-    /// It was told not to wait.
-    Forced,
-}
-
-/// Why an [`App`] could not start or go on.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AppError {
-    /// The broker can't be opened or provisioned.
-    Store(BrokerError),
-    /// The broker lacks what an operator has to create first: what.
-    Unprovisioned(String),
-    /// A queue's policy would shorten what clients rely on, and `force` is not set: the changes.
-    Destructive(String),
-    /// A size was asked for that the broker does not take.
-    TooLarge {
-        /// Which, and both numbers.
-        what: String,
-        /// The ways out.
-        fix: String,
-    },
-    /// The NATS ingress can't be opened on these servers.
-    Nats(BrokerError),
-    /// A listener failed while serving.
-    Listener(&'static str, io::Error),
-    /// A task of the process panicked: a bug.
-    Panicked(String),
-}
-
-impl fmt::Display for AppError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(error) => write!(f, "{error}"),
-            Self::Unprovisioned(what) => write!(f, "the broker is not ready: {what}"),
-            Self::Destructive(changes) => write!(f, "the queue's policy would shorten what clients rely on: {changes}"),
-            Self::TooLarge { what, .. } => write!(f, "{what}"),
-            Self::Nats(error) => write!(f, "the NATS ingress: {error}"),
-            Self::Listener(which, error) => write!(f, "the {which} listener failed: {error}"),
-            Self::Panicked(what) => write!(f, "a task of relay panicked: {what}"),
-        }
-    }
-}
-
-impl std::error::Error for AppError {}
-
-impl From<BrokerError> for AppError {
-    fn from(error: BrokerError) -> Self {
-        Self::Store(error)
-    }
-}
 
 /// A process that is ready to serve.
 pub struct App {
@@ -569,90 +397,5 @@ impl tcp::WorkerAuth for Authenticator {
             let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key, presented).await?;
             Ok(tcp::WorkerGrant { key, queues, credential })
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use relay_bridge::error::BrokerErrorKind;
-
-    use super::*;
-
-    fn config(store: Option<PathBuf>) -> Config {
-        Config {
-            broker: BrokerConfig::Embedded { path: store, disk_reserve: 0 },
-            queues: QueueSetup {
-                queues: vec!["orders".parse().unwrap()],
-                are_named: true,
-                policy: Box::new(|_, stored| QueuePolicy { max_attempts: 4, ..stored }),
-                sizes: Vec::new(),
-                force: false,
-            },
-            authenticator: Arc::new(Authenticator::development()),
-            limits: http::Limits::default(),
-            nats: None,
-            worker_limits: tcp::WorkerLimits::default(),
-            worker: None,
-            traces: None,
-            admin_tokens: None,
-            audit: None,
-            tls: None,
-            reload: Arc::default(),
-            drain_delay: Duration::ZERO,
-            drain: Duration::from_secs(5),
-            clock: Clock::system(),
-        }
-    }
-
-    async fn listeners() -> Listeners {
-        let bind = async || vec![TcpListener::bind("127.0.0.1:0").await.unwrap().into()];
-        Listeners {
-            http: bind().await,
-            workers: bind().await,
-            tcp: Vec::new(),
-            admin: Default::default(),
-            scaler: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn an_app_that_is_asked_to_stop_drains_and_lets_go_of_its_store() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("relay.db");
-        // The second round opens the same file: the first one has let go of it.
-        for _ in 0..2 {
-            let app = App::build(config(Some(file.clone())), listeners().await).await.unwrap();
-            assert_ne!(app.http_address().unwrap().port(), 0);
-            assert_ne!(app.workers_address(), app.http_address());
-            let stop = Stop::default();
-            stop.drain.cancel();
-            assert_eq!(app.run(stop).await.unwrap(), Ended::Drained);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_app_that_is_forced_does_not_wait() {
-        let app = App::build(config(None), listeners().await).await.unwrap();
-        let stop = Stop::default();
-        stop.force.cancel();
-        assert_eq!(app.run(stop).await.unwrap(), Ended::Forced);
-    }
-
-    #[tokio::test]
-    async fn queues_are_there_before_anything_is_served() {
-        let app = App::build(config(None), listeners().await).await.unwrap();
-        let policy = app.broker.policies.policy(&"orders".parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!(policy, QueuePolicy { max_attempts: 4, ..QueuePolicy::default() });
-    }
-
-    #[tokio::test]
-    async fn a_store_that_another_app_has_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("relay.db");
-        let _holder = App::build(config(Some(file.clone())), listeners().await).await.unwrap();
-        let refused = App::build(config(Some(file)), listeners().await).await;
-        assert!(matches!(refused, Err(AppError::Store(error)) if error.kind() == BrokerErrorKind::Unavailable));
     }
 }
