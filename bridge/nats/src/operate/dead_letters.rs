@@ -1,7 +1,6 @@
 //! The capability for operators (`DeadLetters`): list, get, redrive, purge. Each letter is one message whose subject
 //! says of which run it is and since when it is kept, so that a listing goes by names and not by payloads.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
@@ -23,9 +22,8 @@ use relay_bridge::job_queue::Enqueued;
 const LIST_MAX: u32 = 1_000;
 /// How many letters' headers are read at once: 64 KiB each at most.
 const HEADS: usize = 100;
-/// The fewest for which the server is asked, and by how many lists at a time.
+/// The fewest for which the server is asked.
 const HEADS_MIN: usize = 25;
-const LISTS: usize = 4;
 /// How many letters are read at once that don't say in their headers what a list shows, of all lists together: they are read whole,
 /// with their payloads.
 const READS: usize = 16;
@@ -34,7 +32,6 @@ const READS: usize = 16;
 pub(crate) struct Operator {
     letters: Arc<LetterStore>,
     redrives: Arc<Redrives>,
-    lists: Semaphore,
     reads: Semaphore,
     _alive: Arc<Alive>,
 }
@@ -60,7 +57,7 @@ impl DeadLetters for Operator {
         let is_cut = unread == limit + LETTERS_PASSED_MAX;
         let mut found = Letters::default();
         for some in names.chunks(limit.clamp(HEADS_MIN, HEADS)) {
-            let mut headers = self.headers(some).await;
+            let mut headers = self.letters.headers(some).await;
             let named: Vec<_> =
                 some.iter().map(|name| (name.clone(), headers.remove(&name.subject()).unwrap_or_default())).collect();
             let mut reads = futures_util::stream::iter(named)
@@ -103,13 +100,7 @@ impl DeadLetters for Operator {
 
 impl Operator {
     pub(crate) fn new(letters: Arc<LetterStore>, redrives: Arc<Redrives>, alive: Arc<Alive>) -> Self {
-        Self { letters, redrives, lists: Semaphore::new(LISTS), reads: Semaphore::new(READS), _alive: alive }
-    }
-
-    async fn headers(&self, names: &[Letter]) -> HashMap<String, HeaderMap> {
-        // Never closed.
-        let _listing = self.lists.acquire().await;
-        self.letters.headers(names).await
+        Self { letters, redrives, reads: Semaphore::new(READS), _alive: alive }
     }
 
     /// Reads a letter for a list, and keeps no payload. A letter that only a newer relay can read does not end the list.

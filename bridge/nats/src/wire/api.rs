@@ -26,6 +26,7 @@ use crate::stored::bookings::{Booking, Bookings};
 use crate::stored::names::{self, Lane};
 use crate::stored::record::{Outgoing, Stored};
 use crate::wire::connection::Connection;
+use crate::wire::headers::HeaderReads;
 use crate::wire::hints::{Hint, Hints};
 use crate::wire::refusal::{
     DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,
@@ -59,6 +60,7 @@ pub(crate) struct Api {
     requests: Requests,
     hints: Arc<Hints>,
     bookings: Arc<Bookings>,
+    header_reads: Arc<HeaderReads>,
     /// Whether the server is one of several.
     clustered: bool,
 }
@@ -85,6 +87,7 @@ impl Api {
             requests,
             hints: Arc::default(),
             bookings: Arc::default(),
+            header_reads: Arc::default(),
             clustered,
         })
     }
@@ -119,6 +122,11 @@ impl Api {
     /// The bytes that this process writes.
     pub(crate) fn bookings(&self) -> &Arc<Bookings> {
         &self.bookings
+    }
+
+    /// What bounds the reads of headers.
+    pub(crate) fn header_reads(&self) -> &HeaderReads {
+        &self.header_reads
     }
 
     /// Whether the server is one of several.

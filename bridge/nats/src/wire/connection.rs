@@ -228,6 +228,12 @@ impl Connection {
         Err(BrokerError::new(Kind::Unavailable, operation, format!("NATS is away: {why}")))
     }
 
+    /// Resolves when the server refuses a publish whose subject ends with `subject`. It says so to the connection, and not
+    /// in an answer.
+    pub(crate) async fn refused_publish(&self, subject: &str) {
+        self.0.shared.refused_publish(subject).await;
+    }
+
     /// The error for a call that was sent and got no answer: `Ambiguous`, because the call may still take effect. It
     /// names a permission that the server refused lately, because a missing permission shows as silence.
     #[must_use]

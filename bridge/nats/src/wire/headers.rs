@@ -1,32 +1,81 @@
 //! Reads headers of messages without their payloads. NATS sends them to consumers alone, so that each read has one of its own,
 //! in the memory of one server and for as long as the read takes.
+//!
+//! A user who may make no consumer gets no answer: the server tells the connection of its refusal. So a read listens for that,
+//! and is not tried again for a while.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
-use serde_json::json;
-use tokio::time::timeout;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
 use crate::wire::api::Api;
 use crate::wire::requests::ANSWER_WITHIN;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
+use relay_bridge::support::lock;
 
 /// How long the server keeps a consumer whose reader is gone.
 const ABANDONED: Duration = Duration::from_secs(5);
+/// How many reads there are at once: each has the headers of a hundred messages at most, of 64 KiB each at most.
+const READS: usize = 4;
+/// For how long a call that was refused, or got no answer, is not made again.
+const REFUSED_FOR: Duration = Duration::from_secs(120);
+const CREATE: &str = "CONSUMER.CREATE";
+const DELETE: &str = "CONSUMER.DELETE";
+
+/// What bounds the reads of headers, and the calls for them that relay's user may not make.
+#[derive(Debug)]
+pub(crate) struct HeaderReads {
+    places: Semaphore,
+    /// When each was refused last, by call and stream; until it is answered again.
+    refused: Mutex<HashMap<(&'static str, &'static str), Instant>>,
+}
+
+impl Default for HeaderReads {
+    fn default() -> Self {
+        Self { places: Semaphore::new(READS), refused: Mutex::default() }
+    }
+}
+
+impl HeaderReads {
+    fn may(&self, call: &'static str, stream: &'static str) -> bool {
+        lock(&self.refused).get(&(call, stream)).is_none_or(|at| at.elapsed() >= REFUSED_FOR)
+    }
+
+    /// Notes whether a call was answered. Of those that were not the log tells once, until one is answered again.
+    fn note(&self, call: &'static str, stream: &'static str, failure: Option<&BrokerError>) {
+        let mut refused = lock(&self.refused);
+        let Some(error) = failure else {
+            refused.remove(&(call, stream));
+            return;
+        };
+        if refused.insert((call, stream), Instant::now()).is_none() {
+            tracing::warn!(
+                %error,
+                "headers of messages in `{stream}` can't be read, so that more is read than is needed: give relay's user the \
+                 permission to publish to `$JS.API.{CREATE}.{stream}.*` and `$JS.API.{DELETE}.{stream}.*`"
+            );
+        }
+    }
+}
 
 impl Api {
     /// The headers of the last messages on `subjects`, which have no wildcards, by subject. A subject without a message is left
     /// out, and so may be one whose message a replica does not have yet.
     ///
     /// # Errors
-    /// `Unavailable`; `Ambiguous` if the server did not answer; `Overloaded` if the account or the stream has too many consumers.
+    /// `Unauthorized` if relay's user may make no consumer of the stream, at once; `Unavailable`; `Ambiguous` if the server did
+    /// not answer; `Overloaded` if the account or the stream has too many consumers.
     pub(crate) async fn headers(
         &self,
-        stream: &str,
+        stream: &'static str,
         subjects: &[String],
         operation: &'static str,
     ) -> Result<HashMap<String, HeaderMap>, BrokerError> {
@@ -39,6 +88,8 @@ impl Api {
         struct Delivered {
             consumer_seq: u64,
         }
+        // Never closed.
+        let _place = self.header_reads().places.acquire().await;
         let inbox = self.client().new_inbox();
         let name = inbox.rsplit('.').next().unwrap_or_default().to_owned();
         let mut messages = self.subscribe(inbox.clone(), operation).await?;
@@ -58,7 +109,7 @@ impl Api {
                 "inactive_threshold": u64::try_from(ABANDONED.as_nanos()).unwrap_or(0),
             },
         });
-        let made: Made = self.call(format!("CONSUMER.CREATE.{stream}.{name}"), &body, operation).await?;
+        let made: Made = self.call_if_allowed(CREATE, stream, &name, &body, operation).await?;
         let mut found = HashMap::new();
         // Some may have been sent before the answer was.
         for _ in 0..made.num_pending + made.delivered.consumer_seq {
@@ -69,7 +120,98 @@ impl Api {
             found.insert(message.subject.into_string(), message.headers.unwrap_or_default());
         }
         // One that is not removed now ends by itself.
-        drop(self.ask(format!("CONSUMER.DELETE.{stream}.{name}"), Bytes::new(), operation).await);
+        drop(self.call_if_allowed::<Value>(DELETE, stream, &name, &json!({}), operation).await);
         Ok(found)
+    }
+
+    /// A call of JetStream's API that relay's user may lack the permission for.
+    async fn call_if_allowed<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        stream: &'static str,
+        name: &str,
+        body: &Value,
+        operation: &'static str,
+    ) -> Result<T, BrokerError> {
+        let reads = self.header_reads();
+        let refused = |why: String| BrokerError::new(BrokerErrorKind::Unauthorized, operation, why);
+        if !reads.may(call, stream) {
+            return Err(refused(format!("NATS refused `{call}.{stream}` lately")));
+        }
+        let subject = format!("{call}.{stream}.{name}");
+        let answer = tokio::select! {
+            answer = self.call(subject.clone(), body, operation) => answer,
+            () = self.connection().refused_publish(&subject) => Err(refused(format!("NATS refused `{subject}`"))),
+        };
+        // A server that is not asked directly, but through another one, refuses without a word.
+        let unanswered = answer
+            .as_ref()
+            .err()
+            .filter(|error| matches!(error.kind(), BrokerErrorKind::Unauthorized | BrokerErrorKind::Ambiguous));
+        match (&answer, unanswered) {
+            (Ok(_), _) | (_, Some(_)) => reads.note(call, stream, unanswered),
+            // The server said why not.
+            (Err(_), None) => {}
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_conformance::testing::NatsServer;
+
+    use super::*;
+    use crate::config::{Credentials, NatsConfig, Secret};
+    use crate::stored::names::{DEAD_STREAM, RESULTS_STREAM};
+    use crate::stored::record::Outgoing;
+    use crate::wire::connection::{Connection, Wait};
+
+    async fn api(server: &NatsServer, user: &str) -> Api {
+        let credentials = Credentials::User { name: user.to_owned(), password: Secret::Value("x".to_owned()) };
+        let config = NatsConfig { credentials, ..NatsConfig::new([server.url()]) };
+        Api::new(Connection::open(config, Wait::AtMost(Duration::from_secs(30))).await.unwrap()).await.unwrap()
+    }
+
+    /// A server with `relay`, and with `half` who may not publish on `denied`; a stream of one message with headers.
+    async fn server(denied: &str) -> (NatsServer, String) {
+        let half = format!("{{ user: half, password: x, permissions: {{ publish: {{ deny: [\"{denied}\"] }} }} }}");
+        let users = format!("authorization {{ users: [{{ user: relay, password: x }}, {half}] }}");
+        let server = NatsServer::builder().config(&users).start().await;
+        let (relay, subject) = (api(&server, "relay").await, "relay.dead.x".to_owned());
+        let stream = json!({ "name": DEAD_STREAM, "subjects": ["relay.dead.>"] });
+        relay.call::<Value>(format!("STREAM.CREATE.{DEAD_STREAM}"), &stream, "test").await.unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("Name", "value");
+        let message = Outgoing { subject: subject.clone(), headers, payload: "payload".into(), hint: None };
+        relay.publish(message, "test").await.unwrap();
+        (server, subject)
+    }
+
+    #[tokio::test]
+    async fn a_user_who_may_make_no_consumer_is_told_by_the_refusal_and_is_not_refused_again() {
+        let (server, subject) = server("$JS.API.CONSUMER.CREATE.relay-dead.>").await;
+        let (relay, half) = (api(&server, "relay").await, api(&server, "half").await);
+        let subjects = [subject];
+        assert_eq!(relay.headers(DEAD_STREAM, &subjects, "test").await.unwrap().len(), 1);
+        for why in ["NATS refused `CONSUMER.CREATE.relay-dead.", "lately", "lately"] {
+            let refused = half.headers(DEAD_STREAM, &subjects, "test").await.unwrap_err();
+            // One that got no answer would be `Ambiguous`.
+            assert_eq!(refused.kind(), BrokerErrorKind::Unauthorized, "{refused}");
+            assert!(refused.detail().contains(why), "{refused}");
+        }
+        assert_eq!(half.connection().counts().refusals, 1);
+        assert!(half.header_reads().may(CREATE, RESULTS_STREAM), "another stream was not asked for");
+    }
+
+    #[tokio::test]
+    async fn headers_are_read_by_a_user_who_may_not_delete_the_consumer() {
+        let (server, subject) = server("$JS.API.CONSUMER.DELETE.>").await;
+        let half = api(&server, "half").await;
+        for _ in 0..2 {
+            let headers = half.headers(DEAD_STREAM, std::slice::from_ref(&subject), "test").await.unwrap();
+            assert_eq!(headers[&subject].get("Name").map(|value| value.as_str()), Some("value"));
+        }
+        assert_eq!(half.connection().counts().refusals, 1);
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Shared {
     refusals: AtomicU64,
     server_errors: AtomicU64,
     /// The newest refusal, and when it was.
-    refusal: Mutex<Option<(Instant, String)>>,
+    refusal: watch::Sender<Option<(Instant, String)>>,
     told: [Throttle; 4],
 }
 
@@ -93,7 +93,7 @@ impl Shared {
             slow_consumers: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             server_errors: AtomicU64::new(0),
-            refusal: Mutex::new(None),
+            refusal: watch::Sender::new(None),
             told: [(); 4].map(|()| Throttle::default()),
         }
     }
@@ -144,8 +144,17 @@ impl Shared {
 
     /// The server's newest refusal, if it was in the last seconds.
     pub(crate) fn lately_refused(&self) -> Option<String> {
-        let refusal = lock(&self.refusal);
+        let refusal = self.refusal.borrow();
         refusal.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, text)| text.clone())
+    }
+
+    /// Resolves when the newest refusal is of a publish whose subject ends with `subject`.
+    pub(crate) async fn refused_publish(&self, subject: &str) {
+        let end = format!("{subject}\"");
+        let mut refusals = self.refusal.subscribe();
+        let is_it = |newest: &Option<(Instant, String)>| newest.as_ref().is_some_and(|(_, text)| text.contains(&end));
+        // The sender is this one, so that it does not go away.
+        refusals.wait_for(is_it).await.ok();
     }
 
     /// Takes an event of the client library. It must not wait: the library keeps 128 events and drops the rest.
@@ -185,7 +194,7 @@ impl Shared {
             return;
         }
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        *lock(&self.refusal) = Some((Instant::now(), text.clone()));
+        self.refusal.send_replace(Some((Instant::now(), text.clone())));
         if let Some(more) = self.due(Line::Refusal) {
             tracing::error!(
                 more,
