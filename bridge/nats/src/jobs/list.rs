@@ -148,15 +148,10 @@ impl Listing {
         };
         let before = match filter.after {
             None => None,
-            Some(after) => match self.records.find(client, after).await? {
+            Some(after) => match self.place_of(client, after, filter.queues.as_deref()).await? {
                 // A job of a queue that is left out looks like one that is not there.
-                Some(record) if !filter.wants_queue(&record.address.queue) => return Ok(Listed::default()),
-                Some(record) => Some((record.at, record.address.job)),
-                // A job without a key has no record once it ended. Its result tells about when that was written.
-                None => match self.results.kept_result(client, after).await? {
-                    Some(kept) if filter.wants_queue(&kept.result.queue) => Some((kept.result.accepted_at, after)),
-                    _ => return Ok(Listed::default()),
-                },
+                None => return Ok(Listed::default()),
+                place => place,
             },
         };
         let limit = filter.limit.clamp(1, LIST_MAX) as usize;
@@ -205,6 +200,32 @@ impl Listing {
         }
         listed.next = last.filter(|_| looked_at < count || cut.is_some());
         Ok(listed)
+    }
+
+    /// The place of a job in the order of lists, if it is in one of `queues`: of a job in another one nothing is read but its
+    /// names and its headers.
+    async fn place_of(
+        &self,
+        client: &ClientId,
+        job: JobId,
+        queues: Option<&[QueueName]>,
+    ) -> Result<Option<Rank>, BrokerError> {
+        let record = match queues {
+            Some(queues) => self.records.find_in(queues, client, job).await?,
+            None => self.records.find(client, job).await?,
+        };
+        if let Some(record) = record {
+            return Ok(Some((record.at, record.address.job)));
+        }
+        // A job without a key has no record once it ended. Its result tells about when that was written.
+        if let Some(queues) = queues
+            && !self.results.is_of(client, job, queues).await?
+        {
+            return Ok(None);
+        }
+        let kept = self.results.kept_result(client, job).await?;
+        let kept = kept.filter(|kept| queues.is_none_or(|queues| queues.contains(&kept.result.queue)));
+        Ok(kept.map(|kept| (kept.result.accepted_at, job)))
     }
 
     /// The client's newest jobs in one queue, and the latest time at which the newest unread record can have been

@@ -171,9 +171,7 @@ impl Records {
         if let Some(error) = failed {
             return Err(error);
         }
-        // The subject of a result has its owner and not its queue, and NATS sends nothing but whole messages to one who asks.
-        let kept = self.results.kept_result(client, job).await?;
-        Ok(kept.is_some_and(|kept| queues.contains(&kept.result.queue)))
+        self.results.is_of(client, job, queues).await
     }
 
     /// The names of all queues, at most 5 s old.

@@ -1,12 +1,16 @@
 //! Result entries of the log: one is written once per run under a condition, read at the leaders, and erased.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::log::LogReader;
 use crate::stored::names::{self, RESULTS_STREAM};
 use crate::stored::record::Stored;
 use crate::stored::result_entry::{self, Entry};
 use crate::wire::api::{Api, Written};
+use crate::wire::stream_calls;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::envelope::WireVersion;
 use relay_bridge::contract::{ClientId, JobId, JobResult, Outcome, QueueName, Timestamp};
@@ -52,6 +56,35 @@ impl ResultEntries {
         let subject = names::result_anywhere(client, job);
         let found = self.api.last_at_leader(RESULTS_STREAM, subject, READ).await?;
         self.kept(found.map(Last::read).transpose()?).await
+    }
+
+    /// Whether the job has a result, and it is of one of `queues`. Its subject has its owner and not its queue: its headers
+    /// are read for that, and its payload only where they can't be had.
+    pub(crate) async fn is_of(&self, client: &ClientId, job: JobId, queues: &[QueueName]) -> Result<bool, BrokerError> {
+        // At the leader: who has no result is told so, also where a replica lags.
+        let filter = names::result_anywhere(client, job);
+        let (subjects, _) = stream_calls::subjects(&self.api, RESULTS_STREAM, &filter, 0, READ).await?;
+        if subjects.is_empty() {
+            return Ok(false);
+        }
+        let headers = self.api.headers(RESULTS_STREAM, &subjects, READ).await.unwrap_or_else(|error| {
+            tracing::debug!(job_id = %job, %error, "the headers of a result can't be read: it is read whole");
+            HashMap::new()
+        });
+        if headers.is_empty() {
+            let kept = self.kept_result(client, job).await?;
+            return Ok(kept.is_some_and(|kept| queues.contains(&kept.result.queue)));
+        }
+        let now = self.clock.now();
+        // A job has one queue for ever: of a result and the entry that stays when it is erased, either one tells.
+        for (subject, headers) in headers {
+            let head = Stored { subject, seq: 0, headers, payload: Bytes::new(), at: Timestamp::EPOCH };
+            let kept = readable(head)?.filter(|entry| !entry.is_past_keeping(now));
+            if kept.is_some_and(|kept| queues.contains(&kept.result.queue)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn kept(&self, last: Option<Last>) -> Result<Option<Finished>, BrokerError> {

@@ -47,6 +47,11 @@ fn job(key: &str, payload: Vec<u8>) -> Job {
 
 /// Leases one job and records its success.
 async fn succeed(broker: &Broker) -> Job {
+    end(broker, "done".into()).await
+}
+
+/// The same with this result.
+async fn end(broker: &Broker, payload: Vec<u8>) -> Job {
     let request = LeaseRequest {
         worker: "worker-1".parse().unwrap(),
         queues: vec!["work".parse().unwrap()],
@@ -55,7 +60,7 @@ async fn succeed(broker: &Broker) -> Job {
     };
     let delivery = broker.leasing.lease(&request).await.unwrap().remove(0);
     let end = End { attempt: 1, started_at: Some(delivery.leased_at), finished_at: Clock::system().now() };
-    let result = JobResult::succeeded(&delivery.job, end, "text/plain", "done".into());
+    let result = JobResult::succeeded(&delivery.job, end, "text/plain", payload.into());
     assert_eq!(broker.leasing.record(&result).await.unwrap(), Recorded::First);
     broker.leasing.settle(&delivery.receipt, &Settlement::Complete).await.unwrap();
     delivery.job
@@ -402,7 +407,7 @@ async fn without_its_stream_there_is_no_such_queue_in_every_answer() {
 }
 
 #[tokio::test]
-async fn whether_a_job_is_in_a_queue_is_told_without_reading_its_payload() {
+async fn whether_a_job_is_in_a_queue_is_told_without_reading_its_payload_or_its_result() {
     const BYTES: usize = 200_000;
     let server = NatsServer::start().await;
     let broker = open(&server, StreamSettings::default()).await.broker();
@@ -410,12 +415,35 @@ async fn whether_a_job_is_in_a_queue_is_told_without_reading_its_payload() {
     for queue in [&work, &other] {
         broker.policies.put_policy(queue, &QueuePolicy::default(), None).await.unwrap();
     }
-    let job = job("key", vec![7; BYTES]);
-    broker.jobs.enqueue(job.clone()).await.unwrap();
+    let open = job("key", vec![7; BYTES]);
+    let submission = Submission::plain(open.client.clone(), work.clone(), "text/plain", vec![7; BYTES]);
+    let ended = submission.accept(&QueuePolicy::default(), Clock::system().now());
+    // Without a key: once it ended, its result is all that is left.
+    broker.jobs.enqueue(ended.clone()).await.unwrap();
+    end(&broker, vec![7; BYTES]).await;
+    broker.jobs.enqueue(open.clone()).await.unwrap();
     let sent = async || server.monitor("/varz").await.unwrap()["out_bytes"].as_u64().unwrap();
     let before = sent().await;
-    assert!(broker.jobs.is_in(&job.client, job.id, &[other.clone(), work]).await.unwrap());
-    assert!(!broker.jobs.is_in(&job.client, job.id, &[other]).await.unwrap());
+    for job in [&open, &ended] {
+        let is_in = async |client, queues: &[QueueName]| broker.jobs.is_in(client, job.id, queues).await.unwrap();
+        assert!(is_in(&job.client, &[other.clone(), work.clone()]).await);
+        assert!(!is_in(&job.client, std::slice::from_ref(&other)).await);
+        assert!(!is_in(&"stranger".parse().unwrap(), std::slice::from_ref(&work)).await);
+        let filter = JobFilter {
+            queues: Some(vec![other.clone()]),
+            state: None,
+            key_prefix: None,
+            after: Some(job.id),
+            limit: 10,
+        };
+        assert!(!broker.jobs.list(&job.client, &filter).await.unwrap().after_known);
+    }
     let sent = sent().await - before;
     assert!(sent < BYTES as u64, "{sent} bytes");
+    // The entry that stays of an erased result tells as well.
+    broker.jobs.erase(&ended.client, ended.id).await.unwrap();
+    assert!(broker.jobs.is_in(&ended.client, ended.id, &[work]).await.unwrap());
+    assert!(!broker.jobs.is_in(&ended.client, ended.id, &[other]).await.unwrap());
+    let info = jetstream(&server).await.get_stream(names::RESULTS_STREAM).await.unwrap().get_info().await.unwrap();
+    assert_eq!(info.state.consumer_count, 0, "each read removes its consumer");
 }

@@ -206,8 +206,9 @@ async fn a_list_of_letters_reads_no_payload_and_leaves_no_consumer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_may_make_no_consumer_lists_letters_all_the_same() {
-    let server = server(&["$JS.API.CONSUMER.CREATE.relay-dead.>"]).start().await;
+async fn a_relay_that_may_make_no_consumer_lists_letters_and_finds_the_queue_of_a_result_all_the_same() {
+    let denied = ["$JS.API.CONSUMER.CREATE.relay-dead.>", "$JS.API.CONSUMER.CREATE.relay-results.>"];
+    let server = server(&denied).start().await;
     let clock = Clock::system();
     let (stage, half) = (open(&server, "relay", &clock).await, open(&server, "half", &clock).await);
     large(&stage, 2, 100_000).await;
@@ -215,5 +216,8 @@ async fn a_relay_that_may_make_no_consumer_lists_letters_all_the_same() {
     let (by_headers, whole) =
         (letters(&stage).list(None, None, None, 10).await, letters(&half).list(None, None, None, 10).await);
     let (by_headers, whole) = (by_headers.unwrap().letters, whole.unwrap().letters);
-    assert_eq!((by_headers.len(), by_headers), (2, whole));
+    assert_eq!((by_headers.len(), by_headers), (2, whole.clone()));
+    let (job, queue) = (&whole[0].letter.job, std::slice::from_ref(&half.queue));
+    assert!(half.broker.jobs.is_in(&job.client, job.id, queue).await.unwrap());
+    assert!(!half.broker.jobs.is_in(&job.client, job.id, &["other".parse().unwrap()]).await.unwrap());
 }
