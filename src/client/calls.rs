@@ -9,6 +9,7 @@ use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, QueueName};
 use reqwest::Url;
 use tokio::time::Instant;
 
+use super::addresses::Connecting;
 use super::error::ClientError;
 use super::job::{JobsFilter, NewJob, ResultsFilter, RunResult, Submitted, WAIT_MAX};
 use super::results::{Batch, Place};
@@ -60,6 +61,14 @@ impl Client {
     #[must_use]
     pub fn named(self, client: ClientId) -> Self {
         Self { transport: self.transport.named(client), ..self }
+    }
+
+    /// The same over connections of its own, which are made and renewed so.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`]: a file of TLS is not good any more.
+    pub fn connecting(self, connecting: Connecting) -> Result<Self, ClientError> {
+        Ok(Self { transport: self.transport.connecting(connecting)?, ..self })
     }
 
     /// The same, which tries for so long. With [`Patience::NONE`] each call is tried once.

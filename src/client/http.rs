@@ -14,6 +14,7 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::addresses::Connecting;
 use super::error::{ClientError, cause, chain};
 use super::job::{JobsFilter, NewJob, ResultsFilter, RunResult, Submitted, WAIT_MAX};
 use super::pool::Pool;
@@ -56,7 +57,12 @@ impl Http {
             let server = without_passwords(server);
             ClientError::Invalid(format!("`{server}` is not a server address such as http://127.0.0.1:7410"))
         })?;
-        Ok(Self { pool: Arc::new(Pool::new(server.clone(), tls.clone())?), server, key, client: None })
+        Ok(Self {
+            pool: Arc::new(Pool::new(server.clone(), tls.clone(), Connecting::default())?),
+            server,
+            key,
+            client: None,
+        })
     }
 
     /// The same as client `client`. Heeded only by a server without authentication.
@@ -64,6 +70,14 @@ impl Http {
     pub(crate) fn named(mut self, client: ClientId) -> Self {
         self.client = Some(client);
         self
+    }
+
+    /// The same over connections of its own, which are made so.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`]: a file of TLS is not good any more.
+    pub(super) fn connecting(self, connecting: Connecting) -> Result<Self, ClientError> {
+        Ok(Self { pool: Arc::new(self.pool.connecting(connecting)?), ..self })
     }
 
     /// Submits a job. With `wait` (at most [`WAIT_MAX`]) the answer is its result if it comes in time.

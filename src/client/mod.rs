@@ -10,7 +10,7 @@
 //! - [`tls`]: whom it trusts, and what it shows.
 //! - [`operator`]: what an operator does at the admin port.
 //! - `transport`: one try of each call over one of the protocols: `http` with its `pool`, or `tcp`.
-//! - `addresses`: the addresses of a name, in turn.
+//! - `addresses`: the addresses of a name, in turn, and how old a connection becomes.
 
 mod addresses;
 pub mod calls;
@@ -26,6 +26,7 @@ mod tcp;
 pub mod tls;
 mod transport;
 
+pub use addresses::{Connecting, Resolver};
 pub use calls::Client;
 pub use error::ClientError;
 pub use job::{JobsFilter, NewJob, Payload, ResultEntry, ResultsFilter, RunResult, Sent, Submitted};

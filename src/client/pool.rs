@@ -8,7 +8,7 @@ use relay_bridge::support::lock;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::addresses::{Addresses, CONNECT_MAX, renewed_after};
+use super::addresses::{Addresses, CONNECT_MAX, Connecting};
 use super::error::{ClientError, chain};
 use super::tls::ClientTls;
 
@@ -33,17 +33,26 @@ struct Made {
 impl Pool {
     /// # Errors
     /// [`ClientError::Invalid`]: TLS can't be set up.
-    pub(super) fn new(server: Url, tls: ClientTls) -> Result<Self, ClientError> {
-        let addresses = Arc::default();
-        let made = Made { http: build(&server, &tls, &addresses)?, until: Instant::now() + renewed_after() };
+    pub(super) fn new(server: Url, tls: ClientTls, connecting: Connecting) -> Result<Self, ClientError> {
+        let addresses = Arc::new(Addresses::new(connecting));
+        let until = Instant::now() + addresses.renewed_after();
+        let made = Made { http: build(&server, &tls, &addresses)?, until };
         Ok(Self { made: Mutex::new(made), server, tls, addresses })
+    }
+
+    /// Other connections to the same server.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`]: a file of TLS is not good any more.
+    pub(super) fn connecting(&self, connecting: Connecting) -> Result<Self, ClientError> {
+        Self::new(self.server.clone(), self.tls.clone(), connecting)
     }
 
     /// The connections to use now.
     pub(super) fn now(&self) -> reqwest::Client {
         let mut made = lock(&self.made);
         if Instant::now() >= made.until {
-            made.until = Instant::now() + renewed_after();
+            made.until = Instant::now() + self.addresses.renewed_after();
             // While somebody replaces the files, they may not be good: the old connections go on until the next time.
             match build(&self.server, &self.tls, &self.addresses) {
                 Ok(http) => made.http = http,

@@ -9,6 +9,7 @@ use relay_bridge::contract::{ClientId, JobId, QueueName};
 use relay_bridge::support::without_passwords;
 use reqwest::Url;
 
+use super::addresses::Connecting;
 use super::error::ClientError;
 use super::http::Http;
 use super::job::{JobsFilter, NewJob, Payload, ResultEntry, ResultsFilter, RunResult, Submitted, WAIT_MAX};
@@ -44,6 +45,13 @@ impl Transport {
             Self::Http(http) => Self::Http(http.named(client)),
             Self::Tcp(tcp) => Self::Tcp(tcp.named(client)),
         }
+    }
+
+    pub(super) fn connecting(self, connecting: Connecting) -> Result<Self, ClientError> {
+        Ok(match self {
+            Self::Http(http) => Self::Http(http.connecting(connecting)?),
+            Self::Tcp(tcp) => Self::Tcp(tcp.connecting(connecting)),
+        })
     }
 
     pub(super) fn server(&self) -> &Url {

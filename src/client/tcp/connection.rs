@@ -19,7 +19,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::super::addresses::renewed_after;
 use super::super::error::ClientError;
 use super::super::retry::ANSWER_MAX;
 use super::answers::{refused, too_large};
@@ -74,7 +73,8 @@ struct Outgoing {
 }
 
 impl Connection {
-    pub(super) fn new(welcome: &Welcome) -> Self {
+    /// One that is left for another after `renewed_after`.
+    pub(super) fn new(welcome: &Welcome, renewed_after: Duration) -> Self {
         let requests = usize::try_from(welcome.requests_max.clamp(1, REQUESTS_MAX)).unwrap_or(1);
         let bytes_all = u32::try_from((welcome.bytes_max / BYTES_UNIT).clamp(1, BYTES_UNITS_MAX)).unwrap_or(1);
         let (table, outgoing) = (HashMap::new(), VecDeque::new());
@@ -94,7 +94,7 @@ impl Connection {
             bytes_all,
             frame_max: u64::from(welcome.frame_max),
             ping: welcome.ping.clamp(PING_LEAST, PING_MAX),
-            renewed_at: Instant::now() + renewed_after(),
+            renewed_at: Instant::now() + renewed_after,
             ended: CancellationToken::new(),
         }
     }

@@ -19,7 +19,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::addresses::{Addresses, CONNECT_MAX};
+use super::super::addresses::{Addresses, CONNECT_MAX, Connecting};
 use super::super::error::ClientError;
 use super::super::pool::is_loopback;
 use super::super::tls::ClientTls;
@@ -83,25 +83,34 @@ impl Link {
             _ => None,
         };
         let (host, server) = (host.to_owned(), url.clone());
-        Ok(Self::of(server, host, port, secured, key, None))
+        Ok(Self::of(server, (host, port), secured, key, None, Addresses::new(Connecting::default())))
     }
 
     fn of(
         server: Url,
-        host: String,
-        port: u16,
+        (host, port): (String, u16),
         tls: Option<RemoteTls>,
         key: Option<String>,
         client: Option<ClientId>,
+        addresses: Addresses,
     ) -> Self {
-        let (addresses, up, close) = (Addresses::default(), Mutex::default(), CancellationToken::new());
+        let (up, close) = (Mutex::default(), CancellationToken::new());
         Self { server, host, port, tls, key, client, addresses, up, close, tasks: TaskTracker::new() }
     }
 
     /// The same server for `client`, over connections of its own.
     pub(super) fn named(&self, client: ClientId) -> Self {
+        self.with(Some(client), self.addresses.again())
+    }
+
+    /// The same server over connections of its own, which are made so.
+    pub(super) fn connecting(&self, connecting: Connecting) -> Self {
+        self.with(self.client.clone(), Addresses::new(connecting))
+    }
+
+    fn with(&self, client: Option<ClientId>, addresses: Addresses) -> Self {
         let Self { server, host, port, tls, key, .. } = self;
-        Self::of(server.clone(), host.clone(), *port, tls.clone(), key.clone(), Some(client))
+        Self::of(server.clone(), (host.clone(), *port), tls.clone(), key.clone(), client, addresses)
     }
 
     /// A connection that takes requests.
@@ -171,7 +180,7 @@ impl Link {
         };
         match ToClient::decode(&frame) {
             Ok(ToClient::Welcome(welcome)) if (VERSION_MIN..=VERSION_MAX).contains(&welcome.version) => {
-                Ok((Connection::new(&welcome), from, to))
+                Ok((Connection::new(&welcome, self.addresses.renewed_after()), from, to))
             }
             Ok(ToClient::Error(error)) => Err(refused(*error)),
             Ok(_) => Err(ClientError::Garbled("the hello was answered by something else".to_owned())),

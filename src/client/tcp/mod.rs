@@ -24,6 +24,7 @@ use relay_bridge::contract::{ClientId, JobId};
 use relay_bridge::support::without_passwords;
 use reqwest::Url;
 
+use super::addresses::Connecting;
 use super::error::ClientError;
 use super::job::{NewJob, RunResult, Submitted};
 use super::tls::ClientTls;
@@ -52,6 +53,10 @@ impl Tcp {
 
     pub(super) fn named(&self, client: ClientId) -> Self {
         Self(Arc::new(self.0.named(client)))
+    }
+
+    pub(super) fn connecting(&self, connecting: Connecting) -> Self {
+        Self(Arc::new(self.0.connecting(connecting)))
     }
 
     pub(super) fn server(&self) -> &Url {
