@@ -1,11 +1,17 @@
 //! The Rust library as a scenario sees it: what it is asked for, and what it reports.
 
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
-use relay::client::{Client, ClientError, NewJob, Patience, Results, ResultsFilter, Submitted};
+use relay::client::{
+    Client, ClientError, ClientTls, Connecting, NewJob, Patience, Resolver, Results, ResultsFilter, Submitted,
+};
 use relay_bridge::contract::JobId;
 
 use super::scenario::{Call, Expect, Name, Settings};
@@ -14,7 +20,7 @@ use super::script::{Script, cursor};
 /// The library, set as the scenario wants.
 pub(super) struct Library {
     client: Client,
-    server: String,
+    place: Place,
     settings: Settings,
     script: Arc<Script>,
     /// The job of the call before.
@@ -24,9 +30,9 @@ pub(super) struct Library {
 }
 
 impl Library {
-    pub(super) fn new(server: String, settings: &Settings, script: &Arc<Script>) -> Self {
+    pub(super) fn new(place: Place, settings: &Settings, script: &Arc<Script>) -> Self {
         let (settings, script) = (settings.clone(), Arc::clone(script));
-        Self { client: client(&server, &settings), server, settings, script, job: JobId::mint(), taken: 0 }
+        Self { client: client(&place, &settings, &script), place, settings, script, job: JobId::mint(), taken: 0 }
     }
 
     /// Makes a call.
@@ -36,7 +42,11 @@ impl Library {
     pub(super) async fn call(&mut self, call: &Call) -> Result<(), String> {
         if let Some(token) = &call.token {
             self.settings.token = Some(token.clone());
-            self.client = client(&self.server, &self.settings);
+            self.client = client(&self.place, &self.settings, &self.script);
+        }
+        tokio::time::sleep(Duration::from_millis(call.pause_ms)).await;
+        if let Some(addresses) = &call.resolves_to {
+            self.script.state().resolves_to.clone_from(addresses);
         }
         let answered = self.script.seen.subscribe();
         let mut answered = answered;
@@ -127,11 +137,45 @@ impl Library {
     }
 }
 
-fn client(server: &str, settings: &Settings) -> Client {
+/// The server's address, and whom to trust there.
+pub(super) struct Place {
+    pub(super) server: String,
+    pub(super) tls: ClientTls,
+}
+
+/// The addresses that the script gives the server's name: 127.0.0.1 is number 0.
+struct Scripted(Arc<Script>);
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scripted").finish_non_exhaustive()
+    }
+}
+
+impl Resolver for Scripted {
+    fn addresses<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        assert_eq!(host, "localhost");
+        let numbers = self.0.state().resolves_to.clone();
+        let addresses = numbers.into_iter().map(|number| SocketAddr::from((address(number), port))).collect();
+        Box::pin(std::future::ready(Ok(addresses)))
+    }
+}
+
+/// The address with that number.
+pub(super) fn address(number: usize) -> [u8; 4] {
+    [127, 0, 0, u8::try_from(number + 1).unwrap()]
+}
+
+fn client(place: &Place, settings: &Settings, script: &Arc<Script>) -> Client {
     let [base, cap, give_up_after] =
         [settings.backoff_ms, settings.backoff_ms.saturating_mul(20), settings.patience_ms].map(Duration::from_millis);
     let patience = Patience { base, cap, give_up_after, waits_for_connection: true };
-    Client::new(server, settings.token.clone()).unwrap().patient(patience)
+    let mut connecting = Connecting { resolver: Arc::new(Scripted(Arc::clone(script))), ..Connecting::default() };
+    if let Some(millis) = settings.renewed_after_ms {
+        connecting.renewed_after = Duration::from_millis(millis);
+    }
+    let client = Client::with_tls(&place.server, settings.token.clone(), &place.tls).unwrap();
+    client.connecting(connecting).unwrap().patient(patience)
 }
 
 fn mail(bytes: usize) -> NewJob {

@@ -4,12 +4,14 @@
 //!
 //! - `scenario`: the file as types.
 //! - `script`: what a scripted server does next, and what reached it.
-//! - `http`, `tcp`: the scripted server over each protocol.
+//! - `http1`, `http2`, `tcp`: the scripted server over each protocol; what the first two have in common is `http`.
 //! - `calls`: what the library is asked for, and what it has to report.
 //! - `run`: one scenario.
 
 mod calls;
 mod http;
+mod http1;
+mod http2;
 mod run;
 mod scenario;
 mod script;
@@ -24,6 +26,11 @@ const AT_ONCE: usize = 4;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_scenario_over_http_ends_as_its_data_say() {
     all_over(Protocol::Http).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_scenario_over_h2_ends_as_its_data_say() {
+    all_over(Protocol::H2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

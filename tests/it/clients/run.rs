@@ -1,17 +1,25 @@
 //! One scenario: a server that follows its script, the calls, and then what has reached the server.
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use tokio::net::TcpListener;
+use relay::client::ClientTls;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
-use super::calls::Library;
+use super::calls::{Library, Place, address};
 use super::scenario::{Protocol, Reached, Scenario};
 use super::script::{Script, Seen};
-use super::{http, tcp};
+use super::{http1, http2, tcp};
+use crate::tls_support::Files;
 
 /// Ends a scenario that hangs.
 const HANGS: Duration = Duration::from_secs(60);
@@ -42,13 +50,23 @@ pub(super) async fn scenario(scenario: &Scenario, protocol: Protocol) -> Result<
 /// Whether the message that is cut ended before its cut.
 async fn once(scenario: &Scenario, protocol: Protocol, cut_at: usize) -> Result<bool, String> {
     let script = Arc::new(Script::new(scenario.server.clone(), cut_at));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (listeners, port) = listen(scenario.server.addresses).await;
+    let (files, mut tls) = (Files::new(), ClientTls::default());
+    let (scheme, speaks) = match protocol {
+        Protocol::Http => ("http", Speaks::Http1),
+        Protocol::H2 => {
+            tls.ca = Some(files.write("server.pem", files.server.pem()));
+            ("https", Speaks::Http2(acceptor(&files)))
+        }
+        Protocol::Tcp => ("relay", Speaks::Tcp),
+    };
     let mut serving = JoinSet::new();
-    serving.spawn(accept(listener, protocol, Arc::clone(&script)));
+    for (at, listener) in listeners.into_iter().enumerate() {
+        serving.spawn(accept(listener, at, speaks.clone(), Arc::clone(&script)));
+    }
     let calling = async {
-        let scheme = if protocol == Protocol::Http { "http" } else { "relay" };
-        let mut library = Library::new(format!("{scheme}://{address}"), &scenario.client, &script);
+        let place = Place { server: format!("{scheme}://localhost:{port}"), tls };
+        let mut library = Library::new(place, &scenario.client, &script);
         for (number, call) in scenario.calls.iter().enumerate() {
             library.call(call).await.map_err(|why| format!("call {number}: {why}"))?;
         }
@@ -71,7 +89,51 @@ async fn within<T>(calling: impl Future<Output = Result<T, String>>, script: &Sc
     ended.unwrap_or_else(|_| Err(format!("it hangs: {:?}", *script.seen.borrow())))
 }
 
-async fn accept(listener: TcpListener, protocol: Protocol, script: Arc<Script>) {
+/// Listens on one port at each of so many addresses.
+async fn listen(addresses: usize) -> (Vec<TcpListener>, u16) {
+    loop {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let mut listeners = vec![first];
+        for number in 1..addresses {
+            // Somebody else may have the port there: then another one.
+            listeners.extend(TcpListener::bind((Ipv4Addr::from(address(number)), port)).await.ok());
+        }
+        if listeners.len() == addresses {
+            return (listeners, port);
+        }
+    }
+}
+
+fn acceptor(files: &Files) -> TlsAcceptor {
+    let chain = vec![CertificateDer::from_pem_file(&files.files.certificate).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&files.files.key).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// The protocol of a server.
+#[derive(Clone)]
+enum Speaks {
+    Http1,
+    Http2(TlsAcceptor),
+    Tcp,
+}
+
+impl Speaks {
+    async fn serve(self, script: Arc<Script>, at: usize, stream: TcpStream) {
+        match self {
+            Self::Http1 => http1::serve(script, at, stream).await,
+            Self::Http2(tls) => http2::serve(script, at, tls, stream).await,
+            Self::Tcp => tcp::serve(script, at, stream).await,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, at: usize, speaks: Speaks, script: Arc<Script>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -79,12 +141,9 @@ async fn accept(listener: TcpListener, protocol: Protocol, script: Arc<Script>) 
                 let (stream, _) = accepted.unwrap();
                 script.state().connections += 1;
                 script.seen.send_modify(|seen| seen.open += 1);
-                let script = Arc::clone(&script);
+                let (script, speaks) = (Arc::clone(&script), speaks.clone());
                 connections.spawn(async move {
-                    match protocol {
-                        Protocol::Http => http::serve(Arc::clone(&script), stream).await,
-                        Protocol::Tcp => tcp::serve(Arc::clone(&script), stream).await,
-                    }
+                    speaks.serve(Arc::clone(&script), at, stream).await;
                     script.seen.send_modify(|seen| seen.open -= 1);
                 });
             }
@@ -96,7 +155,7 @@ async fn accept(listener: TcpListener, protocol: Protocol, script: Arc<Script>) 
 fn reached(wanted: &Reached, script: &Script, taken: usize) -> Result<(), String> {
     let state = script.state();
     let Seen { pushed, .. } = *script.seen.borrow();
-    let keys: std::collections::BTreeSet<_> = state.asked.iter().filter_map(|asked| asked.key.as_ref()).collect();
+    let keys: BTreeSet<_> = state.asked.iter().filter_map(|asked| asked.key.as_ref()).collect();
     let is = |what: &str, wanted: Option<usize>, found: usize| match wanted {
         Some(wanted) if wanted != found => Err(format!("{what}: {found} instead of {wanted}")),
         _ => Ok(()),
@@ -117,6 +176,14 @@ fn reached(wanted: &Reached, script: &Script, taken: usize) -> Result<(), String
     most("unanswered", wanted.unanswered_most, state.unanswered_most)?;
     least("unanswered", wanted.unanswered_least, state.unanswered_most)?;
     most("results ahead", wanted.ahead_most, pushed - taken)?;
+    let at: Vec<_> = state.asked.iter().map(|asked| asked.address).collect();
+    if wanted.addresses.as_ref().is_some_and(|wanted| *wanted != at) {
+        return Err(format!("requests at the addresses {at:?}"));
+    }
+    let used: Vec<_> = at.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    if wanted.addresses_used.as_ref().is_some_and(|wanted| *wanted != used) {
+        return Err(format!("requests at the addresses {used:?} alone"));
+    }
     let bytes: Vec<_> = state.asked.iter().map(|asked| asked.bytes).collect();
     if wanted.bytes.as_ref().is_some_and(|wanted| *wanted != bytes) {
         return Err(format!("payloads of {bytes:?} bytes"));

@@ -27,7 +27,10 @@ impl File {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Protocol {
+    /// HTTP/1.1.
     Http,
+    /// HTTP/2 with TLS.
+    H2,
     Tcp,
 }
 
@@ -52,23 +55,43 @@ pub(super) struct Settings {
     pub(super) patience_ms: u64,
     pub(super) backoff_ms: u64,
     pub(super) token: Option<String>,
+    /// The age at which connections are left; that of the library where it is left out.
+    pub(super) renewed_after_ms: Option<u64>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { patience_ms: 20_000, backoff_ms: 5, token: None }
+        Self { patience_ms: 20_000, backoff_ms: 5, token: None, renewed_after_ms: None }
     }
 }
 
 /// A scripted server. Beyond its steps it is a good one.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Server {
+    /// How many addresses it has.
+    pub(super) addresses: usize,
+    /// The addresses that its name has at first.
+    pub(super) resolves_to: Vec<usize>,
     pub(super) welcome: Welcome,
     pub(super) steps: Vec<Step>,
     pub(super) results: Kept,
     pub(super) clock_off_s: i64,
     pub(super) cut: Option<Cut>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            addresses: 1,
+            resolves_to: vec![0],
+            welcome: Welcome::default(),
+            steps: Vec::new(),
+            results: Kept::default(),
+            clock_off_s: 0,
+            cut: None,
+        }
+    }
 }
 
 /// The message of the first connection that is cut, at every byte in its turn.
@@ -140,6 +163,8 @@ pub(super) struct Step {
     pub(super) unknown_message: bool,
     /// It says that it goes away, with the answer.
     pub(super) leaves: bool,
+    /// The name has these addresses from this request on. With `leaves`, all others go away as well.
+    pub(super) resolves_to: Option<Vec<usize>>,
 }
 
 impl Default for Step {
@@ -156,6 +181,7 @@ impl Default for Step {
             unknown_fields: false,
             unknown_message: false,
             leaves: false,
+            resolves_to: None,
         }
     }
 }
@@ -219,6 +245,11 @@ pub(super) struct Call {
     #[serde(default)]
     pub(super) then_take: u32,
     pub(super) after: Option<String>,
+    /// The call comes so long after the one before.
+    #[serde(default)]
+    pub(super) pause_ms: u64,
+    /// The server's name has these addresses from here on.
+    pub(super) resolves_to: Option<Vec<usize>>,
     /// A new client with this token calls, from here on.
     pub(super) token: Option<String>,
     /// The caller gives it up after this time.
@@ -287,6 +318,10 @@ pub(super) struct Reached {
     pub(super) gaps_ms_least: Vec<u64>,
     pub(super) connections: Option<usize>,
     pub(super) connections_least: Option<usize>,
+    /// The address of each request, in order.
+    pub(super) addresses: Option<Vec<usize>>,
+    /// The addresses that any request came at.
+    pub(super) addresses_used: Option<Vec<usize>>,
     pub(super) unanswered_most: Option<usize>,
     pub(super) unanswered_least: Option<usize>,
     /// Results that left the server and were not taken.

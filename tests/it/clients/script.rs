@@ -22,11 +22,13 @@ pub(super) struct Asked {
     pub(super) job: Option<JobId>,
     pub(super) bytes: usize,
     pub(super) at: Instant,
+    /// The number of the server's address.
+    pub(super) address: usize,
 }
 
 impl Asked {
     pub(super) fn new(call: Name) -> Self {
-        Self { call, queue: None, key: None, job: None, bytes: 0, at: Instant::now() }
+        Self { call, queue: None, key: None, job: None, bytes: 0, at: Instant::now(), address: 0 }
     }
 
     pub(super) fn of(call: Name, job: JobId) -> Self {
@@ -57,6 +59,10 @@ pub(super) struct State {
     pub(super) connections: usize,
     pub(super) unanswered_most: usize,
     pub(super) tokens: Vec<String>,
+    /// The addresses of the server's name.
+    pub(super) resolves_to: Vec<usize>,
+    /// The addresses that go away.
+    leave: BTreeSet<usize>,
     is_cut: bool,
     /// Whether the message ended before the byte at which it was to be cut.
     pub(super) is_whole: bool,
@@ -83,7 +89,8 @@ pub(super) struct Script {
 
 impl Script {
     pub(super) fn new(server: Server, cut_at: usize) -> Self {
-        Self { server, cut_at, state: Mutex::default(), seen: watch::Sender::default() }
+        let state = State { resolves_to: server.resolves_to.clone(), ..State::default() };
+        Self { server, cut_at, state: Mutex::new(state), seen: watch::Sender::default() }
     }
 
     pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -113,10 +120,11 @@ impl Script {
         self.server.cut == Some(Cut::Request) && !self.state().is_cut
     }
 
-    /// A request came: the step that answers it.
-    pub(super) fn begin(&self, asked: Asked) -> (Step, Answer) {
+    /// A request came at the address `at`: the step that answers it.
+    pub(super) fn begin(&self, at: usize, asked: Asked) -> (Step, Answer) {
+        let asked = Asked { address: at, ..asked };
         let mut state = self.state();
-        let step = match self.server.steps.get(state.steps) {
+        let mut step = match self.server.steps.get(state.steps) {
             None => Step::default(),
             Some(step) => {
                 state.of_step += 1;
@@ -126,6 +134,13 @@ impl Script {
                 step.clone()
             }
         };
+        if let Some(addresses) = &step.resolves_to {
+            state.resolves_to.clone_from(addresses);
+            if step.leaves {
+                state.leave = (0..self.server.addresses).filter(|address| !addresses.contains(address)).collect();
+            }
+        }
+        step.leaves |= state.leave.contains(&at);
         let answer = self.answer(&step, &asked, &mut state.accepted);
         state.asked.push(asked);
         self.seen.send_modify(|seen| seen.unanswered += 1);

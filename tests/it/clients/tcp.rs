@@ -29,14 +29,15 @@ use super::script::{Answer, Asked, Script, cursor, document};
 #[derive(Clone)]
 struct Line {
     script: Arc<Script>,
+    at: usize,
     to: Arc<Mutex<OwnedWriteHalf>>,
     ended: CancellationToken,
 }
 
-/// Serves a connection until its peer, or the script, ends it.
-pub(super) async fn serve(script: Arc<Script>, stream: TcpStream) {
+/// Serves a connection to the address `at` until its peer, or the script, ends it.
+pub(super) async fn serve(script: Arc<Script>, at: usize, stream: TcpStream) {
     let (from, to) = stream.into_split();
-    let line = Line { script, to: Arc::new(Mutex::new(to)), ended: CancellationToken::new() };
+    let line = Line { script, at, to: Arc::new(Mutex::new(to)), ended: CancellationToken::new() };
     let mut from = FrameReader::new(from, FRAME_MAX);
     tokio::select! {
         _ = line.converse(&mut from) => {}
@@ -59,7 +60,7 @@ impl Line {
             };
             match FromClient::decode(&frame).unwrap() {
                 FromClient::Request { id, request: Request::Follow(follow) } => {
-                    let (_, answer) = self.script.begin(Asked::new(Name::Results));
+                    let (_, answer) = self.script.begin(self.at, Asked::new(Name::Results));
                     self.script.end();
                     if let Answer::Problem(trouble) = answer {
                         self.send(&problem(id, &trouble)).await?;
@@ -70,7 +71,7 @@ impl Line {
                     follows.insert(id, follower);
                 }
                 FromClient::Request { id, request } => {
-                    let (step, answer) = self.script.begin(asked(request));
+                    let (step, answer) = self.script.begin(self.at, asked(request));
                     let line = self.clone();
                     tasks.spawn(async move { line.answer(id, step, answer).await });
                 }
