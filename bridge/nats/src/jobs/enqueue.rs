@@ -76,7 +76,7 @@ impl Submissions {
                 draft.to(line)
             };
             if let Written::At(_) = self.api.publish_booked(message, &mut booking, OPERATION).await? {
-                self.records.lately.note(&job.client, job.id, job.run_id, sent);
+                self.records.lately.note(&job, sent);
                 let next_attempt_at = Some(due).filter(|due| *due > now);
                 return Ok(Enqueued::Created(JobStatus { next_attempt_at, ..status_of_new(&job) }));
             }

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::records::held::{HeldJobs, TELL_AFTER};
-use crate::records::lately::Lately;
+use crate::records::lately::{Lately, Put};
 use crate::records::results::ResultEntries;
 use crate::stored::names::{self, Address, Place};
 use crate::stored::record::Record;
@@ -18,7 +18,7 @@ use crate::wire::api::Api;
 use crate::wire::stream_calls;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::{ClientId, Fingerprint, Job, JobId, JobResult, JobState, JobStatus, QueueName, RunId};
-use relay_bridge::error::BrokerError;
+use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::result_log::{Finished, Lookup};
 use relay_bridge::rules::{self, Ended, Known, Payload};
 use relay_bridge::support::lock;
@@ -141,7 +141,7 @@ impl Records {
                 Ok(Some(record)) => return Ok(Some(record)),
                 Ok(None) => {}
                 // A queue that was removed has no such job; results outlive it.
-                Err(error) if error.kind() == relay_bridge::error::BrokerErrorKind::NotFound => {}
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
                 Err(error) => failed = Some(error),
             }
         }
@@ -164,7 +164,7 @@ impl Records {
                 Ok((subjects, _)) if !subjects.is_empty() => return Ok(true),
                 Ok(_) => {}
                 // As in `find_in`.
-                Err(error) if error.kind() == relay_bridge::error::BrokerErrorKind::NotFound => {}
+                Err(error) if error.kind() == BrokerErrorKind::NotFound => {}
                 Err(error) => failed = Some(error),
             }
         }
@@ -193,15 +193,16 @@ impl Records {
 
     /// The record and the result of the client's job. With one queue the record is asked for first, so that a result
     /// that is not there is asked for once; with several queues the result is asked for first, because it names the
-    /// queue.
+    /// queue. Of a job that this process put in line lately less is asked.
     pub(crate) async fn look(&self, client: &ClientId, job: JobId) -> Result<Found, BrokerError> {
+        if let Some(put) = self.lately.put(client, job)
+            && let Some(found) = self.look_lately(client, job, &put).await?
+        {
+            return Ok(found);
+        }
         if let [queue] = self.queues(false).await?.as_slice() {
             let record = self.find_in(std::slice::from_ref(queue), client, job).await?;
-            let kept = match record.is_none() && self.lately.put(client, job).is_some() {
-                // Its record went, and does so after its result is there: nobody needs to ask whether it is.
-                true => self.results.recorded_result(client, job).await?,
-                false => self.results.kept_result(client, job).await?,
-            };
+            let kept = self.results.kept_result(client, job).await?;
             match (record, kept) {
                 (Some(record), kept) if kept.as_ref().is_none_or(|kept| kept.result.queue == *queue) => {
                     return self.found(record, kept);
@@ -230,6 +231,37 @@ impl Records {
             kept = self.results.kept_result(client, job).await?;
         }
         self.found(record, kept)
+    }
+
+    /// The same of a job that this process put in line lately; `None` if things are not as it left them. Its result is asked
+    /// for first: without one its record is there, and is read without a question whether it is. The answer is as of the
+    /// moment at which there was no result.
+    async fn look_lately(&self, client: &ClientId, job: JobId, put: &Put) -> Result<Option<Found>, BrokerError> {
+        let address = Address::new(&put.queue, client, job);
+        let record = async || match self.record_at(&address, OPERATION).await {
+            // The queue was removed; results outlive it.
+            Err(error) if error.kind() == BrokerErrorKind::NotFound => Ok(None),
+            record => record,
+        };
+        let Some(kept) = self.results.kept_result(client, job).await? else {
+            // One that left the line has its result by now.
+            let record = record().await?.filter(|record| record.place != Place::Ended);
+            return record.map(|record| self.found(record, None)).transpose();
+        };
+        let Finished { result, .. } = &kept;
+        if result.queue != put.queue || result.run_id < put.run {
+            return Ok(None);
+        }
+        let record = match put.keeps_record {
+            true => record().await?,
+            // Its record goes, and no later run begins: there is no payload for a rerun, and no letter for a redrive.
+            false if !rules::leaves_letter(result.outcome) => None,
+            false => self.find_in(std::slice::from_ref(&put.queue), client, job).await?,
+        };
+        match record {
+            Some(record) => self.found(record, Some(kept)).map(Some),
+            None => Ok(Some(Found { record: None, kept: Some(kept) })),
+        }
     }
 
     /// The record and the result as they were found, without a record that is past its keeping.
@@ -273,8 +305,8 @@ impl Records {
         job: JobId,
         queue: Option<&QueueName>,
     ) -> Result<Glance, BrokerError> {
-        let queues = match queue {
-            Some(queue) => vec![queue.clone()],
+        let queues = match queue.cloned().or_else(|| self.lately.put(client, job).map(|put| put.queue)) {
+            Some(queue) => vec![queue],
             None => self.queues(false).await?,
         };
         let (kept, record) = tokio::join!(self.results.kept_result(client, job), self.find_in(&queues, client, job));
@@ -337,8 +369,8 @@ impl Records {
     /// Whether no other process has told of the run: it was put in line here, and a run is told of once it has lasted for
     /// some time.
     fn is_untold(&self, record: &Record, job: &Job) -> bool {
-        let put = self.lately.put(&job.client, job.id).filter(|(run, _)| *run == job.run_id);
-        record.charged() == 0 && put.is_some_and(|(_, at)| at.elapsed() < TELL_AFTER)
+        let put = self.lately.put(&job.client, job.id).filter(|put| put.run == job.run_id);
+        record.charged() == 0 && put.is_some_and(|put| put.at.elapsed() < TELL_AFTER)
     }
 
     /// Where the client's job stands, as the leaders have it.

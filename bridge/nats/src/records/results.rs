@@ -47,15 +47,11 @@ impl ResultEntries {
 
     /// The job's result that is kept, of any run, as the leader has it. An entry that nobody can read counts as none.
     pub(crate) async fn kept_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
-        let last = self.last_result(client, job).await?;
-        self.kept(last).await
-    }
-
-    /// The same of a job that has a result, or had one: the server counts it as an error if there is none any more.
-    pub(crate) async fn recorded_result(&self, client: &ClientId, job: JobId) -> Result<Option<Finished>, BrokerError> {
-        let subject = names::result_anywhere(client, job);
-        let found = self.api.last_at_leader(RESULTS_STREAM, subject, READ).await?;
-        self.kept(found.map(Last::read).transpose()?).await
+        let found = self.last_result(client, job).await?.and_then(|last| last.entry);
+        match found.filter(|entry| !entry.is_past_keeping(self.clock.now())) {
+            Some(entry) => Ok(Some(entry.finished(self.log.id().await?))),
+            None => Ok(None),
+        }
     }
 
     /// Whether the job has a result, and it is of one of `queues`. Its subject has its owner and not its queue: its headers
@@ -85,14 +81,6 @@ impl ResultEntries {
             }
         }
         Ok(false)
-    }
-
-    async fn kept(&self, last: Option<Last>) -> Result<Option<Finished>, BrokerError> {
-        let found = last.and_then(|last| last.entry);
-        match found.filter(|entry| !entry.is_past_keeping(self.clock.now())) {
-            Some(entry) => Ok(Some(entry.finished(self.log.id().await?))),
-            None => Ok(None),
-        }
     }
 
     /// The sequence of the last message about the job's result (0: there is none), and the result in it that counts: one that

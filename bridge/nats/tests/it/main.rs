@@ -7,6 +7,7 @@ mod consumers;
 mod faults;
 mod housekeeping;
 mod lanes;
+mod lately;
 mod line;
 mod log;
 mod servers;
