@@ -10,12 +10,13 @@ use futures_util::{StreamExt as _, stream};
 
 use crate::jobs::deadlines::{BYTES_MAX, Deadline, Deadlines, OPERATION, Step};
 use crate::jobs::remembered::Remembered;
+use crate::line::lanes::ConsumerInfo;
 use crate::records::end_run::Runs;
 use crate::records::find::{Records, known_record};
 use crate::records::held::HeldJobs;
 use crate::records::letters::LetterStore;
 use crate::records::results::ResultEntries;
-use crate::records::timers::Timers;
+use crate::records::timers::{IN_ORDER, OUT_OF_ORDER, Timers};
 use crate::stored::names::{self, Lane, RESULTS_STREAM};
 use crate::stored::record::{Record, is_unreadable};
 use crate::wire::api::Api;
@@ -68,7 +69,7 @@ impl Log {
 struct Back {
     /// The first sequence that was not looked at.
     next: u64,
-    /// The record there is not due before.
+    /// Neither the record there nor one behind it is due before, but for those with an entry of their own.
     due: Timestamp,
     began: Instant,
     /// When all is looked at again: known once the lane was looked through.
@@ -140,16 +141,16 @@ impl LookBack {
         Ok(())
     }
 
-    /// Ends the runs of a lane that were settled, up to `floor`, are past their deadline and have no result.
+    /// Ends the runs of a lane that were settled, are past their deadline and have no result. `consumer` is the lane's.
     pub(crate) async fn look_back(
         &self,
         queue: &QueueName,
         lane: &Lane,
-        floor: u64,
+        consumer: &ConsumerInfo,
         policy: &QueuePolicy,
         step: &mut Step,
     ) -> Result<(), BrokerError> {
-        let looking = &self.looking;
+        let (looking, floor) = (&self.looking, consumer.ack_floor.stream_seq);
         let looked_to = |back| looking.lanes.set((queue.clone(), lane.clone()), Some(back));
         let mut back = looking.place(queue, lane, floor);
         let mut messages = 1;
@@ -186,6 +187,10 @@ impl LookBack {
             self.end_lost(due, step).await?;
             looked_to(back);
             messages = BATCH_MAX;
+        }
+        if back.next > floor && consumer.num_pending + consumer.num_ack_pending == 0 {
+            // Whatever is settled later comes in line from now on: its deadline is in order, or has an entry of its own.
+            back.due = back.due.max(step.now + policy.job_ttl.saturating_sub(IN_ORDER + OUT_OF_ORDER));
         }
         if back.next > floor || back.due > step.now {
             back.is_through();

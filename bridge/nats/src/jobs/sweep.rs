@@ -125,7 +125,7 @@ impl Sweep {
             let first = self.sweeping.first.load(Ordering::Relaxed) % lanes.len().max(1);
             lanes.rotate_left(first);
             for (lane, info) in &lanes {
-                self.history.look_back(queue, lane, info.ack_floor.stream_seq, &policy, step).await?;
+                self.history.look_back(queue, lane, info, &policy, step).await?;
             }
         }
         Ok(())

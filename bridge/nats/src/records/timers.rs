@@ -19,7 +19,7 @@ pub(crate) const OUT_OF_ORDER: Duration = Duration::from_secs(10);
 /// How much longer than its own time a timer's message is kept.
 const KEEP_ALLOWANCE: Duration = Duration::from_secs(3_600);
 /// A deadline needs an entry of its own if it is earlier by more than this than that of a job submitted now.
-const IN_ORDER: Duration = Duration::from_secs(1);
+pub(crate) const IN_ORDER: Duration = Duration::from_secs(1);
 
 /// Puts records on timers and back in line.
 pub(crate) struct Timers {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
@@ -325,6 +325,36 @@ async fn a_run_that_was_settled_and_lost_its_result_ends_as_expired_in_one_sweep
         assert_eq!(stage.outcome("acme", *job).await, Some(Outcome::Expired));
     }
     assert_eq!(stage.swept(&stage.broker).await, [], "each ends once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_whose_jobs_leave_no_record_is_not_read_by_sweeps_and_a_lost_result_in_it_is_missed_at_its_deadline() {
+    let stage = Stage::open(Clock::manual(Clock::system().now()), Duration::from_secs(60)).await;
+    let client = async_nats::connect(stage.server.url()).await.unwrap();
+    let mut reads = client.subscribe("$JS.API.DIRECT.GET.relay-jobs-work").await.unwrap();
+    client.flush().await.unwrap();
+    for _ in 0..3 {
+        stage.submit("acme", None, vec![]).await;
+        stage.succeed("done").await;
+        assert_eq!(stage.swept(&stage.broker).await, []);
+    }
+    client.flush().await.unwrap();
+    let mut of_lane = 0;
+    while let Some(Some(read)) = reads.next().now_or_never() {
+        of_lane += usize::from(String::from_utf8_lossy(&read.payload).contains("relay.jobs."));
+    }
+    assert!(of_lane <= 1, "{of_lane} reads of a lane in which there is nothing");
+    let lost = stage.submit("acme", Some("key".to_owned()), vec![]).await;
+    stage.succeed("done").await;
+    assert_eq!(stage.swept(&stage.broker).await, []);
+    // One that is not the last, so that the stream of results does not show it.
+    let result = names::result(&"acme".parse().unwrap(), lost);
+    stage.submit("acme", None, vec![]).await;
+    stage.succeed("done").await;
+    let jetstream = async_nats::jetstream::new(client.clone());
+    jetstream.get_stream(names::RESULTS_STREAM).await.unwrap().purge().filter(result).await.unwrap();
+    stage.clock.advance(stage.policy.job_ttl + Duration::from_secs(1));
+    assert_eq!(stage.swept(&stage.broker).await, [lost]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
