@@ -38,6 +38,7 @@ impl Default for Connecting {
 /// The addresses of names. A server's address that is an IP address needs none.
 pub trait Resolver: fmt::Debug + Send + Sync {
     /// The addresses of `host` now, each with `port`, in any order: asked before each connection, which tries them one after another.
+    /// For relay's own protocol they may have ports of their own; over HTTP those are not looked at, and the URL's port stands.
     ///
     /// # Errors
     /// Any, told as [`Unreachable`](super::ClientError::Unreachable); so is a name without addresses.

@@ -1,6 +1,7 @@
 //! Connections over HTTP. The pool is made anew before servers close connections for their age, so that clients spread again over the
 //! addresses of the name; requests in flight end on the old one.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,8 @@ impl Resolve for InTurn {
         let addresses = Arc::clone(&self.0);
         Box::pin(async move {
             let found = addresses.of(name.as_str(), 0).await?;
-            Ok(Box::new(found.into_iter()) as Addrs)
+            // With zero the port is that of the URL.
+            Ok(Box::new(found.into_iter().map(|found| SocketAddr::new(found.ip(), 0))) as Addrs)
         })
     }
 }
