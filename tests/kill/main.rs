@@ -11,6 +11,7 @@ mod bridge;
 mod cli_support;
 mod embedded;
 mod foreign;
+mod library;
 mod nats;
 mod sqs;
 mod support;

@@ -20,7 +20,7 @@ use crate::cli_support::relay;
 /// Clients at a time.
 const CLIENTS: usize = 32;
 /// Tries again soon, and for longer than any restart takes.
-const PATIENCE: Patience = Patience {
+pub(crate) const PATIENCE: Patience = Patience {
     waits_for_connection: true,
     base: Duration::from_millis(20),
     cap: Duration::from_millis(500),

@@ -53,8 +53,14 @@ pub(crate) async fn round(
     kill(accepted).await;
     let acknowledged = submissions.join_next().await.unwrap().unwrap().unwrap();
     let acknowledged: BTreeSet<JobId> = acknowledged.iter().map(Submitted::job_id).collect();
+    account(client, jobs, &acknowledged).await
+}
+
+/// Waits for the result of each of the acknowledged jobs, of which there are `jobs`, and looks for one entry of each in the client's
+/// log, and for no other. The runs.
+pub(crate) async fn account(client: &Client, jobs: usize, acknowledged: &BTreeSet<JobId>) -> BTreeMap<JobId, RunId> {
     assert_eq!(acknowledged.len(), jobs, "one job per key");
-    let runs = all_finished(client, &acknowledged).await;
+    let runs = all_finished(client, acknowledged).await;
     let log = whole_log(client).await.unwrap();
     let logged = log.iter().filter(|entry| runs.get(&entry.job_id) == Some(&entry.run_id)).count();
     assert_eq!((log.len(), logged, runs.len()), (jobs, jobs, jobs), "one result per job in the client's log");
