@@ -10,7 +10,8 @@ use super::job::{NewJob, Sent};
 impl Client {
     /// Submits every job of `jobs`, with at most `in_flight` unanswered at a time; `jobs` is not asked for more than that. Each is
     /// submitted as by [`submit`](Client::submit), and one that fails ends nothing but itself. Answers come in any order, each
-    /// with the place of its job. Dropping the stream gives the unanswered ones up; they may have taken effect.
+    /// with the place of its job. Over TCP those that wait leave together in one write. Dropping the stream gives the unanswered ones up;
+    /// they may have taken effect.
     pub fn submit_many<S: Stream<Item = NewJob>>(
         &self,
         jobs: S,

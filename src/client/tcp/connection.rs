@@ -458,6 +458,6 @@ const BYTES_UNITS_MAX: u64 = 1 << 28;
 const PING_MAX: Duration = Duration::from_secs(60);
 const PING_LEAST: Duration = Duration::from_millis(10);
 /// How much is written at a time.
-const BATCH_BYTES: usize = 64 * 1024;
+pub(super) const BATCH_BYTES: usize = 64 * 1024;
 /// How long the end of a connection may take to be said.
 const CLOSE_MAX: Duration = Duration::from_secs(1);

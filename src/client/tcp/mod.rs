@@ -14,6 +14,8 @@ mod credit;
 mod followed;
 mod following;
 mod link;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
