@@ -64,7 +64,7 @@ pub struct Capabilities {
 /// How exact a look at a queue's work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadSight {
-    /// Whether parked jobs that are due soon are among those that could start; else they are counted once they are due.
+    /// Whether parked jobs that are due soon are among those that could start, to the second; else they are counted once they are due.
     pub foresees: bool,
     /// Whether jobs beyond their client's running limit are left out of those that could start.
     pub knows_limits: bool,

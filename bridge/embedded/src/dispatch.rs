@@ -12,13 +12,12 @@ use tracing::{error, warn};
 use super::change::Change;
 use super::grant::{Grant, Pending};
 use super::lease::{Lease, token};
-use super::lines::Key;
-use super::lines::{ClientRow, QueueRow};
+use super::lines::{Key, QueueRow};
 use super::row::{JobRow, LEASED, PARKED, WAITING, job_columns};
 use super::sql::unavailable;
 use super::writer::{After, Writer};
 use relay_bridge::contract::envelope::{EnvelopeError, decode_job};
-use relay_bridge::contract::{Job, JobId};
+use relay_bridge::contract::{Job, JobId, Timestamp};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, LEASE_BYTES_MAX, Receipt, Taking};
 
@@ -54,26 +53,26 @@ impl Writer {
         }
         self.begin()?;
         let sql = |e| unavailable(e, "wake due jobs");
-        let due: Vec<(i64, QueueRow, ClientRow)> = {
+        let due: Vec<(i64, Key, i64)> = {
             let mut query = self
                 .conn
                 .prepare_cached(
-                    "SELECT seq, queue, client FROM jobs WHERE state = 2 AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
+                    "SELECT seq, queue, client, due_at FROM jobs WHERE state = 2 AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
                 )
                 .map_err(sql)?;
-            let rows =
-                query.query_map(params![now.as_millis(), STEP_MAX], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+            let rows = query.query_map(params![now.as_millis(), STEP_MAX], |row| {
+                Ok((row.get(0)?, (row.get(1)?, row.get(2)?), row.get(3)?))
+            });
             rows.and_then(Iterator::collect).map_err(sql)?
         };
-        for (seq, queue, client) in due {
+        for (seq, line, due_at) in due {
             self.conn
                 .prepare_cached("UPDATE jobs SET state = 0 WHERE seq = ?1")
                 .and_then(|mut update| update.execute([seq]))
                 .map_err(sql)?;
-            let line = self.state.lines.at((queue, client));
-            line.parked = line.parked.saturating_sub(1);
-            line.waiting += 1;
-            self.state.line_changed((queue, client));
+            self.state.unpark(line, Timestamp::from_millis(due_at));
+            self.state.lines.at(line).waiting += 1;
+            self.state.line_changed(line);
         }
         self.state.counters.next_due = super::state::next_due(&self.conn)?;
         Ok(())
@@ -94,14 +93,7 @@ impl Writer {
             .prepare_cached("UPDATE jobs SET state = ?2, attempt = max(attempt - ?3, 0), due_at = ?4 WHERE seq = ?1")
             .and_then(|mut update| update.execute(params![seq, state, i64::from(refund), due.as_millis()]))
             .map_err(|e| unavailable(e, "put back"))?;
-        let line = self.state.lines.at(lease.line);
-        if state == PARKED {
-            line.parked += 1;
-            self.state.note_due(due);
-        } else {
-            line.waiting += 1;
-        }
-        self.state.line_changed(lease.line);
+        self.join_line(lease.line, state, due);
         Ok(())
     }
 
@@ -312,8 +304,7 @@ impl Writer {
             .prepare_cached("UPDATE jobs SET state = ?2, due_at = ?3 WHERE seq = ?1")
             .and_then(|mut update| update.execute(params![row.seq, PARKED, due.as_millis()]))
             .map_err(|e| unavailable(e, "set aside"))?;
-        self.state.lines.at((row.queue, row.client)).parked += 1;
-        self.state.note_due(due);
+        self.state.park((row.queue, row.client), due);
         Ok(())
     }
 }

@@ -2,22 +2,20 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, params};
 
 use super::lines::{ClientRow, Line, QueueRow};
 use super::map::Map;
-use super::row::PARKED;
+use super::parked::due_until;
 use super::sql::unavailable;
 use super::state::{Queue, damaged};
 use super::writer::Writer;
 use super::{Embedded, lease::Lease};
-use relay_bridge::contract::{QueueName, Timestamp};
+use relay_bridge::contract::QueueName;
 use relay_bridge::error::BrokerError;
 use relay_bridge::load::{KeptPace, Load, SOON_MAX};
 
 const OPERATION: &str = "look at queue";
-/// Parked jobs of all queues that are due soon and looked at; those due later than these are not foreseen.
-const SOON_JOBS_MAX: u32 = 10_000;
 
 /// A client's part of the work, and how many of its jobs may run at once.
 struct Part {
@@ -107,19 +105,6 @@ impl Writer {
         }
         Some(lease)
     }
-}
-
-/// How many parked jobs of each client are due by `until`.
-fn due_until(conn: &Connection, queue: QueueRow, until: Timestamp) -> Result<Map<ClientRow, u64>, BrokerError> {
-    let count = "SELECT client, count(*) FROM (SELECT queue, client FROM jobs WHERE state = 2 AND due_at <= ?2
-                 ORDER BY due_at LIMIT ?3) WHERE queue = ?1 GROUP BY client";
-    const { assert!(PARKED == 2, "the state in the query, and in the condition of its index") };
-    conn.prepare_cached(count)
-        .and_then(|mut query| {
-            let of = params![queue, until.as_millis(), SOON_JOBS_MAX];
-            query.query_map(of, |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        })
-        .map_err(|e| unavailable(e, OPERATION))
 }
 
 fn key_of(queue: &QueueName) -> String {

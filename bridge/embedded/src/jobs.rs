@@ -228,13 +228,11 @@ impl Writer {
         Ok(Enqueued::Created(status_of_new(job, now)))
     }
 
-    fn join_line(&mut self, key: (i64, i64), state: i64, due_at: Timestamp) {
-        let line = self.state.lines.at(key);
+    pub(super) fn join_line(&mut self, key: (i64, i64), state: i64, due_at: Timestamp) {
         if state == PARKED {
-            line.parked += 1;
-            self.state.note_due(due_at);
+            self.state.park(key, due_at);
         } else {
-            line.waiting += 1;
+            self.state.lines.at(key).waiting += 1;
         }
         self.state.line_changed(key);
     }
@@ -338,10 +336,11 @@ impl Writer {
             self.state.end_leased_run(row.seq, outcome);
             return;
         }
-        let line = self.state.lines.at(key);
-        match row.state {
-            PARKED => line.parked = line.parked.saturating_sub(1),
-            _ => line.waiting = line.waiting.saturating_sub(1),
+        if row.state == PARKED {
+            self.state.unpark(key, row.due_at);
+        } else {
+            let line = self.state.lines.at(key);
+            line.waiting = line.waiting.saturating_sub(1);
         }
         self.state.line_changed(key);
     }

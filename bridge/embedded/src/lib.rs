@@ -9,9 +9,10 @@
 //! - `writer`: the thread that commits; `state` with `lines`: its state in memory; `load`: makes that state from the
 //!   file; `undo`: takes back the changes to it by a step that is not committed; `shared`: state that it shares with
 //!   its callers.
-//! - `room`: whether the disk has room for new jobs; `stored` with `recount`: the bytes that each client keeps.
+//! - `room`: whether the disk has room for new jobs; `stored`: the bytes that each client keeps; `recount`: counts anew where an
+//!   older release wrote.
 //! - `jobs` with `list`, `work`, `results`, `operator`: the capabilities, by their users; `forget`: the end of an erasure;
-//!   `fill`: looks for scalers; `sweep`: the end of runs, records and dead letters by time.
+//!   `fill` with `parked`: looks for scalers; `sweep`: the end of runs, records and dead letters by time.
 //! - `dispatch`: chooses the next job; `row`: a job's row; `map`: hash maps; `ids` and `filter`: from an id to its row.
 //! - [`store`]: check, statistics and backup of a file; `restore`: how one is put in a store's place.
 //!
@@ -40,6 +41,9 @@ mod numbers;
 mod operator;
 #[cfg(test)]
 mod owners;
+mod parked;
+#[cfg(test)]
+mod parking;
 mod private;
 mod recount;
 mod restore;

@@ -21,6 +21,8 @@ use relay_bridge::error::{BrokerError, BrokerErrorKind};
 pub(super) const NUMBER: &str = "openings";
 /// The key of the same number where the release that raised it counts bytes: one before 1.4 raises the other alone.
 pub(super) const COUNTED: &str = "counted";
+/// The same for parked jobs, which a release before 1.5 does not count by their time.
+pub(super) const COUNTED_PARKED: &str = "counted_parked";
 
 /// The marker of one store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,8 +137,8 @@ impl Marker {
     /// Raises the number in the store. This is the marker to write once that is committed.
     pub(super) fn raised(&self, conn: &Connection) -> Result<Self, BrokerError> {
         let number = self.number + 1;
-        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?3), (?2, ?3)")
-            .and_then(|mut insert| insert.execute(params![NUMBER, COUNTED, number.to_be_bytes()]))
+        conn.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?4), (?2, ?4), (?3, ?4)")
+            .and_then(|mut insert| insert.execute(params![NUMBER, COUNTED, COUNTED_PARKED, number.to_be_bytes()]))
             .map_err(|e| unavailable(e, "number store"))?;
         Ok(Self { number, ..self.clone() })
     }

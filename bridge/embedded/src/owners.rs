@@ -100,7 +100,7 @@ async fn cursors_of_the_release_before_go_on_where_they_stood() {
     }
     store.store.close().await;
     let conn = rusqlite::Connection::open(&path).unwrap();
-    let without = "ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored; PRAGMA user_version = 1003";
+    let without = "ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored; DROP TABLE parked; PRAGMA user_version = 1003";
     conn.execute_batch(&format!("{AS_BEFORE}{without}")).unwrap();
 
     let store = Store::open_at(Some(&path), |_| {}).await;

@@ -11,6 +11,7 @@ use super::ids::Ids;
 use super::lease::{Ended, Lease, read_token};
 use super::lines::{ClientRow, Key, Lines, QueueRow};
 use super::map::Map;
+use super::parked::Parked;
 use super::sql::unavailable;
 use relay_bridge::contract::envelope::{EnvelopeError, NEWEST};
 use relay_bridge::contract::{ClientId, Outcome, QueueName, Timestamp};
@@ -31,6 +32,7 @@ pub(super) struct State {
     pub(super) client_rows: Map<ClientId, ClientRow>,
     pub(super) clients: Map<ClientRow, ClientId>,
     pub(super) lines: Lines,
+    pub(super) parked: Parked,
     pub(super) leases: Map<i64, Lease>,
     /// Ends of leases in their order, with the job's `seq`.
     pub(super) lease_ends: BTreeSet<(Duration, i64)>,
@@ -86,7 +88,7 @@ impl State {
             .map_err(sql)?;
         }
         self.lines.saved();
-        Ok(())
+        self.parked.save(conn)
     }
 
     /// Gives the line a turn if it has work.
@@ -223,9 +225,18 @@ impl State {
         Some(lease)
     }
 
-    /// A parked job is due at `due`: wake up for it.
-    pub(super) fn note_due(&mut self, due: Timestamp) {
+    /// A job of the line is parked until `due`: wake up for it.
+    pub(super) fn park(&mut self, line: Key, due: Timestamp) {
+        self.lines.at(line).parked += 1;
+        self.parked.add(line, due);
         self.counters.next_due = Some(self.counters.next_due.map_or(due, |next| next.min(due)));
+    }
+
+    /// A job of the line that was parked until `due` is not any more.
+    pub(super) fn unpark(&mut self, line: Key, due: Timestamp) {
+        self.parked.remove(line, due);
+        let line = self.lines.at(line);
+        line.parked = line.parked.saturating_sub(1);
     }
 }
 

@@ -65,7 +65,7 @@ pub struct QueueStats {
 
 /// Rules that a store must keep, each with the schema version from which it holds, the words for a violation, and the
 /// query that counts violations.
-const RULES: [(i32, &str, &str); 9] = [
+const RULES: [(i32, &str, &str); 10] = [
     (1000, "jobs without a payload row", "SELECT count(*) FROM jobs WHERE seq NOT IN (SELECT seq FROM payloads)"),
     (1000, "payloads without a job", "SELECT count(*) FROM payloads WHERE seq NOT IN (SELECT seq FROM jobs)"),
     (
@@ -107,6 +107,14 @@ const RULES: [(i32, &str, &str); 9] = [
           FROM jobs AS j JOIN payloads AS p ON p.seq = j.seq LEFT JOIN results AS r ON r.seq = j.seq GROUP BY j.queue, j.client)
          AS sums ON sums.queue = l.queue AND sums.client = l.client WHERE l.stored <> coalesce(sums.bytes, 0)
          AND (SELECT value FROM meta WHERE key = 'counted') IS (SELECT value FROM meta WHERE key = 'openings')",
+    ),
+    (
+        1005,
+        "seconds in which parked jobs are due and are counted wrong",
+        "SELECT count(*) FROM (SELECT 1 FROM
+         (SELECT queue, second, client, jobs FROM parked UNION ALL
+          SELECT queue, due_at / 1000, client, -1 FROM jobs WHERE state = 2) GROUP BY queue, second, client HAVING sum(jobs) <> 0)
+         WHERE (SELECT value FROM meta WHERE key = 'counted_parked') IS (SELECT value FROM meta WHERE key = 'openings')",
     ),
 ];
 

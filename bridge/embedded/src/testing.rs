@@ -41,6 +41,18 @@ impl Store {
         job_at(&self.clock, client, key, bytes)
     }
 
+    /// A job that its client wants to run after `delay`.
+    pub(super) fn delayed(&self, client: &str, delay: Duration) -> Job {
+        let job = self.job(client, None, 10);
+        let due_at = job.accepted_at + delay;
+        Job { due_at, expires_at: due_at + Duration::from_secs(3_600), ..job }
+    }
+
+    /// The jobs that could start within this time, as a scaler sees them.
+    pub(super) async fn startable(&self, within: Duration) -> u64 {
+        self.store.broker().jobs.load(&"work".parse().unwrap(), within).await.unwrap().startable
+    }
+
     pub(super) async fn submit(&self, client: &str) -> Job {
         let job = self.job(client, None, 10);
         self.store.broker().jobs.enqueue(job.clone()).await.unwrap();

@@ -17,6 +17,7 @@ impl State {
         self.undo.changes.clear();
         self.undo.counters = self.counters;
         self.lines.begin_step();
+        self.parked.clear();
         self.ids.begin_step();
     }
 
@@ -32,6 +33,7 @@ impl State {
             self.undo(change);
         }
         self.lines.undo_step();
+        self.parked.clear();
         self.ids.undo_step();
         self.counters = self.undo.counters;
     }

@@ -232,7 +232,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     // The additions of later versions, taken away again.
     let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run); ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here;
                DROP INDEX jobs_timer; ALTER TABLE jobs DROP COLUMN in_order_at;
-               ALTER TABLE counters DROP COLUMN in_order_to; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored;
+               ALTER TABLE counters DROP COLUMN in_order_to; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored; DROP TABLE parked;
                CREATE INDEX jobs_timer ON jobs(timer_at); PRAGMA user_version = 1000;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
@@ -247,7 +247,7 @@ async fn a_store_of_the_version_before_is_opened_with_what_waits_in_it() {
     assert_eq!(expired, [second.job_id, third.job_id]);
     let first = store.broker().results.lookup(&first.client, first.job_id).await.unwrap();
     assert!(matches!(first, Lookup::Finished(finished) if finished.result.outcome == Outcome::Succeeded));
-    assert_eq!(store::stats(&path).unwrap().version, "1.4");
+    assert_eq!(store::stats(&path).unwrap().version, "1.5");
     assert_eq!(store::check(&path).unwrap().problems, Vec::<String>::new());
     store.close().await;
 }
@@ -261,12 +261,12 @@ async fn a_store_of_1_1_is_opened_and_what_was_leased_in_it_waits_again() {
     let before = lease(&store, 1).await.remove(0);
     store.close().await;
     let old = "DROP INDEX dead_letters_queue; CREATE INDEX dead_letters_run ON dead_letters(run);
-               ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored;
+               ALTER TABLE jobs DROP COLUMN lease; ALTER TABLE jobs DROP COLUMN lease_here; ALTER TABLE counters DROP COLUMN own_n; ALTER TABLE clients DROP COLUMN from_n; ALTER TABLE lines DROP COLUMN stored; DROP TABLE parked;
                PRAGMA user_version = 1001;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
 
     let store = open(&path).await;
-    assert_eq!(store::stats(&path).unwrap().version, "1.4");
+    assert_eq!(store::stats(&path).unwrap().version, "1.5");
     let again = lease(&store, 10).await;
     assert_eq!(again.iter().map(|d| (d.job.id, d.attempt)).collect::<Vec<_>>(), [(held.job_id, 2), (waits.job_id, 1)]);
     let lost = store.broker().leasing.extend(&before.receipt).await.unwrap_err();
