@@ -1,7 +1,7 @@
 //! The cost of knowing who is calling: kept connections over TLS beside those without, with a PROXY header and a token beside a key,
-//! and wrong keys beside paths that are not there.
+//! wrong keys beside paths that are not there, and an honest client beside strangers who connect over TLS all the time.
 //!
-//! `cargo bench --bench identity`. The server is a process of its own with all of these listeners, on a store in memory. One pair is
+//! `cargo bench --bench identity`, or `-- honest` for the last of these alone. The server is a process of its own with all of these listeners, on a store in memory. One pair is
 //! both sides, one after the other; the first of a pair takes turns (`RELAY_BENCH_PAIRS` of them). CPU is the server's.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::{interval, sleep};
 use tokio_rustls::TlsConnector;
 
 /// Kept connections, one request at a time each.
@@ -36,9 +37,22 @@ const REQUESTS: u64 = 10_000;
 /// Requests of one connection that is closed with its last: the server closes one at its fifth wrong key.
 const REFUSED: usize = 5;
 const ISSUER: &str = "https://issuer.example";
-/// 10.1.1.1 through an endpoint.
-const HEADER: &[u8] =
-    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20\x0a\x01\x01\x01\x0a\0\0\x02\x80\0\0\x50\xea\0\x11\x01vpce-0a1b2c3d4e5";
+/// Submissions of an honest client in one round, one after the other.
+const HONEST: usize = 1_000;
+/// New connections a second of strangers, each with a handshake and a wrong key.
+const STRANGERS: u32 = 500;
+/// VPC endpoints: that of the honest client, and another one.
+const OWN: &str = "vpce-0a1b2c3d4e5";
+const OTHER: &str = "vpce-0b1b2c3d4e5";
+
+/// The header of 10.1.1.`host` through an endpoint.
+fn header(host: u8, endpoint: &str) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20\x0a\x01\x01".to_vec();
+    header.push(host);
+    header.extend_from_slice(b"\x0a\0\0\x02\x80\0\0\x50\xea\0\x11\x01");
+    header.extend_from_slice(endpoint.as_bytes());
+    header
+}
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
@@ -49,22 +63,27 @@ type Peer = Box<dyn Stream>;
 struct Door {
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-    header: bool,
+    header: Option<Vec<u8>>,
 }
 
 impl Door {
     async fn open(&self) -> Peer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        self.try_open().await.unwrap()
+    }
+
+    /// `None` where the server closes the connection in the handshake or before it.
+    async fn try_open(&self) -> Option<Peer> {
+        let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream.set_nodelay(true).unwrap();
-        if self.header {
-            stream.write_all(HEADER).await.unwrap();
+        if let Some(header) = &self.header {
+            stream.write_all(header).await.ok()?;
         }
         match &self.tls {
             Some(config) => {
                 let connector = TlsConnector::from(Arc::clone(config));
-                Box::new(connector.connect("localhost".try_into().unwrap(), stream).await.unwrap())
+                Some(Box::new(connector.connect("localhost".try_into().unwrap(), stream).await.ok()?))
             }
-            None => Box::new(stream),
+            None => Some(Box::new(stream)),
         }
     }
 }
@@ -125,7 +144,7 @@ impl Server {
         let client = Some(Arc::new(client.with_root_certificates(roots).with_no_client_auth()));
         let door = |name: &str, tls: Option<Arc<ClientConfig>>| {
             let address = ready["listening"]["listeners"][name]["address"].as_str().unwrap().parse().unwrap();
-            Door { address, tls, header: name == "header" }
+            Door { address, tls, header: (name == "header").then(|| header(1, OWN)) }
         };
         let now = Clock::system().now().as_millis() / 1_000;
         let claims = json!({ "iss": ISSUER, "sub": "s", "aud": ["relay"], "iat": now, "exp": now + 3_000 });
@@ -142,11 +161,7 @@ impl Server {
 
     /// Submits jobs of 256 bytes over connections that are there before the time runs.
     async fn submits(&self, door: &Door, bearer: &str) -> Sample {
-        let request: Arc<str> = format!(
-            "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {bearer}\r\ncontent-length: 256\r\n\r\n{}",
-            "x".repeat(256)
-        )
-        .into();
+        let request: Arc<str> = submission(bearer).into();
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut peer = door.open().await;
@@ -181,6 +196,88 @@ impl Server {
         let cpu = cpu_of(self.child.id()).saturating_sub(before);
         Sample { operations: REQUESTS, wall: start.elapsed(), cpu }
     }
+
+    /// Seconds that 99 of 100 submissions of an honest client take at most.
+    async fn honest(&self) -> f64 {
+        let request = submission(&self.token);
+        let (mut peer, mut times) = (self.header.open().await, Vec::new());
+        for _ in 0..HONEST {
+            let begun = Instant::now();
+            assert_eq!(asked(&mut peer, &request).await, 202);
+            times.push(begun.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        times[times.len() * 99 / 100]
+    }
+
+    /// Strangers who come from these addresses through `endpoint`, until this is dropped; and how many had their answer so far.
+    fn strangers(&self, endpoint: &'static str) -> (JoinSet<()>, Arc<AtomicU64>) {
+        let (mut coming, answered) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
+        let (door, counted) = (self.header.clone(), Arc::clone(&answered));
+        coming.spawn(async move {
+            let (mut due, mut peers) = (interval(Duration::from_secs(1) / STRANGERS), JoinSet::new());
+            for host in (2..=250).cycle() {
+                due.tick().await;
+                let (door, answered) =
+                    (Door { header: Some(header(host, endpoint)), ..door.clone() }, Arc::clone(&counted));
+                peers.spawn(async move {
+                    // Closed before its handshake where too many came.
+                    if let Some(mut peer) = door.try_open().await {
+                        peer.write_all(
+                            b"GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer no\r\n\r\n",
+                        )
+                        .await
+                        .ok();
+                        answered.fetch_add(
+                            u64::from(peer.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0)),
+                            Ordering::Relaxed,
+                        );
+                    }
+                });
+                while peers.try_join_next().is_some() {}
+            }
+        });
+        (coming, answered)
+    }
+
+    async fn beside_all_strangers(&self) {
+        self.beside_strangers("of another endpoint", OTHER).await;
+        self.beside_strangers("of the same endpoint", OWN).await;
+    }
+
+    /// Prints the times of an honest client beside strangers who come through `endpoint`.
+    async fn beside_strangers(&self, of: &str, endpoint: &'static str) {
+        let (mut alone, mut beside, mut ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..pairs() {
+            let quiet = self.honest().await;
+            let (strangers, answered) = self.strangers(endpoint);
+            // The first of them are at work.
+            sleep(Duration::from_millis(500)).await;
+            let (begun, before) = (Instant::now(), answered.load(Ordering::Relaxed));
+            let loud = self.honest().await;
+            rates.push((answered.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64());
+            drop(strangers);
+            alone.push(quiet * 1e3);
+            beside.push(loud * 1e3);
+            ratios.push(loud / quiet);
+        }
+        println!(
+            "{:44} p99 alone {:.2} ms, beside {STRANGERS} new connections a second ({:.0} answered) {:.2} ms, ratio {:.2} (goal <= 2, {} pairs)",
+            format!("strangers {of}"),
+            median(alone),
+            median(rates),
+            median(beside),
+            median(ratios.clone()),
+            ratios.len()
+        );
+    }
+}
+
+fn submission(bearer: &str) -> String {
+    format!(
+        "POST /v1/queues/work/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {bearer}\r\ncontent-length: 256\r\n\r\n{}",
+        "x".repeat(256)
+    )
 }
 
 impl Drop for Server {
@@ -243,6 +340,9 @@ impl Server {
 #[tokio::main]
 async fn main() {
     let server = Server::start();
+    if std::env::args().any(|argument| argument == "honest") {
+        return server.beside_all_strangers().await;
+    }
     report("submissions over TLS, beside none", 0.9, &server.pairs(Side::Tls, Side::Plain).await);
     report("over TLS with header and token, beside a key", 0.97, &server.pairs(Side::Token, Side::Tls).await);
     let wrong = server.pairs(Side::WrongKey, Side::NoPath).await;
@@ -252,4 +352,5 @@ async fn main() {
         "wrong keys",
         wrong.len()
     );
+    server.beside_all_strangers().await;
 }

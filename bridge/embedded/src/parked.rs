@@ -14,7 +14,7 @@ const ROWS_MAX: u32 = 10_000;
 
 const DUE_UNTIL: &str = "SELECT client, jobs FROM parked WHERE queue = ?1 AND second <= ?2 ORDER BY second LIMIT ?3";
 
-/// What the step that is being run changed, in jobs.
+/// The changes of the step that is being run, in jobs.
 #[derive(Default)]
 pub(super) struct Parked {
     changes: Map<(QueueRow, i64, ClientRow), i64>,
@@ -110,7 +110,7 @@ mod tests {
         }
     }
 
-    /// What SQLite's machine did for looks since this was asked last, in steps.
+    /// The steps that SQLite's machine made for looks since this was asked last.
     async fn steps(store: &Store) -> i32 {
         let steps = |writer: &mut Writer| {
             let query = writer.conn.prepare_cached(DUE_UNTIL).unwrap();

@@ -1,3 +1,5 @@
+//! Frames that wait leave together.
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +14,7 @@ use tokio::task::unconstrained;
 use super::connection::{BATCH_BYTES, Connection};
 use super::*;
 
-/// What was written, and in how many writes.
+/// The bytes that were written, and in how many writes.
 #[derive(Default)]
 struct Written {
     bytes: BytesMut,

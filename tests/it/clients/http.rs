@@ -1,4 +1,4 @@
-//! What a scripted server says over HTTP, whatever version carries it: `http1` and `http2` do.
+//! The answers of a scripted server over HTTP, whatever version carries them: `http1` and `http2` do.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

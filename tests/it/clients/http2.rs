@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::http::{Message, Reply, Requested, attend};
 use super::script::Script;
 
-/// What the requests of a connection do to it.
+/// The ends that requests of a connection bring to it.
 #[derive(Clone, Default)]
 struct Ends {
     /// It says that it goes away.

@@ -307,7 +307,7 @@ pub(super) enum Expect {
     Nothing {},
 }
 
-/// What has to have reached the server by the end.
+/// The requests that have to have reached the server by the end.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Reached {
