@@ -18,6 +18,7 @@ use crate::stored::names;
 use crate::wire::api::Api;
 use relay_bridge::error::BrokerError;
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::support::lock;
 
 /// The most lanes that others are told of after a round, of those that this process has no places for.
 const TOLD_MAX: usize = 64;
@@ -46,10 +47,19 @@ impl RoundMaker {
             self.lines.begins_anew(line, lane).await;
         }
         {
+            let mut unleased = lock(&line.unleased);
+            let leased = lanes.iter().map(|(lane, info)| (lane.clone(), info.num_ack_pending > 0));
+            unleased.saw(leased, began, connections);
+            let may_have_ended = |lane| {
+                let lease = self.lanes.consumers.lease(&line.queue, lane, policy);
+                unleased.may_have_ended(lane, lease, began)
+            };
             let mut turns = line.turns();
             for (lane, info) in &lanes {
                 match (info.num_pending, info.num_ack_pending) {
                     (0, 0) => {}
+                    // Nothing of it comes again yet.
+                    (0, _) if !may_have_ended(lane) => {}
                     (0, _) => turns.maybe(lane),
                     // Each that is settled makes room for one.
                     _ if !info.has_room() => turns.maybe(lane),

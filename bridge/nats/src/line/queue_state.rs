@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::line::order::{Delivered, Order, Orders};
 use crate::line::ready::Ready;
-use crate::line::rounds::Rounds;
+use crate::line::rounds::{Rounds, Unleased};
 use crate::line::turns::Turns;
 use crate::stored::names::Lane;
 use relay_bridge::contract::QueueName;
@@ -33,6 +33,8 @@ pub(crate) struct QueueState {
     orders: Mutex<Orders>,
     pub(crate) ready: Ready,
     pub(crate) rounds: Rounds,
+    /// Changed by the task that makes a round.
+    pub(crate) unleased: Mutex<Unleased>,
     /// Pulls in flight, without standing pulls. A call that waits for them to end watches this.
     pub(crate) pulls: watch::Sender<usize>,
     /// Whether there is a standing pull.
@@ -65,6 +67,7 @@ impl QueueState {
             orders: Mutex::default(),
             ready: Ready::default(),
             rounds: Rounds::default(),
+            unleased: Mutex::default(),
             pulls: watch::Sender::new(0),
             has_standing_pull: AtomicBool::new(false),
             woken: Notify::new(),

@@ -1,6 +1,7 @@
 //! Decides when this process makes a round over all consumers of a queue, and keeps what it knows of other processes'
 //! rounds.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::stored::control;
+use crate::stored::names::Lane;
 use relay_bridge::backoff::random;
 use relay_bridge::support::lock;
 
@@ -160,5 +162,62 @@ impl Rounds {
     /// Whether a message is this process's own.
     pub(crate) fn is_me(&self, who: u64) -> bool {
         who == self.me
+    }
+}
+
+/// When each lane had nothing leased, as the last rounds saw it. What is leased since then comes again one lease later at the
+/// earliest, so that until then nobody needs to ask whether it did.
+#[derive(Debug, Default)]
+pub(crate) struct Unleased {
+    seen: HashMap<Lane, Instant>,
+    /// How often this process had connected by then: another server may not go on with all leases.
+    connections: u64,
+}
+
+impl Unleased {
+    /// Takes over what a round saw that was asked for at `began`: the lanes, and whether each has something leased. Forgets the
+    /// lanes that it did not see.
+    pub(crate) fn saw(&mut self, lanes: impl Iterator<Item = (Lane, bool)>, began: Instant, connections: u64) {
+        let before = std::mem::take(&mut self.seen);
+        let known = |lane: &Lane| before.get(lane).copied().filter(|_| connections == self.connections);
+        let seen = lanes.filter_map(|(lane, leased)| {
+            let at = if leased { known(&lane) } else { Some(began) };
+            at.map(|at| (lane, at))
+        });
+        let seen = seen.collect();
+        (self.seen, self.connections) = (seen, connections);
+    }
+
+    /// Whether a lease in the lane, of this length, may have ended by `at`.
+    pub(crate) fn may_have_ended(&self, lane: &Lane, lease: Duration, at: Instant) -> bool {
+        self.seen.get(lane).is_none_or(|unleased| at >= *unleased + lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_may_have_ended_one_lease_after_nothing_was_leased_and_while_that_is_not_known() {
+        let (mut unleased, start, lease) = (Unleased::default(), Instant::now(), Duration::from_secs(30));
+        let [a, b]: [Lane; 2] = ["a", "b"].map(|lane| lane.parse().unwrap());
+        let after = |secs| start + Duration::from_secs(secs);
+        let saw = |unleased: &mut Unleased, leased: [bool; 2], at, connections| {
+            unleased.saw([a.clone(), b.clone()].into_iter().zip(leased), at, connections);
+        };
+        saw(&mut unleased, [false, true], start, 1);
+        assert!(unleased.may_have_ended(&b, lease, start), "it may be leased since long ago");
+        saw(&mut unleased, [true, true], after(20), 1);
+        assert!(!unleased.may_have_ended(&a, lease, after(29)));
+        assert!(unleased.may_have_ended(&a, lease, after(30)));
+        saw(&mut unleased, [false, true], after(40), 1);
+        assert!(!unleased.may_have_ended(&a, lease, after(69)));
+        saw(&mut unleased, [true, true], after(41), 2);
+        assert!(unleased.may_have_ended(&a, lease, after(41)), "the server may be another one");
+        saw(&mut unleased, [false, false], after(50), 2);
+        unleased.saw(std::iter::empty(), after(51), 2);
+        saw(&mut unleased, [true, true], after(52), 2);
+        assert!(unleased.may_have_ended(&a, lease, after(52)), "the lane was gone");
     }
 }

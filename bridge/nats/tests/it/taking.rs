@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
 use relay_bridge::contract::result::End;
@@ -232,4 +232,35 @@ async fn a_job_that_waits_runs_is_tried_again_and_ends_makes_no_error_of_the_ser
     broker.leasing.settle(&again.receipt, &Settlement::Complete).await.unwrap();
     assert_eq!(state().await, JobState::Finished(Outcome::Succeeded));
     assert_eq!(api_errors(&client).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_waits_does_not_pull_for_a_job_whose_lease_can_not_have_ended() {
+    let server = NatsServer::start().await;
+    let (holder, other) = (open(&server, &["a"]).await, open(&server, &[]).await);
+    submit(&holder, "a").await;
+    let first = lease(&holder, &["a"], 1).await.remove(0);
+    let end = End { attempt: 1, started_at: Some(first.leased_at), finished_at: Clock::system().now() };
+    let result = JobResult::succeeded(&first.job, end, "text/plain", "done".into());
+    holder.leasing.record(&result).await.unwrap();
+    holder.leasing.settle(&first.receipt, &Settlement::Complete).await.unwrap();
+    // It looks over the queue, in which nothing is leased.
+    let nothing = other.leasing.lease(&request(&["a"], 1, Duration::from_millis(100))).await.unwrap();
+    assert!(nothing.is_empty());
+    submit(&holder, "a").await;
+    let held = lease(&holder, &["a"], 1).await;
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut asked = client.subscribe("$JS.API.CONSUMER.>").await.unwrap();
+    client.flush().await.unwrap();
+    let nothing = other.leasing.lease(&request(&["a"], 1, Duration::from_secs(3))).await.unwrap();
+    assert!(nothing.is_empty() && held[0].attempt == 1);
+    client.flush().await.unwrap();
+    let (mut rounds, mut pulls) = (0, 0);
+    while let Some(Some(call)) = asked.next().now_or_never() {
+        rounds += usize::from(call.subject.contains(".CONSUMER.LIST."));
+        let body: serde_json::Value = serde_json::from_slice(&call.payload).unwrap_or_default();
+        // One that a hint made waits for 300 ms.
+        pulls += usize::from(call.subject.contains(".MSG.NEXT.") && body["expires"] != 300_000_000);
+    }
+    assert!(rounds > 0 && pulls == 0, "{rounds} rounds made {pulls} pulls");
 }
