@@ -26,7 +26,7 @@ use crate::stored::bookings::{Booking, Bookings};
 use crate::stored::names::{self, Lane};
 use crate::stored::record::{Outgoing, Stored};
 use crate::wire::connection::Connection;
-use crate::wire::headers::HeaderReads;
+use crate::wire::header_reads::HeaderReads;
 use crate::wire::hints::{Hint, Hints};
 use crate::wire::refusal::{
     DUPLICATE_IN_FLIGHT, LAST_SEQUENCE_NOT_READY, WRONG_LAST_SEQUENCE_IN_FLIGHT, not_stored, refused_about,

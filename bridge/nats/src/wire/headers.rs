@@ -5,7 +5,6 @@
 //! and is not tried again for a while.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -13,58 +12,15 @@ use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::wire::api::Api;
+use crate::wire::header_reads::{CREATE, DELETE};
 use crate::wire::requests::ANSWER_WITHIN;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::support::lock;
 
 /// How long the server keeps a consumer whose reader is gone.
 const ABANDONED: Duration = Duration::from_secs(5);
-/// How many reads there are at once: each has the headers of a hundred messages at most, of 64 KiB each at most.
-const READS: usize = 4;
-/// For how long a call that was refused, or got no answer, is not made again.
-const REFUSED_FOR: Duration = Duration::from_secs(120);
-const CREATE: &str = "CONSUMER.CREATE";
-const DELETE: &str = "CONSUMER.DELETE";
-
-/// What bounds the reads of headers, and the calls for them that relay's user may not make.
-#[derive(Debug)]
-pub(crate) struct HeaderReads {
-    places: Semaphore,
-    /// When each was refused last, by call and stream; until it is answered again.
-    refused: Mutex<HashMap<(&'static str, &'static str), Instant>>,
-}
-
-impl Default for HeaderReads {
-    fn default() -> Self {
-        Self { places: Semaphore::new(READS), refused: Mutex::default() }
-    }
-}
-
-impl HeaderReads {
-    fn may(&self, call: &'static str, stream: &'static str) -> bool {
-        lock(&self.refused).get(&(call, stream)).is_none_or(|at| at.elapsed() >= REFUSED_FOR)
-    }
-
-    /// Notes whether a call was answered. Of those that were not the log tells once, until one is answered again.
-    fn note(&self, call: &'static str, stream: &'static str, failure: Option<&BrokerError>) {
-        let mut refused = lock(&self.refused);
-        let Some(error) = failure else {
-            refused.remove(&(call, stream));
-            return;
-        };
-        if refused.insert((call, stream), Instant::now()).is_none() {
-            tracing::warn!(
-                %error,
-                "headers of messages in `{stream}` can't be read, so that more is read than is needed: give relay's user the \
-                 permission to publish to `$JS.API.{CREATE}.{stream}.*` and `$JS.API.{DELETE}.{stream}.*`"
-            );
-        }
-    }
-}
 
 impl Api {
     /// The headers of the last messages on `subjects`, which have no wildcards, by subject. A subject without a message is left

@@ -3,6 +3,7 @@
 pub(crate) mod api;
 pub mod connection;
 pub(crate) mod direct_get;
+pub(crate) mod header_reads;
 pub(crate) mod headers;
 pub(crate) mod hints;
 pub(crate) mod link;
