@@ -162,7 +162,7 @@ impl Connection {
     /// Begins to follow: the id of the request, and its messages, at most as many at a time as the credit says.
     pub(super) fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let credit = Credit { results: u64::from(follow.results), bytes: follow.bytes };
+        let credit = Credit::new(follow.results, follow.bytes);
         let most = usize::try_from(follow.results).unwrap_or(usize::MAX);
         let frame = self.frame(&FromClient::Request { id, request: Request::Follow(follow) })?;
         let (sender, receiver) = mpsc::channel(most + NOTICES_MAX);
@@ -171,11 +171,13 @@ impl Connection {
         Ok((id, receiver))
     }
 
-    /// Notes the credit that the server is given for the follow request `id`.
-    pub(super) fn credits(&self, id: u64, results: u32, bytes: u64) {
-        if let Some(Entry { waiter: Waiter::Follower { credit, .. }, .. }) = self.state().table.get_mut(&id) {
-            credit.add(results, bytes);
-        }
+    /// Tells the server that `results` of the follow request `id` were taken: it may push as much again as they took.
+    pub(super) fn credits(&self, id: u64, results: u32) {
+        let bytes = match self.state().table.get_mut(&id) {
+            Some(Entry { waiter: Waiter::Follower { credit, .. }, .. }) => credit.give_back(results),
+            _ => return,
+        };
+        self.add(id, &FromClient::Credit { id, results, bytes });
     }
 
     fn frame(&self, message: &FromClient) -> Result<BytesMut, ClientError> {

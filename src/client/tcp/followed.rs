@@ -32,9 +32,9 @@ impl Followed {
         self.receiver.try_recv().ok()
     }
 
-    pub(super) fn credit(&self, results: u32, bytes: u64) {
-        self.connection.credits(self.id, results, bytes);
-        self.connection.add(self.id, &FromClient::Credit { id: self.id, results, bytes });
+    /// Gives the server new credit for so many results that were taken.
+    pub(super) fn credit(&self, results: u32) {
+        self.connection.credits(self.id, results);
     }
 
     pub(super) fn stop(&self) {

@@ -15,8 +15,8 @@ use crate::api::ResultsPage;
 /// A follow request that is open between two batches.
 pub(in super::super) struct Following {
     followed: Followed,
-    /// Results, and bytes of payloads, that were taken and for which no new credit was given.
-    taken: (u32, u64),
+    /// Results that were taken and for which no new credit was given.
+    taken: u32,
     reset: Option<Reset>,
     /// The error behind results that were taken, for the next batch.
     failed: Option<ClientError>,
@@ -51,15 +51,15 @@ impl Tcp {
             Some(following) => following,
             None => {
                 let followed = self.follow(filter, filter.limit).await?;
-                Following { followed, taken: (0, 0), reset: None, failed: None }
+                Following { followed, taken: 0, reset: None, failed: None }
             }
         };
         if let Some(error) = following.failed {
             return Err(error);
         }
-        let (results, bytes) = std::mem::take(&mut following.taken);
-        if results > 0 {
-            following.followed.credit(results, bytes);
+        let taken = std::mem::take(&mut following.taken);
+        if taken > 0 {
+            following.followed.credit(taken);
         }
         let mut batch = Batch { entries: Vec::new(), next: None };
         let mut next = time::timeout(WAIT_MAX, following.followed.next()).await.ok();
@@ -136,8 +136,7 @@ impl Following {
             Ok(ToClient::Result { result, .. }) => {
                 batch.next = Some(result.cursor.clone());
                 let (view, payload) = answers::view(*result);
-                self.taken.0 += 1;
-                self.taken.1 += view.size;
+                self.taken += 1;
                 batch.entries.push(ResultEntry { view, payload, reset: self.reset.take() });
             }
             Ok(ToClient::Position { cursor, .. }) => batch.next = Some(cursor),
