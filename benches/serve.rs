@@ -1,7 +1,8 @@
 //! `relay serve` as a process: resident memory, and the time from its start to its first answer, with nothing waiting
-//! and with a million jobs waiting; memory and processor time of streams of results that wait.
+//! and with a million jobs waiting; memory and processor time of streams of results that wait, and of connections over TCP that
+//! follow or do nothing.
 //!
-//! `cargo bench --bench serve`. `RELAY_BENCH_JOBS` sets another number of waiting jobs than a million. Jobs are of 256
+//! `cargo bench --bench serve`, or `cargo bench --bench serve -- peers` for those alone. `RELAY_BENCH_JOBS` sets another number of waiting jobs than a million. Jobs are of 256
 //! bytes. Files are in the page cache, as after a restart of the process and not of the machine.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking and prints its figures")]
 
@@ -16,9 +17,12 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use relay_bridge::contract::wire::client::{Follow, FromClient, Hello, Request};
+use relay_bridge::contract::wire::{FRAME_MAX, VERSION_MAX, VERSION_MIN};
 use relay_bridge::leasing::Leasing;
 use relay_remote::{Remote, RemoteConfig};
 use support::store::{WORKERS, open, produce, work};
@@ -41,11 +45,15 @@ const IDLE: Duration = Duration::from_secs(2);
 
 fn main() {
     let runtime = Runtime::new().unwrap();
-    let waiting = std::env::var("RELAY_BENCH_JOBS").ok().map_or(WAITING, |jobs| jobs.parse().unwrap());
     let folder = TempDir::new().unwrap();
     let (fresh, deep) = (folder.path().join("fresh"), folder.path().join("deep"));
+    std::fs::create_dir(&fresh).unwrap();
+    if std::env::args().any(|argument| argument == "peers") {
+        return peers(&runtime, &fresh);
+    }
+    let waiting = std::env::var("RELAY_BENCH_JOBS").ok().map_or(WAITING, |jobs| jobs.parse().unwrap());
+    std::fs::create_dir(&deep).unwrap();
     for (data, jobs) in [(&fresh, 0), (&deep, waiting)] {
-        std::fs::create_dir(data).unwrap();
         runtime.block_on(fill(data, jobs));
     }
 
@@ -68,13 +76,58 @@ fn main() {
         "ms ",
         "goal <= 100",
     );
-    followers(&runtime, &fresh);
+    peers(&runtime, &fresh);
+}
+
+/// Peers that wait for what does not come.
+fn peers(runtime: &Runtime, data: &Path) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    followers(runtime, data);
+    over_tcp(runtime, data, false);
+    over_tcp(runtime, data, true);
+}
+
+/// Connections of clients over TCP which do nothing, or follow results.
+fn over_tcp(runtime: &Runtime, data: &Path, follows: bool) {
+    let server = Server::start(data);
+    let pid = server.child.id();
+    runtime.block_on(async { tokio::time::sleep(IDLE).await });
+    let without = resident(pid);
+    let build = "bench".to_owned();
+    let (version_min, version_max) = (VERSION_MIN, VERSION_MAX);
+    let hello = Hello { version_min, version_max, client: None, key: None, build, frame_max: FRAME_MAX };
+    let follow =
+        Follow { after: Some("now".to_owned()), queue: None, key_prefix: None, results: 100, bytes: 1024 * 1024 };
+    let follow = FromClient::Request { id: 1, request: Request::Follow(follow) };
+    let hello = FromClient::Hello(hello);
+    let connections: Vec<TcpStream> = (0..FOLLOWERS)
+        .map(|_| {
+            let mut connection = TcpStream::connect(server.tcp).unwrap();
+            // Answered by the welcome, and by the place where it stands.
+            for message in [Some(&hello), follows.then_some(&follow)].into_iter().flatten() {
+                let mut frame = BytesMut::new();
+                message.encode(&mut frame);
+                connection.write_all(&frame).unwrap();
+                let mut length = [0; 4];
+                connection.read_exact(&mut length).unwrap();
+                let mut answer = vec![0; u32::from_be_bytes(length).try_into().unwrap()];
+                connection.read_exact(&mut answer).unwrap();
+            }
+            connection
+        })
+        .collect();
+    let each = resident(pid).saturating_sub(without) as f64 / connections.len() as f64 / 1e3;
+    let before = cpu_of(pid);
+    runtime.block_on(async { tokio::time::sleep(FOLLOWED).await });
+    let cpu = (cpu_of(pid) - before).as_secs_f64() / FOLLOWED.as_secs_f64() * 100.0;
+    let (what, goal) = if follows { ("followers", "goal <= 15") } else { ("connections", "goal <= 10") };
+    line(&format!("resident memory of each of {} idle {what}, TCP", connections.len()), each, "KB ", goal);
+    line(&format!("{} idle {what}, TCP, pings included", connections.len()), cpu, "%  ", "of one processor, goal <= 1");
 }
 
 /// Streams of results that wait for one.
 fn followers(runtime: &Runtime, data: &Path) {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let server = Server::start(data);
     let pid = server.child.id();
     let request = b"GET /v1/results?after=now HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
@@ -146,6 +199,7 @@ fn start_and_stop(data: &Path) -> f64 {
 struct Server {
     child: Child,
     http: SocketAddr,
+    tcp: SocketAddr,
     workers: SocketAddr,
 }
 
@@ -166,6 +220,8 @@ impl Server {
             "127.0.0.1:0",
             "--worker-listen",
             "127.0.0.1:0",
+            "--tcp",
+            "127.0.0.1:0",
         ]);
         command.arg("--data").arg(data).args(["--log", "error"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -173,8 +229,8 @@ impl Server {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |of: &str| ready["listening"][of].as_str().unwrap().parse().unwrap();
-        let (http, workers) = (address("http"), address("workers"));
-        Self { child, http, workers }
+        let (http, tcp, workers) = (address("http"), address("tcp"), address("workers"));
+        Self { child, http, tcp, workers }
     }
 }
 

@@ -390,7 +390,8 @@ where
     let farewell = async {
         write_out(&mut to, last).await?;
         to.shutdown().await?;
-        let mut rest = [0; 4096];
+        // On the heap: every connection has room for what its future may hold, from its beginning.
+        let mut rest = vec![0; 4096];
         for _ in 0..LINGER_READS {
             if from.inner_mut().read(&mut rest).await? == 0 {
                 break;

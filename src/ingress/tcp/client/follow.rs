@@ -44,7 +44,7 @@ pub(super) async fn attend(
     let answer = Box::pin(answer.instrument(span)).await;
     let answer = answer.unwrap_or_else(|panic| Err(requests::panicked(&*panic, None)));
     let (message, room) = requests::finish(&session, id, answer, audited, &request_id);
-    desk.answer(id, place, Outgoing { message, room: room.map(Box::new) }).await;
+    desk.answer(id, place, Outgoing { message, room }).await;
 }
 
 async fn follow(
@@ -66,7 +66,7 @@ async fn follow(
     let start = outcome::start(&caller.client, "field `after`", wanted.after.as_deref())?;
     let mut follower = Follower { desk, id, filter, start, at: None, told: None, asks_for: READ_MAX };
     // So that a cursor that is refused is told of at once, also without credit.
-    follower.place().await?;
+    Box::pin(follower.place()).await?;
     audited.allow();
     let ended = tokio::select! {
         ended = follower.push(&credit) => Some(ended),
@@ -143,7 +143,8 @@ impl Follower<'_> {
         loop {
             let left = credit.some().await;
             let (page, room) = self.read(left).await?;
-            if !self.send(page, room, credit).await {
+            // On the heap while it lasts, as all that a follower that waits does not need.
+            if !Box::pin(self.send(page, room, credit)).await {
                 return Ok(());
             }
         }
@@ -163,6 +164,13 @@ impl Follower<'_> {
             return Ok((page, Some(room)));
         }
         drop(page);
+        Box::pin(self.read_again(limit, bytes)).await
+    }
+
+    /// The same page once there is room for `bytes`.
+    async fn read_again(&self, limit: u32, bytes: u64) -> Result<(Page, Option<Share>), Refusal> {
+        let session = &self.desk.session;
+        let ingress = &session.clients.ingress;
         let mut room = ingress.streamed.reserve(&session.owner, bytes, None).await.ok();
         let page = self.page(&ingress.broker.results, limit, Duration::ZERO).await?;
         if let Some(room) = &mut room {
@@ -186,7 +194,7 @@ impl Follower<'_> {
             // All of a page hold its room, which goes with the last of them.
             let is_last = at + 1 == count;
             let goes_on = credit.spend(bytes);
-            let room = if is_last || !goes_on { room.take().map(Box::new) } else { None };
+            let room = if is_last || !goes_on { room.take() } else { None };
             let message = ToClient::Result { id, replayed: false, result };
             if !self.desk.send(Outgoing { message, room }).await {
                 return false;

@@ -1,6 +1,7 @@
 //! The frames of one connection: reads them one after the other, begins their requests, keeps the connection alive, and drains.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -103,13 +104,13 @@ impl Reading<'_> {
                     number += 1;
                     self.desk.try_send(Outgoing::notice(ToClient::Ping(number)));
                 }
-                () = old.as_mut(), if !session.old.is_cancelled() => {
-                    session.old.cancel();
+                () = old.as_mut(), if !session.is_old() => {
+                    session.old.store(true, Ordering::Relaxed);
                     session.connection.ages();
                 }
                 () = session.go.cancelled(), if !going_away => {
                     going_away = true;
-                    let reason = if session.old.is_cancelled() { "old" } else { "draining" }.to_owned();
+                    let reason = if session.is_old() { "old" } else { "draining" }.to_owned();
                     let notice = ToClient::GoAway { reason, within: session.stop.within };
                     if !self.desk.send(Outgoing::notice(notice)).await {
                         return End::gone("nothing can be written");

@@ -50,7 +50,7 @@ impl Begun {
             let detail = "this relay is shutting down; nothing was done: send it again on a new connection";
             return Err(Refusal::new(Slug::Draining, detail));
         }
-        if session.old.is_cancelled() {
+        if session.is_old() {
             let detail = "this connection has lasted long enough; nothing was done: send it again on a new connection";
             return Err(Refusal::new(Slug::Draining, detail));
         }
@@ -104,7 +104,7 @@ pub(super) async fn attend(
     audited.note(|record| record.job = record.job.or(job.get().copied()));
     let (message, room) = finish(&session, id, answer, audited, &request_id);
     drop(counted);
-    desk.answer(id, place, Outgoing { message, room: room.map(Box::new) }).await;
+    desk.answer(id, place, Outgoing { message, room }).await;
 }
 
 /// The message of an answer, which is counted, and the end of its line in the audit.

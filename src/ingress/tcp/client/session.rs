@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 use futures_util::future::BoxFuture;
@@ -49,7 +50,7 @@ pub(super) struct Session {
     pub(super) go: CancellationToken,
     pub(super) open: OpenRequests,
     /// It has lasted long enough: nothing new is begun.
-    pub(super) old: CancellationToken,
+    pub(super) old: AtomicBool,
     /// A request was answered while nothing new is begun.
     pub(super) answered: Notify,
     /// The connection is over: nothing is waited for and nothing is written any more.
@@ -59,7 +60,12 @@ pub(super) struct Session {
 impl Session {
     /// Whether nothing new is begun.
     pub(super) fn takes_no_more(&self) -> bool {
-        self.stop.shutdown.is_cancelled() || self.old.is_cancelled()
+        self.stop.shutdown.is_cancelled() || self.is_old()
+    }
+
+    /// Whether it has lasted long enough.
+    pub(super) fn is_old(&self) -> bool {
+        self.old.load(Ordering::Relaxed)
     }
 
     /// Refuses what was begun with a credential that does not stand any more.
@@ -75,19 +81,20 @@ impl Session {
 #[derive(Clone)]
 pub(super) struct Desk {
     pub(super) session: Arc<Session>,
-    queue: mpsc::Sender<Outgoing>,
+    /// Of boxes: a queue has slots for many messages from its beginning, and most of them never come.
+    queue: mpsc::Sender<Box<Outgoing>>,
 }
 
 impl Desk {
     /// Queues a message; waits while the queue is full. Whether anything can still be written.
     pub(super) async fn send(&self, outgoing: Outgoing) -> bool {
-        self.queue.send(outgoing).await.is_ok()
+        self.queue.send(Box::new(outgoing)).await.is_ok()
     }
 
     /// Queues a message if there is room for it.
     pub(super) fn try_send(&self, outgoing: Outgoing) {
         // A full queue means that the client does not read: the writer's timeout decides.
-        drop(self.queue.try_send(outgoing));
+        drop(self.queue.try_send(Box::new(outgoing)));
     }
 
     /// Queues the last message about the request `id`. Its id and its `place` among its client's requests are free from then
@@ -97,7 +104,7 @@ impl Desk {
         self.session.open.end(id);
         drop(place);
         if let Ok(slot) = slot {
-            slot.send(outgoing);
+            slot.send(Box::new(outgoing));
         }
         if self.session.takes_no_more() {
             self.session.answered.notify_one();
@@ -149,7 +156,7 @@ pub(super) async fn serve(clients: Arc<Clients>, Handed { stream, holder, member
         stop,
         go: connection.parts(),
         connection,
-        old: CancellationToken::new(),
+        old: AtomicBool::new(false),
         open: OpenRequests::default(),
         answered: Notify::new(),
         clients: Arc::clone(&clients),

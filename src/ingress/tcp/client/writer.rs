@@ -16,8 +16,8 @@ use crate::ingress::tcp::writing;
 /// A message on its way.
 pub(super) struct Outgoing {
     pub(super) message: ToClient,
-    /// The room for its payload, until it has left. Boxed: a queue has slots for many messages, and few have a payload.
-    pub(super) room: Option<Box<Share>>,
+    /// The room for its payload, until it has left.
+    pub(super) room: Option<Share>,
 }
 
 impl Outgoing {
@@ -30,7 +30,7 @@ impl Outgoing {
 /// Writes until every sender is gone or the client takes no more. `None` if a message is half written: nothing may follow it.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     session: Arc<Session>,
-    mut queue: mpsc::Receiver<Outgoing>,
+    mut queue: mpsc::Receiver<Box<Outgoing>>,
     mut to: W,
 ) -> Option<W> {
     let mut messages = Vec::new();
@@ -38,11 +38,12 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
     let mut held: Vec<Share> = Vec::new();
     while queue.recv_many(&mut messages, MESSAGES_PER_WRITE).await > 0 {
         let mut pending = messages.drain(..).peekable();
-        while let Some(Outgoing { message, room }) = pending.next() {
+        while let Some(outgoing) = pending.next() {
+            let Outgoing { message, room } = *outgoing;
             message.encode(&mut batch);
             // The payload is in the batch now.
             drop(message);
-            held.extend(room.map(|room| *room));
+            held.extend(room);
             if batch.len() < BATCH_BYTES && pending.peek().is_some() {
                 continue;
             }
@@ -65,7 +66,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         }
         drop(pending);
         // Nothing of a burst is kept while nothing is written.
-        if batch.capacity() > BATCH_KEPT_BYTES {
+        if queue.is_empty() && batch.capacity() > BATCH_KEPT_BYTES || batch.capacity() > BATCH_BYTES {
             batch = BytesMut::new();
         }
         if queue.is_empty() && messages.capacity() > MESSAGES_KEPT {
@@ -79,5 +80,5 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
 const MESSAGES_PER_WRITE: usize = 64;
 const MESSAGES_KEPT: usize = 4;
 const BATCH_BYTES: usize = 64 * 1024;
-/// A buffer that grew larger than this is not kept.
-const BATCH_KEPT_BYTES: usize = 4 * 1024;
+/// A buffer that grew larger than this is not kept while nothing is to be written.
+const BATCH_KEPT_BYTES: usize = 512;
