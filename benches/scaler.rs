@@ -68,10 +68,16 @@ async fn add_queues(broker: &Broker, count: usize) {
 }
 
 async fn submit(broker: &Broker, number: usize, count: usize) {
-    let jobs = futures_util::stream::iter(0..count).map(|_| {
+    submit_within(broker, number, count, Duration::ZERO).await;
+}
+
+/// Jobs that are due at even distances until `within` is over.
+async fn submit_within(broker: &Broker, number: usize, count: usize, within: Duration) {
+    let jobs = futures_util::stream::iter(0..count).map(|nth| {
         let (client, queue) = ("bench".parse().unwrap(), queue(number).parse().unwrap());
-        let job = Submission::plain(client, queue, "text/plain", Bytes::new()).accept(&policy(), Clock::system().now());
-        broker.jobs.enqueue(job)
+        let plain = Submission::plain(client, queue, "text/plain", Bytes::new());
+        let delay = within.mul_f64((nth + 1) as f64 / count as f64);
+        broker.jobs.enqueue(Submission { delay, ..plain }.accept(&policy(), Clock::system().now()))
     });
     jobs.buffer_unordered(256)
         .for_each(|done| {
@@ -119,8 +125,13 @@ fn percentile(times: &mut [Duration], of: usize) -> Duration {
     times[(times.len() * of / 100).min(times.len() - 1)]
 }
 
-/// `GetMetrics` with 100 waiting and with a million. Every call looks: figures are older than a second.
+/// `GetMetrics` with 100 jobs and with a million, in line and parked. Every call looks: figures are older than a second.
 async fn depth() {
+    depth_of("in line", Duration::ZERO).await;
+    depth_of("parked", Duration::from_secs(24 * 3_600)).await;
+}
+
+async fn depth_of(kind: &str, within: Duration) {
     let folder = TempDir::new().unwrap();
     let store = open(&folder.path().join("relay.db")).await;
     let broker = store.broker();
@@ -129,9 +140,10 @@ async fn depth() {
     let (address, _) = scaler(&broker, &mut tasks, &stop).await;
     let channel = channel(address).await;
     let mut medians = Vec::new();
-    for waiting in [100, 1_000_000] {
-        let there = broker.jobs.depth(&queue(0).parse().unwrap()).await.unwrap().waiting;
-        submit(&broker, 0, waiting - usize::try_from(there).unwrap()).await;
+    let mut there = 0;
+    for jobs in [100, 1_000_000] {
+        submit_within(&broker, 0, jobs - there, within).await;
+        there = jobs;
         let mut times = Vec::with_capacity(ASKED);
         for asked in 0..ASKED {
             // Another lead than those of the last calls: nothing is answered from memory.
@@ -140,10 +152,10 @@ async fn depth() {
             times.push(began.elapsed());
         }
         let (median, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
-        println!("GetMetrics with {waiting} waiting: median {median:?}, p99 {p99:?} (bound 50 ms)");
+        println!("GetMetrics with {jobs} {kind}: median {median:?}, p99 {p99:?} (bound 50 ms)");
         medians.push(median.as_secs_f64());
     }
-    println!("a million / a hundred: {:.2} (bound 1.5)", medians[1] / medians[0]);
+    println!("a million / a hundred {kind}: {:.2} (bound 1.5)", medians[1] / medians[0]);
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     store.close().await;
