@@ -33,6 +33,7 @@ pub(super) enum Reply {
     Raw(String),
     Lost,
     Never,
+    Untaken,
 }
 
 pub(super) struct Message {
@@ -52,6 +53,7 @@ pub(super) async fn attend(script: &Script, at: usize, requested: &Requested) ->
     let message = match answer {
         Answer::Never => return (step, Reply::Never),
         Answer::Lost => return (step, Reply::Lost),
+        Answer::Untaken => return (step, Reply::Untaken),
         Answer::Raw(text) => return (step, Reply::Raw(text)),
         Answer::Receipt(_) if wants_results => page(script, &step, &query),
         Answer::Receipt(receipt) => with_json(202, &step, &*receipt),

@@ -36,6 +36,7 @@ impl Connection {
                     self.script.end();
                     return None;
                 }
+                Reply::Untaken => panic!("streams are refused over HTTP/2"),
                 Reply::Raw(text) => text.into_bytes(),
                 Reply::Message(message) => bytes(&message, step.leaves),
             };

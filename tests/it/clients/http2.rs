@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{HeaderName, HeaderValue, Request, Response};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -72,6 +72,11 @@ async fn answer(
             script.end();
             ends.lost.cancel();
             return None;
+        }
+        Reply::Untaken => {
+            script.end();
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return Some(());
         }
         // The stream stays as long as the connection does.
         Reply::Never => return std::future::pending().await,

@@ -200,6 +200,8 @@ pub(super) enum What {
     Lost,
     /// None, and the connection stays.
     Never,
+    /// Over h2: the stream is refused before anything is done for it.
+    Untaken,
 }
 
 /// The thing that an answer is about, where it is another one than was asked.

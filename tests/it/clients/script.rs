@@ -47,6 +47,7 @@ pub(super) enum Answer {
     Raw(String),
     Lost,
     Never,
+    Untaken,
 }
 
 #[derive(Default)]
@@ -165,6 +166,10 @@ impl Script {
         }
         if let Some(problem) = &step.problem {
             return Answer::Problem(problem.clone());
+        }
+        if step.answer == What::Untaken {
+            // So that its repetition is the first one.
+            return Answer::Untaken;
         }
         let other = |about| step.other == Some(about);
         let queue = asked.queue.clone().unwrap_or_else(|| "mail".parse().unwrap());

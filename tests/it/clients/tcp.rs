@@ -148,6 +148,7 @@ impl Line {
         let id = if step.other == Some(Other::Request) { id + 1_000 } else { id };
         let message = match answer {
             Answer::Never => return None,
+            Answer::Untaken => panic!("streams are refused over HTTP/2"),
             Answer::Lost => {
                 self.script.end();
                 self.ended.cancel();
