@@ -26,7 +26,7 @@ const BEGUN_AT_ONCE: usize = 100;
 /// Results, and what each has in bytes: in their stream together more than the sockets of a follower hold between them.
 const RESULTS: usize = 400;
 const RESULT_BYTES: usize = 1024;
-/// A follower costs some 20 KiB, and what was rendered for it and not taken: far from the 700 KiB of all results.
+/// A follower costs some 21 KiB, and what was rendered for it and not taken: far from the 700 KiB of all results.
 const BYTES_PER_FOLLOWER_MAX: usize = 150 * 1024;
 /// The memory that the process has without any.
 const BYTES_MAX: usize = 200 * 1024 * 1024;

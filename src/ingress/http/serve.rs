@@ -24,11 +24,12 @@ use tracing::{debug, info, warn};
 
 use super::beside::{Beside, Handed, Stop};
 use super::connection::{Asked, Connection};
-use super::hyper::bare_answers::Described;
+use super::hyper::bare_answers::{Described, PREFACE};
 use super::pools::Member;
 use super::{Ingress, Limits, Served, gate, held, leaving, proxied, routes};
 use crate::audit::record::Door;
 use crate::ingress::front::{Bound, Front, keep_alive};
+use crate::tls::stream::Stream;
 
 /// The pause after the accepting failed for want of file descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -194,18 +195,28 @@ impl Connections {
             let mut withdrawn = false;
             let (mut old, mut is_old) =
                 (Box::pin(tokio::time::sleep(crate::ingress::leaving::age(ingress.limits.max_age))), false);
+            let is_http1 = tokio::select! {
+                biased;
+                is_http1 = begins_as_http1(&stream) => is_http1,
+                // What is left to do for it is done below.
+                () = shutdown.cancelled() => false,
+                () = kill.cancelled() => false,
+                _ = guard.next() => return,
+            };
+            let builder = if is_http1 { builder.http1_only() } else { builder };
             let described = Described::new(stream, Arc::clone(&served), Arc::clone(&connection));
             let service = {
                 let connection = Arc::clone(&connection);
                 service_fn(move |request| {
                     let (running, connection) = (connection.begin(), Arc::clone(&connection));
                     let (served, router) = (Arc::clone(&served), router.clone());
-                    async move {
+                    // On the heap: hyper keeps room for a request's future as long as the connection lasts.
+                    Box::pin(async move {
                         let (response, place) = gate::handle(served, router, request, &connection).await;
                         let response = held::hold(response, &connection, place);
                         drop(running);
                         Ok::<_, Infallible>(response)
-                    }
+                    })
                 })
             };
             let mut http = pin!(builder.serve_connection(TokioIo::new(described), service));
@@ -263,6 +274,15 @@ impl Connections {
             }
         }
     }
+}
+
+/// Whether the first bytes of a stream without TLS say that its peer speaks HTTP/1, once they are there. Hyper reads 24 bytes by themselves to
+/// find that out, and its buffer for the rest of the head is twice as large then, for as long as the connection lasts.
+async fn begins_as_http1(stream: &Stream) -> bool {
+    let Stream::Plain(stream) = stream else { return false };
+    let mut first = [0; PREFACE.len()];
+    // Some methods of HTTP/1 begin like the preface of HTTP/2. A stream that broke is found to be so when it is read.
+    stream.peek(&mut first).await.is_ok_and(|read| read > 0 && !PREFACE.starts_with(&first[..read]))
 }
 
 /// Waits for the end of what comes before HTTP: of its time, of its place, or of the process.

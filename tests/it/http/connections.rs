@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use relay::ingress::clients::ClientShares;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::support::{Peer, Relay, Setup};
@@ -186,6 +188,29 @@ async fn http_2_is_served_on_the_same_port_without_tls() {
     assert_eq!(refused.headers()["content-type"], "application/problem+json");
     let large = client.post(format!("{base}/v1/queues/mail/jobs")).body(vec![0; 2_000]).send().await.unwrap();
     assert_eq!(large.status().as_u16(), 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_versions_are_known_by_bytes_that_come_one_by_one() {
+    let relay = Relay::start().await;
+    let mut peer = relay.connect().await;
+    // It begins as the preface of HTTP/2 does.
+    for byte in format!("{SUBMIT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx").bytes() {
+        peer.write(&[byte]).await;
+    }
+    assert_eq!(peer.reply().await.status, 202);
+    peer.send("GET /v1/nowhere", &[], "").await;
+    assert_eq!(peer.reply().await.status, 404);
+
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    // The preface, and a frame of settings that sets none.
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        stream.write_all(&[*byte]).await.unwrap();
+    }
+    let mut settings = [0; 9];
+    stream.read_exact(&mut settings).await.unwrap();
+    assert_eq!((settings[0], settings[3], &settings[4..]), (0, 4, &[0; 5][..]), "its first frame is of settings");
 }
 
 #[tokio::test(flavor = "multi_thread")]

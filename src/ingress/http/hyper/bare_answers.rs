@@ -27,7 +27,7 @@ const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// How a connection of HTTP/2 begins, and no request of HTTP/1.
-const PREFACE: &[u8] = b"PRI";
+pub(crate) const PREFACE: &[u8] = b"PRI";
 
 /// How a handshake of TLS begins.
 const TLS: &[u8] = b"\x16\x03";
