@@ -74,7 +74,7 @@ class Http2:
         elif isinstance(event, StreamReset):
             self.end(ConnectionResetError())
         elif isinstance(event, ConnectionTerminated):
-            # What is under way is answered all the same.
+            # The call that is under way is answered all the same.
             self.told_to_go = True
 
     def end(self, error):

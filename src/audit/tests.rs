@@ -1,4 +1,4 @@
-//! Lines of the audit: what is in them, and what becomes of those that have no room.
+//! Lines of the audit: their fields, and the end of those that have no room.
 
 use std::os::unix::fs::PermissionsExt as _;
 

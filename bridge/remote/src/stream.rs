@@ -175,7 +175,7 @@ mod tests {
             bytes.extend(std::iter::repeat_n(7, length));
             for part in bytes.chunks(bytes.len().div_ceil(3)) {
                 to.write_all(part).await.unwrap();
-                // What is here is read, and the rest of it waited for.
+                // It reads all that is here, and waits for the rest.
                 if let Poll::Ready(begun) = now(reader.begun()) {
                     assert_eq!(begun.unwrap(), Some(length));
                 }

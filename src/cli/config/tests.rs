@@ -1,4 +1,4 @@
-//! What `relay config` shows.
+//! Flags and settings name each other, and `relay config` shows them.
 
 use super::*;
 

@@ -198,7 +198,7 @@ impl Connections {
             let is_http1 = tokio::select! {
                 biased;
                 is_http1 = begins_as_http1(&stream) => is_http1,
-                // What is left to do for it is done below.
+                // The loop below does the rest for it.
                 () = shutdown.cancelled() => false,
                 () = kill.cancelled() => false,
                 _ = guard.next() => return,
