@@ -189,7 +189,7 @@ impl LookBack {
             messages = BATCH_MAX;
         }
         if back.next > floor && consumer.num_pending + consumer.num_ack_pending == 0 {
-            // Whatever is settled later comes in line from now on: its deadline is in order, or has an entry of its own.
+            // All that is settled later comes in line from now on: its deadline is in order, or has an entry of its own.
             back.due = back.due.max(step.now + policy.job_ttl.saturating_sub(IN_ORDER + OUT_OF_ORDER));
         }
         if back.next > floor || back.due > step.now {
