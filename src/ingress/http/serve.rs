@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -210,13 +211,14 @@ impl Connections {
                 service_fn(move |request| {
                     let (running, connection) = (connection.begin(), Arc::clone(&connection));
                     let (served, router) = (Arc::clone(&served), router.clone());
-                    // On the heap: hyper keeps room for a request's future as long as the connection lasts.
-                    Box::pin(async move {
+                    let answer = async move {
                         let (response, place) = gate::handle(served, router, request, &connection).await;
                         let response = held::hold(response, &connection, place);
                         drop(running);
                         Ok::<_, Infallible>(response)
-                    })
+                    };
+                    // On the heap: hyper keeps room for a request's future as long as the connection lasts. Without its type, which is deep.
+                    answer.boxed()
                 })
             };
             let mut http = pin!(builder.serve_connection(TokioIo::new(described), service));
