@@ -222,10 +222,12 @@ impl App {
         let port = self.port.take();
         let (traces, audit) = (self.traces.clone(), self.audit.clone());
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
+        // On the heap, as it is large; and its type is too deep for those that it would be a part of.
+        let served = Box::pin(self.serve(stop, admin));
         let (until, ended) = tokio::select! {
             biased;
             () = force.cancelled() => (Instant::now(), Ok(Ended::Forced)),
-            (until, ended) = self.serve(stop, admin) => (until, ended.map(|()| Ended::Drained)),
+            (until, ended) = served => (until, ended.map(|()| Ended::Drained)),
         };
         // Also when it was forced: accepted jobs are durable anyway, closing only makes the next start quicker.
         let limit = until.saturating_duration_since(Instant::now()) + CLOSE_MAX;

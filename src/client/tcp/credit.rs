@@ -6,47 +6,55 @@ use relay_bridge::contract::wire::client::WireResult;
 use relay_bridge::contract::wire::client::answer::Body;
 
 /// The results, and bytes of payloads, that the server may still push to a follower. With what results took that were not given
-/// back it is always as much as in the beginning.
+/// back it is always as much as in the beginning. So it is no less than the server counts, to which the newest credit is on its way.
 pub(super) struct Credit {
     results: u64,
-    bytes: u64,
-    /// The bytes that each result took, of those that were not given back: no more than there was credit for.
-    taken: VecDeque<u64>,
+    /// Below 0 by what the last result had more than was left.
+    bytes: i64,
+    /// The bytes of each result that was not given back: of all but the last one no more than there was credit for.
+    taken: VecDeque<i64>,
 }
 
 impl Credit {
     /// The credit that the server begins with.
     pub(super) fn new(results: u32, bytes: u64) -> Self {
-        Self { results: u64::from(results), bytes, taken: VecDeque::new() }
+        Self { results: u64::from(results), bytes: counted(bytes), taken: VecDeque::new() }
     }
 
-    /// Spends it on a result, which takes no more bytes than are left, however many the server says that it has. `false` where there
-    /// was none: a last payload may be larger than what is left.
+    /// Spends it on a result, however many bytes the server says that it has. `false` where there was none: a last payload may be
+    /// larger than what is left.
     pub(super) fn spend(&mut self, result: &WireResult) -> bool {
-        if self.results == 0 || self.bytes == 0 {
+        if self.results == 0 || self.bytes <= 0 {
             return false;
         }
-        let bytes = match &result.payload {
+        let bytes = counted(match &result.payload {
             Body::Here(payload) => u64::try_from(payload.len()).unwrap_or(u64::MAX),
             Body::Erased => 0,
             Body::TooLarge(size) => *size,
-        };
-        let taken = bytes.min(self.bytes);
+        });
         self.results -= 1;
-        self.bytes -= taken;
-        self.taken.push_back(taken);
+        self.bytes -= bytes;
+        self.taken.push_back(bytes);
         true
     }
 
     /// Gives back what the first `results` took that were not given back, and returns their bytes, which the server is told of.
     pub(super) fn give_back(&mut self, results: u32) -> u64 {
         let results = usize::try_from(results).unwrap_or(usize::MAX).min(self.taken.len());
-        let bytes = self.taken.drain(..results).sum();
+        let bytes: i64 = self.taken.drain(..results).sum();
         self.results += results as u64;
         self.bytes += bytes;
-        bytes
+        bytes.unsigned_abs()
     }
 }
+
+/// Bytes of credit or of a payload, as far as they count.
+fn counted(bytes: u64) -> i64 {
+    i64::try_from(bytes).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX))
+}
+
+/// As docs/protocol.md bounds it.
+const BYTES_MAX: i64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -81,8 +89,20 @@ mod tests {
         assert!(credit.spend(&result(Body::Here(vec![0; 30].into()))));
         assert!(credit.spend(&result(Body::TooLarge(u64::MAX))), "the last one may be larger than what is left");
         assert!(!credit.spend(&result(Body::Erased)), "no bytes are left");
-        assert_eq!((credit.give_back(1), credit.give_back(7), credit.give_back(1)), (30, 70, 0));
+        assert_eq!((credit.give_back(1), credit.give_back(7), credit.give_back(1)), (30, 1 << 40, 0));
         assert_eq!((credit.results, credit.bytes, credit.taken.len()), (3, 100, 0));
+    }
+
+    #[test]
+    fn a_server_is_never_short_of_what_it_counts_while_credit_is_on_its_way() {
+        // When the server sends 50 it has 10 left, and 90 are on their way to it.
+        let (mut credit, payload) = (Credit::new(9, 100), |bytes| result(Body::Here(vec![0; bytes].into())));
+        assert!(credit.spend(&payload(90)));
+        assert_eq!(credit.give_back(1), 90);
+        assert!(credit.spend(&payload(50)));
+        // Now it has 50 as well.
+        assert!(credit.spend(&payload(50)) && !credit.spend(&payload(1)));
+        assert_eq!(credit.give_back(2), 100);
     }
 
     #[test]

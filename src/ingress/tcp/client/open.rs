@@ -97,12 +97,13 @@ pub(super) struct Credit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Left {
     pub(super) results: u64,
-    pub(super) bytes: u64,
+    /// Below 0 by what the last result had more than was left.
+    pub(super) bytes: i64,
 }
 
 impl Credit {
     pub(super) fn new(results: u32, bytes: u64) -> Arc<Self> {
-        let left = Mutex::new(Left { results: u64::from(results), bytes: bytes.min(BYTES_MAX) });
+        let left = Mutex::new(Left { results: u64::from(results), bytes: counted(bytes) });
         Arc::new(Self { left, changed: Notify::new() })
     }
 
@@ -110,7 +111,7 @@ impl Credit {
     fn add(&self, results: u32, bytes: u64) {
         let mut left = lock(&self.left);
         left.results = (left.results + u64::from(results)).min(RESULTS_MAX);
-        left.bytes = left.bytes.saturating_add(bytes).min(BYTES_MAX);
+        left.bytes = (left.bytes + counted(bytes)).min(BYTES_MAX);
         drop(left);
         self.changed.notify_one();
     }
@@ -126,11 +127,12 @@ impl Credit {
         }
     }
 
-    /// Spends one result of `bytes`, which may be more than is left. Whether there is still some.
+    /// Spends one result of `bytes`, which may be more than is left: what is given next is counted against it. Whether there is still
+    /// some.
     pub(super) fn spend(&self, bytes: u64) -> bool {
         let mut left = lock(&self.left);
         left.results = left.results.saturating_sub(1);
-        left.bytes = left.bytes.saturating_sub(bytes);
+        left.bytes = (left.bytes - counted(bytes)).max(-BYTES_MAX);
         left.is_some()
     }
 }
@@ -141,10 +143,15 @@ impl Left {
     }
 }
 
+/// Bytes of credit or of a payload, as far as they count.
+fn counted(bytes: u64) -> i64 {
+    i64::try_from(bytes).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX))
+}
+
 /// The room for requests that is kept while there are none.
 const KEPT: usize = 16;
 const RESULTS_MAX: u64 = 1 << 32;
-const BYTES_MAX: u64 = 1 << 40;
+const BYTES_MAX: i64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -162,11 +169,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credit_is_spent_to_nothing_and_no_further_and_never_overflows() {
-        let credit = Credit::new(2, 10);
+    async fn what_a_result_has_more_than_was_left_is_counted_against_the_next_credit_and_nothing_overflows() {
+        let credit = Credit::new(3, 10);
         assert!(credit.spend(4));
         assert!(!credit.spend(40), "the last one may be larger than what is left");
-        assert!(!credit.spend(1));
+        credit.add(0, 34);
+        {
+            let mut waits = std::pin::pin!(credit.some());
+            assert!(futures_util::poll!(&mut waits).is_pending(), "it had 34 more than were left");
+            credit.add(0, 1);
+            assert_eq!(waits.await, Left { results: 1, bytes: 1 });
+        }
+        assert!(!credit.spend(u64::MAX));
         {
             let mut waits = std::pin::pin!(credit.some());
             assert!(futures_util::poll!(&mut waits).is_pending());
