@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -98,7 +99,7 @@ impl App {
             config.audit.iter().for_each(|audit| port.admin().audits(Arc::clone(audit)));
         }
         let opened = Opened::open(config.broker, &clock).await?;
-        let queues = match opened.prepare(&config.queues).await {
+        let queues = match opened.prepare(&config.queues).boxed_local().await {
             Ok(queues) => queues,
             Err(error) => {
                 opened.close(Instant::now()).await;
@@ -222,17 +223,17 @@ impl App {
         let port = self.port.take();
         let (traces, audit) = (self.traces.clone(), self.audit.clone());
         let admin = port.as_ref().map(|port| Arc::clone(port.admin()));
-        // On the heap, as it is large; and its type is too deep for those that it would be a part of.
-        let served = Box::pin(self.serve(stop, admin));
         let (until, ended) = tokio::select! {
             biased;
             () = force.cancelled() => (Instant::now(), Ok(Ended::Forced)),
-            (until, ended) = served => (until, ended.map(|()| Ended::Drained)),
+            (until, ended) = self.serve(stop, admin) => (until, ended.map(|()| Ended::Drained)),
         };
         // Also when it was forced: accepted jobs are durable anyway, closing only makes the next start quicker.
         let limit = until.saturating_duration_since(Instant::now()) + CLOSE_MAX;
+        // Without its type, as AWS's are deep: those of which they are a part have a limit.
+        let closed = opened.close(until).boxed();
         tokio::select! {
-            closed = tokio::time::timeout(limit, opened.close(until)) => if closed.is_err() {
+            closed = tokio::time::timeout(limit, closed) => if closed.is_err() {
                 warn!("the broker was still busy at the end; what was accepted is safe");
             },
             () = force.cancelled(), if !matches!(ended, Ok(Ended::Forced)) => {}
