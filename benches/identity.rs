@@ -210,7 +210,7 @@ impl Server {
         times[times.len() * 99 / 100]
     }
 
-    /// Strangers who come from these addresses through `endpoint`, until this is dropped; and how many had their answer so far.
+    /// Strangers who come from 249 addresses through `endpoint`, until this is dropped; and how many had their answer so far.
     fn strangers(&self, endpoint: &'static str) -> (JoinSet<()>, Arc<AtomicU64>) {
         let (mut coming, answered) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
         let (door, counted) = (self.header.clone(), Arc::clone(&answered));

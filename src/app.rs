@@ -99,6 +99,7 @@ impl App {
             config.audit.iter().for_each(|audit| port.admin().audits(Arc::clone(audit)));
         }
         let opened = Opened::open(config.broker, &clock).await?;
+        // Without its type, as AWS's are deep: those of which they are a part have a limit.
         let queues = match opened.prepare(&config.queues).boxed_local().await {
             Ok(queues) => queues,
             Err(error) => {
@@ -230,7 +231,7 @@ impl App {
         };
         // Also when it was forced: accepted jobs are durable anyway, closing only makes the next start quicker.
         let limit = until.saturating_duration_since(Instant::now()) + CLOSE_MAX;
-        // Without its type, as AWS's are deep: those of which they are a part have a limit.
+        // Without its type, as above.
         let closed = opened.close(until).boxed();
         tokio::select! {
             closed = tokio::time::timeout(limit, closed) => if closed.is_err() {

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use relay_bridge::contract::wire::client::WireResult;
 use relay_bridge::contract::wire::client::answer::Body;
+use relay_bridge::contract::wire::client::{WireResult, credit_bytes};
 
 /// The results, and bytes of payloads, that the server may still push to a follower. With what results took that were not given
 /// back it is always as much as in the beginning. So it is no less than the server counts, to which the newest credit is on its way.
@@ -18,7 +18,7 @@ pub(super) struct Credit {
 impl Credit {
     /// The credit that the server begins with.
     pub(super) fn new(results: u32, bytes: u64) -> Self {
-        Self { results: u64::from(results), bytes: counted(bytes), taken: VecDeque::new() }
+        Self { results: u64::from(results), bytes: credit_bytes(bytes), taken: VecDeque::new() }
     }
 
     /// Spends it on a result, however many bytes the server says that it has. `false` where there was none: a last payload may be
@@ -27,7 +27,7 @@ impl Credit {
         if self.results == 0 || self.bytes <= 0 {
             return false;
         }
-        let bytes = counted(match &result.payload {
+        let bytes = credit_bytes(match &result.payload {
             Body::Here(payload) => u64::try_from(payload.len()).unwrap_or(u64::MAX),
             Body::Erased => 0,
             Body::TooLarge(size) => *size,
@@ -47,14 +47,6 @@ impl Credit {
         bytes.unsigned_abs()
     }
 }
-
-/// Bytes of credit or of a payload, as far as they count.
-fn counted(bytes: u64) -> i64 {
-    i64::try_from(bytes).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX))
-}
-
-/// As docs/protocol.md bounds it.
-const BYTES_MAX: i64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {

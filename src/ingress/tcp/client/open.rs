@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use relay_bridge::contract::wire::client::{CREDIT_BYTES_MAX, credit_bytes};
 use relay_bridge::support::lock;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -103,7 +104,7 @@ pub(super) struct Left {
 
 impl Credit {
     pub(super) fn new(results: u32, bytes: u64) -> Arc<Self> {
-        let left = Mutex::new(Left { results: u64::from(results), bytes: counted(bytes) });
+        let left = Mutex::new(Left { results: u64::from(results), bytes: credit_bytes(bytes) });
         Arc::new(Self { left, changed: Notify::new() })
     }
 
@@ -111,7 +112,7 @@ impl Credit {
     fn add(&self, results: u32, bytes: u64) {
         let mut left = lock(&self.left);
         left.results = (left.results + u64::from(results)).min(RESULTS_MAX);
-        left.bytes = (left.bytes + counted(bytes)).min(BYTES_MAX);
+        left.bytes = (left.bytes + credit_bytes(bytes)).min(CREDIT_BYTES_MAX);
         drop(left);
         self.changed.notify_one();
     }
@@ -132,7 +133,7 @@ impl Credit {
     pub(super) fn spend(&self, bytes: u64) -> bool {
         let mut left = lock(&self.left);
         left.results = left.results.saturating_sub(1);
-        left.bytes = (left.bytes - counted(bytes)).max(-BYTES_MAX);
+        left.bytes = (left.bytes - credit_bytes(bytes)).max(-CREDIT_BYTES_MAX);
         left.is_some()
     }
 }
@@ -143,15 +144,9 @@ impl Left {
     }
 }
 
-/// Bytes of credit or of a payload, as far as they count.
-fn counted(bytes: u64) -> i64 {
-    i64::try_from(bytes).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX))
-}
-
 /// The room for requests that is kept while there are none.
 const KEPT: usize = 16;
 const RESULTS_MAX: u64 = 1 << 32;
-const BYTES_MAX: i64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -188,7 +183,7 @@ mod tests {
             assert!(futures_util::poll!(&mut waits).is_pending(), "there are no bytes yet");
             credit.add(u32::MAX, u64::MAX);
             credit.add(u32::MAX, u64::MAX);
-            assert_eq!(waits.await, Left { results: RESULTS_MAX, bytes: BYTES_MAX });
+            assert_eq!(waits.await, Left { results: RESULTS_MAX, bytes: CREDIT_BYTES_MAX });
         }
     }
 }

@@ -28,6 +28,15 @@ pub const SUBMIT_META_NAMES_MAX: u32 = 64;
 pub(super) const SUBMIT_META_BYTES_MAX: usize = 8 * 1024;
 /// The most names in the `meta` of a job in an answer: of a name and a value of one byte each, as many as there may be bytes.
 pub const META_NAMES_MAX: u32 = 1_024;
+/// The most bytes of credit, or of one payload, that count for a follow.
+pub const CREDIT_BYTES_MAX: i64 = 1 << 40;
+
+/// Bytes of credit or of a payload, as far as both sides of a follow count them: [`CREDIT_BYTES_MAX`] at most. Their balance may be
+/// below 0, by what a result has more than was left.
+#[must_use]
+pub fn credit_bytes(bytes: u64) -> i64 {
+    i64::try_from(bytes).map_or(CREDIT_BYTES_MAX, |bytes| bytes.min(CREDIT_BYTES_MAX))
+}
 
 /// A client's first message. Nothing is answered before it.
 #[derive(Clone, PartialEq, Eq)]
