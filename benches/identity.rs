@@ -38,7 +38,7 @@ const REQUESTS: u64 = 10_000;
 const REFUSED: usize = 5;
 const ISSUER: &str = "https://issuer.example";
 /// Submissions of an honest client in one round, one after the other.
-const HONEST: usize = 1_000;
+const HONEST: usize = 3_000;
 /// New connections a second of strangers, each with a handshake and a wrong key.
 const STRANGERS: u32 = 500;
 /// VPC endpoints: that of the honest client, and another one.
@@ -93,6 +93,8 @@ struct Server {
     plain: Door,
     tls: Door,
     header: Door,
+    /// The file of the authority of all certificates here.
+    certificate: String,
     key: String,
     token: String,
     _folder: TempDir,
@@ -137,11 +139,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let client = Some(Arc::new(client.with_root_certificates(roots).with_no_client_auth()));
+        let client = Some(trusting(&pem));
         let door = |name: &str, tls: Option<Arc<ClientConfig>>| {
             let address = ready["listening"]["listeners"][name]["address"].as_str().unwrap().parse().unwrap();
             Door { address, tls, header: (name == "header").then(|| header(1, OWN)) }
@@ -152,6 +150,7 @@ impl Server {
             plain: door("plain", None),
             tls: door("tls", client.clone()),
             header: door("header", client),
+            certificate,
             key: String::from_utf8(new.stdout).unwrap().trim().to_owned(),
             token: encode(&Header::new(Algorithm::ES256), &claims, &signing).unwrap(),
             child,
@@ -210,34 +209,14 @@ impl Server {
         times[times.len() * 99 / 100]
     }
 
-    /// Strangers who come from 249 addresses through `endpoint`, until this is dropped; and how many had their answer so far.
-    fn strangers(&self, endpoint: &'static str) -> (JoinSet<()>, Arc<AtomicU64>) {
-        let (mut coming, answered) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
-        let (door, counted) = (self.header.clone(), Arc::clone(&answered));
-        coming.spawn(async move {
-            let (mut due, mut peers) = (interval(Duration::from_secs(1) / STRANGERS), JoinSet::new());
-            for host in (2..=250).cycle() {
-                due.tick().await;
-                let (door, answered) =
-                    (Door { header: Some(header(host, endpoint)), ..door.clone() }, Arc::clone(&counted));
-                peers.spawn(async move {
-                    // Closed before its handshake where too many came.
-                    if let Some(mut peer) = door.try_open().await {
-                        peer.write_all(
-                            b"GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer no\r\n\r\n",
-                        )
-                        .await
-                        .ok();
-                        answered.fetch_add(
-                            u64::from(peer.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0)),
-                            Ordering::Relaxed,
-                        );
-                    }
-                });
-                while peers.try_join_next().is_some() {}
-            }
-        });
-        (coming, answered)
+    /// Strangers who come from 249 addresses through `endpoint`. A process of its own that gives way to all others, since strangers
+    /// have machines of their own: with the cores of this one they would take time from the server and from the honest client.
+    fn strangers(&self, endpoint: &str) -> Child {
+        let address = self.header.address.to_string();
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(std::env::current_exe().unwrap());
+        command.args(["strangers", &address, &self.certificate, endpoint]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     async fn beside_all_strangers(&self) {
@@ -250,13 +229,16 @@ impl Server {
         let (mut alone, mut beside, mut ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..pairs() {
             let quiet = self.honest().await;
-            let (strangers, answered) = self.strangers(endpoint);
+            let (mut strangers, begun) = (self.strangers(endpoint), Instant::now());
             // The first of them are at work.
             sleep(Duration::from_millis(500)).await;
-            let (begun, before) = (Instant::now(), answered.load(Ordering::Relaxed));
             let loud = self.honest().await;
-            rates.push((answered.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64());
-            drop(strangers);
+            // They end with what they are told through, and say how many they were.
+            drop(strangers.stdin.take());
+            let seconds = begun.elapsed().as_secs_f64();
+            let answered = std::io::read_to_string(strangers.stdout.take().unwrap()).unwrap();
+            strangers.wait().unwrap();
+            rates.push(answered.trim().parse::<f64>().unwrap() / seconds);
             alone.push(quiet * 1e3);
             beside.push(loud * 1e3);
             ratios.push(loud / quiet);
@@ -271,6 +253,50 @@ impl Server {
             ratios.len()
         );
     }
+}
+
+/// Connects to `address` all the time, with a header of `endpoint`, a handshake and a wrong key each, until the standard input ends.
+/// Prints how many had their answer.
+async fn strangers(address: &str, certificate: &str, endpoint: &str) {
+    let door = Door {
+        address: address.parse().unwrap(),
+        tls: Some(trusting(&fs::read_to_string(certificate).unwrap())),
+        header: None,
+    };
+    let answered = Arc::new(AtomicU64::new(0));
+    let ended = tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin()));
+    let coming = async {
+        let (mut due, mut peers) = (interval(Duration::from_secs(1) / STRANGERS), JoinSet::new());
+        for host in (2..=250).cycle() {
+            due.tick().await;
+            let door = Door { header: Some(header(host, endpoint)), ..door.clone() };
+            let answered = Arc::clone(&answered);
+            peers.spawn(async move {
+                // Closed before its handshake where too many came.
+                if let Some(mut peer) = door.try_open().await {
+                    let request = "GET /v1/whoami HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer no\r\n\r\n";
+                    peer.write_all(request.as_bytes()).await.ok();
+                    let read = peer.read(&mut [0; 1024]).await;
+                    answered.fetch_add(u64::from(read.is_ok_and(|read| read > 0)), Ordering::Relaxed);
+                }
+            });
+            while peers.try_join_next().is_some() {}
+        }
+    };
+    tokio::select! {
+        () = coming => {}
+        _ = ended => {}
+    }
+    println!("{}", answered.load(Ordering::Relaxed));
+}
+
+/// TLS that trusts the authority of `pem`.
+fn trusting(pem: &str) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    Arc::new(client.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn submission(bearer: &str) -> String {
@@ -339,8 +365,14 @@ impl Server {
 
 #[tokio::main]
 async fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, role, address, certificate, endpoint] = &arguments[..]
+        && role == "strangers"
+    {
+        return strangers(address, certificate, endpoint).await;
+    }
     let server = Server::start();
-    if std::env::args().any(|argument| argument == "honest") {
+    if arguments.iter().any(|argument| argument == "honest") {
         return server.beside_all_strangers().await;
     }
     report("submissions over TLS, beside none", 0.9, &server.pairs(Side::Tls, Side::Plain).await);
