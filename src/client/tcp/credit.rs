@@ -21,6 +21,11 @@ impl Credit {
         Self { results: u64::from(results), bytes: credit_bytes(bytes), taken: VecDeque::new() }
     }
 
+    /// Results that the server may still push.
+    pub(super) fn results(&self) -> usize {
+        usize::try_from(self.results).unwrap_or(usize::MAX)
+    }
+
     /// Spends it on a result, however many bytes the server says that it has. `false` where there was none: a last payload may be
     /// larger than what is left.
     pub(super) fn spend(&mut self, result: &WireResult) -> bool {

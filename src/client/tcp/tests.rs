@@ -1,15 +1,18 @@
-//! Frames that wait leave together.
+//! One connection by itself: frames that wait leave together, and whatever a server may send finds room.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
-use relay_bridge::contract::Timestamp;
-use relay_bridge::contract::wire::client::{FromClient, Submit, Welcome};
+use relay_bridge::contract::wire::client::answer::Body;
+use relay_bridge::contract::wire::client::{Follow, FromClient, Submit, Welcome, WireResult};
 use relay_bridge::contract::wire::{FRAME_MAX, frame};
+use relay_bridge::contract::{Outcome, RunId, Timestamp};
+use relay_remote::stream::FrameReader;
 use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::{BATCH_BYTES, Connection};
 use super::*;
@@ -37,8 +40,8 @@ impl AsyncWrite for &mut Written {
     }
 }
 
-#[tokio::test]
-async fn a_thousand_submissions_that_wait_leave_in_as_few_writes_as_their_bytes_need() {
+/// A connection to a server of the usual settings.
+fn connection() -> Connection {
     let welcome = Welcome {
         version: 1,
         frame_max: FRAME_MAX,
@@ -50,7 +53,33 @@ async fn a_thousand_submissions_that_wait_leave_in_as_few_writes_as_their_bytes_
         server_time: Timestamp::from_millis(0),
         build: String::new(),
     };
-    let connection = Connection::new(&welcome, Duration::from_secs(600));
+    Connection::new(&welcome, Duration::from_secs(600))
+}
+
+fn result(place: u32) -> WireResult {
+    WireResult {
+        cursor: format!("s.{place}"),
+        job: JobId::from_bytes([1; 16]),
+        run: RunId::from_bytes([2; 16]),
+        generation: 1,
+        queue: "mail".parse().unwrap(),
+        key: None,
+        meta: Default::default(),
+        outcome: Outcome::Succeeded,
+        attempt: 1,
+        content_type: "text/plain".to_owned(),
+        payload: Body::Here(Default::default()),
+        failure: None,
+        accepted_at: Timestamp::EPOCH,
+        started_at: None,
+        finished_at: Timestamp::EPOCH,
+        traceparent: None,
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_submissions_that_wait_leave_in_as_few_writes_as_their_bytes_need() {
+    let connection = connection();
     let submit = Submit { queue: "mail".to_owned(), payload: vec![b'x'; 256].into(), ..Submit::default() };
     let request = || Request::Submit(Box::new(submit.clone()));
     let mut asked: Vec<_> =
@@ -70,4 +99,33 @@ async fn a_thousand_submissions_that_wait_leave_in_as_few_writes_as_their_bytes_
         frames += 1;
     }
     assert_eq!((frames, written.bytes.len()), (1_000, 0));
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_while_others_results_are_passed_over_still_gets_its_own() {
+    let connection = connection();
+    let follow = Follow { results: 2, bytes: 100, ..Follow::default() };
+    let (id, mut receiver) = connection.follow(follow).unwrap();
+    let mut sent = BytesMut::new();
+    for passed in 0..100 {
+        // As a server tells it for each result that the filter leaves out.
+        ToClient::Position { id, cursor: format!("p.{passed}") }.encode(&mut sent);
+        if passed >= 98 {
+            ToClient::Result { id, replayed: false, result: Box::new(result(passed)) }.encode(&mut sent);
+        }
+    }
+    ToClient::Followed { id, cursor: None, reason: "going-away".to_owned() }.encode(&mut sent);
+    // Until the end of what was sent.
+    connection.read(FrameReader::new(&sent[..], FRAME_MAX), CancellationToken::new()).await;
+    let (mut results, mut is_told) = (Vec::new(), false);
+    while let Some(answer) = receiver.recv().await {
+        match answer.unwrap() {
+            ToClient::Position { .. } => assert!(!is_told),
+            ToClient::Result { result, .. } => results.push(result.cursor),
+            ToClient::Followed { .. } => is_told = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(is_told, "and the end of the reading");
+    assert_eq!(results, ["s.98", "s.99"]);
 }
