@@ -129,7 +129,11 @@ impl Connection {
     /// Sends a request and waits for its one answer, at most `wait` and the time that an answer may take.
     pub(super) async fn ask(&self, request: Request, wait: Duration) -> Answer {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let stops = matches!(request, Request::Wait { .. });
+        let stops = match &request {
+            Request::Wait { .. } => true,
+            Request::Submit(submit) => submit.wait.is_some(),
+            _ => false,
+        };
         let counts = matches!(request, Request::Submit(_));
         let frame = self.frame(&FromClient::Request { id, request })?;
         let mut granted = vec![self.granted(&self.requests, 1).await?];

@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream};
 use relay::api::Slug;
 use relay::client::{Client, ClientError, NewJob, Patience, Payload, ResultsFilter, Submitted};
-use relay_bridge::contract::Outcome;
+use relay_bridge::contract::wire::FRAME_MAX;
+use relay_bridge::contract::wire::client::{FromClient, Request, ToClient, Welcome};
+use relay_bridge::contract::{Outcome, Timestamp};
+use relay_remote::stream::FrameReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -26,6 +30,20 @@ fn both(relay: &Relay, door: &Door) -> [Client; 2] {
 
 fn mail(payload: impl Into<bytes::Bytes>) -> NewJob {
     NewJob::new("mail".parse().unwrap(), payload)
+}
+
+fn welcome() -> Welcome {
+    Welcome {
+        version: 1,
+        frame_max: FRAME_MAX,
+        requests_max: 16,
+        bytes_max: 1 << 20,
+        wait_max: LONG,
+        ping: LONG,
+        client: "dev".parse().unwrap(),
+        server_time: Timestamp::EPOCH,
+        build: "test".to_owned(),
+    }
 }
 
 /// Copies bytes to whoever is the target when a connection comes.
@@ -262,5 +280,43 @@ async fn a_client_that_is_not_let_in_is_told_so_over_both_protocols() {
         assert_eq!(problem.slug, Slug::Unauthenticated);
         let acme = Client::new(&address, Some(key.to_string())).unwrap();
         assert_eq!(acme.whoami().await.unwrap().client.as_str(), "acme");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_given_up_is_stopped_at_the_server_so_that_its_place_is_free() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::new(&format!("relay://{}", listener.local_addr().unwrap()), None).unwrap();
+    let (taken, is_taken) = tokio::sync::oneshot::channel();
+    let serves = async {
+        let (from, mut to) = listener.accept().await.unwrap().0.into_split();
+        let mut from = FrameReader::new(from, FRAME_MAX);
+        let mut greeting = BytesMut::new();
+        ToClient::Welcome(Box::new(welcome())).encode(&mut greeting);
+        let (mut taken, mut heard) = (Some(taken), Vec::new());
+        loop {
+            match FromClient::decode(&from.next().await.unwrap().unwrap()).unwrap() {
+                FromClient::Hello(_) => to.write_all(&greeting).await.unwrap(),
+                FromClient::Request { id, request: Request::Submit(_) } => {
+                    heard.push(id);
+                    taken.take().unwrap().send(()).unwrap();
+                }
+                FromClient::Stop { id } => heard.push(id),
+                FromClient::Request { request: Request::Whoami, .. } => return heard,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let calls = async {
+        let job = mail("x");
+        tokio::select! {
+            ran = client.run(&job, LONG) => panic!("{ran:?}"),
+            taken = is_taken => taken.unwrap(),
+        }
+        client.whoami().await
+    };
+    tokio::select! {
+        heard = serves => assert!(heard.len() == 2 && heard[0] == heard[1], "{heard:?}"),
+        answered = calls => panic!("{answered:?}"),
     }
 }
