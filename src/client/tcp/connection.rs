@@ -27,6 +27,20 @@ use super::credit::Credit;
 /// A message for one who asked, or why none comes.
 pub(super) type Answer = Result<ToClient, ClientError>;
 
+/// Why a request was not begun: no byte of it was sent.
+pub(super) enum Unbegun {
+    /// The connection is left for another one, on which it may be begun.
+    Left,
+    /// The connection ended, or takes no such request.
+    Failed(ClientError),
+}
+
+impl From<ClientError> for Unbegun {
+    fn from(error: ClientError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 pub(super) struct Connection {
     state: Mutex<State>,
     /// Something is to be written.
@@ -114,6 +128,9 @@ impl Connection {
 
     fn leave(&self) {
         self.state().is_leaving = true;
+        // Those that wait for their turn begin elsewhere.
+        self.requests.close();
+        self.bytes.close();
         self.end_if_left();
     }
 
@@ -127,7 +144,10 @@ impl Connection {
     }
 
     /// Sends a request and waits for its one answer, at most `wait` and the time that an answer may take.
-    pub(super) async fn ask(&self, request: Request, wait: Duration) -> Answer {
+    ///
+    /// # Errors
+    /// The request: no byte of it was sent, because the connection is left for another one.
+    pub(super) async fn ask(&self, request: Request, wait: Duration) -> Result<Answer, Box<Request>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let stops = match &request {
             Request::Wait { .. } => true,
@@ -135,22 +155,23 @@ impl Connection {
             _ => false,
         };
         let counts = matches!(request, Request::Submit(_));
-        let frame = self.frame(&FromClient::Request { id, request })?;
-        let mut granted = vec![self.granted(&self.requests, 1).await?];
-        if counts {
-            let units = u64::try_from(frame.len()).unwrap_or(u64::MAX) / BYTES_UNIT + 1;
-            let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.bytes_all);
-            granted.push(self.granted(&self.bytes, units).await?);
-        }
+        let message = FromClient::Request { id, request };
         let (sender, receiver) = oneshot::channel();
+        match self.begin(id, &message, counts, sender).await {
+            Ok(()) => drop(message),
+            Err(Unbegun::Failed(error)) => return Ok(Err(error)),
+            Err(Unbegun::Left) => match message {
+                FromClient::Request { request, .. } => return Err(Box::new(request)),
+                _ => return Ok(Err(self.why())),
+            },
+        }
         let begun = Instant::now();
-        self.enter(id, frame, Waiter::One(sender), granted)?;
         let asked = Asked { connection: self, id, stops };
         let answer = time::timeout(ANSWER_MAX.saturating_add(wait), receiver).await;
         match answer {
             Ok(answer) => {
                 std::mem::forget(asked);
-                answer.unwrap_or_else(|_| Err(self.why()))
+                Ok(answer.unwrap_or_else(|_| Err(self.why())))
             }
             Err(_) => {
                 drop(asked);
@@ -158,13 +179,31 @@ impl Connection {
                 if self.state().heard < begun {
                     self.end(&late);
                 }
-                Err(late)
+                Ok(Err(late))
             }
         }
     }
 
+    /// Has a request with one answer sent once it is its turn.
+    async fn begin(
+        &self,
+        id: u64,
+        message: &FromClient,
+        counts: bool,
+        sender: oneshot::Sender<Answer>,
+    ) -> Result<(), Unbegun> {
+        let frame = self.frame(message)?;
+        let mut granted = vec![self.granted(&self.requests, 1).await?];
+        if counts {
+            let units = u64::try_from(frame.len()).unwrap_or(u64::MAX) / BYTES_UNIT + 1;
+            let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.bytes_all);
+            granted.push(self.granted(&self.bytes, units).await?);
+        }
+        self.enter(id, frame, Waiter::One(sender), granted)
+    }
+
     /// Begins to follow: the id of the request, and its messages, at most as many at a time as the credit says.
-    pub(super) fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), ClientError> {
+    pub(super) fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), Unbegun> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let credit = Credit::new(follow.results, follow.bytes);
         let most = usize::try_from(follow.results).unwrap_or(usize::MAX);
@@ -193,11 +232,11 @@ impl Connection {
 
     /// A part of what the server granted, once there is one. A connection whose whole grant is held by requests that were given up,
     /// and that the server does not answer, ends: else all who come would wait for it.
-    async fn granted(&self, of: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, ClientError> {
+    async fn granted(&self, of: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, Unbegun> {
         let mut acquired = std::pin::pin!(Arc::clone(of).acquire_many_owned(count));
         loop {
             match time::timeout(UNANSWERED_MAX, &mut acquired).await {
-                Ok(permit) => return permit.map_err(|_| self.why()),
+                Ok(permit) => return permit.map_err(|_| self.unbegun()),
                 Err(_) if self.is_held_up() => {
                     self.end(&ClientError::Interrupted("the server answered none of its requests".to_owned()));
                 }
@@ -212,6 +251,11 @@ impl Connection {
         asked.peek().is_some() && asked.all(|entry| entry.given_up.is_some_and(|at| at.elapsed() >= UNANSWERED_MAX))
     }
 
+    /// Why nothing is begun any more.
+    fn unbegun(&self) -> Unbegun {
+        if self.state().is_leaving { Unbegun::Left } else { Unbegun::Failed(self.why()) }
+    }
+
     /// Why it ended.
     pub(super) fn why(&self) -> ClientError {
         let ended = self.state().ended.clone();
@@ -224,10 +268,11 @@ impl Connection {
         frame: BytesMut,
         waiter: Waiter,
         granted: Vec<OwnedSemaphorePermit>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), Unbegun> {
         let mut state = self.state();
-        if let Some(error) = &state.ended {
-            return Err(error.clone());
+        if state.is_leaving || state.ended.is_some() {
+            drop(state);
+            return Err(self.unbegun());
         }
         state.table.insert(id, Entry { is_sent: false, given_up: None, waiter, _granted: granted });
         state.outgoing.push_back(Outgoing { frame, begins: Some(id) });

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use relay_bridge::contract::wire::client::{Follow, FromClient};
 use tokio::sync::mpsc;
 
-use super::super::error::ClientError;
-use super::connection::{Answer, Connection};
+use super::connection::{Answer, Connection, Unbegun};
 
 /// A follow request; dropped, it is stopped.
 pub(super) struct Followed {
@@ -17,7 +16,7 @@ pub(super) struct Followed {
 
 impl Followed {
     /// Begins to follow on `connection`.
-    pub(super) fn begin(connection: Arc<Connection>, follow: Follow) -> Result<Self, ClientError> {
+    pub(super) fn begin(connection: Arc<Connection>, follow: Follow) -> Result<Self, Unbegun> {
         let (id, receiver) = connection.follow(follow)?;
         Ok(Self { connection, id, receiver })
     }

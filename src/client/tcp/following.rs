@@ -8,8 +8,9 @@ use super::super::error::ClientError;
 use super::super::job::{ResultEntry, ResultsFilter, WAIT_MAX};
 use super::super::results::Batch;
 use super::super::retry::ANSWER_MAX;
+use super::connection::Unbegun;
 use super::followed::Followed;
-use super::{Tcp, answers};
+use super::{LEFT_MAX, Tcp, answers};
 use crate::api::ResultsPage;
 
 /// A follow request that is open between two batches.
@@ -37,7 +38,14 @@ impl Tcp {
             results,
             bytes: BYTES,
         };
-        Followed::begin(self.0.connection().await?, follow)
+        for _ in 0..LEFT_MAX {
+            match Followed::begin(self.0.connection().await?, follow.clone()) {
+                Ok(followed) => return Ok(followed),
+                Err(Unbegun::Left) => {}
+                Err(Unbegun::Failed(error)) => return Err(error),
+            }
+        }
+        Err(self.sent_away())
     }
 
     /// The next results behind `filter.after`, on the follow request in `open`, which is made where there is none. After a while

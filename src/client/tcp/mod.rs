@@ -65,8 +65,18 @@ impl Tcp {
         &self.0.server
     }
 
-    async fn ask(&self, request: Request, wait: Duration) -> connection::Answer {
-        self.0.connection().await?.ask(request, wait).await
+    async fn ask(&self, mut request: Request, wait: Duration) -> connection::Answer {
+        for _ in 0..LEFT_MAX {
+            match self.0.connection().await?.ask(request, wait).await {
+                Ok(answer) => return answer,
+                Err(unbegun) => request = *unbegun,
+            }
+        }
+        Err(self.sent_away())
+    }
+
+    fn sent_away(&self) -> ClientError {
+        ClientError::Interrupted(format!("the server left {LEFT_MAX} connections before it took anything"))
     }
 
     pub(super) async fn submit(&self, job: &NewJob, wait: Option<Duration>) -> Result<Submitted, ClientError> {
@@ -117,3 +127,6 @@ impl Tcp {
         }
     }
 }
+
+/// Connections that are left before a request is begun on them, until it is one more try with its pause.
+const LEFT_MAX: usize = 3;
