@@ -47,6 +47,7 @@ pub(super) struct Connection {
     wake: Notify,
     next_id: AtomicU64,
     requests: Arc<Semaphore>,
+    requests_all: usize,
     bytes: Arc<Semaphore>,
     bytes_all: u32,
     frame_max: u64,
@@ -104,6 +105,7 @@ impl Connection {
             wake: Notify::new(),
             next_id: AtomicU64::new(1),
             requests: Arc::new(Semaphore::new(requests)),
+            requests_all: requests,
             bytes: Arc::new(Semaphore::new(usize::try_from(bytes_all).unwrap_or(1))),
             bytes_all,
             frame_max: u64::from(welcome.frame_max),
@@ -202,16 +204,25 @@ impl Connection {
         self.enter(id, frame, Waiter::One(sender), granted)
     }
 
-    /// Begins to follow: the id of the request, and its messages, at most as many at a time as the credit says.
-    pub(super) fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), Unbegun> {
+    /// Begins to follow once it is its turn: the id of the request, and its messages, at most as many at a time as the credit says.
+    pub(super) async fn follow(&self, follow: Follow) -> Result<(u64, mpsc::Receiver<Answer>), Unbegun> {
+        let mut granted = Vec::new();
+        // The last of the grant is for requests that end. Without it the server refuses, and says why.
+        if self.follows() + 1 < self.requests_all {
+            granted.push(self.granted(&self.requests, 1).await?);
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let credit = Credit::new(follow.results, follow.bytes);
         let most = usize::try_from(follow.results).unwrap_or(usize::MAX);
         let frame = self.frame(&FromClient::Request { id, request: Request::Follow(follow) })?;
         let (sender, receiver) = mpsc::channel(most + NOTICES_MAX);
         let waiter = Waiter::Follower { sender, credit };
-        self.enter(id, frame, waiter, Vec::new())?;
+        self.enter(id, frame, waiter, granted)?;
         Ok((id, receiver))
+    }
+
+    fn follows(&self) -> usize {
+        self.state().table.values().filter(|entry| matches!(entry.waiter, Waiter::Follower { .. })).count()
     }
 
     /// Tells the server that `results` of the follow request `id` were taken: it may push as much again as they took.

@@ -16,8 +16,8 @@ pub(super) struct Followed {
 
 impl Followed {
     /// Begins to follow on `connection`.
-    pub(super) fn begin(connection: Arc<Connection>, follow: Follow) -> Result<Self, Unbegun> {
-        let (id, receiver) = connection.follow(follow)?;
+    pub(super) async fn begin(connection: Arc<Connection>, follow: Follow) -> Result<Self, Unbegun> {
+        let (id, receiver) = connection.follow(follow).await?;
         Ok(Self { connection, id, receiver })
     }
 

@@ -39,7 +39,7 @@ impl Tcp {
             bytes: BYTES,
         };
         for _ in 0..LEFT_MAX {
-            match Followed::begin(self.0.connection().await?, follow.clone()) {
+            match Followed::begin(self.0.connection().await?, follow.clone()).await {
                 Ok(followed) => return Ok(followed),
                 Err(Unbegun::Left) => {}
                 Err(Unbegun::Failed(error)) => return Err(error),

@@ -105,7 +105,7 @@ async fn a_thousand_submissions_that_wait_leave_in_as_few_writes_as_their_bytes_
 async fn a_reader_that_takes_nothing_while_others_results_are_passed_over_still_gets_its_own() {
     let connection = connection();
     let follow = Follow { results: 2, bytes: 100, ..Follow::default() };
-    let Ok((id, mut receiver)) = connection.follow(follow) else { panic!("it is not begun") };
+    let Ok((id, mut receiver)) = connection.follow(follow).await else { panic!("it is not begun") };
     let mut sent = BytesMut::new();
     for passed in 0..100 {
         // As a server tells it for each result that the filter leaves out.

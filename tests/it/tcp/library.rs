@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream};
 use relay::api::Slug;
 use relay::client::{Client, ClientError, NewJob, Patience, Payload, ResultsFilter, Submitted};
+use relay::ingress::tcp::client::ClientLimits;
 use relay_bridge::contract::wire::FRAME_MAX;
 use relay_bridge::contract::wire::client::{FromClient, Request, ToClient, Welcome};
 use relay_bridge::contract::{Outcome, Timestamp};
@@ -319,4 +320,30 @@ async fn a_run_that_is_given_up_is_stopped_at_the_server_so_that_its_place_is_fr
         heard = serves => assert!(heard.len() == 2 && heard[0] == heard[1], "{heard:?}"),
         answered = calls => panic!("{answered:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follow_request_counts_among_those_that_the_server_grants() {
+    let relay = Relay::start().await;
+    let limits = ClientLimits { requests_max: 2, ..ClientLimits::default() };
+    let door = Door::with(&relay, limits, LONG).await;
+    let client = Client::new(&format!("relay://{}", door.address), None).unwrap().patient(Patience::NONE);
+    let mut ids = Vec::new();
+    for payload in ["a", "b"] {
+        ids.push(client.submit(&mail(payload)).await.unwrap().job_id());
+    }
+    let mut results = client.results(ResultsFilter::default());
+    // It follows, and is told where it stands.
+    assert!(futures_util::poll!(results.next()).is_pending());
+    while door.clients.in_flight() > 0 || results.committed().is_none() {
+        assert!(futures_util::poll!(results.next()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let works = async {
+        relay.work("text/plain", "x").await;
+        relay.work("text/plain", "y").await;
+    };
+    let (a, b, ()) = tokio::join!(client.wait(ids[0], LONG), client.wait(ids[1], LONG), works);
+    assert!(a.unwrap().is_some() && b.unwrap().is_some());
+    assert_eq!(results.next().await.unwrap().unwrap().view.job_id, ids[0]);
 }
