@@ -346,6 +346,7 @@ impl Connection {
 
     /// Reads and answers until the stream ends, the server breaks the protocol, or `close` is cancelled.
     pub(super) async fn read<R: AsyncRead + Unpin>(&self, mut from: FrameReader<R>, close: CancellationToken) {
+        let mut seen = 0;
         let error = loop {
             let read = tokio::select! {
                 read = time::timeout(self.ping.saturating_mul(3), from.next()) => read,
@@ -353,12 +354,18 @@ impl Connection {
                 () = self.ended.cancelled() => return,
             };
             let frame = match read {
+                // Also a part of a large message is a word of the server.
+                Err(_) if from.here() != seen => {
+                    seen = from.here();
+                    continue;
+                }
                 Err(_) => break ClientError::Interrupted("no message came for three pings".to_owned()),
                 Ok(Err(ReadError::Broken(error))) => break ClientError::Interrupted(error.to_string()),
                 Ok(Err(ReadError::Frame(error))) => break ClientError::Garbled(error.to_string()),
                 Ok(Ok(None)) => break ClientError::Interrupted("the server closed the connection".to_owned()),
                 Ok(Ok(Some(frame))) => frame,
             };
+            seen = from.here();
             self.state().heard = Instant::now();
             let taken = match ToClient::decode(&frame) {
                 Ok(message) => self.take(message),

@@ -10,8 +10,9 @@ use relay_bridge::contract::wire::client::{Follow, FromClient, Submit, Welcome, 
 use relay_bridge::contract::wire::{FRAME_MAX, frame};
 use relay_bridge::contract::{Outcome, RunId, Timestamp};
 use relay_remote::stream::FrameReader;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::task::unconstrained;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{BATCH_BYTES, Connection};
@@ -128,4 +129,30 @@ async fn a_reader_that_takes_nothing_while_others_results_are_passed_over_still_
     }
     assert!(is_told, "and the end of the reading");
     assert_eq!(results, ["s.98", "s.99"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_that_comes_slowly_is_no_silence_and_one_that_stops_coming_is() {
+    let connection = connection();
+    let (mut to, from) = tokio::io::duplex(1 << 20);
+    let wait = Request::Wait { job: JobId::from_bytes([1; 16]), wait: Duration::ZERO };
+    let mut asked = std::pin::pin!(connection.ask(wait, Duration::from_secs(3_600)));
+    assert!(futures_util::poll!(&mut asked).is_pending());
+    let mut answer = BytesMut::new();
+    ToClient::Result { id: 1, replayed: false, result: Box::new(result(1)) }.encode(&mut answer);
+    let reads = connection.read(FrameReader::new(from, FRAME_MAX), CancellationToken::new());
+    let sends = async {
+        for part in answer.chunks(answer.len().div_ceil(4)) {
+            // Pings are 20 s apart.
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            to.write_all(part).await.unwrap();
+        }
+        to.write_all(&answer[..10]).await.unwrap();
+    };
+    let begun = Instant::now();
+    let (answered, (), ()) = tokio::join!(asked, sends, reads);
+    assert!(matches!(answered, Ok(Ok(ToClient::Result { .. }))), "{answered:?}");
+    let silent = Duration::from_secs(3 * 20);
+    let last = Duration::from_secs(4 * 50);
+    assert!(begun.elapsed() > last && begun.elapsed() <= last + 2 * silent, "{:?}", begun.elapsed());
 }
