@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
+use relay_bridge::result_log::Reset;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -22,6 +23,8 @@ pub(super) struct Batch {
     pub(super) entries: Vec<ResultEntry>,
     /// Where to go on; `None` is where it began.
     pub(super) next: Option<String>,
+    /// Reading could not go on, of which no entry tells.
+    pub(super) reset: Option<Reset>,
 }
 
 /// The state that a transport keeps between two batches of one reader.
@@ -46,6 +49,8 @@ pub struct Results {
     fetching: Option<Fetching>,
     ready: VecDeque<ResultEntry>,
     committed: Option<String>,
+    /// Told with the next result.
+    reset: Option<Reset>,
     /// Whether a result was given, or a place was committed: from then on the beginning is known.
     is_begun: bool,
     /// When the last batch was asked for.
@@ -77,6 +82,7 @@ impl Client {
             fetching: None,
             ready,
             committed,
+            reset: None,
             is_begun: false,
             asked: Instant::now(),
             early: Early::default(),
@@ -103,6 +109,8 @@ impl Results {
         self.fetching = None;
         self.ready.clear();
         self.place = Place::default();
+        // Relay tells it again: nothing behind it is committed.
+        self.reset = None;
         self.filter.after = self.committed.clone();
     }
 
@@ -133,11 +141,16 @@ impl Stream for Results {
                 return Poll::Pending;
             };
             match fetched {
-                Ok(Batch { entries, next }) => {
+                Ok(Batch { mut entries, next, reset }) => {
+                    if let Some(first) = entries.first_mut() {
+                        first.reset = first.reset.or(self.reset.take());
+                    }
+                    self.reset = reset.or(self.reset);
                     let is_still =
                         entries.is_empty() && next.as_ref().is_none_or(|next| self.filter.after.as_ref() == Some(next));
                     self.early = self.early.answered(is_still && self.asked.elapsed() < WAIT_MAX / 2);
-                    if !self.is_begun && entries.is_empty() {
+                    // A reset is not passed over: one that begins behind it would not be told.
+                    if !self.is_begun && entries.is_empty() && self.reset.is_none() {
                         self.committed = next.clone().or_else(|| self.committed.take());
                     }
                     self.filter.after = next.or_else(|| self.filter.after.take());

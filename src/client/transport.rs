@@ -147,9 +147,8 @@ impl Transport {
 
 /// A page of results with their payloads, of which it ends behind the one that makes them many bytes.
 async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch, ClientError> {
-    let ResultsPage { mut reset, entries, next } =
-        http.page(&ResultsFilter { wait: WAIT_MAX, ..filter.clone() }).await?;
-    let (mut batch, mut bytes) = (Batch { entries: Vec::with_capacity(entries.len()), next: Some(next) }, 0);
+    let ResultsPage { reset, entries, next } = http.page(&ResultsFilter { wait: WAIT_MAX, ..filter.clone() }).await?;
+    let (mut batch, mut bytes) = (Batch { entries: Vec::with_capacity(entries.len()), next: Some(next), reset }, 0);
     for mut view in entries {
         let payload = match (view.payload_base64.take(), view.link.take()) {
             (Some(inline), _) => {
@@ -167,7 +166,7 @@ async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch
         };
         bytes += if let Payload::Here(payload) = &payload { payload.len() } else { 0 };
         let cursor = view.cursor.clone();
-        batch.entries.push(ResultEntry { view, payload, reset: reset.take() });
+        batch.entries.push(ResultEntry { view, payload, reset: batch.reset.take() });
         if bytes >= BATCH_BYTES {
             batch.next = Some(cursor);
             break;

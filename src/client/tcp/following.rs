@@ -1,7 +1,6 @@
 //! Results over TCP: pushed on a connection for as long as they are taken, or as a page.
 
 use relay_bridge::contract::wire::client::{Follow, ToClient};
-use relay_bridge::result_log::Reset;
 use tokio::time::{self, Instant};
 
 use super::super::error::ClientError;
@@ -18,7 +17,6 @@ pub(in super::super) struct Following {
     followed: Followed,
     /// Results that were taken and for which no new credit was given.
     taken: u32,
-    reset: Option<Reset>,
     /// The error behind results that were taken, for the next batch.
     failed: Option<ClientError>,
 }
@@ -59,7 +57,7 @@ impl Tcp {
             Some(following) => following,
             None => {
                 let followed = self.follow(filter, filter.limit).await?;
-                Following { followed, taken: 0, reset: None, failed: None }
+                Following { followed, taken: 0, failed: None }
             }
         };
         if let Some(error) = following.failed {
@@ -69,7 +67,7 @@ impl Tcp {
         if taken > 0 {
             following.followed.credit(taken);
         }
-        let mut batch = Batch { entries: Vec::new(), next: None };
+        let mut batch = Batch { entries: Vec::new(), next: None, reset: None };
         let mut next = time::timeout(WAIT_MAX, following.followed.next()).await.ok();
         while let Some(answer) = next.take() {
             match following.take(answer, &mut batch) {
@@ -145,10 +143,10 @@ impl Following {
                 batch.next = Some(result.cursor.clone());
                 let (view, payload) = answers::view(*result);
                 self.taken += 1;
-                batch.entries.push(ResultEntry { view, payload, reset: self.reset.take() });
+                batch.entries.push(ResultEntry { view, payload, reset: batch.reset.take() });
             }
             Ok(ToClient::Position { cursor, .. }) => batch.next = Some(cursor),
-            Ok(ToClient::Reset { reason, .. }) => self.reset = Some(reason),
+            Ok(ToClient::Reset { reason, .. }) => batch.reset = Some(reason),
             Ok(ToClient::Followed { cursor, .. }) => {
                 batch.next = cursor.or(batch.next.take());
                 return Ok(false);

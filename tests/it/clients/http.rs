@@ -105,7 +105,10 @@ fn page(script: &Script, step: &Step, query: &str) -> Message {
     let limit: u32 = value("limit").unwrap().1.parse().unwrap();
     let (first, reset) = script.behind(value("after").map(|(_, after)| after));
     let kept = &script.server.results;
-    let places = first..=kept.count.min(first + limit - 1);
+    let (places, first) = match script.passes(first) {
+        Some(behind) => (behind..=0, behind),
+        None => (first..=kept.count.min(first + limit - 1), first),
+    };
     let payload = STANDARD.encode(vec![b'x'; kept.bytes]);
     let mut page = ResultsPage {
         reset: reset.then_some(Reset::OlderThanRetention),

@@ -223,6 +223,8 @@ pub(super) struct Kept {
     pub(super) bytes: usize,
     /// The results before this one are gone.
     pub(super) oldest: u32,
+    /// The results up to this one are passed over.
+    pub(super) passed: u32,
     /// Over TCP: they are pushed whatever the credit is.
     pub(super) overrun: bool,
 }

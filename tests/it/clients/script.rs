@@ -254,6 +254,12 @@ impl Script {
         self.result(&receipt, self.server.results.bytes, place)
     }
 
+    /// The place behind those that are passed over, if any are from `first` on.
+    pub(super) fn passes(&self, first: u32) -> Option<u32> {
+        let passed = self.server.results.passed;
+        (first <= passed).then_some(passed + 1)
+    }
+
     /// The first place behind `after`, and whether some before it are gone.
     pub(super) fn behind(&self, after: Option<&str>) -> (u32, bool) {
         let oldest = self.server.results.oldest.max(1);

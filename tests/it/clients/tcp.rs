@@ -204,11 +204,13 @@ impl Line {
     }
 
     async fn follow(&self, id: u64, follow: &Follow) -> Option<Follower> {
-        let (next, reset) = self.script.behind(follow.after.as_deref());
+        let (first, reset) = self.script.behind(follow.after.as_deref());
+        let passed = self.script.passes(first);
+        let next = passed.unwrap_or(first);
         if reset {
             self.send(&ToClient::Reset { id, reason: Reset::OlderThanRetention }).await?;
         }
-        if next > self.script.server.results.count {
+        if passed.is_some() || next > self.script.server.results.count {
             self.send(&ToClient::Position { id, cursor: cursor(next - 1) }).await?;
         }
         Some(Follower { next, results: u64::from(follow.results), bytes: follow.bytes })
